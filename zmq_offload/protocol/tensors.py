@@ -1,0 +1,136 @@
+"""Datatypes and tensor signatures, by the names of the Open Inference Protocol (KServe v2).
+
+A `TensorSpec` says what a tensor of a model must be: its name, datatype and shape. A dimension of `ANY` (-1, as in the
+Open Inference Protocol) is symbolic: it may have any extent, and every `ANY` at dimension 0 of one model's tensors is
+the batch and must agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zmq_offload.errors import InvalidArgument, ProtocolError
+
+ANY = -1
+
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("bool"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+"""Datatype name -> NumPy dtype. Little-endian on the wire."""
+
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+def datatype_of(dtype: Any) -> str:
+    """The datatype name of a NumPy dtype (or of what `np.dtype` takes, such as "float32").
+
+    Raises InvalidArgument for a dtype that has no name on the wire (object, strings, complex, datetimes).
+    """
+    try:
+        known = np.dtype(dtype)
+    except TypeError:
+        raise InvalidArgument(f"datatype {dtype!r} is not known; use one of {', '.join(DATATYPES)}") from None
+    name = _NAMES.get(known.newbyteorder("<"))
+    if name is None:
+        raise InvalidArgument(f"datatype {known} cannot be sent; use one of {', '.join(DATATYPES)}")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model: name, datatype (a key of `DATATYPES`), shape (`ANY` for a symbolic extent)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return DATATYPES[self.datatype]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one tensor; a symbolic extent counts as 1."""
+        return math.prod(1 if d == ANY else d for d in self.shape) * self.dtype.itemsize
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a concrete shape is one of those that this signature allows."""
+        return len(shape) == len(self.shape) and all(w in (ANY, d) for w, d in zip(self.shape, shape, strict=True))
+
+    def __str__(self) -> str:
+        dims = ",".join("?" if d == ANY else str(d) for d in self.shape)
+        return f"{self.name} {self.datatype}[{dims}]"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> TensorSpec:
+        """Raises InvalidArgument saying what is wrong with `value`."""
+        if not isinstance(value, Mapping):
+            raise InvalidArgument(f"a tensor must be an object with name, datatype and shape, not {value!r}")
+        name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
+        if not isinstance(name, str) or not name:
+            raise InvalidArgument(f"a tensor's name must be a string that is not empty, not {name!r}")
+        if datatype not in DATATYPES:
+            raise InvalidArgument(f"tensor {name!r}: datatype {datatype!r} is not one of {', '.join(DATATYPES)}")
+        if not isinstance(shape, list) or not all(type(d) is int and d >= ANY for d in shape):
+            raise InvalidArgument(f"tensor {name!r}: shape {shape!r} is not a list of extents (-1: any)")
+        return cls(name, datatype, tuple(shape))
+
+
+def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tuple[int, ...]]], *, what: str) -> None:
+    """Check tensors, given as name -> (datatype, shape), against a signature.
+
+    Raises InvalidArgument naming the first tensor that is missing, extra, or differs, and what would be right.
+    `what` opens the message, for instance "model 'ocr' version 1".
+    """
+    wanted = {spec.name: spec for spec in specs}
+    listing = "; ".join(map(str, wanted.values())) or "no tensors"
+    missing = [name for name in wanted if name not in given]
+    extra = [name for name in given if name not in wanted]
+    if missing or extra:
+        faults = [f"input {name!r} is missing" for name in missing] + [f"input {name!r} is not known" for name in extra]
+        raise InvalidArgument(f"{what}: {', '.join(faults)}; it takes {listing}")
+    batch: tuple[str, int] | None = None
+    for name, (datatype, shape) in given.items():
+        spec = wanted[name]
+        if datatype != spec.datatype:
+            raise InvalidArgument(f"{what}: input {name!r} has datatype {datatype}, it takes {spec}")
+        if not spec.fits(shape):
+            raise InvalidArgument(f"{what}: input {name!r} has shape {list(shape)}, it takes {spec}")
+        if spec.shape and spec.shape[0] == ANY:
+            if batch is not None and batch[1] != shape[0]:
+                raise InvalidArgument(
+                    f"{what}: input {name!r} has batch {shape[0]} but input {batch[0]!r} has batch {batch[1]}"
+                )
+            batch = name, shape[0]
+
+
+def view(frame: Any, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The tensor that a frame's memory holds, without a copy; the array keeps the memory alive.
+
+    Raises ProtocolError if the frame's length does not agree with datatype and shape.
+    """
+    dtype = DATATYPES[datatype]
+    memory = memoryview(frame)
+    expected = math.prod(shape) * dtype.itemsize
+    if memory.nbytes != expected:
+        raise ProtocolError(f"a tensor {datatype}{list(shape)} needs {expected} bytes, its frame has {memory.nbytes}")
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)

@@ -1,0 +1,187 @@
+"""The model repository: `<repository>/<model>/<version>/{subgraph.so, model.json}`.
+
+Written by `zmq_offload.compile`, read by workers. A version is complete or absent: it is put together in a hidden
+folder beside its place and renamed into it, so that a worker never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from zmq_offload.protocol.tensors import TensorSpec
+
+FORMAT_VERSION = 1
+LIBRARY = "subgraph.so"
+DESCRIPTION = "model.json"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+def check_model_name(name: str) -> str:
+    """`name`, if it can name a model (and a folder); raises InvalidArgument otherwise."""
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+        raise InvalidArgument(
+            f"model name {name!r}: use 1 to 128 letters, digits, '_', '-' and '.', not beginning with '-' or '.'"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """What `model.json` says of one version of a model.
+
+    `target` is the TVM target as a JSON-able value, `checksum` "sha256:<hex>" of `subgraph.so`, `tvm_version` the
+    version of TVM that built it. `extra` keeps the keys that this release does not know.
+    """
+
+    name: str
+    version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    target: Any
+    tvm_version: str
+    checksum: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "version": self.version,
+            "inputs": [t.to_json() for t in self.inputs],
+            "outputs": [t.to_json() for t in self.outputs],
+            "target": self.target,
+            "tvm_version": self.tvm_version,
+            "checksum": self.checksum,
+            **self.extra,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> ModelVersion:
+        """Raises InvalidArgument saying what is wrong with `value`."""
+        if not isinstance(value, dict):
+            raise InvalidArgument("it is not a JSON object")
+        rest = dict(value)
+        known = rest.pop("format_version", None)
+        if known != FORMAT_VERSION:
+            raise InvalidArgument(f"format_version is {known!r}, this release reads {FORMAT_VERSION}")
+        try:
+            name, version = check_model_name(rest.pop("name")), rest.pop("version")
+            inputs, outputs = rest.pop("inputs"), rest.pop("outputs")
+            target, tvm_version, checksum = rest.pop("target"), rest.pop("tvm_version"), rest.pop("checksum")
+        except KeyError as missing:
+            raise InvalidArgument(f"key {missing} is missing") from None
+        if type(version) is not int or version < 1:
+            raise InvalidArgument(f"version {version!r} is not a whole number from 1")
+        if not isinstance(inputs, list) or not isinstance(outputs, list):
+            raise InvalidArgument("inputs and outputs must be lists")
+        if not isinstance(tvm_version, str) or not isinstance(checksum, str):
+            raise InvalidArgument("tvm_version and checksum must be strings")
+        specs = [tuple(TensorSpec.from_json(t) for t in tensors) for tensors in (inputs, outputs)]
+        return cls(name, version, specs[0], specs[1], target, tvm_version, checksum, rest)
+
+
+def checksum(path: Path) -> str:
+    """ "sha256:<hex>" of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+class Repository:
+    """A model repository on disk. Nothing is cached: what is on disk is what counts."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def path(self, name: str, version: int) -> Path:
+        """The folder of one version, there or not."""
+        return self.root / check_model_name(name) / str(version)
+
+    def models(self) -> list[str]:
+        """Names of the models that have a folder, sorted; an absent repository has none."""
+        return sorted(p.name for p in _folders(self.root) if NAME_PATTERN.fullmatch(p.name))
+
+    def versions(self, name: str) -> list[int]:
+        """Version numbers that have a folder, ascending."""
+        folders = _folders(self.root / check_model_name(name))
+        return sorted(int(p.name) for p in folders if re.fullmatch(r"[1-9][0-9]*", p.name))
+
+    def read(self, name: str, version: int) -> ModelVersion:
+        """The checked description of one version, its library's checksum included.
+
+        Raises FailedPrecondition naming the file that is missing, unreadable or damaged.
+        """
+        folder = self.path(name, version)
+        file = folder / DESCRIPTION
+        try:
+            found = ModelVersion.from_json(json.loads(file.read_bytes()))
+        except OSError as error:
+            raise FailedPrecondition(f"{file}: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:  # InvalidArgument and JSONDecodeError are ValueErrors
+            raise FailedPrecondition(f"{file} is damaged: {error}") from None
+        if (found.name, found.version) != (name, version):
+            raise FailedPrecondition(f"{file} describes {found.name!r} version {found.version}, not what its path says")
+        library = folder / LIBRARY
+        try:
+            actual = checksum(library)
+        except OSError as error:
+            raise FailedPrecondition(f"{library}: {error.strerror or error}") from None
+        if actual != found.checksum:
+            raise FailedPrecondition(
+                f"{library} is damaged: its checksum is {actual}, {DESCRIPTION} says {found.checksum}"
+            )
+        return found
+
+    def write(
+        self,
+        name: str,
+        version: int,
+        build: Callable[[Path], ModelVersion],
+        *,
+        force: bool = False,
+    ) -> ModelVersion:
+        """Add one version. `build` gets an empty folder, writes `subgraph.so` there and returns the description,
+        whose `checksum` is filled in here.
+
+        Raises AlreadyExists if the version is there and not `force`, FailedPrecondition if it cannot be written.
+        """
+        place = self.path(name, version)
+        if place.exists() and not force:
+            raise AlreadyExists(f"{place} exists; choose another version, or force it to be replaced")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=place.parent))
+        except OSError as error:
+            raise FailedPrecondition(f"{place.parent} cannot be written: {error.strerror or error}") from None
+        try:
+            found = build(draft)
+            described = found.to_json() | {"checksum": checksum(draft / LIBRARY)}
+            (draft / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+            draft.chmod(0o755)
+            if place.exists():
+                shutil.rmtree(place)
+            draft.rename(place)
+        except OSError as error:
+            raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return ModelVersion.from_json(described)
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    try:
+        yield from (p for p in root.iterdir() if p.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
