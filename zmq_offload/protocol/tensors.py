@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from zmq_offload.errors import InvalidArgument, ProtocolError
+from zmq_offload.errors import InvalidArgument
 
 ANY = -1
 
@@ -121,16 +121,3 @@ def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tu
                     f"{what}: input {name!r} has batch {shape[0]} but input {batch[0]!r} has batch {batch[1]}"
                 )
             batch = name, shape[0]
-
-
-def view(frame: Any, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """The tensor that a frame's memory holds, without a copy; the array keeps the memory alive.
-
-    Raises ProtocolError if the frame's length does not agree with datatype and shape.
-    """
-    dtype = DATATYPES[datatype]
-    memory = memoryview(frame)
-    expected = math.prod(shape) * dtype.itemsize
-    if memory.nbytes != expected:
-        raise ProtocolError(f"a tensor {datatype}{list(shape)} needs {expected} bytes, its frame has {memory.nbytes}")
-    return np.frombuffer(memory, dtype=dtype).reshape(shape)

@@ -1,0 +1,185 @@
+"""A worker process: sockets to its brokers, and the executor, in one thread. Only this module touches zmq or a clock.
+
+One thread on purpose: a request that went to another thread and back would cost more than the rest of the fabric.
+While the VM runs, libzmq's I/O thread answers the brokers' heartbeats (see broker.liveness).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import zmq
+
+from workers.config import Config
+from workers.deployment import Deployment, Model
+from workers.serving import Echo, Executor, describe, execute
+from workers.session import Action, Attempt, Reconnect, Session
+from zmq_offload import transport
+from zmq_offload.errors import NotFound, OffloadError, ProtocolError, Status
+from zmq_offload.protocol import messages as wire
+from zmq_offload.repository import Repository
+
+log = logging.getLogger("workers")
+
+HUNG = 70
+"""Exit code of a worker that ended itself because a subgraph hung."""
+
+
+class Worker:
+    """Connects on construction; `run` serves until `stop`, or until `parent` (a file descriptor) is closed."""
+
+    def __init__(self, config: Config, parent: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._executors: dict[Model, Executor | Echo] = {}
+        self._deployment: Deployment | None = None
+        if config.executor == "echo":
+            self._executors = {(Echo.model.name, Echo.model.version): Echo()}
+        else:
+            from workers.executor import GraphExecutor  # imports TVM, which an echo worker does without
+
+            self._deployment = Deployment(Repository(config.repository), GraphExecutor)
+        self._refresh()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._wake = transport.Wake()
+        self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
+        for fd in self._stops:
+            self._poller.register(fd, zmq.POLLIN)
+        self._sockets = [self._connect(endpoint) for endpoint in config.brokers]
+        models = [describe(executor) for executor in self._executors.values()]
+        self.session = Session.open(config.name, config.slots, models, len(self._sockets), config.policy, clock())
+        self._running_until = math.inf
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Drain and return from `run`. May be called from any thread and from a signal handler."""
+        self._wake.set()
+
+    def run(self) -> None:
+        """Serve until stopped; closes everything."""
+        session = self.session
+        self._perform(session.announce(session.models))
+        refresh_at = self._clock() + self._config.refresh
+        while not session.finished:
+            self._poll(min(session.next_deadline() or math.inf, refresh_at))
+            self._work()
+            now = self._clock()
+            if now >= refresh_at:
+                if self._refresh():
+                    self._perform(session.announce([describe(e) for e in self._executors.values()]))
+                refresh_at = self._clock() + self._config.refresh
+        for socket in self._sockets:
+            socket.close(linger=2000)  # the last results still go out
+        self._context.term()
+        self._wake.close()
+
+    def _poll(self, deadline: float) -> None:
+        """Wait until something comes in or `deadline`, then take in all that is there."""
+        wait = 0 if self.session.held else max(0, math.ceil((deadline - self._clock()) * 1000))
+        ready = dict(self._poller.poll(wait))
+        if any(fd in ready for fd in self._stops):
+            for fd in self._stops:
+                self._poller.unregister(fd)
+            self._stops = []
+            log.info("draining")
+            self._perform(self.session.drain(self._clock()))
+        self._receive()
+        if not self.session.held:
+            self._perform(self.session.tick(self._clock()))
+
+    def _receive(self) -> None:
+        for link in range(len(self._sockets)):
+            while (frames := transport.receive(self._sockets[link])) is not None:
+                try:
+                    message = wire.decode(frames[0], wire.TO_WORKER)
+                except ProtocolError as error:
+                    log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
+                    continue
+                if type(message) is wire.Error:
+                    log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
+                self._perform(self.session.received(link, message, frames[1:], self._clock()))
+
+    def _work(self) -> None:
+        """Run what is held. Before each attempt, take in what came meanwhile: it may be revoked by now."""
+        while True:
+            attempt, actions = self.session.next(self._clock())
+            self._perform(actions)
+            if attempt is None:
+                return
+            self._perform([self._run(attempt)])
+            self._receive()
+
+    def _run(self, attempt: Attempt) -> Action:
+        message = attempt.message
+        executor = self._executors.get((message.model, message.version))
+        start = self._clock()
+        self._running_until = max(start, attempt.deadline) + self._config.hang_grace
+        try:
+            if executor is None:
+                raise NotFound(f"model {message.model!r} version {message.version} is not served here any more")
+            payload = execute(executor, attempt.payload)
+        except OffloadError as error:
+            return self.session.failed_with(attempt, error)
+        except Exception as error:
+            log.exception("model %s version %d failed", message.model, message.version)
+            return self.session.failed(attempt, Status.INTERNAL, f"{type(error).__name__}: {error}")
+        finally:
+            self._running_until = math.inf
+        return self.session.done(attempt, payload, self._clock() - start)
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Reconnect):
+                log.warning("broker %s is silent; connecting anew", self._config.brokers[action.link])
+                self._poller.unregister(self._sockets[action.link])
+                self._sockets[action.link].close(linger=0)
+                self._sockets[action.link] = self._connect(self._config.brokers[action.link])
+            else:
+                transport.send(self._sockets[action.link], [wire.encode(action.message), *action.payload])
+
+    def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = transport.make_socket(
+            self._context,
+            zmq.DEALER,
+            max_frame_bytes=self._config.max_frame_bytes,
+            heartbeat=self._config.policy.heartbeat,
+        )
+        transport.connect(socket, endpoint)
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    def _refresh(self) -> bool:
+        if self._deployment is None or not self._deployment.refresh():
+            return False
+        self._executors = dict(self._deployment.executors)
+        return True
+
+    def _watch(self) -> None:
+        """End the process when a subgraph is still running long after its request's deadline: nothing else can stop
+        it. The supervisor starts another."""
+        while True:
+            time.sleep(min(1.0, self._config.hang_grace / 4))
+            if self._clock() >= self._running_until:
+                log.critical("a subgraph hangs; ending this worker")
+                logging.shutdown()
+                os._exit(HUNG)
+
+
+def serve(config: Config, parent: int | None) -> int:
+    """Run a worker in this process until SIGTERM, SIGINT or the end of its supervisor."""
+    worker = Worker(config, parent)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    log.info("%s: brokers %s", config.name, ", ".join(config.brokers))
+    worker.run()
+    log.info("%s: stopped", config.name)
+    sys.stdout.flush()
+    return 0
