@@ -277,7 +277,7 @@ class Core:
         self.counts["lost_workers"] += not worker.draining or bool(worker.held)
         wanted = [r for (_, attempt), r in worker.held.items() if self._waits_for(worker, r, attempt)]
         first = next(iter(worker.held.values()), None)
-        for request in wanted:
+        for request in reversed(wanted):  # each goes before those that queue, so that their order stays
             request.worker = None
             # Attempts run in the order of dispatch, so only the first was running; the others are not to blame.
             if request is first:

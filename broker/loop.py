@@ -145,7 +145,8 @@ def serve(config: Config) -> int:
     broker = Broker(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
-    log.info("frontend %s, backend %s", broker.frontend, broker.backend)
+    # For whoever started this with port 0 and needs the ports that it got.
+    print(f"ready frontend={broker.frontend} backend={broker.backend}", flush=True)
     broker.run()
     log.info("stopped")
     return 0
