@@ -1,0 +1,134 @@
+"""Compile from Python: an ONNX file by its tensors, a Relax module by its partition."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import tvm
+from tvm import relax
+
+from zmq_offload.byoc.codegen import offloaded_functions, tensor_spec
+from zmq_offload.byoc.manifest import VersionPolicy
+from zmq_offload.byoc.outline import outline
+from zmq_offload.compile.bundle import Compiled, Destination, write
+from zmq_offload.compile.cuts import CutPoint, cut_points
+from zmq_offload.compile.importer import Dim, import_onnx
+from zmq_offload.compile.target import resolve_target
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.progress import Progress
+from zmq_offload.repository import Repository
+
+__all__ = ["Compiled", "CutPoint", "compile_model", "compile_module", "list_cuts"]
+
+Target: TypeAlias = str | dict[str, Any] | tvm.target.Target | None
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def compile_model(
+    model: PathLike,
+    *,
+    cut: Sequence[str],
+    name: str,
+    inputs: Mapping[str, Sequence[Dim]] | None = None,
+    until: Sequence[str] | None = None,
+    version: int | None = None,
+    policy: VersionPolicy = "latest",
+    target: Target = None,
+    device_target: Target = None,
+    repository: PathLike | None = None,
+    output: PathLike = "dist",
+    force: bool = False,
+    only_subgraph: bool = False,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Split an ONNX model and compile both parts: `<output>/device` and `<repository>/<name>/<version>`.
+
+    `cut` names the tensors at which the offloaded part begins, `until` those at which it ends (default: the model's
+    outputs that depend on `cut`). `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a
+    dimension may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's,
+    by default this machine's CPU. `version` and `only_subgraph`: see `Destination`. `policy` is the version that the
+    device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
+
+    Raises InvalidArgument for a model, shape, cut, name or target that cannot be used, AlreadyExists for a version or
+    device bundle that is there without `force`, FailedPrecondition if the output cannot be written or does not fit the
+    device bundle, Internal if TVM fails to compile.
+    """
+    destination = _destination(output, repository, version, policy, force, only_subgraph)
+    destination.check([name])
+    targets = resolve_target(target), resolve_target(device_target)
+    progress = progress or Progress(quiet=True)
+    progress.total = 3 if only_subgraph else 4
+    with progress.step("import and split the model"):
+        imported = import_onnx(model, inputs or {}, [*cut, *(until or ())])
+        mod = outline(imported.mod, imported.graph, cut, until)
+    return write(mod, [name], (imported.inputs, imported.outputs), destination, *targets, progress)
+
+
+def compile_module(
+    mod: tvm.IRModule,
+    *,
+    name: str | Sequence[str],
+    outputs: Sequence[str] | None = None,
+    version: int | None = None,
+    policy: VersionPolicy = "latest",
+    target: Target = None,
+    device_target: Target = None,
+    repository: PathLike | None = None,
+    output: PathLike = "dist",
+    force: bool = False,
+    only_subgraph: bool = False,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compile a Relax module that `partition_for_zmq_offload` has partitioned.
+
+    `name` is the offloaded model's name. With several offloaded functions, give a name for each, in the order in which
+    `main` calls them; one name becomes `<name>_1`, `<name>_2` and so on. The model's inputs are named after the
+    parameters of `main`, its outputs by `outputs` (default: output_0, ...). The rest is as for `compile_model`.
+    """
+    functions = offloaded_functions(mod)
+    if not functions:
+        raise InvalidArgument("nothing in the module is to be offloaded; partition it with partition_for_zmq_offload")
+    if not isinstance(name, str):
+        models = list(name)
+    elif len(functions) == 1:
+        models = [name]
+    else:
+        models = [f"{name}_{i}" for i in range(1, len(functions) + 1)]
+    destination = _destination(output, repository, version, policy, force, only_subgraph)
+    destination.check(models)
+    targets = resolve_target(target), resolve_target(device_target)
+    main = mod["main"]
+    types = list(main.ret_ty.fields) if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
+    names = list(outputs) if outputs is not None else [f"output_{i}" for i in range(len(types))]
+    if len(names) != len(types):
+        raise InvalidArgument(f"the model has {len(types)} outputs, {len(names)} names are given for them")
+    signature = (
+        [tensor_spec(p.name, p.ty) for p in main.params],
+        [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
+    )
+    progress = progress or Progress(quiet=True)
+    progress.total = len(models) + (1 if only_subgraph else 2)
+    return write(mod, models, signature, destination, *targets, progress)
+
+
+def list_cuts(model: PathLike, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> list[CutPoint]:
+    """The tensors of an ONNX model at which one cut separates its inputs from its outputs, in graph order.
+
+    Each can be given to `compile_model` as `cut`. Raises InvalidArgument as that does.
+    """
+    return cut_points(import_onnx(model, inputs or {}).graph)
+
+
+def _destination(
+    output: PathLike,
+    repository: PathLike | None,
+    version: int | None,
+    policy: VersionPolicy,
+    force: bool,
+    only_subgraph: bool,
+) -> Destination:
+    root = Path(repository) if repository is not None else Path(output) / "repository"
+    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph)

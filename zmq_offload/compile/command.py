@@ -1,0 +1,95 @@
+"""`zmq-offload compile`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from zmq_offload.errors import FailedPrecondition
+from zmq_offload.progress import Progress
+
+if TYPE_CHECKING:
+    from zmq_offload.compile.cuts import CutPoint
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "compile",
+        help="split an ONNX model into a device bundle and an offloaded subgraph",
+        description="Split an ONNX model at its tensors: DIR/device for the device, DIR/repository for the workers.",
+    )
+    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=DIMS",
+        help="shape of an input, x=1,3,320,320; a symbolic dimension is a name or '?': x=N,3,48,192",
+    )
+    parser.add_argument("--list-cuts", action="store_true", help="print where the model can be cut, and end")
+    parser.add_argument("--cut", nargs="+", action="extend", metavar="TENSOR", help="where the offloaded part begins")
+    parser.add_argument(
+        "--until",
+        nargs="+",
+        action="extend",
+        metavar="TENSOR",
+        help="where it ends (default: the outputs of the model)",
+    )
+    parser.add_argument("--name", help="name of the offloaded model")
+    parser.add_argument("--version", type=int, metavar="N", help="its version (default: 1; next free: --only-subgraph)")
+    parser.add_argument("--target", metavar="T", help="TVM target of the workers, a name or JSON (default: this CPU)")
+    parser.add_argument("--device-target", metavar="T", help="TVM target of the device (default: this CPU)")
+    parser.add_argument("-o", "--output", default="dist", metavar="DIR", help="folder to write to (default: dist)")
+    parser.add_argument("--repository", metavar="DIR", help="model repository (default: DIR/repository)")
+    parser.add_argument("--force", action="store_true", help="replace an existing version and device bundle")
+    parser.add_argument(
+        "--only-subgraph", action="store_true", help="add a version of the subgraph for the existing DIR/device"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run, usage_error=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.list_cuts and not (args.cut and args.name):
+        args.usage_error("--cut and --name are required (or --list-cuts)")
+    try:
+        from zmq_offload.compile import api, importer
+    except ImportError as error:
+        raise FailedPrecondition(
+            f"compiling needs packages that are not installed ({error}): pip install 'zmq-offload[compile]'"
+        ) from None
+    inputs = dict(importer.parse_shape(text) for text in args.input)
+    if args.list_cuts:
+        print(cut_table(api.list_cuts(args.model, inputs=inputs)))
+        return 0
+    compiled = api.compile_model(
+        args.model,
+        inputs=inputs,
+        cut=args.cut,
+        until=args.until,
+        name=args.name,
+        version=args.version,
+        target=args.target,
+        device_target=args.device_target,
+        repository=args.repository,
+        output=args.output,
+        force=args.force,
+        only_subgraph=args.only_subgraph,
+        progress=Progress(quiet=args.quiet),
+    )
+    for folder, model in zip(compiled.subgraphs, compiled.models, strict=True):
+        print(f"subgraph: {folder}  ({model.name} version {model.version})")
+        print(f"  takes   {'; '.join(map(str, model.inputs))}")
+        print(f"  returns {'; '.join(map(str, model.outputs))}")
+    print(f"device:   {compiled.device}")
+    return 0
+
+
+def cut_table(cuts: list[CutPoint]) -> str:
+    """The cuts as lines for a person: tensor, datatype and shape, bytes, share of multiply-adds offloaded."""
+    if not cuts:
+        return "no single tensor separates the model's inputs from its outputs; give --cut several"
+    rows = [("TENSOR", "SHAPE", "BYTES", "OFFLOADED")]
+    rows += [(c.name, str(c.tensor).removeprefix(f"{c.name} "), f"{c.nbytes:,}", f"{c.share:.1%}") for c in cuts]
+    name, shape, size = (max(len(row[i]) for row in rows) for i in range(3))
+    return "\n".join(f"{r[0]:<{name}}  {r[1]:<{shape}}  {r[2]:>{size}}  {r[3]:>9}" for r in rows)

@@ -1,0 +1,92 @@
+"""Where a model can be cut cleanly, and what each cut would cost and save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import ir, relax, tirx
+
+from zmq_offload.byoc.codegen import tensor_spec
+from zmq_offload.byoc.graph import Graph
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol.tensors import TensorSpec
+
+
+@dataclass(frozen=True)
+class CutPoint:
+    """A tensor that alone separates the model's inputs from its outputs.
+
+    `share` is the part (0 to 1) of the model's multiply-adds (convolutions and matrix products) that a cut here
+    offloads. Symbolic extents count as 1, in `nbytes`, too.
+    """
+
+    tensor: TensorSpec
+    share: float
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+
+def cut_points(graph: Graph) -> list[CutPoint]:
+    """The clean cuts of a model, in graph order. The outputs are none of them: nothing would be behind."""
+    live = graph.from_inputs() & graph.behind(graph.result_vars())
+    end = len(graph.bindings)
+    last_use = dict.fromkeys(graph.result_vars(), end)
+    for position, binding in enumerate(graph.bindings):
+        for var in graph.used(binding.var):
+            if binding.var in live:
+                last_use[var] = max(last_use.get(var, 0), position)
+    costs = [multiply_adds(b.value) if b.var in live else 0 for b in graph.bindings]
+    total, behind = sum(costs), sum(costs)
+    found = []
+    # Everything live is before or behind a separator, so it is one if it alone is waited for at its place.
+    waiting = {p for p in graph.params if p in live}
+    if len(waiting) == 1:
+        found += _point(graph, next(iter(waiting)), 1.0, end, last_use)
+    for position, (binding, cost) in enumerate(zip(graph.bindings, costs, strict=True)):
+        behind -= cost
+        if binding.var in live:
+            waiting.add(binding.var)
+        waiting = {v for v in waiting if last_use.get(v, -1) > position}
+        if waiting == {binding.var}:
+            found += _point(graph, binding.var, behind / total if total else 0.0, end, last_use)
+    return found
+
+
+def _point(graph: Graph, var: ir.Var, share: float, end: int, last_use: dict[ir.Var, int]) -> list[CutPoint]:
+    if not graph.named(var) or last_use[var] == end:
+        return []
+    try:
+        return [CutPoint(tensor_spec(graph.name(var), var.ty), share)]
+    except InvalidArgument:  # a shape, or a datatype that does not travel
+        return []
+
+
+def multiply_adds(value: relax.Expr) -> int:
+    """Multiply-adds of a convolution, a transposed convolution or a matrix product; 0 for everything else."""
+    if not isinstance(value, ir.Call) or not isinstance(value.op, ir.Op):
+        return 0
+    kind = value.op.name.removeprefix("relax.").removeprefix("nn.")
+    if kind == "matmul":
+        inner = _extents(value.args[0].ty)[-1:]
+        return math.prod(_extents(value.ty)) * math.prod(inner)
+    if kind in ("conv1d", "conv2d", "conv3d"):
+        # Every output element is a sum over one filter: (out channels, in channels of the group, *kernel).
+        return math.prod(_extents(value.ty)) * math.prod(_extents(value.args[1].ty)[1:])
+    if kind in ("conv1d_transpose", "conv2d_transpose", "conv3d_transpose"):
+        # Every input element is spread over one filter: (in channels, out channels of the group, *kernel).
+        return math.prod(_extents(value.args[0].ty)) * math.prod(_extents(value.args[1].ty)[1:])
+    return 0
+
+
+def _extents(ty: Any) -> Sequence[int]:
+    shape = ty.shape if isinstance(ty, relax.TensorType) and ty.shape is not None else ()
+    return [int(d) if isinstance(d, tirx.IntImm) else 1 for d in shape]

@@ -1,0 +1,211 @@
+"""ONNX file -> Relax, with the ONNX names of the tensors kept."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxslim
+import tvm
+from google.protobuf.message import DecodeError
+from tvm import relax
+from tvm.relax.frontend.onnx import from_onnx
+
+from zmq_offload.byoc.codegen import tensor_spec
+from zmq_offload.byoc.graph import Graph
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol.tensors import TensorSpec
+
+Dim = int | str
+"""An extent: a number, the name of a symbolic one (same name, same extent), or "?" for one without a name."""
+
+BATCH = "batch"
+"""What "?" at dimension 0 is called: the batch, the same for all inputs (see `zmq_offload.protocol.tensors`)."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model in Relax: the module with its `main`, the same as a graph by ONNX tensor names, and its signature."""
+
+    mod: tvm.IRModule
+    graph: Graph
+    inputs: tuple[TensorSpec, ...]
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(tensor_spec(name, self.graph.tensors[name].ty) for name in self.graph.outputs)
+
+
+def import_onnx(
+    path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]], tensors: Iterable[str] = ()
+) -> Imported:
+    """Read and simplify an ONNX model for the given input shapes and import it into Relax.
+
+    `inputs` gives the shape of each input whose shape the file leaves open. `tensors` are names that will be asked
+    for: one that simplifying would fold or fuse away is kept.
+
+    Raises InvalidArgument for a file that is not ONNX, shapes that do not fit it, and operators that TVM cannot import.
+    """
+    model = read_onnx(path)
+    _set_input_shapes(model, inputs)
+    slim = simplify(model, tensors)
+    names = list(dict.fromkeys(o for node in slim.graph.node for o in node.output if o))
+    outputs = [o.name for o in slim.graph.output]
+    _expose(slim, [n for n in names if n not in outputs])
+    mod = _to_relax(slim)
+    return _named(mod, slim, outputs)
+
+
+def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """The model in a file. Raises InvalidArgument, naming the file, if it cannot be read or is not ONNX."""
+    file = Path(path)
+    try:
+        model = onnx.load(file)
+    except OSError as error:
+        raise InvalidArgument(f"{file} cannot be read: {error.strerror or error}") from None
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise InvalidArgument(f"{file} is not an ONNX model: {' '.join(str(error).split())}") from None
+    # An empty file is a valid protobuf message, and so are many that are none of ONNX's.
+    if not model.ir_version or not model.graph.node or not model.graph.output:
+        raise InvalidArgument(f"{file} is not an ONNX model: it has no graph")
+    return model
+
+
+def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
+    """`NAME=DIMS`, such as "x=1,3,320,320" or "x=N,3,48,?", as (name, dims). Raises InvalidArgument."""
+    name, equals, dims = text.rpartition("=")
+    parts = [d.strip() for d in dims.split(",")] if dims.strip() else []
+    if not equals or not name or not all(re.fullmatch(r"[1-9][0-9]*|\?|[A-Za-z_][A-Za-z0-9_]*", d) for d in parts):
+        raise InvalidArgument(
+            f"--input {text!r}: write NAME=DIMS, dimensions from 1, symbolic ones by name or '?': x=1,3,320,320"
+        )
+    return name, tuple(int(d) if d.isdigit() else d for d in parts)
+
+
+def _set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]) -> None:
+    weights = {w.name for w in model.graph.initializer}
+    inputs = {i.name: i for i in model.graph.input if i.name not in weights}
+    for name in given:
+        if name not in inputs:
+            raise InvalidArgument(f"--input: the model has no input {name!r}; it has {_described(inputs.values())}")
+    for index, (name, info) in enumerate(inputs.items()):
+        kind = info.type.tensor_type
+        if not info.type.HasField("tensor_type"):
+            raise InvalidArgument(f"input {name!r} is not a tensor; only models whose inputs are tensors can be used")
+        known = [
+            d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim
+        ]  # Paddle writes -1 if kind.HasField("shape") else None
+        dims = given.get(name)
+        if dims is None:
+            if known is None or None in known:
+                raise InvalidArgument(
+                    f"--input is missing for {_described([info])}; give a shape, like {name}=1,3,64,64"
+                )
+            continue
+        if known is not None and len(dims) != len(known):
+            raise InvalidArgument(f"--input {name!r} has {len(dims)} dimensions, the model's is {_described([info])}")
+        for axis, (dim, fixed) in enumerate(zip(dims, known or [None] * len(dims), strict=True)):
+            if fixed is not None and dim != fixed:
+                raise InvalidArgument(f"--input {name!r}: dimension {axis} is {fixed} in the model, not {dim}")
+        kind.shape.Clear()
+        for axis, dim in enumerate(dims):
+            field = kind.shape.dim.add()
+            if isinstance(dim, int):
+                field.dim_value = dim
+            else:
+                field.dim_param = dim if dim != "?" else BATCH if axis == 0 else f"dim_{index}_{axis}"
+    # What the file says of other tensors' shapes holds for the shapes that it was exported with.
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        for field in output.type.tensor_type.shape.dim:
+            field.Clear()
+
+
+def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelProto:
+    """Fold what is constant, above all the shapes that TVM's importer cannot compute at run time.
+
+    A tensor of `tensors` that would disappear is kept, as far as the model has it.
+    """
+    slim = _slim(model)
+    wanted = set(tensors) - {o for node in slim.graph.node for o in node.output}
+    original = {o for node in model.graph.node for o in node.output}
+    lost = sorted(wanted & original)
+    if lost:
+        outputs = len(model.graph.output)
+        keep = onnx.ModelProto()
+        keep.CopyFrom(model)
+        _expose(keep, [name for name in lost if name not in {o.name for o in keep.graph.output}])
+        slim = _slim(keep)
+        del slim.graph.output[outputs:]
+    return slim
+
+
+def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return onnxslim.slim(copy)
+    except Exception as error:
+        raise InvalidArgument(f"the model cannot be simplified: {_one_line(error)}") from error
+
+
+def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Make tensors of the graph outputs of it, too: outputs are what the importer lets us find again."""
+    known = {v.name: v for v in model.graph.value_info}
+    model.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in names)
+
+
+def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
+    said = io.StringIO()
+    try:
+        # The importer prints the operator that it stumbles over, and warns of names and shapes that it changes.
+        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return from_onnx(model)
+    except tvm.error.OpNotImplemented as error:
+        operators = str(error).rpartition(":")[2].strip() or str(error)
+        raise InvalidArgument(f"TVM cannot import the operator {operators}") from error
+    except Exception as error:
+        stumbled = re.search(r"Error converting operator (\w+)", said.getvalue())
+        where = f"the operator {stumbled[1]}" if stumbled else "the model"
+        raise InvalidArgument(f"TVM cannot import {where}: {_one_line(error)}") from error
+
+
+def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str]) -> Imported:
+    main = mod["main"]
+    bindings = [b for block in main.body.blocks for b in block.bindings]
+    dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
+    result = main.body.body
+    if bindings and bindings[-1].var == result:
+        result = bindings.pop().value
+    names = [o.name for o in model.graph.output]
+    values = list(result.fields) if isinstance(result, relax.Tuple) else [result]
+    # Initializers are not inputs, so what is left of graph.input is in the order of the parameters.
+    weights = {w.name for w in model.graph.initializer}
+    params = [i.name for i in model.graph.input if i.name not in weights]
+    tensors: dict[str, Any] = dict(zip(params, main.params, strict=True))
+    tensors.update({n: v for n, v in zip(names, values, strict=True) if n not in tensors})
+    graph = Graph(tuple(main.params), tuple(bindings), tensors, tuple(outputs), dataflow)
+    return Imported(mod, graph, tuple(tensor_spec(n, p.ty) for n, p in zip(params, main.params, strict=True)))
+
+
+def _described(inputs: Iterable[onnx.ValueInfoProto]) -> str:
+    def shape(info: onnx.ValueInfoProto) -> str:
+        dims = info.type.tensor_type.shape.dim
+        return ",".join(str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in dims)
+
+    return ", ".join(f"{i.name!r} [{shape(i)}]" for i in inputs) or "none"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
