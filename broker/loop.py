@@ -74,36 +74,34 @@ class Broker:
             self._wake.close()
 
     def _serve(self) -> None:
-        poller = zmq.Poller()
-        for source in (self._front, self._back, self._monitor, self._wake.fileno()):
-            poller.register(source, zmq.POLLIN)
-        core, handle = self.core, self._handle
+        # The monitor and the wake as descriptors: the poll looks into each ZeroMQ socket, at a system call each.
+        wake, monitor = self._wake.fileno(), self._monitor.fileno()
+        watched = (self._back, self._front, monitor, wake)
+        sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in watched]
+        inboxes = (
+            (self._back, transport.Inbox(self._back), self._from_back),
+            (self._front, transport.Inbox(self._front), self._from_front),
+        )
+        core, handle, clock = self.core, self._handle, self._clock
         while not core.finished:
             deadline = core.next_deadline()
-            wait = None if deadline is None else max(0, math.ceil((deadline - self._clock()) * 1000))
-            ready = dict(poller.poll(wait))
-            if self._wake.fileno() in ready:
+            wait = -1 if deadline is None else max(0, math.ceil((deadline - clock()) * 1000))
+            ready: list[Any] = [source for source, _ in zmq.zmq_poll(sources, wait)]
+            if wake in ready:
                 self._wake.clear()
                 log.info("stopping: finishing %d requests within %.1f s", len(core.requests), self._config.grace)
                 handle(Stop(self._config.grace))
-            if self._monitor in ready:
+            if monitor in ready:
                 while transport.receive(self._monitor) is not None:
                     pass
                 handle(Disconnected())
-            if self._back in ready:
-                self._drain(self._back, self._from_back)
-            if self._front in ready:
-                self._drain(self._front, self._from_front)
+            for socket, inbox, read in inboxes:
+                if socket in ready:
+                    for frames in inbox.take(_BATCH):
+                        handle(read(frames))
             deadline = core.next_deadline()
-            if deadline is not None and deadline <= self._clock():
+            if deadline is not None and deadline <= clock():
                 handle(Tick())
-
-    def _drain(self, socket: zmq.Socket[bytes], read: Callable[[list[Any]], Event]) -> None:
-        for _ in range(_BATCH):
-            frames = transport.receive(socket)
-            if frames is None:
-                return
-            self._handle(read(frames))
 
     def _from_front(self, frames: list[Any]) -> Event:
         try:

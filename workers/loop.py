@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import zmq
 
@@ -27,6 +28,9 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.repository import Repository
 
 log = logging.getLogger("workers")
+
+_BATCH = 64
+"""Messages taken from one broker before the next has its turn, and before an attempt runs."""
 
 HUNG = 70
 """Exit code of a worker that ended itself because a subgraph hung."""
@@ -48,14 +52,12 @@ class Worker:
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._poller = zmq.Poller()
         self._wake = transport.Wake()
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
-        for fd in self._stops:
-            self._poller.register(fd, zmq.POLLIN)
-        self._sockets = [self._connect(endpoint) for endpoint in config.brokers]
+        self._inboxes = [transport.Inbox(self._connect(endpoint)) for endpoint in config.brokers]
+        self._sources = self._find_sources()
         models = [describe(executor) for executor in self._executors.values()]
-        self.session = Session.open(config.name, config.slots, models, len(self._sockets), config.policy, clock())
+        self.session = Session.open(config.name, config.slots, models, len(self._inboxes), config.policy, clock())
         self._running_until = math.inf
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -76,36 +78,40 @@ class Worker:
                 if self._refresh():
                     self._perform(session.announce([describe(e) for e in self._executors.values()]))
                 refresh_at = self._clock() + self._config.refresh
-        for socket in self._sockets:
-            socket.close(linger=2000)  # the last results still go out
+        for inbox in self._inboxes:
+            inbox.socket.close(linger=2000)  # the last results still go out
         self._context.term()
         self._wake.close()
 
     def _poll(self, deadline: float) -> None:
         """Wait until something comes in or `deadline`, then take in all that is there."""
         wait = 0 if self.session.held else max(0, math.ceil((deadline - self._clock()) * 1000))
-        ready = dict(self._poller.poll(wait))
+        ready: list[Any] = [source for source, _ in zmq.zmq_poll(self._sources, wait)]
         if any(fd in ready for fd in self._stops):
-            for fd in self._stops:
-                self._poller.unregister(fd)
             self._stops = []
+            self._sources = self._find_sources()
             log.info("draining")
             self._perform(self.session.drain(self._clock()))
-        self._receive()
+        for link, inbox in enumerate(self._inboxes):
+            if inbox.socket in ready:
+                self._receive(link)
         if not self.session.held:
             self._perform(self.session.tick(self._clock()))
 
-    def _receive(self) -> None:
-        for link in range(len(self._sockets)):
-            while (frames := transport.receive(self._sockets[link])) is not None:
-                try:
-                    message = wire.decode(frames[0], wire.TO_WORKER)
-                except ProtocolError as error:
-                    log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
-                    continue
-                if type(message) is wire.Error:
-                    log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
-                self._perform(self.session.received(link, message, frames[1:], self._clock()))
+    def _receive(self, link: int) -> None:
+        for frames in self._inboxes[link].take(_BATCH):
+            self._received(link, frames)
+
+    def _received(self, link: int, frames: list[Any]) -> None:
+        broker = self._config.brokers[link]
+        try:
+            message = wire.decode(frames[0], wire.TO_WORKER)
+        except ProtocolError as error:
+            log.warning("broker %s sent no message: %s", broker, error)
+            return
+        if type(message) is wire.Error:
+            log.error("broker %s: %s: %s", broker, message.code, message.text)
+        self._perform(self.session.received(link, message, frames[1:], self._clock()))
 
     def _work(self) -> None:
         """Run what is held. Before each attempt, take in what came meanwhile: it may be revoked by now."""
@@ -115,7 +121,10 @@ class Worker:
             if attempt is None:
                 return
             self._perform([self._run(attempt)])
-            self._receive()
+            if self.session.held:
+                for link, inbox in enumerate(self._inboxes):
+                    if inbox.waiting():
+                        self._receive(link)
 
     def _run(self, attempt: Attempt) -> Action:
         message = attempt.message
@@ -138,12 +147,14 @@ class Worker:
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
-                log.warning("broker %s is silent; connecting anew", self._config.brokers[action.link])
-                self._poller.unregister(self._sockets[action.link])
-                self._sockets[action.link].close(linger=0)
-                self._sockets[action.link] = self._connect(self._config.brokers[action.link])
+                endpoint = self._config.brokers[action.link]
+                log.warning("broker %s is silent; connecting anew", endpoint)
+                self._inboxes[action.link].socket.close(linger=0)
+                self._inboxes[action.link] = transport.Inbox(self._connect(endpoint))
+                self._sources = self._find_sources()
             else:
-                transport.send(self._sockets[action.link], [wire.encode(action.message), *action.payload])
+                frames = [wire.encode(action.message), *action.payload]
+                transport.send(self._inboxes[action.link].socket, frames)
 
     def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
         socket = transport.make_socket(
@@ -153,8 +164,11 @@ class Worker:
             heartbeat=self._config.policy.heartbeat,
         )
         transport.connect(socket, endpoint)
-        self._poller.register(socket, zmq.POLLIN)
         return socket
+
+    def _find_sources(self) -> list[tuple[Any, int]]:
+        """What to poll."""
+        return [(source, transport.POLLIN) for source in (*(inbox.socket for inbox in self._inboxes), *self._stops)]
 
     def _refresh(self) -> bool:
         if self._deployment is None or not self._deployment.refresh():

@@ -77,7 +77,7 @@ class AsyncClient:
         loop = self._attach()
         started = loop.time()
         done = await self._call(loop, start)
-        result = outputs_of(done, model, loop.time() - started)
+        result = outputs_of(done, loop.time() - started, model=model)
         if isinstance(result, OffloadError):
             raise result
         if outputs is not None:
@@ -148,17 +148,22 @@ class AsyncClient:
     def _ready(self) -> None:
         if self._closed or self._loop is None:
             return
-        while (message := self._connection.receive()) is not None:
-            self._perform(self._session.received(*message, self._loop.time()))
-        self._keep_time()
+        while True:
+            # Until none waits: the descriptor tells only of what comes after that.
+            while self._connection.waiting():
+                for message in self._connection.receive():
+                    self._perform(self._session.received(*message, self._loop.time()))
+            if not self._keep_time():
+                return
 
-    def _keep_time(self) -> None:
-        """See to it that the session is told when its next deadline comes. A timer that is early is left to fire, so
-        that a call does not cost a new one."""
+    def _keep_time(self) -> bool:
+        """See to it that the session is told when its next deadline comes, and whether one came now. A timer that is
+        early is left to fire, so that a call does not cost a new one."""
         assert self._loop is not None
         now = self._loop.time()
         deadline = self._session.next_deadline()
-        if deadline is not None and deadline <= now:
+        due = deadline is not None and deadline <= now
+        if due:
             self._perform(self._session.tick(now))
             deadline = self._session.next_deadline()
         if self._timer is not None and (self._timer_at <= now or (deadline is not None and deadline < self._timer_at)):
@@ -167,21 +172,34 @@ class AsyncClient:
         if self._timer is None and deadline is not None:
             self._timer_at = deadline
             self._timer = self._loop.call_at(deadline, self._ready)
+        return due
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self._connection.send(action)
             elif isinstance(action, Reconnect):
-                assert self._loop is not None
-                self._loop.remove_reader(self._connection.socket.fileno())
-                self._connection.reconnect(action.endpoint)
-                self._loop.add_reader(self._connection.socket.fileno(), self._ready)
+                self._exchange(functools.partial(self._connection.reconnect, action.endpoint))
             else:
-                future = self._futures.pop(action.id, None)
-                if future is None or future.done():
-                    continue
-                if isinstance(action, Fail):
-                    future.set_exception(action.error)
-                else:
-                    future.set_result(action)
+                self._end(action)
+
+    def _end(self, action: Complete | Fail) -> None:
+        lent = self._connection.still_lent(action.id)
+        if lent:
+            self._exchange(functools.partial(self._connection.regain, lent))
+            assert self._loop is not None
+            self._perform(self._session.reconnected(self._loop.time()))
+        future = self._futures.pop(action.id, None)
+        if future is None or future.done():
+            return
+        if isinstance(action, Fail):
+            future.set_exception(action.error)
+        else:
+            future.set_result(action)
+
+    def _exchange(self, connect: Callable[[], None]) -> None:
+        """Have the connection make a new socket, whose descriptor may well be the number of the old one."""
+        assert self._loop is not None
+        self._loop.remove_reader(self._connection.socket.fileno())
+        connect()
+        self._loop.add_reader(self._connection.socket.fileno(), self._ready)

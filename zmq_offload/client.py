@@ -7,13 +7,14 @@ needed, drives for as long as anything is outstanding.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import zmq
 
@@ -38,30 +39,72 @@ from zmq_offload.session import Action, Complete, Fail, Policy, Reconnect, Send
 T = TypeVar("T")
 
 
-class _Call(Future[T]):
-    """A future whose `cancel` reaches the broker. `finish` makes its value of the message that completes it."""
+class _Call(Generic[T]):
+    """A call that one thread waits for. `finish` makes its value of the message that completes it, and of the time
+    that it took. (A Future has a lock, a condition and a list, which a call of 200 µs notices.)"""
+
+    def __init__(self, finish: Callable[[Complete, float], T | OffloadError]) -> None:
+        self.number = 0
+        self.done = False
+        self._started = time.monotonic()
+        self._finish = finish
+        self._value: T | OffloadError | None = None
+        self._event: threading.Event | None = None
+
+    def end(self, action: Complete | Fail) -> None:
+        self._value = self._outcome(action)
+        self.done = True
+        # Looked at after `done` is set, and made before it is looked at: one of the two threads sees the other.
+        if self._event is not None:
+            self._event.set()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until another thread ends it."""
+        self._event = threading.Event()
+        if not self.done:
+            self._event.wait(timeout)
+
+    def result(self) -> T:
+        value, self._value = self._value, None  # an error must not refer to itself through this frame's call
+        if isinstance(value, OffloadError):
+            try:
+                raise value
+            finally:
+                del value
+        return value  # type: ignore[return-value]
+
+    def _outcome(self, action: Complete | Fail) -> T | OffloadError:
+        return action.error if isinstance(action, Fail) else self._finish(action, time.monotonic() - self._started)
+
+
+class _Submitted(_Call[T]):
+    """A call whose value goes into a future, whose `cancel` reaches the broker."""
 
     def __init__(self, client: Client, finish: Callable[[Complete, float], T | OffloadError]) -> None:
+        super().__init__(finish)
+        self.future = _Future[T](client)
+
+    def end(self, action: Complete | Fail) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        value = self._outcome(action)
+        if isinstance(value, OffloadError):
+            self.future.set_exception(value)
+        else:
+            self.future.set_result(value)
+
+
+class _Future(Future[T]):
+    def __init__(self, client: Client) -> None:
         super().__init__()
         self.number = 0
-        self.started = time.monotonic()
         self._client = client
-        self._finish = finish
 
     def cancel(self) -> bool:
         cancelled = super().cancel()
         if cancelled:
             self._client._cancel(self.number)
         return cancelled
-
-    def end(self, action: Complete | Fail) -> None:
-        if not self.set_running_or_notify_cancel():
-            return
-        value = action.error if isinstance(action, Fail) else self._finish(action, time.monotonic() - self.started)
-        if isinstance(value, OffloadError):
-            self.set_exception(value)
-        else:
-            self.set_result(value)
 
 
 class Client:
@@ -115,7 +158,8 @@ class Client:
         Raises the errors of `zmq_offload.errors`; docs/errors.md says when each comes and what to do.
         """
         self._refuse_callback("infer")
-        call = self._request(model, inputs, version, timeout, priority)
+        call: _Call[Outputs] = _Call(functools.partial(outputs_of, model=model))
+        self._request(call, model, inputs, version, timeout, priority)
         self._wait(call)
         result = call.result()
         if outputs is not None:
@@ -133,9 +177,11 @@ class Client:
     ) -> Future[Outputs]:
         """As `infer`, but return a future at once. The input arrays must not change before it is done. Cancelling the
         future takes the request back, out of the broker's queue if it is still there."""
-        call = self._request(model, inputs, version, timeout, priority)
+        call: _Submitted[Outputs] = _Submitted(self, functools.partial(outputs_of, model=model))
+        self._request(call, model, inputs, version, timeout, priority)
+        call.future.number = call.number
         self._delegate()
-        return call
+        return call.future
 
     def models(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """What is served now: for each model and version its `name`, `version`, `inputs`, `outputs` (name, datatype,
@@ -159,7 +205,7 @@ class Client:
         if self._pump is not None and self._pump is not threading.current_thread():
             self._pump.join()
         with self._driver:
-            self._perform()
+            self._drive(lambda: True)
             self._connection.close()
             self._wake.close()
 
@@ -172,50 +218,71 @@ class Client:
     # --- calls ----------------------------------------------------------------------------------------------
 
     def _request(
-        self, model: str, inputs: Mapping[str, Any], version: int | None, timeout: float | None, priority: int
-    ) -> _Call[Outputs]:
+        self,
+        call: _Call[Outputs],
+        model: str,
+        inputs: Mapping[str, Any],
+        version: int | None,
+        timeout: float | None,
+        priority: int,
+    ) -> None:
         timeout = self._timeout if timeout is None else timeout
         wanted = check_call(model, timeout, version, priority)
         payload = encode_tensors(arrays(inputs))
-        nbytes = size(payload)
-        call: _Call[Outputs] = _Call(self, lambda done, total: outputs_of(done, model, total))
-        return self._begin(
-            call,
-            lambda now: self._session.request(
-                model, payload, nbytes, now, timeout=timeout, version=wanted, priority=priority
-            ),
+        start = functools.partial(
+            self._session.request,
+            model,
+            payload,
+            size(payload),
+            timeout=timeout,
+            version=wanted,
+            priority=priority,
         )
+        self._begin(call, start)
 
     def _query(self, what: str, timeout: float | None) -> Any:
         self._refuse_callback(what)
         timeout = self._timeout if timeout is None else check_timeout(timeout)
-        call: _Call[Any] = _Call(self, lambda done, total: answer_of(done))
-        self._begin(call, lambda now: self._session.query(what, now, timeout=timeout))
+        call: _Call[Any] = _Call(answer_of)
+        self._begin(call, functools.partial(self._session.query, what, timeout=timeout))
         self._wait(call)
         return call.result()
 
-    def _begin(self, call: _Call[T], start: Callable[[float], tuple[int, list[Action]]]) -> _Call[T]:
+    def _begin(self, call: _Call[T], start: Callable[..., tuple[int, list[Action]]]) -> None:
         with self._lock:
             if self._closed:
                 raise Cancelled("the client is closed")
-            call.number, actions = start(time.monotonic())
+            call.number, actions = start(now=time.monotonic())
             self._calls[call.number] = call
             self._outbox.extend(actions)
-        return call
 
     def _wait(self, call: _Call[Any]) -> None:
         """Until a call is done: drive if nobody does, else leave it to who does."""
-        if not self._driver.acquire(blocking=False):
-            self._delegate()
-            return
+        driving = self._driver.acquire(blocking=False)
         try:
-            self._drive(call.done)
+            if driving:
+                self._drive(lambda: call.done)
+            else:
+                self._delegate()
+                call.wait()
+        except BaseException:
+            self._abandon(call, driving)
+            raise
         finally:
-            self._driver.release()
-        with self._lock:
-            others = bool(self._calls or self._outbox)
-        if others:
+            if driving:
+                self._driver.release()
+        if driving and (self._calls or self._outbox):
             self._delegate()
+
+    def _abandon(self, call: _Call[Any], driving: bool) -> None:
+        """Take a call back whose caller was interrupted, and with it the memory of its inputs."""
+        if driving:
+            with self._lock:
+                self._outbox.extend(self._session.cancel(call.number))
+            self._drive(lambda: True)
+        else:
+            self._cancel(call.number)
+            call.wait(1.0)
 
     def _cancel(self, number: int) -> None:
         with self._lock:
@@ -260,30 +327,31 @@ class Client:
             self._driving = None
 
     def _drive_until(self, enough: Callable[[], bool]) -> None:
-        session, connection = self._session, self._connection
-        poller = zmq.Poller()
-        poller.register(self._wake.fileno(), zmq.POLLIN)
-        poller.register(connection.socket, zmq.POLLIN)
-        socket = connection.socket
+        session, connection, wake = self._session, self._connection, self._wake.fileno()
+        socket = None
+        sources: list[tuple[Any, int]] = []
         while True:
             self._perform()
             if self._closed or enough():
                 return
             if connection.socket is not socket:
-                poller.unregister(socket)
                 socket = connection.socket
-                poller.register(socket, zmq.POLLIN)
+                sources = [(socket, transport.POLLIN), (wake, transport.POLLIN)]
             with self._lock:
                 deadline = session.next_deadline()
-            wait = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
-            ready = dict(poller.poll(wait))
-            if self._wake.fileno() in ready:
+            wait = -1 if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
+            ready: list[Any] = [source for source, _ in zmq.zmq_poll(sources, wait)]
+            if wake in ready:
                 with self._lock:
                     self._wake.clear()
                     self._woken = False
-            while (message := connection.receive()) is not None:
-                with self._lock:
-                    self._outbox.extend(session.received(*message, time.monotonic()))
+            if socket in ready:
+                for message in connection.receive():
+                    with self._lock:
+                        self._outbox.extend(session.received(*message, time.monotonic()))
+                    self._perform()
+                    if connection.socket is not socket or enough():
+                        break
             with self._lock:
                 now = time.monotonic()
                 deadline = session.next_deadline()
@@ -292,15 +360,19 @@ class Client:
 
     def _perform(self) -> None:
         """Do what the session wants done. Needs `_driver`, because of the socket."""
-        while True:
+        while self._outbox:
             with self._lock:
-                if not self._outbox:
-                    return
                 action = self._outbox.popleft()
                 call = self._calls.pop(action.id, None) if isinstance(action, Complete | Fail) else None
             if isinstance(action, Send):
                 self._connection.send(action)
             elif isinstance(action, Reconnect):
                 self._connection.reconnect(action.endpoint)
-            elif call is not None:
-                call.end(action)
+            else:
+                lent = self._connection.still_lent(action.id)
+                if lent:
+                    self._connection.regain(lent)
+                    with self._lock:
+                        self._outbox.extend(self._session.reconnected(time.monotonic()))
+                if call is not None:
+                    call.end(action)

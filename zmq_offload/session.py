@@ -182,6 +182,10 @@ class Session:
             actions.append(Send(wire.Ping(self.token, old[: limits.PING_IDS])))
         return actions
 
+    def reconnected(self, now: float) -> list[Action]:
+        """The connection was made anew, not because of a Reconnect: what was queued in the old one is lost."""
+        return self._send_again(list(self._calls), now)
+
     def next_deadline(self) -> float | None:
         """When `tick` has something to do, or None."""
         deadline = self._deadlines.next()
