@@ -28,6 +28,9 @@ from zmq_offload.repository import Repository
 
 log = logging.getLogger("workers")
 
+_STINT = 0.05
+"""Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
+
 HUNG = 70
 """Exit code of a worker that ended itself because a subgraph hung."""
 
@@ -57,6 +60,7 @@ class Worker:
         models = [describe(executor) for executor in self._executors.values()]
         self.session = Session.open(config.name, config.slots, models, len(self._sockets), config.policy, clock())
         self._running_until = math.inf
+        self._complain_at = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -101,20 +105,27 @@ class Worker:
                 try:
                     message = wire.decode(frames[0], wire.TO_WORKER)
                 except ProtocolError as error:
-                    log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
+                    # Not each: whoever sends a million of them must not fill the disk.
+                    if self._clock() >= self._complain_at:
+                        self._complain_at = self._clock() + 1
+                        log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
                     continue
                 if type(message) is wire.Error:
                     log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
                 self._perform(self.session.received(link, message, frames[1:], self._clock()))
 
     def _work(self) -> None:
-        """Run what is held. Before each attempt, take in what came meanwhile: it may be revoked by now."""
+        """Run what is held, for a moment: under load there is always more, and a stop must not wait for the end of it.
+        Before each attempt, take in what came meanwhile: it may be revoked by now."""
+        end = self._clock() + _STINT
         while True:
             attempt, actions = self.session.next(self._clock())
             self._perform(actions)
             if attempt is None:
                 return
             self._perform([self._run(attempt)])
+            if self._clock() >= end:
+                return
             self._receive()
 
     def _run(self, attempt: Attempt) -> Action:

@@ -96,14 +96,8 @@ class Session:
     def received(self, link: int, message: Any, payload: Sequence[Any], now: float) -> list[Action]:
         """A message of the broker at `link` came in."""
         self.links[link].heard_at = now
-        on: dict[type, Callable[[], list[Action]]] = {
-            wire.Dispatch: lambda: self._hold(link, message, payload, now),
-            wire.Revoke: lambda: self._revoke(link, message),
-            wire.Identify: lambda: [self._announcement(link)],
-            wire.Farewell: lambda: self._farewell(link),
-        }
-        act = on.get(type(message))
-        return act() if act else []
+        act = _ON.get(type(message))
+        return act(self, link, message, payload, now) if act else []
 
     def drain(self, now: float) -> list[Action]:
         """Take no more, finish what is held."""
@@ -124,7 +118,7 @@ class Session:
                 link.heard_at, link.heartbeat_at = now, now + self.policy.heartbeat
                 self.held = deque(attempt for attempt in self.held if attempt.link != at)
                 actions.append(Reconnect(at))
-                actions.append(self._announcement(at) if self.draining_since is None else Send(at, wire.Goodbye()))
+                actions += self._introduce(at, None, (), now)
             elif now >= link.heartbeat_at:
                 link.heartbeat_at = now + self.policy.heartbeat
                 actions.append(Send(at, wire.Heartbeat()))
@@ -161,7 +155,8 @@ class Session:
     def failed(self, attempt: Attempt, status: Status, text: str) -> Action:
         """`attempt` failed."""
         message = attempt.message
-        text = text[: limits.MESSAGE_CHARS]
+        # "replace": a path that is no UTF-8 may stand in an exception, and could not be sent.
+        text = text[: limits.MESSAGE_CHARS].encode(errors="replace").decode()
         return Send(attempt.link, wire.Failed(message.session, message.id, message.attempt, status.value, text))
 
     def failed_with(self, attempt: Attempt, error: OffloadError) -> Action:
@@ -177,16 +172,30 @@ class Session:
     def _announcement(self, link: int) -> Send:
         return Send(link, wire.Announce(self.name, self.slots), (encode_body(self.models),))
 
+    def _introduce(self, link: int, message: Any, payload: Sequence[Any], now: float) -> list[Action]:
+        """Tell a broker who is here, or, to one that does not know a worker that is going, that it goes."""
+        return [self._announcement(link) if self.draining_since is None else Send(link, wire.Goodbye())]
+
     def _hold(self, link: int, message: wire.Dispatch, payload: Sequence[Any], now: float) -> list[Action]:
         self.held.append(Attempt(link, message, payload, now + message.budget_us / 1e6))
         return []
 
-    def _revoke(self, link: int, message: wire.Revoke) -> list[Action]:
+    def _revoke(self, link: int, message: wire.Revoke, payload: Sequence[Any], now: float) -> list[Action]:
         for attempt in self.held:
             if attempt.link == link and attempt.message[:3] == tuple(message):
                 attempt.revoked = True
         return []
 
-    def _farewell(self, link: int) -> list[Action]:
-        self.links[link].gone = True
+    def _farewell(self, link: int, message: wire.Farewell, payload: Sequence[Any], now: float) -> list[Action]:
+        # One that was not asked for is a fault of the broker's; to believe it would leave the broker for ever.
+        self.links[link].gone = self.draining_since is not None
         return []
+
+
+_ON: dict[type, Callable[[Session, int, Any, Sequence[Any], float], list[Action]]] = {
+    wire.Dispatch: Session._hold,
+    wire.Revoke: Session._revoke,
+    wire.Identify: Session._introduce,
+    wire.Farewell: Session._farewell,
+}
+"""What a broker's message does. A Probe only tells that the broker is there; so does an Error, which the loop logs."""
