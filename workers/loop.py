@@ -23,6 +23,7 @@ from workers.serving import Echo, Executor, describe, execute
 from workers.session import Action, Attempt, Reconnect, Session
 from zmq_offload import transport
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, Status
+from zmq_offload.extras import needs
 from zmq_offload.protocol import messages as wire
 from zmq_offload.repository import Repository
 
@@ -43,7 +44,8 @@ class Worker:
         if config.executor == "echo":
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
-            from workers.executor import GraphExecutor  # imports TVM, which an echo worker does without
+            with needs("tvm"):  # which an echo worker does without
+                from workers.executor import GraphExecutor
 
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
