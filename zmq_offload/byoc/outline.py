@@ -113,19 +113,20 @@ def _leak(graph: Graph, param: ir.Var, cuts: dict[ir.Var, str], untils: dict[ir.
 
 def _check_rest_needs_nothing_else(graph: Graph, region: set[ir.Var], untils: dict[ir.Var, str]) -> None:
     hidden = (region & graph.from_inputs()) - set(untils)
-    for name in graph.outputs:
-        if graph.tensors[name] in hidden:
-            raise InvalidArgument(
-                f"--until: {name!r}, an output of the model, is computed in the offloaded part; name it too"
-            )
+    needed: dict[str, str] = {}
     for binding in graph.bindings:
         if binding.var not in region:
             for var in graph.used(binding.var):
                 if var in hidden:
-                    raise InvalidArgument(
-                        f"--until: {graph.name(var)!r} is computed in the offloaded part and the rest of the model "
-                        f"needs it for {graph.name(binding.var)!r}; name it too"
-                    )
+                    needed.setdefault(graph.name(var), repr(graph.name(binding.var)))
+    for name in graph.outputs:
+        if graph.tensors[name] in hidden:
+            needed[name] = "an output of the model"
+    if needed:
+        listed = ", ".join(f"{name!r} (for {use})" for name, use in list(needed.items())[:5])
+        raise InvalidArgument(
+            f"--until: the rest of the model needs more of what the offloaded part computes; name these, too: {listed}"
+        )
 
 
 def _some(graph: Graph, variables: set[ir.Var]) -> str:
