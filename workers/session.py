@@ -35,6 +35,10 @@ _ALONE = Batching(1)
 """For what was taken for a batch when its model still allowed that."""
 
 
+_MOST_GROUPS = 1000
+"""Shapes that are kept in mind: clients choose them."""
+
+
 class Send(NamedTuple):
     """Send this to the broker of a link."""
 
@@ -175,12 +179,19 @@ class Session:
                 actions.append(self.failed(attempt, Status.DEADLINE_EXCEEDED, "its time was up before it could run"))
         for batch, ready_at in self._batches():
             if now >= ready_at:
-                if batch[0].group is not None:
-                    (self._crowded.add if len(batch) > 1 else self._crowded.discard)(batch[0].group)
+                self._note_company(batch)
                 for attempt in batch:
                     self.held.remove(attempt)
                 return batch, actions
         return [], actions
+
+    def _note_company(self, batch: list[Attempt]) -> None:
+        group = batch[0].group
+        if group is None:
+            return
+        self._crowded.discard(group)
+        if len(batch) > 1 and len(self._crowded) < _MOST_GROUPS:
+            self._crowded.add(group)
 
     def ready_at(self) -> float | None:
         """When `next` has something to run, or None while nothing is held."""

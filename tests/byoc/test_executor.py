@@ -165,3 +165,29 @@ print("fine")
         check=False,
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+@pytest.fixture(scope="module")
+def batching_executor(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> GraphExecutor:
+    """h2 [N,16] -> h4 [N,8] with a symbolic N."""
+    output = tmp_path_factory.mktemp("batching")
+    compiled = compile_model(mlp, inputs={"x": ("N", 8)}, cut=["h2"], until=["h4"], name="mlp", output=output)
+    return GraphExecutor(Repository(compiled.subgraphs[0].parent.parent), "mlp", 1)
+
+
+def test_requests_that_run_together_get_their_own_rows(batching_executor: GraphExecutor) -> None:
+    requests = [[onnx_models.random(rows, 16, seed=rows)] for rows in (1, 3, 2)]
+    together = batching_executor.run(requests)
+    for request, outputs in zip(requests, together, strict=True):
+        (alone,) = batching_executor.run([request])
+        assert outputs[0].shape == alone[0].shape
+        np.testing.assert_allclose(outputs[0], alone[0], atol=1e-6)
+
+
+def test_outputs_of_a_batch_are_not_overwritten_by_the_next(batching_executor: GraphExecutor) -> None:
+    requests = [[np.ones((1, 16), "f4")], [np.zeros((2, 16), "f4")]]
+    first = batching_executor.run(requests)
+    kept = [outputs[0].copy() for outputs in first]
+    batching_executor.run([[-inputs[0] - 1] for inputs in requests])
+    for outputs, copy in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(outputs[0], copy)
