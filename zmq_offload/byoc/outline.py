@@ -98,16 +98,18 @@ def _enclosed(graph: Graph, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) 
 
 
 def _leak(graph: Graph, param: ir.Var, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) -> str:
+    """What to say of an input that reaches the offloaded part around the cut: from where to where, and the remedy."""
     way = graph.path(param, untils, avoid=cuts)
     before = graph.behind(cuts)
-    shared = [v for v in way if v in before and graph.named(v)]
-    names = [graph.name(v) for v in way if graph.named(v)]
-    if len(names) > 6:
-        names = [*names[:3], "...", *names[-2:]]
-    hint = f"; add {graph.name((shared or way)[-1 if shared else 0])!r} to it, or cut elsewhere (see --list-cuts)"
+    leaves = max((i for i, v in enumerate(way) if v in before and graph.named(v)), default=0)
+    joins = next((i for i, v in enumerate(way) if graph.behind([v]).intersection(cuts)), len(way) - 1)
+    around = [graph.name(v) for v in way[leaves : joins + 1] if graph.named(v)]
+    if len(around) > 6:
+        around = [*around[:3], "...", *around[-2:]]
     return (
         f"--cut: {', '.join(map(repr, cuts.values()))} does not separate the graph: input {graph.name(param)!r} also "
-        f"reaches the offloaded part around it, by {' -> '.join(names)}{hint}"
+        f"reaches the offloaded part around it, by {' -> '.join(around)}; add {around[0]!r} to it, or cut elsewhere "
+        "(see --list-cuts)"
     )
 
 
