@@ -12,6 +12,7 @@ from zmq_offload.errors import NotFound, Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body
+from zmq_offload.repository import Batching
 
 POLICY = Policy(heartbeat=1, patience=3, drain=10)
 MODELS = [{"name": "m", "version": 1, "inputs": [], "outputs": []}]
@@ -23,12 +24,13 @@ class Bench:
 
     def __init__(self, links: int = 2) -> None:
         self.now = 100.0
-        self.session = Session.open("w", 2, MODELS, links, POLICY, self.now)
+        self.session = Session.open("w", 2, links, POLICY, self.now)
+        self.session.announce(MODELS)
         self.given: dict[tuple[int, int, int], int] = {}
         self.answers: list[tuple[int, int, int]] = []
 
-    def got(self, link: int, message: Any, payload: Any = ()) -> list[Action]:
-        return self.note(self.session.received(link, message, payload, self.now))
+    def got(self, link: int, message: Any) -> list[Action]:
+        return self.note(self.session.received(link, message, self.now))
 
     def note(self, actions: list[Action]) -> list[Action]:
         for action in actions:
@@ -36,13 +38,16 @@ class Bench:
                 self.answers.append((action.link, action.message.id, action.message.attempt))
         return actions
 
-    def dispatch(self, number: int, link: int = 0, attempt: int = 1, budget: float = 60) -> None:
+    def dispatch(
+        self, number: int, link: int = 0, attempt: int = 1, budget: float = 60, group: str | None = None
+    ) -> None:
         message = wire.Dispatch(CLIENT, number, attempt, "m", 1, int(budget * 1e6))
-        assert self.got(link, message, [b"head"]) == []
+        self.session.given(link, message, f"job {number}", self.now, group=group)
 
     def next(self) -> tuple[Attempt | None, list[Action]]:
-        attempt, actions = self.session.next(self.now)
-        return attempt, self.note(actions)
+        attempts, actions = self.session.next(self.now)
+        assert len(attempts) <= 1
+        return (attempts[0] if attempts else None), self.note(actions)
 
     def tick(self, seconds: float = 0) -> list[Action]:
         self.now += seconds
@@ -92,7 +97,7 @@ def test_attempts_run_in_the_order_they_came_and_are_answered_to_whom_they_came_
     bench.dispatch(2, link=1)
     first, actions = bench.next()
     assert first is not None and actions == []
-    assert (first.message.id, first.payload) == (1, [b"head"])
+    assert (first.message.id, first.job) == (1, "job 1")
     done = bench.session.done(first, [b"out"], 0.5)
     assert done == Send(0, wire.Done(CLIENT, 1, 1, 500_000), [b"out"])
     second, _ = bench.next()
@@ -126,6 +131,14 @@ def test_what_is_past_its_deadline_is_answered_and_not_run(bench: Bench) -> None
     assert attempt is None
     assert isinstance(answer, Send) and isinstance(answer.message, wire.Failed)
     assert answer.message.code == "DEADLINE_EXCEEDED"
+
+
+def test_what_lost_a_worker_before_runs_alone(bench: Bench) -> None:
+    bench.session.announce(MODELS, {("m", 1): Batching(8)})
+    for number in (1, 2):
+        bench.dispatch(number, attempt=2, group="g")
+    assert bench.next()[0] is not None
+    assert bench.next()[0] is not None
 
 
 def test_an_error_can_be_sent_whatever_its_text(bench: Bench) -> None:
