@@ -1,15 +1,13 @@
-"""Relax module -> shared library: the one place where TVM's compiler is called."""
+"""Relax module -> executable: the one place where TVM's compiler is called."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import tvm
 from tvm import relax
 
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
-from zmq_offload.errors import FailedPrecondition, Internal
+from zmq_offload.errors import Internal
 
 
 def build(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
@@ -22,14 +20,3 @@ def build(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executabl
             )
     except Exception as error:
         raise Internal(f"TVM cannot compile it: {' '.join(str(error).split())[:1000]}") from error
-
-
-def export(executable: tvm.runtime.Executable, path: Path) -> None:
-    """Link an executable into a shared library. Raises FailedPrecondition if there is no linker, or it fails."""
-    try:
-        executable.export_library(str(path))
-    except Exception as error:
-        raise FailedPrecondition(
-            f"{path.name} cannot be linked (a C++ compiler for the target is needed, $CXX names it): "
-            f"{' '.join(str(error).split())[:500]}"
-        ) from error
