@@ -45,6 +45,7 @@ class Broker:
             raise
         self._monitor = self._back.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._wake = transport.Wake()
+        self._undelivered: list[Undelivered] = []
 
     def _bind(self, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
         socket = transport.make_socket(
@@ -97,13 +98,27 @@ class Broker:
             deadline = core.next_deadline()
             if deadline is not None and deadline <= self._clock():
                 handle(Tick())
+            if self._undelivered:
+                self._report_undelivered()
 
-    def _drain(self, socket: zmq.Socket[bytes], read: Callable[[list[Any]], Event]) -> None:
+    def _report_undelivered(self) -> None:
+        """Tell the core what could not be sent. A worker's last results may be here still when its connection is gone
+        already; they come first, or they would be computed again."""
+        for _ in range(_HIGH_WATER_MARK // _BATCH):
+            if not self._drain(self._back, self._from_back):
+                break
+        undelivered, self._undelivered = self._undelivered, []
+        for event in undelivered:
+            self._handle(event)
+
+    def _drain(self, socket: zmq.Socket[bytes], read: Callable[[list[Any]], Event]) -> bool:
+        """Take in a batch of messages; whether there may be more."""
         for _ in range(_BATCH):
             frames = transport.receive(socket)
             if frames is None:
-                return
+                return False
             self._handle(read(frames))
+        return True
 
     def _from_front(self, frames: list[Any]) -> Event:
         try:
@@ -118,20 +133,15 @@ class Broker:
             return Malformed(frames[0], False, error)
 
     def _handle(self, event: Event) -> None:
-        """Tell the core and do what it says; what cannot be done is told to it in turn."""
-        actions = self.core.handle(event, self._clock())
-        at = 0
-        while at < len(actions):
-            action = actions[at]
-            at += 1
+        """Tell the core and do what it says."""
+        for action in self.core.handle(event, self._clock()):
             socket = self._front if type(action) is ToClient else self._back
             try:
                 transport.send(socket, [action.peer, wire.encode(action.message), *action.payload])
             except zmq.ZMQError as error:
                 if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                     raise
-                full = error.errno == errno.EAGAIN
-                actions = actions + self.core.handle(Undelivered(action, full), self._clock())
+                self._undelivered.append(Undelivered(action, error.errno == errno.EAGAIN))
 
 
 def _decode(frames: list[Any], expected: frozenset[type]) -> Any:

@@ -74,8 +74,10 @@ class Supervisor:
         try:
             codes: list[int] = []
             while True:
+                # One look a round: a signal between two would blame the stop for an earlier end.
+                stopping = self._stopping
                 codes += self._reap()
-                if self._stopping:
+                if stopping:
                     self._terminate()
                     if not any(seat.process for seat in self._seats):
                         # One that was told to stop before it could listen ends by the signal, and that is well.
@@ -83,7 +85,8 @@ class Supervisor:
                 else:
                     codes.clear()
                     self._start()
-                self._sleep()
+                if stopping == self._stopping:
+                    self._sleep()
         finally:
             signal.set_wakeup_fd(previous)
 

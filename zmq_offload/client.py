@@ -303,7 +303,10 @@ class Client:
                     self._woken = False
             while (message := connection.receive()) is not None:
                 with self._lock:
-                    self._outbox.extend(session.received(*message, time.monotonic()))
+                    actions = session.received(*message, time.monotonic())
+                    self._outbox.extend(actions)
+                if actions and isinstance(actions[0], Reconnect):
+                    break  # what the broker that is left said besides is void
             with self._lock:
                 now = time.monotonic()
                 deadline = session.next_deadline()

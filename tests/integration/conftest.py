@@ -6,13 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import Fabric, eventually, running_broker, running_workers
+from tests.processes import Fabric, running_broker, running_workers, wait_for_workers
 from zmq_offload import Client
-
-
-def wait_for_workers(frontend: str, many: int) -> None:
-    with Client(frontend) as client:
-        eventually(lambda: len(client.status()["workers"]) == many)
 
 
 @pytest.fixture(scope="module")
