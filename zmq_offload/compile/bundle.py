@@ -134,12 +134,12 @@ def write(
         for subgraph in subgraphs:
             with progress.step(f"compile the subgraph {subgraph.model!r}"):
                 libraries.append(Path(scratch) / f"{subgraph.symbol}.so")
-                export(build(subgraph.module, target), libraries[-1])
+                export(build(subgraph.module, target), libraries[-1], target)
         draft = Path(scratch) / "device"
         if not destination.only_subgraph:
             with progress.step("compile the device's part"):
                 draft.mkdir(mode=0o755)
-                export(build(device, device_target), draft / LIBRARY)
+                export(build(device, device_target), draft / LIBRARY, device_target)
             manifest = Manifest(
                 tuple(signature[0]),
                 tuple(signature[1]),
