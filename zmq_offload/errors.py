@@ -60,7 +60,12 @@ class InvalidArgument(OffloadError, ValueError):
 
 
 class ProtocolError(InvalidArgument):
-    """Bytes from a peer that are no message of this protocol; raised by `zmq_offload.protocol` and nowhere else."""
+    """Bytes from a peer that are no message of this protocol; raised by `zmq_offload.protocol` and nowhere else.
+
+    `key` is the (session, id) of the request at fault, where the bytes say so much.
+    """
+
+    key: tuple[bytes, int] | None = None
 
 
 class NotFound(OffloadError, LookupError):

@@ -42,7 +42,7 @@ class LocalClient:
             raise self.error
         key = model, version or self.repository.versions(model)[-1]
         executor = self._executors.get(key) or self._executors.setdefault(key, GraphExecutor(self.repository, *key))
-        results = executor.run([inputs[spec.name] for spec in executor.model.inputs])
+        (results,) = executor.run([[inputs[spec.name] for spec in executor.model.inputs]])
         assert outputs is not None
         for spec, result in zip(executor.model.outputs, results, strict=True):
             assert outputs[spec.name].shape == result.shape

@@ -42,14 +42,14 @@ def test_inputs_may_be_unaligned_read_only_views_that_go_away(executor: GraphExe
     frame = bytearray(b"\x01" + H2.tobytes())
     view = np.frombuffer(memoryview(frame)[1:].toreadonly(), "<f4").reshape(2, 16)
     assert not view.flags.aligned and not view.flags.writeable
-    (found,) = executor.run([view])
+    ((found,),) = executor.run([[view]])
     frame[:] = bytes(len(frame))
     np.testing.assert_allclose(found, expected(H2), atol=1e-5)
 
 
 def test_outputs_live_on_while_the_executor_runs_again_and_after_it(compiled_mlp: Compiled) -> None:
     executor = GraphExecutor(Repository(compiled_mlp.subgraphs[0].parent.parent), "mlp", 1)
-    outputs = [executor.run([H2 * i])[0] for i in range(8)]
+    outputs = [executor.run([[H2 * i]])[0][0] for i in range(8)]
     del executor
     for i, found in enumerate(outputs):
         np.testing.assert_allclose(found, expected(H2 * i), atol=1e-5)
@@ -65,8 +65,8 @@ def test_an_output_that_is_an_input_handed_through_is_not_overwritten(tmp_path: 
     path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2, 4]}, {"y": [8]}, {"flat": np.array([8])})
     compile_model(path, cut=["h"], name="m", output=tmp_path)
     executor = GraphExecutor(Repository(tmp_path / "repository"), "m", 1)
-    (first,) = executor.run([np.ones((2, 4), "f4")])
-    executor.run([np.zeros((2, 4), "f4")])
+    ((first,),) = executor.run([[np.ones((2, 4), "f4")]])
+    executor.run([[np.zeros((2, 4), "f4")]])
     np.testing.assert_array_equal(first, np.ones(8, "f4"))
 
 
@@ -75,16 +75,16 @@ def test_a_symbolic_batch_runs_at_every_size(mlp: Path, tmp_path: Path) -> None:
     executor = GraphExecutor(Repository(tmp_path / "repository"), "mlp", 1)
     for batch in (1, 7, 3):
         h2 = onnx_models.random(batch, 16)
-        np.testing.assert_allclose(executor.run([h2])[0], expected(h2), atol=1e-5)
+        np.testing.assert_allclose(executor.run([[h2]])[0][0], expected(h2), atol=1e-5)
 
 
 def test_a_failure_inside_tvm_is_one_line(mlp: Path, tmp_path: Path) -> None:
     compile_model(mlp, inputs={"x": ("N", 8)}, cut=["h2"], until=["h4"], name="mlp", output=tmp_path)
     executor = GraphExecutor(Repository(tmp_path / "repository"), "mlp", 1)
     with pytest.raises(Internal, match=r"model 'mlp' version 1 failed: .*mismatch") as caught:
-        executor.run([onnx_models.random(2, 15)])
+        executor.run([[onnx_models.random(2, 15)]])
     assert "\n" not in str(caught.value)
-    assert executor.run([H2])[0].shape == (2, 8)
+    assert executor.run([[H2]])[0][0].shape == (2, 8)
 
 
 def spoil(folder: Path, library: bytes) -> None:
@@ -149,7 +149,7 @@ from zmq_offload.repository import Repository
 class Client:
     def infer(self, model, inputs, *, outputs, **_):
         executor = GraphExecutor(Repository(sys.argv[2]), model, 1)
-        return dict(zip(outputs, executor.run([inputs["h2"]])))
+        return dict(zip(outputs, executor.run([[inputs["h2"]]])[0]))
 
 y = load(sys.argv[1], client=Client())(np.ones((2, 8), "f4"))
 assert y.shape == (2, 2, 4) and np.isfinite(y).all()
@@ -165,3 +165,29 @@ print("fine")
         check=False,
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+@pytest.fixture(scope="module")
+def batching_executor(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> GraphExecutor:
+    """h2 [N,16] -> h4 [N,8] with a symbolic N."""
+    output = tmp_path_factory.mktemp("batching")
+    compiled = compile_model(mlp, inputs={"x": ("N", 8)}, cut=["h2"], until=["h4"], name="mlp", output=output)
+    return GraphExecutor(Repository(compiled.subgraphs[0].parent.parent), "mlp", 1)
+
+
+def test_requests_that_run_together_get_their_own_rows(batching_executor: GraphExecutor) -> None:
+    requests = [[onnx_models.random(rows, 16, seed=rows)] for rows in (1, 3, 2)]
+    together = batching_executor.run(requests)
+    for request, outputs in zip(requests, together, strict=True):
+        (alone,) = batching_executor.run([request])
+        assert outputs[0].shape == alone[0].shape
+        np.testing.assert_allclose(outputs[0], alone[0], atol=1e-6)
+
+
+def test_outputs_of_a_batch_are_not_overwritten_by_the_next(batching_executor: GraphExecutor) -> None:
+    requests = [[np.ones((1, 16), "f4")], [np.zeros((2, 16), "f4")]]
+    first = batching_executor.run(requests)
+    kept = [outputs[0].copy() for outputs in first]
+    batching_executor.run([[-inputs[0] - 1] for inputs in requests])
+    for outputs, copy in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(outputs[0], copy)

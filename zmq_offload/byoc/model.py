@@ -16,6 +16,7 @@ from tvm.runtime import vm
 
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, registered
+from zmq_offload.client import Client
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
 
@@ -52,8 +53,7 @@ def load(
         raise FailedPrecondition(f"{library} cannot be loaded: {_one_line(error)}") from None
     if client is not None:
         return OffloadedModel(manifest, module, client, timeout=timeout)
-    from zmq_offload.client import Client
-
+    assert broker is not None  # as checked above
     own = Client(broker)
     return OffloadedModel(manifest, module, own, timeout=timeout, close=own.close)
 

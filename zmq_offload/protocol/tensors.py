@@ -8,13 +8,14 @@ the batch and must agree.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from zmq_offload.errors import InvalidArgument, ProtocolError
+from zmq_offload.errors import InvalidArgument
 
 ANY = -1
 
@@ -84,14 +85,18 @@ class TensorSpec:
     def from_json(cls, value: Any) -> TensorSpec:
         """Raises InvalidArgument saying what is wrong with `value`."""
         if not isinstance(value, Mapping):
-            raise InvalidArgument(f"a tensor must be an object with name, datatype and shape, not {value!r}")
+            raise InvalidArgument(
+                f"a tensor must be an object with name, datatype and shape, not {reprlib.repr(value)}"
+            )
         name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
         if not isinstance(name, str) or not name:
-            raise InvalidArgument(f"a tensor's name must be a string that is not empty, not {name!r}")
-        if datatype not in DATATYPES:
-            raise InvalidArgument(f"tensor {name!r}: datatype {datatype!r} is not one of {', '.join(DATATYPES)}")
+            raise InvalidArgument(f"a tensor's name must be a string that is not empty, not {reprlib.repr(name)}")
+        if not isinstance(datatype, str) or datatype not in DATATYPES:
+            raise InvalidArgument(
+                f"tensor {name!r}: datatype {reprlib.repr(datatype)} is not one of {', '.join(DATATYPES)}"
+            )
         if not isinstance(shape, list) or not all(type(d) is int and d >= ANY for d in shape):
-            raise InvalidArgument(f"tensor {name!r}: shape {shape!r} is not a list of extents (-1: any)")
+            raise InvalidArgument(f"tensor {name!r}: shape {reprlib.repr(shape)} is not a list of extents (-1: any)")
         return cls(name, datatype, tuple(shape))
 
 
@@ -121,16 +126,3 @@ def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tu
                     f"{what}: input {name!r} has batch {shape[0]} but input {batch[0]!r} has batch {batch[1]}"
                 )
             batch = name, shape[0]
-
-
-def view(frame: Any, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """The tensor that a frame's memory holds, without a copy; the array keeps the memory alive.
-
-    Raises ProtocolError if the frame's length does not agree with datatype and shape.
-    """
-    dtype = DATATYPES[datatype]
-    memory = memoryview(frame)
-    expected = math.prod(shape) * dtype.itemsize
-    if memory.nbytes != expected:
-        raise ProtocolError(f"a tensor {datatype}{list(shape)} needs {expected} bytes, its frame has {memory.nbytes}")
-    return np.frombuffer(memory, dtype=dtype).reshape(shape)

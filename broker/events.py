@@ -1,0 +1,75 @@
+"""What happens to the broker's core, and what it wants done."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+from broker.state import Payload
+from zmq_offload.errors import ProtocolError
+from zmq_offload.protocol import messages as wire
+
+
+class FromClient(NamedTuple):
+    """A message came in at the frontend."""
+
+    peer: bytes
+    message: wire.FromClient
+    payload: Payload
+
+
+class FromWorker(NamedTuple):
+    """A message came in at the backend. The body of an Announce is read already: it is the only payload's frame."""
+
+    peer: bytes
+    message: wire.FromWorker
+    payload: Payload
+
+
+class Malformed(NamedTuple):
+    """Bytes came in that are no message."""
+
+    peer: bytes
+    frontend: bool
+    error: ProtocolError
+
+
+class Undelivered(NamedTuple):
+    """An action could not be carried out: its peer is gone, or (`full`) takes no more."""
+
+    action: ToClient | ToWorker
+    full: bool
+
+
+class Disconnected(NamedTuple):
+    """Some worker's connection ended; ZeroMQ does not say whose."""
+
+
+class Tick(NamedTuple):
+    """Nothing happened but time."""
+
+
+class Stop(NamedTuple):
+    """Take no more requests, finish what is here within `grace` seconds."""
+
+    grace: float
+
+
+class ToClient(NamedTuple):
+    """Send this to a client."""
+
+    peer: bytes
+    message: wire.ToClient
+    payload: Payload = ()
+
+
+class ToWorker(NamedTuple):
+    """Send this to a worker."""
+
+    peer: bytes
+    message: wire.ToWorker
+    payload: Payload = ()
+
+
+Event: TypeAlias = FromClient | FromWorker | Malformed | Undelivered | Disconnected | Tick | Stop
+Action: TypeAlias = ToClient | ToWorker
+Description: TypeAlias = dict[str, Any]

@@ -1,0 +1,51 @@
+"""When a worker counts as lost. Pure.
+
+A worker runs subgraphs in the thread that talks to the broker, so a busy one is silent for as long as the subgraph
+takes. That is no sign of death. What is:
+
+- its connection is gone: libzmq's I/O thread exchanges ZMTP heartbeats whatever Python or TVM do, closes a connection
+  that does not answer them, and the broker's next Probe then comes back undelivered. This finds a killed, a stopped
+  (SIGSTOP) or an unreachable worker, busy or idle;
+- it holds nothing and yet said nothing for `patience` seconds, although an idle worker sends a Heartbeat every
+  `heartbeat` seconds: its process is there but does not work;
+- it still holds an attempt `hang_grace` seconds after that request's deadline: it hangs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.state import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the broker may be told (seconds, bytes, counts). `broker.config` says where the values come from."""
+
+    heartbeat: float = 1.0
+    """Between two Probes of a worker."""
+    patience: float = 3.0
+    """How long an idle worker may be silent."""
+    hang_grace: float = 30.0
+    """How long after a request's deadline its worker may still be busy with it."""
+    worker_grace: float = 2.0
+    """How long a request waits for a worker to appear that holds its model."""
+    max_attempts: int = 3
+    """Workers that a request may lose before it is given up."""
+    max_queued: int = 8192
+    """Requests that wait, in total."""
+    max_queued_bytes: int = 1 << 30
+    """Bytes of the requests that wait, in total."""
+    max_queued_per_model: int = 4096
+    """Requests that wait for one model."""
+    max_queued_per_client: int = 1024
+    """Requests of one client that wait for one model."""
+
+
+def lost(worker: Worker, policy: Policy, now: float) -> str | None:
+    """Why this worker counts as lost, or None if it does not."""
+    if not worker.held:
+        silent = now - worker.heard_at
+        return f"it was idle and silent for {silent:.1f} s" if silent >= policy.patience else None
+    overdue = now - min(request.deadline for request in worker.held.values())
+    return f"it hangs: a request is {overdue:.1f} s past its deadline" if overdue >= policy.hang_grace else None

@@ -1,0 +1,152 @@
+"""The broker's sockets: frames in, events to the core, actions out. Only this module touches zmq or a clock."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from broker.config import Config
+from broker.core import Core
+from broker.events import Disconnected, Event, FromClient, FromWorker, Malformed, Stop, Tick, ToClient, Undelivered
+from zmq_offload import transport
+from zmq_offload.errors import ProtocolError
+from zmq_offload.protocol import messages as wire
+
+log = logging.getLogger("broker")
+
+_BATCH = 64
+"""Messages taken from one socket before the other has its turn."""
+
+_HIGH_WATER_MARK = 10_000
+"""Messages that wait for one peer that does not read; beyond it they come back undelivered."""
+
+
+class Broker:
+    """Binds on construction (`frontend` and `backend` then name the real ports); `run` serves until stopped."""
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self.core = Core(config.policy, clock())
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.setsockopt(zmq.MAX_SOCKETS, 65536)
+        try:
+            self._front, self.frontend = self._bind(config.frontend)
+            self._back, self.backend = self._bind(config.backend)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self._monitor = self._back.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._wake = transport.Wake()
+
+    def _bind(self, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
+        socket = transport.make_socket(
+            self._context,
+            zmq.ROUTER,
+            max_frame_bytes=self._config.max_frame_bytes,
+            heartbeat=self._config.policy.heartbeat,
+            high_water_mark=_HIGH_WATER_MARK,
+        )
+        return socket, transport.bind(socket, endpoint)
+
+    def stop(self) -> None:
+        """Drain and return from `run`. May be called from any thread and from a signal handler."""
+        self._wake.set()
+
+    def run(self) -> None:
+        """Serve until `stop`; closes everything."""
+        try:
+            self._serve()
+        finally:
+            self._back.disable_monitor()
+            self._monitor.close(linger=0)
+            # What was sent last, replies to those who were waiting among it, still goes out.
+            self._front.close(linger=1000)
+            self._back.close(linger=1000)
+            self._context.term()
+            self._wake.close()
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        for source in (self._front, self._back, self._monitor, self._wake.fileno()):
+            poller.register(source, zmq.POLLIN)
+        core, handle = self.core, self._handle
+        while not core.finished:
+            deadline = core.next_deadline()
+            wait = None if deadline is None else max(0, math.ceil((deadline - self._clock()) * 1000))
+            ready = dict(poller.poll(wait))
+            if self._wake.fileno() in ready:
+                self._wake.clear()
+                log.info("stopping: finishing %d requests within %.1f s", len(core.requests), self._config.grace)
+                handle(Stop(self._config.grace))
+            if self._monitor in ready:
+                while transport.receive(self._monitor) is not None:
+                    pass
+                handle(Disconnected())
+            if self._back in ready:
+                self._drain(self._back, self._from_back)
+            if self._front in ready:
+                self._drain(self._front, self._from_front)
+            deadline = core.next_deadline()
+            if deadline is not None and deadline <= self._clock():
+                handle(Tick())
+
+    def _drain(self, socket: zmq.Socket[bytes], read: Callable[[list[Any]], Event]) -> None:
+        for _ in range(_BATCH):
+            frames = transport.receive(socket)
+            if frames is None:
+                return
+            self._handle(read(frames))
+
+    def _from_front(self, frames: list[Any]) -> Event:
+        try:
+            return FromClient(frames[0], _decode(frames, wire.FROM_CLIENT), frames[2:])
+        except ProtocolError as error:
+            return Malformed(frames[0], True, error)
+
+    def _from_back(self, frames: list[Any]) -> Event:
+        try:
+            return FromWorker(frames[0], _decode(frames, wire.FROM_WORKER), frames[2:])
+        except ProtocolError as error:
+            return Malformed(frames[0], False, error)
+
+    def _handle(self, event: Event) -> None:
+        """Tell the core and do what it says; what cannot be done is told to it in turn."""
+        actions = self.core.handle(event, self._clock())
+        at = 0
+        while at < len(actions):
+            action = actions[at]
+            at += 1
+            socket = self._front if type(action) is ToClient else self._back
+            try:
+                transport.send(socket, [action.peer, wire.encode(action.message), *action.payload])
+            except zmq.ZMQError as error:
+                if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
+                    raise
+                full = error.errno == errno.EAGAIN
+                actions = actions + self.core.handle(Undelivered(action, full), self._clock())
+
+
+def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
+    if len(frames) < 2:
+        raise ProtocolError("a message without an envelope")
+    return wire.decode(frames[1], expected)
+
+
+def serve(config: Config) -> int:
+    """Run a broker in this process until SIGTERM or SIGINT."""
+    broker = Broker(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: broker.stop())
+    # For whoever started this with port 0 and needs the ports that it got.
+    print(f"ready frontend={broker.frontend} backend={broker.backend}", flush=True)
+    broker.run()
+    log.info("stopped")
+    return 0

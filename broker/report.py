@@ -1,0 +1,116 @@
+"""What the broker tells about itself, and what it reads of workers' descriptions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from broker.state import Payload
+from zmq_offload.errors import InvalidArgument, ProtocolError
+from zmq_offload.protocol import limits
+from zmq_offload.protocol.messages import shown
+from zmq_offload.protocol.payload import decode_body
+from zmq_offload.protocol.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from broker.core import Core
+
+_TENSORS = ("inputs", "outputs")
+
+
+def parse_models(payload: Payload) -> dict[tuple[str, int], dict[str, Any]]:
+    """(model, version) -> its description, of an Announce's body. Raises ProtocolError.
+
+    The body is an array of maps with `name`, `version`, `inputs` and `outputs` (the tensors' signatures).
+    """
+    body = decode_body(payload, "an Announce")
+    if type(body) is not list:
+        raise ProtocolError("the body of an Announce is an array of models")
+    models = {}
+    for entry in body:
+        if type(entry) is not dict:
+            raise ProtocolError("a model in an Announce is a map")
+        name, version = entry.get("name"), entry.get("version")
+        if type(name) is not str or not 0 < len(name) <= limits.MODEL_NAME_BYTES:
+            raise ProtocolError(f"an announced model's name cannot be {shown(name)}")
+        if type(version) is not int or not 0 < version < 2**31:
+            raise ProtocolError(f"announced model {name!r}: its version cannot be {shown(version)}")
+        models[name, version] = {"name": name, "version": version} | {
+            part: _tensors(name, entry.get(part)) for part in _TENSORS
+        }
+    return models
+
+
+def _tensors(model: str, value: Any) -> list[dict[str, Any]]:
+    if type(value) is not list or len(value) > limits.TENSORS:
+        raise ProtocolError(f"announced model {model!r}: inputs and outputs are arrays of tensors")
+    try:
+        return [TensorSpec.from_json(tensor).to_json() for tensor in value]
+    except InvalidArgument as error:
+        raise ProtocolError(f"announced model {model!r}: {error.message}"[: limits.MESSAGE_CHARS]) from None
+
+
+def describe_models(core: Core) -> list[dict[str, Any]]:
+    """The body of the answer to Query "models": each (model, version) that a worker takes requests for."""
+    return [
+        next(iter(holders.values())).models[model] | {"workers": len(holders)}
+        for model, holders in sorted(core.scheduler.holders.items())
+    ]
+
+
+def describe_status(core: Core, now: float) -> dict[str, Any]:
+    """The body of the answer to Query "status". Times are in seconds."""
+    counts, scheduler = core.counts, core.scheduler
+    return {
+        "uptime": now - core.started,
+        "stopping": core.stopping,
+        "requests": {
+            "accepted": counts["accepted"],
+            "outstanding": len(core.requests),
+            "queued": scheduler.queued,
+            "queued_bytes": scheduler.queued_bytes,
+            "served": counts["served"],
+            "failed": _by_code(counts, "failed."),
+            "refused": _by_code(counts, "refused."),
+            "retried": counts["retried"],
+        },
+        "dropped": {name: counts[name] for name in ("late", "duplicate", "malformed", "undelivered")},
+        "lost_workers": counts["lost_workers"],
+        "models": [
+            {"name": name, "version": version, "workers": len(holders)}
+            for (name, version), holders in sorted(scheduler.holders.items())
+        ],
+        "queues": [
+            {"model": name, "version": version, "queued": len(queue), "bytes": queue.nbytes}
+            for (name, version), queue in sorted(scheduler.queues.items())
+        ],
+        "workers": [
+            {
+                "name": worker.name,
+                "models": [f"{name}:{version}" for name, version in sorted(worker.models)],
+                "slots": worker.slots,
+                "outstanding": len(worker.held),
+                "draining": worker.draining,
+                "served": worker.served,
+                "failed": worker.failed,
+                "silent": now - worker.heard_at,
+            }
+            for worker in core.workers.values()
+        ],
+    }
+
+
+def _by_code(counts: dict[str, int], prefix: str) -> dict[str, int]:
+    return {name[len(prefix) :]: count for name, count in sorted(counts.items()) if name.startswith(prefix)}
+
+
+def served_listing(core: Core, most: int = 20) -> str:
+    """The models that are served, for a person: "echo (version 1), ocr (versions 1, 2)"."""
+    versions: dict[str, list[int]] = {}
+    for name, version in sorted(core.scheduler.holders):
+        versions.setdefault(name, []).append(version)
+    names: Sequence[str] = [
+        f"{name} (version{'s' * (len(own) > 1)} {', '.join(map(str, own))})" for name, own in versions.items()
+    ]
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more]) or "none"

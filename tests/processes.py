@@ -1,0 +1,126 @@
+"""Real processes for tests: started on port 0, waited for by what they say, ended by whoever started them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+ROOT = Path(__file__).parent.parent
+
+
+def eventually(condition: Callable[[], T], timeout: float = 20.0) -> T:
+    """The first true value of `condition`, which is asked again and again until `timeout` (seconds)."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{condition} did not come true within {timeout} s"
+        time.sleep(0.02)
+    return value
+
+
+class Process:
+    """`python -m ARGUMENTS` with its output, stderr included, in `lines`."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        )
+        self.lines: list[str] = []
+        self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self._new.put(line.rstrip())
+        self._new.put(None)
+
+    def wait_for(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
+        """The match of the first line, past or to come, in which `pattern` is found."""
+        seen = 0
+        end = time.monotonic() + timeout
+        while True:
+            for line in self.lines[seen:]:
+                if match := re.search(pattern, line):
+                    return match
+            seen = len(self.lines)
+            try:
+                line = self._new.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                pytest.fail(f"no {pattern!r} within {timeout} s in:\n" + "\n".join(self.lines))
+            if line is None:
+                pytest.fail(f"it ended with {self.popen.wait()} and no {pattern!r} in:\n" + "\n".join(self.lines))
+            self.lines.append(line)
+
+    def end(self, number: int = signal.SIGTERM, timeout: float = 20.0) -> int:
+        """Send a signal, wait, and return the exit code."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 20.0) -> int:
+        code = self.popen.wait(timeout)
+        self._reader.join(timeout)
+        while not self._new.empty():
+            line = self._new.get()
+            if line is not None:
+                self.lines.append(line)
+        return code
+
+    def kill(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+        self._reader.join()
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+
+
+@contextmanager
+def running(*arguments: str, **environment: str) -> Iterator[Process]:
+    process = Process(*arguments, **environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+class Fabric:
+    """A broker and its workers, as processes."""
+
+    def __init__(self, broker: Process, frontend: str, backend: str) -> None:
+        self.broker = broker
+        self.frontend = frontend
+        self.backend = backend
+
+
+@contextmanager
+def running_broker(*options: str, port: str = "0") -> Iterator[Fabric]:
+    arguments = ["-m", "broker", "--frontend", f"tcp://127.0.0.1:{port}", "--backend", "tcp://127.0.0.1:0", *options]
+    with running(*arguments) as process:
+        ready = process.wait_for(r"ready frontend=(\S+) backend=(\S+)")
+        yield Fabric(process, ready[1], ready[2])
+
+
+@contextmanager
+def running_workers(backend: str, *options: str, **environment: str) -> Iterator[Process]:
+    with running("-m", "workers", "--broker", backend, *options, **environment) as process:
+        yield process

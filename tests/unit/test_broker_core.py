@@ -1,0 +1,503 @@
+"""The broker's promise, read as a specification. No sockets; time is passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from broker.core import Core
+from broker.events import (
+    Action,
+    Disconnected,
+    FromClient,
+    FromWorker,
+    Malformed,
+    Stop,
+    Tick,
+    ToClient,
+    ToWorker,
+    Undelivered,
+)
+from broker.invariants import validate
+from broker.liveness import Policy
+from zmq_offload.errors import ProtocolError
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import decode_body, encode_body
+
+POLICY = Policy(
+    heartbeat=1, patience=3, hang_grace=10, worker_grace=2, max_attempts=3, max_queued=8, max_queued_bytes=1000,
+    max_queued_per_model=6, max_queued_per_client=4,
+)  # fmt: skip
+ALICE, BOB = b"a" * 16, b"b" * 16
+
+
+class Bench:
+    """A core and its clock, with short words for what happens to it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.core = Core(POLICY, self.now)
+        self.seen: list[Action] = []
+
+    def handle(self, event: Any) -> list[Action]:
+        actions = self.core.handle(event, self.now)
+        validate(self.core)
+        self.seen += actions
+        return actions
+
+    def after(self, seconds: float) -> list[Action]:
+        """Let time pass, stopping wherever the core wants to be called."""
+        end, actions = self.now + seconds, []
+        while (due := self.core.next_deadline()) is not None and due <= end:
+            self.now = max(self.now, due)
+            actions += self.handle(Tick())
+        self.now = end
+        return actions
+
+    def announce(self, peer: bytes = b"W1", *models: tuple[str, int], slots: int = 1) -> list[Action]:
+        body = [{"name": n, "version": v, "inputs": [], "outputs": []} for n, v in models or [("m", 1)]]
+        return self.handle(FromWorker(peer, wire.Announce(peer.decode(), slots), [encode_body(body)]))
+
+    def request(
+        self, number: int = 1, session: bytes = ALICE, *, model: str = "m", version: int = 0, budget: float = 60,
+        priority: int = 0, peer: bytes | None = None, payload: list[bytes] | None = None,
+    ) -> list[Action]:  # fmt: skip
+        message = wire.Request(session, number, model, version, int(budget * 1e6), priority)
+        return self.handle(FromClient(peer or session[:1], message, [b"head"] if payload is None else payload))
+
+    def done(self, dispatch: ToWorker, payload: list[bytes] | None = None) -> list[Action]:
+        message = wire.Done(*key_of(dispatch), 5)
+        return self.handle(FromWorker(dispatch.peer, message, [b"out"] if payload is None else payload))
+
+
+def key_of(dispatch: ToWorker) -> tuple[bytes, int, int]:
+    assert isinstance(dispatch.message, wire.Dispatch)
+    return dispatch.message[:3]
+
+
+def dispatches(actions: list[Action]) -> list[ToWorker]:
+    return [a for a in actions if isinstance(a, ToWorker) and isinstance(a.message, wire.Dispatch)]
+
+
+def replies(actions: list[Action]) -> list[Any]:
+    return [a.message for a in actions if isinstance(a, ToClient)]
+
+
+def codes(actions: list[Action]) -> list[str]:
+    return [message.code for message in replies(actions) if isinstance(message, wire.Error)]
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    # Whatever a test did: every accepted request had exactly one terminal reply, or still waits.
+    terminal = [
+        m[:2] for m in replies(bench.seen) if isinstance(m, wire.Result | wire.Error) and m[:2] in bench_accepted(bench)
+    ]
+    assert len(terminal) == len(set(terminal))
+
+
+def bench_accepted(bench: Bench) -> set[Any]:
+    return {key_of(d)[:2] for d in dispatches(bench.seen)}
+
+
+# --- the straight way ---------------------------------------------------------------------------------------
+
+
+def test_a_request_goes_to_a_worker_and_its_result_comes_back(bench: Bench) -> None:
+    bench.announce()
+    (dispatch,) = dispatches(bench.request(payload=[b"head", b"tensor"]))
+    assert dispatch.peer == b"W1"
+    assert dispatch.payload == [b"head", b"tensor"]
+    assert dispatch.message == wire.Dispatch(ALICE, 1, 1, "m", 1, 60_000_000)
+    bench.now += 0.5
+    (reply,) = bench.done(dispatch, [b"out", b"y"])
+    assert reply == ToClient(b"a", wire.Result(ALICE, 1, 1, 0, 5, 500_000), [b"out", b"y"])
+    assert not bench.core.requests
+
+
+def test_a_request_waits_for_a_worker_that_is_to_come(bench: Bench) -> None:
+    assert bench.request() == []
+    bench.now += 1.5
+    (dispatch,) = dispatches(bench.announce())
+    bench.now += 0.25
+    (reply,) = replies(bench.done(dispatch))
+    assert reply.queue_us == 1_500_000
+    assert reply.broker_us == 1_750_000
+
+
+def test_the_budget_that_travels_on_is_what_is_left(bench: Bench) -> None:
+    bench.request(budget=10)
+    bench.now += 1
+    (dispatch,) = dispatches(bench.announce())
+    assert dispatch.message.budget_us == 9_000_000
+
+
+# --- choice -------------------------------------------------------------------------------------------------
+
+
+def test_the_worker_with_the_least_outstanding_per_slot_is_chosen(bench: Bench) -> None:
+    bench.announce(b"small", slots=1)
+    bench.announce(b"large", slots=4)
+    order = [dispatches(bench.request(n))[0].peer for n in range(1, 6)]
+    assert sorted(order[:2]) == [b"large", b"small"]
+    assert order[2:] == [b"large"] * 3
+    assert bench.request(6) == []
+
+
+def test_ties_rotate(bench: Bench) -> None:
+    for name in (b"A", b"B", b"C"):
+        bench.announce(name)
+    order = []
+    for n in range(6):
+        (dispatch,) = dispatches(bench.request(n + 1))
+        order.append(dispatch.peer)
+        bench.done(dispatch)
+    assert order[:3] == order[3:]
+    assert set(order) == {b"A", b"B", b"C"}
+
+
+def test_the_latest_version_is_what_a_request_without_one_gets(bench: Bench) -> None:
+    bench.announce(b"old", ("m", 1))
+    bench.announce(b"new", ("m", 1), ("m", 2))
+    (dispatch,) = dispatches(bench.request(1))
+    assert (dispatch.peer, dispatch.message.version) == (b"new", 2)
+    (dispatch,) = dispatches(bench.request(2, version=1))
+    assert (dispatch.peer, dispatch.message.version) == (b"old", 1)
+
+
+def test_clients_take_turns_however_many_requests_one_has(bench: Bench) -> None:
+    for n in range(1, 5):
+        bench.request(n, ALICE)
+    bench.request(1, BOB)
+    (dispatch,) = dispatches(bench.announce())
+    order = []
+    while True:
+        order.append(dispatch.message.session)
+        following = dispatches(bench.done(dispatch))
+        if not following:
+            break
+        (dispatch,) = following
+    assert order == [ALICE, BOB, ALICE, ALICE, ALICE]
+
+
+def test_urgent_requests_go_first(bench: Bench) -> None:
+    bench.request(1)
+    bench.request(2, priority=5)
+    bench.request(3, priority=-5)
+    (dispatch,) = dispatches(bench.announce())
+    order = [dispatch.message.id]
+    while following := dispatches(bench.done(dispatch)):
+        (dispatch,) = following
+        order.append(dispatch.message.id)
+    assert order == [2, 1, 3]
+
+
+def test_a_worker_of_several_models_takes_the_request_that_waited_longest(bench: Bench) -> None:
+    bench.request(1, model="b")
+    bench.now += 0.1
+    bench.request(2, model="a")
+    (dispatch,) = dispatches(bench.announce(b"W", ("a", 1), ("b", 1)))
+    assert dispatch.message.model == "b"
+    assert dispatches(bench.done(dispatch))[0].message.model == "a"
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_is_not_found_and_the_error_lists_what_is_served(bench: Bench) -> None:
+    bench.announce(b"W", ("ocr", 1), ("ocr", 2), ("echo", 1))
+    bench.after(5)
+    bench.announce(b"W", ("ocr", 1), ("ocr", 2), ("echo", 1))
+    (error,) = replies(bench.request(model="ocd"))
+    assert error.code == "NOT_FOUND"
+    assert "'ocd'" in error.text
+    assert "echo (version 1), ocr (versions 1, 2)" in error.text
+    (error,) = replies(bench.request(model="ocr", version=3))
+    assert (error.code, "version 3" in error.text) == ("NOT_FOUND", True)
+
+
+def test_a_young_broker_gives_workers_time_to_announce_even_unknown_models(bench: Bench) -> None:
+    assert bench.request(1, model="x") == []
+    assert codes(bench.after(1.9)) == []
+    assert codes(bench.after(0.2)) == ["NOT_FOUND"]
+
+
+def test_a_model_that_lost_its_last_worker_is_unavailable_after_a_grace(bench: Bench) -> None:
+    bench.announce()
+    bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False))
+    bench.after(10)
+    assert bench.request() == []
+    assert codes(bench.after(1.9)) == []
+    assert codes(bench.after(0.2)) == ["UNAVAILABLE"]
+
+
+@pytest.mark.parametrize(
+    ("many", "sessions", "nbytes", "says"),
+    [
+        (4, 1, 1, "of this client"),
+        (6, 6, 1, "wait for model"),
+        (2, 2, 400, "exceed 1000"),
+    ],
+)
+def test_queues_are_bounded(bench: Bench, many: int, sessions: int, nbytes: int, says: str) -> None:
+    for n in range(many):
+        assert bench.request(n + 1, bytes([n % sessions]) * 16, payload=[b"x" * nbytes]) == []
+    (error,) = replies(bench.request(99, bytes(16), payload=[b"x" * nbytes]))
+    assert error.code == "RESOURCE_EXHAUSTED"
+    assert says in error.text
+
+
+def test_the_total_over_all_models_is_bounded(bench: Bench) -> None:
+    for n in range(8):
+        bench.request(1, bytes([n]) * 16, model=f"m{n % 2}")
+    assert codes(bench.request(1, b"x" * 16, model="m3")) == ["RESOURCE_EXHAUSTED"]
+
+
+def test_a_full_queue_for_one_model_does_not_keep_another_from_a_free_worker(bench: Bench) -> None:
+    for n in range(8):
+        bench.request(1, bytes([n]) * 16, model=f"m{n % 2}")
+    bench.announce(b"W", ("free", 1))
+    assert dispatches(bench.request(1, b"x" * 16, model="free"))
+
+
+# --- deadlines and cancelling -------------------------------------------------------------------------------
+
+
+def test_a_request_that_expires_in_the_queue_is_never_dispatched(bench: Bench) -> None:
+    bench.announce()
+    (busy,) = dispatches(bench.request(1))
+    bench.request(2, budget=1)
+    assert codes(bench.after(1.01)) == ["DEADLINE_EXCEEDED"]
+    assert dispatches(bench.done(busy)) == []
+
+
+def test_a_request_that_expires_in_flight_is_answered_on_time_and_its_late_result_dropped(bench: Bench) -> None:
+    bench.announce()
+    (dispatch,) = dispatches(bench.request(1, budget=1))
+    actions = bench.after(1.01)
+    assert codes(actions) == ["DEADLINE_EXCEEDED"]
+    assert ToWorker(b"W1", wire.Revoke(ALICE, 1, 1)) in actions
+    assert bench.request(2) == [], "the slot is taken until the worker answers"
+    actions = bench.done(dispatch)
+    assert replies(actions) == []
+    assert [d.message.id for d in dispatches(actions)] == [2]
+    assert bench.core.counts["late"] == 1
+
+
+def test_a_result_that_comes_with_its_deadline_is_late(bench: Bench) -> None:
+    bench.announce()
+    (dispatch,) = dispatches(bench.request(1, budget=1))
+    bench.now += 1
+    assert [type(m) for m in replies(bench.done(dispatch))] == [wire.Error]
+
+
+def test_cancelling_takes_a_queued_request_out(bench: Bench) -> None:
+    bench.announce()
+    (busy,) = dispatches(bench.request(1))
+    bench.request(2)
+    assert codes(bench.handle(FromClient(b"a", wire.Cancel(ALICE, 2), []))) == ["CANCELLED"]
+    assert dispatches(bench.done(busy)) == []
+
+
+def test_cancelling_what_is_not_there_does_nothing(bench: Bench) -> None:
+    assert bench.handle(FromClient(b"a", wire.Cancel(ALICE, 2), [])) == []
+
+
+# --- workers that go ----------------------------------------------------------------------------------------
+
+
+def test_a_request_whose_worker_is_lost_runs_on_another(bench: Bench) -> None:
+    bench.announce(b"W1")
+    (dispatch,) = dispatches(bench.request())
+    bench.announce(b"W2")
+    (again,) = dispatches(bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False)))
+    assert again.peer == b"W2"
+    assert again.message.attempt == 2
+    assert bench.done(dispatch) == [ToWorker(b"W1", wire.Identify())], "the lost one's answer is late"
+    assert [type(m) for m in replies(bench.done(again))] == [wire.Result]
+
+
+def test_a_request_that_takes_down_worker_after_worker_is_given_up(bench: Bench) -> None:
+    bench.request()
+    for n in (1, 2, 3):
+        peer = b"W%d" % n
+        assert len(dispatches(bench.announce(peer))) == 1
+        actions = bench.handle(Undelivered(ToWorker(peer, wire.Probe()), False))
+    (error,) = replies(actions)
+    assert error.code == "ABORTED"
+    assert "W1, W2, W3" in error.text
+
+
+def test_a_request_that_only_waited_at_a_lost_worker_is_not_to_blame(bench: Bench) -> None:
+    bench.request(1)
+    bench.request(2)
+    for n in range(1, 4):
+        bench.announce(b"W%d" % n, slots=2)
+        actions = bench.handle(Undelivered(ToWorker(b"W%d" % n, wire.Probe()), False))
+    assert codes(actions) == ["ABORTED"]
+    (dispatch,) = dispatches(bench.announce(b"W4", slots=2))
+    assert dispatch.message.id == 2
+
+
+def test_a_busy_worker_may_be_silent_for_as_long_as_it_computes(bench: Bench) -> None:
+    bench.announce()
+    (dispatch,) = dispatches(bench.request(budget=40))
+    actions = bench.after(30)
+    assert ToWorker(b"W1", wire.Probe()) in actions
+    assert replies(actions) == []
+    assert [type(m) for m in replies(bench.done(dispatch))] == [wire.Result]
+
+
+def test_an_idle_worker_that_says_nothing_is_lost(bench: Bench) -> None:
+    bench.announce()
+    bench.after(2.5)
+    assert bench.core.workers
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(), []))
+    bench.after(2.5)
+    assert bench.core.workers
+    bench.after(2)
+    assert not bench.core.workers
+    assert bench.handle(FromWorker(b"W1", wire.Heartbeat(), [])) == [ToWorker(b"W1", wire.Identify())]
+
+
+def test_a_worker_that_hangs_is_lost_and_what_waits_there_goes_on(bench: Bench) -> None:
+    bench.announce(b"W1", slots=2)
+    bench.request(1, budget=1)
+    bench.request(2, budget=50)
+    bench.after(5)
+    bench.announce(b"W2")
+    actions = []
+    for _ in range(5):
+        bench.handle(FromWorker(b"W2", wire.Heartbeat(), []))
+        actions += bench.after(2)
+    (again,) = dispatches(actions)
+    assert (again.peer, again.message.id) == (b"W2", 2)
+
+
+def test_a_broken_connection_makes_the_broker_look_after_all_workers(bench: Bench) -> None:
+    bench.announce(b"W1")
+    bench.announce(b"W2")
+    assert {a.peer for a in bench.handle(Disconnected())} == {b"W1", b"W2"}
+
+
+def test_a_worker_that_says_goodbye_finishes_what_it_holds_and_gets_no_more(bench: Bench) -> None:
+    bench.announce()
+    (dispatch,) = dispatches(bench.request(1))
+    assert bench.handle(FromWorker(b"W1", wire.Goodbye(), [])) == [ToWorker(b"W1", wire.Farewell())]
+    bench.request(2)
+    actions = bench.done(dispatch)
+    assert [type(m) for m in replies(actions)] == [wire.Result]
+    assert dispatches(actions) == []
+    bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False))
+    assert bench.core.counts["lost_workers"] == 0
+
+
+def test_a_worker_that_announces_anew_serves_what_it_says_now(bench: Bench) -> None:
+    bench.announce(b"W1", ("m", 1))
+    bench.announce(b"W1", ("m", 2), ("n", 1))
+    (dispatch,) = dispatches(bench.request())
+    assert dispatch.message.version == 2
+    assert codes(bench.request(2, version=1)) == []
+    assert codes(bench.after(2.1)) == ["UNAVAILABLE"]
+
+
+# --- clients that reconnect ---------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_sent_again_is_not_run_twice_and_answers_the_new_connection(bench: Bench) -> None:
+    bench.announce()
+    (dispatch,) = dispatches(bench.request(1, peer=b"old"))
+    assert bench.request(1, peer=b"new") == []
+    (reply,) = bench.done(dispatch)
+    assert reply.peer == b"new"
+
+
+def test_a_ping_moves_requests_to_its_connection_and_names_those_that_are_not_here(bench: Bench) -> None:
+    bench.announce()
+    (dispatch,) = dispatches(bench.request(1, peer=b"old"))
+    (pong,) = bench.handle(FromClient(b"new", wire.Ping(ALICE, [1, 2]), []))
+    assert pong == ToClient(b"new", wire.Pong(ALICE, [2]))
+    assert bench.done(dispatch)[0].peer == b"new"
+
+
+# --- the end, and the odd -----------------------------------------------------------------------------------
+
+
+def test_a_broker_that_stops_finishes_what_it_has_and_takes_no_more(bench: Bench) -> None:
+    bench.announce()
+    (dispatch,) = dispatches(bench.request(1))
+    bench.request(2)
+    bench.handle(Stop(5))
+    assert codes(bench.request(3)) == ["UNAVAILABLE"]
+    (following,) = dispatches(bench.done(dispatch))
+    assert not bench.core.finished
+    bench.done(following)
+    assert bench.core.finished
+
+
+def test_what_is_not_done_within_the_grace_is_told_so(bench: Bench) -> None:
+    bench.announce()
+    bench.request(1)
+    bench.request(2)
+    bench.handle(Stop(5))
+    assert codes(bench.after(5.1)) == ["UNAVAILABLE", "UNAVAILABLE"]
+    assert bench.core.finished
+
+
+def test_what_is_no_message_is_answered_and_changes_nothing(bench: Bench) -> None:
+    error = ProtocolError("nonsense")
+    (answer,) = bench.handle(Malformed(b"a", True, error))
+    assert answer == ToClient(b"a", wire.Error(bytes(16), 0, "INVALID_ARGUMENT", "nonsense"))
+    error.key = (ALICE, 7)
+    (answer,) = bench.handle(Malformed(b"a", True, error))
+    assert answer.message[:2] == (ALICE, 7)
+    (answer,) = bench.handle(Malformed(b"w", False, error))
+    assert isinstance(answer, ToWorker)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, [1], [{"name": "m"}], [{"name": "", "version": 1}], [{"name": "m", "version": 0}],
+     [{"name": "m", "version": 1, "inputs": [], "outputs": [{"name": "x", "datatype": "FP33", "shape": []}]}]],
+)  # fmt: skip
+def test_an_announcement_that_makes_no_sense_is_refused(bench: Bench, body: Any) -> None:
+    (answer,) = bench.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body(body)]))
+    assert isinstance(answer.message, wire.Error)
+    assert not bench.core.workers
+
+
+def test_an_answer_to_an_attempt_that_the_worker_does_not_hold_is_dropped(bench: Bench) -> None:
+    bench.announce(b"W1")
+    bench.announce(b"W2")
+    (dispatch,) = dispatches(bench.request())
+    other = b"W2" if dispatch.peer == b"W1" else b"W1"
+    assert bench.handle(FromWorker(other, wire.Done(ALICE, 1, 1, 0), [])) == []
+    assert bench.handle(FromWorker(dispatch.peer, wire.Done(ALICE, 1, 2, 0), [])) == []
+    assert [type(m) for m in replies(bench.done(dispatch))] == [wire.Result]
+
+
+def test_status_and_models_tell_what_is_there(bench: Bench) -> None:
+    bench.announce(b"W1", ("m", 1), ("m", 2))
+    (dispatch,) = dispatches(bench.request(1))
+    bench.done(dispatch)
+    (dispatch,) = dispatches(bench.request(2))
+    bench.handle(FromWorker(b"W1", wire.Failed(*key_of(dispatch), "INTERNAL", "it broke"), []))
+    bench.request(3)
+    bench.request(4, payload=[b"12345"])
+    (answer,) = bench.handle(FromClient(b"a", wire.Query(ALICE, 9, "status"), []))
+    status = decode_body(answer.payload, "")
+    assert status["requests"] | {"refused": {}} == {
+        "accepted": 4, "outstanding": 2, "queued": 1, "queued_bytes": 5, "served": 1, "failed": {"INTERNAL": 1},
+        "refused": {}, "retried": 0,
+    }  # fmt: skip
+    assert status["workers"][0]["models"] == ["m:1", "m:2"]
+    assert status["queues"] == [{"model": "m", "version": 0, "queued": 1, "bytes": 5}]
+    (answer,) = bench.handle(FromClient(b"a", wire.Query(ALICE, 9, "models"), []))
+    assert [(m["name"], m["version"], m["workers"]) for m in decode_body(answer.payload, "")] == [
+        ("m", 1, 1),
+        ("m", 2, 1),
+    ]

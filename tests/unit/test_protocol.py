@@ -1,0 +1,195 @@
+"""Messages and payloads: what goes in comes out, and what is wrong is named."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+import pytest
+
+from zmq_offload.errors import InvalidArgument, ProtocolError
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
+
+SESSION = bytes(range(16))
+ALL = wire.FROM_CLIENT | wire.TO_CLIENT | wire.FROM_WORKER | wire.TO_WORKER
+
+MESSAGES = [
+    wire.Request(SESSION, 1, "ocr", 0, 1_000_000, 0),
+    wire.Cancel(SESSION, 1),
+    wire.Query(SESSION, 2, "models"),
+    wire.Ping(SESSION, [1, 2]),
+    wire.Result(SESSION, 1, 3, 10, 20, 30),
+    wire.Error(SESSION, 1, "NOT_FOUND", "no such model"),
+    wire.Answer(SESSION, 2),
+    wire.Pong(SESSION, []),
+    wire.Dispatch(SESSION, 1, 2, "ocr", 3, 999),
+    wire.Revoke(SESSION, 1, 2),
+    wire.Identify(),
+    wire.Probe(),
+    wire.Farewell(),
+    wire.Announce("host-1", 2),
+    wire.Heartbeat(),
+    wire.Done(SESSION, 1, 2, 20),
+    wire.Failed(SESSION, 1, 2, "INTERNAL", "it broke"),
+    wire.Goodbye(),
+]
+
+
+def test_there_is_an_example_of_every_message() -> None:
+    assert {type(message) for message in MESSAGES} == set(wire.CODES) == ALL
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_a_message_survives_its_way(message: wire.Message) -> None:
+    again = wire.decode(wire.encode(message), ALL)
+    assert again == message
+    assert type(again) is type(message)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_a_message_for_somebody_else_is_refused(message: wire.Message) -> None:
+    with pytest.raises(ProtocolError, match="not taken here"):
+        wire.decode(wire.encode(message), ALL - {type(message)})
+
+
+def envelope(*fields: object) -> bytes:
+    return bytes([wire.VERSION]) + msgpack.packb(fields)
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (b"", "2 to 8192 bytes, not 0"),
+        (b"\x01", "not 1"),
+        (b"\x02" + msgpack.packb([4, SESSION, []]), "protocol version 2 is not spoken"),
+        (b"\x01\xc1", "is not msgpack"),
+        (b"\x01" + b"\x91" * 5000, "is not msgpack"),
+        (b"\x01\xdd\xff\xff\xff\xff", "is not msgpack"),
+        (b"\x01" + b"x" * limits.ENVELOPE_BYTES, "bytes, not 8193"),
+        (envelope(), "begins with the message's code"),
+        (envelope("1"), "begins with the message's code"),
+        (envelope(True), "begins with the message's code"),
+        (envelope(99), "code 99"),
+        (envelope(2, SESSION), "Cancel has 2 fields, not 1"),
+        (envelope(2, SESSION[:15], 1), "'session'"),
+        (envelope(2, SESSION, -1), "'id'"),
+        (envelope(2, SESSION, 2**63), "'id'"),
+        (envelope(2, SESSION, True), "'id'"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 101), "'priority'"),
+        (envelope(1, SESSION, 1, "", 0, 1, 0), "'model'"),
+        (envelope(1, SESSION, 1, "m" * 129, 0, 1, 0), "'model'"),
+        (envelope(1, SESSION, 1, "m", 0, limits.BUDGET_US + 1, 0), "'budget_us'"),
+        (envelope(3, SESSION, 1, "secrets"), "'what'"),
+        (envelope(4, SESSION, [1] * 600), "'ids'"),
+        (envelope(4, SESSION, [-1]), "'ids'"),
+        (envelope(49, "w", 0), "'slots'"),
+    ],
+)
+def test_what_is_no_message_is_refused(frame: bytes, says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
+        wire.decode(frame, ALL)
+
+
+def test_an_error_about_a_request_names_it() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        wire.decode(envelope(1, SESSION, 7, "m", 0, 1, 1000), ALL)
+    assert caught.value.key == (SESSION, 7)
+    with pytest.raises(ProtocolError) as caught:
+        wire.decode(envelope(1, SESSION, -7, "m", 0, 1, 1000), ALL)
+    assert caught.value.key is None
+
+
+# --- tensors ------------------------------------------------------------------------------------------------
+
+ARRAYS = {
+    "a": np.arange(6, dtype="f4").reshape(2, 3),
+    "scalar": np.float64(3.5).reshape(()),
+    "empty": np.zeros((0, 4), dtype="i8"),
+    "flags": np.array([True, False]),
+    "half": np.array([1.5, np.nan, np.inf], dtype="f2"),
+}
+
+
+def test_tensors_survive_their_way() -> None:
+    frames = encode_tensors(ARRAYS)
+    assert len(frames) == 1 + len(ARRAYS)
+    again = decode_tensors([bytes(frame) for frame in frames])
+    assert list(again) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert again[name].dtype == array.dtype
+        assert again[name].shape == array.shape
+        np.testing.assert_array_equal(again[name], array)
+
+
+def test_a_contiguous_array_is_sent_from_its_own_memory() -> None:
+    array = np.arange(10, dtype="f4")
+    frames = encode_tensors({"x": array})
+    assert np.shares_memory(np.frombuffer(frames[1], "f4"), array)
+
+
+def test_a_big_endian_or_strided_array_is_sent_as_the_wire_wants_it() -> None:
+    for array in (np.arange(6, dtype=">f4"), np.arange(12, dtype="f4")[::2], np.asfortranarray(np.ones((2, 3), "f4"))):
+        frames = encode_tensors({"x": array})
+        np.testing.assert_array_equal(decode_tensors([bytes(f) for f in frames])["x"], array)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"x": np.array(["text"])}, "tensor 'x': datatype <U4 cannot be sent"),
+        ({"x": np.array([1j])}, "complex128 cannot be sent"),
+        ({"x": np.array([None])}, "object cannot be sent"),
+        ({"": np.zeros(1)}, "name"),
+        ({"n" * 513: np.zeros(1)}, "name"),
+        ({"\ud800": np.zeros(1)}, "Unicode"),
+        ({3: np.zeros(1)}, "name"),
+        ({"x": np.zeros((1,) * 17)}, "17 dimensions"),
+        ({str(n): np.zeros(1) for n in range(257)}, "257 tensors"),
+    ],
+)
+def test_what_cannot_be_sent_is_named(inputs: dict[str, np.ndarray], says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        encode_tensors(inputs)
+
+
+def header(*entries: object) -> bytes:
+    return msgpack.packb(entries)
+
+
+@pytest.mark.parametrize(
+    ("frames", "says"),
+    [
+        ([], "header is missing"),
+        ([b"\xc1"], "is not msgpack"),
+        ([msgpack.packb({})], "a header is an array"),
+        ([header(("x", "FP32"))], "array of name, datatype and shape"),
+        ([header(("x", "FP32", [2]))], "names 1 tensors, 0 frames"),
+        ([header(), b"1234"], "names 0 tensors, 1 frames"),
+        ([header(("x", "FP32", [2])), b"1234"], r"'x': FP32\[2\] needs 8 bytes, its frame has 4"),
+        ([header(("x", "float", [1])), b"1234"], "datatype 'float' is not one of BOOL"),
+        ([header(("x", ["FP32"], [1])), b"1234"], "datatype"),
+        ([header(("x", "FP32", [-1])), b"1234"], "is not a shape"),
+        ([header(("x", "FP32", [1.0])), b"1234"], "is not a shape"),
+        ([header(("x", "FP32", [2**62, 4])), b""], "is not a shape"),
+        ([header(("x", "FP32", [1] * 17)), b"1234"], "at most 16 extents"),
+        ([header(("x", "FP32", [1]), ("x", "FP32", [1])), b"1234", b"1234"], "a string of its own"),
+        ([header((5, "FP32", [1])), b"1234"], "a string of its own"),
+        ([b"x" * (limits.HEADER_BYTES + 1)], "a header has at most"),
+    ],
+)
+def test_what_is_no_payload_is_refused(frames: list[bytes], says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
+        decode_tensors(frames)
+
+
+def test_a_shape_that_multiplies_past_the_frame_is_refused_without_allocating() -> None:
+    with pytest.raises(ProtocolError, match="needs"):
+        decode_tensors([header(("x", "FP64", [2**39] * 16)), b""])
+
+
+def test_a_body_is_one_bounded_frame() -> None:
+    assert decode_body([msgpack.packb([1])], "an Answer") == [1]
+    for frames in ([], [b"\x90", b"\x90"], [b"\xc1"], [b"\x90" * (limits.BODY_BYTES + 1)]):
+        with pytest.raises(ProtocolError):
+            decode_body(frames, "an Answer")

@@ -1,0 +1,84 @@
+"""The workers' options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from workers.session import Policy
+from zmq_offload.protocol import limits
+from zmq_offload.repository import Batching
+from zmq_offload.settings import add_option, checked, count, seconds
+from zmq_offload.transport import check_endpoint
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    return tuple(check_endpoint(part.strip()) for part in text.split(",") if part.strip())
+
+
+endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
+delay = checked(int, lambda us: us >= 0, "a whole number of microseconds from 0")
+kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph or echo")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What one worker process serves, and where."""
+
+    brokers: tuple[str, ...] = ("tcp://127.0.0.1:5556",)
+    repository: str = "dist/repository"
+    executor: str = "graph"
+    name: str = "worker"
+    slots: int = 2
+    processes: int = 1
+    threads: int = 1
+    refresh: float = 5.0
+    hang_grace: float = 30.0
+    max_frame_bytes: int = limits.MESSAGE_BYTES
+    batching: Batching | None = None
+    policy: Policy = field(default_factory=Policy)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The options of `python -m workers`, from arguments, environment and defaults."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers",
+        description="Serves the subgraphs of a model repository. SIGTERM finishes what is held and stops.",
+    )
+    policy = Policy()
+    add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "brokers' backends", metavar="ENDPOINT,...")
+    add_option(parser, "--repository", str, Config.repository, "the model repository", metavar="DIR")
+    add_option(parser, "--executor", kind, "graph", "'graph' runs TVM, 'echo' returns its inputs", metavar="KIND")
+    add_option(parser, "--name", str, None, "name shown in the status, default HOST-PID", metavar="NAME")
+    add_option(parser, "--slots", count, None, "requests a process may hold, default 2, echo 32", metavar="N")
+    add_option(parser, "--processes", count, 1, "worker processes", metavar="N")
+    add_option(parser, "--threads", count, None, "TVM threads a process, default cores / processes", metavar="N")
+    add_option(parser, "--refresh", seconds, 5.0, "seconds between two looks at the repository", metavar="S")
+    add_option(parser, "--heartbeat", seconds, policy.heartbeat, "seconds between heartbeats", metavar="S")
+    add_option(parser, "--patience", seconds, policy.patience, "seconds a broker may be silent", metavar="S")
+    add_option(parser, "--drain", seconds, policy.drain, "seconds to wait for brokers when stopped", metavar="S")
+    add_option(parser, "--hang-grace", seconds, 30.0, "seconds a subgraph may run past a deadline", metavar="S")
+    add_option(parser, "--max-frame-bytes", count, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
+    add_option(parser, "--max-batch", count, None, "rows that may run together, over model.json's", metavar="N")
+    add_option(parser, "--batch-delay", delay, None, "how long the first of them waits for others", metavar="US")
+    given = parser.parse_args(arguments)
+    if given.batch_delay is not None and given.max_batch is None:
+        parser.error("--batch-delay goes with --max-batch")
+    cores = len(os.sched_getaffinity(0))
+    return Config(
+        brokers=given.broker,
+        repository=given.repository,
+        executor=given.executor,
+        name=given.name or f"{socket.gethostname()}-{os.getpid()}",
+        slots=given.slots or (32 if given.executor == "echo" else 2),
+        processes=given.processes,
+        threads=given.threads or max(1, cores // given.processes),
+        refresh=given.refresh,
+        hang_grace=given.hang_grace,
+        max_frame_bytes=given.max_frame_bytes,
+        batching=None if given.max_batch is None else Batching(given.max_batch, given.batch_delay or 0),
+        policy=Policy(given.heartbeat, given.patience, given.drain),
+    )

@@ -1,0 +1,216 @@
+"""A worker process: sockets to its brokers, and the executor, in one thread. Only this module touches zmq or a clock.
+
+One thread on purpose: a request that went to another thread and back would cost more than the rest of the fabric.
+While the VM runs, libzmq's I/O thread answers the brokers' heartbeats (see broker.liveness).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from workers.config import Config
+from workers.deployment import Deployment, Model
+from workers.serving import Echo, Executor, batching_of, describe, execute, prepare
+from workers.session import Action, Reconnect, Session
+from zmq_offload import transport
+from zmq_offload.errors import NotFound, OffloadError, ProtocolError
+from zmq_offload.extras import needs
+from zmq_offload.protocol import messages as wire
+from zmq_offload.repository import Repository
+
+log = logging.getLogger("workers")
+
+_STINT = 0.05
+"""Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
+
+HUNG = 70
+"""Exit code of a worker that ended itself because a subgraph hung."""
+
+
+class Worker:
+    """Connects on construction; `run` serves until `stop`, or until `parent` (a file descriptor) is closed."""
+
+    def __init__(self, config: Config, parent: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._executors: dict[Model, Executor | Echo] = {}
+        self._deployment: Deployment | None = None
+        if config.executor == "echo":
+            self._executors = {(Echo.model.name, Echo.model.version): Echo()}
+        else:
+            with needs("tvm"):  # which an echo worker does without
+                from workers.executor import GraphExecutor
+
+            self._deployment = Deployment(Repository(config.repository), GraphExecutor)
+        self._refresh()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._wake = transport.Wake()
+        self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
+        for fd in self._stops:
+            self._poller.register(fd, zmq.POLLIN)
+        self._sockets = [self._connect(endpoint) for endpoint in config.brokers]
+        self.session = Session.open(config.name, config.slots, len(self._sockets), config.policy, clock())
+        self._running_until = math.inf
+        self._complain_at = 0.0
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Drain and return from `run`. May be called from any thread and from a signal handler."""
+        self._wake.set()
+
+    def run(self) -> None:
+        """Serve until stopped; closes everything."""
+        session = self.session
+        self._announce()
+        refresh_at = self._clock() + self._config.refresh
+        while not session.finished:
+            self._poll(min(session.next_deadline() or math.inf, refresh_at))
+            self._work()
+            now = self._clock()
+            if now >= refresh_at:
+                if self._refresh():
+                    self._announce()
+                refresh_at = self._clock() + self._config.refresh
+        for socket in self._sockets:
+            socket.close(linger=2000)  # the last results still go out
+        self._context.term()
+        self._wake.close()
+
+    def _poll(self, deadline: float) -> None:
+        """Wait until something comes in or `deadline`, then take in all that is there."""
+        ready_at = self.session.ready_at()
+        deadline = deadline if ready_at is None else min(deadline, ready_at)
+        wait = max(0, math.ceil((deadline - self._clock()) * 1000))
+        ready = dict(self._poller.poll(wait))
+        if any(fd in ready for fd in self._stops):
+            for fd in self._stops:
+                self._poller.unregister(fd)
+            self._stops = []
+            log.info("draining")
+            self._perform(self.session.drain(self._clock()))
+        self._receive()
+        if not self.session.held:
+            self._perform(self.session.tick(self._clock()))
+
+    def _receive(self) -> None:
+        for link in range(len(self._sockets)):
+            while (frames := transport.receive(self._sockets[link])) is not None:
+                try:
+                    message = wire.decode(frames[0], wire.TO_WORKER)
+                except ProtocolError as error:
+                    # Not each: whoever sends a million of them must not fill the disk.
+                    if self._clock() >= self._complain_at:
+                        self._complain_at = self._clock() + 1
+                        log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
+                    continue
+                if type(message) is wire.Dispatch:
+                    self._take(link, message, frames[1:])
+                    continue
+                if type(message) is wire.Error:
+                    log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
+                self._perform(self.session.received(link, message, self._clock()))
+
+    def _take(self, link: int, message: wire.Dispatch, payload: list[Any]) -> None:
+        """Hold an attempt. What is wrong with one is found here, so that it never waits nor spoils a batch."""
+        model = (message.model, message.version)
+        executor = self._executors.get(model)
+        try:
+            if executor is None:
+                raise NotFound(f"model {message.model!r} version {message.version} is not served here any more")
+            job = prepare(executor, payload, self.session.batching.get(model))
+        except OffloadError as error:
+            self._perform([self.session.refused(link, message, error, self._clock())])
+        else:
+            self.session.given(link, message, job, self._clock(), group=job.group, rows=job.rows)
+
+    def _work(self) -> None:
+        """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
+        Before each run, take in what came meanwhile: something may be revoked by now, or more may run together."""
+        end = self._clock() + _STINT
+        while True:
+            attempts, actions = self.session.next(self._clock())
+            self._perform(actions)
+            if not attempts:
+                return
+            start = self._clock()
+            self._running_until = max(start, *(a.deadline for a in attempts)) + self._config.hang_grace
+            outcomes = execute([attempt.job for attempt in attempts])
+            self._running_until = math.inf
+            compute = self._clock() - start
+            for attempt, outcome in zip(attempts, outcomes, strict=True):
+                if isinstance(outcome, OffloadError):
+                    self._perform([self.session.failed_with(attempt, outcome)])
+                else:
+                    self._perform([self.session.done(attempt, outcome, compute)])
+            if self._clock() >= end:
+                return
+            self._receive()
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Reconnect):
+                log.warning("broker %s is silent; connecting anew", self._config.brokers[action.link])
+                self._poller.unregister(self._sockets[action.link])
+                self._sockets[action.link].close(linger=0)
+                self._sockets[action.link] = self._connect(self._config.brokers[action.link])
+            else:
+                transport.send(self._sockets[action.link], [wire.encode(action.message), *action.payload])
+
+    def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = transport.make_socket(
+            self._context,
+            zmq.DEALER,
+            max_frame_bytes=self._config.max_frame_bytes,
+            heartbeat=self._config.policy.heartbeat,
+        )
+        transport.connect(socket, endpoint)
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    def _announce(self) -> None:
+        """Tell the brokers what is served, and the session what can run together."""
+        batching = {}
+        for model, executor in self._executors.items():
+            found = batching_of(executor.model, self._config.batching)
+            if found is not None:
+                batching[model] = found
+        self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
+
+    def _refresh(self) -> bool:
+        if self._deployment is None or not self._deployment.refresh():
+            return False
+        self._executors = dict(self._deployment.executors)
+        return True
+
+    def _watch(self) -> None:
+        """End the process when a subgraph is still running long after its request's deadline: nothing else can stop
+        it. The supervisor starts another."""
+        while True:
+            time.sleep(min(1.0, self._config.hang_grace / 4))
+            if self._clock() >= self._running_until:
+                log.critical("a subgraph hangs; ending this worker")
+                logging.shutdown()
+                os._exit(HUNG)
+
+
+def serve(config: Config, parent: int | None) -> int:
+    """Run a worker in this process until SIGTERM, SIGINT or the end of its supervisor."""
+    worker = Worker(config, parent)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    log.info("%s: brokers %s", config.name, ", ".join(config.brokers))
+    worker.run()
+    log.info("%s: stopped", config.name)
+    sys.stdout.flush()
+    return 0

@@ -1,0 +1,132 @@
+"""Starts worker processes, restarts the dead with back-off, and passes SIGTERM on."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workers.config import Config
+from zmq_offload.extras import needs
+
+log = logging.getLogger("workers.supervisor")
+
+PARENT_FD = "ZMQ_OFFLOAD_PARENT_FD"
+"""Names, to a child, the pipe whose end tells that its supervisor is gone."""
+
+
+@dataclass(slots=True)
+class Backoff:
+    """When to start a process again: at once after a long life, later and later after short ones (seconds). Pure."""
+
+    least: float = 0.1
+    most: float = 10.0
+    healthy: float = 10.0
+    delay: float = 0.0
+
+    def ended(self, lived: float) -> float:
+        """How long to wait before the next start, after a process that lived for `lived` seconds."""
+        wait = self.least if lived >= self.healthy else self.delay
+        self.delay = min(self.most, max(self.least, 2 * wait))
+        return wait
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A place for one process."""
+
+    backoff: Backoff
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    start_at: float = 0.0
+    told: bool = False
+
+
+class Supervisor:
+    """`processes` children, each `python -m workers` with the same arguments."""
+
+    def __init__(self, config: Config, arguments: Sequence[str]) -> None:
+        if config.executor == "graph" and importlib.util.find_spec("tvm") is None:
+            # Said once, here, and not by every child at every start.
+            with needs("tvm"):
+                raise ImportError("No module named 'tvm'")
+        self._config = config
+        self._command = [sys.executable, "-m", "workers", *arguments]
+        self._seats = [_Seat(Backoff()) for _ in range(config.processes)]
+        self._stopping = False
+        # Never written to: a child reads the end of file when this process ends, however it ends.
+        self._alive_read, self._alive_write = os.pipe()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT; 0 if every child then ended well."""
+        previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        try:
+            codes: list[int] = []
+            while True:
+                codes += self._reap()
+                if self._stopping:
+                    self._terminate()
+                    if not any(seat.process for seat in self._seats):
+                        # One that was told to stop before it could listen ends by the signal, and that is well.
+                        return int(any(code not in (0, -signal.SIGTERM) for code in codes))
+                else:
+                    codes.clear()
+                    self._start()
+                self._sleep()
+        finally:
+            signal.set_wakeup_fd(previous)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True  # the loop acts: a handler may run in the middle of a start
+
+    def _terminate(self) -> None:
+        for seat in self._seats:
+            if seat.process is not None and not seat.told:
+                seat.process.terminate()
+                seat.told = True
+
+    def _start(self) -> None:
+        now = time.monotonic()
+        for at, seat in enumerate(self._seats):
+            if seat.process is None and now >= seat.start_at:
+                environment = os.environ | {
+                    PARENT_FD: str(self._alive_read),
+                    # Each process has a thread pool of its own: together they must not exceed the cores.
+                    "TVM_NUM_THREADS": str(self._config.threads),
+                }
+                # A child of its own group does not get the terminal's Ctrl-C, which this process passes on.
+                seat.process = subprocess.Popen(
+                    self._command, env=environment, pass_fds=[self._alive_read], start_new_session=True
+                )
+                seat.started = now
+                log.info("worker %d is process %d", at, seat.process.pid)
+
+    def _reap(self) -> list[int]:
+        codes = []
+        for at, seat in enumerate(self._seats):
+            if seat.process is not None and (code := seat.process.poll()) is not None:
+                now = time.monotonic()
+                wait = seat.backoff.ended(now - seat.started)
+                seat.process, seat.start_at = None, now + wait
+                codes.append(code)
+                if not self._stopping:
+                    log.error("worker %d ended with code %d; starting another in %.1f s", at, code, wait)
+        return codes
+
+    def _sleep(self) -> None:
+        """Until a signal comes or a seat is due."""
+        due = [seat.start_at for seat in self._seats if seat.process is None]
+        wait = max(0.0, min(due) - time.monotonic()) if due and not self._stopping else None
+        if select.select([self._wake_read], [], [], wait)[0]:
+            os.read(self._wake_read, 4096)

@@ -1,0 +1,130 @@
+"""What the clients have in common: their socket, their options, and tensors in and out of calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import zmq
+
+from zmq_offload import transport
+from zmq_offload.errors import InvalidArgument, OffloadError, ProtocolError
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import Array, decode_body, decode_tensors
+from zmq_offload.repository import check_model_name
+from zmq_offload.results import Outputs, Timings
+from zmq_offload.session import Complete, Policy, Send, Session
+
+DEFAULT_TIMEOUT = 10.0
+"""Seconds that a call may take unless it says otherwise."""
+
+
+class Connection:
+    """A socket to one of several brokers. Not thread-safe."""
+
+    def __init__(self, broker: str | Sequence[str], policy: Policy, max_frame_bytes: int) -> None:
+        self.endpoints = [broker] if isinstance(broker, str) else list(broker)
+        if not self.endpoints:
+            raise InvalidArgument("a client needs at least one broker endpoint")
+        for endpoint in self.endpoints:
+            transport.check_endpoint(endpoint)
+        self._policy = policy
+        self._max_frame_bytes = max_frame_bytes
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.session = Session(os.urandom(wire.SESSION_BYTES), self.endpoints, policy)
+        self.socket = self._connect(0)
+
+    def _connect(self, endpoint: int) -> zmq.Socket[bytes]:
+        socket = transport.make_socket(
+            self._context, zmq.DEALER, max_frame_bytes=self._max_frame_bytes, heartbeat=self._policy.heartbeat
+        )
+        transport.connect(socket, self.endpoints[endpoint])
+        return socket
+
+    def reconnect(self, endpoint: int) -> None:
+        self.socket.close(linger=0)
+        self.socket = self._connect(endpoint)
+
+    def send(self, action: Send) -> None:
+        transport.send(self.socket, [wire.encode(action.message), *action.payload])
+
+    def receive(self) -> tuple[wire.ToClient, Sequence[Any]] | None:
+        """One message without waiting, or None. What is no message is dropped: no call can be told of it."""
+        while (frames := transport.receive(self.socket)) is not None:
+            with contextlib.suppress(ProtocolError):
+                return wire.decode(frames[0], wire.TO_CLIENT), frames[1:]
+        return None
+
+    def close(self) -> None:
+        self.socket.close(linger=100)  # a last Cancel
+        self._context.term()
+
+
+def check_call(model: str, timeout: float, version: int | None, priority: int) -> int:
+    """The version as it is sent. Raises InvalidArgument naming the argument that is wrong."""
+    check_model_name(model)
+    check_timeout(timeout)
+    if version is not None and (type(version) is not int or not 0 < version < 2**31):
+        raise InvalidArgument(f"version {version!r} is not a whole number from 1; leave it out for the latest")
+    if type(priority) is not int or abs(priority) > limits.PRIORITY:
+        raise InvalidArgument(
+            f"priority {priority!r} is not a whole number from -{limits.PRIORITY} to {limits.PRIORITY}"
+        )
+    return wire.LATEST if version is None else version
+
+
+def check_timeout(timeout: float) -> float:
+    """`timeout`, if a call can have it; raises InvalidArgument otherwise."""
+    most = limits.BUDGET_US / 1e6
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout <= most:
+        raise InvalidArgument(f"timeout {timeout!r} is not a time above 0 and at most {most:.0f} seconds")
+    return timeout
+
+
+def arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Inputs as arrays; what is one already is taken as it is."""
+    if not isinstance(inputs, Mapping):
+        raise InvalidArgument(f"inputs are a mapping of names to arrays, not {type(inputs).__name__}")
+    return {name: np.asarray(value) for name, value in inputs.items()}
+
+
+def size(payload: Sequence[Any]) -> int:
+    return sum(map(len, payload))
+
+
+def outputs_of(done: Complete, model: str, total: float) -> Outputs | OffloadError:
+    """A Result as outputs, or why it is none."""
+    message = done.message
+    assert isinstance(message, wire.Result)
+    timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
+    try:
+        return Outputs(decode_tensors(done.payload), model, message.version, timings)
+    except ProtocolError as error:
+        return error
+
+
+def answer_of(done: Complete) -> Any:
+    """An Answer's body, or the error that it is none."""
+    try:
+        return decode_body(done.payload, "an Answer")
+    except ProtocolError as error:
+        return error
+
+
+def copy_into(outputs: Outputs, into: Mapping[str, Array]) -> None:
+    """Put output tensors into the caller's arrays. Raises InvalidArgument naming the first that does not fit."""
+    if outputs.keys() != into.keys():
+        raise InvalidArgument(f"{outputs.model!r} returns {', '.join(outputs)}; arrays are for {', '.join(into)}")
+    for name, array in outputs.items():
+        place = into[name]
+        if (place.shape, place.dtype) != (array.shape, array.dtype):
+            raise InvalidArgument(
+                f"output {name!r} of {outputs.model!r} is {array.dtype}{list(array.shape)}, "
+                f"the array for it is {place.dtype}{list(place.shape)}"
+            )
+        np.copyto(place, array)
+        outputs[name] = place

@@ -1,0 +1,297 @@
+"""Envelopes: the first frame of every message, all that the broker needs to route it.
+
+An envelope is one version byte followed by a msgpack array `[code, field, ...]`, the fields in the order of the
+classes below. Times are spans in microseconds, never clock readings: devices' clocks are wrong. docs/protocol.md
+describes each message for someone who writes a peer in another language.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import msgpack
+
+from zmq_offload.errors import ProtocolError
+from zmq_offload.protocol import limits
+
+VERSION = 1
+SESSION_BYTES = 16
+LATEST = 0
+"""The version that stands for "the highest that is served"."""
+
+
+class Key(NamedTuple):
+    """What names a request everywhere: its client's session token and that client's number for it."""
+
+    session: bytes
+    id: int
+
+    def __str__(self) -> str:
+        return f"{self.session.hex()[:8]}/{self.id}"
+
+
+# --- client -> broker -------------------------------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """Run a model; a header and the input tensors follow."""
+
+    session: bytes
+    id: int
+    model: str
+    version: int
+    budget_us: int
+    priority: int
+
+
+class Cancel(NamedTuple):
+    """Take a request back; a queued one is not run."""
+
+    session: bytes
+    id: int
+
+
+class Query(NamedTuple):
+    """Ask for "models" or "status"; an Answer comes back."""
+
+    session: bytes
+    id: int
+    what: str
+
+
+class Ping(NamedTuple):
+    """Is the broker there, and does it still hold these requests? A Pong comes back.
+
+    Requests that it holds are answered on the connection of the Ping from now on.
+    """
+
+    session: bytes
+    ids: list[int]
+
+
+# --- broker -> client -------------------------------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    """The outputs of a request; a header and the output tensors follow."""
+
+    session: bytes
+    id: int
+    version: int
+    queue_us: int
+    compute_us: int
+    broker_us: int
+
+
+class Error(NamedTuple):
+    """A request that failed, and why; `id` 0 where the fault is not one request's."""
+
+    session: bytes
+    id: int
+    code: str
+    text: str
+
+
+class Answer(NamedTuple):
+    """What a Query asked for; a body (msgpack) follows."""
+
+    session: bytes
+    id: int
+
+
+class Pong(NamedTuple):
+    """The broker is there. It does not hold the requests `ids` of the Ping: they, or their replies, were lost."""
+
+    session: bytes
+    ids: list[int]
+
+
+# --- broker -> worker -------------------------------------------------------------------------------------------
+
+
+class Dispatch(NamedTuple):
+    """Run this attempt at a request; the client's header and tensors follow untouched."""
+
+    session: bytes
+    id: int
+    attempt: int
+    model: str
+    version: int
+    budget_us: int
+
+
+class Revoke(NamedTuple):
+    """This attempt is not wanted any more; if it did not start, do not run it. Answered like any attempt."""
+
+    session: bytes
+    id: int
+    attempt: int
+
+
+class Identify(NamedTuple):
+    """The broker does not know this worker (any more): announce."""
+
+
+class Probe(NamedTuple):
+    """Tells an idle worker that the broker is there, and the broker whether the connection still is."""
+
+
+class Farewell(NamedTuple):
+    """The answer to a Goodbye: no Dispatch comes after it."""
+
+
+# --- worker -> broker -------------------------------------------------------------------------------------------
+
+
+class Announce(NamedTuple):
+    """Who is here and how many requests it may hold; a body with the models' descriptions follows."""
+
+    name: str
+    slots: int
+
+
+class Heartbeat(NamedTuple):
+    """The worker is idle and well."""
+
+
+class Done(NamedTuple):
+    """An attempt succeeded; a header and the output tensors follow."""
+
+    session: bytes
+    id: int
+    attempt: int
+    compute_us: int
+
+
+class Failed(NamedTuple):
+    """An attempt failed, and why."""
+
+    session: bytes
+    id: int
+    attempt: int
+    code: str
+    text: str
+
+
+class Goodbye(NamedTuple):
+    """The worker is going: it finishes what it holds and wants no more."""
+
+
+FromClient: TypeAlias = Request | Cancel | Query | Ping
+ToClient: TypeAlias = Result | Error | Answer | Pong
+FromWorker: TypeAlias = Announce | Heartbeat | Done | Failed | Goodbye
+ToWorker: TypeAlias = Dispatch | Error | Revoke | Identify | Probe | Farewell
+Message: TypeAlias = FromClient | ToClient | FromWorker | ToWorker
+
+_CODES: dict[int, Any] = {
+    1: Request,
+    2: Cancel,
+    3: Query,
+    4: Ping,
+    17: Result,
+    18: Error,
+    19: Answer,
+    20: Pong,
+    33: Dispatch,
+    34: Revoke,
+    35: Identify,
+    36: Probe,
+    37: Farewell,
+    49: Announce,
+    50: Heartbeat,
+    51: Done,
+    52: Failed,
+    53: Goodbye,
+}
+CODES = {cls: code for code, cls in _CODES.items()}
+"""Message class -> its code on the wire."""
+
+FROM_CLIENT: frozenset[type] = frozenset((Request, Cancel, Query, Ping))
+TO_CLIENT: frozenset[type] = frozenset((Result, Error, Answer, Pong))
+FROM_WORKER: frozenset[type] = frozenset((Announce, Heartbeat, Done, Failed, Goodbye))
+TO_WORKER: frozenset[type] = frozenset((Dispatch, Error, Revoke, Identify, Probe, Farewell))
+
+
+def _unsigned(most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and 0 <= value <= most
+
+
+def _text(most: int, least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: type(value) is str and least <= len(value) <= most
+
+
+_id = _unsigned(2**63 - 1)
+_SPAN = _unsigned(2**63 - 1)
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "session": lambda value: type(value) is bytes and len(value) == SESSION_BYTES,
+    "id": _id,
+    "model": _text(limits.MODEL_NAME_BYTES, 1),
+    "version": _unsigned(2**31 - 1),
+    "budget_us": _unsigned(limits.BUDGET_US),
+    "priority": lambda value: type(value) is int and -limits.PRIORITY <= value <= limits.PRIORITY,
+    "what": lambda value: value in ("models", "status"),
+    "queue_us": _SPAN,
+    "compute_us": _SPAN,
+    "broker_us": _SPAN,
+    "code": _text(64, 1),
+    "text": _text(limits.MESSAGE_CHARS),
+    "ids": lambda value: type(value) is list and len(value) <= limits.PING_IDS and all(map(_id, value)),
+    "attempt": _unsigned(2**31 - 1),
+    "name": _text(limits.NAME_BYTES, 1),
+    "slots": lambda value: type(value) is int and 1 <= value <= 65536,
+}
+_DECODERS = {code: (cls, tuple(_CHECKS[name] for name in cls._fields)) for code, cls in _CODES.items()}
+_PREFIX = bytes([VERSION])
+
+
+def encode(message: Message) -> bytes:
+    """The envelope frame of a message."""
+    return _PREFIX + msgpack.packb((CODES[type(message)], *message))  # type: ignore[no-any-return]
+
+
+def decode(frame: bytes, expected: frozenset[type]) -> Any:
+    """The message of an envelope frame; one of the classes in `expected`.
+
+    Raises ProtocolError for anything else. Its `key` names the request where the envelope says so much, so that the
+    sender can be answered.
+    """
+    if not 2 <= len(frame) <= limits.ENVELOPE_BYTES:
+        raise ProtocolError(f"an envelope has 2 to {limits.ENVELOPE_BYTES} bytes, not {len(frame)}")
+    if frame[0] != VERSION:
+        raise ProtocolError(f"protocol version {frame[0]} is not spoken here, only {VERSION}")
+    fields = unpack(frame[1:], "an envelope", 2 * limits.PING_IDS)
+    if type(fields) is not list or not fields or type(fields[0]) is not int:
+        raise ProtocolError("an envelope is an array that begins with the message's code")
+    cls, checks = _DECODERS.get(fields[0], (None, ()))
+    if cls not in expected:
+        raise ProtocolError(f"message code {fields[0]} is not taken here")
+    values = fields[1:]
+    if len(values) != len(checks):
+        raise ProtocolError(f"{cls.__name__} has {len(checks)} fields, not {len(values)}")
+    for at, check in enumerate(checks):
+        if not check(values[at]):
+            error = ProtocolError(f"{cls.__name__}: field {cls._fields[at]!r} cannot be {shown(values[at])}")
+            if at > 1 and cls._fields[:2] == ("session", "id"):
+                error.key = (values[0], values[1])
+            raise error
+    return cls._make(values)
+
+
+def unpack(data: Any, what: str, items: int) -> Any:
+    """`data`, whose size the caller has bounded, as msgpack with at most `items` in an array or map; raises
+    ProtocolError."""
+    try:
+        return msgpack.unpackb(data, strict_map_key=False, max_array_len=items, max_map_len=items)
+    except Exception as error:  # msgpack raises ValueErrors of many kinds, UnicodeDecodeError, StackError, ...
+        raise ProtocolError(f"{what} is not msgpack: {type(error).__name__}") from None
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(value: Any) -> str:
+    """A peer's value in an error's text: short, and safe for what is nested deeper than `repr` can follow."""
+    return _SHORT.repr(value)

@@ -1,0 +1,33 @@
+"""What a call returns."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Timings(NamedTuple):
+    """Where the time of a request went, in seconds.
+
+    `queue`: in the broker until its last dispatch. `compute`: in the worker, from taking it up to having its outputs.
+    `broker`: from the broker's accepting it to its sending the result, the former two included. `total`: from the
+    call to the result, all included; `total - broker` is the client and the network between client and broker.
+    """
+
+    queue: float
+    compute: float
+    broker: float
+    total: float
+
+
+class Outputs(dict[str, "np.ndarray[Any, Any]"]):
+    """The output tensors by name, in the model's order. Which `version` of `model` ran, and the `timings`."""
+
+    model: str
+    version: int
+    timings: Timings
+
+    def __init__(self, tensors: Any, model: str, version: int, timings: Timings) -> None:
+        super().__init__(tensors)
+        self.model, self.version, self.timings = model, version, timings

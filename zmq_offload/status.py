@@ -1,0 +1,61 @@
+"""`zmq-offload status`: what a broker says of itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from zmq_offload.settings import add_option, seconds
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "status",
+        help="show a broker's workers, models, queues and requests",
+        description="Show a broker's workers, models, queues, and the requests served and failed.",
+    )
+    add_option(parser, "--broker", str, "tcp://127.0.0.1:5555", "the broker's frontend", metavar="ENDPOINT")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    add_option(parser, "--timeout", seconds, 5.0, "seconds to wait for the broker", metavar="S")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from zmq_offload.client import Client
+
+    with Client(args.broker, timeout=args.timeout) as client:
+        status = client.status()
+    print(json.dumps(status, indent=2) if args.json else describe(status))
+    return 0
+
+
+def describe(status: dict[str, Any]) -> str:
+    """A status (see docs/operations.md) for a person."""
+    requests = status["requests"]
+    lines = [
+        f"broker   up {status['uptime']:.0f} s{', stopping' if status['stopping'] else ''}",
+        f"requests {requests['served']} served, {_total(requests['failed'])} failed, "
+        f"{_total(requests['refused'])} refused, {requests['outstanding']} outstanding, "
+        f"{requests['queued']} queued ({requests['queued_bytes']:,} bytes)",
+    ]
+    for what in ("failed", "refused"):
+        lines += [f"  {what:8} {code}: {count}" for code, count in requests[what].items()]
+    lines += ["", *_table("models", status["models"], ("name", "version", "workers"))]
+    lines += ["", *_table("queues", status["queues"], ("model", "version", "queued", "bytes"))]
+    workers = [w | {"models": ", ".join(w["models"]), "silent": f"{w['silent']:.1f} s"} for w in status["workers"]]
+    columns = ("name", "slots", "outstanding", "served", "failed", "silent", "draining", "models")
+    return "\n".join([*lines, "", *_table("workers", workers, columns)])
+
+
+def _total(by_code: dict[str, int]) -> int:
+    return sum(by_code.values())
+
+
+def _table(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
+    if not rows:
+        return [f"{title}: none"]
+    cells = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return [f"{title}:", *(f"  {line}" for line in lines)]

@@ -1,0 +1,120 @@
+"""Sockets as all three packages use them: options, endpoints, and messages in and out. No decision is made here."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket as socketlib
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
+
+_ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[^\s:/]+|\*):(\d{1,5}|\*)|ipc://\S+|inproc://\S+")
+
+
+def check_endpoint(text: str) -> str:
+    """`text`, if it is a ZeroMQ endpoint; raises InvalidArgument otherwise."""
+    match = _ENDPOINT.fullmatch(text)
+    if not match or (match[2] and match[2] != "*" and int(match[2]) > 65535):
+        raise InvalidArgument(f"endpoint {text!r}: use tcp://HOST:PORT (or ipc://PATH)")
+    return text
+
+
+def make_socket(
+    context: zmq.Context[Any], kind: int, *, max_frame_bytes: int, heartbeat: float, high_water_mark: int = 0
+) -> zmq.Socket[bytes]:
+    """A socket with this project's options.
+
+    `heartbeat` (seconds) is the interval of ZMTP heartbeats, which libzmq's I/O thread exchanges by itself: a
+    connection whose other end does not answer for three of them is closed. A frame over `max_frame_bytes` closes the
+    connection before it is held in memory. `high_water_mark` 0 queues without bound.
+    """
+    socket: zmq.Socket[bytes] = context.socket(kind)
+    interval = max(1, round(heartbeat * 1000))
+    socket.linger = 0
+    socket.setsockopt(zmq.HEARTBEAT_IVL, interval)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * interval)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * interval)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+    socket.setsockopt(zmq.SNDHWM, high_water_mark)
+    socket.setsockopt(zmq.RCVHWM, high_water_mark)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    if kind == zmq.ROUTER:
+        # Without it a message to a peer that is gone, or whose pipe is full, is dropped in silence.
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    return socket
+
+
+def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Connect, now or whenever the other end comes up."""
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    socket.connect(endpoint)
+
+
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
+    """Bind, and return the endpoint with the port that it got.
+
+    Raises FailedPrecondition where the address is taken or not this machine's.
+    """
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    try:
+        socket.bind(check_endpoint(endpoint))
+    except zmq.ZMQError as error:
+        raise FailedPrecondition(f"cannot bind to {endpoint}: {error.strerror}") from None
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+class Wake:
+    """Ends another thread's poll: `set` from any thread or signal handler, `clear` by the one that polls it."""
+
+    def __init__(self) -> None:
+        self._read, self._write = socketlib.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._read.fileno()
+
+    def set(self) -> None:
+        # Full means that enough is there to wake; closed, that nobody polls any more.
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._write.send(b"x")
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._read.recv(4096)
+
+    def close(self) -> None:
+        self._read.close()
+        self._write.close()
+
+
+def receive(socket: zmq.Socket[bytes]) -> list[Any] | None:
+    """One message without waiting, or None: two frames as bytes (identity and envelope, or envelope and header), the
+    others as `zmq.Frame`, whose memory is libzmq's own."""
+    try:
+        frames: list[Any] = [socket.recv(zmq.DONTWAIT)]
+    except zmq.Again:
+        return None
+    if socket.getsockopt(zmq.RCVMORE):
+        frames.append(socket.recv())
+        more = socket.getsockopt(zmq.RCVMORE)
+        while more:
+            frame = socket.recv(copy=False)
+            frames.append(frame)
+            more = frame.more
+    return frames
+
+
+def send(socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
+    """One message without waiting; frames are bytes, buffers or `zmq.Frame`, large ones are not copied.
+
+    Raises zmq.Again where the pipe is full and zmq.ZMQError (EHOSTUNREACH) where a ROUTER does not know the peer.
+    """
+    last = len(frames) - 1
+    for at, frame in enumerate(frames):
+        socket.send(frame, zmq.DONTWAIT | (zmq.SNDMORE if at < last else 0), copy=False)
