@@ -13,8 +13,7 @@ import tvm
 
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
 from zmq_offload.byoc.manifest import LIBRARY, Manifest, Offloaded, VersionPolicy, check_policy
-from zmq_offload.compile.build import build
-from zmq_offload.compile.link import link
+from zmq_offload.compile.build import build, export
 from zmq_offload.compile.target import cpu_needs, target_json
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.progress import Progress
@@ -140,12 +139,12 @@ def write(
         for subgraph in subgraphs:
             with progress.step(f"compile the subgraph {subgraph.model!r}"):
                 libraries.append(Path(scratch) / f"{subgraph.symbol}.so")
-                link(build(subgraph.module, target), target, libraries[-1])
+                export(build(subgraph.module, target), libraries[-1], target)
         draft = Path(scratch) / "device"
         if not destination.only_subgraph:
             with progress.step("compile the device's part"):
                 draft.mkdir(mode=0o755)
-                link(build(device, device_target), device_target, draft / LIBRARY)
+                export(build(device, device_target), draft / LIBRARY, device_target)
             manifest = Manifest(
                 tuple(signature[0]),
                 tuple(signature[1]),
