@@ -45,6 +45,9 @@ class Broker:
             raise
         self._monitor = self._back.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._wake = transport.Wake()
+        self._from_workers = transport.Inbox(self._back)
+        self._from_clients = transport.Inbox(self._front)
+        self._undelivered: list[Undelivered] = []
 
     def _bind(self, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
         socket = transport.make_socket(
@@ -78,10 +81,6 @@ class Broker:
         wake, monitor = self._wake.fileno(), self._monitor.fileno()
         watched = (self._back, self._front, monitor, wake)
         sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in watched]
-        inboxes = (
-            (self._back, transport.Inbox(self._back), self._from_back),
-            (self._front, transport.Inbox(self._front), self._from_front),
-        )
         core, handle, clock = self.core, self._handle, self._clock
         while not core.finished:
             deadline = core.next_deadline()
@@ -95,13 +94,31 @@ class Broker:
                 while transport.receive(self._monitor) is not None:
                     pass
                 handle(Disconnected())
-            for socket, inbox, read in inboxes:
-                if socket in ready:
-                    for frames in inbox.take(_BATCH):
-                        handle(read(frames))
+            if self._back in ready:
+                self._drain(self._from_workers, self._from_back)
+            if self._front in ready:
+                self._drain(self._from_clients, self._from_front)
             deadline = core.next_deadline()
             if deadline is not None and deadline <= clock():
                 handle(Tick())
+            if self._undelivered:
+                self._report_undelivered()
+
+    def _report_undelivered(self) -> None:
+        """Tell the core what could not be sent. A worker's last results may be here still when its connection is gone
+        already; they come first, or they would be computed again."""
+        for _ in range(_HIGH_WATER_MARK // _BATCH):
+            if not self._from_workers.waiting():
+                break
+            self._drain(self._from_workers, self._from_back)
+        undelivered, self._undelivered = self._undelivered, []
+        for event in undelivered:
+            self._handle(event)
+
+    def _drain(self, inbox: transport.Inbox, read: Callable[[list[Any]], Event]) -> None:
+        """Take in a batch of messages."""
+        for frames in inbox.take(_BATCH):
+            self._handle(read(frames))
 
     def _from_front(self, frames: list[Any]) -> Event:
         try:
@@ -116,20 +133,15 @@ class Broker:
             return Malformed(frames[0], False, error)
 
     def _handle(self, event: Event) -> None:
-        """Tell the core and do what it says; what cannot be done is told to it in turn."""
-        actions = self.core.handle(event, self._clock())
-        at = 0
-        while at < len(actions):
-            action = actions[at]
-            at += 1
+        """Tell the core and do what it says."""
+        for action in self.core.handle(event, self._clock()):
             socket = self._front if type(action) is ToClient else self._back
             try:
                 transport.send(socket, [action.peer, wire.encode(action.message), *action.payload])
             except zmq.ZMQError as error:
                 if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                     raise
-                full = error.errno == errno.EAGAIN
-                actions = actions + self.core.handle(Undelivered(action, full), self._clock())
+                self._undelivered.append(Undelivered(action, error.errno == errno.EAGAIN))
 
 
 def _decode(frames: list[Any], expected: frozenset[type]) -> Any:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+
+from zmq_offload import Client
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
@@ -53,14 +55,16 @@ class Process:
             self._new.put(line.rstrip())
         self._new.put(None)
 
-    def wait_for(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
-        """The match of the first line, past or to come, in which `pattern` is found."""
+    def wait_for(self, pattern: str, skip: int = 0, timeout: float = 30.0) -> re.Match[str]:
+        """The match of the first line, past or to come, in which `pattern` is found, after `skip` others."""
         seen = 0
         end = time.monotonic() + timeout
         while True:
             for line in self.lines[seen:]:
                 if match := re.search(pattern, line):
-                    return match
+                    if not skip:
+                        return match
+                    skip -= 1
             seen = len(self.lines)
             try:
                 line = self._new.get(timeout=max(0.0, end - time.monotonic()))
@@ -69,6 +73,16 @@ class Process:
             if line is None:
                 pytest.fail(f"it ended with {self.popen.wait()} and no {pattern!r} in:\n" + "\n".join(self.lines))
             self.lines.append(line)
+
+    def seen(self) -> list[str]:
+        """The lines so far."""
+        while True:
+            try:
+                line = self._new.get_nowait()
+            except queue.Empty:
+                return self.lines
+            if line is not None:
+                self.lines.append(line)
 
     def end(self, number: int = signal.SIGTERM, timeout: float = 20.0) -> int:
         """Send a signal, wait, and return the exit code."""
@@ -113,14 +127,50 @@ class Fabric:
 
 
 @contextmanager
-def running_broker(*options: str, port: str = "0") -> Iterator[Fabric]:
-    arguments = ["-m", "broker", "--frontend", f"tcp://127.0.0.1:{port}", "--backend", "tcp://127.0.0.1:0", *options]
+def running_broker(
+    *options: str, frontend: str = "tcp://127.0.0.1:0", backend: str = "tcp://127.0.0.1:0"
+) -> Iterator[Fabric]:
+    arguments = ["-m", "broker", "--frontend", frontend, "--backend", backend, *options]
     with running(*arguments) as process:
         ready = process.wait_for(r"ready frontend=(\S+) backend=(\S+)")
         yield Fabric(process, ready[1], ready[2])
 
 
 @contextmanager
-def running_workers(backend: str, *options: str, **environment: str) -> Iterator[Process]:
-    with running("-m", "workers", "--broker", backend, *options, **environment) as process:
+def running_workers(backend: str, *options: str, program: str = "workers", **environment: str) -> Iterator[Process]:
+    with running("-m", program, "--broker", backend, *options, **environment) as process:
         yield process
+
+
+@contextmanager
+def faulty_workers(backend: str, *options: str, slots: int = 2) -> Iterator[Process]:
+    """Workers as `tests.faulty_worker` describes them."""
+    arguments = ("--executor", "echo", "--slots", str(slots), *options)
+    with running_workers(backend, *arguments, program="tests.faulty_worker") as process:
+        yield process
+
+
+def status(frontend: str) -> dict[str, Any]:
+    """A broker's status."""
+    with Client(frontend) as client:
+        return client.status()
+
+
+def worker_pids(frontend: str) -> list[int]:
+    """The processes of the workers that a broker knows: their names end in their process numbers."""
+    return sorted(int(worker["name"].rpartition("-")[2]) for worker in status(frontend)["workers"])
+
+
+def wait_for_workers(frontend: str, many: int, timeout: float = 30.0) -> list[int]:
+    """The workers' processes, once so many are there."""
+    with Client(frontend) as client:
+        eventually(lambda: len(client.status()["workers"]) == many, timeout)
+    return worker_pids(frontend)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie, whose parent has not asked for its end yet, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

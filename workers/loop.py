@@ -20,10 +20,11 @@ import zmq
 
 from workers.config import Config
 from workers.deployment import Deployment, Model
-from workers.serving import Echo, Executor, describe, execute
-from workers.session import Action, Attempt, Reconnect, Session
+from workers.serving import Echo, Executor, batching_of, describe, execute, prepare
+from workers.session import Action, Reconnect, Session
 from zmq_offload import transport
-from zmq_offload.errors import NotFound, OffloadError, ProtocolError, Status
+from zmq_offload.errors import NotFound, OffloadError, ProtocolError
+from zmq_offload.extras import needs
 from zmq_offload.protocol import messages as wire
 from zmq_offload.repository import Repository
 
@@ -31,6 +32,9 @@ log = logging.getLogger("workers")
 
 _BATCH = 64
 """Messages taken from one broker before the next has its turn, and before an attempt runs."""
+
+_STINT = 0.05
+"""Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
 
 HUNG = 70
 """Exit code of a worker that ended itself because a subgraph hung."""
@@ -47,7 +51,8 @@ class Worker:
         if config.executor == "echo":
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
-            from workers.executor import GraphExecutor  # imports TVM, which an echo worker does without
+            with needs("tvm"):  # which an echo worker does without
+                from workers.executor import GraphExecutor
 
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
@@ -56,9 +61,9 @@ class Worker:
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
         self._inboxes = [transport.Inbox(self._connect(endpoint)) for endpoint in config.brokers]
         self._sources = self._find_sources()
-        models = [describe(executor) for executor in self._executors.values()]
-        self.session = Session.open(config.name, config.slots, models, len(self._inboxes), config.policy, clock())
+        self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
         self._running_until = math.inf
+        self._complain_at = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -68,7 +73,7 @@ class Worker:
     def run(self) -> None:
         """Serve until stopped; closes everything."""
         session = self.session
-        self._perform(session.announce(session.models))
+        self._announce()
         refresh_at = self._clock() + self._config.refresh
         while not session.finished:
             self._poll(min(session.next_deadline() or math.inf, refresh_at))
@@ -76,7 +81,7 @@ class Worker:
             now = self._clock()
             if now >= refresh_at:
                 if self._refresh():
-                    self._perform(session.announce([describe(e) for e in self._executors.values()]))
+                    self._announce()
                 refresh_at = self._clock() + self._config.refresh
         for inbox in self._inboxes:
             inbox.socket.close(linger=2000)  # the last results still go out
@@ -85,7 +90,9 @@ class Worker:
 
     def _poll(self, deadline: float) -> None:
         """Wait until something comes in or `deadline`, then take in all that is there."""
-        wait = 0 if self.session.held else max(0, math.ceil((deadline - self._clock()) * 1000))
+        ready_at = self.session.ready_at()
+        deadline = deadline if ready_at is None else min(deadline, ready_at)
+        wait = max(0, math.ceil((deadline - self._clock()) * 1000))
         ready: list[Any] = [source for source, _ in zmq.zmq_poll(self._sources, wait)]
         if any(fd in ready for fd in self._stops):
             self._stops = []
@@ -100,49 +107,58 @@ class Worker:
 
     def _receive(self, link: int) -> None:
         for frames in self._inboxes[link].take(_BATCH):
-            self._received(link, frames)
+            try:
+                message = wire.decode(frames[0], wire.TO_WORKER)
+            except ProtocolError as error:
+                # Not each: whoever sends a million of them must not fill the disk.
+                if self._clock() >= self._complain_at:
+                    self._complain_at = self._clock() + 1
+                    log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
+                continue
+            if type(message) is wire.Dispatch:
+                self._take(link, message, frames[1:])
+                continue
+            if type(message) is wire.Error:
+                log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
+            self._perform(self.session.received(link, message, self._clock()))
 
-    def _received(self, link: int, frames: list[Any]) -> None:
-        broker = self._config.brokers[link]
-        try:
-            message = wire.decode(frames[0], wire.TO_WORKER)
-        except ProtocolError as error:
-            log.warning("broker %s sent no message: %s", broker, error)
-            return
-        if type(message) is wire.Error:
-            log.error("broker %s: %s: %s", broker, message.code, message.text)
-        self._perform(self.session.received(link, message, frames[1:], self._clock()))
-
-    def _work(self) -> None:
-        """Run what is held. Before each attempt, take in what came meanwhile: it may be revoked by now."""
-        while True:
-            attempt, actions = self.session.next(self._clock())
-            self._perform(actions)
-            if attempt is None:
-                return
-            self._perform([self._run(attempt)])
-            if self.session.held:
-                for link, inbox in enumerate(self._inboxes):
-                    if inbox.waiting():
-                        self._receive(link)
-
-    def _run(self, attempt: Attempt) -> Action:
-        message = attempt.message
-        executor = self._executors.get((message.model, message.version))
-        start = self._clock()
-        self._running_until = max(start, attempt.deadline) + self._config.hang_grace
+    def _take(self, link: int, message: wire.Dispatch, payload: list[Any]) -> None:
+        """Hold an attempt. What is wrong with one is found here, so that it never waits nor spoils a batch."""
+        model = (message.model, message.version)
+        executor = self._executors.get(model)
         try:
             if executor is None:
                 raise NotFound(f"model {message.model!r} version {message.version} is not served here any more")
-            payload = execute(executor, attempt.payload)
+            job = prepare(executor, payload, self.session.batching.get(model))
         except OffloadError as error:
-            return self.session.failed_with(attempt, error)
-        except Exception as error:
-            log.exception("model %s version %d failed", message.model, message.version)
-            return self.session.failed(attempt, Status.INTERNAL, f"{type(error).__name__}: {error}")
-        finally:
+            self._perform([self.session.refused(link, message, error, self._clock())])
+        else:
+            self.session.given(link, message, job, self._clock(), group=job.group, rows=job.rows)
+
+    def _work(self) -> None:
+        """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
+        Before each run, take in what came meanwhile: something may be revoked by now, or more may run together."""
+        end = self._clock() + _STINT
+        while True:
+            attempts, actions = self.session.next(self._clock())
+            self._perform(actions)
+            if not attempts:
+                return
+            start = self._clock()
+            self._running_until = max(start, *(a.deadline for a in attempts)) + self._config.hang_grace
+            outcomes = execute([attempt.job for attempt in attempts])
             self._running_until = math.inf
-        return self.session.done(attempt, payload, self._clock() - start)
+            compute = self._clock() - start
+            for attempt, outcome in zip(attempts, outcomes, strict=True):
+                if isinstance(outcome, OffloadError):
+                    self._perform([self.session.failed_with(attempt, outcome)])
+                else:
+                    self._perform([self.session.done(attempt, outcome, compute)])
+            if not self.session.held or self._clock() >= end:
+                return
+            for link, inbox in enumerate(self._inboxes):
+                if inbox.waiting():
+                    self._receive(link)
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -169,6 +185,15 @@ class Worker:
     def _find_sources(self) -> list[tuple[Any, int]]:
         """What to poll."""
         return [(source, transport.POLLIN) for source in (*(inbox.socket for inbox in self._inboxes), *self._stops)]
+
+    def _announce(self) -> None:
+        """Tell the brokers what is served, and the session what can run together."""
+        batching = {}
+        for model, executor in self._executors.items():
+            found = batching_of(executor.model, self._config.batching)
+            if found is not None:
+                batching[model] = found
+        self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
 
     def _refresh(self) -> bool:
         if self._deployment is None or not self._deployment.refresh():

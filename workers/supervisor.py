@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import select
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.config import Config
+from zmq_offload.extras import needs
 
 log = logging.getLogger("workers.supervisor")
 
@@ -51,6 +53,10 @@ class Supervisor:
     """`processes` children, each `python -m workers` with the same arguments."""
 
     def __init__(self, config: Config, arguments: Sequence[str]) -> None:
+        if config.executor == "graph" and importlib.util.find_spec("tvm") is None:
+            # Said once, here, and not by every child at every start.
+            with needs("tvm"):
+                raise ImportError("No module named 'tvm'")
         self._config = config
         self._command = [sys.executable, "-m", "workers", *arguments]
         self._seats = [_Seat(Backoff()) for _ in range(config.processes)]
@@ -68,15 +74,19 @@ class Supervisor:
         try:
             codes: list[int] = []
             while True:
+                # One look a round: a signal between two would blame the stop for an earlier end.
+                stopping = self._stopping
                 codes += self._reap()
-                if self._stopping:
+                if stopping:
                     self._terminate()
                     if not any(seat.process for seat in self._seats):
-                        return int(any(codes))
+                        # One that was told to stop before it could listen ends by the signal, and that is well.
+                        return int(any(code not in (0, -signal.SIGTERM) for code in codes))
                 else:
                     codes.clear()
                     self._start()
-                self._sleep()
+                if stopping == self._stopping:
+                    self._sleep()
         finally:
             signal.set_wakeup_fd(previous)
 

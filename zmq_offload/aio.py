@@ -136,8 +136,6 @@ class AsyncClient:
         future: asyncio.Future[Complete] = loop.create_future()
         self._futures[number] = future
         self._perform(actions)
-        # The descriptor is edge-triggered: sending may have taken note of what came in, and then it stays silent.
-        loop.call_soon(self._ready)
         try:
             return await future
         except asyncio.CancelledError:
@@ -148,22 +146,19 @@ class AsyncClient:
     def _ready(self) -> None:
         if self._closed or self._loop is None:
             return
-        while True:
-            # Until none waits: the descriptor tells only of what comes after that.
-            while self._connection.waiting():
-                for message in self._connection.receive():
-                    self._perform(self._session.received(*message, self._loop.time()))
-            if not self._keep_time():
-                return
+        # Until none waits: the descriptor tells only of what comes after that.
+        while self._connection.waiting():
+            for message in self._connection.receive():
+                self._perform(self._session.received(*message, self._loop.time()))
+        self._keep_time()
 
-    def _keep_time(self) -> bool:
-        """See to it that the session is told when its next deadline comes, and whether one came now. A timer that is
-        early is left to fire, so that a call does not cost a new one."""
+    def _keep_time(self) -> None:
+        """See to it that the session is told when its next deadline comes. A timer that is early is left to fire, so
+        that a call does not cost a new one."""
         assert self._loop is not None
         now = self._loop.time()
         deadline = self._session.next_deadline()
-        due = deadline is not None and deadline <= now
-        if due:
+        if deadline is not None and deadline <= now:
             self._perform(self._session.tick(now))
             deadline = self._session.next_deadline()
         if self._timer is not None and (self._timer_at <= now or (deadline is not None and deadline < self._timer_at)):
@@ -172,16 +167,21 @@ class AsyncClient:
         if self._timer is None and deadline is not None:
             self._timer_at = deadline
             self._timer = self._loop.call_at(deadline, self._ready)
-        return due
 
     def _perform(self, actions: Sequence[Action]) -> None:
+        sent = False
         for action in actions:
             if isinstance(action, Send):
                 self._connection.send(action)
+                sent = True
             elif isinstance(action, Reconnect):
                 self._exchange(functools.partial(self._connection.reconnect, action.endpoint))
+                sent = True
             else:
                 self._end(action)
+        if sent and self._loop is not None:
+            # The descriptor is edge-triggered: sending may have taken note of what came in, and then it stays silent.
+            self._loop.call_soon(self._ready)
 
     def _end(self, action: Complete | Fail) -> None:
         lent = self._connection.still_lent(action.id)

@@ -87,13 +87,16 @@ class Connection:
 
     def receive(self) -> Iterator[tuple[wire.ToClient, Sequence[Any]]]:
         """The messages that wait, without waiting for more; the socket was said to have one. What is no message is
-        dropped: no call can be told of it."""
-        for frames in self._inbox.take(_BATCH):
+        dropped: no call can be told of it. What a broker that was left said besides is void."""
+        inbox = self._inbox
+        for frames in inbox.take(_BATCH):
             message = None
             with contextlib.suppress(ProtocolError):
                 message = wire.decode(frames[0], wire.TO_CLIENT)
             if message is not None:
                 yield message, frames[1:]
+            if self._inbox is not inbox:
+                return
 
     def waiting(self) -> bool:
         """Whether there is a message."""

@@ -19,7 +19,7 @@ from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.compile.target import resolve_target
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.progress import Progress
-from zmq_offload.repository import Repository
+from zmq_offload.repository import Batching, Repository
 
 __all__ = ["Compiled", "CutPoint", "compile_model", "compile_module", "list_cuts"]
 
@@ -30,10 +30,10 @@ PathLike: TypeAlias = str | os.PathLike[str]
 def compile_model(
     model: PathLike,
     *,
-    cut: Sequence[str],
+    cut: str | Sequence[str],
     name: str,
     inputs: Mapping[str, Sequence[Dim]] | None = None,
-    until: Sequence[str] | None = None,
+    until: str | Sequence[str] | None = None,
     version: int | None = None,
     policy: VersionPolicy = "latest",
     target: Target = None,
@@ -42,6 +42,7 @@ def compile_model(
     output: PathLike = "dist",
     force: bool = False,
     only_subgraph: bool = False,
+    batching: Batching | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Split an ONNX model and compile both parts: `<output>/device` and `<repository>/<name>/<version>`.
@@ -49,14 +50,16 @@ def compile_model(
     `cut` names the tensors at which the offloaded part begins, `until` those at which it ends (default: the model's
     outputs that depend on `cut`). `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a
     dimension may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's,
-    by default this machine's CPU. `version` and `only_subgraph`: see `Destination`. `policy` is the version that the
-    device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
+    by default this machine's CPU. `version`, `only_subgraph` and `batching`: see `Destination`. `policy` is the version
+    that the device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
 
     Raises InvalidArgument for a model, shape, cut, name or target that cannot be used, AlreadyExists for a version or
     device bundle that is there without `force`, FailedPrecondition if the output cannot be written or does not fit the
     device bundle, Internal if TVM fails to compile.
     """
-    destination = _destination(output, repository, version, policy, force, only_subgraph)
+    cut = [cut] if isinstance(cut, str) else cut
+    until = [until] if isinstance(until, str) else until
+    destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
     destination.check([name])
     targets = resolve_target(target), resolve_target(device_target)
     progress = progress or Progress(quiet=True)
@@ -80,6 +83,7 @@ def compile_module(
     output: PathLike = "dist",
     force: bool = False,
     only_subgraph: bool = False,
+    batching: Batching | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile a Relax module that `partition_for_zmq_offload` has partitioned.
@@ -97,7 +101,7 @@ def compile_module(
         models = [name]
     else:
         models = [f"{name}_{i}" for i in range(1, len(functions) + 1)]
-    destination = _destination(output, repository, version, policy, force, only_subgraph)
+    destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
     destination.check(models)
     targets = resolve_target(target), resolve_target(device_target)
     main = mod["main"]
@@ -129,6 +133,7 @@ def _destination(
     policy: VersionPolicy,
     force: bool,
     only_subgraph: bool,
+    batching: Batching | None,
 ) -> Destination:
     root = Path(repository) if repository is not None else Path(output) / "repository"
-    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph)
+    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph, batching)

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import onnx
 import onnxslim
 import tvm
 from google.protobuf.message import DecodeError
-from tvm import relax
+from tvm import ir, relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from zmq_offload.byoc.codegen import tensor_spec
@@ -26,6 +27,8 @@ from zmq_offload.protocol.tensors import TensorSpec
 
 Dim = int | str
 """An extent: a number, the name of a symbolic one (same name, same extent), or "?" for one without a name."""
+
+SYMBOL = r"\?|[A-Za-z_][A-Za-z0-9_]*"
 
 BATCH = "batch"
 """What "?" at dimension 0 is called: the batch, the same for all inputs (see `zmq_offload.protocol.tensors`)."""
@@ -60,8 +63,8 @@ def import_onnx(
     names = list(dict.fromkeys(o for node in slim.graph.node for o in node.output if o))
     outputs = [o.name for o in slim.graph.output]
     _expose(slim, [n for n in names if n not in outputs])
-    mod = _to_relax(slim)
-    return _named(mod, slim, outputs)
+    constants = {o for node in model.graph.node for o in node.output} | {w.name for w in slim.graph.initializer}
+    return _named(_to_relax(slim), slim, outputs, constants | {w.name for w in model.graph.initializer})
 
 
 def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -83,7 +86,7 @@ def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
     """`NAME=DIMS`, such as "x=1,3,320,320" or "x=N,3,48,?", as (name, dims). Raises InvalidArgument."""
     name, equals, dims = text.rpartition("=")
     parts = [d.strip() for d in dims.split(",")] if dims.strip() else []
-    if not equals or not name or not all(re.fullmatch(r"[1-9][0-9]*|\?|[A-Za-z_][A-Za-z0-9_]*", d) for d in parts):
+    if not equals or not name or not all(re.fullmatch(rf"[1-9][0-9]*|{SYMBOL}", d) for d in parts):
         raise InvalidArgument(
             f"--input {text!r}: write NAME=DIMS, dimensions from 1, symbolic ones by name or '?': x=1,3,320,320"
         )
@@ -113,15 +116,21 @@ def _set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]
         if known is not None and len(dims) != len(known):
             raise InvalidArgument(f"--input {name!r} has {len(dims)} dimensions, the model's is {_described([info])}")
         for axis, (dim, fixed) in enumerate(zip(dims, known or [None] * len(dims), strict=True)):
+            if not (re.fullmatch(SYMBOL, dim) if isinstance(dim, str) else isinstance(dim, Integral) and dim >= 1):
+                raise InvalidArgument(
+                    f"--input {name!r}: dimension {axis} is {dim!r}; use a number from 1, a symbolic one's name, or '?'"
+                )
             if fixed is not None and dim != fixed:
                 raise InvalidArgument(f"--input {name!r}: dimension {axis} is {fixed} in the model, not {dim}")
         kind.shape.Clear()
         for axis, dim in enumerate(dims):
             field = kind.shape.dim.add()
-            if isinstance(dim, int):
-                field.dim_value = dim
+            if not isinstance(dim, str):
+                field.dim_value = int(dim)
+            elif dim != "?":
+                field.dim_param = dim
             else:
-                field.dim_param = dim if dim != "?" else BATCH if axis == 0 else f"dim_{index}_{axis}"
+                field.dim_param = BATCH if axis == 0 else f"dim_{index}_{axis}"
     # What the file says of other tensors' shapes holds for the shapes that it was exported with.
     del model.graph.value_info[:]
     for output in model.graph.output:
@@ -135,16 +144,16 @@ def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelP
     A tensor of `tensors` that would disappear is kept, as far as the model has it.
     """
     slim = _slim(model)
-    wanted = set(tensors) - {o for node in slim.graph.node for o in node.output}
-    original = {o for node in model.graph.node for o in node.output}
-    lost = sorted(wanted & original)
+    lost = set(tensors) - {o for node in slim.graph.node for o in node.output}
     if lost:
-        outputs = len(model.graph.output)
-        keep = onnx.ModelProto()
-        keep.CopyFrom(model)
-        _expose(keep, [name for name in lost if name not in {o.name for o in keep.graph.output}])
-        slim = _slim(keep)
-        del slim.graph.output[outputs:]
+        # An output is not folded away, but it needs a datatype; a tensor that gets none here is not in the model.
+        keep = onnx.shape_inference.infer_shapes(model)
+        outputs = [o.name for o in keep.graph.output]
+        found = [v.name for v in keep.graph.value_info if v.name in lost and v.name not in outputs]
+        if found:
+            _expose(keep, found)
+            slim = _slim(keep)
+            del slim.graph.output[len(outputs) :]
     return slim
 
 
@@ -181,12 +190,12 @@ def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
         raise InvalidArgument(f"TVM cannot import {where}: {_one_line(error)}") from error
 
 
-def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str]) -> Imported:
+def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], constants: set[str]) -> Imported:
     main = mod["main"]
     bindings = [b for block in main.body.blocks for b in block.bindings]
     dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
     result = main.body.body
-    if bindings and bindings[-1].var == result:
+    if bindings and bindings[-1].var == result and isinstance(bindings[-1].value, ir.Var | relax.Tuple):
         result = bindings.pop().value
     names = [o.name for o in model.graph.output]
     values = list(result.fields) if isinstance(result, relax.Tuple) else [result]
@@ -195,8 +204,10 @@ def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str]) ->
     params = [i.name for i in model.graph.input if i.name not in weights]
     tensors: dict[str, Any] = dict(zip(params, main.params, strict=True))
     tensors.update({n: v for n, v in zip(names, values, strict=True) if n not in tensors})
-    graph = Graph(tuple(main.params), tuple(bindings), tensors, tuple(outputs), dataflow)
-    return Imported(mod, graph, tuple(tensor_spec(n, p.ty) for n, p in zip(params, main.params, strict=True)))
+    graph = Graph(
+        tuple(main.params), tuple(bindings), tensors, tuple(outputs), frozenset(constants - set(tensors)), dataflow
+    )
+    return Imported(mod, graph.pruned(), tuple(tensor_spec(n, p.ty) for n, p in zip(params, main.params, strict=True)))
 
 
 def _described(inputs: Iterable[onnx.ValueInfoProto]) -> str:

@@ -1,0 +1,41 @@
+"""`python -m tests.faulty_worker`: echo workers whose requests may ask for trouble, by the names of their tensors.
+
+`sleep`: compute for that many seconds. `hang`: never end. `kill`: take the process down, as a crash in a library would.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import workers.__main__
+import workers.loop
+import workers.serving
+from workers.supervisor import Supervisor
+
+
+def execute(jobs: Sequence[Any]) -> Any:
+    for job in jobs:
+        if "sleep" in job.tensors:
+            time.sleep(float(job.tensors["sleep"]))
+        while "hang" in job.tensors:
+            time.sleep(1)
+        if "kill" in job.tensors:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return workers.serving.execute(jobs)
+
+
+class FaultySupervisor(Supervisor):
+    def __init__(self, config: Any, arguments: Sequence[str]) -> None:
+        super().__init__(config, arguments)
+        self._command[self._command.index("workers")] = "tests.faulty_worker"
+
+
+if __name__ == "__main__":
+    workers.loop.execute = execute  # type: ignore[assignment]
+    workers.__main__.Supervisor = FaultySupervisor  # type: ignore[misc]
+    sys.exit(workers.__main__.main())

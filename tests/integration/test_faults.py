@@ -1,0 +1,380 @@
+"""Real processes that are killed, stopped, drained and lied to under load. Nothing is lost, nobody hangs."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from tests.mutation import mutate, noise
+from tests.processes import (
+    Fabric,
+    Process,
+    alive,
+    eventually,
+    faulty_workers,
+    running_broker,
+    running_workers,
+    status,
+    wait_for_workers,
+    worker_pids,
+)
+from tests.traffic import Traffic, traffic
+from zmq_offload import Client
+from zmq_offload.errors import Aborted, DeadlineExceeded, OffloadError, Unavailable
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import encode_body, encode_tensors
+
+QUICK = ("--heartbeat", "0.3", "--patience", "1")
+"""For tests that wait until a silence is noticed."""
+IMPATIENT = (*QUICK, "--drain", "1")
+"""Workers that do not wait long for a broker that was killed."""
+X = np.arange(100.0)
+
+
+@contextmanager
+def fabric(*options: str, workers: int = 2, slots: int = 4) -> Iterator[tuple[Fabric, Process]]:
+    """A broker and its workers, which may be asked for trouble."""
+    with (
+        running_broker(*QUICK, *options) as broker,
+        faulty_workers(broker.backend, "--processes", str(workers), *IMPATIENT, slots=slots) as supervisor,
+    ):
+        wait_for_workers(broker.frontend, workers)
+        yield broker, supervisor
+
+
+@contextmanager
+def two_brokers(workers: int = 2) -> Iterator[tuple[Fabric, Fabric]]:
+    """Two brokers and workers that serve both."""
+    with (
+        running_broker(*QUICK) as one,
+        running_broker(*QUICK) as two,
+        faulty_workers(f"{one.backend},{two.backend}", "--processes", str(workers), *IMPATIENT),
+    ):
+        wait_for_workers(one.frontend, workers)
+        wait_for_workers(two.frontend, workers)
+        yield one, two
+
+
+def served_more(load: Traffic, many: int) -> None:
+    before = load.served
+    eventually(lambda: load.served >= before + many)
+
+
+def assert_all_served(load: Traffic) -> None:
+    assert not load.errors, (str(load), load.examples)
+    assert load.wrong == load.overdue == 0, str(load)
+    assert load.served > 0
+
+
+# --- workers that die, stop, hang ---------------------------------------------------------------------------
+
+
+def test_a_killed_workers_requests_are_served_by_others() -> None:
+    with fabric(workers=3) as (broker, _), traffic(broker.frontend) as load:
+        for _ in range(3):
+            served_more(load, 200)
+            os.kill(random.choice(wait_for_workers(broker.frontend, 3)), signal.SIGKILL)
+        served_more(load, 200)
+    assert_all_served(load)
+
+
+def test_a_stopped_workers_requests_are_served_by_others_and_its_late_answers_dropped() -> None:
+    with fabric(workers=2) as (broker, _), traffic(broker.frontend, more={"sleep": np.array(0.005)}) as load:
+        served_more(load, 20)
+        victim = worker_pids(broker.frontend)[0]
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            eventually(lambda: victim not in worker_pids(broker.frontend))
+            served_more(load, 50)
+        finally:
+            os.kill(victim, signal.SIGCONT)
+        assert victim in wait_for_workers(broker.frontend, 2), "it is back, the same process"
+        eventually(lambda: status(broker.frontend)["dropped"]["late"] > 0)
+        served_more(load, 50)
+    assert_all_served(load)
+
+
+def test_a_worker_that_hangs_in_its_executor_is_ended_and_started_anew() -> None:
+    with (
+        running_broker(*QUICK) as broker,
+        faulty_workers(broker.backend, "--hang-grace", "0.5", *IMPATIENT) as supervisor,
+        Client(broker.frontend) as client,
+    ):
+        (first,) = wait_for_workers(broker.frontend, 1)
+        with pytest.raises(DeadlineExceeded):
+            client.infer("echo", {"hang": X}, timeout=0.5)
+        supervisor.wait_for("a subgraph hangs; ending this worker")
+        np.testing.assert_array_equal(client.infer("echo", {"x": X}, timeout=20)["x"], X)
+        assert worker_pids(broker.frontend) != [first]
+
+
+def test_a_worker_that_computes_for_many_heartbeats_stays_alive() -> None:
+    with fabric(workers=1) as (broker, _), Client(broker.frontend) as client:
+        before = worker_pids(broker.frontend)
+        client.infer("echo", {"sleep": np.array(3.0)}, timeout=10)
+        assert worker_pids(broker.frontend) == before
+        assert status(broker.frontend)["lost_workers"] == 0
+
+
+@pytest.mark.xfail(reason="silence while it works for another broker still counts as the end")
+def test_a_worker_that_computes_for_one_broker_stays_known_to_the_other() -> None:
+    with two_brokers(workers=1) as (one, two), Client(one.frontend) as client, Client(two.frontend) as other:
+        long = client.submit("echo", {"sleep": np.array(4.0)}, timeout=10)
+        eventually(lambda: status(two.frontend)["workers"][0]["silent"] > 1.5)
+        # It waits in line there instead of being refused: the worker is busy, not gone.
+        np.testing.assert_array_equal(other.infer("echo", {"x": X}, timeout=10)["x"], X)
+        long.result()
+        assert status(two.frontend)["lost_workers"] == 0
+
+
+def test_a_request_that_kills_its_workers_is_given_up_and_the_others_served() -> None:
+    with fabric(workers=3) as (broker, supervisor), traffic(broker.frontend, clients=2) as load:
+        served_more(load, 100)
+        with Client(broker.frontend) as client, pytest.raises(Aborted, match="lost its worker 3 times"):
+            client.infer("echo", {"kill": X}, timeout=20)
+        assert sum("ended with code -9" in line for line in supervisor.seen()) <= 3
+        wait_for_workers(broker.frontend, 3)
+        served_more(load, 100)
+    assert_all_served(load)
+
+
+# --- supervisors --------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_dies_again_and_again_is_started_with_growing_delays() -> None:
+    with running_workers("tcp://127.0.0.1:9", "--executor", "echo") as supervisor:
+        delays = []
+        for count in range(4):
+            pid = int(supervisor.wait_for(r"worker 0 is process (\d+)", count)[1])
+            eventually(lambda pid=pid: alive(pid))
+            os.kill(pid, signal.SIGKILL)
+            delays.append(float(supervisor.wait_for(r"starting another in (\S+) s", count)[1]))
+        assert delays == sorted(delays)
+        assert delays[0] == 0
+        assert delays[-1] >= 0.2
+        # Between two starts nothing is told; the stop must come through nevertheless.
+        assert supervisor.end() == 0
+
+
+def test_workers_end_when_their_supervisor_is_killed() -> None:
+    with fabric(workers=2) as (broker, supervisor):
+        pids = worker_pids(broker.frontend)
+        supervisor.end(signal.SIGKILL)
+        eventually(lambda: not any(map(alive, pids)))
+        eventually(lambda: not worker_pids(broker.frontend))
+
+
+# --- drains -------------------------------------------------------------------------------------------------
+
+
+def test_workers_that_are_told_to_stop_under_load_lose_nothing() -> None:
+    with (
+        running_broker(*QUICK) as broker,
+        faulty_workers(broker.backend, "--processes", "2", *IMPATIENT),
+        faulty_workers(broker.backend, "--processes", "2", *IMPATIENT) as going,
+    ):
+        wait_for_workers(broker.frontend, 4)
+        with traffic(broker.frontend, clients=4, depth=8) as load:
+            served_more(load, 200)
+            assert going.end(signal.SIGTERM) == 0
+            served_more(load, 200)
+        assert_all_served(load)
+        now = status(broker.frontend)
+        assert now["requests"]["retried"] == now["lost_workers"] == 0
+
+
+def test_a_broker_that_is_told_to_stop_finishes_what_it_has_and_refuses_the_rest() -> None:
+    with fabric() as (broker, _), traffic(broker.frontend, more={"sleep": np.array(0.02)}, timeout=5) as load:
+        served_more(load, 50)
+        assert broker.broker.end(signal.SIGTERM) == 0
+        load.stop()
+    assert set(load.errors) <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}, str(load)
+    assert load.wrong == load.overdue == 0
+
+
+def test_clients_of_two_brokers_do_not_notice_that_one_is_stopped() -> None:
+    with two_brokers() as (one, two), traffic([one.frontend, two.frontend]) as load:
+        served_more(load, 100)
+        assert one.broker.end(signal.SIGTERM) == 0
+        served_more(load, 100)
+    assert_all_served(load)
+
+
+# --- brokers that die ---------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_is_killed_and_restarted_serves_all_that_was_outstanding() -> None:
+    with ExitStack() as stack:
+        broker = stack.enter_context(running_broker(*QUICK))
+        stack.enter_context(faulty_workers(broker.backend, "--processes", "2", *IMPATIENT))
+        wait_for_workers(broker.frontend, 2)
+        load = stack.enter_context(traffic(broker.frontend))
+        for _ in range(2):
+            served_more(load, 100)
+            broker.broker.end(signal.SIGKILL)
+            broker = stack.enter_context(running_broker(*QUICK, frontend=broker.frontend, backend=broker.backend))
+        served_more(load, 100)
+        load.stop()
+    assert_all_served(load)
+
+
+def test_clients_go_to_the_second_broker_when_the_first_is_killed() -> None:
+    with two_brokers() as (one, two), traffic([one.frontend, two.frontend]) as load:
+        served_more(load, 100)
+        one.broker.end(signal.SIGKILL)
+        served_more(load, 100)
+    assert_all_served(load)
+
+
+def test_without_a_broker_the_error_is_typed_and_comes_in_time() -> None:
+    with Client("tcp://127.0.0.1:9") as client:
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="no broker answered"):
+            client.infer("echo", {"x": X}, timeout=0.5)
+        assert time.monotonic() - started < 2
+
+
+# --- lies ---------------------------------------------------------------------------------------------------
+
+SESSION = b"s" * 16
+FRONT = [
+    [wire.encode(wire.Request(SESSION, 1, "echo", 0, 10**6, 0)), *map(bytes, encode_tensors({"x": X}))],
+    [wire.encode(wire.Cancel(SESSION, 1))],
+    [wire.encode(wire.Ping(SESSION, [1, 2]))],
+    [wire.encode(wire.Query(SESSION, 3, "status"))],
+]
+BACK = [
+    [wire.encode(wire.Done(SESSION, 1, 1, 5)), *map(bytes, encode_tensors({"x": X}))],
+    [wire.encode(wire.Failed(SESSION, 1, 1, "INTERNAL", "?"))],
+    [wire.encode(wire.Heartbeat())],
+    [wire.encode(wire.Goodbye())],
+    [
+        wire.encode(wire.Announce("liar", 1)),
+        encode_body([{"name": "other", "version": 1, "inputs": [], "outputs": []}]),
+    ],
+]
+
+
+class Liar(threading.Thread):
+    """Sends spoiled messages to one endpoint, from a new connection every thousand, until it has sent `many`."""
+
+    def __init__(self, endpoint: str, valid: list[list[bytes]], seed: int, many: int) -> None:
+        super().__init__()
+        self.sent = 0
+        self._endpoint, self._valid, self._chance, self._many = endpoint, valid, random.Random(seed), many
+        self.start()
+
+    def run(self) -> None:
+        context = zmq.Context()
+        while self.sent < self._many:
+            with context.socket(zmq.DEALER) as socket:
+                socket.linger = 0
+                socket.sndtimeo = 10_000
+                socket.connect(self._endpoint)
+                for _ in range(1000):
+                    valid = self._chance.random() < 0.8
+                    frames = mutate(self._chance.choice(self._valid), self._chance) if valid else noise(self._chance)
+                    socket.send_multipart(frames)
+                    self.sent += 1
+                    while socket.poll(0):
+                        socket.recv_multipart()
+        context.term()
+
+
+def test_garbage_on_both_sockets_does_no_harm() -> None:
+    with fabric() as (broker, _), traffic(broker.frontend) as load:
+        served_more(load, 50)
+        liars = [Liar(broker.frontend, FRONT, 1, 5000), Liar(broker.backend, BACK, 2, 5000)]
+        for liar in liars:
+            liar.join(60)
+            assert not liar.is_alive()
+        served_more(load, 100)
+        now = status(broker.frontend)
+        assert now["dropped"]["malformed"] > 1000
+        assert now["requests"]["retried"] == 0
+    assert_all_served(load)
+    assert broker.broker.popen.returncode is not None
+
+
+class Deceiver:
+    """A broker, or both sides of one, that answers with what it likes."""
+
+    def __init__(self, kind: int = zmq.ROUTER) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(kind)
+        self.socket.linger = 0
+        self.endpoint = f"tcp://127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
+
+    def receive(self, timeout: float = 10) -> list[bytes]:
+        assert self.socket.poll(timeout * 1000)
+        return self.socket.recv_multipart()
+
+    def close(self) -> None:
+        self.socket.close()
+        self.context.term()
+
+
+@pytest.fixture
+def deceiver() -> Iterator[Deceiver]:
+    deceiver = Deceiver()
+    yield deceiver
+    deceiver.close()
+
+
+def test_a_client_survives_whatever_a_broker_sends(deceiver: Deceiver) -> None:
+    chance = random.Random(3)
+    with Client(deceiver.endpoint) as client:
+        for count in range(20):
+            future = client.submit("echo", {"x": X}, timeout=10)
+            peer, envelope, *payload = deceiver.receive()
+            request = wire.decode(envelope, wire.FROM_CLIENT)
+            while isinstance(request, wire.Ping):
+                peer, envelope, *payload = deceiver.receive()
+                request = wire.decode(envelope, wire.FROM_CLIENT)
+            result = [wire.encode(wire.Result(request.session, request.id, 1, 0, 0, 0)), *payload]
+            valid = [result, [wire.encode(wire.Pong(request.session, [request.id]))], [*result[:1], b"\x90"]]
+            for _ in range(50):
+                deceiver.socket.send_multipart([peer, *mutate(chance.choice(valid), chance)])
+            # An Answer to a request, the wrong kind of reply, once killed the thread that all calls depend on.
+            deceiver.socket.send_multipart(
+                [peer, wire.encode(wire.Answer(request.session, request.id)), msgpack.packb(count)]
+            )
+            deceiver.socket.send_multipart([peer, *result])
+            error = future.exception(10)
+            assert error is None or isinstance(error, OffloadError), error
+
+
+def test_a_worker_survives_whatever_a_broker_sends(deceiver: Deceiver) -> None:
+    chance = random.Random(4)
+    frames = list(map(bytes, encode_tensors({"x": X})))
+
+    def dispatch(number: int) -> list[bytes]:
+        return [wire.encode(wire.Dispatch(SESSION, number, 1, "echo", 1, 10**7)), *frames]
+
+    with running_workers(deceiver.endpoint, "--executor", "echo") as supervisor:
+        peer, envelope, _ = deceiver.receive(20)
+        assert isinstance(wire.decode(envelope, wire.FROM_WORKER), wire.Announce)
+        valid: list[list[Any]] = [
+            dispatch(7),
+            [wire.encode(wire.Revoke(SESSION, 7, 1))],
+            [wire.encode(wire.Identify())],
+        ]
+        for _ in range(3000):
+            deceiver.socket.send_multipart([peer, *mutate(chance.choice(valid), chance)])
+        deceiver.socket.send_multipart([peer, *dispatch(10**6)])
+
+        message = None
+        while not (isinstance(message, wire.Done) and message.id == 10**6):
+            message = wire.decode(deceiver.receive()[1], wire.FROM_WORKER)
+        assert not any("ended with code" in line for line in supervisor.seen())

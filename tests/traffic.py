@@ -1,0 +1,112 @@
+"""Load whose every answer is checked, from as many clients as wanted, for as long as a test needs it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from zmq_offload import Client, OffloadError
+
+
+class Traffic:
+    """`clients` clients, each with `depth` requests in flight, until `stop`."""
+
+    def __init__(
+        self,
+        broker: str | Sequence[str],
+        *,
+        clients: int = 4,
+        depth: int = 4,
+        timeout: float = 10.0,
+        elements: int = 1000,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        self.served = 0
+        self.wrong = 0
+        self.errors: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        self.latencies: list[tuple[float, float]] = []
+        """(when it was done, how long it took), in seconds of `time.monotonic`."""
+        self.overdue = 0
+        """Calls that ended later than their deadline and a second."""
+        self._broker, self._depth, self._timeout = broker, depth, timeout
+        self._elements, self._more = elements, more or {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def ended(self) -> int:
+        return self.served + sum(self.errors.values())
+
+    def stop(self) -> None:
+        """Let what is outstanding end."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(2 * self._timeout + 10)
+            assert not thread.is_alive(), "a client hangs"
+
+    def longest_gap(self) -> float:
+        """The longest time in which nothing was served."""
+        times = sorted(at for at, _ in self.latencies)
+        return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+
+    def percentile(self, share: float) -> float:
+        taken = sorted(took for _, took in self.latencies)
+        return taken[min(len(taken) - 1, int(share * len(taken)))] if taken else float("nan")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.served} served, {self.wrong} wrong, errors {dict(self.errors)}, {self.overdue} overdue, "
+            f"p50 {self.percentile(0.5) * 1e3:.1f} ms, p99 {self.percentile(0.99) * 1e3:.1f} ms, "
+            f"longest gap {self.longest_gap():.2f} s"
+        )
+
+    def _run(self, which: int) -> None:
+        count = 0
+        window: deque[tuple[int, float, Future[Any]]] = deque()
+        with Client(self._broker, timeout=self._timeout) as client:
+            while not self._stop.is_set() or window:
+                while len(window) < self._depth and not self._stop.is_set():
+                    count += 1
+                    inputs = {"x": np.full(self._elements, which * 1e9 + count), **self._more}
+                    window.append((count, time.monotonic(), client.submit("echo", inputs)))
+                if window:
+                    self._take(which, *window.popleft())
+
+    def _take(self, which: int, count: int, started: float, future: Future[Any]) -> None:
+        try:
+            outputs = future.result(self._timeout + 20)
+        except OffloadError as error:
+            outputs = None
+            with self._lock:
+                self.errors[error.code.value] += 1
+                self.examples.setdefault(error.code.value, error.message)
+        now = time.monotonic()
+        with self._lock:
+            self.overdue += now - started > self._timeout + 1
+            if outputs is not None:
+                self.served += 1
+                self.latencies.append((now, now - started))
+                right = outputs["x"].shape == (self._elements,) and bool((outputs["x"] == which * 1e9 + count).all())
+                self.wrong += not right
+
+
+@contextmanager
+def traffic(broker: str | Sequence[str], **options: Any) -> Iterator[Traffic]:
+    """Load that runs beside the body and has ended after it."""
+    running = Traffic(broker, **options)
+    try:
+        yield running
+    finally:
+        running.stop()
