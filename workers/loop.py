@@ -100,8 +100,7 @@ class Worker:
             log.info("draining")
             self._perform(self.session.drain(self._clock()))
         self._receive()
-        if not self.session.held:
-            self._perform(self.session.tick(self._clock()))
+        self._perform(self.session.tick(self._clock()))
 
     def _receive(self) -> None:
         for link in range(len(self._sockets)):

@@ -140,7 +140,8 @@ class Session:
         return [Send(at, wire.Goodbye()) for at, link in enumerate(self.links) if not link.gone]
 
     def tick(self, now: float) -> list[Action]:
-        """Time passed; to be called when nothing runs and all that came in was `received`."""
+        """Time passed; to be called when nothing runs and all that came in was `received`. A worker that is busy for
+        one broker goes on telling the others that it is there."""
         actions: list[Action] = []
         for at, link in enumerate(self.links):
             if link.gone:

@@ -17,6 +17,12 @@ SHARED = ("protocol", "errors", "extras", "repository", "settings", "timers", "t
 
 PURE = [
     "broker/core.py",
+    "broker/ledger.py",
+    "broker/frontend.py",
+    "broker/backend.py",
+    "broker/admission.py",
+    "broker/lifecycle.py",
+    "broker/queues.py",
     "broker/scheduler.py",
     "broker/liveness.py",
     "broker/state.py",
