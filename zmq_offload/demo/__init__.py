@@ -1,0 +1,1 @@
+"""`zmq-offload demo`: text detection on a page, split over a device and two workers, checked against the uncut model."""
