@@ -64,6 +64,13 @@ def import_onnx(
     return _named(mod, slim, outputs)
 
 
+def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
+    """As `import_onnx`, for a model that stays whole: nothing but the model's outputs can be found again."""
+    model = read_onnx(path)
+    _set_input_shapes(model, inputs)
+    return _to_relax(simplify(model))
+
+
 def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """The model in a file. Raises InvalidArgument, naming the file, if it cannot be read or is not ONNX."""
     file = Path(path)

@@ -1,1 +1,1 @@
-"""`zmq-offload demo`: text detection on a page, split over a device and two workers, checked against the uncut model."""
+"""`zmq-offload demo`: text detection, split over devices and workers, and checked against the uncut model."""

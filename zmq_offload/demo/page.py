@@ -30,7 +30,12 @@ _TEXT = (
     "Rain is expected from the west by evening, with wind to force seven. Small craft should stay in harbour, and "
     "those who must go out should tell somebody when they mean to be back.",
 )
-_TABLE = (("Boat", "Leaves", "Fare"), ("Aurora", "07:40", "3.50"), ("Kestrel", "09:15", "3.50"), ("Meridian", "11:05", "8.00"))
+_TABLE = (
+    ("Boat", "Leaves", "Fare"),
+    ("Aurora", "07:40", "3.50"),
+    ("Kestrel", "09:15", "3.50"),
+    ("Meridian", "11:05", "8.00"),
+)
 
 
 @dataclass

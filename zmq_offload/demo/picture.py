@@ -41,7 +41,7 @@ def network_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def to_tensor(picture: Image.Image, size: tuple[int, int]) -> Array:
-    """A picture as PP-OCR's networks take it: resized, blue before green before red, -1 to 1, 1 x 3 x height x width."""
+    """A picture as PP-OCR's networks take it: resized, blue before green before red, -1 to 1, in a batch of one."""
     resized = picture.resize(size, Image.Resampling.BILINEAR)
     channels = np.asarray(resized)[:, :, ::-1].transpose(2, 0, 1)
     return np.ascontiguousarray(_NORMALISED[channels][None])

@@ -157,4 +157,5 @@ def _dilated(mask: Array) -> Array:
     """Each pixel also sets its right, lower and lower right neighbour, which joins letters of a line (PP-OCR's 2 x 2
     kernel)."""
     padded = np.pad(mask, ((1, 0), (1, 0)))
-    return padded[1:, 1:] | padded[:-1, 1:] | padded[1:, :-1] | padded[:-1, :-1]
+    dilated: Array = padded[1:, 1:] | padded[:-1, 1:] | padded[1:, :-1] | padded[:-1, :-1]
+    return dilated
