@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from workers.session import Policy
 from zmq_offload.protocol import limits
+from zmq_offload.repository import Batching
 from zmq_offload.settings import add_option, checked, count, seconds
 from zmq_offload.transport import check_endpoint
 
@@ -19,6 +20,7 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 
 endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
+delay = checked(int, lambda us: us >= 0, "a whole number of microseconds from 0")
 kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph or echo")
 
 
@@ -36,6 +38,7 @@ class Config:
     refresh: float = 5.0
     hang_grace: float = 30.0
     max_frame_bytes: int = limits.MESSAGE_BYTES
+    batching: Batching | None = None
     policy: Policy = field(default_factory=Policy)
 
 
@@ -59,7 +62,11 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     add_option(parser, "--drain", seconds, policy.drain, "seconds to wait for brokers when stopped", metavar="S")
     add_option(parser, "--hang-grace", seconds, 30.0, "seconds a subgraph may run past a deadline", metavar="S")
     add_option(parser, "--max-frame-bytes", count, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
+    add_option(parser, "--max-batch", count, None, "rows that may run together, over model.json's", metavar="N")
+    add_option(parser, "--batch-delay", delay, None, "how long the first of them waits for others", metavar="US")
     given = parser.parse_args(arguments)
+    if given.batch_delay is not None and given.max_batch is None:
+        parser.error("--batch-delay goes with --max-batch")
     cores = len(os.sched_getaffinity(0))
     return Config(
         brokers=given.broker,
@@ -72,5 +79,6 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         refresh=given.refresh,
         hang_grace=given.hang_grace,
         max_frame_bytes=given.max_frame_bytes,
+        batching=None if given.max_batch is None else Batching(given.max_batch, given.batch_delay or 0),
         policy=Policy(given.heartbeat, given.patience, given.drain),
     )

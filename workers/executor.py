@@ -5,6 +5,7 @@ TVM's runtime is enough (TVM_USE_RUNTIME_LIB=1 halves the memory of a worker), s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,20 +46,19 @@ class GraphExecutor:
             for spec in self.model.inputs
         ]
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Run once; `inputs` in the order of `model.inputs` and checked against it. They are copied, once.
+    def run(self, requests: Sequence[Sequence[Array]]) -> list[list[Array]]:
+        """Run requests together, each with its inputs in the order of `model.inputs` and checked against it. The inputs
+        are copied, once. Several requests differ in dimension 0 only, which is the batch.
 
-        The outputs, in the order of `model.outputs`, are views of memory that stays theirs until they are dropped.
-        Raises Internal, with TVM's message, if the subgraph fails.
+        The outputs of each, in the order of `model.outputs`, are views of memory that stays theirs until they are
+        dropped. Raises Internal, with TVM's message, if the subgraph fails.
         """
+        rows = [request[0].shape[0] for request in requests] if len(requests) > 1 else [0]
         try:
-            tensors = [
-                tensor if tensor is not None else tvm.runtime.empty(array.shape, str(array.dtype), tvm.cpu())
-                for tensor, array in zip(self._tensors, inputs, strict=True)
-            ]
+            tensors = [self._tensor(at, requests, sum(rows)) for at in range(len(self._tensors))]
             memory = [np.from_dlpack(t) for t in tensors]
-            for own, array in zip(memory, inputs, strict=True):
-                own[...] = array
+            for at, own in enumerate(memory):
+                _fill(own, [request[at] for request in requests])
             result = self._main(*tensors)
             results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
         except Exception as error:
@@ -66,7 +66,31 @@ class GraphExecutor:
                 f"model {self.model.name!r} version {self.model.version} failed: {_one_line(error)}"
             ) from error
         # An output may be an input handed through, under another shape perhaps: the next request writes to that.
-        return [r.copy() if any(np.may_share_memory(r, own) for own in memory) else r for r in results]
+        results = [r.copy() if any(np.may_share_memory(r, own) for own in memory) else r for r in results]
+        if len(requests) == 1:
+            return [results]
+        if any(r.ndim == 0 or r.shape[0] != sum(rows) for r in results):
+            raise Internal(
+                f"model {self.model.name!r} version {self.model.version} does not keep the batch's rows apart"
+            )
+        ends = list(itertools.accumulate(rows))
+        return [[r[end - own : end] for r in results] for own, end in zip(rows, ends, strict=True)]
+
+    def _tensor(self, at: int, requests: Sequence[Sequence[Array]], rows: int) -> tvm.runtime.Tensor:
+        """Memory for one input of all requests."""
+        own = self._tensors[at]
+        if own is not None:
+            return own
+        array = requests[0][at]
+        shape = array.shape if len(requests) == 1 else (rows, *array.shape[1:])
+        return tvm.runtime.empty(shape, str(array.dtype), tvm.cpu())
+
+
+def _fill(memory: Array, parts: Sequence[Array]) -> None:
+    if len(parts) == 1:
+        memory[...] = parts[0]
+    else:
+        np.concatenate(parts, out=memory)
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,15 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import zmq
 
 from workers.config import Config
 from workers.deployment import Deployment, Model
-from workers.serving import Echo, Executor, describe, execute
-from workers.session import Action, Attempt, Reconnect, Session
+from workers.serving import Echo, Executor, batching_of, describe, execute, prepare
+from workers.session import Action, Reconnect, Session
 from zmq_offload import transport
-from zmq_offload.errors import NotFound, OffloadError, ProtocolError, Status
+from zmq_offload.errors import NotFound, OffloadError, ProtocolError
+from zmq_offload.extras import needs
 from zmq_offload.protocol import messages as wire
 from zmq_offload.repository import Repository
 
@@ -43,7 +45,8 @@ class Worker:
         if config.executor == "echo":
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
-            from workers.executor import GraphExecutor  # imports TVM, which an echo worker does without
+            with needs("tvm"):  # which an echo worker does without
+                from workers.executor import GraphExecutor
 
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
@@ -54,8 +57,7 @@ class Worker:
         for fd in self._stops:
             self._poller.register(fd, zmq.POLLIN)
         self._sockets = [self._connect(endpoint) for endpoint in config.brokers]
-        models = [describe(executor) for executor in self._executors.values()]
-        self.session = Session.open(config.name, config.slots, models, len(self._sockets), config.policy, clock())
+        self.session = Session.open(config.name, config.slots, len(self._sockets), config.policy, clock())
         self._running_until = math.inf
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -66,7 +68,7 @@ class Worker:
     def run(self) -> None:
         """Serve until stopped; closes everything."""
         session = self.session
-        self._perform(session.announce(session.models))
+        self._announce()
         refresh_at = self._clock() + self._config.refresh
         while not session.finished:
             self._poll(min(session.next_deadline() or math.inf, refresh_at))
@@ -74,7 +76,7 @@ class Worker:
             now = self._clock()
             if now >= refresh_at:
                 if self._refresh():
-                    self._perform(session.announce([describe(e) for e in self._executors.values()]))
+                    self._announce()
                 refresh_at = self._clock() + self._config.refresh
         for socket in self._sockets:
             socket.close(linger=2000)  # the last results still go out
@@ -83,7 +85,9 @@ class Worker:
 
     def _poll(self, deadline: float) -> None:
         """Wait until something comes in or `deadline`, then take in all that is there."""
-        wait = 0 if self.session.held else max(0, math.ceil((deadline - self._clock()) * 1000))
+        ready_at = self.session.ready_at()
+        deadline = deadline if ready_at is None else min(deadline, ready_at)
+        wait = max(0, math.ceil((deadline - self._clock()) * 1000))
         ready = dict(self._poller.poll(wait))
         if any(fd in ready for fd in self._stops):
             for fd in self._stops:
@@ -103,37 +107,45 @@ class Worker:
                 except ProtocolError as error:
                     log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
                     continue
+                if type(message) is wire.Dispatch:
+                    self._take(link, message, frames[1:])
+                    continue
                 if type(message) is wire.Error:
                     log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
-                self._perform(self.session.received(link, message, frames[1:], self._clock()))
+                self._perform(self.session.received(link, message, self._clock()))
 
-    def _work(self) -> None:
-        """Run what is held. Before each attempt, take in what came meanwhile: it may be revoked by now."""
-        while True:
-            attempt, actions = self.session.next(self._clock())
-            self._perform(actions)
-            if attempt is None:
-                return
-            self._perform([self._run(attempt)])
-            self._receive()
-
-    def _run(self, attempt: Attempt) -> Action:
-        message = attempt.message
-        executor = self._executors.get((message.model, message.version))
-        start = self._clock()
-        self._running_until = max(start, attempt.deadline) + self._config.hang_grace
+    def _take(self, link: int, message: wire.Dispatch, payload: list[Any]) -> None:
+        """Hold an attempt. What is wrong with one is found here, so that it never waits nor spoils a batch."""
+        model = (message.model, message.version)
+        executor = self._executors.get(model)
         try:
             if executor is None:
                 raise NotFound(f"model {message.model!r} version {message.version} is not served here any more")
-            payload = execute(executor, attempt.payload)
+            job = prepare(executor, payload, self.session.batching.get(model))
         except OffloadError as error:
-            return self.session.failed_with(attempt, error)
-        except Exception as error:
-            log.exception("model %s version %d failed", message.model, message.version)
-            return self.session.failed(attempt, Status.INTERNAL, f"{type(error).__name__}: {error}")
-        finally:
+            self._perform([self.session.refused(link, message, error, self._clock())])
+        else:
+            self.session.given(link, message, job, self._clock(), group=job.group, rows=job.rows)
+
+    def _work(self) -> None:
+        """Run what is ready. Before each run, take in what came meanwhile: something may be revoked by now, or more
+        may run together."""
+        while True:
+            attempts, actions = self.session.next(self._clock())
+            self._perform(actions)
+            if not attempts:
+                return
+            start = self._clock()
+            self._running_until = max(start, *(a.deadline for a in attempts)) + self._config.hang_grace
+            outcomes = execute([attempt.job for attempt in attempts])
             self._running_until = math.inf
-        return self.session.done(attempt, payload, self._clock() - start)
+            compute = self._clock() - start
+            for attempt, outcome in zip(attempts, outcomes, strict=True):
+                if isinstance(outcome, OffloadError):
+                    self._perform([self.session.failed_with(attempt, outcome)])
+                else:
+                    self._perform([self.session.done(attempt, outcome, compute)])
+            self._receive()
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -155,6 +167,15 @@ class Worker:
         transport.connect(socket, endpoint)
         self._poller.register(socket, zmq.POLLIN)
         return socket
+
+    def _announce(self) -> None:
+        """Tell the brokers what is served, and the session what can run together."""
+        batching = {}
+        for model, executor in self._executors.items():
+            found = batching_of(executor.model, self._config.batching)
+            if found is not None:
+                batching[model] = found
+        self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
 
     def _refresh(self) -> bool:
         if self._deployment is None or not self._deployment.refresh():

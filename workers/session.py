@@ -1,14 +1,14 @@
 """The worker's decisions: what it holds, what it runs next, what it tells which broker. No socket, no clock, no TVM.
 
-A worker serves one or more brokers, each over a link. It announces itself, is given attempts, runs them one after the
-other in the order they came, and answers each exactly once. A broker that was silent for too long is connected to
-anew; what it had given and was not run yet is dropped, because it gives that to others.
+A worker serves one or more brokers, each over a link. It announces itself, is given attempts, runs them in the order
+they came, alone or, where a model allows it, in batches, and answers each exactly once. A broker that was silent for
+too long is connected to anew; what it had given and was not run yet is dropped, because it gives that to others.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,6 +16,7 @@ from zmq_offload.errors import OffloadError, Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
+from zmq_offload.repository import Batching
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,14 @@ class Policy:
     """How long a broker may be silent before it is connected to anew; it sends a Probe every heartbeat."""
     drain: float = 10.0
     """How long a worker that goes waits for its brokers' Farewells."""
+
+
+_ALONE = Batching(1)
+"""For what was taken for a batch when its model still allowed that."""
+
+
+_MOST_GROUPS = 1000
+"""Shapes that are kept in mind: clients choose them."""
 
 
 class Send(NamedTuple):
@@ -63,8 +72,14 @@ class Attempt:
 
     link: int
     message: wire.Dispatch
-    payload: Sequence[Any]
+    received_at: float
     deadline: float
+    job: Any
+    """What the loop made of the payload; nothing to the session."""
+    group: Hashable | None = None
+    """Attempts of one group can run together; None runs alone."""
+    rows: int = 1
+    """How much of a batch it fills."""
     revoked: bool = False
 
 
@@ -74,36 +89,50 @@ class Session:
 
     name: str
     slots: int
-    models: list[dict[str, Any]]
     links: list[Link]
     policy: Policy
+    models: list[dict[str, Any]] = field(default_factory=list)
+    batching: dict[tuple[str, int], Batching] = field(default_factory=dict)
+    """(model, version) -> how its requests are put together."""
     held: deque[Attempt] = field(default_factory=deque)
     draining_since: float | None = None
+    _crowded: set[Hashable] = field(default_factory=set)
+    """Groups that had company the last time: only there is it worth to wait for more."""
 
     @classmethod
-    def open(
-        cls, name: str, slots: int, models: list[dict[str, Any]], links: int, policy: Policy, now: float
-    ) -> Session:
-        return cls(name, slots, models, [Link(now, now) for _ in range(links)], policy)
+    def open(cls, name: str, slots: int, links: int, policy: Policy, now: float) -> Session:
+        """A session that serves nothing yet."""
+        return cls(name, slots, [Link(now, now) for _ in range(links)], policy)
 
     # --- events ---------------------------------------------------------------------------------------------
 
-    def announce(self, models: list[dict[str, Any]]) -> list[Action]:
+    def announce(
+        self, models: list[dict[str, Any]], batching: dict[tuple[str, int], Batching] | None = None
+    ) -> list[Action]:
         """Tell all brokers what is served here from now on."""
-        self.models = models
+        self.models, self.batching = models, batching or {}
         return [self._announcement(at) for at, link in enumerate(self.links) if not link.gone]
 
-    def received(self, link: int, message: Any, payload: Sequence[Any], now: float) -> list[Action]:
-        """A message of the broker at `link` came in."""
+    def received(self, link: int, message: Any, now: float) -> list[Action]:
+        """A message of the broker at `link` came in, other than a Dispatch."""
         self.links[link].heard_at = now
-        on: dict[type, Callable[[], list[Action]]] = {
-            wire.Dispatch: lambda: self._hold(link, message, payload, now),
-            wire.Revoke: lambda: self._revoke(link, message),
-            wire.Identify: lambda: [self._announcement(link)],
-            wire.Farewell: lambda: self._farewell(link),
-        }
-        act = on.get(type(message))
-        return act() if act else []
+        if type(message) is wire.Revoke:
+            for attempt in self.held:
+                if attempt.link == link and attempt.message[:3] == tuple(message):
+                    attempt.revoked = True
+        elif type(message) is wire.Farewell:
+            self.links[link].gone = True
+        elif type(message) is wire.Identify:
+            return [self._announcement(link)]
+        return []
+
+    def given(
+        self, link: int, message: wire.Dispatch, job: Any, now: float, *, group: Hashable | None = None, rows: int = 1
+    ) -> None:
+        """The broker at `link` gave an attempt."""
+        self.links[link].heard_at = now
+        deadline = now + message.budget_us / 1e6
+        self.held.append(Attempt(link, message, now, deadline, job, group, rows))
 
     def drain(self, now: float) -> list[Action]:
         """Take no more, finish what is held."""
@@ -139,18 +168,55 @@ class Session:
 
     # --- attempts -------------------------------------------------------------------------------------------
 
-    def next(self, now: float) -> tuple[Attempt | None, list[Action]]:
-        """Take the attempt to run now, if there is one, and the answers to those that need not run any more."""
+    def next(self, now: float) -> tuple[list[Attempt], list[Action]]:
+        """Take the attempts to run together now, if there are any, and the answers to those that need not run."""
         actions: list[Action] = []
-        while self.held:
-            attempt = self.held.popleft()
+        for attempt in [a for a in self.held if a.revoked or now >= a.deadline]:
+            self.held.remove(attempt)
             if attempt.revoked:
                 actions.append(self.failed(attempt, Status.CANCELLED, "not wanted any more"))
-            elif now >= attempt.deadline:
-                actions.append(self.failed(attempt, Status.DEADLINE_EXCEEDED, "its time was up before it could run"))
             else:
-                return attempt, actions
-        return None, actions
+                actions.append(self.failed(attempt, Status.DEADLINE_EXCEEDED, "its time was up before it could run"))
+        for batch, ready_at in self._batches():
+            if now >= ready_at:
+                self._note_company(batch)
+                for attempt in batch:
+                    self.held.remove(attempt)
+                return batch, actions
+        return [], actions
+
+    def _note_company(self, batch: list[Attempt]) -> None:
+        group = batch[0].group
+        if group is None:
+            return
+        self._crowded.discard(group)
+        if len(batch) > 1 and len(self._crowded) < _MOST_GROUPS:
+            self._crowded.add(group)
+
+    def ready_at(self) -> float | None:
+        """When `next` has something to run, or None while nothing is held."""
+        return min((at for _, at in self._batches()), default=None)
+
+    def _batches(self) -> Iterator[tuple[list[Attempt], float]]:
+        """The attempts that would run together, in the order of the first of each, and when they should."""
+        seen: set[Hashable] = set()
+        for first in self.held:
+            if first.group is None:
+                yield [first], first.received_at
+            elif first.group not in seen:
+                seen.add(first.group)
+                limits_of = self.batching.get((first.message.model, first.message.version), _ALONE)
+                batch, rows, full = [], 0, False
+                for attempt in self.held:
+                    if attempt.group == first.group:
+                        full = rows + attempt.rows > limits_of.max_batch
+                        if full:
+                            break
+                        batch.append(attempt)
+                        rows += attempt.rows
+                alone = len(batch) == 1 and first.group not in self._crowded
+                at_once = full or rows == limits_of.max_batch or alone or self.draining_since is not None
+                yield batch, first.received_at + (0 if at_once else limits_of.delay_us / 1e6)
 
     def done(self, attempt: Attempt, payload: Sequence[Any], compute: float) -> Action:
         """`attempt` succeeded after `compute` seconds."""
@@ -160,12 +226,15 @@ class Session:
 
     def failed(self, attempt: Attempt, status: Status, text: str) -> Action:
         """`attempt` failed."""
-        message = attempt.message
-        text = text[: limits.MESSAGE_CHARS]
-        return Send(attempt.link, wire.Failed(message.session, message.id, message.attempt, status.value, text))
+        return _answer(attempt.link, attempt.message, status, text)
 
     def failed_with(self, attempt: Attempt, error: OffloadError) -> Action:
         return self.failed(attempt, error.code, error.message)
+
+    def refused(self, link: int, message: wire.Dispatch, error: OffloadError, now: float) -> Action:
+        """An attempt that was given cannot be run at all."""
+        self.links[link].heard_at = now
+        return _answer(link, message, error.code, error.message)
 
     @property
     def finished(self) -> bool:
@@ -175,18 +244,11 @@ class Session:
     # --- details --------------------------------------------------------------------------------------------
 
     def _announcement(self, link: int) -> Send:
-        return Send(link, wire.Announce(self.name, self.slots), (encode_body(self.models),))
+        # While one batch runs the next one gathers, so there must be slots for both.
+        slots = max(self.slots, *(2 * b.max_batch for b in self.batching.values())) if self.batching else self.slots
+        return Send(link, wire.Announce(self.name, slots), (encode_body(self.models),))
 
-    def _hold(self, link: int, message: wire.Dispatch, payload: Sequence[Any], now: float) -> list[Action]:
-        self.held.append(Attempt(link, message, payload, now + message.budget_us / 1e6))
-        return []
 
-    def _revoke(self, link: int, message: wire.Revoke) -> list[Action]:
-        for attempt in self.held:
-            if attempt.link == link and attempt.message[:3] == tuple(message):
-                attempt.revoked = True
-        return []
-
-    def _farewell(self, link: int) -> list[Action]:
-        self.links[link].gone = True
-        return []
+def _answer(link: int, message: wire.Dispatch, status: Status, text: str) -> Send:
+    text = text[: limits.MESSAGE_CHARS]
+    return Send(link, wire.Failed(message.session, message.id, message.attempt, status.value, text))

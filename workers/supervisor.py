@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import select
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.config import Config
+from zmq_offload.extras import needs
 
 log = logging.getLogger("workers.supervisor")
 
@@ -51,6 +53,10 @@ class Supervisor:
     """`processes` children, each `python -m workers` with the same arguments."""
 
     def __init__(self, config: Config, arguments: Sequence[str]) -> None:
+        if config.executor == "graph" and importlib.util.find_spec("tvm") is None:
+            # Said once, here, and not by every child at every start.
+            with needs("tvm"):
+                raise ImportError("No module named 'tvm'")
         self._config = config
         self._command = [sys.executable, "-m", "workers", *arguments]
         self._seats = [_Seat(Backoff()) for _ in range(config.processes)]

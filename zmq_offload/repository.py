@@ -12,13 +12,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import ANY, TensorSpec
 
 FORMAT_VERSION = 1
 LIBRARY = "subgraph.so"
@@ -36,11 +36,36 @@ def check_model_name(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Batching:
+    """How requests of one model may run together: at most `max_batch` rows at a time (dimension 0 of every tensor), the
+    first of them waiting at most `delay_us` microseconds for others."""
+
+    max_batch: int
+    delay_us: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.max_batch) is not int or self.max_batch < 1:
+            raise InvalidArgument(f"max_batch {self.max_batch!r} is not a whole number of rows from 1")
+        if type(self.delay_us) is not int or self.delay_us < 0:
+            raise InvalidArgument(f"batch delay {self.delay_us!r} is not a whole number of microseconds from 0")
+
+    def check(self, tensors: Iterable[TensorSpec]) -> None:
+        """Raises InvalidArgument naming the first tensor that has no rows to put together."""
+        for tensor in tensors:
+            if not tensor.shape or tensor.shape[0] != ANY:
+                raise InvalidArgument(
+                    f"requests cannot run together: tensor {tensor} has no symbolic batch dimension; "
+                    "compile the model with --input NAME=N,..."
+                )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVersion:
     """What `model.json` says of one version of a model.
 
-    `target` is the TVM target as a JSON-able value, `checksum` "sha256:<hex>" of `subgraph.so`, `tvm_version` the
-    version of TVM that built it. `extra` keeps the keys that this release does not know.
+    `batching` is None where requests run one at a time. `target` is the TVM target as a JSON-able value, `checksum`
+    "sha256:<hex>" of `subgraph.so`, `tvm_version` the version of TVM that built it. `extra` keeps the keys that this
+    release does not know.
     """
 
     name: str
@@ -50,6 +75,7 @@ class ModelVersion:
     target: Any
     tvm_version: str
     checksum: str
+    batching: Batching | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +88,7 @@ class ModelVersion:
             "target": self.target,
             "tvm_version": self.tvm_version,
             "checksum": self.checksum,
+            **({"batching": asdict(self.batching)} if self.batching else {}),
             **self.extra,
         }
 
@@ -87,7 +114,18 @@ class ModelVersion:
         if not isinstance(tvm_version, str) or not isinstance(checksum, str):
             raise InvalidArgument("tvm_version and checksum must be strings")
         specs = [tuple(TensorSpec.from_json(t) for t in tensors) for tensors in (inputs, outputs)]
-        return cls(name, version, specs[0], specs[1], target, tvm_version, checksum, rest)
+        batching = _batching(rest.pop("batching", None))
+        if batching is not None:
+            batching.check((*specs[0], *specs[1]))
+        return cls(name, version, specs[0], specs[1], target, tvm_version, checksum, batching, rest)
+
+
+def _batching(value: Any) -> Batching | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not value.keys() <= {"max_batch", "delay_us"} or "max_batch" not in value:
+        raise InvalidArgument(f"batching must be an object with max_batch and delay_us, not {value!r}")
+    return Batching(**value)
 
 
 def checksum(path: Path) -> str:

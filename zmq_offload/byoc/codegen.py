@@ -60,7 +60,8 @@ def split(mod: tvm.IRModule, models: Sequence[str]) -> tuple[tvm.IRModule, list[
     mod = _rename(mod, [f"offloaded_{i}" for i in range(len(models))])
     # TVM's names of merged functions list their operators; the symbols may not. They are derived from what the device
     # knows anyway, so that they are the same in every build, differ between models, and tell nothing of the subgraph.
-    fingerprint = tvm_ffi.structural_hash(mod["main"])
+    # (The functions that main calls are free in it; unmapped, they would be hashed by their addresses.)
+    fingerprint = tvm_ffi.structural_hash(mod["main"], map_free_vars=True)
     functions = offloaded_functions(mod)
     specs = [signature(mod[gv]) for gv in functions]
     symbols = [_symbol(model, i, *specs[i], fingerprint) for i, model in enumerate(models)]

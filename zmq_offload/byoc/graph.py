@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tvm import ir, relax
 
@@ -17,13 +17,15 @@ class Graph:
 
     `params` are its inputs, `bindings` its steps in topological order, and `tensors` maps the names that a user knows
     (ONNX tensor names) to what they became: usually a variable, a constant where it was folded. `outputs` names the
-    results in the model's order. Several names may stand for one variable (the two sides of an Identity).
+    results in the model's order. `constants` are further names that the user may know: of weights, and of what was
+    folded away. Several names may stand for one variable (the two sides of an Identity).
     """
 
     params: tuple[ir.Var, ...]
     bindings: tuple[relax.Binding, ...]
     tensors: Mapping[str, relax.Expr]
     outputs: tuple[str, ...]
+    constants: frozenset[str] = frozenset()
     dataflow: bool = True
     _names: dict[ir.Var, str] = field(default_factory=dict, init=False)
     _used: dict[ir.Var, tuple[ir.Var, ...]] = field(default_factory=dict, init=False)
@@ -61,6 +63,13 @@ class Graph:
                 todo += self.used(var)
         return found
 
+    def pruned(self) -> Graph:
+        """The graph without what no output needs, such as the statistics that a batch normalization also returns."""
+        live = self.behind(self.result_vars()).union(self.params)
+        bindings = tuple(b for b in self.bindings if b.var in live)
+        tensors = {n: v for n, v in self.tensors.items() if not isinstance(v, ir.Var) or v in live}
+        return replace(self, bindings=bindings, tensors=tensors)
+
     def from_inputs(self) -> set[ir.Var]:
         """The parameters and everything computed from them; what is missing is constant."""
         found = set(self.params)
@@ -93,14 +102,14 @@ class Graph:
         Raises InvalidArgument if there is no such tensor (naming the nearest), or if it is a constant or a shape.
         `option` is what the user gave it as, for the message.
         """
+        if name in self.constants or isinstance(self.tensors.get(name), ir.GenericConst):
+            raise InvalidArgument(f"{option}: tensor {name!r} is constant, there is nothing to cut there")
         if name not in self.tensors:
             near = difflib.get_close_matches(name, self.tensors, n=3, cutoff=0.0)
             raise InvalidArgument(
                 f"{option}: the model has no tensor {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
             )
         value = self.tensors[name]
-        if isinstance(value, ir.GenericConst):
-            raise InvalidArgument(f"{option}: tensor {name!r} is constant, there is nothing to cut there")
         if not isinstance(value, ir.Var) or not isinstance(value.ty, relax.TensorType):
             raise InvalidArgument(f"{option}: {name!r} is a shape, not a tensor that could be sent")
         if value.ty.shape is None:

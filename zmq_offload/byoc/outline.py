@@ -98,34 +98,37 @@ def _enclosed(graph: Graph, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) 
 
 
 def _leak(graph: Graph, param: ir.Var, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) -> str:
+    """What to say of an input that reaches the offloaded part around the cut: from where to where, and the remedy."""
     way = graph.path(param, untils, avoid=cuts)
     before = graph.behind(cuts)
-    shared = [v for v in way if v in before and graph.named(v)]
-    names = [graph.name(v) for v in way if graph.named(v)]
-    if len(names) > 6:
-        names = [*names[:3], "...", *names[-2:]]
-    hint = f"; add {graph.name((shared or way)[-1 if shared else 0])!r} to it, or cut elsewhere (see --list-cuts)"
+    leaves = max((i for i, v in enumerate(way) if v in before and graph.named(v)), default=0)
+    joins = next((i for i, v in enumerate(way) if graph.behind([v]).intersection(cuts)), len(way) - 1)
+    around = [graph.name(v) for v in way[leaves : joins + 1] if graph.named(v)]
+    if len(around) > 6:
+        around = [*around[:3], "...", *around[-2:]]
     return (
         f"--cut: {', '.join(map(repr, cuts.values()))} does not separate the graph: input {graph.name(param)!r} also "
-        f"reaches the offloaded part around it, by {' -> '.join(names)}{hint}"
+        f"reaches the offloaded part around it, by {' -> '.join(around)}; add {around[0]!r} to it, or cut elsewhere "
+        "(see --list-cuts)"
     )
 
 
 def _check_rest_needs_nothing_else(graph: Graph, region: set[ir.Var], untils: dict[ir.Var, str]) -> None:
     hidden = (region & graph.from_inputs()) - set(untils)
-    for name in graph.outputs:
-        if graph.tensors[name] in hidden:
-            raise InvalidArgument(
-                f"--until: {name!r}, an output of the model, is computed in the offloaded part; name it too"
-            )
+    needed: dict[str, str] = {}
     for binding in graph.bindings:
         if binding.var not in region:
             for var in graph.used(binding.var):
                 if var in hidden:
-                    raise InvalidArgument(
-                        f"--until: {graph.name(var)!r} is computed in the offloaded part and the rest of the model "
-                        f"needs it for {graph.name(binding.var)!r}; name it too"
-                    )
+                    needed.setdefault(graph.name(var), repr(graph.name(binding.var)))
+    for name in graph.outputs:
+        if graph.tensors[name] in hidden:
+            needed[name] = "an output of the model"
+    if needed:
+        listed = ", ".join(f"{name!r} (for {use})" for name, use in list(needed.items())[:5])
+        raise InvalidArgument(
+            f"--until: the rest of the model needs more of what the offloaded part computes; name these, too: {listed}"
+        )
 
 
 def _some(graph: Graph, variables: set[ir.Var]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from zmq_offload.errors import FailedPrecondition
+from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
 
 if TYPE_CHECKING:
@@ -52,12 +52,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.list_cuts and not (args.cut and args.name):
         args.usage_error("--cut and --name are required (or --list-cuts)")
-    try:
+    with needs("compile"):
         from zmq_offload.compile import api, importer
-    except ImportError as error:
-        raise FailedPrecondition(
-            f"compiling needs packages that are not installed ({error}): pip install 'zmq-offload[compile]'"
-        ) from None
     inputs = dict(importer.parse_shape(text) for text in args.input)
     if args.list_cuts:
         print(cut_table(api.list_cuts(args.model, inputs=inputs)))

@@ -16,7 +16,7 @@ import onnx
 import onnxslim
 import tvm
 from google.protobuf.message import DecodeError
-from tvm import relax
+from tvm import ir, relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from zmq_offload.byoc.codegen import tensor_spec
@@ -60,8 +60,8 @@ def import_onnx(
     names = list(dict.fromkeys(o for node in slim.graph.node for o in node.output if o))
     outputs = [o.name for o in slim.graph.output]
     _expose(slim, [n for n in names if n not in outputs])
-    mod = _to_relax(slim)
-    return _named(mod, slim, outputs)
+    constants = {o for node in model.graph.node for o in node.output} | {w.name for w in slim.graph.initializer}
+    return _named(_to_relax(slim), slim, outputs, constants | {w.name for w in model.graph.initializer})
 
 
 def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
@@ -142,16 +142,16 @@ def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelP
     A tensor of `tensors` that would disappear is kept, as far as the model has it.
     """
     slim = _slim(model)
-    wanted = set(tensors) - {o for node in slim.graph.node for o in node.output}
-    original = {o for node in model.graph.node for o in node.output}
-    lost = sorted(wanted & original)
+    lost = set(tensors) - {o for node in slim.graph.node for o in node.output}
     if lost:
-        outputs = len(model.graph.output)
-        keep = onnx.ModelProto()
-        keep.CopyFrom(model)
-        _expose(keep, [name for name in lost if name not in {o.name for o in keep.graph.output}])
-        slim = _slim(keep)
-        del slim.graph.output[outputs:]
+        # An output is not folded away, but it needs a datatype; a tensor that gets none here is not in the model.
+        keep = onnx.shape_inference.infer_shapes(model)
+        outputs = [o.name for o in keep.graph.output]
+        found = [v.name for v in keep.graph.value_info if v.name in lost and v.name not in outputs]
+        if found:
+            _expose(keep, found)
+            slim = _slim(keep)
+            del slim.graph.output[len(outputs) :]
     return slim
 
 
@@ -188,12 +188,12 @@ def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
         raise InvalidArgument(f"TVM cannot import {where}: {_one_line(error)}") from error
 
 
-def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str]) -> Imported:
+def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], constants: set[str]) -> Imported:
     main = mod["main"]
     bindings = [b for block in main.body.blocks for b in block.bindings]
     dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
     result = main.body.body
-    if bindings and bindings[-1].var == result:
+    if bindings and bindings[-1].var == result and isinstance(bindings[-1].value, ir.Var | relax.Tuple):
         result = bindings.pop().value
     names = [o.name for o in model.graph.output]
     values = list(result.fields) if isinstance(result, relax.Tuple) else [result]
@@ -202,8 +202,10 @@ def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str]) ->
     params = [i.name for i in model.graph.input if i.name not in weights]
     tensors: dict[str, Any] = dict(zip(params, main.params, strict=True))
     tensors.update({n: v for n, v in zip(names, values, strict=True) if n not in tensors})
-    graph = Graph(tuple(main.params), tuple(bindings), tensors, tuple(outputs), dataflow)
-    return Imported(mod, graph, tuple(tensor_spec(n, p.ty) for n, p in zip(params, main.params, strict=True)))
+    graph = Graph(
+        tuple(main.params), tuple(bindings), tensors, tuple(outputs), frozenset(constants - set(tensors)), dataflow
+    )
+    return Imported(mod, graph.pruned(), tuple(tensor_spec(n, p.ty) for n, p in zip(params, main.params, strict=True)))
 
 
 def _described(inputs: Iterable[onnx.ValueInfoProto]) -> str:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+# The tests' models are tiny: a pool of threads per process only costs.
+os.environ.setdefault("TVM_NUM_THREADS", "1")
+
+import onnx_models
+import pytest
+
+from zmq_offload.compile import Compiled, compile_model
+
+
+@pytest.fixture(scope="session")
+def convnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_models.convnet(tmp_path_factory.mktemp("models") / "convnet.onnx")
+
+
+@pytest.fixture(scope="session")
+def mlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_models.mlp(tmp_path_factory.mktemp("models") / "mlp.onnx")
+
+
+@pytest.fixture(scope="session")
+def diamond(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_models.diamond(tmp_path_factory.mktemp("models") / "diamond.onnx")
+
+
+@pytest.fixture(scope="session")
+def compiled_mlp(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The MLP with a batch of 2, offloaded from h2 to h4 as "mlp". Not to be changed: copy it with `fresh_mlp`."""
+    output = tmp_path_factory.mktemp("mlp")
+    return compile_model(mlp, inputs={"x": (2, 8)}, cut=["h2"], until=["h4"], name="mlp", output=output)
+
+
+@pytest.fixture
+def fresh_mlp(compiled_mlp: Compiled, tmp_path: Path) -> Path:
+    """A copy of `compiled_mlp` to spoil: a folder with `device` and `repository`."""
+    return Path(shutil.copytree(compiled_mlp.device.parent, tmp_path / "dist"))

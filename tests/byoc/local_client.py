@@ -1,0 +1,59 @@
+"""A client without a network, and the uncut model to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.runtime import vm
+
+from workers.executor import GraphExecutor
+from zmq_offload.compile.build import build
+from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.target import host_target
+from zmq_offload.repository import Repository
+
+Array = np.ndarray[Any, Any]
+
+
+class LocalClient:
+    """A client that runs the models of a repository in this process; it notes its calls."""
+
+    def __init__(self, repository: Path) -> None:
+        self.repository = Repository(repository)
+        self.calls: list[tuple[str, int | None, float | None, list[str]]] = []
+        self.error: BaseException | None = None
+        self._executors: dict[tuple[str, int], GraphExecutor] = {}
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        version: int | None = None,
+        timeout: float | None = None,
+        outputs: Mapping[str, Array] | None = None,
+    ) -> Mapping[str, Array]:
+        self.calls.append((model, version, timeout, list(inputs)))
+        if self.error is not None:
+            raise self.error
+        key = model, version or self.repository.versions(model)[-1]
+        executor = self._executors.get(key) or self._executors.setdefault(key, GraphExecutor(self.repository, *key))
+        (results,) = executor.run([[inputs[spec.name] for spec in executor.model.inputs]])
+        assert outputs is not None
+        for spec, result in zip(executor.model.outputs, results, strict=True):
+            assert outputs[spec.name].shape == result.shape
+            outputs[spec.name][...] = result
+        return outputs
+
+
+def run_uncut(path: Path, inputs: Mapping[str, Sequence[int | str]], arrays: Sequence[Array]) -> list[Array]:
+    """The outputs of the model as TVM computes it without any cut."""
+    imported = import_onnx(path, inputs)
+    library = build(imported.mod, host_target())
+    result = vm.VirtualMachine(library, tvm.cpu())["main"](*map(tvm.runtime.tensor, arrays))
+    values = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+    return [v.numpy() for v in values[: len(imported.graph.outputs)]]

@@ -1,0 +1,254 @@
+"""What compile refuses, and what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_models
+import pytest
+from onnx import helper
+
+from zmq_offload.byoc.manifest import MANIFEST
+from zmq_offload.compile import compile_model
+from zmq_offload.compile.importer import import_onnx, parse_shape
+from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+
+NET: dict[str, Any] = {"inputs": {"x": (1, 3, 8, 8)}, "name": "net"}
+
+
+@pytest.mark.parametrize(
+    ("cut", "until", "message"),
+    [
+        (["featurez"], None, "--cut: the model has no tensor 'featurez'; the nearest are 'features', "),
+        (["features"], ["inner_pol"], "--until: the model has no tensor 'inner_pol'; the nearest are 'inner_pool', "),
+        (["w2"], None, "--cut: tensor 'w2' is constant"),
+        (
+            ["conv2"],
+            None,
+            "--cut: 'conv2' does not separate the graph: input 'x' also reaches the offloaded part around it, by "
+            "relu1 -> features; add 'relu1' to it",
+        ),
+        (["y"], None, "no output of the model is computed from 'y'"),
+        (["features"], ["features"], "--until: 'features' is where the offloaded part begins"),
+        (["features"], ["relu1"], "--cut: 'features' is not needed for 'relu1'"),
+        (["features", "inner_pool"], None, "--cut: 'features' is not needed for 'y', or only by way of another cut"),
+        (["conv1"], ["conv2"], "name these, too: 'relu1' (for 'features')"),
+        (["relu1", "features"], ["conv2", "y"], "--cut: 'features' is itself computed from 'conv2'"),
+        ([], None, "--cut: name at least one tensor"),
+        (["features"], [], "--until: name at least one tensor"),
+    ],
+)
+def test_cuts_that_enclose_no_part(
+    convnet: Path, tmp_path: Path, cut: list[str], until: list[str] | None, message: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(convnet, cut=cut, until=until, output=tmp_path, **NET)
+    assert message in str(caught.value)
+    assert list(tmp_path.rglob("*.so")) == []
+
+
+def test_everything_else_that_the_model_needs_of_the_part_is_listed(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["t"]),
+        helper.make_node("Relu", ["t"], ["second"]),
+        helper.make_node("Exp", ["second"], ["e"]),
+        helper.make_node("Add", ["e", "t"], ["first"]),
+    ]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"first": [2], "second": [2]}, {})
+    with pytest.raises(InvalidArgument, match=r"too: 't' \(for 'first'\), 'second' \(for an output of the model\)"):
+        compile_model(path, cut=["h"], until=["e"], name="m", output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "--input is missing for 'x' [N,3,H,W]; give a shape, like x="),
+        ({"x": (1, 3, 8)}, "--input 'x' has 3 dimensions, the model's is 'x' [N,3,H,W]"),
+        ({"x": (1, 4, 8, 8)}, "--input 'x': dimension 1 is 3 in the model, not 4"),
+        ({"z": (1, 3, 8, 8)}, "the model has no input 'z'; it has 'x' [N,3,H,W]"),
+        ({"x": (1, 3, 8, 8), "w1": (1,)}, "the model has no input 'w1'"),
+    ],
+)
+def test_input_shapes_that_do_not_fit(convnet: Path, tmp_path: Path, inputs: Any, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(convnet, cut=["features"], inputs=inputs, name="net", output=tmp_path)
+    assert message in str(caught.value)
+
+
+def test_inputs_whose_shape_the_file_fixes_need_not_be_given(diamond: Path) -> None:
+    assert [str(t) for t in import_onnx(diamond, {}).inputs] == ["a FP32[4,6]", "b FP32[4,6]"]
+
+
+@pytest.mark.parametrize("text", ["x", "=1,2", "x=1,,2", "x=0,2", "x=-1,2", "x=1;2", "x=1.5", "x=a-b"])
+def test_an_input_must_be_written_as_name_and_dimensions(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="write NAME=DIMS"):
+        parse_shape(text)
+
+
+def test_names_of_inputs_may_have_any_character() -> None:
+    assert parse_shape("a=b:0=1,N,?") == ("a=b:0", (1, "N", "?"))
+    assert parse_shape("scalar=") == ("scalar", ())
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", b"\x08\x08", json.dumps({"a": 1}).encode()])
+def test_files_that_are_not_onnx(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "m.onnx"
+    file.write_bytes(content)
+    with pytest.raises(InvalidArgument, match=r"m\.onnx is not an ONNX model"):
+        compile_model(file, cut=["x"], name="m", output=tmp_path)
+
+
+def test_a_truncated_model(convnet: Path, tmp_path: Path) -> None:
+    whole = convnet.read_bytes()
+    for part in (len(whole) // 2, len(whole) - 3):
+        (tmp_path / "m.onnx").write_bytes(whole[:part])
+        with pytest.raises(InvalidArgument, match=r"m\.onnx is not an ONNX model"):
+            compile_model(tmp_path / "m.onnx", cut=["features"], output=tmp_path, **NET)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none.onnx", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(InvalidArgument, match=f"{path} cannot be read: {reason}"):
+            compile_model(path, cut=["x"], name="m", output=tmp_path / "dist")
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain", "message"),
+    [("Frobnicate", "com.example", "the operator Frobnicate"), ("StringNormalizer", "", "operator")],
+)
+def test_operators_that_tvm_cannot_import_are_named(tmp_path: Path, operator: str, domain: str, message: str) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node(operator, ["h"], ["y"], domain=domain)]
+    opset = (("", 17), ("com.example", 1))
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"y": [2]}, {}, opset=opset)
+    with pytest.raises(InvalidArgument, match=f"TVM cannot import {message}|{operator}") as caught:
+        compile_model(path, cut=["h"], name="m", output=tmp_path)
+    assert "\n" not in str(caught.value) and operator in str(caught.value)
+
+
+def test_shapes_that_do_not_go_together(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    path = onnx_models.write(
+        tmp_path / "m.onnx", nodes, {"x": ["N", "C"]}, {"y": ["N", 4]}, {"w": onnx_models.random(8, 4)}
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(path, cut=["h"], inputs={"x": (2, 7)}, name="m", output=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"target": "nonsense"}, "target 'nonsense': Target kind"),
+        ({"target": "{broken"}, "target '{broken': Failed to parse"),
+        ({"device_target": {"kind": "llvm", "mcpu": "pentium99"}}, "LLVM knows no CPU 'pentium99'"),
+        ({"target": "c"}, "only CPUs are supported"),
+        ({"name": "-x"}, "model name '-x'"),
+        ({"name": "a/b"}, "model name 'a/b'"),
+        ({"version": 0}, "version 0 is not a whole number from 1"),
+        ({"policy": "newest"}, "version 'newest' is neither"),
+    ],
+)
+def test_options_that_mean_nothing(convnet: Path, tmp_path: Path, option: Any, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(convnet, cut=["features"], output=tmp_path, **(NET | option))
+    assert message in str(caught.value)
+
+
+def test_output_that_cannot_be_written_is_found_out_at_once(convnet: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for option in ({"output": tmp_path / "file" / "dist"}, {"output": tmp_path, "repository": tmp_path / "file" / "r"}):
+        with pytest.raises(FailedPrecondition, match=r"file/.* cannot be written: Not a directory"):
+            compile_model(convnet, cut=["no such tensor"], **NET, **option)  # type: ignore[arg-type]
+
+
+def test_nothing_that_is_there_is_replaced_without_force(fresh_mlp: Path, mlp: Path) -> None:
+    options: dict[str, Any] = {"inputs": {"x": (2, 8)}, "cut": ["h2"], "until": ["h4"], "name": "mlp"}
+
+    def written() -> dict[Path, float]:
+        return {p: p.stat().st_mtime_ns for p in fresh_mlp.rglob("*") if p.is_file()}
+
+    before = written()
+    with pytest.raises(AlreadyExists, match=r"repository/mlp/1 exists; choose another version \(--version 2\)"):
+        compile_model(mlp, output=fresh_mlp, **options)
+    with pytest.raises(AlreadyExists, match=r"device exists; keep it and add a subgraph \(--only-subgraph\)"):
+        compile_model(mlp, output=fresh_mlp, version=2, **options)
+    assert written() == before
+    compile_model(mlp, output=fresh_mlp, force=True, **options)
+    assert set(written()) == set(before) and written() != before
+
+
+class TestOnlySubgraph:
+    """A new version of a subgraph for a device bundle that is out in the field."""
+
+    def options(self, output: Path) -> dict[str, Any]:
+        return {
+            "inputs": {"x": (2, 8)},
+            "cut": ["h2"],
+            "until": ["h4"],
+            "name": "mlp",
+            "output": output,
+            "only_subgraph": True,
+        }
+
+    def test_it_takes_the_next_free_version_and_leaves_the_device_alone(self, fresh_mlp: Path, mlp: Path) -> None:
+        before = {p: p.read_bytes() for p in (fresh_mlp / "device").iterdir()}
+        assert compile_model(mlp, **self.options(fresh_mlp)).models[0].version == 2
+        assert compile_model(mlp, **self.options(fresh_mlp), version=7).models[0].version == 7
+        assert compile_model(mlp, **self.options(fresh_mlp)).models[0].version == 8
+        assert before == {p: p.read_bytes() for p in (fresh_mlp / "device").iterdir()}
+        with pytest.raises(AlreadyExists, match="mlp/7 exists"):
+            compile_model(mlp, **self.options(fresh_mlp), version=7)
+
+    def test_a_signature_that_does_not_fit_is_refused_by_tensor(self, fresh_mlp: Path, mlp: Path) -> None:
+        wider = onnx_models.mlp(fresh_mlp / "wider.onnx", hidden=24)
+        cases: list[tuple[Path, dict[str, Any], str]] = [
+            (wider, {}, r"input 'h2' is h2 FP32\[2,24\], the device has h2 FP32\[2,16\]"),
+            (mlp, {"inputs": {"x": (3, 8)}}, r"input 'h2' is h2 FP32\[3,16\], the device has h2 FP32\[2,16\]"),
+            (mlp, {"cut": ["h1"]}, r"the device's input h2 FP32\[2,16\] is missing"),
+            (mlp, {"until": None}, r"the device's output h4 FP32\[2,8\] is missing"),
+            (mlp, {"until": ["h3", "h4"]}, r"the device knows no output h3"),
+        ]
+        for path, changed, message in cases:
+            with pytest.raises(FailedPrecondition, match=f"model 'mlp' does not fit the device bundle: .*{message}"):
+                compile_model(path, **(self.options(fresh_mlp) | changed))
+        assert sorted(p.name for p in (fresh_mlp / "repository" / "mlp").iterdir()) == ["1"]
+
+    def test_the_device_bundle_must_be_there_and_call_the_model(self, fresh_mlp: Path, mlp: Path) -> None:
+        with pytest.raises(FailedPrecondition, match="does not call a model 'other'; it calls mlp"):
+            compile_model(mlp, **(self.options(fresh_mlp) | {"name": "other"}))
+        (fresh_mlp / "device" / MANIFEST).unlink()
+        with pytest.raises(FailedPrecondition, match=r"manifest\.json: No such file or directory"):
+            compile_model(mlp, **self.options(fresh_mlp))
+
+
+def test_a_shape_computed_at_run_time_is_no_place_to_cut(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("NonZero", ["h"], ["where"]),
+        helper.make_node("Cast", ["where"], ["cast"], to=1),
+        helper.make_node("ReduceSum", ["cast"], ["y"], keepdims=0),
+    ]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2, 3]}, {"y": []}, {})
+    with pytest.raises(InvalidArgument, match=r"'where'.* known before the model runs"):
+        compile_model(path, cut=["h"], until=["where"], name="m", output=tmp_path)
+
+
+def test_a_failed_write_leaves_no_half_version(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise FailedPrecondition("no linker")
+
+    monkeypatch.setattr("zmq_offload.compile.bundle.export", fail)
+    with pytest.raises(FailedPrecondition, match="no linker"):
+        compile_model(mlp, inputs={"x": (2, 8)}, cut=["h2"], name="m", output=tmp_path)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_without_a_linker_it_says_what_is_missing(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    with pytest.raises(FailedPrecondition, match=r"a C\+\+ compiler for the target is needed"):
+        compile_model(mlp, inputs={"x": (2, 8)}, cut=["h2"], name="m", output=tmp_path)
+    assert np.all([not p.is_file() for p in tmp_path.rglob("*")])

@@ -1,0 +1,140 @@
+"""`zmq-offload compile` as a person calls it."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from zmq_offload.cli import main
+from zmq_offload.progress import Progress
+from zmq_offload.repository import Repository
+
+
+def test_it_writes_device_and_repository_and_says_so(
+    mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, repository = tmp_path / "dist", tmp_path / "models"
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--until", "h4", "--name", "mlp"]
+    assert main([*arguments, "--repository", str(repository), "-o", str(output)]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        f"subgraph: {repository}/mlp/1  (mlp version 1)",
+        "  takes   h2 FP32[2,16]",
+        "  returns h4 FP32[2,8]",
+        f"device:   {output}/device",
+    ]
+    steps = [re.sub(r"[0-9.]+ s$", "T", line) for line in said.err.splitlines()]
+    assert steps == [
+        "[1/4] import and split the model ... T",
+        "[2/4] compile the subgraph 'mlp' ... T",
+        "[3/4] compile the device's part ... T",
+        f"[4/4] write {output} ... T",
+    ]
+    assert Repository(repository).read("mlp", 1).version == 1
+    again = [*arguments, "--repository", str(repository), "-o", str(output), "--quiet"]
+    assert main([*again, "--only-subgraph"]) == 0
+    assert main([*again, "--only-subgraph", "--version", "9", "--target", '{"kind": "llvm", "mcpu": "generic"}']) == 0
+    assert capsys.readouterr().err == ""
+    assert Repository(repository).versions("mlp") == [1, 2, 9]
+    assert Repository(repository).read("mlp", 9).target["mcpu"] == "generic"
+    assert main(again) == 1
+    assert re.fullmatch(r"zmq-offload: error: .*/mlp/1 exists; .*\n", capsys.readouterr().err)
+    assert main([*again, "--force"]) == 0
+
+
+def test_list_cuts_is_a_table_of_names_that_cut_takes(
+    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", str(convnet), "--input", "x=1,3,8,8", "--list-cuts"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["TENSOR", "SHAPE", "BYTES", "OFFLOADED"]
+    assert rows[1] == ["x", "FP32[1,3,8,8]", "768", "100.0%"]
+    assert ["features", "FP32[1,8,8,8]", "2,048", "0.2%"] in rows
+
+
+def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", str(diamond), "--list-cuts"]) == 0
+    assert "no single tensor separates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["compile"], ["compile", "m.onnx"], ["compile", "m.onnx", "--cut", "a"], ["compile", "m.onnx", "--name", "n"]],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: zmq-offload" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["none.onnx", "--cut", "a", "--name", "n"],
+        ["{mlp}", "--cut", "h2", "--name", "n"],
+        ["{mlp}", "--cut", "h9", "--name", "n", "--input", "x=2,8"],
+        ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x"],
+        ["{mlp}", "--list-cuts", "--input", "y=2,8"],
+        ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=2,8", "--target", "?"],
+    ],
+)
+def test_failures_are_one_line_and_end_with_1(
+    mlp: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [a.format(mlp=mlp) for a in arguments]
+    assert main(["compile", *filled, "--quiet", "-o", str(tmp_path)]) == 1
+    assert re.fullmatch(r"zmq-offload: error: [^\n]+\n", capsys.readouterr().err)
+
+
+def test_help_works_and_failing_is_clear_where_tvm_is_not_installed(mlp: Path) -> None:
+    program = """
+import sys
+for name in ("tvm", "onnx", "onnxslim"):
+    sys.modules[name] = None
+from zmq_offload.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert "--list-cuts" in run("compile", "--help").stdout
+    failed = run("compile", str(mlp), "--list-cuts")
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1 and "pip install 'zmq-offload[compile]'" in failed.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_counts_seconds_on_a_terminal_and_writes_plain_lines_elsewhere() -> None:
+    terminal, plain = Terminal(), io.StringIO()
+    for stream in (terminal, plain):
+        progress = Progress(2, stream=stream)
+        with progress.step("first"):
+            time.sleep(0.25)
+        with pytest.raises(ValueError, match="no"), progress.step("second"):
+            raise ValueError("no")
+    assert re.fullmatch(r"\[1/2\] first \.\.\. 0\.[2-9] s\n\[2/2\] second \.\.\. failed\n", plain.getvalue())
+    assert terminal.getvalue().count("\r[1/2] first ...") >= 3
+    assert terminal.getvalue().endswith("\r[2/2] second ... failed\n")
+    silent = io.StringIO()
+    with Progress(1, stream=silent, quiet=True).step("nothing"):
+        pass
+    assert silent.getvalue() == ""

@@ -1,0 +1,141 @@
+"""Where a model can be cut, and that what is offered is accepted."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_models
+import pytest
+import tvm
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import helper
+from tvm.runtime import vm
+
+from zmq_offload.byoc.graph import Graph
+from zmq_offload.byoc.outline import outline
+from zmq_offload.compile import list_cuts
+from zmq_offload.compile.build import build
+from zmq_offload.compile.cuts import cut_points
+from zmq_offload.compile.importer import Imported, import_onnx
+from zmq_offload.compile.target import host_target
+from zmq_offload.errors import InvalidArgument
+
+
+def test_cuts_come_with_shape_bytes_and_the_share_behind_them(convnet: Path) -> None:
+    cuts = list_cuts(convnet, inputs={"x": (1, 3, 8, 8)})
+    pixels = 8 * 8
+    first, second, third = pixels * 8 * 3 * 9, pixels * 8 * 8 * 9, 8 * 10
+    total = first + second + third
+    assert [(c.name, c.tensor.shape, c.nbytes, round(c.share * total)) for c in cuts] == [
+        ("x", (1, 3, 8, 8), 768, total),
+        ("conv1", (1, 8, 8, 8), 2048, second + third),
+        ("relu1", (1, 8, 8, 8), 2048, second + third),
+        ("features", (1, 8, 8, 8), 2048, third),
+        ("inner_tanh", (1, 8, 8, 8), 2048, third),
+        ("inner_pool", (1, 8, 1, 1), 32, third),
+        ("inner_flat", (1, 8), 32, third),
+        ("inner_logits", (1, 10), 40, 0),
+    ]
+
+
+def test_transposed_convolutions_and_symbolic_extents_count(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("ConvTranspose", ["h", "w"], ["t"], strides=[2, 2]),
+        helper.make_node("MatMul", ["t", "v"], ["y"]),
+    ]
+    weights = {"w": onnx_models.random(3, 5, 2, 2), "v": onnx_models.random(8, 6)}
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": ["N", 3, 4, 4]}, {"y": ["N", 5, 8, 6]}, weights)
+    cuts = {c.name: c for c in list_cuts(path, inputs={"x": ("N", 3, 4, 4)})}
+    transposed, product = 3 * 4 * 4 * 5 * 2 * 2, 5 * 8 * 6 * 8
+    assert cuts["t"].share == pytest.approx(product / (transposed + product))
+    assert cuts["t"].tensor.shape == (-1, 5, 8, 8) and cuts["t"].nbytes == 5 * 8 * 8 * 4
+
+
+def test_a_model_that_no_single_tensor_separates_has_no_cuts(diamond: Path) -> None:
+    assert list_cuts(diamond) == []
+
+
+OPERATORS = ("Add", "Mul", "Relu", "Tanh", "MatMul")
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[tuple[str, list[str], str]]:
+    """Nodes (operator, inputs, output) of a random acyclic graph over inputs x0, x1."""
+    tensors = ["x0", "x1"][: draw(st.integers(1, 2))]
+    nodes = []
+    for i in range(draw(st.integers(2, 9))):
+        operator = draw(st.sampled_from(OPERATORS))
+        pick = st.sampled_from(tensors[-4:])
+        inputs = [draw(pick), "w"] if operator == "MatMul" else [draw(pick)]
+        if operator in ("Add", "Mul"):
+            inputs.append(draw(pick))
+        nodes.append((operator, inputs, f"t{i}"))
+        tensors.append(f"t{i}")
+    return nodes
+
+
+def imported(nodes: list[tuple[str, list[str], str]], folder: Path) -> Imported:
+    used = {i for _, inputs, _ in nodes for i in inputs}
+    outputs = [t for _, _, t in nodes if t not in used]
+    path = onnx_models.write(
+        folder / "m.onnx",
+        [helper.make_node(op, inputs, [output]) for op, inputs, output in nodes],
+        {x: [3, 3] for x in ("x0", "x1") if x in used},
+        {o: [3, 3] for o in outputs},
+        {"w": onnx_models.random(3, 3) / 3},
+    )
+    return import_onnx(path, {})
+
+
+def separators(graph: Graph) -> list[str]:
+    """By the definition: without the tensor, no input reaches an output."""
+    names = {}
+    results, params = set(graph.result_vars()), set(graph.params)
+    for var in (*graph.params, *(b.var for b in graph.bindings)):
+        if var not in results and not graph.behind(results, stop=[var]) & params:
+            names[graph.name(var)] = True
+    return list(names)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(nodes=graphs())
+def test_the_listed_cuts_are_those_that_separate_and_all_are_accepted(
+    nodes: list[tuple[str, list[str], str]], tmp_path: Path
+) -> None:
+    model = imported(nodes, tmp_path)
+    listed = [c.name for c in cut_points(model.graph)]
+    assert listed == separators(model.graph)
+    for name in listed:
+        mod = outline(model.mod, model.graph, [name])
+        assert {gv.name_hint for gv in mod.get_global_vars()} >= {"main", "offloaded_0"}
+
+
+def evaluate(mod: tvm.IRModule, arrays: list[Any]) -> list[Any]:
+    result = vm.VirtualMachine(build(mod, host_target()), tvm.cpu())["main"](*map(tvm.runtime.tensor, arrays))
+    return [t.numpy() for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_region_is_either_refused_or_computes_the_same(data: st.DataObject, tmp_path: Path) -> None:
+    model = imported(data.draw(graphs()), tmp_path)
+    names = [n for n in model.graph.tensors if n not in model.graph.constants]
+    arrays = [onnx_models.random(3, 3, seed=i) for i, _ in enumerate(model.inputs)]
+    expected = evaluate(model.mod, arrays)[: len(model.outputs)]
+    some = st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)
+    tried = 0
+    for cut, until in itertools.product(data.draw(st.lists(some, min_size=4, max_size=4)), [None, data.draw(some)]):
+        try:
+            mod = outline(model.mod, model.graph, cut, until)
+        except InvalidArgument:
+            continue
+        for found, want in zip(evaluate(mod, arrays), expected, strict=True):
+            np.testing.assert_allclose(found, want, atol=1e-4)
+        tried += 1
+        if tried == 2:
+            return

@@ -1,0 +1,29 @@
+"""Real brokers and workers on ports of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import Fabric, eventually, running_broker, running_workers
+from zmq_offload import Client
+
+
+def wait_for_workers(frontend: str, many: int) -> None:
+    with Client(frontend) as client:
+        eventually(lambda: len(client.status()["workers"]) == many)
+
+
+@pytest.fixture(scope="module")
+def echo_fabric() -> Iterator[Fabric]:
+    """A broker and two echo workers, for tests that leave them as they are."""
+    with running_broker() as fabric, running_workers(fabric.backend, "--executor", "echo", "--processes", "2"):
+        wait_for_workers(fabric.frontend, 2)
+        yield fabric
+
+
+@pytest.fixture
+def client(echo_fabric: Fabric) -> Iterator[Client]:
+    with Client(echo_fabric.frontend) as client:
+        yield client

@@ -1,0 +1,342 @@
+"""Client and AsyncClient against a real broker and echo workers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from tests.processes import Fabric, eventually
+from zmq_offload import AsyncClient, Client
+from zmq_offload.errors import Cancelled, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import encode_tensors
+
+NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
+X = np.arange(12, dtype="f4").reshape(3, 4)
+
+
+def test_inputs_come_back_under_their_names(client: Client) -> None:
+    inputs = {"x": X, "flag": np.array(True), "none": np.zeros((0, 2), "i8"), "half": np.float16([1, np.nan])}
+    outputs = client.infer("echo", inputs)
+    assert list(outputs) == list(inputs)
+    for name, array in inputs.items():
+        assert outputs[name].dtype == array.dtype
+        np.testing.assert_array_equal(outputs[name], array)
+    assert (outputs.model, outputs.version) == ("echo", 1)
+    timings = outputs.timings
+    assert 0 <= timings.compute <= timings.broker <= timings.total
+
+
+def test_lists_and_numbers_are_taken_as_arrays(client: Client) -> None:
+    np.testing.assert_array_equal(client.infer("echo", {"x": [1.5, 2.5]})["x"], [1.5, 2.5])
+
+
+@pytest.mark.parametrize("size", [1, 65_535, 65_536, 65_537, 5_000_000])
+def test_tensors_of_any_size_pass(client: Client, size: int) -> None:
+    x = np.random.default_rng(size).integers(0, 255, size, dtype="u1")
+    np.testing.assert_array_equal(client.infer("echo", {"x": x})["x"], x)
+
+
+def test_results_go_into_the_callers_arrays(client: Client) -> None:
+    place = np.zeros_like(X)
+    outputs = client.infer("echo", {"x": X}, outputs={"x": place})
+    assert outputs["x"] is place
+    np.testing.assert_array_equal(place, X)
+    with pytest.raises(InvalidArgument, match=r"output 'x' of 'echo' is float32\[3, 4\], the array for it is float64"):
+        client.infer("echo", {"x": X}, outputs={"x": np.zeros((3, 4))})
+    with pytest.raises(InvalidArgument, match="returns x; arrays are for y"):
+        client.infer("echo", {"x": X}, outputs={"y": place})
+
+
+def test_many_futures_at_once(client: Client) -> None:
+    futures = [client.submit("echo", {"x": np.full(10, n)}) for n in range(500)]
+    for n, future in enumerate(futures):
+        assert future.result()["x"][0] == n
+
+
+def test_one_client_serves_many_threads(client: Client) -> None:
+    def work(thread: int) -> None:
+        for n in range(50):
+            value = thread * 1000 + n
+            assert client.infer("echo", {"x": np.full(100, value)})["x"][7] == value
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
+
+
+def test_infer_works_while_futures_are_outstanding(client: Client) -> None:
+    futures = [client.submit("echo", {"x": np.zeros(100_000)}) for _ in range(50)]
+    assert client.infer("echo", {"x": X})["x"].shape == X.shape
+    wait(futures, timeout=20)
+    assert all(future.result() for future in futures)
+
+
+def test_a_waiting_call_in_a_futures_callback_is_refused_and_submit_works_there(client: Client) -> None:
+    caught: Future[Any] = Future()
+
+    def callback(_: Any) -> None:
+        try:
+            client.infer("echo", {"x": X})
+        except BaseException as error:
+            caught.set_result((error, client.submit("echo", {"x": X})))
+
+    client.submit("echo", {"x": np.zeros(1_000_000)}).add_done_callback(callback)
+    error, second = caught.result(timeout=20)
+    assert isinstance(error, InvalidArgument)
+    assert "use submit" in str(error)
+    assert second.result(timeout=20)["x"].shape == X.shape
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda c: c.infer("no/name", {}), "model name"),
+        (lambda c: c.infer("echo", {"x": X}, timeout=0), "timeout 0 is not"),
+        (lambda c: c.infer("echo", {"x": X}, timeout=float("nan")), "timeout nan"),
+        (lambda c: c.infer("echo", {"x": X}, timeout="1"), "timeout '1'"),
+        (lambda c: c.infer("echo", {"x": X}, version=0), "version 0"),
+        (lambda c: c.infer("echo", {"x": X}, version="1"), "version '1'"),
+        (lambda c: c.infer("echo", {"x": X}, priority=101), "priority 101"),
+        (lambda c: c.infer("echo", [X]), "mapping"),
+        (lambda c: c.infer("echo", {"x": np.array(["a"])}), "tensor 'x'"),
+        (lambda c: Client([]), "at least one"),
+        (lambda c: Client("localhost:5555"), "use tcp://HOST:PORT"),
+        (lambda c: Client("tcp://localhost:99999"), "use tcp://HOST:PORT"),
+        (lambda c: Client(NOBODY, timeout=-1), "timeout"),
+    ],
+)
+def test_wrong_arguments_are_named(client: Client, call: Any, says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        call(client)
+
+
+def test_an_unknown_model_or_version_is_not_found_and_the_error_lists_what_is_served(echo_fabric: Fabric) -> None:
+    with Client(echo_fabric.frontend) as client:
+        for arguments in ({"model": "ocr"}, {"model": "echo", "version": 2}):
+            with pytest.raises(NotFound, match=r"served are: echo \(version 1\)"):
+                client.infer(inputs={"x": X}, **arguments)
+
+
+def test_models_and_status(client: Client) -> None:
+    assert client.models() == [{"name": "echo", "version": 1, "inputs": [], "outputs": [], "workers": 2}]
+    before = client.status()["requests"]["served"]
+    client.infer("echo", {"x": X})
+    status = client.status()
+    assert status["requests"]["served"] == before + 1
+    assert [worker["models"] for worker in status["workers"]] == [["echo:1"]] * 2
+
+
+def test_without_a_broker_a_call_ends_within_its_deadline() -> None:
+    with Client(NOBODY) as client:
+        start = time.monotonic()
+        with pytest.raises(Unavailable, match=r"no broker answered at tcp://127\.0\.0\.1:9 within 0\.300 s"):
+            client.infer("echo", {"x": X}, timeout=0.3)
+        assert time.monotonic() - start < 5
+        with pytest.raises(Unavailable, match="no broker"):
+            client.submit("echo", {"x": X}, timeout=0.1).result(timeout=20)
+        with pytest.raises(Unavailable):
+            client.status(timeout=0.1)
+
+
+def test_a_second_endpoint_serves_when_the_first_is_not_there(echo_fabric: Fabric) -> None:
+    with Client([NOBODY, echo_fabric.frontend]) as client:
+        np.testing.assert_array_equal(client.infer("echo", {"x": X})["x"], X)
+
+
+def test_closing_takes_back_what_is_outstanding() -> None:
+    client = Client(NOBODY)
+    future = client.submit("echo", {"x": X})
+    waiting: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            client.infer("echo", {"x": X})
+        except BaseException as error:
+            waiting.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    eventually(lambda: client._session.outstanding == 2)
+    client.close()
+    client.close()
+    thread.join(20)
+    assert isinstance(waiting[0], Cancelled)
+    with pytest.raises(Cancelled):
+        future.result(timeout=20)
+    with pytest.raises(Cancelled, match="closed"):
+        client.infer("echo", {"x": X})
+
+
+def test_cancelling_a_future_reaches_the_broker() -> None:
+    with Client(NOBODY) as client:
+        future = client.submit("echo", {"x": X})
+        assert future.cancel()
+        eventually(lambda: client._session.outstanding == 0)
+        with pytest.raises(CancelledError):
+            future.result()
+
+
+# --- asyncio ------------------------------------------------------------------------------------------------
+
+
+def test_the_asyncio_client_does_the_same(echo_fabric: Fabric) -> None:
+    async def main() -> None:
+        async with AsyncClient(echo_fabric.frontend) as client:
+            outputs = await client.infer("echo", {"x": X})
+            np.testing.assert_array_equal(outputs["x"], X)
+            results = await asyncio.gather(*(client.infer("echo", {"x": np.full(5, n)}) for n in range(200)))
+            assert [int(result["x"][0]) for result in results] == list(range(200))
+            place = np.zeros_like(X)
+            assert (await client.infer("echo", {"x": X}, outputs={"x": place}))["x"] is place
+            assert (await client.models())[0]["name"] == "echo"
+            assert (await client.status())["requests"]["served"] > 200
+            with pytest.raises(NotFound, match="served are"):
+                await client.infer("ocr", {"x": X})
+            with pytest.raises(InvalidArgument):
+                await client.infer("echo", {"x": X}, timeout=-1)
+        with pytest.raises(Cancelled):
+            await client.infer("echo", {"x": X})
+
+    asyncio.run(main())
+
+
+def test_an_asyncio_call_without_a_broker_ends_and_can_be_cancelled() -> None:
+    async def main() -> None:
+        async with AsyncClient(NOBODY) as client:
+            with pytest.raises(Unavailable, match="no broker"):
+                await client.infer("echo", {"x": X}, timeout=0.2)
+            task = asyncio.create_task(client.infer("echo", {"x": X}))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert client._session.outstanding == 0
+            task = asyncio.create_task(client.infer("echo", {"x": X}))
+            await asyncio.sleep(0)
+        with pytest.raises(Cancelled):
+            await task
+
+    asyncio.run(main())
+
+
+# --- the wire -----------------------------------------------------------------------------------------------
+
+
+def test_an_inference_is_one_message_each_way(echo_fabric: Fabric) -> None:
+    """Counted between client and broker, by a relay that passes whole messages on."""
+    context: zmq.Context[Any] = zmq.Context()
+    front, back = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+    counts = {"in": 0, "out": 0}
+    identity = b""
+    stop = threading.Event()
+    front.bind("tcp://127.0.0.1:0")
+    back.connect(echo_fabric.frontend)
+
+    def relay() -> None:
+        nonlocal identity
+        poller = zmq.Poller()
+        poller.register(front, zmq.POLLIN)
+        poller.register(back, zmq.POLLIN)
+        while not stop.is_set():
+            ready = dict(poller.poll(50))
+            if front in ready:
+                identity, *frames = front.recv_multipart()
+                counts["in"] += 1
+                back.send_multipart(frames)
+            if back in ready:
+                counts["out"] += 1
+                front.send_multipart([identity, *back.recv_multipart()])
+
+    thread = threading.Thread(target=relay)
+    thread.start()
+    try:
+        with Client(front.getsockopt_string(zmq.LAST_ENDPOINT)) as client:
+            client.infer("echo", {"x": X, "y": X, "z": X})
+    finally:
+        stop.set()
+        thread.join()
+        context.destroy(linger=0)
+    assert counts == {"in": 1, "out": 1}
+
+
+def raw_dealer(endpoint: str) -> Any:
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.linger = 0
+    socket.rcvtimeo = 10_000
+    socket.connect(endpoint)
+    return socket
+
+
+SESSION = b"s" * 16
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b""],
+        [b"", b"", b""],
+        [b"GET / HTTP/1.1\r\n\r\n"],
+        [b"\x01" + msgpack.packb([1, SESSION, 5, "echo", 0, 10**6, 999])],
+        [b"\x02" + msgpack.packb([4, SESSION, []])],
+        [wire.encode(wire.Heartbeat())],
+        [bytes(range(256)) * 100],
+    ],
+)
+def test_a_message_that_is_none_is_answered_with_an_error(echo_fabric: Fabric, client: Client, frames: Any) -> None:
+    for endpoint, expected in ((echo_fabric.frontend, wire.TO_CLIENT), (echo_fabric.backend, wire.TO_WORKER)):
+        if endpoint == echo_fabric.backend and frames == [wire.encode(wire.Heartbeat())]:
+            continue  # which is one there
+        socket = raw_dealer(endpoint)
+        socket.send_multipart(frames)
+        error = wire.decode(socket.recv_multipart()[0], expected)
+        assert isinstance(error, wire.Error)
+        assert error.code == "INVALID_ARGUMENT"
+        socket.close()
+    client.infer("echo", {"x": X})
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        ([], "header is missing"),
+        ([b"\xc1"], "header is not msgpack"),
+        ([encode_tensors({"x": X})[0], b"short"], "needs 48 bytes, its frame has 5"),
+        ([encode_tensors({"x": X})[0]], "0 frames follow"),
+    ],
+)
+def test_a_payload_that_is_none_fails_its_request(echo_fabric: Fabric, payload: list[bytes], says: str) -> None:
+    socket = raw_dealer(echo_fabric.frontend)
+    socket.send_multipart([wire.encode(wire.Request(SESSION, 1, "echo", 0, 10**7, 0)), *payload])
+    error = wire.decode(socket.recv_multipart()[0], wire.TO_CLIENT)
+    assert (error.session, error.id, error.code) == (SESSION, 1, "INVALID_ARGUMENT")
+    assert says in error.text
+    socket.close()
+
+
+def test_a_request_that_nobody_takes_in_time_says_where_it_was(echo_fabric: Fabric) -> None:
+    """The broker's own error arrives before the client's deadline."""
+    socket = raw_dealer(echo_fabric.backend)
+    body = msgpack.packb([{"name": "slow", "version": 1, "inputs": [], "outputs": []}])
+    socket.send_multipart([wire.encode(wire.Announce("slow-worker", 1)), body])
+    with Client(echo_fabric.frontend) as client:
+        eventually(lambda: any(m["name"] == "slow" for m in client.models()))
+        future = client.submit("slow", {"x": X}, timeout=0.4)
+        with pytest.raises(DeadlineExceeded, match="while worker slow-worker had it"):
+            future.result(timeout=20)
+    socket.send_multipart([wire.encode(wire.Goodbye())])
+    socket.close()
+    wait_gone(echo_fabric)
+
+
+def wait_gone(fabric: Fabric) -> None:
+    with Client(fabric.frontend) as client:
+        eventually(lambda: [m["name"] for m in client.models()] == ["echo"])
+        eventually(lambda: len(client.status()["workers"]) == 2)

@@ -1,0 +1,74 @@
+"""The programs as a person starts them: options, exit codes, one clear line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import ROOT, Fabric, running_broker
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_status_for_a_person_and_for_a_program(echo_fabric: Fabric) -> None:
+    shown = run("-m", "zmq_offload.cli", "status", "--broker", echo_fabric.frontend)
+    assert shown.returncode == 0, shown.stderr
+    assert "echo" in shown.stdout
+    assert "queues: none" in shown.stdout
+    whole = run("-m", "zmq_offload.cli", "status", "--broker", echo_fabric.frontend, "--json")
+    assert len(json.loads(whole.stdout)["workers"]) == 2
+
+
+def test_status_without_a_broker_is_one_line() -> None:
+    done = run("-m", "zmq_offload.cli", "status", "--broker", "tcp://127.0.0.1:9", "--timeout", "0.2")
+    assert done.returncode == 1
+    assert done.stderr == "zmq-offload: error: no broker answered at tcp://127.0.0.1:9 within 0.200 s\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["broker", "--frontend", "localhost"], "use tcp://HOST:PORT"),
+        (["broker", "--max-queued", "0"], "whole number from 1"),
+        (["broker", "--heartbeat", "nan"], "time in seconds"),
+        (["workers", "--executor", "gpu"], "graph or echo"),
+        (["workers", "--broker", ""], "one or more endpoints"),
+        (["workers", "--processes", "many"], "whole number from 1"),
+        (["zmq_offload.cli", "status", "--timeout", "-1"], "time in seconds"),
+        (["zmq_offload.cli", "nonsense"], "invalid choice"),
+        (["zmq_offload.cli"], "required"),
+    ],
+)
+def test_wrong_usage_is_said_in_one_line_and_exits_with_2(arguments: list[str], says: str) -> None:
+    done = run("-m", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_variable_in_the_environment_is_checked_like_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZMQ_OFFLOAD_MAX_QUEUED", "lots")
+    done = run("-m", "broker")
+    assert done.returncode == 2
+    assert "whole number from 1" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(echo_fabric: Fabric) -> None:
+    done = run("-m", "broker", "--frontend", echo_fabric.frontend, "--backend", "tcp://127.0.0.1:0")
+    assert done.returncode == 1
+    assert f"broker: error: cannot bind to {echo_fabric.frontend}: Address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_broker_stops_at_once(number: int) -> None:
+    with running_broker() as fabric:
+        assert fabric.broker.end(number) == 0

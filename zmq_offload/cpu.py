@@ -1,0 +1,129 @@
+"""Whether this machine's CPU can run a library: the instruction sets it was built for, against those that are here.
+
+A library built for AVX-512 ends the process by an illegal instruction on a CPU without it, so what it needs is written
+beside it when it is built and compared before it is loaded. Only instruction sets that LLVM's code generator uses by
+itself count: a target such as znver4 also names features (protection keys, mwaitx) that no generated code has, and that
+virtual machines like to hide.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
+
+# LLVM's name -> Linux's. (llvm/lib/TargetParser/Host.cpp; arch/x86/include/asm/cpufeatures.h and
+# arch/arm64/kernel/cpuinfo.c)
+_X86 = {
+    "sse3": "pni",
+    "ssse3": "ssse3",
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+    "popcnt": "popcnt",
+    "avx": "avx",
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "bmi": "bmi1",
+    "bmi2": "bmi2",
+    "lzcnt": "abm",
+    "movbe": "movbe",
+    "gfni": "gfni",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512cd": "avx512cd",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512ifma": "avx512ifma",
+    "avx512vbmi": "avx512vbmi",
+    "avx512vbmi2": "avx512_vbmi2",
+    "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+    "avx512bitalg": "avx512_bitalg",
+    "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avxvnni": "avx_vnni",
+}
+_ARM = {
+    "neon": "asimd",
+    "fullfp16": "asimdhp",
+    "dotprod": "asimddp",
+    "rdm": "asimdrdm",
+    "lse": "atomics",
+    "bf16": "bf16",
+    "i8mm": "i8mm",
+    "sve": "sve",
+    "sve2": "sve2",
+}
+_LINUX = {"x86_64": _X86, "aarch64": _ARM}
+_SAME = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True, slots=True)
+class CpuNeeds:
+    """What a library needs: an `architecture` (x86_64, aarch64, ...) and `features`, by LLVM's names."""
+
+    architecture: str
+    features: tuple[str, ...]
+
+    @classmethod
+    def of(cls, triple: str, llvm_features: Iterable[str]) -> CpuNeeds:
+        """The needs of code for an LLVM triple and the features of its target."""
+        architecture = triple.partition("-")[0].lower()
+        architecture = _SAME.get(architecture, architecture)
+        known = _LINUX.get(architecture, {})
+        return cls(architecture, tuple(sorted(known.keys() & set(llvm_features))))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"architecture": self.architecture, "features": list(self.features)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> CpuNeeds:
+        """Raises InvalidArgument saying what is wrong with `value`."""
+        features = value.get("features") if isinstance(value, dict) else None
+        if (
+            not isinstance(features, list)
+            or not all(isinstance(name, str) for name in features)
+            or not isinstance(value.get("architecture"), str)
+        ):
+            raise InvalidArgument(f"cpu must be an object with architecture and features, not {value!r}")
+        return cls(value["architecture"], tuple(features))
+
+    def check(self, what: str) -> None:
+        """Raises FailedPrecondition, beginning with `what`, if this machine cannot run it."""
+        architecture, flags = this_cpu()
+        if self.architecture != architecture:
+            raise FailedPrecondition(f"{what} was built for {self.architecture}, this CPU is {architecture}")
+        if not flags:
+            return  # not Linux, or it does not say: then the operating system has the last word
+        linux = _LINUX.get(architecture, {})
+        missing = [name for name in self.features if linux.get(name, name) not in flags]
+        if missing:
+            raise FailedPrecondition(
+                f"{what} was built for a CPU with {', '.join(missing)}, which this one lacks; "
+                "compile it with --target for this CPU"
+            )
+
+
+def this_cpu() -> tuple[str, frozenset[str]]:
+    """This machine's architecture and its features by Linux's names (none where they are not known)."""
+    machine = platform.machine().lower()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    return _SAME.get(machine, machine), flags_in(text)
+
+
+def flags_in(cpuinfo: str) -> frozenset[str]:
+    """The features that all processors of a /proc/cpuinfo have."""
+    found = [
+        set(value.split())
+        for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())
+        if key.strip() in ("flags", "Features")
+    ]
+    return frozenset(set.intersection(*found)) if found else frozenset()
