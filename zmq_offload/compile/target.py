@@ -41,3 +41,8 @@ def resolve_target(given: str | dict[str, Any] | tvm.target.Target | None) -> tv
 def target_json(target: tvm.target.Target) -> Any:
     """A target as JSON-able data, for model.json and the manifest."""
     return json.loads(str(target))
+
+
+def toolchain() -> dict[str, Any]:
+    """What a library that is compiled here for here depends on, besides the model: as JSON-able data."""
+    return {"tvm": tvm.__version__, "target": target_json(host_target())}

@@ -45,18 +45,9 @@ class Job:
 
     def key(self) -> str:
         """A name for the result, another one for everything that it depends on."""
-        import tvm
+        from zmq_offload.compile.target import toolchain
 
-        from zmq_offload.compile.target import host_target, target_json
-
-        parts = [
-            checksum(self.model),
-            self.shape,
-            self.cut,
-            target_json(host_target()),
-            tvm.__version__,
-            __version__,
-        ]
+        parts = [checksum(self.model), self.shape, self.cut, toolchain(), __version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -101,7 +92,7 @@ def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet
         width, height = job.size
         arguments = [str(job.model), str(width), str(height), str(draft), str(steps), *job.cut]
         arguments += ["--quiet"] if quiet else []
-        process = children.start(["-m", __name__, *arguments], stop=kill_session)
+        process = children.start("compiler", ["-m", __name__, *arguments], stop=kill_session)
         code = process.wait()
         failure = draft / _FAILURE
         if failure.exists():

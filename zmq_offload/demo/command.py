@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from zmq_offload.demo.model import CUT, find_model
-from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.extras import needs
 from zmq_offload.settings import checked, count
 
 side = checked(int, lambda n: 32 <= n <= 4096, "a whole number from 32 to 4096")
@@ -46,18 +47,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.model is not None and not args.model.is_file():
         raise InvalidArgument(f"--model {args.model}: there is no such file")
+    with needs("demo"):
+        import onnxruntime  # noqa: F401  the first use would be a minute later
+
+        from zmq_offload.compile import api  # noqa: F401
+        from zmq_offload.demo.scene import Options, play
     model = args.model or find_model()
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxslim  # noqa: F401
-        import PIL  # noqa: F401
-        import tvm  # noqa: F401
-    except ImportError as error:
-        raise FailedPrecondition(
-            f"the demo needs packages that are not installed ({error}): pip install 'zmq-offload[demo]'"
-        ) from None
-    from zmq_offload.demo.scene import Options, play
 
     options = Options(model, tuple(args.cut), args.image, args.side, args.frames, args.cache, args.output, args.quiet)
     return play(options)

@@ -26,13 +26,13 @@ def start_fabric(children: Children, repository: Path, workers: int, logs: Path)
     deadline = time.monotonic() + START
     log = logs / "broker.log"
     listen = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0"]
-    broker = children.start(["-m", "broker", *listen], stop=terminate, stdout=subprocess.PIPE, log=log)
+    broker = children.start("broker", ["-m", "broker", *listen], stop=terminate, stdout=subprocess.PIPE, log=log)
     ready = re.match(r"ready frontend=(\S+) backend=(\S+)", _first_line(broker, deadline))
     if ready is None:
         raise Internal(f"the broker did not start: {_last_line(log)}")
     options = ["--broker", ready[2], "--repository", str(repository), "--processes", str(workers)]
     log = logs / "workers.log"
-    supervisor = children.start(["-m", "workers", *options], stop=terminate, log=log)
+    supervisor = children.start("workers' supervisor", ["-m", "workers", *options], stop=terminate, log=log)
     with Client(ready[1]) as client:
         while not _served(client, workers):
             if supervisor.poll() is not None:

@@ -9,10 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from zmq_offload.errors import Internal
 from zmq_offload.settings import PREFIX
+
+Stop: TypeAlias = Callable[["subprocess.Popen[bytes]"], None]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -62,6 +66,13 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+@dataclass
+class _Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    stop: Stop
+
+
 class Children:
     """Processes that are ended, the youngest first, when the context is left.
 
@@ -70,7 +81,7 @@ class Children:
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
-        self._running: list[tuple[subprocess.Popen[bytes], Callable[[subprocess.Popen[bytes]], None]]] = []
+        self._running: list[_Child] = []
 
     def __enter__(self) -> Children:
         return self
@@ -80,9 +91,10 @@ class Children:
 
     def start(
         self,
+        name: str,
         arguments: Sequence[str],
         *,
-        stop: Callable[[subprocess.Popen[bytes]], None],
+        stop: Stop,
         stdout: int | None = None,
         log: Path | None = None,
     ) -> subprocess.Popen[bytes]:
@@ -102,17 +114,24 @@ class Children:
                     env=environment,
                     start_new_session=True,
                 )
-                self._running.append((process, stop))
+                self._running.append(_Child(name, process, stop))
         return process
+
+    def check(self) -> None:
+        """Raises Internal if one of them has ended."""
+        for child in self._running:
+            code = child.process.poll()
+            if code is not None:
+                raise Internal(f"the {child.name} ended with code {code}")
 
     def stop(self) -> None:
         """End all of them and wait for it. Idempotent."""
         with self._interrupts.held():
             while self._running:
-                process, stop = self._running[-1]
-                stop(process)
-                if process.stdout is not None:
-                    process.stdout.close()
+                child = self._running[-1]
+                child.stop(child.process)
+                if child.process.stdout is not None:
+                    child.process.stdout.close()
                 self._running.pop()
 
 

@@ -106,7 +106,7 @@ def _run(
         with progress.step(f"start a broker and {WORKERS} workers"):
             broker = start_fabric(children, built.repository, WORKERS, logs)
         with progress.step(f"run {frames} frames, {DEVICES} clients at a time"):
-            run = Devices(built.device, broker, pictures, DEVICES, frames).run()
+            run = Devices(built.device, broker, pictures, DEVICES, frames).run(children.check)
         children.stop()
     return run
 
