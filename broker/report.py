@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from broker.state import Payload
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
+from zmq_offload.protocol.messages import shown
 from zmq_offload.protocol.payload import decode_body
 from zmq_offload.protocol.tensors import TensorSpec
 
@@ -31,9 +32,9 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], dict[str, Any]]:
             raise ProtocolError("a model in an Announce is a map")
         name, version = entry.get("name"), entry.get("version")
         if type(name) is not str or not 0 < len(name) <= limits.MODEL_NAME_BYTES:
-            raise ProtocolError(f"an announced model's name cannot be {str(name)[:80]!r}")
+            raise ProtocolError(f"an announced model's name cannot be {shown(name)}")
         if type(version) is not int or not 0 < version < 2**31:
-            raise ProtocolError(f"announced model {name!r}: its version cannot be {str(version)[:80]!r}")
+            raise ProtocolError(f"announced model {name!r}: its version cannot be {shown(version)}")
         models[name, version] = {"name": name, "version": version} | {
             part: _tensors(name, entry.get(part)) for part in _TENSORS
         }

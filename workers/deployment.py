@@ -25,10 +25,19 @@ class Deployment:
         self._repository = repository
         self._load = load
         self._seen: dict[Model, int] = {}
+        self._unreadable = False
 
     def refresh(self) -> bool:
         """Whether what is served changed."""
-        there = self._scan()
+        try:
+            there = self._scan()
+        except OffloadError as error:
+            # What is loaded goes on serving: it does not need the disk.
+            if not self._unreadable:
+                log.error("%s; serving on with what is loaded", error)
+            self._unreadable = True
+            return False
+        self._unreadable = False
         changed = False
         for model in [model for model in self._seen if model not in there]:
             del self._seen[model]

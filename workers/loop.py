@@ -30,6 +30,9 @@ from zmq_offload.repository import Repository
 
 log = logging.getLogger("workers")
 
+_STINT = 0.05
+"""Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
+
 HUNG = 70
 """Exit code of a worker that ended itself because a subgraph hung."""
 
@@ -59,6 +62,7 @@ class Worker:
         self._sockets = [self._connect(endpoint) for endpoint in config.brokers]
         self.session = Session.open(config.name, config.slots, len(self._sockets), config.policy, clock())
         self._running_until = math.inf
+        self._complain_at = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -105,7 +109,10 @@ class Worker:
                 try:
                     message = wire.decode(frames[0], wire.TO_WORKER)
                 except ProtocolError as error:
-                    log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
+                    # Not each: whoever sends a million of them must not fill the disk.
+                    if self._clock() >= self._complain_at:
+                        self._complain_at = self._clock() + 1
+                        log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
                     continue
                 if type(message) is wire.Dispatch:
                     self._take(link, message, frames[1:])
@@ -128,8 +135,9 @@ class Worker:
             self.session.given(link, message, job, self._clock(), group=job.group, rows=job.rows)
 
     def _work(self) -> None:
-        """Run what is ready. Before each run, take in what came meanwhile: something may be revoked by now, or more
-        may run together."""
+        """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
+        Before each run, take in what came meanwhile: something may be revoked by now, or more may run together."""
+        end = self._clock() + _STINT
         while True:
             attempts, actions = self.session.next(self._clock())
             self._perform(actions)
@@ -145,6 +153,8 @@ class Worker:
                     self._perform([self.session.failed_with(attempt, outcome)])
                 else:
                     self._perform([self.session.done(attempt, outcome, compute)])
+            if self._clock() >= end:
+                return
             self._receive()
 
     def _perform(self, actions: list[Action]) -> None:

@@ -8,7 +8,7 @@ too long is connected to anew; what it had given and was not run yet is dropped,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -116,21 +116,19 @@ class Session:
     def received(self, link: int, message: Any, now: float) -> list[Action]:
         """A message of the broker at `link` came in, other than a Dispatch."""
         self.links[link].heard_at = now
-        if type(message) is wire.Revoke:
-            for attempt in self.held:
-                if attempt.link == link and attempt.message[:3] == tuple(message):
-                    attempt.revoked = True
-        elif type(message) is wire.Farewell:
-            self.links[link].gone = True
-        elif type(message) is wire.Identify:
-            return [self._announcement(link)]
-        return []
+        act = _ON.get(type(message))
+        return act(self, link, message) if act else []
 
     def given(
         self, link: int, message: wire.Dispatch, job: Any, now: float, *, group: Hashable | None = None, rows: int = 1
     ) -> None:
-        """The broker at `link` gave an attempt."""
+        """The broker at `link` gave an attempt.
+
+        What lost a worker already runs alone: if it is what took the worker down, it must not take others' requests
+        along again, nor they the blame.
+        """
         self.links[link].heard_at = now
+        group = group if message.attempt == 1 else None
         deadline = now + message.budget_us / 1e6
         self.held.append(Attempt(link, message, now, deadline, job, group, rows))
 
@@ -153,7 +151,7 @@ class Session:
                 link.heard_at, link.heartbeat_at = now, now + self.policy.heartbeat
                 self.held = deque(attempt for attempt in self.held if attempt.link != at)
                 actions.append(Reconnect(at))
-                actions.append(self._announcement(at) if self.draining_since is None else Send(at, wire.Goodbye()))
+                actions += self._introduce(at, None)
             elif now >= link.heartbeat_at:
                 link.heartbeat_at = now + self.policy.heartbeat
                 actions.append(Send(at, wire.Heartbeat()))
@@ -243,12 +241,36 @@ class Session:
 
     # --- details --------------------------------------------------------------------------------------------
 
+    def _introduce(self, link: int, message: wire.Identify | None) -> list[Action]:
+        """Tell a broker who is here, or, to one that does not know a worker that is going, that it goes."""
+        return [self._announcement(link) if self.draining_since is None else Send(link, wire.Goodbye())]
+
+    def _revoke(self, link: int, message: wire.Revoke) -> list[Action]:
+        for attempt in self.held:
+            if attempt.link == link and attempt.message[:3] == tuple(message):
+                attempt.revoked = True
+        return []
+
+    def _farewell(self, link: int, message: wire.Farewell) -> list[Action]:
+        # One that was not asked for is a fault of the broker's; to believe it would leave the broker for ever.
+        self.links[link].gone = self.draining_since is not None
+        return []
+
     def _announcement(self, link: int) -> Send:
         # While one batch runs the next one gathers, so there must be slots for both.
         slots = max(self.slots, *(2 * b.max_batch for b in self.batching.values())) if self.batching else self.slots
         return Send(link, wire.Announce(self.name, slots), (encode_body(self.models),))
 
 
+_ON: dict[type, Callable[[Session, int, Any], list[Action]]] = {
+    wire.Revoke: Session._revoke,
+    wire.Identify: Session._introduce,
+    wire.Farewell: Session._farewell,
+}
+"""What a broker's message does. A Probe only tells that the broker is there; so does an Error, which the loop logs."""
+
+
 def _answer(link: int, message: wire.Dispatch, status: Status, text: str) -> Send:
-    text = text[: limits.MESSAGE_CHARS]
+    # "replace": a path that is no UTF-8 may stand in an exception, and could not be sent.
+    text = text[: limits.MESSAGE_CHARS].encode(errors="replace").decode()
     return Send(link, wire.Failed(message.session, message.id, message.attempt, status.value, text))

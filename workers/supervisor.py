@@ -78,7 +78,8 @@ class Supervisor:
                 if self._stopping:
                     self._terminate()
                     if not any(seat.process for seat in self._seats):
-                        return int(any(codes))
+                        # One that was told to stop before it could listen ends by the signal, and that is well.
+                        return int(any(code not in (0, -signal.SIGTERM) for code in codes))
                 else:
                     codes.clear()
                     self._start()

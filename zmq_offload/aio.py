@@ -136,8 +136,6 @@ class AsyncClient:
         future: asyncio.Future[Complete] = loop.create_future()
         self._futures[number] = future
         self._perform(actions)
-        # The descriptor is edge-triggered: sending may have taken note of what came in, and then it stays silent.
-        loop.call_soon(self._ready)
         try:
             return await future
         except asyncio.CancelledError:
@@ -169,14 +167,17 @@ class AsyncClient:
             self._timer = self._loop.call_at(deadline, self._ready)
 
     def _perform(self, actions: Sequence[Action]) -> None:
+        sent = False
         for action in actions:
             if isinstance(action, Send):
                 self._connection.send(action)
+                sent = True
             elif isinstance(action, Reconnect):
                 assert self._loop is not None
                 self._loop.remove_reader(self._connection.socket.fileno())
                 self._connection.reconnect(action.endpoint)
                 self._loop.add_reader(self._connection.socket.fileno(), self._ready)
+                sent = True
             else:
                 future = self._futures.pop(action.id, None)
                 if future is None or future.done():
@@ -185,3 +186,6 @@ class AsyncClient:
                     future.set_exception(action.error)
                 else:
                     future.set_result(action)
+        if sent and self._loop is not None:
+            # The descriptor is edge-triggered: sending may have taken note of what came in, and then it stays silent.
+            self._loop.call_soon(self._ready)

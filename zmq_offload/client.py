@@ -7,6 +7,8 @@ needed, drives for as long as anything is outstanding.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import threading
 import time
@@ -29,13 +31,15 @@ from zmq_offload.connection import (
     outputs_of,
     size,
 )
-from zmq_offload.errors import Cancelled, InvalidArgument, OffloadError
+from zmq_offload.errors import Cancelled, Internal, InvalidArgument, OffloadError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array, encode_tensors
 from zmq_offload.results import Outputs
 from zmq_offload.session import Action, Complete, Fail, Policy, Reconnect, Send
 
 T = TypeVar("T")
+
+log = logging.getLogger("zmq_offload")
 
 
 class _Call(Future[T]):
@@ -248,7 +252,8 @@ class Client:
                 self._work.wait_for(lambda: self._closed or self._calls or self._outbox)
                 if self._closed:
                     return
-            with self._driver:
+            # A fault fails the calls that it met (see `_drive`); those to come still need a pump.
+            with self._driver, contextlib.suppress(Exception):
                 self._drive(lambda: not (self._calls or self._outbox))
 
     def _drive(self, enough: Callable[[], bool]) -> None:
@@ -256,8 +261,23 @@ class Client:
         self._driving = threading.get_ident()
         try:
             self._drive_until(enough)
+        except Exception as error:
+            # Say, no file descriptor is left for a new connection. Nobody may wait for ever.
+            self._break(error)
+            raise
         finally:
             self._driving = None
+
+    def _break(self, error: Exception) -> None:
+        """Fail all that is outstanding."""
+        log.exception("the client failed; so do its %d calls", len(self._calls))
+        with self._lock:
+            self._session.close()
+            self._outbox.clear()
+            calls = list(self._calls.values())
+            self._calls.clear()
+        for call in calls:
+            call.end(Fail(call.number, Internal(f"the client failed: {type(error).__name__}: {error}")))
 
     def _drive_until(self, enough: Callable[[], bool]) -> None:
         session, connection = self._session, self._connection

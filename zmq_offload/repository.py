@@ -223,3 +223,5 @@ def _folders(root: Path) -> Iterator[Path]:
         yield from (p for p in root.iterdir() if p.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise FailedPrecondition(f"{root} cannot be read: {error.strerror or error}") from None

@@ -3,17 +3,26 @@ no clock; time is passed in as seconds that never go back.
 
 A session is a random token. Every call of it has a number and a deadline and is answered exactly once: by a `Complete`
 or a `Fail`. While calls are outstanding the broker must be heard: it is asked about them with Pings, what it does not
-hold is sent again, and a broker that stays silent is given up for the next endpoint, where all is sent again. Answers
-to calls that ended already are late and dropped.
+hold is sent again, and a broker that stays silent, or has nobody to serve a call now, is given up for the next
+endpoint, where all is sent again. Answers to calls that ended already are late and dropped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from zmq_offload.errors import Cancelled, DeadlineExceeded, OffloadError, Unavailable, from_status
+from zmq_offload.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    OffloadError,
+    ProtocolError,
+    Status,
+    Unavailable,
+    from_status,
+)
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import LATEST
@@ -71,6 +80,8 @@ class _Call:
     payload: Sequence[Any]
     nbytes: int
     sent_at: float
+    refusals: int = 0
+    """Brokers that were there and could not serve it."""
 
 
 class Session:
@@ -88,6 +99,7 @@ class Session:
         self._heard_at = 0.0  # since calls are outstanding: when that began, or the last message after it
         self._answered = False  # whether there was one
         self._ping_at = 0.0
+        self._switched_at = -math.inf
 
     @property
     def outstanding(self) -> int:
@@ -156,11 +168,19 @@ class Session:
             return []
         if isinstance(message, wire.Pong):
             return self._send_again(message.ids, now)
-        if message.id not in self._calls:
+        call = self._calls.get(message.id)
+        if call is None:
             return []  # late
-        self._end(message.id)
         if isinstance(message, wire.Error):
+            if message.code == Status.UNAVAILABLE.value and self._may_switch(call, now):
+                call.refusals += 1
+                return self._switch(now)
+            self._end(message.id)
             return [Fail(message.id, from_status(message.code, message.text))]
+        self._end(message.id)
+        if type(message) is not _ANSWERED_BY[type(call.message)]:
+            text = f"the broker answered a {type(call.message).__name__} with a {type(message).__name__}"
+            return [Fail(message.id, ProtocolError(text))]
         return [Complete(message.id, message, payload)]
 
     def tick(self, now: float) -> list[Action]:
@@ -171,15 +191,15 @@ class Session:
         if not self._calls:
             return actions
         if now >= self._silent_at():
-            self._endpoint = (self._endpoint + 1) % len(self._endpoints)
-            self._heard_at, self._ping_at = now, now + self._policy.heartbeat
-            actions.append(Reconnect(self._endpoint))
-            actions += self._send_again(list(self._calls), now)
+            actions += self._switch(now)
         elif now >= self._ping_at:
             self._ping_at = now + self._policy.heartbeat
             # What was sent a moment ago is not worth asking about.
             old = [n for n, call in self._calls.items() if call.sent_at + self._policy.heartbeat <= now]
-            actions.append(Send(wire.Ping(self.token, old[: limits.PING_IDS])))
+            actions += [
+                Send(wire.Ping(self.token, old[at : at + limits.PING_IDS]))
+                for at in range(0, max(1, len(old)), limits.PING_IDS)
+            ]
         return actions
 
     def next_deadline(self) -> float | None:
@@ -189,6 +209,18 @@ class Session:
 
     def _silent_at(self) -> float:
         return self._heard_at + self._policy.patience + self._bytes / self._policy.slowest_link
+
+    def _may_switch(self, call: _Call, now: float) -> bool:
+        """Whether a call that this broker cannot serve is worth taking to the next. Each broker is asked once, and not
+        more often than a silent one would be left: all that is outstanding moves too."""
+        return call.refusals < len(self._endpoints) - 1 and now >= self._switched_at + self._policy.patience
+
+    def _switch(self, now: float) -> list[Action]:
+        """Go to the next endpoint with all that is outstanding."""
+        self._endpoint = (self._endpoint + 1) % len(self._endpoints)
+        self._switched_at = self._heard_at = now
+        self._ping_at = now + self._policy.heartbeat
+        return [Reconnect(self._endpoint), *self._send_again(list(self._calls), now)]
 
     def _expire(self, number: int, now: float) -> list[Action]:
         call = self._end(number)
@@ -211,6 +243,9 @@ class Session:
                 message = message._replace(budget_us=_budget(call.deadline - now))
             actions.append(Send(message, call.payload))
         return actions
+
+
+_ANSWERED_BY: dict[type, type] = {wire.Request: wire.Result, wire.Query: wire.Answer}
 
 
 def _budget(timeout: float) -> int:

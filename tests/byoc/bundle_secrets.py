@@ -49,9 +49,9 @@ def check_secrets(path: Path, compiled: Compiled, cut: str) -> None:
     hidden, own = weights_of(path, behind(simplify(read_onnx(path)), cut))
     assert hidden and own
     for weight in itertools.chain(*hidden):
-        assert weight not in device
-        assert weight[:16] not in device
-        assert weight[-16:] not in device
+        for piece in (weight, weight[:16], weight[-16:]):
+            # (0, -1), say, begins a shape and stands in any library, too.
+            assert len(set(piece)) < 8 or piece not in device
     # The search means something: each side's own weights are found.
     assert all(any(form in device for form in weight) for weight in own)
     assert all(any(form in subgraph for form in weight) for weight in hidden)

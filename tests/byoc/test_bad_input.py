@@ -68,6 +68,9 @@ def test_everything_else_that_the_model_needs_of_the_part_is_listed(tmp_path: Pa
     [
         ({}, "--input is missing for 'x' [N,3,H,W]; give a shape, like x="),
         ({"x": (1, 3, 8)}, "--input 'x' has 3 dimensions, the model's is 'x' [N,3,H,W]"),
+        ({"x": (1, 3, 8, 0)}, "--input 'x': dimension 3 is 0; use a number from 1, a symbolic one's name, or '?'"),
+        ({"x": (1, 3, 8, None)}, "--input 'x': dimension 3 is None; use"),
+        ({"x": (1, 3, 8, "W/2")}, "--input 'x': dimension 3 is 'W/2'; use"),
         ({"x": (1, 4, 8, 8)}, "--input 'x': dimension 1 is 3 in the model, not 4"),
         ({"z": (1, 3, 8, 8)}, "the model has no input 'z'; it has 'x' [N,3,H,W]"),
         ({"x": (1, 3, 8, 8), "w1": (1,)}, "the model has no input 'w1'"),

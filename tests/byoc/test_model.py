@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,6 +178,62 @@ def test_threads_share_a_model(compiled_mlp: Compiled) -> None:
         for found, want in zip(pool.map(model, inputs), expected, strict=True):
             np.testing.assert_array_equal(found, want)
     assert len(Locked.threads) > 2
+
+
+class Slow:
+    """A client whose calls take a while; it counts how many run at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = self.calls = 0
+
+    def infer(self, _model: str, inputs: Mapping[str, Any], **options: Any) -> Any:
+        with self.lock:
+            self.now += 1
+            self.calls += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.02)
+        with self.lock:
+            self.now -= 1
+        if np.isnan(inputs["h2"]).any() or inputs["h2"].max() > 1e6:
+            raise Unavailable("no worker")
+        return {"h4": np.full((2, 8), inputs["h2"].sum(), "f4")}
+
+
+def test_map_overlaps_frames_and_keeps_their_order(model: OffloadedModel) -> None:
+    client = Slow()
+    pipelined = load_like(model, client)
+    frames = [onnx_models.random(2, 8, seed=i) for i in range(12)]
+    expected = [pipelined(x) for x in frames]
+    client.most = 0
+    taken: list[int] = []
+
+    def source() -> Any:
+        for i, frame in enumerate(frames):
+            taken.append(i)
+            yield frame if i % 2 else (frame,)
+
+    results = pipelined.map(source(), depth=3)
+    np.testing.assert_array_equal(next(results), expected[0])
+    assert len(taken) == 3  # no frame is taken before its turn
+    for found, want in zip(results, expected[1:], strict=True):
+        np.testing.assert_array_equal(found, want)
+    assert 1 < client.most <= 3
+    assert list(pipelined.map([])) == []
+    with pytest.raises(InvalidArgument, match="depth 0"):
+        pipelined.map(frames, depth=0)
+
+
+def test_map_ends_with_the_first_error_and_can_be_left(model: OffloadedModel) -> None:
+    client = Slow()
+    pipelined = load_like(model, client)
+    with pytest.raises(Unavailable):
+        list(pipelined.map([X, X * 1e9, X, X, X, X, X, X], depth=2))
+    assert client.calls <= 4
+    for _ in pipelined.map([X] * 100, depth=2):
+        break
+    assert client.calls <= 8
+    assert not [t for t in threading.enumerate() if t.name.startswith("zmq-offload-map")]
 
 
 def test_closing_closes_the_models_own_client_only(model: OffloadedModel) -> None:

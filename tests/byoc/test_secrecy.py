@@ -51,4 +51,4 @@ def test_symbols_are_the_same_in_every_build_and_differ_between_models(mlp: Path
 
     first = symbol("a")
     assert symbol("b") == first
-    assert len({first, symbol("c", name="other"), symbol("d", cut=["h1"]), symbol("e", inputs={"x": (3, 8)})}) == 4
+    assert len({first, symbol("c", name="other"), symbol("d", cut="h1"), symbol("e", inputs={"x": (3, 8)})}) == 4

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tvm.runtime import vm
 
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, registered
+from zmq_offload.client import Client
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
 
@@ -51,8 +54,7 @@ def load(
     if broker is None:
         assert client is not None
         return OffloadedModel(manifest, module, client, timeout=timeout)
-    from zmq_offload.client import Client
-
+    assert broker is not None  # as checked above
     own = Client(broker)
     return OffloadedModel(manifest, module, own, timeout=timeout, close=own.close)
 
@@ -113,6 +115,30 @@ class OffloadedModel:
                 raise Internal(f"{LIBRARY} failed: {_one_line(error)}") from error
             raise
         return results[0] if len(results) == 1 else tuple(results)
+
+    def map(self, frames: Iterable[Any], *, depth: int = 4) -> Iterator[Array | tuple[Array, ...]]:
+        """Run the model on one frame after the other, up to `depth` at a time; the results come in order.
+
+        While workers compute one frame, the device computes the next. A frame is the model's one input, or a tuple of
+        its inputs in order. Frames are taken as they are needed, at most `depth` ahead. The first error ends it.
+        """
+        if depth < 1:
+            raise InvalidArgument(f"depth {depth!r} is not a whole number from 1")
+        return self._map(frames, depth)
+
+    def _map(self, frames: Iterable[Any], depth: int) -> Iterator[Array | tuple[Array, ...]]:
+        running: deque[Future[Array | tuple[Array, ...]]] = deque()
+        with ThreadPoolExecutor(depth, thread_name_prefix="zmq-offload-map") as pool:
+            try:
+                for frame in frames:
+                    running.append(pool.submit(self, *(frame if isinstance(frame, tuple) else (frame,))))
+                    if len(running) == depth:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
+            finally:
+                for future in running:
+                    future.cancel()
 
     def close(self) -> None:
         """Let go of the library, and of the client if `load` made it. Idempotent."""

@@ -30,10 +30,10 @@ PathLike: TypeAlias = str | os.PathLike[str]
 def compile_model(
     model: PathLike,
     *,
-    cut: Sequence[str],
+    cut: str | Sequence[str],
     name: str,
     inputs: Mapping[str, Sequence[Dim]] | None = None,
-    until: Sequence[str] | None = None,
+    until: str | Sequence[str] | None = None,
     version: int | None = None,
     policy: VersionPolicy = "latest",
     target: Target = None,
@@ -56,6 +56,8 @@ def compile_model(
     device bundle that is there without `force`, FailedPrecondition if the output cannot be written or does not fit the
     device bundle, Internal if TVM fails to compile.
     """
+    cut = [cut] if isinstance(cut, str) else cut
+    until = [until] if isinstance(until, str) else until
     destination = _destination(output, repository, version, policy, force, only_subgraph)
     destination.check([name])
     targets = resolve_target(target), resolve_target(device_target)

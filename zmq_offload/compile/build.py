@@ -7,6 +7,8 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from zmq_offload.compile.bounds import clamp_indices
+from zmq_offload.compile.fold import fold_constants
 from zmq_offload.errors import FailedPrecondition, Internal
 
 
@@ -15,7 +17,9 @@ def build(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executabl
     try:
         with target:
             # The pipeline that tvm.compile takes by default does not fuse operators; the CPU's own one does.
-            return tvm.compile(mod, target, relax_pipeline=relax.get_default_pipeline(target))
+            return tvm.compile(
+                clamp_indices(fold_constants(mod)), target, relax_pipeline=relax.get_default_pipeline(target)
+            )
     except Exception as error:
         raise Internal(f"TVM cannot compile it: {' '.join(str(error).split())[:1000]}") from error
 

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from zmq_offload.protocol.tensors import TensorSpec
 
 Dim = int | str
 """An extent: a number, the name of a symbolic one (same name, same extent), or "?" for one without a name."""
+
+SYMBOL = r"\?|[A-Za-z_][A-Za-z0-9_]*"
 
 BATCH = "batch"
 """What "?" at dimension 0 is called: the batch, the same for all inputs (see `zmq_offload.protocol.tensors`)."""
@@ -90,7 +93,7 @@ def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
     """`NAME=DIMS`, such as "x=1,3,320,320" or "x=N,3,48,?", as (name, dims). Raises InvalidArgument."""
     name, equals, dims = text.rpartition("=")
     parts = [d.strip() for d in dims.split(",")] if dims.strip() else []
-    if not equals or not name or not all(re.fullmatch(r"[1-9][0-9]*|\?|[A-Za-z_][A-Za-z0-9_]*", d) for d in parts):
+    if not equals or not name or not all(re.fullmatch(rf"[1-9][0-9]*|{SYMBOL}", d) for d in parts):
         raise InvalidArgument(
             f"--input {text!r}: write NAME=DIMS, dimensions from 1, symbolic ones by name or '?': x=1,3,320,320"
         )
@@ -120,15 +123,21 @@ def _set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]
         if known is not None and len(dims) != len(known):
             raise InvalidArgument(f"--input {name!r} has {len(dims)} dimensions, the model's is {_described([info])}")
         for axis, (dim, fixed) in enumerate(zip(dims, known or [None] * len(dims), strict=True)):
+            if not (re.fullmatch(SYMBOL, dim) if isinstance(dim, str) else isinstance(dim, Integral) and dim >= 1):
+                raise InvalidArgument(
+                    f"--input {name!r}: dimension {axis} is {dim!r}; use a number from 1, a symbolic one's name, or '?'"
+                )
             if fixed is not None and dim != fixed:
                 raise InvalidArgument(f"--input {name!r}: dimension {axis} is {fixed} in the model, not {dim}")
         kind.shape.Clear()
         for axis, dim in enumerate(dims):
             field = kind.shape.dim.add()
-            if isinstance(dim, int):
-                field.dim_value = dim
+            if not isinstance(dim, str):
+                field.dim_value = int(dim)
+            elif dim != "?":
+                field.dim_param = dim
             else:
-                field.dim_param = dim if dim != "?" else BATCH if axis == 0 else f"dim_{index}_{axis}"
+                field.dim_param = BATCH if axis == 0 else f"dim_{index}_{axis}"
     # What the file says of other tensors' shapes holds for the shapes that it was exported with.
     del model.graph.value_info[:]
     for output in model.graph.output:

@@ -11,6 +11,10 @@ HEADER_BYTES = 256 * 1024
 BODY_BYTES = 4 * 1024 * 1024
 """The second frame of an Announce or an Answer: model descriptions, statistics."""
 
+BODY_ITEMS = 8 * 1024
+"""Items of one array or map in a body. msgpack makes an array of the length that is announced before it reads the
+items, so that a few nested headers could otherwise ask for gigabytes."""
+
 TENSORS = 256
 """Tensors in one message."""
 
@@ -31,6 +35,9 @@ PRIORITY = 100
 
 PING_IDS = 512
 """Requests that one Ping asks about; with 9 bytes an id it stays well inside an envelope."""
+
+FRAMES = TENSORS + 2
+"""Frames of one message: envelope, header, tensors."""
 
 BUDGET_US = 24 * 3600 * 1_000_000
 """The longest time budget of a request, in microseconds: a day."""

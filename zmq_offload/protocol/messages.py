@@ -7,6 +7,7 @@ describes each message for someone who writes a peer in another language.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -260,7 +261,7 @@ def decode(frame: bytes, expected: frozenset[type]) -> Any:
         raise ProtocolError(f"an envelope has 2 to {limits.ENVELOPE_BYTES} bytes, not {len(frame)}")
     if frame[0] != VERSION:
         raise ProtocolError(f"protocol version {frame[0]} is not spoken here, only {VERSION}")
-    fields = unpack(frame[1:], "an envelope")
+    fields = unpack(frame[1:], "an envelope", 2 * limits.PING_IDS)
     if type(fields) is not list or not fields or type(fields[0]) is not int:
         raise ProtocolError("an envelope is an array that begins with the message's code")
     cls, checks = _DECODERS.get(fields[0], (None, ()))
@@ -271,16 +272,26 @@ def decode(frame: bytes, expected: frozenset[type]) -> Any:
         raise ProtocolError(f"{cls.__name__} has {len(checks)} fields, not {len(values)}")
     for at, check in enumerate(checks):
         if not check(values[at]):
-            error = ProtocolError(f"{cls.__name__}: field {cls._fields[at]!r} cannot be {str(values[at])[:80]!r}")
+            error = ProtocolError(f"{cls.__name__}: field {cls._fields[at]!r} cannot be {shown(values[at])}")
             if at > 1 and cls._fields[:2] == ("session", "id"):
                 error.key = (values[0], values[1])
             raise error
     return cls._make(values)
 
 
-def unpack(data: Any, what: str) -> Any:
-    """`data` as msgpack, of a size that the caller has bounded; raises ProtocolError."""
+def unpack(data: Any, what: str, items: int) -> Any:
+    """`data`, whose size the caller has bounded, as msgpack with at most `items` in an array or map; raises
+    ProtocolError."""
     try:
-        return msgpack.unpackb(data, strict_map_key=False)
+        return msgpack.unpackb(data, strict_map_key=False, max_array_len=items, max_map_len=items)
     except Exception as error:  # msgpack raises ValueErrors of many kinds, UnicodeDecodeError, StackError, ...
         raise ProtocolError(f"{what} is not msgpack: {type(error).__name__}") from None
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(value: Any) -> str:
+    """A peer's value in an error's text: short, and safe for what is nested deeper than `repr` can follow."""
+    return _SHORT.repr(value)

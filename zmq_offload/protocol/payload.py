@@ -15,7 +15,7 @@ import numpy as np
 
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.messages import unpack
+from zmq_offload.protocol.messages import shown, unpack
 from zmq_offload.protocol.tensors import DATATYPES, datatype_of
 
 Array = np.ndarray[Any, Any]
@@ -57,7 +57,7 @@ def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
     data = memoryview(frame)
     if data.nbytes > limits.HEADER_BYTES:
         raise ProtocolError(f"a header has at most {limits.HEADER_BYTES} bytes, not {data.nbytes}")
-    entries = unpack(data, "a header")
+    entries = unpack(data, "a header", limits.TENSORS)
     if type(entries) is not list or len(entries) > limits.TENSORS:
         raise ProtocolError(f"a header is an array of at most {limits.TENSORS} tensors")
     names = set()
@@ -66,15 +66,13 @@ def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
             raise ProtocolError("a header's entry is an array of name, datatype and shape")
         name, datatype, shape = entry
         if type(name) is not str or not 0 < len(name) <= limits.NAME_BYTES or name in names:
-            raise ProtocolError(f"a tensor's name is a string of its own, not {str(name)[:80]!r}")
+            raise ProtocolError(f"a tensor's name is a string of its own, not {shown(name)}")
         if type(datatype) is not str or datatype not in DATATYPES:
-            raise ProtocolError(
-                f"tensor {name!r}: datatype {str(datatype)[:80]!r} is not one of {', '.join(DATATYPES)}"
-            )
+            raise ProtocolError(f"tensor {name!r}: datatype {shown(datatype)} is not one of {', '.join(DATATYPES)}")
         if type(shape) is not list or len(shape) > limits.RANK:
             raise ProtocolError(f"tensor {name!r}: a shape is an array of at most {limits.RANK} extents")
         if not all(type(d) is int and 0 <= d < 2**40 for d in shape):
-            raise ProtocolError(f"tensor {name!r}: {str(shape)[:80]} is not a shape")
+            raise ProtocolError(f"tensor {name!r}: {shown(shape)} is not a shape")
         names.add(name)
     return [(name, datatype, tuple(shape)) for name, datatype, shape in entries]
 
@@ -95,7 +93,10 @@ def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
             raise ProtocolError(
                 f"tensor {name!r}: {datatype}{list(shape)} needs {expected} bytes, its frame has {memory.nbytes}"
             )
-        tensors[name] = np.frombuffer(memory, dtype=dtype).reshape(shape)
+        try:
+            tensors[name] = np.frombuffer(memory, dtype=dtype).reshape(shape)
+        except ValueError:  # an extent of 0 makes no bytes of extents that NumPy cannot multiply
+            raise ProtocolError(f"tensor {name!r}: {list(shape)} is too large a shape") from None
     return tensors
 
 
@@ -111,4 +112,4 @@ def decode_body(frames: Sequence[Any], what: str) -> Any:
     data = memoryview(frames[0])
     if data.nbytes > limits.BODY_BYTES:
         raise ProtocolError(f"the body of {what} has at most {limits.BODY_BYTES} bytes, not {data.nbytes}")
-    return unpack(data, f"the body of {what}")
+    return unpack(data, f"the body of {what}", limits.BODY_ITEMS)

@@ -8,6 +8,7 @@ the batch and must agree.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,14 +85,18 @@ class TensorSpec:
     def from_json(cls, value: Any) -> TensorSpec:
         """Raises InvalidArgument saying what is wrong with `value`."""
         if not isinstance(value, Mapping):
-            raise InvalidArgument(f"a tensor must be an object with name, datatype and shape, not {value!r}")
+            raise InvalidArgument(
+                f"a tensor must be an object with name, datatype and shape, not {reprlib.repr(value)}"
+            )
         name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
         if not isinstance(name, str) or not name:
-            raise InvalidArgument(f"a tensor's name must be a string that is not empty, not {name!r}")
-        if datatype not in DATATYPES:
-            raise InvalidArgument(f"tensor {name!r}: datatype {datatype!r} is not one of {', '.join(DATATYPES)}")
+            raise InvalidArgument(f"a tensor's name must be a string that is not empty, not {reprlib.repr(name)}")
+        if not isinstance(datatype, str) or datatype not in DATATYPES:
+            raise InvalidArgument(
+                f"tensor {name!r}: datatype {reprlib.repr(datatype)} is not one of {', '.join(DATATYPES)}"
+            )
         if not isinstance(shape, list) or not all(type(d) is int and d >= ANY for d in shape):
-            raise InvalidArgument(f"tensor {name!r}: shape {shape!r} is not a list of extents (-1: any)")
+            raise InvalidArgument(f"tensor {name!r}: shape {reprlib.repr(shape)} is not a list of extents (-1: any)")
         return cls(name, datatype, tuple(shape))
 
 
