@@ -51,8 +51,7 @@ def load(
         module["vm_load_executable"]
     except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
         raise FailedPrecondition(f"{library} cannot be loaded: {_one_line(error)}") from None
-    if broker is None:
-        assert client is not None
+    if client is not None:
         return OffloadedModel(manifest, module, client, timeout=timeout)
     assert broker is not None  # as checked above
     own = Client(broker)
