@@ -93,7 +93,7 @@ def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet
         arguments = [str(job.model), str(width), str(height), str(draft), str(steps), *job.cut]
         arguments += ["--quiet"] if quiet else []
         process = children.start("compiler", ["-m", __name__, *arguments], stop=kill_session)
-        code = process.wait()
+        code = children.wait(process)
         failure = draft / _FAILURE
         if failure.exists():
             raise from_status(*json.loads(failure.read_text()))

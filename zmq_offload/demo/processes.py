@@ -124,6 +124,12 @@ class Children:
             if code is not None:
                 raise Internal(f"the {child.name} ended with code {code}")
 
+    def wait(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of one that ends by itself."""
+        code = process.wait()
+        self._running = [child for child in self._running if child.process is not process]
+        return code
+
     def stop(self) -> None:
         """End all of them and wait for it. Idempotent."""
         with self._interrupts.held():

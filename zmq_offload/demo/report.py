@@ -20,10 +20,9 @@ _STAGES = {
 
 def describe_job(job: Job, pictures: int) -> str:
     width, height = job.size
-    noun = "picture" if pictures == 1 else "pictures"
     return "\n".join(
         [
-            f"model    {job.model.name}, on {pictures} {noun} of {width} x {height}",
+            f"model    {job.model.name}, on {_many(pictures, 'picture')} of {width} x {height}",
             f"cut      {' '.join(job.cut)}",
         ]
     )
@@ -49,7 +48,8 @@ def describe_run(run: Run, workers: int) -> str:
     devices = len({frame.device for frame in run.frames})
     lines += [
         "",
-        f"{len(run.frames)} frames of {devices} concurrent clients on {workers} workers in {run.seconds:.2f} s: "
+        f"{_many(len(run.frames), 'frame')} of {_many(devices, 'client')}{' at a time' if devices > 1 else ''} "
+        f"on {_many(workers, 'worker')} in {run.seconds:.2f} s: "
         f"{len(run.frames) / run.seconds:.2f} frames per second",
     ]
     return "\n".join(lines)
@@ -61,6 +61,10 @@ def describe_verdicts(verdicts: Sequence[Verdict]) -> str:
 
 def _tensor(tensor: TensorSpec) -> str:
     return f"{tensor.nbytes:>11,} bytes  {tensor}"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def _bytes(count: int) -> str:
