@@ -31,7 +31,8 @@ def compile_uncut(
     Raises InvalidArgument for a model, shape or target that cannot be used, FailedPrecondition if the library cannot be
     linked, Internal if TVM fails to compile.
     """
-    export(build(import_uncut(model, inputs or {}), resolve_target(target)), Path(library))
+    chosen = resolve_target(target)
+    export(build(import_uncut(model, inputs or {}), chosen), Path(library), chosen)
 
 
 class UncutModel:
