@@ -35,6 +35,8 @@ class GraphExecutor:
                 f"{folder / DESCRIPTION}: built by TVM {self.model.tvm_version}, this is TVM {tvm.__version__}; "
                 "compile it again"
             )
+        if self.model.cpu is not None:
+            self.model.cpu.check(str(folder / LIBRARY))
         try:
             library = tvm.runtime.load_module(str(folder / LIBRARY))
             self._main = vm.VirtualMachine(library, tvm.cpu())["main"]

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zmq_offload.cpu import CpuNeeds
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 
@@ -63,9 +64,9 @@ class Batching:
 class ModelVersion:
     """What `model.json` says of one version of a model.
 
-    `batching` is None where requests run one at a time. `target` is the TVM target as a JSON-able value, `checksum`
-    "sha256:<hex>" of `subgraph.so`, `tvm_version` the version of TVM that built it. `extra` keeps the keys that this
-    release does not know.
+    `batching` is None where requests run one at a time. `cpu` is what the library needs of the CPU, `target` the TVM
+    target as a JSON-able value, `checksum` "sha256:<hex>" of `subgraph.so`, `tvm_version` the version of TVM that
+    built it. `extra` keeps the keys that this release does not know.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ModelVersion:
     target: Any
     tvm_version: str
     checksum: str
+    cpu: CpuNeeds | None = None
     batching: Batching | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +90,7 @@ class ModelVersion:
             "target": self.target,
             "tvm_version": self.tvm_version,
             "checksum": self.checksum,
+            **({"cpu": self.cpu.to_json()} if self.cpu else {}),
             **({"batching": asdict(self.batching)} if self.batching else {}),
             **self.extra,
         }
@@ -117,7 +120,8 @@ class ModelVersion:
         batching = _batching(rest.pop("batching", None))
         if batching is not None:
             batching.check((*specs[0], *specs[1]))
-        return cls(name, version, specs[0], specs[1], target, tvm_version, checksum, batching, rest)
+        cpu = CpuNeeds.from_json(rest.pop("cpu")) if "cpu" in rest else None
+        return cls(name, version, specs[0], specs[1], target, tvm_version, checksum, cpu, batching, rest)
 
 
 def _batching(value: Any) -> Batching | None:

@@ -191,3 +191,13 @@ def test_outputs_of_a_batch_are_not_overwritten_by_the_next(batching_executor: G
     batching_executor.run([[-inputs[0] - 1] for inputs in requests])
     for outputs, copy in zip(first, kept, strict=True):
         np.testing.assert_array_equal(outputs[0], copy)
+
+
+def test_a_version_for_a_better_cpu_is_refused_before_it_is_loaded(fresh_mlp: Path) -> None:
+    repository = Repository(fresh_mlp / "repository")
+    file = repository.path("mlp", 1) / DESCRIPTION
+    described = json.loads(file.read_text())
+    described["cpu"]["features"].append("avx1024")
+    file.write_text(json.dumps(described))
+    with pytest.raises(FailedPrecondition, match=r"mlp/1/subgraph\.so was built for a CPU with avx1024"):
+        GraphExecutor(repository, "mlp", 1)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("zmq_offload", "broker", "workers")
-SHARED = ("protocol", "errors", "extras", "repository", "settings", "timers", "transport")
+SHARED = ("protocol", "cpu", "errors", "extras", "repository", "settings", "timers", "transport")
 """What broker and workers may use of zmq_offload."""
 
 PURE = [

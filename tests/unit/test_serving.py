@@ -15,7 +15,7 @@ from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.repository import Batching, ModelVersion
 
 ROWS = TensorSpec("x", "FP32", (-1, 2))
-MODEL = ModelVersion("m", 1, (ROWS,), (ROWS,), None, "", "", Batching(4))
+MODEL = ModelVersion("m", 1, (ROWS,), (ROWS,), None, "", "", batching=Batching(4))
 
 
 class Doubling:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from zmq_offload.cpu import CpuNeeds
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.repository import check_model_name, checksum
@@ -51,13 +52,15 @@ class Offloaded:
 class Manifest:
     """What a device bundle is: the whole model's signature, in the model's order, and what is offloaded.
 
-    `checksum` is "sha256:<hex>" of the library, `target` the TVM target that it is for as JSON-able data.
+    `checksum` is "sha256:<hex>" of the library, `target` the TVM target that it is for as JSON-able data, `cpu` what
+    that needs of the device's CPU.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     offloaded: tuple[Offloaded, ...]
     target: Any
+    cpu: CpuNeeds
     tvm_version: str
     checksum: str
 
@@ -68,6 +71,7 @@ class Manifest:
             "outputs": [t.to_json() for t in self.outputs],
             "offloaded": [o.to_json() for o in self.offloaded],
             "target": self.target,
+            "cpu": self.cpu.to_json(),
             "tvm_version": self.tvm_version,
             "checksum": self.checksum,
         }
@@ -92,7 +96,8 @@ class Manifest:
             version, digest = value["tvm_version"], value["checksum"]
             if not isinstance(version, str) or not isinstance(digest, str):
                 raise InvalidArgument("tvm_version and checksum must be strings")
-            return cls(*described, offloaded, value["target"], version, digest)
+            cpu = CpuNeeds.from_json(value["cpu"])
+            return cls(*described, offloaded, value["target"], cpu, version, digest)
         except KeyError as missing:
             raise FailedPrecondition(f"{file} is damaged: key {missing} is missing") from None
         except (InvalidArgument, TypeError) as error:

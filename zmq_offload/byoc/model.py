@@ -44,6 +44,7 @@ def load(
             f"{folder} was built by TVM {manifest.tvm_version}, this is TVM {tvm.__version__}; compile it again"
         )
     library = manifest.check_library(folder)
+    manifest.cpu.check(str(library))
     if (broker is None) == (client is None):
         raise InvalidArgument("give load() either the endpoint of a broker or a client")
     try:

@@ -19,7 +19,7 @@ from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.compile.target import resolve_target
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.progress import Progress
-from zmq_offload.repository import Repository
+from zmq_offload.repository import Batching, Repository
 
 __all__ = ["Compiled", "CutPoint", "compile_model", "compile_module", "list_cuts"]
 
@@ -42,6 +42,7 @@ def compile_model(
     output: PathLike = "dist",
     force: bool = False,
     only_subgraph: bool = False,
+    batching: Batching | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Split an ONNX model and compile both parts: `<output>/device` and `<repository>/<name>/<version>`.
@@ -49,8 +50,8 @@ def compile_model(
     `cut` names the tensors at which the offloaded part begins, `until` those at which it ends (default: the model's
     outputs that depend on `cut`). `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a
     dimension may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's,
-    by default this machine's CPU. `version` and `only_subgraph`: see `Destination`. `policy` is the version that the
-    device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
+    by default this machine's CPU. `version`, `only_subgraph` and `batching`: see `Destination`. `policy` is the version
+    that the device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
 
     Raises InvalidArgument for a model, shape, cut, name or target that cannot be used, AlreadyExists for a version or
     device bundle that is there without `force`, FailedPrecondition if the output cannot be written or does not fit the
@@ -58,11 +59,11 @@ def compile_model(
     """
     cut = [cut] if isinstance(cut, str) else cut
     until = [until] if isinstance(until, str) else until
-    destination = _destination(output, repository, version, policy, force, only_subgraph)
+    destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
     destination.check([name])
     targets = resolve_target(target), resolve_target(device_target)
     progress = progress or Progress(quiet=True)
-    progress.total = 3 if only_subgraph else 4
+    progress.expect(3 if only_subgraph else 4)
     with progress.step("import and split the model"):
         imported = import_onnx(model, inputs or {}, [*cut, *(until or ())])
         mod = outline(imported.mod, imported.graph, cut, until)
@@ -82,6 +83,7 @@ def compile_module(
     output: PathLike = "dist",
     force: bool = False,
     only_subgraph: bool = False,
+    batching: Batching | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile a Relax module that `partition_for_zmq_offload` has partitioned.
@@ -99,7 +101,7 @@ def compile_module(
         models = [name]
     else:
         models = [f"{name}_{i}" for i in range(1, len(functions) + 1)]
-    destination = _destination(output, repository, version, policy, force, only_subgraph)
+    destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
     destination.check(models)
     targets = resolve_target(target), resolve_target(device_target)
     main = mod["main"]
@@ -112,7 +114,7 @@ def compile_module(
         [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
     )
     progress = progress or Progress(quiet=True)
-    progress.total = len(models) + (1 if only_subgraph else 2)
+    progress.expect(len(models) + (1 if only_subgraph else 2))
     return write(mod, models, signature, destination, *targets, progress)
 
 
@@ -131,6 +133,7 @@ def _destination(
     policy: VersionPolicy,
     force: bool,
     only_subgraph: bool,
+    batching: Batching | None,
 ) -> Destination:
     root = Path(repository) if repository is not None else Path(output) / "repository"
-    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph)
+    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph, batching)

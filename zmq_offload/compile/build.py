@@ -1,11 +1,18 @@
-"""Relax module -> shared library: the one place where TVM's compiler is called."""
+"""Relax module -> shared library: the one place where TVM's compiler, and a linker, are called."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tvm
 from tvm import relax
+from tvm.support import cc
+from tvm.target import codegen
 
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
@@ -17,19 +24,42 @@ def build(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executabl
     try:
         with target:
             # The pipeline that tvm.compile takes by default does not fuse operators; the CPU's own one does.
-            return tvm.compile(
-                clamp_indices(fold_constants(mod)), target, relax_pipeline=relax.get_default_pipeline(target)
-            )
+            pipeline = relax.get_default_pipeline(target)
+            return tvm.compile(clamp_indices(fold_constants(mod)), target, relax_pipeline=pipeline)
     except Exception as error:
         raise Internal(f"TVM cannot compile it: {' '.join(str(error).split())[:1000]}") from error
 
 
-def export(executable: tvm.runtime.Executable, path: Path) -> None:
+def export(executable: tvm.runtime.Executable, path: Path, target: tvm.target.Target) -> None:
     """Link an executable into a shared library. Raises FailedPrecondition if there is no linker, or it fails."""
     try:
-        executable.export_library(str(path))
+        executable.export_library(str(path), fcompile=_linker(target))
     except Exception as error:
         raise FailedPrecondition(
-            f"{path.name} cannot be linked (a C++ compiler for the target is needed, $CXX names it): "
-            f"{' '.join(str(error).split())[:500]}"
+            f"{path.name} cannot be linked for {_triple(target)} (that needs a C++ compiler for it: g++ or clang++, or "
+            f"the one that $CXX names; or the package ziglang): {' '.join(str(error).split())[:500]}"
         ) from error
+
+
+def _linker(target: tvm.target.Target) -> Callable[..., None] | None:
+    """None for TVM's own choice, a C++ compiler; LLD where that is not there or is for another architecture.
+
+    The PyPI package ziglang has LLD in it: it links for any architecture, where there is nothing but Python and pip.
+    """
+    native = _triple(target).split("-")[0] == str(codegen.llvm_get_system_triple()).split("-")[0]
+    chosen = os.environ.get("CXX") or os.environ.get("CC")
+    if chosen or (native and cc.get_cc()) or importlib.util.find_spec("ziglang") is None:
+        return None
+    return _link_with_lld
+
+
+def _link_with_lld(output: str, objects: Sequence[str], **_: object) -> None:
+    # Functions of libc and libm stay undefined in the library: every process that has TVM has them loaded.
+    command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", output, *objects]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+
+
+def _triple(target: tvm.target.Target) -> str:
+    return str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())

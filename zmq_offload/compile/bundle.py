@@ -14,12 +14,12 @@ import tvm
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
 from zmq_offload.byoc.manifest import LIBRARY, Manifest, Offloaded, VersionPolicy, check_policy
 from zmq_offload.compile.build import build, export
-from zmq_offload.compile.target import target_json
+from zmq_offload.compile.target import cpu_needs, target_json
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.progress import Progress
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.repository import LIBRARY as SUBGRAPH
-from zmq_offload.repository import ModelVersion, Repository, check_model_name, checksum
+from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, checksum
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Destination:
 
     `output` gets the folder `device`, and `repository` (default: a folder in `output`) the subgraphs. `version` is
     the subgraphs' version number: 1 unless given, the next free one with `only_subgraph`, which leaves an existing
-    device bundle as it is. `policy` is what the device asks for. `force` allows to replace what is there.
+    device bundle as it is. `policy` is what the device asks for. `force` allows to replace what is there. `batching`
+    is how workers may put requests together, None for one at a time.
     """
 
     output: Path
@@ -47,6 +48,7 @@ class Destination:
     policy: VersionPolicy = "latest"
     force: bool = False
     only_subgraph: bool = False
+    batching: Batching | None = None
 
     @property
     def device(self) -> Path:
@@ -129,22 +131,26 @@ def write(
     device, subgraphs = split(mod, models)
     if destination.only_subgraph:
         destination.check_signature(subgraphs)
+    if destination.batching is not None:
+        for subgraph in subgraphs:
+            destination.batching.check((*subgraph.inputs, *subgraph.outputs))
     with tempfile.TemporaryDirectory(prefix=".compile-", dir=destination.output) as scratch:
         libraries = []
         for subgraph in subgraphs:
             with progress.step(f"compile the subgraph {subgraph.model!r}"):
                 libraries.append(Path(scratch) / f"{subgraph.symbol}.so")
-                export(build(subgraph.module, target), libraries[-1])
+                export(build(subgraph.module, target), libraries[-1], target)
         draft = Path(scratch) / "device"
         if not destination.only_subgraph:
             with progress.step("compile the device's part"):
                 draft.mkdir(mode=0o755)
-                export(build(device, device_target), draft / LIBRARY)
+                export(build(device, device_target), draft / LIBRARY, device_target)
             manifest = Manifest(
                 tuple(signature[0]),
                 tuple(signature[1]),
                 tuple(Offloaded(s.symbol, s.model, destination.policy, s.inputs, s.outputs) for s in subgraphs),
                 target_json(device_target),
+                cpu_needs(device_target),
                 tvm.__version__,
                 checksum(draft / LIBRARY),
             )
@@ -163,7 +169,15 @@ def _add(destination: Destination, subgraph: Subgraph, library: Path, target: tv
     def fill(folder: Path) -> ModelVersion:
         shutil.move(library, folder / SUBGRAPH)
         return ModelVersion(
-            subgraph.model, number, subgraph.inputs, subgraph.outputs, target_json(target), tvm.__version__, checksum=""
+            subgraph.model,
+            number,
+            subgraph.inputs,
+            subgraph.outputs,
+            target_json(target),
+            tvm.__version__,
+            checksum="",
+            cpu=cpu_needs(target),
+            batching=destination.batching,
         )
 
     return destination.repository.write(subgraph.model, number, fill, force=destination.force)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
+from zmq_offload.repository import Batching
 
 if TYPE_CHECKING:
     from zmq_offload.compile.cuts import CutPoint
@@ -45,6 +46,16 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--only-subgraph", action="store_true", help="add a version of the subgraph for the existing DIR/device"
     )
+    parser.add_argument(
+        "--max-batch", type=int, metavar="N", help="rows that workers may run together (default: 1 request)"
+    )
+    parser.add_argument(
+        "--batch-delay",
+        type=int,
+        default=0,
+        metavar="US",
+        help="microseconds that the first of them may wait for others",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -71,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         force=args.force,
         only_subgraph=args.only_subgraph,
+        batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay),
         progress=Progress(quiet=args.quiet),
     )
     for folder, model in zip(compiled.subgraphs, compiled.models, strict=True):

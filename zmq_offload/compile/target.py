@@ -9,6 +9,7 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
+from zmq_offload.cpu import CpuNeeds
 from zmq_offload.errors import InvalidArgument
 
 
@@ -41,3 +42,14 @@ def resolve_target(given: str | dict[str, Any] | tvm.target.Target | None) -> tv
 def target_json(target: tvm.target.Target) -> Any:
     """A target as JSON-able data, for model.json and the manifest."""
     return json.loads(str(target))
+
+
+def cpu_needs(target: tvm.target.Target) -> CpuNeeds:
+    """What a CPU must have to run code for `target`."""
+    triple = str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())
+    return CpuNeeds.of(triple, map(str, codegen.llvm_get_cpu_features(target)))
+
+
+def toolchain() -> dict[str, Any]:
+    """What a library that is compiled here for here depends on, besides the model: as JSON-able data."""
+    return {"tvm": tvm.__version__, "target": target_json(host_target())}
