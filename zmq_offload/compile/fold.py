@@ -34,7 +34,7 @@ FOLDERS: dict[str, Callable[..., Array]] = {
     "relax.squeeze": _reshape,
     "relax.permute_dims": _permute_dims,
     "relax.isnan": lambda _, value: np.isnan(value),
-    "relax.where": lambda _, *values: np.where(*values),
+    "relax.where": lambda _, condition, x, y: np.where(condition, x, y),
 }
 
 
