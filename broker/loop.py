@@ -92,6 +92,7 @@ class Broker:
         wake, monitor = self._wake.fileno(), self._monitor.fileno()
         watched = (self._back, self._front, monitor, wake)
         sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in watched]
+        self._drain_monitor()
         core, handle, clock = self.core, self._handle, self._clock
         while not core.finished:
             deadline = core.next_deadline()
@@ -102,8 +103,7 @@ class Broker:
                 log.info("stopping: finishing %d requests within %.1f s", len(core.requests), self._config.grace)
                 handle(Stop(self._config.grace))
             if monitor in ready:
-                while transport.receive(self._monitor) is not None:
-                    pass
+                self._drain_monitor()
                 handle(Disconnected())
             if self._back in ready:
                 self._drain(self._from_workers, self._from_back)
@@ -114,6 +114,11 @@ class Broker:
                 handle(Tick())
             if self._undelivered:
                 self._report_undelivered()
+
+    def _drain_monitor(self) -> None:
+        """Read until refused: the descriptor tells only of what comes after that."""
+        while transport.receive(self._monitor) is not None:
+            pass
 
     def _report_undelivered(self) -> None:
         """Tell the core what could not be sent. A worker's last results may be here still when its connection is gone

@@ -83,8 +83,8 @@ class Worker:
                 if self._refresh():
                     self._announce()
                 refresh_at = self._clock() + self._config.refresh
-        for inbox in self._inboxes:
-            inbox.socket.close(linger=2000)  # the last results still go out
+        for link, inbox in enumerate(self._inboxes):
+            inbox.socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
         self._context.term()
         self._wake.close()
 
@@ -102,8 +102,7 @@ class Worker:
         for link, inbox in enumerate(self._inboxes):
             if inbox.socket in ready:
                 self._receive(link)
-        if not self.session.held:
-            self._perform(self.session.tick(self._clock()))
+        self._perform(self.session.tick(self._clock()))
 
     def _receive(self, link: int) -> None:
         for frames in self._inboxes[link].take(_BATCH):

@@ -27,8 +27,9 @@ class Policy:
     """Between two Heartbeats of an idle worker."""
     patience: float = 3.0
     """How long a broker may be silent before it is connected to anew; it sends a Probe every heartbeat."""
-    drain: float = 10.0
-    """How long a worker that goes waits for its brokers' Farewells."""
+    drain: float = 2.0
+    """How long a worker that goes waits for its brokers' Farewells. A broker that is there answers at once; one that
+    was stopped in the same moment never does, and honcho, which does that, kills after five seconds."""
 
 
 _ALONE = Batching(1)
@@ -140,7 +141,8 @@ class Session:
         return [Send(at, wire.Goodbye()) for at, link in enumerate(self.links) if not link.gone]
 
     def tick(self, now: float) -> list[Action]:
-        """Time passed; to be called when nothing runs and all that came in was `received`."""
+        """Time passed; to be called when nothing runs and all that came in was `received`. A worker that is busy for
+        one broker goes on telling the others that it is there."""
         actions: list[Action] = []
         for at, link in enumerate(self.links):
             if link.gone:
@@ -238,6 +240,10 @@ class Session:
     def finished(self) -> bool:
         """Whether a drain is complete."""
         return self.draining_since is not None and not self.held and all(link.gone for link in self.links)
+
+    def answers(self, link: int) -> bool:
+        """After a drain: whether the broker at `link` was heard during it, so that it takes what was sent last."""
+        return self.draining_since is not None and self.links[link].heard_at >= self.draining_since
 
     # --- details --------------------------------------------------------------------------------------------
 

@@ -14,14 +14,18 @@ class Progress:
     """Numbered steps: `[3/6] compile the subgraph ... 12.3 s`.
 
     On a terminal the seconds count while the step runs; elsewhere a step is one plain line, written when it ends.
-    `quiet` shows nothing.
+    `quiet` shows nothing. `done` steps were shown before, by another process perhaps.
     """
 
-    def __init__(self, total: int = 0, *, stream: TextIO | None = None, quiet: bool = False) -> None:
+    def __init__(self, total: int = 0, *, done: int = 0, stream: TextIO | None = None, quiet: bool = False) -> None:
         self.total = total
         self._stream = stream or sys.stderr
         self._quiet = quiet
-        self._done = 0
+        self._done = done
+
+    def expect(self, steps: int) -> None:
+        """At least so many steps are still to come."""
+        self.total = max(self.total, self._done + steps)
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:

@@ -44,7 +44,7 @@ def describe(status: dict[str, Any]) -> str:
     lines += ["", *_table("models", status["models"], ("name", "version", "workers"))]
     lines += ["", *_table("queues", status["queues"], ("model", "version", "queued", "bytes"))]
     workers = [w | {"models": ", ".join(w["models"]), "silent": f"{w['silent']:.1f} s"} for w in status["workers"]]
-    columns = ("name", "slots", "outstanding", "served", "failed", "silent", "draining", "models")
+    columns = ("name", "slots", "outstanding", "served", "failed", "silent", "state", "models")
     return "\n".join([*lines, "", *_table("workers", workers, columns)])
 
 

@@ -63,7 +63,7 @@ def compile_model(
     destination.check([name])
     targets = resolve_target(target), resolve_target(device_target)
     progress = progress or Progress(quiet=True)
-    progress.total = 3 if only_subgraph else 4
+    progress.expect(3 if only_subgraph else 4)
     with progress.step("import and split the model"):
         imported = import_onnx(model, inputs or {}, [*cut, *(until or ())])
         mod = outline(imported.mod, imported.graph, cut, until)
@@ -114,7 +114,7 @@ def compile_module(
         [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
     )
     progress = progress or Progress(quiet=True)
-    progress.total = len(models) + (1 if only_subgraph else 2)
+    progress.expect(len(models) + (1 if only_subgraph else 2))
     return write(mod, models, signature, destination, *targets, progress)
 
 

@@ -67,6 +67,13 @@ def import_onnx(
     return _named(_to_relax(slim), slim, outputs, constants | {w.name for w in model.graph.initializer})
 
 
+def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
+    """As `import_onnx`, for a model that stays whole: nothing but the model's outputs can be found again."""
+    model = read_onnx(path)
+    _set_input_shapes(model, inputs)
+    return _to_relax(simplify(model))
+
+
 def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """The model in a file. Raises InvalidArgument, naming the file, if it cannot be read or is not ONNX."""
     file = Path(path)

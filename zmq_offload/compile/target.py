@@ -48,3 +48,8 @@ def cpu_needs(target: tvm.target.Target) -> CpuNeeds:
     """What a CPU must have to run code for `target`."""
     triple = str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())
     return CpuNeeds.of(triple, map(str, codegen.llvm_get_cpu_features(target)))
+
+
+def toolchain() -> dict[str, Any]:
+    """What a library that is compiled here for here depends on, besides the model: as JSON-able data."""
+    return {"tvm": tvm.__version__, "target": target_json(host_target())}

@@ -1,0 +1,1 @@
+"""`zmq-offload demo`: text detection, split over devices and workers, and checked against the uncut model."""

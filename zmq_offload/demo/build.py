@@ -1,0 +1,150 @@
+"""What the demo compiles, kept between runs.
+
+Compiling is a process of its own (`python -m zmq_offload.demo.build`): it runs for seconds inside TVM's compiler, where
+no Ctrl-C gets through, but a process can be ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from zmq_offload import __version__
+from zmq_offload.demo.model import INPUT
+from zmq_offload.demo.processes import Children, kill_session
+from zmq_offload.errors import FailedPrecondition, Internal, OffloadError, from_status
+from zmq_offload.progress import Progress
+from zmq_offload.repository import checksum
+
+NAME = "ocr_head"
+STEPS = 5
+"""Steps that compiling shows."""
+
+_FAILURE = "failure.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compile: an ONNX file for a picture of `size` (width, height), cut at the tensors `cut`."""
+
+    model: Path
+    size: tuple[int, int]
+    cut: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        width, height = self.size
+        return 1, 3, height, width
+
+    def key(self) -> str:
+        """A name for the result, another one for everything that it depends on."""
+        from zmq_offload.compile.target import toolchain
+
+        parts = [checksum(self.model), self.shape, self.cut, toolchain(), __version__]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A folder with the device bundle, the model repository and the uncut model's library."""
+
+    folder: Path
+
+    @property
+    def device(self) -> Path:
+        return self.folder / "device"
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "repository"
+
+    @property
+    def uncut(self) -> Path:
+        return self.folder / "uncut.so"
+
+
+def default_cache() -> Path:
+    """Where users' caches belong."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zmq-offload"
+
+
+def cached(job: Job, cache: Path) -> Built | None:
+    """What was built for `job` by an earlier run, if it was."""
+    folder = cache / job.key()
+    return Built(folder) if folder.is_dir() else None
+
+
+def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet: bool) -> Built:
+    """Compile in a child process, which shows its progress as the first of `steps` steps.
+
+    A folder of the cache is complete or absent. Raises what compiling raises.
+    """
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as scratch:
+        draft = Path(scratch) / "draft"
+        draft.mkdir()
+        width, height = job.size
+        arguments = [str(job.model), str(width), str(height), str(draft), str(steps), *job.cut]
+        arguments += ["--quiet"] if quiet else []
+        process = children.start("compiler", ["-m", __name__, *arguments], stop=kill_session)
+        try:
+            code = process.wait()
+        finally:
+            children.stop()  # an interrupted one must not write while the draft is removed
+        failure = draft / _FAILURE
+        if failure.exists():
+            raise from_status(*json.loads(failure.read_text()))
+        if code:
+            raise Internal(f"the process that compiles ended with code {code}")
+        place = cache / job.key()
+        with contextlib.suppress(OSError):  # another demo was faster
+            draft.rename(place)
+    return Built(place)
+
+
+def check_cache(cache: Path) -> None:
+    """Raises FailedPrecondition if nothing can be kept there."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise FailedPrecondition(f"{cache} cannot be written: {error.strerror or error}; choose --cache DIR") from None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("width", type=int)
+    parser.add_argument("height", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("cut", nargs="+")
+    parser.add_argument("--quiet", action="store_true")
+    args = parser.parse_args()
+    from zmq_offload.compile.api import compile_model
+    from zmq_offload.compile.uncut import compile_uncut
+
+    job = Job(args.model, (args.width, args.height), tuple(args.cut))
+    built = Built(args.folder)
+    progress = Progress(args.steps, quiet=args.quiet)
+    try:
+        compile_model(
+            job.model, inputs={INPUT: job.shape}, cut=job.cut, name=NAME, output=built.folder, progress=progress
+        )
+        with progress.step("compile the uncut model, to compare with"):
+            compile_uncut(job.model, built.uncut, inputs={INPUT: job.shape})
+    except OffloadError as error:
+        (built.folder / _FAILURE).write_text(json.dumps([error.code.value, error.message]))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Pictures in and out: a file or a rendered page, the tensor that the network takes, the page with its regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from zmq_offload.demo.regions import Region
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
+
+Array = np.ndarray[Any, Any]
+
+STRIDE = 32
+"""The network halves its input five times."""
+
+# (value / 255 - 0.5) / 0.5 for each value of a byte.
+_NORMALISED = ((np.arange(256) / 255 - 0.5) / 0.5).astype(np.float32)
+
+
+def read(path: Path) -> Image.Image:
+    """A picture file as RGB, upright, transparent parts white. Raises InvalidArgument if it cannot be read."""
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InvalidArgument(f"{path} cannot be read as a picture: {reason}") from None
+    paper = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(paper, picture).convert("RGB")
+
+
+def network_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """(width, height) of the network's input for a picture of `size`: no side over `longest`, multiples of 32."""
+    ratio = min(1.0, longest / max(size))
+    width, height = (max(STRIDE, round(side * ratio / STRIDE) * STRIDE) for side in size)
+    return width, height
+
+
+def to_tensor(picture: Image.Image, size: tuple[int, int]) -> Array:
+    """A picture as PP-OCR's networks take it: resized, blue before green before red, -1 to 1, in a batch of one."""
+    resized = picture.resize(size, Image.Resampling.BILINEAR)
+    channels = np.asarray(resized)[:, :, ::-1].transpose(2, 0, 1)
+    return np.ascontiguousarray(_NORMALISED[channels][None])
+
+
+def draw(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
+    """A copy of the picture with the regions outlined and tinted."""
+    # Drawn at twice the size: Pillow does not smooth slanted lines.
+    width = max(3, round(max(picture.size) / 250))
+    tint = Image.new("RGBA", (2 * picture.width, 2 * picture.height), (0, 160, 90, 0))
+    pen = ImageDraw.Draw(tint)
+    for region in regions:
+        outline = [(2 * x, 2 * y) for x, y in region.corners]
+        pen.polygon(outline, fill=(0, 160, 90, 40))
+        pen.line([*outline, outline[0], outline[1]], fill=(0, 160, 90, 255), width=width, joint="curve")
+    tint = tint.resize(picture.size, Image.Resampling.BOX)
+    return Image.alpha_composite(picture.convert("RGBA"), tint).convert("RGB")
+
+
+def target_file(output: Path) -> Path:
+    """The PNG file that `output` means: itself, or a file in it if it is a folder. Its folder is made.
+
+    Raises FailedPrecondition, before anything slow is done, if it cannot be written.
+    """
+    file = output if output.suffix.lower() == ".png" and not output.is_dir() else output / "text-regions.png"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab"):
+            pass
+        if not file.stat().st_size:
+            file.unlink()
+    except OSError as error:
+        raise FailedPrecondition(f"{file} cannot be written: {error.strerror or error}") from None
+    return file
