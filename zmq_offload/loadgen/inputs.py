@@ -10,7 +10,7 @@ import numpy as np
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
 from zmq_offload.protocol.payload import Array
-from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
+from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec, check_tensors, datatype_of
 
 TOLERANCE = 1e-3
 """Relative and absolute: another batch, another worker's CPU, and sums are taken in another order."""
@@ -37,11 +37,10 @@ def parse_shape(text: str) -> tuple[str, str, tuple[int, ...]]:
         shape = (-1,)
     if not name or not rest or any(extent < 0 for extent in shape):
         raise InvalidArgument(f"shape {text!r}: use NAME=EXTENTS or NAME=EXTENTS:DATATYPE, x=1,3,320,320:FP32")
-    return name, datatype_of(np.dtype(_dtype(datatype or "FP32"))), shape
-
-
-def _dtype(datatype: str) -> np.dtype[Any]:
-    return TensorSpec("x", datatype, ()).dtype if datatype.isupper() else np.dtype(datatype)
+    datatype = datatype or "FP32"
+    if datatype not in DATATYPES:
+        raise InvalidArgument(f"shape {text!r}: {datatype!r} is not one of {', '.join(DATATYPES)}")
+    return name, datatype, shape
 
 
 def parse_file(text: str) -> tuple[str, Array]:
@@ -78,9 +77,8 @@ def make_inputs(
         if spec.name in files:
             inputs[spec.name] = files[spec.name]
             continue
-        datatype, shape = shapes.get(spec.name, (spec.datatype, spec.shape))
-        shape = tuple(1 if extent == ANY else extent for extent in shape)
-        inputs[spec.name] = _random(rng, spec.datatype if spec.name in shapes else datatype, shape)
+        _, shape = shapes.get(spec.name, (spec.datatype, spec.shape))
+        inputs[spec.name] = _random(rng, spec.datatype, tuple(1 if extent == ANY else extent for extent in shape))
     unknown = (files.keys() | shapes.keys()) - inputs.keys()
     if unknown:
         raise InvalidArgument(f"{what} has no input {', '.join(sorted(unknown))}; it takes {', '.join(inputs)}")
@@ -90,7 +88,7 @@ def make_inputs(
 
 
 def _random(rng: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> Array:
-    dtype = TensorSpec("x", datatype, ()).dtype
+    dtype = DATATYPES[datatype]
     if dtype.kind == "f":
         return rng.random(shape, dtype=np.float32).astype(dtype)
     # Whole numbers may be indices: small ones are the most likely to be fine.

@@ -19,8 +19,9 @@ from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import Plan
 from zmq_offload.loadgen.stats import STABLE, Samples, Summary, stable, summarize
 
+_START_WITHIN = 60.0
 _STOP_WITHIN = 30.0
-"""Seconds on top of a request's timeout that a process may take to stop."""
+"""Seconds that a process may take to start, and, on top of a request's timeout, to stop."""
 
 
 class Senders:
@@ -39,6 +40,10 @@ class Senders:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+
+    def start(self) -> None:
+        """Until all are up: what a level takes is not to include that."""
+        self._await(Samples(Level(), 0.0), _START_WITHIN, "start")
 
     def run(self, level: Level, window: float, duration: float, progress: Progress) -> Summary:
         """Press until the windows agree, or for `duration` seconds."""
@@ -60,8 +65,8 @@ class Senders:
         return summarize(samples, windows, window)
 
     def _receive(self, samples: Samples, timeout: float) -> int:
-        """Take in reports; how many processes said that they have stopped."""
-        stopped = 0
+        """Take in reports; how many processes said that they are ready."""
+        ready = 0
         for pipe in wait(self._pipes, timeout):
             assert isinstance(pipe, Connection)
             try:
@@ -69,18 +74,22 @@ class Senders:
             except (EOFError, ConnectionResetError):
                 raise Internal("a process of the load generator ended; its error is above") from None
             if message is None:
-                stopped += 1
+                ready += 1
             else:
                 samples.add(*message)
-        return stopped
+        return ready
 
     def _stop(self, samples: Samples) -> None:
         for pipe in self._pipes:
             pipe.send(None)
-        left, end = len(self._pipes), time.monotonic() + self._timeout
+        self._await(samples, self._timeout, "stop")
+
+    def _await(self, samples: Samples, timeout: float, what: str) -> None:
+        """Until every process said that it did what it was to do."""
+        left, end = len(self._pipes), time.monotonic() + timeout
         while left:
             if time.monotonic() > end:
-                raise Internal("a process of the load generator does not stop")
+                raise Internal(f"a process of the load generator does not {what}")
             left -= self._receive(samples, 0.5)
 
     def close(self) -> None:
@@ -97,6 +106,7 @@ class Senders:
 def started(plan: Plan, processes: int) -> Iterator[Senders]:
     senders = Senders(plan, processes)
     try:
+        senders.start()
         yield senders
     finally:
         senders.close()

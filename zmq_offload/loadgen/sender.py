@@ -80,8 +80,10 @@ class Tally:
 
 
 def main(pipe: Connection, plan: Plan) -> None:
-    """Until told None: run levels, each until told to stop, and answer the stop with the last report."""
+    """Until told None: run levels, each until told to stop, and answer the stop with the last report and None. The
+    first None says that the process is up."""
     try:
+        pipe.send(None)
         while (level := pipe.recv()) is not None:
             tally = Tally(plan)
             if level.rate:
