@@ -151,6 +151,7 @@ def test_shapes_that_do_not_go_together(tmp_path: Path) -> None:
         ({"name": "-x"}, "model name '-x'"),
         ({"name": "a/b"}, "model name 'a/b'"),
         ({"version": 0}, "version 0 is not a whole number from 1"),
+        ({"version": 2**31}, "version 2147483648 is not a whole number from 1 to 2147483647"),
         ({"policy": "newest"}, "version 'newest' is neither"),
     ],
 )

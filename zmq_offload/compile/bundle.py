@@ -17,9 +17,9 @@ from zmq_offload.compile.build import build, export
 from zmq_offload.compile.target import cpu_needs, target_json
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.progress import Progress
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import TensorSpec, check_signature
 from zmq_offload.repository import LIBRARY as SUBGRAPH
-from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, checksum
+from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, check_version, checksum
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ class Destination:
         Raises InvalidArgument for a bad name or version, AlreadyExists for what is there and not to be replaced,
         FailedPrecondition where nothing can be written and for a device bundle that is missing or of other models.
         """
-        if self.version is not None and (type(self.version) is not int or self.version < 1):
-            raise InvalidArgument(f"version {self.version!r} is not a whole number from 1")
         check_policy(self.policy)
         for model in models:
             check_model_name(model)
+            check_version(self.number(model))
             place = self.repository.path(model, self.number(model))
             if place.exists() and not self.force:
                 free = max(self.repository.versions(model), default=0) + 1
@@ -129,6 +128,8 @@ def write(
     if len(set(models)) != len(models):
         raise InvalidArgument(f"each offloaded function needs a model name of its own, not {', '.join(models)}")
     device, subgraphs = split(mod, models)
+    for subgraph in subgraphs:
+        check_signature(subgraph.inputs, subgraph.outputs)
     if destination.only_subgraph:
         destination.check_signature(subgraphs)
     if destination.batching is not None:
