@@ -221,12 +221,14 @@ class Repository:
             (draft / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
             draft.chmod(0o755)
             if place.exists():
-                shutil.rmtree(place)
+                # Out of the way first: deleting takes longer than two renames, and the version must not be half there.
+                place.rename(draft.with_name(f"{draft.name}.old"))
             draft.rename(place)
         except OSError as error:
             raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            for rest in (draft, draft.with_name(f"{draft.name}.old")):
+                shutil.rmtree(rest, ignore_errors=True)
         return ModelVersion.from_json(described)
 
 
