@@ -82,8 +82,8 @@ class Worker:
                 if self._refresh():
                     self._announce()
                 refresh_at = self._clock() + self._config.refresh
-        for socket in self._sockets:
-            socket.close(linger=2000)  # the last results still go out
+        for link, socket in enumerate(self._sockets):
+            socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
         self._context.term()
         self._wake.close()
 

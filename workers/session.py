@@ -241,6 +241,10 @@ class Session:
         """Whether a drain is complete."""
         return self.draining_since is not None and not self.held and all(link.gone for link in self.links)
 
+    def answers(self, link: int) -> bool:
+        """After a drain: whether the broker at `link` was heard during it, so that it takes what was sent last."""
+        return self.draining_since is not None and self.links[link].heard_at >= self.draining_since
+
     # --- details --------------------------------------------------------------------------------------------
 
     def _introduce(self, link: int, message: wire.Identify | None) -> list[Action]:

@@ -93,7 +93,10 @@ def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet
         arguments = [str(job.model), str(width), str(height), str(draft), str(steps), *job.cut]
         arguments += ["--quiet"] if quiet else []
         process = children.start("compiler", ["-m", __name__, *arguments], stop=kill_session)
-        code = children.wait(process)
+        try:
+            code = process.wait()
+        finally:
+            children.stop()  # an interrupted one must not write while the draft is removed
         failure = draft / _FAILURE
         if failure.exists():
             raise from_status(*json.loads(failure.read_text()))
