@@ -43,7 +43,7 @@ class Frontend(Ledger):
             payload=payload,
             nbytes=sum(map(len, payload)),
         )
-        worker = None if self.stopping else self.scheduler.choose(message.model, message.version)
+        worker = None if self.stopping or deadline <= now else self.scheduler.choose(message.model, message.version)
         if worker is None:
             refused = self._refusal(request, now)
             if refused is not None:
@@ -58,6 +58,8 @@ class Frontend(Ledger):
 
     def _refusal(self, request: Request, now: float) -> tuple[Status, str] | None:
         """Why a request that would have to queue is not accepted, if it is not."""
+        if request.deadline <= now:
+            return Status.DEADLINE_EXCEEDED, "it had no time left when it came"
         if self.stopping:
             return Status.UNAVAILABLE, "the broker is shutting down"
         if (
