@@ -1,0 +1,82 @@
+"""The innermost part of convolutions and matrix products: a block of results in registers, summed over everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import ForKind
+
+from zmq_offload.compile.schedules.emit import (
+    index,
+    lanes,
+    local,
+    nest,
+    pieces,
+    ramp,
+    sequence,
+    splat,
+    with_buffers,
+)
+from zmq_offload.compile.schedules.machine import Machine
+from zmq_offload.compile.schedules.tiles import column_vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """`rows` x `columns` results: sum over `reduce` of left(row, k) * right(k, first column, width)."""
+
+    machine: Machine
+    rows: int
+    columns: int
+    reduce: Sequence[Expr]
+    left: Callable[[int, list[Expr]], Expr]
+    right: Callable[[list[Expr], int, int], Expr]
+    store: Callable[[int, Expr, Expr], tirx.Stmt]  # row, column, result
+    unrolled: bool = False  # few steps, whose loads the rows share: `left` gives vectors already
+
+    def statement(self) -> tirx.Stmt:
+        """The block's loops, results stored through `store`."""
+        vectors = column_vectors(self.columns, self.machine)
+        stride = vectors[-1][0] + vectors[-1][1]
+        total = local("total", [self.rows * stride])
+
+        def slot(row: int, offset: int, width: int) -> Expr:
+            return ramp(row * stride + offset, width)
+
+        def step(k: list[Expr]) -> tirx.Stmt:
+            statements = []
+            weights = [self.right(k, offset, width) for offset, width in vectors]
+            for row in range(self.rows):
+                value = self.left(row, k)
+                for (offset, width), weight in zip(vectors, weights, strict=True):
+                    at = slot(row, offset, width)
+                    update = tirx.Add(tirx.BufferLoad(total, [at]), tirx.Mul(value if self.unrolled else splat(value, width), weight))
+                    statements.append(tirx.BufferStore(total, update, [at]))
+            return sequence(statements)
+
+        kind = ForKind.UNROLLED if self.unrolled else ForKind.SERIAL
+        zero = tirx.FloatImm("float32", 0.0)
+        start = [
+            tirx.BufferStore(total, splat(zero, width), [slot(row, offset, width)])
+            for row in range(self.rows)
+            for offset, width in vectors
+        ]
+        return with_buffers(
+            [total], sequence([*start, nest(self.reduce, step, kind), *(self._finish(r, stride, total) for r in range(self.rows))])
+        )
+
+    def _finish(self, row: int, stride: int, total: tirx.Var) -> tirx.Stmt:
+        """Store one row: its columns exactly, whatever the vectors computed beyond them."""
+        statements = []
+        for start, width, count in pieces(self.columns, self.machine):
+            for at in range(start, start + count * width, width):
+
+                def lane(i: Expr, at: int = at) -> tirx.Stmt:
+                    value = tirx.BufferLoad(total, [index(row * stride + at) + i])
+                    return self.store(row, index(at) + i, value)
+
+                statements.append(lanes(width, lane))
+        return sequence(statements)

@@ -1,0 +1,71 @@
+"""The compilation pipeline for CPUs: layout, fusion, schedules; TVM's own passes before and after."""
+
+from __future__ import annotations
+
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.ir.transform import Pass, PassContext, Sequential, module_pass
+from tvm.target import Target
+
+from zmq_offload.compile.schedules.layout import channels_last
+from zmq_offload.compile.schedules.machine import Machine, is_cpu, machine_of
+from zmq_offload.compile.schedules.schedule import schedule_pass
+from zmq_offload.compile.schedules.simplify import simplify
+
+
+def graph_passes(machine: Machine) -> list[Pass]:
+    """From operators to fused functions that are not scheduled yet: what tuning starts from."""
+
+    @module_pass(opt_level=0, name="zmq_offload.layout")
+    def layout(mod: IRModule, _: PassContext) -> IRModule:
+        return channels_last(simplify(mod), machine)
+
+    return [
+        relax.transform.Normalize(),
+        layout,
+        relax.transform.DeadCodeElimination(),
+        relax.transform.CanonicalizeBindings(),
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        # Reads the functions' blocks, which scheduling removes.
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.DeadCodeElimination(),
+    ]
+
+
+def lowering_passes() -> list[Pass]:
+    """From scheduled functions to what the virtual machine runs."""
+    return [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+
+
+def cpu_pipeline(target: Target | str) -> Pass:
+    """The `relax_pipeline` for `tvm.compile(mod, target, relax_pipeline=...)` that needs no tuning."""
+    target = Target(target) if isinstance(target, str) else target
+    if not is_cpu(target):
+        raise ValueError(f"the CPU schedules are for LLVM targets, not for {target.kind.name}")
+    machine = machine_of(target)
+
+    @module_pass(opt_level=0, name="zmq_offload.cpu_pipeline")
+    def pipeline(mod: IRModule, _: PassContext) -> IRModule:
+        with target:
+            return Sequential([*graph_passes(machine), schedule_pass(machine), *lowering_passes()])(mod)
+
+    return pipeline
+
+

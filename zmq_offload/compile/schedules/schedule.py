@@ -1,0 +1,95 @@
+"""Chooses the rule for each PrimFunc; what no rule takes keeps TVM's default."""
+
+from __future__ import annotations
+
+import logging
+
+import tvm
+from tvm import tirx
+from tvm.ir import IRModule
+
+from zmq_offload.compile.schedules import convolutions, products
+from zmq_offload.compile.schedules.emit import finish, sequence, with_buffers
+from zmq_offload.compile.schedules.epilogue import Epilogue
+from zmq_offload.compile.schedules.generic import generic
+from zmq_offload.compile.schedules.machine import Machine
+from zmq_offload.compile.schedules.nests import Frame, elementwise
+from zmq_offload.compile.schedules.rewrite import Unsupported, loads
+from zmq_offload.compile.schedules.stages import Inliner, Program, Stage, parse
+
+logger = logging.getLogger(__name__)
+
+KERNELS = ("conv2d", "depthwise", "dense", "matmul")
+SCHEDULED = "tirx.is_scheduled"  # what TVM's own schedulers (dlight, MetaSchedule) mark a function with
+
+
+def schedule(func: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc | None:
+    """`func` with loop nests for `machine`, None where it is of no form that a rule knows."""
+    try:
+        program = parse(func)
+        try:
+            body = _with_kernel(program, machine)
+        except Unsupported:
+            body = generic(program, machine)
+    except Unsupported as reason:
+        logger.debug("%s keeps TVM's default: %s", func.attrs.get("global_symbol", "a function"), reason)
+        return None
+    return finish(func, body)
+
+
+def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
+    anchors = [s for s in program.stages if s.kernel in KERNELS]
+    if len(anchors) != 1:
+        raise Unsupported("no kernel, or more than one")
+    stage = anchors[0]
+    at = program.stages.index(stage)
+    before = [s for s in program.stages[:at] if s.kernel != "pad"]
+    if any(s.reduce_axes for s in (*before, *program.stages[at + 1 :])):
+        raise Unsupported("a reduction next to a kernel")
+    # Whatever is computed before the kernel is stored; what follows becomes its epilogue.
+    kept = [*(s.buffer for s in before), stage.buffer]
+    final = program.stages[-1]
+    frame = Frame(machine, lambda: Inliner(program, [*kept, final.buffer]))
+    first = [elementwise(frame, s) for s in before]
+    buffers = [s.buffer for s in before]
+    try:
+        epilogue = Epilogue(Inliner(program, kept), stage, final)
+        rest = None
+    except Unsupported:
+        epilogue = Epilogue(Inliner(program, kept), stage, stage)
+        rest = elementwise(frame, final)
+        buffers.append(stage.buffer)
+    return with_buffers(buffers, sequence([*first, _kernel(machine, program, stage, epilogue), rest]))
+
+
+def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
+    if any(str(b.dtype) != "float32" for b in (stage.buffer, *(e.source for e in loads(stage.value)))):
+        raise Unsupported("a kernel for other than float32")
+    if stage.kernel == "conv2d":
+        return convolutions.conv2d(machine, program, stage, epilogue)
+    if stage.kernel == "depthwise":
+        return convolutions.depthwise(machine, program, stage, epilogue)
+    if stage.kernel == "dense":
+        return products.dense(machine, stage, epilogue)
+    return products.matmul(machine, stage, epilogue)
+
+
+def scheduled(mod: IRModule, machine: Machine) -> IRModule:
+    """`mod` with every PrimFunc that a rule takes scheduled."""
+    result = IRModule(dict(mod.functions), attrs=mod.attrs, global_infos=mod.global_infos)
+    for name, func in mod.functions.items():
+        if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
+            done = schedule(func, machine)
+            if done is not None:
+                result[name] = done.with_attr(SCHEDULED, True)
+    return result
+
+
+def schedule_pass(machine: Machine) -> tvm.ir.transform.Pass:
+    """`scheduled` as a pass."""
+
+    @tvm.ir.transform.module_pass(opt_level=0, name="zmq_offload.schedule")
+    def apply(mod: IRModule, _: tvm.ir.transform.PassContext) -> IRModule:
+        return scheduled(mod, machine)
+
+    return apply
