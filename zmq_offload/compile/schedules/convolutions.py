@@ -69,7 +69,7 @@ class Image:
 
                 return vectors(index(0), channels, machine, run)
 
-            return _if(_inside(left + x, self.width, self.conv.padding[1::2]), fill(True), fill(False))
+            return tirx.IfThenElse(tirx.all(left + x >= 0, left + x < self.width), fill(True), fill(False))
 
         def zeros(y: Expr) -> tirx.Stmt:
             def run(x: Expr) -> tirx.Stmt:
@@ -84,7 +84,7 @@ class Image:
 
         def row(y: Expr) -> tirx.Stmt:
             copied = loop(columns, lambda x: pixel(y, x), "x")
-            return _if(_inside(top + y, self.height, self.conv.padding[0::2]), copied, zeros(y))
+            return tirx.IfThenElse(tirx.all(top + y >= 0, top + y < self.height), copied, zeros(y))
 
         return loop(rows, row, "y")
 
@@ -99,14 +99,6 @@ class Image:
 
 
 _ZERO = tirx.FloatImm("float32", 0.0)
-
-
-def _inside(position: Expr, size: int, padding: tuple[int, ...]) -> Expr | None:
-    return tirx.all(position >= 0, position < size) if any(padding) else None
-
-
-def _if(condition: Expr | None, then: tirx.Stmt, otherwise: tirx.Stmt) -> tirx.Stmt:
-    return then if condition is None else tirx.IfThenElse(condition, then, otherwise)
 
 
 def image_of(program: Program, stage: Stage) -> tuple[Image, Var]:

@@ -269,7 +269,7 @@ class _ChannelsLast(GraphRewriter):
             relax.op.image.resize2d(
                 data,
                 call.args[1],
-                roi=attrs.roi,
+                roi=[float(r.value) for r in attrs.roi],
                 layout="NHWC",
                 method=attrs.method,
                 coordinate_transformation_mode=attrs.coordinate_transformation_mode,

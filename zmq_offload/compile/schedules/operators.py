@@ -140,7 +140,7 @@ def transposed(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
         py, px = y + top - ry, z + left - rx
         iy, ix = tirx.floordiv(py, sh), tirx.floordiv(px, sw)
         reached = tirx.all(
-            tirx.EQ(tirx.floormod(py, sh), 0), tirx.EQ(tirx.floormod(px, sw), 0), iy >= 0, iy < h, ix >= 0, ix < w
+            tirx.floormod(py, sh) <= 0, tirx.floormod(px, sw) <= 0, iy >= 0, iy < h, ix >= 0, ix < w
         )
         data = tirx.if_then_else(reached, x[b, iy, ix, rc], tirx.const(0.0, x.dtype))
         return te.sum(

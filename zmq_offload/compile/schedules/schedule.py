@@ -16,10 +16,11 @@ from zmq_offload.compile.schedules.machine import Machine
 from zmq_offload.compile.schedules.nests import Frame, elementwise
 from zmq_offload.compile.schedules.rewrite import Unsupported, loads
 from zmq_offload.compile.schedules.stages import Inliner, Program, Stage, parse
+from zmq_offload.compile.schedules.transposed import transposed
 
 logger = logging.getLogger(__name__)
 
-KERNELS = ("conv2d", "depthwise", "dense", "matmul")
+KERNELS = ("conv2d", "depthwise", "transposed", "dense", "matmul")
 SCHEDULED = "tirx.is_scheduled"  # what TVM's own schedulers (dlight, MetaSchedule) mark a function with
 
 
@@ -69,6 +70,8 @@ def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue
         return convolutions.conv2d(machine, program, stage, epilogue)
     if stage.kernel == "depthwise":
         return convolutions.depthwise(machine, program, stage, epilogue)
+    if stage.kernel == "transposed":
+        return transposed(machine, stage, epilogue)
     if stage.kernel == "dense":
         return products.dense(machine, stage, epilogue)
     return products.matmul(machine, stage, epilogue)
