@@ -8,13 +8,13 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.compile.schedules.emit import (
+    Flat,
     elements,
     index,
     lanes,
     loop,
     parallel,
     ramp,
-    scratch,
     sequence,
     vectors,
     when,
@@ -51,19 +51,24 @@ class Image:
         return (size[0] - 1) * sh + (kh - 1) * dh + 1, (size[1] - 1) * sw + (kw - 1) * dw + 1
 
     def copy(
-        self, machine: Machine, target: Var, at: tuple[Expr, Expr, Expr], rows: Expr | int, columns: Expr | int,
+        self,
+        machine: Machine,
+        target: Flat,
+        at: tuple[Expr, Expr, Expr],
+        rows: Expr | int,
+        columns: Expr | int,
         channel: Expr | int = 0,
     ) -> tirx.Stmt:
         """Copy a window into `target` (rows, columns, channels), with zeros beyond the edges; `at` is its corner."""
         batch, top, left = at
-        channels = constant(target.shape[-1]) or 1
+        channels = constant(target.extents[-1]) or 1
 
         def pixel(y: Expr, x: Expr) -> tirx.Stmt:
             def fill(inside: bool) -> tirx.Stmt:
                 def run(first: Expr, width: int) -> tirx.Stmt:
                     def lane(i: Expr) -> tirx.Stmt:
                         value = self._load(batch, top + y, left + x, channel + first + i) if inside else _ZERO
-                        return tirx.BufferStore(target, value, [y, x, first + i])
+                        return target.store([y, x, first + i], value)
 
                     return lanes(width, lane)
 
@@ -77,7 +82,7 @@ class Image:
                     index(0),
                     channels,
                     machine,
-                    lambda c, w: lanes(w, lambda i: tirx.BufferStore(target, _ZERO, [y, x, c + i])),
+                    lambda c, w: lanes(w, lambda i: target.store([y, x, c + i], _ZERO)),
                 )
 
             return loop(columns, run, "x")
@@ -145,7 +150,9 @@ def partition(machine: Machine, batch: int, height: int, tiles: int, chunks: int
         tasks = spread * -(-height // rows)
         rounds = -(-tasks // threads)
         ideal = batch * height / threads
-        options.append((rounds * rows / (across * channels) / ideal, across * channels, Partition(rows, across, channels)))
+        options.append(
+            (rounds * rows / (across * channels) / ideal, across * channels, Partition(rows, across, channels))
+        )
     return min(options, key=lambda o: (round(o[0], 2), o[1]))[2]
 
 
@@ -224,7 +231,7 @@ class _Task:
         whole = p.width // p.tile.rows
         most = -(-whole // self.part.across) * p.tile.rows + self.rest
         height, width = image.window((self.part.rows, min(most, p.width)))
-        copy = scratch("window", [height, width, image.channels])
+        copy = Flat("window", [height, width, image.channels])
         corner = (
             self.batch,
             self.top * conv.strides[0] - conv.padding[0],
@@ -233,9 +240,9 @@ class _Task:
         kernel_rows = (conv.kernel[0] - 1) * conv.dilation[0] + 1
         rows = (self.rows - 1) * conv.strides[0] + kernel_rows
         fill = image.copy(p.machine, copy, corner, rows, width)
-        return with_buffers([copy], sequence([fill, self._channels(copy)]))
+        return with_buffers([copy.buffer], sequence([fill, self._channels(copy)]))
 
-    def _channels(self, copy: Var | None) -> tirx.Stmt:
+    def _channels(self, copy: Flat | None) -> tirx.Stmt:
         p = self.parent
         groups = p.image.conv.groups
         whole, tail = divmod(p.per_group, p.tile.columns)
@@ -254,7 +261,7 @@ class _Task:
 
         return loop(groups, of_group, "group")
 
-    def _rows(self, copy: Var | None, group: Expr, base: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
+    def _rows(self, copy: Flat | None, group: Expr, base: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
         height = self.parent.tile.rows
 
         def row(y: Expr) -> tirx.Stmt:
@@ -272,7 +279,7 @@ class _Task:
         return loop(self.rows, row, "row")
 
     def _block(
-        self, copy: Var | None, group: Expr, base: Expr, chunk: Expr, columns: int, y: Expr, x: Expr, height: int
+        self, copy: Flat | None, group: Expr, base: Expr, chunk: Expr, columns: int, y: Expr, x: Expr, height: int
     ) -> tirx.Stmt:
         """`height` neighbouring results for one chunk of channels; y, x count from the task's corner."""
         p, conv = self.parent, self.parent.image.conv
@@ -288,7 +295,7 @@ class _Task:
             column = (x + r) * sw + (0 if joined else k[1] * dw)
             channel = k[1] if joined else group * depth + k[2]
             if copy is not None:
-                return tirx.BufferLoad(copy, [row, column, channel])
+                return copy.load([row, column, channel])
             start = self.first * (p.tile.rows * sw)
             at = p.image.at(self.batch, self.top * sh + row, start + column, channel)
             return tirx.BufferLoad(p.image.buffer, at)
@@ -328,15 +335,14 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
         batch_, band = at
         top = band * rows
         count: Expr = index(rows) if height % rows == 0 else tirx.Min(index(rows), index(height) - top)
-        return vectors(
-            index(0), channels, machine, lambda c, lanes_: channel(batch_, top, count, c, lanes_)
-        )
+        return vectors(index(0), channels, machine, lambda c, lanes_: channel(batch_, top, count, c, lanes_))
 
     def channel(batch_: Expr, top: Expr, count: Expr, first: Expr, size: int) -> tirx.Stmt:
         copy = None
         if image.padded:
             copy_height, copy_width = image.window((rows, width))
-            copy = scratch("window", [copy_height, copy_width, size])
+            copy = Flat("window", [copy_height, copy_width, size])
+
         def row(y: Expr) -> tirx.Stmt:
             whole, rest = divmod(width, at_once)
             return sequence(
@@ -350,7 +356,7 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
             def data(r: int, k: list[Expr]) -> Expr:
                 row_, column = y * sh + k[0] * dh, (x + r) * sw + k[1] * dw
                 if copy is not None:
-                    return tirx.BufferLoad(copy, [row_, column, ramp(0, size)])
+                    return copy.load([row_, column, ramp(0, size)])
                 return tirx.BufferLoad(image.buffer, image.at(batch_, top * sh + row_, column, ramp(first, size)))
 
             return Block(
@@ -370,7 +376,7 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
         corner = (batch_, top * sh - conv.padding[0], index(-conv.padding[1]))
         needed = (count - 1) * sh + (kh - 1) * dh + 1
         fill = image.copy(machine, copy, corner, needed, copy_width, first)
-        return with_buffers([copy], sequence([fill, body]))
+        return with_buffers([copy.buffer], sequence([fill, body]))
 
     return parallel([stage.extents[0], index(bands)], task, threads > 1)
 

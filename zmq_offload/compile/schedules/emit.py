@@ -10,7 +10,7 @@ from tvm.ir import Expr, Var
 from tvm.tirx import ForKind
 
 from zmq_offload.compile.schedules.machine import Machine
-from zmq_offload.compile.schedules.rewrite import constant
+from zmq_offload.compile.schedules.rewrite import Rewriter, constant
 
 INDEX = "int64"  # TVM's shapes are int64; its NarrowDataType pass makes 32 bits of what fits
 
@@ -50,9 +50,7 @@ def loop(
     return tirx.For(var, as_index(start), as_index(extent), kind, body(var))
 
 
-def nest(
-    extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], kind: ForKind = ForKind.SERIAL
-) -> tirx.Stmt:
+def nest(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], kind: ForKind = ForKind.SERIAL) -> tirx.Stmt:
     """Nested loops over `extents`."""
     if not extents:
         return body([])
@@ -121,8 +119,49 @@ def when(condition: Expr, statement: tirx.Stmt) -> tirx.Stmt:
 
 
 def lanes(width: int, body: Callable[[Expr], tirx.Stmt]) -> tirx.Stmt:
-    """`body(lane)` for the lanes of one vector."""
-    return loop(width, body, "lane", ForKind.VECTORIZED)
+    """`body(lane)` for the lanes of one vector, what it names by `Let` kept in local buffers."""
+    lane: Expr = tirx.Var("lane", INDEX) if width > 1 else index(0)
+    statement = body(lane)
+    if not isinstance(statement, tirx.BufferStore):
+        raise TypeError("the body of a vector's lanes is one assignment")
+    names = _Names(lane, width)
+    value = names.visit(statement.value)
+    statement = sequence([*names.assignments, tirx.BufferStore(statement.buffer, value, statement.indices)])
+    if width > 1:
+        statement = tirx.For(lane, index(0), index(width), ForKind.VECTORIZED, statement)
+    return with_buffers(names.buffers, statement)
+
+
+class _Names(Rewriter):
+    """Turns `Let` into assignments to buffers of a vector's size.
+
+    TVM's simplifier replaces a variable bound by `Let` by its value wherever it is used, while it generates code:
+    time and memory grow exponentially with the depth of nested bindings (a sigmoid of a sigmoid of an exp took minutes).
+    """
+
+    def __init__(self, lane: Expr, width: int) -> None:
+        super().__init__({})
+        self.assignments: list[tirx.Stmt] = []
+        self.buffers: list[Var] = []
+        self._lane = lane
+        self._width = width
+
+    def visit(self, e: Expr) -> Expr:
+        if not isinstance(e, tirx.Let):
+            return super().visit(e)
+        value = self.visit(e.value)
+        if isinstance(value, tirx.IntImm | tirx.FloatImm | Var):
+            self.variables = {**self.variables, e.var: value}
+            return self.visit(e.body)
+        buffer = local(str(e.var.name), [self._width], str(e.var.ty))
+        self.buffers.append(buffer)
+        self.assignments.append(tirx.BufferStore(buffer, value, [self._lane]))
+        self.variables = {**self.variables, e.var: tirx.BufferLoad(buffer, [self._lane])}
+        return self.visit(e.body)
+
+    def branch(self, value: Expr) -> Expr:
+        # One side of a conditional may only be computed where the condition holds: its names stay inside of it.
+        return Rewriter(self.variables).visit(value)
 
 
 def ramp(base: Expr | int, width: int) -> Expr:
@@ -148,6 +187,35 @@ def scratch(name: str, shape: Sequence[Expr | int], dtype: str = "float32") -> V
     return tirx.decl_buffer([as_index(s) for s in shape], dtype, f"{name}_{next(_numbers)}")
 
 
+class Flat:
+    """A buffer of ours addressed by several indices, of which inner ones may run over their extent into the next row.
+
+    TVM shrinks what is allocated inside a function to the region that the indices seem to reach (CompactBufferAllocation),
+    so only a buffer with one dimension keeps its addresses.
+    """
+
+    def __init__(self, name: str, extents: Sequence[Expr | int], dtype: str = "float32") -> None:
+        self.extents = [as_index(e) for e in extents]
+        self.buffer = scratch(name, [product(self.extents)], dtype)
+
+    def position(self, indices: Sequence[Expr]) -> Expr:
+        """The place of an element; the last index may be a vector's."""
+        place: Expr = index(0)
+        for at, extent in zip(indices, self.extents, strict=True):
+            scaled = place * extent
+            lanes_ = isinstance(at, tirx.Ramp)
+            place = tirx.Ramp(scaled + at.base, at.stride, at.lanes) if lanes_ else scaled + at
+        return place
+
+    def load(self, indices: Sequence[Expr]) -> Expr:
+        """An element, or a vector of them."""
+        return tirx.BufferLoad(self.buffer, [self.position(indices)])
+
+    def store(self, indices: Sequence[Expr], value: Expr) -> tirx.Stmt:
+        """Store an element."""
+        return tirx.BufferStore(self.buffer, value, [self.position(indices)])
+
+
 def with_buffers(buffers: Iterable[Var], body: tirx.Stmt) -> tirx.Stmt:
     """`body` with `buffers` allocated around it."""
     return sequence([*(tirx.AllocBuffer(b) for b in buffers), body])
@@ -156,5 +224,3 @@ def with_buffers(buffers: Iterable[Var], body: tirx.Stmt) -> tirx.Stmt:
 def finish(func: tirx.PrimFunc, body: tirx.Stmt) -> tirx.PrimFunc:
     """`func` with another body: what it takes and gives stays."""
     return tirx.PrimFunc(list(func.params), body, func.ret_type, func.attrs)
-
-

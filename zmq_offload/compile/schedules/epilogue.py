@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 from tvm.ir import Expr, Var
@@ -17,13 +17,20 @@ from zmq_offload.compile.schedules.vector_math import vectorisable
 class Epilogue:
     """The value of `final` at an index, given that of `stage` at the same index; expanded once, emitted many times."""
 
-    def __init__(self, inliner: Inliner, stage: Stage, final: Stage, prefix: Sequence[Expr] = ()) -> None:
+    def __init__(
+        self,
+        inliner: Inliner,
+        stage: Stage,
+        final: Stage,
+        write: Callable[[list[Expr], Expr], tirx.Stmt] | None = None,
+    ) -> None:
         self.final = final
+        self._write = write
         self._axes: list[Var] = [tirx.Var(str(a.name), INDEX) for a in final.axes]
         self._total = tirx.Var("total", str(stage.buffer.dtype))
         self._value: Expr = self._total
         if final is not stage:
-            at: list[Expr] = [*prefix, *self._axes[len(prefix) :]]
+            at: list[Expr] = list(self._axes)
             outer = inliner.substitute
 
             def substitute(buffer: Var, indices: list[Expr]) -> Expr | None:
@@ -54,4 +61,5 @@ class Epilogue:
 
     def store(self, at: Sequence[Expr], total: Expr) -> tirx.Stmt:
         """Compute and store the element at `at`."""
-        return tirx.BufferStore(self.final.buffer, self.value(at, total), list(at))
+        value = self.value(at, total)
+        return self._write(list(at), value) if self._write else tirx.BufferStore(self.final.buffer, value, list(at))

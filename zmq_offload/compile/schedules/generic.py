@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.compile.schedules.access import weight
-from zmq_offload.compile.schedules.emit import elements, parallel, product, scratch, sequence, with_buffers
+from zmq_offload.compile.schedules.emit import Flat, elements, index, parallel, product, sequence, with_buffers
 from zmq_offload.compile.schedules.machine import L1_BYTES, Machine
 from zmq_offload.compile.schedules.nests import SERIAL_WORK, Frame, elementwise
 from zmq_offload.compile.schedules.reductions import Reduction, reduction
@@ -47,9 +47,32 @@ def generic(program: Program, machine: Machine) -> tirx.Stmt:
     rows = _shared_rows(program, kept, nests) if len(nests) > 1 else 0
     if rows:
         return _row_by_row(program, machine, kept, nests, rows)
-    buffers = [n.final.buffer for n in nests[:-1]]
-    frame = Frame(machine, lambda: Inliner(program, kept))
-    return with_buffers(buffers, sequence(n.emit(frame) for n in nests))
+    stored = {n.final.buffer: Flat(str(n.final.buffer.name), n.final.extents, _dtype(n)) for n in nests[:-1]}
+    frame = _frame(program, machine, kept, stored)
+    return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(frame) for n in nests))
+
+
+def _dtype(nest: _Nest) -> str:
+    return str(nest.final.buffer.dtype)
+
+
+def _frame(
+    program: Program, machine: Machine, kept: list[Var], stored: dict[Var, Flat], at: Sequence[Expr] = (), rows: int = 0
+) -> Frame:
+    """A frame that keeps intermediate results in `stored`, the leading `rows` axes left out."""
+
+    def inside(indices: list[Expr]) -> list[Expr]:
+        return indices[rows:] or [index(0)]
+
+    def read(buffer: Var, indices: list[Expr]) -> Expr | None:
+        return stored[buffer].load(inside(indices)) if buffer in stored else None
+
+    def store(buffer: Var, indices: list[Expr], value: Expr) -> tirx.Stmt:
+        if buffer in stored:
+            return stored[buffer].store(inside(indices), value)
+        return tirx.BufferStore(buffer, value, indices)
+
+    return Frame(machine, lambda: Inliner(program, kept, read), at, threads=not rows, store=store)
 
 
 def _consumers(program: Program, stage: Stage) -> list[tuple[Stage, tvm.ir.TensorLoad]]:
@@ -89,7 +112,6 @@ def _nests(program: Program, kept: list[Var]) -> list[_Nest]:
         follower = stored[at + 1] if at + 1 < len(stored) else None
         if follower is not None and not follower.reduce_axes and _joins(program, kept, stage, follower, stored):
             joined.add(id(follower))
-            kept[:] = [k for k in kept if not k.same_as(stage.buffer)]
             nests.append(_Nest(follower, stage))
         else:
             nests.append(_Nest(stage, stage))
@@ -119,9 +141,7 @@ def _shared_rows(program: Program, kept: list[Var], nests: list[_Nest]) -> int:
     most = min(len(n.final.axes) for n in nests)
     inner = [elements(n.final.extents[-1:]) for n in nests if n.reduce is None]
     rows = 0
-    while rows < most and all(
-        same(n.final.extents[rows], final.extents[rows]) for n in nests
-    ):
+    while rows < most and all(same(n.final.extents[rows], final.extents[rows]) for n in nests):
         rows += 1
     for n in nests:
         axes = list(n.final.axes)
@@ -153,27 +173,14 @@ def _row_by_row(program: Program, machine: Machine, kept: list[Var], nests: list
         * max(1, weight(n.final.value))
         for n in nests
     )
-    row_buffers = {
-        n.final.buffer: scratch(str(n.final.buffer.name), n.final.extents[rows:] or [1], str(n.final.buffer.dtype))
-        for n in nests[:-1]
+    stored = {
+        n.final.buffer: Flat(str(n.final.buffer.name), n.final.extents[rows:] or [1], _dtype(n)) for n in nests[:-1]
     }
 
-    def inside(indices: list[Expr]) -> list[Expr]:
-        return indices[rows:] or [tirx.IntImm("int64", 0)]
-
-    def read(buffer: Var, indices: list[Expr]) -> Expr | None:
-        return tirx.BufferLoad(row_buffers[buffer], inside(indices)) if buffer in row_buffers else None
-
-    def store(buffer: Var, indices: list[Expr], value: Expr) -> tirx.Stmt:
-        if buffer in row_buffers:
-            return tirx.BufferStore(row_buffers[buffer], value, inside(indices))
-        return tirx.BufferStore(buffer, value, indices)
-
     def row(at: list[Expr]) -> tirx.Stmt:
-        frame = Frame(machine, inliner, at, threads=False, store=store)
-        return with_buffers(row_buffers.values(), sequence(n.emit(frame) for n in nests))
+        frame = _frame(program, machine, kept, stored, at, rows)
+        return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(frame) for n in nests))
 
-    inliner: Callable[[], Inliner] = lambda: Inliner(program, kept, read)  # noqa: E731
     known = constant(product(final.extents[:rows]))
     threads = work // machine.lanes > SERIAL_WORK and known != 1
     return parallel(final.extents[:rows], row, threads)

@@ -175,13 +175,20 @@ class _ChannelsLast(GraphRewriter):
                 return self._dense(data, weight, matrix, conv.out_channels)
         sizes = shape_of(data)
         width = sizes[3] if conv.channels_first else sizes[-2]
-        results = None if width is None else (width + conv.padding[1] + conv.padding[3]
-            - (conv.kernel[1] - 1) * conv.dilation[1] - 1) // conv.strides[1] + 1
+        results = (
+            None
+            if width is None
+            else (width + conv.padding[1] + conv.padding[3] - (conv.kernel[1] - 1) * conv.dilation[1] - 1)
+            // conv.strides[1]
+            + 1
+        )
         lanes = choose(self._machine, results, per_group).columns
         if array is not None:
             packed = constant_expr(operators.pack_conv(array, conv.groups, lanes))
         else:
-            packed = bb.emit_te(lambda t: operators.packed_conv(t, conv.groups, lanes), weight, primfunc_name_hint="pack")
+            packed = bb.emit_te(
+                lambda t: operators.packed_conv(t, conv.groups, lanes), weight, primfunc_name_hint="pack"
+            )
         return bb.call_te(lambda *t: operators.conv2d(*t, conv), data, packed, primfunc_name_hint="conv2d")
 
     def _dense(self, data: Expr, weight: Expr, matrix: np.ndarray | None, columns: int) -> Expr:  # type: ignore[type-arg]
@@ -378,5 +385,3 @@ class _ChannelsLast(GraphRewriter):
 def channels_last(mod: IRModule, machine: Machine) -> IRModule:
     """`mod` with convolutions and what surrounds them in channels-last layout, and the products' weights packed."""
     return rewritten(mod, _ChannelsLast(mod, machine))
-
-

@@ -53,7 +53,9 @@ class Block:
                 value = self.left(row, k)
                 for (offset, width), weight in zip(vectors, weights, strict=True):
                     at = slot(row, offset, width)
-                    update = tirx.Add(tirx.BufferLoad(total, [at]), tirx.Mul(value if self.unrolled else splat(value, width), weight))
+                    update = tirx.Add(
+                        tirx.BufferLoad(total, [at]), tirx.Mul(value if self.unrolled else splat(value, width), weight)
+                    )
                     statements.append(tirx.BufferStore(total, update, [at]))
             return sequence(statements)
 
@@ -65,7 +67,10 @@ class Block:
             for offset, width in vectors
         ]
         return with_buffers(
-            [total], sequence([*start, nest(self.reduce, step, kind), *(self._finish(r, stride, total) for r in range(self.rows))])
+            [total],
+            sequence(
+                [*start, nest(self.reduce, step, kind), *(self._finish(r, stride, total) for r in range(self.rows))]
+            ),
         )
 
     def _finish(self, row: int, stride: int, total: tirx.Var) -> tirx.Stmt:

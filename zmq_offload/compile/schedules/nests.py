@@ -66,7 +66,7 @@ def elementwise(frame: Frame, stage: Stage) -> tirx.Stmt:
     value = vectorisable(frame.inliner().expand(stage, [*frame.prefix, *axes]))
     indices: list[Expr] = list(axes)
     if not axes:
-        return frame.write(stage, list(frame.prefix), value)
+        return lanes(1, lambda _: frame.write(stage, list(frame.prefix), value))
     while len(axes) > 1 and mergeable(value, axes[-2], axes[-1], extents[-1]):
         # The last axis stands for both from here on; the outer one's index is 0.
         value = Rewriter({axes[-2]: index(0)}).visit(value)
@@ -96,9 +96,7 @@ class _Sweep:
         if threads and not outer:
             return self._blocks(extent)
         cuts = breakpoints(self.value, self.axes[-1], extent)
-        segments = [
-            (a, b, within(self.value, self.axes[-1], a, b)) for a, b in zip(cuts, cuts[1:], strict=False)
-        ]
+        segments = [(a, b, within(self.value, self.axes[-1], a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
         patterns = [along(v, self.axes[-1]) for _, _, v in segments]
         if outer and len(segments) == 1 and not patterns[0].contiguous and patterns[0].linear:
             across = self._gathered_axis()
@@ -118,9 +116,7 @@ class _Sweep:
         split = 0
         while split < len(extents) and elements(extents[:split], unknown=1) < enough:
             split += 1
-        return parallel(
-            extents[:split], lambda head: nest(extents[split:], lambda tail: row([*head, *tail])), threads
-        )
+        return parallel(extents[:split], lambda head: nest(extents[split:], lambda tail: row([*head, *tail])), threads)
 
     def _write(self, at: Sequence[Expr], value: Expr) -> tirx.Stmt:
         """One element: the axes replaced by `at`."""
@@ -131,7 +127,7 @@ class _Sweep:
     def _run(self, outer: list[Expr], start: Expr, extent: int, value: Expr, pattern: Along) -> tirx.Stmt:
         """A run along the last axis: vectors where it suits, one element at a time elsewhere."""
         if not pattern.linear:
-            return loop(extent, lambda i: self._write([*outer, start + i], value))
+            return loop(extent, lambda i: lanes(1, lambda _: self._write([*outer, start + i], value)))
         return vectors(
             start,
             extent,
@@ -167,7 +163,9 @@ class _Sweep:
 
         def row(at: list[Expr], shared: bool) -> tirx.Stmt:
             blocks = parallel([whole], lambda b: several(at, b[0]), shared)
-            rest = loop(extent - whole * width, lambda i: self._write([*at, whole * width + i], self.value))
+            rest = loop(
+                extent - whole * width, lambda i: lanes(1, lambda _: self._write([*at, whole * width + i], self.value))
+            )
             return sequence([blocks if vector else None, rest])
 
         if len(self.axes) == 1:
@@ -211,5 +209,3 @@ class _Sweep:
             )
 
         return self._outer(others, body, threads)
-
-

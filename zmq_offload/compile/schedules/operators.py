@@ -123,7 +123,10 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
         return te.sum(data * at, axis=[ry, rx, rc])
 
     return te.compute(
-        (n, oh, ow, conv.out_channels) if image else (n, ow, conv.out_channels), element, name="conv2d", attrs={KERNEL: "conv2d", **conv.attributes()}
+        (n, oh, ow, conv.out_channels) if image else (n, ow, conv.out_channels),
+        element,
+        name="conv2d",
+        attrs={KERNEL: "conv2d", **conv.attributes()},
     )
 
 
@@ -139,13 +142,9 @@ def transposed(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
     def element(b: Expr, y: Expr, z: Expr, o: Expr) -> Expr:
         py, px = y + top - ry, z + left - rx
         iy, ix = tirx.floordiv(py, sh), tirx.floordiv(px, sw)
-        reached = tirx.all(
-            tirx.floormod(py, sh) <= 0, tirx.floormod(px, sw) <= 0, iy >= 0, iy < h, ix >= 0, ix < w
-        )
+        reached = tirx.all(tirx.floormod(py, sh) <= 0, tirx.floormod(px, sw) <= 0, iy >= 0, iy < h, ix >= 0, ix < w)
         data = tirx.if_then_else(reached, x[b, iy, ix, rc], tirx.const(0.0, x.dtype))
-        return te.sum(
-            data * weight[tirx.floordiv(o, lanes), ry, rx, rc, tirx.floormod(o, lanes)], axis=[ry, rx, rc]
-        )
+        return te.sum(data * weight[tirx.floordiv(o, lanes), ry, rx, rc, tirx.floormod(o, lanes)], axis=[ry, rx, rc])
 
     return te.compute(
         (n, oh, ow, conv.out_channels), element, name="transposed", attrs={KERNEL: "transposed", **conv.attributes()}

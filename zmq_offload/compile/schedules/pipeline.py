@@ -67,5 +67,3 @@ def cpu_pipeline(target: Target | str) -> Pass:
             return Sequential([*graph_passes(machine), schedule_pass(machine), *lowering_passes()])(mod)
 
     return pipeline
-
-

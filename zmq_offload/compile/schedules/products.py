@@ -111,9 +111,7 @@ def dense(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
         on_columns = _Share(index(whole), part if by_columns else index(0), parts if by_columns else 1)
         main = None
         if whole:
-            main = loop(
-                on_columns.extent, lambda c: over_rows(on_rows, on_columns.first + c, tile.columns), "chunk"
-            )
+            main = loop(on_columns.extent, lambda c: over_rows(on_rows, on_columns.first + c, tile.columns), "chunk")
         end = over_rows(on_rows, index(whole), tail) if tail else None
         if end is not None and by_columns and parts > 1:
             end = when(tirx.EQ(part, index(parts - 1)), end)

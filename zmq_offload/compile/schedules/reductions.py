@@ -117,9 +117,7 @@ def _across(
         for at, width, count in runs:
             whole, rest = divmod(count, group)
             if whole:
-                statements.append(
-                    loop(whole, lambda i, a=at, w=width: block(head, a + i * (group * w), w, group), "c")
-                )
+                statements.append(loop(whole, lambda i, a=at, w=width: block(head, a + i * (group * w), w, group), "c"))
             if rest:
                 statements.append(block(head, index(at + whole * group * width), width, rest))
         return sequence(statements)
@@ -151,35 +149,41 @@ def _within(
             operand = Rewriter(names).visit(value)
             return tirx.BufferStore(buffer, _combine(stage, tirx.BufferLoad(buffer, [slot]), operand), [slot])
 
+        def single(k: int, outer: list[Expr]) -> tirx.Stmt:
+            return lanes(1, lambda _: accumulate(total, index(0), [*outer, index(k)]))
+
         def step(outer: list[Expr]) -> tirx.Stmt:
             block = chains * width
             whole, rest = divmod(inner, block)
 
             def vector(start: Expr, chain: int) -> tirx.Stmt:
-                return lanes(width, lambda l: accumulate(partial, index(chain * width) + l, [*outer, start + l]))
+                return lanes(width, lambda i: accumulate(partial, index(chain * width) + i, [*outer, start + i]))
 
             done = whole * block + rest // width * width
             return sequence(
                 [
                     loop(whole, lambda i: sequence(vector(i * block + c * width, c) for c in range(chains)), "k"),
                     *(vector(index(whole * block + c * width), c) for c in range(rest // width)),
-                    *(accumulate(total, index(0), [*outer, index(k)]) for k in range(done, inner)),
+                    *(single(k, outer) for k in range(done, inner)),
                 ]
             )
 
         init = sequence(
             [
                 *(
-                    lanes(width, lambda l, c=c: tirx.BufferStore(partial, stage.init, [index(c * width) + l]))
+                    lanes(width, lambda i, c=c: tirx.BufferStore(partial, stage.init, [index(c * width) + i]))
                     for c in range(chains)
                 ),
                 tirx.BufferStore(total, stage.init, [index(0)]),
             ]
         )
-        result = nest_.result(frame, [*frame.prefix, *at], tirx.BufferLoad(total, [index(0)]))
+        done = [*frame.prefix, *at]
+        result = lanes(1, lambda _: nest_.result(frame, done, tirx.BufferLoad(total, [index(0)])))
         return with_buffers(
             [partial, total],
-            sequence([init, nest(stage.reduce_extents[:-1], step), _fold(stage, partial, total, chains, width), result]),
+            sequence(
+                [init, nest(stage.reduce_extents[:-1], step), _fold(stage, partial, total, chains, width), result]
+            ),
         )
 
     return parallel(extents, one, threads)
@@ -217,9 +221,10 @@ def _scalar(
         def step(reduce: list[Expr]) -> tirx.Stmt:
             names = dict(zip([*axes, *stage.reduce_axes], [*at, *reduce], strict=True))
             combined = _combine(stage, tirx.BufferLoad(total, [index(0)]), Rewriter(names).visit(value))
-            return tirx.BufferStore(total, combined, [index(0)])
+            return lanes(1, lambda _: tirx.BufferStore(total, combined, [index(0)]))
 
-        result = nest_.result(frame, [*frame.prefix, *at], tirx.BufferLoad(total, [index(0)]))
+        done = [*frame.prefix, *at]
+        result = lanes(1, lambda _: nest_.result(frame, done, tirx.BufferLoad(total, [index(0)])))
         start = tirx.BufferStore(total, stage.init, [index(0)])
         return with_buffers([total], sequence([start, nest(stage.reduce_extents, step), result]))
 

@@ -10,6 +10,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Expr, TensorLoad, Var
 
+
 class Unsupported(Exception):
     """This function is not of a form that the rule knows; the next rule, in the end TVM's default, takes it."""
 

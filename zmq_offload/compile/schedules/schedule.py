@@ -6,10 +6,10 @@ import logging
 
 import tvm
 from tvm import tirx
-from tvm.ir import IRModule
+from tvm.ir import Expr, IRModule, Var
 
 from zmq_offload.compile.schedules import convolutions, products
-from zmq_offload.compile.schedules.emit import finish, sequence, with_buffers
+from zmq_offload.compile.schedules.emit import Flat, finish, sequence, with_buffers
 from zmq_offload.compile.schedules.epilogue import Epilogue
 from zmq_offload.compile.schedules.generic import generic
 from zmq_offload.compile.schedules.machine import Machine
@@ -44,23 +44,23 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
         raise Unsupported("no kernel, or more than one")
     stage = anchors[0]
     at = program.stages.index(stage)
-    before = [s for s in program.stages[:at] if s.kernel != "pad"]
-    if any(s.reduce_axes for s in (*before, *program.stages[at + 1 :])):
-        raise Unsupported("a reduction next to a kernel")
-    # Whatever is computed before the kernel is stored; what follows becomes its epilogue.
-    kept = [*(s.buffer for s in before), stage.buffer]
+    if any(s.kernel != "pad" for s in program.stages[:at]) or any(s.reduce_axes for s in program.stages[at + 1 :]):
+        raise Unsupported("something before a kernel, or a reduction behind it")
     final = program.stages[-1]
-    frame = Frame(machine, lambda: Inliner(program, [*kept, final.buffer]))
-    first = [elementwise(frame, s) for s in before]
-    buffers = [s.buffer for s in before]
     try:
-        epilogue = Epilogue(Inliner(program, kept), stage, final)
-        rest = None
+        return _kernel(machine, program, stage, Epilogue(Inliner(program, [stage.buffer]), stage, final))
     except Unsupported:
-        epilogue = Epilogue(Inliner(program, kept), stage, stage)
-        rest = elementwise(frame, final)
-        buffers.append(stage.buffer)
-    return with_buffers(buffers, sequence([*first, _kernel(machine, program, stage, epilogue), rest]))
+        if final is stage:
+            raise
+    # What follows cannot be computed in the kernel's nest: store its result and go over it.
+    result = Flat(str(stage.buffer.name), stage.extents)
+
+    def read(buffer: Var, indices: list[Expr]) -> Expr | None:
+        return result.load(indices) if buffer.same_as(stage.buffer) else None
+
+    first = _kernel(machine, program, stage, Epilogue(Inliner(program, []), stage, stage, result.store))
+    frame = Frame(machine, lambda: Inliner(program, [final.buffer], read))
+    return with_buffers([result.buffer], sequence([first, elementwise(frame, final)]))
 
 
 def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:

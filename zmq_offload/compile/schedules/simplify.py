@@ -108,9 +108,7 @@ class _Simplify(GraphRewriter):
         shape = [1] * call.args[0].ty.ndim
         shape[int(call.attrs.axis)] = -1
         dtype = str(call.args[0].ty.dtype)
-        scaled = self.builder_.emit(
-            relax.op.multiply(call.args[0], constant_expr(scale.reshape(shape).astype(dtype)))
-        )
+        scaled = self.builder_.emit(relax.op.multiply(call.args[0], constant_expr(scale.reshape(shape).astype(dtype))))
         return relax.op.add(scaled, constant_expr(shift.reshape(shape).astype(dtype)))
 
     def _plain(self, call: Call) -> Expr | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import tvm
 from tvm import s_tir, tirx
 from tvm.ir import Expr, TensorLoad, Var
 

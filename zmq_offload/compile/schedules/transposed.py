@@ -10,12 +10,12 @@ from tvm.ir import Expr, Var
 
 from zmq_offload.compile.schedules.convolutions import Image
 from zmq_offload.compile.schedules.emit import (
+    Flat,
     elements,
     index,
     loop,
     parallel,
     ramp,
-    scratch,
     sequence,
     when,
     with_buffers,
@@ -102,11 +102,11 @@ class _Kernel:
                 count = tirx.Min(count, index(steps) - at[1] * share)
             if not edges:
                 return sequence(self._phase(at[0], top, count, p, q, None, 0, 0) for p, q in self._pairs())
-            window = scratch("window", [share + above, width + before, image.channels])
+            window = Flat("window", [share + above, width + before, image.channels])
             corner = (at[0], top - above, index(-before))
             fill = image.copy(self.machine, window, corner, count + above, width + before)
             body = [self._phase(at[0], top, count, p, q, window, above, before) for p, q in self._pairs()]
-            return with_buffers([window], sequence([fill, *body]))
+            return with_buffers([window.buffer], sequence([fill, *body]))
 
         return parallel([self.stage.extents[0], index(bands)], task, threads)
 
@@ -120,7 +120,7 @@ class _Kernel:
         count: Expr,
         p: _Phase,
         q: _Phase,
-        window: Var | None,
+        window: Flat | None,
         above: int,
         before: int,
     ) -> tirx.Stmt:
@@ -133,7 +133,7 @@ class _Kernel:
         def block(t: Expr, x: Expr, many: int, chunk: Expr, columns: int) -> tirx.Stmt:
             def data(r: int, k: list[Expr]) -> Expr:
                 if window is not None:
-                    return tirx.BufferLoad(window, [t - k[0] + above, x + q.first + r - k[1] + before, k[2]])
+                    return window.load([t - k[0] + above, x + q.first + r - k[1] + before, k[2]])
                 return tirx.BufferLoad(self.image.buffer, [batch, top + t - k[0], x + q.first + r - k[1], k[2]])
 
             def weights(k: list[Expr], offset: int, size: int) -> Expr:

@@ -86,7 +86,9 @@ def tanh(x: Expr) -> Expr:
     large = tirx.Div(_f(1.0) - e, _f(1.0) + e)
     signed = tirx.Select(v < _f(0.0), _f(0.0) - large, large)
     value = tirx.Select(a < _f(_TANH_SMALL), v * _horner(s, _TANH_TERMS), signed)
-    return _within([(v, x), (s, square), (a, tirx.Max(v, _f(0.0) - v)), (e, power)], tirx.Select(tirx.isnan(v), v, value))
+    return _within(
+        [(v, x), (s, square), (a, tirx.Max(v, _f(0.0) - v)), (e, power)], tirx.Select(tirx.isnan(v), v, value)
+    )
 
 
 # erf x = x P(x^2) for |x| < 1 (Maclaurin to x^17, next term below 1e-8), else
