@@ -1,4 +1,4 @@
-"""Networks to measure schedules with: generated, with random weights, and the OCR networks if their package is installed."""
+"""Networks to measure schedules with: generated with random weights, and the OCR networks where they are installed."""
 
 from __future__ import annotations
 
@@ -160,9 +160,7 @@ def decoder() -> onnx.ModelProto:
     g = Graph()
     down = g.op("Relu", g.conv("x", 16, 64, 3, 2))
     deep = g.op("Relu", g.conv(down, 64, 128, 3, 2, groups=4))
-    up = g.op(
-        "ConvTranspose", deep, g.weight(128, 64, 4, 4), strides=[2, 2], pads=[1, 1, 1, 1], kernel_shape=[4, 4]
-    )
+    up = g.op("ConvTranspose", deep, g.weight(128, 64, 4, 4), strides=[2, 2], pads=[1, 1, 1, 1], kernel_shape=[4, 4])
     x = g.op("Concat", g.op("Relu", up), down, axis=1)
     x = g.op("Sigmoid", g.conv(x, 128, 32, 3))
     sizes = g.constant(np.array([1.0, 1.0, 2.0, 2.0], dtype="float32"))

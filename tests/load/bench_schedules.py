@@ -84,7 +84,13 @@ def measure(case: Case, args: argparse.Namespace) -> list[str]:
         del other
     median = statistics.median
     row = [case.name, f"{median(ours):.2f}", f"{median(theirs):.2f}", f"{median(ours) / median(theirs):.2f}"]
-    row += [f"{min(ours):.2f}", f"{min(theirs):.2f}", f"{min(ours) / min(theirs):.2f}", f"{error:.0e}", f"{seconds:.1f}"]
+    row += [
+        f"{min(ours):.2f}",
+        f"{min(theirs):.2f}",
+        f"{min(ours) / min(theirs):.2f}",
+        f"{error:.0e}",
+        f"{seconds:.1f}",
+    ]
     if default is not None:
         row += [f"{default_seconds:.1f}", f"{median(timed(default, 3, 1)):.1f}"]
     return row

@@ -116,7 +116,7 @@ def mergeable(expr: Expr, outer: Var, inner: Var, extent: Expr) -> bool:
             return False
         paired += len(places)
     occurrences = sum(isinstance(e, Var) and (e.same_as(outer) or e.same_as(inner)) for e in walk(expr))
-    return occurrences == paired
+    return bool(occurrences == paired)
 
 
 def _is_pair(load: TensorLoad, places: Sequence[int], outer: Var, inner: Var, extent: Expr) -> bool:

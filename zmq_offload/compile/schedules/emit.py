@@ -101,16 +101,13 @@ def pieces(extent: int, machine: Machine) -> list[tuple[int, int, int]]:
     return runs
 
 
-def vectors(
-    start: Expr, extent: int, machine: Machine, body: Callable[[Expr, int], tirx.Stmt], most: int = 0
-) -> tirx.Stmt:
-    """`body(first, width)` for every vector of [start, start + extent); `most` bounds the width."""
-    if most:
-        machine = Machine(min(most, machine.lanes), machine.registers, machine.threads)
-    return sequence(
-        loop(count, lambda i, at=at, width=width: body(start + at + i * width, width), "v")
-        for at, width, count in pieces(extent, machine)
-    )
+def vectors(start: Expr, extent: int, machine: Machine, body: Callable[[Expr, int], tirx.Stmt]) -> tirx.Stmt:
+    """`body(first, width)` for every vector of [start, start + extent)."""
+
+    def run(at: int, width: int, count: int) -> tirx.Stmt:
+        return loop(count, lambda i: body(start + at + i * width, width), "v")
+
+    return sequence(run(*piece) for piece in pieces(extent, machine))
 
 
 def when(condition: Expr, statement: tirx.Stmt) -> tirx.Stmt:
@@ -136,7 +133,8 @@ class _Names(Rewriter):
     """Turns `Let` into assignments to buffers of a vector's size.
 
     TVM's simplifier replaces a variable bound by `Let` by its value wherever it is used, while it generates code:
-    time and memory grow exponentially with the depth of nested bindings (a sigmoid of a sigmoid of an exp took minutes).
+    time and memory grow exponentially with the depth of nested bindings (a sigmoid of a sigmoid of
+    an exp took minutes).
     """
 
     def __init__(self, lane: Expr, width: int) -> None:
@@ -190,7 +188,7 @@ def scratch(name: str, shape: Sequence[Expr | int], dtype: str = "float32") -> V
 class Flat:
     """A buffer of ours addressed by several indices, of which inner ones may run over their extent into the next row.
 
-    TVM shrinks what is allocated inside a function to the region that the indices seem to reach (CompactBufferAllocation),
+    TVM shrinks what is allocated inside a function to the region that indices seem to reach (CompactBufferAllocation),
     so only a buffer with one dimension keeps its addresses.
     """
 

@@ -93,13 +93,13 @@ def _recomputed(program: Program, stage: Stage, kept: list[Var]) -> bool:
         return False
     readers = {id(s): s for s, _ in _consumers(program, stage)}.values()
     size = elements(stage.extents, unknown=64)
-    # Evaluated twice and more for an element: by one reader with a larger domain, or by two of which one is a reduction.
+    # Evaluated twice and more for an element: by a reader with a larger domain, or by two of which one is a reduction.
     reading = [elements([*s.extents, *s.reduce_extents], unknown=64) for s in readers]
     return sum(reading) >= 2 * size and (max(reading) >= 2 * size or any(s.reduce_axes for s in readers))
 
 
 def _nests(program: Program, kept: list[Var]) -> list[_Nest]:
-    """The kept stages in order, each reduction joined with the element-wise stage over the same domain that reads it."""
+    """The kept stages in order, reductions joined with the element-wise stage over the same domain that reads them."""
     stored = [s for s in program.stages if any(s.buffer.same_as(k) for k in kept)]
     nests: list[_Nest] = []
     joined: set[int] = set()

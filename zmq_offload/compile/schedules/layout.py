@@ -14,7 +14,7 @@ from tvm.relax.expr_functor import mutator
 from zmq_offload.compile.schedules import operators
 from zmq_offload.compile.schedules.machine import Machine
 from zmq_offload.compile.schedules.operators import Conv, shape_of
-from zmq_offload.compile.schedules.simplify import GraphRewriter, constant_expr, rewritten
+from zmq_offload.compile.schedules.simplify import Array, GraphRewriter, constant_expr, rewritten
 from zmq_offload.compile.schedules.tiles import choose
 
 _ELEMENTWISE = frozenset(
@@ -74,10 +74,10 @@ class _ChannelsLast(GraphRewriter):
     def _known_last(self, expr: Expr) -> Expr | None:
         """The channels-last form of `expr` if there is one already."""
         call = self.bound(expr)
-        if isinstance(call, Call) and getattr(call.op, "name", "") == "relax.permute_dims" and call.attrs.axes:
-            if [int(a) for a in call.attrs.axes] == first_axes(call.ty.ndim) and call.ty.ndim >= 3:
-                return call.args[0]
-        return None
+        if not isinstance(call, Call) or getattr(call.op, "name", "") != "relax.permute_dims" or not call.attrs.axes:
+            return None
+        moved = call.ty.ndim >= 3 and [int(a) for a in call.attrs.axes] == first_axes(call.ty.ndim)
+        return call.args[0] if moved else None
 
     def _last(self, expr: Expr) -> Expr:
         """The channels-last form of a tensor of rank 3 and more."""
@@ -167,12 +167,14 @@ class _ChannelsLast(GraphRewriter):
                 filters = constant_expr(array[:, 0].transpose(1, 2, 0))
             else:
                 filters = bb.emit(relax.op.permute_dims(bb.emit(relax.op.squeeze(weight, [1])), [1, 2, 0]))
-            return bb.call_te(lambda *t: operators.depthwise(*t, conv), data, filters, primfunc_name_hint="depthwise")
+            return bb.call_te(
+                lambda x, w: operators.depthwise(x, w, conv), data, filters, primfunc_name_hint="depthwise"
+            )
         per_group = conv.out_channels // conv.groups
-        if conv.kernel == (1, 1) and conv.groups == 1 and not any(conv.padding) and conv.strides == (1, 1):
-            if not conv.channels_first:
-                matrix = None if array is None else array[:, :, 0, 0].T
-                return self._dense(data, weight, matrix, conv.out_channels)
+        pointwise = conv.kernel == (1, 1) and conv.strides == (1, 1) and conv.groups == 1 and not any(conv.padding)
+        if pointwise and not conv.channels_first:
+            matrix = None if array is None else array[:, :, 0, 0].T
+            return self._dense(data, weight, matrix, conv.out_channels)
         sizes = shape_of(data)
         width = sizes[3] if conv.channels_first else sizes[-2]
         results = (
@@ -186,12 +188,10 @@ class _ChannelsLast(GraphRewriter):
         if array is not None:
             packed = constant_expr(operators.pack_conv(array, conv.groups, lanes))
         else:
-            packed = bb.emit_te(
-                lambda t: operators.packed_conv(t, conv.groups, lanes), weight, primfunc_name_hint="pack"
-            )
-        return bb.call_te(lambda *t: operators.conv2d(*t, conv), data, packed, primfunc_name_hint="conv2d")
+            packed = bb.emit_te(lambda w: operators.packed_conv(w, conv.groups, lanes), weight)
+        return bb.call_te(lambda x, w: operators.conv2d(x, w, conv), data, packed, primfunc_name_hint="conv2d")
 
-    def _dense(self, data: Expr, weight: Expr, matrix: np.ndarray | None, columns: int) -> Expr:  # type: ignore[type-arg]
+    def _dense(self, data: Expr, weight: Expr, matrix: Array | None, columns: int) -> Expr:
         """Rows of `data` times a matrix: constant, or a 1x1 convolution's weights at run time."""
         bb = self.builder_
         sizes = shape_of(data)[:-1]
@@ -202,7 +202,7 @@ class _ChannelsLast(GraphRewriter):
             return bb.call_te(operators.matmul, data, right, primfunc_name_hint="matmul")
         lanes = choose(self._machine, rows, columns).columns
         packed = constant_expr(operators.pack_matrix(matrix, lanes))
-        return bb.call_te(lambda *t: operators.dense(*t, columns), data, packed, primfunc_name_hint="dense")
+        return bb.call_te(lambda x, w: operators.dense(x, w, columns), data, packed, primfunc_name_hint="dense")
 
     def _transposed(self, call: Call) -> Expr | None:
         attrs, (data, weight) = call.attrs, call.args
@@ -228,7 +228,7 @@ class _ChannelsLast(GraphRewriter):
         packed = constant_expr(operators.pack_conv(array.transpose(1, 0, 2, 3), 1, lanes))
         return self._back(
             self.builder_.call_te(
-                lambda *t: operators.transposed(*t, conv), self._last(data), packed, primfunc_name_hint="transposed"
+                lambda x, w: operators.transposed(x, w, conv), self._last(data), packed, primfunc_name_hint="transposed"
             )
         )
 

@@ -1,4 +1,4 @@
-"""What a schedule needs to know of the CPU: vector width, registers, threads, caches. From features, never from names."""
+"""What a schedule needs to know of the CPU: vector width, registers, threads. From features, never from names."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tvm import tirx
 from tvm.ir import Expr, Var
@@ -96,7 +97,7 @@ class _Sweep:
         if threads and not outer:
             return self._blocks(extent)
         cuts = breakpoints(self.value, self.axes[-1], extent)
-        segments = [(a, b, within(self.value, self.axes[-1], a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        segments = [(a, b, within(self.value, self.axes[-1], a, b)) for a, b in pairwise(cuts)]
         patterns = [along(v, self.axes[-1]) for _, _, v in segments]
         if outer and len(segments) == 1 and not patterns[0].contiguous and patterns[0].linear:
             across = self._gathered_axis()

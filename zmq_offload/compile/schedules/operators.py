@@ -193,14 +193,12 @@ def dense(x: te.Tensor, weight: te.Tensor, columns: int) -> te.Tensor:
     """x (..., k) times a matrix packed by `pack_matrix`: also the 1x1 convolution."""
     _, depth, lanes = weight.shape
     k = te.reduce_axis((0, depth), "k")
-    return te.compute(
-        (*x.shape[:-1], columns),
-        lambda *at: te.sum(
-            x[(*at[:-1], k)] * weight[tirx.floordiv(at[-1], lanes), k, tirx.floormod(at[-1], lanes)], axis=[k]
-        ),
-        name="dense",
-        attrs={KERNEL: "dense"},
-    )
+
+    def element(*at: Expr) -> Expr:
+        left = (*at[:-1], k)
+        return te.sum(x[left] * weight[tirx.floordiv(at[-1], lanes), k, tirx.floormod(at[-1], lanes)], axis=[k])
+
+    return te.compute((*x.shape[:-1], columns), element, name="dense", attrs={KERNEL: "dense"})
 
 
 def matmul(a: te.Tensor, b: te.Tensor) -> te.Tensor:
@@ -212,7 +210,8 @@ def matmul(a: te.Tensor, b: te.Tensor) -> te.Tensor:
     def operand(tensor: te.Tensor, at: tuple[Expr, ...], row: Expr, column: Expr) -> Expr:
         skip = rank - len(tensor.shape)
         batch = [0 if _is_one(s) else i for s, i in zip(tensor.shape[:-2], at[skip : rank - 2], strict=True)]
-        return tensor[(*batch, row, column)]
+        place = (*batch, row, column)
+        return tensor[place]
 
     return te.compute(
         (*lead, a.shape[-2], b.shape[-1]),

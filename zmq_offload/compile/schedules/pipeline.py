@@ -16,13 +16,12 @@ from zmq_offload.compile.schedules.simplify import simplify
 def graph_passes(machine: Machine) -> list[Pass]:
     """From operators to fused functions that are not scheduled yet: what tuning starts from."""
 
-    @module_pass(opt_level=0, name="zmq_offload.layout")
     def layout(mod: IRModule, _: PassContext) -> IRModule:
         return channels_last(simplify(mod), machine)
 
     return [
         relax.transform.Normalize(),
-        layout,
+        module_pass(layout, opt_level=0, name="zmq_offload.layout"),
         relax.transform.DeadCodeElimination(),
         relax.transform.CanonicalizeBindings(),
         relax.backend.DispatchSampling(),
@@ -61,9 +60,8 @@ def cpu_pipeline(target: Target | str) -> Pass:
         raise ValueError(f"the CPU schedules are for LLVM targets, not for {target.kind.name}")
     machine = machine_of(target)
 
-    @module_pass(opt_level=0, name="zmq_offload.cpu_pipeline")
     def pipeline(mod: IRModule, _: PassContext) -> IRModule:
         with target:
             return Sequential([*graph_passes(machine), schedule_pass(machine), *lowering_passes()])(mod)
 
-    return pipeline
+    return module_pass(pipeline, opt_level=0, name="zmq_offload.cpu_pipeline")

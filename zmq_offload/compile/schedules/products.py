@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -178,8 +177,8 @@ def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
             return operand(b, at, k[0], ramp(first + offset, size))
 
         def block(row: Expr, height: int) -> tirx.Stmt:
-            return sequence(
-                Block(
+            def part(start: int, size: int) -> tirx.Stmt:
+                return Block(
                     machine,
                     height,
                     size,
@@ -188,8 +187,8 @@ def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
                     lambda k, offset, lanes_: right(k, start + offset, lanes_),
                     lambda r, c, value: epilogue.store([*at, row + r, first + start + c], value),
                 ).statement()
-                for start, size in _exact(width, machine)
-            )
+
+            return sequence(part(start, size) for start, size in _exact(width, machine))
 
         tiles, rest = divmod(rows, tile.rows)
         main = loop(share.extent, lambda t: block((share.first + t) * tile.rows, tile.rows), "tile") if tiles else None
@@ -236,6 +235,3 @@ def _exact(width: int, machine: Machine) -> list[tuple[int, int]]:
             parts.append((start, size))
             start += size
     return parts
-
-
-Kernel = Callable[[Machine, Stage, Epilogue], tirx.Stmt]

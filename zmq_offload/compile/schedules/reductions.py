@@ -112,15 +112,17 @@ def _across(
         )
         return with_buffers([total], sequence([init, nest(stage.reduce_extents, step), done]))
 
+    def run(head: list[Expr], at: int, width: int, count: int) -> tirx.Stmt:
+        whole, rest = divmod(count, group)
+        return sequence(
+            [
+                loop(whole, lambda i: block(head, at + i * (group * width), width, group), "c") if whole else None,
+                block(head, index(at + whole * group * width), width, rest) if rest else None,
+            ]
+        )
+
     def columns(head: list[Expr], runs: list[tuple[int, int, int]]) -> tirx.Stmt:
-        statements = []
-        for at, width, count in runs:
-            whole, rest = divmod(count, group)
-            if whole:
-                statements.append(loop(whole, lambda i, a=at, w=width: block(head, a + i * (group * w), w, group), "c"))
-            if rest:
-                statements.append(block(head, index(at + whole * group * width), width, rest))
-        return sequence(statements)
+        return sequence(run(head, *piece) for piece in runs)
 
     runs = pieces(last, frame.machine)
     if not (few and threads and len(runs[0:1]) and runs[0][2] > 1):
@@ -149,6 +151,9 @@ def _within(
             operand = Rewriter(names).visit(value)
             return tirx.BufferStore(buffer, _combine(stage, tirx.BufferLoad(buffer, [slot]), operand), [slot])
 
+        def clear(chain: int) -> tirx.Stmt:
+            return lanes(width, lambda i: tirx.BufferStore(partial, stage.init, [index(chain * width) + i]))
+
         def single(k: int, outer: list[Expr]) -> tirx.Stmt:
             return lanes(1, lambda _: accumulate(total, index(0), [*outer, index(k)]))
 
@@ -170,10 +175,7 @@ def _within(
 
         init = sequence(
             [
-                *(
-                    lanes(width, lambda i, c=c: tirx.BufferStore(partial, stage.init, [index(c * width) + i]))
-                    for c in range(chains)
-                ),
+                *(clear(c) for c in range(chains)),
                 tirx.BufferStore(total, stage.init, [index(0)]),
             ]
         )

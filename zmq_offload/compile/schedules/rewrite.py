@@ -1,4 +1,4 @@
-"""Rebuilding TIR expressions in Python: replace variables, loads and calls. TVM 0.27 offers no such visitor from Python."""
+"""Rebuilding TIR expressions in Python, variables, loads and calls replaced: TVM 0.27 offers no such visitor."""
 
 from __future__ import annotations
 

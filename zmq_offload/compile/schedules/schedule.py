@@ -8,7 +8,9 @@ import tvm
 from tvm import tirx
 from tvm.ir import Expr, IRModule, Var
 
-from zmq_offload.compile.schedules import convolutions, products
+from zmq_offload.compile.schedules import products
+from zmq_offload.compile.schedules.convolutions import conv2d
+from zmq_offload.compile.schedules.depthwise import depthwise
 from zmq_offload.compile.schedules.emit import Flat, finish, sequence, with_buffers
 from zmq_offload.compile.schedules.epilogue import Epilogue
 from zmq_offload.compile.schedules.generic import generic
@@ -67,9 +69,9 @@ def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue
     if any(str(b.dtype) != "float32" for b in (stage.buffer, *(e.source for e in loads(stage.value)))):
         raise Unsupported("a kernel for other than float32")
     if stage.kernel == "conv2d":
-        return convolutions.conv2d(machine, program, stage, epilogue)
+        return conv2d(machine, program, stage, epilogue)
     if stage.kernel == "depthwise":
-        return convolutions.depthwise(machine, program, stage, epilogue)
+        return depthwise(machine, program, stage, epilogue)
     if stage.kernel == "transposed":
         return transposed(machine, stage, epilogue)
     if stage.kernel == "dense":
@@ -91,8 +93,7 @@ def scheduled(mod: IRModule, machine: Machine) -> IRModule:
 def schedule_pass(machine: Machine) -> tvm.ir.transform.Pass:
     """`scheduled` as a pass."""
 
-    @tvm.ir.transform.module_pass(opt_level=0, name="zmq_offload.schedule")
     def apply(mod: IRModule, _: tvm.ir.transform.PassContext) -> IRModule:
         return scheduled(mod, machine)
 
-    return apply
+    return tvm.ir.transform.module_pass(apply, opt_level=0, name="zmq_offload.schedule")

@@ -37,8 +37,8 @@ def choose(machine: Machine, rows: int | None, columns: int) -> Tile:
         if rows is None:
             candidates.append((_cycles(machine, limit * 64, columns, limit, width), Tile(limit, width)))
             continue
-        for height in range(min(limit, rows), 0, -1):
-            candidates.append((_cycles(machine, rows, columns, height, width), Tile(height, width)))
+        heights = range(min(limit, rows), 0, -1)
+        candidates += [(_cycles(machine, rows, columns, height, width), Tile(height, width)) for height in heights]
     return min(candidates, key=lambda c: (c[0], -c[1].rows * c[1].columns))[1]
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.compile.schedules.convolutions import Image
 from zmq_offload.compile.schedules.emit import (
     Flat,
     elements,
@@ -21,6 +20,7 @@ from zmq_offload.compile.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.compile.schedules.epilogue import Epilogue
+from zmq_offload.compile.schedules.images import Image
 from zmq_offload.compile.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.compile.schedules.microkernel import Block
 from zmq_offload.compile.schedules.nests import SERIAL_WORK
