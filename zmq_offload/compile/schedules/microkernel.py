@@ -40,11 +40,7 @@ class Block:
     def statement(self) -> tirx.Stmt:
         """The block's loops, results stored through `store`."""
         vectors = column_vectors(self.columns, self.machine)
-        stride = vectors[-1][0] + vectors[-1][1]
-        total = local("total", [self.rows * stride])
-
-        def slot(row: int, offset: int, width: int) -> Expr:
-            return ramp(row * stride + offset, width)
+        totals = [local("total", [vectors[-1][0] + vectors[-1][1]]) for _ in range(self.rows)]
 
         def step(k: list[Expr]) -> tirx.Stmt:
             statements = []
@@ -52,35 +48,30 @@ class Block:
             for row in range(self.rows):
                 value = self.left(row, k)
                 for (offset, width), weight in zip(vectors, weights, strict=True):
-                    at = slot(row, offset, width)
-                    update = tirx.Add(
-                        tirx.BufferLoad(total, [at]), tirx.Mul(value if self.unrolled else splat(value, width), weight)
-                    )
+                    total, at = totals[row], ramp(offset, width)
+                    spread = value if self.unrolled else splat(value, width)
+                    update = tirx.Add(tirx.BufferLoad(total, [at]), tirx.Mul(spread, weight))
                     statements.append(tirx.BufferStore(total, update, [at]))
             return sequence(statements)
 
         kind = ForKind.UNROLLED if self.unrolled else ForKind.SERIAL
         zero = tirx.FloatImm("float32", 0.0)
         start = [
-            tirx.BufferStore(total, splat(zero, width), [slot(row, offset, width)])
-            for row in range(self.rows)
+            tirx.BufferStore(total, splat(zero, width), [ramp(offset, width)])
+            for total in totals
             for offset, width in vectors
         ]
-        return with_buffers(
-            [total],
-            sequence(
-                [*start, nest(self.reduce, step, kind), *(self._finish(r, stride, total) for r in range(self.rows))]
-            ),
-        )
+        finish = [self._finish(row, total) for row, total in enumerate(totals)]
+        return with_buffers(totals, sequence([*start, nest(self.reduce, step, kind), *finish]))
 
-    def _finish(self, row: int, stride: int, total: tirx.Var) -> tirx.Stmt:
+    def _finish(self, row: int, total: tirx.Var) -> tirx.Stmt:
         """Store one row: its columns exactly, whatever the vectors computed beyond them."""
         statements = []
         for start, width, count in pieces(self.columns, self.machine):
             for at in range(start, start + count * width, width):
 
                 def lane(i: Expr, at: int = at) -> tirx.Stmt:
-                    value = tirx.BufferLoad(total, [index(row * stride + at) + i])
+                    value = tirx.BufferLoad(total, [index(at) + i])
                     return self.store(row, index(at) + i, value)
 
                 statements.append(lanes(width, lane))
