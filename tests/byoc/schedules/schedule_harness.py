@@ -75,7 +75,7 @@ class Net:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
         model.ir_version = 8
-        return model
+        return onnx.shape_inference.infer_shapes(model)
 
     def check(self, *outputs: str, target: tvm.target.Target = HOST, tolerance: float = 1e-4) -> None:
         """Compile, run and compare; relative to the largest value of an output."""

@@ -39,7 +39,7 @@ def constant_array(expr: Expr) -> Array | None:
 
 def constant_expr(value: Array) -> Expr:
     """A constant tensor."""
-    return relax.const(np.ascontiguousarray(value))
+    return relax.const(np.ascontiguousarray(value), str(value.dtype))
 
 
 class GraphRewriter(PyExprMutator):  # type: ignore[misc]
