@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tvm import relax
 from tvm.ir import IRModule
 from tvm.ir.transform import Pass, PassContext, Sequential, module_pass
@@ -53,15 +55,39 @@ def lowering_passes() -> list[Pass]:
     ]
 
 
-def cpu_pipeline(target: Target | str) -> Pass:
-    """The `relax_pipeline` for `tvm.compile(mod, target, relax_pipeline=...)` that needs no tuning."""
-    target = Target(target) if isinstance(target, str) else target
+def fusing(target: Target) -> list[Pass]:
+    """`graph_passes` for a target."""
     if not is_cpu(target):
         raise ValueError(f"the CPU schedules are for LLVM targets, not for {target.kind.name}")
-    machine = machine_of(target)
+    return graph_passes(machine_of(target))
+
+
+def lowering(target: Target, tuning: Path | None = None) -> Pass:
+    """The rest of the pipeline behind `fusing`; functions that are faster as tuned come from the folder `tuning`."""
+    first = None
+    if tuning is not None:
+        # Imported here: MetaSchedule takes as long to import as everything else, and only tuning needs it.
+        from zmq_offload.compile.tuning import tuned_or_none
+
+        first = tuned_or_none(tuning, target)
 
     def pipeline(mod: IRModule, _: PassContext) -> IRModule:
         with target:
-            return Sequential([*graph_passes(machine), schedule_pass(machine), *lowering_passes()])(mod)
+            return Sequential([schedule_pass(machine_of(target), first), *lowering_passes()])(mod)
+
+    return module_pass(pipeline, opt_level=0, name="zmq_offload.cpu_lowering")
+
+
+def cpu_pipeline(target: Target | str, tuning: Path | None = None) -> Pass:
+    """The `relax_pipeline` for `tvm.compile(mod, target, relax_pipeline=...)`.
+
+    It needs no tuning; `tuning` is a folder in which `zmq_offload.compile.tuning.tune` has left something better.
+    """
+    target = Target(target) if isinstance(target, str) else target
+    before, after = fusing(target), lowering(target, tuning)
+
+    def pipeline(mod: IRModule, _: PassContext) -> IRModule:
+        with target:
+            return Sequential([*before, after])(mod)
 
     return module_pass(pipeline, opt_level=0, name="zmq_offload.cpu_pipeline")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import tvm
 from tvm import tirx
@@ -23,6 +24,8 @@ from zmq_offload.compile.schedules.transposed import transposed
 logger = logging.getLogger(__name__)
 
 KERNELS = ("conv2d", "depthwise", "transposed", "dense", "matmul")
+# Schedules a function, or answers None to leave it to the next.
+Rule = Callable[[tirx.PrimFunc], tirx.PrimFunc | None]
 SCHEDULED = "tirx.is_scheduled"  # what TVM's own schedulers (dlight, MetaSchedule) mark a function with
 
 
@@ -79,21 +82,23 @@ def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue
     return products.matmul(machine, stage, epilogue)
 
 
-def scheduled(mod: IRModule, machine: Machine) -> IRModule:
-    """`mod` with every PrimFunc that a rule takes scheduled."""
+def scheduled(mod: IRModule, machine: Machine, first: Rule | None = None) -> IRModule:
+    """`mod` with every PrimFunc scheduled that `first`, or a rule of this package, takes."""
     result = IRModule(dict(mod.functions), attrs=mod.attrs, global_infos=mod.global_infos)
     for name, func in mod.functions.items():
         if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
-            done = schedule(func, machine)
+            done = first(func) if first is not None else None
+            if done is None:
+                done = schedule(func, machine)
             if done is not None:
                 result[name] = done.with_attr(SCHEDULED, True)
     return result
 
 
-def schedule_pass(machine: Machine) -> tvm.ir.transform.Pass:
+def schedule_pass(machine: Machine, first: Rule | None = None) -> tvm.ir.transform.Pass:
     """`scheduled` as a pass."""
 
     def apply(mod: IRModule, _: tvm.ir.transform.PassContext) -> IRModule:
-        return scheduled(mod, machine)
+        return scheduled(mod, machine, first)
 
     return tvm.ir.transform.module_pass(apply, opt_level=0, name="zmq_offload.schedule")
