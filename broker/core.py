@@ -43,8 +43,9 @@ class Core(Frontend, Backend):
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event at time `now` (seconds, any origin, never going back)."""
         self._actions = []
-        while (due := self._timers.pop(now)) is not None:
-            self._expired(due, now)
+        deadline = self._timers.next()
+        if deadline is not None and deadline <= now:
+            self._expire(now)
         _ON[type(event)](self, event, now)
         return self._actions
 
@@ -82,15 +83,19 @@ class Core(Frontend, Backend):
             self.stopping = True
             self._timers.set(STOP, now + event.grace)
 
-    def _expired(self, due: Any, now: float) -> None:
-        if due == STOP:
-            for request in list(self.requests.values()):
-                text = "the broker shut down before the request was done"
-                self._fail(request, "stopped", now, Status.UNAVAILABLE, text)
-        elif type(due) is Key:
-            self._request_due(self.requests[due], now)
-        else:
-            self._worker_due(self.workers[due], now)
+    def _expire(self, now: float) -> None:
+        due = list(iter(lambda: self._timers.pop(now), None))
+        # Requests first: one whose time is up must not be given to another worker because its own is lost.
+        due.sort(key=lambda subject: type(subject) is not Key)
+        for subject in due:
+            if subject == STOP:
+                for request in list(self.requests.values()):
+                    text = "the broker shut down before the request was done"
+                    self._fail(request, "stopped", now, Status.UNAVAILABLE, text)
+            elif type(subject) is Key:
+                self._request_due(self.requests[subject], now)
+            elif subject in self.workers:
+                self._worker_due(self.workers[subject], now)
 
     def _request_due(self, request: Request, now: float) -> None:
         if now >= request.deadline:

@@ -30,6 +30,11 @@ class Frontend(Ledger):
             again.client = peer
             self.counts["duplicate"] += 1
             return
+        given_up = self.given_up.get(key)
+        if given_up is not None:
+            self.counts["duplicate"] += 1
+            self._actions.append(ToClient(peer, given_up))
+            return
         deadline = now + message.budget_us / 1e6
         request = Request(
             key=key,
@@ -43,7 +48,7 @@ class Frontend(Ledger):
             payload=payload,
             nbytes=sum(map(len, payload)),
         )
-        worker = None if self.stopping else self.scheduler.choose(message.model, message.version)
+        worker = None if self.stopping or deadline <= now else self.scheduler.choose(message.model, message.version)
         if worker is None:
             refused = self._refusal(request, now)
             if refused is not None:
@@ -58,6 +63,8 @@ class Frontend(Ledger):
 
     def _refusal(self, request: Request, now: float) -> tuple[Status, str] | None:
         """Why a request that would have to queue is not accepted, if it is not."""
+        if request.deadline <= now:
+            return Status.DEADLINE_EXCEEDED, "it had no time left when it came"
         if self.stopping:
             return Status.UNAVAILABLE, "the broker is shutting down"
         if (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from broker.core import Core
 from broker.ledger import STOP
 from broker.lifecycle import Duty, Life
@@ -78,12 +76,13 @@ def _validate_queues(core: Core, queued: list[Request]) -> None:
 
 
 def _validate_shares(shares: Shares, requests: list[Request]) -> None:
-    counts: Counter[bytes] = Counter(request.owner for request in requests)
-    nbytes: Counter[bytes] = Counter()
+    by_owner: dict[bytes, tuple[int, int]] = {}
     for request in requests:
-        nbytes[request.owner] += request.nbytes
-    assert shares.by_owner == {owner: (counts[owner], nbytes[owner]) for owner in counts}, "shares are counted wrong"
-    assert (shares.count, shares.nbytes) == (len(requests), sum(nbytes.values())), "a queue's totals are wrong"
+        count, nbytes = by_owner.get(request.owner, (0, 0))
+        by_owner[request.owner] = count + 1, nbytes + request.nbytes
+    assert shares.by_owner == by_owner, "shares are counted wrong"
+    total = len(requests), sum(request.nbytes for request in requests)
+    assert (shares.count, shares.nbytes) == total, "a queue's totals are wrong"
 
 
 def _validate_turns(queue: FairQueue) -> None:

@@ -32,11 +32,15 @@ from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("broker")
 
-_BATCH = 64
+_BATCH = 16
 """Messages taken from one socket before the other has its turn."""
 
-_HIGH_WATER_MARK = 10_000
+_UNREAD_BY_PEER = 1000
 """Messages that wait for one peer that does not read; beyond it they come back undelivered."""
+
+_UNREAD_HERE = 64
+"""Messages of one peer that wait to be taken in; beyond it they stay in its own memory. A client that floods fills its
+queue and not the broker's memory."""
 
 
 class Broker:
@@ -66,8 +70,9 @@ class Broker:
             zmq.ROUTER,
             max_frame_bytes=self._config.max_frame_bytes,
             heartbeat=self._config.policy.heartbeat,
-            high_water_mark=_HIGH_WATER_MARK,
+            high_water_mark=_UNREAD_BY_PEER,
         )
+        socket.setsockopt(zmq.RCVHWM, _UNREAD_HERE)
         return socket, transport.bind(socket, endpoint)
 
     def stop(self) -> None:
@@ -123,7 +128,7 @@ class Broker:
     def _report_undelivered(self) -> None:
         """Tell the core what could not be sent. A worker's last results may be here still when its connection is gone
         already; they come first, or they would be computed again."""
-        for _ in range(_HIGH_WATER_MARK // _BATCH):
+        for _ in range((len(self.core.workers) + 1) * _UNREAD_HERE // _BATCH):
             if not self._from_workers.waiting():
                 break
             self._drain(self._from_workers, self._from_back)

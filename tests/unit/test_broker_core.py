@@ -370,6 +370,22 @@ def test_a_request_that_expires_in_flight_is_answered_on_time_and_its_late_resul
     assert bench.core.counts["late"] == 1
 
 
+def test_a_request_without_time_left_is_not_begun(bench: Bench) -> None:
+    bench.announce()
+    assert codes(bench.request(budget=0)) == ["DEADLINE_EXCEEDED"]
+
+
+def test_a_request_that_expired_with_its_worker_is_not_given_to_another(bench: Bench) -> None:
+    """A broker that got no processor for a while finds both due; the simulation found it in seed 3135."""
+    bench.announce(b"W1", slots=2)
+    bench.request(1, budget=1)
+    bench.request(2, budget=11.5)
+    bench.after(8)
+    bench.announce(b"W2")
+    bench.now += 4
+    assert dispatches(bench.handle(Tick())) == []
+
+
 def test_a_result_that_comes_with_its_deadline_is_late(bench: Bench) -> None:
     bench.announce()
     (dispatch,) = dispatches(bench.request(1, budget=1))
@@ -412,6 +428,19 @@ def test_a_request_that_takes_down_worker_after_worker_is_given_up(bench: Bench)
     (error,) = replies(actions)
     assert error.code == "ABORTED"
     assert "W1, W2, W3" in error.text
+
+
+def test_a_request_that_was_given_up_is_not_run_again_when_its_client_did_not_get_the_answer(bench: Bench) -> None:
+    bench.request()
+    for n in (1, 2, 3):
+        bench.announce(b"W%d" % n)
+        bench.handle(Undelivered(ToWorker(b"W%d" % n, wire.Probe()), False))
+    bench.announce(b"W4")
+    (reply,) = bench.request(peer=b"new")
+    assert reply.peer == b"new"
+    assert reply.message.code == "ABORTED"
+    bench.seen.remove(reply)  # the same answer once more, to who asked once more
+    assert dispatches(bench.request(2)), "another request of the same client runs"
 
 
 def test_a_request_that_only_waited_at_a_lost_worker_is_not_to_blame(bench: Bench) -> None:
