@@ -26,6 +26,7 @@ from broker.events import (
     ToClient,
     Undelivered,
 )
+from broker.files import raise_file_limit
 from zmq_offload import transport
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import messages as wire
@@ -179,6 +180,7 @@ def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
 
 def serve(config: Config) -> int:
     """Run a broker in this process until SIGTERM or SIGINT."""
+    raise_file_limit()
     broker = Broker(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
