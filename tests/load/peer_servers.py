@@ -209,7 +209,7 @@ def mosec(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Com
     (folder / "server.py").write_text(_MOSEC_SERVER)
     port = free_port()
     command = [python, str(folder / "server.py"), "--address", "127.0.0.1", "--port", str(port)]
-    with _server([*command, "--max-body-size", str(1 << 27)], {}, folder) as process:
+    with _server([*command, "--max-request-size", str(1 << 27), "--timeout", "60000"], {}, folder) as process:
         until_up(lambda: _listens(port), process, "mosec")
         yield {"mosec, HTTP": [python, "mosec", str(port)]}
 

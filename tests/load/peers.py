@@ -46,9 +46,11 @@ def measure(sizes: list[int], seconds: float, pythons: dict[str, str], only: lis
                     process.stdin.flush()
                     answer = process.stdout.readline()
                     if not answer:
-                        raise SystemExit(f"the client of {peer} failed at {size} bytes")
-                    if number:  # the first turn warms up
+                        print(f"failed: {peer} at {size:,} bytes; its error is above", file=sys.stderr)
+                        times.pop(peer)
+                    elif number:  # the first turn warms up
                         times[peer] += json.loads(answer)
+                clients = {peer: process for peer, process in clients.items() if peer in times}
             for peer, own in times.items():
                 medians[peer][size] = statistics.median(own)
             print(f"{size:,} bytes done", file=sys.stderr)
@@ -63,10 +65,10 @@ def table(medians: Medians, sizes: list[int]) -> str:
         "|---|" + "---|" * len(sizes),
     ]
     for peer, own in medians.items():
-        cells = [
-            f"{_ms(own[size])}" + (f" ({own[size] / ours[size]:.2f}x)" if ours is not None and own is not ours else "")
-            for size in sizes
-        ]
+        cells = []
+        for size in sizes:
+            times = f" ({own[size] / ours[size]:.2f}x)" if size in own and ours and own is not ours else ""
+            cells.append(f"{_ms(own[size])}{times}" if size in own else "failed")
         lines.append(f"| {peer} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -86,12 +88,16 @@ def picture(medians: Medians, sizes: list[int]) -> Drawing:
         y += 34
         drawing.add(Text(left, y, f"{size:,} bytes each way", 13, INK, bold=True))
         y += 12
-        most = max(own[size] for own in medians.values())
+        most = max(own[size] for own in medians.values() if size in own)
         drawing.add(Line([(left, y), (left, y + row * len(medians))], GRID))
         for peer, own in medians.items():
             color = COLORS[0] if peer.startswith("zmq-offload") else FAINT if peer.startswith("bare") else COLORS[1]
-            width = 600 * own[size] / most
             drawing.add(Text(left - 10, y + 15, peer, 11, INK, "end"))
+            if size not in own:
+                drawing.add(Text(left + 8, y + 15, "failed", 11, FAINT))
+                y += row
+                continue
+            width = 600 * own[size] / most
             drawing.add(
                 Box(left, y + 4, max(1.0, width), row - 8, color),
             )

@@ -73,6 +73,8 @@ def test_concurrent_clients(served: Fabric, clients: int) -> None:
 
 
 def test_two_thousand_idle_clients_and_fifty_active(served: Fabric) -> None:
+    with Client(served.frontend) as client:
+        lost = client.status()["lost_workers"]
     before = press(served, Level(concurrency=50), 1024)
     with ExitStack() as stack:
         for _ in range(4):
@@ -80,7 +82,7 @@ def test_two_thousand_idle_clients_and_fifty_active(served: Fabric) -> None:
             idle.wait_for("connected", timeout=120)
         during = press(served, Level(concurrency=50), 1024)
         with Client(served.frontend) as client:
-            assert client.status()["lost_workers"] == 0
+            assert client.status()["lost_workers"] == lost, "idle clients cost workers"
     print(f"with 2,000 idle: {during.throughput / before.throughput:.2f} of the throughput without")
 
 
