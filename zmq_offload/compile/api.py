@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import tvm
 from tvm import relax
 
-from zmq_offload.byoc.codegen import offloaded_functions, tensor_spec
+from zmq_offload.byoc.codegen import input_specs, offloaded_functions, tensor_spec
 from zmq_offload.byoc.manifest import VersionPolicy
 from zmq_offload.byoc.outline import outline
 from zmq_offload.compile.bundle import Compiled, Destination, write
@@ -110,7 +110,7 @@ def compile_module(
     if len(names) != len(types):
         raise InvalidArgument(f"the model has {len(types)} outputs, {len(names)} names are given for them")
     signature = (
-        [tensor_spec(p.name, p.ty) for p in main.params],
+        input_specs([p.name for p in main.params], [p.ty for p in main.params]),
         [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
     )
     progress = progress or Progress(quiet=True)

@@ -19,7 +19,7 @@ import tvm
 from tvm import ir, relax
 from tvm.relax.frontend.onnx import from_onnx
 
-from zmq_offload.byoc.codegen import tensor_spec
+from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
@@ -232,7 +232,7 @@ def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], co
     graph = Graph(
         tuple(main.params), tuple(bindings), tensors, tuple(outputs), frozenset(constants - set(tensors)), dataflow
     )
-    return Imported(mod, graph.pruned(), tuple(tensor_spec(n, p.ty) for n, p in zip(params, main.params, strict=True)))
+    return Imported(mod, graph.pruned(), input_specs(params, [p.ty for p in main.params]))
 
 
 def _described(inputs: Iterable[onnx.ValueInfoProto]) -> str:
