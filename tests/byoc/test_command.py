@@ -66,7 +66,17 @@ def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["compile"], ["compile", "m.onnx"], ["compile", "m.onnx", "--cut", "a"], ["compile", "m.onnx", "--name", "n"]],
+    [
+        [],
+        ["compile"],
+        ["compile", "m.onnx"],
+        ["compile", "m.onnx", "--cut", "a"],
+        ["compile", "m.onnx", "--name", "n"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--version", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "2", "--batch-delay", "-1"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--batch-delay", "5"],
+    ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
