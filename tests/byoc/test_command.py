@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import tvm
+from tvm import relax
 
 from zmq_offload.cli import main
 from zmq_offload.progress import Progress
@@ -102,6 +104,19 @@ def test_failures_are_one_line_and_end_with_1(
     filled = [a.format(mlp=mlp) for a in arguments]
     assert main(["compile", *filled, "--quiet", "-o", str(tmp_path)]) == 1
     assert re.fullmatch(r"zmq-offload: error: [^\n]+\n", capsys.readouterr().err)
+
+
+def test_ctrl_c_inside_tvm_is_an_interruption_and_no_fault_of_the_model(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @tvm.transform.module_pass(opt_level=0)
+    def interrupted(mod: tvm.IRModule, _: object) -> tvm.IRModule:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(relax, "get_default_pipeline", lambda _: interrupted)
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "n", "--quiet", "-o", str(tmp_path)]
+    assert main(arguments) == 130
+    assert "error" not in capsys.readouterr().err
 
 
 def test_help_works_and_failing_is_clear_where_tvm_is_not_installed(mlp: Path) -> None:

@@ -16,13 +16,14 @@ from tvm.target import codegen
 
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
+from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.errors import FailedPrecondition, Internal
 
 
 def build(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
     """Compile a module for a CPU. Raises Internal, with TVM's message, if TVM cannot."""
     try:
-        with target:
+        with target, interruptible():
             # The pipeline that tvm.compile takes by default does not fuse operators; the CPU's own one does.
             pipeline = relax.get_default_pipeline(target)
             return tvm.compile(clamp_indices(fold_constants(mod)), target, relax_pipeline=pipeline)

@@ -21,6 +21,7 @@ from tvm.relax.frontend.onnx import from_onnx
 
 from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
+from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import TensorSpec
@@ -203,7 +204,7 @@ def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
     said = io.StringIO()
     try:
         # The importer prints the operator that it stumbles over, and warns of names and shapes that it changes.
-        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+        with contextlib.redirect_stdout(said), warnings.catch_warnings(), interruptible():
             warnings.simplefilter("ignore")
             return from_onnx(model)
     except tvm.error.OpNotImplemented as error:
