@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from workers.session import Policy
 from zmq_offload.protocol import limits
 from zmq_offload.repository import Batching
-from zmq_offload.settings import add_option, checked, count, seconds
+from zmq_offload.settings import add_option, checked, count, microseconds, seconds
 from zmq_offload.transport import check_endpoint
 
 
@@ -20,7 +20,6 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 
 endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
-delay = checked(int, lambda us: us >= 0, "a whole number of microseconds from 0")
 kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph or echo")
 
 
@@ -63,7 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     add_option(parser, "--hang-grace", seconds, 30.0, "seconds a subgraph may run past a deadline", metavar="S")
     add_option(parser, "--max-frame-bytes", count, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
     add_option(parser, "--max-batch", count, None, "rows that may run together, over model.json's", metavar="N")
-    add_option(parser, "--batch-delay", delay, None, "how long the first of them waits for others", metavar="US")
+    add_option(parser, "--batch-delay", microseconds, None, "how long the first of them waits for others", metavar="US")
     given = parser.parse_args(arguments)
     if given.batch_delay is not None and given.max_batch is None:
         parser.error("--batch-delay goes with --max-batch")

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import tvm
+from tvm import relax
 
 from zmq_offload.cli import main
 from zmq_offload.progress import Progress
@@ -66,7 +68,17 @@ def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["compile"], ["compile", "m.onnx"], ["compile", "m.onnx", "--cut", "a"], ["compile", "m.onnx", "--name", "n"]],
+    [
+        [],
+        ["compile"],
+        ["compile", "m.onnx"],
+        ["compile", "m.onnx", "--cut", "a"],
+        ["compile", "m.onnx", "--name", "n"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--version", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "2", "--batch-delay", "-1"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--batch-delay", "5"],
+    ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -92,6 +104,19 @@ def test_failures_are_one_line_and_end_with_1(
     filled = [a.format(mlp=mlp) for a in arguments]
     assert main(["compile", *filled, "--quiet", "-o", str(tmp_path)]) == 1
     assert re.fullmatch(r"zmq-offload: error: [^\n]+\n", capsys.readouterr().err)
+
+
+def test_ctrl_c_inside_tvm_is_an_interruption_and_no_fault_of_the_model(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @tvm.transform.module_pass(opt_level=0)
+    def interrupted(mod: tvm.IRModule, _: object) -> tvm.IRModule:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(relax, "get_default_pipeline", lambda _: interrupted)
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "n", "--quiet", "-o", str(tmp_path)]
+    assert main(arguments) == 130
+    assert "error" not in capsys.readouterr().err
 
 
 def test_help_works_and_failing_is_clear_where_tvm_is_not_installed(mlp: Path) -> None:
