@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from zmq_offload.compile.profile.report import duration, facts, name_of, unit_for
-from zmq_offload.compile.profile.result import Function, Profile
+from zmq_offload.compile.profile.result import VM, Function, Profile
 
 INK, GREY, RULE, PAPER = (28, 32, 40), (104, 112, 124), (222, 226, 232), (255, 255, 255)
 TIME, WORK = (158, 190, 228), (29, 84, 155)
@@ -32,7 +32,7 @@ def draw(profile: Profile, top: int) -> Image.Image:
     for at, (word, line) in enumerate(lines):
         pen.text((MARGIN, MARGIN + 66 + 34 * at), word, 23)
         pen.text((MARGIN + _WORD, MARGIN + 66 + 34 * at), line, 23, GREY)
-    pen.legend(head, profile)
+    pen.legend(head, functions, profile)
     y = head + 46
     longest = max(f.seconds for f in functions) or 1e-12
     for function in functions:
@@ -54,14 +54,14 @@ class _Pen:
         self._draw.text(at, text, fill=colour, font=font, anchor=anchor)
         return at[0] + font.getlength(text)
 
-    def legend(self, y: float, profile: Profile) -> None:
-        functions = profile.measured.functions
+    def legend(self, y: float, functions: Sequence[Function], profile: Profile) -> None:
         keys: list[tuple[Colour, str]] = [(TIME, "time")]
         if any(profile.of_peak(f) is not None for f in functions):
             keys.append((WORK, "of it: what the arithmetic takes at the measured peak"))
         if any(f.model for f in functions):
             keys.append((REMOTE, "offloaded"))
-        keys.append((OTHER, "not a function of the model"))
+        if any(f.name == VM for f in functions):
+            keys.append((OTHER, "not a function of the model"))
         x: float = self._left
         for colour, text in keys:
             self._draw.rectangle([x, y + 2, x + 22, y + 22], fill=colour)
@@ -69,7 +69,7 @@ class _Pen:
 
     def row(self, y: float, function: Function, profile: Profile, longest: float) -> None:
         unit, factor = unit_for(longest)
-        colour = REMOTE if function.model else OTHER if function.name.startswith("(") else TIME
+        colour = REMOTE if function.model else OTHER if function.name == VM else TIME
         middle = y + ROW / 2
         self.text((MARGIN + NAMES, middle - 12), _fitting(function, NAMES), 21, anchor="rm")
         calls = f"{function.calls:,} calls" if function.calls != 1 else "1 call"

@@ -18,22 +18,35 @@ CHAINS = 12
 """Two multiply-adds a cycle of four cycles' latency need eight; AVX2 has registers for no more than fourteen."""
 
 _STEPS = 50_000
-_SECONDS = 1.0
+_SECONDS = 0.5
+_PATIENCE = 3.0
 
 
 def measured_peak(target: tvm.target.Target, threads: int) -> float:
     """Floating-point operations a second, a multiply-add counting as two, in float32 on `threads` threads."""
+    best = _best(target, threads, _SECONDS)
+    if threads > 1:
+        # Together the threads may do less than alone. But much less, and the machine was busy: then wait for a better
+        # moment.
+        alone = _best(target, 1, _SECONDS)
+        end = time.perf_counter() + _PATIENCE
+        while best < 0.8 * threads * alone and time.perf_counter() < end:
+            best = max(best, _best(target, threads, _SECONDS))
+    return best
+
+
+def _best(target: tvm.target.Target, threads: int, seconds: float) -> float:
     lanes = max(1, int(codegen.llvm_get_vector_width(target)) // 32)
     run = tvm.compile(_kernel(threads, lanes), target=target)["peak"]
     factor, addend = (tvm.runtime.tensor(np.full(lanes, value, np.float32)) for value in (0.5, 0.1))
     out = tvm.runtime.empty((threads * CHAINS * lanes,), "float32", tvm.cpu())
-    best = float("inf")
-    end = time.perf_counter() + _SECONDS
+    shortest = float("inf")
+    end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
         run(factor, addend, out)
-        best = min(best, time.perf_counter() - start)
+        shortest = min(shortest, time.perf_counter() - start)
         time.sleep(0.002)  # on a busy machine, that is when the system may move the threads apart
-    return 2 * threads * CHAINS * lanes * _STEPS / best
+    return 2 * threads * CHAINS * lanes * _STEPS / shortest
 
 
 def _kernel(threads: int, lanes: int) -> tvm.tirx.PrimFunc:
