@@ -42,10 +42,9 @@ class GraphExecutor:
             self._main = vm.VirtualMachine(library, tvm.cpu())["main"]
         except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
             raise FailedPrecondition(f"{folder / LIBRARY} cannot be loaded: {_one_line(error)}") from None
-        # 64-byte aligned, as TVM assumes; a frame's memory is not.
-        self._tensors = [
-            tvm.runtime.empty(spec.shape, str(spec.dtype), tvm.cpu()) if ANY not in spec.shape else None
-            for spec in self.model.inputs
+        # 64-byte aligned, as TVM assumes; a frame's memory is not. With a view of each, made once.
+        self._inputs = [
+            _memory(spec.shape, str(spec.dtype)) if ANY not in spec.shape else None for spec in self.model.inputs
         ]
 
     def run(self, requests: Sequence[Sequence[Array]]) -> list[list[Array]]:
@@ -57,18 +56,17 @@ class GraphExecutor:
         """
         rows = [request[0].shape[0] for request in requests] if len(requests) > 1 else [0]
         try:
-            tensors = [self._tensor(at, requests, sum(rows)) for at in range(len(self._tensors))]
-            memory = [np.from_dlpack(t) for t in tensors]
-            for at, own in enumerate(memory):
-                _fill(own, [request[at] for request in requests])
-            result = self._main(*tensors)
+            inputs = [own or _memory_for(requests, at, sum(rows)) for at, own in enumerate(self._inputs)]
+            for at, (_, view) in enumerate(inputs):
+                _fill(view, [request[at] for request in requests])
+            result = self._main(*(tensor for tensor, _ in inputs))
             results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
         except Exception as error:
             raise Internal(
                 f"model {self.model.name!r} version {self.model.version} failed: {_one_line(error)}"
             ) from error
         # An output may be an input handed through, under another shape perhaps: the next request writes to that.
-        results = [r.copy() if any(np.may_share_memory(r, own) for own in memory) else r for r in results]
+        results = [r.copy() if any(np.may_share_memory(r, view) for _, view in inputs) else r for r in results]
         if len(requests) == 1:
             return [results]
         if any(r.ndim == 0 or r.shape[0] != sum(rows) for r in results):
@@ -78,14 +76,16 @@ class GraphExecutor:
         ends = list(itertools.accumulate(rows))
         return [[r[end - own : end] for r in results] for own, end in zip(rows, ends, strict=True)]
 
-    def _tensor(self, at: int, requests: Sequence[Sequence[Array]], rows: int) -> tvm.runtime.Tensor:
-        """Memory for one input of all requests."""
-        own = self._tensors[at]
-        if own is not None:
-            return own
-        array = requests[0][at]
-        shape = array.shape if len(requests) == 1 else (rows, *array.shape[1:])
-        return tvm.runtime.empty(shape, str(array.dtype), tvm.cpu())
+
+def _memory(shape: Sequence[int], datatype: str) -> tuple[tvm.runtime.Tensor, Array]:
+    tensor = tvm.runtime.empty(tuple(shape), datatype, tvm.cpu())
+    return tensor, np.from_dlpack(tensor)
+
+
+def _memory_for(requests: Sequence[Sequence[Array]], at: int, rows: int) -> tuple[tvm.runtime.Tensor, Array]:
+    """For one input of symbolic shape, of all requests."""
+    array = requests[0][at]
+    return _memory(array.shape if len(requests) == 1 else (rows, *array.shape[1:]), str(array.dtype))
 
 
 def _fill(memory: Array, parts: Sequence[Array]) -> None:
