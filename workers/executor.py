@@ -6,11 +6,13 @@ TVM's runtime is enough (TVM_USE_RUNTIME_LIB=1 halves the memory of a worker), s
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.errors import FailedPrecondition, Internal
@@ -18,6 +20,19 @@ from zmq_offload.protocol.tensors import ANY
 from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository
 
 Array = np.ndarray[Any, Any]
+
+
+_ONE_CORE_PER_THREAD = -2
+"""tvm::runtime::threading::ThreadGroup::kSpecifyOneCorePerThread"""
+
+
+def bind_threads(cores: Sequence[int]) -> None:
+    """Give each thread of TVM's pool one of these cores. By itself TVM takes the host's first ones, whatever this
+    process may use. The calling thread, which works along with the pool, stays on any of them."""
+    threads = int(os.environ["TVM_NUM_THREADS"])
+    if threads > 1:
+        configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+        configure(_ONE_CORE_PER_THREAD, threads, [str(core) for core in cores])
 
 
 class GraphExecutor:
