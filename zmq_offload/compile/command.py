@@ -52,9 +52,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--batch-delay",
         type=int,
-        default=0,
         metavar="US",
-        help="microseconds that the first of them may wait for others",
+        help="microseconds that the first of them may wait for others (default: 0)",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=run, usage_error=parser.error)
@@ -63,6 +62,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.list_cuts and not (args.cut and args.name):
         args.usage_error("--cut and --name are required (or --list-cuts)")
+    if args.batch_delay is not None and args.max_batch is None:
+        args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
         from zmq_offload.compile import api, importer
     inputs = dict(importer.parse_shape(text) for text in args.input)
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         force=args.force,
         only_subgraph=args.only_subgraph,
-        batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay),
+        batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
         progress=Progress(quiet=args.quiet),
     )
     for folder, model in zip(compiled.subgraphs, compiled.models, strict=True):
