@@ -24,7 +24,7 @@ from tests.processes import eventually, running_broker, running_workers
 from zmq_offload import Client
 from zmq_offload.compile import compile_model
 
-WIDTH, LAYERS, CLIENTS, MAX_BATCH = 16, 256, 16, 16
+WIDTH, LAYERS, CLIENTS, MAX_BATCH = 16, 768, 16, 16
 
 
 def subgraph(folder: Path) -> Path:
