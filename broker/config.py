@@ -15,8 +15,8 @@ endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
 
 _POLICY = {
     "heartbeat": (seconds, "seconds between probes of a worker"),
-    "patience": (seconds, "seconds an idle worker may be silent"),
-    "hang_grace": (seconds, "seconds a worker may be busy with a request after its deadline"),
+    "patience": (seconds, "seconds an idle worker may be silent and still be given requests"),
+    "hang_grace": (seconds, "seconds a worker may be busy with a request after its deadline, or quiet"),
     "worker_grace": (seconds, "seconds a request waits for a worker that holds its model to appear"),
     "max_attempts": (count, "workers a request may lose before it is given up"),
     "max_queued": (count, "requests that may wait in total"),

@@ -3,45 +3,106 @@
 from __future__ import annotations
 
 from broker.core import Core
+from broker.ledger import STOP
+from broker.lifecycle import Duty, Life
+from broker.queues import FairQueue, Shares
+from broker.state import Request
 
 
 def validate(core: Core) -> None:
     """Raises AssertionError naming the first thing that does not hold."""
-    scheduler = core.scheduler
-    queued = [request for queue in scheduler.queues.values() for request in queue]
+    queued = [request for queue in core.scheduler.queues.values() for request in queue]
+    _validate_requests(core, queued)
+    _validate_workers(core)
+    _validate_queues(core, queued)
+    _validate_models(core)
+    timed = {*core.requests, *core.workers, *([STOP] if STOP in core._timers else [])}
+    assert len(core._timers) == len(timed), "a timer is left of what is gone"
 
-    # Every request is in exactly one place: one queue or one worker's hands.
-    assert len(queued) == len(set(queued)) == scheduler.queued, "queued requests are counted wrong"
-    assert sum(r.nbytes for r in queued) == scheduler.queued_bytes, "queued bytes are counted wrong"
+
+def _validate_requests(core: Core, queued: list[Request]) -> None:
+    """Every request is in exactly one place, and the counts know of each what became of it."""
+    assert len(queued) == len(set(queued)), "a request queues twice"
     for request in queued:
         assert core.requests.get(request.key) is request, f"{request.key} queues but was answered"
-        assert request.worker is None, f"{request.key} queues and is held"
+        assert request.life is Life.QUEUED, f"{request.key} queues but is {request.life.value}"
     for key, request in core.requests.items():
         assert key == request.key
         assert key in core._timers, f"{key} has no deadline"
-        if request.worker is None:
-            assert scheduler.holds(request), f"{key} is nowhere"
+        if request.life is Life.QUEUED:
+            assert request.worker is None, f"{key} queues and is held"
+            assert core.scheduler.holds(request), f"{key} is nowhere"
         else:
+            assert request.life is Life.HELD, f"{key} is {request.life.value}"
             worker = request.worker
-            assert core.workers.get(worker.peer) is worker, f"{key} is held by a worker that is gone"
+            assert worker is not None and core.workers.get(worker.peer) is worker, f"{key}: its worker is gone"
             assert worker.held.get((key, request.attempt)) is request, f"{key} is held by nobody"
+        assert len(request.lost) < core.policy.max_attempts, f"{key} should have been given up"
+    counts = core.counts
+    ended = counts["served"] + sum(count for name, count in counts.items() if name.startswith("failed."))
+    assert counts["accepted"] == ended + len(core.requests), "a request was lost, or answered twice"
 
-    # Bounds.
-    policy = core.policy
-    for worker in core.workers.values():
-        assert len(worker.held) <= worker.slots, f"{worker.name} holds more than its slots"
+
+def _validate_workers(core: Core) -> None:
+    for peer, worker in core.workers.items():
+        assert peer == worker.peer
         assert worker.peer in core._timers, f"{worker.name} is not watched"
-    assert all(len(queue) for queue in scheduler.queues.values()), "an empty queue is kept"
-    # Requests that came back from a lost worker queue again without being refused, hence the allowance.
-    allowance = sum(request.attempt > 0 for request in queued)
-    assert scheduler.queued <= policy.max_queued + allowance, "more requests queue than may"
+        assert worker.duty is not Duty.GONE, f"{worker.name} is gone"
+        assert len(worker.held) <= max(worker.slots, worker.most), f"{worker.name} holds more than its slots"
+        for (key, attempt), request in worker.held.items():
+            assert key == request.key
+            assert 1 <= attempt <= request.attempt, f"{key}: attempt {attempt} was never made"
+            wanted = core._waits_for(worker, request, attempt)
+            assert wanted <= (request.life is Life.HELD), f"{key} is held but {request.life.value}"
 
-    # The index of who serves what agrees with the workers, and no worker idles while a request for it waits.
-    holders = {
-        (model, worker.peer) for worker in core.workers.values() if not worker.draining for model in worker.models
-    }
-    indexed = {(model, peer) for model, workers in scheduler.holders.items() for peer in workers}
-    assert indexed == holders, "the index of models is wrong"
-    for model, version in scheduler.queues:
+
+def _validate_queues(core: Core, queued: list[Request]) -> None:
+    scheduler, policy = core.scheduler, core.policy
+    _validate_shares(scheduler.shares, queued)
+    for (model, version), queue in scheduler.queues.items():
+        assert len(queue), "an empty queue is kept"
+        assert all((request.model, request.version) == (model, version) for request in queue)
+        _validate_shares(queue.shares, list(queue))
+        _validate_turns(queue)
         best = scheduler.choose(model, version)
         assert best is None, f"{best and best.name} is free while a request for {model} waits"
+        assert queue.parked <= (not scheduler.served(model, version)), f"{model} is served and its queue parked"
+        # Requests that came back from a lost worker queue again without being refused.
+        again = sum(request.attempt > 0 for request in queue)
+        assert len(queue) - again <= policy.max_queued_per_model, f"more requests wait for {model} than may"
+    new = [request for request in queued if request.attempt == 0]
+    assert len(new) <= policy.max_queued, "more requests wait than may"
+    assert sum(request.nbytes for request in new) <= policy.max_queued_bytes, "more bytes wait than may"
+
+
+def _validate_shares(shares: Shares, requests: list[Request]) -> None:
+    by_owner: dict[bytes, tuple[int, int]] = {}
+    for request in requests:
+        count, nbytes = by_owner.get(request.owner, (0, 0))
+        by_owner[request.owner] = count + 1, nbytes + request.nbytes
+    assert shares.by_owner == by_owner, "shares are counted wrong"
+    total = len(requests), sum(request.nbytes for request in requests)
+    assert (shares.count, shares.nbytes) == total, "a queue's totals are wrong"
+
+
+def _validate_turns(queue: FairQueue) -> None:
+    assert queue._top == sorted(queue._levels)
+    for priority, level in queue._levels.items():
+        assert level, "an empty priority is kept"
+        assert all(line for line in level.values()), "an empty line is kept"
+        turns = [line.turn for line in level.values()]
+        assert turns == sorted(turns), "clients do not take turns"
+        assert all(r.priority == priority and r.owner == owner for owner, ln in level.items() for r in ln.values())
+
+
+def _validate_models(core: Core) -> None:
+    """The index of who serves what agrees with the workers."""
+    workers = [worker for worker in core.workers.values() if worker.duty is not Duty.DRAINING]
+    holders = {(model, worker.peer) for worker in workers for model in worker.models}
+    indexed = {(model, peer) for model, found in core.scheduler.holders.items() for peer in found}
+    assert indexed == holders, "the index of models is wrong"
+    assert all(core.scheduler.holders.values()), "a model that nobody holds is kept"
+    latest: dict[str, int] = {}
+    for (name, version), _ in holders:
+        latest[name] = max(version, latest.get(name, 0))
+    assert core.scheduler.latest == latest, "the latest versions are wrong"

@@ -7,7 +7,8 @@ takes. That is no sign of death. What is:
   that does not answer them, and the broker's next Probe then comes back undelivered. This finds a killed, a stopped
   (SIGSTOP) or an unreachable worker, busy or idle;
 - it holds nothing and yet said nothing for `patience` seconds, although an idle worker sends a Heartbeat every
-  `heartbeat` seconds: its process is there but does not work;
+  `heartbeat` seconds. It may be busy for another broker, or load a model; it is given nothing until it is heard again,
+  and requests wait for it. After `hang_grace` more its process is there but does not work;
 - it still holds an attempt `hang_grace` seconds after that request's deadline: it hangs.
 """
 
@@ -25,9 +26,9 @@ class Policy:
     heartbeat: float = 1.0
     """Between two Probes of a worker."""
     patience: float = 3.0
-    """How long an idle worker may be silent."""
+    """How long an idle worker may be silent and still be given requests."""
     hang_grace: float = 30.0
-    """How long after a request's deadline its worker may still be busy with it."""
+    """How long after a request's deadline its worker may still be busy with it, and how long a quiet one may be so."""
     worker_grace: float = 2.0
     """How long a request waits for a worker to appear that holds its model."""
     max_attempts: int = 3
@@ -46,6 +47,12 @@ def lost(worker: Worker, policy: Policy, now: float) -> str | None:
     """Why this worker counts as lost, or None if it does not."""
     if not worker.held:
         silent = now - worker.heard_at
-        return f"it was idle and silent for {silent:.1f} s" if silent >= policy.patience else None
+        return f"it was idle and silent for {silent:.1f} s" if silent >= policy.patience + policy.hang_grace else None
     overdue = now - min(request.deadline for request in worker.held.values())
     return f"it hangs: a request is {overdue:.1f} s past its deadline" if overdue >= policy.hang_grace else None
+
+
+def quiet(worker: Worker, policy: Policy, now: float) -> str | None:
+    """Why this worker is to be given nothing for now, or None if it may be."""
+    silent = now - worker.heard_at
+    return f"{silent:.1f} s" if not worker.held and silent >= policy.patience else None

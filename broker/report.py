@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from broker.lifecycle import Duty
 from broker.state import Payload
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
@@ -13,7 +14,7 @@ from zmq_offload.protocol.payload import decode_body
 from zmq_offload.protocol.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from broker.core import Core
+    from broker.ledger import Ledger
 
 _TENSORS = ("inputs", "outputs")
 
@@ -50,7 +51,7 @@ def _tensors(model: str, value: Any) -> list[dict[str, Any]]:
         raise ProtocolError(f"announced model {model!r}: {error.message}"[: limits.MESSAGE_CHARS]) from None
 
 
-def describe_models(core: Core) -> list[dict[str, Any]]:
+def describe_models(core: Ledger) -> list[dict[str, Any]]:
     """The body of the answer to Query "models": each (model, version) that a worker takes requests for."""
     return [
         next(iter(holders.values())).models[model] | {"workers": len(holders)}
@@ -58,7 +59,7 @@ def describe_models(core: Core) -> list[dict[str, Any]]:
     ]
 
 
-def describe_status(core: Core, now: float) -> dict[str, Any]:
+def describe_status(core: Ledger, now: float) -> dict[str, Any]:
     """The body of the answer to Query "status". Times are in seconds."""
     counts, scheduler = core.counts, core.scheduler
     return {
@@ -90,7 +91,8 @@ def describe_status(core: Core, now: float) -> dict[str, Any]:
                 "models": [f"{name}:{version}" for name, version in sorted(worker.models)],
                 "slots": worker.slots,
                 "outstanding": len(worker.held),
-                "draining": worker.draining,
+                "state": worker.duty.value,
+                "draining": worker.duty is Duty.DRAINING,
                 "served": worker.served,
                 "failed": worker.failed,
                 "silent": now - worker.heard_at,
@@ -104,7 +106,7 @@ def _by_code(counts: dict[str, int], prefix: str) -> dict[str, int]:
     return {name[len(prefix) :]: count for name, count in sorted(counts.items()) if name.startswith(prefix)}
 
 
-def served_listing(core: Core, most: int = 20) -> str:
+def served_listing(core: Ledger, most: int = 20) -> str:
     """The models that are served, for a person: "echo (version 1), ocr (versions 1, 2)"."""
     versions: dict[str, list[int]] = {}
     for name, version in sorted(core.scheduler.holders):

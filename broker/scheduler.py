@@ -7,81 +7,14 @@ The rules (docs/architecture.md):
 - a queue hands out the highest priority first; inside a priority the clients take turns, and each client's requests
   keep their order;
 - a worker with a free slot takes the request, over all queues that it can serve, of the highest priority and then of
-  the longest wait.
+  the client whose turn is longest ago: a backlog for one model does not keep another model's clients waiting.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
-
+from broker.queues import FairQueue, Shares
 from broker.state import Request, Worker
-from zmq_offload.protocol.messages import LATEST, Key
-
-
-class FairQueue:
-    """Requests for one model, in the order in which workers should take them."""
-
-    def __init__(self) -> None:
-        self._levels: dict[int, OrderedDict[bytes, OrderedDict[Key, Request]]] = {}
-        self._top: list[int] = []  # priorities present, ascending: the last is the most urgent
-        self._count = 0
-        self.nbytes = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Request]:
-        for level in self._levels.values():
-            for requests in level.values():
-                yield from requests.values()
-
-    def __contains__(self, request: Request) -> bool:
-        level = self._levels.get(request.priority)
-        return level is not None and request.key in level.get(request.key.session, ())
-
-    def count(self, session: bytes) -> int:
-        """Requests of one client here."""
-        return sum(len(level.get(session, ())) for level in self._levels.values())
-
-    def push(self, request: Request, *, again: bool = False) -> None:
-        """Add a request; `again` puts one that had its turn already before all others of its priority."""
-        level = self._levels.get(request.priority)
-        if level is None:
-            level = self._levels[request.priority] = OrderedDict()
-            self._top = sorted(self._levels)
-        own = level.setdefault(request.key.session, OrderedDict())
-        own[request.key] = request
-        if again:
-            own.move_to_end(request.key, last=False)
-            level.move_to_end(request.key.session, last=False)
-        self._count += 1
-        self.nbytes += request.nbytes
-
-    def peek(self) -> Request:
-        """The request whose turn it is; the queue must not be empty."""
-        own = next(iter(self._levels[self._top[-1]].values()))
-        return next(iter(own.values()))
-
-    def pop(self) -> Request:
-        """Take the request whose turn it is; its client's next one waits until the others had theirs."""
-        request = self.peek()
-        self._levels[request.priority].move_to_end(request.key.session)
-        self.remove(request)
-        return request
-
-    def remove(self, request: Request) -> None:
-        """Take out a request that is here."""
-        level = self._levels[request.priority]
-        own = level[request.key.session]
-        del own[request.key]
-        self._count -= 1
-        self.nbytes -= request.nbytes
-        if not own:
-            del level[request.key.session]
-            if not level:
-                del self._levels[request.priority]
-                self._top = sorted(self._levels)
+from zmq_offload.protocol.messages import LATEST
 
 
 class Scheduler:
@@ -94,9 +27,17 @@ class Scheduler:
         """(model, version) -> the workers that take requests for it, by peer; no empty ones."""
         self.latest: dict[str, int] = {}
         """model -> the highest version in `holders`."""
-        self.queued = 0
-        self.queued_bytes = 0
+        self.shares = Shares()
+        """What each client has in all queues."""
         self._turns = 0
+
+    @property
+    def queued(self) -> int:
+        return self.shares.count
+
+    @property
+    def queued_bytes(self) -> int:
+        return self.shares.nbytes
 
     # --- workers --------------------------------------------------------------------------------------------
 
@@ -139,15 +80,15 @@ class Scheduler:
 
     def given(self, worker: Worker) -> None:
         """Note that a worker gets a request now, for the ties to come."""
-        self._turns += 1
-        worker.chosen = self._turns
+        worker.chosen = self._turn()
 
     # --- requests -------------------------------------------------------------------------------------------
 
     def push(self, request: Request, *, again: bool = False) -> None:
-        self.queues.setdefault((request.model, request.version), FairQueue()).push(request, again=again)
-        self.queued += 1
-        self.queued_bytes += request.nbytes
+        """Add a request; `again` puts one that had its turn already before all others of its priority."""
+        queue = self.queues.setdefault((request.model, request.version), FairQueue())
+        queue.push(request, self._turn(), again=again)
+        self.shares.add(request)
 
     def holds(self, request: Request) -> bool:
         queue = self.queues.get((request.model, request.version))
@@ -160,24 +101,31 @@ class Scheduler:
 
     def next_for(self, worker: Worker) -> Request | None:
         """Take the request that a worker with a free slot should run, or None."""
-        best: tuple[int, float] | None = None
+        best: tuple[int, int] | None = None
         chosen: FairQueue | None = None
         for name, version in worker.models:
             for asked in (version, LATEST) if self.latest.get(name) == version else (version,):
                 queue = self.queues.get((name, asked))
                 if queue:
-                    head = queue.peek()
-                    rank = (-head.priority, head.accepted_at)
+                    rank = queue.rank()
                     if best is None or rank < best:
                         best, chosen = rank, queue
         if chosen is None:
             return None
-        request = chosen.pop()
+        request = chosen.pop(self._turn())
         self._left(request)
         return request
 
+    def last_of(self, owner: bytes) -> Request:
+        """Of a client that waits somewhere, the request to give up first: of its least priority the newest."""
+        lasts = [queue.last(owner) for queue in self.queues.values() if owner in queue.shares]
+        return max(lasts, key=lambda request: (-request.priority, request.accepted_at))
+
+    def _turn(self) -> int:
+        self._turns += 1
+        return self._turns
+
     def _left(self, request: Request) -> None:
-        self.queued -= 1
-        self.queued_bytes -= request.nbytes
+        self.shares.take(request)
         if not self.queues[request.model, request.version]:
             del self.queues[request.model, request.version]

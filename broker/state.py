@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from broker.lifecycle import Duty, Life
 from zmq_offload.protocol.messages import Key
 
 Payload: TypeAlias = Sequence[Any]
@@ -18,6 +19,8 @@ class Request:
 
     key: Key
     client: bytes
+    owner: bytes
+    """Whom it counts for where clients share: its session."""
     model: str
     version: int
     priority: int
@@ -25,6 +28,7 @@ class Request:
     accepted_at: float
     payload: Payload
     nbytes: int
+    life: Life = Life.ACCEPTED
     attempt: int = 0
     worker: Worker | None = None
     dispatched_at: float = 0.0
@@ -45,8 +49,10 @@ class Worker:
     models: dict[tuple[str, int], dict[str, Any]]
     announced_at: float
     heard_at: float
+    duty: Duty = Duty.READY
     held: dict[tuple[Key, int], Request] = field(default_factory=dict)
-    draining: bool = False
+    most: int = 0
+    """The most slots that it had since it held nothing: one that has fewer now may hold more for a while."""
     chosen: int = 0
     """When it was last given a request, as a count: ties go to the one that waited longest."""
     served: int = 0
@@ -54,4 +60,4 @@ class Worker:
 
     @property
     def free(self) -> int:
-        return 0 if self.draining else self.slots - len(self.held)
+        return self.slots - len(self.held) if self.duty is Duty.READY else 0

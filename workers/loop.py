@@ -30,6 +30,9 @@ from zmq_offload.repository import Repository
 
 log = logging.getLogger("workers")
 
+_BATCH = 64
+"""Messages taken from one broker before the next has its turn, and before an attempt runs."""
+
 _STINT = 0.05
 """Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
 
@@ -62,13 +65,11 @@ class Worker:
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._poller = zmq.Poller()
         self._wake = transport.Wake()
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
-        for fd in self._stops:
-            self._poller.register(fd, zmq.POLLIN)
-        self._sockets = [self._connect(endpoint) for endpoint in config.brokers]
-        self.session = Session.open(config.name, config.slots, len(self._sockets), config.policy, clock())
+        self._inboxes = [transport.Inbox(self._connect(endpoint)) for endpoint in config.brokers]
+        self._sources = self._find_sources()
+        self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
         self._running_until = math.inf
         self._complain_at = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -90,8 +91,8 @@ class Worker:
                 if self._refresh():
                     self._announce()
                 refresh_at = self._clock() + self._config.refresh
-        for socket in self._sockets:
-            socket.close(linger=2000)  # the last results still go out
+        for link, inbox in enumerate(self._inboxes):
+            inbox.socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
         self._context.term()
         self._wake.close()
 
@@ -100,34 +101,33 @@ class Worker:
         ready_at = self.session.ready_at()
         deadline = deadline if ready_at is None else min(deadline, ready_at)
         wait = max(0, math.ceil((deadline - self._clock()) * 1000))
-        ready = dict(self._poller.poll(wait))
+        ready: list[Any] = [source for source, _ in zmq.zmq_poll(self._sources, wait)]
         if any(fd in ready for fd in self._stops):
-            for fd in self._stops:
-                self._poller.unregister(fd)
             self._stops = []
+            self._sources = self._find_sources()
             log.info("draining")
             self._perform(self.session.drain(self._clock()))
-        self._receive()
-        if not self.session.held:
-            self._perform(self.session.tick(self._clock()))
+        for link, inbox in enumerate(self._inboxes):
+            if inbox.socket in ready:
+                self._receive(link)
+        self._perform(self.session.tick(self._clock()))
 
-    def _receive(self) -> None:
-        for link in range(len(self._sockets)):
-            while (frames := transport.receive(self._sockets[link])) is not None:
-                try:
-                    message = wire.decode(frames[0], wire.TO_WORKER)
-                except ProtocolError as error:
-                    # Not each: whoever sends a million of them must not fill the disk.
-                    if self._clock() >= self._complain_at:
-                        self._complain_at = self._clock() + 1
-                        log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
-                    continue
-                if type(message) is wire.Dispatch:
-                    self._take(link, message, frames[1:])
-                    continue
-                if type(message) is wire.Error:
-                    log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
-                self._perform(self.session.received(link, message, self._clock()))
+    def _receive(self, link: int) -> None:
+        for frames in self._inboxes[link].take(_BATCH):
+            try:
+                message = wire.decode(frames[0], wire.TO_WORKER)
+            except ProtocolError as error:
+                # Not each: whoever sends a million of them must not fill the disk.
+                if self._clock() >= self._complain_at:
+                    self._complain_at = self._clock() + 1
+                    log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
+                continue
+            if type(message) is wire.Dispatch:
+                self._take(link, message, frames[1:])
+                continue
+            if type(message) is wire.Error:
+                log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
+            self._perform(self.session.received(link, message, self._clock()))
 
     def _take(self, link: int, message: wire.Dispatch, payload: list[Any]) -> None:
         """Hold an attempt. What is wrong with one is found here, so that it never waits nor spoils a batch."""
@@ -161,19 +161,23 @@ class Worker:
                     self._perform([self.session.failed_with(attempt, outcome)])
                 else:
                     self._perform([self.session.done(attempt, outcome, compute)])
-            if self._clock() >= end:
+            if not self.session.held or self._clock() >= end:
                 return
-            self._receive()
+            for link, inbox in enumerate(self._inboxes):
+                if inbox.waiting():
+                    self._receive(link)
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
-                log.warning("broker %s is silent; connecting anew", self._config.brokers[action.link])
-                self._poller.unregister(self._sockets[action.link])
-                self._sockets[action.link].close(linger=0)
-                self._sockets[action.link] = self._connect(self._config.brokers[action.link])
+                endpoint = self._config.brokers[action.link]
+                log.warning("broker %s is silent; connecting anew", endpoint)
+                self._inboxes[action.link].socket.close(linger=0)
+                self._inboxes[action.link] = transport.Inbox(self._connect(endpoint))
+                self._sources = self._find_sources()
             else:
-                transport.send(self._sockets[action.link], [wire.encode(action.message), *action.payload])
+                frames = [wire.encode(action.message), *action.payload]
+                transport.send(self._inboxes[action.link].socket, frames)
 
     def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
         socket = transport.make_socket(
@@ -183,8 +187,11 @@ class Worker:
             heartbeat=self._config.policy.heartbeat,
         )
         transport.connect(socket, endpoint)
-        self._poller.register(socket, zmq.POLLIN)
         return socket
+
+    def _find_sources(self) -> list[tuple[Any, int]]:
+        """What to poll."""
+        return [(source, transport.POLLIN) for source in (*(inbox.socket for inbox in self._inboxes), *self._stops)]
 
     def _announce(self) -> None:
         """Tell the brokers what is served, and the session what can run together."""

@@ -141,7 +141,8 @@ class Session:
         return [Send(at, wire.Goodbye()) for at, link in enumerate(self.links) if not link.gone]
 
     def tick(self, now: float) -> list[Action]:
-        """Time passed; to be called when nothing runs and all that came in was `received`."""
+        """Time passed; to be called when nothing runs and all that came in was `received`. A worker that is busy for
+        one broker goes on telling the others that it is there."""
         actions: list[Action] = []
         for at, link in enumerate(self.links):
             if link.gone:
@@ -239,6 +240,10 @@ class Session:
     def finished(self) -> bool:
         """Whether a drain is complete."""
         return self.draining_since is not None and not self.held and all(link.gone for link in self.links)
+
+    def answers(self, link: int) -> bool:
+        """After a drain: whether the broker at `link` was heard during it, so that it takes what was sent last."""
+        return self.draining_since is not None and self.links[link].heard_at >= self.draining_since
 
     # --- details --------------------------------------------------------------------------------------------
 

@@ -112,6 +112,16 @@ def test_it_runs_and_a_second_run_compiles_nothing(arguments: list[str], folder:
     assert len(list((folder / "cache").iterdir())) == 1  # no log, no draft
 
 
+def test_what_an_earlier_run_left_damaged_is_compiled_again(arguments: list[str], tmp_path: Path) -> None:
+    arguments = [*arguments, "--frames", "1", "--cache", str(tmp_path / "cache")]
+    assert run(*arguments).returncode == 0
+    (built,) = (tmp_path / "cache").iterdir()
+    (built / "device" / "manifest.json").write_text("{}")
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "compile the uncut model" in again.stderr
+
+
 @contextmanager
 def started(arguments: Sequence[str], mark: str) -> Iterator[subprocess.Popen[str]]:
     """A demo in a process group of its own, as a shell would start it."""
@@ -142,13 +152,17 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("stage", "cached", "many"),
-    [("^cut ", False, 2), ("import and split", False, 2), ("^compiled in", True, 1), ("start a broker", True, 5)],
-    ids=["before compiling", "compiling", "starting the fabric", "running frames"],
+    ("number", "stage", "cached", "many"),
+    [
+        pytest.param(signal.SIGINT, "^cut ", False, 2, id="before compiling"),
+        pytest.param(signal.SIGINT, "import and split", False, 2, id="compiling"),
+        pytest.param(signal.SIGINT, "^compiled in", True, 1, id="starting the fabric"),
+        pytest.param(signal.SIGINT, "start a broker", True, 5, id="running frames"),
+        pytest.param(signal.SIGTERM, "start a broker", True, 5, id="running frames, SIGTERM"),
+    ],
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_stage_leaves_nothing_behind(
-    stage: str, cached: bool, many: int, number: signal.Signals, arguments: list[str], tmp_path: Path
+    number: signal.Signals, stage: str, cached: bool, many: int, arguments: list[str], tmp_path: Path
 ) -> None:
     """At `stage`, which is when a line like that is written and `many` processes, the demo among them, run."""
     mark, cache = new_mark(), tmp_path / "cache"

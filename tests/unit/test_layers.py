@@ -17,6 +17,12 @@ SHARED = ("protocol", "cpu", "errors", "extras", "repository", "settings", "time
 
 PURE = [
     "broker/core.py",
+    "broker/ledger.py",
+    "broker/frontend.py",
+    "broker/backend.py",
+    "broker/admission.py",
+    "broker/lifecycle.py",
+    "broker/queues.py",
     "broker/scheduler.py",
     "broker/liveness.py",
     "broker/state.py",
@@ -127,3 +133,14 @@ def test_a_worker_without_tvm_says_what_to_install() -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("workers: error:")
     assert "zmq-offload[tvm]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"), [(["demo"], "demo"), (["compile", "m.onnx", "--cut", "t", "--name", "m"], "compile")]
+)
+def test_a_command_without_its_packages_says_what_to_install(command: list[str], extra: str) -> None:
+    done = without_extras(f"from zmq_offload.cli import main\nsys.exit(main({command!r}))")
+    assert done.returncode == 1
+    assert done.stderr.startswith("zmq-offload: error: a package is missing")
+    assert f"zmq-offload[{extra}]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -206,6 +206,15 @@ def test_a_broker_that_does_not_answer_the_goodbye_is_not_waited_for_for_ever(be
     assert bench.session.finished
 
 
+def test_only_a_broker_that_is_there_takes_what_was_sent_last(bench: Bench) -> None:
+    bench.tick(1)
+    bench.session.drain(bench.now)
+    bench.got(0, wire.Farewell())
+    bench.tick(10)
+    assert bench.session.finished
+    assert [bench.session.answers(link) for link in (0, 1)] == [True, False]
+
+
 def test_a_worker_that_is_going_never_announces_itself_again(bench: Bench) -> None:
     """A restarted broker would give it requests, and lose them when it goes."""
     bench.session.drain(bench.now)

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
         from zmq_offload.compile import api, importer
-    inputs = dict(importer.parse_shape(text) for text in args.input)
+    inputs = importer.parse_shapes(args.input)
     if args.list_cuts:
         print(cut_table(api.list_cuts(args.model, inputs=inputs)))
         return 0

@@ -28,13 +28,17 @@ def _permute_dims(call: ir.Call, value: Array) -> Array:
     return np.transpose(value, None if axes is None else [int(a) for a in axes])
 
 
+def _where(_: ir.Call, condition: Array, x: Array, y: Array) -> Array:
+    return np.where(condition, x, y)
+
+
 FOLDERS: dict[str, Callable[..., Array]] = {
     "relax.reshape": _reshape,
     "relax.expand_dims": _reshape,
     "relax.squeeze": _reshape,
     "relax.permute_dims": _permute_dims,
     "relax.isnan": lambda _, value: np.isnan(value),
-    "relax.where": lambda _, *values: np.where(*values),
+    "relax.where": _where,
 }
 
 

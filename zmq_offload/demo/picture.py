@@ -51,12 +51,12 @@ def draw(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
     """A copy of the picture with the regions outlined and tinted."""
     # Drawn at twice the size: Pillow does not smooth slanted lines.
     width = max(3, round(max(picture.size) / 250))
-    tint = Image.new("RGBA", (2 * picture.width, 2 * picture.height), (0, 130, 80, 0))
+    tint = Image.new("RGBA", (2 * picture.width, 2 * picture.height), (0, 160, 90, 0))
     pen = ImageDraw.Draw(tint)
     for region in regions:
         outline = [(2 * x, 2 * y) for x, y in region.corners]
-        pen.polygon(outline, fill=(0, 130, 80, 40))
-        pen.line([*outline, outline[0], outline[1]], fill=(0, 130, 80, 255), width=width, joint="curve")
+        pen.polygon(outline, fill=(0, 160, 90, 40))
+        pen.line([*outline, outline[0], outline[1]], fill=(0, 160, 90, 255), width=width, joint="curve")
     tint = tint.resize(picture.size, Image.Resampling.BOX)
     return Image.alpha_composite(picture.convert("RGBA"), tint).convert("RGB")
 

@@ -124,12 +124,6 @@ class Children:
             if code is not None:
                 raise Internal(f"the {child.name} ended with code {code}")
 
-    def wait(self, process: subprocess.Popen[bytes]) -> int:
-        """The exit code of one that ends by itself."""
-        code = process.wait()
-        self._running = [child for child in self._running if child.process is not process]
-        return code
-
     def stop(self) -> None:
         """End all of them and wait for it. Idempotent."""
         with self._interrupts.held():
@@ -154,6 +148,7 @@ def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL for the process and what it has started in its session, such as a linker."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,73 @@
+"""Which requests may wait. Pure.
+
+Queues are bounded. Where a bound is reached, each client that waits may have an equal part of it: one that has less
+gets its place from the one that has most, so that a client that floods cannot keep a polite one out. (A client is a
+session; whoever opens many of them has many parts. docs/security.md says what to do about that.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from broker.liveness import Policy
+from broker.queues import Shares
+from broker.scheduler import Scheduler
+from broker.state import Request
+
+
+class _Bound(NamedTuple):
+    """`shares` may hold `most` requests, or bytes."""
+
+    shares: Shares
+    most: int
+    by_bytes: bool
+    text: str
+
+    def exceeded(self, nbytes: int) -> bool:
+        if self.by_bytes:
+            return self.shares.nbytes + nbytes > self.most
+        return self.shares.count + 1 > self.most
+
+    def entitled(self, owner: bytes, nbytes: int) -> bool:
+        """Whether a client has less than an equal part, this request included."""
+        own = self.shares.of(owner)[self.by_bytes] + (nbytes if self.by_bytes else 1)
+        return own * self.shares.clients_with(owner) <= self.most
+
+
+def refusal(scheduler: Scheduler, policy: Policy, request: Request) -> str | None:
+    """Why a request may not wait, or None if it may, once `evicted` made room."""
+    queue = scheduler.queues.get((request.model, request.version))
+    own = queue.shares.of(request.owner)[0] if queue else 0
+    if own >= policy.max_queued_per_client:
+        return f"{own} requests of this client wait for {request.model!r} already"
+    for bound in _bounds(scheduler, policy, request):
+        if bound.exceeded(request.nbytes) and not bound.entitled(request.owner, request.nbytes):
+            return bound.text
+    return None
+
+
+def evicted(scheduler: Scheduler, policy: Policy, request: Request) -> Iterator[Request]:
+    """The requests, one after the other, that give way to one that is not refused. The caller takes each out of its
+    queue before it asks for the next."""
+    while True:
+        for bound in _bounds(scheduler, policy, request):
+            if bound.exceeded(request.nbytes):
+                most = bound.shares.largest(by_bytes=bound.by_bytes)
+                queue = scheduler.queues.get((request.model, request.version))
+                here = queue is not None and bound.shares is queue.shares
+                yield queue.last(most) if here and queue else scheduler.last_of(most)
+                break
+        else:
+            return
+
+
+def _bounds(scheduler: Scheduler, policy: Policy, request: Request) -> Iterator[_Bound]:
+    queue = scheduler.queues.get((request.model, request.version))
+    if queue is not None:
+        text = f"{len(queue)} requests wait for model {request.model!r} already"
+        yield _Bound(queue.shares, policy.max_queued_per_model, False, text)
+    shares = scheduler.shares
+    yield _Bound(shares, policy.max_queued, False, f"{shares.count} requests wait already")
+    text = f"{shares.nbytes} bytes wait already; {request.nbytes} more exceed {policy.max_queued_bytes}"
+    yield _Bound(shares, policy.max_queued_bytes, True, text)

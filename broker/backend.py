@@ -1,0 +1,115 @@
+"""What workers say, and what the broker does about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.events import FromWorker, Malformed, ToClient, ToWorker
+from broker.ledger import Ledger, error_of
+from broker.lifecycle import Duty
+from broker.report import parse_models
+from broker.state import Payload, Request, Worker
+from zmq_offload.errors import ProtocolError, Status
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.messages import SESSION_BYTES, Key
+
+_NOBODY = Key(bytes(SESSION_BYTES), 0)
+_CODES = frozenset(status.value for status in Status)
+
+
+class Backend(Ledger):
+    """The workers' side."""
+
+    def _from_worker(self, event: FromWorker, now: float) -> None:
+        message = event.message
+        if type(message) is wire.Announce:
+            self._announce(event.peer, message, event.payload, now)
+            return
+        worker = self.workers.get(event.peer)
+        if worker is None:
+            # Lost and come back, or older than this broker. What it answers was given to somebody else or will be.
+            self.counts["late"] += type(message) in (wire.Done, wire.Failed)
+            # One that goes need not introduce itself.
+            answer = wire.Farewell() if type(message) is wire.Goodbye else wire.Identify()
+            self._actions.append(ToWorker(event.peer, answer))
+            return
+        worker.heard_at = now
+        if worker.duty is Duty.QUIET:
+            self._turn(worker, "heard", now)
+        _ON[type(message)](self, worker, message, event.payload, now)
+        self._feed(worker, now)
+
+    def _announce(self, peer: bytes, message: wire.Announce, payload: Payload, now: float) -> None:
+        try:
+            models = parse_models(payload)
+        except ProtocolError as error:
+            self._malformed(Malformed(peer, False, error), now)
+            return
+        worker = self.workers.get(peer)
+        if worker is None:
+            worker = self.workers[peer] = Worker(peer, message.name, message.slots, models, now, now)
+        else:
+            self.scheduler.remove(worker)
+            worker.name, worker.slots, worker.models, worker.heard_at = message.name, message.slots, models, now
+            if worker.duty is Duty.QUIET:
+                self._turn(worker, "heard", now)
+        worker.most = max(message.slots, worker.most if worker.held else 0)
+        self._story.add(now, peer, "announced", f"{message.name}, {message.slots} slots, {len(models)} models")
+        self._learn(models)
+        if worker.duty is not Duty.DRAINING:
+            self.scheduler.add(worker)
+        self._timers.set(peer, now + self.policy.heartbeat)
+        self._settle(now)
+
+    def _heartbeat(self, worker: Worker, message: wire.Heartbeat, payload: Payload, now: float) -> None:
+        pass  # that it was heard is all that it says
+
+    def _done(self, worker: Worker, message: wire.Done, payload: Payload, now: float) -> None:
+        request = self._answered(worker, message)
+        if request is not None:
+            worker.served += 1
+            self.counts["served"] += 1
+            queue_us = int((request.dispatched_at - request.accepted_at) * 1e6)
+            broker_us = int((now - request.accepted_at) * 1e6)
+            result = wire.Result(*request.key, request.runs, queue_us, message.compute_us, broker_us)
+            self._end(request, "served", now, result, payload)
+
+    def _failed(self, worker: Worker, message: wire.Failed, payload: Payload, now: float) -> None:
+        request = self._answered(worker, message)
+        if request is not None:
+            worker.failed += 1
+            # A code that is none must not grow the table of counts.
+            code = message.code if message.code in _CODES else Status.INTERNAL.value
+            self.counts[f"failed.{code}"] += 1
+            self._end(request, "failed", now, wire.Error(*request.key, code, message.text))
+
+    def _answered(self, worker: Worker, message: wire.Done | wire.Failed) -> Request | None:
+        """Free the slot of an attempt; its request, if that still waits for this very attempt."""
+        key = Key(message.session, message.id)
+        request = worker.held.pop((key, message.attempt), None)
+        if not worker.held:
+            worker.most = worker.slots
+        if request is not None and self._waits_for(worker, request, message.attempt):
+            return request
+        self.counts["late"] += 1
+        return None
+
+    def _goodbye(self, worker: Worker, message: wire.Goodbye, payload: Payload, now: float) -> None:
+        self._turn(worker, "goodbye", now)
+        self.scheduler.remove(worker)
+        self._actions.append(ToWorker(worker.peer, wire.Farewell()))
+        self._settle(now)
+
+    def _malformed(self, event: Malformed, now: float) -> None:
+        self.counts["malformed"] += 1
+        error = error_of(event.error.key or _NOBODY, event.error.code, event.error.message)
+        self._actions.append((ToClient if event.frontend else ToWorker)(event.peer, error))
+
+
+_ON: dict[type, Any] = {
+    wire.Done: Backend._done,
+    wire.Failed: Backend._failed,
+    wire.Goodbye: Backend._goodbye,
+    wire.Heartbeat: Backend._heartbeat,
+}
+"""What the message of a worker that announced itself does."""

@@ -1,0 +1,110 @@
+"""What clients say, and what the broker does about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker import admission
+from broker.events import FromClient, ToClient
+from broker.ledger import Ledger, error_of
+from broker.report import describe_models, describe_status
+from broker.state import Payload, Request
+from zmq_offload.errors import Status
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.messages import Key
+from zmq_offload.protocol.payload import encode_body
+
+
+class Frontend(Ledger):
+    """The clients' side."""
+
+    def _from_client(self, event: FromClient, now: float) -> None:
+        _ON[type(event.message)](self, event.peer, event.message, event.payload, now)
+
+    def _request(self, peer: bytes, message: wire.Request, payload: Payload, now: float) -> None:
+        key = Key(message.session, message.id)
+        again = self.requests.get(key)
+        if again is not None:
+            # A client that reconnected sends all that it waits for; the attempt that is out already serves.
+            again.client = peer
+            self.counts["duplicate"] += 1
+            return
+        given_up = self.given_up.get(key)
+        if given_up is not None:
+            self.counts["duplicate"] += 1
+            self._actions.append(ToClient(peer, given_up))
+            return
+        deadline = now + message.budget_us / 1e6
+        request = Request(
+            key=key,
+            client=peer,
+            owner=message.session,
+            model=message.model,
+            version=message.version,
+            priority=message.priority,
+            deadline=deadline,
+            accepted_at=now,
+            payload=payload,
+            nbytes=sum(map(len, payload)),
+        )
+        worker = None if self.stopping or deadline <= now else self.scheduler.choose(message.model, message.version)
+        if worker is None:
+            refused = self._refusal(request, now)
+            if refused is not None:
+                self.counts[f"refused.{refused[0].value}"] += 1
+                self._story.add(now, key, "refused", refused[1])
+                self._actions.append(ToClient(peer, error_of(key, *refused)))
+                return
+            for other in admission.evicted(self.scheduler, self.policy, request):
+                text = "the queue is full, and other clients have less in it; try again later"
+                self._fail(other, "evicted", now, Status.RESOURCE_EXHAUSTED, text)
+        self._accept(request, worker, now)
+
+    def _refusal(self, request: Request, now: float) -> tuple[Status, str] | None:
+        """Why a request that would have to queue is not accepted, if it is not."""
+        if request.deadline <= now:
+            return Status.DEADLINE_EXCEEDED, "it had no time left when it came"
+        if self.stopping:
+            return Status.UNAVAILABLE, "the broker is shutting down"
+        if (
+            not self.scheduler.served(request.model, request.version)
+            and not self._was_known(request.model, request.version)
+            and now >= self.started + self.policy.worker_grace
+        ):
+            return self._nobody_serves(request.model, request.version)
+        full = admission.refusal(self.scheduler, self.policy, request)
+        return None if full is None else (Status.RESOURCE_EXHAUSTED, full)
+
+    def _cancel(self, peer: bytes, message: wire.Cancel, payload: Payload, now: float) -> None:
+        request = self.requests.get(Key(*message))
+        if request is not None:
+            request.client = peer
+            self._fail(request, "cancelled", now, Status.CANCELLED, "cancelled by its client")
+
+    def _query(self, peer: bytes, message: wire.Query, payload: Payload, now: float) -> None:
+        body = encode_body(describe_models(self) if message.what == "models" else describe_status(self, now))
+        if len(body) > limits.BODY_BYTES:
+            text = f"the answer has {len(body)} bytes; the limit is {limits.BODY_BYTES}"
+            self._actions.append(ToClient(peer, error_of(message[:2], Status.RESOURCE_EXHAUSTED, text)))
+            return
+        self._actions.append(ToClient(peer, wire.Answer(message.session, message.id), [body]))
+
+    def _ping(self, peer: bytes, message: wire.Ping, payload: Payload, now: float) -> None:
+        missing = []
+        for number in message.ids:
+            request = self.requests.get(Key(message.session, number))
+            if request is None:
+                missing.append(number)
+            else:
+                request.client = peer
+        self._actions.append(ToClient(peer, wire.Pong(message.session, missing)))
+
+
+_ON: dict[type, Any] = {
+    wire.Request: Frontend._request,
+    wire.Cancel: Frontend._cancel,
+    wire.Query: Frontend._query,
+    wire.Ping: Frontend._ping,
+}
+"""What a client's message does."""

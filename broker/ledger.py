@@ -1,0 +1,189 @@
+"""What the broker knows, and a request's way through it: placed, dispatched, ended. The sides (`broker.frontend`,
+`broker.backend`) decide on messages; a request enters by `_accept` and leaves by `_end`, and there is no other way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from broker.events import Action, ToClient, ToWorker
+from broker.lifecycle import REQUEST, WORKER, Duty, Story
+from broker.liveness import Policy
+from broker.report import served_listing
+from broker.scheduler import Scheduler
+from broker.state import Payload, Request, Worker
+from zmq_offload.errors import Status
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.messages import LATEST, Key
+from zmq_offload.timers import Timers
+
+STOP = "stop"
+"""The timer of a stop's grace."""
+
+
+_GIVEN_UP = 1000
+"""Requests that were given up and are remembered."""
+
+
+class Ledger:
+    """`started` is the time at which the broker came up."""
+
+    def __init__(self, policy: Policy, started: float) -> None:
+        self.policy = policy
+        self.started = started
+        self.requests: dict[Key, Request] = {}
+        self.workers: dict[bytes, Worker] = {}
+        self.scheduler = Scheduler()
+        self.stopping = False
+        self.counts: Counter[str] = Counter()
+        """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
+        self.known: dict[str, set[int]] = {}
+        """Models that were announced, and their versions; the oldest are forgotten."""
+        self.given_up: dict[Key, wire.Error] = {}
+        """The last requests that lost too many workers, and what their clients were told."""
+        self._story = Story()
+        self._timers: Timers[Any] = Timers()  # a request's Key, a worker's peer, or STOP
+        self._actions: list[Action] = []
+
+    def story(self, subject: Key | bytes) -> list[str]:
+        """How a request (its Key) or a worker (its peer) got where it is, one line a step, times since the start. The
+        last ten thousand steps of all are kept."""
+        return self._story.of(subject, self.started)
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def _step(self, request: Request, event: str, now: float, detail: object = "") -> None:
+        request.life = REQUEST[request.life][event]
+        self._story.add(now, request.key, event, detail)
+
+    def _turn(self, worker: Worker, event: str, now: float, detail: object = "") -> None:
+        worker.duty = WORKER[worker.duty][event]
+        self._story.add(now, worker.peer, event, detail)
+
+    # --- a request's way ------------------------------------------------------------------------------------
+
+    def _accept(self, request: Request, worker: Worker | None, now: float) -> None:
+        """Promise an answer."""
+        self.requests[request.key] = request
+        self.counts["accepted"] += 1
+        self._timers.set(request.key, request.deadline)
+        self._story.add(now, request.key, "accepted", request.model)
+        self._place(request, worker, now)
+
+    def _place(self, request: Request, worker: Worker | None, now: float) -> None:
+        """Dispatch to `worker`, or queue where that is None."""
+        if worker is not None:
+            self._dispatch(request, worker, now)
+            return
+        self._step(request, "queued", now)
+        self.scheduler.push(request, again=request.attempt > 0)
+        if not self.scheduler.served(request.model, request.version):
+            self._timers.set(request.key, min(request.deadline, now + self.policy.worker_grace))
+
+    def _dispatch(self, request: Request, worker: Worker, now: float) -> None:
+        self._step(request, "dispatched", now, worker.name)
+        self.scheduler.given(worker)
+        request.attempt += 1
+        request.worker, request.dispatched_at = worker, now
+        request.runs = self.scheduler.resolve(request.model, request.version)
+        worker.held[request.key, request.attempt] = request
+        self._timers.set(request.key, request.deadline)
+        budget_us = max(0, int((request.deadline - now) * 1e6))
+        message = wire.Dispatch(*request.key, request.attempt, request.model, request.runs, budget_us)
+        self._actions.append(ToWorker(worker.peer, message, request.payload))
+
+    def _feed(self, worker: Worker, now: float) -> None:
+        """Fill a worker's free slots from the queues."""
+        while worker.free > 0 and (request := self.scheduler.next_for(worker)) is not None:
+            self._dispatch(request, worker, now)
+
+    def _settle(self, now: float) -> None:
+        """What models are served by whom changed. The latest version may be one now whose workers are free; and
+        requests whose model lost its last worker get a short while for another to appear."""
+        for worker in self.workers.values():
+            self._feed(worker, now)
+        for (model, version), queue in self.scheduler.queues.items():
+            served = self.scheduler.served(model, version)
+            if not served and not queue.parked:
+                for request in queue:
+                    self._timers.set(request.key, min(request.deadline, now + self.policy.worker_grace))
+            queue.parked = not served
+
+    def _end(
+        self, request: Request, event: str, now: float, reply: wire.Result | wire.Error, payload: Payload = ()
+    ) -> None:
+        """The one terminal reply of an accepted request."""
+        self._step(request, event, now)
+        del self.requests[request.key]
+        self._timers.cancel(request.key)
+        self._actions.append(ToClient(request.client, reply, payload))
+
+    def _fail(self, request: Request, event: str, now: float, status: Status, text: str) -> None:
+        """End a request with an error of the broker's, wherever it is."""
+        if request.worker is not None:
+            # The slot stays taken until the worker answers.
+            self._actions.append(ToWorker(request.worker.peer, wire.Revoke(*request.key, request.attempt)))
+        elif self.scheduler.holds(request):
+            self.scheduler.discard(request)
+        self.counts[f"failed.{status.value}"] += 1
+        self._end(request, event, now, error_of(request.key, status, text))
+
+    def _waits_for(self, worker: Worker, request: Request, attempt: int) -> bool:
+        """Whether this very attempt is the one whose answer counts."""
+        return self.requests.get(request.key) is request and request.worker is worker and request.attempt == attempt
+
+    def _lose(self, worker: Worker, why: str, now: float) -> None:
+        """Forget a worker and give what it held to others."""
+        del self.workers[worker.peer]
+        self._timers.cancel(worker.peer)
+        self.scheduler.remove(worker)
+        # A worker that said goodbye and has nothing left is not lost, it went.
+        self.counts["lost_workers"] += worker.duty is not Duty.DRAINING or bool(worker.held)
+        self._turn(worker, "lost", now, why)
+        wanted = [(r, attempt) for (_, attempt), r in worker.held.items() if self._waits_for(worker, r, attempt)]
+        first = next(iter(worker.held.values()), None)
+        for request, attempt in reversed(wanted):  # each goes before those that queue, so that their order stays
+            request.worker = None
+            self._step(request, "lost", now, worker.name)
+            # Which one took it down? First attempts may run together, and an answer may be lost with its sender, so
+            # all of those are suspects. Later ones run alone and in the order of dispatch: there only the first is.
+            if request is first or attempt == 1:
+                request.lost.append(worker.name)
+            if len(request.lost) >= self.policy.max_attempts:
+                text = f"lost its worker {len(request.lost)} times ({', '.join(request.lost)}; the last: {why})"
+                self._fail(request, "given up", now, Status.ABORTED, text)
+                # Should the answer be lost, its client will send it again, and it must not take down more workers.
+                self.given_up[request.key] = error_of(request.key, Status.ABORTED, text)
+                if len(self.given_up) > _GIVEN_UP:
+                    del self.given_up[next(iter(self.given_up))]
+            else:
+                self.counts["retried"] += 1
+                self._place(request, self.scheduler.choose(request.model, request.version), now)
+        self._settle(now)
+
+    # --- models ---------------------------------------------------------------------------------------------
+
+    def _learn(self, models: dict[tuple[str, int], Any]) -> None:
+        for name, version in models:
+            versions = self.known.setdefault(name, set())
+            versions.add(version)
+            if len(versions) > limits.BODY_ITEMS:
+                versions.remove(min(versions))
+            if len(self.known) > limits.BODY_ITEMS:
+                del self.known[next(iter(self.known))]
+
+    def _was_known(self, model: str, version: int) -> bool:
+        versions = self.known.get(model, ())
+        return bool(versions) if version == LATEST else version in versions
+
+    def _nobody_serves(self, model: str, version: int) -> tuple[Status, str]:
+        wanted = f"model {model!r}" + ("" if version == LATEST else f" version {version}")
+        served = f"served are: {served_listing(self)}"
+        if self._was_known(model, version):
+            return Status.UNAVAILABLE, f"no worker that holds {wanted} is there now; {served}"
+        return Status.NOT_FOUND, f"no worker ever announced {wanted}; {served}"
+
+
+def error_of(key: tuple[bytes, int], status: Status, text: str) -> wire.Error:
+    return wire.Error(*key, status.value, text[: limits.MESSAGE_CHARS])

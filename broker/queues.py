@@ -1,0 +1,137 @@
+"""Queues in which clients take turns, and what part of them each client has. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from broker.state import Request
+from zmq_offload.protocol.messages import Key
+
+
+class Shares:
+    """How many requests, and bytes of them, each client has somewhere."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.nbytes = 0
+        self.by_owner: dict[bytes, tuple[int, int]] = {}
+        """owner -> (requests, bytes); nobody with none."""
+
+    def __contains__(self, owner: bytes) -> bool:
+        return owner in self.by_owner
+
+    def of(self, owner: bytes) -> tuple[int, int]:
+        return self.by_owner.get(owner, (0, 0))
+
+    def clients_with(self, owner: bytes) -> int:
+        """How many share, `owner` included."""
+        return len(self.by_owner) + (owner not in self.by_owner)
+
+    def largest(self, *, by_bytes: bool) -> bytes:
+        """Who has most."""
+        by_owner = self.by_owner
+        return max(by_owner, key=lambda owner: by_owner[owner][by_bytes])
+
+    def add(self, request: Request) -> None:
+        count, nbytes = self.of(request.owner)
+        self.by_owner[request.owner] = count + 1, nbytes + request.nbytes
+        self.count += 1
+        self.nbytes += request.nbytes
+
+    def take(self, request: Request) -> None:
+        count, nbytes = self.by_owner[request.owner]
+        if count == 1:
+            del self.by_owner[request.owner]
+        else:
+            self.by_owner[request.owner] = count - 1, nbytes - request.nbytes
+        self.count -= 1
+        self.nbytes -= request.nbytes
+
+
+class _Line(OrderedDict[Key, Request]):
+    """One client's requests of one priority. `turn`: when it last had its turn, or came, as a count."""
+
+    __slots__ = ("turn",)
+    turn: int
+
+
+class FairQueue:
+    """Requests for one model, in the order in which workers should take them."""
+
+    def __init__(self) -> None:
+        # priority -> owner -> its requests; the owner whose turn is longest ago comes first
+        self._levels: dict[int, OrderedDict[bytes, _Line]] = {}
+        self._top: list[int] = []  # priorities present, ascending: the last is the most urgent
+        self.shares = Shares()
+        self.parked = False
+        """Whether nobody serves it, and its requests wait for somebody to appear."""
+
+    def __len__(self) -> int:
+        return self.shares.count
+
+    @property
+    def nbytes(self) -> int:
+        return self.shares.nbytes
+
+    def __iter__(self) -> Iterator[Request]:
+        for level in self._levels.values():
+            for line in level.values():
+                yield from line.values()
+
+    def __contains__(self, request: Request) -> bool:
+        level = self._levels.get(request.priority)
+        line = level.get(request.owner) if level else None
+        return line is not None and line.get(request.key) is request
+
+    def push(self, request: Request, turn: int, *, again: bool = False) -> None:
+        """Add a request; `again` puts one that had its turn already before all others of its priority."""
+        level = self._levels.get(request.priority)
+        if level is None:
+            level = self._levels[request.priority] = OrderedDict()
+            self._top = sorted(self._levels)
+        line = level.get(request.owner)
+        if line is None:
+            line = level[request.owner] = _Line()
+            line.turn = turn
+        line[request.key] = request
+        if again:
+            line.move_to_end(request.key, last=False)
+            level.move_to_end(request.owner, last=False)
+            line.turn = 0
+        self.shares.add(request)
+
+    def rank(self) -> tuple[int, int]:
+        """Smaller is to be served before; the queue must not be empty."""
+        priority = self._top[-1]
+        return -priority, next(iter(self._levels[priority].values())).turn
+
+    def pop(self, turn: int) -> Request:
+        """Take the request whose turn it is; its client's next one waits until the others had theirs."""
+        level = self._levels[self._top[-1]]
+        owner, line = next(iter(level.items()))
+        request = next(iter(line.values()))
+        level.move_to_end(owner)
+        line.turn = turn
+        self.remove(request)
+        return request
+
+    def last(self, owner: bytes) -> Request:
+        """The newest of a client's requests of its least priority; it must have one."""
+        for priority in self._top:
+            line = self._levels[priority].get(owner)
+            if line:
+                return line[next(reversed(line))]
+        raise KeyError(owner)
+
+    def remove(self, request: Request) -> None:
+        """Take out a request that is here."""
+        level = self._levels[request.priority]
+        line = level[request.owner]
+        del line[request.key]
+        self.shares.take(request)
+        if not line:
+            del level[request.owner]
+            if not level:
+                del self._levels[request.priority]
+                self._top = sorted(self._levels)

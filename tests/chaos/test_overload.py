@@ -1,0 +1,104 @@
+"""Clients that flood, and clients that never read: what the broker holds of them, and what others notice."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from tests.processes import Fabric, faulty_workers, running, running_broker, wait_for_workers
+from tests.traffic import traffic
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import encode_tensors
+
+pytestmark = pytest.mark.chaos
+
+MB = 1 << 20
+BOUND = 64 * MB
+"""--max-queued-bytes."""
+
+
+class Memory(threading.Thread):
+    """Watches a process's resident memory."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self._file = Path(f"/proc/{pid}/status")
+        self._ended = threading.Event()
+        self.first = self.peak = self.now()
+        self.start()
+
+    def now(self) -> int:
+        return int(re.findall(r"VmRSS:\s+(\d+)", self._file.read_text())[0]) * 1024
+
+    def run(self) -> None:
+        while not self._ended.wait(0.02):
+            self.peak = max(self.peak, self.now())
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+    def __str__(self) -> str:
+        return f"{self.first / MB:.0f} MB before, {self.peak / MB:.0f} MB at most"
+
+
+@contextmanager
+def watched() -> Iterator[tuple[Fabric, Memory]]:
+    with (
+        running_broker("--max-queued-bytes", str(BOUND)) as broker,
+        faulty_workers(broker.backend, "--processes", "2", "--drain", "2", slots=2),
+    ):
+        wait_for_workers(broker.frontend, 2)
+        memory = Memory(broker.broker.popen.pid)
+        try:
+            yield broker, memory
+        finally:
+            memory.end()
+
+
+def test_a_client_that_floods_harms_itself_only() -> None:
+    polite = {"clients": 1, "depth": 1, "elements": 4800, "more": {"sleep": np.array(0.005)}}
+    with watched() as (broker, memory):
+        with traffic(broker.frontend, **polite) as alone:
+            time.sleep(5)
+        # In a process of its own: what is measured is what the fabric makes of a flood, not Python's lock.
+        with (
+            traffic(broker.frontend, **polite) as beside,
+            running("-m", "tests.chaos.flood", broker.frontend, "100000") as flood,
+        ):
+            codes = json.loads(flood.wait_for("flooded (.*)", timeout=120)[1])
+        print(f"\n100,000 requests of 38,400 bytes at once: {codes}; the broker's memory: {memory}")
+        print(f"a polite client alone: {alone}\nbeside the flood: {beside}")
+        print(f"its p99 beside the flood is {beside.percentile(0.99) / alone.percentile(0.99):.2f} times that alone")
+    assert set(codes) <= {"served", "RESOURCE_EXHAUSTED"}
+    assert not beside.errors and not beside.wrong, str(beside)
+    assert memory.peak - memory.first < 3 * BOUND
+
+
+def test_a_client_that_never_reads_costs_a_bounded_amount() -> None:
+    context = zmq.Context()
+    with watched() as (broker, memory), context.socket(zmq.DEALER) as deaf:
+        deaf.linger = 0
+        deaf.rcvhwm, deaf.sndhwm, deaf.rcvbuf = 1, 100, 4096
+        deaf.connect(broker.frontend)
+        payload = encode_tensors({"x": np.zeros(4800)})
+        with traffic(broker.frontend, clients=2) as load:
+            sent, end = 0, time.monotonic() + 20
+            while time.monotonic() < end:
+                if deaf.poll(100, zmq.POLLOUT):
+                    envelope = wire.encode(wire.Request(b"d" * 16, sent + 1, "echo", 0, 10_000_000, 0))
+                    deaf.send_multipart([envelope, *payload])
+                    sent += 1
+        print(f"\n{sent} requests of a client that never reads; the broker's memory: {memory}\nbeside it: {load}")
+        assert not load.errors and not load.wrong, str(load)
+        assert memory.peak - memory.first < 3 * BOUND
+    context.term()

@@ -1,0 +1,148 @@
+"""Invariant: whatever clients, workers, connections and time do, in any order, `validate` holds, every accepted request
+gets exactly one terminal reply, and no worker is given more than its slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from broker.core import Core
+from broker.events import Disconnected, FromClient, FromWorker, Malformed, Stop, Tick, ToClient, ToWorker, Undelivered
+from broker.invariants import validate
+from broker.liveness import Policy
+from zmq_offload.errors import ProtocolError
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import encode_body
+
+POLICY = Policy(
+    heartbeat=1, patience=3, hang_grace=5, worker_grace=2, max_attempts=2, max_queued=6, max_queued_bytes=60,
+    max_queued_per_model=4, max_queued_per_client=3,
+)  # fmt: skip
+CLIENTS = [bytes([65 + n]) * 16 for n in range(4)]
+PEERS = [b"W%d" % n for n in range(3)]
+MODELS = [("m", 1), ("m", 2), ("n", 1)]
+
+numbers = st.integers(1, 8)
+clients = st.sampled_from(CLIENTS)
+peers = st.sampled_from(PEERS)
+
+
+class Broker(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.core = Core(POLICY, 0.0)
+        self.out: list[ToWorker] = []  # dispatches that no worker answered
+        self.slots: dict[bytes, int] = {}
+
+    def handle(self, event: Any) -> None:
+        promised = dict(self.core.requests)
+        for action in self.core.handle(event, self.now):
+            if isinstance(action, ToWorker):
+                if isinstance(action.message, wire.Dispatch):
+                    self.out.append(action)
+                    worker = self.core.workers.get(action.peer)
+                    if worker is not None:  # else it was lost in the same breath
+                        assert len(worker.held) <= max(worker.slots, worker.most)
+                wire.decode(wire.encode(action.message), wire.TO_WORKER)
+            else:
+                assert isinstance(action, ToClient)
+                wire.decode(wire.encode(action.message), wire.TO_CLIENT)
+                key = action.message[:2]
+                if isinstance(action.message, wire.Result | wire.Error) and key in promised:
+                    assert self.core.requests.get(key) is not promised.pop(key), "answered, and still promised"
+        assert promised.items() <= self.core.requests.items(), "a promise was dropped"
+
+    @rule(
+        session=clients, number=numbers, model=st.sampled_from(["m", "n", "?"]), version=st.integers(0, 3),
+        budget=st.sampled_from([0, 1, 4, 60]), priority=st.integers(-1, 1), size=st.integers(0, 30),
+    )  # fmt: skip
+    def request(
+        self, session: bytes, number: int, model: str, version: int, budget: int, priority: int, size: int
+    ) -> None:
+        message = wire.Request(session, number, model, version, budget * 1_000_000, priority)
+        self.handle(FromClient(session[:1], message, [b"x" * size]))
+
+    @rule(session=clients, number=numbers)
+    def cancel(self, session: bytes, number: int) -> None:
+        self.handle(FromClient(session[:1], wire.Cancel(session, number), []))
+
+    @rule(session=clients, ids=st.lists(numbers, max_size=4))
+    def ping(self, session: bytes, ids: list[int]) -> None:
+        self.handle(FromClient(session[:1] + b"'", wire.Ping(session, ids), []))
+
+    @rule(session=clients, what=st.sampled_from(["models", "status"]))
+    def query(self, session: bytes, what: str) -> None:
+        self.handle(FromClient(session[:1], wire.Query(session, 99, what), []))
+
+    @rule(peer=peers, slots=st.integers(1, 3), models=st.sets(st.sampled_from(MODELS)))
+    def announce(self, peer: bytes, slots: int, models: set[tuple[str, int]]) -> None:
+        body = [{"name": name, "version": version, "inputs": [], "outputs": []} for name, version in models]
+        self.handle(FromWorker(peer, wire.Announce(peer.decode(), slots), [encode_body(body)]))
+
+    @rule(peer=peers, message=st.sampled_from([wire.Heartbeat(), wire.Goodbye(), wire.Announce("?", 1)]))
+    def says(self, peer: bytes, message: Any) -> None:
+        self.handle(FromWorker(peer, message, [b"\xc1"]))
+
+    @precondition(lambda self: self.out)
+    @rule(which=st.integers(0, 50), fails=st.booleans(), again=st.booleans())
+    def answer(self, which: int, fails: bool, again: bool) -> None:
+        dispatch = self.out[which % len(self.out)]
+        if not again:
+            self.out.remove(dispatch)
+        key = dispatch.message[:3]
+        message = wire.Failed(*key, "WEIRD", "?") if fails else wire.Done(*key, 5)
+        self.handle(FromWorker(dispatch.peer, message, [b"out"]))
+
+    @rule(peer=peers, full=st.booleans())
+    def undelivered(self, peer: bytes, full: bool) -> None:
+        self.handle(Undelivered(ToWorker(peer, wire.Probe()), full))
+
+    @rule(peer=clients)
+    def client_gone(self, peer: bytes) -> None:
+        self.handle(Undelivered(ToClient(peer[:1], wire.Pong(peer, [])), False))
+
+    @rule()
+    def disconnected(self) -> None:
+        self.handle(Disconnected())
+
+    @rule(frontend=st.booleans())
+    def malformed(self, frontend: bool) -> None:
+        self.handle(Malformed(b"?", frontend, ProtocolError("nonsense")))
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 2.5, 7.0]))
+    def time_passes(self, seconds: float) -> None:
+        end = self.now + seconds
+        while (due := self.core.next_deadline()) is not None and due <= end:
+            self.now = max(self.now, due)
+            self.handle(Tick())
+            assert self._ticked(), "it would spin"
+        self.now = end
+
+    @rule()
+    def stop(self) -> None:
+        self.handle(Stop(3.0))
+
+    @invariant()
+    def holds(self) -> None:
+        validate(self.core)
+
+    @invariant()
+    def nothing_outlives_its_deadline(self) -> None:
+        assert all(request.deadline >= self.now - 1e-9 for request in self.core.requests.values() if self._ticked())
+
+    def _ticked(self) -> bool:
+        due = self.core.next_deadline()
+        return due is None or due > self.now
+
+    def teardown(self) -> None:
+        """In the end all that was promised is answered, if only by the deadline."""
+        self.time_passes(120)
+        assert not self.core.requests
+
+
+TestBroker = Broker.TestCase
+TestBroker.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)

@@ -1,0 +1,189 @@
+"""One random history of a fabric, of a seed: `python -m tests.simulation.history SEED` tells it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections import Counter
+
+from tests.simulation.network import Connection, World
+from tests.simulation.processes import Broker, Client, Fault, Worker
+
+TROUBLE = 5.0
+"""Seconds in which calls are made and faults happen."""
+SETTLE = 9.0
+"""Seconds after which a fabric without further faults must serve again: the longest deadline, the grace of a hang, and
+the patience of those that wait for each other."""
+
+
+class History:
+    """A fabric, what is asked of it, and what goes wrong."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.world = world = World(seed)
+        chance = world.chance
+        self.fair = chance.random() < 0.1
+        """Whether nothing is asked for that cannot be: then everything must be served."""
+        self.calm = self.fair or chance.random() < 0.15
+        """Whether nothing goes wrong: then nobody may be lost, though calls are cancelled, fail and run out of time."""
+        if not self.calm:
+            world.latency = chance.choice((0.0005, 0.005, 0.05))
+            world.loss = chance.choice((0.0, 0.0, 0.0, 0.03))
+            world.doubling = chance.choice((0.0, 0.0, 0.0, 0.1))
+        models = [("m", 1)]
+        self.brokers = [Broker(world, f"broker{n}") for n in range(chance.choice((1, 1, 2)))]
+        self.workers = []
+        for n in range(chance.randint(1, 3)):
+            more = [*models, *chance.choice(((), (("m", 2),), (("n", 1),)))]
+            slots, batch = chance.randint(1, 4), chance.choice((1, 1, 4))
+            self.workers.append(Worker(world, n, self.brokers, slots, more, batch))
+        self.clients = [Client(world, n, self.brokers) for n in range(chance.randint(1, 3))]
+        if self.calm:
+            for worker in self.workers:
+                worker.deadlines = {client.session.token: client.deadlines for client in self.clients}
+        for client in self.clients:
+            for _ in range(chance.randint(1, 8)):
+                world.at(chance.uniform(0, TROUBLE), self._call, client)
+        if not self.fair and chance.random() < 0.1:
+            flooder, at = chance.choice(self.clients), chance.uniform(0, TROUBLE)
+            for _ in range(25):
+                world.at(at, self._call, flooder)
+        if not self.calm:
+            for _ in range(chance.randint(0, 5)):
+                world.at(chance.uniform(0, TROUBLE), self._go_wrong)
+
+    def run(self) -> Counter[str]:
+        """How the calls ended. Raises Fault, with the seed and the story, if an invariant does not hold."""
+        try:
+            self.world.run_until(TROUBLE)
+            self._heal()
+            self.world.run_until(TROUBLE + SETTLE)
+            self._must_serve()
+        except Exception as error:
+            # Whatever a core raises is as much of a fault as an invariant that does not hold.
+            where = "" if isinstance(error, Fault) else traceback.format_exc()
+            raise Fault(f"seed {self.seed}: {type(error).__name__}: {error}\n{where}\n{self.story()}") from error
+        return Counter(outcome for client in self.clients for outcome in client.outcomes.values())
+
+    def story(self, last: int = 60) -> str:
+        lines = [f"{time:9.4f}  " + " ".join(map(str, what)) for time, *what in self.world.log[-last:]]
+        for broker in self.brokers:
+            lines.append(f"--- {broker.name}")
+            for key in broker.core.requests:
+                lines += [f"{key}:", *broker.core.story(key)]
+        return "\n".join(lines)
+
+    # --- what is asked --------------------------------------------------------------------------------------
+
+    def _call(self, client: Client) -> None:
+        if not client.alive:
+            return
+        chance = self.world.chance
+        what: dict[str, float] = {"bytes": chance.choice((1, 1, 900))} if not self.fair else {}
+        what["sleep"] = chance.choice((0.001, 0.01, 0.1, 0.5))
+        if not self.fair and chance.random() < 0.1:
+            what["fail" if self.calm else chance.choice(("kill", "hang", "fail"))] = 1
+        timeout = 4.0 if self.fair else chance.choice((0.1, 1.0, 4.0))
+        model = "m" if self.fair else chance.choice(("m", "m", "m", "n", "unknown"))
+        version = chance.choice((0, 0, 1)) if self.fair else chance.choice((0, 0, 1, 2))
+        number = client.call(timeout, model, version, chance.choice((0, 0, 0, 1, -1)), what)
+        if not self.fair and chance.random() < 0.15:
+            self.world.at(self.world.now + chance.uniform(0, timeout), client.cancel, number)
+
+    # --- what goes wrong ------------------------------------------------------------------------------------
+
+    def _go_wrong(self) -> None:
+        chance = self.world.chance
+        fault = chance.choice(_FAULTS)
+        self.world.note("!", fault.__name__.strip("_"))
+        fault(self)
+
+    def _worker_dies(self) -> None:
+        self.world.chance.choice(self.workers).crash()
+
+    def _worker_stops(self) -> None:
+        worker = self.world.chance.choice(self.workers)
+        if worker.alive:
+            worker.pause(self.world.chance.choice((0.5, 2.0, 5.0)))
+
+    def _worker_drains(self) -> None:
+        self.world.chance.choice(self.workers).drain()
+
+    def _broker_dies(self) -> None:
+        broker = self.world.chance.choice(self.brokers)
+        broker.crash()
+        self.world.at(self.world.now + self.world.chance.choice((0.2, 2.0)), broker.start)
+
+    def _broker_stops(self) -> None:
+        self.world.chance.choice(self.brokers).pause(self.world.chance.choice((0.05, 0.5, 2.0)))
+
+    def _broker_drains(self) -> None:
+        self.world.chance.choice(self.brokers).stop()
+
+    def _client_dies(self) -> None:
+        self.world.chance.choice(self.clients).crash()
+
+    def _connection_breaks(self) -> None:
+        self.world.chance.choice(self._connections()).break_()
+
+    def _partition(self) -> None:
+        seconds = self.world.chance.choice((0.3, 2.0, 5.0))
+        for connection in self._connections():
+            if self.world.chance.random() < 0.5:
+                connection.block(seconds)
+
+    def _connections(self) -> list[Connection]:
+        return [connection for process in (*self.clients, *self.workers) for connection in process.connections]
+
+    # --- in the end -----------------------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        world = self.world
+        world.note("!", "no more faults")
+        world.loss = world.doubling = 0.0
+        for broker in self.brokers:
+            broker.start()
+        for connection in self._connections():
+            connection.blocked_until = 0.0
+        for worker in self.workers:
+            if worker.alive and world.now < worker.stopped_until:
+                worker.stopped_until = 0.0
+                worker._loop(worker.lives)
+
+    def _must_serve(self) -> None:
+        """No slot leaked, nobody is forgotten, nobody waits for somebody who waits for him."""
+        numbers = {c: c.call(4.0, "m", 1, 0, {"sleep": 0.001}) for c in self.clients if c.alive}
+        self.world.run_until(TROUBLE + SETTLE + 4.1)
+        for client, number in numbers.items():
+            if client.outcomes.get(number) != "served":
+                raise Fault(f"in the end {client.name}'s call {number} is not served: {client.outcomes.get(number)}")
+            if self.fair and set(client.outcomes.values()) != {"served"}:
+                raise Fault(f"nothing went wrong, but {client.name} got {client.outcomes}")
+        for broker in self.brokers:
+            counts = broker.core.counts
+            if self.calm and (counts["lost_workers"] or counts["retried"]):
+                raise Fault(f"nothing went wrong, but {broker.name} lost a worker: {counts}")
+            if broker.core.requests:
+                raise Fault(f"{broker.name} still holds {[str(key) for key in broker.core.requests]}")
+
+
+_FAULTS = (
+    History._worker_dies,
+    History._worker_dies,
+    History._worker_stops,
+    History._worker_drains,
+    History._broker_dies,
+    History._broker_stops,
+    History._broker_drains,
+    History._client_dies,
+    History._connection_breaks,
+    History._partition,
+)
+
+
+if __name__ == "__main__":
+    history = History(int(sys.argv[1]))
+    outcomes = history.run()
+    print(history.story(last=10_000))
+    print(dict(outcomes))
