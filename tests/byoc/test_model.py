@@ -269,7 +269,7 @@ def edit(bundle: Path, **changes: Any) -> None:
         ({"inputs": None}, "is damaged: key 'inputs' is missing"),
         ({"inputs": [{"name": "x", "datatype": "FP33", "shape": []}]}, "is damaged: tensor 'x': datatype 'FP33'"),
         ({"offloaded": [{"symbol": "", "version": 1, "model": "m", "inputs": [], "outputs": []}]}, "symbol ''"),
-        ({"offloaded": [{"symbol": "s", "version": 0, "model": "m", "inputs": [], "outputs": []}]}, "version 0 is nei"),
+        ({"offloaded": [{"symbol": "s", "version": 0, "model": "m", "inputs": [], "outputs": []}]}, "version 0 is not"),
         ({"offloaded": 3}, "is damaged"),
         ({"checksum": 3}, "must be strings"),
     ],
