@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -72,7 +72,7 @@ def measure(
         call()
     times: list[list[float]] = [[], []]
     others: list[float] = []
-    runs: list[tuple[dict[str, int], dict[str, int]]] = []
+    runs: list[_Run] = []
     sizes = [repeat // _BLOCKS + (at < repeat % _BLOCKS) for at in range(_BLOCKS)]
     for size in filter(None, sizes):
         for _ in range(size):
@@ -85,26 +85,37 @@ def measure(
             other()
             others += [_timed(other) for _ in range(size)]
             del other
-    functions = _functions(subject, arrays, runs, recorder.outputs)
+    functions = _functions(subject, arrays, _middle(times[1], runs), recorder.outputs)
     median = statistics.median
     return Measured(functions, median(times[0]), median(times[1]), median(others) if others else None)
 
 
+_Run: TypeAlias = tuple[dict[str, int], dict[str, int]]
+"""Nanoseconds and calls by function."""
+
+
+def _middle(times: Sequence[float], runs: Sequence[_Run]) -> list[_Run]:
+    """The half of the runs that took neither longest nor shortest. Their means add up to a whole run that is near the
+    median, which medians of each function do not where something else disturbs now one of them and now another."""
+    order = sorted(range(len(runs)), key=times.__getitem__)
+    quarter = len(runs) // 4
+    return [runs[at] for at in order[quarter : len(runs) - quarter]]
+
+
 def _functions(
-    subject: Subject, arrays: Sequence[Array], runs: Sequence[tuple[dict[str, int], dict[str, int]]], outputs: Any
+    subject: Subject, arrays: Sequence[Array], runs: Sequence[_Run], outputs: Mapping[str, str]
 ) -> tuple[Function, ...]:
+    calls = runs[0][1]
+    seconds = {name: sum(run[0].get(name, 0) for run in runs) / len(runs) / 1e9 for name in calls}
     found = []
-    names = [name for name in runs[0][0] if not name.startswith(BUILTIN)]
-    for name in names:
-        calls = runs[0][1][name]
-        seconds = statistics.median(run[0].get(name, 0) for run in runs) / 1e9
-        flops = subject.flops_of(name, arrays)
-        found.append(
-            Function(name, calls, seconds, flops and flops * calls, outputs[name], subject.offloaded.get(name))
-        )
-    built_in = [sum(ns for name, ns in run[0].items() if name.startswith(BUILTIN)) for run in runs]
-    calls = sum(many for name, many in runs[0][1].items() if name.startswith(BUILTIN))
-    found.append(Function(VM, calls, statistics.median(built_in) / 1e9))
+    for name in calls:
+        if not name.startswith(BUILTIN):
+            flops = subject.flops_of(name, arrays)
+            work = flops * calls[name] if flops is not None else None
+            model = subject.offloaded.get(name)
+            found.append(Function(name, calls[name], seconds[name], work, outputs[name], model))
+    built_in = [name for name in calls if name.startswith(BUILTIN)]
+    found.append(Function(VM, sum(map(calls.__getitem__, built_in)), sum(map(seconds.__getitem__, built_in))))
     return tuple(sorted(found, key=lambda function: -function.seconds))
 
 
