@@ -85,7 +85,7 @@ def measure(
             other()
             others += [_timed(other) for _ in range(size)]
             del other
-    functions = _functions(subject, arrays, _middle(times[1], runs), recorder.outputs)
+    functions = _functions(subject, arrays, runs, recorder.outputs)
     median = statistics.median
     return Measured(functions, median(times[0]), median(times[1]), median(others) if others else None)
 
@@ -94,19 +94,12 @@ _Run: TypeAlias = tuple[dict[str, int], dict[str, int]]
 """Nanoseconds and calls by function."""
 
 
-def _middle(times: Sequence[float], runs: Sequence[_Run]) -> list[_Run]:
-    """The half of the runs that took neither longest nor shortest. Their means add up to a whole run that is near the
-    median, which medians of each function do not where something else disturbs now one of them and now another."""
-    order = sorted(range(len(runs)), key=times.__getitem__)
-    quarter = len(runs) // 4
-    return [runs[at] for at in order[quarter : len(runs) - quarter]]
-
-
 def _functions(
     subject: Subject, arrays: Sequence[Array], runs: Sequence[_Run], outputs: Mapping[str, str]
 ) -> tuple[Function, ...]:
     calls = runs[0][1]
-    seconds = {name: sum(run[0].get(name, 0) for run in runs) / len(runs) / 1e9 for name in calls}
+    # Of each by itself: on a busy machine every run has some function that was interrupted. So they add up to less.
+    seconds = {name: statistics.median(run[0].get(name, 0) for run in runs) / 1e9 for name in calls}
     found = []
     for name in calls:
         if not name.startswith(BUILTIN):

@@ -40,7 +40,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         (
             "run",
             f"{duration(measured.total)}, the median of {profile.repeat}; "
-            f"{duration(measured.profiled)} while profiled, {duration(profile.sum)} of it in functions",
+            f"{duration(measured.profiled)} while profiled; the functions' medians add up to {duration(profile.sum)}",
         ),
     ]
     rate = profile.rate(whole)

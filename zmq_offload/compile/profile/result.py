@@ -11,9 +11,8 @@ VM = "(virtual machine: memory and shapes)"
 
 @dataclass(frozen=True)
 class Function:
-    """One function of a model: calls and seconds a run (the mean of the middle half of the runs), floating-point
-    operations a run where they are known, and the shape that it writes. `model` is the name of an offloaded model that
-    it calls."""
+    """One function of a model: calls and seconds a run (the median of the runs), floating-point operations a run where
+    they are known, and the shape that it writes. `model` is the name of an offloaded model that it calls."""
 
     name: str
     calls: int
