@@ -21,6 +21,7 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
 kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph or echo")
+switch = checked(str, lambda text: text in ("on", "off"), "on or off")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Config:
     slots: int = 2
     processes: int = 1
     threads: int = 1
+    pin: bool = True
     refresh: float = 5.0
     hang_grace: float = 30.0
     max_frame_bytes: int = limits.MESSAGE_BYTES
@@ -55,6 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     add_option(parser, "--slots", count, None, "requests a process may hold, default 2, echo 32", metavar="N")
     add_option(parser, "--processes", count, 1, "worker processes", metavar="N")
     add_option(parser, "--threads", count, None, "TVM threads a process, default cores / processes", metavar="N")
+    add_option(parser, "--pin", switch, "on", "keep each process on cores of its own", metavar="on|off")
     add_option(parser, "--refresh", seconds, 5.0, "seconds between two looks at the repository", metavar="S")
     add_option(parser, "--heartbeat", seconds, policy.heartbeat, "seconds between heartbeats", metavar="S")
     add_option(parser, "--patience", seconds, policy.patience, "seconds a broker may be silent", metavar="S")
@@ -75,6 +78,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         slots=given.slots or (32 if given.executor == "echo" else 2),
         processes=given.processes,
         threads=given.threads or max(1, cores // given.processes),
+        pin=given.pin == "on",
         refresh=given.refresh,
         hang_grace=given.hang_grace,
         max_frame_bytes=given.max_frame_bytes,

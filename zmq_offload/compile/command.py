@@ -56,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
         "--batch-delay",
         type=microseconds,
         metavar="US",
-        help="microseconds that the first of them may wait for others",
+        help="microseconds that the first of them may wait for others (default: 0)",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=run, usage_error=parser.error)
