@@ -60,7 +60,7 @@ def profile(
     onnx_model: bytes | None = None,
     tuning: Path | None = None,
 ) -> Profile:
-    """Compile `mod` for `target`, run `entry` on `inputs` and time each function in place, by medians of `repeat` runs."""
+    """Compile `mod` for `target`, run `entry` on `inputs` and time its functions in place: medians of `repeat` runs."""
     with target:
         fused = Sequential(fusing(target))(mod)
     counts = {str(n.name_hint): _operations(f) for n, f in fused.functions.items() if isinstance(f, tirx.PrimFunc)}
