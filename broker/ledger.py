@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from broker.events import Action, ToClient, ToWorker
+from broker.events import Action, Authorized, ToClient, ToWorker
 from broker.lifecycle import REQUEST, WORKER, Duty, Story
 from broker.liveness import Policy
 from broker.report import served_listing
@@ -32,6 +32,8 @@ class Ledger:
         self.workers: dict[bytes, Worker] = {}
         self.scheduler = Scheduler()
         self.stopping = False
+        self.authorized: Authorized | None = None
+        """Whose keys are taken; None where there are no keys and anybody is."""
         self.counts: Counter[str] = Counter()
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.known: dict[str, set[int]] = {}

@@ -6,6 +6,7 @@ While the VM runs, libzmq's I/O thread answers the brokers' heartbeats (see brok
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from workers.session import Action, Reconnect, Session
 from zmq_offload import transport
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError
 from zmq_offload.extras import needs
+from zmq_offload.handshake import Security, Watch
 from zmq_offload.protocol import messages as wire
 from zmq_offload.repository import Repository
 
@@ -59,7 +61,9 @@ class Worker:
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
         for fd in self._stops:
             self._poller.register(fd, zmq.POLLIN)
-        self._sockets = [self._connect(endpoint) for endpoint in config.brokers]
+        self._security = Security(config.key, config.broker_key)
+        self._watches: dict[int, Watch] = {}
+        self._sockets = [self._connect(link) for link in range(len(config.brokers))]
         self.session = Session.open(config.name, config.slots, len(self._sockets), config.policy, clock())
         self._running_until = math.inf
         self._complain_at = 0.0
@@ -83,6 +87,7 @@ class Worker:
                     self._announce()
                 refresh_at = self._clock() + self._config.refresh
         for link, socket in enumerate(self._sockets):
+            self._watches[link].close()
             socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
         self._context.term()
         self._wake.close()
@@ -159,21 +164,27 @@ class Worker:
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
-                log.warning("broker %s is silent; connecting anew", self._config.brokers[action.link])
+                why = self._watches[action.link].refusal() or "is silent"
+                log.warning("broker %s %s; connecting anew", self._config.brokers[action.link], why)
                 self._poller.unregister(self._sockets[action.link])
+                self._watches[action.link].close()
                 self._sockets[action.link].close(linger=0)
-                self._sockets[action.link] = self._connect(self._config.brokers[action.link])
+                self._sockets[action.link] = self._connect(action.link)
             else:
-                transport.send(self._sockets[action.link], [wire.encode(action.message), *action.payload])
+                # A connection whose key was refused takes nothing; it is made anew when the broker was silent for long.
+                with contextlib.suppress(zmq.Again):
+                    transport.send(self._sockets[action.link], [wire.encode(action.message), *action.payload])
 
-    def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
+    def _connect(self, link: int) -> zmq.Socket[bytes]:
         socket = transport.make_socket(
             self._context,
             zmq.DEALER,
             max_frame_bytes=self._config.max_frame_bytes,
             heartbeat=self._config.policy.heartbeat,
         )
-        transport.connect(socket, endpoint)
+        self._security.protect(socket)
+        self._watches[link] = Watch(socket)
+        transport.connect(socket, self._config.brokers[link])
         self._poller.register(socket, zmq.POLLIN)
         return socket
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from zmq_offload.errors import OffloadError
 
 # Each module has add_parser(subparsers) and imports what is heavy when it runs: `status` works without TVM.
-COMMANDS = ("zmq_offload.compile.command", "zmq_offload.status", "zmq_offload.demo.command")
+COMMANDS = ("zmq_offload.compile.command", "zmq_offload.status", "zmq_offload.demo.command", "zmq_offload.keys_command")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,7 +73,9 @@ class Client:
 
     `broker` is the endpoint of a broker's frontend, or several: while one does not answer, the next is tried, and what
     was outstanding is sent there. `timeout` (seconds) is for calls that give none: no call waits for ever.
-    A frame of more than `max_frame_bytes` is not taken from the broker.
+    A frame of more than `max_frame_bytes` is not taken from the broker. `key` (this client's NAME.key_secret) and
+    `broker_key` (the broker's NAME.key) encrypt and authenticate (docs/security.md); their defaults are in
+    ZMQ_OFFLOAD_CLIENT_KEY and ZMQ_OFFLOAD_BROKER_KEY.
     """
 
     def __init__(
@@ -83,9 +85,11 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
         policy: Policy | None = None,
+        key: str | None = None,
+        broker_key: str | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        self._connection = Connection(broker, policy or Policy(), max_frame_bytes)
+        self._connection = Connection(broker, policy or Policy(), max_frame_bytes, key, broker_key)
         self._session = self._connection.session
         self._lock = threading.Lock()  # guards the session, `_calls`, `_outbox`, `_closed`
         self._work = threading.Condition(self._lock)  # the pump waits here
@@ -311,6 +315,8 @@ class Client:
                 now = time.monotonic()
                 deadline = session.next_deadline()
                 if deadline is not None and deadline <= now:
+                    if (why := connection.refusal()) is not None:
+                        self._outbox.extend(session.refused(why, now))
                     self._outbox.extend(session.tick(now))
 
     def _perform(self) -> None:

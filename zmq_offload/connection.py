@@ -12,6 +12,7 @@ import zmq
 
 from zmq_offload import transport
 from zmq_offload.errors import InvalidArgument, OffloadError, ProtocolError
+from zmq_offload.handshake import Security, Watch
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import Array, decode_body, decode_tensors
@@ -26,12 +27,25 @@ DEFAULT_TIMEOUT = 10.0
 class Connection:
     """A socket to one of several brokers. Not thread-safe."""
 
-    def __init__(self, broker: str | Sequence[str], policy: Policy, max_frame_bytes: int) -> None:
+    def __init__(
+        self,
+        broker: str | Sequence[str],
+        policy: Policy,
+        max_frame_bytes: int,
+        key: str | None = None,
+        broker_key: str | None = None,
+    ) -> None:
         self.endpoints = [broker] if isinstance(broker, str) else list(broker)
         if not self.endpoints:
             raise InvalidArgument("a client needs at least one broker endpoint")
         for endpoint in self.endpoints:
             transport.check_endpoint(endpoint)
+        key = key or os.environ.get("ZMQ_OFFLOAD_CLIENT_KEY")
+        broker_key = broker_key or os.environ.get("ZMQ_OFFLOAD_BROKER_KEY")
+        if bool(key) != bool(broker_key):
+            raise InvalidArgument("a client's key and its broker's key belong together")
+        self._security = Security(key, broker_key)
+        self._endpoint = 0
         self._policy = policy
         self._max_frame_bytes = max_frame_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -42,15 +56,26 @@ class Connection:
         socket = transport.make_socket(
             self._context, zmq.DEALER, max_frame_bytes=self._max_frame_bytes, heartbeat=self._policy.heartbeat
         )
+        self._security.protect(socket)
+        self._watch = Watch(socket)
+        self._endpoint = endpoint
         transport.connect(socket, self.endpoints[endpoint])
         return socket
 
     def reconnect(self, endpoint: int) -> None:
+        self._watch.close()
         self.socket.close(linger=0)
         self.socket = self._connect(endpoint)
 
+    def refusal(self) -> str | None:
+        """Why the broker does not let this client in, or None if nothing says so."""
+        why = self._watch.refusal()
+        return None if why is None else f"the broker at {self.endpoints[self._endpoint]} {why}"
+
     def send(self, action: Send) -> None:
-        transport.send(self.socket, [wire.encode(action.message), *action.payload])
+        # A connection whose key was refused takes nothing any more; the session hears of that by `refusal`.
+        with contextlib.suppress(zmq.Again):
+            transport.send(self.socket, [wire.encode(action.message), *action.payload])
 
     def receive(self) -> tuple[wire.ToClient, Sequence[Any]] | None:
         """One message without waiting, or None. What is no message is dropped: no call can be told of it."""
@@ -60,6 +85,7 @@ class Connection:
         return None
 
     def close(self) -> None:
+        self._watch.close()
         self.socket.close(linger=100)  # a last Cancel
         self._context.term()
 
