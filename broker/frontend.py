@@ -46,6 +46,11 @@ class Frontend(Ledger):
             again.client = peer
             self.counts["duplicate"] += 1
             return
+        given_up = self.given_up.get(key)
+        if given_up is not None:
+            self.counts["duplicate"] += 1
+            self._actions.append(ToClient(peer, given_up))
+            return
         deadline = now + message.budget_us / 1e6
         request = Request(
             key=key,

@@ -22,6 +22,10 @@ STOP = "stop"
 """The timer of a stop's grace."""
 
 
+_GIVEN_UP = 1000
+"""Requests that were given up and are remembered."""
+
+
 class Ledger:
     """`started` is the time at which the broker came up."""
 
@@ -38,6 +42,8 @@ class Ledger:
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.known: dict[str, set[int]] = {}
         """Models that were announced, and their versions; the oldest are forgotten."""
+        self.given_up: dict[Key, wire.Error] = {}
+        """The last requests that lost too many workers, and what their clients were told."""
         self._story = Story()
         self._timers: Timers[Any] = Timers()  # a request's Key, a worker's peer, or STOP
         self._actions: list[Action] = []
@@ -149,6 +155,10 @@ class Ledger:
             if len(request.lost) >= self.policy.max_attempts:
                 text = f"lost its worker {len(request.lost)} times ({', '.join(request.lost)}; the last: {why})"
                 self._fail(request, "given up", now, Status.ABORTED, text)
+                # Should the answer be lost, its client will send it again, and it must not take down more workers.
+                self.given_up[request.key] = error_of(request.key, Status.ABORTED, text)
+                if len(self.given_up) > _GIVEN_UP:
+                    del self.given_up[next(iter(self.given_up))]
             else:
                 self.counts["retried"] += 1
                 self._place(request, self.scheduler.choose(request.model, request.version), now)

@@ -14,7 +14,18 @@ import zmq
 
 from broker.config import Config
 from broker.core import Core
-from broker.events import Disconnected, Event, FromClient, FromWorker, Malformed, Stop, Tick, ToClient, Undelivered
+from broker.events import (
+    Action,
+    Disconnected,
+    Event,
+    FromClient,
+    FromWorker,
+    Malformed,
+    Stop,
+    Tick,
+    ToClient,
+    Undelivered,
+)
 from broker.security import Security, check_exposure
 from zmq_offload import transport
 from zmq_offload.errors import ProtocolError
@@ -60,9 +71,12 @@ class Broker:
                 self._security.close()
             self._context.destroy(linger=0)
             raise
-        self._look_at_keys_at = clock() + _KEYS_EVERY
+        self._look_at_keys_at = math.inf if self._security is None else clock() + _KEYS_EVERY
         self._monitor = self._back.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._wake = transport.Wake()
+        keyed = self._security is not None
+        self._from_workers = transport.Inbox(self._back, keyed=keyed)
+        self._from_clients = transport.Inbox(self._front, keyed=keyed)
         self._undelivered: list[Undelivered] = []
 
     def _bind(self, endpoint: str, whom: str) -> tuple[zmq.Socket[bytes], str]:
@@ -98,57 +112,63 @@ class Broker:
             self._wake.close()
 
     def _serve(self) -> None:
-        poller = zmq.Poller()
-        for source in (self._front, self._back, self._monitor, self._wake.fileno()):
-            poller.register(source, zmq.POLLIN)
-        core, handle = self.core, self._handle
+        # The monitor and the wake as descriptors: the poll looks into each ZeroMQ socket, at a system call each.
+        wake, monitor = self._wake.fileno(), self._monitor.fileno()
+        watched = (self._back, self._front, monitor, wake)
+        sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in watched]
+        self._drain_monitor()
+        core, handle, clock = self.core, self._handle, self._clock
         while not core.finished:
-            deadline = core.next_deadline()
-            if self._security is not None:
-                deadline = min(deadline or math.inf, self._look_at_keys_at)
-            wait = None if deadline is None else max(0, math.ceil((deadline - self._clock()) * 1000))
-            ready = dict(poller.poll(wait))
-            if self._wake.fileno() in ready:
+            due = min(core.next_deadline() or math.inf, self._look_at_keys_at)
+            wait = -1 if due == math.inf else max(0, math.ceil((due - clock()) * 1000))
+            ready: list[Any] = [source for source, _ in zmq.zmq_poll(sources, wait)]
+            if wake in ready:
                 self._wake.clear()
                 log.info("stopping: finishing %d requests within %.1f s", len(core.requests), self._config.grace)
                 handle(Stop(self._config.grace))
-            if self._monitor in ready:
-                while transport.receive(self._monitor) is not None:
-                    pass
+            if monitor in ready:
+                self._drain_monitor()
                 handle(Disconnected())
             if self._back in ready:
-                self._drain(self._back, self._from_back)
+                self._drain(self._from_workers, self._from_back)
             if self._front in ready:
-                self._drain(self._front, self._from_front)
+                self._drain(self._from_clients, self._from_front)
             deadline = core.next_deadline()
-            if deadline is not None and deadline <= self._clock():
+            if deadline is not None and deadline <= clock():
                 handle(Tick())
             if self._undelivered:
                 self._report_undelivered()
-            if self._security is not None and self._clock() >= self._look_at_keys_at:
-                self._look_at_keys_at = self._clock() + _KEYS_EVERY
-                if (authorized := self._security.reload()) is not None:
-                    handle(authorized)
+            if clock() >= self._look_at_keys_at:
+                self._look_at_keys()
+
+    def _look_at_keys(self) -> None:
+        self._look_at_keys_at = self._clock() + _KEYS_EVERY
+        if self._security is not None and (authorized := self._security.reload()) is not None:
+            self._handle(authorized)
+
+    def _drain_monitor(self) -> None:
+        """Read until refused: the descriptor tells only of what comes after that."""
+        while transport.receive(self._monitor) is not None:
+            pass
 
     def _report_undelivered(self) -> None:
         """Tell the core what could not be sent. A worker's last results may be here still when its connection is gone
         already; they come first, or they would be computed again."""
-        for _ in range(len(self.core.workers) + 1):
-            if not self._drain(self._back, self._from_back):
+        for _ in range((len(self.core.workers) + 1) * _UNREAD_HERE // _BATCH):
+            if not self._from_workers.waiting():
                 break
+            self._drain(self._from_workers, self._from_back)
         undelivered, self._undelivered = self._undelivered, []
         for event in undelivered:
             self._handle(event)
 
-    def _drain(self, socket: zmq.Socket[bytes], read: Callable[[list[Any]], Event]) -> bool:
-        """Take in a batch of messages; whether there may be more."""
-        receive = transport.receive if self._security is None else transport.receive_from
-        for _ in range(_BATCH):
-            frames = receive(socket)
-            if frames is None:
-                return False
-            self._handle(read(frames))
-        return True
+    def _drain(self, inbox: transport.Inbox, read: Callable[[list[Any]], Event]) -> None:
+        """Take in a batch of messages, then do what the core says to all of them: what is sent without a pause goes
+        out in fewer system calls."""
+        actions: list[Action] = []
+        for frames in inbox.take(_BATCH):
+            actions += self.core.handle(read(frames), self._clock())
+        self._perform(actions)
 
     def _from_front(self, frames: list[Any]) -> Event:
         try:
@@ -164,7 +184,10 @@ class Broker:
 
     def _handle(self, event: Event) -> None:
         """Tell the core and do what it says."""
-        for action in self.core.handle(event, self._clock()):
+        self._perform(self.core.handle(event, self._clock()))
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
             socket = self._front if type(action) is ToClient else self._back
             try:
                 transport.send(socket, [action.peer, wire.encode(action.message), *action.payload])

@@ -53,8 +53,11 @@ class Deployment:
     def _deploy(self, model: Model) -> bool:
         try:
             self.executors[model] = self._load(self._repository, *model)
-        except OffloadError as error:
-            log.error("model %s version %d is not served: %s", *model, error)
+        except Exception as error:
+            # What is wrong with one version, of whatever kind (memory that is not there, say), is its own affair.
+            expected = isinstance(error, OffloadError)
+            text = str(error) if expected else f"{type(error).__name__}: {error}"
+            log.error("model %s version %d is not served: %s", *model, text, exc_info=not expected)
             return self.executors.pop(model, None) is not None
         log.info("model %s version %d is served", *model)
         return True

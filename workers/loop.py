@@ -32,6 +32,9 @@ from zmq_offload.repository import Repository
 
 log = logging.getLogger("workers")
 
+_BATCH = 64
+"""Messages taken from one broker before the next has its turn, and before an attempt runs."""
+
 _STINT = 0.05
 """Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
 
@@ -56,15 +59,13 @@ class Worker:
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._poller = zmq.Poller()
         self._wake = transport.Wake()
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
-        for fd in self._stops:
-            self._poller.register(fd, zmq.POLLIN)
         self._security = Security(config.key, config.broker_key)
         self._watches: dict[int, Watch] = {}
-        self._sockets = [self._connect(link) for link in range(len(config.brokers))]
-        self.session = Session.open(config.name, config.slots, len(self._sockets), config.policy, clock())
+        self._inboxes = [self._connect(link) for link in range(len(config.brokers))]
+        self._sources = self._find_sources()
+        self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
         self._running_until = math.inf
         self._complain_at = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -86,9 +87,9 @@ class Worker:
                 if self._refresh():
                     self._announce()
                 refresh_at = self._clock() + self._config.refresh
-        for link, socket in enumerate(self._sockets):
+        for link, inbox in enumerate(self._inboxes):
             self._watches[link].close()
-            socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
+            inbox.socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
         self._context.term()
         self._wake.close()
 
@@ -97,33 +98,33 @@ class Worker:
         ready_at = self.session.ready_at()
         deadline = deadline if ready_at is None else min(deadline, ready_at)
         wait = max(0, math.ceil((deadline - self._clock()) * 1000))
-        ready = dict(self._poller.poll(wait))
+        ready: list[Any] = [source for source, _ in zmq.zmq_poll(self._sources, wait)]
         if any(fd in ready for fd in self._stops):
-            for fd in self._stops:
-                self._poller.unregister(fd)
             self._stops = []
+            self._sources = self._find_sources()
             log.info("draining")
             self._perform(self.session.drain(self._clock()))
-        self._receive()
+        for link, inbox in enumerate(self._inboxes):
+            if inbox.socket in ready:
+                self._receive(link)
         self._perform(self.session.tick(self._clock()))
 
-    def _receive(self) -> None:
-        for link in range(len(self._sockets)):
-            while (frames := transport.receive(self._sockets[link])) is not None:
-                try:
-                    message = wire.decode(frames[0], wire.TO_WORKER)
-                except ProtocolError as error:
-                    # Not each: whoever sends a million of them must not fill the disk.
-                    if self._clock() >= self._complain_at:
-                        self._complain_at = self._clock() + 1
-                        log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
-                    continue
-                if type(message) is wire.Dispatch:
-                    self._take(link, message, frames[1:])
-                    continue
-                if type(message) is wire.Error:
-                    log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
-                self._perform(self.session.received(link, message, self._clock()))
+    def _receive(self, link: int) -> None:
+        for frames in self._inboxes[link].take(_BATCH):
+            try:
+                message = wire.decode(frames[0], wire.TO_WORKER)
+            except ProtocolError as error:
+                # Not each: whoever sends a million of them must not fill the disk.
+                if self._clock() >= self._complain_at:
+                    self._complain_at = self._clock() + 1
+                    log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
+                continue
+            if type(message) is wire.Dispatch:
+                self._take(link, message, frames[1:])
+                continue
+            if type(message) is wire.Error:
+                log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
+            self._perform(self.session.received(link, message, self._clock()))
 
     def _take(self, link: int, message: wire.Dispatch, payload: list[Any]) -> None:
         """Hold an attempt. What is wrong with one is found here, so that it never waits nor spoils a batch."""
@@ -157,25 +158,28 @@ class Worker:
                     self._perform([self.session.failed_with(attempt, outcome)])
                 else:
                     self._perform([self.session.done(attempt, outcome, compute)])
-            if self._clock() >= end:
+            if not self.session.held or self._clock() >= end:
                 return
-            self._receive()
+            for link, inbox in enumerate(self._inboxes):
+                if inbox.waiting():
+                    self._receive(link)
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
                 why = self._watches[action.link].refusal() or "is silent"
                 log.warning("broker %s %s; connecting anew", self._config.brokers[action.link], why)
-                self._poller.unregister(self._sockets[action.link])
                 self._watches[action.link].close()
-                self._sockets[action.link].close(linger=0)
-                self._sockets[action.link] = self._connect(action.link)
+                self._inboxes[action.link].socket.close(linger=0)
+                self._inboxes[action.link] = self._connect(action.link)
+                self._sources = self._find_sources()
             else:
+                frames = [wire.encode(action.message), *action.payload]
                 # A connection whose key was refused takes nothing; it is made anew when the broker was silent for long.
                 with contextlib.suppress(zmq.Again):
-                    transport.send(self._sockets[action.link], [wire.encode(action.message), *action.payload])
+                    transport.send(self._inboxes[action.link].socket, frames)
 
-    def _connect(self, link: int) -> zmq.Socket[bytes]:
+    def _connect(self, link: int) -> transport.Inbox:
         socket = transport.make_socket(
             self._context,
             zmq.DEALER,
@@ -185,8 +189,11 @@ class Worker:
         self._security.protect(socket)
         self._watches[link] = Watch(socket)
         transport.connect(socket, self._config.brokers[link])
-        self._poller.register(socket, zmq.POLLIN)
-        return socket
+        return transport.Inbox(socket)
+
+    def _find_sources(self) -> list[tuple[Any, int]]:
+        """What to poll."""
+        return [(source, transport.POLLIN) for source in (*(inbox.socket for inbox in self._inboxes), *self._stops)]
 
     def _announce(self) -> None:
         """Tell the brokers what is served, and the session what can run together."""

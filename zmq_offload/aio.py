@@ -79,7 +79,7 @@ class AsyncClient:
         loop = self._attach()
         started = loop.time()
         done = await self._call(loop, start)
-        result = outputs_of(done, model, loop.time() - started)
+        result = outputs_of(done, loop.time() - started, model=model)
         if isinstance(result, OffloadError):
             raise result
         if outputs is not None:
@@ -148,8 +148,10 @@ class AsyncClient:
     def _ready(self) -> None:
         if self._closed or self._loop is None:
             return
-        while (message := self._connection.receive()) is not None:
-            self._perform(self._session.received(*message, self._loop.time()))
+        # Until none waits: the descriptor tells only of what comes after that.
+        while self._connection.waiting():
+            for message in self._connection.receive():
+                self._perform(self._session.received(*message, self._loop.time()))
         self._keep_time()
 
     def _keep_time(self) -> None:
@@ -177,19 +179,31 @@ class AsyncClient:
                 self._connection.send(action)
                 sent = True
             elif isinstance(action, Reconnect):
-                assert self._loop is not None
-                self._loop.remove_reader(self._connection.socket.fileno())
-                self._connection.reconnect(action.endpoint)
-                self._loop.add_reader(self._connection.socket.fileno(), self._ready)
+                self._exchange(functools.partial(self._connection.reconnect, action.endpoint))
                 sent = True
             else:
-                future = self._futures.pop(action.id, None)
-                if future is None or future.done():
-                    continue
-                if isinstance(action, Fail):
-                    future.set_exception(action.error)
-                else:
-                    future.set_result(action)
+                self._end(action)
         if sent and self._loop is not None:
             # The descriptor is edge-triggered: sending may have taken note of what came in, and then it stays silent.
             self._loop.call_soon(self._ready)
+
+    def _end(self, action: Complete | Fail) -> None:
+        lent = self._connection.still_lent(action.id)
+        if lent:
+            self._exchange(functools.partial(self._connection.regain, lent))
+            assert self._loop is not None
+            self._perform(self._session.reconnected(self._loop.time()))
+        future = self._futures.pop(action.id, None)
+        if future is None or future.done():
+            return
+        if isinstance(action, Fail):
+            future.set_exception(action.error)
+        else:
+            future.set_result(action)
+
+    def _exchange(self, connect: Callable[[], None]) -> None:
+        """Have the connection make a new socket, whose descriptor may well be the number of the old one."""
+        assert self._loop is not None
+        self._loop.remove_reader(self._connection.socket.fileno())
+        connect()
+        self._loop.add_reader(self._connection.socket.fileno(), self._ready)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import zmq
 
 from zmq_offload import transport
-from zmq_offload.errors import InvalidArgument, OffloadError, ProtocolError
+from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError
 from zmq_offload.handshake import Security, Watch
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -22,6 +22,17 @@ from zmq_offload.session import Complete, Policy, Send, Session
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a call may take unless it says otherwise."""
+
+_BATCH = 64
+"""Messages taken from the socket at a time."""
+
+_SHARED = 8192
+"""libzmq reads into buffers of this size, and frames that fit share one: a result that small is copied out, so that
+keeping it does not keep its neighbours."""
+
+_REGAIN_AT_EASE = 0.02
+_REGAIN_BY_FORCE = 5.0
+"""Seconds: for memory that is on its way back, and for libzmq to drop what it still holds of a closed connection."""
 
 
 class Connection:
@@ -45,27 +56,29 @@ class Connection:
         if bool(key) != bool(broker_key):
             raise InvalidArgument("a client's key and its broker's key belong together")
         self._security = Security(key, broker_key)
-        self._endpoint = 0
         self._policy = policy
         self._max_frame_bytes = max_frame_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.session = Session(os.urandom(wire.SESSION_BYTES), self.endpoints, policy)
-        self.socket = self._connect(0)
+        self._endpoint = 0
+        self._lent: dict[int, list[zmq.MessageTracker]] = {}
+        self._open()
 
-    def _connect(self, endpoint: int) -> zmq.Socket[bytes]:
-        socket = transport.make_socket(
+    def _open(self) -> None:
+        self.socket = transport.make_socket(
             self._context, zmq.DEALER, max_frame_bytes=self._max_frame_bytes, heartbeat=self._policy.heartbeat
         )
-        self._security.protect(socket)
-        self._watch = Watch(socket)
-        self._endpoint = endpoint
-        transport.connect(socket, self.endpoints[endpoint])
-        return socket
+        self._security.protect(self.socket)
+        self._watch = Watch(self.socket)
+        transport.connect(self.socket, self.endpoints[self._endpoint])
+        self._inbox = transport.Inbox(self.socket)
 
     def reconnect(self, endpoint: int) -> None:
+        """Connect to endpoint number `endpoint`; what is queued in the old connection is lost."""
         self._watch.close()
         self.socket.close(linger=0)
-        self.socket = self._connect(endpoint)
+        self._endpoint = endpoint
+        self._open()
 
     def refusal(self) -> str | None:
         """Why the broker does not let this client in, or None if nothing says so."""
@@ -73,21 +86,60 @@ class Connection:
         return None if why is None else f"the broker at {self.endpoints[self._endpoint]} {why}"
 
     def send(self, action: Send) -> None:
-        # A connection whose key was refused takes nothing any more; the session hears of that by `refusal`.
-        with contextlib.suppress(zmq.Again):
-            transport.send(self.socket, [wire.encode(action.message), *action.payload])
+        message = action.message
+        try:
+            lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=True)
+        except zmq.Again:
+            return  # a connection whose key was refused takes nothing; the session hears of that by `refusal`
+        if lent and isinstance(message, wire.Request):
+            self._lent.setdefault(message.id, []).extend(lent)
 
-    def receive(self) -> tuple[wire.ToClient, Sequence[Any]] | None:
-        """One message without waiting, or None. What is no message is dropped: no call can be told of it."""
-        while (frames := transport.receive(self.socket)) is not None:
+    def still_lent(self, number: int) -> Sequence[zmq.MessageTracker]:
+        """The memory that was lent for a call that ends now, so far as it is not back yet.
+
+        It nearly always is, long since: who answers a request has read all of it. Where it is not, because the broker
+        does not read or because the request was sent twice, `regain` it before the caller may do with it what it wants.
+        """
+        lent = self._lent.pop(number, ())
+        return () if all(tracker.done for tracker in lent) or _wait_for(lent, _REGAIN_AT_EASE) else lent
+
+    def regain(self, lent: Sequence[zmq.MessageTracker]) -> None:
+        """Have memory back by giving up the connection, and what is queued there, for a new one."""
+        self.reconnect(self._endpoint)
+        if not _wait_for(lent, _REGAIN_BY_FORCE):
+            raise Internal("the memory of a request's inputs is still being read after its connection was closed")
+
+    def receive(self) -> Iterator[tuple[wire.ToClient, Sequence[Any]]]:
+        """The messages that wait, without waiting for more; the socket was said to have one. What is no message is
+        dropped: no call can be told of it. What a broker that was left said besides is void."""
+        inbox = self._inbox
+        for frames in inbox.take(_BATCH):
+            message = None
             with contextlib.suppress(ProtocolError):
-                return wire.decode(frames[0], wire.TO_CLIENT), frames[1:]
-        return None
+                message = wire.decode(frames[0], wire.TO_CLIENT)
+            if message is not None:
+                yield message, frames[1:]
+            if self._inbox is not inbox:
+                return
+
+    def waiting(self) -> bool:
+        """Whether there is a message."""
+        return self._inbox.waiting()
 
     def close(self) -> None:
         self._watch.close()
         self.socket.close(linger=100)  # a last Cancel
         self._context.term()
+
+
+def _wait_for(trackers: Sequence[zmq.MessageTracker], seconds: float) -> bool:
+    """Whether all are done within so many seconds each."""
+    try:
+        for tracker in trackers:
+            tracker.wait(seconds)
+    except zmq.NotDone:
+        return False
+    return True
 
 
 def check_call(model: str, timeout: float, version: int | None, priority: int) -> int:
@@ -119,21 +171,26 @@ def arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def size(payload: Sequence[Any]) -> int:
+    """Bytes of a payload as `encode_tensors` makes it."""
     return sum(map(len, payload))
 
 
-def outputs_of(done: Complete, model: str, total: float) -> Outputs | OffloadError:
+def outputs_of(done: Complete, total: float, *, model: str) -> Outputs | OffloadError:
     """A Result as outputs, or why it is none."""
     message = done.message
     assert isinstance(message, wire.Result)
     timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
     try:
-        return Outputs(decode_tensors(done.payload), model, message.version, timings)
+        tensors = decode_tensors(done.payload)
     except ProtocolError as error:
         return error
+    for name, array in tensors.items():
+        if array.nbytes < _SHARED:
+            tensors[name] = array.copy()
+    return Outputs(tensors, model, message.version, timings)
 
 
-def answer_of(done: Complete) -> Any:
+def answer_of(done: Complete, total: float = 0.0) -> Any:
     """An Answer's body, or the error that it is none."""
     try:
         return decode_body(done.payload, "an Answer")

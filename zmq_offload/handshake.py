@@ -18,6 +18,8 @@ _FAILURES = 3
 """Handshakes that must fail in a row before the other side is blamed: a broker killed in the middle of one looks
 the same."""
 
+_MISMATCH = "does not complete the handshake: its key is not the one expected, or only one side has keys"
+
 
 class Security:
     """A client's or a worker's keys; both files or none."""
@@ -53,11 +55,12 @@ class Watch:
                 self._failures = 0
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return "does not know this key"
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                # The two have different mechanisms; libzmq does not try again.
+                return _MISMATCH
             else:
                 self._failures += 1
-        if self._failures < _FAILURES:
-            return None
-        return "does not complete the handshake: its key is not the one expected, or only one side has keys"
+        return _MISMATCH if self._failures >= _FAILURES else None
 
     def close(self) -> None:
         self._socket.disable_monitor()

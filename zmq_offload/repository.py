@@ -19,7 +19,8 @@ from typing import Any
 
 from zmq_offload.cpu import CpuNeeds
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.protocol import limits
+from zmq_offload.protocol.tensors import ANY, TensorSpec, check_signature
 
 FORMAT_VERSION = 1
 LIBRARY = "subgraph.so"
@@ -34,6 +35,13 @@ def check_model_name(name: str) -> str:
             f"model name {name!r}: use 1 to 128 letters, digits, '_', '-' and '.', not beginning with '-' or '.'"
         )
     return name
+
+
+def check_version(version: Any) -> int:
+    """`version`, if it can be a model's version number; raises InvalidArgument otherwise."""
+    if type(version) is not int or not 1 <= version <= limits.VERSION:
+        raise InvalidArgument(f"version {version!r} is not a whole number from 1 to {limits.VERSION}")
+    return version
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +118,13 @@ class ModelVersion:
             target, tvm_version, checksum = rest.pop("target"), rest.pop("tvm_version"), rest.pop("checksum")
         except KeyError as missing:
             raise InvalidArgument(f"key {missing} is missing") from None
-        if type(version) is not int or version < 1:
-            raise InvalidArgument(f"version {version!r} is not a whole number from 1")
+        check_version(version)
         if not isinstance(inputs, list) or not isinstance(outputs, list):
             raise InvalidArgument("inputs and outputs must be lists")
         if not isinstance(tvm_version, str) or not isinstance(checksum, str):
             raise InvalidArgument("tvm_version and checksum must be strings")
         specs = [tuple(TensorSpec.from_json(t) for t in tensors) for tensors in (inputs, outputs)]
+        check_signature(*specs)
         batching = _batching(rest.pop("batching", None))
         if batching is not None:
             batching.check((*specs[0], *specs[1]))
@@ -213,12 +221,14 @@ class Repository:
             (draft / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
             draft.chmod(0o755)
             if place.exists():
-                shutil.rmtree(place)
+                # Out of the way first: deleting takes longer than two renames, and the version must not be half there.
+                place.rename(draft.with_name(f"{draft.name}.old"))
             draft.rename(place)
         except OSError as error:
             raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            for rest in (draft, draft.with_name(f"{draft.name}.old")):
+                shutil.rmtree(rest, ignore_errors=True)
         return ModelVersion.from_json(described)
 
 

@@ -217,6 +217,10 @@ class Session:
             failed.append(Fail(number, Unauthenticated(why)))
         return [Reconnect(self._endpoint), *failed]
 
+    def reconnected(self, now: float) -> list[Action]:
+        """The connection was made anew, not because of a Reconnect: what was queued in the old one is lost."""
+        return self._send_again(list(self._calls), now)
+
     def next_deadline(self) -> float | None:
         """When `tick` has something to do, or None."""
         deadline = self._deadlines.next()

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from zmq_offload.settings import add_option, seconds
+from zmq_offload.settings import add_frontend, add_option, seconds
 
 
 def add_parser(subparsers: Any) -> None:
@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
         help="show a broker's workers, models, queues and requests",
         description="Show a broker's workers, models, queues, and the requests served and failed.",
     )
-    add_option(parser, "--broker", str, "tcp://127.0.0.1:5555", "the broker's frontend", metavar="ENDPOINT")
+    add_frontend(parser)
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     add_option(parser, "--timeout", seconds, 5.0, "seconds to wait for the broker", metavar="S")
     parser.set_defaults(run=run)

@@ -31,6 +31,8 @@ class Timers(Generic[K]):
 
     def set(self, key: K, at: float) -> None:
         """Let `key` be due at `at`, instead of any time it had."""
+        if self._at.get(key) == at:
+            return
         self._at[key] = at
         self._count += 1
         heapq.heappush(self._heap, (at, self._count, key))

@@ -5,12 +5,25 @@ from __future__ import annotations
 import contextlib
 import re
 import socket as socketlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import zmq
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
+
+# Plain numbers: combining members of an enum.Flag costs more than sending a small frame.
+POLLIN = int(zmq.POLLIN)
+_DONTWAIT = int(zmq.DONTWAIT)
+_DONTWAIT_SNDMORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+
+_get: Any = zmq.backend.Socket.get
+_send: Any = zmq.backend.Socket.send
+"""What zmq.Socket.get and send call after a look at arguments that nothing here gives."""
+
+LENT = 512 * 1024
+"""Bytes from which a buffer is sent from its own memory. Giving that back goes through a thread of pyzmq's, which costs
+as much as copying so much. (pyzmq's own COPY_THRESHOLD of 64 KiB has no say: it is for copy=False, not for Frames.)"""
 
 _ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[^\s:/]+|\*):(\d{1,5}|\*)|ipc://\S+|inproc://\S+")
 
@@ -118,24 +131,64 @@ def receive(socket: zmq.Socket[bytes]) -> list[Any] | None:
     """One message without waiting, or None: two frames as bytes (identity and envelope, or envelope and header), the
     others as `zmq.Frame`, whose memory is libzmq's own."""
     try:
-        frames: list[Any] = [socket.recv(zmq.DONTWAIT)]
+        frame = socket.recv(_DONTWAIT, False)
     except zmq.Again:
         return None
-    if socket.getsockopt(zmq.RCVMORE):
-        frames.append(socket.recv())
-        more = socket.getsockopt(zmq.RCVMORE)
-        while more:
-            frame = socket.recv(copy=False)
+    # A frame knows whether more follow; asking the socket (RCVMORE) costs as much as receiving.
+    frames: list[Any] = [frame.bytes]
+    if frame.more:
+        frame = socket.recv(0, False)
+        frames.append(frame.bytes)
+        while frame.more:
+            frame = socket.recv(0, False)
             frames.append(frame)
-            more = frame.more
     return frames
 
 
-def send(socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
-    """One message without waiting; frames are bytes, buffers or `zmq.Frame`, large ones are not copied.
+class Inbox:
+    """The messages that wait at a socket, for a loop that was told by a poll that there is at least one.
+
+    To find that there are no more costs as much as to receive several: being refused makes an exception, asking costs
+    a third of that. So a socket that had one message last time is asked after each, and one that had several is read
+    until it refuses.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], *, keyed: bool = False) -> None:
+        self.socket = socket
+        self._receive = receive_from if keyed else receive
+        self._busy = False
+
+    def take(self, most: int) -> Iterator[list[Any]]:
+        """At most so many messages, as `receive` returns them."""
+        for taken in range(most):
+            frames = self._receive(self.socket)
+            if frames is None:
+                self._busy = taken > 1
+                return
+            yield frames
+            if not self._busy and not self.waiting():
+                return
+            self._busy = True
+
+    def waiting(self) -> bool:
+        """Whether there is a message."""
+        return bool(_get(self.socket, zmq.EVENTS) & POLLIN)
+
+
+def send(socket: zmq.Socket[bytes], frames: Sequence[Any], *, track: bool = False) -> list[zmq.MessageTracker]:
+    """One message without waiting. A `zmq.Frame` is passed on, bytes are copied, and so is a memoryview (of bytes)
+    shorter than `LENT`. A longer one is lent: libzmq sends it from its own memory, which must not change meanwhile.
+    With `track` a tracker is returned for each that is lent; it is done when that memory is free again.
 
     Raises zmq.Again where the pipe is full and zmq.ZMQError (EHOSTUNREACH) where a ROUTER does not know the peer.
     """
+    trackers = []
     last = len(frames) - 1
     for at, frame in enumerate(frames):
-        socket.send(frame, zmq.DONTWAIT | (zmq.SNDMORE if at < last else 0), copy=False)
+        if type(frame) is memoryview and len(frame) >= LENT:
+            # Each frame by itself: pyzmq's send_multipart tracks the last one only.
+            frame = zmq.Frame(frame, track=track, copy=False)
+            if track:
+                trackers.append(frame.tracker)
+        _send(socket, frame, _DONTWAIT if at == last else _DONTWAIT_SNDMORE)
+    return trackers

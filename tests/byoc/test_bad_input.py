@@ -12,7 +12,7 @@ from onnx import helper
 
 from zmq_offload.byoc.manifest import MANIFEST
 from zmq_offload.compile import compile_model
-from zmq_offload.compile.importer import import_onnx, parse_shape
+from zmq_offload.compile.importer import import_onnx, parse_shape, parse_shapes
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 
 NET: dict[str, Any] = {"inputs": {"x": (1, 3, 8, 8)}, "name": "net"}
@@ -65,8 +65,9 @@ def test_everything_else_that_the_model_needs_of_the_part_is_listed(tmp_path: Pa
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "--input is missing for 'x' [N,3,H,W]; give a shape, like x="),
+        ({}, "--input is missing for 'x' [N,3,H,W]; give a shape, like x=1,3,64,64"),
         ({"x": (1, 3, 8)}, "--input 'x' has 3 dimensions, the model's is 'x' [N,3,H,W]"),
+        ({"x": (1, 3, 8, 2**63)}, "--input 'x': dimension 3 is 9223372036854775808; use a number from 1, "),
         ({"x": (1, 3, 8, 0)}, "--input 'x': dimension 3 is 0; use a number from 1, a symbolic one's name, or '?'"),
         ({"x": (1, 3, 8, None)}, "--input 'x': dimension 3 is None; use"),
         ({"x": (1, 3, 8, "W/2")}, "--input 'x': dimension 3 is 'W/2'; use"),
@@ -104,6 +105,25 @@ def test_files_that_are_not_onnx(tmp_path: Path, content: bytes) -> None:
         compile_model(file, cut=["x"], name="m", output=tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".json", ".textproto", ".onnxtxt"])
+def test_files_that_are_not_onnx_by_suffixes_that_onnx_knows(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"m{suffix}"
+    file.write_text("{ hello")
+    with pytest.raises(InvalidArgument, match=rf"m\{suffix} is not an ONNX model: [^\n]+$"):
+        compile_model(file, cut=["x"], name="m", output=tmp_path)
+
+
+def test_the_example_of_a_missing_shape_has_the_models_rank_and_fixed_extents(mlp: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"'x' \[N,8\]; give a shape, like x=1,8$"):
+        import_onnx(mlp, {})
+
+
+def test_an_input_given_twice_is_refused() -> None:
+    assert parse_shapes(["x=1,2", "y=N"]) == {"x": (1, 2), "y": ("N",)}
+    with pytest.raises(InvalidArgument, match="the shape of 'x' is given twice"):
+        parse_shapes(["x=1,2", "x=1,3"])
+
+
 def test_a_truncated_model(convnet: Path, tmp_path: Path) -> None:
     whole = convnet.read_bytes()
     for part in (len(whole) // 2, len(whole) - 3):
@@ -118,17 +138,13 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
             compile_model(path, cut=["x"], name="m", output=tmp_path / "dist")
 
 
-@pytest.mark.parametrize(
-    ("operator", "domain", "message"),
-    [("Frobnicate", "com.example", "the operator Frobnicate"), ("StringNormalizer", "", "operator")],
-)
-def test_operators_that_tvm_cannot_import_are_named(tmp_path: Path, operator: str, domain: str, message: str) -> None:
+@pytest.mark.parametrize(("operator", "domain"), [("Frobnicate", "com.example"), ("StringNormalizer", "")])
+def test_operators_that_tvm_cannot_import_are_named(tmp_path: Path, operator: str, domain: str) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node(operator, ["h"], ["y"], domain=domain)]
     opset = (("", 17), ("com.example", 1))
     path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"y": [2]}, {}, opset=opset)
-    with pytest.raises(InvalidArgument, match=f"TVM cannot import {message}|{operator}") as caught:
+    with pytest.raises(InvalidArgument, match=f"TVM cannot import the operator {operator}[^\\n]*$"):
         compile_model(path, cut=["h"], name="m", output=tmp_path)
-    assert "\n" not in str(caught.value) and operator in str(caught.value)
 
 
 def test_shapes_that_do_not_go_together(tmp_path: Path) -> None:
@@ -151,6 +167,7 @@ def test_shapes_that_do_not_go_together(tmp_path: Path) -> None:
         ({"name": "-x"}, "model name '-x'"),
         ({"name": "a/b"}, "model name 'a/b'"),
         ({"version": 0}, "version 0 is not a whole number from 1"),
+        ({"version": 2**31}, "version 2147483648 is not a whole number from 1 to 2147483647"),
         ({"policy": "newest"}, "version 'newest' is neither"),
     ],
 )
@@ -165,6 +182,27 @@ def test_output_that_cannot_be_written_is_found_out_at_once(convnet: Path, tmp_p
     for option in ({"output": tmp_path / "file" / "dist"}, {"output": tmp_path, "repository": tmp_path / "file" / "r"}):
         with pytest.raises(FailedPrecondition, match=r"file/.* cannot be written: Not a directory"):
             compile_model(convnet, cut=["no such tensor"], **NET, **option)  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_an_error_like_others(convnet: Path, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="cannot be written: File name too long"):
+        compile_model(convnet, cut=["features"], output=tmp_path / ("x" * 300), **NET)
+
+
+def test_force_replaces_a_device_bundle_and_no_other_folder(convnet: Path, tmp_path: Path) -> None:
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / "thesis.tex").touch()
+    with pytest.raises(FailedPrecondition, match="device is no device bundle, and is not replaced"):
+        compile_model(convnet, cut=["no such tensor"], output=tmp_path, force=True, **NET)
+    assert (tmp_path / "device" / "thesis.tex").exists()
+
+
+def test_a_tensor_whose_name_no_message_can_carry_is_refused(tmp_path: Path) -> None:
+    name = "n" * 513
+    nodes = [helper.make_node("Relu", ["x"], [name]), helper.make_node("Exp", [name], ["y"])]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"y": [2]}, {})
+    with pytest.raises(InvalidArgument, match="1 to 512 bytes, not 513"):
+        compile_model(path, cut=[name], name="m", output=tmp_path)
 
 
 def test_nothing_that_is_there_is_replaced_without_force(fresh_mlp: Path, mlp: Path) -> None:

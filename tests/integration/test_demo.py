@@ -112,6 +112,16 @@ def test_it_runs_and_a_second_run_compiles_nothing(arguments: list[str], folder:
     assert len(list((folder / "cache").iterdir())) == 1  # no log, no draft
 
 
+def test_what_an_earlier_run_left_damaged_is_compiled_again(arguments: list[str], tmp_path: Path) -> None:
+    arguments = [*arguments, "--frames", "1", "--cache", str(tmp_path / "cache")]
+    assert run(*arguments).returncode == 0
+    (built,) = (tmp_path / "cache").iterdir()
+    (built / "device" / "manifest.json").write_text("{}")
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "compile the uncut model" in again.stderr
+
+
 @contextmanager
 def started(arguments: Sequence[str], mark: str) -> Iterator[subprocess.Popen[str]]:
     """A demo in a process group of its own, as a shell would start it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,6 +26,27 @@ def test_status_for_a_person_and_for_a_program(echo_fabric: Fabric) -> None:
     assert "queues: none" in shown.stdout
     whole = run("-m", "zmq_offload.cli", "status", "--broker", echo_fabric.frontend, "--json")
     assert len(json.loads(whole.stdout)["workers"]) == 2
+
+
+def test_a_reader_that_goes_away_is_no_error(echo_fabric: Fabric) -> None:
+    command = [sys.executable, "-m", "zmq_offload.cli", "status", "--json", "--broker", echo_fabric.frontend]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_the_clients_endpoint_is_not_the_workers(echo_fabric: Fabric) -> None:
+    """ZMQ_OFFLOAD_BROKER is the backend, for workers; a file .env has it beside the frontend."""
+    environment = os.environ | {
+        "ZMQ_OFFLOAD_BROKER": echo_fabric.backend,
+        "ZMQ_OFFLOAD_FRONTEND": echo_fabric.frontend.replace("127.0.0.1", "*"),
+    }
+    command = [sys.executable, "-m", "zmq_offload.cli", "status"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "echo" in done.stdout
 
 
 def test_status_without_a_broker_is_one_line() -> None:

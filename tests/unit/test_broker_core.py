@@ -430,6 +430,19 @@ def test_a_request_that_takes_down_worker_after_worker_is_given_up(bench: Bench)
     assert "W1, W2, W3" in error.text
 
 
+def test_a_request_that_was_given_up_is_not_run_again_when_its_client_did_not_get_the_answer(bench: Bench) -> None:
+    bench.request()
+    for n in (1, 2, 3):
+        bench.announce(b"W%d" % n)
+        bench.handle(Undelivered(ToWorker(b"W%d" % n, wire.Probe()), False))
+    bench.announce(b"W4")
+    (reply,) = bench.request(peer=b"new")
+    assert reply.peer == b"new"
+    assert reply.message.code == "ABORTED"
+    bench.seen.remove(reply)  # the same answer once more, to who asked once more
+    assert dispatches(bench.request(2)), "another request of the same client runs"
+
+
 def test_a_request_that_only_waited_at_a_lost_worker_is_not_to_blame(bench: Bench) -> None:
     bench.request(1)
     bench.request(2)

@@ -94,6 +94,15 @@ def edit(repository: Repository, **changes: Any) -> None:
         ({"outputs": [{"name": "x", "datatype": "FP32", "shape": [-2]}]}, "not a list of extents"),
         ({"checksum": "sha256:00"}, "is damaged"),
         ({"tvm_version": 1}, "must be strings"),
+        # What no message could carry: a worker that announced it would lose all its models.
+        ({"version": 2**31}, "2147483648 is not a whole number from 1 to 2147483647"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2**64]}]}, "one from 2\\*\\*40"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1] * 17}]}, "more than 16 extents"),
+        ({"inputs": [{"name": "", "datatype": "FP32", "shape": []}]}, "1 to 512 bytes, not 0"),
+        ({"inputs": [{"name": "é" * 257, "datatype": "FP32", "shape": []}]}, "1 to 512 bytes, not 514"),
+        ({"inputs": [{"name": "\ud800", "datatype": "FP32", "shape": []}]}, "not valid Unicode"),
+        ({"outputs": [{"name": "x", "datatype": "FP32", "shape": []}] * 2}, "two outputs have the name 'x'"),
+        ({"inputs": [{"name": f"x{i}", "datatype": "FP32", "shape": []} for i in range(257)]}, "257 inputs; a message"),
     ],
 )
 def test_a_damaged_description_is_named(repository: Repository, changes: dict[str, Any], says: str) -> None:

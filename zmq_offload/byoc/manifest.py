@@ -10,7 +10,7 @@ from typing import Any, Literal
 from zmq_offload.cpu import CpuNeeds
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.tensors import TensorSpec
-from zmq_offload.repository import check_model_name, checksum
+from zmq_offload.repository import check_model_name, check_version, checksum
 
 FORMAT_VERSION = 1
 LIBRARY = "device.so"
@@ -119,9 +119,9 @@ def check_policy(version: Any) -> VersionPolicy:
     """`version`, if it is "latest" or a number from 1; raises InvalidArgument otherwise."""
     if version == "latest":
         return "latest"
-    if type(version) is not int or version < 1:
+    if type(version) is not int:
         raise InvalidArgument(f"version {version!r} is neither a whole number from 1 nor 'latest'")
-    return version
+    return check_version(version)
 
 
 def _specs(value: Any) -> tuple[TensorSpec, ...]:

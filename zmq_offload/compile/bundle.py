@@ -12,14 +12,14 @@ from pathlib import Path
 import tvm
 
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
-from zmq_offload.byoc.manifest import LIBRARY, Manifest, Offloaded, VersionPolicy, check_policy
+from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, Manifest, Offloaded, VersionPolicy, check_policy
 from zmq_offload.compile.build import build, export
 from zmq_offload.compile.target import cpu_needs, target_json
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.progress import Progress
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import TensorSpec, check_signature
 from zmq_offload.repository import LIBRARY as SUBGRAPH
-from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, checksum
+from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, check_version, checksum
 
 
 @dataclass(frozen=True)
@@ -64,26 +64,29 @@ class Destination:
         """Find out before the slow part whether the result can be written.
 
         Raises InvalidArgument for a bad name or version, AlreadyExists for what is there and not to be replaced,
-        FailedPrecondition where nothing can be written and for a device bundle that is missing or of other models.
+        FailedPrecondition where nothing can be written, for a device bundle that is missing or of other models, and
+        for a folder in its place that is none: that is not replaced even by `force`.
         """
-        if self.version is not None and (type(self.version) is not int or self.version < 1):
-            raise InvalidArgument(f"version {self.version!r} is not a whole number from 1")
         check_policy(self.policy)
         for model in models:
             check_model_name(model)
+            check_version(self.number(model))
             place = self.repository.path(model, self.number(model))
-            if place.exists() and not self.force:
+            if _there(place) and not self.force:
                 free = max(self.repository.versions(model), default=0) + 1
                 raise AlreadyExists(
                     f"{place} exists; choose another version (--version {free}) or replace it (--force)"
                 )
         if self.only_subgraph:
             self._called(models)
-        elif self.device.exists() and not self.force:
-            raise AlreadyExists(
-                f"{self.device} exists; keep it and add a subgraph (--only-subgraph), replace it (--force), or choose "
-                "another folder (-o)"
-            )
+        elif _there(self.device):
+            if not self.force:
+                raise AlreadyExists(
+                    f"{self.device} exists; keep it and add a subgraph (--only-subgraph), replace it (--force), or "
+                    "choose another folder (-o)"
+                )
+            if not (self.device / MANIFEST).is_file():
+                raise FailedPrecondition(f"{self.device} is no device bundle, and is not replaced; remove it yourself")
         for folder in (self.output, self.repository.root):
             _check_writable(folder)
 
@@ -129,6 +132,8 @@ def write(
     if len(set(models)) != len(models):
         raise InvalidArgument(f"each offloaded function needs a model name of its own, not {', '.join(models)}")
     device, subgraphs = split(mod, models)
+    for subgraph in subgraphs:
+        check_signature(subgraph.inputs, subgraph.outputs)
     if destination.only_subgraph:
         destination.check_signature(subgraphs)
     if destination.batching is not None:
@@ -189,6 +194,13 @@ def _replace(draft: Path, place: Path) -> None:
             shutil.rmtree(place)
         draft.rename(place)
     except OSError as error:
+        raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
+
+
+def _there(place: Path) -> bool:
+    try:
+        return place.exists()
+    except OSError as error:  # a name that is too long, a folder that is not ours to look into
         raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
 
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--cut and --name are required (or --list-cuts)")
     with needs("compile"):
         from zmq_offload.compile import api, importer
-    inputs = dict(importer.parse_shape(text) for text in args.input)
+    inputs = importer.parse_shapes(args.input)
     if args.list_cuts:
         print(cut_table(api.list_cuts(args.model, inputs=inputs)))
         return 0

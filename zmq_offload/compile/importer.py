@@ -16,13 +16,13 @@ from typing import Any
 import onnx
 import onnxslim
 import tvm
-from google.protobuf.message import DecodeError
 from tvm import ir, relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import TensorSpec
 
 Dim = int | str
@@ -78,11 +78,13 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """The model in a file. Raises InvalidArgument, naming the file, if it cannot be read or is not ONNX."""
     file = Path(path)
     try:
-        model = onnx.load(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = onnx.load(file)
     except OSError as error:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror or error}") from None
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        raise InvalidArgument(f"{file} is not an ONNX model: {' '.join(str(error).split())}") from None
+    except Exception as error:  # by its suffix onnx takes a file for protobuf, JSON or text: each has its own errors
+        raise InvalidArgument(f"{file} is not an ONNX model: {_one_line(error)}") from None
     # An empty file is a valid protobuf message, and so are many that are none of ONNX's.
     if not model.ir_version or not model.graph.node or not model.graph.output:
         raise InvalidArgument(f"{file} is not an ONNX model: it has no graph")
@@ -98,6 +100,16 @@ def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
             f"--input {text!r}: write NAME=DIMS, dimensions from 1, symbolic ones by name or '?': x=1,3,320,320"
         )
     return name, tuple(int(d) if d.isdigit() else d for d in parts)
+
+
+def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[Dim, ...]]:
+    """What `--input` gives, each as for `parse_shape`. Raises InvalidArgument for an input that is given twice, too."""
+    shapes: dict[str, tuple[Dim, ...]] = {}
+    for name, dims in map(parse_shape, texts):
+        if name in shapes:
+            raise InvalidArgument(f"--input: the shape of {name!r} is given twice")
+        shapes[name] = dims
+    return shapes
 
 
 def _set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]) -> None:
@@ -116,14 +128,20 @@ def _set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]
         dims = given.get(name)
         if dims is None:
             if known is None or None in known:
+                usual = [1, 3, 64, 64, 64, 64]
+                example = ",".join(str(d or u) for d, u in zip(known or usual[:4], usual, strict=False))
                 raise InvalidArgument(
-                    f"--input is missing for {_described([info])}; give a shape, like {name}=1,3,64,64"
+                    f"--input is missing for {_described([info])}; give a shape, like {name}={example}"
                 )
             continue
         if known is not None and len(dims) != len(known):
             raise InvalidArgument(f"--input {name!r} has {len(dims)} dimensions, the model's is {_described([info])}")
         for axis, (dim, fixed) in enumerate(zip(dims, known or [None] * len(dims), strict=True)):
-            if not (re.fullmatch(SYMBOL, dim) if isinstance(dim, str) else isinstance(dim, Integral) and dim >= 1):
+            if not (
+                re.fullmatch(SYMBOL, dim)
+                if isinstance(dim, str)
+                else isinstance(dim, Integral) and 1 <= dim < limits.EXTENT
+            ):
                 raise InvalidArgument(
                     f"--input {name!r}: dimension {axis} is {dim!r}; use a number from 1, a symbolic one's name, or '?'"
                 )

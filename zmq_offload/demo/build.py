@@ -11,17 +11,19 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from zmq_offload import __version__
+from zmq_offload.byoc.manifest import Manifest
 from zmq_offload.demo.model import INPUT
 from zmq_offload.demo.processes import Children, kill_session
 from zmq_offload.errors import FailedPrecondition, Internal, OffloadError, from_status
 from zmq_offload.progress import Progress
-from zmq_offload.repository import checksum
+from zmq_offload.repository import Repository, checksum
 
 NAME = "ocr_head"
 STEPS = 5
@@ -76,9 +78,20 @@ def default_cache() -> Path:
 
 
 def cached(job: Job, cache: Path) -> Built | None:
-    """What was built for `job` by an earlier run, if it was."""
-    folder = cache / job.key()
-    return Built(folder) if folder.is_dir() else None
+    """What was built for `job` by an earlier run, if it was. What is damaged, or of another format, is removed."""
+    built = Built(cache / job.key())
+    if not built.folder.is_dir():
+        return None
+    try:
+        Manifest.read(built.device).check_library(built.device)
+        repository = Repository(built.repository)
+        for name in repository.models():
+            for version in repository.versions(name):
+                repository.read(name, version)
+    except FailedPrecondition:
+        shutil.rmtree(built.folder, ignore_errors=True)
+        return None
+    return built
 
 
 def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet: bool) -> Built:

@@ -24,6 +24,12 @@ RANK = 16
 NAME_BYTES = 512
 """A tensor's name, in UTF-8. ONNX exporters write paths of modules as names."""
 
+EXTENT = 2**40
+"""One extent of a shape is below this."""
+
+VERSION = 2**31 - 1
+"""The highest version number of a model."""
+
 MODEL_NAME_BYTES = 128
 """A model's name, in UTF-8."""
 

@@ -214,41 +214,54 @@ FROM_WORKER: frozenset[type] = frozenset((Announce, Heartbeat, Done, Failed, Goo
 TO_WORKER: frozenset[type] = frozenset((Dispatch, Error, Revoke, Identify, Probe, Farewell))
 
 
-def _unsigned(most: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and 0 <= value <= most
+def _unsigned(most: int) -> str:
+    return f"type({{0}}) is int and 0 <= {{0}} <= {most}"
 
 
-def _text(most: int, least: int = 0) -> Callable[[Any], bool]:
-    return lambda value: type(value) is str and least <= len(value) <= most
+def _text(most: int, least: int = 0) -> str:
+    return f"type({{0}}) is str and {least} <= len({{0}}) <= {most}"
 
 
 _id = _unsigned(2**63 - 1)
-_SPAN = _unsigned(2**63 - 1)
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "session": lambda value: type(value) is bytes and len(value) == SESSION_BYTES,
+_RULES = {
+    "session": f"type({{0}}) is bytes and len({{0}}) == {SESSION_BYTES}",
     "id": _id,
     "model": _text(limits.MODEL_NAME_BYTES, 1),
     "version": _unsigned(2**31 - 1),
     "budget_us": _unsigned(limits.BUDGET_US),
-    "priority": lambda value: type(value) is int and -limits.PRIORITY <= value <= limits.PRIORITY,
-    "what": lambda value: value in ("models", "status"),
-    "queue_us": _SPAN,
-    "compute_us": _SPAN,
-    "broker_us": _SPAN,
+    "priority": f"type({{0}}) is int and -{limits.PRIORITY} <= {{0}} <= {limits.PRIORITY}",
+    "what": "{0} in ('models', 'status')",
+    "queue_us": _unsigned(2**63 - 1),
+    "compute_us": _unsigned(2**63 - 1),
+    "broker_us": _unsigned(2**63 - 1),
     "code": _text(64, 1),
     "text": _text(limits.MESSAGE_CHARS),
-    "ids": lambda value: type(value) is list and len(value) <= limits.PING_IDS and all(map(_id, value)),
+    "ids": f"type({{0}}) is list and len({{0}}) <= {limits.PING_IDS} and all({_id.format('each')} for each in {{0}})",
     "attempt": _unsigned(2**31 - 1),
     "name": _text(limits.NAME_BYTES, 1),
-    "slots": lambda value: type(value) is int and 1 <= value <= 65536,
+    "slots": "type({0}) is int and 1 <= {0} <= 65536",
 }
-_DECODERS = {code: (cls, tuple(_CHECKS[name] for name in cls._fields)) for code, cls in _CODES.items()}
+"""What a field must be, as an expression in which {0} is its value."""
+
+
+def _check(fields: tuple[str, ...]) -> Callable[..., bool]:
+    """A function of the fields' values that tells whether all are as they must be. One compiled expression for a
+    whole message: a call for each field would cost more than taking the message apart."""
+    rules = " and ".join(f"({_RULES[field].format(field)})" for field in fields)
+    check: Callable[..., bool] = eval(f"lambda {', '.join(fields)}: {rules or True}")
+    return check
+
+
+_DECODERS = {code: (cls, len(cls._fields), _check(cls._fields)) for code, cls in _CODES.items()}
+_FIELD_CHECKS = {field: _check((field,)) for field in _RULES}
 _PREFIX = bytes([VERSION])
+_pack = msgpack.Packer().pack
+_new = tuple.__new__
 
 
 def encode(message: Message) -> bytes:
     """The envelope frame of a message."""
-    return _PREFIX + msgpack.packb((CODES[type(message)], *message))  # type: ignore[no-any-return]
+    return _PREFIX + _pack((CODES[type(message)], *message))  # type: ignore[no-any-return]
 
 
 def decode(frame: bytes, expected: frozenset[type]) -> Any:
@@ -261,22 +274,27 @@ def decode(frame: bytes, expected: frozenset[type]) -> Any:
         raise ProtocolError(f"an envelope has 2 to {limits.ENVELOPE_BYTES} bytes, not {len(frame)}")
     if frame[0] != VERSION:
         raise ProtocolError(f"protocol version {frame[0]} is not spoken here, only {VERSION}")
-    fields = unpack(frame[1:], "an envelope", 2 * limits.PING_IDS)
-    if type(fields) is not list or not fields or type(fields[0]) is not int:
+    values = unpack(frame[1:], "an envelope", 2 * limits.PING_IDS)
+    if type(values) is not list or not values or type(values[0]) is not int:
         raise ProtocolError("an envelope is an array that begins with the message's code")
-    cls, checks = _DECODERS.get(fields[0], (None, ()))
+    code = values.pop(0)
+    cls, count, check = _DECODERS.get(code, (None, 0, bool))
     if cls not in expected:
-        raise ProtocolError(f"message code {fields[0]} is not taken here")
-    values = fields[1:]
-    if len(values) != len(checks):
-        raise ProtocolError(f"{cls.__name__} has {len(checks)} fields, not {len(values)}")
-    for at, check in enumerate(checks):
-        if not check(values[at]):
-            error = ProtocolError(f"{cls.__name__}: field {cls._fields[at]!r} cannot be {shown(values[at])}")
-            if at > 1 and cls._fields[:2] == ("session", "id"):
-                error.key = (values[0], values[1])
-            raise error
-    return cls._make(values)
+        raise ProtocolError(f"message code {code} is not taken here")
+    if len(values) != count:
+        raise ProtocolError(f"{cls.__name__} has {count} fields, not {len(values)}")
+    if not check(*values):
+        raise _fault(cls, values)
+    return _new(cls, values)  # as cls._make(values), which looks at the length once more
+
+
+def _fault(cls: Any, values: list[Any]) -> ProtocolError:
+    """The error for the first field that cannot be."""
+    at = next(at for at, field in enumerate(cls._fields) if not _FIELD_CHECKS[field](values[at]))
+    error = ProtocolError(f"{cls.__name__}: field {cls._fields[at]!r} cannot be {shown(values[at])}")
+    if at > 1 and cls._fields[:2] == ("session", "id"):
+        error.key = (values[0], values[1])
+    return error
 
 
 def unpack(data: Any, what: str, items: int) -> Any:

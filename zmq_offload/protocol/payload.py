@@ -6,6 +6,7 @@ elements, row-major, little-endian, without padding; its length must agree with 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,32 +23,45 @@ Array = np.ndarray[Any, Any]
 
 
 def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> list[Any]:
-    """`[header, frame, ...]` of named arrays. A frame is the array's own memory where that is contiguous and
-    little-endian (no copy), else a copy of it.
+    """`[header, frame, ...]` of named arrays. A frame is a view of the array's own memory where that is contiguous and
+    little-endian (no copy), else of a copy of it.
 
     Raises InvalidArgument naming the tensor that cannot be sent.
     """
     pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-    if len(pairs) > limits.TENSORS:
-        raise InvalidArgument(f"{len(pairs)} tensors in one message; the limit is {limits.TENSORS}")
+    header, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in pairs]))
+    frames: list[Any] = [header]
+    for (_, array), dtype in zip(pairs, dtypes, strict=True):
+        # An empty array has no buffer to point at.
+        frames.append(np.ascontiguousarray(array, dtype).data.cast("B") if array.size else b"")
+    return frames
+
+
+_SIGNATURES = 256
+"""Headers that are remembered: a model's are the same in every request."""
+
+
+@functools.lru_cache(_SIGNATURES)
+def _encode_header(
+    entries: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
+) -> tuple[bytes, list[np.dtype[Any]]]:
+    """The header frame, and each tensor's dtype on the wire."""
+    if len(entries) > limits.TENSORS:
+        raise InvalidArgument(f"{len(entries)} tensors in one message; the limit is {limits.TENSORS}")
     header = []
-    frames: list[Any] = []
-    for name, array in pairs:
+    for name, dtype, shape in entries:
         # "replace": a lone surrogate has no UTF-8; it is refused below, where msgpack meets it.
         if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= limits.NAME_BYTES:
             raise InvalidArgument(f"a tensor's name is a string of 1 to {limits.NAME_BYTES} bytes, not {name!r:.80}")
         try:
-            datatype = datatype_of(array.dtype)
+            datatype = datatype_of(dtype)
         except InvalidArgument as error:
             raise InvalidArgument(f"tensor {name!r}: {error.message}") from None
-        if array.ndim > limits.RANK:
-            raise InvalidArgument(f"tensor {name!r} has {array.ndim} dimensions; the limit is {limits.RANK}")
-        wire = np.ascontiguousarray(array, dtype=DATATYPES[datatype])
-        header.append((name, datatype, array.shape))
-        # An empty array has no buffer to point at; a zero-dimensional one exports no byte view without reshape.
-        frames.append(wire.reshape(-1).view(np.uint8).data if wire.size else b"")
+        if len(shape) > limits.RANK:
+            raise InvalidArgument(f"tensor {name!r} has {len(shape)} dimensions; the limit is {limits.RANK}")
+        header.append((name, datatype, shape))
     try:
-        return [msgpack.packb(header), *frames]
+        return msgpack.packb(header), [DATATYPES[datatype] for _, datatype, _ in header]
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"a tensor's name is not valid Unicode: {error.object!r:.80}") from None
 
@@ -78,26 +92,42 @@ def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
-    """Named arrays that view the memory of `[header, frame, ...]`, without a copy. Raises ProtocolError."""
+    """Named arrays that view the memory of `[header, frame, ...]` (bytes or `zmq.Frame`), without a copy.
+
+    Raises ProtocolError.
+    """
     if not frames:
         raise ProtocolError("the header is missing")
-    header = decode_header(frames[0])
-    if len(header) != len(frames) - 1:
-        raise ProtocolError(f"the header names {len(header)} tensors, {len(frames) - 1} frames follow it")
+    header = frames[0]
+    layout = _remembered_layout(header) if type(header) is bytes and len(header) <= _SHORT else _layout(header)
+    if len(layout) != len(frames) - 1:
+        raise ProtocolError(f"the header names {len(layout)} tensors, {len(frames) - 1} frames follow it")
     tensors = {}
-    for (name, datatype, shape), frame in zip(header, frames[1:], strict=True):
-        dtype = DATATYPES[datatype]
-        memory = memoryview(frame)
-        expected = math.prod(shape) * dtype.itemsize
-        if memory.nbytes != expected:
+    for (name, dtype, shape, nbytes), frame in zip(layout, frames[1:], strict=True):
+        if len(frame) != nbytes:
             raise ProtocolError(
-                f"tensor {name!r}: {datatype}{list(shape)} needs {expected} bytes, its frame has {memory.nbytes}"
+                f"tensor {name!r}: {datatype_of(dtype)}{list(shape)} needs {nbytes} bytes, its frame has {len(frame)}"
             )
         try:
-            tensors[name] = np.frombuffer(memory, dtype=dtype).reshape(shape)
+            tensors[name] = np.ndarray(shape, dtype, frame)
         except ValueError:  # an extent of 0 makes no bytes of extents that NumPy cannot multiply
             raise ProtocolError(f"tensor {name!r}: {list(shape)} is too large a shape") from None
     return tensors
+
+
+_SHORT = 1024
+"""Bytes of a header that is worth remembering; what strangers send must not fill the memory."""
+
+
+def _layout(header: Any) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]:
+    """Name, dtype, shape and bytes of each tensor."""
+    return tuple(
+        (name, dtype := DATATYPES[datatype], shape, math.prod(shape) * dtype.itemsize)
+        for name, datatype, shape in decode_header(header)
+    )
+
+
+_remembered_layout = functools.lru_cache(_SIGNATURES)(_layout)
 
 
 def encode_body(body: Any) -> bytes:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol import limits
 
 ANY = -1
 
@@ -89,15 +90,46 @@ class TensorSpec:
                 f"a tensor must be an object with name, datatype and shape, not {reprlib.repr(value)}"
             )
         name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
-        if not isinstance(name, str) or not name:
-            raise InvalidArgument(f"a tensor's name must be a string that is not empty, not {reprlib.repr(name)}")
+        if not isinstance(name, str):
+            raise InvalidArgument(f"a tensor's name must be a string, not {reprlib.repr(name)}")
         if not isinstance(datatype, str) or datatype not in DATATYPES:
             raise InvalidArgument(
                 f"tensor {name!r}: datatype {reprlib.repr(datatype)} is not one of {', '.join(DATATYPES)}"
             )
         if not isinstance(shape, list) or not all(type(d) is int and d >= ANY for d in shape):
             raise InvalidArgument(f"tensor {name!r}: shape {reprlib.repr(shape)} is not a list of extents (-1: any)")
-        return cls(name, datatype, tuple(shape))
+        spec = cls(name, datatype, tuple(shape))
+        spec.check()
+        return spec
+
+    def check(self) -> None:
+        """Raises InvalidArgument for a name or a shape beyond the protocol's limits: no message could carry it."""
+        try:
+            length = len(self.name.encode())
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"a tensor's name is not valid Unicode: {reprlib.repr(self.name)}") from None
+        if not 0 < length <= limits.NAME_BYTES:
+            raise InvalidArgument(
+                f"a tensor's name has 1 to {limits.NAME_BYTES} bytes, not {length}: {reprlib.repr(self.name)}"
+            )
+        if len(self.shape) > limits.RANK or any(d >= limits.EXTENT for d in self.shape):
+            raise InvalidArgument(
+                f"tensor {self.name!r}: shape {reprlib.repr(list(self.shape))} has more than {limits.RANK} extents, or "
+                f"one from 2**{limits.EXTENT.bit_length() - 1}"
+            )
+
+
+def check_signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Raises InvalidArgument for tensors of a model that no request or result could carry."""
+    for kind, tensors in (("inputs", inputs), ("outputs", outputs)):
+        if len(tensors) > limits.TENSORS:
+            raise InvalidArgument(f"{len(tensors)} {kind}; a message has at most {limits.TENSORS} tensors")
+        names = set()
+        for tensor in tensors:
+            tensor.check()
+            if tensor.name in names:
+                raise InvalidArgument(f"two {kind} have the name {tensor.name!r}")
+            names.add(tensor.name)
 
 
 def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tuple[int, ...]]], *, what: str) -> None:

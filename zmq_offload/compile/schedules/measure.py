@@ -1,0 +1,77 @@
+"""Timing of functions and of the machine they run on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import te, tirx
+from tvm.target import Target
+
+from zmq_offload.compile.schedules.machine import machine_of
+from zmq_offload.compile.schedules.operators import dense
+from zmq_offload.compile.schedules.rewrite import constant, walk
+from zmq_offload.compile.schedules.schedule import schedule
+from zmq_offload.compile.schedules.stages import parse
+from zmq_offload.compile.schedules.tiles import choose
+
+_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, tvm.ir.Call)
+
+
+def arguments(func: tirx.PrimFunc) -> list[tvm.runtime.Tensor] | None:
+    """Random arguments for a function, None where a shape is symbolic."""
+    rng = np.random.default_rng(0)
+    tensors = []
+    for param in func.params:
+        shape = [constant(s) for s in getattr(param, "shape", [None])]
+        if any(s is None for s in shape):
+            return None
+        value = np.asarray(rng.random([s or 0 for s in shape]))
+        tensors.append(tvm.runtime.tensor(value.astype(str(param.dtype))))
+    return tensors
+
+
+def built(func: tirx.PrimFunc, target: Target) -> Any:
+    """A function compiled on its own, ready to be called."""
+    return tvm.compile(func.with_attr("global_symbol", "main"), target)["main"]
+
+
+def operations(func: tirx.PrimFunc) -> int:
+    """Floating-point operations of a function that is not scheduled yet; a symbolic extent counts as one."""
+    total = 0
+    for stage in parse(func).stages:
+        count = 1
+        for extent in (*stage.extents, *stage.reduce_extents):
+            count *= constant(extent) or 1
+        floats = sum(isinstance(e, _ARITHMETIC) and str(e.ty).startswith("float") for e in walk(stage.value))
+        conditional = sum(isinstance(e, tvm.ir.Call) and "if_then_else" in str(e.op.name) for e in walk(stage.value))
+        total += count * (floats - conditional + (1 if stage.reduce_axes else 0))
+    return total
+
+
+def peak_gflops(target: Target) -> float:
+    """Multiply-adds per second, counted as two, that the machine was seen to do: a product that stays in its caches."""
+    machine = machine_of(target)
+    rows, depth, columns = 240 * machine.threads, 256, 256
+    lanes = choose(machine, rows, columns).columns
+    x = te.placeholder((rows, depth), name="x")
+    weight = te.placeholder((-(-columns // lanes), depth, lanes), name="weight")
+    func = schedule(te.create_prim_func([x, weight, dense(x, weight, columns)]), machine)
+    assert func is not None
+    call, tensors = built(func, target), arguments(func)
+    return 2e-9 * rows * depth * columns / seconds(call, tensors or [], repeat=40, least=0.0)
+
+
+def seconds(call: Any, tensors: list[tvm.runtime.Tensor], repeat: int = 10, least: float = 0.002) -> float:
+    """The shortest of some runs: on a machine that others use as well it is the one that says most."""
+    best, spent, runs = float("inf"), 0.0, -1
+    while runs < repeat or spent < least:
+        start = time.perf_counter()
+        call(*tensors)
+        took = time.perf_counter() - start
+        runs += 1
+        if runs:  # the first call loads code and data
+            best, spent = min(best, took), spent + took
+    return best

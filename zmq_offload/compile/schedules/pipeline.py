@@ -1,0 +1,93 @@
+"""The compilation pipeline for CPUs: layout, fusion, schedules; TVM's own passes before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.ir.transform import Pass, PassContext, Sequential, module_pass
+from tvm.target import Target
+
+from zmq_offload.compile.schedules.layout import channels_last
+from zmq_offload.compile.schedules.machine import Machine, is_cpu, machine_of
+from zmq_offload.compile.schedules.schedule import schedule_pass
+from zmq_offload.compile.schedules.simplify import simplify
+
+
+def graph_passes(machine: Machine) -> list[Pass]:
+    """From operators to fused functions that are not scheduled yet: what tuning starts from."""
+
+    def layout(mod: IRModule, _: PassContext) -> IRModule:
+        return channels_last(simplify(mod), machine)
+
+    return [
+        relax.transform.Normalize(),
+        module_pass(layout, opt_level=0, name="zmq_offload.layout"),
+        relax.transform.DeadCodeElimination(),
+        relax.transform.CanonicalizeBindings(),
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        # Reads the functions' blocks, which scheduling removes.
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.DeadCodeElimination(),
+    ]
+
+
+def lowering_passes() -> list[Pass]:
+    """From scheduled functions to what the virtual machine runs."""
+    return [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+
+
+def fusing(target: Target) -> list[Pass]:
+    """`graph_passes` for a target."""
+    if not is_cpu(target):
+        raise ValueError(f"the CPU schedules are for LLVM targets, not for {target.kind.name}")
+    return graph_passes(machine_of(target))
+
+
+def lowering(target: Target, tuning: Path | None = None) -> Pass:
+    """The rest of the pipeline behind `fusing`; functions that are faster as tuned come from the folder `tuning`."""
+    first = None
+    if tuning is not None:
+        # Imported here: MetaSchedule takes as long to import as everything else, and only tuning needs it.
+        from zmq_offload.compile.tuning import tuned_or_none
+
+        first = tuned_or_none(tuning, target)
+
+    def pipeline(mod: IRModule, _: PassContext) -> IRModule:
+        with target:
+            return Sequential([schedule_pass(machine_of(target), first), *lowering_passes()])(mod)
+
+    return module_pass(pipeline, opt_level=0, name="zmq_offload.cpu_lowering")
+
+
+def cpu_pipeline(target: Target | str, tuning: Path | None = None) -> Pass:
+    """The `relax_pipeline` for `tvm.compile(mod, target, relax_pipeline=...)`.
+
+    It needs no tuning; `tuning` is a folder in which `zmq_offload.compile.tuning.tune` has left something better.
+    """
+    target = Target(target) if isinstance(target, str) else target
+    before, after = fusing(target), lowering(target, tuning)
+
+    def pipeline(mod: IRModule, _: PassContext) -> IRModule:
+        with target:
+            return Sequential([*before, after])(mod)
+
+    return module_pass(pipeline, opt_level=0, name="zmq_offload.cpu_pipeline")

@@ -1,0 +1,292 @@
+"""Who drives a synchronous client's socket.
+
+One thread at a time drives: sends, receives and keeps time for all. A thread that waits for an answer does so itself,
+so that what it waits for passes through no other thread. While nobody waits but something is outstanding, the pump
+does, a background thread that is started when first needed and makes way for any thread that waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import zmq
+
+from zmq_offload import transport
+from zmq_offload.calls import Call
+from zmq_offload.connection import Connection
+from zmq_offload.errors import Cancelled, Internal, InvalidArgument
+from zmq_offload.session import Action, Complete, Fail, Reconnect, Send
+
+log = logging.getLogger("zmq_offload")
+
+_GRACE = 0.002
+"""Seconds that the pump leaves the socket alone after a thread that waited for an answer has got it: it will often
+submit more and wait again, and handing the socket to and fro costs more than a small request."""
+
+_MAKE_WAY = 0.05
+"""Seconds that the pump gets to make way; it only needs them where a third thread was faster."""
+
+
+class Driver:
+    """Safe to share between threads; makes the connection's calls and closes it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._session = connection.session
+        self._lock = threading.Lock()  # guards what follows, and the session
+        self._calls: dict[int, Call[Any]] = {}
+        self._outbox: deque[Action] = deque()
+        self._closed = False
+        self._leading = False  # a thread that waits for an answer drives
+        self._led_at = -math.inf  # when one last did
+        self._followers = 0  # threads that wait while another drives
+        self._pumping = False  # the pump drives
+        self._make_way = False  # and shall not
+        self._idle = True  # the pump sleeps until it is notified
+        self._woken = False
+        self._work = threading.Condition(self._lock)  # where the pump waits
+        self._socket = threading.Lock()  # its holder drives
+        self._driving: int | None = None  # the holder's thread
+        self._wake = transport.Wake()
+        self._pump: threading.Thread | None = None
+
+    # --- the face -------------------------------------------------------------------------------------------
+
+    def begin(self, call: Call[Any], start: Callable[..., tuple[int, list[Action]]]) -> None:
+        """Number a call and note what is to send. `run` or `send` next."""
+        with self._lock:
+            if self._closed:
+                raise Cancelled("the client is closed")
+            call.number, actions = start(now=time.monotonic())
+            self._calls[call.number] = call
+            self._outbox.extend(actions)
+
+    def run(self, call: Call[Any]) -> None:
+        """Until a call is done; it is taken back if its caller is interrupted."""
+        try:
+            self.wait(call.is_done, call.wait, None)
+            if not call.is_done():
+                call.wait()  # the client is being closed, which takes it back
+        except BaseException:
+            self.cancel(call.number)
+            call.wait(1.0)  # for the memory of its inputs
+            raise
+
+    def send(self) -> None:
+        """Have what is noted sent."""
+        if not self._socket.acquire(blocking=False):
+            self._delegate()
+            return
+        try:
+            self._drive(lambda: True)
+        finally:
+            self._socket.release()
+        with self._lock:
+            self._watch()
+
+    def wait(self, done: Callable[[], bool], follow: Callable[[float | None], Any], until: float | None) -> None:
+        """Until `done`, or the time `until`: drive if nobody else must, or else let who does and `follow`."""
+        if not self._lead():
+            self._follow(follow, until)
+            return
+        try:
+            self._drive(done, until)
+        finally:
+            self._socket.release()
+            with self._lock:
+                self._leading, self._led_at = False, time.monotonic()
+                self._watch()
+
+    def cancel(self, number: int) -> None:
+        """Take a call back, if it is not done."""
+        with self._lock:
+            self._outbox.extend(self._session.cancel(number))
+        self._delegate()
+
+    def refuse_callback(self, what: str) -> None:
+        """A future's callback runs in the thread that drives, which cannot wait for itself."""
+        if self._driving == threading.get_ident():
+            raise InvalidArgument(f"{what} inside a future's callback would wait for itself for ever; use submit there")
+
+    def close(self) -> None:
+        """Take back what is outstanding and disconnect."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._outbox.extend(self._session.close())
+            self._work.notify_all()
+        self._wake.set()
+        if self._pump is not None and self._pump is not threading.current_thread():
+            self._pump.join()
+        with self._socket:
+            self._drive(lambda: True)
+            self._connection.close()
+            self._wake.close()
+
+    # --- who drives -----------------------------------------------------------------------------------------
+
+    def _lead(self) -> bool:
+        """Take the socket, if nobody has it but the pump."""
+        led = self._socket.acquire(blocking=False)
+        if not led:
+            with self._lock:
+                if not self._pumping or self._make_way:
+                    return False
+                self._make_way = True
+            self._wake.set()
+            led = self._socket.acquire(timeout=_MAKE_WAY)
+        with self._lock:
+            self._make_way = False
+            self._leading |= led
+        return led
+
+    def _follow(self, follow: Callable[[float | None], Any], until: float | None) -> None:
+        with self._lock:
+            self._followers += 1
+        try:
+            self._delegate()
+            with contextlib.suppress(futures.TimeoutError, futures.CancelledError):
+                follow(None if until is None else max(0.0, until - time.monotonic()))
+        finally:
+            with self._lock:
+                self._followers -= 1
+
+    def _delegate(self) -> None:
+        """Let whoever drives, or the pump, take up what is new."""
+        with self._lock:
+            if self._closed:
+                return
+            self._watch()
+            self._work.notify()
+            woken, self._woken = self._woken, True
+        if not woken:
+            self._wake.set()
+
+    def _watch(self) -> None:
+        """See to it that the pump is up if it may be needed. Needs `_lock`."""
+        if self._closed or not (self._calls or self._outbox):
+            return
+        if self._pump is None:
+            self._pump = threading.Thread(target=self._pump_forever, name="zmq-offload-client", daemon=True)
+            self._pump.start()
+        if self._idle or self._outbox or self._followers:
+            self._work.notify()
+
+    def _pump_forever(self) -> None:
+        while True:
+            with self._work:
+                while not self._closed and (wait := self._pause()) != 0:
+                    self._idle = wait is None
+                    self._work.wait(wait)
+                self._idle = False
+                if self._closed:
+                    return
+            # A fault fails the calls that it met (see `_drive`); those to come still need a pump.
+            with self._socket, contextlib.suppress(Exception):
+                self._pumping = True
+                try:
+                    self._drive(lambda: self._make_way or not (self._calls or self._outbox))
+                finally:
+                    self._pumping = False
+
+    def _pause(self) -> float | None:
+        """How long the pump leaves the socket alone: None until something is outstanding, 0 not at all."""
+        if self._outbox:
+            return 0
+        if not self._calls:
+            return None
+        if self._leading or self._make_way:
+            return _GRACE
+        return 0 if self._followers else max(0.0, self._led_at + _GRACE - time.monotonic())
+
+    # --- driving --------------------------------------------------------------------------------------------
+
+    def _drive(self, enough: Callable[[], bool], until: float | None = None) -> None:
+        """Send, receive and keep time until `enough`, the time `until`, or the client is closed. Needs `_socket`."""
+        self._driving = threading.get_ident()
+        try:
+            self._drive_until(enough, until)
+        except Exception as error:
+            # Say, no file descriptor is left for a new connection. Nobody may wait for ever.
+            self._break(error)
+            raise
+        finally:
+            self._driving = None
+
+    def _break(self, error: Exception) -> None:
+        """Fail all that is outstanding."""
+        log.exception("the client failed; so do its %d calls", len(self._calls))
+        with self._lock:
+            self._session.close()
+            self._outbox.clear()
+            calls = list(self._calls.values())
+            self._calls.clear()
+        for call in calls:
+            call.end(Fail(call.number, Internal(f"the client failed: {type(error).__name__}: {error}")))
+
+    def _drive_until(self, enough: Callable[[], bool], until: float | None) -> None:
+        session, connection, wake = self._session, self._connection, self._wake.fileno()
+        socket = None
+        sources: list[tuple[Any, int]] = []
+        while True:
+            self._perform()
+            if self._closed or enough():
+                return
+            if connection.socket is not socket:
+                socket = connection.socket
+                sources = [(socket, transport.POLLIN), (wake, transport.POLLIN)]
+            with self._lock:
+                deadline = session.next_deadline()
+            now = time.monotonic()
+            if until is not None:
+                if now >= until:
+                    return
+                deadline = until if deadline is None else min(deadline, until)
+            wait = -1 if deadline is None else max(0, math.ceil((deadline - now) * 1000))
+            ready: list[Any] = [source for source, _ in zmq.zmq_poll(sources, wait)]
+            if wake in ready:
+                with self._lock:
+                    self._wake.clear()
+                    self._woken = False
+            if socket in ready:
+                for message in connection.receive():
+                    with self._lock:
+                        self._outbox.extend(session.received(*message, time.monotonic()))
+                    self._perform()
+                    if not self._calls:
+                        break  # nothing is to come, so to look for it would be in vain
+            with self._lock:
+                now = time.monotonic()
+                deadline = session.next_deadline()
+                if deadline is not None and deadline <= now:
+                    if (why := connection.refusal()) is not None:
+                        self._outbox.extend(session.refused(why, now))
+                    self._outbox.extend(session.tick(now))
+
+    def _perform(self) -> None:
+        """Do what the session wants done. Needs `_socket`."""
+        while self._outbox:
+            with self._lock:
+                action = self._outbox.popleft()
+                call = self._calls.pop(action.id, None) if isinstance(action, Complete | Fail) else None
+            if isinstance(action, Send):
+                self._connection.send(action)
+            elif isinstance(action, Reconnect):
+                self._connection.reconnect(action.endpoint)
+            else:
+                lent = self._connection.still_lent(action.id)
+                if lent:
+                    self._connection.regain(lent)
+                    with self._lock:
+                        self._outbox.extend(self._session.reconnected(time.monotonic()))
+                if call is not None:
+                    call.end(action)
