@@ -85,6 +85,7 @@ class Frontend(Ledger):
             return Status.UNAVAILABLE, "the broker is shutting down"
         if (
             not self.scheduler.served(request.model, request.version)
+            and self.known
             and not self._was_known(request.model, request.version)
             and now >= self.started + self.policy.worker_grace
         ):

@@ -81,6 +81,8 @@ class Ledger:
         self._step(request, "queued", now)
         self.scheduler.push(request, again=request.attempt > 0)
         if not self.scheduler.served(request.model, request.version):
+            queue = self.scheduler.queues[request.model, request.version]
+            queue.parked |= len(queue) == 1  # those that were here before are `_settle`'s
             self._timers.set(request.key, min(request.deadline, now + self.policy.worker_grace))
 
     def _dispatch(self, request: Request, worker: Worker, now: float) -> None:
@@ -182,6 +184,9 @@ class Ledger:
     def _nobody_serves(self, model: str, version: int) -> tuple[Status, str]:
         wanted = f"model {model!r}" + ("" if version == LATEST else f" version {version}")
         served = f"served are: {served_listing(self)}"
+        if not self.known:
+            # Workers that load a large subgraph take longer to come up than the broker. Nothing is known not to be.
+            return Status.UNAVAILABLE, f"no worker has announced itself yet, so {wanted} is not served"
         if self._was_known(model, version):
             return Status.UNAVAILABLE, f"no worker that holds {wanted} is there now; {served}"
         return Status.NOT_FOUND, f"no worker ever announced {wanted}; {served}"

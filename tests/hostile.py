@@ -49,7 +49,7 @@ class Liar(threading.Thread):
         context = zmq.Context()
         while self.sent < self._many:
             with context.socket(zmq.DEALER) as socket:
-                socket.linger = 0
+                socket.linger = 10_000  # what was sent shall arrive
                 socket.sndtimeo = 10_000
                 socket.connect(self._endpoint)
                 for _ in range(1000):

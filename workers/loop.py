@@ -186,6 +186,8 @@ class Worker:
             max_frame_bytes=self._config.max_frame_bytes,
             heartbeat=self._config.policy.heartbeat,
         )
+        # A broker sends no more than there are slots, and Probes; what one that lies sends stays in its own memory.
+        socket.setsockopt(zmq.RCVHWM, 1000 + 4 * self._config.slots)
         self._security.protect(socket)
         self._watches[link] = Watch(socket)
         transport.connect(socket, self._config.brokers[link])

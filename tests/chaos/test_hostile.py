@@ -49,6 +49,7 @@ def test_a_million_lies_to_the_broker(side: str) -> None:
                     half = resident(pid)
             took, before = time.monotonic() - started, load.served
             eventually(lambda: load.served > before + 200)
+            eventually(lambda: _all_taken_in(broker.frontend), timeout=120)
         end = resident(pid)
         sent = sum(liar.sent for liar in liars)
         now = status(broker.frontend)
@@ -58,6 +59,12 @@ def test_a_million_lies_to_the_broker(side: str) -> None:
         assert half is not None and end - half < 16 * MB
         assert set(pids) <= set(worker_pids(broker.frontend)), "the honest workers are those that they were"
         assert not any("ended with code" in line for line in supervisor.seen())
+
+
+def _all_taken_in(frontend: str) -> bool:
+    before = status(frontend)["dropped"]["malformed"]
+    time.sleep(0.5)
+    return before == status(frontend)["dropped"]["malformed"]
 
 
 def test_a_million_lies_to_a_worker() -> None:
