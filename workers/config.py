@@ -40,6 +40,8 @@ class Config:
     hang_grace: float = 30.0
     max_frame_bytes: int = limits.MESSAGE_BYTES
     batching: Batching | None = None
+    key: str | None = None
+    broker_key: str | None = None
     policy: Policy = field(default_factory=Policy)
 
 
@@ -59,6 +61,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     add_option(parser, "--threads", count, None, "TVM threads a process, default cores / processes", metavar="N")
     add_option(parser, "--pin", switch, "on", "keep each process on cores of its own", metavar="on|off")
     add_option(parser, "--refresh", seconds, 5.0, "seconds between two looks at the repository", metavar="S")
+    add_option(parser, "--worker-key", str, None, "this worker's NAME.key_secret", metavar="FILE")
+    add_option(parser, "--broker-key", str, None, "the brokers' NAME.key", metavar="FILE")
     add_option(parser, "--heartbeat", seconds, policy.heartbeat, "seconds between heartbeats", metavar="S")
     add_option(parser, "--patience", seconds, policy.patience, "seconds a broker may be silent", metavar="S")
     add_option(parser, "--drain", seconds, policy.drain, "seconds to wait for brokers when stopped", metavar="S")
@@ -69,6 +73,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     given = parser.parse_args(arguments)
     if given.batch_delay is not None and given.max_batch is None:
         parser.error("--batch-delay goes with --max-batch")
+    if bool(given.worker_key) != bool(given.broker_key):
+        parser.error("--worker-key and --broker-key belong together")
     cores = len(os.sched_getaffinity(0))
     return Config(
         brokers=given.broker,
@@ -83,5 +89,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         hang_grace=given.hang_grace,
         max_frame_bytes=given.max_frame_bytes,
         batching=None if given.max_batch is None else Batching(given.max_batch, given.batch_delay or 0),
+        key=given.worker_key,
+        broker_key=given.broker_key,
         policy=Policy(given.heartbeat, given.patience, given.drain),
     )

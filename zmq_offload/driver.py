@@ -268,6 +268,8 @@ class Driver:
                 now = time.monotonic()
                 deadline = session.next_deadline()
                 if deadline is not None and deadline <= now:
+                    if (why := connection.refusal()) is not None:
+                        self._outbox.extend(session.refused(why, now))
                     self._outbox.extend(session.tick(now))
 
     def _perform(self) -> None:

@@ -12,7 +12,6 @@ from onnx import numpy_helper
 from zmq_offload.compile import Compiled
 from zmq_offload.compile.importer import read_onnx, simplify
 
-
 Array = np.ndarray[Any, Any]
 
 
