@@ -14,7 +14,6 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
-    arrays,
     check_call,
     check_timeout,
     copy_into,
@@ -23,7 +22,7 @@ from zmq_offload.connection import (
 )
 from zmq_offload.errors import Cancelled, OffloadError
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.payload import Array, encode_tensors
+from zmq_offload.protocol.payload import Array
 from zmq_offload.results import Outputs
 from zmq_offload.session import Action, Complete, Fail, Policy, Reconnect, Send
 
@@ -66,7 +65,7 @@ class AsyncClient:
         """As `Client.infer`."""
         timeout = self._timeout if timeout is None else timeout
         wanted = check_call(model, timeout, version, priority)
-        payload = encode_tensors(arrays(inputs))
+        payload = self._connection.payload(inputs)
         start = functools.partial(
             self._session.request,
             model,

@@ -99,6 +99,7 @@ class Session:
         self._bytes = 0  # of outstanding requests
         self._heard_at = 0.0  # since calls are outstanding: when that began, or the last message after it
         self._answered = False  # whether there was one
+        self._complaint = ""  # what a broker said about what was sent to it, and of no call
         self._ping_at = 0.0
         self._switched_at = -math.inf
         self._refused = 0  # endpoints in a row that did not let this client in
@@ -167,6 +168,8 @@ class Session:
         """A message of the broker came in."""
         self._heard_at, self._answered, self._refused = now, True, 0
         if message.session != self.token:
+            if isinstance(message, wire.Error) and message.id == 0:
+                self._complaint = message.text
             return []
         if isinstance(message, wire.Pong):
             return self._send_again(message.ids, now)
@@ -246,7 +249,8 @@ class Session:
         spent = call.deadline - call.started
         cancel = Send(wire.Cancel(self.token, number))
         if self._answered:
-            return [cancel, Fail(number, DeadlineExceeded(f"no result within {spent:.3f} s"))]
+            said = f"; the broker says: {self._complaint}" if self._complaint else ""
+            return [cancel, Fail(number, DeadlineExceeded(f"no result within {spent:.3f} s{said}"))]
         where = " or ".join(self._endpoints)
         return [cancel, Fail(number, Unavailable(f"no broker answered at {where} within {spent:.3f} s"))]
 

@@ -63,9 +63,15 @@ def make_socket(
 
 
 def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Connect, now or whenever the other end comes up."""
+    """Connect, now or whenever the other end comes up.
+
+    Raises InvalidArgument for what is only an endpoint to bind to, and for a path that is too long.
+    """
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-    socket.connect(endpoint)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise InvalidArgument(f"cannot connect to {endpoint}: {error.strerror}") from None
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
