@@ -97,8 +97,6 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
         ["{mlp}", "--list-cuts", "--input", "y=2,8"],
         ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=2,8", "--target", "?"],
         ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=2,8", "--max-batch", "4"],
-        ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=N,8", "--max-batch", "0"],
-        ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=N,8", "--max-batch", "4", "--batch-delay", "-1"],
     ],
 )
 def test_failures_are_one_line_and_end_with_1(
