@@ -66,7 +66,7 @@ def _validate_queues(core: Core, queued: list[Request]) -> None:
         _validate_turns(queue)
         best = scheduler.choose(model, version)
         assert best is None, f"{best and best.name} is free while a request for {model} waits"
-        assert queue.parked <= (not scheduler.served(model, version)), f"{model} is served and its queue parked"
+        assert queue.parked is not scheduler.served(model, version), f"{model} is served and parked, or neither"
         # Requests that came back from a lost worker queue again without being refused.
         again = sum(request.attempt > 0 for request in queue)
         assert len(queue) - again <= policy.max_queued_per_model, f"more requests wait for {model} than may"

@@ -29,16 +29,16 @@ CORES = "ZMQ_OFFLOAD_CORES"
 
 @dataclass(slots=True)
 class Backoff:
-    """When to start a process again: at once after a long life, later and later after short ones (seconds). Pure."""
+    """When to start a process again (seconds): at once, but later and later if it ends soon after each start. A second
+    that it lived takes a second off, so that one that is killed while it serves is back at once. Pure."""
 
     least: float = 0.1
     most: float = 10.0
-    healthy: float = 10.0
     delay: float = 0.0
 
     def ended(self, lived: float) -> float:
         """How long to wait before the next start, after a process that lived for `lived` seconds."""
-        wait = self.least if lived >= self.healthy else self.delay
+        wait = max(0.0, self.delay - lived)
         self.delay = min(self.most, max(self.least, 2 * wait))
         return wait
 

@@ -41,9 +41,11 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
         policy: Policy | None = None,
+        key: str | None = None,
+        broker_key: str | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        self._connection = Connection(broker, policy or Policy(), max_frame_bytes)
+        self._connection = Connection(broker, policy or Policy(), max_frame_bytes, key, broker_key)
         self._session = self._connection.session
         self._futures: dict[int, asyncio.Future[Complete]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -159,6 +161,8 @@ class AsyncClient:
         now = self._loop.time()
         deadline = self._session.next_deadline()
         if deadline is not None and deadline <= now:
+            if (why := self._connection.refusal()) is not None:
+                self._perform(self._session.refused(why, now))
             self._perform(self._session.tick(now))
             deadline = self._session.next_deadline()
         if self._timer is not None and (self._timer_at <= now or (deadline is not None and deadline < self._timer_at)):

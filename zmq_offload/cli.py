@@ -15,6 +15,8 @@ COMMANDS = (
     "zmq_offload.compile.command",
     "zmq_offload.compile.profile.command",
     "zmq_offload.status",
+    "zmq_offload.loadgen.command",
+    "zmq_offload.keys_command",
     "zmq_offload.demo.command",
 )
 

@@ -31,7 +31,9 @@ class Client:
 
     `broker` is the endpoint of a broker's frontend, or several: while one does not answer, the next is tried, and what
     was outstanding is sent there. `timeout` (seconds) is for calls that give none: no call waits for ever.
-    A frame of more than `max_frame_bytes` is not taken from the broker.
+    A frame of more than `max_frame_bytes` is not taken from the broker. `key` (this client's NAME.key_secret) and
+    `broker_key` (the broker's NAME.key) encrypt and authenticate (docs/security.md); their defaults are in
+    ZMQ_OFFLOAD_CLIENT_KEY and ZMQ_OFFLOAD_BROKER_KEY.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
         policy: Policy | None = None,
+        key: str | None = None,
+        broker_key: str | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        connection = Connection(broker, policy or Policy(), max_frame_bytes)
+        connection = Connection(broker, policy or Policy(), max_frame_bytes, key, broker_key)
         self._session = connection.session
         self._driver = Driver(connection)
 

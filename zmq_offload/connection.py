@@ -12,6 +12,7 @@ import zmq
 
 from zmq_offload import transport
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError
+from zmq_offload.handshake import Security, Watch
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import Array, decode_body, decode_tensors
@@ -37,12 +38,24 @@ _REGAIN_BY_FORCE = 5.0
 class Connection:
     """A socket to one of several brokers. Not thread-safe."""
 
-    def __init__(self, broker: str | Sequence[str], policy: Policy, max_frame_bytes: int) -> None:
+    def __init__(
+        self,
+        broker: str | Sequence[str],
+        policy: Policy,
+        max_frame_bytes: int,
+        key: str | None = None,
+        broker_key: str | None = None,
+    ) -> None:
         self.endpoints = [broker] if isinstance(broker, str) else list(broker)
         if not self.endpoints:
             raise InvalidArgument("a client needs at least one broker endpoint")
         for endpoint in self.endpoints:
             transport.check_endpoint(endpoint)
+        key = key or os.environ.get("ZMQ_OFFLOAD_CLIENT_KEY")
+        broker_key = broker_key or os.environ.get("ZMQ_OFFLOAD_BROKER_KEY")
+        if bool(key) != bool(broker_key):
+            raise InvalidArgument("a client's key and its broker's key belong together")
+        self._security = Security(key, broker_key)
         self._policy = policy
         self._max_frame_bytes = max_frame_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -55,18 +68,29 @@ class Connection:
         self.socket = transport.make_socket(
             self._context, zmq.DEALER, max_frame_bytes=self._max_frame_bytes, heartbeat=self._policy.heartbeat
         )
+        self._security.protect(self.socket)
+        self._watch = Watch(self.socket)
         transport.connect(self.socket, self.endpoints[self._endpoint])
         self._inbox = transport.Inbox(self.socket)
 
     def reconnect(self, endpoint: int) -> None:
         """Connect to endpoint number `endpoint`; what is queued in the old connection is lost."""
+        self._watch.close()
         self.socket.close(linger=0)
         self._endpoint = endpoint
         self._open()
 
+    def refusal(self) -> str | None:
+        """Why the broker does not let this client in, or None if nothing says so."""
+        why = self._watch.refusal()
+        return None if why is None else f"the broker at {self.endpoints[self._endpoint]} {why}"
+
     def send(self, action: Send) -> None:
         message = action.message
-        lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=True)
+        try:
+            lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=True)
+        except zmq.Again:
+            return  # a connection whose key was refused takes nothing; the session hears of that by `refusal`
         if lent and isinstance(message, wire.Request):
             self._lent.setdefault(message.id, []).extend(lent)
 
@@ -103,6 +127,7 @@ class Connection:
         return self._inbox.waiting()
 
     def close(self) -> None:
+        self._watch.close()
         self.socket.close(linger=100)  # a last Cancel
         self._context.term()
 
@@ -133,14 +158,14 @@ def check_call(model: str, timeout: float, version: int | None, priority: int) -
 def check_timeout(timeout: float) -> float:
     """`timeout`, if a call can have it; raises InvalidArgument otherwise."""
     most = limits.BUDGET_US / 1e6
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout <= most:
+    if not isinstance(timeout, (int, float)) or timeout is True or not 0 < timeout <= most:
         raise InvalidArgument(f"timeout {timeout!r} is not a time above 0 and at most {most:.0f} seconds")
     return timeout
 
 
 def arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
     """Inputs as arrays; what is one already is taken as it is."""
-    if not isinstance(inputs, Mapping):
+    if type(inputs) is not dict and not isinstance(inputs, Mapping):  # asking an ABC is slow
         raise InvalidArgument(f"inputs are a mapping of names to arrays, not {type(inputs).__name__}")
     return {name: np.asarray(value) for name, value in inputs.items()}
 

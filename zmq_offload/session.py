@@ -20,6 +20,7 @@ from zmq_offload.errors import (
     OffloadError,
     ProtocolError,
     Status,
+    Unauthenticated,
     Unavailable,
     from_status,
 )
@@ -100,6 +101,7 @@ class Session:
         self._answered = False  # whether there was one
         self._ping_at = 0.0
         self._switched_at = -math.inf
+        self._refused = 0  # endpoints in a row that did not let this client in
 
     @property
     def outstanding(self) -> int:
@@ -163,7 +165,7 @@ class Session:
 
     def received(self, message: wire.ToClient, payload: Sequence[Any], now: float) -> list[Action]:
         """A message of the broker came in."""
-        self._heard_at, self._answered = now, True
+        self._heard_at, self._answered, self._refused = now, True, 0
         if message.session != self.token:
             return []
         if isinstance(message, wire.Pong):
@@ -201,6 +203,19 @@ class Session:
                 for at in range(0, max(1, len(old)), limits.PING_IDS)
             ]
         return actions
+
+    def refused(self, why: str, now: float) -> list[Action]:
+        """The broker does not let this client in. Each endpoint is tried; then it is told to whoever calls, and the
+        next call tries again."""
+        self._refused += 1
+        if self._calls and self._refused < len(self._endpoints):
+            return self._switch(now)
+        self._refused = 0
+        failed: list[Action] = []
+        for number in list(self._calls):
+            self._end(number)
+            failed.append(Fail(number, Unauthenticated(why)))
+        return [Reconnect(self._endpoint), *failed]
 
     def reconnected(self, now: float) -> list[Action]:
         """The connection was made anew, not because of a Reconnect: what was queued in the old one is lost."""

@@ -106,6 +106,27 @@ class Wake:
         self._write.close()
 
 
+class Peer(bytes):
+    """A ROUTER's name for a connection, with the key of whoever is there."""
+
+    user: str
+
+
+def _peer(frame: zmq.Frame) -> Peer:
+    peer = Peer(frame.bytes)
+    peer.user = str(frame.get("User-Id"))
+    return peer
+
+
+def receive_from(socket: zmq.Socket[bytes]) -> list[Any] | None:
+    """As `receive`, from a socket with keys: the first frame is a `Peer`."""
+    try:
+        frame = socket.recv(zmq.DONTWAIT, copy=False)
+    except zmq.Again:
+        return None
+    return [_peer(frame), *(receive(socket) or ())] if frame.more else [_peer(frame)]
+
+
 def receive(socket: zmq.Socket[bytes]) -> list[Any] | None:
     """One message without waiting, or None: two frames as bytes (identity and envelope, or envelope and header), the
     others as `zmq.Frame`, whose memory is libzmq's own."""
@@ -132,14 +153,15 @@ class Inbox:
     until it refuses.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], *, keyed: bool = False) -> None:
         self.socket = socket
+        self._receive = receive_from if keyed else receive
         self._busy = False
 
     def take(self, most: int) -> Iterator[list[Any]]:
         """At most so many messages, as `receive` returns them."""
         for taken in range(most):
-            frames = receive(self.socket)
+            frames = self._receive(self.socket)
             if frames is None:
                 self._busy = taken > 1
                 return

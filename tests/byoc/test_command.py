@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tvm
 
 from zmq_offload.cli import main
 from zmq_offload.progress import Progress
@@ -72,6 +73,9 @@ def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.Ca
         ["compile", "m.onnx"],
         ["compile", "m.onnx", "--cut", "a"],
         ["compile", "m.onnx", "--name", "n"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--version", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "2", "--batch-delay", "-1"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--batch-delay", "5"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "many"],
     ],
@@ -103,6 +107,19 @@ def test_failures_are_one_line_and_end_with_1(
     filled = [a.format(mlp=mlp) for a in arguments]
     assert main(["compile", *filled, "--quiet", "-o", str(tmp_path)]) == 1
     assert re.fullmatch(r"zmq-offload: error: [^\n]+\n", capsys.readouterr().err)
+
+
+def test_ctrl_c_inside_tvm_is_an_interruption_and_no_fault_of_the_model(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @tvm.transform.module_pass(opt_level=0)
+    def interrupted(mod: tvm.IRModule, _: object) -> tvm.IRModule:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zmq_offload.compile.build.cpu_pipeline", lambda _: interrupted)
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "n", "--quiet", "-o", str(tmp_path)]
+    assert main(arguments) == 130
+    assert "error" not in capsys.readouterr().err
 
 
 def test_how_requests_run_together_is_written_into_the_repository(mlp: Path, tmp_path: Path) -> None:

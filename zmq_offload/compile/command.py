@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching
+from zmq_offload.settings import count, microseconds
 
 if TYPE_CHECKING:
     from zmq_offload.compile.cuts import CutPoint
@@ -37,7 +38,9 @@ def add_parser(subparsers: Any) -> None:
         help="where it ends (default: the outputs of the model)",
     )
     parser.add_argument("--name", help="name of the offloaded model")
-    parser.add_argument("--version", type=int, metavar="N", help="its version (default: 1; next free: --only-subgraph)")
+    parser.add_argument(
+        "--version", type=count, metavar="N", help="its version (default: 1; next free: --only-subgraph)"
+    )
     parser.add_argument("--target", metavar="T", help="TVM target of the workers, a name or JSON (default: this CPU)")
     parser.add_argument("--device-target", metavar="T", help="TVM target of the device (default: this CPU)")
     parser.add_argument("-o", "--output", default="dist", metavar="DIR", help="folder to write to (default: dist)")
@@ -47,11 +50,11 @@ def add_parser(subparsers: Any) -> None:
         "--only-subgraph", action="store_true", help="add a version of the subgraph for the existing DIR/device"
     )
     parser.add_argument(
-        "--max-batch", type=int, metavar="N", help="rows that workers may run together (default: 1 request)"
+        "--max-batch", type=count, metavar="N", help="rows that workers may run together (default: 1 request)"
     )
     parser.add_argument(
         "--batch-delay",
-        type=int,
+        type=microseconds,
         metavar="US",
         help="microseconds that the first of them may wait for others (default: 0)",
     )
