@@ -115,7 +115,7 @@ def test_the_worker_may_say_otherwise_and_the_deadline_counts_while_a_batch_gath
         for model in ("mlp", "plain"):
             with pytest.raises(InvalidArgument, match="a batch of 3 rows, it takes at most 2"):
                 client.infer(model, {"h2": rows(3, seed=0)})
-        assert eventually(lambda: _gathers(client))
+        assert eventually(lambda: _gathers(client), timeout=60)
         pair = [client.submit("plain", {"h2": rows(1, seed=at)}, timeout=30) for at in range(2)]
         assert [future.result()["h4"].shape for future in pair] == [(1, 8)] * 2
         assert client.infer("fixed", {"h2": rows(2, seed=0)}, timeout=30)["h4"].shape == (2, 8)
