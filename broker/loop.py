@@ -26,6 +26,7 @@ from broker.events import (
     ToClient,
     Undelivered,
 )
+from broker.files import raise_file_limit
 from broker.security import Security, check_exposure
 from zmq_offload import transport
 from zmq_offload.errors import ProtocolError
@@ -212,6 +213,7 @@ def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
 def serve(config: Config) -> int:
     """Run a broker in this process until SIGTERM or SIGINT."""
     check_exposure((config.frontend, config.backend), secured=config.server_key is not None, insecure=config.insecure)
+    raise_file_limit()
     broker = Broker(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
