@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
@@ -45,7 +45,13 @@ HUNG = 70
 class Worker:
     """Connects on construction; `run` serves until `stop`, or until `parent` (a file descriptor) is closed."""
 
-    def __init__(self, config: Config, parent: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parent: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cores: Sequence[int] = (),
+    ) -> None:
         self._config = config
         self._clock = clock
         self._executors: dict[Model, Executor | Echo] = {}
@@ -54,8 +60,10 @@ class Worker:
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
             with needs("tvm"):  # which an echo worker does without
-                from workers.executor import GraphExecutor
+                from workers.executor import GraphExecutor, bind_threads
 
+            if cores:
+                bind_threads(cores)
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -223,9 +231,9 @@ class Worker:
                 os._exit(HUNG)
 
 
-def serve(config: Config, parent: int | None) -> int:
-    """Run a worker in this process until SIGTERM, SIGINT or the end of its supervisor."""
-    worker = Worker(config, parent)
+def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:
+    """Run a worker in this process, which has `cores` to itself, until SIGTERM, SIGINT or the end of its supervisor."""
+    worker = Worker(config, parent, cores=cores)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     log.info("%s: brokers %s", config.name, ", ".join(config.brokers))

@@ -158,14 +158,14 @@ def check_call(model: str, timeout: float, version: int | None, priority: int) -
 def check_timeout(timeout: float) -> float:
     """`timeout`, if a call can have it; raises InvalidArgument otherwise."""
     most = limits.BUDGET_US / 1e6
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout <= most:
+    if not isinstance(timeout, (int, float)) or timeout is True or not 0 < timeout <= most:
         raise InvalidArgument(f"timeout {timeout!r} is not a time above 0 and at most {most:.0f} seconds")
     return timeout
 
 
 def arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
     """Inputs as arrays; what is one already is taken as it is."""
-    if not isinstance(inputs, Mapping):
+    if type(inputs) is not dict and not isinstance(inputs, Mapping):  # asking an ABC is slow
         raise InvalidArgument(f"inputs are a mapping of names to arrays, not {type(inputs).__name__}")
     return {name: np.asarray(value) for name, value in inputs.items()}
 

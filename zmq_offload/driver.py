@@ -23,7 +23,7 @@ from zmq_offload import transport
 from zmq_offload.calls import Call
 from zmq_offload.connection import Connection
 from zmq_offload.errors import Cancelled, Internal, InvalidArgument
-from zmq_offload.session import Action, Complete, Fail, Reconnect, Send
+from zmq_offload.session import Action, Fail, Reconnect, Send
 
 log = logging.getLogger("zmq_offload")
 
@@ -277,12 +277,13 @@ class Driver:
         while self._outbox:
             with self._lock:
                 action = self._outbox.popleft()
-                call = self._calls.pop(action.id, None) if isinstance(action, Complete | Fail) else None
             if isinstance(action, Send):
                 self._connection.send(action)
             elif isinstance(action, Reconnect):
                 self._connection.reconnect(action.endpoint)
             else:
+                with self._lock:
+                    call = self._calls.pop(action.id, None)
                 lent = self._connection.still_lent(action.id)
                 if lent:
                     self._connection.regain(lent)

@@ -53,8 +53,9 @@ def test_inputs_are_taken_in_order_and_by_name(model: OffloadedModel, mlp: Path)
         ((X[:1],), {}, r"input 'x' has shape \[1, 8\], it takes x FP32\[2,8\]"),
         ((X.astype("f8"),), {}, r"input 'x' has datatype FP64, it takes x FP32"),
         ((X[0],), {}, r"input 'x' has shape \[8\]"),
-        (([["a"] * 8] * 2,), {}, "datatype <U1 cannot be sent"),
-        ((None,), {}, "datatype object cannot be sent"),
+        (([["a"] * 8] * 2,), {}, "input 'x' is no tensor: datatype <U1 cannot be sent"),
+        ((None,), {}, "input 'x' is no tensor: datatype object cannot be sent"),
+        (([[1.0], [2.0, 3.0]],), {}, "input 'x' is no tensor: .* inhomogeneous"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(
@@ -254,6 +255,18 @@ def test_a_broker_or_a_client_must_be_given(compiled_mlp: Compiled, client: Loca
             load(compiled_mlp.device, **options)  # type: ignore[arg-type]
 
 
+def test_a_timeout_that_is_none_is_refused_when_loading(compiled_mlp: Compiled, client: LocalClient) -> None:
+    for timeout in (0, -1.0, float("nan")):
+        with pytest.raises(InvalidArgument, match="timeout"):
+            load(compiled_mlp.device, client=client, timeout=timeout)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1.5])
+def test_a_depth_that_is_none_is_refused(model: OffloadedModel, depth: Any) -> None:
+    with pytest.raises(InvalidArgument, match="not a whole number from 1"):
+        model.map([X], depth=depth)
+
+
 def edit(bundle: Path, **changes: Any) -> None:
     file = bundle / MANIFEST
     described = json.loads(file.read_text()) | changes
@@ -269,7 +282,7 @@ def edit(bundle: Path, **changes: Any) -> None:
         ({"inputs": None}, "is damaged: key 'inputs' is missing"),
         ({"inputs": [{"name": "x", "datatype": "FP33", "shape": []}]}, "is damaged: tensor 'x': datatype 'FP33'"),
         ({"offloaded": [{"symbol": "", "version": 1, "model": "m", "inputs": [], "outputs": []}]}, "symbol ''"),
-        ({"offloaded": [{"symbol": "s", "version": 0, "model": "m", "inputs": [], "outputs": []}]}, "version 0 is nei"),
+        ({"offloaded": [{"symbol": "s", "version": 0, "model": "m", "inputs": [], "outputs": []}]}, "version 0 is not"),
         ({"offloaded": 3}, "is damaged"),
         ({"checksum": 3}, "must be strings"),
     ],

@@ -1,4 +1,4 @@
-"""Which versions a worker serves while its repository is changed, damaged or taken away under it."""
+"""What a worker serves follows the repository, and a fault in one version leaves the others alone."""
 
 from __future__ import annotations
 
@@ -11,89 +11,107 @@ import pytest
 
 from workers.deployment import Deployment
 from zmq_offload.errors import FailedPrecondition
-from zmq_offload.repository import DESCRIPTION, LIBRARY, ModelVersion, Repository
+from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.repository import ModelVersion, Repository
 
-
-def write(repository: Repository, name: str, version: int, content: bytes = b"library", force: bool = False) -> None:
-    def build(folder: Path) -> ModelVersion:
-        (folder / LIBRARY).write_bytes(content)
-        return ModelVersion(name, version, (), (), None, "0.27", "")
-
-    repository.write(name, version, build, force=force)
-
-
-def load(repository: Repository, name: str, version: int) -> Any:
-    """What GraphExecutor does to files: the checksum, and nothing is loaded that does not have it."""
-    return repository.read(name, version)
+SPEC = (TensorSpec("x", "FP32", (3,)),)
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    repository = Repository(tmp_path / "repository")
-    write(repository, "ocr", 1)
-    write(repository, "ocr", 2)
-    return repository
+    return Repository(tmp_path)
 
 
-def test_versions_come_and_go_while_others_are_served(repository: Repository) -> None:
-    deployment = Deployment(repository, load)
-    assert deployment.refresh()
-    assert not deployment.refresh(), "nothing changed"
-    write(repository, "net", 1)
-    assert deployment.refresh()
-    assert set(deployment.executors) == {("ocr", 1), ("ocr", 2), ("net", 1)}
-    shutil.rmtree(repository.path("ocr", 2))
-    assert deployment.refresh()
-    assert set(deployment.executors) == {("ocr", 1), ("net", 1)}
-
-
-def test_a_version_that_is_replaced_is_loaded_anew(repository: Repository) -> None:
-    deployment = Deployment(repository, load)
-    deployment.refresh()
-    before = deployment.executors["ocr", 1]
-    write(repository, "ocr", 1, b"another", force=True)
-    assert deployment.refresh()
-    assert deployment.executors["ocr", 1] is not before
-
-
-@pytest.mark.parametrize("file", [LIBRARY, DESCRIPTION])
-def test_a_damaged_version_is_said_once_and_leaves_the_others_alone(
-    repository: Repository, file: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    (repository.path("ocr", 2) / file).write_bytes(b"not what it was")
-    deployment = Deployment(repository, load)
-    with caplog.at_level(logging.ERROR):
-        deployment.refresh()
-        deployment.refresh()
-    assert set(deployment.executors) == {("ocr", 1)}
-    assert len(caplog.records) == 1
-    assert "version 2 is not served" in caplog.text
-
-
-def test_an_unreadable_repository_leaves_what_is_loaded(
-    repository: Repository, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A mount that hangs off a server that is gone, for instance; here a link to itself."""
-    deployment = Deployment(repository, load)
-    deployment.refresh()
-    away = repository.root.rename(repository.root.with_name("away"))
-    repository.root.symlink_to(repository.root)
-    with caplog.at_level(logging.ERROR):
-        assert not deployment.refresh()
-        assert not deployment.refresh()
-    assert set(deployment.executors) == {("ocr", 1), ("ocr", 2)}
-    assert len(caplog.records) == 1
-    repository.root.unlink()
-    away.rename(repository.root)
-    assert not deployment.refresh(), "it is back, and as it was"
-
-
-def test_a_full_disk_leaves_no_half_of_a_version(repository: Repository) -> None:
+def add(repository: Repository, name: str, version: int, *, force: bool = False) -> None:
     def build(folder: Path) -> ModelVersion:
-        (folder / LIBRARY).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        (folder / "subgraph.so").write_bytes(b"library")
+        return ModelVersion(name, version, SPEC, SPEC, "llvm", "0.27.0", "")
 
-    with pytest.raises(FailedPrecondition, match="No space left on device"):
-        repository.write("ocr", 3, build)
-    assert repository.versions("ocr") == [1, 2]
-    assert [path.name for path in repository.path("ocr", 3).parent.iterdir() if path.name.startswith(".")] == []
+    repository.write(name, version, build, force=force)
+
+
+class Loader:
+    """Loads anything but what `faults` has an error for."""
+
+    def __init__(self) -> None:
+        self.faults: dict[tuple[str, int], Exception] = {}
+        self.loaded: list[tuple[str, int]] = []
+
+    def __call__(self, repository: Repository, name: str, version: int) -> Any:
+        self.loaded.append((name, version))
+        if (name, version) in self.faults:
+            raise self.faults[name, version]
+        return object()
+
+
+def test_new_replaced_and_removed_versions_are_followed(repository: Repository) -> None:
+    add(repository, "a", 1)
+    load = Loader()
+    deployment = Deployment(repository, load)
+    assert deployment.refresh() and set(deployment.executors) == {("a", 1)}
+    assert not deployment.refresh()
+    add(repository, "a", 2)
+    add(repository, "a", 1, force=True)
+    assert deployment.refresh() and set(deployment.executors) == {("a", 1), ("a", 2)}
+    assert load.loaded == [("a", 1), ("a", 1), ("a", 2)]
+    shutil.rmtree(repository.path("a", 1))
+    assert deployment.refresh() and set(deployment.executors) == {("a", 2)}
+
+
+@pytest.mark.parametrize("fault", [FailedPrecondition("damaged"), MemoryError("std::bad_alloc"), OSError(5, "I/O")])
+def test_a_version_that_does_not_load_leaves_the_others_alone(
+    repository: Repository, fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "bad", 1)
+    add(repository, "good", 1)
+    load = Loader()
+    load.faults["bad", 1] = fault
+    deployment = Deployment(repository, load)
+    with caplog.at_level(logging.ERROR):
+        assert deployment.refresh() and set(deployment.executors) == {("good", 1)}
+        assert not deployment.refresh()
+    (record,) = caplog.records
+    assert "model bad version 1 is not served" in record.getMessage() and str(fault) in record.getMessage()
+    load.faults.clear()
+    description = repository.path("bad", 1) / "model.json"
+    description.write_text(description.read_text() + "\n")  # repaired in place, without the library
+    assert deployment.refresh() and set(deployment.executors) == {("bad", 1), ("good", 1)}
+
+
+def test_a_folder_that_cannot_be_read_leaves_the_others_alone_and_is_named_once(
+    repository: Repository, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(repository, "a", 1)
+    add(repository, "b", 1)
+    deployment = Deployment(repository, Loader())
+    deployment.refresh()
+    read, unreadable = Path.iterdir, {repository.root / "a"}
+
+    def iterdir(folder: Path) -> Any:
+        if folder in unreadable:
+            raise PermissionError(13, "Permission denied")
+        return read(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    add(repository, "b", 2)
+    assert deployment.refresh() and not deployment.refresh()
+    assert set(deployment.executors) == {("a", 1), ("b", 1), ("b", 2)}
+    unreadable.add(repository.root)
+    assert not deployment.refresh() and not deployment.refresh()
+    assert set(deployment.executors) == {("a", 1), ("b", 1), ("b", 2)}
+    unreadable.clear()
+    assert not deployment.refresh()
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert said == [
+        f"{repository.root / 'a'} cannot be read: Permission denied; serving on with what is loaded of it",
+        f"{repository.root} cannot be read: Permission denied; serving on with what is loaded",
+    ]
+
+
+def test_a_repository_with_nothing_in_it_is_said_once(repository: Repository, caplog: pytest.LogCaptureFixture) -> None:
+    deployment = Deployment(repository, Loader())
+    assert not deployment.refresh() and not deployment.refresh()
+    (record,) = caplog.records
+    assert record.getMessage() == f"nothing is served: no model in {repository.root} loads"
+    add(repository, "a", 1)
+    assert deployment.refresh()

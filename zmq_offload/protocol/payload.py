@@ -28,7 +28,7 @@ def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -
 
     Raises InvalidArgument naming the tensor that cannot be sent.
     """
-    pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
+    pairs = list(tensors.items() if type(tensors) is dict or isinstance(tensors, Mapping) else tensors)
     header, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in pairs]))
     frames: list[Any] = [header]
     for (_, array), dtype in zip(pairs, dtypes, strict=True):

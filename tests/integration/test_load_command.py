@@ -1,0 +1,93 @@
+"""`zmq-offload load` against a real fabric."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.processes import ROOT, Fabric, eventually, running_broker, running_workers
+from zmq_offload import Client
+
+SHORT = ["--window", "0.2", "--duration", "0.6"]
+
+
+@pytest.fixture(scope="module")
+def fabric() -> Iterator[Fabric]:
+    with running_broker() as broker, running_workers(broker.backend, "--executor", "echo"):
+        with Client(broker.frontend) as client:
+            eventually(client.models)
+        yield broker
+
+
+def load(fabric: Fabric, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "zmq_offload.cli", "load", "--broker", fabric.frontend, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_closed_loop_over_processes_is_measured_and_written_down(fabric: Fabric, tmp_path: Path) -> None:
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("csv", "json", "png", "html")}
+    options = [text for kind, path in files.items() for text in (f"--{kind}", str(path))]
+    arguments = ["--model", "echo", "--shape", "x=2,3:INT32", "--concurrency", "1,5", "--processes", "2", "--verify"]
+    ran = load(fabric, *arguments, *SHORT, *options)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[0].split()[:2] == ["load", "requests/s"]
+    assert len(ran.stderr.splitlines()) == 2, "a line of progress for each level"
+    for path in files.values():
+        assert path.stat().st_size > 100
+    levels = json.loads(files["json"].read_text())["levels"]
+    assert [level["concurrency"] for level in levels] == [1, 5]
+    for level in levels:
+        assert level["requests"] > 0 and level["errors"] == {}
+        assert level["latency_ms"]["p50"] <= level["latency_ms"]["p99"] <= level["latency_ms"]["max"]
+
+
+def test_an_open_loop_begins_as_many_as_it_was_told(fabric: Fabric, tmp_path: Path) -> None:
+    arguments = ["--model", "echo", "--shape", "x=8", "--rate", "100", "--arrivals", "constant"]
+    ran = load(fabric, *arguments, "--window", "0.5", "--duration", "2", "--json", str(tmp_path / "o.json"))
+    assert ran.returncode == 0, ran.stderr
+    (level,) = json.loads((tmp_path / "o.json").read_text())["levels"]
+    assert level["rate"] == 100 and level["errors"] == {}
+    assert 40 < level["throughput"] < 160
+
+
+def test_results_are_compared_with_what_is_expected(fabric: Fabric, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(4, dtype=np.float32))
+    np.save(tmp_path / "other.npy", np.arange(4, dtype=np.float32) + 1)
+    given = ["--model", "echo", "--input", f"x={tmp_path / 'x.npy'}", "--verify", *SHORT]
+    fine = load(fabric, *given, "--expect", f"x={tmp_path / 'x.npy'}")
+    assert fine.returncode == 0, fine.stderr
+    wrong = load(fabric, *given, "--expect", f"x={tmp_path / 'other.npy'}")
+    assert wrong.returncode == 1
+    assert "MISMATCH: output 'x' differs from what was expected by up to 1" in wrong.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--model", "nobody"], 1, "model 'nobody' is not served; served are: echo (version 1)"),
+        (["--model", "echo"], 1, "say which by --shape or --input"),
+        ([], 1, "Give --model or --bundle"),
+        (["--model", "echo", "--shape", "x=1", "--expect", "x=f.npy"], 1, "f.npy cannot be read"),
+        (["--bundle", "nowhere"], 1, "is nowhere a device bundle?"),
+        (["--model", "echo", "--concurrency", "0"], 2, "use whole numbers from 1"),
+        (["--model", "echo", "--concurrency", "1", "--rate", "5"], 2, "not allowed with"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(fabric: Fabric, arguments: list[str], code: int, says: str) -> None:
+    ran = load(fabric, *arguments)
+    assert ran.returncode == code
+    assert says in ran.stderr.splitlines()[-1] and "Traceback" not in ran.stderr
+
+
+def test_without_a_broker_it_says_so() -> None:
+    command = [sys.executable, "-m", "zmq_offload.cli", "load", "--model", "echo", "--timeout", "0.3"]
+    ran = subprocess.run(
+        [*command, "--broker", "tcp://127.0.0.1:1"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ran.returncode == 1 and "no broker answered at tcp://127.0.0.1:1" in ran.stderr

@@ -1,0 +1,1 @@
+"""`zmq-offload load`: puts a fabric under load and says what it did (docs/performance.md)."""

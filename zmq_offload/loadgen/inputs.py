@@ -1,0 +1,113 @@
+"""What is sent, and what must come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
+from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec, check_tensors, datatype_of
+
+TOLERANCE = 1e-3
+"""Relative and absolute: another batch, another worker's CPU, and sums are taken in another order."""
+
+
+def served_signature(models: Sequence[Mapping[str, Any]], name: str, version: int | None) -> tuple[TensorSpec, ...]:
+    """The inputs of a model by what the broker says is served; raises NotFound."""
+    of_name = [model for model in models if model["name"] == name and version in (None, model["version"])]
+    if not of_name:
+        listing = ", ".join(f"{model['name']} (version {model['version']})" for model in models) or "nothing"
+        wanted = f"model {name!r}" + ("" if version is None else f" version {version}")
+        raise NotFound(f"{wanted} is not served; served are: {listing}")
+    latest = max(of_name, key=lambda model: model["version"])
+    return tuple(TensorSpec.from_json(tensor) for tensor in latest["inputs"])
+
+
+def parse_shape(text: str) -> tuple[str, str, tuple[int, ...]]:
+    """Name, datatype and shape of "x=1,3,320,320" or "x=1,3,320,320:UINT8"."""
+    name, _, rest = text.partition("=")
+    dims, _, datatype = rest.partition(":")
+    try:
+        shape = tuple(int(part) for part in dims.split(",")) if dims else ()
+    except ValueError:
+        shape = (-1,)
+    if not name or not rest or any(extent < 0 for extent in shape):
+        raise InvalidArgument(f"shape {text!r}: use NAME=EXTENTS or NAME=EXTENTS:DATATYPE, x=1,3,320,320:FP32")
+    datatype = datatype or "FP32"
+    if datatype not in DATATYPES:
+        raise InvalidArgument(f"shape {text!r}: {datatype!r} is not one of {', '.join(DATATYPES)}")
+    return name, datatype, shape
+
+
+def parse_file(text: str) -> tuple[str, Array]:
+    """Name and array of "x=features.npy". Raises FailedPrecondition naming the file that cannot be read."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise InvalidArgument(f"{text!r}: use NAME=FILE.npy")
+    try:
+        array = np.load(Path(file), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FailedPrecondition(f"{file} cannot be read as a .npy file: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise FailedPrecondition(f"{file} holds several arrays; give one .npy file for each tensor")
+    return name, array
+
+
+def make_inputs(
+    signature: Sequence[TensorSpec],
+    files: Mapping[str, Array],
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    what: str,
+    seed: int = 0,
+) -> dict[str, Array]:
+    """Files where there are some, random data elsewhere. `shapes` say what a signature leaves open, or, where there is
+    none (a model that takes anything), all."""
+    rng = np.random.default_rng(seed)
+    if not signature:
+        if not files and not shapes:
+            raise InvalidArgument(f"{what} takes any tensors: say which by --shape or --input")
+        made = {name: _random(rng, *described) for name, described in shapes.items()}
+        return made | dict(files)
+    inputs = {}
+    for spec in signature:
+        if spec.name in files:
+            inputs[spec.name] = files[spec.name]
+            continue
+        _, shape = shapes.get(spec.name, (spec.datatype, spec.shape))
+        inputs[spec.name] = _random(rng, spec.datatype, tuple(1 if extent == ANY else extent for extent in shape))
+    unknown = (files.keys() | shapes.keys()) - inputs.keys()
+    if unknown:
+        raise InvalidArgument(f"{what} has no input {', '.join(sorted(unknown))}; it takes {', '.join(inputs)}")
+    given = {name: (datatype_of(array.dtype), array.shape) for name, array in inputs.items()}
+    check_tensors(signature, given, what=what)
+    return inputs
+
+
+def _random(rng: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> Array:
+    dtype = DATATYPES[datatype]
+    if dtype.kind == "f":
+        return rng.random(shape, dtype=np.float32).astype(dtype)
+    # Whole numbers may be indices: small ones are the most likely to be fine.
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def difference(outputs: Mapping[str, Array], expected: Mapping[str, Array]) -> str | None:
+    """How outputs are not what was expected; None if they are."""
+    for name, wanted in expected.items():
+        got = outputs.get(name)
+        if got is None:
+            return f"output {name!r} is missing"
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
+            return f"output {name!r} is {got.dtype}{list(got.shape)}, expected was {wanted.dtype}{list(wanted.shape)}"
+        if got.dtype.kind == "f":
+            same = np.allclose(got, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        else:
+            same = np.array_equal(got, wanted)
+        if not same:
+            worst = np.max(np.abs(got.astype(np.float64) - wanted.astype(np.float64)))
+            return f"output {name!r} differs from what was expected by up to {worst:.3g}"
+    return None

@@ -1,0 +1,56 @@
+"""How hard to press: so many requests under way, or so many begun a second."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from zmq_offload.errors import InvalidArgument
+
+_MOST_LEVELS = 1000
+
+
+@dataclass(frozen=True)
+class Level:
+    """One load: `concurrency` requests under way at any time (closed loop), or `rate` begun a second, however long the
+    answers take (open loop). The other is 0."""
+
+    concurrency: int = 0
+    rate: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.rate:g}/s" if self.rate else f"{self.concurrency} under way"
+
+    def share(self, processes: int) -> list[Level]:
+        """What each of the processes does; a part of a concurrency that is smaller than they are many is 0."""
+        if self.rate:
+            return [Level(rate=self.rate / processes)] * processes
+        least, more = divmod(self.concurrency, processes)
+        return [Level(concurrency=least + (at < more)) for at in range(processes)]
+
+
+def concurrencies(text: str) -> list[Level]:
+    """Of "1,4,16"."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value <= 65536 for value in values):
+        raise InvalidArgument(f"concurrency {text!r}: use whole numbers from 1, separated by commas: 1,4,16")
+    return [Level(concurrency=value) for value in values]
+
+
+def rates(text: str) -> list[Level]:
+    """Of "100:1000:100" (from, to, step), "100,250" or "100"; requests a second."""
+    try:
+        if ":" in text:
+            first, last, step = (float(part) for part in text.split(":"))
+            count = math.floor((last - first) / step + 1e-9) + 1 if step > 0 else 0
+            values = [first + at * step for at in range(min(count, _MOST_LEVELS))]
+        else:
+            values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value <= 1e6 for value in values):
+        raise InvalidArgument(f"rate {text!r}: use FROM:TO:STEP or a list, in requests a second: 100:1000:100")
+    return [Level(rate=value) for value in values]

@@ -1,0 +1,152 @@
+"""Level after level: processes that send, windows until they agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any, TextIO
+
+import numpy as np
+
+from zmq_offload.errors import Internal
+from zmq_offload.loadgen import sender
+from zmq_offload.loadgen.levels import Level
+from zmq_offload.loadgen.sender import Plan
+from zmq_offload.loadgen.stats import STABLE, Samples, Summary, stable, summarize
+
+_START_WITHIN = 60.0
+_STOP_WITHIN = 30.0
+"""Seconds that a process may take to start, and, on top of a request's timeout, to stop."""
+
+
+class Senders:
+    """The processes, for as long as the body of `started` runs."""
+
+    def __init__(self, plan: Plan, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")  # ZeroMQ's threads do not survive a fork
+        self._timeout = plan.timeout + _STOP_WITHIN
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for number in range(processes):
+            ours, theirs = context.Pipe()
+            own = dataclasses.replace(plan, seed=plan.seed + number)
+            process = context.Process(target=sender.main, args=(theirs, own), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def start(self) -> None:
+        """Until all are up: what a level takes is not to include that."""
+        self._await(Samples(Level(), 0.0), _START_WITHIN, "start")
+
+    def run(self, level: Level, window: float, duration: float, progress: Progress) -> Summary:
+        """Press until the windows agree, or for `duration` seconds."""
+        samples = Samples(level, time.monotonic())
+        for pipe, share in zip(self._pipes, level.share(len(self._pipes)), strict=True):
+            pipe.send(share)
+        seen = 0
+        while True:
+            self._receive(samples, 0.05)
+            now = time.monotonic()
+            if now < samples.began + (seen + 1) * window:
+                continue
+            seen += 1
+            windows = samples.windows(window, now)
+            progress.show(samples, windows[-1], window, now - samples.began)
+            if stable(windows) or now - samples.began >= max(duration, STABLE * window):
+                break
+        self._stop(samples)
+        return summarize(samples, windows, window)
+
+    def _receive(self, samples: Samples, timeout: float) -> int:
+        """Take in reports; how many processes said that they are ready."""
+        ready = 0
+        for pipe in wait(self._pipes, timeout):
+            assert isinstance(pipe, Connection)
+            try:
+                message = pipe.recv()
+            except (EOFError, ConnectionResetError):
+                raise Internal("a process of the load generator ended; its error is above") from None
+            if message is None:
+                ready += 1
+            else:
+                samples.add(*message)
+        return ready
+
+    def _stop(self, samples: Samples) -> None:
+        for pipe in self._pipes:
+            pipe.send(None)
+        self._await(samples, self._timeout, "stop")
+
+    def _await(self, samples: Samples, timeout: float, what: str) -> None:
+        """Until every process said that it did what it was to do."""
+        left, end = len(self._pipes), time.monotonic() + timeout
+        while left:
+            if time.monotonic() > end:
+                raise Internal(f"a process of the load generator does not {what}")
+            left -= self._receive(samples, 0.5)
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # a process that waits for a level reads the end of file
+        for process in self._processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+@contextmanager
+def started(plan: Plan, processes: int) -> Iterator[Senders]:
+    senders = Senders(plan, processes)
+    try:
+        senders.start()
+        yield senders
+    finally:
+        senders.close()
+
+
+class Progress:
+    """One line that follows the load, on stderr: rewritten on a terminal, and otherwise one for each level."""
+
+    def __init__(self, *, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._live = self._stream.isatty()
+
+    def show(self, samples: Samples, window: Any, length: float, elapsed: float) -> None:
+        if self._live and not self._quiet:
+            p50, p99 = np.percentile(window[:, 1], [50, 99]) * 1e3 if len(window) else (float("nan"),) * 2
+            text = (
+                f"{samples.level}: {elapsed:.0f} s, {len(window) / length:,.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+            )
+            errors = samples.errors.total()
+            self._stream.write(f"\r\x1b[K{text}{f', {errors} errors' if errors else ''}")
+            self._stream.flush()
+
+    def finished(self, summary: Summary) -> None:
+        if not self._quiet:
+            clear = "\r\x1b[K" if self._live else ""
+            unsteady = "" if summary.stable else " (windows did not agree)"
+            latency = f"p50 {summary.latency['p50']:.2f} ms, p99 {summary.latency['p99']:.2f} ms"
+            self._stream.write(f"{clear}{summary.level}: {summary.throughput:,.1f}/s, {latency}{unsteady}\n")
+            self._stream.flush()
+
+
+def measure(
+    plan: Plan, levels: Sequence[Level], *, processes: int, window: float, duration: float, progress: Progress
+) -> list[Summary]:
+    """A summary for each level, in order."""
+    summaries = []
+    with started(plan, processes) as senders:
+        for level in levels:
+            summary = senders.run(level, window, duration, progress)
+            progress.finished(summary)
+            summaries.append(summary)
+    return summaries

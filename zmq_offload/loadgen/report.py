@@ -1,0 +1,207 @@
+"""What a load test found: as a table for a person, CSV, JSON, a picture, and a page."""
+
+from __future__ import annotations
+
+import csv as csvlib
+import datetime
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from zmq_offload.extras import needs
+from zmq_offload.loadgen.chart import FAINT, INK, Panel, bars, lines
+from zmq_offload.loadgen.draw import Drawing, Text
+from zmq_offload.loadgen.sender import MISMATCH
+from zmq_offload.loadgen.stats import PARTS, Summary
+
+_WIDTH, _HEIGHT = 1000, 880
+
+
+@dataclass(frozen=True)
+class Report:
+    """`setting`: what else a reader must know."""
+
+    title: str
+    setting: str
+    summaries: Sequence[Summary]
+
+
+def wrong(summary: Summary) -> bool:
+    """Whether a result was not what was expected."""
+    return MISMATCH in summary.errors
+
+
+def table(summaries: Sequence[Summary]) -> str:
+    """Times in milliseconds."""
+    head = ["load", "requests/s", *summaries[0].latency, *PARTS, "errors"]
+    rows = [
+        [
+            f"{s.level}{'' if s.stable else ' *'}",
+            f"{s.throughput:,.1f}",
+            *(_ms(value) for value in (*s.latency.values(), *s.parts.values())),
+            str(sum(s.errors.values())),
+        ]
+        for s in summaries
+    ]
+    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
+    text = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in [head, *rows]
+    ]
+    if not all(s.stable for s in summaries):
+        text.append("* windows did not agree within 10 %: all but the first are counted")
+    return "\n".join(text)
+
+
+def error_lines(summaries: Sequence[Summary]) -> list[str]:
+    """Each code of an error with its count and the first message."""
+    return [
+        f"{s.level}: {count} x {code}: {s.texts[code]}" for s in summaries for code, count in sorted(s.errors.items())
+    ]
+
+
+def csv(path: Path, report: Report) -> None:
+    rows = [summary.row() for summary in report.summaries]
+    codes = sorted({code for summary in report.summaries for code in summary.errors})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csvlib.DictWriter(file, [*rows[0], *codes])
+        writer.writeheader()
+        for row, summary in zip(rows, report.summaries, strict=True):
+            writer.writerow(row | {code: summary.errors.get(code, 0) for code in codes})
+
+
+def as_json(path: Path, report: Report) -> None:
+    levels: list[dict[str, Any]] = [
+        {
+            "concurrency": s.level.concurrency or None,
+            "rate": s.level.rate or None,
+            "stable": s.stable,
+            "seconds": s.seconds,
+            "requests": s.requests,
+            "throughput": s.throughput,
+            "latency_ms": _finite(s.latency),
+            "parts_ms": _finite(s.parts),
+            "errors": s.errors,
+            "error_texts": s.texts,
+        }
+        for s in report.summaries
+    ]
+    content = {"title": report.title, "setting": report.setting, "levels": levels}
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_png() -> None:
+    """Raises FailedPrecondition where a picture cannot be written."""
+    with needs("load"):
+        import PIL.Image  # noqa: F401
+
+
+def png(path: Path, report: Report) -> None:
+    check_png()
+    _picture(report).png(path)
+
+
+def html(path: Path, report: Report) -> None:
+    """One file that needs no other, and no network."""
+    head = ("Load", "Requests/s", *(name for name in report.summaries[0].latency), *PARTS, "Requests", "Errors")
+    rows = [
+        (
+            f"{s.level}{'' if s.stable else ' *'}",
+            f"{s.throughput:,.1f}",
+            *(_ms(value) for value in (*s.latency.values(), *s.parts.values())),
+            f"{s.requests:,}",
+            f"{sum(s.errors.values()):,}",
+        )
+        for s in report.summaries
+    ]
+    cells = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    errors = "".join(f"<li>{escape(line)}</li>" for line in error_lines(report.summaries))
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    path.write_text(
+        _PAGE.format(
+            title=escape(report.title),
+            picture=_picture(report).svg(),
+            head="".join(f"<th>{escape(name)}</th>" for name in head),
+            rows=cells,
+            errors=f"<h2>Errors</h2><ul>{errors}</ul>" if errors else "",
+            when=now,
+        ),
+        encoding="utf-8",
+    )
+
+
+WRITERS: dict[str, Callable[[Path, Report], None]] = {"csv": csv, "json": as_json, "png": png, "html": html}
+
+
+def _picture(report: Report) -> Drawing:
+    drawing = Drawing(_WIDTH, _HEIGHT)
+    drawing.add(Text(40, 44, report.title, 21, INK, bold=True), Text(40, 66, report.setting, 12, FAINT))
+    summaries = report.summaries
+    lines(
+        drawing,
+        Panel(90, 130, 870, 290),
+        "Latency over throughput",
+        "requests/s",
+        "ms",
+        {name: [(s.throughput, s.latency[name]) for s in summaries] for name in ("p50", "p95", "p99")},
+        [str(s.level) for s in summaries],
+    )
+    bars(
+        drawing,
+        Panel(90, 530, 870, 270),
+        "Where the time goes",
+        "requests begun a second" if summaries[0].level.rate else "requests under way",
+        "ms, mean",
+        [f"{s.level.rate or s.level.concurrency:g}" for s in summaries],
+        {name: [s.parts[name] for s in summaries] for name in PARTS},
+    )
+    return drawing
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if math.isfinite(value) else "-"
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ margin: 2rem auto; max-width: 1040px; padding: 0 1rem; color: #1f2937; background: #fff;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }}
+svg {{ width: 100%; height: auto; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e5e7eb; }}
+th:first-child, td:first-child {{ text-align: left; }}
+h2 {{ font-size: 1.05rem; margin-top: 2rem; }}
+footer, .note {{ color: #6b7280; font-size: .85rem; }}
+</style>
+</head>
+<body>
+{picture}
+<h2>All figures</h2>
+<div class="wide"><table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table></div>
+<p class="note">Times in milliseconds. Client, queue, compute and network are means and add up to the latency: the
+client with the way to the broker, the broker's queue, the worker's computing, and the way between broker and worker.
+* windows did not agree within 10 %.</p>
+{errors}
+<footer>Measured by zmq-offload load, {when}.</footer>
+</body>
+</html>
+"""

@@ -1,0 +1,174 @@
+"""A process that sends: told a level at a time, it reports each request that ended."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from zmq_offload.aio import AsyncClient
+from zmq_offload.client import Client
+from zmq_offload.errors import OffloadError
+from zmq_offload.loadgen.inputs import difference
+from zmq_offload.loadgen.levels import Level
+from zmq_offload.loadgen.stats import record
+from zmq_offload.protocol.payload import Array
+from zmq_offload.results import Outputs
+
+MISMATCH = "MISMATCH"
+"""Counted among the errors: a result that is not what was expected."""
+
+_REPORT = 0.1
+"""Seconds between two reports of a process, and how soon it notices that it is to stop."""
+
+_AFTER_ERROR = 0.01
+"""Seconds that a closed loop waits after an error: what is refused at once must not be sent at once again."""
+
+_clock = time.monotonic  # one clock for all processes of the machine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every process sends, whatever the level."""
+
+    brokers: tuple[str, ...]
+    model: str
+    version: int | None
+    inputs: Mapping[str, Array]
+    expected: Mapping[str, Array] | None
+    timeout: float
+    priority: int
+    poisson: bool
+    seed: int
+    """Of the times at which an open loop sends; each process has its own."""
+
+    @property
+    def call(self) -> dict[str, Any]:
+        return {"version": self.version, "timeout": self.timeout, "priority": self.priority}
+
+
+@dataclass
+class Tally:
+    """Requests that ended since the last report. Futures end in another thread; appending to a list is atomic."""
+
+    plan: Plan
+    records: list[tuple[float, ...]] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+    def served(self, began: float, outputs: Outputs) -> None:
+        end = _clock()
+        wrong = None if self.plan.expected is None else difference(outputs, self.plan.expected)
+        if wrong is not None:
+            self.errors.append((MISMATCH, wrong))
+            return
+        times = outputs.timings
+        self.records.append(record(end, end - began, times.queue, times.compute, times.broker))
+
+    def failed(self, error: OffloadError) -> None:
+        self.errors.append((error.code.value, error.message))
+
+    def take(self) -> tuple[list[tuple[float, ...]], list[tuple[str, str]]]:
+        records, self.records = self.records, []
+        errors, self.errors = self.errors, []
+        return records, errors
+
+
+def main(pipe: Connection, plan: Plan) -> None:
+    """Until told None: run levels, each until told to stop, and answer the stop with the last report and None. The
+    first None says that the process is up."""
+    try:
+        pipe.send(None)
+        while (level := pipe.recv()) is not None:
+            tally = Tally(plan)
+            if level.rate:
+                _open_loop(pipe, tally, level)
+            elif level.concurrency == 1:
+                _one(pipe, tally)
+            elif level.concurrency:
+                asyncio.run(_several(pipe, tally, level))
+            else:
+                pipe.recv()
+            pipe.send(tally.take())
+            pipe.send(None)
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass  # whoever started this is gone
+
+
+def _one(pipe: Connection, tally: Tally) -> None:
+    """One request at a time, as a device does it."""
+    plan = tally.plan
+    with Client(plan.brokers) as client:
+        while not _report(pipe, tally):
+            until = _clock() + _REPORT
+            while _clock() < until:
+                began = _clock()
+                try:
+                    tally.served(began, client.infer(plan.model, plan.inputs, **plan.call))
+                except OffloadError as error:
+                    tally.failed(error)
+                    time.sleep(_AFTER_ERROR)
+
+
+async def _several(pipe: Connection, tally: Tally, level: Level) -> None:
+    """So many at a time over one connection."""
+    plan = tally.plan
+    stopped = False
+
+    async def keep_sending(client: AsyncClient) -> None:
+        while not stopped:
+            began = _clock()
+            try:
+                tally.served(began, await client.infer(plan.model, plan.inputs, **plan.call))
+            except OffloadError as error:
+                tally.failed(error)
+                await asyncio.sleep(_AFTER_ERROR)
+
+    async with AsyncClient(plan.brokers) as client:
+        senders = [asyncio.create_task(keep_sending(client)) for _ in range(level.concurrency)]
+        while not _report(pipe, tally):
+            await asyncio.sleep(_REPORT)
+        stopped = True
+        await asyncio.gather(*senders)
+
+
+def _open_loop(pipe: Connection, tally: Tally, level: Level) -> None:
+    """Send when it is time, whatever is under way. Latency counts from the time at which a request was to be sent: a
+    fabric that stalls makes late what should have been sent meanwhile, and must not get away with it."""
+    plan, rng = tally.plan, random.Random(tally.plan.seed)
+    stopped = False
+
+    def ended(began: float, future: Future[Outputs]) -> None:
+        if stopped:
+            return  # taken back below
+        error = future.exception()
+        if error is None:
+            tally.served(began, future.result())
+        elif isinstance(error, OffloadError):
+            tally.failed(error)
+
+    with Client(plan.brokers) as client:
+        client.status()  # connects, so that the first request does not wait for that
+        send_at = report_at = _clock()
+        while not stopped:
+            now = _clock()
+            if now >= report_at:
+                stopped = _report(pipe, tally)
+                report_at = now + _REPORT
+            elif now >= send_at:
+                future = client.submit(plan.model, plan.inputs, **plan.call)
+                future.add_done_callback(functools.partial(ended, send_at))
+                send_at += rng.expovariate(level.rate) if plan.poisson else 1 / level.rate
+            else:
+                time.sleep(min(send_at, report_at) - now)
+
+
+def _report(pipe: Connection, tally: Tally) -> bool:
+    """Send what ended; whether to stop."""
+    pipe.send(tally.take())
+    return pipe.poll() and pipe.recv() is None

@@ -1,0 +1,131 @@
+"""From single requests to what is reported of a level. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zmq_offload.loadgen.levels import Level
+
+Array = np.ndarray[Any, Any]
+
+STABLE = 3
+"""Windows that must agree."""
+
+_AGREE = 0.10
+"""By how much of their mean they may differ from it, in throughput and in median latency."""
+
+COLUMNS = ("end", "latency", "client", "queue", "compute", "network")
+"""Of a record, in seconds; `end` by the clock that all processes share."""
+
+PARTS = COLUMNS[2:]
+
+_PERCENTILES = (50, 90, 95, 99)
+
+
+def record(end: float, latency: float, queue: float, compute: float, broker: float) -> tuple[float, ...]:
+    """A served request. Its latency is the sum of four parts: `queue` in the broker, `compute` in the worker, `network`
+    between broker and worker and back, and `client`, which is the rest: the client, the way between it and the broker,
+    and in an open loop how late it was sent."""
+    return end, latency, latency - broker, queue, compute, broker - queue - compute
+
+
+@dataclass
+class Samples:
+    """What came in of a level so far."""
+
+    level: Level
+    began: float
+    records: list[tuple[float, ...]] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    texts: dict[str, str] = field(default_factory=dict)
+    """For each code of an error, the first one's message."""
+
+    def add(self, records: Iterable[tuple[float, ...]], errors: Iterable[tuple[str, str]]) -> None:
+        self.records.extend(records)
+        for code, text in errors:
+            self.errors[code] += 1
+            self.texts.setdefault(code, text)
+
+    def windows(self, length: float, now: float) -> list[Array]:
+        """The records of each window that is over, by the time at which they ended."""
+        count = int((now - self.began) / length)
+        table = self._table()
+        at = np.floor((table[:, 0] - self.began) / length).astype(int)
+        return [table[at == number] for number in range(count)]
+
+    def _table(self) -> Array:
+        return np.array(self.records, dtype=np.float64).reshape(-1, len(COLUMNS))
+
+
+def stable(windows: Sequence[Array]) -> bool:
+    """Whether the last windows agree."""
+    last = windows[-STABLE:]
+    if len(last) < STABLE or not all(len(window) for window in last):
+        return False
+    return all(
+        np.ptp(values) / 2 <= _AGREE * np.mean(values)
+        for values in ([len(window) for window in last], [np.median(window[:, 1]) for window in last])
+    )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One level's line in the report; times in milliseconds."""
+
+    level: Level
+    stable: bool
+    seconds: float
+    requests: int
+    throughput: float
+    latency: dict[str, float]
+    parts: dict[str, float]
+    """Mean of each of `PARTS`."""
+    errors: dict[str, int]
+    texts: dict[str, str]
+
+    def row(self) -> dict[str, Any]:
+        """Flat, for a table."""
+        return {
+            "concurrency": self.level.concurrency or "",
+            "rate": self.level.rate or "",
+            "stable": self.stable,
+            "seconds": round(self.seconds, 3),
+            "requests": self.requests,
+            "throughput": round(self.throughput, 2),
+            **{f"{name}_ms": round(value, 4) for name, value in self.latency.items()},
+            **{f"{name}_ms": round(value, 4) for name, value in self.parts.items()},
+            "errors": sum(self.errors.values()),
+        }
+
+
+def summarize(samples: Samples, windows: Sequence[Array], length: float) -> Summary:
+    """Of the last windows, if they agree; else of all but the first, in which connections are made."""
+    agree = stable(windows)
+    used = list(windows[-STABLE:] if agree else windows[1:] or windows)
+    table = np.concatenate(used) if used else np.empty((0, len(COLUMNS)))
+    seconds = length * len(used)
+    if len(table):
+        latencies = table[:, 1] * 1e3
+        latency = {f"p{p}": float(np.percentile(latencies, p)) for p in _PERCENTILES}
+        latency["max"] = float(latencies.max())
+        parts = {name: float(table[:, 2 + at].mean() * 1e3) for at, name in enumerate(PARTS)}
+    else:
+        latency = dict.fromkeys([*(f"p{p}" for p in _PERCENTILES), "max"], float("nan"))
+        parts = dict.fromkeys(PARTS, float("nan"))
+    throughput = len(table) / seconds if seconds else 0.0
+    return Summary(
+        samples.level,
+        agree,
+        seconds,
+        len(table),
+        throughput,
+        latency,
+        parts,
+        dict(sorted(samples.errors.items())),
+        samples.texts,
+    )
