@@ -22,8 +22,14 @@ class Backend(Ledger):
 
     def _from_worker(self, event: FromWorker, now: float) -> None:
         message = event.message
+        if self.authorized is not None and event.user not in self.authorized.workers:
+            # The connection was made when the key was good still.
+            error = error_of(_NOBODY, Status.UNAUTHENTICATED, "the key was revoked")
+            self._actions.append(ToWorker(event.peer, error))
+            return
         if type(message) is wire.Announce:
             self._announce(event.peer, message, event.payload, now)
+            self._set_user(event)
             return
         worker = self.workers.get(event.peer)
         if worker is None:
@@ -60,6 +66,11 @@ class Backend(Ledger):
             self.scheduler.add(worker)
         self._timers.set(peer, now + self.policy.heartbeat)
         self._settle(now)
+
+    def _set_user(self, event: FromWorker) -> None:
+        worker = self.workers.get(event.peer)
+        if worker is not None:
+            worker.user = event.user
 
     def _heartbeat(self, worker: Worker, message: wire.Heartbeat, payload: Payload, now: float) -> None:
         pass  # that it was heard is all that it says

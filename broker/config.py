@@ -34,6 +34,10 @@ class Config:
     backend: str = "tcp://127.0.0.1:5556"
     grace: float = 10.0
     max_frame_bytes: int = limits.MESSAGE_BYTES
+    server_key: str | None = None
+    authorized_clients: str = ""
+    authorized_workers: str = ""
+    insecure: bool = False
     policy: Policy = field(default_factory=Policy)
 
 
@@ -46,9 +50,16 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     add_option(parser, "--backend", endpoint, Config.backend, "where workers connect", metavar="ENDPOINT")
     add_option(parser, "--grace", seconds, 10.0, "seconds to finish requests in when stopped", metavar="S")
     add_option(parser, "--max-frame-bytes", count, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
+    add_option(parser, "--server-key", str, None, "this broker's NAME.key_secret", metavar="FILE")
+    add_option(parser, "--authorized-clients", str, None, "the keys of clients that may connect", metavar="FILE")
+    add_option(parser, "--authorized-workers", str, None, "the keys of workers that may connect", metavar="FILE")
+    parser.add_argument("--insecure", action="store_true", help="listen beyond loopback without keys")
     for name, (kind, text) in _POLICY.items():
         flag, metavar = "--" + name.replace("_", "-"), "S" if kind is seconds else "N"
         add_option(parser, flag, kind, getattr(Policy(), name), text, metavar=metavar)
     given = vars(parser.parse_args(arguments))
+    together = [given["server_key"], given["authorized_clients"], given["authorized_workers"]]
+    if any(together) and not all(together):
+        parser.error("--server-key, --authorized-clients and --authorized-workers belong together")
     policy = Policy(**{field.name: given.pop(field.name) for field in fields(Policy)})
     return Config(**given, policy=policy)

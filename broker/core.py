@@ -17,6 +17,7 @@ from broker import liveness
 from broker.backend import Backend
 from broker.events import (
     Action,
+    Authorized,
     Disconnected,
     Event,
     FromClient,
@@ -59,6 +60,20 @@ class Core(Frontend, Backend):
         return self.stopping and not self.requests
 
     # --- connections ----------------------------------------------------------------------------------------
+
+    def _authorize(self, event: Authorized, now: float) -> None:
+        """Whose key is taken away gets no more: what they wait for fails, and their workers are lost."""
+        self.authorized = event
+        for request in list(self.requests.values()):
+            grant = event.clients.get(request.user)
+            if grant is None:
+                self._fail(request, "revoked", now, Status.UNAUTHENTICATED, "the key was revoked")
+            elif not grant.allows(request.model):
+                text = f"this key is not for model {request.model!r} any more"
+                self._fail(request, "revoked", now, Status.PERMISSION_DENIED, text)
+        for worker in list(self.workers.values()):
+            if worker.user not in event.workers:
+                self._lose(worker, "its key was revoked", now)
 
     def _undelivered(self, event: Undelivered, now: float) -> None:
         action = event.action
@@ -122,6 +137,7 @@ class Core(Frontend, Backend):
 _ON: dict[type, Any] = {
     FromClient: Core._from_client,
     FromWorker: Core._from_worker,
+    Authorized: Core._authorize,
     Malformed: Core._malformed,
     Undelivered: Core._undelivered,
     Disconnected: Core._disconnected,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from broker.state import Payload
 from zmq_offload.errors import ProtocolError
+from zmq_offload.grants import Grant
 from zmq_offload.protocol import messages as wire
 
 
 class FromClient(NamedTuple):
-    """A message came in at the frontend."""
+    """A message came in at the frontend, from the holder of the key `user` where there are keys."""
 
     peer: bytes
     message: wire.FromClient
     payload: Payload
+    user: str = ""
 
 
 class FromWorker(NamedTuple):
@@ -23,6 +26,14 @@ class FromWorker(NamedTuple):
     peer: bytes
     message: wire.FromWorker
     payload: Payload
+    user: str = ""
+
+
+class Authorized(NamedTuple):
+    """These keys may be used from now on, and no others. Before the first one there are no keys."""
+
+    clients: Mapping[str, Grant]
+    workers: Mapping[str, Grant]
 
 
 class Malformed(NamedTuple):
@@ -70,6 +81,6 @@ class ToWorker(NamedTuple):
     payload: Payload = ()
 
 
-Event: TypeAlias = FromClient | FromWorker | Malformed | Undelivered | Disconnected | Tick | Stop
+Event: TypeAlias = FromClient | FromWorker | Authorized | Malformed | Undelivered | Disconnected | Tick | Stop
 Action: TypeAlias = ToClient | ToWorker
 Description: TypeAlias = dict[str, Any]

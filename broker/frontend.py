@@ -8,7 +8,7 @@ from broker import admission
 from broker.events import FromClient, ToClient
 from broker.ledger import Ledger, error_of
 from broker.report import describe_models, describe_status
-from broker.state import Payload, Request
+from broker.state import Request
 from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -20,12 +20,28 @@ class Frontend(Ledger):
     """The clients' side."""
 
     def _from_client(self, event: FromClient, now: float) -> None:
-        _ON[type(event.message)](self, event.peer, event.message, event.payload, now)
+        if self.authorized is not None and event.user not in self.authorized.clients:
+            # The connection was made when the key was good still.
+            number = 0 if isinstance(event.message, wire.Ping) else event.message.id
+            self._refuse(event.peer, Key(event.message.session, number), Status.UNAUTHENTICATED, "the key was revoked")
+            return
+        _ON[type(event.message)](self, event, event.message, now)
 
-    def _request(self, peer: bytes, message: wire.Request, payload: Payload, now: float) -> None:
+    def _refuse(self, peer: bytes, key: Key, status: Status, text: str) -> None:
+        self.counts[f"refused.{status.value}"] += 1
+        self._actions.append(ToClient(peer, error_of(key, status, text)))
+
+    def _request(self, event: FromClient, message: wire.Request, now: float) -> None:
+        peer, payload, user = event.peer, event.payload, event.user
         key = Key(message.session, message.id)
+        if self.authorized is not None and not self.authorized.clients[user].allows(message.model):
+            self._refuse(peer, key, Status.PERMISSION_DENIED, f"this key is not for model {message.model!r}")
+            return
         again = self.requests.get(key)
         if again is not None:
+            if again.user != user:
+                self._refuse(peer, key, Status.PERMISSION_DENIED, "this session is another key's")
+                return
             # A client that reconnected sends all that it waits for; the attempt that is out already serves.
             again.client = peer
             self.counts["duplicate"] += 1
@@ -39,7 +55,8 @@ class Frontend(Ledger):
         request = Request(
             key=key,
             client=peer,
-            owner=message.session,
+            owner=user.encode() or message.session,
+            user=user,
             model=message.model,
             version=message.version,
             priority=message.priority,
@@ -52,9 +69,8 @@ class Frontend(Ledger):
         if worker is None:
             refused = self._refusal(request, now)
             if refused is not None:
-                self.counts[f"refused.{refused[0].value}"] += 1
                 self._story.add(now, key, "refused", refused[1])
-                self._actions.append(ToClient(peer, error_of(key, *refused)))
+                self._refuse(peer, key, *refused)
                 return
             for other in admission.evicted(self.scheduler, self.policy, request):
                 text = "the queue is full, and other clients have less in it; try again later"
@@ -69,6 +85,7 @@ class Frontend(Ledger):
             return Status.UNAVAILABLE, "the broker is shutting down"
         if (
             not self.scheduler.served(request.model, request.version)
+            and self.known
             and not self._was_known(request.model, request.version)
             and now >= self.started + self.policy.worker_grace
         ):
@@ -76,29 +93,34 @@ class Frontend(Ledger):
         full = admission.refusal(self.scheduler, self.policy, request)
         return None if full is None else (Status.RESOURCE_EXHAUSTED, full)
 
-    def _cancel(self, peer: bytes, message: wire.Cancel, payload: Payload, now: float) -> None:
+    def _cancel(self, event: FromClient, message: wire.Cancel, now: float) -> None:
         request = self.requests.get(Key(*message))
-        if request is not None:
-            request.client = peer
+        if request is not None and request.user == event.user:
+            request.client = event.peer
             self._fail(request, "cancelled", now, Status.CANCELLED, "cancelled by its client")
 
-    def _query(self, peer: bytes, message: wire.Query, payload: Payload, now: float) -> None:
-        body = encode_body(describe_models(self) if message.what == "models" else describe_status(self, now))
+    def _query(self, event: FromClient, message: wire.Query, now: float) -> None:
+        if message.what == "models":
+            grant = self.authorized.clients[event.user] if self.authorized is not None else None
+            body = encode_body([m for m in describe_models(self) if grant is None or grant.allows(m["name"])])
+        else:
+            body = encode_body(describe_status(self, now))
+        key = Key(message.session, message.id)
         if len(body) > limits.BODY_BYTES:
             text = f"the answer has {len(body)} bytes; the limit is {limits.BODY_BYTES}"
-            self._actions.append(ToClient(peer, error_of(message[:2], Status.RESOURCE_EXHAUSTED, text)))
+            self._refuse(event.peer, key, Status.RESOURCE_EXHAUSTED, text)
             return
-        self._actions.append(ToClient(peer, wire.Answer(message.session, message.id), [body]))
+        self._actions.append(ToClient(event.peer, wire.Answer(*key), [body]))
 
-    def _ping(self, peer: bytes, message: wire.Ping, payload: Payload, now: float) -> None:
+    def _ping(self, event: FromClient, message: wire.Ping, now: float) -> None:
         missing = []
         for number in message.ids:
             request = self.requests.get(Key(message.session, number))
-            if request is None:
+            if request is None or request.user != event.user:
                 missing.append(number)
             else:
-                request.client = peer
-        self._actions.append(ToClient(peer, wire.Pong(message.session, missing)))
+                request.client = event.peer
+        self._actions.append(ToClient(event.peer, wire.Pong(message.session, missing)))
 
 
 _ON: dict[type, Any] = {

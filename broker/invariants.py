@@ -6,7 +6,7 @@ from broker.core import Core
 from broker.ledger import STOP
 from broker.lifecycle import Duty, Life
 from broker.queues import FairQueue, Shares
-from broker.state import Request
+from broker.state import Request, Worker
 
 
 def validate(core: Core) -> None:
@@ -66,7 +66,7 @@ def _validate_queues(core: Core, queued: list[Request]) -> None:
         _validate_turns(queue)
         best = scheduler.choose(model, version)
         assert best is None, f"{best and best.name} is free while a request for {model} waits"
-        assert queue.parked <= (not scheduler.served(model, version)), f"{model} is served and its queue parked"
+        assert queue.parked is not scheduler.served(model, version), f"{model} is served and parked, or neither"
         # Requests that came back from a lost worker queue again without being refused.
         again = sum(request.attempt > 0 for request in queue)
         assert len(queue) - again <= policy.max_queued_per_model, f"more requests wait for {model} than may"
@@ -97,12 +97,12 @@ def _validate_turns(queue: FairQueue) -> None:
 
 def _validate_models(core: Core) -> None:
     """The index of who serves what agrees with the workers."""
-    workers = [worker for worker in core.workers.values() if worker.duty is not Duty.DRAINING]
-    holders = {(model, worker.peer) for worker in workers for model in worker.models}
-    indexed = {(model, peer) for model, found in core.scheduler.holders.items() for peer in found}
-    assert indexed == holders, "the index of models is wrong"
-    assert all(core.scheduler.holders.values()), "a model that nobody holds is kept"
+    holders: dict[tuple[str, int], dict[bytes, Worker]] = {}
     latest: dict[str, int] = {}
-    for (name, version), _ in holders:
-        latest[name] = max(version, latest.get(name, 0))
+    for peer, worker in core.workers.items():
+        if worker.duty is not Duty.DRAINING:
+            for model in worker.models:
+                holders.setdefault(model, {})[peer] = worker
+                latest[model[0]] = max(model[1], latest.get(model[0], 0))
+    assert core.scheduler.holders == holders, "the index of models is wrong"
     assert core.scheduler.latest == latest, "the latest versions are wrong"

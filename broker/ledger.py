@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from broker.events import Action, ToClient, ToWorker
+from broker.events import Action, Authorized, ToClient, ToWorker
 from broker.lifecycle import REQUEST, WORKER, Duty, Story
 from broker.liveness import Policy
 from broker.report import served_listing
@@ -36,6 +36,8 @@ class Ledger:
         self.workers: dict[bytes, Worker] = {}
         self.scheduler = Scheduler()
         self.stopping = False
+        self.authorized: Authorized | None = None
+        """Whose keys are taken; None where there are no keys and anybody is."""
         self.counts: Counter[str] = Counter()
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.known: dict[str, set[int]] = {}
@@ -79,6 +81,8 @@ class Ledger:
         self._step(request, "queued", now)
         self.scheduler.push(request, again=request.attempt > 0)
         if not self.scheduler.served(request.model, request.version):
+            queue = self.scheduler.queues[request.model, request.version]
+            queue.parked |= len(queue) == 1  # those that were here before are `_settle`'s
             self._timers.set(request.key, min(request.deadline, now + self.policy.worker_grace))
 
     def _dispatch(self, request: Request, worker: Worker, now: float) -> None:
@@ -180,6 +184,9 @@ class Ledger:
     def _nobody_serves(self, model: str, version: int) -> tuple[Status, str]:
         wanted = f"model {model!r}" + ("" if version == LATEST else f" version {version}")
         served = f"served are: {served_listing(self)}"
+        if not self.known:
+            # Workers that load a large subgraph take longer to come up than the broker. Nothing is known not to be.
+            return Status.UNAVAILABLE, f"no worker has announced itself yet, so {wanted} is not served"
         if self._was_known(model, version):
             return Status.UNAVAILABLE, f"no worker that holds {wanted} is there now; {served}"
         return Status.NOT_FOUND, f"no worker ever announced {wanted}; {served}"

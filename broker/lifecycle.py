@@ -50,6 +50,7 @@ REQUEST: dict[Life, dict[str, Life]] = {
         "evicted": Life.ENDED,
         "unserved": Life.ENDED,
         "stopped": Life.ENDED,
+        "revoked": Life.ENDED,
     },
     Life.HELD: {
         "served": Life.ENDED,
@@ -57,6 +58,7 @@ REQUEST: dict[Life, dict[str, Life]] = {
         "expired": Life.ENDED,
         "cancelled": Life.ENDED,
         "stopped": Life.ENDED,
+        "revoked": Life.ENDED,
         "lost": Life.ACCEPTED,
     },
     Life.ENDED: {},

@@ -27,8 +27,10 @@ from broker.events import (
     Undelivered,
 )
 from broker.files import raise_file_limit
+from broker.security import Security, check_exposure
 from zmq_offload import transport
 from zmq_offload.errors import ProtocolError
+from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("broker")
@@ -38,6 +40,9 @@ _BATCH = 16
 
 _UNREAD_BY_PEER = 1000
 """Messages that wait for one peer that does not read; beyond it they come back undelivered."""
+
+_KEYS_EVERY = 1.0
+"""Seconds between two looks at the lists of authorized keys."""
 
 _UNREAD_HERE = 64
 """Messages of one peer that wait to be taken in; beyond it they stay in its own memory. A client that floods fills its
@@ -53,19 +58,29 @@ class Broker:
         self.core = Core(config.policy, clock())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 65536)
+        self._security: Security | None = None
         try:
-            self._front, self.frontend = self._bind(config.frontend)
-            self._back, self.backend = self._bind(config.backend)
+            if config.server_key is not None:
+                self._security = Security(
+                    self._context, config.server_key, config.authorized_clients, config.authorized_workers
+                )
+                self.core.handle(self._security.authorized, clock())
+            self._front, self.frontend = self._bind(config.frontend, "clients")
+            self._back, self.backend = self._bind(config.backend, "workers")
         except BaseException:
+            if self._security is not None:
+                self._security.close()
             self._context.destroy(linger=0)
             raise
+        self._look_at_keys_at = math.inf if self._security is None else clock() + _KEYS_EVERY
         self._monitor = self._back.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._wake = transport.Wake()
-        self._from_workers = transport.Inbox(self._back)
-        self._from_clients = transport.Inbox(self._front)
+        keyed = self._security is not None
+        self._from_workers = transport.Inbox(self._back, keyed=keyed)
+        self._from_clients = transport.Inbox(self._front, keyed=keyed)
         self._undelivered: list[Undelivered] = []
 
-    def _bind(self, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
+    def _bind(self, endpoint: str, whom: str) -> tuple[zmq.Socket[bytes], str]:
         socket = transport.make_socket(
             self._context,
             zmq.ROUTER,
@@ -74,6 +89,8 @@ class Broker:
             high_water_mark=_UNREAD_BY_PEER,
         )
         socket.setsockopt(zmq.RCVHWM, _UNREAD_HERE)
+        if self._security is not None:
+            self._security.protect(socket, whom)
         return socket, transport.bind(socket, endpoint)
 
     def stop(self) -> None:
@@ -90,6 +107,8 @@ class Broker:
             # What was sent last, replies to those who were waiting among it, still goes out.
             self._front.close(linger=1000)
             self._back.close(linger=1000)
+            if self._security is not None:
+                self._security.close()
             self._context.term()
             self._wake.close()
 
@@ -101,8 +120,8 @@ class Broker:
         self._drain_monitor()
         core, handle, clock = self.core, self._handle, self._clock
         while not core.finished:
-            deadline = core.next_deadline()
-            wait = -1 if deadline is None else max(0, math.ceil((deadline - clock()) * 1000))
+            due = min(core.next_deadline() or math.inf, self._look_at_keys_at)
+            wait = -1 if due == math.inf else max(0, math.ceil((due - clock()) * 1000))
             ready: list[Any] = [source for source, _ in zmq.zmq_poll(sources, wait)]
             if wake in ready:
                 self._wake.clear()
@@ -120,6 +139,13 @@ class Broker:
                 handle(Tick())
             if self._undelivered:
                 self._report_undelivered()
+            if clock() >= self._look_at_keys_at:
+                self._look_at_keys()
+
+    def _look_at_keys(self) -> None:
+        self._look_at_keys_at = self._clock() + _KEYS_EVERY
+        if self._security is not None and (authorized := self._security.reload()) is not None:
+            self._handle(authorized)
 
     def _drain_monitor(self) -> None:
         """Read until refused: the descriptor tells only of what comes after that."""
@@ -147,13 +173,13 @@ class Broker:
 
     def _from_front(self, frames: list[Any]) -> Event:
         try:
-            return FromClient(frames[0], _decode(frames, wire.FROM_CLIENT), frames[2:])
+            return FromClient(frames[0], _decode(frames, wire.FROM_CLIENT), frames[2:], _user(frames[0]))
         except ProtocolError as error:
             return Malformed(frames[0], True, error)
 
     def _from_back(self, frames: list[Any]) -> Event:
         try:
-            return FromWorker(frames[0], _decode(frames, wire.FROM_WORKER), frames[2:])
+            return FromWorker(frames[0], _decode(frames, wire.FROM_WORKER), frames[2:], _user(frames[0]))
         except ProtocolError as error:
             return Malformed(frames[0], False, error)
 
@@ -172,14 +198,21 @@ class Broker:
                 self._undelivered.append(Undelivered(action, error.errno == errno.EAGAIN))
 
 
+def _user(peer: bytes) -> str:
+    return peer.user if type(peer) is transport.Peer else ""
+
+
 def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
     if len(frames) < 2:
         raise ProtocolError("a message without an envelope")
+    if len(frames) > limits.FRAMES + 1:
+        raise ProtocolError(f"a message has at most {limits.FRAMES} frames")
     return wire.decode(frames[1], expected)
 
 
 def serve(config: Config) -> int:
     """Run a broker in this process until SIGTERM or SIGINT."""
+    check_exposure((config.frontend, config.backend), secured=config.server_key is not None, insecure=config.insecure)
     raise_file_limit()
     broker = Broker(config)
     for number in (signal.SIGTERM, signal.SIGINT):

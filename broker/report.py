@@ -34,7 +34,7 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], dict[str, Any]]:
         name, version = entry.get("name"), entry.get("version")
         if type(name) is not str or not 0 < len(name) <= limits.MODEL_NAME_BYTES:
             raise ProtocolError(f"an announced model's name cannot be {shown(name)}")
-        if type(version) is not int or not 0 < version < 2**31:
+        if type(version) is not int or not 0 < version <= limits.VERSION:
             raise ProtocolError(f"announced model {name!r}: its version cannot be {shown(version)}")
         models[name, version] = {"name": name, "version": version} | {
             part: _tensors(name, entry.get(part)) for part in _TENSORS

@@ -20,7 +20,7 @@ class Request:
     key: Key
     client: bytes
     owner: bytes
-    """Whom it counts for where clients share: its session."""
+    """Whom it counts for where clients share: its key where there are keys, else its session."""
     model: str
     version: int
     priority: int
@@ -28,6 +28,8 @@ class Request:
     accepted_at: float
     payload: Payload
     nbytes: int
+    user: str = ""
+    """The key that it was asked with."""
     life: Life = Life.ACCEPTED
     attempt: int = 0
     worker: Worker | None = None
@@ -49,6 +51,8 @@ class Worker:
     models: dict[tuple[str, int], dict[str, Any]]
     announced_at: float
     heard_at: float
+    user: str = ""
+    """The key that it connected with."""
     duty: Duty = Duty.READY
     held: dict[tuple[Key, int], Request] = field(default_factory=dict)
     most: int = 0

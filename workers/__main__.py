@@ -7,7 +7,7 @@ import os
 import sys
 
 from workers.config import parse
-from workers.supervisor import PARENT_FD, Supervisor
+from workers.supervisor import CORES, PARENT_FD, Supervisor
 from zmq_offload.settings import run
 
 
@@ -17,11 +17,12 @@ def main() -> int:
     parent = os.environ.pop(PARENT_FD, None)
     if parent is None:
         return run(lambda: Supervisor(config, sys.argv[1:]).run(), "workers")
+    cores = [int(core) for core in os.environ.pop(CORES, "").split(",") if core]
     # A worker runs subgraphs and compiles none: half the memory and the time to start.
     os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
     from workers.loop import serve
 
-    return run(lambda: serve(config, int(parent)), "workers")
+    return run(lambda: serve(config, int(parent), cores), "workers")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from workers.session import Policy
 from zmq_offload.protocol import limits
 from zmq_offload.repository import Batching
-from zmq_offload.settings import add_option, checked, count, seconds
+from zmq_offload.settings import add_option, checked, count, microseconds, seconds
 from zmq_offload.transport import check_endpoint
 
 
@@ -20,8 +20,8 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 
 endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
-delay = checked(int, lambda us: us >= 0, "a whole number of microseconds from 0")
 kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph or echo")
+switch = checked(str, lambda text: text in ("on", "off"), "on or off")
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,13 @@ class Config:
     slots: int = 2
     processes: int = 1
     threads: int = 1
+    pin: bool = True
     refresh: float = 5.0
     hang_grace: float = 30.0
     max_frame_bytes: int = limits.MESSAGE_BYTES
     batching: Batching | None = None
+    key: str | None = None
+    broker_key: str | None = None
     policy: Policy = field(default_factory=Policy)
 
 
@@ -56,17 +59,22 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     add_option(parser, "--slots", count, None, "requests a process may hold, default 2, echo 32", metavar="N")
     add_option(parser, "--processes", count, 1, "worker processes", metavar="N")
     add_option(parser, "--threads", count, None, "TVM threads a process, default cores / processes", metavar="N")
+    add_option(parser, "--pin", switch, "on", "keep each process on cores of its own", metavar="on|off")
     add_option(parser, "--refresh", seconds, 5.0, "seconds between two looks at the repository", metavar="S")
+    add_option(parser, "--worker-key", str, None, "this worker's NAME.key_secret", metavar="FILE")
+    add_option(parser, "--broker-key", str, None, "the brokers' NAME.key", metavar="FILE")
     add_option(parser, "--heartbeat", seconds, policy.heartbeat, "seconds between heartbeats", metavar="S")
     add_option(parser, "--patience", seconds, policy.patience, "seconds a broker may be silent", metavar="S")
     add_option(parser, "--drain", seconds, policy.drain, "seconds to wait for brokers when stopped", metavar="S")
     add_option(parser, "--hang-grace", seconds, 30.0, "seconds a subgraph may run past a deadline", metavar="S")
     add_option(parser, "--max-frame-bytes", count, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
     add_option(parser, "--max-batch", count, None, "rows that may run together, over model.json's", metavar="N")
-    add_option(parser, "--batch-delay", delay, None, "how long the first of them waits for others", metavar="US")
+    add_option(parser, "--batch-delay", microseconds, None, "how long the first of them waits for others", metavar="US")
     given = parser.parse_args(arguments)
     if given.batch_delay is not None and given.max_batch is None:
         parser.error("--batch-delay goes with --max-batch")
+    if bool(given.worker_key) != bool(given.broker_key):
+        parser.error("--worker-key and --broker-key belong together")
     cores = len(os.sched_getaffinity(0))
     return Config(
         brokers=given.broker,
@@ -76,9 +84,12 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         slots=given.slots or (32 if given.executor == "echo" else 2),
         processes=given.processes,
         threads=given.threads or max(1, cores // given.processes),
+        pin=given.pin == "on",
         refresh=given.refresh,
         hang_grace=given.hang_grace,
         max_frame_bytes=given.max_frame_bytes,
         batching=None if given.max_batch is None else Batching(given.max_batch, given.batch_delay or 0),
+        key=given.worker_key,
+        broker_key=given.broker_key,
         policy=Policy(given.heartbeat, given.patience, given.drain),
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from workers.serving import Executor
 from zmq_offload.errors import OffloadError
-from zmq_offload.repository import LIBRARY, Repository
+from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository
 
 log = logging.getLogger("workers")
 
@@ -25,19 +25,12 @@ class Deployment:
         self._repository = repository
         self._load = load
         self._seen: dict[Model, int] = {}
-        self._unreadable = False
+        self._complaints: set[str] = set()
 
     def refresh(self) -> bool:
         """Whether what is served changed."""
-        try:
-            there = self._scan()
-        except OffloadError as error:
-            # What is loaded goes on serving: it does not need the disk.
-            if not self._unreadable:
-                log.error("%s; serving on with what is loaded", error)
-            self._unreadable = True
-            return False
-        self._unreadable = False
+        complaints: set[str] = set()
+        there = self._scan(complaints)
         changed = False
         for model in [model for model in self._seen if model not in there]:
             del self._seen[model]
@@ -48,6 +41,11 @@ class Deployment:
             if self._seen.get(model) != stamp:
                 self._seen[model] = stamp
                 changed |= self._deploy(model)
+        if not self.executors:
+            complaints.add(f"nothing is served: no model in {self._repository.root} loads")
+        for complaint in sorted(complaints - self._complaints):
+            log.error("%s", complaint)
+        self._complaints = complaints
         return changed
 
     def _deploy(self, model: Model) -> bool:
@@ -62,16 +60,30 @@ class Deployment:
         log.info("model %s version %d is served", *model)
         return True
 
-    def _scan(self) -> dict[Model, int]:
-        """(model, version) -> a stamp that changes when the version is replaced."""
-        found = {}
-        for name in self._repository.models():
-            for version in self._repository.versions(name):
+    def _scan(self, complaints: set[str]) -> dict[Model, int]:
+        """(model, version) -> a stamp that changes when the version is replaced.
+
+        What is loaded of a folder that cannot be read now goes on being served: it does not need the disk.
+        """
+        found: dict[Model, int] = {}
+        try:
+            names = self._repository.models()
+        except OffloadError as error:
+            complaints.add(f"{error}; serving on with what is loaded")
+            return dict(self._seen)
+        for name in names:
+            try:
+                versions = self._repository.versions(name)
+            except OffloadError as error:
+                complaints.add(f"{error}; serving on with what is loaded of it")
+                found.update((model, stamp) for model, stamp in self._seen.items() if model[0] == name)
+                continue
+            for version in versions:
                 folder = self._repository.path(name, version)
                 try:
-                    # A version is put in place by renaming its folder, so the library has another inode and time.
-                    state = (folder / LIBRARY).stat()
-                    found[name, version] = hash((state.st_ino, state.st_mtime_ns, state.st_size))
+                    # A version is put in place by renaming its folder, so its files have other inodes and times.
+                    states = [(folder / file).stat() for file in (LIBRARY, DESCRIPTION)]
+                    found[name, version] = hash(tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in states))
                 except OSError:
                     found[name, version] = 0  # loading it says what is wrong
         return found

@@ -6,11 +6,13 @@ TVM's runtime is enough (TVM_USE_RUNTIME_LIB=1 halves the memory of a worker), s
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.errors import FailedPrecondition, Internal
@@ -18,6 +20,19 @@ from zmq_offload.protocol.tensors import ANY
 from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository
 
 Array = np.ndarray[Any, Any]
+
+
+_ONE_CORE_PER_THREAD = -2
+"""tvm::runtime::threading::ThreadGroup::kSpecifyOneCorePerThread"""
+
+
+def bind_threads(cores: Sequence[int]) -> None:
+    """Give each thread of TVM's pool one of these cores. By itself TVM takes the host's first ones, whatever this
+    process may use. The calling thread, which works along with the pool, stays on any of them."""
+    threads = int(os.environ["TVM_NUM_THREADS"])
+    if threads > 1:
+        configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+        configure(_ONE_CORE_PER_THREAD, threads, [str(core) for core in cores])
 
 
 class GraphExecutor:
@@ -42,10 +57,9 @@ class GraphExecutor:
             self._main = vm.VirtualMachine(library, tvm.cpu())["main"]
         except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
             raise FailedPrecondition(f"{folder / LIBRARY} cannot be loaded: {_one_line(error)}") from None
-        # 64-byte aligned, as TVM assumes; a frame's memory is not.
-        self._tensors = [
-            tvm.runtime.empty(spec.shape, str(spec.dtype), tvm.cpu()) if ANY not in spec.shape else None
-            for spec in self.model.inputs
+        # 64-byte aligned, as TVM assumes; a frame's memory is not. With a view of each, made once.
+        self._inputs = [
+            _memory(spec.shape, str(spec.dtype)) if ANY not in spec.shape else None for spec in self.model.inputs
         ]
 
     def run(self, requests: Sequence[Sequence[Array]]) -> list[list[Array]]:
@@ -57,18 +71,17 @@ class GraphExecutor:
         """
         rows = [request[0].shape[0] for request in requests] if len(requests) > 1 else [0]
         try:
-            tensors = [self._tensor(at, requests, sum(rows)) for at in range(len(self._tensors))]
-            memory = [np.from_dlpack(t) for t in tensors]
-            for at, own in enumerate(memory):
-                _fill(own, [request[at] for request in requests])
-            result = self._main(*tensors)
+            inputs = [own or _memory_for(requests, at, sum(rows)) for at, own in enumerate(self._inputs)]
+            for at, (_, view) in enumerate(inputs):
+                _fill(view, [request[at] for request in requests])
+            result = self._main(*(tensor for tensor, _ in inputs))
             results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
         except Exception as error:
             raise Internal(
                 f"model {self.model.name!r} version {self.model.version} failed: {_one_line(error)}"
             ) from error
         # An output may be an input handed through, under another shape perhaps: the next request writes to that.
-        results = [r.copy() if any(np.may_share_memory(r, own) for own in memory) else r for r in results]
+        results = [r.copy() if any(np.may_share_memory(r, view) for _, view in inputs) else r for r in results]
         if len(requests) == 1:
             return [results]
         if any(r.ndim == 0 or r.shape[0] != sum(rows) for r in results):
@@ -78,14 +91,16 @@ class GraphExecutor:
         ends = list(itertools.accumulate(rows))
         return [[r[end - own : end] for r in results] for own, end in zip(rows, ends, strict=True)]
 
-    def _tensor(self, at: int, requests: Sequence[Sequence[Array]], rows: int) -> tvm.runtime.Tensor:
-        """Memory for one input of all requests."""
-        own = self._tensors[at]
-        if own is not None:
-            return own
-        array = requests[0][at]
-        shape = array.shape if len(requests) == 1 else (rows, *array.shape[1:])
-        return tvm.runtime.empty(shape, str(array.dtype), tvm.cpu())
+
+def _memory(shape: Sequence[int], datatype: str) -> tuple[tvm.runtime.Tensor, Array]:
+    tensor = tvm.runtime.empty(tuple(shape), datatype, tvm.cpu())
+    return tensor, np.from_dlpack(tensor)
+
+
+def _memory_for(requests: Sequence[Sequence[Array]], at: int, rows: int) -> tuple[tvm.runtime.Tensor, Array]:
+    """For one input of symbolic shape, of all requests."""
+    array = requests[0][at]
+    return _memory(array.shape if len(requests) == 1 else (rows, *array.shape[1:]), str(array.dtype))
 
 
 def _fill(memory: Array, parts: Sequence[Array]) -> None:

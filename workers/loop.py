@@ -6,6 +6,7 @@ While the VM runs, libzmq's I/O thread answers the brokers' heartbeats (see brok
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
@@ -25,6 +26,7 @@ from workers.session import Action, Reconnect, Session
 from zmq_offload import transport
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError
 from zmq_offload.extras import needs
+from zmq_offload.handshake import Security, Watch
 from zmq_offload.protocol import messages as wire
 from zmq_offload.repository import Repository
 
@@ -43,7 +45,13 @@ HUNG = 70
 class Worker:
     """Connects on construction; `run` serves until `stop`, or until `parent` (a file descriptor) is closed."""
 
-    def __init__(self, config: Config, parent: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parent: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cores: Sequence[int] = (),
+    ) -> None:
         self._config = config
         self._clock = clock
         self._executors: dict[Model, Executor | Echo] = {}
@@ -52,14 +60,18 @@ class Worker:
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
             with needs("tvm"):  # which an echo worker does without
-                from workers.executor import GraphExecutor
+                from workers.executor import GraphExecutor, bind_threads
 
+            if cores:
+                bind_threads(cores)
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._wake = transport.Wake()
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
-        self._inboxes = [transport.Inbox(self._connect(endpoint)) for endpoint in config.brokers]
+        self._security = Security(config.key, config.broker_key)
+        self._watches: dict[int, Watch] = {}
+        self._inboxes = [self._connect(link) for link in range(len(config.brokers))]
         self._sources = self._find_sources()
         self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
         self._running_until = math.inf
@@ -84,6 +96,7 @@ class Worker:
                     self._announce()
                 refresh_at = self._clock() + self._config.refresh
         for link, inbox in enumerate(self._inboxes):
+            self._watches[link].close()
             inbox.socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
         self._context.term()
         self._wake.close()
@@ -162,24 +175,31 @@ class Worker:
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
-                endpoint = self._config.brokers[action.link]
-                log.warning("broker %s is silent; connecting anew", endpoint)
+                why = self._watches[action.link].refusal() or "is silent"
+                log.warning("broker %s %s; connecting anew", self._config.brokers[action.link], why)
+                self._watches[action.link].close()
                 self._inboxes[action.link].socket.close(linger=0)
-                self._inboxes[action.link] = transport.Inbox(self._connect(endpoint))
+                self._inboxes[action.link] = self._connect(action.link)
                 self._sources = self._find_sources()
             else:
                 frames = [wire.encode(action.message), *action.payload]
-                transport.send(self._inboxes[action.link].socket, frames)
+                # A connection whose key was refused takes nothing; it is made anew when the broker was silent for long.
+                with contextlib.suppress(zmq.Again):
+                    transport.send(self._inboxes[action.link].socket, frames)
 
-    def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
+    def _connect(self, link: int) -> transport.Inbox:
         socket = transport.make_socket(
             self._context,
             zmq.DEALER,
             max_frame_bytes=self._config.max_frame_bytes,
             heartbeat=self._config.policy.heartbeat,
         )
-        transport.connect(socket, endpoint)
-        return socket
+        # A broker sends no more than there are slots, and Probes; what one that lies sends stays in its own memory.
+        socket.setsockopt(zmq.RCVHWM, 1000 + 4 * self._config.slots)
+        self._security.protect(socket)
+        self._watches[link] = Watch(socket)
+        transport.connect(socket, self._config.brokers[link])
+        return transport.Inbox(socket)
 
     def _find_sources(self) -> list[tuple[Any, int]]:
         """What to poll."""
@@ -211,9 +231,9 @@ class Worker:
                 os._exit(HUNG)
 
 
-def serve(config: Config, parent: int | None) -> int:
-    """Run a worker in this process until SIGTERM, SIGINT or the end of its supervisor."""
-    worker = Worker(config, parent)
+def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:
+    """Run a worker in this process, which has `cores` to itself, until SIGTERM, SIGINT or the end of its supervisor."""
+    worker = Worker(config, parent, cores=cores)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     log.info("%s: brokers %s", config.name, ", ".join(config.brokers))

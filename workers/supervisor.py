@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from workers.config import Config
+from workers.cores import share_of
 from zmq_offload.extras import needs
 
 log = logging.getLogger("workers.supervisor")
@@ -21,19 +23,22 @@ log = logging.getLogger("workers.supervisor")
 PARENT_FD = "ZMQ_OFFLOAD_PARENT_FD"
 """Names, to a child, the pipe whose end tells that its supervisor is gone."""
 
+CORES = "ZMQ_OFFLOAD_CORES"
+"""Names, to a child that is kept on them, its cores, separated by commas."""
+
 
 @dataclass(slots=True)
 class Backoff:
-    """When to start a process again: at once after a long life, later and later after short ones (seconds). Pure."""
+    """When to start a process again (seconds): at once, but later and later if it ends soon after each start. A second
+    that it lived takes a second off, so that one that is killed while it serves is back at once. Pure."""
 
     least: float = 0.1
     most: float = 10.0
-    healthy: float = 10.0
     delay: float = 0.0
 
     def ended(self, lived: float) -> float:
         """How long to wait before the next start, after a process that lived for `lived` seconds."""
-        wait = self.least if lived >= self.healthy else self.delay
+        wait = max(0.0, self.delay - lived)
         self.delay = min(self.most, max(self.least, 2 * wait))
         return wait
 
@@ -61,6 +66,7 @@ class Supervisor:
         self._command = [sys.executable, "-m", "workers", *arguments]
         self._seats = [_Seat(Backoff()) for _ in range(config.processes)]
         self._stopping = False
+        self._cores = sorted(os.sched_getaffinity(0))
         # Never written to: a child reads the end of file when this process ends, however it ends.
         self._alive_read, self._alive_write = os.pipe()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -108,12 +114,22 @@ class Supervisor:
                     # Each process has a thread pool of its own: together they must not exceed the cores.
                     "TVM_NUM_THREADS": str(self._config.threads),
                 }
-                # A child of its own group does not get the terminal's Ctrl-C, which this process passes on.
-                seat.process = subprocess.Popen(
-                    self._command, env=environment, pass_fds=[self._alive_read], start_new_session=True
-                )
+                share = self._share(at)
+                if share is not None:
+                    environment[CORES] = ",".join(map(str, share))
+                with _on(share):
+                    # A child of its own group does not get the terminal's Ctrl-C, which this process passes on.
+                    seat.process = subprocess.Popen(
+                        self._command, env=environment, pass_fds=[self._alive_read], start_new_session=True
+                    )
                 seat.started = now
                 log.info("worker %d is process %d", at, seat.process.pid)
+
+    def _share(self, seat: int) -> tuple[int, ...] | None:
+        config = self._config
+        if not config.pin or config.executor != "graph":
+            return None
+        return share_of(seat, config.processes, config.threads, self._cores)
 
     def _reap(self) -> list[int]:
         codes = []
@@ -133,3 +149,17 @@ class Supervisor:
         wait = max(0.0, min(due) - time.monotonic()) if due and not self._stopping else None
         if select.select([self._wake_read], [], [], wait)[0]:
             os.read(self._wake_read, 4096)
+
+
+@contextmanager
+def _on(cores: Sequence[int] | None) -> Iterator[None]:
+    """What is started in the body runs on `cores` only, and so do all threads that it will have."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -14,7 +14,6 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
-    arrays,
     check_call,
     check_timeout,
     copy_into,
@@ -23,7 +22,7 @@ from zmq_offload.connection import (
 )
 from zmq_offload.errors import Cancelled, OffloadError
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.payload import Array, encode_tensors
+from zmq_offload.protocol.payload import Array
 from zmq_offload.results import Outputs
 from zmq_offload.session import Action, Complete, Fail, Policy, Reconnect, Send
 
@@ -41,9 +40,11 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
         policy: Policy | None = None,
+        key: str | None = None,
+        broker_key: str | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        self._connection = Connection(broker, policy or Policy(), max_frame_bytes)
+        self._connection = Connection(broker, policy or Policy(), max_frame_bytes, key, broker_key)
         self._session = self._connection.session
         self._futures: dict[int, asyncio.Future[Complete]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,7 +65,7 @@ class AsyncClient:
         """As `Client.infer`."""
         timeout = self._timeout if timeout is None else timeout
         wanted = check_call(model, timeout, version, priority)
-        payload = encode_tensors(arrays(inputs))
+        payload = self._connection.payload(inputs)
         start = functools.partial(
             self._session.request,
             model,
@@ -159,6 +160,8 @@ class AsyncClient:
         now = self._loop.time()
         deadline = self._session.next_deadline()
         if deadline is not None and deadline <= now:
+            if (why := self._connection.refusal()) is not None:
+                self._perform(self._session.refused(why, now))
             self._perform(self._session.tick(now))
             deadline = self._session.next_deadline()
         if self._timer is not None and (self._timer_at <= now or (deadline is not None and deadline < self._timer_at)):

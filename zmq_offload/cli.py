@@ -13,9 +13,11 @@ from zmq_offload.settings import run
 # Each module has add_parser(subparsers) and imports what is heavy when it runs: `status` works without TVM.
 COMMANDS = (
     "zmq_offload.compile.command",
+    "zmq_offload.compile.profile.command",
     "zmq_offload.status",
-    "zmq_offload.demo.command",
     "zmq_offload.loadgen.command",
+    "zmq_offload.keys_command",
+    "zmq_offload.demo.command",
 )
 
 

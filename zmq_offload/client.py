@@ -12,7 +12,6 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
-    arrays,
     check_call,
     check_timeout,
     copy_into,
@@ -21,7 +20,7 @@ from zmq_offload.connection import (
 )
 from zmq_offload.driver import Driver
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.payload import Array, encode_tensors
+from zmq_offload.protocol.payload import Array
 from zmq_offload.results import Outputs
 from zmq_offload.session import Policy
 
@@ -31,7 +30,9 @@ class Client:
 
     `broker` is the endpoint of a broker's frontend, or several: while one does not answer, the next is tried, and what
     was outstanding is sent there. `timeout` (seconds) is for calls that give none: no call waits for ever.
-    A frame of more than `max_frame_bytes` is not taken from the broker.
+    A frame of more than `max_frame_bytes` is not taken from the broker. `key` (this client's NAME.key_secret) and
+    `broker_key` (the broker's NAME.key) encrypt and authenticate (docs/security.md); their defaults are in
+    ZMQ_OFFLOAD_CLIENT_KEY and ZMQ_OFFLOAD_BROKER_KEY.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
         policy: Policy | None = None,
+        key: str | None = None,
+        broker_key: str | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        connection = Connection(broker, policy or Policy(), max_frame_bytes)
-        self._session = connection.session
-        self._driver = Driver(connection)
+        self._connection = Connection(broker, policy or Policy(), max_frame_bytes, key, broker_key)
+        self._session = self._connection.session
+        self._driver = Driver(self._connection)
 
     # --- the face -------------------------------------------------------------------------------------------
 
@@ -126,7 +129,7 @@ class Client:
     ) -> None:
         timeout = self._timeout if timeout is None else timeout
         wanted = check_call(model, timeout, version, priority)
-        payload = encode_tensors(arrays(inputs))
+        payload = self._connection.payload(inputs)
         start = functools.partial(
             self._session.request,
             model,

@@ -12,9 +12,10 @@ import zmq
 
 from zmq_offload import transport
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError
+from zmq_offload.handshake import Security, Watch
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.payload import Array, decode_body, decode_tensors
+from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
 from zmq_offload.repository import check_model_name
 from zmq_offload.results import Outputs, Timings
 from zmq_offload.session import Complete, Policy, Send, Session
@@ -37,36 +38,77 @@ _REGAIN_BY_FORCE = 5.0
 class Connection:
     """A socket to one of several brokers. Not thread-safe."""
 
-    def __init__(self, broker: str | Sequence[str], policy: Policy, max_frame_bytes: int) -> None:
+    def __init__(
+        self,
+        broker: str | Sequence[str],
+        policy: Policy,
+        max_frame_bytes: int,
+        key: str | None = None,
+        broker_key: str | None = None,
+    ) -> None:
         self.endpoints = [broker] if isinstance(broker, str) else list(broker)
         if not self.endpoints:
             raise InvalidArgument("a client needs at least one broker endpoint")
         for endpoint in self.endpoints:
             transport.check_endpoint(endpoint)
+        key = key or os.environ.get("ZMQ_OFFLOAD_CLIENT_KEY")
+        broker_key = broker_key or os.environ.get("ZMQ_OFFLOAD_BROKER_KEY")
+        if bool(key) != bool(broker_key):
+            raise InvalidArgument("a client's key and its broker's key belong together")
+        self._security = Security(key, broker_key)
         self._policy = policy
         self._max_frame_bytes = max_frame_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.session = Session(os.urandom(wire.SESSION_BYTES), self.endpoints, policy)
         self._endpoint = 0
         self._lent: dict[int, list[zmq.MessageTracker]] = {}
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
 
     def _open(self) -> None:
         self.socket = transport.make_socket(
             self._context, zmq.DEALER, max_frame_bytes=self._max_frame_bytes, heartbeat=self._policy.heartbeat
         )
+        self._security.protect(self.socket)
+        self._watch = Watch(self.socket)
         transport.connect(self.socket, self.endpoints[self._endpoint])
         self._inbox = transport.Inbox(self.socket)
 
+    def payload(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """`[header, frame, ...]` of a call's inputs; what is an array already is sent from its own memory.
+
+        Raises InvalidArgument naming the input that cannot be sent.
+        """
+        payload = encode_tensors(_arrays(inputs))
+        for name, frame in zip(inputs, payload[1:], strict=True):
+            # The broker takes no more either, unless told to: it would close the connection without a word.
+            if len(frame) > self._max_frame_bytes:
+                raise InvalidArgument(
+                    f"input {name!r} has {len(frame)} bytes; max_frame_bytes allows {self._max_frame_bytes}"
+                )
+        return payload
+
     def reconnect(self, endpoint: int) -> None:
         """Connect to endpoint number `endpoint`; what is queued in the old connection is lost."""
+        self._watch.close()
         self.socket.close(linger=0)
         self._endpoint = endpoint
         self._open()
 
+    def refusal(self) -> str | None:
+        """Why the broker does not let this client in, or None if nothing says so."""
+        why = self._watch.refusal()
+        return None if why is None else f"the broker at {self.endpoints[self._endpoint]} {why}"
+
     def send(self, action: Send) -> None:
         message = action.message
-        lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=True)
+        try:
+            lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=True)
+        except zmq.Again:
+            return  # a connection whose key was refused takes nothing; the session hears of that by `refusal`
         if lent and isinstance(message, wire.Request):
             self._lent.setdefault(message.id, []).extend(lent)
 
@@ -103,6 +145,7 @@ class Connection:
         return self._inbox.waiting()
 
     def close(self) -> None:
+        self._watch.close()
         self.socket.close(linger=100)  # a last Cancel
         self._context.term()
 
@@ -121,7 +164,7 @@ def check_call(model: str, timeout: float, version: int | None, priority: int) -
     """The version as it is sent. Raises InvalidArgument naming the argument that is wrong."""
     check_model_name(model)
     check_timeout(timeout)
-    if version is not None and (type(version) is not int or not 0 < version < 2**31):
+    if version is not None and (type(version) is not int or not 0 < version <= limits.VERSION):
         raise InvalidArgument(f"version {version!r} is not a whole number from 1; leave it out for the latest")
     if type(priority) is not int or abs(priority) > limits.PRIORITY:
         raise InvalidArgument(
@@ -138,11 +181,17 @@ def check_timeout(timeout: float) -> float:
     return timeout
 
 
-def arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Inputs as arrays; what is one already is taken as it is."""
+def _arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
     if type(inputs) is not dict and not isinstance(inputs, Mapping):  # asking an ABC is slow
         raise InvalidArgument(f"inputs are a mapping of names to arrays, not {type(inputs).__name__}")
-    return {name: np.asarray(value) for name, value in inputs.items()}
+    return {name: value if type(value) is np.ndarray else _array(name, value) for name, value in inputs.items()}
+
+
+def _array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # a ragged list
+        raise InvalidArgument(f"input {name!r} is no array: {error}") from None
 
 
 def size(payload: Sequence[Any]) -> int:

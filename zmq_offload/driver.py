@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -22,7 +23,7 @@ import zmq
 from zmq_offload import transport
 from zmq_offload.calls import Call
 from zmq_offload.connection import Connection
-from zmq_offload.errors import Cancelled, Internal, InvalidArgument
+from zmq_offload.errors import Cancelled, FailedPrecondition, Internal, InvalidArgument
 from zmq_offload.session import Action, Fail, Reconnect, Send
 
 log = logging.getLogger("zmq_offload")
@@ -41,6 +42,7 @@ class Driver:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._session = connection.session
+        self._process = os.getpid()
         self._lock = threading.Lock()  # guards what follows, and the session
         self._calls: dict[int, Call[Any]] = {}
         self._outbox: deque[Action] = deque()
@@ -62,6 +64,8 @@ class Driver:
 
     def begin(self, call: Call[Any], start: Callable[..., tuple[int, list[Action]]]) -> None:
         """Number a call and note what is to send. `run` or `send` next."""
+        if os.getpid() != self._process:
+            raise FailedPrecondition("this client was made before a fork; make one in each process")
         with self._lock:
             if self._closed:
                 raise Cancelled("the client is closed")
@@ -190,8 +194,9 @@ class Driver:
                 self._idle = False
                 if self._closed:
                     return
-            # A fault fails the calls that it met (see `_drive`); those to come still need a pump.
-            with self._socket, contextlib.suppress(Exception):
+            # A fault fails the calls that it met (see `_drive`); those to come still need a pump. So does whoever ends
+            # a thread from a future's callback, by SystemExit.
+            with self._socket, contextlib.suppress(BaseException):
                 self._pumping = True
                 try:
                     self._drive(lambda: self._make_way or not (self._calls or self._outbox))
@@ -268,6 +273,8 @@ class Driver:
                 now = time.monotonic()
                 deadline = session.next_deadline()
                 if deadline is not None and deadline <= now:
+                    if (why := connection.refusal()) is not None:
+                        self._outbox.extend(session.refused(why, now))
                     self._outbox.extend(session.tick(now))
 
     def _perform(self) -> None:

@@ -20,6 +20,7 @@ from zmq_offload.errors import (
     OffloadError,
     ProtocolError,
     Status,
+    Unauthenticated,
     Unavailable,
     from_status,
 )
@@ -98,8 +99,10 @@ class Session:
         self._bytes = 0  # of outstanding requests
         self._heard_at = 0.0  # since calls are outstanding: when that began, or the last message after it
         self._answered = False  # whether there was one
+        self._complaint = ""  # what a broker said about what was sent to it, and of no call
         self._ping_at = 0.0
         self._switched_at = -math.inf
+        self._refused = 0  # endpoints in a row that did not let this client in
 
     @property
     def outstanding(self) -> int:
@@ -163,8 +166,10 @@ class Session:
 
     def received(self, message: wire.ToClient, payload: Sequence[Any], now: float) -> list[Action]:
         """A message of the broker came in."""
-        self._heard_at, self._answered = now, True
+        self._heard_at, self._answered, self._refused = now, True, 0
         if message.session != self.token:
+            if isinstance(message, wire.Error) and message.id == 0:
+                self._complaint = message.text
             return []
         if isinstance(message, wire.Pong):
             return self._send_again(message.ids, now)
@@ -202,6 +207,19 @@ class Session:
             ]
         return actions
 
+    def refused(self, why: str, now: float) -> list[Action]:
+        """The broker does not let this client in. Each endpoint is tried; then it is told to whoever calls, and the
+        next call tries again."""
+        self._refused += 1
+        if self._calls and self._refused < len(self._endpoints):
+            return self._switch(now)
+        self._refused = 0
+        failed: list[Action] = []
+        for number in list(self._calls):
+            self._end(number)
+            failed.append(Fail(number, Unauthenticated(why)))
+        return [Reconnect(self._endpoint), *failed]
+
     def reconnected(self, now: float) -> list[Action]:
         """The connection was made anew, not because of a Reconnect: what was queued in the old one is lost."""
         return self._send_again(list(self._calls), now)
@@ -231,7 +249,8 @@ class Session:
         spent = call.deadline - call.started
         cancel = Send(wire.Cancel(self.token, number))
         if self._answered:
-            return [cancel, Fail(number, DeadlineExceeded(f"no result within {spent:.3f} s"))]
+            said = f"; the broker says: {self._complaint}" if self._complaint else ""
+            return [cancel, Fail(number, DeadlineExceeded(f"no result within {spent:.3f} s{said}"))]
         where = " or ".join(self._endpoints)
         return [cancel, Fail(number, Unavailable(f"no broker answered at {where} within {spent:.3f} s"))]
 

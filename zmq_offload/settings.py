@@ -69,6 +69,7 @@ def checked(kind: Callable[[str], Any], holds: Callable[[Any], bool], wanted: st
 
 
 count = checked(int, lambda n: n >= 1, "a whole number from 1")
+microseconds = checked(int, lambda n: n >= 0, "a whole number of microseconds from 0")
 seconds = checked(float, lambda s: 0 < s < 1e6, "a time in seconds above 0")
 
 

@@ -63,9 +63,15 @@ def make_socket(
 
 
 def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Connect, now or whenever the other end comes up."""
+    """Connect, now or whenever the other end comes up.
+
+    Raises InvalidArgument for what is only an endpoint to bind to, and for a path that is too long.
+    """
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-    socket.connect(endpoint)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise InvalidArgument(f"cannot connect to {endpoint}: {error.strerror}") from None
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
@@ -106,6 +112,27 @@ class Wake:
         self._write.close()
 
 
+class Peer(bytes):
+    """A ROUTER's name for a connection, with the key of whoever is there."""
+
+    user: str
+
+
+def _peer(frame: zmq.Frame) -> Peer:
+    peer = Peer(frame.bytes)
+    peer.user = str(frame.get("User-Id"))
+    return peer
+
+
+def receive_from(socket: zmq.Socket[bytes]) -> list[Any] | None:
+    """As `receive`, from a socket with keys: the first frame is a `Peer`."""
+    try:
+        frame = socket.recv(zmq.DONTWAIT, copy=False)
+    except zmq.Again:
+        return None
+    return [_peer(frame), *(receive(socket) or ())] if frame.more else [_peer(frame)]
+
+
 def receive(socket: zmq.Socket[bytes]) -> list[Any] | None:
     """One message without waiting, or None: two frames as bytes (identity and envelope, or envelope and header), the
     others as `zmq.Frame`, whose memory is libzmq's own."""
@@ -132,14 +159,15 @@ class Inbox:
     until it refuses.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], *, keyed: bool = False) -> None:
         self.socket = socket
+        self._receive = receive_from if keyed else receive
         self._busy = False
 
     def take(self, most: int) -> Iterator[list[Any]]:
         """At most so many messages, as `receive` returns them."""
         for taken in range(most):
-            frames = receive(self.socket)
+            frames = self._receive(self.socket)
             if frames is None:
                 self._busy = taken > 1
                 return

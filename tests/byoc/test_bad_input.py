@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_models
 import pytest
 from onnx import helper
@@ -275,6 +276,31 @@ def test_a_shape_computed_at_run_time_is_no_place_to_cut(tmp_path: Path) -> None
     path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2, 3]}, {"y": []}, {})
     with pytest.raises(InvalidArgument, match=r"'where'.* known before the model runs"):
         compile_model(path, cut=["h"], until=["where"], name="m", output=tmp_path)
+
+
+def test_inputs_of_different_symbolic_batches_are_refused(tmp_path: Path) -> None:
+    """Workers would take them for a batch that does not agree, and refuse each request."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Reshape", ["h", "rows"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["u"]),
+        helper.make_node("Reshape", ["u", "back"], ["v"]),
+        helper.make_node("Add", ["v", "h"], ["y"]),
+    ]
+    weights = {"w": onnx_models.random(8, 8), "rows": np.array([-1, 8]), "back": np.array([-1, 4, 8])}
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": ["N", 4, 8]}, {"y": ["N", 4, 8]}, weights)
+    options: dict[str, Any] = {"cut": ["h", "t"], "name": "m", "output": tmp_path}
+    with pytest.raises(InvalidArgument, match=r"dimension 0 of input 'h' is N, of input 't' N \* 4: .* the"):
+        compile_model(path, inputs={"x": ("N", 4, 8)}, **options)
+    compile_model(path, inputs={"x": (2, 4, 8)}, **options)
+
+
+def test_inputs_of_the_model_of_different_symbolic_batches_are_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["q", "k"], ["y"])]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"q": ["N", "M"], "k": ["M", 4]}, {"y": ["N", 4]}, {})
+    with pytest.raises(InvalidArgument, match="dimension 0 of input 'q' is N, of input 'k' M"):
+        import_onnx(path, {"q": ("N", "M"), "k": ("M", 4)})
+    assert import_onnx(path, {"q": ("N", 3), "k": (3, 4)}).inputs
 
 
 def test_a_failed_write_leaves_no_half_version(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

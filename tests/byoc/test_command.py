@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import tvm
 
 from zmq_offload.cli import main
 from zmq_offload.progress import Progress
-from zmq_offload.repository import Repository
+from zmq_offload.repository import Batching, Repository
 
 
 def test_it_writes_device_and_repository_and_says_so(
@@ -66,7 +67,18 @@ def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["compile"], ["compile", "m.onnx"], ["compile", "m.onnx", "--cut", "a"], ["compile", "m.onnx", "--name", "n"]],
+    [
+        [],
+        ["compile"],
+        ["compile", "m.onnx"],
+        ["compile", "m.onnx", "--cut", "a"],
+        ["compile", "m.onnx", "--name", "n"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--version", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "2", "--batch-delay", "-1"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--batch-delay", "5"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "many"],
+    ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -84,6 +96,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
         ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x"],
         ["{mlp}", "--list-cuts", "--input", "y=2,8"],
         ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=2,8", "--target", "?"],
+        ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=2,8", "--max-batch", "4"],
     ],
 )
 def test_failures_are_one_line_and_end_with_1(
@@ -92,6 +105,41 @@ def test_failures_are_one_line_and_end_with_1(
     filled = [a.format(mlp=mlp) for a in arguments]
     assert main(["compile", *filled, "--quiet", "-o", str(tmp_path)]) == 1
     assert re.fullmatch(r"zmq-offload: error: [^\n]+\n", capsys.readouterr().err)
+
+
+def test_ctrl_c_inside_tvm_is_an_interruption_and_no_fault_of_the_model(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @tvm.transform.module_pass(opt_level=0)
+    def interrupted(mod: tvm.IRModule, _: object) -> tvm.IRModule:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zmq_offload.compile.build.cpu_pipeline", lambda _: interrupted)
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "n", "--quiet", "-o", str(tmp_path)]
+    assert main(arguments) == 130
+    assert "error" not in capsys.readouterr().err
+
+
+def test_how_requests_run_together_is_written_into_the_repository(mlp: Path, tmp_path: Path) -> None:
+    arguments = [
+        "compile",
+        str(mlp),
+        "--input",
+        "x=N,8",
+        "--cut",
+        "h2",
+        "--name",
+        "mlp",
+        "-o",
+        str(tmp_path),
+        "--quiet",
+    ]
+    assert main([*arguments, "--max-batch", "8", "--batch-delay", "500"]) == 0
+    assert Repository(tmp_path / "repository").read("mlp", 1).batching == Batching(8, 500)
+    assert main([*arguments, "--only-subgraph", "--max-batch", "4"]) == 0
+    assert Repository(tmp_path / "repository").read("mlp", 2).batching == Batching(4, 0)
+    assert main([*arguments, "--only-subgraph"]) == 0
+    assert Repository(tmp_path / "repository").read("mlp", 3).batching is None
 
 
 def test_help_works_and_failing_is_clear_where_tvm_is_not_installed(mlp: Path) -> None:

@@ -53,8 +53,9 @@ def test_inputs_are_taken_in_order_and_by_name(model: OffloadedModel, mlp: Path)
         ((X[:1],), {}, r"input 'x' has shape \[1, 8\], it takes x FP32\[2,8\]"),
         ((X.astype("f8"),), {}, r"input 'x' has datatype FP64, it takes x FP32"),
         ((X[0],), {}, r"input 'x' has shape \[8\]"),
-        (([["a"] * 8] * 2,), {}, "datatype <U1 cannot be sent"),
-        ((None,), {}, "datatype object cannot be sent"),
+        (([["a"] * 8] * 2,), {}, "input 'x' is no tensor: datatype <U1 cannot be sent"),
+        ((None,), {}, "input 'x' is no tensor: datatype object cannot be sent"),
+        (([[1.0], [2.0, 3.0]],), {}, "input 'x' is no tensor: .* inhomogeneous"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(
@@ -252,6 +253,18 @@ def test_a_broker_or_a_client_must_be_given(compiled_mlp: Compiled, client: Loca
     for options in ({}, {"broker": "tcp://127.0.0.1:5555", "client": client}):
         with pytest.raises(InvalidArgument, match="either the endpoint of a broker or a client"):
             load(compiled_mlp.device, **options)  # type: ignore[arg-type]
+
+
+def test_a_timeout_that_is_none_is_refused_when_loading(compiled_mlp: Compiled, client: LocalClient) -> None:
+    for timeout in (0, -1.0, float("nan")):
+        with pytest.raises(InvalidArgument, match="timeout"):
+            load(compiled_mlp.device, client=client, timeout=timeout)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1.5])
+def test_a_depth_that_is_none_is_refused(model: OffloadedModel, depth: Any) -> None:
+    with pytest.raises(InvalidArgument, match="not a whole number from 1"):
+        model.map([X], depth=depth)
 
 
 def edit(bundle: Path, **changes: Any) -> None:

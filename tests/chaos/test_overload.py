@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
 
+from tests.memory import MB, Memory
 from tests.processes import Fabric, faulty_workers, running, running_broker, wait_for_workers
 from tests.traffic import traffic
 from zmq_offload.protocol import messages as wire
@@ -21,34 +19,8 @@ from zmq_offload.protocol.payload import encode_tensors
 
 pytestmark = pytest.mark.chaos
 
-MB = 1 << 20
 BOUND = 64 * MB
 """--max-queued-bytes."""
-
-
-class Memory(threading.Thread):
-    """Watches a process's resident memory."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__()
-        self._file = Path(f"/proc/{pid}/status")
-        self._ended = threading.Event()
-        self.first = self.peak = self.now()
-        self.start()
-
-    def now(self) -> int:
-        return int(re.findall(r"VmRSS:\s+(\d+)", self._file.read_text())[0]) * 1024
-
-    def run(self) -> None:
-        while not self._ended.wait(0.02):
-            self.peak = max(self.peak, self.now())
-
-    def end(self) -> None:
-        self._ended.set()
-        self.join()
-
-    def __str__(self) -> str:
-        return f"{self.first / MB:.0f} MB before, {self.peak / MB:.0f} MB at most"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
@@ -15,7 +16,7 @@ import zmq
 
 from tests.processes import Fabric, eventually
 from zmq_offload import AsyncClient, Client
-from zmq_offload.errors import Cancelled, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from zmq_offload.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_tensors
 
@@ -107,7 +108,10 @@ def test_a_waiting_call_in_a_futures_callback_is_refused_and_submit_works_there(
         (lambda c: c.infer("echo", {"x": X}, priority=101), "priority 101"),
         (lambda c: c.infer("echo", [X]), "mapping"),
         (lambda c: c.infer("echo", {"x": np.array(["a"])}), "tensor 'x'"),
+        (lambda c: c.infer("echo", {"x": X, "ragged": [[1], [2, 3]]}), "input 'ragged' is no array"),
         (lambda c: Client([]), "at least one"),
+        (lambda c: Client("tcp://*:5555"), r"cannot connect to tcp://\*:5555"),
+        (lambda c: Client("ipc:///" + "x" * 300), "cannot connect to ipc"),
         (lambda c: Client("localhost:5555"), "use tcp://HOST:PORT"),
         (lambda c: Client("tcp://localhost:99999"), "use tcp://HOST:PORT"),
         (lambda c: Client(NOBODY, timeout=-1), "timeout"),
@@ -149,6 +153,48 @@ def test_without_a_broker_a_call_ends_within_its_deadline() -> None:
 def test_a_second_endpoint_serves_when_the_first_is_not_there(echo_fabric: Fabric) -> None:
     with Client([NOBODY, echo_fabric.frontend]) as client:
         np.testing.assert_array_equal(client.infer("echo", {"x": X})["x"], X)
+
+
+def test_a_tensor_over_the_limit_is_refused_before_it_is_sent(echo_fabric: Fabric) -> None:
+    with Client(echo_fabric.frontend, max_frame_bytes=1000) as client:
+        with pytest.raises(InvalidArgument, match="input 'y' has 1001 bytes; max_frame_bytes allows 1000"):
+            client.infer("echo", {"x": X, "y": np.zeros(1001, "u1")})
+        client.infer("echo", {"x": X})
+
+
+def test_the_workers_port_says_that_it_is_not_for_clients(echo_fabric: Fabric) -> None:
+    with (
+        Client(echo_fabric.backend) as client,
+        pytest.raises(DeadlineExceeded, match="a Request is not taken here; a broker has a port for clients"),
+    ):
+        client.infer("echo", {"x": X}, timeout=0.5)
+
+
+def test_a_client_from_before_a_fork_says_so(client: Client) -> None:
+    client.infer("echo", {"x": X})
+    child = os.fork()
+    if child == 0:
+        try:
+            client.infer("echo", {"x": X}, timeout=1)
+        except FailedPrecondition as error:
+            os._exit(0 if "fork" in error.message else 3)
+        except BaseException:
+            os._exit(2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    client.infer("echo", {"x": X})
+
+
+def test_a_callback_that_ends_its_thread_does_not_end_the_client(client: Client) -> None:
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    future = client.submit("echo", {"x": np.zeros(1_000_000)})
+    future.add_done_callback(leave)
+    eventually(future.done)
+    second = client.submit("echo", {"x": X})
+    eventually(second.done)
+    assert second.result()["x"].shape == X.shape
 
 
 def test_closing_takes_back_what_is_outstanding() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,9 +13,9 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-import zmq
 
-from tests.mutation import mutate, noise
+from tests.hostile import BACK, FRONT, SESSION, Deceiver, Liar
+from tests.mutation import mutate
 from tests.processes import (
     Fabric,
     Process,
@@ -33,7 +32,7 @@ from tests.traffic import Traffic, traffic
 from zmq_offload import Client
 from zmq_offload.errors import Aborted, DeadlineExceeded, OffloadError, Unavailable
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.payload import encode_body, encode_tensors
+from zmq_offload.protocol.payload import encode_tensors
 
 QUICK = ("--heartbeat", "0.3", "--patience", "1")
 """For tests that wait until a silence is noticed."""
@@ -246,50 +245,6 @@ def test_without_a_broker_the_error_is_typed_and_comes_in_time() -> None:
 
 # --- lies ---------------------------------------------------------------------------------------------------
 
-SESSION = b"s" * 16
-FRONT = [
-    [wire.encode(wire.Request(SESSION, 1, "echo", 0, 10**6, 0)), *map(bytes, encode_tensors({"x": X}))],
-    [wire.encode(wire.Cancel(SESSION, 1))],
-    [wire.encode(wire.Ping(SESSION, [1, 2]))],
-    [wire.encode(wire.Query(SESSION, 3, "status"))],
-]
-BACK = [
-    [wire.encode(wire.Done(SESSION, 1, 1, 5)), *map(bytes, encode_tensors({"x": X}))],
-    [wire.encode(wire.Failed(SESSION, 1, 1, "INTERNAL", "?"))],
-    [wire.encode(wire.Heartbeat())],
-    [wire.encode(wire.Goodbye())],
-    [
-        wire.encode(wire.Announce("liar", 1)),
-        encode_body([{"name": "other", "version": 1, "inputs": [], "outputs": []}]),
-    ],
-]
-
-
-class Liar(threading.Thread):
-    """Sends spoiled messages to one endpoint, from a new connection every thousand, until it has sent `many`."""
-
-    def __init__(self, endpoint: str, valid: list[list[bytes]], seed: int, many: int) -> None:
-        super().__init__()
-        self.sent = 0
-        self._endpoint, self._valid, self._chance, self._many = endpoint, valid, random.Random(seed), many
-        self.start()
-
-    def run(self) -> None:
-        context = zmq.Context()
-        while self.sent < self._many:
-            with context.socket(zmq.DEALER) as socket:
-                socket.linger = 0
-                socket.sndtimeo = 10_000
-                socket.connect(self._endpoint)
-                for _ in range(1000):
-                    valid = self._chance.random() < 0.8
-                    frames = mutate(self._chance.choice(self._valid), self._chance) if valid else noise(self._chance)
-                    socket.send_multipart(frames)
-                    self.sent += 1
-                    while socket.poll(0):
-                        socket.recv_multipart()
-        context.term()
-
 
 def test_garbage_on_both_sockets_does_no_harm() -> None:
     with fabric() as (broker, _), traffic(broker.frontend) as load:
@@ -304,24 +259,6 @@ def test_garbage_on_both_sockets_does_no_harm() -> None:
         assert now["requests"]["retried"] == 0
     assert_all_served(load)
     assert broker.broker.popen.returncode is not None
-
-
-class Deceiver:
-    """A broker, or both sides of one, that answers with what it likes."""
-
-    def __init__(self, kind: int = zmq.ROUTER) -> None:
-        self.context = zmq.Context()
-        self.socket = self.context.socket(kind)
-        self.socket.linger = 0
-        self.endpoint = f"tcp://127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
-
-    def receive(self, timeout: float = 10) -> list[bytes]:
-        assert self.socket.poll(timeout * 1000)
-        return self.socket.recv_multipart()
-
-    def close(self) -> None:
-        self.socket.close()
-        self.context.term()
 
 
 @pytest.fixture

@@ -223,7 +223,16 @@ def test_an_unknown_model_is_not_found_and_the_error_lists_what_is_served(bench:
 def test_a_young_broker_gives_workers_time_to_announce_even_unknown_models(bench: Bench) -> None:
     assert bench.request(1, model="x") == []
     assert codes(bench.after(1.9)) == []
+    bench.announce()
     assert codes(bench.after(0.2)) == ["NOT_FOUND"]
+
+
+def test_before_any_worker_came_nothing_is_said_not_to_exist(bench: Bench) -> None:
+    """The order of starting does not matter, and workers may take long to load."""
+    bench.after(60)
+    assert bench.request(1) == []
+    (error,) = replies(bench.after(2.1))
+    assert (error.code, "yet" in error.text) == ("UNAVAILABLE", True)
 
 
 def test_a_model_that_lost_its_last_worker_is_unavailable_after_a_grace(bench: Bench) -> None:

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from zmq_offload.errors import Cancelled, DeadlineExceeded, NotFound, OffloadError, ProtocolError, Unavailable
+from zmq_offload.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    NotFound,
+    OffloadError,
+    ProtocolError,
+    Unauthenticated,
+    Unavailable,
+)
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.session import Action, Complete, Fail, Policy, Reconnect, Send, Session
@@ -248,6 +256,24 @@ def test_calls_that_nobody_can_serve_do_not_make_the_others_wander(several: Benc
     first, second = several.request(), several.request()
     several.got(wire.Error(TOKEN, first, "UNAVAILABLE", "?"))
     assert errors(several.got(wire.Error(TOKEN, second, "UNAVAILABLE", "?"))), "too soon after the last switch"
+
+
+def test_a_broker_that_does_not_let_it_in_is_left_for_the_next(several: Bench) -> None:
+    number = several.request()
+    for endpoint in (1, 2):
+        actions = several.note(several.session.refused("does not know this key", several.now))
+        assert actions[0] == Reconnect(endpoint)
+        assert [message.id for message in sent(actions, wire.Request)] == [number]
+    actions = several.note(several.session.refused("does not know this key", several.now))
+    assert isinstance(errors(actions)[0], Unauthenticated)
+    assert any(isinstance(action, Reconnect) for action in actions), "the next call tries anew"
+
+
+def test_an_answer_ends_the_count_of_refusals(several: Bench) -> None:
+    several.request(timeout=60)
+    for _ in range(3):
+        assert not errors(several.note(several.session.refused("?", several.now)))
+        several.got(wire.Pong(TOKEN, []))
 
 
 def test_with_one_endpoint_unavailable_fails_at_once(bench: Bench) -> None:

@@ -113,3 +113,6 @@ def test_output_is_a_png_file_or_a_folder_for_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FailedPrecondition, match=r"page\.png cannot be written"):
         picture.target_file(tmp_path / "file" / "page.png")
+    with pytest.raises(InvalidArgument, match=r"page\.jpg: what is written is a PNG; name it .*page\.png"):
+        picture.target_file(tmp_path / "page.jpg")
+    assert not (tmp_path / "page.jpg").exists()

@@ -73,5 +73,45 @@ def test_a_version_that_does_not_load_leaves_the_others_alone(
     (record,) = caplog.records
     assert "model bad version 1 is not served" in record.getMessage() and str(fault) in record.getMessage()
     load.faults.clear()
-    add(repository, "bad", 1, force=True)
+    description = repository.path("bad", 1) / "model.json"
+    description.write_text(description.read_text() + "\n")  # repaired in place, without the library
     assert deployment.refresh() and set(deployment.executors) == {("bad", 1), ("good", 1)}
+
+
+def test_a_folder_that_cannot_be_read_leaves_the_others_alone_and_is_named_once(
+    repository: Repository, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(repository, "a", 1)
+    add(repository, "b", 1)
+    deployment = Deployment(repository, Loader())
+    deployment.refresh()
+    read, unreadable = Path.iterdir, {repository.root / "a"}
+
+    def iterdir(folder: Path) -> Any:
+        if folder in unreadable:
+            raise PermissionError(13, "Permission denied")
+        return read(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    add(repository, "b", 2)
+    assert deployment.refresh() and not deployment.refresh()
+    assert set(deployment.executors) == {("a", 1), ("b", 1), ("b", 2)}
+    unreadable.add(repository.root)
+    assert not deployment.refresh() and not deployment.refresh()
+    assert set(deployment.executors) == {("a", 1), ("b", 1), ("b", 2)}
+    unreadable.clear()
+    assert not deployment.refresh()
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert said == [
+        f"{repository.root / 'a'} cannot be read: Permission denied; serving on with what is loaded of it",
+        f"{repository.root} cannot be read: Permission denied; serving on with what is loaded",
+    ]
+
+
+def test_a_repository_with_nothing_in_it_is_said_once(repository: Repository, caplog: pytest.LogCaptureFixture) -> None:
+    deployment = Deployment(repository, Loader())
+    assert not deployment.refresh() and not deployment.refresh()
+    (record,) = caplog.records
+    assert record.getMessage() == f"nothing is served: no model in {repository.root} loads"
+    add(repository, "a", 1)
+    assert deployment.refresh()

@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("zmq_offload", "broker", "workers")
-SHARED = ("protocol", "cpu", "errors", "extras", "repository", "settings", "timers", "transport")
+SHARED = (
+    "protocol", "cpu", "errors", "extras", "grants", "handshake", "keys", "repository", "settings", "timers",
+    "transport",
+)  # fmt: skip
 """What broker and workers may use of zmq_offload."""
 
 PURE = [
@@ -22,6 +25,7 @@ PURE = [
     "broker/backend.py",
     "broker/admission.py",
     "broker/lifecycle.py",
+    "zmq_offload/grants.py",
     "broker/queues.py",
     "broker/scheduler.py",
     "broker/liveness.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,13 +81,32 @@ def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[T
     """Inputs and outputs of an offloaded function, by the names they have on the wire."""
     attrs = function.attrs or {}
     names = [str(n) for n in attrs[INPUT_NAMES]] if INPUT_NAMES in attrs else [p.name for p in function.params]
-    inputs = tuple(tensor_spec(name, p.ty) for name, p in zip(names, function.params, strict=True))
+    inputs = input_specs(names, [p.ty for p in function.params])
     result = function.ret_ty
     types = list(result.fields) if isinstance(result, relax.TupleType) else [result]
     ends = (
         [str(n) for n in attrs[OUTPUT_NAMES]] if OUTPUT_NAMES in attrs else [f"output_{i}" for i in range(len(types))]
     )
     return inputs, tuple(tensor_spec(name, ty) for name, ty in zip(ends, types, strict=True))
+
+
+def input_specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """The signatures of inputs of one function.
+
+    Raises InvalidArgument for one that has none, and for symbolic extents at dimension 0 that are not the same: a
+    signature has no names of extents, and workers take that dimension for the batch.
+    """
+    specs = tuple(tensor_spec(name, ty) for name, ty in zip(names, types, strict=True))
+    batches = [(s.name, ty.shape[0]) for s, ty in zip(specs, types, strict=True) if s.shape and s.shape[0] == ANY]
+    for name, extent in batches[1:]:
+        first, batch = batches[0]
+        if not tvm_ffi.structural_equal(extent, batch):
+            one, other = (re.sub(r"T\.int64\((\d+)\)", r"\1", str(e)) for e in (batch, extent))
+            raise InvalidArgument(
+                f"dimension 0 of input {first!r} is {one}, of input {name!r} {other}: symbolic extents there are the "
+                "batch and must be the same; fix one of them, or cut elsewhere"
+            )
+    return specs
 
 
 def tensor_spec(name: str, ty: Any) -> TensorSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ class Manifest:
     cpu: CpuNeeds
     tvm_version: str
     checksum: str
+    flops: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         described = {
@@ -74,6 +75,7 @@ class Manifest:
             "cpu": self.cpu.to_json(),
             "tvm_version": self.tvm_version,
             "checksum": self.checksum,
+            "flops": self.flops,
         }
         (folder / MANIFEST).write_text(json.dumps(described, indent=2) + "\n")
 
@@ -97,7 +99,10 @@ class Manifest:
             if not isinstance(version, str) or not isinstance(digest, str):
                 raise InvalidArgument("tvm_version and checksum must be strings")
             cpu = CpuNeeds.from_json(value["cpu"])
-            return cls(*described, offloaded, value["target"], cpu, version, digest)
+            flops = value.get("flops")
+            return cls(
+                *described, offloaded, value["target"], cpu, version, digest, flops if isinstance(flops, dict) else {}
+            )
         except KeyError as missing:
             raise FailedPrecondition(f"{file} is damaged: key {missing} is missing") from None
         except (InvalidArgument, TypeError) as error:

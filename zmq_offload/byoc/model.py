@@ -17,6 +17,7 @@ from tvm.runtime import vm
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, registered
 from zmq_offload.client import Client
+from zmq_offload.connection import check_timeout
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
 
@@ -47,6 +48,8 @@ def load(
     manifest.cpu.check(str(library))
     if (broker is None) == (client is None):
         raise InvalidArgument("give load() either the endpoint of a broker or a client")
+    if timeout is not None:
+        check_timeout(timeout)
     try:
         module = tvm.runtime.load_module(str(library))
         module["vm_load_executable"]
@@ -122,7 +125,7 @@ class OffloadedModel:
         While workers compute one frame, the device computes the next. A frame is the model's one input, or a tuple of
         its inputs in order. Frames are taken as they are needed, at most `depth` ahead. The first error ends it.
         """
-        if depth < 1:
+        if type(depth) is not int or depth < 1:
             raise InvalidArgument(f"depth {depth!r} is not a whole number from 1")
         return self._map(frames, depth)
 
@@ -165,7 +168,7 @@ class OffloadedModel:
             if name in given:
                 raise InvalidArgument(f"the model: input {name!r} is given twice, in order and by name")
             given[name] = value
-        arrays = {name: np.asarray(value) for name, value in given.items()}
+        arrays = {name: _array(name, value) for name, value in given.items()}
         check_tensors(self.inputs, {n: (datatype_of(a.dtype), a.shape) for n, a in arrays.items()}, what="the model")
         return [arrays[name] for name in names]
 
@@ -199,6 +202,15 @@ class _Device:
         # under another shape: that memory is ours, and the next call writes to it.
         ours = [np.from_dlpack(t) for t in tensors]
         return [r.copy() if any(np.may_share_memory(r, own) for own in ours) else r for r in results]
+
+
+def _array(name: str, value: Any) -> Array:
+    try:
+        array = np.asarray(value)
+        datatype_of(array.dtype)
+    except ValueError as error:  # of NumPy for lists of lists of different lengths, of ours for text and objects
+        raise InvalidArgument(f"the model: input {name!r} is no tensor: {_one_line(error)}") from None
+    return array
 
 
 def _tensor(shape: Sequence[int], dtype: np.dtype[Any]) -> tvm.runtime.Tensor:

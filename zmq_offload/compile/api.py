@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 import tvm
 from tvm import relax
 
-from zmq_offload.byoc.codegen import offloaded_functions, tensor_spec
+from zmq_offload.byoc.codegen import input_specs, offloaded_functions, tensor_spec
 from zmq_offload.byoc.manifest import VersionPolicy
 from zmq_offload.byoc.outline import outline
 from zmq_offload.compile.bundle import Compiled, Destination, write
 from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.importer import Dim, import_onnx
+from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.target import resolve_target
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.progress import Progress
@@ -27,6 +28,7 @@ Target: TypeAlias = str | dict[str, Any] | tvm.target.Target | None
 PathLike: TypeAlias = str | os.PathLike[str]
 
 
+@interruptible()
 def compile_model(
     model: PathLike,
     *,
@@ -70,6 +72,7 @@ def compile_model(
     return write(mod, [name], (imported.inputs, imported.outputs), destination, *targets, progress)
 
 
+@interruptible()
 def compile_module(
     mod: tvm.IRModule,
     *,
@@ -110,7 +113,7 @@ def compile_module(
     if len(names) != len(types):
         raise InvalidArgument(f"the model has {len(types)} outputs, {len(names)} names are given for them")
     signature = (
-        [tensor_spec(p.name, p.ty) for p in main.params],
+        input_specs([p.name for p in main.params], [p.ty for p in main.params]),
         [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
     )
     progress = progress or Progress(quiet=True)
@@ -118,6 +121,7 @@ def compile_module(
     return write(mod, models, signature, destination, *targets, progress)
 
 
+@interruptible()
 def list_cuts(model: PathLike, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> list[CutPoint]:
     """The tensors of an ONNX model at which one cut separates its inputs from its outputs, in graph order.
 

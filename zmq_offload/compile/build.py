@@ -15,6 +15,7 @@ from tvm.target import codegen
 
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
+from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.schedules import cpu_pipeline
 from zmq_offload.errors import FailedPrecondition, Internal
 
@@ -22,7 +23,7 @@ from zmq_offload.errors import FailedPrecondition, Internal
 def build(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
     """Compile a module for a CPU. Raises Internal, with TVM's message, if TVM cannot."""
     try:
-        with target:
+        with target, interruptible():
             return tvm.compile(clamp_indices(fold_constants(mod)), target, relax_pipeline=cpu_pipeline(target))
     except Exception as error:
         raise Internal(f"TVM cannot compile it: {' '.join(str(error).split())[:1000]}") from error

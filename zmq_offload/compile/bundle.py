@@ -14,6 +14,7 @@ import tvm
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
 from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, Manifest, Offloaded, VersionPolicy, check_policy
 from zmq_offload.compile.build import build, export
+from zmq_offload.compile.flops import Count, counting
 from zmq_offload.compile.target import cpu_needs, target_json
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.progress import Progress
@@ -140,16 +141,19 @@ def write(
         for subgraph in subgraphs:
             destination.batching.check((*subgraph.inputs, *subgraph.outputs))
     with tempfile.TemporaryDirectory(prefix=".compile-", dir=destination.output) as scratch:
-        libraries = []
+        libraries, work = [], []
         for subgraph in subgraphs:
             with progress.step(f"compile the subgraph {subgraph.model!r}"):
                 libraries.append(Path(scratch) / f"{subgraph.symbol}.so")
-                export(build(subgraph.module, target), libraries[-1], target)
+                with counting() as flops:
+                    export(build(subgraph.module, target), libraries[-1], target)
+                work.append(flops)
         draft = Path(scratch) / "device"
         if not destination.only_subgraph:
             with progress.step("compile the device's part"):
                 draft.mkdir(mode=0o755)
-                export(build(device, device_target), draft / LIBRARY, device_target)
+                with counting() as flops:
+                    export(build(device, device_target), draft / LIBRARY, device_target)
             manifest = Manifest(
                 tuple(signature[0]),
                 tuple(signature[1]),
@@ -158,17 +162,20 @@ def write(
                 cpu_needs(device_target),
                 tvm.__version__,
                 checksum(draft / LIBRARY),
+                flops,
             )
             manifest.write(draft)
         with progress.step(f"write {destination.output}"):
-            written = [_add(destination, s, lib, target) for s, lib in zip(subgraphs, libraries, strict=True)]
+            written = [_add(destination, *part, target) for part in zip(subgraphs, libraries, work, strict=True)]
             if not destination.only_subgraph:
                 _replace(draft, destination.device)
     folders = tuple(destination.repository.path(m.name, m.version) for m in written)
     return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(written))
 
 
-def _add(destination: Destination, subgraph: Subgraph, library: Path, target: tvm.target.Target) -> ModelVersion:
+def _add(
+    destination: Destination, subgraph: Subgraph, library: Path, flops: dict[str, Count], target: tvm.target.Target
+) -> ModelVersion:
     number = destination.number(subgraph.model)
 
     def fill(folder: Path) -> ModelVersion:
@@ -183,6 +190,7 @@ def _add(destination: Destination, subgraph: Subgraph, library: Path, target: tv
             checksum="",
             cpu=cpu_needs(target),
             batching=destination.batching,
+            extra={"flops": flops} if flops else {},
         )
 
     return destination.repository.write(subgraph.model, number, fill, force=destination.force)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching
+from zmq_offload.settings import count, microseconds
 
 if TYPE_CHECKING:
     from zmq_offload.compile.cuts import CutPoint
@@ -37,7 +38,9 @@ def add_parser(subparsers: Any) -> None:
         help="where it ends (default: the outputs of the model)",
     )
     parser.add_argument("--name", help="name of the offloaded model")
-    parser.add_argument("--version", type=int, metavar="N", help="its version (default: 1; next free: --only-subgraph)")
+    parser.add_argument(
+        "--version", type=count, metavar="N", help="its version (default: 1; next free: --only-subgraph)"
+    )
     parser.add_argument("--target", metavar="T", help="TVM target of the workers, a name or JSON (default: this CPU)")
     parser.add_argument("--device-target", metavar="T", help="TVM target of the device (default: this CPU)")
     parser.add_argument("-o", "--output", default="dist", metavar="DIR", help="folder to write to (default: dist)")
@@ -47,14 +50,13 @@ def add_parser(subparsers: Any) -> None:
         "--only-subgraph", action="store_true", help="add a version of the subgraph for the existing DIR/device"
     )
     parser.add_argument(
-        "--max-batch", type=int, metavar="N", help="rows that workers may run together (default: 1 request)"
+        "--max-batch", type=count, metavar="N", help="rows that workers may run together (default: 1 request)"
     )
     parser.add_argument(
         "--batch-delay",
-        type=int,
-        default=0,
+        type=microseconds,
         metavar="US",
-        help="microseconds that the first of them may wait for others",
+        help="microseconds that the first of them may wait for others (default: 0)",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=run, usage_error=parser.error)
@@ -63,6 +65,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.list_cuts and not (args.cut and args.name):
         args.usage_error("--cut and --name are required (or --list-cuts)")
+    if args.batch_delay is not None and args.max_batch is None:
+        args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
         from zmq_offload.compile import api, importer
     inputs = importer.parse_shapes(args.input)
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         force=args.force,
         only_subgraph=args.only_subgraph,
-        batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay),
+        batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
         progress=Progress(quiet=args.quiet),
     )
     for folder, model in zip(compiled.subgraphs, compiled.models, strict=True):

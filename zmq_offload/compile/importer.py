@@ -19,8 +19,9 @@ import tvm
 from tvm import ir, relax
 from tvm.relax.frontend.onnx import from_onnx
 
-from zmq_offload.byoc.codegen import tensor_spec
+from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
+from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import TensorSpec
@@ -203,7 +204,7 @@ def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
     said = io.StringIO()
     try:
         # The importer prints the operator that it stumbles over, and warns of names and shapes that it changes.
-        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+        with contextlib.redirect_stdout(said), warnings.catch_warnings(), interruptible():
             warnings.simplefilter("ignore")
             return from_onnx(model)
     except tvm.error.OpNotImplemented as error:
@@ -232,7 +233,7 @@ def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], co
     graph = Graph(
         tuple(main.params), tuple(bindings), tensors, tuple(outputs), frozenset(constants - set(tensors)), dataflow
     )
-    return Imported(mod, graph.pruned(), tuple(tensor_spec(n, p.ty) for n, p in zip(params, main.params, strict=True)))
+    return Imported(mod, graph.pruned(), input_specs(params, [p.ty for p in main.params]))
 
 
 def _described(inputs: Iterable[onnx.ValueInfoProto]) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import signal
 import threading
@@ -193,19 +194,24 @@ def _tasks(fused: IRModule, target: Target) -> dict[str, tuple[tirx.PrimFunc, fl
 
 def _round(func: tirx.PrimFunc, target: Target, database: Database, trials: int, seed: int) -> None:
     """Let MetaSchedule try `trials` candidates; they land in the database."""
-    plain = func.without_attr("zmq_offload.name")
-    ms.tune_tir(
-        _module(plain),
-        target,
-        work_dir=str(database.path / "logs"),
-        max_trials_global=trials,
-        num_trials_per_iter=trials,
-        database=database.records,
-        # Its learned cost model needs xgboost; a random one still measures what it draws.
-        cost_model="xgb" if importlib.util.find_spec("xgboost") else "random",
-        num_tuning_cores="logical",
-        seed=seed,
-    )
+    noise = logging.getLogger("tvm.s_tir.meta_schedule")
+    level = noise.level
+    noise.setLevel(logging.WARNING)  # it prints a page of tables for every round; its files in `logs` have them too
+    try:
+        ms.tune_tir(
+            _module(func.without_attr("zmq_offload.name")),
+            target,
+            work_dir=str(database.path / "logs"),
+            max_trials_global=trials,
+            num_trials_per_iter=trials,
+            database=database.records,
+            # Its learned cost model needs xgboost; a random one still measures what it draws.
+            cost_model="xgb" if importlib.util.find_spec("xgboost") else "random",
+            num_tuning_cores="logical",
+            seed=seed,
+        )
+    finally:
+        noise.setLevel(level)
 
 
 def _measured(func: tirx.PrimFunc, target: Target, database: Database, choice: Choice, spent: int) -> Choice:

@@ -64,9 +64,13 @@ def draw(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
 def target_file(output: Path) -> Path:
     """The PNG file that `output` means: itself, or a file in it if it is a folder. Its folder is made.
 
-    Raises FailedPrecondition, before anything slow is done, if it cannot be written.
+    Raises, before anything slow is done, InvalidArgument for a picture file of another kind, and FailedPrecondition if
+    it cannot be written.
     """
-    file = output if output.suffix.lower() == ".png" and not output.is_dir() else output / "text-regions.png"
+    suffix = output.suffix.lower()
+    if suffix != ".png" and suffix in Image.registered_extensions() and not output.is_dir():
+        raise InvalidArgument(f"{output}: what is written is a PNG; name it {output.with_suffix('.png')}")
+    file = output if suffix == ".png" and not output.is_dir() else output / "text-regions.png"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab"):

@@ -227,7 +227,7 @@ _RULES = {
     "session": f"type({{0}}) is bytes and len({{0}}) == {SESSION_BYTES}",
     "id": _id,
     "model": _text(limits.MODEL_NAME_BYTES, 1),
-    "version": _unsigned(2**31 - 1),
+    "version": _unsigned(limits.VERSION),
     "budget_us": _unsigned(limits.BUDGET_US),
     "priority": f"type({{0}}) is int and -{limits.PRIORITY} <= {{0}} <= {limits.PRIORITY}",
     "what": "{0} in ('models', 'status')",
@@ -237,7 +237,7 @@ _RULES = {
     "code": _text(64, 1),
     "text": _text(limits.MESSAGE_CHARS),
     "ids": f"type({{0}}) is list and len({{0}}) <= {limits.PING_IDS} and all({_id.format('each')} for each in {{0}})",
-    "attempt": _unsigned(2**31 - 1),
+    "attempt": _unsigned(limits.VERSION),
     "name": _text(limits.NAME_BYTES, 1),
     "slots": "type({0}) is int and 1 <= {0} <= 65536",
 }
@@ -280,7 +280,8 @@ def decode(frame: bytes, expected: frozenset[type]) -> Any:
     code = values.pop(0)
     cls, count, check = _DECODERS.get(code, (None, 0, bool))
     if cls not in expected:
-        raise ProtocolError(f"message code {code} is not taken here")
+        what = f"message code {code}" if cls is None else f"a {cls.__name__}"
+        raise ProtocolError(f"{what} is not taken here; a broker has a port for clients and another for workers")
     if len(values) != count:
         raise ProtocolError(f"{cls.__name__} has {count} fields, not {len(values)}")
     if not check(*values):

@@ -85,7 +85,7 @@ def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
             raise ProtocolError(f"tensor {name!r}: datatype {shown(datatype)} is not one of {', '.join(DATATYPES)}")
         if type(shape) is not list or len(shape) > limits.RANK:
             raise ProtocolError(f"tensor {name!r}: a shape is an array of at most {limits.RANK} extents")
-        if not all(type(d) is int and 0 <= d < 2**40 for d in shape):
+        if not all(type(d) is int and 0 <= d < limits.EXTENT for d in shape):
             raise ProtocolError(f"tensor {name!r}: {shown(shape)} is not a shape")
         names.add(name)
     return [(name, datatype, tuple(shape)) for name, datatype, shape in entries]

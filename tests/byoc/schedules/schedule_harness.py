@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,16 @@ from tvm.relax.frontend.onnx import from_onnx
 from zmq_offload.compile.schedules import cpu_pipeline, host_target, target_features
 
 Array = np.ndarray[Any, Any]
+
+
+class _NoWarnings(logging.Handler):
+    """A rule that fails falls back with a warning: right for users, an error in a test."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(record.getMessage())
+
+
+logging.getLogger("zmq_offload.compile.schedules").addHandler(_NoWarnings(logging.WARNING))
 
 HOST = host_target()
 # Vector widths that this host can run: its own, and the narrower ones of older CPUs of the same kind.

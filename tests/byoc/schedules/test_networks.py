@@ -149,3 +149,20 @@ def test_the_host_is_named_with_its_cores() -> None:
 def test_other_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="for LLVM targets"):
         cpu_pipeline("c")
+
+
+def test_values_without_a_dimension_between_reductions() -> None:
+    net = Net()
+    y = net.op("ReduceMean", net.input(1, 1), axes=[0], keepdims=0)
+    z = net.op("ReduceMean", net.op("Exp", net.input(3, 5)), axes=[0, 1], keepdims=0)
+    net.check(net.op("Softmax", y, axis=0), net.op("Sigmoid", net.op("Mul", z, z)))
+
+
+def test_a_rule_that_fails_leaves_a_function_to_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a rule's mistake")
+
+    monkeypatch.setattr("zmq_offload.compile.schedules.schedule.schedule", broken)
+    monkeypatch.setattr("zmq_offload.compile.schedules.schedule.logger.warning", lambda *_, **__: None)
+    net = Net()
+    net.check(residual_block(net, 1))

@@ -176,8 +176,8 @@ class _Task:
             inner = [index(0), k[1]] if joined else [k[1], k[2]]
             return tirx.BufferLoad(p.weight, [base + chunk, k[0], *inner, ramp(offset, width)])
 
-        def store(r: int, c: Expr, value: Expr) -> tirx.Stmt:
+        def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
             channel = group * p.per_group + chunk * p.tile.columns + c
             return p.epilogue.store(p.image.at(self.batch, self.top + y, left + r, channel), value)
 
-        return Block(p.machine, height, columns, reduce, data, weights, store).statement()
+        return Block(p.machine, height, columns, reduce, data, weights, store, p.epilogue.long).statement()

@@ -80,6 +80,7 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
                 data,
                 lambda k, _, w: tirx.BufferLoad(weight, [k[0], k[1], ramp(first, w)]),
                 lambda r, c, value: epilogue.store(image.at(batch_, top + y, x + r, first + c), value),
+                rolled_store=epilogue.long,
                 unrolled=True,
             ).statement()
 

@@ -47,7 +47,7 @@ def generic(program: Program, machine: Machine) -> tirx.Stmt:
     rows = _shared_rows(program, kept, nests) if len(nests) > 1 else 0
     if rows:
         return _row_by_row(program, machine, kept, nests, rows)
-    stored = {n.final.buffer: Flat(str(n.final.buffer.name), n.final.extents, _dtype(n)) for n in nests[:-1]}
+    stored = {n.final.buffer: Flat(str(n.final.buffer.name), n.final.extents or [1], _dtype(n)) for n in nests[:-1]}
     frame = _frame(program, machine, kept, stored)
     return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(frame) for n in nests))
 

@@ -13,9 +13,11 @@ from zmq_offload.compile.schedules.emit import (
     index,
     lanes,
     local,
+    loop,
     nest,
     pieces,
     ramp,
+    scratch,
     sequence,
     splat,
     with_buffers,
@@ -34,7 +36,8 @@ class Block:
     reduce: Sequence[Expr]
     left: Callable[[int, list[Expr]], Expr]
     right: Callable[[list[Expr], int, int], Expr]
-    store: Callable[[int, Expr, Expr], tirx.Stmt]  # row, column, result
+    store: Callable[[Expr, Expr, Expr], tirx.Stmt]  # row, column, result
+    rolled_store: bool = False  # `store` is so long that its code is not repeated for every row
     unrolled: bool = False  # few steps, whose loads the rows share: `left` gives vectors already
 
     def statement(self) -> tirx.Stmt:
@@ -61,18 +64,32 @@ class Block:
             for total in totals
             for offset, width in vectors
         ]
-        finish = [self._finish(row, total) for row, total in enumerate(totals)]
+        if self.rolled_store and self.rows > 1:
+            return self._rolled(totals, sequence([*start, nest(self.reduce, step, kind)]))
+        finish = [self._finish(index(row), total, index(0)) for row, total in enumerate(totals)]
         return with_buffers(totals, sequence([*start, nest(self.reduce, step, kind), *finish]))
 
-    def _finish(self, row: int, total: tirx.Var) -> tirx.Stmt:
+    def _rolled(self, totals: list[tirx.Var], body: tirx.Stmt) -> tirx.Stmt:
+        """The results put side by side in memory, and a loop over them: an exp for each row is code for each row."""
+        vectors = column_vectors(self.columns, self.machine)
+        stride = vectors[-1][0] + vectors[-1][1]
+        together = scratch("results", [self.rows * stride])
+        moves = [
+            tirx.BufferStore(together, tirx.BufferLoad(total, [ramp(at, width)]), [ramp(row * stride + at, width)])
+            for row, total in enumerate(totals)
+            for at, width in vectors
+        ]
+        finish = loop(self.rows, lambda row: self._finish(row, together, row * stride), "row")
+        return with_buffers([*totals, together], sequence([body, *moves, finish]))
+
+    def _finish(self, row: Expr, total: tirx.Var, base: Expr) -> tirx.Stmt:
         """Store one row: its columns exactly, whatever the vectors computed beyond them."""
         statements = []
         for start, width, count in pieces(self.columns, self.machine):
             for at in range(start, start + count * width, width):
 
                 def lane(i: Expr, at: int = at) -> tirx.Stmt:
-                    value = tirx.BufferLoad(total, [index(at) + i])
-                    return self.store(row, index(at) + i, value)
+                    return self.store(row, index(at) + i, tirx.BufferLoad(total, [base + at + i]))
 
                 statements.append(lanes(width, lane))
         return sequence(statements)

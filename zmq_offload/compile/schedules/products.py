@@ -76,6 +76,7 @@ def dense(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
             lambda r, k: tirx.BufferLoad(x, [*zeros, first + r, k[0]] if lead else [k[0]]),
             lambda k, at, size: tirx.BufferLoad(weight, [chunk, k[0], ramp(at, size)]),
             lambda r, c, value: epilogue.store([*position(first + r), chunk * tile.columns + c], value),
+            epilogue.long,
         ).statement()
 
     whole, tail = divmod(columns, tile.columns)
@@ -186,6 +187,7 @@ def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
                     lambda r, k: operand(a, at, row + r, k[0]),
                     lambda k, offset, lanes_: right(k, start + offset, lanes_),
                     lambda r, c, value: epilogue.store([*at, row + r, first + start + c], value),
+                    epilogue.long,
                 ).statement()
 
             return sequence(part(start, size) for start, size in _exact(width, machine))

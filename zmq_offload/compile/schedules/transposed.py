@@ -140,13 +140,14 @@ class _Kernel:
                 y, z = k[0] * conv.strides[0] + p.residue, k[1] * conv.strides[1] + q.residue
                 return tirx.BufferLoad(self.weight, [chunk, y, z, k[2], ramp(offset, size)])
 
-            def store(r: int, c: Expr, value: Expr) -> tirx.Stmt:
+            def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
                 y = (top + t) * conv.strides[0] + p.offset
                 z = (x + q.first + r) * conv.strides[1] + q.offset
                 return self.epilogue.store([batch, y, z, chunk * lanes + c], value)
 
             reduce = [index(p.taps), index(q.taps), index(self.image.channels)]
-            return Block(self.machine, many, columns, reduce, data, weights, store).statement()
+            long = self.epilogue.long
+            return Block(self.machine, many, columns, reduce, data, weights, store, long).statement()
 
         def row(t: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
             tiles, rest = divmod(width, height)

@@ -1,0 +1,151 @@
+"""A million spoiled messages at each kind of socket, with honest traffic beside them: no crash, no leak, no effect."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+import zmq
+
+from tests.hostile import BACK, FRONT, SESSION, TENSORS, Deceiver, Liar, lie
+from tests.memory import MB, resident
+from tests.processes import (
+    eventually,
+    faulty_workers,
+    running_broker,
+    running_workers,
+    status,
+    wait_for_workers,
+    worker_pids,
+)
+from tests.traffic import traffic
+from zmq_offload import Client
+from zmq_offload.protocol import messages as wire
+
+pytestmark = pytest.mark.chaos
+
+MANY = int(os.environ.get("ZMQ_OFFLOAD_LIES", "1000000"))
+
+
+@pytest.mark.parametrize("side", ["frontend", "backend"])
+def test_a_million_lies_to_the_broker(side: str) -> None:
+    with (
+        running_broker() as broker,
+        faulty_workers(broker.backend, "--processes", "2", "--drain", "2", slots=4) as supervisor,
+    ):
+        pids = wait_for_workers(broker.frontend, 2)
+        pid = broker.broker.popen.pid
+        with traffic(broker.frontend, clients=2) as load:
+            half = None
+            started = time.monotonic()
+            endpoint, valid = (broker.frontend, FRONT) if side == "frontend" else (broker.backend, BACK)
+            liars = [Liar(endpoint, valid, seed, MANY // 2) for seed in (1, 2)]
+            while any(liar.is_alive() for liar in liars):
+                for liar in liars:
+                    liar.join(0.2)
+                if half is None and sum(liar.sent for liar in liars) > MANY // 2:
+                    half = resident(pid)
+            took, before = time.monotonic() - started, load.served
+            eventually(lambda: load.served > before + 200)
+            eventually(lambda: _all_taken_in(broker.frontend), timeout=120)
+        end = resident(pid)
+        sent = sum(liar.sent for liar in liars)
+        now = status(broker.frontend)
+        print(f"\n{sent} spoiled messages at the {side} in {took:.0f} s: {now['dropped']['malformed']} were none")
+        print(f"memory at half {(half or 0) / MB:.1f} MB, at the end {end / MB:.1f} MB; beside it: {load}")
+        assert not load.errors and not load.wrong and not load.overdue, (str(load), load.examples)
+        assert half is not None and end - half < 16 * MB
+        assert set(pids) <= set(worker_pids(broker.frontend)), "the honest workers are those that they were"
+        assert not any("ended with code" in line for line in supervisor.seen())
+
+
+def _all_taken_in(frontend: str) -> bool:
+    before = status(frontend)["dropped"]["malformed"]
+    time.sleep(0.5)
+    return before == status(frontend)["dropped"]["malformed"]
+
+
+def test_a_million_lies_to_a_worker() -> None:
+    deceiver = Deceiver()
+    chance = random.Random(5)
+    try:
+        with running_workers(deceiver.endpoint, "--executor", "echo", "--drain", "1") as supervisor:
+            pid = int(supervisor.wait_for(r"worker 0 is process (\d+)")[1])
+            peer, envelope, _ = deceiver.receive(20)
+            assert isinstance(wire.decode(envelope, wire.FROM_WORKER), wire.Announce)
+            dispatch = [wire.encode(wire.Dispatch(SESSION, 7, 1, "echo", 1, 10**7)), *TENSORS]
+            valid = [dispatch, [wire.encode(wire.Revoke(SESSION, 7, 1))], [wire.encode(wire.Probe())]]
+            half = 0
+            started = time.monotonic()
+            for count in range(MANY):
+                deceiver.socket.send_multipart([peer, *lie(valid, chance)])
+                while deceiver.socket.poll(0):
+                    deceiver.socket.recv()
+                if count == MANY // 2:
+                    half = resident(pid)
+            honest = wire.encode(wire.Dispatch(SESSION, 10**6, 1, "echo", 1, 10**7))
+            deceiver.socket.send_multipart([peer, honest, *TENSORS])
+            message = None
+            while not (isinstance(message, wire.Done) and message.id == 10**6):
+                message = wire.decode(deceiver.receive()[1], wire.FROM_WORKER)
+            took, end = time.monotonic() - started, resident(pid)
+            print(f"\n{MANY} spoiled messages at a worker in {took:.0f} s; memory at half {half / MB:.1f} MB, ", end="")
+            print(f"at the end {end / MB:.1f} MB")
+            assert end - half < 16 * MB
+            assert not any("ended with code" in line for line in supervisor.seen())
+    finally:
+        deceiver.close()
+
+
+def test_a_million_lies_to_a_client() -> None:
+    deceiver = Deceiver()
+    chance = random.Random(6)
+    try:
+        with Client(deceiver.endpoint, timeout=600) as client:
+            future = client.submit("echo", {"x": [1.0]})
+            peer, envelope, *payload = deceiver.receive()
+            request = wire.decode(envelope, wire.FROM_CLIENT)
+            other = request.id + 1000  # never asked for, so that no lie happens to be the answer
+            valid = [
+                [wire.encode(wire.Result(request.session, other, 1, 0, 0, 0)), *payload],
+                [wire.encode(wire.Pong(request.session, [other]))],
+                [wire.encode(wire.Error(request.session, other, "INTERNAL", "?"))],
+                [wire.encode(wire.Answer(request.session, other)), b"\x90"],
+            ]
+            half = 0
+            started = time.monotonic()
+            for count in range(MANY):
+                deceiver.socket.send_multipart([peer, *lie(valid, chance)])
+                while deceiver.socket.poll(0):
+                    deceiver.socket.recv()
+                if count == MANY // 2:
+                    half = resident(os.getpid())
+            deceiver.socket.send_multipart(
+                [peer, wire.encode(wire.Result(request.session, request.id, 1, 0, 0, 0)), *payload]
+            )
+            error = future.exception(60)
+            took, end = time.monotonic() - started, resident(os.getpid())
+            print(f"\n{MANY} spoiled messages at a client in {took:.0f} s; memory at half {half / MB:.1f} MB, ", end="")
+            print(f"at the end {end / MB:.1f} MB; the honest answer: {error or 'served'}")
+            assert end - half < 16 * MB
+    finally:
+        deceiver.close()
+
+
+def test_a_frame_over_the_limit_is_never_held() -> None:
+    """libzmq drops the connection at the frame's announced length."""
+    with running_broker("--max-frame-bytes", "1000000") as broker, traffic(broker.frontend, clients=1, timeout=2):
+        pid = broker.broker.popen.pid
+        before = resident(pid)
+        context = zmq.Context()
+        with context.socket(zmq.DEALER) as socket:
+            socket.linger = 0
+            socket.connect(broker.frontend)
+            for _ in range(20):
+                socket.send_multipart([FRONT[0][0], FRONT[0][1], bytes(50_000_000)])
+                assert not socket.poll(100)
+        context.term()
+        print(f"\n20 messages of 50 MB over the limit of 1 MB: {(resident(pid) - before) / MB:.1f} MB more")
+        assert resident(pid) - before < 20 * MB

@@ -1,0 +1,290 @@
+"""Keys on both sockets, against real processes: who gets in, what others are told, who can take over what."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from tests.processes import Process, eventually, running, running_broker, running_workers, wait_for_workers
+from zmq_offload import AsyncClient, Client
+from zmq_offload.cli import main
+from zmq_offload.errors import OffloadError, PermissionDenied, Unauthenticated, Unavailable
+from zmq_offload.keys import read_pair, read_public
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import encode_tensors
+
+X = np.arange(10.0)
+PEOPLE = ("broker", "stranger", "alice", "bob", "worker")
+
+
+class Site:
+    """A broker and a worker with keys, and people with theirs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in PEOPLE:
+            assert main(["keys", "new", name, "--directory", str(folder)]) == 0
+        self.clients, self.workers = folder / "clients", folder / "workers"
+        self.authorize("alice")
+        self.authorize("bob", "--models", "other")
+        assert main(["keys", "authorize", self.path("worker"), "--list", str(self.workers)]) == 0
+        self.frontend = self.backend = ""
+
+    def path(self, name: str, kind: str = "key") -> str:
+        return str(self.folder / f"{name}.{kind}")
+
+    def authorize(self, name: str, *options: str) -> None:
+        assert main(["keys", "authorize", self.path(name), "--list", str(self.clients), *options]) == 0
+
+    def revoke(self, name: str, whose: Path) -> None:
+        assert main(["keys", "revoke", name, "--list", str(whose)]) == 0
+
+    @property
+    def options(self) -> list[str]:
+        lists = ["--authorized-clients", str(self.clients), "--authorized-workers", str(self.workers)]
+        return ["--server-key", self.path("broker", "key_secret"), *lists]
+
+    def client(self, name: str, *, broker: str = "broker", timeout: float = 10) -> Client:
+        secret = self.path(name, "key_secret")
+        return Client(self.frontend, key=secret, broker_key=self.path(broker), timeout=timeout)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    with running_broker(*site.options, "--heartbeat", "0.3") as broker:
+        site.frontend, site.backend = broker.frontend, broker.backend
+        keys = ("--worker-key", site.path("worker", "key_secret"), "--broker-key", site.path("broker"))
+        with running_workers(broker.backend, "--executor", "echo", "--drain", "1", *keys, "--patience", "1"):
+            with site.client("alice") as client:
+                eventually(lambda: len(client.status()["workers"]) == 1)
+            yield site
+
+
+def test_who_is_authorized_is_served(site: Site) -> None:
+    with site.client("alice") as client:
+        np.testing.assert_array_equal(client.infer("echo", {"x": X})["x"], X)
+
+    async def infer() -> None:
+        key = site.path("alice", "key_secret")
+        async with AsyncClient(site.frontend, key=key, broker_key=site.path("broker")) as client:
+            np.testing.assert_array_equal((await client.infer("echo", {"x": X}))["x"], X)
+
+    asyncio.run(infer())
+
+
+@pytest.mark.parametrize(
+    ("name", "broker", "says"),
+    [
+        ("stranger", "broker", "does not know this key"),
+        ("worker", "broker", "does not know this key"),
+        ("alice", "stranger", "its key is not the one expected"),
+    ],
+)
+def test_who_is_not_authorized_is_told_so_in_time(site: Site, name: str, broker: str, says: str) -> None:
+    with site.client(name, broker=broker) as client:
+        for _ in range(2):
+            started = time.monotonic()
+            with pytest.raises(Unauthenticated, match=says):
+                client.infer("echo", {"x": X})
+            assert time.monotonic() - started < 5
+
+    async def infer() -> None:
+        key = site.path(name, "key_secret")
+        async with AsyncClient(site.frontend, key=key, broker_key=site.path(broker)) as client:
+            await client.infer("echo", {"x": X})
+
+    with pytest.raises(Unauthenticated, match=says):
+        asyncio.run(infer())
+
+
+def test_a_client_without_keys_is_told_so(site: Site) -> None:
+    with Client(site.frontend) as client, pytest.raises(Unauthenticated, match="only one side has keys"):
+        client.infer("echo", {"x": X})
+
+
+def test_a_client_with_keys_at_a_broker_without_is_told_so(site: Site) -> None:
+    with running_broker() as open_broker:
+        keys = {"key": site.path("alice", "key_secret"), "broker_key": site.path("broker")}
+        with Client(open_broker.frontend, **keys) as client, pytest.raises(Unauthenticated, match="only one side"):
+            client.infer("echo", {"x": X})
+
+
+def test_a_key_for_some_models_is_denied_the_others(site: Site) -> None:
+    with site.client("bob") as client:
+        with pytest.raises(PermissionDenied, match="not for model 'echo'"):
+            client.infer("echo", {"x": X})
+        assert client.models() == []
+
+
+def test_a_key_that_is_added_is_let_in_without_a_restart(site: Site) -> None:
+    with site.client("stranger", timeout=2) as client:
+        with pytest.raises(Unauthenticated):
+            client.infer("echo", {"x": X})
+        site.authorize("stranger")
+
+        def served() -> bool:
+            try:
+                return bool(client.infer("echo", {"x": X}))
+            except (Unauthenticated, Unavailable):
+                return False
+
+        eventually(served)
+
+
+def test_revoking_a_key_ends_its_live_session(site: Site) -> None:
+    with site.client("alice") as client:
+        client.infer("echo", {"x": X})
+        site.revoke("alice", site.clients)
+
+        def code() -> str:
+            try:
+                client.infer("echo", {"x": X})
+            except OffloadError as error:
+                return error.code.value
+            return "served"
+
+        eventually(lambda: code() == "UNAUTHENTICATED")
+
+
+def test_revoking_a_workers_key_takes_its_requests_away(site: Site) -> None:
+    with site.client("alice") as client:
+        site.revoke("worker", site.workers)
+        eventually(lambda: client.status()["workers"] == [])
+
+
+def test_a_damaged_list_changes_nothing(site: Site) -> None:
+    with site.client("alice") as client:
+        site.clients.write_text("this is no list\n")
+        for _ in range(8):
+            client.infer("echo", {"x": X}, timeout=5)
+            time.sleep(0.2)  # until the broker has looked at it
+
+
+def socket_of(site: Site, name: str, endpoint: str, identity: bytes = b"") -> zmq.Socket[bytes]:
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.linger = 0
+    pair = read_pair(site.path(name, "key_secret"))
+    socket.curve_publickey, socket.curve_secretkey = pair
+    socket.curve_serverkey = read_public(site.path("broker"))
+    if identity:
+        socket.identity = identity
+    socket.connect(endpoint)
+    return socket
+
+
+def test_a_clients_key_does_not_open_the_backend(site: Site) -> None:
+    with socket_of(site, "alice", site.backend) as socket:
+        socket.send_multipart([wire.encode(wire.Heartbeat())])
+        assert not socket.poll(1500), "a worker would be asked to introduce itself"
+    with socket_of(site, "worker", site.backend) as socket:
+        socket.send_multipart([wire.encode(wire.Heartbeat())])
+        assert socket.poll(5000)
+
+
+def test_a_session_cannot_be_taken_over_though_its_token_is_known(site: Site) -> None:
+    """Bob knows Alice's token and her request's number: he neither gets her result nor takes her request back."""
+    site.authorize("stranger")
+    session = b"s" * 16
+    payload = [bytes(frame) for frame in encode_tensors({"x": X})]
+    with running_broker(*site.options) as broker:  # nobody serves there yet: the request waits
+        alice = socket_of(site, "alice", broker.frontend)
+        alice.send_multipart([wire.encode(wire.Request(session, 1, "echo", 0, 30_000_000, 0)), *payload])
+        alice.send_multipart([wire.encode(wire.Query(session, 2, "status"))])
+        assert alice.poll(5000)
+        alice.recv_multipart()
+        thief = socket_of(site, "stranger", broker.frontend)
+        thief.send_multipart([wire.encode(wire.Cancel(session, 1))])
+        thief.send_multipart([wire.encode(wire.Ping(session, [1]))])
+        thief.send_multipart([wire.encode(wire.Request(session, 1, "echo", 0, 30_000_000, 0)), *payload])
+        answers = []
+        for _ in range(2):
+            assert thief.poll(5000)
+            answers.append(wire.decode(thief.recv_multipart()[0], wire.TO_CLIENT))
+        assert answers[0] == wire.Pong(session, [1])
+        assert answers[1].code == "PERMISSION_DENIED"
+        keys = ("--worker-key", site.path("worker", "key_secret"), "--broker-key", site.path("broker"))
+        with running_workers(broker.backend, "--executor", "echo", "--drain", "1", *keys):
+            assert alice.poll(20_000), "still hers"
+            assert type(wire.decode(alice.recv_multipart()[0], wire.TO_CLIENT)) is wire.Result
+            assert not thief.poll(300)
+        alice.close()
+        thief.close()
+
+
+def test_a_connections_identity_cannot_be_taken_over() -> None:
+    """The broker makes the identities; whoever claims one that is in use is not let in; its owner is not disturbed."""
+    context = zmq.Context.instance()
+    with running_broker() as broker, running_workers(broker.backend, "--executor", "echo", "--drain", "1"):
+        wait_for_workers(broker.frontend, 1)
+        payload = [bytes(frame) for frame in encode_tensors({"x": X})]
+        owner, thief = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+        for socket in (owner, thief):
+            socket.linger = 0
+            socket.identity = b"the same"
+        owner.connect(broker.frontend)
+        owner.send_multipart([wire.encode(wire.Request(b"o" * 16, 1, "echo", 0, 10_000_000, 0)), *payload])
+        assert owner.poll(5000)
+        owner.recv_multipart()
+        thief.connect(broker.frontend)
+        thief.send_multipart([wire.encode(wire.Query(b"t" * 16, 1, "status"))])
+        assert not thief.poll(500)
+        owner.send_multipart([wire.encode(wire.Request(b"o" * 16, 2, "echo", 0, 10_000_000, 0)), *payload])
+        assert owner.poll(5000)
+        assert wire.decode(owner.recv_multipart()[0], wire.TO_CLIENT).id == 2
+        owner.close()
+        thief.close()
+
+
+def exit_of(*arguments: str) -> tuple[int, str]:
+    with running(*arguments) as process:
+        code = process.wait()
+        return code, "\n".join(process.lines)
+
+
+def test_a_broker_does_not_listen_to_the_network_without_keys() -> None:
+    arguments = ("-m", "broker", "--frontend", "tcp://0.0.0.0:0", "--backend", "tcp://127.0.0.1:0")
+    code, says = exit_of(*arguments)
+    assert code == 1
+    assert "tcp://0.0.0.0:0 can be reached from other machines" in says
+    with running(*arguments, "--insecure") as process:
+        process.wait_for("ready")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("broker", "--server-key", "x"), "belong together"),
+        (("workers", "--worker-key", "x"), "belong together"),
+    ],
+)
+def test_half_of_the_keys_is_wrong_usage(arguments: tuple[str, ...], says: str) -> None:
+    code, output = exit_of("-m", *arguments)
+    assert (code, says in output) == (2, True)
+
+
+def test_the_status_command_takes_its_keys_from_the_environment(site: Site) -> None:
+    environment = os.environ | {
+        "ZMQ_OFFLOAD_CLIENT_KEY": site.path("alice", "key_secret"),
+        "ZMQ_OFFLOAD_BROKER_KEY": site.path("broker"),
+    }
+    command = [sys.executable, "-m", "zmq_offload.cli", "status", "--broker", site.frontend]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    assert "echo" in done.stdout, done.stderr
+
+
+def test_a_worker_with_a_wrong_key_says_why(site: Site) -> None:
+    keys = ("--worker-key", site.path("stranger", "key_secret"), "--broker-key", site.path("broker"))
+    options = ("--executor", "echo", "--drain", "1", "--patience", "1", *keys)
+    with running_workers(site.backend, *options) as supervisor:
+        assert isinstance(supervisor, Process)
+        supervisor.wait_for("does not know this key")

@@ -1,0 +1,1 @@
+"""`zmq-offload profile`: where the time of a model goes."""

@@ -1,0 +1,124 @@
+"""`zmq-offload profile`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.extras import needs
+from zmq_offload.progress import Progress
+from zmq_offload.settings import count
+
+if TYPE_CHECKING:
+    from zmq_offload.compile.profile.result import Profile
+
+PICTURE = "zmq-offload-profile.png"
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "profile",
+        help="show where the time of a model goes, function by function",
+        description="Run an ONNX model (compiled whole), a version in a model repository or a device bundle here, and "
+        "show the time of each fused function, its share, GFLOP/s and share of this machine's measured peak, as a "
+        "table and as a picture. ONNX Runtime runs beside an ONNX model where it is installed.",
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL-OR-BUNDLE", help="an ONNX file, repository/MODEL/VERSION, or a device bundle"
+    )
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=DIMS", help="shape of an input, in numbers: x=1,3,320,320"
+    )
+    parser.add_argument("--target", metavar="T", help="TVM target for an ONNX file, a name or JSON (default: this CPU)")
+    parser.add_argument("--threads", type=count, metavar="N", help="TVM's threads (default: the cores)")
+    parser.add_argument("--repeat", type=count, default=20, metavar="N", help="runs to take medians of (default: 20)")
+    parser.add_argument("--top", type=count, default=20, metavar="N", help="functions to show (default: 20)")
+    parser.add_argument("--broker", metavar="ENDPOINT", help="broker for a device bundle (default: zeros for answers)")
+    parser.add_argument("--csv", type=Path, metavar="F", help="write all functions as CSV")
+    parser.add_argument("--json", type=Path, metavar="F", help="write everything as JSON")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path(PICTURE), metavar="PNG", help=f"picture to write (default: {PICTURE})"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    # Before TVM starts its threads; without it TVM takes half the cores of an x86 machine.
+    if args.threads is not None:
+        os.environ["TVM_NUM_THREADS"] = str(args.threads)
+    cores = len(os.sched_getaffinity(0))
+    threads = int(os.environ.setdefault("TVM_NUM_THREADS", str(cores)))
+    for file in (args.csv, args.json, args.output):
+        check_writable(file)
+    with needs("compile"):
+        from zmq_offload.compile.profile import chart, report
+    profile = take(args, threads)
+    # Before anything is said: who reads it may close the pipe after the first lines.
+    chart.draw(profile, args.top).save(args.output, format="PNG")
+    for file, text in ((args.csv, report.to_csv), (args.json, report.to_json)):
+        if file is not None:
+            file.write_text(text(profile), encoding="utf-8")
+    print(report.describe(profile, args.top))
+    print(f"\ndrawn in {args.output}")
+    return 0
+
+
+def take(args: argparse.Namespace, threads: int) -> Profile:
+    """Measure what the arguments say."""
+    with needs("compile"):
+        from zmq_offload.compile.importer import parse_shape
+        from zmq_offload.compile.profile import measure, peak, result, subject
+        from zmq_offload.compile.target import resolve_target
+    inputs = dict(parse_shape(text) for text in args.input)
+    progress = Progress(3, quiet=args.quiet)
+    notes: list[str] = []
+    with ExitStack() as stack:
+        client = None
+        if args.broker is not None:
+            from zmq_offload.client import Client
+
+            client = stack.enter_context(Client(args.broker, timeout=60.0))
+        with progress.step(f"{'compile' if args.model.is_file() else 'load'} {args.model}"):
+            found = subject.open_subject(args.model, inputs, args.target, client)
+        if client is not None and not found.offloaded:
+            raise InvalidArgument("--broker is for device bundles; nothing is offloaded here")
+        if found.offloaded and client is None:
+            names = ", ".join(found.offloaded.values())
+            notes.append(f"no --broker: {names} did not run, zeros were taken for what workers would answer")
+        arrays = found.arrays(inputs)
+        shapes = "; ".join(f"{s.name} {'x'.join(map(str, a.shape))}" for s, a in zip(found.inputs, arrays, strict=True))
+        with progress.step("measure this machine's peak"):
+            ceiling = peak.measured_peak(resolve_target(found.target), threads)
+        reference = None
+        if found.onnx is not None:
+            feed = {spec.name: array for spec, array in zip(found.inputs, arrays, strict=True)}
+            try:
+                reference = measure.onnxruntime_caller(found.onnx, feed, threads)
+            except ImportError:
+                notes.append("ONNX Runtime is not installed, so nothing is compared with it")
+        with progress.step(f"run it {args.repeat} times with and without the profiler"):
+            measured = measure.measure(found, arrays, args.repeat, reference)
+    if not found.flops:
+        notes.append("the library was compiled without counts of its work: compile it again for GFLOP/s")
+    return result.Profile(
+        found.title, found.kind, shapes, found.target, threads, args.repeat, measured, ceiling, tuple(notes)
+    )
+
+
+def check_writable(file: Path | None) -> None:
+    """Raises FailedPrecondition, before anything slow is done, if a file cannot be written."""
+    if file is None:
+        return
+    try:
+        existed = file.exists()
+        with file.open("ab"):
+            pass
+        if not existed:
+            file.unlink()
+    except OSError as error:
+        raise FailedPrecondition(f"{file} cannot be written: {error.strerror or error}") from None
