@@ -35,6 +35,8 @@ class Traffic:
         self.examples: dict[str, str] = {}
         self.latencies: list[tuple[float, float]] = []
         """(when it was done, how long it took), in seconds of `time.monotonic`."""
+        self.queued: list[float] = []
+        """How long each waited in the broker."""
         self.overdue = 0
         """Calls that ended later than their deadline and a second."""
         self._broker, self._depth, self._timeout = broker, depth, timeout
@@ -61,8 +63,9 @@ class Traffic:
         times = sorted(at for at, _ in self.latencies)
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
-    def percentile(self, share: float) -> float:
-        taken = sorted(took for _, took in self.latencies)
+    def percentile(self, share: float, *, queued: bool = False) -> float:
+        """Of the time that calls took, or of the part that they waited in the broker."""
+        taken = sorted(self.queued if queued else [took for _, took in self.latencies])
         return taken[min(len(taken) - 1, int(share * len(taken)))] if taken else float("nan")
 
     def __str__(self) -> str:
@@ -98,6 +101,7 @@ class Traffic:
             if outputs is not None:
                 self.served += 1
                 self.latencies.append((now, now - started))
+                self.queued.append(outputs.timings.queue)
                 right = outputs["x"].shape == (self._elements,) and bool((outputs["x"] == which * 1e9 + count).all())
                 self.wrong += not right
 

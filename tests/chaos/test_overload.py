@@ -50,6 +50,8 @@ def test_a_client_that_floods_harms_itself_only() -> None:
             codes = json.loads(flood.wait_for("flooded (.*)", timeout=120)[1])
         print(f"\n100,000 requests of 38,400 bytes at once: {codes}; the broker's memory: {memory}")
         print(f"a polite client alone: {alone}\nbeside the flood: {beside}")
+        waits = [f"{beside.percentile(share, queued=True) * 1e3:.1f} ms" for share in (0.5, 0.99)]
+        print(f"in the broker's queue it waited {waits[0]} (p50), {waits[1]} (p99)")
         print(f"its p99 beside the flood is {beside.percentile(0.99) / alone.percentile(0.99):.2f} times that alone")
     assert set(codes) <= {"served", "RESOURCE_EXHAUSTED"}
     assert not beside.errors and not beside.wrong, str(beside)
