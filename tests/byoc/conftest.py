@@ -7,9 +7,9 @@ from pathlib import Path
 # The tests' models are tiny: a pool of threads per process only costs.
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 
-import onnx_models
 import pytest
 
+from tests.support import onnx_models
 from zmq_offload.compile import Compiled, compile_model
 
 

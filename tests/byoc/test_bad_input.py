@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_models
 import pytest
 from onnx import helper
 
+from tests.support import onnx_models
 from zmq_offload.byoc.manifest import MANIFEST
 from zmq_offload.compile import compile_model
 from zmq_offload.compile.importer import import_onnx, parse_shape, parse_shapes

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_models
 import pytest
-from local_client import LocalClient
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.support import onnx_models
+from tests.support.local_client import LocalClient
 from zmq_offload.byoc.model import load
 from zmq_offload.compile import compile_model
 

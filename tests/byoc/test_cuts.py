@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_models
 import pytest
 import tvm
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from tvm.runtime import vm
 
+from tests.support import onnx_models
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.outline import outline
 from zmq_offload.compile import list_cuts

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_models
 import pytest
 
+from tests.support import onnx_models
 from workers.executor import GraphExecutor
 from zmq_offload.compile import Compiled, compile_model
 from zmq_offload.errors import FailedPrecondition, Internal

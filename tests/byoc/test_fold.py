@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx_models
 import tvm
 from onnx import helper
 from tvm import relax
 from tvm.runtime import vm
 
+from tests.support import onnx_models
 from zmq_offload.compile.fold import FOLDERS, fold_constants
 from zmq_offload.compile.importer import import_onnx
 

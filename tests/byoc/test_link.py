@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_models
 import pytest
-from local_client import LocalClient, run_uncut
 
+from tests.support import onnx_models
+from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.byoc.model import load
 from zmq_offload.compile import compile_model
 from zmq_offload.errors import FailedPrecondition

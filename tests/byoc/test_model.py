@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx_models
 import pytest
 import tvm_ffi
-from local_client import LocalClient, run_uncut
 
+from tests.support import onnx_models
+from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.byoc.manifest import LIBRARY, MANIFEST
 from zmq_offload.byoc.model import OffloadedModel, load
 from zmq_offload.compile import Compiled, compile_model

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_models
 import pytest
 import tvm
-from local_client import LocalClient, run_uncut
 from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
 
+from tests.support import onnx_models
+from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.byoc.model import load
 from zmq_offload.compile import compile_module, partition_for_zmq_offload
 from zmq_offload.compile.importer import import_onnx

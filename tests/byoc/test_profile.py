@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_client import LocalClient
 from PIL import Image
 
+from tests.support.local_client import LocalClient
 from zmq_offload.cli import main
 from zmq_offload.compile import Compiled, compile_model
 from zmq_offload.compile.flops import counting, flops_of

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from bundle_secrets import check_secrets
-from local_client import LocalClient, run_uncut
 
+from tests.support.bundle_secrets import check_secrets
+from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.byoc.model import load
 from zmq_offload.compile import compile_model, list_cuts
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_secrets import check_secrets, contents
 
+from tests.support.bundle_secrets import check_secrets, contents
 from zmq_offload.byoc.manifest import LIBRARY, MANIFEST
 from zmq_offload.compile import Compiled, compile_model
 

@@ -9,9 +9,9 @@ import time
 import pytest
 import zmq
 
-from tests.hostile import BACK, FRONT, SESSION, TENSORS, Deceiver, Liar, lie
-from tests.memory import MB, resident
-from tests.processes import (
+from tests.support.hostile import BACK, FRONT, SESSION, TENSORS, Deceiver, Liar, lie
+from tests.support.memory import MB, resident
+from tests.support.processes import (
     eventually,
     faulty_workers,
     running_broker,
@@ -20,7 +20,7 @@ from tests.processes import (
     wait_for_workers,
     worker_pids,
 )
-from tests.traffic import traffic
+from tests.support.traffic import traffic
 from zmq_offload import Client
 from zmq_offload.protocol import messages as wire
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.processes import (
+from tests.support.processes import (
     Fabric,
     Process,
     eventually,
@@ -25,7 +25,7 @@ from tests.processes import (
     wait_for_workers,
     worker_pids,
 )
-from tests.traffic import Traffic, traffic
+from tests.support.traffic import Traffic, traffic
 from zmq_offload import Client
 from zmq_offload.errors import Aborted, OffloadError
 

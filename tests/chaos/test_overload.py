@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.memory import MB, Memory
-from tests.processes import Fabric, faulty_workers, running, running_broker, wait_for_workers
-from tests.traffic import traffic
+from tests.support.memory import MB, Memory
+from tests.support.processes import Fabric, faulty_workers, running, running_broker, wait_for_workers
+from tests.support.traffic import traffic
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_tensors
 

@@ -15,9 +15,17 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from tests.memory import MB, open_files, resident
-from tests.processes import Fabric, Process, faulty_workers, running_broker, status, wait_for_workers, worker_pids
-from tests.traffic import traffic
+from tests.support.memory import MB, open_files, resident
+from tests.support.processes import (
+    Fabric,
+    Process,
+    faulty_workers,
+    running_broker,
+    status,
+    wait_for_workers,
+    worker_pids,
+)
+from tests.support.traffic import traffic
 
 pytestmark = pytest.mark.soak
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import Fabric, running_broker, running_workers, wait_for_workers
+from tests.support.processes import Fabric, running_broker, running_workers, wait_for_workers
 from zmq_offload import Client
 
 

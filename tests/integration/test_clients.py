@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.processes import Fabric, eventually
+from tests.support.processes import Fabric, eventually
 from zmq_offload import AsyncClient, Client
 from zmq_offload.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from zmq_offload.protocol import messages as wire

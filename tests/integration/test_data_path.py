@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.processes import Fabric, eventually, running_broker, running_workers
+from tests.support.processes import Fabric, eventually, running_broker, running_workers
 from zmq_offload import AsyncClient, Client
 from zmq_offload.errors import Cancelled, OffloadError
 from zmq_offload.transport import LENT

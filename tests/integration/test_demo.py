@@ -17,8 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from tests.leftovers import MARK, new_mark, processes
-from tests.processes import ROOT, eventually
+from tests.support.leftovers import MARK, new_mark, processes
+from tests.support.processes import ROOT, eventually
 from zmq_offload.demo import model as network
 from zmq_offload.errors import FailedPrecondition
 

@@ -14,9 +14,9 @@ import msgpack
 import numpy as np
 import pytest
 
-from tests.hostile import BACK, FRONT, SESSION, Deceiver, Liar
-from tests.mutation import mutate
-from tests.processes import (
+from tests.support.hostile import BACK, FRONT, SESSION, Deceiver, Liar
+from tests.support.mutation import mutate
+from tests.support.processes import (
     Fabric,
     Process,
     alive,
@@ -28,7 +28,7 @@ from tests.processes import (
     wait_for_workers,
     worker_pids,
 )
-from tests.traffic import Traffic, traffic
+from tests.support.traffic import Traffic, traffic
 from zmq_offload import Client
 from zmq_offload.errors import Aborted, DeadlineExceeded, OffloadError, Unavailable
 from zmq_offload.protocol import messages as wire

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import ROOT, Fabric, eventually, running_broker, running_workers
+from tests.support.processes import ROOT, Fabric, eventually, running_broker, running_workers
 from zmq_offload import Client
 
 SHORT = ["--window", "0.2", "--duration", "0.6"]

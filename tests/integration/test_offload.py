@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 
 import zmq_offload
-from tests.byoc import onnx_models
-from tests.processes import Fabric, Process, eventually, running_broker, running_workers
+from tests.support import onnx_models
+from tests.support.processes import Fabric, Process, eventually, running_broker, running_workers
 from zmq_offload import Client
 from zmq_offload.compile import compile_model
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound

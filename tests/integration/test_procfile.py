@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.leftovers import MARK, new_mark, processes
-from tests.processes import Process, eventually, running
+from tests.support.leftovers import MARK, new_mark, processes
+from tests.support.processes import Process, eventually, running
 from zmq_offload import Client
 
 # `python` in the Procfile is the activated environment's.

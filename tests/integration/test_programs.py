@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.processes import ROOT, Fabric, running_broker
+from tests.support.processes import ROOT, Fabric, running_broker
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.processes import Process, eventually, running, running_broker, running_workers, wait_for_workers
+from tests.support.processes import Process, eventually, running, running_broker, running_workers, wait_for_workers
 from zmq_offload import AsyncClient, Client
 from zmq_offload.cli import main
 from zmq_offload.errors import OffloadError, PermissionDenied, Unauthenticated, Unavailable

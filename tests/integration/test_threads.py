@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import eventually, running_broker, running_workers, wait_for_workers
+from tests.support.processes import eventually, running_broker, running_workers, wait_for_workers
 
 CORES = sorted(os.sched_getaffinity(0))
 pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="with one core there is nothing to share out")

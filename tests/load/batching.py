@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
-from tests.byoc import onnx_models
-from tests.processes import eventually, running_broker, running_workers
+from tests.support import onnx_models
+from tests.support.processes import eventually, running_broker, running_workers
 from zmq_offload import Client
 from zmq_offload.compile import compile_model
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from tests.load.bare import BareClient
 from tests.load.measure import Series, cpu_seconds, interleave
-from tests.processes import Fabric, running, running_broker, running_workers
+from tests.support.processes import Fabric, running, running_broker, running_workers
 from zmq_offload import Client
 
 SIZES = (1024, 38_400, 1 << 20, 1 << 24)

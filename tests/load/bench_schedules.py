@@ -45,7 +45,8 @@ def measure(case: Case, args: argparse.Namespace) -> list[str]:
     from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
 
-    from zmq_offload.compile.schedules import cpu_pipeline, host_target
+    from zmq_offload.compile.schedules import cpu_pipeline
+    from zmq_offload.compile.target import host_target
 
     model = prepared(case)
     name = model.graph.input[0].name

@@ -22,7 +22,7 @@ import tvm
 from onnx import helper
 from tvm.runtime import vm
 
-from tests.byoc import onnx_models
+from tests.support import onnx_models
 from workers.executor import GraphExecutor
 from zmq_offload.compile import compile_model
 from zmq_offload.repository import LIBRARY, Repository

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.byoc import onnx_models
 from tests.load.bench import bare, fabric, until_served
-from tests.processes import ROOT, running_broker, running_workers
+from tests.support import onnx_models
+from tests.support.processes import ROOT, running_broker, running_workers
 from zmq_offload import Client
 from zmq_offload.compile import compile_model
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.load.bench import fabric
-from tests.processes import Fabric, running, wait_for_workers
+from tests.support.processes import Fabric, running, wait_for_workers
 from zmq_offload import Client
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.measure import Progress, measure

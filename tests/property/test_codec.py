@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.report import parse_models
-from tests.mutation import deep, mutate
+from tests.support.mutation import deep, mutate
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from tests.processes import eventually
+from tests.support.processes import eventually
 from zmq_offload import transport
 from zmq_offload.transport import LENT, Inbox
 

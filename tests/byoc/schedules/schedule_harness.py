@@ -14,8 +14,10 @@ import tvm
 from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
+from tvm.target import codegen
 
-from zmq_offload.compile.schedules import cpu_pipeline, host_target, target_features
+from zmq_offload.compile.schedules import cpu_pipeline
+from zmq_offload.compile.target import host_target
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +37,7 @@ _NARROWER = {"x86-64-v3": "avx2", "x86-64": "sse2"}
 TARGETS = [HOST] + [
     tvm.target.Target({"kind": "llvm", "mcpu": name, "num-cores": 2})
     for name, feature in _NARROWER.items()
-    if feature in target_features(HOST)
+    if feature in map(str, codegen.llvm_get_cpu_features(HOST))
 ]
 
 

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from schedule_harness import HOST, Net, close, compiled
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.script import relax as R
 
-from zmq_offload.compile.schedules import cpu_pipeline, host_target, machine_of
+from tests.byoc.schedules.schedule_harness import HOST, Net, close, compiled
+from zmq_offload.compile.schedules import cpu_pipeline, machine_of
 from zmq_offload.compile.schedules.pipeline import graph_passes
 from zmq_offload.compile.schedules.schedule import SCHEDULED, scheduled
+from zmq_offload.compile.target import host_target
 
 
 def residual_block(net: Net, batch: int) -> str:

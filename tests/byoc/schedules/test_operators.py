@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schedule_harness import HOST, TARGETS, Net
+
+from tests.byoc.schedules.schedule_harness import HOST, TARGETS, Net
 
 few = settings(max_examples=14, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 targets = st.sampled_from(TARGETS)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from schedule_harness import HOST, Net, close
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 
+from tests.byoc.schedules.schedule_harness import HOST, Net, close
 from zmq_offload.compile import tuning
 from zmq_offload.compile.schedules import cpu_pipeline
 

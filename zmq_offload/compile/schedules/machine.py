@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import tvm
 from tvm.target import Target
-from tvm.target.codegen import llvm_get_cpu_features, llvm_get_system_cpu, llvm_get_system_triple
+from tvm.target.codegen import llvm_get_cpu_features
 
 # A share of the L2 cache that a task may fill with data it reads more than once. 256 KiB is half of the smallest L2 of
 # the server and edge cores in use (512 KiB: Zen, Neoverse N1; Cortex-A72 shares 1 MiB or more between four).
@@ -45,19 +44,6 @@ def machine_of(target: Target) -> Machine:
     if "neon" in features or "aarch64" in str(target.attrs.get("mtriple", "")):
         return Machine(lanes=4, registers=32, threads=cores)
     return Machine(lanes=4, registers=16, threads=cores)  # SSE2, or something unknown that has no wider vectors
-
-
-def host_target() -> Target:
-    """This host's CPU by LLVM's own name, with the number of cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Target(
-        {"kind": "llvm", "mtriple": llvm_get_system_triple(), "mcpu": llvm_get_system_cpu(), "num-cores": cores}
-    )
-
-
-def target_features(target: Target) -> frozenset[str]:
-    """LLVM's names of the CPU features that code built for `target` may use."""
-    return frozenset(str(name) for name in llvm_get_cpu_features(target))
 
 
 def is_cpu(target: Target) -> bool:

@@ -20,7 +20,7 @@ import pytest
 from zmq_offload import Client
 
 T = TypeVar("T")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def eventually(condition: Callable[[], T], timeout: float = 20.0) -> T:
@@ -144,9 +144,9 @@ def running_workers(backend: str, *options: str, program: str = "workers", **env
 
 @contextmanager
 def faulty_workers(backend: str, *options: str, slots: int = 2) -> Iterator[Process]:
-    """Workers as `tests.faulty_worker` describes them."""
+    """Workers as `tests.support.faulty_worker` describes them."""
     arguments = ("--executor", "echo", "--slots", str(slots), *options)
-    with running_workers(backend, *arguments, program="tests.faulty_worker") as process:
+    with running_workers(backend, *arguments, program="tests.support.faulty_worker") as process:
         yield process
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.faulty_worker`: echo workers whose requests may ask for trouble, by the names of their tensors.
+"""`python -m tests.support.faulty_worker`: echo workers whose requests ask for trouble by the names of their tensors.
 
 `sleep`: compute for that many seconds. `hang`: never end. `kill`: take the process down, as a crash in a library would.
 """
@@ -32,7 +32,7 @@ def execute(jobs: Sequence[Any]) -> Any:
 class FaultySupervisor(Supervisor):
     def __init__(self, config: Any, arguments: Sequence[str]) -> None:
         super().__init__(config, arguments)
-        self._command[self._command.index("workers")] = "tests.faulty_worker"
+        self._command[self._command.index("workers")] = "tests.support.faulty_worker"
 
 
 if __name__ == "__main__":

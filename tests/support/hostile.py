@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from tests.mutation import mutate, noise
+from tests.support.mutation import mutate, noise
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body, encode_tensors
 
