@@ -87,7 +87,12 @@ class Backend(Ledger):
 
     def _failed(self, worker: Worker, message: wire.Failed, payload: Payload, now: float) -> None:
         request = self._answered(worker, message)
-        if request is not None:
+        if request is not None and message.code == Status.NOT_FOUND.value and request.runs_as not in worker.models:
+            # The version was taken away while the request was on its way there; another worker or version may serve it.
+            request.worker = None
+            self._step(request, "returned", now, worker.name)
+            self._place(request, self.scheduler.choose(request.model, request.version), now)
+        elif request is not None:
             worker.failed += 1
             # A code that is none must not grow the table of counts.
             code = message.code if message.code in _CODES else Status.INTERNAL.value

@@ -3,7 +3,7 @@
     accepted ──queued──► QUEUED ──dispatched──► HELD ──served, failed──► ENDED
         ▲                   │                    │
         │                   └─ expired, ... ─► ENDED ◄── expired, cancelled, stopped
-        └──────────────── lost (its worker) ─────┘
+        └────────── lost (its worker), returned ─┘
 
 What is not in a table is a fault of the broker's; the step raises KeyError then, and nothing goes on quietly.
 """
@@ -60,6 +60,7 @@ REQUEST: dict[Life, dict[str, Life]] = {
         "stopped": Life.ENDED,
         "revoked": Life.ENDED,
         "lost": Life.ACCEPTED,
+        "returned": Life.ACCEPTED,
     },
     Life.ENDED: {},
 }

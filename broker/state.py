@@ -39,6 +39,11 @@ class Request:
     lost: list[str] = field(default_factory=list)
     """Names of the workers that were lost while they ran it."""
 
+    @property
+    def runs_as(self) -> tuple[str, int]:
+        """(model, version) of the last attempt."""
+        return self.model, self.runs
+
 
 @dataclass(slots=True, eq=False)
 class Worker:

@@ -577,6 +577,25 @@ def test_a_worker_that_announces_anew_serves_what_it_says_now(bench: Bench) -> N
     assert codes(bench.after(2.1)) == ["UNAVAILABLE"]
 
 
+def test_a_version_that_is_taken_away_while_a_request_is_on_its_way_does_not_fail_it(bench: Bench) -> None:
+    bench.announce(b"W1", ("m", 1), ("m", 2))
+    (dispatch,) = dispatches(bench.request())
+    assert dispatch.message.version == 2
+    bench.announce(b"W1", ("m", 1))
+    failed = wire.Failed(*key_of(dispatch), "NOT_FOUND", "not served any more")
+    (again,) = dispatches(bench.handle(FromWorker(b"W1", failed, [])))
+    assert (again.message.version, again.message.attempt) == (1, 2)
+    assert [type(m) for m in replies(bench.done(again))] == [wire.Result]
+
+
+def test_a_pinned_version_that_is_taken_away_is_said_to_be_unavailable(bench: Bench) -> None:
+    bench.announce(b"W1", ("m", 1), ("m", 2))
+    (dispatch,) = dispatches(bench.request(version=2))
+    bench.announce(b"W1", ("m", 1))
+    bench.handle(FromWorker(b"W1", wire.Failed(*key_of(dispatch), "NOT_FOUND", "not served any more"), []))
+    assert codes(bench.after(2.1)) == ["UNAVAILABLE"]
+
+
 # --- clients that reconnect ---------------------------------------------------------------------------------
 
 
