@@ -14,11 +14,9 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
-    check_call,
     check_timeout,
     copy_into,
     outputs_of,
-    size,
 )
 from zmq_offload.errors import Cancelled, OffloadError
 from zmq_offload.protocol import limits
@@ -64,17 +62,7 @@ class AsyncClient:
     ) -> Outputs:
         """As `Client.infer`."""
         timeout = self._timeout if timeout is None else timeout
-        wanted = check_call(model, timeout, version, priority)
-        payload = self._connection.payload(inputs)
-        start = functools.partial(
-            self._session.request,
-            model,
-            payload,
-            size(payload),
-            timeout=timeout,
-            version=wanted,
-            priority=priority,
-        )
+        start = self._connection.request(model, inputs, version, timeout, priority)
         loop = self._attach()
         started = loop.time()
         done = await self._call(loop, start)

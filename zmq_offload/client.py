@@ -12,11 +12,9 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
-    check_call,
     check_timeout,
     copy_into,
     outputs_of,
-    size,
 )
 from zmq_offload.driver import Driver
 from zmq_offload.protocol import limits
@@ -128,18 +126,7 @@ class Client:
         priority: int,
     ) -> None:
         timeout = self._timeout if timeout is None else timeout
-        wanted = check_call(model, timeout, version, priority)
-        payload = self._connection.payload(inputs)
-        start = functools.partial(
-            self._session.request,
-            model,
-            payload,
-            size(payload),
-            timeout=timeout,
-            version=wanted,
-            priority=priority,
-        )
-        self._driver.begin(call, start)
+        self._driver.begin(call, self._connection.request(model, inputs, version, timeout, priority))
 
     def _query(self, what: str, timeout: float | None) -> Any:
         self._driver.refuse_callback(what)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
 from zmq_offload.repository import check_model_name
 from zmq_offload.results import Outputs, Timings
-from zmq_offload.session import Complete, Policy, Send, Session
+from zmq_offload.session import Action, Complete, Policy, Send, Session
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a call may take unless it says otherwise."""
@@ -77,7 +78,26 @@ class Connection:
         transport.connect(self.socket, self.endpoints[self._endpoint])
         self._inbox = transport.Inbox(self.socket)
 
-    def payload(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def request(
+        self, model: str, inputs: Mapping[str, Any], version: int | None, timeout: float, priority: int
+    ) -> Callable[..., tuple[int, list[Action]]]:
+        """What begins a request in the session, given the time as `now`; all that is wrong with it is found here.
+
+        Raises InvalidArgument naming the argument or input.
+        """
+        wanted = check_call(model, timeout, version, priority)
+        payload = self._payload(inputs)
+        return functools.partial(
+            self.session.request,
+            model,
+            payload,
+            sum(map(len, payload)),
+            timeout=timeout,
+            version=wanted,
+            priority=priority,
+        )
+
+    def _payload(self, inputs: Mapping[str, Any]) -> list[Any]:
         """`[header, frame, ...]` of a call's inputs; what is an array already is sent from its own memory.
 
         Raises InvalidArgument naming the input that cannot be sent.
@@ -192,11 +212,6 @@ def _array(name: str, value: Any) -> Array:
         return np.asarray(value)
     except ValueError as error:  # a ragged list
         raise InvalidArgument(f"input {name!r} is no array: {error}") from None
-
-
-def size(payload: Sequence[Any]) -> int:
-    """Bytes of a payload as `encode_tensors` makes it."""
-    return sum(map(len, payload))
 
 
 def outputs_of(done: Complete, total: float, *, model: str) -> Outputs | OffloadError:
