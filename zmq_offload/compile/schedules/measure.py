@@ -7,15 +7,11 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import te, tirx
+from tvm import tirx
 from tvm.target import Target
 
-from zmq_offload.compile.schedules.machine import machine_of
-from zmq_offload.compile.schedules.operators import dense
 from zmq_offload.compile.schedules.rewrite import constant, walk
-from zmq_offload.compile.schedules.schedule import schedule
 from zmq_offload.compile.schedules.stages import parse
-from zmq_offload.compile.schedules.tiles import choose
 
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, tvm.ir.Call)
 
@@ -49,19 +45,6 @@ def operations(func: tirx.PrimFunc) -> int:
         conditional = sum(isinstance(e, tvm.ir.Call) and "if_then_else" in str(e.op.name) for e in walk(stage.value))
         total += count * (floats - conditional + (1 if stage.reduce_axes else 0))
     return total
-
-
-def peak_gflops(target: Target) -> float:
-    """Multiply-adds per second, counted as two, that the machine was seen to do: a product that stays in its caches."""
-    machine = machine_of(target)
-    rows, depth, columns = 240 * machine.threads, 256, 256
-    lanes = choose(machine, rows, columns).columns
-    x = te.placeholder((rows, depth), name="x")
-    weight = te.placeholder((-(-columns // lanes), depth, lanes), name="weight")
-    func = schedule(te.create_prim_func([x, weight, dense(x, weight, columns)]), machine)
-    assert func is not None
-    call, tensors = built(func, target), arguments(func)
-    return 2e-9 * rows * depth * columns / seconds(call, tensors or [], repeat=40, least=0.0)
 
 
 def seconds(call: Any, tensors: list[tvm.runtime.Tensor], repeat: int = 10, least: float = 0.002) -> float:

@@ -144,11 +144,6 @@ class Rewriter:
         return self.call(e, [condition, self.branch(e.args[1]), self.branch(e.args[2])])
 
 
-def dtype_of(expr: Expr) -> str:
-    """The scalar type of an expression, as text."""
-    return str(expr.ty.dtype if hasattr(expr.ty, "dtype") else expr.ty)
-
-
 def constant(value: Expr) -> int | None:
     """The value of an integer literal, or None."""
     return int(value.value) if isinstance(value, tirx.IntImm) else None
