@@ -61,11 +61,10 @@ def encode(builder: relax.BlockBuilder, value: relax.Expr, wire: Wire) -> list[r
         return [value]
     emit = builder.emit
     if wire == "float16":
-        # Comparisons that hold for finite values only: infinities stay, and NaN compares with nothing.
-        over = emit(op.logical_and(op.greater(value, _const(_LARGEST)), op.less(value, _const(math.inf))))
-        under = emit(op.logical_and(op.less(value, _const(-_LARGEST)), op.greater(value, _const(-math.inf))))
-        inside = op.where(over, _const(_LARGEST), op.where(under, _const(-_LARGEST), value))
-        return [emit(op.astype(inside, "float16"))]
+        inside = op.minimum(op.maximum(value, _const(-_LARGEST)), _const(_LARGEST))
+        # Infinities stay, and so does NaN, which is less than nothing.
+        finite = emit(op.less(op.abs(value), _const(math.inf)))
+        return [emit(op.astype(op.where(finite, inside, value), "float16"))]
     ty = value.ty
     axes = list(range(len(_rows(ty)), len(ty.shape)))
     # A maximum may ignore NaN; it does not ignore infinity. (TVM takes a comparison of x with x for true.)

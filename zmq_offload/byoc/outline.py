@@ -6,7 +6,6 @@ A region becomes a function of its own with the attributes of BYOC (`Codegen`, `
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 import tvm
@@ -14,6 +13,7 @@ from tvm import ir, relax
 
 from zmq_offload.byoc.codegen import CODEGEN, INPUT_NAMES, OUTPUT_NAMES, offloaded_functions
 from zmq_offload.byoc.graph import Graph
+from zmq_offload.byoc.order import in_order
 from zmq_offload.byoc.region import Part, Region, find_parts
 from zmq_offload.errors import InvalidArgument
 
@@ -92,24 +92,11 @@ def _in_order(graph: Graph, parts: Sequence[Part]) -> list[relax.Binding | Part]
     offloaded = {var for part in parts for var in part.varying}
     steps: list[relax.Binding | Part] = [*parts, *(b for b in graph.bindings if b.var not in offloaded)]
     makers = {var: i for i, step in enumerate(steps) for var in (step.untils if isinstance(step, Part) else [step.var])}
-    followers: list[list[int]] = [[] for _ in steps]
-    missing = []
-    for i, step in enumerate(steps):
-        needed = {makers[v] for v in (step.cuts if isinstance(step, Part) else graph.used(step.var)) if v in makers}
-        missing.append(len(needed))
-        for maker in needed:
-            followers[maker].append(i)
-    ready = [i for i, count in enumerate(missing) if not count]
-    ordered = []
-    while ready:
-        i = heapq.heappop(ready)
-        ordered.append(steps[i])
-        for follower in followers[i]:
-            missing[follower] -= 1
-            if not missing[follower]:
-                heapq.heappush(ready, follower)
-    assert len(ordered) == len(steps), "find_parts has let a circle through"
-    return ordered
+    needs = [
+        {makers[v] for v in (step.cuts if isinstance(step, Part) else graph.used(step.var)) if v in makers}
+        for step in steps
+    ]
+    return [steps[i] for i in in_order(needs, range(len(steps)))]
 
 
 def _call(part: Part, callee: ir.GlobalVar) -> list[relax.Binding]:

@@ -71,10 +71,9 @@ def compile_model(
     used; what is found is kept in the folder `tuning_db` (default with `tune`: `<output>/tuning`), from which later
     builds for the same target take it without tuning. Ctrl-C ends tuning and builds with what was found by then.
 
-    Raises InvalidArgument for a model, shape, region, name or target that cannot be used (for tuning: also a target that
-    this machine cannot run), AlreadyExists for a version or
-    device bundle that is there without `force`, FailedPrecondition if the output cannot be written or does not fit the
-    device bundle, Internal if TVM fails to compile.
+    Raises InvalidArgument for a model, shape, region, encoding, name or target that cannot be used (for tuning: also a
+    target that this machine cannot run), AlreadyExists for a version or device bundle that is there without `force`,
+    FailedPrecondition if the output cannot be written or does not fit the device bundle, Internal if TVM fails.
     """
     wire = check_wire(wire)
     parts = _regions(cut, until, name, regions)
