@@ -51,8 +51,8 @@ def module_graph(mod: tvm.IRModule, asked: Sequence[str] = ()) -> Graph:
     known = {var: name for name, var in tensors.items()}
     outputs = []
     for at, value in enumerate(results):
-        name = known.get(value) if isinstance(value, ir.Var) else None
+        own = known.get(value) if isinstance(value, ir.Var) else None
         # One that has no name of its own gets one that no variable can have.
-        outputs.append(name or f"output {at}")
+        outputs.append(own or f"output {at}")
         tensors.setdefault(outputs[-1], value)
     return Graph(tuple(main.params), tuple(bindings), tensors, tuple(outputs), dataflow=dataflow).pruned()
