@@ -16,6 +16,7 @@ COMMANDS = (
     "zmq_offload.compile.profile.command",
     "zmq_offload.status",
     "zmq_offload.loadgen.command",
+    "zmq_offload.link.command",
     "zmq_offload.keys_command",
     "zmq_offload.demo.command",
 )
