@@ -11,8 +11,10 @@ import tvm
 from tvm import relax
 
 from zmq_offload.byoc.codegen import input_specs, offloaded_functions, tensor_spec
+from zmq_offload.byoc.encoding import Wire, check_wire
 from zmq_offload.byoc.manifest import VersionPolicy
 from zmq_offload.byoc.outline import outline
+from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile.bundle import Compiled, Destination, write
 from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.importer import Dim, import_onnx
@@ -36,6 +38,7 @@ def compile_model(
     name: str,
     inputs: Mapping[str, Sequence[Dim]] | None = None,
     until: str | Sequence[str] | None = None,
+    wire: Wire = "float32",
     version: int | None = None,
     policy: VersionPolicy = "latest",
     target: Target = None,
@@ -52,8 +55,9 @@ def compile_model(
     `cut` names the tensors at which the offloaded part begins, `until` those at which it ends (default: the model's
     outputs that depend on `cut`). `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a
     dimension may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's,
-    by default this machine's CPU. `version`, `only_subgraph` and `batching`: see `Destination`. `policy` is the version
-    that the device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
+    by default this machine's CPU. `wire` is how float32 tensors travel, both ways (`zmq_offload.byoc.encoding`).
+    `version`, `only_subgraph` and `batching`: see `Destination`. `policy` is the version that the device asks for,
+    "latest" or a number. `progress` shows the steps (default: nothing is shown).
 
     Raises InvalidArgument for a model, shape, cut, name or target that cannot be used, AlreadyExists for a version or
     device bundle that is there without `force`, FailedPrecondition if the output cannot be written or does not fit the
@@ -68,7 +72,7 @@ def compile_model(
     progress.expect(3 if only_subgraph else 4)
     with progress.step("import and split the model"):
         imported = import_onnx(model, inputs or {}, [*cut, *(until or ())])
-        mod = outline(imported.mod, imported.graph, cut, until)
+        mod = encode_boundary(outline(imported.mod, imported.graph, cut, until), [check_wire(wire)])
     return write(mod, [name], (imported.inputs, imported.outputs), destination, *targets, progress)
 
 
@@ -78,6 +82,7 @@ def compile_module(
     *,
     name: str | Sequence[str],
     outputs: Sequence[str] | None = None,
+    wire: Wire = "float32",
     version: int | None = None,
     policy: VersionPolicy = "latest",
     target: Target = None,
@@ -118,6 +123,7 @@ def compile_module(
     )
     progress = progress or Progress(quiet=True)
     progress.expect(len(models) + (1 if only_subgraph else 2))
+    mod = encode_boundary(mod, [check_wire(wire)] * len(functions))
     return write(mod, models, signature, destination, *targets, progress)
 
 

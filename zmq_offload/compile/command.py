@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import TYPE_CHECKING, Any
 
 from zmq_offload.extras import needs
@@ -37,6 +38,18 @@ def add_parser(subparsers: Any) -> None:
         metavar="TENSOR",
         help="where it ends (default: the outputs of the model)",
     )
+    parser.add_argument(
+        "--wire",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="how float32 tensors travel, both ways (default: as they are); what it costs in accuracy is measured",
+    )
+    parser.add_argument(
+        "--wire-check",
+        nargs="+",
+        metavar="FILE",
+        help="inputs to measure that on: .npz by the names of the inputs, .npy for a single one (default: random ones)",
+    )
     parser.add_argument("--name", help="name of the offloaded model")
     parser.add_argument(
         "--version", type=count, metavar="N", help="its version (default: 1; next free: --only-subgraph)"
@@ -68,17 +81,17 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_delay is not None and args.max_batch is None:
         args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
-        from zmq_offload.compile import api, importer
+        from zmq_offload.compile import accuracy, api, importer
     inputs = importer.parse_shapes(args.input)
     if args.list_cuts:
         print(cut_table(api.list_cuts(args.model, inputs=inputs)))
         return 0
-    compiled = api.compile_model(
-        args.model,
-        inputs=inputs,
-        cut=args.cut,
-        until=args.until,
-        name=args.name,
+    samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
+    progress = Progress(quiet=args.quiet)
+    split = functools.partial(
+        api.compile_model, args.model, inputs=inputs, cut=args.cut, until=args.until, name=args.name, wire=args.wire
+    )
+    compiled = split(
         version=args.version,
         target=args.target,
         device_target=args.device_target,
@@ -87,13 +100,25 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         only_subgraph=args.only_subgraph,
         batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
-        progress=Progress(quiet=args.quiet),
+        progress=progress,
     )
     for folder, model in zip(compiled.subgraphs, compiled.models, strict=True):
         print(f"subgraph: {folder}  ({model.name} version {model.version})")
         print(f"  takes   {'; '.join(map(str, model.inputs))}")
         print(f"  returns {'; '.join(map(str, model.outputs))}")
     print(f"device:   {compiled.device}")
+    if args.wire != "float32" or args.wire_check:
+        with progress.step("compare it with the uncut model"):
+            given = [accuracy.named(sample, compiled.manifest.inputs) for sample in samples]
+            losses = accuracy.measure_losses(
+                args.model,
+                compiled,
+                given or [accuracy.random_sample(compiled.manifest.inputs)],
+                inputs=inputs,
+                again=lambda folder: split(output=folder),
+            )
+        on = f"{len(given)} given input{'s' if len(given) > 1 else ''}" if given else "a random input"
+        print(f"accuracy: {args.wire} on the wire against the uncut model, on {on}", *losses, sep="\n  ")
     return 0
 
 
