@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload.errors import FailedPrecondition
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching
@@ -41,7 +44,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--wire",
         choices=("float32", "float16", "int8"),
-        default="float32",
         help="how float32 tensors travel, both ways (default: as they are); what it costs in accuracy is measured",
     )
     parser.add_argument(
@@ -50,6 +52,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="inputs to measure that on: .npz by the names of the inputs, .npy for a single one (default: random ones)",
     )
+    parser.add_argument("--plan", type=Path, metavar="F", help="cut as `zmq-offload plan --save F` chose")
     parser.add_argument("--name", help="name of the offloaded model")
     parser.add_argument(
         "--version", type=count, metavar="N", help="its version (default: 1; next free: --only-subgraph)"
@@ -87,8 +90,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.list_cuts and not (args.cut and args.name):
-        args.usage_error("--cut and --name are required (or --list-cuts)")
+    if args.plan is not None and (args.cut or args.until or args.wire is not None or args.list_cuts):
+        args.usage_error("--plan has --cut, --until and --wire in it; leave them out")
+    if not args.list_cuts and not ((args.cut or args.plan) and args.name):
+        args.usage_error("--cut (or --plan) and --name are required (or --list-cuts)")
     if args.batch_delay is not None and args.max_batch is None:
         args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
@@ -97,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
     if args.list_cuts:
         print(cut_table(api.list_cuts(args.model, inputs=inputs)))
         return 0
+    args.wire = args.wire or "float32"
+    if args.plan is not None:
+        inputs = take_plan(args, inputs)
     samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
     progress = Progress(quiet=args.quiet)
     split = functools.partial(
@@ -135,6 +143,24 @@ def run(args: argparse.Namespace) -> int:
         on = f"{len(given)} given input{'s' if len(given) > 1 else ''}" if given else "a random input"
         print(f"accuracy: {args.wire} on the wire against the uncut model, on {on}", *losses, sep="\n  ")
     return 0
+
+
+def take_plan(args: argparse.Namespace, inputs: Mapping[str, Sequence[int | str]]) -> dict[str, tuple[int | str, ...]]:
+    """Put what a plan says into the arguments; the inputs' shapes of the plan.
+
+    Raises InvalidArgument for a plan of another model or of other shapes than `inputs`, and FailedPrecondition if it
+    leaves the whole model on the device.
+    """
+    from zmq_offload.plan.files import Plan
+
+    plan = Plan.read(args.plan)
+    plan.subject.check(Path(args.model), args.plan, inputs)
+    if plan.local:
+        raise FailedPrecondition(
+            f"{args.plan} says: device only; no cut beats the whole model on the device, so there is nothing to split"
+        )
+    args.cut, args.until, args.wire = list(plan.cut), list(plan.until) or None, plan.wire
+    return {name: tuple(shape) for name, shape in plan.subject.inputs.items()}
 
 
 def cut_table(cuts: list[CutPoint]) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -26,9 +28,11 @@ from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
-from zmq_offload.compile.importer import Imported
+from zmq_offload.compile.importer import Dim, Imported, import_onnx
+from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import WIRES, Place, Times, Wire
+from zmq_offload.plan.files import Profile, Subject
 from zmq_offload.protocol.tensors import ANY
 
 _WEIGHTS = 256_000_000
@@ -97,6 +101,15 @@ def measure_halves(
             with thread_count(many, max(threads)):
                 found |= timed(calls, repeat, seconds / len(groups) / len(threads))
     return [_times(model, found) for found in taken]
+
+
+def take_profile(file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int) -> Profile:
+    """What `measure_halves` finds here, to be carried to where the plan is made. Raises as `cuttable` does."""
+    model = cuttable(import_onnx(file, inputs))
+    target = host_target()
+    (times,) = measure_halves(model, target, [threads], repeat)
+    machine = f"{platform.node()} ({target.attrs.get('mcpu')})"
+    return Profile(Subject.of(file, model.imported.inputs), machine, threads, model.places, times)
 
 
 class thread_count:

@@ -151,10 +151,9 @@ class Plan:
             wire = value["wire"]
             if wire not in WIRES:
                 raise ValueError(f"wire {wire!r} is not one of {', '.join(WIRES)}")
-            names = tuple(_names(value[key]) for key in ("cut", "until"))
-            return cls(
-                Subject.from_json(value["model"]), *names, wire, str(value["objective"]), dict(value["predicted"])
-            )
+            cut, until = _names(value["cut"]), _names(value["until"])
+            subject, predicted = Subject.from_json(value["model"]), dict(value["predicted"])
+            return cls(subject, cut, until, wire, str(value["objective"]), predicted)
         except KeyError as missing:
             raise InvalidArgument(f"{file} is damaged: key {missing} is missing") from None
         except (TypeError, ValueError, AttributeError) as error:
