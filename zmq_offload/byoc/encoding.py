@@ -61,10 +61,11 @@ def encode(builder: relax.BlockBuilder, value: relax.Expr, wire: Wire) -> list[r
         return [value]
     emit = builder.emit
     if wire == "float16":
-        # Comparisons that hold for finite values only: infinities stay, and NaN compares with nothing.
-        over = emit(op.logical_and(op.greater(value, _const(_LARGEST)), op.less(value, _const(math.inf))))
-        under = emit(op.logical_and(op.less(value, _const(-_LARGEST)), op.greater(value, _const(-math.inf))))
-        inside = op.where(over, _const(_LARGEST), op.where(under, _const(-_LARGEST), value))
+        # Infinities stay, and NaN compares with nothing. (One comparison: LLVM refuses what TVM makes of a logical_and
+        # of two where a schedule has vectors for the tail of a tile.)
+        finite = emit(op.less(op.abs(value), _const(math.inf)))
+        limited = emit(op.minimum(op.maximum(value, _const(-_LARGEST)), _const(_LARGEST)))
+        inside = op.where(finite, limited, value)
         return [emit(op.astype(inside, "float16"))]
     ty = value.ty
     axes = list(range(len(_rows(ty)), len(ty.shape)))

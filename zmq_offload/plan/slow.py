@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from zmq_offload.client import Client
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.results import Outputs
+from zmq_offload.protocol.tensors import TensorSpec, datatype_of
+from zmq_offload.results import Outputs, Timings
 
 Array = np.ndarray[Any, Any]
 
@@ -41,26 +43,32 @@ class SlowProcessor:
             return began, self._free_at
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One frame's way, in seconds of time.monotonic: its stage on the device and its request; what the broker and the
+    worker say of that; and how large the answer was."""
+
+    began: float
+    ended: float
+    sent: float
+    received: float
+    timings: Timings
+    answered: tuple[TensorSpec, ...]
+
+
 class SlowedClient:
     """A client for a device model whose stages are to be slow: `zmq_offload.load(bundle, client=SlowedClient(...))`.
 
     A stage is what a thread computes between two requests: what was left of one frame and the beginning of the next.
-    `on_stage` and `on_answer` are told, for drawing: the stage's begin and end, and the answer, its begin and end.
+    `seen` gets an entry for each request, in the order of the answers.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        factor: float,
-        *,
-        on_stage: Callable[[float, float], None] | None = None,
-        on_answer: Callable[[Outputs, float, float], None] | None = None,
-    ) -> None:
+    def __init__(self, client: Client, factor: float) -> None:
+        self.seen: list[Seen] = []
         self._client = client
         self._processor = SlowProcessor(factor)
         self._local = threading.local()
         self._usual = 0.0
-        self._on_stage, self._on_answer = on_stage, on_answer
 
     def infer(
         self,
@@ -75,15 +83,13 @@ class SlowedClient:
         # A thread that is seen first has done other things before; it counts as the one before it.
         used = self._usual if before is None else time.thread_time() - before
         self._usual = used
-        began, end = self._processor.stage(time.monotonic(), used)
-        if self._on_stage is not None:
-            self._on_stage(began, end)
-        time.sleep(max(0.0, end - time.monotonic()))
+        began, ended = self._processor.stage(time.monotonic(), used)
+        time.sleep(max(0.0, ended - time.monotonic()))
         try:
-            started = time.monotonic()
+            sent = time.monotonic()
             answer = self._client.infer(model, inputs, version=version, timeout=timeout, outputs=outputs)
-            if self._on_answer is not None:
-                self._on_answer(answer, started, time.monotonic())
+            tensors = tuple(TensorSpec(n, datatype_of(a.dtype), a.shape) for n, a in answer.items())
+            self.seen.append(Seen(began, ended, sent, time.monotonic(), answer.timings, tensors))
             return answer
         finally:
             self._local.used = time.thread_time()
