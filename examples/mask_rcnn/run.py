@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slowdown", default=4.0, type=float, help="the device is so much slower than a core here")
     parser.add_argument("--wire", default="float16", choices=("float32", "float16", "int8"))
     parser.add_argument("--frames", default=300, type=count)
-    parser.add_argument("--depth", default=6, type=count, help="frames under way at a time")
+    parser.add_argument("--depth", default=5, type=count, help="frames under way at a time")
     parser.add_argument("--workers", default=1, type=count, help="worker processes, of one thread each")
     parser.add_argument("--small", action="store_true", help="a network so small that nothing can be learned from it")
     parser.add_argument("-o", "--output", type=Path, default=Path("mask_rcnn.png"), help="the timeline")

@@ -94,13 +94,13 @@ def measure_halves(
     size = max(1, int(_WEIGHTS // max(1, weights)))
     cuts = list(range(1, len(model.places) - 1))
     groups = [cuts[i : i + size] for i in range(0, len(cuts), size)] or [[]]
-    taken: list[dict[str, float]] = [{} for _ in threads]
+    taken: dict[int, dict[str, float]] = {many: {} for many in threads}
     for at, group in enumerate(groups):
         calls = _build(model, target, group, whole=at == 0)
-        for found, many in zip(taken, threads, strict=True):
+        for many, found in taken.items():
             with thread_count(many, max(threads)):
-                found |= timed(calls, repeat, seconds / len(groups) / len(threads))
-    return [_times(model, found) for found in taken]
+                found |= timed(calls, repeat, seconds / len(groups) / len(taken))
+    return [_times(model, taken[many]) for many in threads]
 
 
 def take_profile(file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int) -> Profile:
