@@ -36,6 +36,9 @@ PURE = [
     "workers/session.py",
     "zmq_offload/session.py",
     "zmq_offload/timers.py",
+    "zmq_offload/units.py",
+    "zmq_offload/link/conditions.py",
+    "zmq_offload/link/path.py",
     *(f"zmq_offload/protocol/{p.name}" for p in (ROOT / "zmq_offload/protocol").glob("*.py")),
 ]
 IMPURE = {
