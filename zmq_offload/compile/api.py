@@ -22,7 +22,7 @@ from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.target import resolve_target, runs_here
-from zmq_offload.compile.tuning.plan import Tuning
+from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching, Repository
@@ -176,8 +176,8 @@ def _names(tensors: str | Sequence[str]) -> list[str]:
 
 
 def _tuning(trials: int, folder: PathLike | None, output: Path, target: tvm.target.Target) -> Tuning | None:
-    if type(trials) is not int or trials < 0:
-        raise InvalidArgument(f"tune={trials!r}: the number of trials is a whole number from 0")
+    if type(trials) is not int or not 0 <= trials <= MOST_TRIALS:
+        raise InvalidArgument(f"--tune: the number of trials is a whole number from 0 to {MOST_TRIALS:,}")
     if trials and not runs_here(target):
         raise InvalidArgument(
             f"--tune measures on this machine, which cannot run code for the target {target}; tune on one that can, "

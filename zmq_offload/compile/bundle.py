@@ -26,7 +26,7 @@ from zmq_offload.repository import LIBRARY as SUBGRAPH
 from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, check_version, checksum
 
 if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, and only tuning needs it
-    from zmq_offload.compile.tuning.run import Summary
+    from zmq_offload.compile.tuning.report import Summary
 
 
 @dataclass(frozen=True)
