@@ -227,12 +227,13 @@ def _agree(got: Sequence[np.ndarray[Any, Any]], expected: Sequence[np.ndarray[An
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """While it lasts, Ctrl-C is remembered instead of raised; a second one is raised."""
+    """While it lasts, Ctrl-C is remembered instead of raised; a second one is raised. Where it is ignored, as in a job
+    that a shell put into the background, it stays so."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield asked.is_set
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def remember(number: int, frame: Any) -> None:
         if asked.is_set() and callable(before):
