@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tvm
 
+from tests.support import onnx_models
 from zmq_offload.cli import main
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching, Repository
@@ -79,6 +80,12 @@ def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.Ca
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "2", "--batch-delay", "-1"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--batch-delay", "5"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "many"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--wire", "float8"],
+        ["compile", "m.onnx", "--region", "a"],
+        ["compile", "m.onnx", "--region", "a", "--cut", "t", "--region", "b", "--until", "u"],
+        ["compile", "m.onnx", "--cut", "t", "--region", "a", "--cut", "t"],
+        ["compile", "m.onnx", "--name", "n", "--region", "a", "--cut", "t"],
+        ["compile", "m.onnx", "--region", "a", "--cut", "t", "--name", "n"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--tune", "0"],
     ],
 )
@@ -269,3 +276,24 @@ def test_quiet_progress_shows_nothing() -> None:
     with Progress(1, stream=silent, quiet=True).step("nothing"):
         pass
     assert silent.getvalue() == ""
+
+
+def test_regions_are_spelled_one_behind_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = onnx_models.branches(tmp_path / "m.onnx")
+    arguments = ["compile", str(path), "--input", "x=1,3,8,8", "--quiet", "-o", str(tmp_path), "--wire", "float16"]
+    arguments += ["--region", "left", "--cut", "features", "--until", "left"]
+    arguments += ["--region", "rest", "--wire", "int8", "--cut", "own_conv", "left", "--cut", "right", "--until", "y"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:7] == [
+        f"subgraph: {tmp_path}/repository/left/1  (left version 1)",
+        "  takes   features FP16[1,8,8,8]",
+        "  returns left FP16[1,8,8,8]",
+        f"subgraph: {tmp_path}/repository/rest/1  (rest version 1)",
+        "  takes   own_conv INT8[1,8,8,8]; own_conv.scale FP32[2]; left INT8[1,8,8,8]; left.scale FP32[2]; "
+        "right INT8[1,8,8,8]; right.scale FP32[2]",
+        "  returns y INT8[1,8,1,1]; y.scale FP32[2]",
+        f"device:   {tmp_path}/device",
+    ]
+    assert said[7] == "accuracy: float16 and int8 on the wire against the uncut model, on a random input"
+    assert [line.split()[0] for line in said[8:]] == ["y", "right"]

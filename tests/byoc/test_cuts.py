@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def graphs(draw: st.DrawFn) -> list[tuple[str, list[str], str]]:
     return nodes
 
 
-def imported(nodes: list[tuple[str, list[str], str]], folder: Path) -> Imported:
+def imported(nodes: list[tuple[str, list[str], str]], folder: Path, tensors: Sequence[str] = ()) -> Imported:
     used = {i for _, inputs, _ in nodes for i in inputs}
     outputs = [t for _, _, t in nodes if t not in used]
     path = onnx_models.write(
@@ -89,7 +90,7 @@ def imported(nodes: list[tuple[str, list[str], str]], folder: Path) -> Imported:
         {o: [3, 3] for o in outputs},
         {"w": onnx_models.random(3, 3) / 3},
     )
-    return import_onnx(path, {})
+    return import_onnx(path, {}, tensors)
 
 
 def separators(graph: Graph) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 from onnx import helper
 from tvm import relax, te, tirx
@@ -261,26 +261,44 @@ class Subgraphs:
         return {t.name: r.numpy() for t, r in zip(subgraph.outputs, results, strict=True)}
 
 
+def regions_of(nodes: list[tuple[str, list[str], str]], owners: list[int]) -> list[Region]:
+    """The regions of nodes by their owners, 0 being the device: all that they need, all that others need."""
+    regions = []
+    for owner in sorted(set(owners) - {0}):
+        own = [node for node, of in zip(nodes, owners, strict=True) if of == owner]
+        made = [output for _, _, output in own]
+        cut = dict.fromkeys(i for _, inputs, _ in own for i in inputs if i not in made and i != "w")
+        used = {i for _, inputs, _ in nodes for i in inputs}
+        elsewhere = {i for node in nodes if node not in own for i in node[1]}
+        until = [output for output in made if output in elsewhere or output not in used]
+        regions.append(Region(f"r{owner}", list(cut), until))
+    return regions
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject, tmp_path: Path) -> None:
-    model = imported(data.draw(graphs()), tmp_path)
-    names = [n for n in model.graph.tensors if n not in model.graph.constants]
-    some = st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)
-    for _ in range(12):
-        regions = [Region(f"r{i}", data.draw(some), data.draw(some)) for i in range(data.draw(st.integers(2, 3)))]
-        try:
-            mod, placed = outline_regions(model.mod, model.graph, regions)
-        except InvalidArgument:
-            continue
-        assert sorted(r.name for r in placed) == sorted(r.name for r in regions)
-        arrays = [onnx_models.random(3, 3, seed=i) for i, _ in enumerate(model.inputs)]
-        expected = evaluate(model.mod, arrays)[: len(model.outputs)]
-        device, subgraphs = split(mod, [r.name for r in placed])
-        client = Subgraphs(subgraphs)
-        parts = [Offloaded(s.symbol, s.model, "latest", s.inputs, s.outputs) for s in subgraphs]
-        with registered({p.symbol: RemoteModule(p, client, None, Underway()) for p in parts}):
-            results = evaluate(device, arrays)
-        for got, want in zip(results, expected, strict=True):
-            np.testing.assert_allclose(got, want, atol=1e-4)
-        return
+    nodes = data.draw(graphs())
+    # Simplifying leaves one of two that compute the same.
+    assume(len({(operator, *inputs) for operator, inputs, _ in nodes}) == len(nodes))
+    owners = data.draw(st.lists(st.sampled_from([0, 1, 1, 2, 2, 3]), min_size=len(nodes), max_size=len(nodes)))
+    regions = regions_of(nodes, owners)
+    assume(len(regions) > 1)
+    model = imported(nodes, tmp_path, [t for r in regions for t in (*r.cut, *(r.until or ()))])
+    try:
+        mod, placed = outline_regions(model.mod, model.graph, regions)
+    except InvalidArgument as error:
+        # Only what needs itself, by way of other regions perhaps, is no region.
+        if not any(words in str(error) for words in ("in a circle", "cannot feed itself")):
+            raise
+        reject()
+    assert sorted(r.name for r in placed) == sorted(r.name for r in regions)
+    arrays = [onnx_models.random(3, 3, seed=i) for i, _ in enumerate(model.inputs)]
+    expected = evaluate(model.mod, arrays)[: len(model.outputs)]
+    device, subgraphs = split(mod, [r.name for r in placed])
+    client = Subgraphs(subgraphs)
+    parts = [Offloaded(s.symbol, s.model, "latest", s.inputs, s.outputs) for s in subgraphs]
+    with registered({p.symbol: RemoteModule(p, client, None, Underway()) for p in parts}):
+        results = evaluate(device, arrays)
+    for got, want in zip(results, expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)

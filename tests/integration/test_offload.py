@@ -17,7 +17,7 @@ import zmq_offload
 from tests.support import onnx_models
 from tests.support.processes import Fabric, Process, eventually, running_broker, running_workers
 from zmq_offload import Client
-from zmq_offload.compile import compile_model
+from zmq_offload.compile import Region, compile_model
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
 
 SHAPE = (1, 3, 12, 16)
@@ -184,3 +184,42 @@ def test_a_bundle_for_another_tvm_is_refused(served: Served, tmp_path: Path) -> 
     (device / "manifest.json").write_text(json.dumps(manifest | {"tvm_version": "0.26.0"}))
     with pytest.raises(FailedPrecondition, match=r"built by TVM 0\.26\.0, this is TVM 0\.27"):
         zmq_offload.load(device, broker=served.fabric.frontend)
+
+
+def test_two_regions_of_a_model_are_with_two_workers_at_the_same_time(tmp_path: Path) -> None:
+    """Neither worker answers before both have a request: called one after the other, they would wait for ever."""
+    path = onnx_models.branches(tmp_path / "branches.onnx")
+    regions = [Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"], wire="float16")]
+    compiled = compile_model(path, inputs={"x": SHAPE}, regions=regions, output=tmp_path)
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    options = ("--repository", str(tmp_path / "repository"), "--processes", "2", "--slots", "1")
+    rendezvous = {"RENDEZVOUS": str(meeting), "RENDEZVOUS_OF": "2"}
+    with (
+        running_broker() as fabric,
+        running_workers(fabric.backend, *options, program="tests.support.faulty_worker", **rendezvous),
+        Client(fabric.frontend, timeout=30) as client,
+    ):
+        eventually(lambda: [m["workers"] for m in client.models()] == [2, 2], timeout=60)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        with zmq_offload.load(compiled.device, client=client) as model:
+            for found, expected in zip(model(image(1)), session.run(None, {"x": image(1)}), strict=True):
+                np.testing.assert_allclose(found, expected, atol=0.02)
+        assert sorted(p.name for p in meeting.iterdir()) == ["left", "right"]
+        assert client.status()["requests"]["accepted"] == 2
+
+
+def test_a_region_whose_model_is_gone_fails_the_call_with_its_error(tmp_path: Path) -> None:
+    path = onnx_models.branches(tmp_path / "branches.onnx")
+    regions = [Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])]
+    compiled = compile_model(path, inputs={"x": SHAPE}, regions=regions, output=tmp_path)
+    shutil.rmtree(tmp_path / "repository" / "right")
+    with (
+        running_broker() as fabric,
+        running_workers(fabric.backend, "--repository", str(tmp_path / "repository")),
+        Client(fabric.frontend) as client,
+        zmq_offload.load(compiled.device, client=client) as model,
+    ):
+        eventually(lambda: [m["name"] for m in client.models()] == ["left"], timeout=60)
+        with pytest.raises(NotFound, match="right"):
+            model(image(0))

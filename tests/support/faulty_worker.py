@@ -1,6 +1,9 @@
 """`python -m tests.support.faulty_worker`: echo workers whose requests ask for trouble by the names of their tensors.
 
 `sleep`: compute for that many seconds. `hang`: never end. `kill`: take the process down, as a crash in a library would.
+
+With a folder in RENDEZVOUS, requests for the models that a repository serves wait until so many models as RENDEZVOUS_OF
+says are asked for at the same time: each leaves a file there while it waits.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import workers.__main__
@@ -18,8 +22,17 @@ import workers.serving
 from workers.supervisor import Supervisor
 
 
+def meet(folder: Path, name: str, many: int) -> None:
+    (folder / name).touch()
+    while len(list(folder.iterdir())) < many:
+        time.sleep(0.005)
+
+
 def execute(jobs: Sequence[Any]) -> Any:
+    folder = os.environ.get("RENDEZVOUS")
     for job in jobs:
+        if folder:
+            meet(Path(folder), job.executor.model.name, int(os.environ["RENDEZVOUS_OF"]))
         if "sleep" in job.tensors:
             time.sleep(float(job.tensors["sleep"]))
         while "hang" in job.tensors:
