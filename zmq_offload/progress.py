@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
+
+# Where nobody watches, a long step writes a line this often.
+REPORT_S = 10.0
+_CLEAR = "\r\x1b[K"  # to the line's beginning, and what stood there away
 
 
 class Progress:
@@ -28,32 +33,52 @@ class Progress:
         self.total = max(self.total, self._done + steps)
 
     @contextmanager
-    def step(self, title: str) -> Iterator[None]:
-        """Show `title` while the body runs, and the seconds that it took. A step that fails is left without them."""
+    def step(self, title: str) -> Iterator[Callable[[str], None]]:
+        """Show `title` while the body runs, and the seconds that it took. A step that fails is left without them.
+
+        The body may say how far it is: shown at once on a terminal, elsewhere as a line every REPORT_S seconds.
+        """
         self._done += 1
         self.total = max(self.total, self._done)
         if self._quiet:
-            yield
+            yield lambda _: None
             return
         head = f"[{self._done}/{self.total}] {title} ..."
         began = time.monotonic()
         ended = threading.Event()
-        ticker = threading.Thread(target=self._tick, args=(head, began, ended), daemon=True)
         live = self._stream.isatty()
+        said = _Said(head, began if live else began + REPORT_S)
+        ticker = threading.Thread(target=self._tick, args=(said, began, ended), daemon=True)
         if live:
             ticker.start()
+
+        def say(text: str) -> None:
+            if live:
+                said.text = f"{head} {text},"
+            elif time.monotonic() >= said.next_report:
+                said.next_report = time.monotonic() + REPORT_S
+                print(f"{head} {text}", file=self._stream, flush=True)
+
         tail = "failed"
         try:
-            yield
+            yield say
             tail = f"{time.monotonic() - began:.1f} s"
         finally:
             ended.set()
             if live:
                 ticker.join()
-            print(f"{chr(13) if live else ''}{head} {tail}", file=self._stream, flush=True)
+            print(f"{_CLEAR if live else ''}{head} {tail}", file=self._stream, flush=True)
 
-    def _tick(self, head: str, began: float, ended: threading.Event) -> None:
+    def _tick(self, said: _Said, began: float, ended: threading.Event) -> None:
         while True:
-            print(f"\r{head} {time.monotonic() - began:.1f} s", end="", file=self._stream, flush=True)
+            print(f"{_CLEAR}{said.text} {time.monotonic() - began:.1f} s", end="", file=self._stream, flush=True)
             if ended.wait(0.2):
                 return
+
+
+@dataclass
+class _Said:
+    """What a step shows now, and when it may report next."""
+
+    text: str
+    next_report: float

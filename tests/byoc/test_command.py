@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -78,6 +79,7 @@ def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.Ca
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "2", "--batch-delay", "-1"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--batch-delay", "5"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "many"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--tune", "0"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +116,7 @@ def test_ctrl_c_inside_tvm_is_an_interruption_and_no_fault_of_the_model(
     def interrupted(mod: tvm.IRModule, _: object) -> tvm.IRModule:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zmq_offload.compile.build.cpu_pipeline", lambda _: interrupted)
+    monkeypatch.setattr("zmq_offload.compile.build.cpu_pipeline", lambda *_: interrupted)
     arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "n", "--quiet", "-o", str(tmp_path)]
     assert main(arguments) == 130
     assert "error" not in capsys.readouterr().err
@@ -140,6 +142,61 @@ def test_how_requests_run_together_is_written_into_the_repository(mlp: Path, tmp
     assert Repository(tmp_path / "repository").read("mlp", 2).batching == Batching(4, 0)
     assert main([*arguments, "--only-subgraph"]) == 0
     assert Repository(tmp_path / "repository").read("mlp", 3).batching is None
+
+
+def test_what_tuning_found_is_kept_and_used_by_later_builds(
+    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "compile",
+        str(convnet),
+        "--input",
+        "x=1,3,32,32",
+        "--cut",
+        "features",
+        "--name",
+        "net",
+        "--quiet",
+        "--force",
+    ]
+    arguments += ["-o", str(tmp_path / "dist"), "--tuning-db", str(tmp_path / "db")]
+    assert main([*arguments, "--tune", "4"]) == 0
+    assert re.search(
+        r"^tuning: +\d+ of \d+ functions are faster than by rule, .* 4 trials$", capsys.readouterr().out, re.M
+    )
+    (choices,) = (tmp_path / "db").glob("*/choices.json")
+    before = choices.read_text()
+    assert sum(c["trials"] for c in json.loads(before).values()) == 4
+    assert main(arguments) == 0
+    assert "tuning:" not in capsys.readouterr().out
+    assert choices.read_text() == before
+    choices.write_text("{")
+    assert main(arguments) == 1
+    assert "choices.json is damaged" in capsys.readouterr().err
+
+
+ARM = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu"}'
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tuning-db", "nowhere"], "--tuning-db: there is no folder"),
+        (
+            ["--tune", "4", "--target", '{"kind":"llvm","mtriple":"aarch64-linux-gnu"}'],
+            "--tune measures on this machine",
+        ),
+        (["--tune", "4", "--tuning-db", "/dev/null/db"], "/dev/null/db"),
+    ],
+)
+def test_tuning_that_cannot_be(
+    more: list[str], words: str, mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "m", "-o", str(tmp_path), "--quiet"]
+    assert main([*arguments, *more]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
 
 
 def test_help_works_and_failing_is_clear_where_tvm_is_not_installed(mlp: Path) -> None:
@@ -180,8 +237,25 @@ def test_progress_counts_seconds_on_a_terminal_and_writes_plain_lines_elsewhere(
         with pytest.raises(ValueError, match="no"), progress.step("second"):
             raise ValueError("no")
     assert re.fullmatch(r"\[1/2\] first \.\.\. 0\.[2-9] s\n\[2/2\] second \.\.\. failed\n", plain.getvalue())
-    assert terminal.getvalue().count("\r[1/2] first ...") >= 3
-    assert terminal.getvalue().endswith("\r[2/2] second ... failed\n")
+    assert terminal.getvalue().count("\r\x1b[K[1/2] first ...") >= 3
+    assert terminal.getvalue().endswith("\r\x1b[K[2/2] second ... failed\n")
+
+
+def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, plain = Terminal(), io.StringIO()
+    monkeypatch.setattr("zmq_offload.progress.REPORT_S", 0.4)
+    for stream in (terminal, plain):
+        with Progress(1, stream=stream).step("tune") as say:
+            for done in range(4):
+                say(f"{done}/4")
+                time.sleep(0.25)
+    assert "[1/1] tune ... 3/4, 0." in terminal.getvalue()
+    lines = plain.getvalue().splitlines()
+    assert 1 < len(lines) < 5  # not every word of it, where each takes a line
+    assert re.fullmatch(r"\[1/1\] tune \.\.\. [123]/4", lines[0])
+
+
+def test_quiet_progress_shows_nothing() -> None:
     silent = io.StringIO()
     with Progress(1, stream=silent, quiet=True).step("nothing"):
         pass

@@ -17,7 +17,8 @@ from zmq_offload.compile.bundle import Compiled, Destination, write
 from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.compile.interrupt import interruptible
-from zmq_offload.compile.target import resolve_target
+from zmq_offload.compile.target import resolve_target, runs_here
+from zmq_offload.compile.tuning.plan import Tuning
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching, Repository
@@ -45,6 +46,8 @@ def compile_model(
     force: bool = False,
     only_subgraph: bool = False,
     batching: Batching | None = None,
+    tune: int = 0,
+    tuning_db: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Split an ONNX model and compile both parts: `<output>/device` and `<repository>/<name>/<version>`.
@@ -55,7 +58,12 @@ def compile_model(
     by default this machine's CPU. `version`, `only_subgraph` and `batching`: see `Destination`. `policy` is the version
     that the device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
 
-    Raises InvalidArgument for a model, shape, cut, name or target that cannot be used, AlreadyExists for a version or
+    `tune` candidates (0: none) are compiled and measured here on top of the schedule rules, and the faster ones are
+    used; what is found is kept in the folder `tuning_db` (default with `tune`: `<output>/tuning`), from which later
+    builds for the same target take it without tuning. Ctrl-C ends tuning and builds with what was found by then.
+
+    Raises InvalidArgument for a model, shape, cut, name or target that cannot be used (for tuning: also a target that
+    this machine cannot run), AlreadyExists for a version or
     device bundle that is there without `force`, FailedPrecondition if the output cannot be written or does not fit the
     device bundle, Internal if TVM fails to compile.
     """
@@ -64,12 +72,13 @@ def compile_model(
     destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
     destination.check([name])
     targets = resolve_target(target), resolve_target(device_target)
+    tuning = _tuning(tune, tuning_db, destination.output, targets[0])
     progress = progress or Progress(quiet=True)
-    progress.expect(3 if only_subgraph else 4)
+    progress.expect((3 if only_subgraph else 4) + bool(tune))
     with progress.step("import and split the model"):
         imported = import_onnx(model, inputs or {}, [*cut, *(until or ())])
         mod = outline(imported.mod, imported.graph, cut, until)
-    return write(mod, [name], (imported.inputs, imported.outputs), destination, *targets, progress)
+    return write(mod, [name], (imported.inputs, imported.outputs), destination, *targets, progress, tuning)
 
 
 @interruptible()
@@ -87,6 +96,8 @@ def compile_module(
     force: bool = False,
     only_subgraph: bool = False,
     batching: Batching | None = None,
+    tune: int = 0,
+    tuning_db: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile a Relax module that `partition_for_zmq_offload` has partitioned.
@@ -107,6 +118,7 @@ def compile_module(
     destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
     destination.check(models)
     targets = resolve_target(target), resolve_target(device_target)
+    tuning = _tuning(tune, tuning_db, destination.output, targets[0])
     main = mod["main"]
     types = list(main.ret_ty.fields) if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
     names = list(outputs) if outputs is not None else [f"output_{i}" for i in range(len(types))]
@@ -117,8 +129,8 @@ def compile_module(
         [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
     )
     progress = progress or Progress(quiet=True)
-    progress.expect(len(models) + (1 if only_subgraph else 2))
-    return write(mod, models, signature, destination, *targets, progress)
+    progress.expect(len(models) + (1 if only_subgraph else 2) + bool(tune))
+    return write(mod, models, signature, destination, *targets, progress, tuning)
 
 
 @interruptible()
@@ -128,6 +140,21 @@ def list_cuts(model: PathLike, *, inputs: Mapping[str, Sequence[Dim]] | None = N
     Each can be given to `compile_model` as `cut`. Raises InvalidArgument as that does.
     """
     return cut_points(import_onnx(model, inputs or {}).graph)
+
+
+def _tuning(trials: int, folder: PathLike | None, output: Path, target: tvm.target.Target) -> Tuning | None:
+    if type(trials) is not int or trials < 0:
+        raise InvalidArgument(f"tune={trials!r}: the number of trials is a whole number from 0")
+    if trials and not runs_here(target):
+        raise InvalidArgument(
+            f"--tune measures on this machine, which cannot run code for the target {target}; tune on one that can, "
+            "and build here with its --tuning-db"
+        )
+    if folder is not None and not trials and not Path(folder).is_dir():
+        raise InvalidArgument(f"--tuning-db: there is no folder {folder}; --tune TRIALS makes one")
+    if folder is None and not trials:
+        return None
+    return Tuning(Path(folder) if folder is not None else output / "tuning", trials)
 
 
 def _destination(

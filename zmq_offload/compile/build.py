@@ -17,14 +17,24 @@ from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.schedules import cpu_pipeline
+from zmq_offload.compile.tuning.database import tuned_or_none
 from zmq_offload.errors import FailedPrecondition, Internal
 
 
-def build(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
-    """Compile a module for a CPU. Raises Internal, with TVM's message, if TVM cannot."""
+def prepared(mod: tvm.IRModule) -> tvm.IRModule:
+    """A module as the pipeline takes it: what is built, and so what is tuned."""
+    return clamp_indices(fold_constants(mod))
+
+
+def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = None) -> tvm.runtime.Executable:
+    """Compile a module for a CPU, with what tuning left in the folder `tuning`. Raises Internal, with TVM's message, if
+    TVM cannot."""
     try:
         with target, interruptible():
-            return tvm.compile(clamp_indices(fold_constants(mod)), target, relax_pipeline=cpu_pipeline(target))
+            first = tuned_or_none(tuning, target) if tuning is not None else None
+            return tvm.compile(prepared(mod), target, relax_pipeline=cpu_pipeline(target, first))
+    except FailedPrecondition:  # a damaged database is not TVM's fault
+        raise
     except Exception as error:
         raise Internal(f"TVM cannot compile it: {' '.join(str(error).split())[:1000]}") from error
 

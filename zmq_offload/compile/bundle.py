@@ -8,29 +8,37 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tvm
 
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
 from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, Manifest, Offloaded, VersionPolicy, check_policy
-from zmq_offload.compile.build import build, export
+from zmq_offload.compile.build import build, export, prepared
 from zmq_offload.compile.flops import Count, counting
-from zmq_offload.compile.target import cpu_needs, target_json
+from zmq_offload.compile.target import cpu_needs, runs_here, target_json
+from zmq_offload.compile.tuning.plan import Tuning
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
 from zmq_offload.protocol.tensors import TensorSpec, check_signature
 from zmq_offload.repository import LIBRARY as SUBGRAPH
 from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, check_version, checksum
 
+if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, and only tuning needs it
+    from zmq_offload.compile.tuning.run import Summary
+
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling wrote: the device bundle's folder and manifest, and each subgraph's folder and description."""
+    """What compiling wrote: the device bundle's folder and manifest, and each subgraph's folder and description; and
+    what tuning found, where there was any."""
 
     device: Path
     manifest: Manifest
     subgraphs: tuple[Path, ...]
     models: tuple[ModelVersion, ...]
+    tuning: Summary | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,7 @@ def write(
     target: tvm.target.Target,
     device_target: tvm.target.Target,
     progress: Progress,
+    tuning: Tuning | None = None,
 ) -> Compiled:
     """Compile a partitioned module and write the results; `models` is in the order of its offloaded functions.
 
@@ -140,20 +149,24 @@ def write(
     if destination.batching is not None:
         for subgraph in subgraphs:
             destination.batching.check((*subgraph.inputs, *subgraph.outputs))
+    parts = [(s.module, target) for s in subgraphs]
+    parts += [] if destination.only_subgraph else [(device, device_target)]
+    found = _tune(parts, tuning, progress) if tuning is not None and tuning.trials else None
+    folder = tuning.folder if tuning is not None else None
     with tempfile.TemporaryDirectory(prefix=".compile-", dir=destination.output) as scratch:
         libraries, work = [], []
         for subgraph in subgraphs:
             with progress.step(f"compile the subgraph {subgraph.model!r}"):
                 libraries.append(Path(scratch) / f"{subgraph.symbol}.so")
                 with counting() as flops:
-                    export(build(subgraph.module, target), libraries[-1], target)
+                    export(build(subgraph.module, target, folder), libraries[-1], target)
                 work.append(flops)
         draft = Path(scratch) / "device"
         if not destination.only_subgraph:
             with progress.step("compile the device's part"):
                 draft.mkdir(mode=0o755)
                 with counting() as flops:
-                    export(build(device, device_target), draft / LIBRARY, device_target)
+                    export(build(device, device_target, folder), draft / LIBRARY, device_target)
             manifest = Manifest(
                 tuple(signature[0]),
                 tuple(signature[1]),
@@ -170,7 +183,16 @@ def write(
             if not destination.only_subgraph:
                 _replace(draft, destination.device)
     folders = tuple(destination.repository.path(m.name, m.version) for m in written)
-    return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(written))
+    return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(written), found)
+
+
+def _tune(parts: Sequence[tuple[tvm.IRModule, tvm.target.Target]], tuning: Tuning, progress: Progress) -> Summary:
+    """Measure candidates for the parts that this machine can run."""
+    with needs("tune"):
+        from zmq_offload.compile.tuning.run import tune
+    ours = [(prepared(mod), target) for mod, target in parts if runs_here(target)]
+    with progress.step(f"tune with {tuning.trials} trials") as say:
+        return tune(ours, tuning.folder, tuning.trials, lambda p: say(str(p)))
 
 
 def _add(

@@ -58,6 +58,17 @@ def add_parser(subparsers: Any) -> None:
         metavar="US",
         help="microseconds that the first of them may wait for others (default: 0)",
     )
+    parser.add_argument(
+        "--tune",
+        type=count,
+        metavar="TRIALS",
+        help="measure so many other schedules here and use the faster ones; Ctrl-C builds with what was found",
+    )
+    parser.add_argument(
+        "--tuning-db",
+        metavar="DIR",
+        help="folder that keeps what tuning found, for later builds, with or without --tune (default: DIR/tuning)",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -87,8 +98,12 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         only_subgraph=args.only_subgraph,
         batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
+        tune=args.tune or 0,
+        tuning_db=args.tuning_db,
         progress=Progress(quiet=args.quiet),
     )
+    if compiled.tuning is not None:
+        print(f"tuning:   {compiled.tuning}")
     for folder, model in zip(compiled.subgraphs, compiled.models, strict=True):
         print(f"subgraph: {folder}  ({model.name} version {model.version})")
         print(f"  takes   {'; '.join(map(str, model.inputs))}")

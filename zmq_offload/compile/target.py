@@ -10,7 +10,7 @@ import tvm
 from tvm.target import codegen
 
 from zmq_offload.cpu import CpuNeeds
-from zmq_offload.errors import InvalidArgument
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 
 def host_target() -> tvm.target.Target:
@@ -48,6 +48,15 @@ def cpu_needs(target: tvm.target.Target) -> CpuNeeds:
     """What a CPU must have to run code for `target`."""
     triple = str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())
     return CpuNeeds.of(triple, map(str, codegen.llvm_get_cpu_features(target)))
+
+
+def runs_here(target: tvm.target.Target) -> bool:
+    """Whether this machine can run code for a target, and so measure it."""
+    try:
+        cpu_needs(target).check("the code")
+    except FailedPrecondition:
+        return False
+    return True
 
 
 def toolchain() -> dict[str, Any]:

@@ -1,111 +1,220 @@
-"""Tuning keeps what it measures, goes on where it stopped, and only what is faster is used."""
+"""Tuning keeps what it measures, goes on where it stopped, and only what is faster, and right, is used."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
+from hypothesis import given
+from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from tests.byoc.schedules.schedule_harness import HOST, Net, close
-from zmq_offload.compile import tuning
-from zmq_offload.compile.schedules import cpu_pipeline
+from zmq_offload.compile.build import build, prepared
+from zmq_offload.compile.schedules.machine import machine_of
+from zmq_offload.compile.tuning import run
+from zmq_offload.compile.tuning.database import METASCHEDULE, Choice, Database, key_of, module_of, variants
+from zmq_offload.compile.tuning.measurer import Measurer
+from zmq_offload.compile.tuning.plan import LEAST_TRIALS, seconds_left, share_out
+from zmq_offload.errors import FailedPrecondition
+
+OTHER = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]})
 
 
 def small() -> tuple[Net, tvm.IRModule]:
     net = Net()
     y = net.op("Conv", net.input(1, 8, 12, 12), net.weight(16, 8, 3, 3), kernel_shape=[3, 3])
-    return net, from_onnx(net.model(net.op("Relu", y)), keep_params_in_input=False)
+    return net, prepared(from_onnx(net.model(net.op("Relu", y)), keep_params_in_input=False))
+
+
+def outputs(executable: Any, net: Net) -> Any:
+    return relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(net.inputs["x0"])).numpy()
+
+
+class Pretended:
+    """MetaSchedule that finds nothing, and measurements that come out as the test says."""
+
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+        self.speed = 0.5
+        self.interrupt_after: int | None = None
+
+    def search(self, *_: Any, trials: int, **__: Any) -> None:
+        self.rounds.append(trials)
+
+    def better(self, task: Any, choice: Choice, forms: list[str]) -> Choice:
+        if forms != [METASCHEDULE]:
+            self.rounds.append(len(forms))
+        if self.interrupt_after == len(self.rounds):
+            os.kill(os.getpid(), signal.SIGINT)
+        return replace(choice, tuned_us=choice.rule_us * self.speed, form="half-lanes")
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """MetaSchedule replaced by a stub whose candidates take as long as the test says."""
-    state: dict[str, Any] = {"rounds": [], "speed": 0.5, "interrupt_after": None}
-
-    def one_round(func: Any, target: Any, database: Any, trials: int, seed: int) -> None:
-        state["rounds"].append(trials)
-        if state["interrupt_after"] == len(state["rounds"]):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def measured(func: Any, target: Any, database: Any, choice: tuning.Choice, spent: int) -> tuning.Choice:
-        return tuning.Choice(choice.name, choice.rule_us, choice.rule_us * state["speed"], choice.trials + spent)
-
-    monkeypatch.setattr(tuning, "_round", one_round)
-    monkeypatch.setattr(tuning, "_measured", measured)
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
+    state = Pretended()
+    monkeypatch.setattr(run, "search", state.search)
+    monkeypatch.setattr(run, "_better", state.better)
     return state
 
 
-def test_trials_count_once_and_survive_the_process(pretended: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture
+def measurer() -> Iterator[Measurer]:
+    with Measurer(HOST) as process:
+        yield process
+
+
+# --- how many trials for which function ---------------------------------------------------------------------
+
+
+@given(st.integers(1, 5000), st.dictionaries(st.text("abc", min_size=1), st.floats(0.01, 1e6), min_size=1, max_size=30))
+def test_all_trials_are_given_out_and_none_is_wasted_on_a_trifle(trials: int, costs: dict[str, float]) -> None:
+    shares = share_out(trials, costs)
+    assert sum(shares.values()) == trials
+    assert len(shares) == 1 or min(shares.values()) >= LEAST_TRIALS
+    by_cost = sorted(shares, key=lambda key: -costs[key])
+    assert [shares[k] for k in by_cost] == sorted(shares.values(), reverse=True)
+
+
+def test_nothing_to_tune_gets_no_trials() -> None:
+    assert share_out(100, {}) == {}
+
+
+def test_the_time_left_follows_the_pace() -> None:
+    assert seconds_left(10.0, 20, 40) == 20.0
+    assert seconds_left(10.0, 0, 40) is None
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+def test_trials_count_once_and_survive_the_process(pretended: Pretended, tmp_path: Path) -> None:
     _, mod = small()
-    seen: list[tuning.Progress] = []
-    first = tuning.tune(mod, HOST, tmp_path, 40, seen.append)
-    assert first.trials == sum(pretended["rounds"]) >= 40
+    seen: list[run.Progress] = []
+    first = run.tune([(mod, HOST)], tmp_path, 40, seen.append)
+    assert first.trials == sum(pretended.rounds) == 40
     assert [p.trials for p in seen] == sorted(p.trials for p in seen)
-    assert seen[-1].trials == seen[-1].total_trials
-    assert seen[-1].seconds_left == pytest.approx(0.0)
-    pretended["rounds"].clear()
-    again = tuning.tune(mod, HOST, tmp_path, 40)
+    assert seen[-1].trials == seen[-1].total_trials == 40
+    assert seen[-1].seconds_left == 0.0
+    again = run.tune([(mod, HOST)], tmp_path, 40)
     assert again.choices.keys() == first.choices.keys()
-    assert again.trials <= 8 * len(first.choices)  # the shares follow new measurements, the trials done still count
+    assert again.trials <= LEAST_TRIALS * len(first.choices)  # shares follow new measurements, what was tried counts
 
 
-def test_an_interrupt_ends_the_round_and_keeps_what_was_found(pretended: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interrupt_keeps_what_was_found(pretended: Pretended, tmp_path: Path) -> None:
     _, mod = small()
-    pretended["interrupt_after"] = 1
-    stopped = tuning.tune(mod, HOST, tmp_path, 400)
+    pretended.interrupt_after = 1
+    stopped = run.tune([(mod, HOST)], tmp_path, 400)
     assert stopped.interrupted
-    assert len(pretended["rounds"]) == 1
-    assert sum(c.trials for c in tuning.Database(tmp_path, HOST).choices().values()) == stopped.trials
+    assert "interrupted" in str(stopped)
+    assert len(pretended.rounds) == 1
+    assert sum(c.trials for c in Database(tmp_path, HOST).choices().values()) == stopped.trials > 0
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    pretended["interrupt_after"] = None
-    assert not tuning.tune(mod, HOST, tmp_path, 40).interrupted
+    pretended.interrupt_after = None
+    assert not run.tune([(mod, HOST)], tmp_path, 40).interrupted
 
 
-def test_targets_have_databases_of_their_own(pretended: dict[str, Any], tmp_path: Path) -> None:
+def test_targets_have_databases_of_their_own(pretended: Pretended, tmp_path: Path) -> None:
     _, mod = small()
-    tuning.tune(mod, HOST, tmp_path, 8)
-    other = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]})
-    assert tuning.Database(tmp_path, HOST).choices()
-    assert not tuning.Database(tmp_path, other).choices()
+    run.tune([(mod, HOST)], tmp_path, 8)
+    assert Database(tmp_path, HOST).choices()
+    assert not Database(tmp_path, OTHER).choices()
 
 
-@pytest.mark.parametrize(("speed", "used"), [(0.5, True), (2.0, False)])
+def test_a_damaged_database_is_an_error_that_says_so(tmp_path: Path) -> None:
+    _, mod = small()
+    (Database(tmp_path, HOST).path / "choices.json").write_text('{"a": {"speed": 1}}')
+    with pytest.raises(FailedPrecondition, match=r"choices\.json is damaged, remove it"):
+        build(mod, HOST, tmp_path)
+
+
+# --- what is kept -------------------------------------------------------------------------------------------
+
+
+def conv_task(folder: Path) -> Any:
+    _, mod = small()
+    return next(t for t in run._tasks([(mod, HOST)], folder).values() if "conv" in t.name)
+
+
+def test_a_candidate_that_computes_something_else_is_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = conv_task(tmp_path)
+    wrong = tvm.tirx.PrimFunc(list(task.func.params), tvm.tirx.Evaluate(0), task.func.ret_type, task.func.attrs)
+    monkeypatch.setattr(Database, "made", lambda *_: wrong)
+    choice = run._better(task, Choice(task.name, task.rule_us), ["half-lanes"])
+    assert choice.tuned_us is None
+    assert not choice.tuned
+
+
+def test_variants_are_right_and_the_best_of_them_is_remembered(tmp_path: Path) -> None:
+    task = conv_task(tmp_path)
+    forms = list(variants(machine_of(HOST)))
+    choice = run._better(task, Choice(task.name, task.rule_us), forms)
+    assert choice.form in forms
+    assert choice.tuned_us is not None
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
 def test_a_build_uses_what_is_faster(
-    speed: float, used: bool, pretended: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    speed: float, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, mod = small()
-    pretended["speed"] = speed
-    tuning.tune(mod, HOST, tmp_path, 8)
+    pretended.speed = speed
+    run.tune([(mod, HOST)], tmp_path, 8)
     asked: list[str] = []
 
-    def tuned(self: tuning.Database, func: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
-        asked.append(tuning.key_of(func))
+    def made(self: Database, func: tvm.tirx.PrimFunc, form: str) -> tvm.tirx.PrimFunc:
+        asked.append(key_of(func))
         return func  # TVM's default schedule: right, and not what the rules make
 
-    monkeypatch.setattr(tuning.Database, "tuned", tuned)
-    executable = tvm.compile(mod, HOST, relax_pipeline=cpu_pipeline(HOST, tmp_path))
-    assert bool(asked) == used
-    got = relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(net.inputs["x0"])).numpy()
-    plain = relax.VirtualMachine(tvm.compile(mod, HOST), tvm.cpu())
-    close(got, np.asarray(plain["main"](tvm.runtime.tensor(net.inputs["x0"])).numpy()))
+    monkeypatch.setattr(Database, "made", made)
+    got = outputs(build(mod, HOST, tmp_path), net)
+    assert bool(asked) == (speed < 1)
+    close(got, np.asarray(outputs(tvm.compile(mod, HOST), net)))
+
+
+# --- the process that measures ------------------------------------------------------------------------------
+
+
+def test_a_measurer_times_survives_what_is_no_candidate_and_a_crash(measurer: Measurer, tmp_path: Path) -> None:
+    candidate = tvm.ir.save_json(module_of(conv_task(tmp_path).func))
+    assert 0 < measurer.seconds(candidate) < 1
+    with pytest.raises(RuntimeError):
+        measurer.seconds("no module")
+    process = measurer._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    with pytest.raises(RuntimeError, match="crashed"):
+        measurer.seconds(candidate)
+    assert 0 < measurer.seconds(candidate) < 1
+
+
+def test_a_candidate_that_takes_too_long_is_none(tmp_path: Path) -> None:
+    with Measurer(HOST, patience=0.001) as hasty, pytest.raises(RuntimeError, match="took longer"):
+        hasty.seconds(tvm.ir.save_json(module_of(conv_task(tmp_path).func)))
 
 
 @pytest.mark.tune
-def test_metaschedule_runs_and_its_result_is_right(tmp_path: Path) -> None:
+def test_metaschedule_finds_schedules_that_are_right(tmp_path: Path) -> None:
     net, mod = small()
-    summary = tuning.tune(mod, HOST, tmp_path, 8)
-    assert any(c.tuned_us is not None for c in summary.choices.values())
-    database = tuning.Database(tmp_path, HOST)
+    summary = run.tune([(mod, HOST)], tmp_path, 40)
+    assert METASCHEDULE in {c.form for c in summary.choices.values()} or summary.trials == 40
+    database = Database(tmp_path, HOST)
+    records = (database.path / "records.json").read_text().splitlines()
+    assert len(records) >= 16
+    assert all(json.loads(line) for line in records)
     for key, choice in database.choices().items():
-        database.choose(key, tuning.Choice(choice.name, 1e9, choice.tuned_us, choice.trials))  # use all that exist
-    executable = tvm.compile(mod, HOST, relax_pipeline=cpu_pipeline(HOST, tmp_path))
-    got = relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(net.inputs["x0"])).numpy()
-    plain = relax.VirtualMachine(tvm.compile(mod, HOST), tvm.cpu())
-    close(got, np.asarray(plain["main"](tvm.runtime.tensor(net.inputs["x0"])).numpy()))
+        if choice.trials > len(variants(machine_of(HOST))):
+            database.choose(key, replace(choice, rule_us=1e9, tuned_us=1.0, form=METASCHEDULE))  # use what there is
+    close(outputs(build(mod, HOST, tmp_path), net), np.asarray(outputs(tvm.compile(mod, HOST), net)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tvm import relax
 from tvm.ir import IRModule
 from tvm.ir.transform import Pass, PassContext, Sequential, module_pass
@@ -11,7 +9,7 @@ from tvm.target import Target
 
 from zmq_offload.compile.schedules.layout import channels_last
 from zmq_offload.compile.schedules.machine import Machine, is_cpu, machine_of
-from zmq_offload.compile.schedules.schedule import schedule_pass
+from zmq_offload.compile.schedules.schedule import Rule, schedule_pass
 from zmq_offload.compile.schedules.simplify import simplify
 
 
@@ -62,32 +60,16 @@ def fusing(target: Target) -> list[Pass]:
     return graph_passes(machine_of(target))
 
 
-def lowering(target: Target, tuning: Path | None = None) -> Pass:
-    """The rest of the pipeline behind `fusing`; functions that are faster as tuned come from the folder `tuning`."""
-    first = None
-    if tuning is not None:
-        # Imported here: MetaSchedule takes as long to import as everything else, and only tuning needs it.
-        from zmq_offload.compile.tuning import tuned_or_none
-
-        first = tuned_or_none(tuning, target)
-
-    def pipeline(mod: IRModule, _: PassContext) -> IRModule:
-        with target:
-            return Sequential([schedule_pass(machine_of(target), first), *lowering_passes()])(mod)
-
-    return module_pass(pipeline, opt_level=0, name="zmq_offload.cpu_lowering")
-
-
-def cpu_pipeline(target: Target | str, tuning: Path | None = None) -> Pass:
+def cpu_pipeline(target: Target | str, first: Rule | None = None) -> Pass:
     """The `relax_pipeline` for `tvm.compile(mod, target, relax_pipeline=...)`.
 
-    It needs no tuning; `tuning` is a folder in which `zmq_offload.compile.tuning.tune` has left something better.
+    It needs no tuning; `first` is what tuning found (`zmq_offload.compile.tuning.database.tuned_or_none`).
     """
     target = Target(target) if isinstance(target, str) else target
-    before, after = fusing(target), lowering(target, tuning)
+    steps = [*fusing(target), schedule_pass(machine_of(target), first), *lowering_passes()]
 
     def pipeline(mod: IRModule, _: PassContext) -> IRModule:
         with target:
-            return Sequential([*before, after])(mod)
+            return Sequential(steps)(mod)
 
     return module_pass(pipeline, opt_level=0, name="zmq_offload.cpu_pipeline")

@@ -1,0 +1,143 @@
+"""What tuning found, in a folder: one database for each target, which only grows.
+
+Within a target's folder `choices.json` says for each function how long it takes by the rules and as the best candidate,
+and which that is; MetaSchedule's own records are beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import IRModule
+from tvm.target import Target
+
+from zmq_offload.compile.schedules.machine import Machine, machine_of
+from zmq_offload.compile.schedules.schedule import schedule
+from zmq_offload.errors import FailedPrecondition
+from zmq_offload.extras import needs
+
+METASCHEDULE = "metaschedule"
+# A candidate is used if it is faster by more than two measurements of the same code differ by.
+LEAST_GAIN = 0.03
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is known of a function on a target; times in microseconds.
+
+    `form` is what the best candidate was made by, METASCHEDULE or a name of `variants`; None while there is none.
+    """
+
+    name: str
+    rule_us: float
+    tuned_us: float | None = None
+    form: str | None = None
+    trials: int = 0
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the best candidate beats the rules."""
+        return self.tuned_us is not None and self.tuned_us < self.rule_us * (1 - LEAST_GAIN)
+
+    @property
+    def used_us(self) -> float:
+        """The time of what a build uses."""
+        return self.tuned_us if self.tuned and self.tuned_us is not None else self.rule_us
+
+
+def variants(machine: Machine) -> dict[str, Machine]:
+    """The rules' own parameters, changed: candidates that cost no search. Narrower vectors waste less on odd sizes,
+    fewer registers leave some to what the compiler adds, more tasks than cores even out what is unequal."""
+    return {
+        "half-lanes": replace(machine, lanes=max(1, machine.lanes // 2)),
+        "half-registers": replace(machine, registers=machine.registers // 2),
+        "three-quarters-registers": replace(machine, registers=machine.registers * 3 // 4),
+        "double-tasks": replace(machine, threads=machine.threads * 2),
+    }
+
+
+class Database:
+    """The records for one target in a folder. Raises FailedPrecondition for a folder that cannot be used."""
+
+    def __init__(self, folder: Path, target: Target) -> None:
+        self.target = target
+        text = json.dumps(json.loads(str(target)), sort_keys=True)
+        name = f"{target.attrs.get('mcpu', 'generic')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.path = folder / name
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "target.json").write_text(text + "\n")
+        except OSError as error:
+            raise FailedPrecondition(f"{self.path} cannot be written: {error.strerror or error}") from None
+        self._choices = self.path / "choices.json"
+        self._records: Any = None
+
+    @property
+    def records(self) -> Any:
+        """MetaSchedule's database, opened when first needed: it takes as long to import as all the rest."""
+        if self._records is None:
+            with needs("tune"):
+                from tvm.s_tir import meta_schedule as ms
+            self._records = ms.database.JSONDatabase(
+                str(self.path / "workloads.json"), str(self.path / "records.json"), module_equality="structural"
+            )
+        return self._records
+
+    def choices(self) -> dict[str, Choice]:
+        """What was measured, by the function's key."""
+        if not self._choices.exists():
+            return {}
+        try:
+            return {key: Choice(**value) for key, value in json.loads(self._choices.read_text()).items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise FailedPrecondition(f"{self._choices} is damaged, remove it to begin anew: {error}") from None
+
+    def choose(self, key: str, choice: Choice) -> None:
+        """Add a choice; the file is replaced in one step, so that stopping never leaves half of it."""
+        merged = {**self.choices(), key: choice}
+        fresh = self._choices.with_suffix(".new")
+        fresh.write_text(json.dumps({k: asdict(c) for k, c in merged.items()}, indent=1, sort_keys=True) + "\n")
+        os.replace(fresh, self._choices)
+
+    def made(self, func: tirx.PrimFunc, form: str) -> tirx.PrimFunc | None:
+        """`func` in the form that a choice names, None if there is none (any more)."""
+        machine = machine_of(self.target)
+        if form == METASCHEDULE:
+            found = self.records.query_ir_module(module_of(func), self.target, "main")
+            if found is None:
+                return None
+            best = found["main"]
+            return tirx.PrimFunc(list(best.params), best.body, best.ret_type, func.attrs)
+        variant = variants(machine).get(form)
+        return schedule(func, variant) if variant is not None else None
+
+
+def module_of(func: tirx.PrimFunc) -> IRModule:
+    """A module whose `main` the function is: what MetaSchedule takes."""
+    return IRModule({"main": func.with_attr("global_symbol", "main")})
+
+
+def key_of(func: tirx.PrimFunc) -> str:
+    """A name for what a function computes that is the same in every process."""
+    return hashlib.sha256(module_of(func).script(show_meta=True).encode()).hexdigest()[:32]
+
+
+def tuned_or_none(folder: Path, target: Target) -> Callable[[tirx.PrimFunc], tirx.PrimFunc | None]:
+    """A rule for the scheduler: the tuned form of a function where that was measured to be the faster one."""
+    database = Database(folder, target)
+    choices = database.choices()
+
+    def rule(func: tirx.PrimFunc) -> tirx.PrimFunc | None:
+        choice = choices.get(key_of(func)) if choices else None
+        if choice is None or not choice.tuned or choice.form is None:
+            return None
+        return database.made(func, choice.form)
+
+    return rule
