@@ -45,6 +45,7 @@ def compile_model(
     output: PathLike = "dist",
     force: bool = False,
     only_subgraph: bool = False,
+    with_fallback: bool = False,
     batching: Batching | None = None,
     tune: int = 0,
     tuning_db: PathLike | None = None,
@@ -55,7 +56,8 @@ def compile_model(
     `cut` names the tensors at which the offloaded part begins, `until` those at which it ends (default: the model's
     outputs that depend on `cut`). `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a
     dimension may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's,
-    by default this machine's CPU. `version`, `only_subgraph` and `batching`: see `Destination`. `policy` is the version
+    by default this machine's CPU. `version`, `only_subgraph`, `with_fallback` and
+    `batching`: see `Destination`. `policy` is the version
     that the device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
 
     `tune` candidates (0: none) are compiled and measured here on top of the schedule rules, and the faster ones are
@@ -69,12 +71,12 @@ def compile_model(
     """
     cut = [cut] if isinstance(cut, str) else cut
     until = [until] if isinstance(until, str) else until
-    destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
+    destination = _destination(output, repository, version, policy, force, only_subgraph, batching, with_fallback)
     destination.check([name])
     targets = resolve_target(target), resolve_target(device_target)
     tuning = _tuning(tune, tuning_db, destination.output, targets[0])
     progress = progress or Progress(quiet=True)
-    progress.expect((3 if only_subgraph else 4) + bool(tune))
+    progress.expect((3 if only_subgraph else 4) + with_fallback + bool(tune))
     with progress.step("import and split the model"):
         imported = import_onnx(model, inputs or {}, [*cut, *(until or ())])
         mod = outline(imported.mod, imported.graph, cut, until)
@@ -95,6 +97,7 @@ def compile_module(
     output: PathLike = "dist",
     force: bool = False,
     only_subgraph: bool = False,
+    with_fallback: bool = False,
     batching: Batching | None = None,
     tune: int = 0,
     tuning_db: PathLike | None = None,
@@ -115,7 +118,7 @@ def compile_module(
         models = [name]
     else:
         models = [f"{name}_{i}" for i in range(1, len(functions) + 1)]
-    destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
+    destination = _destination(output, repository, version, policy, force, only_subgraph, batching, with_fallback)
     destination.check(models)
     targets = resolve_target(target), resolve_target(device_target)
     tuning = _tuning(tune, tuning_db, destination.output, targets[0])
@@ -129,7 +132,7 @@ def compile_module(
         [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
     )
     progress = progress or Progress(quiet=True)
-    progress.expect(len(models) + (1 if only_subgraph else 2) + bool(tune))
+    progress.expect(len(models) * (1 + with_fallback) + (1 if only_subgraph else 2) + bool(tune))
     return write(mod, models, signature, destination, *targets, progress, tuning)
 
 
@@ -165,6 +168,7 @@ def _destination(
     force: bool,
     only_subgraph: bool,
     batching: Batching | None,
+    with_fallback: bool,
 ) -> Destination:
     root = Path(repository) if repository is not None else Path(output) / "repository"
-    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph, batching)
+    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph, batching, with_fallback)
