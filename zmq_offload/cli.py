@@ -14,6 +14,7 @@ from zmq_offload.settings import run
 COMMANDS = (
     "zmq_offload.compile.command",
     "zmq_offload.compile.profile.command",
+    "zmq_offload.plan.command",
     "zmq_offload.status",
     "zmq_offload.loadgen.command",
     "zmq_offload.link.command",

@@ -17,7 +17,7 @@ from zmq_offload.byoc.machine import TURNS, Machines, load_library, one_line
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
 from zmq_offload.byoc.offload import Mode, Offload, Statistics
 from zmq_offload.byoc.pipeline import check_depth, in_order, in_order_async
-from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule
+from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway
 from zmq_offload.client import Client
 from zmq_offload.connection import check_timeout
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted
@@ -91,7 +91,7 @@ class OffloadedModel:
         self.manifest = manifest
         self._close = close
         self._closed = False
-        self._failure = threading.local()
+        self._failure = Underway()
         self._library = library
         self._offload = Offload(client, manifest.offloaded, copies or {}, TURNS, offload)
         remote = {p.symbol: RemoteModule(p, self._offload, timeout, self._failure) for p in manifest.offloaded}
@@ -257,6 +257,8 @@ class OffloadedModel:
             if isinstance(error, OffloadError) or not isinstance(error, Exception):
                 raise
             raise Internal(f"{LIBRARY} failed: {one_line(error)}") from error
+        finally:
+            self._failure.take_back()
         return results[0] if len(results) == 1 else tuple(results)
 
     def _begin(self, index: int, frame: Any) -> Frame:

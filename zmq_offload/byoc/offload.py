@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
@@ -94,10 +94,17 @@ class Offload:
         not fit the bundle."""
         return self._call(_Request(self._parts[model], inputs, version, timeout, outputs)).result()
 
-    def submit(
+    @property
+    def submit(self) -> Callable[..., Call]:
+        """As `infer` without outputs, if the client has it: what goes to a worker is begun; what is computed here is
+        when its `result` is asked for."""
+        if not hasattr(self.client, "submit"):
+            raise AttributeError("the client has no submit")
+        return self._submit
+
+    def _submit(
         self, model: str, inputs: Mapping[str, Array], *, version: int | None = None, timeout: float | None = None
     ) -> Call:
-        """As `infer`, but only what goes to a worker is begun; what is computed here is when it is asked for."""
         call = self._call(_Request(self._parts[model], inputs, version, timeout, None))
         call.send()
         return call
@@ -171,8 +178,15 @@ class Call:
             return answer
         return self._here("fell_back")
 
+    @property
+    def fails_with(self) -> Future[Any] | None:
+        """The request whose failure is this one's; None where that is computed here instead."""
+        return self._sent if self._judge is None else None
+
     def cancel(self) -> bool:
-        """Take back what was sent."""
+        """Take back what was sent. Its result is not wanted any more."""
+        if self._judge is not None:
+            self._judge.came_to_nothing()
         return self._sent is not None and self._sent.cancel()
 
     def _answer(self) -> Mapping[str, Array]:

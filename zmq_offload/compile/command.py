@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload.errors import FailedPrecondition
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching
@@ -12,6 +16,21 @@ from zmq_offload.settings import count, microseconds
 
 if TYPE_CHECKING:
     from zmq_offload.compile.cuts import CutPoint
+
+
+class _Region(argparse.Action):
+    """Begins a region, to which the options of `_OfRegion` behind it belong."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: str | None = None) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), {"name": value}])
+
+
+class _OfRegion(argparse.Action):
+    """An option of the region that stands before it; before the first, of the only one, or of all."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: str | None = None) -> None:
+        place = namespace.regions[-1] if namespace.regions else vars(namespace)
+        place[self.dest] = [*(place.get(self.dest) or ()), *value] if self.nargs == "+" else value
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,15 +48,35 @@ def add_parser(subparsers: Any) -> None:
         help="shape of an input, x=1,3,320,320; a symbolic dimension is a name or '?': x=N,3,48,192",
     )
     parser.add_argument("--list-cuts", action="store_true", help="print where the model can be cut, and end")
-    parser.add_argument("--cut", nargs="+", action="extend", metavar="TENSOR", help="where the offloaded part begins")
+    parser.add_argument("--cut", nargs="+", action=_OfRegion, metavar="TENSOR", help="where the offloaded part begins")
     parser.add_argument(
         "--until",
         nargs="+",
-        action="extend",
+        action=_OfRegion,
         metavar="TENSOR",
         help="where it ends (default: the outputs of the model)",
     )
+    parser.add_argument(
+        "--wire",
+        action=_OfRegion,
+        choices=("float32", "float16", "int8"),
+        help="how float32 tensors travel, both ways (default: as they are); what it costs in accuracy is measured",
+    )
+    parser.add_argument(
+        "--wire-check",
+        nargs="+",
+        metavar="FILE",
+        help="inputs to measure that on: .npz by the names of the inputs, .npy for a single one (default: random ones)",
+    )
+    parser.add_argument("--plan", type=Path, metavar="F", help="cut as `zmq-offload plan --save F` chose")
     parser.add_argument("--name", help="name of the offloaded model")
+    parser.add_argument(
+        "--region",
+        dest="regions",
+        action=_Region,
+        metavar="NAME",
+        help="one of several offloaded parts, each a model; --cut, --until and --wire behind it are its own",
+    )
     parser.add_argument(
         "--version", type=count, metavar="N", help="its version (default: 1; next free: --only-subgraph)"
     )
@@ -80,22 +119,37 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.list_cuts and not (args.cut and args.name):
-        args.usage_error("--cut and --name are required (or --list-cuts)")
+    if args.plan is not None and (args.cut or args.until or args.regions or args.wire is not None or args.list_cuts):
+        args.usage_error("--plan has --cut, --until and --wire in it; leave them out")
+    if args.regions and (args.cut or args.until or args.name):
+        args.usage_error("--region has the place of --name; its --cut and --until stand behind it")
+    for region in args.regions or ():
+        if "cut" not in region:
+            args.usage_error(f"--region {region['name']} needs --cut behind it")
+    if not args.list_cuts and not args.regions and not ((args.cut or args.plan) and args.name):
+        args.usage_error("--cut (or --plan) and --name are required (or --region, or --list-cuts)")
     if args.batch_delay is not None and args.max_batch is None:
         args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
-        from zmq_offload.compile import api, importer
+        from zmq_offload.compile import accuracy, api, importer
     inputs = importer.parse_shapes(args.input)
     if args.list_cuts:
         print(cut_table(api.list_cuts(args.model, inputs=inputs)))
         return 0
-    compiled = api.compile_model(
+    args.wire = args.wire or "float32"
+    if args.plan is not None:
+        inputs = take_plan(args, inputs)
+    regions: list[dict[str, Any]] = args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
+    samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
+    progress = Progress(quiet=args.quiet)
+    split = functools.partial(
+        api.compile_model,
         args.model,
         inputs=inputs,
-        cut=args.cut,
-        until=args.until,
-        name=args.name,
+        regions=[api.Region(**region) for region in regions],
+        wire=args.wire,
+    )
+    compiled = split(
         version=args.version,
         target=args.target,
         device_target=args.device_target,
@@ -107,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
         tune=args.tune or 0,
         tuning_db=args.tuning_db,
-        progress=Progress(quiet=args.quiet),
+        progress=progress,
     )
     if compiled.tuning is not None:
         print(f"tuning:   {compiled.tuning}")
@@ -117,7 +171,38 @@ def run(args: argparse.Namespace) -> int:
         print(f"  returns {'; '.join(map(str, model.outputs))}")
     sealed = "" if not compiled.manifest.fallback else "  (not sealed: it holds a copy of the offloaded part)"
     print(f"device:   {compiled.device}{sealed}")
+    wires = list(dict.fromkeys(region.get("wire") or args.wire for region in regions))
+    if wires != ["float32"] or args.wire_check:
+        with progress.step("compare it with the uncut model"):
+            given = [accuracy.named(sample, compiled.manifest.inputs) for sample in samples]
+            losses = accuracy.measure_losses(
+                args.model,
+                compiled,
+                given or [accuracy.random_sample(compiled.manifest.inputs)],
+                inputs=inputs,
+                again=lambda folder: split(output=folder),
+            )
+        on = f"{len(given)} given input{'s' if len(given) > 1 else ''}" if given else "a random input"
+        print(f"accuracy: {' and '.join(wires)} on the wire against the uncut model, on {on}", *losses, sep="\n  ")
     return 0
+
+
+def take_plan(args: argparse.Namespace, inputs: Mapping[str, Sequence[int | str]]) -> dict[str, tuple[int | str, ...]]:
+    """Put what a plan says into the arguments; the inputs' shapes of the plan.
+
+    Raises InvalidArgument for a plan of another model or of other shapes than `inputs`, and FailedPrecondition if it
+    leaves the whole model on the device.
+    """
+    from zmq_offload.plan.files import Plan
+
+    plan = Plan.read(args.plan)
+    plan.subject.check(Path(args.model), args.plan, inputs)
+    if plan.local:
+        raise FailedPrecondition(
+            f"{args.plan} says: device only; no cut beats the whole model on the device, so there is nothing to split"
+        )
+    args.cut, args.until, args.wire = list(plan.cut), list(plan.until) or None, plan.wire
+    return {name: tuple(shape) for name, shape in plan.subject.inputs.items()}
 
 
 def cut_table(cuts: list[CutPoint]) -> str:
