@@ -115,12 +115,12 @@ def test_an_outage_can_refuse_connections_and_the_port_stays_the_links() -> None
 
 
 def test_outages_come_at_their_times() -> None:
+    began = time.monotonic()
     with server() as listening, Link(endpoint(listening), outages=[Outage(0.0, 1.0)]) as link, dial(link) as near:
         near.sendall(b"x")
-        began = time.monotonic()
         with listening.accept()[0] as far:
             assert read(far, 1) == b"x"
-        assert time.monotonic() - began > 0.1
+    assert time.monotonic() - began > 1.0  # it began no sooner than it was made
 
 
 def test_conditions_can_change() -> None:
@@ -137,7 +137,8 @@ def test_conditions_can_change() -> None:
 def test_a_far_end_that_is_not_there_resets_the_connection() -> None:
     with server() as listening:
         nobody = endpoint(listening)
-    with Link(nobody) as link, dial(link) as near, pytest.raises(ConnectionResetError):
+    # It is there or not when the client's own connect returns: either way it is told.
+    with Link(nobody) as link, pytest.raises(ConnectionResetError), dial(link) as near:
         near.recv(1)
 
 

@@ -37,6 +37,7 @@ PURE = [
     "zmq_offload/session.py",
     "zmq_offload/timers.py",
     "zmq_offload/units.py",
+    "zmq_offload/byoc/choice.py",
     "zmq_offload/link/conditions.py",
     "zmq_offload/link/path.py",
     *(f"zmq_offload/protocol/{p.name}" for p in (ROOT / "zmq_offload/protocol").glob("*.py")),

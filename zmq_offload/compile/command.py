@@ -89,6 +89,12 @@ def add_parser(subparsers: Any) -> None:
         "--only-subgraph", action="store_true", help="add a version of the subgraph for the existing DIR/device"
     )
     parser.add_argument(
+        "--with-fallback",
+        action="store_true",
+        help="put a copy of the offloaded part into the device bundle, which then holds its weights: the device can "
+        "compute it where workers are slower or out of reach",
+    )
+    parser.add_argument(
         "--max-batch", type=count, metavar="N", help="rows that workers may run together (default: 1 request)"
     )
     parser.add_argument(
@@ -151,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         force=args.force,
         only_subgraph=args.only_subgraph,
+        with_fallback=args.with_fallback,
         batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
         tune=args.tune or 0,
         tuning_db=args.tuning_db,
@@ -162,7 +169,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"subgraph: {folder}  ({model.name} version {model.version})")
         print(f"  takes   {'; '.join(map(str, model.inputs))}")
         print(f"  returns {'; '.join(map(str, model.outputs))}")
-    print(f"device:   {compiled.device}")
+    sealed = "" if not compiled.manifest.fallback else "  (not sealed: it holds a copy of the offloaded part)"
+    print(f"device:   {compiled.device}{sealed}")
     wires = list(dict.fromkeys(region.get("wire") or args.wire for region in regions))
     if wires != ["float32"] or args.wire_check:
         with progress.step("compare it with the uncut model"):
