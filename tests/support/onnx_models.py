@@ -88,3 +88,27 @@ def diamond(path: Path) -> Path:
     ]
     weights = {"w1": random(6, 6, seed=1), "w2": random(6, 6, seed=2)}
     return write(path, nodes, {"a": [4, 6], "b": [4, 6]}, {"first": [4, 6], "second": [4, 6]}, weights)
+
+
+def branches(path: Path) -> Path:
+    """x [N,3,H,W] -> features -> two heads (each a convolution and more, `left_`, `right_`) and the device's own
+    branch; y joins all three, `right` is an output of its own. `left` and `right` do not need each other."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["conv1"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["conv1"], ["features"]),
+        helper.make_node("Conv", ["features", "left_w"], ["left_conv"], pads=[1, 1, 1, 1]),
+        helper.make_node("Tanh", ["left_conv"], ["left"]),
+        helper.make_node("Conv", ["features", "right_w"], ["right_conv"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["right_conv"], ["right"]),
+        helper.make_node("Conv", ["features", "own_w"], ["own_conv"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["own_conv", "left"], ["joined"]),
+        helper.make_node("Mul", ["joined", "right"], ["product"]),
+        helper.make_node("GlobalAveragePool", ["product"], ["y"]),
+    ]
+    weights = {
+        "w1": random(8, 3, 3, 3, seed=1),
+        "left_w": random(8, 8, 3, 3, seed=2),
+        "right_w": random(8, 8, 3, 3, seed=3),
+        "own_w": random(8, 8, 3, 3, seed=4),
+    }
+    return write(path, nodes, {"x": ["N", 3, "H", "W"]}, {"y": ["N", 8, 1, 1], "right": ["N", 8, "H", "W"]}, weights)

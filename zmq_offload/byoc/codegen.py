@@ -71,10 +71,28 @@ def split(mod: tvm.IRModule, models: Sequence[str]) -> tuple[tvm.IRModule, list[
         Subgraph(model, symbol, _standalone(mod, symbol), *spec)
         for model, symbol, spec in zip(models, symbols, specs, strict=True)
     ]
-    device = relax.transform.RunCodegen()(mod)
+    return relax.transform.DeadCodeElimination()(_device(mod)), subgraphs
+
+
+def _device(mod: tvm.IRModule) -> tvm.IRModule:
+    """The module with calls by symbol in the place of functions that a code generator takes: ours, and others'."""
+    others = {
+        gv: str(f.attrs["Codegen"])
+        for gv, f in mod.functions.items()
+        if f.attrs and f.attrs.get("Codegen") not in (None, CODEGEN)
+    }
+    ours = tvm.IRModule(mod.functions, attrs=mod.attrs)
+    for gv in others:
+        ours[gv] = mod[gv].without_attr("Codegen")
+    done = relax.transform.RunCodegen()(ours)
     # RunCodegen hangs the offloaded weights on the module (const_name_to_constant), and they would be exported with it.
-    device = tvm.IRModule(device.functions)
-    return relax.transform.DeadCodeElimination()(device), subgraphs
+    device = tvm.IRModule(done.functions, attrs=mod.attrs)
+    if others:
+        for gv, codegen in others.items():
+            device[gv] = device[gv].with_attr("Codegen", codegen)
+        # What this hangs on the module, libraries and weights, belongs there.
+        device = relax.transform.RunCodegen()(device)
+    return device
 
 
 def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -129,7 +147,7 @@ def _called_in_order(function: relax.Function) -> list[ir.GlobalVar]:
 
 
 def _rename(mod: tvm.IRModule, names: Sequence[str]) -> tvm.IRModule:
-    renamed = tvm.IRModule(mod.functions)
+    renamed = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gv, name in zip(offloaded_functions(mod), names, strict=True):
         renamed[gv] = mod[gv].with_attr("global_symbol", name)
     return relax.transform.NormalizeGlobalVar()(renamed)

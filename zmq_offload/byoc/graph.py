@@ -35,7 +35,7 @@ class Graph:
             if isinstance(value, ir.Var):
                 self._names.setdefault(value, name)
         for binding in self.bindings:
-            self._used[binding.var] = tuple(v for v in relax.analysis.free_vars(binding.value) if not _is_symbolic(v))
+            self._used[binding.var] = variables_of(binding.value)
 
     def name(self, var: ir.Var) -> str:
         """The user's name of a variable; TVM's own where the user has none for it."""
@@ -115,6 +115,11 @@ class Graph:
         if value.ty.shape is None:
             raise InvalidArgument(f"{option}: the shape of tensor {name!r} is not known before the model runs")
         return value
+
+
+def variables_of(value: relax.Expr) -> tuple[ir.Var, ...]:
+    """The variables that an expression is computed from."""
+    return tuple(v for v in relax.analysis.free_vars(value) if not _is_symbolic(v))
 
 
 def _is_symbolic(var: ir.Var) -> bool:

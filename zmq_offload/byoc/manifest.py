@@ -16,6 +16,9 @@ FORMAT_VERSION = 1
 LIBRARY = "device.so"
 MANIFEST = "manifest.json"
 
+SEND, RECEIVE = "_send", "_receive"
+"""Behind the symbol of an offloaded part: the two halves of its call, which a library has where they are apart."""
+
 VersionPolicy = int | Literal["latest"]
 """Which version of a model the device asks for: a number, or the latest that is served."""
 

@@ -18,7 +18,7 @@ from tvm.runtime import vm
 from tvm_ffi.libinfo import load_lib_ctypes
 
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
-from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, registered
+from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway, registered
 from zmq_offload.client import Client
 from zmq_offload.connection import check_timeout
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument
@@ -89,7 +89,7 @@ class OffloadedModel:
         self._library = library
         self._close = close
         self._closed = False
-        self._failure = threading.local()
+        self._failure = Underway()
         self._local = threading.local()
         self._remote = {p.symbol: RemoteModule(p, client, timeout, self._failure) for p in manifest.offloaded}
 
@@ -124,6 +124,8 @@ class OffloadedModel:
             if isinstance(error, Exception):
                 raise Internal(f"{LIBRARY} failed: {_one_line(error)}") from error
             raise
+        finally:
+            self._failure.take_back()
         return results[0] if len(results) == 1 else tuple(results)
 
     def map(self, frames: Iterable[Any], *, depth: int = 4) -> Iterator[Array | tuple[Array, ...]]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zmq_offload.byoc.cut import cut_module
     from zmq_offload.byoc.partition import partition_for_zmq_offload
-    from zmq_offload.compile.api import Compiled, CutPoint, compile_model, compile_module, list_cuts
+    from zmq_offload.compile.api import Compiled, CutPoint, Region, compile_model, compile_module, list_cuts
 
 __all__ = [
     "Compiled",
     "CutPoint",
+    "Region",
     "compile_model",
     "compile_module",
     "cut_module",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +14,8 @@ from tvm import relax
 from zmq_offload.byoc.codegen import input_specs, offloaded_functions, tensor_spec
 from zmq_offload.byoc.encoding import Wire, check_wire
 from zmq_offload.byoc.manifest import VersionPolicy
-from zmq_offload.byoc.outline import outline
+from zmq_offload.byoc.outline import outline_regions
+from zmq_offload.byoc.region import Region
 from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile.bundle import Compiled, Destination, write
 from zmq_offload.compile.cuts import CutPoint, cut_points
@@ -25,7 +27,7 @@ from zmq_offload.errors import InvalidArgument
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching, Repository
 
-__all__ = ["Compiled", "CutPoint", "compile_model", "compile_module", "list_cuts"]
+__all__ = ["Compiled", "CutPoint", "Region", "compile_model", "compile_module", "list_cuts"]
 
 Target: TypeAlias = str | dict[str, Any] | tvm.target.Target | None
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -35,10 +37,11 @@ PathLike: TypeAlias = str | os.PathLike[str]
 def compile_model(
     model: PathLike,
     *,
-    cut: str | Sequence[str],
-    name: str,
+    cut: str | Sequence[str] | None = None,
+    name: str | None = None,
     inputs: Mapping[str, Sequence[Dim]] | None = None,
     until: str | Sequence[str] | None = None,
+    regions: Sequence[Region] | None = None,
     wire: Wire = "float32",
     version: int | None = None,
     policy: VersionPolicy = "latest",
@@ -56,33 +59,37 @@ def compile_model(
     """Split an ONNX model and compile both parts: `<output>/device` and `<repository>/<name>/<version>`.
 
     `cut` names the tensors at which the offloaded part begins, `until` those at which it ends (default: the model's
-    outputs that depend on `cut`). `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a
-    dimension may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's,
-    by default this machine's CPU. `wire` is how float32 tensors travel, both ways (`zmq_offload.byoc.encoding`).
-    `version`, `only_subgraph` and `batching`: see `Destination`. `policy` is the version that the device asks for,
-    "latest" or a number. `progress` shows the steps (default: nothing is shown).
+    outputs that depend on `cut`), `name` the model that it becomes. Several parts are `regions`, in the place of these
+    three: each becomes a model of its own and is one request, and those that do not need each other's results are under
+    way at the same time. `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a dimension
+    may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's, by default
+    this machine's CPU. `wire` is how float32 tensors travel, both ways (`zmq_offload.byoc.encoding`). `version`,
+    `only_subgraph` and `batching`: see `Destination`. `policy` is the version that the device asks for, "latest" or a
+    number. `progress` shows the steps (default: nothing is shown).
 
     `tune` candidates (0: none) are compiled and measured here on top of the schedule rules, and the faster ones are
     used; what is found is kept in the folder `tuning_db` (default with `tune`: `<output>/tuning`), from which later
     builds for the same target take it without tuning. Ctrl-C ends tuning and builds with what was found by then.
 
-    Raises InvalidArgument for a model, shape, cut, name or target that cannot be used (for tuning: also a target that
-    this machine cannot run), AlreadyExists for a version or
-    device bundle that is there without `force`, FailedPrecondition if the output cannot be written or does not fit the
-    device bundle, Internal if TVM fails to compile.
+    Raises InvalidArgument for a model, shape, region, encoding, name or target that cannot be used (for tuning: also a
+    target that this machine cannot run), AlreadyExists for a version or device bundle that is there without `force`,
+    FailedPrecondition if the output cannot be written or does not fit the device bundle, Internal if TVM fails.
     """
-    cut = [cut] if isinstance(cut, str) else cut
-    until = [until] if isinstance(until, str) else until
+    wire = check_wire(wire)
+    parts = _regions(cut, until, name, regions)
     destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
-    destination.check([name])
+    destination.check([part.name for part in parts])
     targets = resolve_target(target), resolve_target(device_target)
     tuning = _tuning(tune, tuning_db, destination.output, targets[0])
     progress = progress or Progress(quiet=True)
-    progress.expect((3 if only_subgraph else 4) + bool(tune))
+    progress.expect(len(parts) + (2 if only_subgraph else 3) + bool(tune))
     with progress.step("import and split the model"):
-        imported = import_onnx(model, inputs or {}, [*cut, *(until or ())])
-        mod = encode_boundary(outline(imported.mod, imported.graph, cut, until), [check_wire(wire)])
-    return write(mod, [name], (imported.inputs, imported.outputs), destination, *targets, progress, tuning)
+        tensors = [tensor for part in parts for tensor in (*part.cut, *(part.until or ()))]
+        imported = import_onnx(model, inputs or {}, tensors)
+        mod, parts = outline_regions(imported.mod, imported.graph, parts)
+        mod = encode_boundary(mod, [check_wire(part.wire or wire) for part in parts])
+    names = [part.name for part in parts]
+    return write(mod, names, (imported.inputs, imported.outputs), destination, *targets, progress, tuning)
 
 
 @interruptible()
@@ -146,6 +153,26 @@ def list_cuts(model: PathLike, *, inputs: Mapping[str, Sequence[Dim]] | None = N
     Each can be given to `compile_model` as `cut`. Raises InvalidArgument as that does.
     """
     return cut_points(import_onnx(model, inputs or {}).graph)
+
+
+def _regions(
+    cut: str | Sequence[str] | None,
+    until: str | Sequence[str] | None,
+    name: str | None,
+    regions: Sequence[Region] | None,
+) -> list[Region]:
+    """What is to be offloaded, by whichever of the two ways it is given."""
+    if regions is not None:
+        if cut is not None or until is not None or name is not None:
+            raise InvalidArgument("give either cut, until and name of one region, or regions")
+        return [replace(r, cut=_names(r.cut), until=None if r.until is None else _names(r.until)) for r in regions]
+    if cut is None or name is None:
+        raise InvalidArgument("cut and name are needed for one region, regions for several")
+    return [Region(name, _names(cut), None if until is None else _names(until))]
+
+
+def _names(tensors: str | Sequence[str]) -> list[str]:
+    return [tensors] if isinstance(tensors, str) else list(tensors)
 
 
 def _tuning(trials: int, folder: PathLike | None, output: Path, target: tvm.target.Target) -> Tuning | None:

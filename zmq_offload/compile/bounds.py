@@ -18,7 +18,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 def clamp_indices(mod: tvm.IRModule) -> tvm.IRModule:
     """The module with the indices clamped of all gathers and scatters by indices that are computed."""
-    guarded = tvm.IRModule(mod.functions)
+    guarded = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gv, function in mod.functions.items():
         if isinstance(function, relax.Function):
             guarded[gv] = _Clamper(mod).visit_expr(function)

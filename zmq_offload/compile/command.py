@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from zmq_offload.compile.cuts import CutPoint
 
 
+class _Region(argparse.Action):
+    """Begins a region, to which the options of `_OfRegion` behind it belong."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: str | None = None) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), {"name": value}])
+
+
+class _OfRegion(argparse.Action):
+    """An option of the region that stands before it; before the first, of the only one, or of all."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: str | None = None) -> None:
+        place = namespace.regions[-1] if namespace.regions else vars(namespace)
+        place[self.dest] = [*(place.get(self.dest) or ()), *value] if self.nargs == "+" else value
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "compile",
@@ -33,16 +48,17 @@ def add_parser(subparsers: Any) -> None:
         help="shape of an input, x=1,3,320,320; a symbolic dimension is a name or '?': x=N,3,48,192",
     )
     parser.add_argument("--list-cuts", action="store_true", help="print where the model can be cut, and end")
-    parser.add_argument("--cut", nargs="+", action="extend", metavar="TENSOR", help="where the offloaded part begins")
+    parser.add_argument("--cut", nargs="+", action=_OfRegion, metavar="TENSOR", help="where the offloaded part begins")
     parser.add_argument(
         "--until",
         nargs="+",
-        action="extend",
+        action=_OfRegion,
         metavar="TENSOR",
         help="where it ends (default: the outputs of the model)",
     )
     parser.add_argument(
         "--wire",
+        action=_OfRegion,
         choices=("float32", "float16", "int8"),
         help="how float32 tensors travel, both ways (default: as they are); what it costs in accuracy is measured",
     )
@@ -54,6 +70,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--plan", type=Path, metavar="F", help="cut as `zmq-offload plan --save F` chose")
     parser.add_argument("--name", help="name of the offloaded model")
+    parser.add_argument(
+        "--region",
+        dest="regions",
+        action=_Region,
+        metavar="NAME",
+        help="one of several offloaded parts, each a model; --cut, --until and --wire behind it are its own",
+    )
     parser.add_argument(
         "--version", type=count, metavar="N", help="its version (default: 1; next free: --only-subgraph)"
     )
@@ -90,10 +113,16 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.plan is not None and (args.cut or args.until or args.wire is not None or args.list_cuts):
-        args.usage_error("--plan has --cut, --until and --wire in it; leave them out")
-    if not args.list_cuts and not ((args.cut or args.plan) and args.name):
-        args.usage_error("--cut (or --plan) and --name are required (or --list-cuts)")
+    regions: list[dict[str, Any]] = args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
+    if args.regions and (args.cut or args.until or args.name):
+        args.usage_error("--region has the place of --name; its --cut and --until stand behind it")
+    if args.plan is not None and (args.regions or args.cut or args.until or args.wire is not None or args.list_cuts):
+        args.usage_error("--plan has --cut, --until and --wire in it; leave them, --region and --list-cuts out")
+    for region in regions:
+        if "cut" not in region:
+            args.usage_error(f"--region {region['name']} needs --cut behind it")
+    if not args.list_cuts and not args.regions and not ((args.cut or args.plan) and args.name):
+        args.usage_error("--cut (or --plan) and --name are required (or --region, or --list-cuts)")
     if args.batch_delay is not None and args.max_batch is None:
         args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
@@ -105,10 +134,15 @@ def run(args: argparse.Namespace) -> int:
     args.wire = args.wire or "float32"
     if args.plan is not None:
         inputs = take_plan(args, inputs)
+        regions = [{"name": args.name, "cut": args.cut, "until": args.until}]
     samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
     progress = Progress(quiet=args.quiet)
     split = functools.partial(
-        api.compile_model, args.model, inputs=inputs, cut=args.cut, until=args.until, name=args.name, wire=args.wire
+        api.compile_model,
+        args.model,
+        inputs=inputs,
+        regions=[api.Region(**region) for region in regions],
+        wire=args.wire,
     )
     compiled = split(
         version=args.version,
@@ -130,7 +164,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"  takes   {'; '.join(map(str, model.inputs))}")
         print(f"  returns {'; '.join(map(str, model.outputs))}")
     print(f"device:   {compiled.device}")
-    if args.wire != "float32" or args.wire_check:
+    wires = list(dict.fromkeys(region.get("wire") or args.wire for region in regions))
+    if wires != ["float32"] or args.wire_check:
         with progress.step("compare it with the uncut model"):
             given = [accuracy.named(sample, compiled.manifest.inputs) for sample in samples]
             losses = accuracy.measure_losses(
@@ -141,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
                 again=lambda folder: split(output=folder),
             )
         on = f"{len(given)} given input{'s' if len(given) > 1 else ''}" if given else "a random input"
-        print(f"accuracy: {args.wire} on the wire against the uncut model, on {on}", *losses, sep="\n  ")
+        print(f"accuracy: {' and '.join(wires)} on the wire against the uncut model, on {on}", *losses, sep="\n  ")
     return 0
 
 

@@ -44,7 +44,7 @@ FOLDERS: dict[str, Callable[..., Array]] = {
 
 def fold_constants(mod: tvm.IRModule) -> tvm.IRModule:
     """The module without operators of `FOLDERS` on constants."""
-    folded = tvm.IRModule(mod.functions)
+    folded = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gv, function in mod.functions.items():
         if isinstance(function, relax.Function):
             folded[gv] = _Folder(mod).visit_expr(function)

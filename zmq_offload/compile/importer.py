@@ -7,7 +7,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -60,12 +60,18 @@ def import_onnx(
     """
     model = read_onnx(path)
     _set_input_shapes(model, inputs)
+    tensors = list(tensors)
     slim = simplify(model, tensors)
+    _check_outside(slim.graph, tensors)
     names = list(dict.fromkeys(o for node in slim.graph.node for o in node.output if o))
     outputs = [o.name for o in slim.graph.output]
     _expose(slim, [n for n in names if n not in outputs])
     constants = {o for node in model.graph.node for o in node.output} | {w.name for w in slim.graph.initializer}
-    return _named(_to_relax(slim), slim, outputs, constants | {w.name for w in model.graph.initializer})
+    mod = _to_relax(slim)
+    if any(node.op_type == "If" for node in slim.graph.node):
+        # For a graph with branches the importer computes each output by itself, from the inputs.
+        mod = relax.transform.CanonicalizeBindings()(relax.transform.EliminateCommonSubexpr()(mod))
+    return _named(mod, slim, outputs, constants | {w.name for w in model.graph.initializer})
 
 
 def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
@@ -192,6 +198,31 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
             return onnxslim.slim(copy)
     except Exception as error:
         raise InvalidArgument(f"the model cannot be simplified: {_one_line(error)}") from error
+
+
+def _check_outside(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:
+    """Raises InvalidArgument for a tensor in the body of a loop or a branch: it is there as often as that runs."""
+    # A node with a body that is always the same is not here any more: simplifying has put the body in its place.
+    outside = {o for node in graph.node for o in node.output}
+    for node in graph.node:
+        inside = set(_inside(node)) - outside
+        for tensor in tensors:
+            if tensor in inside:
+                raise InvalidArgument(
+                    f"--cut, --until: tensor {tensor!r} is inside the body of {node.op_type} "
+                    f"{node.name or node.output[0]!r}; a model can be cut before it or behind it, at "
+                    f"{', '.join(map(repr, node.output))} for example"
+                )
+
+
+def _inside(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors of the bodies of a loop or a branch, and of those inside them."""
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from (value.name for value in (*body.input, *body.initializer))
+            for inner in body.node:
+                yield from inner.output
+                yield from _inside(inner)
 
 
 def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:

@@ -111,7 +111,7 @@ def take(args: argparse.Namespace, threads: int) -> Profile:
         if client is not None and not found.offloaded:
             raise InvalidArgument("--broker is for device bundles; nothing is offloaded here")
         if found.offloaded and client is None:
-            names = ", ".join(found.offloaded.values())
+            names = ", ".join(dict.fromkeys(found.offloaded.values()))
             notes.append(f"no --broker: {names} did not run, zeros were taken for what workers would answer")
         arrays = found.arrays(inputs)
         shapes = "; ".join(f"{s.name} {'x'.join(map(str, a.shape))}" for s, a in zip(found.inputs, arrays, strict=True))

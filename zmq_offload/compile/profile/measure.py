@@ -122,6 +122,8 @@ def _caller(subject: Subject, main: Any, inputs: Sequence[Any]) -> Callable[[], 
             if cause is not None:
                 raise cause from None
             raise Internal(f"{subject.title} failed: {' '.join(str(error).split())[:500]}") from error
+        finally:
+            subject.failure.take_back()
 
     return call
 

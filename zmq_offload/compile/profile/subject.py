@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ import numpy as np
 import tvm
 from tvm.runtime import vm
 
-from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, Manifest
-from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, registered
+from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
+from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway, registered
 from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
@@ -43,7 +42,7 @@ class Zeros:
 @dataclass
 class Subject:
     """A compiled model. `flops` is what was counted when it was compiled; `offloaded` has the model's name for each
-    symbol that calls a worker, `remote` the functions that do."""
+    symbol that calls a worker, or sends to it, or receives, `remote` the functions that do."""
 
     title: str
     kind: str
@@ -54,7 +53,7 @@ class Subject:
     onnx: Path | None = None
     offloaded: dict[str, str] = field(default_factory=dict)
     remote: dict[str, RemoteModule] = field(default_factory=dict)
-    failure: threading.local = field(default_factory=threading.local)
+    failure: Underway = field(default_factory=Underway)
 
     def machine(self) -> vm.VirtualMachine:
         """A VM of its own on the library. Raises FailedPrecondition if it cannot be loaded."""
@@ -155,7 +154,7 @@ def _bundle(folder: Path, client: InferenceClient) -> Subject:
         str(folder), "device part", _load(folder / LIBRARY), manifest.inputs, manifest.target, manifest.flops
     )
     for part in manifest.offloaded:
-        subject.offloaded[part.symbol] = part.model
+        subject.offloaded |= {part.symbol + half: part.model for half in ("", SEND, RECEIVE)}
         subject.remote[part.symbol] = RemoteModule(part, client, None, subject.failure)
     return subject
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import relax
 from tvm.ir import IRModule
 from tvm.ir.transform import Pass, PassContext, Sequential, module_pass
 from tvm.target import Target
 
+from zmq_offload.byoc.overlap import keep_apart, overlap
 from zmq_offload.compile.schedules.layout import channels_last
 from zmq_offload.compile.schedules.machine import Machine, is_cpu, machine_of
 from zmq_offload.compile.schedules.schedule import Rule, schedule_pass
 from zmq_offload.compile.schedules.simplify import simplify
+
+
+def _plain(function: Callable[[IRModule], IRModule], name: str) -> Pass:
+    """A pass that needs nothing but the module."""
+    return module_pass(lambda mod, _: function(mod), opt_level=0, name=name)
 
 
 def graph_passes(machine: Machine) -> list[Pass]:
@@ -29,11 +37,13 @@ def graph_passes(machine: Machine) -> list[Pass]:
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
+        _plain(keep_apart, "zmq_offload.keep_apart"),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         # Reads the functions' blocks, which scheduling removes.
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),
+        _plain(overlap, "zmq_offload.overlap"),
     ]
 
 
