@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import deque
@@ -13,20 +12,15 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import libinfo
 from tvm.runtime import vm
-from tvm_ffi.libinfo import load_lib_ctypes
 
+from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway, registered
 from zmq_offload.client import Client
 from zmq_offload.connection import check_timeout
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
-
-# Sorting, and with it topk and NMS, is in a library of its own, which TVM loads with its compiler only.
-with contextlib.suppress(RuntimeError, OSError):  # a TVM without it is complete, or says later what it lacks
-    _EXTRA = load_lib_ctypes("tvm", "tvm_runtime_extra", "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths())
 
 
 def load(
