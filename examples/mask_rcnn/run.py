@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bandwidth", default="100Mbit", type=_kept(units.bandwidth), help="of the emulated link")
     parser.add_argument("--rtt", default="10ms", type=_kept(units.duration), help="of the emulated link")
     factor = checked(float, lambda k: 1 <= k <= 1e4, "a factor from 1 to 10000")
-    parser.add_argument("--slowdown", default=4.0, type=factor, help="the device is so much slower than a core here")
+    parser.add_argument("--slowdown", default=3.0, type=factor, help="the device is so much slower than a core here")
     parser.add_argument("--wire", default="float16", choices=("float32", "float16", "int8"))
     parser.add_argument("--frames", default=300, type=count)
     parser.add_argument("--depth", default=5, type=count, help="frames under way at a time")
