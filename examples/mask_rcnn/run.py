@@ -1,4 +1,4 @@
-"""Run the split Mask R-CNN: device only, offloaded frame by frame, pipelined; over loopback and an emulated link."""
+"""Run the split Mask R-CNN: device only, frame by frame, and pipelined; over loopback and an emulated link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Mask R-CNN of the examples from end to end, and what a plan measures with processes. No speed is asserted."""
+"""The example's Mask R-CNN from end to end, and what a plan measures with real processes. No speed is asserted."""
 
 from __future__ import annotations
 

@@ -113,12 +113,11 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    regions: list[dict[str, Any]] = args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
+    if args.plan is not None and (args.cut or args.until or args.regions or args.wire is not None or args.list_cuts):
+        args.usage_error("--plan has --cut, --until and --wire in it; leave them out")
     if args.regions and (args.cut or args.until or args.name):
         args.usage_error("--region has the place of --name; its --cut and --until stand behind it")
-    if args.plan is not None and (args.regions or args.cut or args.until or args.wire is not None or args.list_cuts):
-        args.usage_error("--plan has --cut, --until and --wire in it; leave them, --region and --list-cuts out")
-    for region in regions:
+    for region in args.regions or ():
         if "cut" not in region:
             args.usage_error(f"--region {region['name']} needs --cut behind it")
     if not args.list_cuts and not args.regions and not ((args.cut or args.plan) and args.name):
@@ -134,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     args.wire = args.wire or "float32"
     if args.plan is not None:
         inputs = take_plan(args, inputs)
-        regions = [{"name": args.name, "cut": args.cut, "until": args.until}]
+    regions: list[dict[str, Any]] = args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
     samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
     progress = Progress(quiet=args.quiet)
     split = functools.partial(
