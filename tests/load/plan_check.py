@@ -1,4 +1,4 @@
-"""Is what `zmq-offload plan` predicts what happens? `python tests/load/plan_check.py`, some minutes, machine to itself.
+"""Is what `zmq-offload plan` predicts what happens? `python -m tests.load.plan_check`, some minutes, machine to itself.
 
 For each network and link: plan, compile what was chosen by `zmq-offload compile --plan`, and run it, a broker and a
 worker in processes of their own, the emulated link between them and a device that is slowed down as the plan supposed.
@@ -23,9 +23,9 @@ os.environ["TVM_NUM_THREADS"] = "1"  # of this process, which is the device
 
 import numpy as np
 import onnx
-from bench_models import CASES
 
 import zmq_offload
+from tests.load.bench_models import CASES
 from zmq_offload.client import Client
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.demo.fabric import start_fabric

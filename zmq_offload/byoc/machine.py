@@ -14,6 +14,7 @@ from tvm import libinfo
 from tvm.runtime import vm
 from tvm_ffi.libinfo import load_lib_ctypes
 
+from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
 from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.errors import FailedPrecondition

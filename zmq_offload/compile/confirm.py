@@ -54,7 +54,7 @@ def measure_split(
             output=folder,
         )
         server = _Server(compiled.subgraphs[0], compiled.manifest, threads)
-        arrays = random_inputs(model.places[0].tensors)
+        arrays = random_inputs(model.imported.inputs)
         with load(compiled.device, client=server) as device, thread_count(threads[0], max(threads)):
             return _run(device, server, arrays, repeat)
 

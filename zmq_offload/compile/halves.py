@@ -2,8 +2,8 @@
 
 Both parts of every cut are functions of one module: what they have in common, nearly everything, is scheduled and
 compiled once, so that all parts of a network take little longer to build than the network. They are what a split would
-run, operators fused and layouts changed as there; adding up the times of fused functions, or of the pieces between
-neighbouring cuts, was tried and is off by up to a factor of two, for each piece converts its layout back and forth.
+run, operators fused and layouts changed as there. (Adding up the times of the pieces between neighbouring cuts was
+tried, and is off by a factor of two: each piece converts its layout back and forth.)
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def cuttable(imported: Imported) -> Cuttable:
     for spec in imported.inputs:
         if ANY in spec.shape:
             raise InvalidArgument(f"input {spec} has symbolic dimensions; give numbers by --input {spec.name}=...")
-    first, last = list(graph.params), list(dict.fromkeys(graph.result_vars()))
+    needed = graph.behind(graph.result_vars())
+    first, last = [p for p in graph.params if p in needed], list(dict.fromkeys(graph.result_vars()))
     best: dict[float, str] = {}
     sizes: dict[str, int] = {}
     for cut in cut_points(graph):

@@ -11,7 +11,7 @@ from zmq_offload.loadgen.draw import Box, Dot, Drawing, Line, Text
 from zmq_offload.plan.costs import Costs, Prediction, Split, Wire
 from zmq_offload.plan.search import Decision
 
-WIDTH, HEIGHT = 1100, 760
+WIDTH, HEIGHT = 1100, 720
 _LATENCY = Panel(90, 116, 960, 300)
 _BYTES = Panel(90, 476, 960, 130)
 _LABELS = 48
