@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,19 +9,13 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import libinfo
 from tvm.runtime import vm
-from tvm_ffi.libinfo import load_lib_ctypes
 
 from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
 from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.protocol.tensors import ANY, TensorSpec
-
-# Sorting, and with it topk and NMS, is in a library of its own, which TVM loads with its compiler only.
-with contextlib.suppress(RuntimeError, OSError):  # a TVM without it is complete, or says later what it lacks
-    _EXTRA = load_lib_ctypes("tvm", "tvm_runtime_extra", "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths())
 
 TURNS = Turns(max(1, len(os.sched_getaffinity(0)) // tvm.runtime.num_threads()))
 """The process's: all models in it compute on the same cores, each run with as many threads as TVM's pool has."""
