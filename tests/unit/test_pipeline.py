@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.processes import eventually
 from zmq_offload.byoc.crew import Crew
 from zmq_offload.byoc.frames import OUTSTANDING, Frame, current
-from zmq_offload.byoc.pipeline import check_depth, in_order, in_order_async
+from zmq_offload.byoc.pipeline import check_depth, in_order
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.errors import InvalidArgument, Unavailable
 
@@ -274,94 +274,30 @@ def test_frames_that_have_not_begun_are_taken_back_without_a_thread() -> None:
         assert frames[1].cancel()
     frames[2].result(10)
     assert ran == [1]
+    assert not wait(frames, 10).not_done  # which is told to who waits for several
+
+
+def test_an_iterator_that_is_dropped_by_the_thread_of_its_own_frame_does_not_wait_for_itself() -> None:
+    held: list[Any] = []
+    second, go, dropped = threading.Event(), threading.Event(), threading.Event()
+
+    def run(frame: int) -> int:
+        if frame == 0:
+            second.wait(10)
+        elif frame == 1:
+            second.set()
+            go.wait(10)
+            held.clear()  # as the garbage collector may, which runs in any thread
+            dropped.set()
+        return frame
+
+    held.append(Model(run).map(range(9), 2))
+    assert next(held[0]) == 0
+    go.set()
+    assert dropped.wait(10)
 
 
 @pytest.mark.parametrize("depth", [0, -1, OUTSTANDING + 1, 1.5, True, None])
 def test_a_depth_that_is_none_is_refused(depth: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"depth .* is not a whole number from 1 to 256"):
         check_depth(depth)
-
-
-async def collect(results: AsyncIterator[Any]) -> list[Any]:
-    return [result async for result in results]
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_asyncio_gives_the_same_results_and_errors_in_order(asynchronous: bool) -> None:
-    async def frames() -> AsyncIterator[int]:
-        for number in range(12):
-            await asyncio.sleep(0)
-            yield number
-
-    async def main() -> None:
-        source: Any = frames() if asynchronous else range(12)
-        model = Model(fails_on())
-        assert await collect(in_order_async(source, model.begin, 3, False)) == [n * 10 for n in range(12)]
-        assert model.most <= 3
-        source = frames() if asynchronous else range(12)
-        results = in_order_async(source, Model(fails_on(5)).begin, 3, False)
-        assert [await anext(results) for _ in range(5)] == [0, 10, 20, 30, 40]
-        with pytest.raises(Unavailable, match="no worker for 5"):
-            await anext(results)
-        source = frames() if asynchronous else range(12)
-        got = await collect(in_order_async(source, Model(fails_on(5)).begin, 3, True))
-        assert isinstance(got[5], Unavailable) and got[6:] == [n * 10 for n in range(6, 12)]
-
-    asyncio.run(main())
-
-
-def test_asyncio_hands_a_result_out_while_the_source_is_waited_for() -> None:
-    async def main() -> None:
-        more = asyncio.Event()
-
-        async def frames() -> AsyncIterator[int]:
-            yield 1
-            await more.wait()
-            yield 2
-
-        results = in_order_async(frames(), Model(fails_on()).begin, 4, False)
-        assert await asyncio.wait_for(anext(results), 10) == 10
-        more.set()
-        assert await asyncio.wait_for(anext(results), 10) == 20
-
-    asyncio.run(main())
-
-
-def test_asyncio_goes_on_while_frames_are_computed_and_the_source_waits() -> None:
-    async def main() -> None:
-        ticks = 0
-        go = threading.Event()
-
-        async def tick() -> None:
-            nonlocal ticks
-            while ticks < 20:
-                ticks += 1
-                await asyncio.sleep(0)
-            go.set()
-
-        def slow_source() -> Iterator[int]:
-            assert go.wait(10), "the event loop stood still"
-            yield 1
-
-        def slow_run(frame: int) -> int:
-            assert go.wait(10), "the event loop stood still"
-            return frame
-
-        ticking = asyncio.create_task(tick())
-        assert await collect(in_order_async(slow_source(), Model(slow_run).begin, 2, False)) == [1]
-        await ticking
-
-    asyncio.run(main())
-
-
-def test_asyncio_takes_requests_back_when_its_consumer_leaves() -> None:
-    async def main() -> None:
-        blocked = Blocked()
-        model = Model(blocked)
-        results = in_order_async(range(100), model.begin, 5, False)
-        assert await anext(results) == 0
-        began = time.monotonic()
-        await results.aclose()  # type: ignore[attr-defined]
-        assert model.now == 0 and time.monotonic() - began < 10
-
-    asyncio.run(main())

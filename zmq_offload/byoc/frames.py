@@ -81,6 +81,8 @@ class Frame(Future[Results]):
                 self._begun = not self.cancelled()
             if self._begun:
                 _crew.run(lambda: self._work(execute, turns))
+            else:
+                self.set_running_or_notify_cancel()  # who waits by `concurrent.futures.wait` is told only by this
             return self._begun
 
         turns.when_free(self.run.number, begin)
@@ -92,9 +94,10 @@ class Frame(Future[Results]):
         return cancelled
 
     def left(self) -> None:
-        """Take it back if it is not done, and wait until nothing of it runs any more."""
+        """Take it back if it is not done, and wait until nothing of it runs any more. (An iterator in a circle of
+        references is dropped by any thread, perhaps by the one that runs this frame, which cannot wait for itself.)"""
         self.cancel()
-        if self._begun:
+        if self._begun and current() is not self.run:
             self._ended.wait()
 
     def _work(self, execute: Callable[[], Results], turns: Turns) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
+from zmq_offload.byoc.crew import Crew
 from zmq_offload.byoc.frames import OUTSTANDING, Frame, Results
 from zmq_offload.errors import InvalidArgument, OffloadError
 
@@ -89,16 +91,20 @@ async def in_order_async(
     finally:
         if taking is not None:
             taking.cancel()
+            await asyncio.wait({taking})  # until then nobody else could close the source
+            if not taking.cancelled():
+                taking.exception()  # of its closing; it has been seen to
         for one, wrapped in running:
             one.cancel()
             wrapped.cancel()
             if not wrapped.cancelled():
                 wrapped.exception()  # it has been seen to
         for one, _ in running:
-            await asyncio.get_running_loop().run_in_executor(None, one.left)
+            await _in_thread(one.left)
 
 
 _END: Any = object()
+_crew = Crew("zmq-offload-source")
 
 
 def _taker(frames: Iterable[Any] | AsyncIterable[Any]) -> Callable[[], Awaitable[Any]]:
@@ -109,9 +115,28 @@ def _taker(frames: Iterable[Any] | AsyncIterable[Any]) -> Callable[[], Awaitable
     plain = iter(frames)
 
     async def take() -> Any:
-        return await asyncio.get_running_loop().run_in_executor(None, next, plain, _END)
+        return await _in_thread(lambda: next(plain, _END))
 
     return take
+
+
+def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
+    """What `work` returns or raises. Not by the event loop's executor: that has few threads, which sources that wait
+    would take from each other, and the program's end waits for all of them."""
+    done: Future[Any] = Future()
+
+    def job() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            if done.set_running_or_notify_cancel():
+                done.set_exception(error)
+        else:
+            if done.set_running_or_notify_cancel():
+                done.set_result(result)
+
+    _crew.run(job)
+    return asyncio.wrap_future(done)
 
 
 def _outcome(frame: Frame | asyncio.Future[Results], return_exceptions: bool) -> Any:
