@@ -99,11 +99,14 @@ def test_a_sealed_bundle_can_only_offload(compiled_mlp: Compiled, client: LocalC
 
 
 def edit(bundle: Path, **changes: Any) -> None:
-    """Change the manifest, and the first fallback's entry by the changes with `copy_` before their names."""
+    """Change the manifest, and the entries of the offloaded part and its copy by the changes with `offloaded_` and
+    `copy_` before their names."""
     said = json.loads((bundle / MANIFEST).read_text())
     for key, value in changes.items():
         if key.startswith("copy_"):
             said["fallback"][0][key.removeprefix("copy_")] = value
+        elif key.startswith("offloaded_"):
+            said["offloaded"][0][key.removeprefix("offloaded_")] = value
         else:
             said[key] = value
     (bundle / MANIFEST).write_text(json.dumps(said))
@@ -131,6 +134,10 @@ OTHER = [{"name": "h2", "datatype": "FP32", "shape": [3, 16]}]
             r"damaged: the fallback of 'mlp' is not fallback_mlp\.so: '\.\./device\.so'",
         ),
         ({"copy_version": 0}, "damaged: version 0"),
+        (
+            {"copy_version": 2, "offloaded_version": 1},
+            "the two halves of 'mlp' differ: the local copy is of version 2, the device asks for 1; compile",
+        ),
         ({"sealed": True}, "damaged: sealed is True, with 1 fallback entries"),
         ({"fallback": []}, "damaged: sealed is False, with 0 fallback entries"),
         ({"fallback": [{}]}, "damaged: key 'model' is missing"),
@@ -152,6 +159,21 @@ def test_a_copy_that_is_missing_or_of_another_build_is_refused(bundle: Path, cli
     (bundle / COPY).unlink()
     with pytest.raises(FailedPrecondition, match=f"{COPY}: No such file"):
         load(bundle, client=client)
+
+
+def test_a_part_has_one_copy(bundle: Path, client: LocalClient) -> None:
+    said = json.loads((bundle / MANIFEST).read_text())
+    edit(bundle, fallback=said["fallback"] * 2)
+    with pytest.raises(FailedPrecondition, match="an offloaded part has two local copies"):
+        load(bundle, client=client)
+
+
+def test_a_copy_of_another_version_than_the_device_asks_for_is_not_built(mlp: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"inputs": {"x": (2, 8)}, "cut": "h2", "name": "m", "output": tmp_path}
+    with pytest.raises(InvalidArgument, match="copy of 'm' would be of version 1, but the device would ask for versi"):
+        compile_model(mlp, **options, with_fallback=True, policy=3)
+    compiled = compile_model(mlp, **options, with_fallback=True, policy=3, version=3)
+    assert [copy.version for copy in compiled.manifest.fallback] == [3]
 
 
 def test_a_bundle_from_before_fallbacks_is_sealed(compiled_mlp: Compiled, tmp_path: Path) -> None:

@@ -172,14 +172,22 @@ class Manifest:
         """The copies of offloaded parts, and where they are.
 
         Raises FailedPrecondition if one is missing, not the one that was described, or not of an offloaded part: of
-        another model, or with other inputs or outputs.
+        another model, of another version than the one that is asked for, or with other inputs or outputs; or if a part
+        has two.
         """
         called = {part.model: part for part in self.offloaded}
+        if len({copy.model for copy in self.fallback}) != len(self.fallback):
+            raise FailedPrecondition(f"{folder / MANIFEST} is damaged: an offloaded part has two local copies")
         for copy in self.fallback:
             part = called.get(copy.model)
             if part is None:
                 raise FailedPrecondition(
                     f"{folder / copy.library} is of {copy.model!r}, which the device does not call"
+                )
+            if part.version not in ("latest", copy.version):
+                raise FailedPrecondition(
+                    f"{folder}: the two halves of {copy.model!r} differ: the local copy is of version {copy.version}, "
+                    f"the device asks for {part.version}; compile the bundle again"
                 )
             for kind, here, there in (("inputs", copy.inputs, part.inputs), ("outputs", copy.outputs, part.outputs)):
                 if here != there:

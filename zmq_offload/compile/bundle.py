@@ -92,8 +92,13 @@ class Destination:
             raise InvalidArgument("--with-fallback is for a device bundle, which --only-subgraph leaves as it is")
         for model in models:
             check_model_name(model)
-            check_version(self.number(model))
-            place = self.repository.path(model, self.number(model))
+            number = check_version(self.number(model))
+            if self.with_fallback and self.policy not in ("latest", number):
+                raise InvalidArgument(
+                    f"--with-fallback: the copy of {model!r} would be of version {number}, but the device would ask "
+                    f"for version {self.policy}; compile that one"
+                )
+            place = self.repository.path(model, number)
             if _there(place) and not self.force:
                 free = max(self.repository.versions(model), default=0) + 1
                 raise AlreadyExists(
