@@ -82,6 +82,19 @@ def test_the_command_prints_it_for_given_inputs_and_for_random_ones(
     assert 0 < float(said[-1].split("at most ")[1].split(",")[0]) < 1e-2
 
 
+def test_one_region_that_is_compiled_again_is_measured_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx_models.branches(tmp_path / "branches.onnx")
+    arguments = ["compile", str(model), "--input", "x=1,3,8,8", "--wire", "float16", "-o", str(tmp_path), "--quiet"]
+    right = ["--region", "right", "--cut", "features", "--until", "right"]
+    assert main([*arguments, "--region", "left", "--cut", "features", "--until", "left", *right]) == 0
+    assert main([*arguments, "--only-subgraph", *right]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-3] == "accuracy: float16 on the wire against the uncut model, on a random input"
+    assert 0 < float(said[-1].split("at most ")[1].split(",")[0]) < 1e-2
+
+
 def test_libraries_of_another_cpu_are_not_run(convnet: Path, tmp_path: Path) -> None:
     compiled = compile_model(
         convnet, inputs=SHAPES, cut="features", name="net", output=tmp_path, device_target=BOARD, wire="float16"

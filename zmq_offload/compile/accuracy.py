@@ -59,15 +59,19 @@ def measure_losses(
 ) -> list[Loss]:
     """Run an ONNX model uncut and split on the same samples and compare each output.
 
-    `inputs` are the shapes that it was compiled with. Libraries that are for another kind of CPU cannot run here;
-    `again` compiles the split model once more for this one, into a folder that it is given.
+    `inputs` are the shapes that it was compiled with. Libraries that are for another kind of CPU cannot run here, nor
+    can a device bundle that calls more models than were compiled (`only_subgraph` of one of several regions): `again`
+    compiles the split model once more, for this one, into a folder that it is given.
 
-    Raises InvalidArgument for samples that do not fit the model, and FailedPrecondition for libraries of another CPU
+    Raises InvalidArgument for samples that do not fit the model, and FailedPrecondition for what cannot run here
     without `again`.
     """
     with tempfile.TemporaryDirectory(prefix="zmq-offload-accuracy-") as scratch:
-        if again is not None and not _runs_here(compiled):
+        others = {part.model for part in compiled.manifest.offloaded} - {model.name for model in compiled.models}
+        if again is not None and (others or not _runs_here(compiled)):
             compiled = again(Path(scratch) / "split")
+        elif others:
+            raise FailedPrecondition(f"{compiled.device} calls {', '.join(sorted(others))}, too, which is not at hand")
         library = Path(scratch) / "uncut.so"
         compile_uncut(model, library, inputs=inputs)
         uncut = UncutModel(library)
