@@ -258,7 +258,7 @@ def test_a_plan_comes_back_as_it_was(model: Path, tmp_path: Path) -> None:
         ({"format_version": 99}, f"format version 99, this release reads {FORMAT_VERSION}"),
         ({"format": "zmq-offload profile of cuts"}, "is no zmq-offload plan; make one by"),
         ({"wire": "int4"}, "is damaged: wire 'int4'"),
-        ({"cut": "small"}, "is damaged: cut and until are lists of names"),
+        ({"cut": "small"}, "is damaged: cut, until and sealed are lists of names"),
         ({"model": 3}, "is damaged"),
         ({"predicted": None}, "is damaged"),
     ],

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmq_offload.errors import FailedPrecondition
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching
@@ -190,13 +190,19 @@ def run(args: argparse.Namespace) -> int:
 def take_plan(args: argparse.Namespace, inputs: Mapping[str, Sequence[int | str]]) -> dict[str, tuple[int | str, ...]]:
     """Put what a plan says into the arguments; the inputs' shapes of the plan.
 
-    Raises InvalidArgument for a plan of another model or of other shapes than `inputs`, and FailedPrecondition if it
-    leaves the whole model on the device.
+    Raises InvalidArgument for a plan of another model or of other shapes than `inputs`, or that keeps weights off the
+    device where --with-fallback is to put them there, and FailedPrecondition if it leaves the whole model on the
+    device.
     """
     from zmq_offload.plan.files import Plan
 
     plan = Plan.read(args.plan)
     plan.subject.check(Path(args.model), args.plan, inputs)
+    if plan.sealed and args.with_fallback:
+        raise InvalidArgument(
+            f"{args.plan} keeps {', '.join(map(repr, plan.sealed))} off the device (--seal); --with-fallback would put "
+            "a copy there: leave it out, or plan without --seal"
+        )
     if plan.local:
         raise FailedPrecondition(
             f"{args.plan} says: device only; no cut beats the whole model on the device, so there is nothing to split"

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
     title = f"{args.model.name} over {units.bandwidth_text(args.bandwidth)}, {args.rtt * 1e3:g} ms"
     chart.draw(costs, decision, wires, title).png(args.output)
-    plan = _plan(model, subject, decision)
+    plan = _plan(model, subject, decision, args.seal)
     if args.save is not None:
         plan.write(args.save)
     machines = [("model", f"{args.model.name}, {'; '.join(map(str, model.imported.inputs))}")]
@@ -181,13 +181,13 @@ def _decide(
     return decide(costs, splits, args.objective, 0 if there else args.confirm, measure)
 
 
-def _plan(model: Cuttable, subject: Subject, decision: Decision) -> Plan:
+def _plan(model: Cuttable, subject: Subject, decision: Decision, sealed: list[str]) -> Plan:
     from zmq_offload.compile.confirm import names_of
     from zmq_offload.plan.report import figures
 
     chosen = decision.chosen
     cut, until = ((), ()) if chosen.local else names_of(model, chosen.split)
-    return Plan(subject, cut, until, chosen.split.wire, decision.objective, figures(chosen))
+    return Plan(subject, cut, until, chosen.split.wire, decision.objective, figures(chosen), tuple(sealed))
 
 
 def _machines(args: argparse.Namespace, profiles: dict[Path, Profile], server_threads: int) -> list[tuple[str, str]]:

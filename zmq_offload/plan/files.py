@@ -116,7 +116,8 @@ class Profile:
 @dataclass(frozen=True)
 class Plan:
     """What was chosen for a model. `cut` is empty if all of it stays on the device; an `until` that is empty stands for
-    the model's outputs. `predicted` are the prediction's figures, for a reader."""
+    the model's outputs. `predicted` are the prediction's figures, for a reader. `sealed` are the weights that were to
+    be kept off the device."""
 
     subject: Subject
     cut: tuple[str, ...]
@@ -124,6 +125,7 @@ class Plan:
     wire: Wire
     objective: str
     predicted: Mapping[str, Any]
+    sealed: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -139,6 +141,7 @@ class Plan:
                 "until": self.until,
                 "wire": self.wire,
                 "objective": self.objective,
+                "sealed": self.sealed,
                 "predicted": self.predicted,
             },
         )
@@ -153,7 +156,7 @@ class Plan:
                 raise ValueError(f"wire {wire!r} is not one of {', '.join(WIRES)}")
             cut, until = _names(value["cut"]), _names(value["until"])
             subject, predicted = Subject.from_json(value["model"]), dict(value["predicted"])
-            return cls(subject, cut, until, wire, str(value["objective"]), predicted)
+            return cls(subject, cut, until, wire, str(value["objective"]), predicted, _names(value.get("sealed", [])))
         except KeyError as missing:
             raise InvalidArgument(f"{file} is damaged: key {missing} is missing") from None
         except (TypeError, ValueError, AttributeError) as error:
@@ -197,5 +200,5 @@ def _coding(value: Mapping[str, Any], size: int) -> dict[Wire, tuple[float, ...]
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError("cut and until are lists of names")
+        raise ValueError("cut, until and sealed are lists of names")
     return tuple(value)
