@@ -11,15 +11,17 @@ from tvm import ir, relax
 from zmq_offload.compile.halves import Cuttable
 from zmq_offload.plan.rules import Rules, check_names
 
-_UNCHANGED = {
+_MIXING = {
     f"relax.{name}"
     for name in (
-        "reshape", "permute_dims", "flatten", "squeeze", "expand_dims", "astype", "concat", "split", "strided_slice",
-        "broadcast_to", "flip", "image.resize2d",
+        "nn.conv1d", "nn.conv2d", "nn.conv3d", "nn.conv1d_transpose", "nn.conv2d_transpose", "nn.conv3d_transpose",
+        "matmul", "einsum", "outer", "nn.attention", "nn.attention_bias", "nn.attention_var_len",
+        "nn.adaptive_avg_pool1d", "nn.adaptive_avg_pool2d", "nn.adaptive_avg_pool3d",
+        "sum", "mean", "median", "prod", "std", "variance", "argmax", "argmin", "size", "shape_of",
     )
 }  # fmt: skip
-_INVERTIBLE = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "clip", "negative")}
-"""With a constant: what comes before a network as its normalization."""
+"""What makes one number of many. All else leaves a picture a picture: it moves, scales or bends each number by itself,
+as a normalization or an activation does, or makes the picture smaller."""
 
 
 def rules_of(model: Cuttable, onnx_model: onnx.ModelProto, seal: Sequence[str], private: Sequence[str]) -> Rules:
@@ -81,24 +83,21 @@ def _needed(names: Collection[str], sources: Mapping[str, tuple[str, ...]], stop
 
 
 def _raw(model: Cuttable, variables: Sequence[ir.Var]) -> set[str]:
-    """The inputs of the model that these variables are, or are but for what can be undone."""
+    """The inputs of the model that these variables are, or are but for what mixes nothing."""
     graph = model.imported.graph
     values = {b.var: b.value for b in graph.bindings}
-    varying = graph.from_inputs()
-    found, todo = set[str](), list(variables)
+    found, seen, todo = set[str](), set[ir.Var](), list(variables)
     while todo:
         var = todo.pop()
+        if var in seen:
+            continue
+        seen.add(var)
         if var in graph.params:
             found.add(graph.name(var))
-        elif var in values and _undoable(values[var], [v for v in graph.used(var) if v in varying]):
+        elif var in values and not _mixes(values[var]):
             todo += graph.used(var)
     return found
 
 
-def _undoable(value: relax.Expr, varying: Sequence[ir.Var]) -> bool:
-    if isinstance(value, ir.Var | relax.Tuple | relax.TupleGetItem):
-        return True
-    if not isinstance(value, ir.Call) or not isinstance(value.op, ir.Op):
-        return False
-    name = str(value.op.name)
-    return name in _UNCHANGED or (name in _INVERTIBLE and len(varying) == 1)
+def _mixes(value: relax.Expr) -> bool:
+    return isinstance(value, ir.Call) and isinstance(value.op, ir.Op) and str(value.op.name) in _MIXING

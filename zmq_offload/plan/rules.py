@@ -14,7 +14,7 @@ from zmq_offload.plan.costs import Place, Split, Wire
 class Rules:
     """What holds at each place. `sealed_before[i]` are the sealed weights that computing place i needs, and
     `sealed_behind[i]` those needed behind it; `raw[i]` are the private inputs that place i would send as they are, or
-    so that they can be had back from it (reshaped, cast, scaled by constants)."""
+    with no more done to it than to each number by itself (reshaped, cast, normalized, activated)."""
 
     sealed_before: tuple[frozenset[str], ...]
     sealed_behind: tuple[frozenset[str], ...]
