@@ -20,7 +20,7 @@ from tvm_ffi.libinfo import load_lib_ctypes
 
 from zmq_offload.errors import FailedPrecondition, Internal
 from zmq_offload.protocol.tensors import ANY
-from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository
+from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository, loadable
 
 Array = np.ndarray[Any, Any]
 
@@ -61,7 +61,7 @@ class GraphExecutor:
         if self.model.cpu is not None:
             self.model.cpu.check(str(folder / LIBRARY))
         try:
-            library = tvm.runtime.load_module(str(folder / LIBRARY))
+            library = tvm_ffi.load_module(loadable(folder / LIBRARY))
             self._main = vm.VirtualMachine(library, tvm.cpu())["main"]
         except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
             raise FailedPrecondition(f"{folder / LIBRARY} cannot be loaded: {_one_line(error)}") from None

@@ -6,12 +6,14 @@ folder beside its place and renamed into it, so that a worker never sees half of
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +28,9 @@ FORMAT_VERSION = 1
 LIBRARY = "subgraph.so"
 DESCRIPTION = "model.json"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+_loading = threading.Lock()
+_loaded: dict[Path, list[int]] = {}  # the inodes that were loaded by a name
 
 
 def check_model_name(name: str) -> str:
@@ -138,6 +143,22 @@ def _batching(value: Any) -> Batching | None:
     if not isinstance(value, dict) or not value.keys() <= {"max_batch", "delay_us"} or "max_batch" not in value:
         raise InvalidArgument(f"batching must be an object with max_batch and delay_us, not {value!r}")
     return Batching(**value)
+
+
+def loadable(library: Path) -> str:
+    """The name by which to load a library. The system's loader does not look at a file again whose name it knows, and
+    TVM's libraries are never unloaded: a file that was replaced since it was loaded gets another spelling of its name.
+    (It is for `tvm_ffi.load_module`; that of `tvm.runtime` would spell it as before.)
+    """
+    place = library.resolve()
+    with contextlib.suppress(OSError):  # of a file that is not there: loading it says so
+        with _loading:
+            inodes = _loaded.setdefault(place, [])
+            inode = place.stat().st_ino
+            if inode not in inodes:
+                inodes.append(inode)
+        return f"{place.parent}/{'./' * inodes.index(inode)}{place.name}"
+    return str(library)
 
 
 def checksum(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.support import onnx_models
@@ -142,6 +143,7 @@ def test_tvms_runtime_library_alone_is_enough_for_worker_and_device(compiled_mlp
     program = """
 import sys
 import numpy as np
+import onnx
 from workers.executor import GraphExecutor
 from zmq_offload.byoc.model import load
 from zmq_offload.repository import Repository
@@ -215,3 +217,23 @@ def test_a_version_for_a_better_cpu_is_refused_before_it_is_loaded(fresh_mlp: Pa
     file.write_text(json.dumps(described))
     with pytest.raises(FailedPrecondition, match=r"mlp/1/subgraph\.so was built for a CPU with avx1024"):
         GraphExecutor(repository, "mlp", 1)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_version_that_was_replaced_is_not_taken_for_the_old_one(mlp: Path, tmp_path: Path, kept: bool) -> None:
+    ways = {"inputs": {"x": (2, 8)}, "cut": ["h2"], "name": "m", "output": tmp_path, "force": True}
+    repository = Repository(tmp_path / "repository")
+    compile_model(mlp, until=["h4"], **ways)  # type: ignore[arg-type]
+    old = [GraphExecutor(repository, "m", 1)]
+    if not kept:
+        old.clear()
+    other = tmp_path / "other.onnx"
+    model = onnx.load(mlp)
+    weight = next(w for w in model.graph.initializer if list(w.dims) == [16, 8])
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx_models.random(16, 8, seed=2), weight.name))
+    onnx.save(model, other)
+    compile_model(other, until=["h4"], **ways)  # type: ignore[arg-type]
+    ((found,),) = GraphExecutor(repository, "m", 1).run([[H2]])
+    np.testing.assert_allclose(found, 1 - expected(H2), atol=1e-5)
+    for executor in old:
+        np.testing.assert_allclose(executor.run([[H2]])[0][0], expected(H2), atol=1e-5)

@@ -231,3 +231,17 @@ def test_submit_and_asyncio(compiled: Compiled, client: LocalClient, monkeypatch
     late = model.submit(X)
     with pytest.raises(FailedPrecondition, match="the model is closed"):
         late.result(20)
+
+
+def test_a_bundle_that_was_compiled_again_is_loaded_again(tmp_path: Path, mlp: Path) -> None:
+    ways: dict[str, Any] = {"inputs": {"x": (2, 8)}, "output": tmp_path, "force": True, "with_fallback": True}
+    first = compile_model(mlp, cut="h2", until="h4", name="m", **ways)
+    client = LocalClient(first.subgraphs[0].parent.parent)
+    expected = run_uncut(mlp, {"x": (2, 8)}, [X])[0]
+    with load(first.device, client=client, offload="never") as before:
+        np.testing.assert_allclose(before(X), expected, atol=1e-5)
+        # Another cut at the same place on disk: neither half of the first bundle fits it.
+        second = compile_model(mlp, cut="x", until="h2", name="m", **ways)
+        with load(second.device, client=client, offload="never") as after:
+            np.testing.assert_allclose(after(X), expected, atol=1e-5)
+            np.testing.assert_allclose(before(X), expected, atol=1e-5)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
@@ -16,6 +17,7 @@ from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.repository import loadable
 
 TURNS = Turns(max(1, len(os.sched_getaffinity(0)) // tvm.runtime.num_threads()))
 """The process's: all models in it compute on the same cores, each run with as many threads as TVM's pool has."""
@@ -78,7 +80,7 @@ class _Machine:
 def load_library(path: Path) -> tvm.runtime.Module:
     """A compiled Relax module. Raises FailedPrecondition, naming the file, if it is none."""
     try:
-        module = tvm.runtime.load_module(str(path))
+        module = tvm_ffi.load_module(loadable(path))
         module["vm_load_executable"]
     except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
         raise FailedPrecondition(f"{path} cannot be loaded: {one_line(error)}") from None

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.compile.build import build, export
 from zmq_offload.compile.importer import Dim, import_uncut
 from zmq_offload.compile.target import resolve_target
 from zmq_offload.errors import FailedPrecondition
+from zmq_offload.repository import loadable
 
 Array = np.ndarray[Any, Any]
 
@@ -43,7 +45,7 @@ class UncutModel:
 
     def __init__(self, library: str | os.PathLike[str]) -> None:
         try:
-            module = tvm.runtime.load_module(str(library))
+            module = tvm_ffi.load_module(loadable(Path(library)))
             self._main = vm.VirtualMachine(module, tvm.cpu())["main"]
         except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
             raise FailedPrecondition(f"{library} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
