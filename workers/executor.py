@@ -5,6 +5,7 @@ TVM's runtime is enough (TVM_USE_RUNTIME_LIB=1 halves the memory of a worker), s
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm_ffi
+from tvm import libinfo
 from tvm.runtime import vm
+from tvm_ffi.libinfo import load_lib_ctypes
 
 from zmq_offload.errors import FailedPrecondition, Internal
 from zmq_offload.protocol.tensors import ANY
@@ -24,6 +27,11 @@ Array = np.ndarray[Any, Any]
 
 _ONE_CORE_PER_THREAD = -2
 """tvm::runtime::threading::ThreadGroup::kSpecifyOneCorePerThread"""
+
+
+# Sorting, and with it topk and NMS, is in a library of its own, which TVM loads with its compiler only.
+with contextlib.suppress(RuntimeError, OSError):  # a TVM without it is complete, or says later what it lacks
+    _EXTRA = load_lib_ctypes("tvm", "tvm_runtime_extra", "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths())
 
 
 def bind_threads(cores: Sequence[int]) -> None:

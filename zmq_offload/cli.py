@@ -14,8 +14,10 @@ from zmq_offload.settings import run
 COMMANDS = (
     "zmq_offload.compile.command",
     "zmq_offload.compile.profile.command",
+    "zmq_offload.plan.command",
     "zmq_offload.status",
     "zmq_offload.loadgen.command",
+    "zmq_offload.link.command",
     "zmq_offload.keys_command",
     "zmq_offload.demo.command",
 )

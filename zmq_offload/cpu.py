@@ -47,6 +47,11 @@ _X86 = {
     "avx512bitalg": "avx512_bitalg",
     "avx512vpopcntdq": "avx512_vpopcntdq",
     "avxvnni": "avx_vnni",
+    # AMD's own; all but the first ended with Zen.
+    "sse4a": "sse4a",
+    "fma4": "fma4",
+    "xop": "xop",
+    "tbm": "tbm",
 }
 _ARM = {
     "neon": "asimd",

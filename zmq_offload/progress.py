@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -71,7 +72,11 @@ class Progress:
 
     def _tick(self, said: _Said, began: float, ended: threading.Event) -> None:
         while True:
-            print(f"{_CLEAR}{said.text} {time.monotonic() - began:.1f} s", end="", file=self._stream, flush=True)
+            shown = f"{said.text} {time.monotonic() - began:.1f} s"
+            # A longer line would wrap, and only its last row be taken away.
+            most = shutil.get_terminal_size().columns - 1
+            shown = shown if len(shown) <= most else f"{shown[: most - 3]}..."
+            print(f"{_CLEAR}{shown}", end="", file=self._stream, flush=True)
             if ended.wait(0.2):
                 return
 

@@ -262,6 +262,15 @@ def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     assert re.fullmatch(r"\[1/1\] tune \.\.\. [123]/4", lines[0])
 
 
+def test_a_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal = Terminal()
+    with Progress(1, stream=terminal).step("tune") as say:
+        say("x" * 100)
+        time.sleep(0.3)
+    assert all(len(shown) < 30 for shown in terminal.getvalue().split("\r\x1b[K")[:-1])
+
+
 def test_quiet_progress_shows_nothing() -> None:
     silent = io.StringIO()
     with Progress(1, stream=silent, quiet=True).step("nothing"):

@@ -167,6 +167,20 @@ print("fine")
     assert done.stdout == "fine\n", done.stderr
 
 
+def test_sorting_is_there_with_tvms_runtime_alone() -> None:
+    """Else topk and NMS fail, on a worker as on a device."""
+    for module in ("workers.executor", "zmq_offload.byoc.model"):
+        program = f"import {module}, tvm_ffi; assert tvm_ffi.get_global_func('tvm.contrib.sort.topk'); print('fine')"
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program],
+            env={**os.environ, "TVM_USE_RUNTIME_LIB": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == "fine\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def batching_executor(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> GraphExecutor:
     """h2 [N,16] -> h4 [N,8] with a symbolic N."""

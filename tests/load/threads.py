@@ -1,8 +1,8 @@
 """Threads or processes: `python -m tests.load.threads`.
 
 Requests a second of a compute-bound subgraph (convolutions) on all cores of this host: one worker process with a
-thread for each core against a process for each core with one thread, both fabrics up at the same time and loaded in
-turns, by as many clients as there are slots.
+thread for each core against a process for each core with one thread, and against a single process with one thread; all
+fabrics up at the same time and loaded in turns, by twice as many clients as cores.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from tests.support.processes import eventually, running_broker, running_workers
 from zmq_offload import Client
 from zmq_offload.compile import compile_model
 
-SIDE, CHANNELS, LAYERS = 56, 64, 3
+SIDE, CHANNELS = 56, 64
 
 
-def subgraph(folder: Path) -> Path:
-    """Three 3x3 convolutions of 64 channels at 56 x 56: 0.7 GFLOP, and 800 KB each way."""
+def subgraph(folder: Path, layers: int) -> Path:
+    """3x3 convolutions of 64 channels at 56 x 56: 0.23 GFLOP each, and 800 KB each way."""
     nodes = [helper.make_node("Relu", ["x"], ["t0"])]
     weights = {}
-    for at in range(LAYERS):
+    for at in range(layers):
         weights[f"w{at}"] = onnx_models.random(CHANNELS, CHANNELS, 3, 3, seed=at) / 24
         nodes.append(helper.make_node("Conv", [f"t{at}", f"w{at}"], [f"c{at}"], pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"c{at}"], [f"t{at + 1}"]))
     shape = [1, CHANNELS, SIDE, SIDE]
-    path = onnx_models.write(folder / "m.onnx", nodes, {"x": shape}, {f"t{LAYERS}": shape}, weights)
+    path = onnx_models.write(folder / "m.onnx", nodes, {"x": shape}, {f"t{layers}": shape}, weights)
     compile_model(path, cut=["t0"], name="m", output=folder)
     return folder / "repository"
 
@@ -77,11 +77,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.load.threads", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each, in a round")
+    parser.add_argument("--layers", type=int, default=3, help="convolutions: the more, the less the way there counts")
     args = parser.parse_args()
-    shapes = {f"1 process x {cores} threads": (1, cores), f"{cores} processes x 1 thread": (cores, 1)}
+    shapes = {
+        f"1 process x {cores} threads": (1, cores),
+        f"{cores} processes x 1 thread": (cores, 1),
+        "1 process x 1 thread": (1, 1),
+    }
     rates: dict[str, list[float]] = {name: [] for name in shapes}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        repository = subgraph(Path(scratch))
+        repository = subgraph(Path(scratch), args.layers)
         endpoints = {name: stack.enter_context(fabric(repository, *shape)) for name, shape in shapes.items()}
         for endpoint in endpoints.values():
             rate(endpoint, 1, 0.5)
@@ -91,8 +96,8 @@ def main() -> None:
     print("| workers | requests/s, median | lowest | highest |\n|---|---|---|---|")
     for name, own in rates.items():
         print(f"| {name} | {statistics.median(own):.1f} | {min(own):.1f} | {max(own):.1f} |")
-    one, many = (statistics.median(own) for own in rates.values())
-    print(f"\nprocesses / threads: {many / one:.2f}")
+    threaded, many, one = (statistics.median(own) for own in rates.values())
+    print(f"\nprocesses / threads: {many / threaded:.2f}; {cores} processes / 1: {many / one:.2f}")
 
 
 if __name__ == "__main__":

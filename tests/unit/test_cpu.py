@@ -58,3 +58,10 @@ def test_only_features_of_all_processors_count() -> None:
 def test_damaged_needs_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match="cpu must be"):
         CpuNeeds.from_json(value)
+
+
+def test_what_only_older_amd_cpus_have_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, "x86_64", "avx avx2 fma sse4a")
+    CpuNeeds.of("x86_64", ["avx2", "sse4a"]).check("it")
+    with pytest.raises(FailedPrecondition, match="CPU with fma4, tbm, xop"):
+        CpuNeeds.of("x86_64", ["avx2", "sse4a", "fma4", "xop", "tbm"]).check("it")  # bdver4, on a Zen

@@ -36,6 +36,11 @@ PURE = [
     "workers/session.py",
     "zmq_offload/session.py",
     "zmq_offload/timers.py",
+    *(f"zmq_offload/plan/{name}.py" for name in ("costs", "rules", "search", "report")),
+    "zmq_offload/units.py",
+    "zmq_offload/byoc/choice.py",
+    "zmq_offload/link/conditions.py",
+    "zmq_offload/link/path.py",
     *(f"zmq_offload/protocol/{p.name}" for p in (ROOT / "zmq_offload/protocol").glob("*.py")),
 ]
 IMPURE = {

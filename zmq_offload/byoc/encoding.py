@@ -61,10 +61,12 @@ def encode(builder: relax.BlockBuilder, value: relax.Expr, wire: Wire) -> list[r
         return [value]
     emit = builder.emit
     if wire == "float16":
-        inside = op.minimum(op.maximum(value, _const(-_LARGEST)), _const(_LARGEST))
-        # Infinities stay, and so does NaN, which is less than nothing.
+        # Infinities stay, and NaN compares with nothing. (One comparison: LLVM refuses what TVM makes of a logical_and
+        # of two where a schedule has vectors for the tail of a tile.)
         finite = emit(op.less(op.abs(value), _const(math.inf)))
-        return [emit(op.astype(op.where(finite, inside, value), "float16"))]
+        limited = emit(op.minimum(op.maximum(value, _const(-_LARGEST)), _const(_LARGEST)))
+        inside = op.where(finite, limited, value)
+        return [emit(op.astype(inside, "float16"))]
     ty = value.ty
     axes = list(range(len(_rows(ty)), len(ty.shape)))
     # A maximum may ignore NaN; it does not ignore infinity. (TVM takes a comparison of x with x for true.)

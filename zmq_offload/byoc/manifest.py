@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,11 +53,50 @@ class Offloaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """The bundle's own copy of an offloaded part: which version of its model it is a copy of, the library beside the
+    device's, that one's checksum, and its signature."""
+
+    model: str
+    version: int
+    library: str
+    checksum: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "version": self.version,
+            "library": self.library,
+            "checksum": self.checksum,
+            "inputs": [t.to_json() for t in self.inputs],
+            "outputs": [t.to_json() for t in self.outputs],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Fallback:
+        """Raises InvalidArgument saying what is wrong with `value`; KeyError for what is missing."""
+        model = check_model_name(value["model"])
+        if value["library"] != fallback_library(model):
+            raise InvalidArgument(f"the fallback of {model!r} is not {fallback_library(model)}: {value['library']!r}")
+        if not isinstance(value["checksum"], str):
+            raise InvalidArgument("checksum must be a string")
+        signature = _specs(value["inputs"]), _specs(value["outputs"])
+        return cls(model, check_version(value["version"]), value["library"], value["checksum"], *signature)
+
+
+def fallback_library(model: str) -> str:
+    """The file name of the copy of a model."""
+    return f"fallback_{model}.so"
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a device bundle is: the whole model's signature, in the model's order, and what is offloaded.
 
     `checksum` is "sha256:<hex>" of the library, `target` the TVM target that it is for as JSON-able data, `cpu` what
-    that needs of the device's CPU.
+    that needs of the device's CPU. A bundle with a `fallback` is not sealed: it holds the offloaded parts, too.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -67,6 +107,7 @@ class Manifest:
     tvm_version: str
     checksum: str
     flops: dict[str, Any] = field(default_factory=dict)
+    fallback: tuple[Fallback, ...] = ()
 
     def write(self, folder: Path) -> None:
         described = {
@@ -74,6 +115,8 @@ class Manifest:
             "inputs": [t.to_json() for t in self.inputs],
             "outputs": [t.to_json() for t in self.outputs],
             "offloaded": [o.to_json() for o in self.offloaded],
+            "sealed": not self.fallback,
+            "fallback": [f.to_json() for f in self.fallback],
             "target": self.target,
             "cpu": self.cpu.to_json(),
             "tvm_version": self.tvm_version,
@@ -103,8 +146,18 @@ class Manifest:
                 raise InvalidArgument("tvm_version and checksum must be strings")
             cpu = CpuNeeds.from_json(value["cpu"])
             flops = value.get("flops")
+            fallback = tuple(map(Fallback.from_json, value.get("fallback", ())))
+            if value.get("sealed", True) is not (not fallback):
+                raise InvalidArgument(f"sealed is {value.get('sealed', True)!r}, with {len(fallback)} fallback entries")
             return cls(
-                *described, offloaded, value["target"], cpu, version, digest, flops if isinstance(flops, dict) else {}
+                *described,
+                offloaded,
+                value["target"],
+                cpu,
+                version,
+                digest,
+                flops if isinstance(flops, dict) else {},
+                fallback,
             )
         except KeyError as missing:
             raise FailedPrecondition(f"{file} is damaged: key {missing} is missing") from None
@@ -113,14 +166,42 @@ class Manifest:
 
     def check_library(self, folder: Path) -> Path:
         """The library's path. Raises FailedPrecondition if it is missing or not the one that was described."""
-        library = folder / LIBRARY
-        try:
-            actual = checksum(library)
-        except OSError as error:
-            raise FailedPrecondition(f"{library}: {error.strerror or error}") from None
-        if actual != self.checksum:
-            raise FailedPrecondition(f"{library} is damaged: its checksum is {actual}, {MANIFEST} says {self.checksum}")
-        return library
+        return _checked(folder / LIBRARY, self.checksum)
+
+    def check_fallback(self, folder: Path) -> dict[Fallback, Path]:
+        """The copies of offloaded parts, and where they are.
+
+        Raises FailedPrecondition if one is missing, not the one that was described, or not of an offloaded part: of
+        another model, or with other inputs or outputs.
+        """
+        called = {part.model: part for part in self.offloaded}
+        for copy in self.fallback:
+            part = called.get(copy.model)
+            if part is None:
+                raise FailedPrecondition(
+                    f"{folder / copy.library} is of {copy.model!r}, which the device does not call"
+                )
+            for kind, here, there in (("inputs", copy.inputs, part.inputs), ("outputs", copy.outputs, part.outputs)):
+                if here != there:
+                    raise FailedPrecondition(
+                        f"{folder}: the two halves of {copy.model!r} differ: the local copy's {kind} are "
+                        f"{_listed(here)}, the offloaded part's {_listed(there)}; compile the bundle again"
+                    )
+        return {copy: _checked(folder / copy.library, copy.checksum) for copy in self.fallback}
+
+
+def _checked(library: Path, described: str) -> Path:
+    try:
+        actual = checksum(library)
+    except OSError as error:
+        raise FailedPrecondition(f"{library}: {error.strerror or error}") from None
+    if actual != described:
+        raise FailedPrecondition(f"{library} is damaged: its checksum is {actual}, {MANIFEST} says {described}")
+    return library
+
+
+def _listed(specs: Iterable[TensorSpec]) -> str:
+    return "; ".join(map(str, specs)) or "none"
 
 
 def check_policy(version: Any) -> VersionPolicy:

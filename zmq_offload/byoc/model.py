@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import tvm
-from tvm.runtime import vm
 
+from zmq_offload.byoc.frames import OUTSTANDING, Frame, Results, Run
+from zmq_offload.byoc.machine import TURNS, Machines, load_library, one_line
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
-from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway, registered
+from zmq_offload.byoc.offload import Mode, Offload, Statistics
+from zmq_offload.byoc.pipeline import check_depth, in_order, in_order_async
+from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway
 from zmq_offload.client import Client
 from zmq_offload.connection import check_timeout
-from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument
-from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
+from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted
+from zmq_offload.protocol.tensors import TensorSpec, check_tensors, datatype_of
 
 
 def load(
@@ -28,15 +30,18 @@ def load(
     *,
     client: InferenceClient | None = None,
     timeout: float | None = None,
+    offload: Mode = "always",
 ) -> OffloadedModel:
     """Load a device bundle (the folder that `zmq-offload compile` writes as `device`).
 
     `broker` is the endpoint, or several for failover, at which to ask for the offloaded parts; the connection is made
     here and closed with the model. Or bring a `client`, which stays yours and can serve several models. `timeout`, in
-    seconds, is for each offloaded part of each call; None leaves it to the client.
+    seconds, is for each offloaded part of each call; None leaves it to the client. `offload`: see
+    `OffloadedModel.offload`.
 
-    Raises FailedPrecondition for a bundle that is missing, damaged or built by another version of TVM, and
-    InvalidArgument without a broker or client.
+    Raises FailedPrecondition for a bundle that is missing, damaged, built by another version of TVM or whose local
+    copies do not fit what is offloaded, and for `offload` other than "always" without local copies; InvalidArgument
+    without a broker or client.
     """
     folder = Path(bundle)
     manifest = Manifest.read(folder)
@@ -50,23 +55,26 @@ def load(
         raise InvalidArgument("give load() either the endpoint of a broker or a client")
     if timeout is not None:
         check_timeout(timeout)
-    try:
-        module = tvm.runtime.load_module(str(library))
-        module["vm_load_executable"]
-    except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
-        raise FailedPrecondition(f"{library} cannot be loaded: {_one_line(error)}") from None
+    module = load_library(library)
+    copies = {
+        copy.model: Machines(load_library(path), copy.inputs) for copy, path in manifest.check_fallback(folder).items()
+    }
     if client is not None:
-        return OffloadedModel(manifest, module, client, timeout=timeout)
+        return OffloadedModel(manifest, module, client, timeout=timeout, copies=copies, offload=offload)
     assert broker is not None  # as checked above
     own = Client(broker)
-    return OffloadedModel(manifest, module, own, timeout=timeout, close=own.close)
+    try:
+        return OffloadedModel(manifest, module, own, timeout=timeout, close=own.close, copies=copies, offload=offload)
+    except BaseException:
+        own.close()
+        raise
 
 
 class OffloadedModel:
     """A model whose device part runs here and whose offloaded parts run on workers.
 
-    Call it with the inputs in order, or by name. Safe to share between threads: each has a VM of its own on the one
-    library. Use it as a context manager, or `close` it.
+    Call it with the inputs in order, or by name. Safe to share between threads: each call has a VM of its own on the
+    one library, and as many compute at a time as there are cores for. Use it as a context manager, or `close` it.
     """
 
     def __init__(
@@ -77,14 +85,19 @@ class OffloadedModel:
         *,
         timeout: float | None = None,
         close: Any = None,
+        copies: Mapping[str, Machines] | None = None,
+        offload: Mode = "always",
     ) -> None:
         self.manifest = manifest
-        self._library = library
         self._close = close
         self._closed = False
         self._failure = Underway()
-        self._local = threading.local()
-        self._remote = {p.symbol: RemoteModule(p, client, timeout, self._failure) for p in manifest.offloaded}
+        self._library = library
+        self._offload = Offload(client, manifest.offloaded, copies or {}, TURNS, offload)
+        remote = {p.symbol: RemoteModule(p, self._offload, timeout, self._failure) for p in manifest.offloaded}
+        self._machines = Machines(library, manifest.inputs, remote)
+        self._submitted = 0
+        self._lock = threading.Lock()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -94,7 +107,7 @@ class OffloadedModel:
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self.manifest.outputs
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Array | tuple[Array, ...]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Results:
         """Run the model: inputs as arrays, in order or by name; one output as an array, several as a tuple in order.
 
         The results are yours: a later call does not touch them.
@@ -102,54 +115,110 @@ class OffloadedModel:
         Raises InvalidArgument, naming the tensor, for inputs that do not fit the model, and whatever the client raises
         for an offloaded part (see `zmq_offload.errors`).
         """
-        if self._closed:
-            raise FailedPrecondition("the model is closed")
         arrays = self._arranged(args, kwargs)
-        device = self._device()
-        self._failure.error = None
-        try:
-            results = device.run(arrays)
-        except BaseException as error:
-            cause: BaseException | None = self._failure.error
-            self._failure.error = None
-            if cause is not None:
-                raise cause from None
-            if isinstance(error, Exception):
-                raise Internal(f"{LIBRARY} failed: {_one_line(error)}") from error
-            raise
-        finally:
-            self._failure.take_back()
-        return results[0] if len(results) == 1 else tuple(results)
+        with TURNS.turn(Run().number):
+            return self._execute(arrays)
 
-    def map(self, frames: Iterable[Any], *, depth: int = 4) -> Iterator[Array | tuple[Array, ...]]:
-        """Run the model on one frame after the other, up to `depth` at a time; the results come in order.
+    def submit(self, *args: Any, **kwargs: Any) -> Frame:
+        """As a call, but return a future at once; its `cancel` takes the frame's request back.
+
+        Up to 256 submitted frames may be outstanding. They are begun in their order, as there are cores for them, but
+        may end in any. The arrays must not change before the future is done. Calls, `map` and `submit` may be mixed.
+
+        Raises InvalidArgument for inputs that do not fit the model, ResourceExhausted if too many are outstanding.
+        """
+        arrays = self._arranged(args, kwargs)
+        with self._lock:
+            if self._submitted >= OUTSTANDING:
+                raise ResourceExhausted(f"{OUTSTANDING} submitted frames are outstanding; wait for one of them")
+            self._submitted += 1
+        frame = Frame()
+        frame.add_done_callback(self._less)
+        frame.begin(lambda: self._execute(arrays), TURNS)
+        return frame
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Results:
+        """As a call, for asyncio: the event loop goes on meanwhile. Cancelling takes the request back; see `submit`."""
+        return await asyncio.wrap_future(self.submit(*args, **kwargs))
+
+    @overload
+    def map(
+        self, frames: Iterable[Any], *, depth: int = 4, return_exceptions: Literal[False] = False
+    ) -> Iterator[Results]: ...
+
+    @overload
+    def map(
+        self, frames: Iterable[Any], *, depth: int = 4, return_exceptions: bool
+    ) -> Iterator[Results | OffloadError]: ...
+
+    def map(
+        self, frames: Iterable[Any], *, depth: int = 4, return_exceptions: bool = False
+    ) -> Iterator[Results | OffloadError]:
+        """Run the model on one frame after the other, up to `depth` (1 to 256) at a time; the results come in order.
 
         While workers compute one frame, the device computes the next. A frame is the model's one input, or a tuple of
-        its inputs in order. Frames are taken as they are needed, at most `depth` ahead. The first error ends it.
-        """
-        if type(depth) is not int or depth < 1:
-            raise InvalidArgument(f"depth {depth!r} is not a whole number from 1")
-        return self._map(frames, depth)
+        its inputs in order; it must not change before its result is there. Frames are taken in the consumer's thread,
+        as they are needed, never more than `depth` ahead of the results, so that `frames` need not end.
 
-    def _map(self, frames: Iterable[Any], depth: int) -> Iterator[Array | tuple[Array, ...]]:
-        running: deque[Future[Array | tuple[Array, ...]]] = deque()
-        with ThreadPoolExecutor(depth, thread_name_prefix="zmq-offload-map") as pool:
-            try:
-                for frame in frames:
-                    running.append(pool.submit(self, *(frame if isinstance(frame, tuple) else (frame,))))
-                    if len(running) == depth:
-                        yield running.popleft().result()
-                while running:
-                    yield running.popleft().result()
-            finally:
-                for future in running:
-                    future.cancel()
+        An error comes out in place of its frame's result, behind the results of the frames before it; that of a frame
+        which does not fit the model is InvalidArgument and names the frame's index, from 0. It ends the iteration:
+        frames under way are taken back. With `return_exceptions`, errors of this project are handed out as results, and
+        the frames behind them go on. An error of `frames` itself is raised behind all results.
+
+        When the consumer leaves (the iterator is closed, or nobody refers to it any more), requests under way are taken
+        back and nothing of it runs on. Raises InvalidArgument for a depth that is none.
+        """
+        return in_order(frames, self._begin, check_depth(depth), return_exceptions)
+
+    @overload
+    def amap(
+        self,
+        frames: Iterable[Any] | AsyncIterable[Any],
+        *,
+        depth: int = 4,
+        return_exceptions: Literal[False] = False,
+    ) -> AsyncIterator[Results]: ...
+
+    @overload
+    def amap(
+        self, frames: Iterable[Any] | AsyncIterable[Any], *, depth: int = 4, return_exceptions: bool
+    ) -> AsyncIterator[Results | OffloadError]: ...
+
+    def amap(
+        self, frames: Iterable[Any] | AsyncIterable[Any], *, depth: int = 4, return_exceptions: bool = False
+    ) -> AsyncIterator[Results | OffloadError]:
+        """As `map`, for asyncio: `async for y in model.amap(frames)`.
+
+        `frames` may be asynchronous; an iterator that is not runs in a thread, since it may wait. Results are handed
+        out as soon as they are there, also while a frame is waited for.
+        """
+        return in_order_async(frames, self._begin, check_depth(depth), return_exceptions)
+
+    @property
+    def offload(self) -> Mode:
+        """Where the offloaded parts run: "always" on workers, "never" (here, by the local copies of
+        `zmq-offload compile --with-fallback`), or "auto".
+
+        "auto" follows the measured latencies of both ways and changes when the other is clearly better for a while;
+        what a worker does not answer in time, or not at all, is computed here. It may be set at any time and holds for
+        the calls from then on. Setting it raises InvalidArgument for another value and FailedPrecondition without a
+        local copy of each offloaded part.
+        """
+        return self._offload.mode
+
+    @offload.setter
+    def offload(self, mode: Mode) -> None:
+        self._offload.set_mode(mode)
+
+    @property
+    def statistics(self) -> Statistics:
+        """How many offloaded parts ran where, since the model was loaded."""
+        return self._offload.statistics()
 
     def close(self) -> None:
         """Let go of the library, and of the client if `load` made it. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._local = threading.local()
             if self._close is not None:
                 self._close()
 
@@ -174,36 +243,38 @@ class OffloadedModel:
         check_tensors(self.inputs, {n: (datatype_of(a.dtype), a.shape) for n, a in arrays.items()}, what="the model")
         return [arrays[name] for name in names]
 
-    def _device(self) -> _Device:
-        device: _Device | None = getattr(self._local, "device", None)
-        if device is None:
-            with registered(self._remote):
-                device = _Device(self._library, self.inputs)
-            self._local.device = device
-        return device
+    def _execute(self, arrays: Sequence[Array]) -> Results:
+        if self._closed:
+            raise FailedPrecondition("the model is closed")
+        self._failure.error = None
+        try:
+            results = self._machines.run(arrays)
+        except BaseException as error:
+            cause: BaseException | None = self._failure.error
+            self._failure.error = None
+            if cause is not None:
+                raise cause from None
+            if isinstance(error, OffloadError) or not isinstance(error, Exception):
+                raise
+            raise Internal(f"{LIBRARY} failed: {one_line(error)}") from error
+        finally:
+            self._failure.take_back()
+        return results[0] if len(results) == 1 else tuple(results)
 
+    def _begin(self, index: int, frame: Any) -> Frame:
+        """Start a frame of a stream; if it does not fit the model, its future says so."""
+        started = Frame()
+        try:
+            arrays = self._arranged(frame if isinstance(frame, tuple) else (frame,), {})
+        except InvalidArgument as error:
+            started.set_exception(InvalidArgument(f"frame {index}: {error.message}"))
+        else:
+            started.begin(lambda: self._execute(arrays), TURNS)
+        return started
 
-class _Device:
-    """One VM on the device's library, for one thread."""
-
-    def __init__(self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec]) -> None:
-        self._main = vm.VirtualMachine(library, tvm.cpu())["main"]
-        # TVM assumes aligned memory, which a caller's array need not have: copied into tensors of its own, made once.
-        self._tensors = [_tensor(spec.shape, spec.dtype) if ANY not in spec.shape else None for spec in inputs]
-
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        tensors = [
-            tensor if tensor is not None else _tensor(array.shape, array.dtype)
-            for tensor, array in zip(self._tensors, arrays, strict=True)
-        ]
-        for tensor, array in zip(tensors, arrays, strict=True):
-            np.from_dlpack(tensor)[...] = array
-        result = self._main(*tensors)
-        results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
-        # The memory of a result lives as long as the array, except where the model hands an input through, perhaps
-        # under another shape: that memory is ours, and the next call writes to it.
-        ours = [np.from_dlpack(t) for t in tensors]
-        return [r.copy() if any(np.may_share_memory(r, own) for own in ours) else r for r in results]
+    def _less(self, _: object) -> None:
+        with self._lock:
+            self._submitted -= 1
 
 
 def _array(name: str, value: Any) -> Array:
@@ -211,13 +282,5 @@ def _array(name: str, value: Any) -> Array:
         array = np.asarray(value)
         datatype_of(array.dtype)
     except ValueError as error:  # of NumPy for lists of lists of different lengths, of ours for text and objects
-        raise InvalidArgument(f"the model: input {name!r} is no tensor: {_one_line(error)}") from None
+        raise InvalidArgument(f"the model: input {name!r} is no tensor: {one_line(error)}") from None
     return array
-
-
-def _tensor(shape: Sequence[int], dtype: np.dtype[Any]) -> tvm.runtime.Tensor:
-    return tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]

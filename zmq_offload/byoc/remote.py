@@ -49,6 +49,11 @@ class Request(Protocol):
     def cancel(self) -> bool: ...
 
 
+def _future(request: Request) -> Future[Any] | None:
+    """What tells that a request has failed: itself, or what it says `fails_with` it."""
+    return request if isinstance(request, Future) else getattr(request, "fails_with", None)
+
+
 class Underway(threading.local):
     """What the calling thread's VM has begun and not yet received, and the error that ended its run.
 
@@ -67,8 +72,9 @@ class Underway(threading.local):
         number = next(self._numbers)
         requests = self._requests
         requests[number] = request
-        if isinstance(request, Future):
-            request.add_done_callback(lambda done: _take_back(requests) if _failed(done) else None)
+        future = _future(request)
+        if future is not None:
+            future.add_done_callback(lambda done: _take_back(requests) if _failed(done) else None)
         if _failure_of(requests) is not None:  # of one that failed before this was among those to be taken back
             _take_back(requests)
         return number
@@ -77,7 +83,7 @@ class Underway(threading.local):
         """Wait for it. Raises its error, or that of another one for which it was taken back."""
         try:
             return self._requests[number].result()
-        except CancelledError:
+        except (CancelledError, Cancelled):
             raise _failure_of(self._requests) or Cancelled("the request was taken back") from None
         finally:
             del self._requests[number]
@@ -94,7 +100,8 @@ def _failed(request: Future[Any]) -> bool:
 
 
 def _failure_of(requests: Mapping[int, Request]) -> BaseException | None:
-    failed = next((r for r in list(requests.values()) if isinstance(r, Future) and _failed(r)), None)
+    futures = [_future(request) for request in list(requests.values())]
+    failed = next((f for f in futures if f is not None and _failed(f)), None)
     return None if failed is None else failed.exception()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zmq_offload.byoc.cut import cut_module
     from zmq_offload.byoc.partition import partition_for_zmq_offload
     from zmq_offload.compile.api import Compiled, CutPoint, Region, compile_model, compile_module, list_cuts
 
@@ -17,6 +18,7 @@ __all__ = [
     "Region",
     "compile_model",
     "compile_module",
+    "cut_module",
     "list_cuts",
     "partition_for_zmq_offload",
 ]
@@ -29,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from zmq_offload.byoc import partition
 
         return getattr(partition, name)
+    if name == "cut_module":
+        from zmq_offload.byoc import cut
+
+        return getattr(cut, name)
     from zmq_offload.compile import api
 
     return getattr(api, name)

@@ -22,7 +22,7 @@ from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.target import resolve_target, runs_here
-from zmq_offload.compile.tuning.plan import Tuning
+from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching, Repository
@@ -51,6 +51,7 @@ def compile_model(
     output: PathLike = "dist",
     force: bool = False,
     only_subgraph: bool = False,
+    with_fallback: bool = False,
     batching: Batching | None = None,
     tune: int = 0,
     tuning_db: PathLike | None = None,
@@ -64,8 +65,8 @@ def compile_model(
     way at the same time. `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a dimension
     may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's, by default
     this machine's CPU. `wire` is how float32 tensors travel, both ways (`zmq_offload.byoc.encoding`). `version`,
-    `only_subgraph` and `batching`: see `Destination`. `policy` is the version that the device asks for, "latest" or a
-    number. `progress` shows the steps (default: nothing is shown).
+    `only_subgraph`, `with_fallback` and `batching`: see `Destination`. `policy` is the version that the device asks
+    for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
 
     `tune` candidates (0: none) are compiled and measured here on top of the schedule rules, and the faster ones are
     used; what is found is kept in the folder `tuning_db` (default with `tune`: `<output>/tuning`), from which later
@@ -77,12 +78,12 @@ def compile_model(
     """
     wire = check_wire(wire)
     parts = _regions(cut, until, name, regions)
-    destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
+    destination = _destination(output, repository, version, policy, force, only_subgraph, batching, with_fallback)
     destination.check([part.name for part in parts])
     targets = resolve_target(target), resolve_target(device_target)
     tuning = _tuning(tune, tuning_db, destination.output, targets[0])
     progress = progress or Progress(quiet=True)
-    progress.expect(len(parts) + (2 if only_subgraph else 3) + bool(tune))
+    progress.expect(len(parts) * (1 + with_fallback) + (2 if only_subgraph else 3) + bool(tune))
     with progress.step("import and split the model"):
         tensors = [tensor for part in parts for tensor in (*part.cut, *(part.until or ()))]
         imported = import_onnx(model, inputs or {}, tensors)
@@ -107,6 +108,7 @@ def compile_module(
     output: PathLike = "dist",
     force: bool = False,
     only_subgraph: bool = False,
+    with_fallback: bool = False,
     batching: Batching | None = None,
     tune: int = 0,
     tuning_db: PathLike | None = None,
@@ -127,7 +129,7 @@ def compile_module(
         models = [name]
     else:
         models = [f"{name}_{i}" for i in range(1, len(functions) + 1)]
-    destination = _destination(output, repository, version, policy, force, only_subgraph, batching)
+    destination = _destination(output, repository, version, policy, force, only_subgraph, batching, with_fallback)
     destination.check(models)
     targets = resolve_target(target), resolve_target(device_target)
     tuning = _tuning(tune, tuning_db, destination.output, targets[0])
@@ -141,7 +143,7 @@ def compile_module(
         [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
     )
     progress = progress or Progress(quiet=True)
-    progress.expect(len(models) + (1 if only_subgraph else 2) + bool(tune))
+    progress.expect(len(models) * (1 + with_fallback) + (1 if only_subgraph else 2) + bool(tune))
     mod = encode_boundary(mod, [check_wire(wire)] * len(functions))
     return write(mod, models, signature, destination, *targets, progress, tuning)
 
@@ -176,8 +178,8 @@ def _names(tensors: str | Sequence[str]) -> list[str]:
 
 
 def _tuning(trials: int, folder: PathLike | None, output: Path, target: tvm.target.Target) -> Tuning | None:
-    if type(trials) is not int or trials < 0:
-        raise InvalidArgument(f"tune={trials!r}: the number of trials is a whole number from 0")
+    if type(trials) is not int or not 0 <= trials <= MOST_TRIALS:
+        raise InvalidArgument(f"--tune: the number of trials is a whole number from 0 to {MOST_TRIALS:,}")
     if trials and not runs_here(target):
         raise InvalidArgument(
             f"--tune measures on this machine, which cannot run code for the target {target}; tune on one that can, "
@@ -198,6 +200,7 @@ def _destination(
     force: bool,
     only_subgraph: bool,
     batching: Batching | None,
+    with_fallback: bool,
 ) -> Destination:
     root = Path(repository) if repository is not None else Path(output) / "repository"
-    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph, batching)
+    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph, batching, with_fallback)

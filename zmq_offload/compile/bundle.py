@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import tvm
 
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
-from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, Manifest, Offloaded, VersionPolicy, check_policy
+from zmq_offload.byoc.manifest import (
+    LIBRARY,
+    MANIFEST,
+    Fallback,
+    Manifest,
+    Offloaded,
+    VersionPolicy,
+    check_policy,
+    fallback_library,
+)
 from zmq_offload.compile.build import build, export, prepared
 from zmq_offload.compile.flops import Count, counting
 from zmq_offload.compile.target import cpu_needs, runs_here, target_json
@@ -26,7 +35,7 @@ from zmq_offload.repository import LIBRARY as SUBGRAPH
 from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, check_version, checksum
 
 if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, and only tuning needs it
-    from zmq_offload.compile.tuning.run import Summary
+    from zmq_offload.compile.tuning.report import Summary
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ class Destination:
     `output` gets the folder `device`, and `repository` (default: a folder in `output`) the subgraphs. `version` is
     the subgraphs' version number: 1 unless given, the next free one with `only_subgraph`, which leaves an existing
     device bundle as it is. `policy` is what the device asks for. `force` allows to replace what is there. `batching`
-    is how workers may put requests together, None for one at a time.
+    is how workers may put requests together, None for one at a time. `with_fallback` puts a copy of each subgraph into
+    the device bundle, which then is not sealed.
     """
 
     output: Path
@@ -58,6 +68,7 @@ class Destination:
     force: bool = False
     only_subgraph: bool = False
     batching: Batching | None = None
+    with_fallback: bool = False
 
     @property
     def device(self) -> Path:
@@ -77,6 +88,8 @@ class Destination:
         for a folder in its place that is none: that is not replaced even by `force`.
         """
         check_policy(self.policy)
+        if self.only_subgraph and self.with_fallback:
+            raise InvalidArgument("--with-fallback is for a device bundle, which --only-subgraph leaves as it is")
         for model in models:
             check_model_name(model)
             check_version(self.number(model))
@@ -167,6 +180,14 @@ def write(
                 draft.mkdir(mode=0o755)
                 with counting() as flops:
                     export(build(device, device_target, folder), draft / LIBRARY, device_target)
+            fallback = []
+            for subgraph in subgraphs if destination.with_fallback else ():
+                with progress.step(f"compile the device's copy of {subgraph.model!r}"):
+                    name = fallback_library(subgraph.model)
+                    export(build(subgraph.module, device_target, folder), draft / name, device_target)
+                    number, digest = destination.number(subgraph.model), checksum(draft / name)
+                    signed = subgraph.inputs, subgraph.outputs
+                    fallback.append(Fallback(subgraph.model, number, name, digest, *signed))
             manifest = Manifest(
                 tuple(signature[0]),
                 tuple(signature[1]),
@@ -176,6 +197,7 @@ def write(
                 tvm.__version__,
                 checksum(draft / LIBRARY),
                 flops,
+                tuple(fallback),
             )
             manifest.write(draft)
         with progress.step(f"write {destination.output}"):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload.errors import FailedPrecondition
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Batching
@@ -57,7 +60,6 @@ def add_parser(subparsers: Any) -> None:
         "--wire",
         action=_OfRegion,
         choices=("float32", "float16", "int8"),
-        default="float32",
         help="how float32 tensors travel, both ways (default: as they are); what it costs in accuracy is measured",
     )
     parser.add_argument(
@@ -66,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="inputs to measure that on: .npz by the names of the inputs, .npy for a single one (default: random ones)",
     )
+    parser.add_argument("--plan", type=Path, metavar="F", help="cut as `zmq-offload plan --save F` chose")
     parser.add_argument("--name", help="name of the offloaded model")
     parser.add_argument(
         "--region",
@@ -84,6 +87,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing version and device bundle")
     parser.add_argument(
         "--only-subgraph", action="store_true", help="add a version of the subgraph for the existing DIR/device"
+    )
+    parser.add_argument(
+        "--with-fallback",
+        action="store_true",
+        help="put a copy of the offloaded part into the device bundle, which then holds its weights: the device can "
+        "compute it where workers are slower or out of reach",
     )
     parser.add_argument(
         "--max-batch", type=count, metavar="N", help="rows that workers may run together (default: 1 request)"
@@ -110,14 +119,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    regions: list[dict[str, Any]] = args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
+    if args.plan is not None and (args.cut or args.until or args.regions or args.wire is not None or args.list_cuts):
+        args.usage_error("--plan has --cut, --until and --wire in it; leave them out")
     if args.regions and (args.cut or args.until or args.name):
         args.usage_error("--region has the place of --name; its --cut and --until stand behind it")
-    for region in regions:
+    for region in args.regions or ():
         if "cut" not in region:
             args.usage_error(f"--region {region['name']} needs --cut behind it")
-    if not args.list_cuts and not args.regions and not (args.cut and args.name):
-        args.usage_error("--cut and --name are required (or --region, or --list-cuts)")
+    if not args.list_cuts and not args.regions and not ((args.cut or args.plan) and args.name):
+        args.usage_error("--cut (or --plan) and --name are required (or --region, or --list-cuts)")
     if args.batch_delay is not None and args.max_batch is None:
         args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
@@ -126,6 +136,10 @@ def run(args: argparse.Namespace) -> int:
     if args.list_cuts:
         print(cut_table(api.list_cuts(args.model, inputs=inputs)))
         return 0
+    args.wire = args.wire or "float32"
+    if args.plan is not None:
+        inputs = take_plan(args, inputs)
+    regions: list[dict[str, Any]] = args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
     samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
     progress = Progress(quiet=args.quiet)
     split = functools.partial(
@@ -143,10 +157,11 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         force=args.force,
         only_subgraph=args.only_subgraph,
+        with_fallback=args.with_fallback,
         batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
-        progress=progress,
         tune=args.tune or 0,
         tuning_db=args.tuning_db,
+        progress=progress,
     )
     if compiled.tuning is not None:
         print(f"tuning:   {compiled.tuning}")
@@ -154,7 +169,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"subgraph: {folder}  ({model.name} version {model.version})")
         print(f"  takes   {'; '.join(map(str, model.inputs))}")
         print(f"  returns {'; '.join(map(str, model.outputs))}")
-    print(f"device:   {compiled.device}")
+    sealed = "" if not compiled.manifest.fallback else "  (not sealed: it holds a copy of the offloaded part)"
+    print(f"device:   {compiled.device}{sealed}")
     wires = list(dict.fromkeys(region.get("wire") or args.wire for region in regions))
     if wires != ["float32"] or args.wire_check:
         with progress.step("compare it with the uncut model"):
@@ -169,6 +185,24 @@ def run(args: argparse.Namespace) -> int:
         on = f"{len(given)} given input{'s' if len(given) > 1 else ''}" if given else "a random input"
         print(f"accuracy: {' and '.join(wires)} on the wire against the uncut model, on {on}", *losses, sep="\n  ")
     return 0
+
+
+def take_plan(args: argparse.Namespace, inputs: Mapping[str, Sequence[int | str]]) -> dict[str, tuple[int | str, ...]]:
+    """Put what a plan says into the arguments; the inputs' shapes of the plan.
+
+    Raises InvalidArgument for a plan of another model or of other shapes than `inputs`, and FailedPrecondition if it
+    leaves the whole model on the device.
+    """
+    from zmq_offload.plan.files import Plan
+
+    plan = Plan.read(args.plan)
+    plan.subject.check(Path(args.model), args.plan, inputs)
+    if plan.local:
+        raise FailedPrecondition(
+            f"{args.plan} says: device only; no cut beats the whole model on the device, so there is nothing to split"
+        )
+    args.cut, args.until, args.wire = list(plan.cut), list(plan.until) or None, plan.wire
+    return {name: tuple(shape) for name, shape in plan.subject.inputs.items()}
 
 
 def cut_table(cuts: list[CutPoint]) -> str:

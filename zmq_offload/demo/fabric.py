@@ -18,7 +18,9 @@ START = 60.0
 """Seconds that starting may take."""
 
 
-def start_fabric(children: Children, repository: Path, workers: int, logs: Path) -> str:
+def start_fabric(
+    children: Children, repository: Path, workers: int, logs: Path, worker_options: Sequence[str] = ()
+) -> str:
     """Start a broker and `workers` worker processes that serve `repository`; the endpoint for clients.
 
     Returns when all of them serve. Raises Internal if one ends, DeadlineExceeded if they take too long.
@@ -30,7 +32,7 @@ def start_fabric(children: Children, repository: Path, workers: int, logs: Path)
     ready = re.match(r"ready frontend=(\S+) backend=(\S+)", _first_line(broker, deadline))
     if ready is None:
         raise Internal(f"the broker did not start: {_last_line(log)}")
-    options = ["--broker", ready[2], "--repository", str(repository), "--processes", str(workers)]
+    options = ["--broker", ready[2], "--repository", str(repository), "--processes", str(workers), *worker_options]
     log = logs / "workers.log"
     supervisor = children.start("workers' supervisor", ["-m", "workers", *options], stop=terminate, log=log)
     with Client(ready[1]) as client:

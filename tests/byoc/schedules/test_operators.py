@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 from tests.byoc.schedules.schedule_harness import HOST, TARGETS, Net
 
@@ -217,3 +219,13 @@ def test_nan_reaches_only_what_depends_on_it() -> None:
     y = net.op("Conv", x, net.weight(7, 5, 3, 3), pads=[1, 1, 1, 1], kernel_shape=[3, 3])
     z = net.op("ConvTranspose", x, net.weight(5, 3, 3, 3), strides=[2, 2], kernel_shape=[3, 3])
     net.check(y, z)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: str(t.attrs["mcpu"]))
+@pytest.mark.parametrize("kind", ["And", "Or", "Xor"])
+def test_bools_in_a_chain(kind: str, target: tvm.target.Target) -> None:
+    net = Net()
+    zero = net.constant(np.zeros(1, "float32"))
+    above = [net.op("Greater", net.input(3, 37), zero) for _ in "ab"]
+    mixed = net.op("Not", net.op(kind, net.op("Not", above[0]), above[1]))
+    net.check(net.op("Cast", mixed, to=TensorProto.FLOAT), net.op("Where", mixed, "x0", "x1"), target=target)

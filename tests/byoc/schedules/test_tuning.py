@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +20,14 @@ from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 
-from tests.byoc.schedules.schedule_harness import HOST, Net, close
+from tests.byoc.schedules.schedule_harness import HOST, TARGETS, Net, close
 from zmq_offload.compile.build import build, prepared
 from zmq_offload.compile.schedules.machine import machine_of
 from zmq_offload.compile.tuning import run
 from zmq_offload.compile.tuning.database import METASCHEDULE, Choice, Database, key_of, module_of, variants
 from zmq_offload.compile.tuning.measurer import Measurer
 from zmq_offload.compile.tuning.plan import LEAST_TRIALS, seconds_left, share_out
+from zmq_offload.compile.tuning.report import Progress
 from zmq_offload.errors import FailedPrecondition
 
 OTHER = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]})
@@ -48,8 +51,9 @@ class Pretended:
         self.speed = 0.5
         self.interrupt_after: int | None = None
 
-    def search(self, *_: Any, trials: int, **__: Any) -> None:
+    def search(self, *_: Any, trials: int, **__: Any) -> int:
         self.rounds.append(trials)
+        return trials
 
     def better(self, task: Any, choice: Choice, forms: list[str]) -> Choice:
         if forms != [METASCHEDULE]:
@@ -99,7 +103,7 @@ def test_the_time_left_follows_the_pace() -> None:
 
 def test_trials_count_once_and_survive_the_process(pretended: Pretended, tmp_path: Path) -> None:
     _, mod = small()
-    seen: list[run.Progress] = []
+    seen: list[Progress] = []
     first = run.tune([(mod, HOST)], tmp_path, 40, seen.append)
     assert first.trials == sum(pretended.rounds) == 40
     assert [p.trials for p in seen] == sorted(p.trials for p in seen)
@@ -132,9 +136,80 @@ def test_targets_have_databases_of_their_own(pretended: Pretended, tmp_path: Pat
 
 def test_a_damaged_database_is_an_error_that_says_so(tmp_path: Path) -> None:
     _, mod = small()
-    (Database(tmp_path, HOST).path / "choices.json").write_text('{"a": {"speed": 1}}')
+    database = Database(tmp_path, HOST)
+    with database.writing():
+        pass
+    (database.path / "choices.json").write_text('{"a": {"speed": 1}}')
     with pytest.raises(FailedPrecondition, match=r"choices\.json is damaged, remove it"):
         build(mod, HOST, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("records.json", "[7, [[], []]]\n"), ("records.json", "{\n"), ("workloads.json", '["a", "b"]\n')],
+)
+def test_damaged_records_are_an_error_that_says_so(file: str, content: str, tmp_path: Path) -> None:
+    task = conv_task(tmp_path)
+    with task.database.writing():
+        (task.database.path / file).write_text(content)
+    with pytest.raises(FailedPrecondition, match="is damaged, remove it"):
+        task.database.made(task.func, METASCHEDULE)
+
+
+def test_half_a_line_of_a_process_that_was_killed_is_dropped(tmp_path: Path) -> None:
+    task = conv_task(tmp_path)
+    records = task.database.path / "records.json"
+    with task.database.writing():
+        records.write_text('[0, [[["SampleP')
+        assert Database(tmp_path, HOST).made(task.func, METASCHEDULE) is None  # a reader does not mind
+    with task.database.writing():
+        assert records.read_text() == ""
+
+
+def test_one_process_tunes_and_any_may_read(pretended: Pretended, tmp_path: Path) -> None:
+    _, mod = small()
+    with Database(tmp_path, HOST).writing():
+        with pytest.raises(FailedPrecondition, match="another process is tuning"):
+            run.tune([(mod, HOST)], tmp_path, 8)
+        build(mod, HOST, tmp_path)
+    build(mod, OTHER, tmp_path)
+    assert not Database(tmp_path, OTHER).path.exists(), "reading changes nothing in the folder"
+    run.tune([(mod, HOST), (mod, HOST)], tmp_path, 8)  # two parts for one target are one database
+
+
+def test_a_function_of_both_parts_is_found_in_both_databases(pretended: Pretended, tmp_path: Path) -> None:
+    _, mod = small()
+    other = TARGETS[-1]
+    run.tune([(mod, HOST), (mod, other)], tmp_path, 400)
+    keys = [set(Database(tmp_path, target).choices()) for target in (HOST, other)]
+    assert keys[0] & keys[1]
+    assert all(len(key) == 32 for both in keys for key in both)
+
+
+def test_what_an_interrupt_left_out_is_not_counted(pretended: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    task: Any = type("Task", (), {"name": "f", "target": HOST})()
+    monkeypatch.setattr(run, "_searched", lambda *_: 3)
+    choice = Choice("f", 1.0, trials=4)
+    measurer: Any = None
+    assert run._round(task, choice, 16, measurer, lambda: True)[0] == 3
+    assert run._round(task, choice, 16, measurer, lambda: False)[0] == 16
+
+
+def test_what_metaschedule_cannot_schedule_does_not_end_tuning(
+    pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> int:
+        raise ValueError("no such block")
+
+    monkeypatch.setattr(run, "search", fails)
+    _, mod = small()
+    assert run.tune([(mod, HOST)], tmp_path, 40).trials == 40
+
+
+def test_results_beside_an_infinity_are_compared() -> None:
+    expected = np.array([1.0, -np.inf], "float32")
+    assert run._agree([expected], [expected])
+    assert not run._agree([np.array([2.0, -np.inf], "float32")], [expected])
 
 
 # --- what is kept -------------------------------------------------------------------------------------------
@@ -142,7 +217,7 @@ def test_a_damaged_database_is_an_error_that_says_so(tmp_path: Path) -> None:
 
 def conv_task(folder: Path) -> Any:
     _, mod = small()
-    return next(t for t in run._tasks([(mod, HOST)], folder).values() if "conv" in t.name)
+    return next(t for t in run._tasks([(mod, HOST)], {str(HOST): Database(folder, HOST)}).values() if "conv" in t.name)
 
 
 def test_a_candidate_that_computes_something_else_is_never_used(
@@ -203,6 +278,16 @@ def test_a_measurer_times_survives_what_is_no_candidate_and_a_crash(measurer: Me
 def test_a_candidate_that_takes_too_long_is_none(tmp_path: Path) -> None:
     with Measurer(HOST, patience=0.001) as hasty, pytest.raises(RuntimeError, match="took longer"):
         hasty.seconds(tvm.ir.save_json(module_of(conv_task(tmp_path).func)))
+
+
+def test_it_ends_by_itself_where_nobody_is_left_to_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import time; from zmq_offload.compile.tuning import measurer; "
+        "measurer._LAST_S = 1; measurer.answer = lambda _: time.sleep(60); measurer.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True) as process:
+        process.communicate("{}\n", timeout=30)
+    assert process.returncode == -signal.SIGALRM
 
 
 @pytest.mark.tune

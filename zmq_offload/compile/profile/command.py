@@ -43,6 +43,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path(PICTURE), metavar="PNG", help=f"picture to write (default: {PICTURE})"
     )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="F",
+        help="also measure both parts of every clean cut of an ONNX file, for `zmq-offload plan --device-profile F`",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=run)
 
@@ -53,11 +59,17 @@ def run(args: argparse.Namespace) -> int:
         os.environ["TVM_NUM_THREADS"] = str(args.threads)
     cores = len(os.sched_getaffinity(0))
     threads = int(os.environ.setdefault("TVM_NUM_THREADS", str(cores)))
-    for file in (args.csv, args.json, args.output):
+    for file in (args.csv, args.json, args.save, args.output):
         check_writable(file)
+    if args.save is not None and not args.model.is_file():
+        raise InvalidArgument("--save is for ONNX files: what was compiled has been cut already")
+    if args.save is not None and args.target is not None:
+        raise InvalidArgument("--save measures this machine as it is; leave --target out")
     with needs("compile"):
         from zmq_offload.compile.profile import chart, report
     profile = take(args, threads)
+    if args.save is not None:
+        save_cuts(args, threads)
     # Before anything is said: who reads it may close the pipe after the first lines.
     chart.draw(profile, args.top).save(args.output, format="PNG")
     for file, text in ((args.csv, report.to_csv), (args.json, report.to_json)):
@@ -65,7 +77,18 @@ def run(args: argparse.Namespace) -> int:
             file.write_text(text(profile), encoding="utf-8")
     print(report.describe(profile, args.top))
     print(f"\ndrawn in {args.output}")
+    if args.save is not None:
+        print(f"times of the cuts in {args.save}")
     return 0
+
+
+def save_cuts(args: argparse.Namespace, threads: int) -> None:
+    """Measure what `zmq-offload plan` asks of another machine."""
+    with needs("compile"):
+        from zmq_offload.compile.halves import take_profile
+        from zmq_offload.compile.importer import parse_shapes
+    with Progress(1, quiet=args.quiet).step("measure both parts of every cut"):
+        take_profile(args.model, parse_shapes(args.input), threads, args.repeat).write(args.save)
 
 
 def take(args: argparse.Namespace, threads: int) -> Profile:

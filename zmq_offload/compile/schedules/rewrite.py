@@ -126,6 +126,9 @@ class Rewriter:
             if (taken := constant(condition)) is not None:
                 return self.visit(e.true_value if taken else e.false_value)
             return tirx.Select(condition, self.visit(e.true_value), self.visit(e.false_value))
+        if isinstance(e, tirx.Not) and loads(e.a):
+            # TVM keeps a vector of bool as bytes and inverts all their bits: not 1 would be 254, which is true as well.
+            return tirx.EQ(tirx.Cast("int8", self.visit(e.a)), tirx.IntImm("int8", 0))
         if isinstance(e, tirx.Not | tirx.BitwiseNot):
             return kind(self.visit(e.a))
         if isinstance(e, tirx.Let):

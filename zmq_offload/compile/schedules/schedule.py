@@ -82,7 +82,8 @@ def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue
     return products.matmul(machine, stage, epilogue)
 
 
-def _schedule_or_default(func: tirx.PrimFunc, machine: Machine, name: str) -> tirx.PrimFunc | None:
+def schedule_or_default(func: tirx.PrimFunc, machine: Machine, name: str) -> tirx.PrimFunc | None:
+    """`schedule`, but None also where a rule fails."""
     try:
         return schedule(func, machine)
     except Exception:  # a rule's mistake must cost somebody speed, not their model; the tests make this an error
@@ -97,7 +98,7 @@ def scheduled(mod: IRModule, machine: Machine, first: Rule | None = None) -> IRM
         if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
             done = first(func) if first is not None else None
             if done is None:
-                done = _schedule_or_default(func, machine, str(name.name_hint))
+                done = schedule_or_default(func, machine, str(name.name_hint))
             if done is not None:
                 result[name] = done.with_attr(SCHEDULED, True)
     return result

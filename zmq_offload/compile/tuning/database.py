@@ -6,10 +6,14 @@ and which that is; MetaSchedule's own records are beside it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,10 @@ from zmq_offload.compile.schedules.schedule import schedule
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.extras import needs
 
+logger = logging.getLogger(__name__)
+
 METASCHEDULE = "metaschedule"
+_WORKLOADS, _RECORDS = "workloads.json", "records.json"
 # A candidate is used if it is faster by more than two measurements of the same code differ by.
 LEAST_GAIN = 0.03
 
@@ -64,20 +71,41 @@ def variants(machine: Machine) -> dict[str, Machine]:
 
 
 class Database:
-    """The records for one target in a folder. Raises FailedPrecondition for a folder that cannot be used."""
+    """The records for one target in a folder, which may be read-only until `writing`.
+
+    Raises FailedPrecondition where a file of it cannot be used.
+    """
 
     def __init__(self, folder: Path, target: Target) -> None:
         self.target = target
-        text = json.dumps(json.loads(str(target)), sort_keys=True)
-        name = f"{target.attrs.get('mcpu', 'generic')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self._text = json.dumps(json.loads(str(target)), sort_keys=True)
+        name = f"{target.attrs.get('mcpu', 'generic')}-{hashlib.sha256(self._text.encode()).hexdigest()[:12]}"
         self.path = folder / name
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "target.json").write_text(text + "\n")
-        except OSError as error:
-            raise FailedPrecondition(f"{self.path} cannot be written: {error.strerror or error}") from None
         self._choices = self.path / "choices.json"
         self._records: Any = None
+        self._writing = False
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """For the one process that may add to it: MetaSchedule's records name workloads by their line, and two that
+        add lines would each give the other's a wrong name. Raises FailedPrecondition while there is another."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.path / "lock").open("a"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (self.path / "target.json").write_text(self._text + "\n")
+                for name in (_WORKLOADS, _RECORDS):
+                    _drop_half_a_line(self.path / name)
+            except BlockingIOError:
+                raise FailedPrecondition(f"another process is tuning with {self.path}; wait for it") from None
+            except OSError as error:
+                raise FailedPrecondition(f"{self.path} cannot be written: {error.strerror or error}") from None
+            self._records, self._writing = None, True
+            try:
+                yield
+            finally:
+                self._records, self._writing = None, False
 
     @property
     def records(self) -> Any:
@@ -85,10 +113,27 @@ class Database:
         if self._records is None:
             with needs("tune"):
                 from tvm.s_tir import meta_schedule as ms
-            self._records = ms.database.JSONDatabase(
-                str(self.path / "workloads.json"), str(self.path / "records.json"), module_equality="structural"
-            )
+            with contextlib.ExitStack() as stack:
+                folder = self.path
+                if not self._writing:  # of a copy: another process may be adding a line, or the folder be read-only
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zmq-offload-")))
+                    self._copy(folder)
+                try:
+                    self._records = ms.database.JSONDatabase(
+                        str(folder / _WORKLOADS), str(folder / _RECORDS), module_equality="structural"
+                    )
+                except Exception as error:
+                    why = " ".join(str(error).split())[:300]
+                    raise FailedPrecondition(f"{self.path} is damaged, remove it to begin anew: {why}") from None
         return self._records
+
+    def _copy(self, folder: Path) -> None:
+        try:
+            for name in (_RECORDS, _WORKLOADS):  # in this order: what a record names is there before it
+                whole, newline, _ = _read(self.path / name).rpartition(b"\n")
+                (folder / name).write_bytes(whole + newline)
+        except OSError as error:
+            raise FailedPrecondition(f"{self.path} cannot be read: {error.strerror or error}") from None
 
     def choices(self) -> dict[str, Choice]:
         """What was measured, by the function's key."""
@@ -103,20 +148,42 @@ class Database:
         """Add a choice; the file is replaced in one step, so that stopping never leaves half of it."""
         merged = {**self.choices(), key: choice}
         fresh = self._choices.with_suffix(".new")
-        fresh.write_text(json.dumps({k: asdict(c) for k, c in merged.items()}, indent=1, sort_keys=True) + "\n")
-        os.replace(fresh, self._choices)
+        try:
+            fresh.write_text(json.dumps({k: asdict(c) for k, c in merged.items()}, indent=1, sort_keys=True) + "\n")
+            os.replace(fresh, self._choices)
+        except OSError as error:
+            raise FailedPrecondition(f"{self._choices} cannot be written: {error.strerror or error}") from None
 
     def made(self, func: tirx.PrimFunc, form: str) -> tirx.PrimFunc | None:
         """`func` in the form that a choice names, None if there is none (any more)."""
         machine = machine_of(self.target)
         if form == METASCHEDULE:
-            found = self.records.query_ir_module(module_of(func), self.target, "main")
+            records = self.records
+            try:
+                found = records.query_ir_module(module_of(func), self.target, "main")
+            except Exception:  # a record of another TVM, whose steps do not apply to what this one makes
+                logger.warning("a tuned schedule in %s cannot be used, the rules' is", self.path, exc_info=True)
+                return None
             if found is None:
                 return None
             best = found["main"]
             return tirx.PrimFunc(list(best.params), best.body, best.ret_type, func.attrs)
         variant = variants(machine).get(form)
         return schedule(func, variant) if variant is not None else None
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _drop_half_a_line(file: Path) -> None:
+    """What a process that was killed left at the end of a file of lines."""
+    content = _read(file)
+    if content and not content.endswith(b"\n"):
+        os.truncate(file, content.rfind(b"\n") + 1)
 
 
 def module_of(func: tirx.PrimFunc) -> IRModule:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from zmq_offload.compile.schedules.measure import arguments, built, seconds
 
 # A candidate that takes longer than this, compiling included, is none. TVM's own runner gives up after as long.
 PATIENCE_S = 30.0
+# After this the process ends by itself: whoever would end it was killed before.
+_LAST_S = 2 * int(PATIENCE_S)
 # Runs of a candidate; the shortest counts.
 RUNS = 5
 
@@ -110,10 +113,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also where a candidate never comes back
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
     with contextlib.suppress(KeyboardInterrupt):
         for line in sys.stdin:
+            signal.alarm(_LAST_S)
             print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+            signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Fewer candidates than this tell nothing of a function.
 LEAST_TRIALS = 8
+# A day has time for less.
+MOST_TRIALS = 1_000_000
 
 
 @dataclass(frozen=True)

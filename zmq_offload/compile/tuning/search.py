@@ -37,9 +37,10 @@ def search(
     seed: int,
     logs: Path,
     stopped: Callable[[], bool] = lambda: False,
-) -> None:
+) -> int:
     """Try `trials` schedules of the function `main`; what was measured is added to MetaSchedule's `database`. Once
-    `stopped` says so, the candidates that are left are not measured."""
+    `stopped` says so, the candidates that are left are not measured. Returns how many were tried."""
+    runner = _Measure(measurer, stopped)
     with _cpu_intrinsics_only(), _quiet(), tempfile.TemporaryDirectory() as folder:
         ms.tune_tir(
             module,
@@ -48,7 +49,7 @@ def search(
             max_trials_global=trials,
             num_trials_per_iter=trials,
             builder=_Save(Path(folder)),
-            runner=_Measure(measurer, stopped),
+            runner=runner,
             database=database,
             # Without xgboost (the extra `tune`) candidates are drawn at random, and the measured best is kept.
             cost_model="xgb" if importlib.util.find_spec("xgboost") else "random",
@@ -56,6 +57,7 @@ def search(
             num_tuning_cores="logical",
             seed=seed,
         )
+    return int(runner.tried)
 
 
 @derived_object
@@ -82,6 +84,7 @@ class _Measure(ms.runner.PyRunner):  # type: ignore[misc]
         super().__init__()
         self._measurer = measurer
         self._stopped = stopped
+        self.tried = 0
 
     def run(self, runner_inputs: list[Any]) -> list[Any]:
         return [self._one(Path(candidate.artifact_path)) for candidate in runner_inputs]
@@ -89,6 +92,7 @@ class _Measure(ms.runner.PyRunner):  # type: ignore[misc]
     def _one(self, artifact: Path) -> Any:
         if self._stopped():
             return LocalRunnerFuture(error_message="tuning was interrupted")
+        self.tried += 1
         try:
             return LocalRunnerFuture(res=[self._measurer.seconds(artifact.read_text())])
         except RuntimeError as why:

@@ -1,0 +1,93 @@
+"""Relax VMs on one library, for any number of threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.runtime import vm
+
+from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
+from zmq_offload.byoc.remote import Array, registered
+from zmq_offload.byoc.turns import Turns
+from zmq_offload.errors import FailedPrecondition
+from zmq_offload.protocol.tensors import ANY, TensorSpec
+
+TURNS = Turns(max(1, len(os.sched_getaffinity(0)) // tvm.runtime.num_threads()))
+"""The process's: all models in it compute on the same cores, each run with as many threads as TVM's pool has."""
+
+
+class Machines:
+    """VMs on a library whose `main` takes `inputs`.
+
+    A VM is for one thread at a time, but any: one is made when no other is free, and kept. `functions` are what the
+    library's symbols call (see `remote.registered`).
+    """
+
+    def __init__(
+        self,
+        library: tvm.runtime.Module,
+        inputs: Sequence[TensorSpec],
+        functions: Mapping[str, Callable[..., None]] | None = None,
+    ) -> None:
+        self._library = library
+        self._inputs = inputs
+        self._functions = functions or {}
+        self._free: list[_Machine] = []
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run `main` on arrays that were checked against the inputs; they are copied. The results are the caller's."""
+        try:
+            machine = self._free.pop()  # atomic, as is append
+        except IndexError:
+            with registered(self._functions):
+                machine = _Machine(self._library, self._inputs)
+        try:
+            return machine.run(arrays)
+        finally:
+            self._free.append(machine)
+
+
+class _Machine:
+    """One VM, and the memory of its inputs."""
+
+    def __init__(self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec]) -> None:
+        self._main = vm.VirtualMachine(library, tvm.cpu())["main"]
+        # TVM assumes aligned memory, which a caller's array need not have: copied into tensors of its own, made once.
+        self._tensors = [_tensor(spec.shape, spec.dtype) if ANY not in spec.shape else None for spec in inputs]
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        tensors = [
+            tensor if tensor is not None else _tensor(array.shape, array.dtype)
+            for tensor, array in zip(self._tensors, arrays, strict=True)
+        ]
+        for tensor, array in zip(tensors, arrays, strict=True):
+            np.from_dlpack(tensor)[...] = array
+        result = self._main(*tensors)
+        results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
+        # The memory of a result lives as long as the array, except where the model hands an input through, perhaps
+        # under another shape: that memory is ours, and the next call writes to it.
+        ours = [np.from_dlpack(t) for t in tensors]
+        return [r.copy() if any(np.may_share_memory(r, own) for own in ours) else r for r in results]
+
+
+def load_library(path: Path) -> tvm.runtime.Module:
+    """A compiled Relax module. Raises FailedPrecondition, naming the file, if it is none."""
+    try:
+        module = tvm.runtime.load_module(str(path))
+        module["vm_load_executable"]
+    except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
+        raise FailedPrecondition(f"{path} cannot be loaded: {one_line(error)}") from None
+    return module
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _tensor(shape: Sequence[int], dtype: np.dtype[Any]) -> tvm.runtime.Tensor:
+    return tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())

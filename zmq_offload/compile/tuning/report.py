@@ -1,0 +1,51 @@
+"""What tuning says of itself: while it runs, and at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zmq_offload.compile.tuning.database import Choice
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far tuning is; times in microseconds, `seconds_left` None until something was measured."""
+
+    function: str
+    trials: int
+    total_trials: int
+    seconds_left: float | None
+    rule_us: float
+    best_us: float | None
+
+    def __str__(self) -> str:
+        left = "" if self.seconds_left is None else f", about {_duration(self.seconds_left)} left"
+        best = "none better" if self.best_us is None else f"{self.best_us:,.0f} us"
+        function = self.function if len(self.function) <= 40 else f"{self.function[:37]}..."
+        return f"{self.trials}/{self.total_trials}{left}; {function}: {self.rule_us:,.0f} us by rule, {best}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one run of tuning did: the choices for the model's functions, and their times over a whole run of it."""
+
+    choices: dict[str, Choice]
+    trials: int
+    interrupted: bool
+    rule_us: float
+    best_us: float
+
+    def __str__(self) -> str:
+        if not self.choices:
+            return "no function has a fixed shape, there is nothing to tune"
+        faster = sum(choice.tuned for choice in self.choices.values())
+        end = ", interrupted" if self.interrupted else ""
+        return (
+            f"{faster} of {len(self.choices)} functions are faster than by rule, their sum {self.rule_us / 1e3:.2f} -> "
+            f"{self.best_us / 1e3:.2f} ms; {self.trials} trials{end}"
+        )
+
+
+def _duration(seconds_: float) -> str:
+    minutes, rest = divmod(round(seconds_), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,47 @@
+"""What a request costs besides computing and the link, measured: a broker and an echoing worker, on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from zmq_offload.client import Client
+from zmq_offload.demo.fabric import start_fabric
+from zmq_offload.demo.processes import Children, Interrupts
+from zmq_offload.plan.costs import Overhead
+
+_LARGE = 1_000_000
+_CALLS = {1: 100, _LARGE: 30}
+"""Requests of so many floats, and how many of them."""
+
+_WAIT = 0.004
+"""Seconds between two: requests come when a device has computed, and find processes that sleep."""
+
+
+def measure_overhead() -> Overhead:
+    """Seconds for each request, and for each byte of it and its answer. Raises Internal if nothing starts."""
+    with (
+        Interrupts() as interrupts,
+        Children(interrupts) as children,
+        tempfile.TemporaryDirectory() as logs,
+    ):
+        endpoint = start_fabric(children, Path(logs), 1, Path(logs), ("--executor", "echo"))
+        with Client(endpoint) as client:
+            times = {size: _median(client, size, calls) for size, calls in _CALLS.items()}
+    byte = max(0.0, (times[_LARGE] - times[1]) / (2 * 4 * _LARGE))
+    return Overhead(times[1], byte)
+
+
+def _median(client: Client, size: int, calls: int) -> float:
+    x = np.zeros(size, np.float32)
+    times = []
+    for _ in range(calls):
+        time.sleep(_WAIT)
+        start = time.perf_counter()
+        client.infer("echo", {"x": x})
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[calls // 4 :])

@@ -1,0 +1,112 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zmq_offload.plan.costs import Costs, Prediction
+from zmq_offload.plan.rules import Rules
+from zmq_offload.plan.search import Decision
+from zmq_offload.units import bandwidth_text
+
+HEADINGS = (
+    "CUT", "UNTIL", "WIRE", "SENT", "BACK", "DEVICE", "ENCODE", "UPLINK", "SERVER", "DOWN", "REST", "FIXED", "LATENCY",
+    "RATE", "",
+)  # fmt: skip
+_TEXTS = (0, 1, 2, 14)
+_NAME = 26
+
+
+def facts(costs: Costs, decision: Decision, machines: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What stands above the table: a word, and what there is to say of it."""
+    link, overhead = costs.link, costs.overhead
+    many = len(costs.places) - 2
+    return [
+        *machines,
+        ("link", f"{bandwidth_text(link.bandwidth)} each way, round trip {link.rtt * 1e3:g} ms"),
+        ("fixed", f"{overhead.request * 1e3:.2f} ms a request and {overhead.byte * 1e9:.2f} ms a MB, measured"),
+        ("looked at", f"{many} cuts, {len(decision.ranking):,} splits, for the best {decision.objective}"),
+    ]
+
+
+def table(costs: Costs, decision: Decision, rules: Rules, top: int) -> str:
+    """The best splits, and beside them the choice, device only and server only, in milliseconds."""
+    shown = list(decision.ranking[:top])
+    ends = [decision.chosen, decision.local]
+    ends += [p for p in decision.ranking if p.split.start == 0 and p.split.end == len(costs.places) - 1][:1]
+    shown += [p for p in ends if p.split not in {s.split for s in shown}]
+    rows = [HEADINGS, *(_row(costs, p, decision, rules) for p in shown)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADINGS))]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(f"{c:<{w}}" if at in _TEXTS else f"{c:>{w}}" for at, (c, w) in cells).rstrip())
+    return "\n".join([*lines, "", "times in ms, sizes in bytes, rate in frames a second when frames are pipelined"])
+
+
+def _row(costs: Costs, p: Prediction, decision: Decision, rules: Rules) -> tuple[str, ...]:
+    notes = ["measured" if p.measured else "estimated"]
+    if p.split == decision.chosen.split:
+        notes.append("chosen")
+    if not rules.allow(p.split):
+        notes.append("not allowed")
+    tail = (f"{p.latency * 1e3:.2f}", f"{1 / max(p.interval, 1e-9):.1f}", ", ".join(notes))
+    if p.local:
+        return ("(device only)", *[""] * 4, f"{p.device * 1e3:.2f}", *[""] * 6, *tail)
+    last = len(costs.places) - 1
+    cut = "(server only)" if (p.split.start, p.split.end) == (0, last) else costs.places[p.split.start].name
+    until = "" if p.split.end == last else costs.places[p.split.end].name
+    times = (p.device, p.encode, p.uplink, p.server, p.downlink, p.rest, p.overhead)
+    cells = [f"{t * 1e3:.2f}" for t in times]
+    if p.measured:
+        cells[1] = ""  # fused with what it encodes, it has no time of its own
+    sizes = f"{p.sent:,}", f"{p.received:,}"
+    return (_shortened(cut), _shortened(until), p.split.wire, *sizes, *cells, *tail)
+
+
+def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
+    """What to do, in a sentence or two."""
+    chosen, local, aim = decision.chosen, decision.local, decision.objective
+    if chosen.local:
+        return (
+            f"No cut beats staying local: the whole model takes {local.latency * 1e3:.2f} ms on the device, and every "
+            f"split has a worse {aim}. Run it there."
+        )
+    place = ", ".join(t.name for t in costs.places[chosen.split.start].tensors)
+    text = f"Cut at {place}"
+    if chosen.split.end < len(costs.places) - 1:
+        text += f", until {costs.places[chosen.split.end].name}"
+    text += (
+        f", {chosen.split.wire} on the wire: {chosen.latency * 1e3:.2f} ms, {1 / chosen.interval:.1f} frames a second "
+        f"when pipelined, {chosen.device_time * 1e3:.2f} ms of the device's time a frame"
+    )
+    if decision.gain >= 1:
+        text += f"; {aim} {decision.gain:.1f} times as good as with all of it on the device."
+    else:
+        text += f". Staying local would have the better {aim}, by {1 / decision.gain:.1f} times."
+    sealed = rules.on_device(costs.local)
+    if sealed:
+        text += f" (That the rules exclude: it would hold {', '.join(sorted(sealed))}.)"
+    if chosen.split.wire != "float32":
+        text += " What the encoding costs in accuracy, `zmq-offload compile --wire` measures."
+    return text
+
+
+def compile_command(model: Path, plan: Path) -> str:
+    return f"zmq-offload compile {shlex.quote(str(model))} --plan {shlex.quote(str(plan))} --name NAME"
+
+
+def figures(p: Prediction) -> dict[str, Any]:
+    """A prediction for the plan's file, in seconds and bytes."""
+    times = {
+        "device": p.device, "encode": p.encode, "uplink": p.uplink, "server": p.server, "downlink": p.downlink,
+        "rest": p.rest, "fixed": p.overhead, "latency": p.latency, "interval": p.interval,
+    }  # fmt: skip
+    return {**times, "sent": p.sent, "received": p.received, "measured": p.measured}
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 9]}…{name[-8:]}"

@@ -1,0 +1,89 @@
+"""Which splits are allowed: weights that must not be on the device, inputs that must not leave it raw. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.plan.costs import Place, Split, Wire
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds at each place. `sealed_before[i]` are the sealed weights that computing place i needs, and
+    `sealed_behind[i]` those needed behind it; `raw[i]` are the private inputs that place i would send as they are, or
+    so that they can be had back from it (reshaped, cast, scaled by constants)."""
+
+    sealed_before: tuple[frozenset[str], ...]
+    sealed_behind: tuple[frozenset[str], ...]
+    raw: tuple[frozenset[str], ...]
+
+    @classmethod
+    def none(cls, places: int) -> Rules:
+        empty = (frozenset[str](),) * places
+        return cls(empty, empty, empty)
+
+    def on_device(self, split: Split) -> frozenset[str]:
+        """The sealed weights that the device would hold."""
+        return self.sealed_before[split.start] | self.sealed_behind[split.end]
+
+    def allow(self, split: Split) -> bool:
+        local = split.start == split.end
+        return not self.on_device(split) and (local or not self.raw[split.start])
+
+
+def all_splits(places: Sequence[Place], wires: Sequence[Wire]) -> list[Split]:
+    """Device only, and every pair of places that has something between them, with each encoding that can be."""
+    last = len(places) - 1
+    found = [Split(last, last)]
+    for start in range(last):
+        usable = [w for w in wires if w != "int8" or not places[start].has_integers()]
+        found += [Split(start, end, wire) for end in range(start + 1, last + 1) for wire in usable]
+    return found
+
+
+def allowed_splits(places: Sequence[Place], wires: Sequence[Wire], rules: Rules) -> list[Split]:
+    """`all_splits` that the rules allow. Raises InvalidArgument, saying what excludes what, if there is none."""
+    every = all_splits(places, wires)
+    allowed = [split for split in every if rules.allow(split)]
+    if not allowed:
+        raise InvalidArgument(f"nothing is allowed: {'; '.join(_reasons(places, every, rules))}")
+    return allowed
+
+
+def _reasons(places: Sequence[Place], every: Sequence[Split], rules: Rules) -> list[str]:
+    local = every[0]
+    found = []
+    if rules.on_device(local):
+        found.append(f"--seal {_names(rules.on_device(local))} excludes device only")
+    cuts = sorted({split.start for split in every[1:]})
+    for name in sorted(frozenset[str]().union(*rules.raw)):
+        hit = [at for at in cuts if name in rules.raw[at]]
+        found.append(f"--private {name!r} excludes sending {_shortly([places[at].name for at in hit])}")
+    sealed = frozenset[str]().union(*rules.sealed_before, *rules.sealed_behind)
+    for name in sorted(sealed):
+        hit = [at for at in cuts if name in rules.sealed_before[at]]
+        if hit:
+            found.append(f"--seal {name!r} excludes cutting at {_shortly([places[at].name for at in hit])}")
+    return found
+
+
+def check_names(option: str, names: Collection[str], known: Collection[str], what: str) -> None:
+    """Raises InvalidArgument for a name that is not known, with the nearest that are."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+            raise InvalidArgument(
+                f"{option}: the model has no {what} {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
+            )
+
+
+def _names(names: Collection[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
+
+
+def _shortly(names: Sequence[str]) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown if len(shown) <= 4 else [*shown[:2], f"... {len(shown) - 3} more ...", shown[-1]])

@@ -1,0 +1,56 @@
+"""Quantities as a person writes them: bandwidths and times, each with its unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from zmq_offload.errors import InvalidArgument
+
+_BANDWIDTHS = {"bit": 1.0, "kbit": 1e3, "Mbit": 1e6, "Gbit": 1e9}
+_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
+
+FASTEST = 1e12
+"""Bits a second, above which a bandwidth is taken for a slip of the pen."""
+
+LONGEST = 3600.0
+"""Seconds, likewise."""
+
+
+def bandwidth(text: str) -> float:
+    """Bits a second, of "50Mbit", "1.5 Gbit" or "800kbit/s".
+
+    Raises InvalidArgument for anything else, a number without a unit included: it could be bits or bytes.
+    """
+    value = _parse("bandwidth", text.removesuffix("/s"), text, _BANDWIDTHS, "Mbit")
+    if not 0 < value <= FASTEST:
+        raise InvalidArgument(f"bandwidth {text!r} is not above 0 and at most 1000Gbit")
+    return value
+
+
+def duration(text: str) -> float:
+    """Seconds, of "10ms", "250us" or "1.5s". Raises InvalidArgument for anything else, a bare number included."""
+    value = _parse("time", text, text, _TIMES, "ms")
+    if value > LONGEST:
+        raise InvalidArgument(f"time {text!r} is more than an hour")
+    return value
+
+
+def bandwidth_text(bits: float) -> str:
+    """As `bandwidth` reads it, to three figures: "50Mbit"."""
+    unit = next(u for u in ("Gbit", "Mbit", "kbit", "bit") if bits >= _BANDWIDTHS[u] or u == "bit")
+    return f"{bits / _BANDWIDTHS[unit]:.3g}{unit}"
+
+
+def _parse(what: str, text: str, given: str, units: Mapping[str, float], usual: str) -> float:
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None:
+        raise InvalidArgument(f"{what} {given!r} is not a number with a unit; write {what} as 50{usual}")
+    number, unit = match.groups()
+    if not unit:
+        raise InvalidArgument(f"{what} {given!r} has no unit; did you mean {number}{usual}?")
+    known = {name.lower(): factor for name, factor in units.items()}
+    if unit.lower() not in known:
+        raise InvalidArgument(f"{what} {given!r}: the unit {unit!r} is not known; use {', '.join(units)}")
+    return float(number) * known[unit.lower()]
