@@ -116,7 +116,8 @@ class Supervisor:
                 }
                 share = self._share(at)
                 if share is not None:
-                    environment[CORES] = ",".join(map(str, share))
+                    # A device application that started this may have told TVM not to bind its threads.
+                    environment |= {CORES: ",".join(map(str, share)), "TVM_BIND_THREADS": "1"}
                 with _on(share):
                     # A child of its own group does not get the terminal's Ctrl-C, which this process passes on.
                     seat.process = subprocess.Popen(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -310,3 +313,18 @@ def test_missing_and_broken_files_are_refused_by_name(fresh_mlp: Path) -> None:
         (bundle / MANIFEST).write_bytes(content)
         with pytest.raises(FailedPrecondition, match=r"manifest\.json is damaged"):
             load(bundle, client=client)
+
+
+def test_loading_a_model_leaves_the_thread_its_cores() -> None:
+    """TVM binds each of its pools, and the thread that makes one, to the first cores, where all runs would meet."""
+    program = (
+        "import os, threading, tvm, zmq_offload.byoc.machine\n"
+        "cores = [os.sched_getaffinity(0)]\n"
+        "def run():\n    tvm.runtime.num_threads()\n    cores.append(os.sched_getaffinity(0))\n"
+        "thread = threading.Thread(target=run)\nthread.start()\nthread.join()\n"
+        "print(*map(len, cores))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TVM_BIND_THREADS"} | {"TVM_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    mine = len(os.sched_getaffinity(0))
+    assert done.stdout.split() == [str(mine), str(mine)]

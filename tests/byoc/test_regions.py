@@ -302,3 +302,18 @@ def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject,
         results = evaluate(device, arrays)
     for got, want in zip(results, expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_a_way_around_that_joins_before_it_leaves_is_named_all_the_same(tmp_path: Path) -> None:
+    """One cut lies before the other: what reaches the region around both is behind the first and before the second."""
+    nodes = [
+        ("Relu", ["x0"], "a"),
+        ("Add", ["x0", "a"], "u"),
+        ("Tanh", ["u"], "w1"),
+        ("Relu", ["w1"], "b"),
+        ("Mul", ["w1", "b"], "m"),
+        ("Add", ["m", "a"], "y"),
+    ]
+    model = imported(nodes, tmp_path, ["a", "b", "y"])
+    with pytest.raises(InvalidArgument, match=r"does not separate the graph: .* by w1"):
+        outline_regions(model.mod, model.graph, [Region("r", ["a", "b"], ["y"])])

@@ -19,6 +19,10 @@ from zmq_offload.errors import FailedPrecondition
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.repository import loadable
 
+# Each thread that runs a VM has a pool of its own, and TVM binds each to the first cores, the running thread with it:
+# runs that could go on beside each other would share a core, and whatever such a thread starts would inherit it.
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+
 TURNS = Turns(max(1, len(os.sched_getaffinity(0)) // tvm.runtime.num_threads()))
 """The process's: all models in it compute on the same cores, each run with as many threads as TVM's pool has."""
 

@@ -139,7 +139,9 @@ def _leak(graph: Graph, param: ir.Var, cuts: dict[ir.Var, str], untils: dict[ir.
     way = graph.path(param, untils, avoid=cuts)
     before = graph.behind(cuts)
     leaves = max((i for i, v in enumerate(way) if v in before and graph.named(v)), default=0)
-    joins = next((i for i, v in enumerate(way) if graph.behind([v]).intersection(cuts)), len(way) - 1)
+    # Of several cuts one may lie before another: the way may meet what is behind the one and leave before the other.
+    joined = (i for i, v in enumerate(way) if i >= leaves and graph.behind([v]).intersection(cuts))
+    joins = next(joined, len(way) - 1)
     around = [graph.name(v) for v in way[leaves : joins + 1] if graph.named(v)]
     if len(around) > 6:
         around = [*around[:3], "...", *around[-2:]]
