@@ -18,7 +18,7 @@ from tvm import libinfo
 from tvm.runtime import vm
 from tvm_ffi.libinfo import load_lib_ctypes
 
-from zmq_offload.errors import FailedPrecondition, Internal
+from zmq_offload.errors import FailedPrecondition, Internal, one_line
 from zmq_offload.protocol.tensors import ANY
 from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository, loadable
 
@@ -64,7 +64,7 @@ class GraphExecutor:
             library = tvm_ffi.load_module(loadable(folder / LIBRARY))
             self._main = vm.VirtualMachine(library, tvm.cpu())["main"]
         except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
-            raise FailedPrecondition(f"{folder / LIBRARY} cannot be loaded: {_one_line(error)}") from None
+            raise FailedPrecondition(f"{folder / LIBRARY} cannot be loaded: {one_line(error)}") from None
         # 64-byte aligned, as TVM assumes; a frame's memory is not. With a view of each, made once.
         self._inputs = [
             _memory(spec.shape, str(spec.dtype)) if ANY not in spec.shape else None for spec in self.model.inputs
@@ -86,7 +86,7 @@ class GraphExecutor:
             results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
         except Exception as error:
             raise Internal(
-                f"model {self.model.name!r} version {self.model.version} failed: {_one_line(error)}"
+                f"model {self.model.name!r} version {self.model.version} failed: {one_line(error)}"
             ) from error
         # An output may be an input handed through, under another shape perhaps: the next request writes to that.
         results = [r.copy() if any(np.may_share_memory(r, view) for _, view in inputs) else r for r in results]
@@ -116,7 +116,3 @@ def _fill(memory: Array, parts: Sequence[Array]) -> None:
         memory[...] = parts[0]
     else:
         np.concatenate(parts, out=memory)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]

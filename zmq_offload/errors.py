@@ -141,3 +141,8 @@ def from_status(code: str, message: str) -> OffloadError:
     """The error that a status code from the wire stands for; a code of a newer peer becomes `Internal`."""
     known = _CLASSES.get(code)
     return known(message) if known else Internal(f"{code}: {message}")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, as part of a message of ours: in one line, and not all of a long one."""
+    return " ".join(str(error).split())[:500]

@@ -15,7 +15,7 @@ from tvm.runtime import vm
 from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
 from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
-from zmq_offload.errors import FailedPrecondition
+from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.repository import loadable
 
@@ -89,10 +89,6 @@ def load_library(path: Path) -> tvm.runtime.Module:
     except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
         raise FailedPrecondition(f"{path} cannot be loaded: {one_line(error)}") from None
     return module
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 def _tensor(shape: Sequence[int], dtype: np.dtype[Any]) -> tvm.runtime.Tensor:

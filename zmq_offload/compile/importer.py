@@ -22,7 +22,7 @@ from tvm.relax.frontend.onnx import from_onnx
 from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.interrupt import interruptible
-from zmq_offload.errors import InvalidArgument
+from zmq_offload.errors import InvalidArgument, one_line
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import TensorSpec
 
@@ -91,7 +91,7 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except OSError as error:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # by its suffix onnx takes a file for protobuf, JSON or text: each has its own errors
-        raise InvalidArgument(f"{file} is not an ONNX model: {_one_line(error)}") from None
+        raise InvalidArgument(f"{file} is not an ONNX model: {one_line(error)}") from None
     # An empty file is a valid protobuf message, and so are many that are none of ONNX's.
     if not model.ir_version or not model.graph.node or not model.graph.output:
         raise InvalidArgument(f"{file} is not an ONNX model: it has no graph")
@@ -197,7 +197,7 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
             warnings.simplefilter("ignore")
             return onnxslim.slim(copy)
     except Exception as error:
-        raise InvalidArgument(f"the model cannot be simplified: {_one_line(error)}") from error
+        raise InvalidArgument(f"the model cannot be simplified: {one_line(error)}") from error
 
 
 def _check_outside(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:
@@ -244,7 +244,7 @@ def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
     except Exception as error:
         stumbled = re.search(r"Error converting operator (\w+)", said.getvalue())
         where = f"the operator {stumbled[1]}" if stumbled else "the model"
-        raise InvalidArgument(f"TVM cannot import {where}: {_one_line(error)}") from error
+        raise InvalidArgument(f"TVM cannot import {where}: {one_line(error)}") from error
 
 
 def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], constants: set[str]) -> Imported:
@@ -273,7 +273,3 @@ def _described(inputs: Iterable[onnx.ValueInfoProto]) -> str:
         return ",".join(str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in dims)
 
     return ", ".join(f"{i.name!r} [{shape(i)}]" for i in inputs) or "none"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]

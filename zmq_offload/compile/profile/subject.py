@@ -16,7 +16,7 @@ from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway, registered
 from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.compile.importer import Dim, import_onnx
-from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.repository import DESCRIPTION, Repository
 from zmq_offload.repository import LIBRARY as SUBGRAPH
@@ -61,7 +61,7 @@ class Subject:
             with registered(self.remote) if self.remote else nullcontext():
                 return vm.VirtualMachine(self.module, tvm.cpu())
         except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
-            raise FailedPrecondition(f"{self.title} cannot be loaded: {_one_line(error)}") from None
+            raise FailedPrecondition(f"{self.title} cannot be loaded: {one_line(error)}") from None
 
     def arrays(self, given: Mapping[str, Sequence[Dim]]) -> list[Array]:
         """Inputs to run with: random numbers, and zeros where integers may be indices."""
@@ -170,7 +170,7 @@ def _load(library: Path) -> Any:
     try:
         return tvm.runtime.load_module(str(library))
     except (tvm.error.InternalError, RuntimeError) as error:
-        raise FailedPrecondition(f"{library} cannot be loaded: {_one_line(error)}") from None
+        raise FailedPrecondition(f"{library} cannot be loaded: {one_line(error)}") from None
 
 
 def _shape(spec: TensorSpec, given: Sequence[Dim] | None) -> tuple[int, ...]:
@@ -186,7 +186,3 @@ def _shape(spec: TensorSpec, given: Sequence[Dim] | None) -> tuple[int, ...]:
     ):
         raise InvalidArgument(f"--input {spec.name}={','.join(map(str, shape))} does not fit {spec}")
     return shape
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
