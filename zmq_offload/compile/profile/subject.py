@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
@@ -18,7 +19,7 @@ from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.protocol.tensors import ANY, TensorSpec
-from zmq_offload.repository import DESCRIPTION, Repository
+from zmq_offload.repository import DESCRIPTION, Repository, loadable
 from zmq_offload.repository import LIBRARY as SUBGRAPH
 
 
@@ -168,7 +169,7 @@ def _check_tvm(folder: Path, built_by: str) -> None:
 
 def _load(library: Path) -> Any:
     try:
-        return tvm.runtime.load_module(str(library))
+        return tvm_ffi.load_module(loadable(library))
     except (tvm.error.InternalError, RuntimeError) as error:
         raise FailedPrecondition(f"{library} cannot be loaded: {one_line(error)}") from None
 
