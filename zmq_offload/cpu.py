@@ -113,6 +113,14 @@ class CpuNeeds:
                 "compile it with --target for this CPU"
             )
 
+    def met(self) -> bool:
+        """Whether this machine can run it."""
+        try:
+            self.check("it")
+        except FailedPrecondition:
+            return False
+        return True
+
 
 def this_cpu() -> tuple[str, frozenset[str]]:
     """This machine's architecture and its features by Linux's names (none where they are not known)."""

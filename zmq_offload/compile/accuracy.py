@@ -150,14 +150,8 @@ def _largest(values: Array) -> float:
 
 
 def _runs_here(compiled: Compiled) -> bool:
-    try:
-        compiled.manifest.cpu.check("the device's library")
-        for model in compiled.models:
-            if model.cpu is not None:
-                model.cpu.check("the subgraph's library")
-    except FailedPrecondition:
-        return False
-    return True
+    needs = [compiled.manifest.cpu, *(model.cpu for model in compiled.models)]
+    return all(cpu is None or cpu.met() for cpu in needs)
 
 
 class _InProcess:

@@ -10,7 +10,7 @@ import tvm
 from tvm.target import codegen
 
 from zmq_offload.cpu import CpuNeeds
-from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.errors import InvalidArgument
 
 
 def host_target() -> tvm.target.Target:
@@ -52,11 +52,7 @@ def cpu_needs(target: tvm.target.Target) -> CpuNeeds:
 
 def runs_here(target: tvm.target.Target) -> bool:
     """Whether this machine can run code for a target, and so measure it."""
-    try:
-        cpu_needs(target).check("the code")
-    except FailedPrecondition:
-        return False
-    return True
+    return cpu_needs(target).met()
 
 
 def toolchain() -> dict[str, Any]:
