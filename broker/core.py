@@ -44,8 +44,7 @@ class Core(Frontend, Backend):
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event at time `now` (seconds, any origin, never going back)."""
         self._actions = []
-        deadline = self._timers.next()
-        if deadline is not None and deadline <= now:
+        if self._timers.may_be_due(now):
             self._expire(now)
         _ON[type(event)](self, event, now)
         return self._actions

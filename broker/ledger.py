@@ -99,7 +99,7 @@ class Ledger:
 
     def _feed(self, worker: Worker, now: float) -> None:
         """Fill a worker's free slots from the queues."""
-        while worker.free > 0 and (request := self.scheduler.next_for(worker)) is not None:
+        while self.scheduler.queues and worker.free > 0 and (request := self.scheduler.next_for(worker)) is not None:
             self._dispatch(request, worker, now)
 
     def _settle(self, now: float) -> None:
@@ -153,7 +153,7 @@ class Ledger:
             # Which one took it down? First attempts may run together, and an answer may be lost with its sender, so
             # all of those are suspects. Later ones run alone and in the order of dispatch: there only the first is.
             if request is first or attempt == 1:
-                request.lost.append(worker.name)
+                request.lost += (worker.name,)
             if len(request.lost) >= self.policy.max_attempts:
                 text = f"lost its worker {len(request.lost)} times ({', '.join(request.lost)}; the last: {why})"
                 self._fail(request, "given up", now, Status.ABORTED, text)

@@ -18,6 +18,8 @@ from collections.abc import Hashable
 class Life(enum.Enum):
     """Where a request is."""
 
+    __hash__ = object.__hash__  # enum's own is a function in Python, called at each step of each request
+
     ACCEPTED = "accepted"
     """To be placed, now or again; never between two events."""
     QUEUED = "queued"

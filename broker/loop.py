@@ -115,32 +115,39 @@ class Broker:
     def _serve(self) -> None:
         # The monitor and the wake as descriptors: the poll looks into each ZeroMQ socket, at a system call each.
         wake, monitor = self._wake.fileno(), self._monitor.fileno()
-        watched = (self._back, self._front, monitor, wake)
-        sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in watched]
+        back, front = self._back, self._front
+        sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (wake, monitor, back, front)]
         self._drain_monitor()
-        core, handle, clock = self.core, self._handle, self._clock
+        core, clock = self.core, self._clock
+        wait = 0
         while not core.finished:
-            due = min(core.next_deadline() or math.inf, self._look_at_keys_at)
-            wait = -1 if due == math.inf else max(0, math.ceil((due - clock()) * 1000))
-            ready: list[Any] = [source for source, _ in zmq.zmq_poll(sources, wait)]
-            if wake in ready:
-                self._wake.clear()
-                log.info("stopping: finishing %d requests within %.1f s", len(core.requests), self._config.grace)
-                handle(Stop(self._config.grace))
-            if monitor in ready:
-                self._drain_monitor()
-                handle(Disconnected())
-            if self._back in ready:
-                self._drain(self._from_workers, self._from_back)
-            if self._front in ready:
-                self._drain(self._from_clients, self._from_front)
-            deadline = core.next_deadline()
-            if deadline is not None and deadline <= clock():
-                handle(Tick())
+            for source, _ in zmq.zmq_poll(sources, wait):
+                if source is back:
+                    self._drain(self._from_workers, self._from_back)
+                elif source is front:
+                    self._drain(self._from_clients, self._from_front)
+                elif source == monitor:
+                    self._drain_monitor()
+                    self._handle(Disconnected())
+                else:
+                    self._wake.clear()
+                    log.info("stopping: finishing %d requests within %.1f s", len(core.requests), self._config.grace)
+                    self._handle(Stop(self._config.grace))
             if self._undelivered:
                 self._report_undelivered()
-            if clock() >= self._look_at_keys_at:
-                self._look_at_keys()
+            wait = self._keep_time(clock())
+
+    def _keep_time(self, now: float) -> int:
+        """Do what is due, and the milliseconds until something is again; -1: nothing is to come."""
+        due = self.core.next_deadline()
+        if due is not None and due <= now:
+            self._handle(Tick())
+            return 0
+        if now >= self._look_at_keys_at:
+            self._look_at_keys()
+            return 0
+        due = self._look_at_keys_at if due is None else min(due, self._look_at_keys_at)
+        return -1 if due == math.inf else math.ceil((due - now) * 1000)
 
     def _look_at_keys(self) -> None:
         self._look_at_keys_at = self._clock() + _KEYS_EVERY
@@ -166,9 +173,10 @@ class Broker:
     def _drain(self, inbox: transport.Inbox, read: Callable[[list[Any]], Event]) -> None:
         """Take in a batch of messages, then do what the core says to all of them: what is sent without a pause goes
         out in fewer system calls."""
+        handle, clock = self.core.handle, self._clock
         actions: list[Action] = []
         for frames in inbox.take(_BATCH):
-            actions += self.core.handle(read(frames), self._clock())
+            actions += handle(read(frames), clock())
         self._perform(actions)
 
     def _from_front(self, frames: list[Any]) -> Event:
@@ -189,9 +197,11 @@ class Broker:
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
-            socket = self._front if type(action) is ToClient else self._back
+            peer, message, payload = action
             try:
-                transport.send(socket, [action.peer, wire.encode(action.message), *action.payload])
+                transport.forward(
+                    self._front if type(action) is ToClient else self._back, [peer, wire.encode(message), *payload]
+                )
             except zmq.ZMQError as error:
                 if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                     raise

@@ -12,6 +12,7 @@ The rules (docs/architecture.md):
 
 from __future__ import annotations
 
+from broker.lifecycle import Duty
 from broker.queues import FairQueue, Shares
 from broker.state import Request, Worker
 from zmq_offload.protocol.messages import LATEST
@@ -70,11 +71,14 @@ class Scheduler:
         """The worker that should run a request now, or None while all that could are full."""
         best: Worker | None = None
         for worker in self.holders.get((model, self.resolve(model, version)), {}).values():
-            if worker.free <= 0:
+            if worker.duty is not Duty.READY or len(worker.held) >= worker.slots:
+                continue
+            if best is None:
+                best = worker
                 continue
             # held/slots by cross-multiplication, so that equal loads are equal exactly.
-            ours, theirs = (0, 1) if best is None else (len(worker.held) * best.slots, len(best.held) * worker.slots)
-            if best is None or ours < theirs or (ours == theirs and worker.chosen < best.chosen):
+            ours, theirs = len(worker.held) * best.slots, len(best.held) * worker.slots
+            if ours < theirs or (ours == theirs and worker.chosen < best.chosen):
                 best = worker
         return best
 

@@ -36,7 +36,7 @@ class Request:
     dispatched_at: float = 0.0
     runs: int = 0
     """The version that the last attempt runs."""
-    lost: list[str] = field(default_factory=list)
+    lost: tuple[str, ...] = ()
     """Names of the workers that were lost while they ran it."""
 
     @property

@@ -72,7 +72,7 @@ class Worker:
         self._security = Security(config.key, config.broker_key)
         self._watches: dict[int, Watch] = {}
         self._inboxes = [self._connect(link) for link in range(len(config.brokers))]
-        self._sources = self._find_sources()
+        self._find_sources()
         self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
         self._running_until = math.inf
         self._complain_at = 0.0
@@ -88,9 +88,8 @@ class Worker:
         self._announce()
         refresh_at = self._clock() + self._config.refresh
         while not session.finished:
-            self._poll(min(session.next_deadline() or math.inf, refresh_at))
-            self._work()
-            now = self._clock()
+            self._poll(refresh_at)
+            now = self._work() if session.held else self._clock()
             if now >= refresh_at:
                 if self._refresh():
                     self._announce()
@@ -101,21 +100,25 @@ class Worker:
         self._context.term()
         self._wake.close()
 
-    def _poll(self, deadline: float) -> None:
-        """Wait until something comes in or `deadline`, then take in all that is there."""
-        ready_at = self.session.ready_at()
-        deadline = deadline if ready_at is None else min(deadline, ready_at)
-        wait = max(0, math.ceil((deadline - self._clock()) * 1000))
-        ready: list[Any] = [source for source, _ in zmq.zmq_poll(self._sources, wait)]
-        if any(fd in ready for fd in self._stops):
-            self._stops = []
-            self._sources = self._find_sources()
-            log.info("draining")
-            self._perform(self.session.drain(self._clock()))
-        for link, inbox in enumerate(self._inboxes):
-            if inbox.socket in ready:
+    def _poll(self, until: float) -> None:
+        """Wait until something comes in or the time `until`, then take in all that is there."""
+        session, clock = self.session, self._clock
+        due = session.next_deadline()
+        deadline = until if due is None else min(until, due)
+        if session.held and (ready_at := session.ready_at()) is not None:
+            deadline = min(deadline, ready_at)
+        wait = max(0, math.ceil((deadline - clock()) * 1000))
+        for source, _ in zmq.zmq_poll(self._sources, wait):
+            link = self._links.get(source)
+            if link is not None:
                 self._receive(link)
-        self._perform(self.session.tick(self._clock()))
+            elif source in self._stops:
+                self._stops = []
+                self._find_sources()
+                log.info("draining")
+                self._perform(session.drain(clock()))
+        if due is not None and clock() >= due:
+            self._perform(session.tick(clock()))
 
     def _receive(self, link: int) -> None:
         for frames in self._inboxes[link].take(_BATCH):
@@ -147,30 +150,38 @@ class Worker:
         else:
             self.session.given(link, message, job, self._clock(), group=job.group, rows=job.rows)
 
-    def _work(self) -> None:
+    def _work(self) -> float:
         """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
-        Before each run, take in what came meanwhile: something may be revoked by now, or more may run together."""
-        end = self._clock() + _STINT
+        Before each run, take in what came meanwhile: something may be revoked by now, or more may run together. The
+        time at which it ended."""
+        session, clock = self.session, self._clock
+        now = clock()
+        end = now + _STINT
         while True:
-            attempts, actions = self.session.next(self._clock())
-            self._perform(actions)
+            attempts, actions = session.next(now)
+            if actions:
+                self._perform(actions)
             if not attempts:
-                return
-            start = self._clock()
-            self._running_until = max(start, *(a.deadline for a in attempts)) + self._config.hang_grace
+                return now
+            self._running_until = max([now, *[attempt.deadline for attempt in attempts]]) + self._config.hang_grace
             outcomes = execute([attempt.job for attempt in attempts])
             self._running_until = math.inf
-            compute = self._clock() - start
-            for attempt, outcome in zip(attempts, outcomes, strict=True):
-                if isinstance(outcome, OffloadError):
-                    self._perform([self.session.failed_with(attempt, outcome)])
-                else:
-                    self._perform([self.session.done(attempt, outcome, compute)])
-            if not self.session.held or self._clock() >= end:
-                return
+            start, now = now, clock()
+            self._perform(
+                [
+                    session.failed_with(attempt, outcome)
+                    if isinstance(outcome, OffloadError)
+                    else session.done(attempt, outcome, now - start)
+                    for attempt, outcome in zip(attempts, outcomes, strict=True)
+                ]
+            )
+            if not session.held or now >= end:
+                return now
+            del attempts, outcomes  # their memory is free for what comes next
             for link, inbox in enumerate(self._inboxes):
                 if inbox.waiting():
                     self._receive(link)
+            now = clock()
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -180,7 +191,7 @@ class Worker:
                 self._watches[action.link].close()
                 self._inboxes[action.link].socket.close(linger=0)
                 self._inboxes[action.link] = self._connect(action.link)
-                self._sources = self._find_sources()
+                self._find_sources()
             else:
                 frames = [wire.encode(action.message), *action.payload]
                 # A connection whose key was refused takes nothing; it is made anew when the broker was silent for long.
@@ -201,9 +212,10 @@ class Worker:
         transport.connect(socket, self._config.brokers[link])
         return transport.Inbox(socket)
 
-    def _find_sources(self) -> list[tuple[Any, int]]:
-        """What to poll."""
-        return [(source, transport.POLLIN) for source in (*(inbox.socket for inbox in self._inboxes), *self._stops)]
+    def _find_sources(self) -> None:
+        """What to poll: the brokers' sockets, and what tells that this worker shall stop."""
+        self._links: dict[Any, int] = {inbox.socket: link for link, inbox in enumerate(self._inboxes)}
+        self._sources: list[tuple[Any, int]] = [(s, transport.POLLIN) for s in (*self._stops, *self._links)]
 
     def _announce(self) -> None:
         """Tell the brokers what is served, and the session what can run together."""

@@ -7,6 +7,7 @@ too long is connected to anew; what it had given and was not run yet is dropped,
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,8 @@ class Session:
     """(model, version) -> how its requests are put together."""
     held: deque[Attempt] = field(default_factory=deque)
     draining_since: float | None = None
+    _stale_at: float = math.inf
+    """When some attempt that is held need not run any more; not after that."""
     _crowded: set[Hashable] = field(default_factory=set)
     """Groups that had company the last time: only there is it worth to wait for more."""
 
@@ -132,6 +135,7 @@ class Session:
         group = group if message.attempt == 1 else None
         deadline = now + message.budget_us / 1e6
         self.held.append(Attempt(link, message, now, deadline, job, group, rows))
+        self._stale_at = min(self._stale_at, deadline)
 
     def drain(self, now: float) -> list[Action]:
         """Take no more, finish what is held."""
@@ -170,13 +174,9 @@ class Session:
 
     def next(self, now: float) -> tuple[list[Attempt], list[Action]]:
         """Take the attempts to run together now, if there are any, and the answers to those that need not run."""
-        actions: list[Action] = []
-        for attempt in [a for a in self.held if a.revoked or now >= a.deadline]:
-            self.held.remove(attempt)
-            if attempt.revoked:
-                actions.append(self.failed(attempt, Status.CANCELLED, "not wanted any more"))
-            else:
-                actions.append(self.failed(attempt, Status.DEADLINE_EXCEEDED, "its time was up before it could run"))
+        actions = self._drop_stale(now) if now >= self._stale_at else []
+        if self.held and self.held[0].group is None:
+            return [self.held.popleft()], actions
         for batch, ready_at in self._batches():
             if now >= ready_at:
                 self._note_company(batch)
@@ -184,6 +184,18 @@ class Session:
                     self.held.remove(attempt)
                 return batch, actions
         return [], actions
+
+    def _drop_stale(self, now: float) -> list[Action]:
+        """Answer what need not run any more."""
+        actions: list[Action] = []
+        for attempt in [a for a in self.held if a.revoked or now >= a.deadline]:
+            self.held.remove(attempt)
+            if attempt.revoked:
+                actions.append(self.failed(attempt, Status.CANCELLED, "not wanted any more"))
+            else:
+                actions.append(self.failed(attempt, Status.DEADLINE_EXCEEDED, "its time was up before it could run"))
+        self._stale_at = min((a.deadline for a in self.held), default=math.inf)
+        return actions
 
     def _note_company(self, batch: list[Attempt]) -> None:
         group = batch[0].group
@@ -255,6 +267,7 @@ class Session:
         for attempt in self.held:
             if attempt.link == link and attempt.message[:3] == tuple(message):
                 attempt.revoked = True
+                self._stale_at = -math.inf
         return []
 
     def _farewell(self, link: int, message: wire.Farewell) -> list[Action]:

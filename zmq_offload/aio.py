@@ -14,6 +14,7 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
+    check_call,
     check_timeout,
     copy_into,
     outputs_of,
@@ -62,11 +63,12 @@ class AsyncClient:
     ) -> Outputs:
         """As `Client.infer`."""
         timeout = self._timeout if timeout is None else timeout
-        start = self._connection.request(model, inputs, version, timeout, priority)
+        wanted = check_call(model, timeout, version, priority)
+        payload = self._connection.payload(inputs)
         loop = self._attach()
         started = loop.time()
-        done = await self._call(loop, start)
-        result = outputs_of(done, loop.time() - started, model=model)
+        done = await self._call(loop, self._session.request, model, payload, timeout, wanted, priority)
+        result = outputs_of(done, loop.time() - started, model)
         if isinstance(result, OffloadError):
             raise result
         if outputs is not None:
@@ -103,8 +105,7 @@ class AsyncClient:
 
     async def _query(self, what: str, timeout: float | None) -> Any:
         timeout = self._timeout if timeout is None else check_timeout(timeout)
-        start = functools.partial(self._session.query, what, timeout=timeout)
-        body = answer_of(await self._call(self._attach(), start))
+        body = answer_of(await self._call(self._attach(), self._session.query, what, timeout))
         if isinstance(body, OffloadError):
             raise body
         return body
@@ -120,8 +121,10 @@ class AsyncClient:
             raise RuntimeError("an AsyncClient belongs to the event loop that it was first used in")
         return loop
 
-    async def _call(self, loop: asyncio.AbstractEventLoop, start: Callable[..., tuple[int, list[Action]]]) -> Complete:
-        number, actions = start(now=loop.time())
+    async def _call(
+        self, loop: asyncio.AbstractEventLoop, start: Callable[..., tuple[int, list[Action]]], *args: Any
+    ) -> Complete:
+        number, actions = start(*args, now=loop.time())
         future: asyncio.Future[Complete] = loop.create_future()
         self._futures[number] = future
         self._perform(actions)
@@ -137,8 +140,11 @@ class AsyncClient:
             return
         # Until none waits: the descriptor tells only of what comes after that.
         while self._connection.waiting():
+            socket = self._connection.socket
             for message in self._connection.receive():
                 self._perform(self._session.received(*message, self._loop.time()))
+                if self._connection.socket is not socket:
+                    break  # what a broker that was left said besides is void
         self._keep_time()
 
     def _keep_time(self) -> None:

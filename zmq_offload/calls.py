@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, Generic, Protocol, TypeVar
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from zmq_offload.errors import OffloadError
 from zmq_offload.session import Complete, Fail
@@ -24,62 +24,75 @@ class Owner(Protocol):
     def refuse_callback(self, what: str) -> None: ...
 
 
-class Call(Generic[T]):
-    """A call that one thread waits for. `finish` makes its value of the message that completes it, and of the time
-    that it took. (A Future has a lock, a condition and a list, which a call of 200 µs notices.)"""
+Finish: TypeAlias = Callable[[Complete, float, str], "T | OffloadError"]
+"""Makes a call's value of the message that completes it, the seconds that it took, and the model's name."""
 
-    def __init__(self, finish: Callable[[Complete, float], T | OffloadError]) -> None:
+
+class Call(Generic[T]):
+    """A call that one thread waits for. A Future has a lock, a condition and a list, which a call of 200 µs notices."""
+
+    __slots__ = ("_action", "_event", "_finish", "_model", "number", "started")
+
+    def __init__(self, finish: Finish[T], model: str = "") -> None:
         self.number = 0
-        self._done = False
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._finish = finish
-        self._value: T | OffloadError | None = None
+        self._model = model
+        self._action: Complete | Fail | None = None
         self._event: threading.Event | None = None
 
     def end(self, action: Complete | Fail) -> None:
-        self._value = self._outcome(action)
-        self._done = True
-        # Looked at after `_done` is set, and made before it is looked at: one of the two threads sees the other.
+        self._action = action
+        # Looked at after `_action` is set, and made before that is looked at: one of the two threads sees the other.
         if self._event is not None:
             self._event.set()
 
     def is_done(self) -> bool:
-        return self._done
+        return self._action is not None
 
     def wait(self, timeout: float | None = None) -> None:
         """Until another thread ends it."""
         self._event = threading.Event()
-        if not self._done:
+        if self._action is None:
             self._event.wait(timeout)
 
     def result(self) -> T:
-        value, self._value = self._value, None  # an error must not refer to itself through this frame's call
+        """Its value, once; raises its error."""
+        action, self._action = self._action, None  # an error must not refer to itself through this frame's call
+        assert action is not None
+        value = self._outcome(action)
         if isinstance(value, OffloadError):
             try:
                 raise value
             finally:
-                del value
-        return value  # type: ignore[return-value]
+                del value, action
+        return value
 
     def _outcome(self, action: Complete | Fail) -> T | OffloadError:
-        return action.error if isinstance(action, Fail) else self._finish(action, time.monotonic() - self._started)
+        if isinstance(action, Fail):
+            return action.error
+        return self._finish(action, time.monotonic() - self.started, self._model)
 
 
 class Submitted(Call[T]):
     """A call whose value goes into a future, whose `cancel` reaches the broker."""
 
-    def __init__(self, owner: Owner, finish: Callable[[Complete, float], T | OffloadError]) -> None:
-        super().__init__(finish)
+    __slots__ = ("future",)
+
+    def __init__(self, owner: Owner, finish: Finish[T], model: str) -> None:
+        super().__init__(finish, model)
         self.future = CallFuture[T](owner)
 
     def end(self, action: Complete | Fail) -> None:
-        if not self.future.set_running_or_notify_cancel():
-            return
+        future = self.future
         value = self._outcome(action)
-        if isinstance(value, OffloadError):
-            self.future.set_exception(value)
-        else:
-            self.future.set_result(value)
+        try:
+            if isinstance(value, OffloadError):
+                future.set_exception(value)
+            else:
+                future.set_result(value)
+        except InvalidStateError:  # it was cancelled; whoever waits for several futures is told now
+            future.set_running_or_notify_cancel()
 
 
 class CallFuture(Future[T]):

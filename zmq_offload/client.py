@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +11,7 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
+    check_call,
     check_timeout,
     copy_into,
     outputs_of,
@@ -69,7 +69,7 @@ class Client:
         Raises the errors of `zmq_offload.errors`; docs/errors.md says when each comes and what to do.
         """
         self._driver.refuse_callback("infer")
-        call: Call[Outputs] = Call(functools.partial(outputs_of, model=model))
+        call: Call[Outputs] = Call(outputs_of, model)
         self._request(call, model, inputs, version, timeout, priority)
         self._driver.run(call)
         result = call.result()
@@ -88,7 +88,7 @@ class Client:
     ) -> Future[Outputs]:
         """As `infer`, but return a future at once. The input arrays must not change before it is done. Cancelling the
         future takes the request back, out of the broker's queue if it is still there."""
-        call: Submitted[Outputs] = Submitted(self._driver, functools.partial(outputs_of, model=model))
+        call: Submitted[Outputs] = Submitted(self._driver, outputs_of, model)
         self._request(call, model, inputs, version, timeout, priority)
         call.future.number = call.number
         self._driver.send()
@@ -126,12 +126,14 @@ class Client:
         priority: int,
     ) -> None:
         timeout = self._timeout if timeout is None else timeout
-        self._driver.begin(call, self._connection.request(model, inputs, version, timeout, priority))
+        wanted = check_call(model, timeout, version, priority)
+        payload = self._connection.payload(inputs)
+        self._driver.begin(call, self._session.request, model, payload, timeout, wanted, priority)
 
     def _query(self, what: str, timeout: float | None) -> Any:
         self._driver.refuse_callback(what)
         timeout = self._timeout if timeout is None else check_timeout(timeout)
         call: Call[Any] = Call(answer_of)
-        self._driver.begin(call, functools.partial(self._session.query, what, timeout=timeout))
+        self._driver.begin(call, self._session.query, what, timeout)
         self._driver.run(call)
         return call.result()

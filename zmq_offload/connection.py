@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
 from zmq_offload.repository import check_model_name
 from zmq_offload.results import Outputs, Timings
-from zmq_offload.session import Action, Complete, Policy, Send, Session
+from zmq_offload.session import Complete, Policy, Send, Session
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a call may take unless it says otherwise."""
@@ -78,37 +78,18 @@ class Connection:
         transport.connect(self.socket, self.endpoints[self._endpoint])
         self._inbox = transport.Inbox(self.socket)
 
-    def request(
-        self, model: str, inputs: Mapping[str, Any], version: int | None, timeout: float, priority: int
-    ) -> Callable[..., tuple[int, list[Action]]]:
-        """What begins a request in the session, given the time as `now`; all that is wrong with it is found here.
-
-        Raises InvalidArgument naming the argument or input.
-        """
-        wanted = check_call(model, timeout, version, priority)
-        payload = self._payload(inputs)
-        return functools.partial(
-            self.session.request,
-            model,
-            payload,
-            sum(map(len, payload)),
-            timeout=timeout,
-            version=wanted,
-            priority=priority,
-        )
-
-    def _payload(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def payload(self, inputs: Mapping[str, Any]) -> list[Any]:
         """`[header, frame, ...]` of a call's inputs; what is an array already is sent from its own memory.
 
         Raises InvalidArgument naming the input that cannot be sent.
         """
         payload = encode_tensors(_arrays(inputs))
-        for name, frame in zip(inputs, payload[1:], strict=True):
-            # The broker takes no more either, unless told to: it would close the connection without a word.
-            if len(frame) > self._max_frame_bytes:
-                raise InvalidArgument(
-                    f"input {name!r} has {len(frame)} bytes; max_frame_bytes allows {self._max_frame_bytes}"
-                )
+        # The broker takes no more either, unless told to: it would close the connection without a word.
+        most = self._max_frame_bytes
+        if max(map(len, payload)) > most:
+            for name, frame in zip(inputs, payload[1:], strict=True):
+                if len(frame) > most:
+                    raise InvalidArgument(f"input {name!r} has {len(frame)} bytes; max_frame_bytes allows {most}")
         return payload
 
     def reconnect(self, endpoint: int) -> None:
@@ -138,8 +119,10 @@ class Connection:
         It nearly always is, long since: who answers a request has read all of it. Where it is not, because the broker
         does not read or because the request was sent twice, `regain` it before the caller may do with it what it wants.
         """
-        lent = self._lent.pop(number, ())
-        return () if all(tracker.done for tracker in lent) or _wait_for(lent, _REGAIN_AT_EASE) else lent
+        lent = self._lent.pop(number, None)
+        if lent is None or all(tracker.done for tracker in lent) or _wait_for(lent, _REGAIN_AT_EASE):
+            return ()
+        return lent
 
     def regain(self, lent: Sequence[zmq.MessageTracker]) -> None:
         """Have memory back by giving up the connection, and what is queued there, for a new one."""
@@ -147,18 +130,14 @@ class Connection:
         if not _wait_for(lent, _REGAIN_BY_FORCE):
             raise Internal("the memory of a request's inputs is still being read after its connection was closed")
 
-    def receive(self) -> Iterator[tuple[wire.ToClient, Sequence[Any]]]:
-        """The messages that wait, without waiting for more; the socket was said to have one. What is no message is
-        dropped: no call can be told of it. What a broker that was left said besides is void."""
-        inbox = self._inbox
-        for frames in inbox.take(_BATCH):
-            message = None
+    def receive(self, most: int = _BATCH) -> list[tuple[wire.ToClient, Sequence[Any]]]:
+        """The messages that wait, at most so many, without waiting for more; the socket was said to have one. What is
+        no message is dropped: no call can be told of it."""
+        messages: list[tuple[wire.ToClient, Sequence[Any]]] = []
+        for frames in self._inbox.take(min(most, _BATCH)):
             with contextlib.suppress(ProtocolError):
-                message = wire.decode(frames[0], wire.TO_CLIENT)
-            if message is not None:
-                yield message, frames[1:]
-            if self._inbox is not inbox:
-                return
+                messages.append((wire.decode(frames[0], wire.TO_CLIENT), frames[1:]))
+        return messages
 
     def waiting(self) -> bool:
         """Whether there is a message."""
@@ -182,6 +161,14 @@ def _wait_for(trackers: Sequence[zmq.MessageTracker], seconds: float) -> bool:
 
 def check_call(model: str, timeout: float, version: int | None, priority: int) -> int:
     """The version as it is sent. Raises InvalidArgument naming the argument that is wrong."""
+    try:
+        return _checked(model, timeout, version, priority)
+    except TypeError:  # what cannot be hashed is none of these either
+        return _checked.__wrapped__(model, timeout, version, priority)
+
+
+@functools.lru_cache(256, typed=True)  # a program calls with the same few again and again
+def _checked(model: str, timeout: float, version: int | None, priority: int) -> int:
     check_model_name(model)
     check_timeout(timeout)
     if version is not None and (type(version) is not int or not 0 < version <= limits.VERSION):
@@ -214,7 +201,7 @@ def _array(name: str, value: Any) -> Array:
         raise InvalidArgument(f"input {name!r} is no array: {error}") from None
 
 
-def outputs_of(done: Complete, total: float, *, model: str) -> Outputs | OffloadError:
+def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
     """A Result as outputs, or why it is none."""
     message = done.message
     assert isinstance(message, wire.Result)
@@ -229,7 +216,7 @@ def outputs_of(done: Complete, total: float, *, model: str) -> Outputs | Offload
     return Outputs(tensors, model, message.version, timings)
 
 
-def answer_of(done: Complete, total: float = 0.0) -> Any:
+def answer_of(done: Complete, total: float = 0.0, model: str = "") -> Any:
     """An Answer's body, or the error that it is none."""
     try:
         return decode_body(done.payload, "an Answer")

@@ -62,14 +62,14 @@ class Driver:
 
     # --- the face -------------------------------------------------------------------------------------------
 
-    def begin(self, call: Call[Any], start: Callable[..., tuple[int, list[Action]]]) -> None:
-        """Number a call and note what is to send. `run` or `send` next."""
+    def begin(self, call: Call[Any], start: Callable[..., tuple[int, list[Action]]], *args: Any) -> None:
+        """Number a call and note what is to send; `start` is what begins it in the session. `run` or `send` next."""
         if os.getpid() != self._process:
             raise FailedPrecondition("this client was made before a fork; make one in each process")
         with self._lock:
             if self._closed:
                 raise Cancelled("the client is closed")
-            call.number, actions = start(now=time.monotonic())
+            call.number, actions = start(*args, now=call.started)
             self._calls[call.number] = call
             self._outbox.extend(actions)
 
@@ -140,14 +140,15 @@ class Driver:
 
     def _lead(self) -> bool:
         """Take the socket, if nobody has it but the pump."""
-        led = self._socket.acquire(blocking=False)
-        if not led:
-            with self._lock:
-                if not self._pumping or self._make_way:
-                    return False
-                self._make_way = True
-            self._wake.set()
-            led = self._socket.acquire(timeout=_MAKE_WAY)
+        if self._socket.acquire(False):
+            self._leading = True
+            return True
+        with self._lock:
+            if not self._pumping or self._make_way:
+                return False
+            self._make_way = True
+        self._wake.set()
+        led = self._socket.acquire(timeout=_MAKE_WAY)
         with self._lock:
             self._make_way = False
             self._leading |= led
@@ -239,17 +240,18 @@ class Driver:
             call.end(Fail(call.number, Internal(f"the client failed: {type(error).__name__}: {error}")))
 
     def _drive_until(self, enough: Callable[[], bool], until: float | None) -> None:
-        session, connection, wake = self._session, self._connection, self._wake.fileno()
+        session, connection, outbox, lock = self._session, self._connection, self._outbox, self._lock
         socket = None
         sources: list[tuple[Any, int]] = []
         while True:
-            self._perform()
-            if self._closed or enough():
+            if outbox:
+                self._perform()
+            if enough() or self._closed:
                 return
             if connection.socket is not socket:
                 socket = connection.socket
-                sources = [(socket, transport.POLLIN), (wake, transport.POLLIN)]
-            with self._lock:
+                sources = [(socket, transport.POLLIN), (self._wake.fileno(), transport.POLLIN)]
+            with lock:
                 deadline = session.next_deadline()
             now = time.monotonic()
             if until is not None:
@@ -257,42 +259,53 @@ class Driver:
                     return
                 deadline = until if deadline is None else min(deadline, until)
             wait = -1 if deadline is None else max(0, math.ceil((deadline - now) * 1000))
-            ready: list[Any] = [source for source, _ in zmq.zmq_poll(sources, wait)]
-            if wake in ready:
-                with self._lock:
-                    self._wake.clear()
-                    self._woken = False
-            if socket in ready:
-                for message in connection.receive():
-                    with self._lock:
-                        self._outbox.extend(session.received(*message, time.monotonic()))
-                    self._perform()
-                    if not self._calls:
-                        break  # nothing is to come, so to look for it would be in vain
-            with self._lock:
-                now = time.monotonic()
-                deadline = session.next_deadline()
-                if deadline is not None and deadline <= now:
-                    if (why := connection.refusal()) is not None:
-                        self._outbox.extend(session.refused(why, now))
-                    self._outbox.extend(session.tick(now))
+            ready = zmq.zmq_poll(sources, wait)
+            now = time.monotonic()
+            for source, _ in ready:
+                if source is socket:
+                    self._take_in(now)
+                else:
+                    with lock:
+                        self._wake.clear()
+                        self._woken = False
+            if deadline is not None and deadline <= now:
+                self._keep_time(now)
+
+    def _take_in(self, now: float) -> None:
+        """Tell the session what came in. No more than calls are outstanding: to look for what comes after the last
+        answer would be in vain."""
+        messages = self._connection.receive(len(self._calls) or 1)
+        with self._lock:
+            for message, payload in messages:
+                actions = self._session.received(message, payload, now)
+                self._outbox.extend(actions)
+                if actions and type(actions[0]) is Reconnect:
+                    break  # what a broker that is left said besides is void
+
+    def _keep_time(self, now: float) -> None:
+        with self._lock:
+            deadline = self._session.next_deadline()
+            if deadline is not None and deadline <= now:
+                if (why := self._connection.refusal()) is not None:
+                    self._outbox.extend(self._session.refused(why, now))
+                self._outbox.extend(self._session.tick(now))
 
     def _perform(self) -> None:
-        """Do what the session wants done. Needs `_socket`."""
-        while self._outbox:
-            with self._lock:
-                action = self._outbox.popleft()
+        """Do what the session wants done. Needs `_socket`; nobody else takes from the outbox."""
+        connection, outbox = self._connection, self._outbox
+        while outbox:
+            action = outbox.popleft()
             if isinstance(action, Send):
-                self._connection.send(action)
+                connection.send(action)
             elif isinstance(action, Reconnect):
-                self._connection.reconnect(action.endpoint)
+                connection.reconnect(action.endpoint)
             else:
-                with self._lock:
-                    call = self._calls.pop(action.id, None)
-                lent = self._connection.still_lent(action.id)
+                number = action.id
+                call = self._calls.pop(number, None)
+                lent = connection.still_lent(number)
                 if lent:
-                    self._connection.regain(lent)
+                    connection.regain(lent)
                     with self._lock:
-                        self._outbox.extend(self._session.reconnected(time.monotonic()))
+                        outbox.extend(self._session.reconnected(time.monotonic()))
                 if call is not None:
                     call.end(action)

@@ -115,19 +115,18 @@ class Session:
         self,
         model: str,
         payload: Sequence[Any],
-        nbytes: int,
-        now: float,
-        *,
         timeout: float,
         version: int = LATEST,
         priority: int = 0,
+        *,
+        now: float,
     ) -> tuple[int, list[Action]]:
         """Run a model; its number, and what to do."""
         number = self._last_id + 1
         message = wire.Request(self.token, number, model, version, _budget(timeout), priority)
-        return number, self._begin(message, payload, nbytes, timeout, now)
+        return number, self._begin(message, payload, sum(map(len, payload)), timeout, now)
 
-    def query(self, what: str, now: float, *, timeout: float) -> tuple[int, list[Action]]:
+    def query(self, what: str, timeout: float, *, now: float) -> tuple[int, list[Action]]:
         """Ask the broker for "models" or "status"."""
         number = self._last_id + 1
         return number, self._begin(wire.Query(self.token, number, what), (), 0, timeout, now)

@@ -51,6 +51,11 @@ class Timers(Generic[K]):
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
+    def may_be_due(self, now: float) -> bool:
+        """False if no key is due at `now`; cheaper than to find out which is."""
+        heap = self._heap
+        return bool(heap) and heap[0][0] <= now
+
     def pop(self, now: float) -> K | None:
         """Take a key that is due at `now`, the earliest first, or None."""
         at = self.next()

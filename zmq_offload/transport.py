@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket as socketlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -164,21 +164,32 @@ class Inbox:
         self._receive = receive_from if keyed else receive
         self._busy = False
 
-    def take(self, most: int) -> Iterator[list[Any]]:
+    def take(self, most: int) -> list[list[Any]]:
         """At most so many messages, as `receive` returns them."""
-        for taken in range(most):
-            frames = self._receive(self.socket)
+        receive, socket = self._receive, self.socket
+        messages: list[list[Any]] = []
+        while len(messages) < most:
+            frames = receive(socket)
             if frames is None:
-                self._busy = taken > 1
-                return
-            yield frames
-            if not self._busy and not self.waiting():
-                return
-            self._busy = True
+                self._busy = len(messages) > 1
+                break
+            messages.append(frames)
+            if not self._busy:
+                if len(messages) == most or not self.waiting():
+                    break
+                self._busy = True
+        return messages
 
     def waiting(self) -> bool:
         """Whether there is a message."""
         return bool(_get(self.socket, zmq.EVENTS) & POLLIN)
+
+
+def forward(socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
+    """As `send`, for frames of which none is a memoryview: the broker makes or passes on all that it sends."""
+    for frame in frames[:-1]:
+        _send(socket, frame, _DONTWAIT_SNDMORE)
+    _send(socket, frames[-1], _DONTWAIT)
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Any], *, track: bool = False) -> list[zmq.MessageTracker]:

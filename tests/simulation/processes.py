@@ -161,9 +161,7 @@ class Client:
 
     def call(self, timeout: float, model: str, version: int, priority: int, what: dict[str, Any]) -> int:
         payload = [what, b"x" * what.get("bytes", 1)]
-        number, actions = self.session.request(
-            model, payload, 1, self.world.now, timeout=timeout, version=version, priority=priority
-        )
+        number, actions = self.session.request(model, payload, timeout, version, priority, now=self.world.now)
         self.world.note(self.name, "calls", number, model, version, timeout, what)
         self.calls.add(number)
         self.deadlines[number] = self.world.now + timeout

@@ -38,13 +38,13 @@ class Bench:
         return actions
 
     def request(self, timeout: float = 10, payload: Any = (b"head", b"x")) -> int:
-        number, actions = self.session.request("m", payload, sum(map(len, payload)), self.now, timeout=timeout)
+        number, actions = self.session.request("m", payload, timeout, now=self.now)
         self.begun.add(number)
         assert [type(action) for action in actions] == [Send]
         return number
 
     def query(self, timeout: float = 10) -> int:
-        number, _ = self.session.query("models", self.now, timeout=timeout)
+        number, _ = self.session.query("models", timeout, now=self.now)
         self.begun.add(number)
         return number
 
@@ -101,7 +101,7 @@ def test_a_request_is_one_message_and_its_result_completes_it(bench: Bench) -> N
 
 def test_the_brokers_budget_is_a_little_less_than_the_callers_time(bench: Bench) -> None:
     """So that the broker's error, which says where the request was, comes before the caller gives up."""
-    _, (send,) = bench.session.request("m", (), 0, bench.now, timeout=10)
+    _, (send,) = bench.session.request("m", (), 10, now=bench.now)
     assert isinstance(send, Send) and isinstance(send.message, wire.Request)
     assert send.message.budget_us == 9_980_000
     bench.begun.add(1)

@@ -252,6 +252,9 @@ def _check(fields: tuple[str, ...]) -> Callable[..., bool]:
     return check
 
 
+_MOST_BYTES = limits.ENVELOPE_BYTES
+_MOST_ITEMS = 2 * limits.PING_IDS
+_UNKNOWN: tuple[Any, int, Callable[..., bool]] = (None, 0, bool)
 _DECODERS = {code: (cls, len(cls._fields), _check(cls._fields)) for code, cls in _CODES.items()}
 _FIELD_CHECKS = {field: _check((field,)) for field in _RULES}
 _PREFIX = bytes([VERSION])
@@ -270,15 +273,15 @@ def decode(frame: bytes, expected: frozenset[type]) -> Any:
     Raises ProtocolError for anything else. Its `key` names the request where the envelope says so much, so that the
     sender can be answered.
     """
-    if not 2 <= len(frame) <= limits.ENVELOPE_BYTES:
-        raise ProtocolError(f"an envelope has 2 to {limits.ENVELOPE_BYTES} bytes, not {len(frame)}")
+    if not 2 <= len(frame) <= _MOST_BYTES:
+        raise ProtocolError(f"an envelope has 2 to {_MOST_BYTES} bytes, not {len(frame)}")
     if frame[0] != VERSION:
         raise ProtocolError(f"protocol version {frame[0]} is not spoken here, only {VERSION}")
-    values = unpack(frame[1:], "an envelope", 2 * limits.PING_IDS)
+    values = unpack(frame[1:], "an envelope", _MOST_ITEMS)
     if type(values) is not list or not values or type(values[0]) is not int:
         raise ProtocolError("an envelope is an array that begins with the message's code")
     code = values.pop(0)
-    cls, count, check = _DECODERS.get(code, (None, 0, bool))
+    cls, count, check = _DECODERS.get(code, _UNKNOWN)
     if cls not in expected:
         what = f"message code {code}" if cls is None else f"a {cls.__name__}"
         raise ProtocolError(f"{what} is not taken here; a broker has a port for clients and another for workers")
