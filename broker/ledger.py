@@ -147,6 +147,9 @@ class Ledger:
         self._turn(worker, "lost", now, why)
         wanted = [(r, attempt) for (_, attempt), r in worker.held.items() if self._waits_for(worker, r, attempt)]
         first = next(iter(worker.held.values()), None)
+        # A request that expired here still names its worker. The two would keep each other, and the payloads of all
+        # that was held here, until a full garbage collection, which is rare where almost nothing is made to stay.
+        worker.held.clear()
         for request, attempt in reversed(wanted):  # each goes before those that queue, so that their order stays
             request.worker = None
             self._step(request, "lost", now, worker.name)

@@ -65,8 +65,8 @@ class Broker:
                     self._context, config.server_key, config.authorized_clients, config.authorized_workers
                 )
                 self.core.handle(self._security.authorized, clock())
-            self._front, self.frontend = self._bind(config.frontend, "clients")
-            self._back, self.backend = self._bind(config.backend, "workers")
+            self._front, self.frontend = self._bind(config.frontend, "clients", transport.CLIENTS_HEARTBEAT)
+            self._back, self.backend = self._bind(config.backend, "workers", config.policy.heartbeat)
         except BaseException:
             if self._security is not None:
                 self._security.close()
@@ -80,12 +80,12 @@ class Broker:
         self._from_clients = transport.Inbox(self._front, keyed=keyed)
         self._undelivered: list[Undelivered] = []
 
-    def _bind(self, endpoint: str, whom: str) -> tuple[zmq.Socket[bytes], str]:
+    def _bind(self, endpoint: str, whom: str, heartbeat: float) -> tuple[zmq.Socket[bytes], str]:
         socket = transport.make_socket(
             self._context,
             zmq.ROUTER,
             max_frame_bytes=self._config.max_frame_bytes,
-            heartbeat=self._config.policy.heartbeat,
+            heartbeat=heartbeat,
             high_water_mark=_UNREAD_BY_PEER,
         )
         socket.setsockopt(zmq.RCVHWM, _UNREAD_HERE)

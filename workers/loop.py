@@ -35,6 +35,10 @@ log = logging.getLogger("workers")
 _BATCH = 64
 """Messages taken from one broker before the next has its turn, and before an attempt runs."""
 
+_TURN = 0.0002
+"""Seconds of work after which answers are sent and what came in is taken in: of subgraphs that take less, several at
+once, which goes through the broker in fewer wake-ups."""
+
 _STINT = 0.05
 """Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
 
@@ -152,36 +156,40 @@ class Worker:
 
     def _work(self) -> float:
         """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
-        Before each run, take in what came meanwhile: something may be revoked by now, or more may run together. The
-        time at which it ended."""
+        Between runs, take in what came meanwhile: something may be revoked by now, or more may run together. The time
+        at which it ended."""
         session, clock = self.session, self._clock
         now = clock()
-        end = now + _STINT
+        end, turn = now + _STINT, now + _TURN
+        answers: list[Action] = []
         while True:
             attempts, actions = session.next(now)
-            if actions:
-                self._perform(actions)
+            answers += actions
             if not attempts:
-                return now
+                break
             self._running_until = max([now, *[attempt.deadline for attempt in attempts]]) + self._config.hang_grace
             outcomes = execute([attempt.job for attempt in attempts])
             self._running_until = math.inf
             start, now = now, clock()
-            self._perform(
-                [
-                    session.failed_with(attempt, outcome)
-                    if isinstance(outcome, OffloadError)
-                    else session.done(attempt, outcome, now - start)
-                    for attempt, outcome in zip(attempts, outcomes, strict=True)
-                ]
-            )
+            for attempt, outcome in zip(attempts, outcomes, strict=True):
+                if isinstance(outcome, OffloadError):
+                    answers.append(session.failed_with(attempt, outcome))
+                else:
+                    answers.append(session.done(attempt, outcome, now - start))
             if not session.held or now >= end:
-                return now
-            del attempts, outcomes  # their memory is free for what comes next
-            for link, inbox in enumerate(self._inboxes):
-                if inbox.waiting():
-                    self._receive(link)
-            now = clock()
+                break
+            if now >= turn:
+                self._perform(answers)
+                # What was sent is free for what comes next.
+                answers = []
+                del attempts, outcomes, attempt, outcome
+                for link, inbox in enumerate(self._inboxes):
+                    if inbox.waiting():
+                        self._receive(link)
+                now = clock()
+                turn = now + _TURN
+        self._perform(answers)
+        return now
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:

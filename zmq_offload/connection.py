@@ -57,7 +57,6 @@ class Connection:
         if bool(key) != bool(broker_key):
             raise InvalidArgument("a client's key and its broker's key belong together")
         self._security = Security(key, broker_key)
-        self._policy = policy
         self._max_frame_bytes = max_frame_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.session = Session(os.urandom(wire.SESSION_BYTES), self.endpoints, policy)
@@ -71,7 +70,10 @@ class Connection:
 
     def _open(self) -> None:
         self.socket = transport.make_socket(
-            self._context, zmq.DEALER, max_frame_bytes=self._max_frame_bytes, heartbeat=self._policy.heartbeat
+            self._context,
+            zmq.DEALER,
+            max_frame_bytes=self._max_frame_bytes,
+            heartbeat=transport.CLIENTS_HEARTBEAT,
         )
         self._security.protect(self.socket)
         self._watch = Watch(self.socket)

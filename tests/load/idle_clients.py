@@ -23,7 +23,9 @@ def main() -> None:
     context.setsockopt(zmq.MAX_SOCKETS, count + 16)
     sockets = []
     for _ in range(count):
-        socket = transport.make_socket(context, zmq.DEALER, max_frame_bytes=1 << 20, heartbeat=0.5)
+        socket = transport.make_socket(
+            context, zmq.DEALER, max_frame_bytes=1 << 20, heartbeat=transport.CLIENTS_HEARTBEAT
+        )
         transport.connect(socket, endpoint)
         sockets.append(socket)
     for number, socket in enumerate(sockets):
