@@ -6,7 +6,6 @@ While the VM runs, libzmq's I/O thread answers the brokers' heartbeats (see brok
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -201,10 +200,14 @@ class Worker:
                 self._inboxes[action.link] = self._connect(action.link)
                 self._find_sources()
             else:
-                frames = [wire.encode(action.message), *action.payload]
-                # A connection whose key was refused takes nothing; it is made anew when the broker was silent for long.
-                with contextlib.suppress(zmq.Again):
-                    transport.send(self._inboxes[action.link].socket, frames)
+                self._send(self._inboxes[action.link].socket, [wire.encode(action.message), *action.payload])
+
+    @staticmethod
+    def _send(socket: zmq.Socket[bytes], frames: list[Any]) -> None:
+        try:
+            transport.send(socket, frames)
+        except zmq.Again:
+            return  # a connection whose key was refused; it is made anew when the broker was silent for long
 
     def _connect(self, link: int) -> transport.Inbox:
         socket = transport.make_socket(

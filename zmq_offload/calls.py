@@ -86,6 +86,7 @@ class Submitted(Call[T]):
     def end(self, action: Complete | Fail) -> None:
         future = self.future
         value = self._outcome(action)
+        future.ended = True
         try:
             if isinstance(value, OffloadError):
                 future.set_exception(value)
@@ -101,18 +102,23 @@ class CallFuture(Future[T]):
     def __init__(self, owner: Owner) -> None:
         super().__init__()
         self.number = 0
+        self.ended = False  # as `done`, without a lock
         self._owner = owner
 
+    def is_ended(self) -> bool:
+        return self.ended
+
     def result(self, timeout: float | None = None) -> T:
-        if not self.done():
+        if not self.ended:
             self._owner.refuse_callback("result")
             end = None if timeout is None else time.monotonic() + timeout
-            self._owner.wait(self.done, super().exception, end)
+            self._owner.wait(self.is_ended, super().exception, end)
             timeout = None if end is None else max(0.0, end - time.monotonic())
         return super().result(timeout)
 
     def cancel(self) -> bool:
         cancelled = super().cancel()
         if cancelled:
+            self.ended = True
             self._owner.cancel(self.number)
         return cancelled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -85,13 +84,17 @@ class Connection:
 
         Raises InvalidArgument naming the input that cannot be sent.
         """
-        payload = encode_tensors(_arrays(inputs))
+        arrays = _arrays(inputs)
+        payload = encode_tensors(arrays)
         # The broker takes no more either, unless told to: it would close the connection without a word.
         most = self._max_frame_bytes
         if max(map(len, payload)) > most:
-            for name, frame in zip(inputs, payload[1:], strict=True):
-                if len(frame) > most:
-                    raise InvalidArgument(f"input {name!r} has {len(frame)} bytes; max_frame_bytes allows {most}")
+            for name, array in arrays.items():
+                if array.nbytes > most:
+                    raise InvalidArgument(f"input {name!r} has {array.nbytes} bytes; max_frame_bytes allows {most}")
+            raise InvalidArgument(
+                f"all small inputs together have {len(payload[0])} bytes, names included; max_frame_bytes allows {most}"
+            )
         return payload
 
     def reconnect(self, endpoint: int) -> None:
@@ -137,8 +140,9 @@ class Connection:
         no message is dropped: no call can be told of it."""
         messages: list[tuple[wire.ToClient, Sequence[Any]]] = []
         for frames in self._inbox.take(min(most, _BATCH)):
-            with contextlib.suppress(ProtocolError):
-                messages.append((wire.decode(frames[0], wire.TO_CLIENT), frames[1:]))
+            message = _decoded(frames[0])
+            if message is not None:
+                messages.append((message, frames[1:]))
         return messages
 
     def waiting(self) -> bool:
@@ -149,6 +153,13 @@ class Connection:
         self._watch.close()
         self.socket.close(linger=100)  # a last Cancel
         self._context.term()
+
+
+def _decoded(frame: bytes) -> wire.ToClient | None:
+    try:
+        return wire.decode(frame, wire.TO_CLIENT)  # type: ignore[no-any-return]
+    except ProtocolError:
+        return None
 
 
 def _wait_for(trackers: Sequence[zmq.MessageTracker], seconds: float) -> bool:
@@ -190,10 +201,13 @@ def check_timeout(timeout: float) -> float:
     return timeout
 
 
-def _arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
+def _arrays(inputs: Mapping[str, Any]) -> Mapping[str, Array]:
     if type(inputs) is not dict and not isinstance(inputs, Mapping):  # asking an ABC is slow
         raise InvalidArgument(f"inputs are a mapping of names to arrays, not {type(inputs).__name__}")
-    return {name: value if type(value) is np.ndarray else _array(name, value) for name, value in inputs.items()}
+    for value in inputs.values():
+        if type(value) is not np.ndarray:
+            return {name: _array(name, value) for name, value in inputs.items()}
+    return inputs
 
 
 def _array(name: str, value: Any) -> Array:

@@ -86,15 +86,16 @@ class Driver:
 
     def send(self) -> None:
         """Have what is noted sent."""
-        if not self._socket.acquire(blocking=False):
+        if not self._socket.acquire(False):
             self._delegate()
             return
         try:
-            self._drive(lambda: True)
+            self._drive(None)
         finally:
             self._socket.release()
-        with self._lock:
-            self._watch()
+        if self._idle:
+            with self._lock:
+                self._watch()
 
     def wait(self, done: Callable[[], bool], follow: Callable[[float | None], Any], until: float | None) -> None:
         """Until `done`, or the time `until`: drive if nobody else must, or else let who does and `follow`."""
@@ -132,7 +133,7 @@ class Driver:
         if self._pump is not None and self._pump is not threading.current_thread():
             self._pump.join()
         with self._socket:
-            self._drive(lambda: True)
+            self._drive(None)
             self._connection.close()
             self._wake.close()
 
@@ -184,6 +185,7 @@ class Driver:
             self._pump = threading.Thread(target=self._pump_forever, name="zmq-offload-client", daemon=True)
             self._pump.start()
         if self._idle or self._outbox or self._followers:
+            self._idle = False
             self._work.notify()
 
     def _pump_forever(self) -> None:
@@ -216,11 +218,15 @@ class Driver:
 
     # --- driving --------------------------------------------------------------------------------------------
 
-    def _drive(self, enough: Callable[[], bool], until: float | None = None) -> None:
-        """Send, receive and keep time until `enough`, the time `until`, or the client is closed. Needs `_socket`."""
+    def _drive(self, enough: Callable[[], bool] | None, until: float | None = None) -> None:
+        """Send, receive and keep time until `enough`, the time `until`, or the client is closed; without `enough`, send
+        only. Needs `_socket`."""
         self._driving = threading.get_ident()
         try:
-            self._drive_until(enough, until)
+            if enough is None:
+                self._perform()
+            else:
+                self._drive_until(enough, until)
         except Exception as error:
             # Say, no file descriptor is left for a new connection. Nobody may wait for ever.
             self._break(error)

@@ -159,6 +159,8 @@ def test_a_tensor_over_the_limit_is_refused_before_it_is_sent(echo_fabric: Fabri
     with Client(echo_fabric.frontend, max_frame_bytes=1000) as client:
         with pytest.raises(InvalidArgument, match="input 'y' has 1001 bytes; max_frame_bytes allows 1000"):
             client.infer("echo", {"x": X, "y": np.zeros(1001, "u1")})
+        with pytest.raises(InvalidArgument, match=r"all small inputs together have \d+ bytes"):
+            client.infer("echo", {"x": X, "y": np.zeros(990, "u1")})
         client.infer("echo", {"x": X})
 
 
@@ -330,8 +332,8 @@ SESSION = b"s" * 16
         [b""],
         [b"", b"", b""],
         [b"GET / HTTP/1.1\r\n\r\n"],
-        [b"\x01" + msgpack.packb([1, SESSION, 5, "echo", 0, 10**6, 999])],
-        [b"\x02" + msgpack.packb([4, SESSION, []])],
+        [bytes([wire.VERSION]) + msgpack.packb([1, SESSION, 5, "echo", 0, 10**6, 999])],
+        [bytes([wire.VERSION - 1]) + msgpack.packb([4, SESSION, []])],
         [wire.encode(wire.Heartbeat())],
         [bytes(range(256)) * 100],
     ],
@@ -353,9 +355,11 @@ def test_a_message_that_is_none_is_answered_with_an_error(echo_fabric: Fabric, c
     ("payload", "says"),
     [
         ([], "header is missing"),
-        ([b"\xc1"], "header is not msgpack"),
-        ([encode_tensors({"x": X})[0], b"short"], "needs 48 bytes, its frame has 5"),
-        ([encode_tensors({"x": X})[0]], "0 frames follow"),
+        ([b"\0\0\0\1\xc1"], "header is not msgpack"),
+        ([encode_tensors({"x": X})[0][:-43]], "needs 48 bytes, 5 are left in its frame"),
+        ([encode_tensors({"x": X})[0], b"short"], "0 bytes and 1 frames more"),
+        ([encode_tensors({"x": np.zeros(5000)})[0], b"short"], "needs 40000 bytes, its frame has 5"),
+        ([encode_tensors({"x": np.zeros(5000)})[0]], "0 frames follow"),
     ],
 )
 def test_a_payload_that_is_none_fails_its_request(echo_fabric: Fabric, payload: list[bytes], says: str) -> None:

@@ -22,6 +22,7 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import DATATYPES
 
+VERSION = bytes([wire.VERSION])
 ALL = wire.FROM_CLIENT | wire.TO_CLIENT | wire.FROM_WORKER | wire.TO_WORKER
 
 SESSIONS = st.binary(min_size=16, max_size=16)
@@ -61,11 +62,15 @@ TENSORS = st.dictionaries(
             random.Random(seed).randbytes(int(np.prod(shape)) * DATATYPES[datatype].itemsize), DATATYPES[datatype]
         ).reshape(shape),
         st.sampled_from([name for name in DATATYPES if name != "BOOL"]),
-        st.lists(st.integers(0, 4), max_size=4),
+        st.lists(st.integers(0, 6), max_size=4),
         st.integers(0, 1000),
     ),
     max_size=4,
 )
+
+
+def head(header: bytes) -> bytes:
+    return len(header).to_bytes(4, "big") + header
 
 
 def decodes_or_refuses(frames: list[bytes]) -> None:
@@ -76,9 +81,15 @@ def decodes_or_refuses(frames: list[bytes]) -> None:
         pass
     else:
         assert wire.decode(wire.encode(message), ALL) == message
-    for read in (decode_tensors, lambda rest: decode_body(rest, "a body"), parse_models):
+    as_header = [head(frame) for frame in frames[1:2]] + frames[2:]
+    for read, rest in (
+        (decode_tensors, frames[1:]),
+        (decode_tensors, as_header),
+        (lambda rest: decode_body(rest, "a body"), frames[1:]),
+        (parse_models, frames[1:]),
+    ):
         with contextlib.suppress(ProtocolError):
-            read(frames[1:])
+            read(rest)
 
 
 @given(MESSAGES)
@@ -98,10 +109,10 @@ def test_tensors_survive_their_way(tensors: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
-@example([b"\x01" + deep(1000)])
-@example([b"\x01" + b"\x93\x04" + deep(1000) + b"\xc0", b"\x91" + deep(1000)])
+@example([VERSION + deep(1000)])
+@example([VERSION + b"\x93\x04" + deep(1000) + b"\xc0", b"\x91" + deep(1000)])
 @example([b"", b"\x91\x93" + deep(1000) + b"\x01\x01", b""])
-@example([b"", msgpack.packb([["x", "FP32", [0, 2**39, 2**39]]]), b""])
+@example([b"", msgpack.packb([["x", "FP32", [0, 2**39, 2**39]]])])
 @example([b"", b"\x91\x81\xa4name" + deep(1000)])
 @example([b"", msgpack.packb([{"name": "m", "version": 1, "inputs": [{"name": "x", "datatype": [], "shape": []}]}])])
 def test_any_bytes(frames: list[bytes]) -> None:
@@ -110,7 +121,7 @@ def test_any_bytes(frames: list[bytes]) -> None:
 
 @given(st.lists(DATA, max_size=8), DATA)
 def test_any_msgpack(envelope: list[Any], body: Any) -> None:
-    decodes_or_refuses([b"\x01" + msgpack.packb(envelope), msgpack.packb(body), b"1234"])
+    decodes_or_refuses([VERSION + msgpack.packb(envelope), msgpack.packb(body), b"1234"])
 
 
 @given(MESSAGES, TENSORS, st.integers(0, 2**32))
@@ -124,8 +135,8 @@ def test_announced_lengths_are_not_believed(header: bytes) -> None:
     """Nested arrays that announce more than they bring would make msgpack allocate all of it, level by level."""
     tracemalloc.start()
     try:
-        decodes_or_refuses([b"\x01" + header * 1000, (header * 1000).ljust(limits.HEADER_BYTES, b"\x01")])
-        decodes_or_refuses([b"\x01", (header * 1000).ljust(limits.BODY_BYTES, b"\x01")])
+        decodes_or_refuses([VERSION + header * 1000, (header * 1000).ljust(limits.HEADER_BYTES, b"\x01")])
+        decodes_or_refuses([VERSION, (header * 1000).ljust(limits.BODY_BYTES, b"\x01")])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

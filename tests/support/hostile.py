@@ -15,7 +15,7 @@ from zmq_offload.protocol.payload import encode_body, encode_tensors
 
 SESSION = b"s" * 16
 X = np.arange(100.0)
-TENSORS = [bytes(frame) for frame in encode_tensors({"x": X})]
+TENSORS = [bytes(frame) for frame in encode_tensors({"x": X, "large": np.arange(1000.0)})]
 MODELS = encode_body([{"name": "other", "version": 1, "inputs": [], "outputs": []}])
 FRONT = [
     [wire.encode(wire.Request(SESSION, 1, "echo", 0, 10**6, 0)), *TENSORS],

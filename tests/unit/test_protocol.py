@@ -61,12 +61,12 @@ def envelope(*fields: object) -> bytes:
     ("frame", "says"),
     [
         (b"", "2 to 8192 bytes, not 0"),
-        (b"\x01", "not 1"),
-        (b"\x02" + msgpack.packb([4, SESSION, []]), "protocol version 2 is not spoken"),
-        (b"\x01\xc1", "is not msgpack"),
-        (b"\x01" + b"\x91" * 5000, "is not msgpack"),
-        (b"\x01\xdd\xff\xff\xff\xff", "is not msgpack"),
-        (b"\x01" + b"x" * limits.ENVELOPE_BYTES, "bytes, not 8193"),
+        (b"\x02", "not 1"),
+        (b"\x01" + msgpack.packb([4, SESSION, []]), "protocol version 1 is not spoken"),
+        (b"\x02\xc1", "is not msgpack"),
+        (b"\x02" + b"\x91" * 5000, "is not msgpack"),
+        (b"\x02\xdd\xff\xff\xff\xff", "is not msgpack"),
+        (b"\x02" + b"x" * limits.ENVELOPE_BYTES, "bytes, not 8193"),
         (envelope(), "begins with the message's code"),
         (envelope("1"), "begins with the message's code"),
         (envelope(True), "begins with the message's code"),
@@ -108,12 +108,14 @@ ARRAYS = {
     "empty": np.zeros((0, 4), dtype="i8"),
     "flags": np.array([True, False]),
     "half": np.array([1.5, np.nan, np.inf], dtype="f2"),
+    "long": np.arange(limits.PACKED_BYTES // 4 + 1, dtype="f4"),
+    "last": np.arange(limits.PACKED_BYTES // 4, dtype="f4"),
 }
 
 
 def test_tensors_survive_their_way() -> None:
     frames = encode_tensors(ARRAYS)
-    assert len(frames) == 1 + len(ARRAYS)
+    assert len(frames) == 2, "only one of them is not small"
     again = decode_tensors([bytes(frame) for frame in frames])
     assert list(again) == list(ARRAYS)
     for name, array in ARRAYS.items():
@@ -123,13 +125,16 @@ def test_tensors_survive_their_way() -> None:
 
 
 def test_a_contiguous_array_is_sent_from_its_own_memory() -> None:
-    array = np.arange(10, dtype="f4")
+    array = np.arange(2000, dtype="f4")
     frames = encode_tensors({"x": array})
     assert np.shares_memory(np.frombuffer(frames[1], "f4"), array)
 
 
 def test_a_big_endian_or_strided_array_is_sent_as_the_wire_wants_it() -> None:
-    for array in (np.arange(6, dtype=">f4"), np.arange(12, dtype="f4")[::2], np.asfortranarray(np.ones((2, 3), "f4"))):
+    rng = np.random.default_rng(0)
+    small = (np.arange(6, dtype=">f4"), np.arange(12, dtype="f4")[::2], np.asfortranarray(rng.random((2, 3))))
+    large = (np.arange(6000, dtype=">f4"), np.arange(12000, dtype="f4")[::2], np.asfortranarray(rng.random((50, 30))))
+    for array in (*small, *large):
         frames = encode_tensors({"x": array})
         np.testing.assert_array_equal(decode_tensors([bytes(f) for f in frames])["x"], array)
 
@@ -153,20 +158,31 @@ def test_what_cannot_be_sent_is_named(inputs: dict[str, np.ndarray], says: str) 
         encode_tensors(inputs)
 
 
-def header(*entries: object) -> bytes:
-    return msgpack.packb(entries)
+def header(*entries: object, packed: bytes = b"") -> bytes:
+    return head(msgpack.packb(entries)) + packed
+
+
+def head(header: bytes) -> bytes:
+    return len(header).to_bytes(4, "big") + header
 
 
 @pytest.mark.parametrize(
     ("frames", "says"),
     [
         ([], "header is missing"),
-        ([b"\xc1"], "is not msgpack"),
-        ([msgpack.packb({})], "a header is an array"),
+        ([b""], "a header of 0 bytes does not end in its frame of 0"),
+        ([b"\0\0\0\1"], "a header of 1 bytes does not end in its frame of 4"),
+        ([b"\xff" * 8], "a header of 4294967295 bytes does not end"),
+        ([head(b"\xc1")], "is not msgpack"),
+        ([head(msgpack.packb({}))], "a header is an array"),
         ([header(("x", "FP32"))], "array of name, datatype and shape"),
-        ([header(("x", "FP32", [2]))], "names 1 tensors, 0 frames"),
-        ([header(), b"1234"], "names 0 tensors, 1 frames"),
-        ([header(("x", "FP32", [2])), b"1234"], r"'x': FP32\[2\] needs 8 bytes, its frame has 4"),
+        ([header(("x", "FP32", [2]))], r"'x': FP32\[2\] needs 8 bytes, 0 are left in its frame"),
+        ([header(("x", "FP32", [2]), packed=b"1234")], r"'x': FP32\[2\] needs 8 bytes, 4 are left in its frame"),
+        ([header(("x", "FP32", [1]), packed=b"12345")], "1 bytes and 0 frames more than"),
+        ([header(), b"1234"], "0 bytes and 1 frames more than"),
+        ([header(("x", "FP32", [2000]))], "tensor 'x' is missing: 0 frames follow"),
+        ([header(("x", "FP32", [2000])), b"1234"], r"'x': FP32\[2000\] needs 8000 bytes, its frame has 4"),
+        ([header(("x", "FP32", [0, 2**39, 2**39]))], "too large a shape"),
         ([header(("x", "float", [1])), b"1234"], "datatype 'float' is not one of BOOL"),
         ([header(("x", ["FP32"], [1])), b"1234"], "datatype"),
         ([header(("x", "FP32", [-1])), b"1234"], "is not a shape"),
@@ -175,7 +191,7 @@ def header(*entries: object) -> bytes:
         ([header(("x", "FP32", [1] * 17)), b"1234"], "at most 16 extents"),
         ([header(("x", "FP32", [1]), ("x", "FP32", [1])), b"1234", b"1234"], "a string of its own"),
         ([header((5, "FP32", [1])), b"1234"], "a string of its own"),
-        ([b"x" * (limits.HEADER_BYTES + 1)], "a header has at most"),
+        ([head(b"x" * (limits.HEADER_BYTES + 1))], "a header has at most"),
     ],
 )
 def test_what_is_no_payload_is_refused(frames: list[bytes], says: str) -> None:
@@ -184,8 +200,9 @@ def test_what_is_no_payload_is_refused(frames: list[bytes], says: str) -> None:
 
 
 def test_a_shape_that_multiplies_past_the_frame_is_refused_without_allocating() -> None:
-    with pytest.raises(ProtocolError, match="needs"):
-        decode_tensors([header(("x", "FP64", [2**39] * 16)), b""])
+    for frames in ([header(("x", "FP64", [2**39] * 16)), b""], [header(("x", "FP64", [2**39] * 16))]):
+        with pytest.raises(ProtocolError, match=r"needs|missing"):
+            decode_tensors(frames)
 
 
 def test_a_body_is_one_bounded_frame() -> None:

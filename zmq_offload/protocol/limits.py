@@ -8,6 +8,9 @@ ENVELOPE_BYTES = 8 * 1024
 HEADER_BYTES = 256 * 1024
 """The header of a request or result."""
 
+PACKED_BYTES = 4 * 1024
+"""A tensor of at most so many bytes is in the frame of the header."""
+
 BODY_BYTES = 4 * 1024 * 1024
 """The second frame of an Announce or an Answer: model descriptions, statistics."""
 

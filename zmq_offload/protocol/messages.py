@@ -16,7 +16,7 @@ import msgpack
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
 
-VERSION = 1
+VERSION = 2
 SESSION_BYTES = 16
 LATEST = 0
 """The version that stands for "the highest that is served"."""

@@ -1,7 +1,9 @@
-"""What follows the envelope: a header frame and one raw frame a tensor, or a body.
+"""What follows the envelope: a frame with the header and all small tensors, and one for each other tensor; or a body.
 
-The header is a msgpack array with `[name, datatype, shape]` for each tensor, in order. A tensor's frame is its
-elements, row-major, little-endian, without padding; its length must agree with datatype and shape.
+The header is a msgpack array with `[name, datatype, shape]` for each tensor, in order; four bytes before it tell its
+length, big-endian. A tensor's bytes are its elements, row-major, little-endian, without padding, so many as datatype
+and shape say. A tensor of at most `limits.PACKED_BYTES` follows the header in the same frame, in order: a frame more,
+which four sockets send and four receive on the way there and back, costs more than to copy so much.
 """
 
 from __future__ import annotations
@@ -23,19 +25,25 @@ Array = np.ndarray[Any, Any]
 
 
 def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> list[Any]:
-    """`[header, frame, ...]` of named arrays. A frame is a view of the array's own memory where that is contiguous and
+    """`[head, frame, ...]` of named arrays. A frame is a view of the array's own memory where that is contiguous and
     little-endian (no copy), else of a copy of it.
 
     Raises InvalidArgument naming the tensor that cannot be sent.
     """
     pairs = list(tensors.items() if type(tensors) is dict or isinstance(tensors, Mapping) else tensors)
-    header, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in pairs]))
-    frames: list[Any] = [header]
+    head, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in pairs]))
+    packed, frames = [head], list[Any]()
     for (_, array), dtype in zip(pairs, dtypes, strict=True):
-        # An empty array has no buffer to point at.
-        frames.append(np.ascontiguousarray(array, dtype).data.cast("B") if array.size else b"")
-    return frames
+        if array.nbytes <= _PACKED:
+            packed.append(array.tobytes() if array.dtype is dtype else array.astype(dtype).tobytes())
+        else:
+            frames.append(np.ascontiguousarray(array, dtype).data.cast("B"))
+    return [b"".join(packed), *frames]
 
+
+_PACKED = limits.PACKED_BYTES
+_LENGTH = 4
+"""Bytes before the header."""
 
 _SIGNATURES = 256
 """Headers that are remembered: a model's are the same in every request."""
@@ -45,7 +53,7 @@ _SIGNATURES = 256
 def _encode_header(
     entries: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
 ) -> tuple[bytes, list[np.dtype[Any]]]:
-    """The header frame, and each tensor's dtype on the wire."""
+    """The head frame without tensors, and each tensor's dtype on the wire."""
     if len(entries) > limits.TENSORS:
         raise InvalidArgument(f"{len(entries)} tensors in one message; the limit is {limits.TENSORS}")
     header = []
@@ -61,9 +69,10 @@ def _encode_header(
             raise InvalidArgument(f"tensor {name!r} has {len(shape)} dimensions; the limit is {limits.RANK}")
         header.append((name, datatype, shape))
     try:
-        return msgpack.packb(header), [DATATYPES[datatype] for _, datatype, _ in header]
+        encoded = msgpack.packb(header)
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"a tensor's name is not valid Unicode: {error.object!r:.80}") from None
+    return len(encoded).to_bytes(_LENGTH, "big") + encoded, [DATATYPES[datatype] for _, datatype, _ in header]
 
 
 def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -92,27 +101,46 @@ def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
-    """Named arrays that view the memory of `[header, frame, ...]` (bytes or `zmq.Frame`), without a copy.
+    """Named arrays that view the memory of `[head, frame, ...]` (the head as bytes, the others bytes or `zmq.Frame`),
+    without a copy.
 
     Raises ProtocolError.
     """
     if not frames:
         raise ProtocolError("the header is missing")
-    header = frames[0]
-    layout = _remembered_layout(header) if type(header) is bytes and len(header) <= _SHORT else _layout(header)
-    if len(layout) != len(frames) - 1:
-        raise ProtocolError(f"the header names {len(layout)} tensors, {len(frames) - 1} frames follow it")
-    tensors = {}
-    for (name, dtype, shape, nbytes), frame in zip(layout, frames[1:], strict=True):
-        if len(frame) != nbytes:
-            raise ProtocolError(
-                f"tensor {name!r}: {datatype_of(dtype)}{list(shape)} needs {nbytes} bytes, its frame has {len(frame)}"
-            )
+    head = frames[0]
+    at = _LENGTH + int.from_bytes(head[:_LENGTH], "big")
+    if not _LENGTH <= at <= len(head):
+        raise ProtocolError(f"a header of {at - _LENGTH} bytes does not end in its frame of {len(head)}")
+    layout = (_remembered_layout if at <= _SHORT else _layout)(head[_LENGTH:at])
+    tensors: dict[str, Array] = {}
+    used = 1
+    for name, dtype, shape, nbytes in layout:
+        if nbytes <= _PACKED:
+            frame, offset, at = head, at, at + nbytes
+            if at > len(head):
+                left = len(head) - offset
+                raise ProtocolError(f"{_named(name, dtype, shape, nbytes)}, {left} are left in its frame")
+        else:
+            if used == len(frames):
+                raise ProtocolError(f"tensor {name!r} is missing: {used - 1} frames follow the header's")
+            frame, offset = frames[used], 0
+            used += 1
+            if len(frame) != nbytes:
+                raise ProtocolError(f"{_named(name, dtype, shape, nbytes)}, its frame has {len(frame)}")
         try:
-            tensors[name] = np.ndarray(shape, dtype, frame)
+            tensors[name] = np.ndarray(shape, dtype, frame, offset)
         except ValueError:  # an extent of 0 makes no bytes of extents that NumPy cannot multiply
             raise ProtocolError(f"tensor {name!r}: {list(shape)} is too large a shape") from None
+    if used != len(frames) or at != len(head):
+        raise ProtocolError(
+            f"{len(head) - at} bytes and {len(frames) - used} frames more than the header's tensors have"
+        )
     return tensors
+
+
+def _named(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], nbytes: int) -> str:
+    return f"tensor {name!r}: {datatype_of(dtype)}{list(shape)} needs {nbytes} bytes"
 
 
 _SHORT = 1024
