@@ -44,6 +44,9 @@ _UNREAD_BY_PEER = 1000
 _KEYS_EVERY = 1.0
 """Seconds between two looks at the lists of authorized keys."""
 
+_MOST_FRAMES = limits.FRAMES + 1
+"""With the identity."""
+
 _UNREAD_HERE = 64
 """Messages of one peer that wait to be taken in; beyond it they stay in its own memory. A client that floods fills its
 queue and not the broker's memory."""
@@ -181,13 +184,17 @@ class Broker:
 
     def _from_front(self, frames: list[Any]) -> Event:
         try:
-            return FromClient(frames[0], _decode(frames, wire.FROM_CLIENT), frames[2:], _user(frames[0]))
+            peer = frames[0]
+            user = peer.user if type(peer) is transport.Peer else ""
+            return FromClient(peer, _decode(frames, wire.FROM_CLIENT), frames[2:], user)
         except ProtocolError as error:
             return Malformed(frames[0], True, error)
 
     def _from_back(self, frames: list[Any]) -> Event:
         try:
-            return FromWorker(frames[0], _decode(frames, wire.FROM_WORKER), frames[2:], _user(frames[0]))
+            peer = frames[0]
+            user = peer.user if type(peer) is transport.Peer else ""
+            return FromWorker(peer, _decode(frames, wire.FROM_WORKER), frames[2:], user)
         except ProtocolError as error:
             return Malformed(frames[0], False, error)
 
@@ -208,15 +215,10 @@ class Broker:
                 self._undelivered.append(Undelivered(action, error.errno == errno.EAGAIN))
 
 
-def _user(peer: bytes) -> str:
-    return peer.user if type(peer) is transport.Peer else ""
-
-
 def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
-    if len(frames) < 2:
-        raise ProtocolError("a message without an envelope")
-    if len(frames) > limits.FRAMES + 1:
-        raise ProtocolError(f"a message has at most {limits.FRAMES} frames")
+    if not 2 <= len(frames) <= _MOST_FRAMES:
+        many = f"a message has at most {limits.FRAMES} frames"
+        raise ProtocolError("a message without an envelope" if len(frames) < 2 else many)
     return wire.decode(frames[1], expected)
 
 

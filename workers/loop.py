@@ -21,7 +21,7 @@ import zmq
 from workers.config import Config
 from workers.deployment import Deployment, Model
 from workers.serving import Echo, Executor, batching_of, describe, execute, prepare
-from workers.session import Action, Reconnect, Session
+from workers.session import Action, Attempt, Reconnect, Session
 from zmq_offload import transport
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError
 from zmq_offload.extras import needs
@@ -77,7 +77,7 @@ class Worker:
         self._inboxes = [self._connect(link) for link in range(len(config.brokers))]
         self._find_sources()
         self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
-        self._running_until = math.inf
+        self._running: list[Attempt] = []
         self._complain_at = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -166,9 +166,9 @@ class Worker:
             answers += actions
             if not attempts:
                 break
-            self._running_until = max([now, *[attempt.deadline for attempt in attempts]]) + self._config.hang_grace
+            self._running = attempts
             outcomes = execute([attempt.job for attempt in attempts])
-            self._running_until = math.inf
+            self._running = []
             start, now = now, clock()
             for attempt, outcome in zip(attempts, outcomes, strict=True):
                 if isinstance(outcome, OffloadError):
@@ -248,7 +248,8 @@ class Worker:
         it. The supervisor starts another."""
         while True:
             time.sleep(min(1.0, self._config.hang_grace / 4))
-            if self._clock() >= self._running_until:
+            running = self._running
+            if running and self._clock() >= max(a.deadline for a in running) + self._config.hang_grace:
                 log.critical("a subgraph hangs; ending this worker")
                 logging.shutdown()
                 os._exit(HUNG)

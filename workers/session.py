@@ -165,10 +165,13 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do, or None."""
-        times = [min(link.heartbeat_at, link.heard_at + self.policy.patience) for link in self.links if not link.gone]
-        if times and self.draining_since is not None:
-            times.append(self.draining_since + self.policy.drain)
-        return min(times, default=None)
+        earliest, patience = math.inf, self.policy.patience
+        for link in self.links:
+            if not link.gone:
+                earliest = min(earliest, link.heartbeat_at, link.heard_at + patience)
+        if earliest == math.inf:
+            return None
+        return earliest if self.draining_since is None else min(earliest, self.draining_since + self.policy.drain)
 
     # --- attempts -------------------------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ class Driver:
         self._socket = threading.Lock()  # its holder drives
         self._driving: int | None = None  # the holder's thread
         self._wake = transport.Wake()
+        # What to poll: the connection's socket, and the wake.
+        self._sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (None, self._wake.fileno())]
         self._pump: threading.Thread | None = None
 
     # --- the face -------------------------------------------------------------------------------------------
@@ -247,16 +249,14 @@ class Driver:
 
     def _drive_until(self, enough: Callable[[], bool], until: float | None) -> None:
         session, connection, outbox, lock = self._session, self._connection, self._outbox, self._lock
-        socket = None
-        sources: list[tuple[Any, int]] = []
         while True:
             if outbox:
                 self._perform()
             if enough() or self._closed:
                 return
-            if connection.socket is not socket:
-                socket = connection.socket
-                sources = [(socket, transport.POLLIN), (self._wake.fileno(), transport.POLLIN)]
+            socket = connection.socket
+            if socket is not self._sources[0][0]:
+                self._sources[0] = socket, transport.POLLIN
             with lock:
                 deadline = session.next_deadline()
             now = time.monotonic()
@@ -265,7 +265,7 @@ class Driver:
                     return
                 deadline = until if deadline is None else min(deadline, until)
             wait = -1 if deadline is None else max(0, math.ceil((deadline - now) * 1000))
-            ready = zmq.zmq_poll(sources, wait)
+            ready = zmq.zmq_poll(self._sources, wait)
             now = time.monotonic()
             for source, _ in ready:
                 if source is socket:

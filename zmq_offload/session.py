@@ -9,6 +9,7 @@ endpoint, where all is sent again. Answers to calls that ended already are late 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,20 +173,21 @@ class Session:
             return []
         if isinstance(message, wire.Pong):
             return self._send_again(message.ids, now)
-        call = self._calls.get(message.id)
+        number = message.id
+        call = self._calls.get(number)
         if call is None:
             return []  # late
         if isinstance(message, wire.Error):
             if message.code == Status.UNAVAILABLE.value and self._may_switch(call, now):
                 call.refusals += 1
                 return self._switch(now)
-            self._end(message.id)
-            return [Fail(message.id, from_status(message.code, message.text))]
-        self._end(message.id)
+            self._end(number)
+            return [Fail(number, from_status(message.code, message.text))]
+        self._end(number)
         if type(message) is not _ANSWERED_BY[type(call.message)]:
             text = f"the broker answered a {type(call.message).__name__} with a {type(message).__name__}"
-            return [Fail(message.id, ProtocolError(text))]
-        return [Complete(message.id, message, payload)]
+            return [Fail(number, ProtocolError(text))]
+        return [Complete(number, message, payload)]
 
     def tick(self, now: float) -> list[Action]:
         """Time passed."""
@@ -270,6 +272,7 @@ class Session:
 _ANSWERED_BY: dict[type, type] = {wire.Request: wire.Result, wire.Query: wire.Answer}
 
 
+@functools.lru_cache(64)
 def _budget(timeout: float) -> int:
     """The broker's time for a call, in microseconds. A little less than the caller's: the broker knows where the
     request was when time ran out, so its error should arrive before ours is due."""
