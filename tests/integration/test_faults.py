@@ -273,9 +273,9 @@ def test_a_client_survives_whatever_a_broker_sends(deceiver: Deceiver) -> None:
     with Client(deceiver.endpoint) as client:
         for count in range(20):
             future = client.submit("echo", {"x": X}, timeout=10)
-            peer, envelope, *payload = deceiver.receive()
-            request = wire.decode(envelope, wire.FROM_CLIENT)
-            while isinstance(request, wire.Ping):
+            request = None
+            # A Pong that was made up may have had the one before sent again.
+            while not (isinstance(request, wire.Request) and request.id == count + 1):
                 peer, envelope, *payload = deceiver.receive()
                 request = wire.decode(envelope, wire.FROM_CLIENT)
             result = [wire.encode(wire.Result(request.session, request.id, 1, 0, 0, 0)), *payload]
