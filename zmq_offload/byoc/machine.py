@@ -64,21 +64,19 @@ class _Machine:
     def __init__(self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec]) -> None:
         self._main = vm.VirtualMachine(library, tvm.cpu())["main"]
         # TVM assumes aligned memory, which a caller's array need not have: copied into tensors of its own, made once.
-        self._tensors = [_tensor(spec.shape, spec.dtype) if ANY not in spec.shape else None for spec in inputs]
+        self._places = [_place(spec.shape, spec.dtype) if ANY not in spec.shape else None for spec in inputs]
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
-        tensors = [
-            tensor if tensor is not None else _tensor(array.shape, array.dtype)
-            for tensor, array in zip(self._tensors, arrays, strict=True)
-        ]
-        for tensor, array in zip(tensors, arrays, strict=True):
-            np.from_dlpack(tensor)[...] = array
-        result = self._main(*tensors)
+        places = [place or _place(array.shape, array.dtype) for place, array in zip(self._places, arrays, strict=True)]
+        for (_, view), array in zip(places, arrays, strict=True):
+            view[...] = array
+        result = self._main(*[tensor for tensor, _ in places])
         results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
         # The memory of a result lives as long as the array, except where the model hands an input through, perhaps
         # under another shape: that memory is ours, and the next call writes to it.
-        ours = [np.from_dlpack(t) for t in tensors]
-        return [r.copy() if any(np.may_share_memory(r, own) for own in ours) else r for r in results]
+        for _, view in places:
+            results = [r.copy() if np.may_share_memory(r, view) else r for r in results]
+        return results
 
 
 def load_library(path: Path) -> tvm.runtime.Module:
@@ -91,5 +89,7 @@ def load_library(path: Path) -> tvm.runtime.Module:
     return module
 
 
-def _tensor(shape: Sequence[int], dtype: np.dtype[Any]) -> tvm.runtime.Tensor:
-    return tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())
+def _place(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tvm.runtime.Tensor, Array]:
+    """Memory for an input, and a view of it."""
+    tensor = tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())
+    return tensor, np.from_dlpack(tensor)

@@ -26,6 +26,16 @@ class Turns:
     @contextmanager
     def turn(self, number: int) -> Iterator[None]:
         """Wait for a turn and hold it in the body."""
+        with self._lock:
+            at_once = self._free > 0 and not self._waiting
+            self._free -= at_once
+        if not at_once:
+            self._wait(number)
+        with self.granted():
+            yield
+
+    def _wait(self, number: int) -> None:
+        """Until the turn is this thread's."""
         granted = threading.Event()
         left = False
 
@@ -44,8 +54,6 @@ class Turns:
             if not left:
                 self._give()
             raise
-        with self.granted():
-            yield
 
     def when_free(self, number: int, begin: Callable[[], bool]) -> None:
         """Call `begin` when there is a turn for it, at once or later from another thread; it says whether it wants it
@@ -81,6 +89,8 @@ class Turns:
     def _give(self) -> None:
         with self._lock:
             self._free += 1
+            if not self._waiting:
+                return
         self._grant()
 
     def _grant(self) -> None:
