@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Hashable
+from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -31,14 +31,15 @@ class Timers(Generic[K]):
 
     def set(self, key: K, at: float) -> None:
         """Let `key` be due at `at`, instead of any time it had."""
-        if self._at.get(key) == at:
+        known, heap = self._at, self._heap
+        if known.get(key) == at:
             return
-        self._at[key] = at
+        known[key] = at
         self._count += 1
-        heapq.heappush(self._heap, (at, self._count, key))
-        if len(self._heap) > 2 * len(self._at) + self._SLACK:
-            self._heap = [entry for entry in self._heap if self._at.get(entry[2]) == entry[0]]
-            heapq.heapify(self._heap)
+        heappush(heap, (at, self._count, key))
+        if len(heap) > 2 * len(known) + self._SLACK:
+            self._heap = [entry for entry in heap if known.get(entry[2]) == entry[0]]
+            heapify(self._heap)
 
     def cancel(self, key: K) -> None:
         """Forget `key`; it need not be there."""
@@ -46,10 +47,13 @@ class Timers(Generic[K]):
 
     def next(self) -> float | None:
         """When the next key is due, or None."""
-        heap = self._heap
-        while heap and self._at.get(heap[0][2]) != heap[0][0]:
-            heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        heap, known = self._heap, self._at
+        while heap:
+            at, _, key = heap[0]
+            if known.get(key) == at:
+                return at
+            heappop(heap)
+        return None
 
     def may_be_due(self, now: float) -> bool:
         """False if no key is due at `now`; cheaper than to find out which is."""
@@ -61,6 +65,6 @@ class Timers(Generic[K]):
         at = self.next()
         if at is None or at > now:
             return None
-        key = heapq.heappop(self._heap)[2]
+        key = heappop(self._heap)[2]
         del self._at[key]
         return key

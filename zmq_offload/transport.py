@@ -191,26 +191,27 @@ class Inbox:
 
 
 def forward(socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
-    """As `send`, for frames of which none is a memoryview: the broker makes or passes on all that it sends."""
+    """As `send`, with nothing lent: a `zmq.Frame` is passed on, all else is copied."""
     for frame in frames[:-1]:
         _send(socket, frame, _DONTWAIT_SNDMORE)
     _send(socket, frames[-1], _DONTWAIT)
 
 
-def send(socket: zmq.Socket[bytes], frames: Sequence[Any], *, track: bool = False) -> list[zmq.MessageTracker]:
+def send(socket: zmq.Socket[bytes], frames: Sequence[Any], *, track: bool = False) -> Sequence[zmq.MessageTracker]:
     """One message without waiting. A `zmq.Frame` is passed on, bytes are copied, and so is a memoryview (of bytes)
     shorter than `LENT`. A longer one is lent: libzmq sends it from its own memory, which must not change meanwhile.
     With `track` a tracker is returned for each that is lent; it is done when that memory is free again.
 
     Raises zmq.Again where the pipe is full and zmq.ZMQError (EHOSTUNREACH) where a ROUTER does not know the peer.
     """
-    trackers = []
-    last = len(frames) - 1
-    for at, frame in enumerate(frames):
-        if type(frame) is memoryview and len(frame) >= LENT:
-            # Each frame by itself: pyzmq's send_multipart tracks the last one only.
-            frame = zmq.Frame(frame, track=track, copy=False)
-            if track:
-                trackers.append(frame.tracker)
-        _send(socket, frame, _DONTWAIT if at == last else _DONTWAIT_SNDMORE)
+    trackers: list[zmq.MessageTracker] = []
+    if max(map(len, frames)) >= LENT:
+        frames = [*frames]
+        for at, frame in enumerate(frames):
+            if type(frame) is memoryview and len(frame) >= LENT:
+                # Each frame by itself: pyzmq's send_multipart tracks the last one only.
+                frames[at] = zmq.Frame(frame, track=track, copy=False)
+                if track:
+                    trackers.append(frames[at].tracker)
+    forward(socket, frames)
     return trackers
