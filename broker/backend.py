@@ -105,8 +105,10 @@ class Backend(Ledger):
         request = worker.held.pop((key, message.attempt), None)
         if not worker.held:
             worker.most = worker.slots
-        if request is not None and self._waits_for(worker, request, message.attempt):
-            return request
+        if request is not None:
+            worker.nbytes -= request.nbytes
+            if self._waits_for(worker, request, message.attempt):
+                return request
         self.counts["late"] += 1
         return None
 

@@ -49,6 +49,7 @@ def _validate_workers(core: Core) -> None:
         assert worker.peer in core._timers, f"{worker.name} is not watched"
         assert worker.duty is not Duty.GONE, f"{worker.name} is gone"
         assert len(worker.held) <= max(worker.slots, worker.most), f"{worker.name} holds more than its slots"
+        assert worker.nbytes == sum(request.nbytes for request in worker.held.values()), f"{worker.name}: its bytes"
         for (key, attempt), request in worker.held.items():
             assert key == request.key
             assert 1 <= attempt <= request.attempt, f"{key}: attempt {attempt} was never made"

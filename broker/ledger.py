@@ -92,6 +92,7 @@ class Ledger:
         request.worker, request.dispatched_at = worker, now
         request.runs = self.scheduler.resolve(request.model, request.version)
         worker.held[request.key, request.attempt] = request
+        worker.nbytes += request.nbytes
         self._timers.set(request.key, request.deadline)
         budget_us = max(0, int((request.deadline - now) * 1e6))
         message = wire.Dispatch(*request.key, request.attempt, request.model, request.runs, budget_us)

@@ -3,7 +3,8 @@
 The rules (docs/architecture.md):
 
 - a request goes to the worker with the least outstanding per slot among those that hold the model; a tie goes to the
-  one that waited longest; a worker is never given more than its slots;
+  one with fewer bytes outstanding, behind which a small request waits less, and then to the one that waited longest; a
+  worker is never given more than its slots;
 - a queue hands out the highest priority first; inside a priority the clients take turns, and each client's requests
   keep their order;
 - a worker with a free slot takes the request, over all queues that it can serve, of the highest priority and then of
@@ -78,7 +79,7 @@ class Scheduler:
                 continue
             # held/slots by cross-multiplication, so that equal loads are equal exactly.
             ours, theirs = len(worker.held) * best.slots, len(best.held) * worker.slots
-            if ours < theirs or (ours == theirs and worker.chosen < best.chosen):
+            if ours < theirs or (ours == theirs and (worker.nbytes, worker.chosen) < (best.nbytes, best.chosen)):
                 best = worker
         return best
 

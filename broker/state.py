@@ -60,6 +60,8 @@ class Worker:
     """The key that it connected with."""
     duty: Duty = Duty.READY
     held: dict[tuple[Key, int], Request] = field(default_factory=dict)
+    nbytes: int = 0
+    """Of the payloads of `held`."""
     most: int = 0
     """The most slots that it had since it held nothing: one that has fewer now may hold more for a while."""
     chosen: int = 0

@@ -162,6 +162,18 @@ def test_ties_rotate(bench: Bench) -> None:
     assert set(order) == {b"A", b"B", b"C"}
 
 
+def test_a_small_request_goes_where_fewer_bytes_are_before_it(bench: Bench) -> None:
+    for name in (b"A", b"B"):
+        bench.announce(name, slots=4)
+    (large,) = dispatches(bench.request(1, payload=[b"x" * 1000]))
+    (small,) = dispatches(bench.request(2))
+    assert small.peer != large.peer
+    (tie,) = dispatches(bench.request(3))
+    assert tie.peer == small.peer, "one request each; the other worker's is the longer"
+    (least,) = dispatches(bench.request(4))
+    assert least.peer == large.peer, "the number of requests counts first"
+
+
 def test_the_latest_version_is_what_a_request_without_one_gets(bench: Bench) -> None:
     bench.announce(b"old", ("m", 1))
     bench.announce(b"new", ("m", 1), ("m", 2))
