@@ -91,8 +91,11 @@ class Ledger:
         request.attempt += 1
         request.worker, request.dispatched_at = worker, now
         request.runs = self.scheduler.resolve(request.model, request.version)
-        worker.held[request.key, request.attempt] = request
-        worker.nbytes += request.nbytes
+        place = request.key, request.attempt
+        # One that expired there and was sent again takes its own place.
+        before = worker.held.get(place)
+        worker.held[place] = request
+        worker.nbytes += request.nbytes - (0 if before is None else before.nbytes)
         self._timers.set(request.key, request.deadline)
         budget_us = max(0, int((request.deadline - now) * 1e6))
         message = wire.Dispatch(*request.key, request.attempt, request.model, request.runs, budget_us)
