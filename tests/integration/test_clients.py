@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -349,6 +352,13 @@ def test_a_message_that_is_none_is_answered_with_an_error(echo_fabric: Fabric, c
         assert error.code == "INVALID_ARGUMENT"
         socket.close()
     client.infer("echo", {"x": X})
+
+
+def test_the_example_of_the_protocols_description_is_a_client(echo_fabric: Fabric) -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "protocol.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0].replace("tcp://127.0.0.1:5555", echo_fabric.frontend)
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=30, check=True)
+    assert "[['x', 'FP32', [2]]] b'\\x00\\x00\\x80?\\x00\\x00\\x00@'" in done.stdout
 
 
 @pytest.mark.parametrize(
