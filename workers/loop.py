@@ -35,8 +35,7 @@ _BATCH = 64
 """Messages taken from one broker before the next has its turn, and before an attempt runs."""
 
 _TURN = 0.0002
-"""Seconds of work after which answers are sent and what came in is taken in: of subgraphs that take less, several at
-once, which goes through the broker in fewer wake-ups."""
+"""Seconds of work after which what came in is taken in: to look for it costs as much as a short run does."""
 
 _STINT = 0.05
 """Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
@@ -160,35 +159,35 @@ class Worker:
         session, clock = self.session, self._clock
         now = clock()
         end, turn = now + _STINT, now + _TURN
-        answers: list[Action] = []
         while True:
             attempts, actions = session.next(now)
-            answers += actions
+            if actions:
+                self._perform(actions)
             if not attempts:
-                break
+                return now
             self._running = attempts
             outcomes = execute([attempt.job for attempt in attempts])
             self._running = []
             start, now = now, clock()
-            for attempt, outcome in zip(attempts, outcomes, strict=True):
-                if isinstance(outcome, OffloadError):
-                    answers.append(session.failed_with(attempt, outcome))
-                else:
-                    answers.append(session.done(attempt, outcome, now - start))
+            # At once: the next one may take long, or this process down, and then what is unanswered counts as lost with
+            # it.
+            self._perform(
+                [
+                    session.failed_with(attempt, outcome)
+                    if isinstance(outcome, OffloadError)
+                    else session.done(attempt, outcome, now - start)
+                    for attempt, outcome in zip(attempts, outcomes, strict=True)
+                ]
+            )
             if not session.held or now >= end:
-                break
+                return now
+            del attempts, outcomes  # their memory is free for what comes next
             if now >= turn:
-                self._perform(answers)
-                # What was sent is free for what comes next.
-                answers = []
-                del attempts, outcomes, attempt, outcome
                 for link, inbox in enumerate(self._inboxes):
                     if inbox.waiting():
                         self._receive(link)
                 now = clock()
                 turn = now + _TURN
-        self._perform(answers)
-        return now
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:

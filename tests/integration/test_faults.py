@@ -147,6 +147,16 @@ def test_a_request_that_kills_its_workers_is_given_up_and_the_others_served() ->
     assert_all_served(load)
 
 
+def test_an_answer_does_not_wait_for_the_run_behind_it() -> None:
+    with fabric(workers=1, slots=4) as (broker, _), Client(broker.frontend) as client:
+        held = client.submit("echo", {"sleep": np.array(0.3)})  # so that the two are at the worker when it is done
+        quick, slow = client.submit("echo", {"x": X}), client.submit("echo", {"sleep": np.array(3.0)})
+        held.result(10)
+        quick.result(2)
+        assert not slow.done()
+        slow.cancel()
+
+
 # --- supervisors --------------------------------------------------------------------------------------------
 
 
