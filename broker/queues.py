@@ -50,8 +50,7 @@ class Shares:
 
 
 class _Line(OrderedDict[Key, Request]):
-    """One client's requests of one priority. `turn`: when it last had its turn, came, or let one pass that came, as a
-    count."""
+    """One client's requests of one priority. `turn`: when it last had its turn, or came, as a count."""
 
     __slots__ = ("turn",)
     turn: int
@@ -64,7 +63,6 @@ class FairQueue:
         # priority -> owner -> its requests; the owner whose turn is longest ago comes first
         self._levels: dict[int, OrderedDict[bytes, _Line]] = {}
         self._top: list[int] = []  # priorities present, ascending: the last is the most urgent
-        self._served: bytes | None = None  # whose turn was last
         self.shares = Shares()
         self.parked = False
         """Whether nobody serves it, and its requests wait for somebody to appear."""
@@ -94,14 +92,8 @@ class FairQueue:
             self._top = sorted(self._levels)
         line = level.get(request.owner)
         if line is None:
-            latest = next(reversed(level), None)
             line = level[request.owner] = _Line()
             line.turn = turn
-            if latest is not None and latest == self._served:
-                # It had its turn before this client came. Who asks for one thing at a time would otherwise wait for
-                # one of a flood's each time.
-                level.move_to_end(latest)
-                level[latest].turn = turn
         line[request.key] = request
         if again:
             line.move_to_end(request.key, last=False)
@@ -121,7 +113,6 @@ class FairQueue:
         request = next(iter(line.values()))
         level.move_to_end(owner)
         line.turn = turn
-        self._served = owner
         self.remove(request)
         return request
 

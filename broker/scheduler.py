@@ -5,8 +5,8 @@ The rules (docs/architecture.md):
 - a request goes to the worker with the least outstanding per slot among those that hold the model; a tie goes to the
   one with fewer bytes outstanding, behind which a small request waits less, and then to the one that waited longest; a
   worker is never given more than its slots;
-- a queue hands out the highest priority first; inside a priority the clients take turns, one that comes before the one
-  whose turn was last, and each client's requests keep their order;
+- a queue hands out the highest priority first; inside a priority the clients take turns, and each client's requests
+  keep their order;
 - a worker with a free slot takes the request, over all queues that it can serve, of the highest priority and then of
   the client whose turn is longest ago: a backlog for one model does not keep another model's clients waiting.
 """

@@ -47,23 +47,6 @@ def test_what_goes_in_comes_out_by_priority_in_turns_and_in_order(arrivals: list
             assert len(set(turns)) == len(waiting), f"{request.key}: somebody had two turns"
 
 
-def test_one_at_a_time_is_next_beside_a_flood_and_does_not_keep_it_from_its_turns() -> None:
-    queue = FairQueue()
-    for n in range(10):
-        queue.push(make(n, 0, 0), n)
-    assert queue.pop(20).owner[0] == 0
-    order = []
-    for turn in range(21, 29):
-        if turn % 2:
-            queue.push(make(turn, 1, 0), turn)
-        order.append(queue.pop(turn).owner[0])
-    assert order == [1, 0] * 4
-    for turn in range(30, 36):  # two of them, and always one that waits
-        queue.push(make(turn, 1 + turn % 2, 0), turn)
-        order.append(queue.pop(turn).owner[0])
-    assert 0 in order[8:11] and 0 in order[11:]
-
-
 @given(STEPS)
 def test_it_agrees_with_a_plain_collection(steps: list[tuple[int, int] | str]) -> None:
     queue, there = FairQueue(), dict[Key, Request]()
