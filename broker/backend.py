@@ -28,8 +28,7 @@ class Backend(Ledger):
             self._actions.append(ToWorker(event.peer, error))
             return
         if type(message) is wire.Announce:
-            self._announce(event.peer, message, event.payload, now)
-            self._set_user(event)
+            self._announce(event, message, now)
             return
         worker = self.workers.get(event.peer)
         if worker is None:
@@ -45,15 +44,23 @@ class Backend(Ledger):
         _ON[type(message)](self, worker, message, event.payload, now)
         self._feed(worker, now)
 
-    def _announce(self, peer: bytes, message: wire.Announce, payload: Payload, now: float) -> None:
+    def _announce(self, event: FromWorker, message: wire.Announce, now: float) -> None:
+        peer = event.peer
         try:
-            models = parse_models(payload)
+            models = parse_models(event.payload)
         except ProtocolError as error:
             self._malformed(Malformed(peer, False, error), now)
             return
+        if self.authorized is not None:
+            grant = self.authorized.workers[event.user]
+            refused = sorted({name for name, _ in models if not grant.allows(name)})
+            if refused:
+                text = f"this key is not for {', '.join(map(repr, refused))}; nothing is asked of them here"
+                self._actions.append(ToWorker(peer, error_of(_NOBODY, Status.PERMISSION_DENIED, text)))
+                models = {model: described for model, described in models.items() if grant.allows(model[0])}
         worker = self.workers.get(peer)
         if worker is None:
-            worker = self.workers[peer] = Worker(peer, message.name, message.slots, models, now, now)
+            worker = self.workers[peer] = Worker(peer, message.name, message.slots, models, now, now, event.user)
         else:
             self.scheduler.remove(worker)
             worker.name, worker.slots, worker.models, worker.heard_at = message.name, message.slots, models, now
@@ -66,11 +73,6 @@ class Backend(Ledger):
             self.scheduler.add(worker)
         self._timers.set(peer, now + self.policy.heartbeat)
         self._settle(now)
-
-    def _set_user(self, event: FromWorker) -> None:
-        worker = self.workers.get(event.peer)
-        if worker is not None:
-            worker.user = event.user
 
     def _heartbeat(self, worker: Worker, message: wire.Heartbeat, payload: Payload, now: float) -> None:
         pass  # that it was heard is all that it says

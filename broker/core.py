@@ -71,8 +71,12 @@ class Core(Frontend, Backend):
                 text = f"this key is not for model {request.model!r} any more"
                 self._fail(request, "revoked", now, Status.PERMISSION_DENIED, text)
         for worker in list(self.workers.values()):
-            if worker.user not in event.workers:
+            grant = event.workers.get(worker.user)
+            if grant is None:
                 self._lose(worker, "its key was revoked", now)
+            elif not all(grant.allows(name) for name, _ in worker.models):
+                # It announces itself again, and what its key is not for is left out then.
+                self._lose(worker, "its key is for fewer models than it was", now)
 
     def _undelivered(self, event: Undelivered, now: float) -> None:
         action = event.action
@@ -118,7 +122,7 @@ class Core(Frontend, Backend):
             text = f"no result within {spent:.3f} s; it ended {where}"
             self._fail(request, "expired", now, Status.DEADLINE_EXCEEDED, text)
         elif request.worker is None and not self.scheduler.served(request.model, request.version):
-            self._fail(request, "unserved", now, *self._nobody_serves(request.model, request.version))
+            self._fail(request, "unserved", now, *self._nobody_serves(request.model, request.version, request.user))
         else:
             self._timers.set(request.key, request.deadline)
 

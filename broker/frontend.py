@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from broker import admission
@@ -47,9 +48,9 @@ class Frontend(Ledger):
             self.counts["duplicate"] += 1
             return
         given_up = self.given_up.get(key)
-        if given_up is not None:
+        if given_up is not None and given_up[0] == user:
             self.counts["duplicate"] += 1
-            self._actions.append(ToClient(peer, given_up))
+            self._actions.append(ToClient(peer, given_up[1]))
             return
         deadline = now + message.budget_us / 1e6
         request = Request(
@@ -89,7 +90,7 @@ class Frontend(Ledger):
             and not self._was_known(request.model, request.version)
             and now >= self.started + self.policy.worker_grace
         ):
-            return self._nobody_serves(request.model, request.version)
+            return self._nobody_serves(request.model, request.version, request.user)
         full = admission.refusal(self.scheduler, self.policy, request)
         return None if full is None else (Status.RESOURCE_EXHAUSTED, full)
 
@@ -101,10 +102,9 @@ class Frontend(Ledger):
 
     def _query(self, event: FromClient, message: wire.Query, now: float) -> None:
         if message.what == "models":
-            grant = self.authorized.clients[event.user] if self.authorized is not None else None
-            body = encode_body([m for m in describe_models(self) if grant is None or grant.allows(m["name"])])
+            body = encode_body([m for m in describe_models(self) if self.allows(event.user, m["name"])])
         else:
-            body = encode_body(describe_status(self, now))
+            body = encode_body(describe_status(self, now, functools.partial(self.allows, event.user)))
         key = Key(message.session, message.id)
         if len(body) > limits.BODY_BYTES:
             text = f"the answer has {len(body)} bytes; the limit is {limits.BODY_BYTES}"

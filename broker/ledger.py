@@ -42,8 +42,9 @@ class Ledger:
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.known: dict[str, set[int]] = {}
         """Models that were announced, and their versions; the oldest are forgotten."""
-        self.given_up: dict[Key, wire.Error] = {}
-        """The last requests that lost too many workers, and what their clients were told."""
+        self.given_up: dict[Key, tuple[str, wire.Error]] = {}
+        """The last requests that lost too many workers: the keys they were asked with, and what their clients were
+        told."""
         self._story = Story()
         self._timers: Timers[Any] = Timers()  # a request's Key, a worker's peer, or STOP
         self._actions: list[Action] = []
@@ -165,7 +166,7 @@ class Ledger:
                 text = f"lost its worker {len(request.lost)} times ({', '.join(request.lost)}; the last: {why})"
                 self._fail(request, "given up", now, Status.ABORTED, text)
                 # Should the answer be lost, its client will send it again, and it must not take down more workers.
-                self.given_up[request.key] = error_of(request.key, Status.ABORTED, text)
+                self.given_up[request.key] = request.user, error_of(request.key, Status.ABORTED, text)
                 if len(self.given_up) > _GIVEN_UP:
                     del self.given_up[next(iter(self.given_up))]
             else:
@@ -188,9 +189,15 @@ class Ledger:
         versions = self.known.get(model, ())
         return bool(versions) if version == LATEST else version in versions
 
-    def _nobody_serves(self, model: str, version: int) -> tuple[Status, str]:
+    def allows(self, user: str, model: str) -> bool:
+        """Whether the client's key `user`, where there are keys, is for a model."""
+        return self.authorized is None or (
+            (grant := self.authorized.clients.get(user)) is not None and grant.allows(model)
+        )
+
+    def _nobody_serves(self, model: str, version: int, user: str) -> tuple[Status, str]:
         wanted = f"model {model!r}" + ("" if version == LATEST else f" version {version}")
-        served = f"served are: {served_listing(self)}"
+        served = f"served are: {served_listing(self, user)}"
         if not self.known:
             # Workers that load a large subgraph take longer to come up than the broker. Nothing is known not to be.
             return Status.UNAVAILABLE, f"no worker has announced itself yet, so {wanted} is not served"

@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from broker import identities
 from broker.config import Config
 from broker.core import Core
 from broker.events import (
@@ -38,8 +39,8 @@ log = logging.getLogger("broker")
 _BATCH = 16
 """Messages taken from one socket before the other has its turn."""
 
-_UNREAD_BY_PEER = 1000
-"""Messages that wait for one peer that does not read; beyond it they come back undelivered."""
+_UNREAD_BY_PEER = 256
+"""Messages that wait for one peer that does not read; beyond it they come back undelivered. libzmq counts no bytes."""
 
 _KEYS_EVERY = 1.0
 """Seconds between two looks at the lists of authorized keys."""
@@ -59,6 +60,7 @@ class Broker:
         self._config = config
         self._clock = clock
         self.core = Core(config.policy, clock())
+        identities.shuffle()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 65536)
         self._security: Security | None = None
@@ -219,6 +221,8 @@ def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
     if not 2 <= len(frames) <= _MOST_FRAMES:
         many = f"a message has at most {limits.FRAMES} frames"
         raise ProtocolError("a message without an envelope" if len(frames) < 2 else many)
+    if not identities.given(frames[0]):
+        raise ProtocolError("do not set a routing id: the broker makes them, so that nobody can take another's")
     return wire.decode(frames[1], expected)
 
 

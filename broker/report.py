@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from broker.lifecycle import Duty
@@ -12,6 +12,7 @@ from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import shown
 from zmq_offload.protocol.payload import decode_body
 from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.repository import NAME_PATTERN
 
 if TYPE_CHECKING:
     from broker.ledger import Ledger
@@ -32,7 +33,7 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], dict[str, Any]]:
         if type(entry) is not dict:
             raise ProtocolError("a model in an Announce is a map")
         name, version = entry.get("name"), entry.get("version")
-        if type(name) is not str or not 0 < len(name) <= limits.MODEL_NAME_BYTES:
+        if type(name) is not str or not NAME_PATTERN.fullmatch(name):
             raise ProtocolError(f"an announced model's name cannot be {shown(name)}")
         if type(version) is not int or not 0 < version <= limits.VERSION:
             raise ProtocolError(f"announced model {name!r}: its version cannot be {shown(version)}")
@@ -59,8 +60,8 @@ def describe_models(core: Ledger) -> list[dict[str, Any]]:
     ]
 
 
-def describe_status(core: Ledger, now: float) -> dict[str, Any]:
-    """The body of the answer to Query "status". Times are in seconds."""
+def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> dict[str, Any]:
+    """The body of the answer to Query "status", of the models that the asking key is for. Times are in seconds."""
     counts, scheduler = core.counts, core.scheduler
     return {
         "uptime": now - core.started,
@@ -80,15 +81,17 @@ def describe_status(core: Ledger, now: float) -> dict[str, Any]:
         "models": [
             {"name": name, "version": version, "workers": len(holders)}
             for (name, version), holders in sorted(scheduler.holders.items())
+            if allows(name)
         ],
         "queues": [
             {"model": name, "version": version, "queued": len(queue), "bytes": queue.nbytes}
             for (name, version), queue in sorted(scheduler.queues.items())
+            if allows(name)
         ],
         "workers": [
             {
                 "name": worker.name,
-                "models": [f"{name}:{version}" for name, version in sorted(worker.models)],
+                "models": [f"{name}:{version}" for name, version in sorted(worker.models) if allows(name)],
                 "slots": worker.slots,
                 "outstanding": len(worker.held),
                 "state": worker.duty.value,
@@ -106,11 +109,12 @@ def _by_code(counts: dict[str, int], prefix: str) -> dict[str, int]:
     return {name[len(prefix) :]: count for name, count in sorted(counts.items()) if name.startswith(prefix)}
 
 
-def served_listing(core: Ledger, most: int = 20) -> str:
-    """The models that are served, for a person: "echo (version 1), ocr (versions 1, 2)"."""
+def served_listing(core: Ledger, user: str, most: int = 20) -> str:
+    """The models that are served, for a person who has the key `user`: "echo (version 1), ocr (versions 1, 2)"."""
     versions: dict[str, list[int]] = {}
     for name, version in sorted(core.scheduler.holders):
-        versions.setdefault(name, []).append(version)
+        if core.allows(user, name):
+            versions.setdefault(name, []).append(version)
     names: Sequence[str] = [
         f"{name} (version{'s' * (len(own) > 1)} {', '.join(map(str, own))})" for name, own in versions.items()
     ]

@@ -49,6 +49,7 @@ class Security:
         self._files = {"clients": clients, "workers": workers}
         self._providers = {name: _Provider() for name in self._files}
         self._stamps: dict[str, Any] = {}
+        self._complaints: dict[str, str] = {}
         self.authorized = self._read()
         self._authenticator = ThreadAuthenticator(context)
         self._authenticator.start()
@@ -62,24 +63,37 @@ class Security:
         socket.zap_domain = whom.encode()
 
     def reload(self) -> Authorized | None:
-        """The lists, if they changed. One that cannot be read keeps those in that are, and says so once."""
-        stamps = {name: _stamp(path) for name, path in self._files.items()}
-        if stamps == self._stamps:
-            return None
+        """The lists, if one changed. One that cannot be read keeps its keys as they were, says so once, and is tried
+        again at each call: a revocation must not be lost because no file could be opened for a moment."""
+        changed = [name for name, path in self._files.items() if _stamp(path) != self._stamps.get(name)]
+        read = [name for name in changed if self._read_again(name)]
+        return self._authorized() if read else None
+
+    def _read_again(self, name: str) -> bool:
         try:
-            return self._read()
+            self._read_one(name)
         except OffloadError as error:
-            self._stamps = stamps
-            log.error("%s; the keys stay as they were", error)
-            return None
+            if self._complaints.get(name) != str(error):
+                log.error("%s; the keys of %s stay as they were", error, name)
+            self._complaints[name] = str(error)
+            return False
+        return True
 
     def _read(self) -> Authorized:
-        self._stamps = {name: _stamp(path) for name, path in self._files.items()}
-        lists = {name: read_list(path) for name, path in self._files.items()}
-        for name, grants in lists.items():
-            self._providers[name].keys = grants
-        log.info("authorized: %d keys of clients, %d of workers", len(lists["clients"]), len(lists["workers"]))
-        return Authorized(lists["clients"], lists["workers"])
+        for name in self._files:
+            self._read_one(name)
+        return self._authorized()
+
+    def _read_one(self, name: str) -> None:
+        stamp = _stamp(self._files[name])  # before it is read: a change meanwhile is seen next time
+        self._providers[name].keys = read_list(self._files[name])
+        self._stamps[name] = stamp
+        self._complaints.pop(name, None)
+
+    def _authorized(self) -> Authorized:
+        clients, workers = (self._providers[name].keys for name in ("clients", "workers"))
+        log.info("authorized: %d keys of clients, %d of workers", len(clients), len(workers))
+        return Authorized(clients, workers)
 
     def close(self) -> None:
         self._authenticator.stop()
@@ -90,4 +104,4 @@ def _stamp(path: str) -> Any:
         found = os.stat(path)
     except OSError as error:
         return error.errno
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

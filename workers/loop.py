@@ -20,10 +20,10 @@ import zmq
 
 from workers.config import Config
 from workers.deployment import Deployment, Model
-from workers.serving import Echo, Executor, batching_of, describe, execute, prepare
+from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
 from workers.session import Action, Attempt, Reconnect, Session
 from zmq_offload import transport
-from zmq_offload.errors import NotFound, OffloadError, ProtocolError
+from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
 from zmq_offload.extras import needs
 from zmq_offload.handshake import Security, Watch
 from zmq_offload.protocol import messages as wire
@@ -75,6 +75,7 @@ class Worker:
         self._watches: dict[int, Watch] = {}
         self._inboxes = [self._connect(link) for link in range(len(config.brokers))]
         self._find_sources()
+        self._most_held = 0
         self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
         self._running: list[Attempt] = []
         self._complain_at = 0.0
@@ -127,23 +128,28 @@ class Worker:
             try:
                 message = wire.decode(frames[0], wire.TO_WORKER)
             except ProtocolError as error:
-                # Not each: whoever sends a million of them must not fill the disk.
-                if self._clock() >= self._complain_at:
-                    self._complain_at = self._clock() + 1
-                    log.warning("broker %s sent no message: %s", self._config.brokers[link], error)
+                self._complain(link, f"sent no message: {error}")
                 continue
             if type(message) is wire.Dispatch:
                 self._take(link, message, frames[1:])
                 continue
             if type(message) is wire.Error:
-                log.error("broker %s: %s: %s", self._config.brokers[link], message.code, message.text)
+                self._complain(link, f"says {message.code}: {message.text}")
             self._perform(self.session.received(link, message, self._clock()))
+
+    def _complain(self, link: int, what: str) -> None:
+        """Not of each: whoever sends a million of them must not fill the disk."""
+        if self._clock() >= self._complain_at:
+            self._complain_at = self._clock() + 1
+            log.warning("broker %s %s", self._config.brokers[link], printable(what))
 
     def _take(self, link: int, message: wire.Dispatch, payload: list[Any]) -> None:
         """Hold an attempt. What is wrong with one is found here, so that it never waits nor spoils a batch."""
         model = (message.model, message.version)
         executor = self._executors.get(model)
         try:
+            if len(self.session.held) >= self._most_held:
+                raise ResourceExhausted(f"this worker holds {self._most_held} requests already")
             if executor is None:
                 raise NotFound(f"model {message.model!r} version {message.version} is not served here any more")
             job = prepare(executor, payload, self.session.batching.get(model))
@@ -156,7 +162,7 @@ class Worker:
         """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
         Between runs, take in what came meanwhile: something may be revoked by now, or more may run together. The time
         at which it ended."""
-        session, clock = self.session, self._clock
+        session, clock, most = self.session, self._clock, self._config.max_frame_bytes
         now = clock()
         end, turn = now + _STINT, now + _TURN
         while True:
@@ -166,9 +172,10 @@ class Worker:
             if not attempts:
                 return now
             self._running = attempts
-            outcomes = execute([attempt.job for attempt in attempts])
+            start = clock()
+            outcomes = [bounded(outcome, most) for outcome in execute([attempt.job for attempt in attempts])]
             self._running = []
-            start, now = now, clock()
+            now = clock()
             # At once: the next one may take long, or this process down, and then what is unanswered counts as lost with
             # it.
             self._perform(
@@ -235,6 +242,8 @@ class Worker:
             if found is not None:
                 batching[model] = found
         self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
+        # A broker gives no more than the slots that it knows of; one that lies must not fill the memory.
+        self._most_held = max(self._most_held, len(self._inboxes) * self.session.announced_slots)
 
     def _refresh(self) -> bool:
         if self._deployment is None or not self._deployment.refresh():

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zmq_offload.errors import Internal, InvalidArgument, OffloadError
+from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError
 from zmq_offload.protocol.payload import Array, decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
 from zmq_offload.repository import Batching, ModelVersion
@@ -95,11 +95,12 @@ def prepare(executor: Executor | Echo, frames: Sequence[Any], batching: Batching
 def execute(jobs: Sequence[Job]) -> list[list[Any] | OffloadError]:
     """`[header, frame, ...]` of the outputs of each job, or how it failed. Several jobs are of one group."""
     executor = jobs[0].executor
-    if isinstance(executor, Echo):
-        return [encode_tensors(job.tensors) for job in jobs]
     try:
-        requests = [[job.tensors[spec.name] for spec in executor.model.inputs] for job in jobs]
-        results = executor.run(requests)
+        if isinstance(executor, Echo):
+            return [encode_tensors(job.tensors) for job in jobs]
+        results = executor.run([[job.tensors[spec.name] for spec in executor.model.inputs] for job in jobs])
+        names = [spec.name for spec in executor.model.outputs]
+        return [encode_tensors(list(zip(names, outputs, strict=True))) for outputs in results]
     except Exception as error:
         if len(jobs) > 1:
             # One of them may be at fault; alone, the others succeed.
@@ -108,5 +109,11 @@ def execute(jobs: Sequence[Job]) -> list[list[Any] | OffloadError]:
             return [error]
         log.exception("model %s version %d failed", executor.model.name, executor.model.version)
         return [Internal(f"{type(error).__name__}: {error}")]
-    names = [spec.name for spec in executor.model.outputs]
-    return [encode_tensors(list(zip(names, outputs, strict=True))) for outputs in results]
+
+
+def bounded(outcome: list[Any] | OffloadError, most: int) -> list[Any] | OffloadError:
+    """An outcome, or the error that it has a frame of more bytes than that. A broker would close the connection for it,
+    and take the request for one that takes workers down."""
+    if isinstance(outcome, OffloadError) or (longest := max(map(len, outcome))) <= most:
+        return outcome
+    return FailedPrecondition(f"an output has {longest} bytes; this worker's --max-frame-bytes allows {most}")

@@ -66,6 +66,10 @@ class Link:
     heartbeat_at: float
     gone: bool = False
     """Its Farewell came, or was waited for in vain."""
+    unconfirmed: bool = False
+    """It was answered after the Goodbye, and said nothing since that tells that it has the answer."""
+    asked_at: float | None = None
+    """When the second Goodbye was sent, whose Farewell tells that."""
 
 
 @dataclass(slots=True, eq=False)
@@ -150,9 +154,9 @@ class Session:
         actions: list[Action] = []
         for at, link in enumerate(self.links):
             if link.gone:
-                continue
-            if self.draining_since is not None and now >= self.draining_since + self.policy.drain:
-                link.gone = True
+                actions += self._confirm(at, link, now)
+            elif self.draining_since is not None and now >= self.draining_since + self.policy.drain:
+                link.gone, link.unconfirmed = True, False
             elif now >= link.heard_at + self.policy.patience:
                 link.heard_at, link.heartbeat_at = now, now + self.policy.heartbeat
                 self.held = deque(attempt for attempt in self.held if attempt.link != at)
@@ -166,12 +170,26 @@ class Session:
     def next_deadline(self) -> float | None:
         """When `tick` has something to do, or None."""
         earliest, patience = math.inf, self.policy.patience
+        since, drain = self.draining_since, self.policy.drain
         for link in self.links:
             if not link.gone:
                 earliest = min(earliest, link.heartbeat_at, link.heard_at + patience)
-        if earliest == math.inf:
-            return None
-        return earliest if self.draining_since is None else min(earliest, self.draining_since + self.policy.drain)
+                if since is not None:
+                    earliest = min(earliest, since + drain)
+            elif link.unconfirmed and not self.held and since is not None:
+                earliest = min(earliest, since if link.asked_at is None else link.asked_at + drain)
+        return None if earliest == math.inf else earliest
+
+    def _confirm(self, at: int, link: Link, now: float) -> list[Action]:
+        """Before this worker goes: ask a broker whether it has all answers. What it still sent, a Probe for instance,
+        would otherwise make TCP reset the connection when it is closed, and what is under way would be lost."""
+        if not link.unconfirmed or self.held:
+            return []
+        if link.asked_at is None:
+            link.asked_at = now
+            return [Send(at, wire.Goodbye())]
+        link.unconfirmed = now < link.asked_at + self.policy.drain
+        return []
 
     # --- attempts -------------------------------------------------------------------------------------------
 
@@ -236,11 +254,13 @@ class Session:
     def done(self, attempt: Attempt, payload: Sequence[Any], compute: float) -> Action:
         """`attempt` succeeded after `compute` seconds."""
         message = attempt.message
+        self._note_answer(attempt.link)
         answer = wire.Done(message.session, message.id, message.attempt, int(compute * 1e6))
         return Send(attempt.link, answer, payload)
 
     def failed(self, attempt: Attempt, status: Status, text: str) -> Action:
         """`attempt` failed."""
+        self._note_answer(attempt.link)
         return _answer(attempt.link, attempt.message, status, text)
 
     def failed_with(self, attempt: Attempt, error: OffloadError) -> Action:
@@ -249,12 +269,18 @@ class Session:
     def refused(self, link: int, message: wire.Dispatch, error: OffloadError, now: float) -> Action:
         """An attempt that was given cannot be run at all."""
         self.links[link].heard_at = now
+        self._note_answer(link)
         return _answer(link, message, error.code, error.message)
+
+    def _note_answer(self, link: int) -> None:
+        if self.draining_since is not None:
+            self.links[link].unconfirmed = True
 
     @property
     def finished(self) -> bool:
         """Whether a drain is complete."""
-        return self.draining_since is not None and not self.held and all(link.gone for link in self.links)
+        done = all(link.gone and not link.unconfirmed for link in self.links)
+        return self.draining_since is not None and not self.held and done
 
     def answers(self, link: int) -> bool:
         """After a drain: whether the broker at `link` was heard during it, so that it takes what was sent last."""
@@ -275,13 +301,19 @@ class Session:
 
     def _farewell(self, link: int, message: wire.Farewell) -> list[Action]:
         # One that was not asked for is a fault of the broker's; to believe it would leave the broker for ever.
-        self.links[link].gone = self.draining_since is not None
+        known = self.links[link]
+        if known.gone:
+            known.unconfirmed &= known.asked_at is None
+        known.gone = self.draining_since is not None
         return []
 
-    def _announcement(self, link: int) -> Send:
+    @property
+    def announced_slots(self) -> int:
         # While one batch runs the next one gathers, so there must be slots for both.
-        slots = max(self.slots, *(2 * b.max_batch for b in self.batching.values())) if self.batching else self.slots
-        return Send(link, wire.Announce(self.name, slots), (encode_body(self.models),))
+        return max(self.slots, *(2 * b.max_batch for b in self.batching.values())) if self.batching else self.slots
+
+    def _announcement(self, link: int) -> Send:
+        return Send(link, wire.Announce(self.name, self.announced_slots), (encode_body(self.models),))
 
 
 _ON: dict[type, Callable[[Session, int, Any], list[Action]]] = {

@@ -71,7 +71,7 @@ class Driver:
         with self._lock:
             if self._closed:
                 raise Cancelled("the client is closed")
-            call.number, actions = start(*args, now=call.started)
+            call.number, actions = start(*args, now=time.monotonic())
             self._calls[call.number] = call
             self._outbox.extend(actions)
 

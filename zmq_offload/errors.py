@@ -137,8 +137,14 @@ class PermissionDenied(OffloadError):
 _CLASSES: dict[str, type[OffloadError]] = {cls.code.value: cls for cls in OffloadError.__subclasses__()}
 
 
+def printable(text: str) -> str:
+    """A peer's text, safe for a terminal and a log: control characters, line ends among them, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def from_status(code: str, message: str) -> OffloadError:
     """The error that a status code from the wire stands for; a code of a newer peer becomes `Internal`."""
+    message = printable(message)
     known = _CLASSES.get(code)
     return known(message) if known else Internal(f"{code}: {message}")
 

@@ -39,6 +39,7 @@ def new_keys(name: str, folder: Path, *, force: bool = False) -> tuple[Path, Pat
             raise AlreadyExists(f"{path} exists; whoever uses it would be locked out by a new one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        secret.unlink(missing_ok=True)  # one that is replaced keeps the permissions that it had
         previous = os.umask(0o077)  # the secret must never be readable by others, not even for a moment
         try:
             zmq.auth.create_certificates(folder, name, {"name": name})

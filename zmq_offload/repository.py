@@ -195,7 +195,8 @@ class Repository:
         Raises FailedPrecondition naming the file that is missing, unreadable or damaged.
         """
         folder = self.path(name, version)
-        file = folder / DESCRIPTION
+        file, library = folder / DESCRIPTION, folder / LIBRARY
+        self._check_inside(file)
         try:
             found = ModelVersion.from_json(json.loads(file.read_bytes()))
         except OSError as error:
@@ -204,7 +205,7 @@ class Repository:
             raise FailedPrecondition(f"{file} is damaged: {error}") from None
         if (found.name, found.version) != (name, version):
             raise FailedPrecondition(f"{file} describes {found.name!r} version {found.version}, not what its path says")
-        library = folder / LIBRARY
+        self._check_inside(library)
         try:
             actual = checksum(library)
         except OSError as error:
@@ -214,6 +215,18 @@ class Repository:
                 f"{library} is damaged: its checksum is {actual}, {DESCRIPTION} says {found.checksum}"
             )
         return found
+
+    def _check_inside(self, file: Path) -> None:
+        """Raises FailedPrecondition for what a link leads out of the repository to, and for what is no file: to open a
+        pipe would wait for ever."""
+        try:
+            place = file.resolve(strict=True)
+        except (OSError, RuntimeError) as error:  # of links that lead in a circle
+            raise FailedPrecondition(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+        if not place.is_relative_to(self.root.resolve()):
+            raise FailedPrecondition(f"{file} leads out of the repository, to {place}")
+        if not place.is_file():
+            raise FailedPrecondition(f"{file} is no file")
 
     def write(
         self,

@@ -24,6 +24,9 @@ LENT = 512 * 1024
 """Bytes from which a buffer is sent from its own memory. Giving that back goes through a thread of pyzmq's, which costs
 as much as copying so much. (pyzmq's own COPY_THRESHOLD of 64 KiB has no say: it is for copy=False, not for Frames.)"""
 
+_HANDSHAKE_MS = 5000
+"""For libzmq, whose own 30 s are a long time for a stranger to hold memory that nobody knows the sender of."""
+
 CLIENTS_HEARTBEAT = 5.0
 """Seconds between ZMTP heartbeats of a client and its broker. A client that waits for something asks for it by itself
 (`zmq_offload.session`); these find out about the others. They are as many as there are connections, and at an interval
@@ -56,6 +59,7 @@ def make_socket(
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * interval)
     socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * interval)
     socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     socket.setsockopt(zmq.SNDHWM, high_water_mark)
     socket.setsockopt(zmq.RCVHWM, high_water_mark)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)

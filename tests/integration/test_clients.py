@@ -381,6 +381,18 @@ def test_a_payload_that_is_none_fails_its_request(echo_fabric: Fabric, payload: 
     socket.close()
 
 
+def test_a_name_that_is_too_long_in_bytes_does_not_end_the_worker(echo_fabric: Fabric, client: Client) -> None:
+    header = msgpack.packb([["é" * 512, "FP32", [1]]])
+    socket = raw_dealer(echo_fabric.frontend)
+    for number in (1, 2):
+        request = wire.encode(wire.Request(SESSION, number, "echo", 0, 10**7, 0))
+        socket.send_multipart([request, len(header).to_bytes(4, "big") + header + b"1234"])
+        error = wire.decode(socket.recv_multipart()[0], wire.TO_CLIENT)
+        assert (error.id, error.code) == (number, "INVALID_ARGUMENT")
+    socket.close()
+    assert client.status()["lost_workers"] == 0
+
+
 def test_a_request_that_nobody_takes_in_time_says_where_it_was(echo_fabric: Fabric) -> None:
     """The broker's own error arrives before the client's deadline."""
     socket = raw_dealer(echo_fabric.backend)

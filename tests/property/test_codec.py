@@ -41,7 +41,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "text": st.text(max_size=300),
     "ids": st.lists(st.integers(0, 2**63 - 1), max_size=limits.PING_IDS),
     "attempt": st.integers(0, 2**31 - 1),
-    "name": st.text(min_size=1, max_size=100),
+    "name": st.text(min_size=1, max_size=100).filter(str.isprintable),
     "slots": st.integers(1, 65536),
 }
 MESSAGES = st.one_of(

@@ -362,6 +362,7 @@ class Worker:
 
     def _set_alarm(self) -> None:
         times = [t for t in (self.session.next_deadline(), self.session.ready_at()) if t is not None]
-        if times and (self._wake_at is None or min(times) < self._wake_at):
-            self._wake_at = min(times)
-            self.world.at(self._wake_at, self._wake, self._wake_at, self.lives)
+        at = max(self.world.now, min(times)) if times else None
+        if at is not None and (self._wake_at is None or at < self._wake_at):
+            self._wake_at = at
+            self.world.at(at, self._wake, at, self.lives)

@@ -174,6 +174,18 @@ def test_a_small_request_goes_where_fewer_bytes_are_before_it(bench: Bench) -> N
     assert least.peer == large.peer, "the number of requests counts first"
 
 
+def test_an_urgent_request_for_one_model_goes_before_an_older_one_for_another(bench: Bench) -> None:
+    bench.announce(b"W", ("a", 1), ("b", 1))
+    (busy,) = dispatches(bench.request(1, model="a"))
+    bench.request(2, ALICE, model="a", priority=-5)
+    bench.request(1, BOB, model="b", priority=0)
+    bench.request(2, BOB, model="b", priority=-9)
+    (next_,) = dispatches(bench.done(busy))
+    assert key_of(next_)[:2] == (BOB, 1)
+    (then,) = dispatches(bench.done(next_))
+    assert key_of(then)[:2] == (ALICE, 2)
+
+
 def test_the_latest_version_is_what_a_request_without_one_gets(bench: Bench) -> None:
     bench.announce(b"old", ("m", 1))
     bench.announce(b"new", ("m", 1), ("m", 2))
@@ -726,3 +738,38 @@ def test_status_and_models_tell_what_is_there(bench: Bench) -> None:
         ("m", 1, 1),
         ("m", 2, 1),
     ]
+
+
+# --- what the reviewers planted and no test noticed -------------------------------------------------------------
+
+
+def test_a_stopping_broker_gives_nothing_new_to_a_worker_that_is_free(bench: Bench) -> None:
+    bench.announce(b"W", slots=4)
+    (dispatch,) = dispatches(bench.request(1))
+    bench.handle(Stop(5))
+    actions = bench.request(2)
+    assert dispatches(actions) == []
+    assert codes(actions) == ["UNAVAILABLE"]
+    assert [type(m) for m in replies(bench.done(dispatch))] == [wire.Result]
+
+
+def test_a_worker_that_takes_no_more_messages_is_lost(bench: Bench) -> None:
+    bench.announce(b"W1")
+    (dispatch,) = dispatches(bench.request(1))
+    bench.announce(b"W2")
+    (again,) = dispatches(bench.handle(Undelivered(dispatch, True)))
+    assert again.peer == b"W2"
+    assert b"W1" not in bench.core.workers
+
+
+def test_all_first_attempts_of_a_lost_worker_are_suspects_and_of_later_ones_the_first(bench: Bench) -> None:
+    bench.announce(b"W1", slots=3)
+    for number in (1, 2, 3):
+        bench.request(number)
+    bench.announce(b"W2", slots=3)
+    again = dispatches(bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False)))
+    assert [len(request.lost) for request in bench.core.requests.values()] == [1, 1, 1]
+    bench.announce(b"W3", slots=3)
+    bench.handle(Undelivered(ToWorker(b"W2", wire.Probe()), False))
+    blamed = [key.id for key, request in bench.core.requests.items() if len(request.lost) == 2]
+    assert blamed == [key_of(again[0])[1]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from broker.core import Core
-from broker.events import Action, Authorized, FromClient, FromWorker, ToClient, ToWorker
+from broker.events import Action, Authorized, FromClient, FromWorker, ToClient, ToWorker, Undelivered
 from broker.invariants import validate
 from broker.liveness import Policy
 from zmq_offload.grants import Grant
@@ -126,3 +126,40 @@ def test_all_sessions_of_a_key_have_one_share() -> None:
     actions = core.handle(FromClient(b"b", wire.Request(OTHER, 1, "n", 0, 10**8, 0), [], "bob"), 1.0)
     assert codes(actions) == [(b"a", "RESOURCE_EXHAUSTED")]
     assert wire.Key(OTHER, 1) in core.requests
+
+
+def test_a_worker_serves_only_what_its_key_is_for(bench: Bench) -> None:
+    bench.handle(Authorized(CLIENTS, {"worker": Grant("worker", frozenset({"n"}))}))
+    assert bench.core.workers == {}, "it served more before"
+    assert codes(bench.announce()) == [(b"W", "PERMISSION_DENIED")]
+    assert bench.core.workers[b"W"].models.keys() == {("n", 1)}
+    assert dispatches(bench.request("alice", 1, "n"))
+    assert not dispatches(bench.request("alice", 2, "m"))
+
+
+def test_a_key_for_some_models_hears_of_no_others(bench: Bench) -> None:
+    (answer,) = bench.client("bob", wire.Query(SESSION, 1, "status"))
+    status = decode_body(answer.payload, "")
+    assert [model["name"] for model in status["models"]] == ["n"]
+    assert status["workers"][0]["models"] == ["n:1"]
+    bench.handle(Authorized({**CLIENTS, "bob": Grant("bob", frozenset({"n", "x"}))}, WORKERS))
+    (error,) = bench.request("bob", 2, "x")
+    assert "served are: n (version 1)" in error.message.text and "m (" not in error.message.text
+
+
+def test_what_became_of_a_request_is_told_to_the_key_that_asked(bench: Bench) -> None:
+    bench.handle(Authorized({**CLIENTS, "thief": Grant("thief")}, WORKERS))
+    bench.request("alice")
+    for peer in (b"W", b"W2", b"W3"):
+        bench.announce("worker", peer)
+        (worker,) = [w for w in bench.core.workers.values() if w.held] or [None]
+        if worker is not None:
+            actions = bench.handle(Undelivered(ToWorker(worker.peer, wire.Probe()), False))
+    bench.announce("worker", b"W4")
+    while not (told := codes(actions)):
+        (worker,) = [w for w in bench.core.workers.values() if w.held]
+        actions = bench.handle(Undelivered(ToWorker(worker.peer, wire.Probe()), False))
+    assert told == [(b"alice", "ABORTED")]
+    assert codes(bench.request("alice")) == [(b"alice", "ABORTED")], "it is not run again"
+    bench.announce("worker", b"W5")
+    assert (b"thief", "ABORTED") not in codes(bench.request("thief"))

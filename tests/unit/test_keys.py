@@ -78,3 +78,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["keys", "revoke", "edge", "--list", str(tmp_path / "l")]) == 0
     assert main(["keys", "new", "edge", "--directory", str(tmp_path)]) == 1
     assert "would be locked out" in capsys.readouterr().err
+
+
+def test_a_secret_that_is_replaced_is_not_readable_by_others(tmp_path: Path) -> None:
+    _, secret = new_keys("edge", tmp_path)
+    secret.chmod(0o644)
+    new_keys("edge", tmp_path, force=True)
+    assert secret.stat().st_mode & 0o777 == 0o600

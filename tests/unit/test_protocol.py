@@ -191,6 +191,7 @@ def head(header: bytes) -> bytes:
         ([header(("x", "FP32", [1] * 17)), b"1234"], "at most 16 extents"),
         ([header(("x", "FP32", [1]), ("x", "FP32", [1])), b"1234", b"1234"], "a string of its own"),
         ([header((5, "FP32", [1])), b"1234"], "a string of its own"),
+        ([header(("é" * 257, "FP32", [1]), packed=b"1234")], "a string of its own"),
         ([head(b"x" * (limits.HEADER_BYTES + 1))], "a header has at most"),
     ],
 )

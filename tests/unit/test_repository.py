@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,23 @@ def test_a_truncated_or_missing_library_is_named(repository: Repository) -> None
         repository.read("m", 1)
     with pytest.raises(FailedPrecondition, match=r"model\.json"):
         repository.read("m", 2)
+
+
+def test_what_leads_out_of_the_repository_or_is_no_file_is_refused(repository: Repository, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (repository.root / "m" / "1").rename(outside)
+    (repository.root / "m" / "1").symlink_to(outside)
+    with pytest.raises(FailedPrecondition, match=r"model\.json leads out of the repository"):
+        repository.read("m", 1)
+    (repository.root / "m" / "1").unlink()
+    outside.rename(repository.root / "m" / "1")
+    repository.read("m", 1)
+    library = repository.root / "m" / "1" / "subgraph.so"
+    library.rename(tmp_path / "elsewhere.so")
+    library.symlink_to(tmp_path / "elsewhere.so")
+    with pytest.raises(FailedPrecondition, match=r"subgraph\.so leads out of the repository"):
+        repository.read("m", 1)
+    library.unlink()
+    os.mkfifo(library)  # to open it would wait for ever
+    with pytest.raises(FailedPrecondition, match=r"subgraph\.so is no file"):
+        repository.read("m", 1)

@@ -188,6 +188,40 @@ def test_a_drain_says_goodbye_finishes_what_is_held_and_ends(bench: Bench) -> No
     assert bench.session.finished
 
 
+def test_a_worker_goes_when_its_brokers_have_said_that_they_have_its_last_answers(bench: Bench) -> None:
+    """What a broker sends to a connection that is closed makes TCP throw away what is under way to it."""
+    bench.dispatch(1)
+    bench.session.drain(bench.now)
+    bench.got(0, wire.Farewell())
+    bench.got(1, wire.Farewell())
+    attempt, _ = bench.next()
+    assert attempt is not None
+    bench.session.done(attempt, [b""], 0.1)
+    assert not bench.session.finished
+    assert bench.session.next_deadline() is not None
+    assert bench.tick(0) == [Send(0, wire.Goodbye())], "the other one was not answered"
+    assert bench.tick(1) == []
+    bench.got(1, wire.Farewell())
+    assert not bench.session.finished
+    bench.got(0, wire.Farewell())
+    assert bench.session.finished
+
+
+def test_a_broker_that_does_not_say_that_it_has_the_answers_is_not_waited_for_for_ever(bench: Bench) -> None:
+    bench.dispatch(1)
+    bench.session.drain(bench.now)
+    bench.got(0, wire.Farewell())
+    bench.got(1, wire.Farewell())
+    attempt, _ = bench.next()
+    assert attempt is not None
+    bench.session.failed(attempt, Status.INTERNAL, "?")
+    bench.tick(0)
+    bench.tick(9.9)
+    assert not bench.session.finished
+    bench.tick(0.1)
+    assert bench.session.finished
+
+
 def test_what_a_broker_gave_before_it_heard_of_the_drain_is_run(bench: Bench) -> None:
     bench.session.drain(bench.now)
     bench.dispatch(1)

@@ -238,7 +238,7 @@ _RULES = {
     "text": _text(limits.MESSAGE_CHARS),
     "ids": f"type({{0}}) is list and len({{0}}) <= {limits.PING_IDS} and all({_id.format('each')} for each in {{0}})",
     "attempt": _unsigned(limits.VERSION),
-    "name": _text(limits.NAME_BYTES, 1),
+    "name": f"{_text(limits.NAME_BYTES, 1)} and {{0}}.isprintable()",
     "slots": "type({0}) is int and 1 <= {0} <= 65536",
 }
 """What a field must be, as an expression in which {0} is its value."""

@@ -77,10 +77,7 @@ def _encode_header(
 
 def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
     """`(name, datatype, shape)` of each tensor. Raises ProtocolError."""
-    data = memoryview(frame)
-    if data.nbytes > limits.HEADER_BYTES:
-        raise ProtocolError(f"a header has at most {limits.HEADER_BYTES} bytes, not {data.nbytes}")
-    entries = unpack(data, "a header", limits.TENSORS)
+    entries = unpack(frame, "a header", limits.TENSORS)
     if type(entries) is not list or len(entries) > limits.TENSORS:
         raise ProtocolError(f"a header is an array of at most {limits.TENSORS} tensors")
     names = set()
@@ -88,7 +85,7 @@ def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
         if type(entry) is not list or len(entry) != 3:
             raise ProtocolError("a header's entry is an array of name, datatype and shape")
         name, datatype, shape = entry
-        if type(name) is not str or not 0 < len(name) <= limits.NAME_BYTES or name in names:
+        if type(name) is not str or not 0 < len(name.encode()) <= limits.NAME_BYTES or name in names:
             raise ProtocolError(f"a tensor's name is a string of its own, not {shown(name)}")
         if type(datatype) is not str or datatype not in DATATYPES:
             raise ProtocolError(f"tensor {name!r}: datatype {shown(datatype)} is not one of {', '.join(DATATYPES)}")
@@ -112,6 +109,8 @@ def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
     at = _LENGTH + int.from_bytes(head[:_LENGTH], "big")
     if not _LENGTH <= at <= len(head):
         raise ProtocolError(f"a header of {at - _LENGTH} bytes does not end in its frame of {len(head)}")
+    if at > _LENGTH + limits.HEADER_BYTES:
+        raise ProtocolError(f"a header has at most {limits.HEADER_BYTES} bytes, not {at - _LENGTH}")
     layout = (_remembered_layout if at <= _SHORT else _layout)(head[_LENGTH:at])
     tensors: dict[str, Array] = {}
     used = 1
