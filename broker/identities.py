@@ -15,8 +15,3 @@ import os
 def shuffle() -> None:
     """Let sockets that are made from now on begin at numbers that nobody can guess."""
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
-
-
-def given(peer: bytes) -> bool:
-    """Whether a connection has the name that libzmq gave it, so far as can be seen; else its peer chose one."""
-    return peer[0] == 0

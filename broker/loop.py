@@ -221,7 +221,7 @@ def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
     if not 2 <= len(frames) <= _MOST_FRAMES:
         many = f"a message has at most {limits.FRAMES} frames"
         raise ProtocolError("a message without an envelope" if len(frames) < 2 else many)
-    if not identities.given(frames[0]):
+    if frames[0][0]:  # libzmq's begin with a zero
         raise ProtocolError("do not set a routing id: the broker makes them, so that nobody can take another's")
     return wire.decode(frames[1], expected)
 

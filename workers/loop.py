@@ -173,22 +173,20 @@ class Worker:
                 return now
             self._running = attempts
             start = clock()
-            outcomes = [bounded(outcome, most) for outcome in execute([attempt.job for attempt in attempts])]
+            outcomes = execute([attempt.job for attempt in attempts])
             self._running = []
             now = clock()
             # At once: the next one may take long, or this process down, and then what is unanswered counts as lost with
             # it.
-            self._perform(
-                [
-                    session.failed_with(attempt, outcome)
-                    if isinstance(outcome, OffloadError)
-                    else session.done(attempt, outcome, now - start)
-                    for attempt, outcome in zip(attempts, outcomes, strict=True)
-                ]
-            )
+            for attempt, outcome in zip(attempts, outcomes, strict=True):
+                outcome = bounded(outcome, most)
+                if isinstance(outcome, OffloadError):
+                    self._perform([session.failed_with(attempt, outcome)])
+                else:
+                    self._perform([session.done(attempt, outcome, now - start)])
             if not session.held or now >= end:
                 return now
-            del attempts, outcomes  # their memory is free for what comes next
+            del attempts, outcomes, attempt, outcome  # their memory is free for what comes next
             if now >= turn:
                 for link, inbox in enumerate(self._inboxes):
                     if inbox.waiting():

@@ -169,14 +169,15 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do, or None."""
-        earliest, patience = math.inf, self.policy.patience
+        patience = self.policy.patience
         since, drain = self.draining_since, self.policy.drain
+        if since is None:
+            return min([min(link.heartbeat_at, link.heard_at + patience) for link in self.links])
+        earliest = math.inf
         for link in self.links:
             if not link.gone:
-                earliest = min(earliest, link.heartbeat_at, link.heard_at + patience)
-                if since is not None:
-                    earliest = min(earliest, since + drain)
-            elif link.unconfirmed and not self.held and since is not None:
+                earliest = min(earliest, link.heartbeat_at, link.heard_at + patience, since + drain)
+            elif link.unconfirmed and not self.held:
                 earliest = min(earliest, since if link.asked_at is None else link.asked_at + drain)
         return None if earliest == math.inf else earliest
 
@@ -279,8 +280,9 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether a drain is complete."""
-        done = all(link.gone and not link.unconfirmed for link in self.links)
-        return self.draining_since is not None and not self.held and done
+        if self.draining_since is None or self.held:
+            return False
+        return all(link.gone and not link.unconfirmed for link in self.links)
 
     def answers(self, link: int) -> bool:
         """After a drain: whether the broker at `link` was heard during it, so that it takes what was sent last."""

@@ -278,9 +278,8 @@ def decode(frame: bytes, expected: frozenset[type]) -> Any:
     if frame[0] != VERSION:
         raise ProtocolError(f"protocol version {frame[0]} is not spoken here, only {VERSION}")
     values = unpack(frame[1:], "an envelope", _MOST_ITEMS)
-    if type(values) is not list or not values or type(values[0]) is not int:
+    if type(values) is not list or not values or type(code := values.pop(0)) is not int:
         raise ProtocolError("an envelope is an array that begins with the message's code")
-    code = values.pop(0)
     cls, count, check = _DECODERS.get(code, _UNKNOWN)
     if cls not in expected:
         what = f"message code {code}" if cls is None else f"a {cls.__name__}"
