@@ -21,7 +21,7 @@ import zmq
 from workers.config import Config
 from workers.deployment import Deployment, Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
-from workers.session import Action, Attempt, Reconnect, Session
+from workers.session import Action, Attempt, Reconnect, Send, Session
 from zmq_offload import transport
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
 from zmq_offload.extras import needs
@@ -181,9 +181,9 @@ class Worker:
             for attempt, outcome in zip(attempts, outcomes, strict=True):
                 outcome = bounded(outcome, most)
                 if isinstance(outcome, OffloadError):
-                    self._perform([session.failed_with(attempt, outcome)])
+                    self._send(session.failed_with(attempt, outcome))
                 else:
-                    self._perform([session.done(attempt, outcome, now - start)])
+                    self._send(session.done(attempt, outcome, now - start))
             if not session.held or now >= end:
                 return now
             del attempts, outcomes, attempt, outcome  # their memory is free for what comes next
@@ -204,12 +204,11 @@ class Worker:
                 self._inboxes[action.link] = self._connect(action.link)
                 self._find_sources()
             else:
-                self._send(self._inboxes[action.link].socket, [wire.encode(action.message), *action.payload])
+                self._send(action)
 
-    @staticmethod
-    def _send(socket: zmq.Socket[bytes], frames: list[Any]) -> None:
+    def _send(self, action: Send) -> None:
         try:
-            transport.send(socket, frames)
+            transport.send(self._inboxes[action.link].socket, [wire.encode(action.message), *action.payload])
         except zmq.Again:
             return  # a connection whose key was refused; it is made anew when the broker was silent for long
 

@@ -252,19 +252,19 @@ class Session:
                 at_once = full or rows == limits_of.max_batch or alone or self.draining_since is not None
                 yield batch, first.received_at + (0 if at_once else limits_of.delay_us / 1e6)
 
-    def done(self, attempt: Attempt, payload: Sequence[Any], compute: float) -> Action:
+    def done(self, attempt: Attempt, payload: Sequence[Any], compute: float) -> Send:
         """`attempt` succeeded after `compute` seconds."""
         message = attempt.message
         self._note_answer(attempt.link)
         answer = wire.Done(message.session, message.id, message.attempt, int(compute * 1e6))
         return Send(attempt.link, answer, payload)
 
-    def failed(self, attempt: Attempt, status: Status, text: str) -> Action:
+    def failed(self, attempt: Attempt, status: Status, text: str) -> Send:
         """`attempt` failed."""
         self._note_answer(attempt.link)
         return _answer(attempt.link, attempt.message, status, text)
 
-    def failed_with(self, attempt: Attempt, error: OffloadError) -> Action:
+    def failed_with(self, attempt: Attempt, error: OffloadError) -> Send:
         return self.failed(attempt, error.code, error.message)
 
     def refused(self, link: int, message: wire.Dispatch, error: OffloadError, now: float) -> Action:
