@@ -29,8 +29,8 @@ _HANDSHAKE_MS = 5000
 
 CLIENTS_HEARTBEAT = 5.0
 """Seconds between ZMTP heartbeats of a client and its broker. A client that waits for something asks for it by itself
-(`zmq_offload.session`); these find out about the others. They are as many as there are connections, and at an interval
-of half a second those of 2,000 idle clients took a core."""
+(`zmq_offload.session`); these find out about the others. They are as many as there are connections: at an interval of
+half a second those of 2,000 idle clients took 15 % of a core in the broker, of 5 s they take 2 %."""
 
 _ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[^\s:/]+|\*):(\d{1,5}|\*)|ipc://\S+|inproc://\S+")
 
