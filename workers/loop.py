@@ -37,6 +37,10 @@ _BATCH = 64
 _TURN = 0.0002
 """Seconds of work after which what came in is taken in: to look for it costs as much as a short run does."""
 
+_SETTLE = 0.002
+"""Seconds before an attempt that lost a worker before, for libzmq's thread to send what was answered. Should it take
+this process down as well, an answer that is here still would be lost with it, and another request be blamed."""
+
 _STINT = 0.05
 """Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
 
@@ -171,6 +175,8 @@ class Worker:
                 self._perform(actions)
             if not attempts:
                 return now
+            if attempts[0].message.attempt > 1:
+                time.sleep(_SETTLE)
             self._running = attempts
             start = clock()
             outcomes = execute([attempt.job for attempt in attempts])
