@@ -245,8 +245,9 @@ class Worker:
             if found is not None:
                 batching[model] = found
         self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
-        # A broker gives no more than the slots that it knows of; one that lies must not fill the memory.
-        self._most_held = max(self._most_held, len(self._inboxes) * self.session.announced_slots)
+        # A broker gives no more than the slots that it knows of, but for what ran out of time here and was asked for
+        # again. One that lies must not fill the memory.
+        self._most_held = max(self._most_held, 64 + 4 * len(self._inboxes) * self.session.announced_slots)
 
     def _refresh(self) -> bool:
         if self._deployment is None or not self._deployment.refresh():

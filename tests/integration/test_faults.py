@@ -327,18 +327,18 @@ def test_a_worker_survives_whatever_a_broker_sends(deceiver: Deceiver) -> None:
 
 
 def test_a_broker_that_lies_fills_neither_a_workers_log_nor_its_memory(deceiver: Deceiver) -> None:
-    frames = list(map(bytes, encode_tensors({"sleep": np.array(0.5)})))
+    frames = list(map(bytes, encode_tensors({"sleep": np.array(0.05)})))
     with faulty_workers(deceiver.endpoint, "--drain", "1", slots=2) as supervisor:
         peer, envelope, _ = deceiver.receive(20)
         assert isinstance(wire.decode(envelope, wire.FROM_WORKER), wire.Announce)
         before = len(supervisor.seen())
         for _ in range(1000):
             deceiver.socket.send_multipart([peer, wire.encode(wire.Error(SESSION, 0, "INTERNAL", "a\nb"))])
-        for number in range(50):
+        for number in range(200):
             dispatch = wire.Dispatch(SESSION, number, 1, "echo", 1, 10**8)
             deceiver.socket.send_multipart([peer, wire.encode(dispatch), *frames])
-        refused = [wire.decode(deceiver.receive(20)[1], wire.FROM_WORKER) for _ in range(40)]
+        refused = [wire.decode(deceiver.receive(20)[1], wire.FROM_WORKER) for _ in range(120)]
         codes = [message.code for message in refused if isinstance(message, wire.Failed)]
-        assert codes.count("RESOURCE_EXHAUSTED") > 30
+        assert codes.count("RESOURCE_EXHAUSTED") > 100
         said = supervisor.seen()[before:]
         assert len(said) < 10 and any("says INTERNAL: a\\nb" in line for line in said), said
