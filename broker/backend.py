@@ -53,11 +53,13 @@ class Backend(Ledger):
             return
         if self.authorized is not None:
             grant = self.authorized.workers[event.user]
-            refused = sorted({name for name, _ in models if not grant.allows(name)})
+            refused = [model for model in models if not grant.allows(model[0])]
             if refused:
-                text = f"this key is not for {', '.join(map(repr, refused))}; nothing is asked of them here"
+                for model in refused:
+                    del models[model]
+                names = ", ".join(sorted({repr(name) for name, _ in refused}))
+                text = f"this key is not for {names}; nothing is asked of them here"
                 self._actions.append(ToWorker(peer, error_of(_NOBODY, Status.PERMISSION_DENIED, text)))
-                models = {model: described for model, described in models.items() if grant.allows(model[0])}
         worker = self.workers.get(peer)
         if worker is None:
             worker = self.workers[peer] = Worker(peer, message.name, message.slots, models, now, now, event.user)

@@ -35,7 +35,7 @@ class Frontend(Ledger):
     def _request(self, event: FromClient, message: wire.Request, now: float) -> None:
         peer, payload, user = event.peer, event.payload, event.user
         key = Key(message.session, message.id)
-        if self.authorized is not None and not self.authorized.clients[user].allows(message.model):
+        if not self.allows(user, message.model):
             self._refuse(peer, key, Status.PERMISSION_DENIED, f"this key is not for model {message.model!r}")
             return
         again = self.requests.get(key)

@@ -45,9 +45,6 @@ _UNREAD_BY_PEER = 256
 _KEYS_EVERY = 1.0
 """Seconds between two looks at the lists of authorized keys."""
 
-_MOST_FRAMES = limits.FRAMES + 1
-"""With the identity."""
-
 _UNREAD_HERE = 64
 """Messages of one peer that wait to be taken in; beyond it they stay in its own memory. A client that floods fills its
 queue and not the broker's memory."""
@@ -186,17 +183,13 @@ class Broker:
 
     def _from_front(self, frames: list[Any]) -> Event:
         try:
-            peer = frames[0]
-            user = peer.user if type(peer) is transport.Peer else ""
-            return FromClient(peer, _decode(frames, wire.FROM_CLIENT), frames[2:], user)
+            return FromClient(frames[0], _decode(frames, wire.FROM_CLIENT), frames[2:], _user(frames[0]))
         except ProtocolError as error:
             return Malformed(frames[0], True, error)
 
     def _from_back(self, frames: list[Any]) -> Event:
         try:
-            peer = frames[0]
-            user = peer.user if type(peer) is transport.Peer else ""
-            return FromWorker(peer, _decode(frames, wire.FROM_WORKER), frames[2:], user)
+            return FromWorker(frames[0], _decode(frames, wire.FROM_WORKER), frames[2:], _user(frames[0]))
         except ProtocolError as error:
             return Malformed(frames[0], False, error)
 
@@ -206,21 +199,24 @@ class Broker:
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
-            peer, message, payload = action
+            socket = self._front if type(action) is ToClient else self._back
             try:
-                transport.forward(
-                    self._front if type(action) is ToClient else self._back, [peer, wire.encode(message), *payload]
-                )
+                transport.forward(socket, [action.peer, wire.encode(action.message), *action.payload])
             except zmq.ZMQError as error:
                 if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                     raise
                 self._undelivered.append(Undelivered(action, error.errno == errno.EAGAIN))
 
 
+def _user(peer: bytes) -> str:
+    return peer.user if type(peer) is transport.Peer else ""
+
+
 def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
-    if not 2 <= len(frames) <= _MOST_FRAMES:
-        many = f"a message has at most {limits.FRAMES} frames"
-        raise ProtocolError("a message without an envelope" if len(frames) < 2 else many)
+    if len(frames) < 2:
+        raise ProtocolError("a message without an envelope")
+    if len(frames) > limits.FRAMES + 1:
+        raise ProtocolError(f"a message has at most {limits.FRAMES} frames")
     if frames[0][0]:  # libzmq's begin with a zero
         raise ProtocolError("do not set a routing id: the broker makes them, so that nobody can take another's")
     return wire.decode(frames[1], expected)

@@ -79,7 +79,6 @@ class Worker:
         self._watches: dict[int, Watch] = {}
         self._inboxes = [self._connect(link) for link in range(len(config.brokers))]
         self._find_sources()
-        self._most_held = 0
         self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
         self._running: list[Attempt] = []
         self._complain_at = 0.0
@@ -152,8 +151,8 @@ class Worker:
         model = (message.model, message.version)
         executor = self._executors.get(model)
         try:
-            if len(self.session.held) >= self._most_held:
-                raise ResourceExhausted(f"this worker holds {self._most_held} requests already")
+            if len(self.session.held) >= self.session.most_held:
+                raise ResourceExhausted(f"this worker holds {self.session.most_held} requests already")
             if executor is None:
                 raise NotFound(f"model {message.model!r} version {message.version} is not served here any more")
             job = prepare(executor, payload, self.session.batching.get(model))
@@ -245,9 +244,6 @@ class Worker:
             if found is not None:
                 batching[model] = found
         self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
-        # A broker gives no more than the slots that it knows of, but for what ran out of time here and was asked for
-        # again. One that lies must not fill the memory.
-        self._most_held = max(self._most_held, 64 + 4 * len(self._inboxes) * self.session.announced_slots)
 
     def _refresh(self) -> bool:
         if self._deployment is None or not self._deployment.refresh():

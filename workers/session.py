@@ -101,6 +101,9 @@ class Session:
     batching: dict[tuple[str, int], Batching] = field(default_factory=dict)
     """(model, version) -> how its requests are put together."""
     held: deque[Attempt] = field(default_factory=deque)
+    most_held: int = 0
+    """A broker gives no more than the slots that it knows of, but for what ran out of time here and was asked for
+    again. From one that lies no more than this is taken, so that it does not fill the memory."""
     draining_since: float | None = None
     _stale_at: float = math.inf
     """When some attempt that is held need not run any more; not after that."""
@@ -119,6 +122,7 @@ class Session:
     ) -> list[Action]:
         """Tell all brokers what is served here from now on."""
         self.models, self.batching = models, batching or {}
+        self.most_held = max(self.most_held, 64 + 4 * len(self.links) * self._announced_slots)
         return [self._announcement(at) for at, link in enumerate(self.links) if not link.gone]
 
     def received(self, link: int, message: Any, now: float) -> list[Action]:
@@ -169,15 +173,13 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do, or None."""
-        patience = self.policy.patience
-        since, drain = self.draining_since, self.policy.drain
-        if since is None:
-            return min([min(link.heartbeat_at, link.heard_at + patience) for link in self.links])
-        earliest = math.inf
+        earliest, since = math.inf, self.draining_since
+        patience, drain = self.policy.patience, self.policy.drain
+        ends_at = math.inf if since is None else since + drain
         for link in self.links:
             if not link.gone:
-                earliest = min(earliest, link.heartbeat_at, link.heard_at + patience, since + drain)
-            elif link.unconfirmed and not self.held:
+                earliest = min(earliest, link.heartbeat_at, link.heard_at + patience, ends_at)
+            elif link.unconfirmed and not self.held and since is not None:
                 earliest = min(earliest, since if link.asked_at is None else link.asked_at + drain)
         return None if earliest == math.inf else earliest
 
@@ -310,12 +312,12 @@ class Session:
         return []
 
     @property
-    def announced_slots(self) -> int:
+    def _announced_slots(self) -> int:
         # While one batch runs the next one gathers, so there must be slots for both.
         return max(self.slots, *(2 * b.max_batch for b in self.batching.values())) if self.batching else self.slots
 
     def _announcement(self, link: int) -> Send:
-        return Send(link, wire.Announce(self.name, self.announced_slots), (encode_body(self.models),))
+        return Send(link, wire.Announce(self.name, self._announced_slots), (encode_body(self.models),))
 
 
 _ON: dict[type, Callable[[Session, int, Any], list[Action]]] = {

@@ -14,7 +14,6 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
-    check_call,
     check_timeout,
     copy_into,
     outputs_of,
@@ -63,11 +62,10 @@ class AsyncClient:
     ) -> Outputs:
         """As `Client.infer`."""
         timeout = self._timeout if timeout is None else timeout
-        wanted = check_call(model, timeout, version, priority)
-        payload = self._connection.payload(inputs)
+        arguments = self._connection.request(model, inputs, version, timeout, priority)
         loop = self._attach()
         started = loop.time()
-        done = await self._call(loop, self._session.request, model, payload, timeout, wanted, priority)
+        done = await self._call(loop, self._session.request, *arguments)
         result = outputs_of(done, loop.time() - started, model)
         if isinstance(result, OffloadError):
             raise result

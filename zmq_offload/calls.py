@@ -31,11 +31,11 @@ Finish: TypeAlias = Callable[[Complete, float, str], "T | OffloadError"]
 class Call(Generic[T]):
     """A call that one thread waits for. A Future has a lock, a condition and a list, which a call of 200 µs notices."""
 
-    __slots__ = ("_action", "_event", "_finish", "_model", "number", "started")
+    __slots__ = ("_action", "_event", "_finish", "_model", "_started", "number")
 
     def __init__(self, finish: Finish[T], model: str = "") -> None:
         self.number = 0
-        self.started = time.monotonic()
+        self._started = time.monotonic()
         self._finish = finish
         self._model = model
         self._action: Complete | Fail | None = None
@@ -71,7 +71,7 @@ class Call(Generic[T]):
     def _outcome(self, action: Complete | Fail) -> T | OffloadError:
         if isinstance(action, Fail):
             return action.error
-        return self._finish(action, time.monotonic() - self.started, self._model)
+        return self._finish(action, time.monotonic() - self._started, self._model)
 
 
 class Submitted(Call[T]):

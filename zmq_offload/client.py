@@ -11,7 +11,6 @@ from zmq_offload.connection import (
     DEFAULT_TIMEOUT,
     Connection,
     answer_of,
-    check_call,
     check_timeout,
     copy_into,
     outputs_of,
@@ -126,9 +125,8 @@ class Client:
         priority: int,
     ) -> None:
         timeout = self._timeout if timeout is None else timeout
-        wanted = check_call(model, timeout, version, priority)
-        payload = self._connection.payload(inputs)
-        self._driver.begin(call, self._session.request, model, payload, timeout, wanted, priority)
+        arguments = self._connection.request(model, inputs, version, timeout, priority)
+        self._driver.begin(call, self._session.request, *arguments)
 
     def _query(self, what: str, timeout: float | None) -> Any:
         self._driver.refuse_callback(what)

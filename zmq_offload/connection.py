@@ -79,7 +79,18 @@ class Connection:
         transport.connect(self.socket, self.endpoints[self._endpoint])
         self._inbox = transport.Inbox(self.socket)
 
-    def payload(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def request(
+        self, model: str, inputs: Mapping[str, Any], version: int | None, timeout: float, priority: int
+    ) -> tuple[Any, ...]:
+        """What begins a request in the session: the arguments of its `request`, but for the time. All that is wrong
+        with them is found here.
+
+        Raises InvalidArgument naming the argument or input.
+        """
+        wanted = check_call(model, timeout, version, priority)
+        return model, self._payload(inputs), timeout, wanted, priority
+
+    def _payload(self, inputs: Mapping[str, Any]) -> list[Any]:
         """`[header, frame, ...]` of a call's inputs; what is an array already is sent from its own memory.
 
         Raises InvalidArgument naming the input that cannot be sent.

@@ -170,7 +170,7 @@ class Inbox:
     def __init__(self, socket: zmq.Socket[bytes], *, keyed: bool = False) -> None:
         self.socket = socket
         self._receive = receive_from if keyed else receive
-        self._self: list[tuple[Any, int]] = [(socket, POLLIN)]
+        self._source: list[tuple[Any, int]] = [(socket, POLLIN)]
         self._busy = False
 
     def take(self, most: int) -> list[list[Any]]:
@@ -191,7 +191,7 @@ class Inbox:
 
     def waiting(self) -> bool:
         """Whether there is a message."""
-        return bool(zmq.zmq_poll(self._self, 0))
+        return bool(zmq.zmq_poll(self._source, 0))
 
 
 def forward(socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:

@@ -141,46 +141,41 @@ def test_a_key_that_is_added_is_let_in_without_a_restart(site: Site) -> None:
         eventually(served)
 
 
+def code(client: Client) -> str:
+    """How a request ends."""
+    try:
+        client.infer("echo", {"x": X})
+    except OffloadError as error:
+        return error.code.value
+    return "served"
+
+
 def test_revoking_a_key_ends_its_live_session(site: Site) -> None:
     with site.client("alice") as client:
         client.infer("echo", {"x": X})
         site.revoke("alice", site.clients)
 
-        def code() -> str:
-            try:
-                client.infer("echo", {"x": X})
-            except OffloadError as error:
-                return error.code.value
-            return "served"
-
-        eventually(lambda: code() == "UNAUTHENTICATED")
+        eventually(lambda: code(client) == "UNAUTHENTICATED")
 
 
 def test_a_revocation_is_not_lost_because_a_list_could_not_be_read(site: Site) -> None:
     """Neither by the other list's fault, nor by its own that was mended without a change of its content."""
 
-    def code() -> str:
-        try:
-            client.infer("echo", {"x": X})
-        except OffloadError as error:
-            return error.code.value
-        return "served"
-
     with site.client("alice") as client:
-        assert code() == "served"
+        assert code(client) == "served"
         whole = site.workers.read_text()
         site.workers.write_text("garbage\n")
         site.revoke("alice", site.clients)
-        eventually(lambda: code() == "UNAUTHENTICATED")
+        eventually(lambda: code(client) == "UNAUTHENTICATED")
         site.workers.write_text(whole)
     with site.client("bob") as client:
-        assert code() == "PERMISSION_DENIED"
+        assert code(client) == "PERMISSION_DENIED"
         kept = site.folder / "kept"
         site.clients.rename(kept)  # nobody can read it for a while
         time.sleep(1.5)
         site.revoke("bob", kept)
         kept.rename(site.clients)
-        eventually(lambda: code() == "UNAUTHENTICATED")
+        eventually(lambda: code(client) == "UNAUTHENTICATED")
 
 
 def test_revoking_a_workers_key_takes_its_requests_away(site: Site) -> None:

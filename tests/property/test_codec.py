@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.report import parse_models
-from tests.support.mutation import deep, mutate
+from tests.support.mutation import deep, head, mutate
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -67,10 +67,6 @@ TENSORS = st.dictionaries(
     ),
     max_size=4,
 )
-
-
-def head(header: bytes) -> bytes:
-    return len(header).to_bytes(4, "big") + header
 
 
 def decodes_or_refuses(frames: list[bytes]) -> None:

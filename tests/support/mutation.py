@@ -10,6 +10,11 @@ def deep(levels: int) -> bytes:
     return b"\x91" * levels + b"\x01"
 
 
+def head(header: bytes) -> bytes:
+    """A header as it stands in its frame: behind its length."""
+    return len(header).to_bytes(4, "big") + header
+
+
 def mutate(frames: list[bytes], chance: random.Random) -> list[bytes]:
     """`frames` with one to four faults."""
     frames = [*frames] or [b""]

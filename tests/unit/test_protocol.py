@@ -6,6 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from tests.support.mutation import head
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -160,10 +161,6 @@ def test_what_cannot_be_sent_is_named(inputs: dict[str, np.ndarray], says: str) 
 
 def header(*entries: object, packed: bytes = b"") -> bytes:
     return head(msgpack.packb(entries)) + packed
-
-
-def head(header: bytes) -> bytes:
-    return len(header).to_bytes(4, "big") + header
 
 
 @pytest.mark.parametrize(

@@ -188,14 +188,20 @@ def test_a_drain_says_goodbye_finishes_what_is_held_and_ends(bench: Bench) -> No
     assert bench.session.finished
 
 
-def test_a_worker_goes_when_its_brokers_have_said_that_they_have_its_last_answers(bench: Bench) -> None:
-    """What a broker sends to a connection that is closed makes TCP throw away what is under way to it."""
+def last_attempt(bench: Bench) -> Attempt:
+    """That of a worker which has said goodbye and been answered."""
     bench.dispatch(1)
     bench.session.drain(bench.now)
     bench.got(0, wire.Farewell())
     bench.got(1, wire.Farewell())
     attempt, _ = bench.next()
     assert attempt is not None
+    return attempt
+
+
+def test_a_worker_goes_when_its_brokers_have_said_that_they_have_its_last_answers(bench: Bench) -> None:
+    """What a broker sends to a connection that is closed makes TCP throw away what is under way to it."""
+    attempt = last_attempt(bench)
     bench.session.done(attempt, [b""], 0.1)
     assert not bench.session.finished
     assert bench.session.next_deadline() is not None
@@ -208,12 +214,7 @@ def test_a_worker_goes_when_its_brokers_have_said_that_they_have_its_last_answer
 
 
 def test_a_broker_that_does_not_say_that_it_has_the_answers_is_not_waited_for_for_ever(bench: Bench) -> None:
-    bench.dispatch(1)
-    bench.session.drain(bench.now)
-    bench.got(0, wire.Farewell())
-    bench.got(1, wire.Farewell())
-    attempt, _ = bench.next()
-    assert attempt is not None
+    attempt = last_attempt(bench)
     bench.session.failed(attempt, Status.INTERNAL, "?")
     bench.tick(0)
     bench.tick(9.9)
