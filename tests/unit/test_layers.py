@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("zmq_offload", "broker", "workers")
 SHARED = (
-    "protocol", "cpu", "errors", "extras", "grants", "handshake", "keys", "repository", "settings", "timers",
-    "transport",
+    "protocol", "cpu", "errors", "extras", "grants", "handshake", "keys", "repository", "settings", "suggest",
+    "timers", "transport",
 )  # fmt: skip
 """What broker and workers may use of zmq_offload."""
 
@@ -38,6 +38,7 @@ PURE = [
     "zmq_offload/timers.py",
     *(f"zmq_offload/plan/{name}.py" for name in ("costs", "rules", "search", "report")),
     "zmq_offload/units.py",
+    "zmq_offload/suggest.py",
     "zmq_offload/byoc/choice.py",
     "zmq_offload/link/conditions.py",
     "zmq_offload/link/path.py",
