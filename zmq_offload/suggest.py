@@ -24,3 +24,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     folded = {name.casefold(): name for name in reversed(names)}
     close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=_CUTOFF)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """As `did_you_mean`, but if nothing is close, the three names that are closest: "; the nearest are 'x', 'y'"."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.0)
+    return did_you_mean(word, names) or f"; the nearest are {', '.join(map(repr, near)) or 'none'}"

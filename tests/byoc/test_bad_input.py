@@ -25,8 +25,8 @@ NET: dict[str, Any] = {"inputs": {"x": (1, 3, 8, 8)}, "name": "net"}
 @pytest.mark.parametrize(
     ("cut", "until", "message"),
     [
-        (["featurez"], None, "--cut: the model has no tensor 'featurez'; the nearest are 'features', "),
-        (["features"], ["inner_pol"], "--until: the model has no tensor 'inner_pol'; the nearest are 'inner_pool', "),
+        (["featurez"], None, "--cut: the model has no tensor 'featurez'; did you mean 'features'?"),
+        (["features"], ["inner_pol"], "--until: the model has no tensor 'inner_pol'; did you mean 'inner_pool'?"),
         (["w2"], None, "--cut: tensor 'w2' is constant"),
         (
             ["conv2"],

@@ -107,7 +107,7 @@ def weights_of(module: tvm.IRModule) -> tuple[list[np.ndarray], list[np.ndarray]
 
 
 def test_names_that_are_not_there_or_not_unique(module: tvm.IRModule) -> None:
-    with pytest.raises(InvalidArgument, match="no tensor 'featurs'; the nearest are 'features'"):
+    with pytest.raises(InvalidArgument, match="no tensor 'featurs'; did you mean 'features'"):
         cut_module(module, "featurs")
     with pytest.raises(InvalidArgument, match="it must end behind that"):
         cut_module(module, FEATURES, FEATURES)

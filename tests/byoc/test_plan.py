@@ -124,7 +124,7 @@ def test_sealed_weights_and_private_inputs(convnet: Path) -> None:
     assert [sorted(names) for names in rules.sealed_before] == [[], [], ["w2"], ["w2", "w3"], ["w2", "w3"]]
     assert [sorted(names) for names in rules.sealed_behind] == [["w2", "w3"], ["w2", "w3"], ["w3"], [], []]
     assert [sorted(names) for names in rules.raw] == [["x"], [], [], [], []]
-    with pytest.raises(InvalidArgument, match=r"--seal: the model has no weight 'w33'; the nearest are 'w3'"):
+    with pytest.raises(InvalidArgument, match=r"--seal: the model has no weight 'w33'; did you mean 'w3'"):
         rules_of(model, onnx_model, ["w33"], [])
     with pytest.raises(InvalidArgument, match=r"--private: the model has no input 'y'; the nearest are 'x'"):
         rules_of(model, onnx_model, [], ["y"])

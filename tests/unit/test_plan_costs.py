@@ -208,7 +208,7 @@ def test_what_leaves_nothing_says_what_excludes_what() -> None:
 
 
 def test_unknown_names_come_with_the_nearest() -> None:
-    with pytest.raises(InvalidArgument, match=r"--seal: the model has no weight 'hed.w'; the nearest are 'head.w'"):
+    with pytest.raises(InvalidArgument, match=r"--seal: the model has no weight 'hed.w'; did you mean 'head.w'"):
         check_names("--seal", ["hed.w"], ["head.w", "stem.w"], "weight")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tvm import ir, relax
 
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.suggest import nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +105,7 @@ class Graph:
         if name in self.constants or isinstance(self.tensors.get(name), ir.GenericConst):
             raise InvalidArgument(f"{option}: tensor {name!r} is constant, there is nothing to cut there")
         if name not in self.tensors:
-            near = difflib.get_close_matches(name, self.tensors, n=3, cutoff=0.0)
-            raise InvalidArgument(
-                f"{option}: the model has no tensor {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
-            )
+            raise InvalidArgument(f"{option}: the model has no tensor {name!r}{nearest(name, self.tensors)}")
         value = self.tensors[name]
         if not isinstance(value, ir.Var) or not isinstance(value.ty, relax.TensorType):
             raise InvalidArgument(f"{option}: {name!r} is a shape, not a tensor that could be sent")

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -22,9 +21,11 @@ from tvm.relax.frontend.onnx import from_onnx
 from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.interrupt import interruptible
+from zmq_offload.compile.onnx_file import read_onnx as read_onnx
 from zmq_offload.errors import InvalidArgument, one_line
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.suggest import did_you_mean
 
 Dim = int | str
 """An extent: a number, the name of a symbolic one (same name, same extent), or "?" for one without a name."""
@@ -81,23 +82,6 @@ def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
     return _to_relax(simplify(model))
 
 
-def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """The model in a file. Raises InvalidArgument, naming the file, if it cannot be read or is not ONNX."""
-    file = Path(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = onnx.load(file)
-    except OSError as error:
-        raise InvalidArgument(f"{file} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # by its suffix onnx takes a file for protobuf, JSON or text: each has its own errors
-        raise InvalidArgument(f"{file} is not an ONNX model: {one_line(error)}") from None
-    # An empty file is a valid protobuf message, and so are many that are none of ONNX's.
-    if not model.ir_version or not model.graph.node or not model.graph.output:
-        raise InvalidArgument(f"{file} is not an ONNX model: it has no graph")
-    return model
-
-
 def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
     """`NAME=DIMS`, such as "x=1,3,320,320" or "x=N,3,48,?", as (name, dims). Raises InvalidArgument."""
     name, equals, dims = text.rpartition("=")
@@ -124,14 +108,18 @@ def _set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]
     inputs = {i.name: i for i in model.graph.input if i.name not in weights}
     for name in given:
         if name not in inputs:
-            raise InvalidArgument(f"--input: the model has no input {name!r}; it has {_described(inputs.values())}")
+            raise InvalidArgument(
+                f"--input: the model has no input {name!r}; it has {_described(inputs.values())}"
+                f"{did_you_mean(name, inputs)}"
+            )
     for index, (name, info) in enumerate(inputs.items()):
         kind = info.type.tensor_type
         if not info.type.HasField("tensor_type"):
             raise InvalidArgument(f"input {name!r} is not a tensor; only models whose inputs are tensors can be used")
-        known = [
-            d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim
-        ]  # Paddle writes -1 if kind.HasField("shape") else None
+        if not kind.elem_type:
+            raise InvalidArgument(f"input {name!r} has no datatype in the file; export the model with one")
+        # Without a shape not even the rank is known. An extent below 1 is open, too: Paddle writes -1.
+        known = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim] if kind.HasField("shape") else None
         dims = given.get(name)
         if dims is None:
             if known is None or None in known:
@@ -155,6 +143,7 @@ def _set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]
             if fixed is not None and dim != fixed:
                 raise InvalidArgument(f"--input {name!r}: dimension {axis} is {fixed} in the model, not {dim}")
         kind.shape.Clear()
+        kind.shape.SetInParent()  # a scalar has a shape without extents, which is not the same as none
         for axis, dim in enumerate(dims):
             field = kind.shape.dim.add()
             if not isinstance(dim, str):
@@ -269,6 +258,8 @@ def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], co
 
 def _described(inputs: Iterable[onnx.ValueInfoProto]) -> str:
     def shape(info: onnx.ValueInfoProto) -> str:
+        if not info.type.tensor_type.HasField("shape"):
+            return "any shape"
         dims = info.type.tensor_type.shape.dim
         return ",".join(str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in dims)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import Place, Split, Wire
+from zmq_offload.suggest import nearest
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ def check_names(option: str, names: Collection[str], known: Collection[str], wha
     """Raises InvalidArgument for a name that is not known, with the nearest that are."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
-            raise InvalidArgument(
-                f"{option}: the model has no {what} {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
-            )
+            raise InvalidArgument(f"{option}: the model has no {what} {name!r}{nearest(name, known)}")
 
 
 def _names(names: Collection[str]) -> str:
