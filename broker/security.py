@@ -14,7 +14,8 @@ from zmq.auth.thread import ThreadAuthenticator
 from broker.events import Authorized
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.grants import Grant
-from zmq_offload.keys import read_list, read_pair
+from zmq_offload.keylist import read_list
+from zmq_offload.keys import read_pair
 
 log = logging.getLogger("broker")
 

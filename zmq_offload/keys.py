@@ -1,22 +1,22 @@
-"""CurveZMQ keys: files with one key pair each, and lists of the keys that a broker lets in.
+"""CurveZMQ keys: files with one key pair each.
 
 A pair is two files of pyzmq's: `NAME.key`, public, to be given away, and `NAME.key_secret`, to be kept where it is
-used. A list has a line for each key: the public key, a name for people and logs, and, if the key is not for every
-model, the models that it is for, separated by commas. Lines that begin with "# " are comments.
+used. `zmq_offload.keylist` has the lists of the keys that a broker lets in.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import zmq
 import zmq.auth
+from zmq.utils import z85
 
-from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from zmq_offload.grants import Grant
+from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.repository import check_model_name
 
 KEY_CHARS = 40
@@ -39,13 +39,14 @@ def new_keys(name: str, folder: Path, *, force: bool = False) -> tuple[Path, Pat
             raise AlreadyExists(f"{path} exists; whoever uses it would be locked out by a new one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        secret.unlink(missing_ok=True)  # one that is replaced keeps the permissions that it had
-        previous = os.umask(0o077)  # the secret must never be readable by others, not even for a moment
-        try:
-            zmq.auth.create_certificates(folder, name, {"name": name})
-        finally:
-            os.umask(previous)
-        public.chmod(0o644)
+        # In a folder for the owner alone: the secret must never be readable by others, not even for a moment. And what
+        # fails or is killed half-way leaves the pair that was there.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as draft:
+            made = [Path(path) for path in zmq.auth.create_certificates(draft, name, {"name": name})]
+            made[0].chmod(0o644)
+            made[1].chmod(0o600)
+            made[1].replace(secret)
+            made[0].replace(public)
     except OSError as error:
         raise FailedPrecondition(f"{folder} cannot be written: {error.strerror or error}") from None
     return public, secret
@@ -61,7 +62,18 @@ def read_pair(path: str | os.PathLike[str]) -> KeyPair:
     public, secret = _read(path)
     if secret is None:
         raise FailedPrecondition(f"{path} has no secret key; the file that ends in .key_secret has")
+    if zmq.curve_public(secret) != public:
+        raise FailedPrecondition(f"{path} is damaged: its two keys do not belong together")
     return KeyPair(public, secret)
+
+
+def check_key(key: str | bytes) -> None:
+    """Raises InvalidArgument for what is not a key in Z85."""
+    try:
+        if len(key) != KEY_CHARS or len(z85.decode(key)) != KEY_CHARS * 4 // 5:
+            raise ValueError
+    except (ValueError, KeyError, struct.error):
+        raise InvalidArgument(f"a key has {KEY_CHARS} characters of Z85") from None
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes | None]:
@@ -69,58 +81,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes | None]:
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
         raise FailedPrecondition(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    for key in (public, secret):
-        if key is not None and len(key) != KEY_CHARS:
-            raise FailedPrecondition(f"{path} is damaged: a key has {KEY_CHARS} characters")
+    try:
+        check_key(public)
+        check_key(public if secret is None else secret)
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"{path} is damaged: {error.message}") from None
     return public, secret
-
-
-def read_list(path: str | os.PathLike[str]) -> dict[str, Grant]:
-    """Public key -> what it is for. Raises FailedPrecondition naming file and line."""
-    grants = {}
-    try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FailedPrecondition(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("# "):
-            continue
-        key, *rest = line.split()
-        if len(key) != KEY_CHARS or not 1 <= len(rest) <= 2:
-            raise FailedPrecondition(f"{path}, line {number}: a key of {KEY_CHARS} characters, a name, perhaps models")
-        try:
-            models = frozenset(map(check_model_name, rest[1].split(","))) if len(rest) == 2 else None
-        except InvalidArgument as error:
-            raise FailedPrecondition(f"{path}, line {number}: {error.message}") from None
-        grants[key] = Grant(rest[0], models)
-    return grants
-
-
-def write_list(path: Path, grants: Mapping[str, Grant]) -> None:
-    """Replace a list at once, so that a broker never reads half of one. Raises FailedPrecondition."""
-    lines = [
-        " ".join([key, grant.name, *([",".join(sorted(grant.models))] if grant.models else [])])
-        for key, grant in grants.items()
-    ]
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as draft:
-            draft.write("".join(f"{line}\n" for line in lines))
-        Path(draft.name).chmod(0o644)
-        Path(draft.name).rename(path)
-    except OSError as error:
-        raise FailedPrecondition(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def authorize(path: Path, public: bytes, grant: Grant) -> None:
-    """Add a key to a list, which is made if it is not there."""
-    grants = read_list(path) if path.exists() else {}
-    write_list(path, {**grants, public.decode(): grant})
-
-
-def revoke(path: Path, name: str) -> None:
-    """Take all keys of a name out of a list. Raises NotFound."""
-    grants = read_list(path)
-    kept = {key: grant for key, grant in grants.items() if grant.name != name}
-    if len(kept) == len(grants):
-        raise NotFound(f"{path} has no key of {name!r}; it has {', '.join(g.name for g in grants.values()) or 'none'}")
-    write_list(path, kept)

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zmq_offload import keys
+from zmq_offload import keylist, keys
+from zmq_offload.errors import printable
 from zmq_offload.grants import Grant
-from zmq_offload.repository import check_model_name
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     authorize = commands.add_parser("authorize", help="add a public key to a broker's list")
     authorize.add_argument("key", metavar="FILE.key")
     authorize.add_argument("--list", type=Path, required=True, metavar="FILE", help="the list of clients or of workers")
-    authorize.add_argument("--models", metavar="NAME,...", help="only these models, default all")
+    authorize.add_argument("--models", metavar="NAME,...", help="only these models (default: all)")
     authorize.set_defaults(run=_authorize)
 
     revoke = commands.add_parser("revoke", help="take a name's keys out of a broker's list")
@@ -45,14 +45,20 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _authorize(args: argparse.Namespace) -> int:
-    models = frozenset(map(check_model_name, args.models.split(","))) if args.models else None
     name = Path(args.key).name.removesuffix("_secret").removesuffix(".key")
-    keys.authorize(args.list, keys.read_public(args.key), Grant(name, models))
-    print(f"{args.list}: {name}" + (f", for {args.models}" if args.models else ""))
+    grant = Grant(name, None if args.models is None else keylist.parse_models(args.models))
+    before = keylist.authorize(args.list, keys.read_public(args.key), grant)
+    changed = "" if before in (None, grant) else f" (it was {_described(before)})"
+    print(f"{args.list}: {_described(grant)}{changed}")
     return 0
 
 
+def _described(grant: Grant) -> str:
+    name = printable(grant.name)
+    return name if grant.models is None else f"{name}, for {','.join(sorted(grant.models))}"
+
+
 def _revoke(args: argparse.Namespace) -> int:
-    keys.revoke(args.list, args.name)
-    print(f"{args.list}: {args.name} is out; a broker takes note within a second")
+    keylist.revoke(args.list, args.name)
+    print(f"{args.list}: {printable(args.name)} is out; a broker takes note within a second")
     return 0

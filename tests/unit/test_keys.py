@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from zmq_offload.cli import main
-from zmq_offload.errors import AlreadyExists, FailedPrecondition, NotFound
+from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from zmq_offload.grants import Grant
-from zmq_offload.keys import authorize, new_keys, read_list, read_pair, read_public, revoke
+from zmq_offload.keylist import authorize, parse_models, read_list, revoke
+from zmq_offload.keys import new_keys, read_pair, read_public
 
 
 def test_a_pair_is_two_files_and_the_secret_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -50,7 +54,20 @@ def test_comments_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
     assert read_list(path) == {"x" * 40: Grant("door")}
 
 
-@pytest.mark.parametrize("line", ["short door", "x" * 40, "x" * 40 + " door models more", "x" * 40 + " door a/b"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "short door",
+        "x" * 40,
+        "x" * 40 + " door models more",
+        "x" * 40 + " door a/b",
+        "x" * 40 + ' "the door',
+        "x" * 40 + ' "" ocr',
+        "x" * 40 + " door a,,b",
+        "é" * 40 + " door",
+        "%nSc1" * 8 + " door",
+    ],
+)
 def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "clients"
     path.write_text("# one\n" + line + "\n")
@@ -85,3 +102,135 @@ def test_a_secret_that_is_replaced_is_not_readable_by_others(tmp_path: Path) -> 
     secret.chmod(0o644)
     new_keys("edge", tmp_path, force=True)
     assert secret.stat().st_mode & 0o777 == 0o600
+
+
+EDITED = """# the camera at the gate; ask Ann before revoking
+#no space after the sign
+
+{a} gate ocr
+   # indented,\u2028 with a separator of lines
+{b}\tdoor   ocr,echo\r
+"""
+
+
+def test_an_edit_leaves_all_other_lines_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "clients"
+    a, b, c = (read_public(new_keys(name, tmp_path)[0]) for name in "abc")
+    before = EDITED.format(a=a.decode(), b=b.decode())
+    path.write_bytes(before.encode())
+    authorize(path, c, Grant("new"))
+    assert path.read_bytes().decode() == before + f"{c.decode()} new\n"
+    assert authorize(path, a, Grant("gate", frozenset({"echo"}))) == Grant("gate", frozenset({"ocr"}))
+    assert path.read_bytes().decode() == before.replace("gate ocr", "gate echo") + f"{c.decode()} new\n"
+    revoke(path, "gate")
+    revoke(path, "new")
+    assert path.read_bytes().decode() == before.replace(f"{a.decode()} gate ocr\n", "")
+
+
+def test_a_list_that_does_not_end_with_a_line_end_gets_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "clients"
+    path.write_text("x" * 40 + " door")
+    authorize(path, b"y" * 40, Grant("gate"))
+    assert list(read_list(path)) == ["x" * 40, "y" * 40]
+
+
+def test_an_unreadable_list_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "clients"
+    path.write_text("nonsense\n")
+    for change in (lambda: authorize(path, b"y" * 40, Grant("gate")), lambda: revoke(path, "gate")):
+        with pytest.raises(FailedPrecondition, match="line 1"):
+            change()
+    assert path.read_text() == "nonsense\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["clients"]
+
+
+@pytest.mark.parametrize(
+    "name", ["gate camera", "my gate camera", 'a "b" c', "# x", "#x", "a\nb", "é\u00a0\u2028", '"', "\\"]
+)
+def test_any_name_is_read_as_it_was_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "clients"
+    grant = Grant(name, frozenset({"ocr", "echo"}))
+    authorize(path, b"x" * 40, grant)
+    authorize(path, b"y" * 40, Grant("other"))
+    assert read_list(path) == {"x" * 40: grant, "y" * 40: Grant("other")}
+    revoke(path, name)
+    assert read_list(path) == {"y" * 40: Grant("other")}
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", "a,", ",a", "a,,b", "a/b", "a,b c"])
+def test_models_without_a_name_are_refused_and_grant_nothing(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidArgument, match="model"):
+        parse_models(text)
+    new_keys("edge", tmp_path)
+    command = ["keys", "authorize", str(tmp_path / "edge.key"), "--list", str(tmp_path / "l"), "--models", text]
+    assert main(command) == 1
+    assert not (tmp_path / "l").exists()
+
+
+def test_a_key_without_a_name_and_a_grant_of_no_model_are_refused(tmp_path: Path) -> None:
+    public, _ = new_keys("edge", tmp_path)
+    public.rename(tmp_path / ".key")
+    assert main(["keys", "authorize", str(tmp_path / ".key"), "--list", str(tmp_path / "l")]) == 1
+    with pytest.raises(InvalidArgument, match="no model"):
+        authorize(tmp_path / "l", b"x" * 40, Grant("edge", frozenset()))
+    with pytest.raises(InvalidArgument, match="not UTF-8"):
+        authorize(tmp_path / "l", b"x" * 40, Grant("\udc80"))
+    assert not (tmp_path / "l").exists()
+
+
+def test_changes_at_the_same_time_all_count(tmp_path: Path) -> None:
+    path = tmp_path / "clients"
+    alphabet = "abcdefghij"
+    code = (
+        "import sys; from pathlib import Path; from zmq_offload.grants import Grant\n"
+        "from zmq_offload.keylist import authorize\n"
+        "sys.stdin.read()\n"
+        "for n in range(4): authorize(Path(sys.argv[1]), (sys.argv[2] * 39 + str(n)).encode(), Grant(sys.argv[2]))"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), letter], stdin=subprocess.PIPE) for letter in alphabet
+    ]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+    assert [process.wait(60) for process in started] == [0] * len(alphabet)
+    assert len(read_list(path)) == 4 * len(alphabet)
+    assert [p.name for p in tmp_path.iterdir()] == ["clients"], "no draft and no lock is left"
+
+
+def test_an_edit_keeps_permissions_and_symbolic_links(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    authorize(real, b"x" * 40, Grant("a"))
+    assert real.stat().st_mode & 0o777 == 0o644
+    real.chmod(0o640)
+    link.symlink_to("real")
+    authorize(link, b"y" * 40, Grant("b"))
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert len(read_list(real)) == 2
+
+
+def test_an_edit_keeps_the_owner(tmp_path: Path) -> None:
+    path = tmp_path / "clients"
+    authorize(path, b"x" * 40, Grant("a"))
+    try:
+        os.chown(path, 12345, 12346)
+    except PermissionError:
+        pytest.skip("only root may give a file away")
+    authorize(path, b"y" * 40, Grant("b"))
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346)
+
+
+def test_a_list_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path, tmp_path / "no" / "where", Path("/dev/null")):
+        with pytest.raises(FailedPrecondition, match=r"regular file|cannot be changed"):
+            authorize(place, b"x" * 40, Grant("a"))
+    assert Path("/dev/null").is_char_device()
+
+
+def test_keys_that_do_not_belong_together_are_found(tmp_path: Path) -> None:
+    (_, one), (two, _) = new_keys("one", tmp_path), new_keys("two", tmp_path)
+    one.write_text(one.read_text().replace(read_public(one).decode(), read_public(two).decode()))
+    with pytest.raises(FailedPrecondition, match="do not belong together"):
+        read_pair(one)
