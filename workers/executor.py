@@ -19,6 +19,7 @@ from tvm.runtime import vm
 from tvm_ffi.libinfo import load_lib_ctypes
 
 from zmq_offload.errors import FailedPrecondition, Internal, one_line
+from zmq_offload.memory import trim
 from zmq_offload.protocol.tensors import ANY
 from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository, loadable
 
@@ -43,8 +44,16 @@ def bind_threads(cores: Sequence[int]) -> None:
         configure(_ONE_CORE_PER_THREAD, threads, [str(core) for core in cores])
 
 
+def give_back() -> None:
+    """Return to the system what executors that are gone used: TVM pools the memory that its virtual machines compute
+    in, for all of them and for ever."""
+    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+    trim()
+
+
 class GraphExecutor:
-    """Runs one version of one model. Not for several threads at a time.
+    """Runs one version of one model. Not for several threads at a time. When it is dropped the library is unloaded;
+    outputs that are still held stay valid.
 
     Raises FailedPrecondition, naming the file, if the version is missing or damaged, was built by another version of
     TVM, or is no library of TVM's.
@@ -61,7 +70,7 @@ class GraphExecutor:
         if self.model.cpu is not None:
             self.model.cpu.check(str(folder / LIBRARY))
         try:
-            library = tvm_ffi.load_module(loadable(folder / LIBRARY))
+            library = tvm_ffi.load_module(loadable(folder / LIBRARY), keep_module_alive=False)
             self._main = vm.VirtualMachine(library, tvm.cpu())["main"]
         except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
             raise FailedPrecondition(f"{folder / LIBRARY} cannot be loaded: {one_line(error)}") from None

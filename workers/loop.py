@@ -61,15 +61,17 @@ class Worker:
         self._config = config
         self._clock = clock
         self._executors: dict[Model, Executor | Echo] = {}
+        self._give_back: Callable[[], None] = lambda: None
         self._deployment: Deployment | None = None
         if config.executor == "echo":
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
             with needs("tvm"):  # which an echo worker does without
-                from workers.executor import GraphExecutor, bind_threads
+                from workers.executor import GraphExecutor, bind_threads, give_back
 
             if cores:
                 bind_threads(cores)
+            self._give_back = give_back
             self._deployment = Deployment(Repository(config.repository), GraphExecutor)
         self._refresh()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -249,6 +251,7 @@ class Worker:
         if self._deployment is None or not self._deployment.refresh():
             return False
         self._executors = dict(self._deployment.executors)
+        self._give_back()
         return True
 
     def _watch(self) -> None:

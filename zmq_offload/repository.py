@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,9 +27,6 @@ FORMAT_VERSION = 1
 LIBRARY = "subgraph.so"
 DESCRIPTION = "model.json"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-
-_loading = threading.Lock()
-_loaded: dict[Path, list[int]] = {}  # the inodes that were loaded by a name
 
 
 def check_model_name(name: str) -> str:
@@ -146,18 +142,16 @@ def _batching(value: Any) -> Batching | None:
 
 
 def loadable(library: Path) -> str:
-    """The name by which to load a library. The system's loader does not look at a file again whose name it knows, and
-    TVM's libraries are never unloaded: a file that was replaced since it was loaded gets another spelling of its name.
-    (It is for `tvm_ffi.load_module`; that of `tvm.runtime` would spell it as before.)
+    """The name by which to load a library. The system's loader does not look at a file whose name belongs to a library
+    that is still in use. So a file that replaced another gets its own spelling of the same path, made from its inode:
+    "./" for each bit that is 0, ".//" for each bit that is 1. A library in use keeps its inode, so no two that are in
+    use share a name. (It is for `tvm_ffi.load_module`; that of `tvm.runtime` would spell it as before.)
     """
     place = library.resolve()
     with contextlib.suppress(OSError):  # of a file that is not there: loading it says so
-        with _loading:
-            inodes = _loaded.setdefault(place, [])
-            inode = place.stat().st_ino
-            if inode not in inodes:
-                inodes.append(inode)
-        return f"{place.parent}/{'./' * inodes.index(inode)}{place.name}"
+        state = place.stat()
+        bits = f"{state.st_dev:b}{state.st_ino:064b}"
+        return f"{place.parent}/{''.join('.//' if bit == '1' else './' for bit in bits)}{place.name}"
     return str(library)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 # The tests' models are tiny: a pool of threads per process only costs.
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 
+import onnx
 import pytest
 
 from tests.support import onnx_models
@@ -33,6 +34,20 @@ def compiled_mlp(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile
     """The MLP with a batch of 2, offloaded from h2 to h4 as "mlp". Not to be changed: copy it with `fresh_mlp`."""
     output = tmp_path_factory.mktemp("mlp")
     return compile_model(mlp, inputs={"x": (2, 8)}, cut=["h2"], until=["h4"], name="mlp", output=output)
+
+
+@pytest.fixture(scope="session")
+def compiled_wide(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """8 MB of weights on the device, 8 MB offloaded as "wide" (from h2), and a copy of them on the device."""
+    output = tmp_path_factory.mktemp("wide")
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w1"], ["h1"]),
+        onnx.helper.make_node("Relu", ["h1"], ["h2"]),
+        onnx.helper.make_node("MatMul", ["h2", "w2"], ["y"]),
+    ]
+    weights = {"w1": onnx_models.random(1448, 1448, seed=1), "w2": onnx_models.random(1448, 1448, seed=2)}
+    path = onnx_models.write(output / "m.onnx", nodes, {"x": [1, 1448]}, {"y": [1, 1448]}, weights)
+    return compile_model(path, cut=["h2"], name="wide", output=output, with_fallback=True)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import tvm
 import tvm_ffi
 
 from tests.support import onnx_models
@@ -99,7 +100,12 @@ def test_nan_and_infinity_pass_through(mlp: Path, tmp_path: Path) -> None:
 
 
 def load_like(model: OffloadedModel, client: Any) -> OffloadedModel:
-    return OffloadedModel(model.manifest, model._library, client)
+    return OffloadedModel(model.manifest, library_of(model), client)
+
+
+def library_of(model: OffloadedModel) -> tvm.runtime.Module:
+    assert model._machines is not None
+    return model._machines._library[0]
 
 
 def test_the_client_is_asked_for_the_version_and_with_the_timeout(mlp: Path, tmp_path: Path) -> None:
@@ -241,7 +247,7 @@ def test_map_ends_with_the_first_error_and_can_be_left(model: OffloadedModel) ->
 
 def test_closing_closes_the_models_own_client_only(model: OffloadedModel) -> None:
     closed: list[int] = []
-    own = OffloadedModel(model.manifest, model._library, LocalClient(Path()), close=lambda: closed.append(1))
+    own = OffloadedModel(model.manifest, library_of(model), LocalClient(Path()), close=lambda: closed.append(1))
     with own:
         pass
     own.close()

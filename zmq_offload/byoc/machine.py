@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
 from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.errors import FailedPrecondition, one_line
+from zmq_offload.memory import trim
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.repository import loadable
 
@@ -31,7 +33,8 @@ class Machines:
     """VMs on a library whose `main` takes `inputs`.
 
     A VM is for one thread at a time, but any: one is made when no other is free, and kept. `functions` are what the
-    library's symbols call (see `remote.registered`).
+    library's symbols call (see `remote.registered`). When it is dropped, its memory goes back to the system and the
+    library is unloaded; results that are still held stay valid.
     """
 
     def __init__(
@@ -40,10 +43,11 @@ class Machines:
         inputs: Sequence[TensorSpec],
         functions: Mapping[str, Callable[..., None]] | None = None,
     ) -> None:
-        self._library = library
+        self._library = [library]  # a list, so that the finalizer has the only other reference to what it drops
         self._inputs = inputs
         self._functions = functions or {}
         self._free: list[_Machine] = []
+        weakref.finalize(self, _give_back, self._free, self._library).atexit = False
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Run `main` on arrays that were checked against the inputs; they are copied. The results are the caller's."""
@@ -51,7 +55,7 @@ class Machines:
             machine = self._free.pop()  # atomic, as is append
         except IndexError:
             with registered(self._functions):
-                machine = _Machine(self._library, self._inputs)
+                machine = _Machine(self._library[0], self._inputs)
         try:
             return machine.run(arrays)
         finally:
@@ -79,10 +83,19 @@ class _Machine:
         return results
 
 
+def _give_back(machines: list[_Machine], library: list[tvm.runtime.Module]) -> None:
+    """Drop these, and return to the system what they computed in: TVM pools it, for all virtual machines and for
+    ever."""
+    machines.clear()
+    library.clear()
+    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+    trim()
+
+
 def load_library(path: Path) -> tvm.runtime.Module:
     """A compiled Relax module. Raises FailedPrecondition, naming the file, if it is none."""
     try:
-        module = tvm_ffi.load_module(loadable(path))
+        module = tvm_ffi.load_module(loadable(path), keep_module_alive=False)
         module["vm_load_executable"]
     except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
         raise FailedPrecondition(f"{path} cannot be loaded: {one_line(error)}") from None

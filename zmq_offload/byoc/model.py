@@ -90,12 +90,10 @@ class OffloadedModel:
     ) -> None:
         self.manifest = manifest
         self._close = close
-        self._closed = False
         self._failure = Underway()
-        self._library = library
         self._offload = Offload(client, manifest.offloaded, copies or {}, TURNS, offload)
         remote = {p.symbol: RemoteModule(p, self._offload, timeout, self._failure) for p in manifest.offloaded}
-        self._machines = Machines(library, manifest.inputs, remote)
+        self._machines: Machines | None = Machines(library, manifest.inputs, remote)
         self._submitted = 0
         self._lock = threading.Lock()
 
@@ -208,6 +206,8 @@ class OffloadedModel:
 
     @offload.setter
     def offload(self, mode: Mode) -> None:
+        if self._machines is None:
+            raise FailedPrecondition("the model is closed")
         self._offload.set_mode(mode)
 
     @property
@@ -216,9 +216,13 @@ class OffloadedModel:
         return self._offload.statistics()
 
     def close(self) -> None:
-        """Let go of the library, and of the client if `load` made it. Idempotent."""
-        if not self._closed:
-            self._closed = True
+        """Give back the libraries and their memory, and close the client if `load` made it. Idempotent.
+
+        Calls that run now end first: what they use goes when the last of them ends. Results stay valid.
+        """
+        if self._machines is not None:
+            self._machines = None
+            self._offload.copies = {}
             if self._close is not None:
                 self._close()
 
@@ -246,11 +250,12 @@ class OffloadedModel:
         return [arrays[name] for name in names]
 
     def _execute(self, arrays: Sequence[Array]) -> Results:
-        if self._closed:
+        machines = self._machines
+        if machines is None:
             raise FailedPrecondition("the model is closed")
         self._failure.error = None
         try:
-            results = self._machines.run(arrays)
+            results = machines.run(arrays)
         except BaseException as error:
             cause: BaseException | None = self._failure.error
             self._failure.error = None

@@ -216,7 +216,10 @@ class Call:
         part = self._request.part
         began = time.monotonic()
         try:
-            results = self._owner.copies[part.model].run([self._request.inputs[spec.name] for spec in part.inputs])
+            copy = self._owner.copies.get(part.model)
+            if copy is None:
+                raise FailedPrecondition("the model is closed")
+            results = copy.run([self._request.inputs[spec.name] for spec in part.inputs])
         except BaseException:
             if self._judge is not None and how == "local":
                 self._judge.came_to_nothing()

@@ -45,7 +45,7 @@ class UncutModel:
 
     def __init__(self, library: str | os.PathLike[str]) -> None:
         try:
-            module = tvm_ffi.load_module(loadable(Path(library)))
+            module = tvm_ffi.load_module(loadable(Path(library)), keep_module_alive=False)
             self._main = vm.VirtualMachine(module, tvm.cpu())["main"]
         except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
             raise FailedPrecondition(f"{library} cannot be loaded: {' '.join(str(error).split())[:500]}") from None

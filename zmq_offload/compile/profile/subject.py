@@ -169,7 +169,7 @@ def _check_tvm(folder: Path, built_by: str) -> None:
 
 def _load(library: Path) -> Any:
     try:
-        return tvm_ffi.load_module(loadable(library))
+        return tvm_ffi.load_module(loadable(library), keep_module_alive=False)
     except (tvm.error.InternalError, RuntimeError) as error:
         raise FailedPrecondition(f"{library} cannot be loaded: {one_line(error)}") from None
 
