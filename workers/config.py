@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from workers.session import Policy
+from zmq_offload.cores import usable_cores
 from zmq_offload.protocol import limits
 from zmq_offload.repository import Batching
 from zmq_offload.settings import add_option, checked, count, microseconds, seconds
@@ -75,7 +76,6 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         parser.error("--batch-delay goes with --max-batch")
     if bool(given.worker_key) != bool(given.broker_key):
         parser.error("--worker-key and --broker-key belong together")
-    cores = len(os.sched_getaffinity(0))
     return Config(
         brokers=given.broker,
         repository=given.repository,
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         name=given.name or f"{socket.gethostname()}-{os.getpid()}",
         slots=given.slots or (32 if given.executor == "echo" else 2),
         processes=given.processes,
-        threads=given.threads or max(1, cores // given.processes),
+        threads=given.threads or max(1, usable_cores() // given.processes),
         pin=given.pin == "on",
         refresh=given.refresh,
         hang_grace=given.hang_grace,

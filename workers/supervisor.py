@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from workers.config import Config
 from workers.cores import share_of
+from zmq_offload.cores import cpu_quota
 from zmq_offload.extras import needs
 
 log = logging.getLogger("workers.supervisor")
@@ -73,6 +74,14 @@ class Supervisor:
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; 0 if every child then ended well."""
+        quota = cpu_quota()
+        log.info(
+            "%d processes of %d threads on %d cores%s",
+            len(self._seats),
+            self._config.threads,
+            len(self._cores),
+            "" if quota is None else f"; the CPU quota is {quota:g} cores",
+        )
         previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from tvm.runtime import vm
 from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
 from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
+from zmq_offload.cores import cpu_quota, usable_cores
 from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.memory import trim
 from zmq_offload.protocol.tensors import ANY, TensorSpec
@@ -25,7 +27,13 @@ from zmq_offload.repository import loadable
 # runs that could go on beside each other would share a core, and whatever such a thread starts would inherit it.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 
-TURNS = Turns(max(1, len(os.sched_getaffinity(0)) // tvm.runtime.num_threads()))
+if not {"TVM_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys() and cpu_quota() is not None:
+    # By itself TVM takes half of an x86 machine's cores, hyperthreads being none, and knows nothing of a quota.
+    _granted = len(os.sched_getaffinity(0))
+    _own = _granted if platform.machine().lower() in ("aarch64", "arm64") else max(1, _granted // 2)
+    os.environ["TVM_NUM_THREADS"] = str(min(usable_cores(), _own))
+
+TURNS = Turns(max(1, usable_cores() // tvm.runtime.num_threads()))
 """The process's: all models in it compute on the same cores, each run with as many threads as TVM's pool has."""
 
 

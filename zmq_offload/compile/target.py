@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import tvm
 from tvm.target import codegen
 
+from zmq_offload.cores import usable_cores
 from zmq_offload.cpu import CpuNeeds
 from zmq_offload.errors import InvalidArgument
 
 
 def host_target() -> tvm.target.Target:
     """This machine's CPU under the name that LLVM has for it (it refuses "native"), with the cores we may use."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return tvm.target.Target({"kind": "llvm", "mcpu": str(codegen.llvm_get_system_cpu()), "num-cores": cores})
 
 

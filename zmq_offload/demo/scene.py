@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zmq_offload.byoc.manifest import Manifest
+from zmq_offload.cores import usable_cores
 from zmq_offload.demo import page, picture, report
 from zmq_offload.demo.build import (
     STEPS,
@@ -100,7 +101,7 @@ def _run(
     built: Built, pictures: Sequence[Array], frames: int, children: Children, cache: Path, progress: Progress
 ) -> Run:
     # Each device is a thread, and has a thread pool of TVM's own: together they must not exceed the cores.
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     os.environ.setdefault("TVM_NUM_THREADS", str(max(1, cores // DEVICES)))
     with _logs(cache) as logs:
         with progress.step(f"start a broker and {WORKERS} workers"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zmq_offload.cores import usable_cores
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.loadgen.levels import Level, concurrencies, rates
 from zmq_offload.settings import add_option, checked, count, seconds
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     )
     title = f"{plan.model}: {sum(a.nbytes for a in plan.inputs.values()):,} bytes a request"
     senders = f"{args.processes} sending process{'es' * (args.processes > 1)}"
-    setting = f"{senders} on a machine of {os.cpu_count()} CPUs; broker {', '.join(plan.brokers)}"
+    setting = f"{senders} on a machine of {usable_cores()} CPUs; broker {', '.join(plan.brokers)}"
     print(report.table(summaries))
     for line in report.error_lines(summaries):
         print(line)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmq_offload import units
+from zmq_offload.cores import usable_cores
 from zmq_offload.extras import needs
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Costs, Link, Overhead, Split, Stages, Times
 from zmq_offload.plan.files import Plan, Profile, Subject
@@ -87,7 +88,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     # Before TVM starts its threads: as many as it will ever be told to use.
-    server_threads = args.server_threads or len(os.sched_getaffinity(0))
+    server_threads = args.server_threads or usable_cores()
     os.environ["TVM_NUM_THREADS"] = str(server_threads)
     with needs("compile"):
         from zmq_offload.compile import halves, importer, restrictions

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload.cores import usable_cores
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     # Before TVM starts its threads; without it TVM takes half the cores of an x86 machine.
     if args.threads is not None:
         os.environ["TVM_NUM_THREADS"] = str(args.threads)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     threads = int(os.environ.setdefault("TVM_NUM_THREADS", str(cores)))
     for file in (args.csv, args.json, args.save, args.output):
         check_writable(file)

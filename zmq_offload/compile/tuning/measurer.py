@@ -23,6 +23,7 @@ from tvm.target import Target
 import zmq_offload
 from zmq_offload.compile.schedules.machine import machine_of
 from zmq_offload.compile.schedules.measure import arguments, built, seconds
+from zmq_offload.cores import usable_cores
 
 # A candidate that takes longer than this, compiling included, is none. TVM's own runner gives up after as long.
 PATIENCE_S = 30.0
@@ -37,7 +38,7 @@ class Measurer:
 
     def __init__(self, target: Target, *, patience: float = PATIENCE_S) -> None:
         self._target = str(target)
-        self._threads = min(machine_of(target).threads, len(os.sched_getaffinity(0)))
+        self._threads = min(machine_of(target).threads, usable_cores())
         self._patience = patience
         self._process: subprocess.Popen[str] | None = None
 

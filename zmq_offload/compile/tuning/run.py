@@ -30,6 +30,7 @@ from zmq_offload.compile.tuning.measurer import Measurer
 from zmq_offload.compile.tuning.plan import seconds_left, share_out
 from zmq_offload.compile.tuning.report import Progress, Summary
 from zmq_offload.compile.tuning.search import search
+from zmq_offload.cores import usable_cores
 from zmq_offload.errors import OffloadError
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def _by_rule(func: tirx.PrimFunc, target: Target) -> Any:
 
 def _use_all_cores(target: Target) -> None:
     """Have TVM run on the cores that the schedules are for: by itself it takes half of an x86 machine's."""
-    cores = sorted(os.sched_getaffinity(0))[: machine_of(target).threads]
+    cores = sorted(os.sched_getaffinity(0))[: min(machine_of(target).threads, usable_cores())]
     if len(cores) > 1:
         tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, len(cores), [str(c) for c in cores])
 
