@@ -43,6 +43,7 @@ def test_it_writes_device_and_repository_and_says_so(
     assert Repository(repository).read("mlp", 1).version == 1
     again = [*arguments, "--repository", str(repository), "-o", str(output), "--quiet"]
     assert main([*again, "--only-subgraph"]) == 0
+    assert "device:" not in capsys.readouterr().out
     assert main([*again, "--only-subgraph", "--version", "9", "--target", '{"kind": "llvm", "mcpu": "generic"}']) == 0
     assert capsys.readouterr().err == ""
     assert Repository(repository).versions("mlp") == [1, 2, 9]
@@ -50,6 +51,10 @@ def test_it_writes_device_and_repository_and_says_so(
     assert main(again) == 1
     assert re.fullmatch(r"zmq-offload: error: .*/mlp/1 exists; .*\n", capsys.readouterr().err)
     assert main([*again, "--force"]) == 0
+    wider = ["compile", str(mlp), "--input", "x=3,8", *again[4:], "--version", "10", "--force"]
+    assert main(wider) == 1
+    assert "version 10 of 'mlp' would have another signature than version 9" in capsys.readouterr().err
+    assert main([*wider, "--new-signature"]) == 0
 
 
 def test_list_cuts_is_a_table_of_names_that_cut_takes(

@@ -17,8 +17,9 @@ from zmq_offload.byoc.manifest import VersionPolicy
 from zmq_offload.byoc.outline import outline_regions
 from zmq_offload.byoc.region import Region
 from zmq_offload.byoc.wire import encode_boundary
-from zmq_offload.compile.bundle import Compiled, Destination, write
+from zmq_offload.compile.bundle import Compiled, write
 from zmq_offload.compile.cuts import CutPoint, cut_points
+from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.target import resolve_target, runs_here
@@ -52,6 +53,7 @@ def compile_model(
     force: bool = False,
     only_subgraph: bool = False,
     with_fallback: bool = False,
+    new_signature: bool = False,
     batching: Batching | None = None,
     tune: int = 0,
     tuning_db: PathLike | None = None,
@@ -65,8 +67,8 @@ def compile_model(
     way at the same time. `inputs` maps input names to shapes, for inputs whose shape the file leaves open; a dimension
     may be symbolic: a name, or "?". `target` is the workers' TVM target and `device_target` the device's, by default
     this machine's CPU. `wire` is how float32 tensors travel, both ways (`zmq_offload.byoc.encoding`). `version`,
-    `only_subgraph`, `with_fallback` and `batching`: see `Destination`. `policy` is the version that the device asks
-    for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
+    `only_subgraph`, `with_fallback`, `new_signature` and `batching`: see `Destination`. `policy` is the version that
+    the device asks for, "latest" or a number. `progress` shows the steps (default: nothing is shown).
 
     `tune` candidates (0: none) are compiled and measured here on top of the schedule rules, and the faster ones are
     used; what is found is kept in the folder `tuning_db` (default with `tune`: `<output>/tuning`), from which later
@@ -74,12 +76,15 @@ def compile_model(
 
     Raises InvalidArgument for a model, shape, region, encoding, name or target that cannot be used (for tuning: also a
     target that this machine cannot run), AlreadyExists for a version or device bundle that is there without `force`,
-    FailedPrecondition if the output cannot be written or does not fit the device bundle, Internal if TVM fails.
+    FailedPrecondition if the output cannot be written, does not fit the device bundle (`only_subgraph`) or has another
+    signature than the highest version in the repository (without `new_signature`), Internal if TVM fails.
     """
     wire = check_wire(wire)
     parts = _regions(cut, until, name, regions)
-    destination = _destination(output, repository, version, policy, force, only_subgraph, batching, with_fallback)
-    destination.check([part.name for part in parts])
+    destination = _destination(
+        output, repository, version, policy, force, only_subgraph, batching, with_fallback, new_signature
+    )
+    destination.check_names([part.name for part in parts])
     targets = resolve_target(target), resolve_target(device_target)
     tuning = _tuning(tune, tuning_db, destination.output, targets[0])
     progress = progress or Progress(quiet=True)
@@ -89,6 +94,8 @@ def compile_model(
         imported = import_onnx(model, inputs or {}, tensors)
         mod, parts = outline_regions(imported.mod, imported.graph, parts)
         mod = encode_boundary(mod, [check_wire(part.wire or wire) for part in parts])
+    # After all that may be wrong with the arguments: whoever adds --force must not find out then that --cut is wrong.
+    destination.check([part.name for part in parts])
     names = [part.name for part in parts]
     return write(mod, names, (imported.inputs, imported.outputs), destination, *targets, progress, tuning)
 
@@ -109,6 +116,7 @@ def compile_module(
     force: bool = False,
     only_subgraph: bool = False,
     with_fallback: bool = False,
+    new_signature: bool = False,
     batching: Batching | None = None,
     tune: int = 0,
     tuning_db: PathLike | None = None,
@@ -129,8 +137,10 @@ def compile_module(
         models = [name]
     else:
         models = [f"{name}_{i}" for i in range(1, len(functions) + 1)]
-    destination = _destination(output, repository, version, policy, force, only_subgraph, batching, with_fallback)
-    destination.check(models)
+    destination = _destination(
+        output, repository, version, policy, force, only_subgraph, batching, with_fallback, new_signature
+    )
+    destination.check_names(models)
     targets = resolve_target(target), resolve_target(device_target)
     tuning = _tuning(tune, tuning_db, destination.output, targets[0])
     main = mod["main"]
@@ -142,9 +152,11 @@ def compile_module(
         input_specs([p.name for p in main.params], [p.ty for p in main.params]),
         [tensor_spec(n, ty) for n, ty in zip(names, types, strict=True)],
     )
+    wire = check_wire(wire)
+    destination.check(models)
     progress = progress or Progress(quiet=True)
     progress.expect(len(models) * (1 + with_fallback) + (1 if only_subgraph else 2) + bool(tune))
-    mod = encode_boundary(mod, [check_wire(wire)] * len(functions))
+    mod = encode_boundary(mod, [wire] * len(functions))
     return write(mod, models, signature, destination, *targets, progress, tuning)
 
 
@@ -201,6 +213,9 @@ def _destination(
     only_subgraph: bool,
     batching: Batching | None,
     with_fallback: bool,
+    new_signature: bool,
 ) -> Destination:
     root = Path(repository) if repository is not None else Path(output) / "repository"
-    return Destination(Path(output), Repository(root), version, policy, force, only_subgraph, batching, with_fallback)
+    return Destination(
+        Path(output), Repository(root), version, policy, force, only_subgraph, batching, with_fallback, new_signature
+    )

@@ -86,6 +86,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--repository", metavar="DIR", help="model repository (default: DIR/repository)")
     parser.add_argument("--force", action="store_true", help="replace an existing version and device bundle")
     parser.add_argument(
+        "--new-signature",
+        action="store_true",
+        help="write a version whose inputs or outputs differ from the highest version's; devices built for that one "
+        "cannot use it",
+    )
+    parser.add_argument(
         "--only-subgraph", action="store_true", help="add a version of the subgraph for the existing DIR/device"
     )
     parser.add_argument(
@@ -158,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         only_subgraph=args.only_subgraph,
         with_fallback=args.with_fallback,
+        new_signature=args.new_signature,
         batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
         tune=args.tune or 0,
         tuning_db=args.tuning_db,
@@ -169,8 +176,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"subgraph: {folder}  ({model.name} version {model.version})")
         print(f"  takes   {'; '.join(map(str, model.inputs))}")
         print(f"  returns {'; '.join(map(str, model.outputs))}")
-    sealed = "" if not compiled.manifest.fallback else "  (not sealed: it holds a copy of the offloaded part)"
-    print(f"device:   {compiled.device}{sealed}")
+    if not args.only_subgraph:
+        sealed = "" if not compiled.manifest.fallback else "  (not sealed: it holds a copy of the offloaded part)"
+        print(f"device:   {compiled.device}{sealed}")
     wires = list(dict.fromkeys(region.get("wire") or args.wire for region in regions))
     if wires != ["float32"] or args.wire_check:
         with progress.step("compare it with the uncut model"):
