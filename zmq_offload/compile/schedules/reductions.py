@@ -24,7 +24,7 @@ from zmq_offload.compile.schedules.emit import (
 from zmq_offload.compile.schedules.nests import SERIAL_WORK, Frame, fresh
 from zmq_offload.compile.schedules.rewrite import Rewriter, constant
 from zmq_offload.compile.schedules.stages import Inliner, Stage, same_indices
-from zmq_offload.compile.schedules.vector_math import vectorisable
+from zmq_offload.compile.schedules.vector_math import extremum, vectorisable
 
 # Independent accumulators that hide the latency of an addition (4 cycles, one or two issued per cycle).
 CHAINS = 4
@@ -76,6 +76,8 @@ def reduction(frame: Frame, nest_: Reduction) -> tirx.Stmt:
 
 def _combine(stage: Stage, total: Expr, value: Expr) -> Expr:
     assert stage.combine is not None
+    if stage.combine in (tirx.Max, tirx.Min):
+        return extremum(stage.combine, total, value)
     return stage.combine(total, value)
 
 

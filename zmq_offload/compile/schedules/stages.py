@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from tvm import s_tir, tirx
 from tvm.ir import Expr, TensorLoad, Var
 
@@ -111,10 +112,19 @@ def _reduction(stage: Stage, init: tirx.Stmt | None, axes: list[Any]) -> None:
     own = [isinstance(o, TensorLoad) and o.source.same_as(stage.buffer) for o in operands]
     if sum(own) != 1:
         raise Unsupported("an unknown reduction")
-    stage.combine, stage.init = type(update), init.value
+    stage.combine, stage.init = type(update), identity(type(update), init.value)
     stage.value = operands[own.index(False)]
     stage.reduce_axes = [v.var for v in axes]
     stage.reduce_extents = [v.dom.extent for v in axes]
+
+
+def identity(combine: type, given: Expr) -> Expr:
+    """What a reduction begins with: TVM's largest finite number is not above what is infinite."""
+    if combine not in (tirx.Max, tirx.Min) or not isinstance(given, tirx.FloatImm):
+        return given
+    sign = -1.0 if combine is tirx.Max else 1.0
+    least = sign * float(np.finfo(str(given.ty)).max)
+    return tirx.FloatImm(str(given.ty), sign * float("inf")) if float(given.value) == least else given
 
 
 class Inliner(Rewriter):

@@ -1,24 +1,32 @@
-"""exp, tanh, erf, sigmoid as arithmetic that vectorises: LLVM calls the C library once a lane for them.
+"""Functions as arithmetic that vectorizes: LLVM calls the C library once a lane for them, or has no code for them.
 
-Accuracy is a few units in the last place of float32. NaN stays NaN, exp overflows to inf and underflows to 0.
+docs/numbers.md has the error of each; tests measure it. NaN gives NaN without isnan, on which a `Select` becomes a
+branch for each lane on AVX2: comparisons with NaN are false, and each rule then picks the operand that carries the NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
-from tvm.ir import Call, Expr
+from tvm.ir import Call, Expr, TensorLoad
 
 from zmq_offload.compile.schedules.rewrite import Rewriter, loads, walk
 
+_INF = float("inf")
+_LN2 = 0.6931471805599453
 # ln 2 in two parts, the first with trailing zeros, so that n * LN2_HIGH is exact (Cody and Waite).
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860677e-06
 _LOG2_E = 1.4426950408889634
-# float32's exp overflows above the first and rounds to 0 below the second.
-_EXP_MAX, _EXP_MIN = 88.72283935546875, -103.97208
+# The first float32 whose exp overflows is above the first bound; below the second exp rounds to 0 (half of the least
+# denormal). Between -87.3 and the second the result is a denormal, as numpy and ONNX Runtime have it.
+_EXP_MAX, _EXP_MIN = 88.72283935546875, -103.97207641601562
 # Taylor's series of exp on |r| <= ln(2)/2: the first term left out, r^8/8!, is below 6e-9.
 _EXP_TERMS = tuple(1.0 / f for f in (5040, 720, 120, 24, 6, 2, 1, 1))
+# Adding 1.5 * 2^23 leaves an integer in the low bits of the significand: it rounds, and converts to int32 without the
+# undefined conversion of NaN.
+_ROUND, _ROUND_BITS = 12582912.0, 0x4B400000
 
 
 def _f(value: float) -> Expr:
@@ -29,15 +37,15 @@ def _i(value: int) -> Expr:
     return tirx.IntImm("int32", value)
 
 
+def _var(name: str, dtype: str = "float32") -> tirx.Var:
+    return tirx.Var(name, dtype)
+
+
 def _horner(x: Expr, terms: Sequence[float]) -> Expr:
     total = _f(terms[0])
     for term in terms[1:]:
         total = total * x + _f(term)
     return total
-
-
-def _named(name: str, value: Expr) -> tuple[tirx.Var, Expr]:
-    return tirx.Var(name, "float32"), value
 
 
 def _within(bindings: Sequence[tuple[tirx.Var, Expr]], body: Expr) -> Expr:
@@ -50,25 +58,51 @@ def _power_of_two(n: Expr) -> Expr:
     return tirx.reinterpret("float32", tirx.Mul(n + _i(127), _i(1 << 23)))
 
 
+def _bits(x: Expr) -> Expr:
+    return tirx.reinterpret("int32", x)
+
+
+def _magnitude(x: Expr) -> Expr:
+    return tirx.abs(x)
+
+
+def _reduced_exp(c: Expr) -> Expr:
+    """e^c for |c| < 105: c = n ln 2 + r, a polynomial for e^r, 2^n by its bits in two halves: neither overflows."""
+    v, t, n, r = (_var(name) for name in "ctnr")
+    whole, half = _var("k", "int32"), _var("h", "int32")
+    return _within(
+        [
+            (v, c),
+            (t, v * _f(_LOG2_E) + _f(_ROUND)),
+            (n, t - _f(_ROUND)),
+            (whole, _bits(t) - _i(_ROUND_BITS)),
+            (half, tirx.RShift(whole, _i(1))),
+            (r, (v - n * _f(_LN2_HIGH)) - n * _f(_LN2_LOW)),
+        ],
+        (_horner(r, _EXP_TERMS) * _power_of_two(half)) * _power_of_two(whole - half),
+    )
+
+
 def exp(x: Expr) -> Expr:
-    """e^x: x = n ln 2 + r, a polynomial for e^r, 2^n by its bits in two halves so that neither overflows."""
-    v, _ = _named("x", x)
-    c, clamped = _named("c", tirx.Max(tirx.Min(v, _f(_EXP_MAX)), _f(_EXP_MIN)))
-    n, nearest = _named("n", tirx.floor(c * _f(_LOG2_E) + _f(0.5)))
-    r, rest = _named("r", (c - n * _f(_LN2_HIGH)) - n * _f(_LN2_LOW))
-    whole = tirx.Var("k", "int32")
-    half = tirx.Var("h", "int32")
-    value = (_horner(r, _EXP_TERMS) * _power_of_two(half)) * _power_of_two(whole - half)
-    value = tirx.Select(v > _f(_EXP_MAX), _f(float("inf")), value)
-    value = tirx.Select(tirx.isnan(v), v, value)
-    value = tirx.Let(half, tirx.RShift(whole, _i(1)), value)
-    value = tirx.Let(whole, tirx.Cast("int32", n), value)
-    return _within([(v, x), (c, clamped), (n, nearest), (r, rest)], value)
+    """e^x. What rounds to 0 is computed as e^0 first: a denormal in between costs some CPUs a hundred cycles."""
+    v = _var("x")
+    value = _reduced_exp(tirx.Min(tirx.Select(v < _f(_EXP_MIN), _f(0.0), v), _f(_EXP_MAX)))
+    value = tirx.Select(v < _f(_EXP_MIN), _f(0.0), value)
+    return _within([(v, x)], tirx.Select(v <= _f(_EXP_MAX), value, v + _f(_INF)))
+
+
+def _exp_of_negative(x: Expr) -> Expr:
+    """e^x for x <= 0 or NaN."""
+    v = _var("x")
+    value = _reduced_exp(tirx.Select(v < _f(_EXP_MIN), _f(0.0), v))
+    return _within([(v, x)], tirx.Select(v < _f(_EXP_MIN), _f(0.0), value))
 
 
 def sigmoid(x: Expr) -> Expr:
-    """1 / (1 + e^-x)."""
-    return tirx.Div(_f(1.0), _f(1.0) + exp(_f(0.0) - x))
+    """1 / (1 + e^-x), as e^x / (1 + e^x) for negative x: neither overflows, and both have every bit of e^-|x|."""
+    v, e = _var("x"), _var("e")
+    power = _exp_of_negative(_f(0.0) - _magnitude(v))
+    return _within([(v, x), (e, power)], tirx.Div(tirx.Select(v < _f(0.0), e, _f(1.0)), _f(1.0) + e))
 
 
 # tanh x = x - x^3/3 + ... near 0, where (1 - e^-2x)/(1 + e^-2x) would cancel; below the bound the term after these is
@@ -79,16 +113,11 @@ _TANH_TERMS = (-1382.0 / 155925.0, 62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.
 
 def tanh(x: Expr) -> Expr:
     """Taylor near 0, else by e^(-2|x|), which cannot overflow."""
-    v, _ = _named("x", x)
-    s, square = _named("s", v * v)
-    a = tirx.Var("a", "float32")
-    e, power = _named("e", exp(_f(-2.0) * a))
+    v, s, a, e = (_var(name) for name in "xsae")
     large = tirx.Div(_f(1.0) - e, _f(1.0) + e)
     signed = tirx.Select(v < _f(0.0), _f(0.0) - large, large)
     value = tirx.Select(a < _f(_TANH_SMALL), v * _horner(s, _TANH_TERMS), signed)
-    return _within(
-        [(v, x), (s, square), (a, tirx.Max(v, _f(0.0) - v)), (e, power)], tirx.Select(tirx.isnan(v), v, value)
-    )
+    return _within([(v, x), (s, v * v), (a, _magnitude(v)), (e, _exp_of_negative(_f(-2.0) * a))], value)
 
 
 # erf x = x P(x^2) for |x| < 1 (Maclaurin to x^17, next term below 1e-8), else
@@ -105,33 +134,118 @@ _ERFC_TERMS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592
 
 def erf(x: Expr) -> Expr:
     """The error function, by series near 0 and by 1 - erfc further out."""
-    v, _ = _named("x", x)
-    s, square = _named("s", v * v)
-    a = tirx.Var("a", "float32")
-    t, fraction = _named("t", tirx.Div(_f(1.0), _f(1.0) + _f(0.3275911) * a))
-    large = _f(1.0) - exp(_f(0.0) - s) * t * _horner(t, _ERFC_TERMS)
+    v, s, a, t = (_var(name) for name in "xsat")
+    large = _f(1.0) - _exp_of_negative(_f(0.0) - s) * t * _horner(t, _ERFC_TERMS)
     signed = tirx.Select(v < _f(0.0), _f(0.0) - large, large)
     value = tirx.Select(a < _f(1.0), v * _horner(s, _ERF_TERMS), signed)
-    bindings = [(v, x), (s, square), (a, tirx.Max(v, _f(0.0) - v)), (t, fraction)]
-    return _within(bindings, tirx.Select(tirx.isnan(v), v, value))
+    fraction = tirx.Div(_f(1.0), _f(1.0) + _f(0.3275911) * a)
+    return _within([(v, x), (s, v * v), (a, _magnitude(v)), (t, fraction)], value)
 
 
-_RULES = {"exp": exp, "sigmoid": sigmoid, "tanh": tanh, "erf": erf}
+# (e^x - 1)/x, whose next term is below 1e-9 for |x| < 0.25.
+_EXPM1_SMALL = 0.25
+_EXPM1_TERMS = tuple(1.0 / f for f in (5040, 720, 120, 24, 6, 2, 1))
+
+
+def expm1(x: Expr) -> Expr:
+    """e^x - 1, by series where that cancels."""
+    v = _var("x")
+    near = v * _horner(v, _EXPM1_TERMS)
+    return _within([(v, x)], tirx.Select(_magnitude(v) < _f(_EXPM1_SMALL), near, exp(v) - _f(1.0)))
+
+
+# The significand is taken from [sqrt(1/2), sqrt(2)); log(1 + f) = 2 atanh(s), s = f/(2 + f): 2s (1 + z/3 + z^2/5 + ...)
+# with z = s^2 < 0.0295, so that the first term left out, z^5/11, is below 3e-9.
+_SQRT_HALF_BITS = 0x3F3504F3
+_ATANH_TERMS = (2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0)
+_LEAST_NORMAL = 1.1754943508222875e-38
+
+
+def _log_of_positive(x: Expr) -> Expr:
+    """The logarithm of a finite number above 0, denormal or not."""
+    v, u, f, s, z, k, h = (_var(name) for name in "xufszkh")
+    bits = _var("b", "int32")
+    tiny = v < _f(_LEAST_NORMAL)
+    exponent = tirx.Cast("float32", tirx.RShift(bits, _i(23)))
+    significand = tirx.reinterpret("float32", tirx.BitwiseAnd(bits, _i(0x7FFFFF)) + _i(_SQRT_HALF_BITS))
+    return _within(
+        [
+            (v, x),
+            (u, tirx.Select(tiny, v * _f(2.0**25), v)),
+            (bits, _bits(u) - _i(_SQRT_HALF_BITS)),
+            (k, exponent - tirx.Select(tiny, _f(25.0), _f(0.0))),
+            (f, significand - _f(1.0)),
+            (s, tirx.Div(f, _f(2.0) + f)),
+            (z, s * s),
+            (h, _f(0.5) * f * f),
+        ],
+        k * _f(_LN2_HIGH) + (f - (h - (s * (h + z * _horner(z, _ATANH_TERMS)) + k * _f(_LN2_LOW)))),
+    )
+
+
+def log(x: Expr) -> Expr:
+    """The natural logarithm: -inf of both zeros, NaN of what is below."""
+    v = _var("x")
+    below = tirx.Select(tirx.EQ(v, _f(0.0)), _f(-_INF), _f(float("nan")))
+    value = tirx.Select(v > _f(0.0), _log_of_positive(v), below)
+    return _within([(v, x)], tirx.Select(v < _f(_INF), value, v))
+
+
+def log1p(x: Expr) -> Expr:
+    """log(1 + x) for x >= 0, of which 1 + x keeps only a part: what it loses is added."""
+    v, u = _var("x"), _var("u")
+    value = _log_of_positive(u) + tirx.Div(v - (u - _f(1.0)), u)
+    return _within([(v, x), (u, v + _f(1.0))], tirx.Select(v < _f(_INF), value, v))
+
+
+def _from_libm(name: str) -> Callable[[Expr], Expr]:
+    # LLVM has no code for these, or TVM's own loses digits where its formula cancels; every C library has them.
+    return lambda x: tirx.call_pure_extern("float32", name, x)
+
+
+_RULES: dict[str, Callable[[Expr], Expr]] = {
+    **{"exp": exp, "sigmoid": sigmoid, "tanh": tanh, "erf": erf, "log": log, "log1p": log1p, "expm1": expm1},
+    **{name: _from_libm(f"{name}f") for name in ("sinh", "cosh", "asinh", "acosh", "atanh")},
+}
+_FLOATS = ("float16", "float32", "float64")
+
+
+def extremum(kind: type, a: Expr, b: Expr) -> Expr:
+    """The larger or smaller of two numbers (`kind` is tirx.Max or tirx.Min), NaN where either is NaN.
+
+    TVM's own is `a > b ? a : b`, one instruction on x86, which gives `b` where either is NaN: enough where `a` is a
+    literal.
+    """
+    dtype = str(a.ty)
+    if dtype not in _FLOATS:
+        return kind(a, b)
+    for literal, other in ((a, b), (b, a)):
+        if isinstance(literal, tirx.FloatImm) and not math.isnan(float(literal.value)):
+            return kind(literal, other)
+    first = a if isinstance(a, tirx.Var | TensorLoad) else _var("m", dtype)
+    value = tirx.Select(first <= tirx.FloatImm(dtype, _INF), kind(first, b), first)
+    return value if first is a else tirx.Let(first, a, value)
 
 
 class _Vectorisable(Rewriter):
-    """Replaces the calls, and divisions by a literal whose reciprocal is as good."""
+    """Replaces the calls, maxima and minima, and divisions by a literal whose reciprocal is as good."""
 
     def __init__(self) -> None:
         super().__init__({})
 
     def call(self, call: Call, args: list[Expr]) -> Expr:
         name = str(getattr(call.op, "name", "")).rsplit(".", 1)[-1]
-        if name in _RULES and str(call.ty) == "float32":
+        dtype = str(call.ty)
+        if name in _RULES and dtype == "float32":
             return _RULES[name](args[0])
+        if name in _RULES and dtype == "float16":
+            # What is in between may be far out of its range: e^12 is.
+            return tirx.Cast(dtype, _RULES[name](tirx.Cast("float32", args[0])))
         return super().call(call, args)
 
     def visit(self, e: Expr) -> Expr:
+        if isinstance(e, tirx.Max | tirx.Min):
+            return extremum(type(e), self.visit(e.a), self.visit(e.b))
         # A division by a literal costs ten times a multiplication by its reciprocal and differs by one rounding.
         if isinstance(e, tirx.Div) and isinstance(e.b, tirx.FloatImm) and str(e.ty) == "float32":
             divisor = float(e.b.value)
@@ -141,7 +255,7 @@ class _Vectorisable(Rewriter):
 
 
 def vectorisable(value: Expr) -> Expr:
-    """`value` with transcendental functions written out."""
+    """`value` with transcendental functions written out, and with NaN kept by maxima and minima."""
     return _Vectorisable().visit(value)
 
 
