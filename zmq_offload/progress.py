@@ -13,7 +13,7 @@ from typing import TextIO
 
 # Where nobody watches, a long step writes a line this often.
 REPORT_S = 10.0
-_CLEAR = "\r\x1b[K"  # to the line's beginning, and what stood there away
+CLEAR = "\r\x1b[K"  # to the line's beginning, and what stood there away
 
 
 class Progress:
@@ -35,7 +35,8 @@ class Progress:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Callable[[str], None]]:
-        """Show `title` while the body runs, and the seconds that it took. A step that fails is left without them.
+        """Show `title` while the body runs, and the seconds that it took. A step that fails is left without them, one
+        that is interrupted without a line: the program says that once.
 
         The body may say how far it is: shown at once on a terminal, elsewhere as a line every REPORT_S seconds.
         """
@@ -64,11 +65,15 @@ class Progress:
         try:
             yield say
             tail = f"{time.monotonic() - began:.1f} s"
+        except KeyboardInterrupt:
+            tail = ""
+            raise
         finally:
             ended.set()
             if live:
                 ticker.join()
-            print(f"{_CLEAR if live else ''}{head} {tail}", file=self._stream, flush=True)
+            line = f"{head} {tail}\n" if tail else ""
+            print(f"{CLEAR if live else ''}{line}", end="", file=self._stream, flush=True)
 
     def _tick(self, said: _Said, began: float, ended: threading.Event) -> None:
         while True:
@@ -76,7 +81,7 @@ class Progress:
             # A longer line would wrap, and only its last row be taken away.
             most = shutil.get_terminal_size().columns - 1
             shown = shown if len(shown) <= most else f"{shown[: most - 3]}..."
-            print(f"{_CLEAR}{shown}", end="", file=self._stream, flush=True)
+            print(f"{CLEAR}{shown}", end="", file=self._stream, flush=True)
             if ended.wait(0.2):
                 return
 

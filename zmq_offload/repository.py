@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from zmq_offload.cpu import CpuNeeds
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import ANY, TensorSpec, check_signature
+from zmq_offload.scratch import folders_made, put_in_place, scratch_folder
 
 FORMAT_VERSION = 1
 LIBRARY = "subgraph.so"
@@ -239,24 +238,16 @@ class Repository:
         if place.exists() and not force:
             raise AlreadyExists(f"{place} exists; choose another version, or force it to be replaced")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=place.parent))
-        except OSError as error:
-            raise FailedPrecondition(f"{place.parent} cannot be written: {error.strerror or error}") from None
-        try:
-            found = build(draft)
-            described = found.to_json() | {"checksum": checksum(draft / LIBRARY)}
-            (draft / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
-            draft.chmod(0o755)
-            if place.exists():
-                # Out of the way first: deleting takes longer than two renames, and the version must not be half there.
-                place.rename(draft.with_name(f"{draft.name}.old"))
-            draft.rename(place)
+            with folders_made(place.parent), scratch_folder(place.parent, f".{version}-") as scratch:
+                draft = scratch / "new"
+                draft.mkdir()
+                found = build(draft)
+                described = found.to_json() | {"checksum": checksum(draft / LIBRARY)}
+                (draft / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+                draft.chmod(0o755)
+                put_in_place(draft, place)
         except OSError as error:
             raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
-        finally:
-            for rest in (draft, draft.with_name(f"{draft.name}.old")):
-                shutil.rmtree(rest, ignore_errors=True)
         return ModelVersion.from_json(described)
 
 

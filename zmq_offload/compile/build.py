@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,10 +41,16 @@ def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = No
 
 
 def export(executable: tvm.runtime.Executable, path: Path, target: tvm.target.Target) -> None:
-    """Link an executable into a shared library. Raises FailedPrecondition if there is no linker, or it fails."""
+    """Link an executable into a shared library. Raises FailedPrecondition if there is no linker, it fails, or the disk
+    is full."""
     try:
         executable.export_library(str(path), fcompile=_linker(target))
     except Exception as error:
+        if "No space left on device" in str(error):
+            raise FailedPrecondition(
+                f"{path.name} cannot be linked: no space left in {path.parent}, or in the folder for temporary files, "
+                f"{tempfile.gettempdir()} ($TMPDIR chooses another)"
+            ) from error
         raise FailedPrecondition(
             f"{path.name} cannot be linked for {_triple(target)} (that needs a C++ compiler for it: g++ or clang++, or "
             f"the one that $CXX names; or the package ziglang): {' '.join(str(error).split())[:500]}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from zmq_offload.progress import Progress
 from zmq_offload.protocol.tensors import TensorSpec, check_signature
 from zmq_offload.repository import LIBRARY as SUBGRAPH
 from zmq_offload.repository import ModelVersion, checksum
+from zmq_offload.scratch import folders_made, put_in_place, scratch_folder
 
 if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, and only tuning needs it
     from zmq_offload.compile.tuning.report import Summary
@@ -79,46 +80,99 @@ def write(
     parts += [] if destination.only_subgraph else [(device, device_target)]
     found = _tune(parts, tuning, progress) if tuning is not None and tuning.trials else None
     folder = tuning.folder if tuning is not None else None
-    with tempfile.TemporaryDirectory(prefix=".compile-", dir=destination.output) as scratch:
-        libraries, work = [], []
-        for subgraph in subgraphs:
-            with progress.step(f"compile the subgraph {subgraph.model!r}"):
-                libraries.append(Path(scratch) / f"{subgraph.symbol}.so")
-                with counting() as flops:
-                    export(build(subgraph.module, target, folder), libraries[-1], target)
-                work.append(flops)
-        draft = Path(scratch) / "device"
-        if not destination.only_subgraph:
-            with progress.step("compile the device's part"):
-                draft.mkdir(mode=0o755)
-                with counting() as flops:
-                    export(build(device, device_target, folder), draft / LIBRARY, device_target)
-            fallback = []
-            for subgraph in subgraphs if destination.with_fallback else ():
-                with progress.step(f"compile the device's copy of {subgraph.model!r}"):
-                    name = fallback_library(subgraph.model)
-                    export(build(subgraph.module, device_target, folder), draft / name, device_target)
-                    number, digest = destination.number(subgraph.model), checksum(draft / name)
-                    signed = subgraph.inputs, subgraph.outputs
-                    fallback.append(Fallback(subgraph.model, number, name, digest, *signed))
-            manifest = Manifest(
-                tuple(signature[0]),
-                tuple(signature[1]),
-                tuple(Offloaded(s.symbol, s.model, destination.policy, s.inputs, s.outputs) for s in subgraphs),
-                target_json(device_target),
-                cpu_needs(device_target),
-                tvm.__version__,
-                checksum(draft / LIBRARY),
-                flops,
-                tuple(fallback),
-            )
-            manifest.write(draft)
-        with progress.step(f"write {destination.output}"):
-            written = [_add(destination, *part, target) for part in zip(subgraphs, libraries, work, strict=True)]
+    try:
+        with (
+            folders_made(destination.output, destination.repository.root),
+            scratch_folder(destination.output, ".compile-") as scratch,
+        ):
+            libraries, work = [], []
+            for subgraph in subgraphs:
+                with progress.step(f"compile the subgraph {subgraph.model!r}"):
+                    libraries.append(scratch / f"{subgraph.symbol}.so")
+                    with counting() as flops:
+                        export(build(subgraph.module, target, folder), libraries[-1], target)
+                    work.append(flops)
+            draft = None
             if not destination.only_subgraph:
-                _replace(draft, destination.device)
+                draft = scratch / "device"
+                draft.mkdir(mode=0o755)
+                with progress.step("compile the device's part"), counting() as flops:
+                    export(build(device, device_target, folder), draft / LIBRARY, device_target)
+                copies = [
+                    _fallback(destination, subgraph, draft, device_target, folder, progress)
+                    for subgraph in (subgraphs if destination.with_fallback else ())
+                ]
+                _manifest(destination, subgraphs, signature, draft, device_target, flops, copies).write(draft)
+            with progress.step(f"write {destination.output}"):
+                written = _publish(destination, list(zip(subgraphs, libraries, work, strict=True)), target, draft)
+    except OSError as error:
+        raise FailedPrecondition(f"{destination.output} cannot be written: {error.strerror or error}") from None
     folders = tuple(destination.repository.path(m.name, m.version) for m in written)
     return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(written), found)
+
+
+def _fallback(
+    destination: Destination,
+    subgraph: Subgraph,
+    draft: Path,
+    target: tvm.target.Target,
+    tuned: Path | None,
+    progress: Progress,
+) -> Fallback:
+    """Compile the device's copy of a subgraph into its bundle."""
+    with progress.step(f"compile the device's copy of {subgraph.model!r}"):
+        name = fallback_library(subgraph.model)
+        export(build(subgraph.module, target, tuned), draft / name, target)
+        number, digest = destination.number(subgraph.model), checksum(draft / name)
+        return Fallback(subgraph.model, number, name, digest, subgraph.inputs, subgraph.outputs)
+
+
+def _manifest(
+    destination: Destination,
+    subgraphs: Sequence[Subgraph],
+    signature: tuple[Sequence[TensorSpec], Sequence[TensorSpec]],
+    draft: Path,
+    target: tvm.target.Target,
+    flops: dict[str, Count],
+    copies: Sequence[Fallback],
+) -> Manifest:
+    return Manifest(
+        tuple(signature[0]),
+        tuple(signature[1]),
+        tuple(Offloaded(s.symbol, s.model, destination.policy, s.inputs, s.outputs) for s in subgraphs),
+        target_json(target),
+        cpu_needs(target),
+        tvm.__version__,
+        checksum(draft / LIBRARY),
+        flops,
+        tuple(copies),
+    )
+
+
+def _publish(
+    destination: Destination,
+    parts: Sequence[tuple[Subgraph, Path, dict[str, Count]]],
+    target: tvm.target.Target,
+    draft: Path | None,
+) -> list[ModelVersion]:
+    """Put the subgraphs and the device bundle, if there is one, in their places: all, or none that was not there."""
+    written: list[ModelVersion] = []
+    fresh: list[Path] = []
+    try:
+        for subgraph, library, work in parts:
+            place = destination.repository.path(subgraph.model, destination.number(subgraph.model))
+            if not place.exists():
+                fresh.append(place)
+            written.append(_add(destination, subgraph, library, work, target))
+        if draft is not None:
+            put_in_place(draft, destination.device)
+    except BaseException:
+        for place in fresh:
+            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):  # there are other versions
+                place.parent.rmdir()
+        raise
+    return written
 
 
 def _tune(parts: Sequence[tuple[tvm.IRModule, tvm.target.Target]], tuning: Tuning, progress: Progress) -> Summary:
@@ -151,12 +205,3 @@ def _add(
         )
 
     return destination.repository.write(subgraph.model, number, fill, force=destination.force)
-
-
-def _replace(draft: Path, place: Path) -> None:
-    try:
-        if place.exists():
-            shutil.rmtree(place)
-        draft.rename(place)
-    except OSError as error:
-        raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None

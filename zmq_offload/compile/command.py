@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload.compile.interrupt import stoppable
+from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
@@ -121,7 +123,8 @@ def add_parser(subparsers: Any) -> None:
         help="folder that keeps what tuning found, for later builds, with or without --tune (default: DIR/tuning)",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.set_defaults(run=run, usage_error=parser.error)
+    add_verbose(parser)
+    parser.set_defaults(run=stoppable(silent(run)), usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -155,9 +155,12 @@ def _there(place: Path) -> bool:
 
 
 def _check_writable(folder: Path) -> None:
+    """Whether a folder can be written, or made. It is not made yet: what is still to be checked may fail."""
+    place = folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise FailedPrecondition(

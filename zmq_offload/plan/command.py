@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmq_offload import units
+from zmq_offload.compile.interrupt import stoppable
+from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.cores import usable_cores
 from zmq_offload.extras import needs
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Costs, Link, Overhead, Split, Stages, Times
@@ -83,7 +85,8 @@ def add_parser(subparsers: Any) -> None:
         "-o", "--output", type=Path, default=Path(PICTURE), metavar="PNG", help=f"picture to write (default: {PICTURE})"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.set_defaults(run=run)
+    add_verbose(parser)
+    parser.set_defaults(run=stoppable(silent(run)))
 
 
 def run(args: argparse.Namespace) -> int:

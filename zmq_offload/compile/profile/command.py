@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload.compile.interrupt import stoppable
+from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.cores import usable_cores
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.extras import needs
@@ -51,7 +53,8 @@ def add_parser(subparsers: Any) -> None:
         help="also measure both parts of every clean cut of an ONNX file, for `zmq-offload plan --device-profile F`",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.set_defaults(run=run)
+    add_verbose(parser)
+    parser.set_defaults(run=stoppable(silent(run)))
 
 
 def run(args: argparse.Namespace) -> int:

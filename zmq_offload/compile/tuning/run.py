@@ -20,7 +20,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import Sequential
 from tvm.target import Target
 
-from zmq_offload.compile.interrupt import interruptible
+from zmq_offload.compile.interrupt import interruptible, patiently
 from zmq_offload.compile.schedules.machine import machine_of
 from zmq_offload.compile.schedules.measure import arguments, built, seconds
 from zmq_offload.compile.schedules.pipeline import fusing
@@ -241,8 +241,9 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             before(number, frame)
         asked.set()
 
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with patiently():
+        signal.signal(signal.SIGINT, remember)
+        try:
+            yield asked.is_set
+        finally:
+            signal.signal(signal.SIGINT, before)
