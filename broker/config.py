@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from broker.liveness import Policy
 from zmq_offload.protocol import limits
-from zmq_offload.settings import add_option, checked, count, seconds
+from zmq_offload.settings import Parser, add_option, bytes_, checked, count, file, heartbeat, seconds
 from zmq_offload.transport import check_endpoint
 
 endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
 
 _POLICY = {
-    "heartbeat": (seconds, "seconds between probes of a worker"),
+    "heartbeat": (heartbeat, "seconds between probes of a worker"),
     "patience": (seconds, "seconds an idle worker may be silent and still be given requests"),
     "hang_grace": (seconds, "seconds a worker may be busy with a request after its deadline, or quiet"),
     "worker_grace": (seconds, "seconds a request waits for a worker that holds its model to appear"),
     "max_attempts": (count, "workers a request may lose before it is given up"),
     "max_queued": (count, "requests that may wait in total"),
-    "max_queued_bytes": (count, "bytes of the requests that may wait in total"),
+    "max_queued_bytes": (bytes_, "bytes of the requests that may wait in total"),
     "max_queued_per_model": (count, "requests that may wait for one model"),
     "max_queued_per_client": (count, "requests of one client that may wait for one model"),
 }
@@ -41,21 +40,19 @@ class Config:
     policy: Policy = field(default_factory=Policy)
 
 
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The options of `python -m broker`, from arguments, environment and defaults."""
-    parser = argparse.ArgumentParser(
-        prog="python -m broker", description="Balances devices' requests over workers. SIGTERM drains and stops it."
-    )
+def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> Config:
+    """The options of `zmq-offload broker`, from arguments, environment and defaults."""
+    parser = Parser(prog=prog, description="Balances devices' requests over workers. SIGTERM drains and stops it.")
     add_option(parser, "--frontend", endpoint, Config.frontend, "where devices connect", metavar="ENDPOINT")
     add_option(parser, "--backend", endpoint, Config.backend, "where workers connect", metavar="ENDPOINT")
     add_option(parser, "--grace", seconds, 10.0, "seconds to finish requests in when stopped", metavar="S")
-    add_option(parser, "--max-frame-bytes", count, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
-    add_option(parser, "--server-key", str, None, "this broker's NAME.key_secret", metavar="FILE")
-    add_option(parser, "--authorized-clients", str, None, "the keys of clients that may connect", metavar="FILE")
-    add_option(parser, "--authorized-workers", str, None, "the keys of workers that may connect", metavar="FILE")
+    add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
+    add_option(parser, "--server-key", file, None, "this broker's NAME.key_secret", metavar="FILE")
+    add_option(parser, "--authorized-clients", file, None, "the keys of clients that may connect", metavar="FILE")
+    add_option(parser, "--authorized-workers", file, None, "the keys of workers that may connect", metavar="FILE")
     parser.add_argument("--insecure", action="store_true", help="listen beyond loopback without keys")
     for name, (kind, text) in _POLICY.items():
-        flag, metavar = "--" + name.replace("_", "-"), "S" if kind is seconds else "N"
+        flag, metavar = "--" + name.replace("_", "-"), "S" if kind in (seconds, heartbeat) else "N"
         add_option(parser, flag, kind, getattr(Policy(), name), text, metavar=metavar)
     given = vars(parser.parse_args(arguments))
     together = [given["server_key"], given["authorized_clients"], given["authorized_workers"]]

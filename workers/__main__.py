@@ -1,28 +1,41 @@
-"""`python -m workers`: the supervisor, and with its pipe in the environment one of its workers."""
+"""`zmq-offload worker`, or `python -m workers`: the supervisor, or with its pipe in the environment one worker."""
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-
-from workers.config import parse
-from workers.supervisor import CORES, PARENT_FD, Supervisor
-from zmq_offload.settings import run
+from collections.abc import Sequence
 
 
-def main() -> int:
-    config = parse()
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m workers") -> int:
+    """Exit codes: 0 stopped as told, 1 failed (one line on stderr), 2 wrong usage."""
+    try:
+        from zmq_offload.programs import run
+
+        return run(lambda: _run(sys.argv[1:] if arguments is None else arguments, prog), "workers")
+    except KeyboardInterrupt:  # while the first modules are imported
+        return 130
+
+
+def _run(arguments: Sequence[str], prog: str) -> int:
+    import logging
+    import os
+
+    from workers.config import parse
+    from workers.supervisor import CORES, PARENT_FD, Supervisor
+    from zmq_offload.variables import warn_of_unknown
+
+    config = parse(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     parent = os.environ.pop(PARENT_FD, None)
     if parent is None:
-        return run(lambda: Supervisor(config, sys.argv[1:]).run(), "workers")
+        warn_of_unknown("workers")
+        return Supervisor(config, arguments).run()
     cores = [int(core) for core in os.environ.pop(CORES, "").split(",") if core]
     # A worker runs subgraphs and compiles none: half the memory and the time to start.
     os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
     from workers.loop import serve
 
-    return run(lambda: serve(config, int(parent), cores), "workers")
+    return serve(config, int(parent), cores)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 from collections.abc import Sequence
@@ -12,7 +11,18 @@ from workers.session import Policy
 from zmq_offload.cores import usable_cores
 from zmq_offload.protocol import limits
 from zmq_offload.repository import Batching
-from zmq_offload.settings import add_option, checked, count, microseconds, seconds
+from zmq_offload.settings import (
+    Parser,
+    add_option,
+    bytes_,
+    checked,
+    count,
+    file,
+    heartbeat,
+    microseconds,
+    processes,
+    seconds,
+)
 from zmq_offload.transport import check_endpoint
 
 
@@ -46,29 +56,29 @@ class Config:
     policy: Policy = field(default_factory=Policy)
 
 
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The options of `python -m workers`, from arguments, environment and defaults."""
-    parser = argparse.ArgumentParser(
-        prog="python -m workers",
+def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers") -> Config:
+    """The options of `zmq-offload worker`, from arguments, environment and defaults."""
+    parser = Parser(
+        prog=prog,
         description="Serves the subgraphs of a model repository. SIGTERM finishes what is held and stops.",
     )
     policy = Policy()
     add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "brokers' backends", metavar="ENDPOINT,...")
-    add_option(parser, "--repository", str, Config.repository, "the model repository", metavar="DIR")
+    add_option(parser, "--repository", file, Config.repository, "the model repository", metavar="DIR")
     add_option(parser, "--executor", kind, "graph", "'graph' runs TVM, 'echo' returns its inputs", metavar="KIND")
     add_option(parser, "--name", str, None, "name shown in the status, default HOST-PID", metavar="NAME")
     add_option(parser, "--slots", count, None, "requests a process may hold, default 2, echo 32", metavar="N")
-    add_option(parser, "--processes", count, 1, "worker processes", metavar="N")
+    add_option(parser, "--processes", processes, 1, "worker processes", metavar="N")
     add_option(parser, "--threads", count, None, "TVM threads a process, default cores / processes", metavar="N")
     add_option(parser, "--pin", switch, "on", "keep each process on cores of its own", metavar="on|off")
     add_option(parser, "--refresh", seconds, 5.0, "seconds between two looks at the repository", metavar="S")
-    add_option(parser, "--worker-key", str, None, "this worker's NAME.key_secret", metavar="FILE")
-    add_option(parser, "--broker-key", str, None, "the brokers' NAME.key", metavar="FILE")
-    add_option(parser, "--heartbeat", seconds, policy.heartbeat, "seconds between heartbeats", metavar="S")
+    add_option(parser, "--worker-key", file, None, "this worker's NAME.key_secret", metavar="FILE")
+    add_option(parser, "--broker-key", file, None, "the brokers' NAME.key", metavar="FILE")
+    add_option(parser, "--heartbeat", heartbeat, policy.heartbeat, "seconds between heartbeats", metavar="S")
     add_option(parser, "--patience", seconds, policy.patience, "seconds a broker may be silent", metavar="S")
     add_option(parser, "--drain", seconds, policy.drain, "seconds to wait for brokers when stopped", metavar="S")
     add_option(parser, "--hang-grace", seconds, 30.0, "seconds a subgraph may run past a deadline", metavar="S")
-    add_option(parser, "--max-frame-bytes", count, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
+    add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
     add_option(parser, "--max-batch", count, None, "rows that may run together, over model.json's", metavar="N")
     add_option(parser, "--batch-delay", microseconds, None, "how long the first of them waits for others", metavar="US")
     given = parser.parse_args(arguments)

@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 
 from workers.config import Config
 from workers.cores import share_of
+from zmq_offload import programs
 from zmq_offload.cores import cpu_quota
 from zmq_offload.extras import needs
 
@@ -56,7 +56,7 @@ class _Seat:
 
 
 class Supervisor:
-    """`processes` children, each `python -m workers` with the same arguments."""
+    """`processes` children, each `zmq-offload worker` with the same arguments."""
 
     def __init__(self, config: Config, arguments: Sequence[str]) -> None:
         if config.executor == "graph" and importlib.util.find_spec("tvm") is None:
@@ -64,7 +64,7 @@ class Supervisor:
             with needs("tvm"):
                 raise ImportError("No module named 'tvm'")
         self._config = config
-        self._command = [sys.executable, "-m", "workers", *arguments]
+        self._command = [*programs.command(), "worker", *arguments]
         self._seats = [_Seat(Backoff()) for _ in range(config.processes)]
         self._stopping = False
         self._cores = sorted(os.sched_getaffinity(0))

@@ -6,23 +6,43 @@ called through one. What goes wrong is an `OffloadError`; `zmq_offload.errors` d
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from zmq_offload.aio import AsyncClient
-from zmq_offload.client import Client
 from zmq_offload.errors import OffloadError, Status
-from zmq_offload.extras import needs
-from zmq_offload.results import Outputs, Timings
+
+if TYPE_CHECKING:
+    from zmq_offload.aio import AsyncClient
+    from zmq_offload.client import Client
+    from zmq_offload.results import Outputs, Timings
 
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "OffloadError", "Outputs", "Status", "Timings", "load"]
 
+_PLACES = {
+    "AsyncClient": "zmq_offload.aio",
+    "Client": "zmq_offload.client",
+    "Outputs": "zmq_offload.results",
+    "Timings": "zmq_offload.results",
+}
+
 
 def __getattr__(name: str) -> Any:
+    # Imported when it is first used: the programs must handle Ctrl-C before NumPy and ZeroMQ are imported.
+    if name in _PLACES:
+        found = getattr(importlib.import_module(_PLACES[name]), name)
+        globals()[name] = found
+        return found
     # Only a device that runs a bundle needs TVM; a plain client and the broker do without.
     if name == "load":
+        from zmq_offload.extras import needs
+
         with needs("tvm"):
             from zmq_offload.byoc.model import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,14 +4,68 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
+from zmq_offload import __version__
 from zmq_offload.errors import OffloadError
+from zmq_offload.suggest import did_you_mean
+from zmq_offload.variables import PREFIX
 
-PREFIX = "ZMQ_OFFLOAD_"
+FRONTEND = "tcp://127.0.0.1:5555"
+"""Where a broker listens for clients, unless told otherwise."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, suggests what was meant, and names a variable whose value is wrong.
+
+    A program gets `--version`; so do its commands, unless they have an option of that name.
+    """
+
+    _commands: Any = None
+
+    def add_subparsers(self, **arguments: Any) -> Any:
+        self._commands = super().add_subparsers(**arguments)
+        return self._commands
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = list(sys.argv[1:] if args is None else args)
+        if "--version" not in self._option_string_actions:
+            text = f"zmq-offload {__version__}"
+            self.add_argument("--version", action="version", version=text, help="show the version and exit")
+        self._check_names(args)
+        try:
+            found, rest = super().parse_known_args(args, namespace)
+        except _WrongVariable as error:
+            self.error(str(error))
+        if rest:
+            self.error(f"unexpected argument {rest[0]!r}")
+        return found, rest
+
+    def _check_names(self, args: Sequence[str]) -> None:
+        """Find unknown commands and options first: argparse would rather say what else is missing because of them."""
+        if self._commands is not None:
+            command = next((arg for arg in args if not arg.startswith("-")), None)
+            if command is not None and command not in self._commands.choices:
+                names = list(self._commands.choices)
+                meant = did_you_mean(command, names) or f"; the commands are {', '.join(names)}"
+                self.error(f"unknown command {command!r}{meant}")
+            return
+        options = self._option_string_actions
+        for arg in args:
+            name = arg.partition("=")[0]
+            if arg == "--":
+                return
+            if name.startswith("--") and " " not in name and not any(known.startswith(name) for known in options):
+                self.error(f"unknown option {name}{did_you_mean(name, options)}")
+
+    def error(self, message: str) -> NoReturn:
+        """One line; `--help` has the usage. Exits with 2."""
+        lost = message.startswith(("unknown", "unexpected", "the following arguments are required"))
+        see = f" (see {self.prog} --help)" if lost else ""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}{see}\n")
 
 
 def add_option(
@@ -22,34 +76,96 @@ def add_option(
     help: str,
     *,
     variable: str | None = None,
+    bare: bool = False,
     **more: Any,
 ) -> None:
     """Add `--some-flag`, which falls back to ZMQ_OFFLOAD_SOME_FLAG (or to `variable`) and then to `default`.
 
     A value from the environment goes through `kind` as one from the command line does (argparse does that with default
-    strings), so that both fail the same way.
+    strings), and its error names the variable. `zmq_offload.variables` must have it: one name, one meaning.
+
+    With `bare` these are the values of the flag without one; without the flag the option is None.
     """
     variable = variable or PREFIX + flag.removeprefix("--").replace("-", "_").upper()
     shown = "" if default is None else f", default {default}"
-    value = os.environ.get(variable) or default
-    parser.add_argument(flag, type=kind, default=value, help=f"{help} [{variable}{shown}]", **more)
+    given = os.environ.get(variable)
+    value = _FromEnvironment.of(variable, given) if given else default
+    values = {"nargs": "?", "const": value} if bare else {"default": value}
+    parser.add_argument(flag, type=_naming(kind), help=f"{help} [{variable}{shown}]", **values, **more)
+    OPTIONS.setdefault(variable, set()).add(parser.prog)
 
 
-def add_frontend(parser: argparse.ArgumentParser) -> None:
-    """Add `--broker` of a client: the frontend, under the variable by which the broker knows it.
+OPTIONS: dict[str, set[str]] = {}
+"""Variables of the options that were added, and the programs that have them."""
+
+
+class _FromEnvironment(str):
+    """A value that the environment gave."""
+
+    variable: str
+
+    @classmethod
+    def of(cls, variable: str, value: str) -> _FromEnvironment:
+        made = cls(value)
+        made.variable = variable
+        return made
+
+
+class _WrongVariable(Exception):
+    """A value of the environment that its option does not take. Not one of the errors that argparse turns into one
+    about the option, which nobody gave."""
+
+
+def _naming(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except (argparse.ArgumentTypeError, OffloadError, ValueError) as error:
+            if isinstance(text, _FromEnvironment):
+                raise _WrongVariable(f"variable {text.variable}: {error}") from None
+            if isinstance(error, OffloadError):
+                raise argparse.ArgumentTypeError(error.message) from None
+            raise
+
+    return parse
+
+
+def add_frontend(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add `--broker` of a client: the frontend, or `several`, under the variable by which the broker knows it.
 
     ZMQ_OFFLOAD_BROKER is another endpoint, the backend, which workers connect to.
     """
     add_option(
         parser,
         "--broker",
-        # A broker that binds to all addresses has this machine's, too.
-        lambda text: text.replace("//*:", "//127.0.0.1:"),
-        "tcp://127.0.0.1:5555",
-        "the broker's frontend",
+        _frontends if several else _frontend,
+        FRONTEND,
+        "brokers' frontends, separated by commas" if several else "the broker's frontend",
         variable=f"{PREFIX}FRONTEND",
-        metavar="ENDPOINT",
+        metavar="ENDPOINT,..." if several else "ENDPOINT",
     )
+
+
+def add_optional_frontend(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add `--broker [ENDPOINT]` of a command that does without a broker unless it is given; the endpoint then falls
+    back as `add_frontend`'s does."""
+    add_option(
+        parser, "--broker", _frontend, FRONTEND, help, variable=f"{PREFIX}FRONTEND", metavar="ENDPOINT", bare=True
+    )
+
+
+def _frontend(text: str) -> str:
+    from zmq_offload.transport import check_endpoint
+
+    # A broker that binds to all addresses has this machine's, too.
+    return check_endpoint(text.strip()).replace("//*:", "//127.0.0.1:")
+
+
+def _frontends(text: str) -> tuple[str, ...]:
+    found = tuple(_frontend(part) for part in text.split(",") if part.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names no endpoint; use tcp://HOST:PORT")
+    return found
 
 
 def checked(kind: Callable[[str], Any], holds: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
@@ -58,33 +174,30 @@ def checked(kind: Callable[[str], Any], holds: Callable[[Any], bool], wanted: st
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-        except (ValueError, OffloadError) as error:
-            detail = error.message if isinstance(error, OffloadError) else f"{text!r} is not {wanted}"
+        except (ValueError, OverflowError, OffloadError) as error:
+            detail = error.message if isinstance(error, OffloadError) else f"{_short(text)} is not {wanted}"
             raise argparse.ArgumentTypeError(detail) from None
         if not holds(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+            raise argparse.ArgumentTypeError(f"{_short(text)} is not {wanted}")
         return value
 
     return parse
 
 
-count = checked(int, lambda n: n >= 1, "a whole number from 1")
-microseconds = checked(int, lambda n: n >= 0, "a whole number of microseconds from 0")
-seconds = checked(float, lambda s: 0 < s < 1e6, "a time in seconds above 0")
+def _short(text: str) -> str:
+    return repr(str(text)) if len(text) <= 60 else f"{text[:57]!r}..."
 
 
-def run(main: Callable[[], int | None], program: str) -> int:
-    """Run a program; an error of ours, or of a file, is one line on stderr and exit code 1."""
-    try:
-        code = main() or 0
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`); what is left of it must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except (OffloadError, OSError) as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+MOST = 10**9
+"""Of whatever is counted: requests, rows, runs. More is a slip of the pen, and would overflow somewhere."""
+
+count = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}")
+processes = checked(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")
+bytes_ = checked(int, lambda n: 1 <= n < 2**62, "a whole number of bytes from 1")
+seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
+microseconds = checked(int, lambda n: 0 <= n <= MOST, f"a whole number of microseconds from 0 to {MOST}")
+seconds = checked(float, lambda s: 0.001 <= s < 1e6, "a time in seconds, from 0.001 to a million")
+heartbeat = checked(float, lambda s: 0.001 <= s <= 2000, "a time in seconds, from 0.001 to 2000")
+"""ZMTP has 16 bits for a heartbeat's time to live, three times the interval, in tenths of a second."""
+file = checked(str, lambda text: text.strip() not in ("", "."), "a file's name (of an unset variable?)")
+path = checked(Path, lambda path: path != Path(), "a file's name (of an unset variable?)")

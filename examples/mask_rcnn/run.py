@@ -32,9 +32,9 @@ from zmq_offload.link import Link
 from zmq_offload.plan.costs import Link as Conditions
 from zmq_offload.plan.costs import message_bytes
 from zmq_offload.plan.slow import Seen, SlowedClient, SlowProcessor
+from zmq_offload.programs import run as run_program
 from zmq_offload.progress import Progress
 from zmq_offload.settings import checked, count
-from zmq_offload.settings import run as run_program
 
 GOAL = 70.0
 """Frames a second that the proposal reached."""

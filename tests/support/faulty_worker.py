@@ -19,6 +19,7 @@ from typing import Any
 import workers.__main__
 import workers.loop
 import workers.serving
+import workers.supervisor
 from workers.supervisor import Supervisor
 
 
@@ -45,10 +46,10 @@ def execute(jobs: Sequence[Any]) -> Any:
 class FaultySupervisor(Supervisor):
     def __init__(self, config: Any, arguments: Sequence[str]) -> None:
         super().__init__(config, arguments)
-        self._command[self._command.index("workers")] = "tests.support.faulty_worker"
+        self._command = [sys.executable, "-m", "tests.support.faulty_worker", *arguments]
 
 
 if __name__ == "__main__":
     workers.loop.execute = execute  # type: ignore[assignment]
-    workers.__main__.Supervisor = FaultySupervisor  # type: ignore[misc]
+    workers.supervisor.Supervisor = FaultySupervisor  # type: ignore[misc]
     sys.exit(workers.__main__.main())

@@ -22,6 +22,7 @@ from zmq_offload.byoc.manifest import Manifest
 from zmq_offload.demo.model import INPUT
 from zmq_offload.demo.processes import Children, kill_session
 from zmq_offload.errors import FailedPrecondition, Internal, OffloadError, from_status
+from zmq_offload.programs import module
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Repository, checksum
 
@@ -105,7 +106,7 @@ def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet
         width, height = job.size
         arguments = [str(job.model), str(width), str(height), str(draft), str(steps), *job.cut]
         arguments += ["--quiet"] if quiet else []
-        process = children.start("compiler", ["-m", __name__, *arguments], stop=kill_session)
+        process = children.start("compiler", [*module("zmq_offload.demo.build")[1:], *arguments], stop=kill_session)
         try:
             code = process.wait()
         finally:

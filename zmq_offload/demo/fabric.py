@@ -13,6 +13,7 @@ from pathlib import Path
 from zmq_offload.client import Client
 from zmq_offload.demo.processes import Children, terminate
 from zmq_offload.errors import DeadlineExceeded, Internal
+from zmq_offload.programs import command
 
 START = 60.0
 """Seconds that starting may take."""
@@ -28,13 +29,15 @@ def start_fabric(
     deadline = time.monotonic() + START
     log = logs / "broker.log"
     listen = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0"]
-    broker = children.start("broker", ["-m", "broker", *listen], stop=terminate, stdout=subprocess.PIPE, log=log)
+    broker = children.start(
+        "broker", [*command()[1:], "broker", *listen], stop=terminate, stdout=subprocess.PIPE, log=log
+    )
     ready = re.match(r"ready frontend=(\S+) backend=(\S+)", _first_line(broker, deadline))
     if ready is None:
         raise Internal(f"the broker did not start: {_last_line(log)}")
     options = ["--broker", ready[2], "--repository", str(repository), "--processes", str(workers), *worker_options]
     log = logs / "workers.log"
-    supervisor = children.start("workers' supervisor", ["-m", "workers", *options], stop=terminate, log=log)
+    supervisor = children.start("workers' supervisor", [*command()[1:], "worker", *options], stop=terminate, log=log)
     with Client(ready[1]) as client:
         while not _served(client, workers):
             if supervisor.poll() is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from zmq_offload.errors import Internal
-from zmq_offload.settings import PREFIX
+from zmq_offload.variables import PREFIX
 
 Stop: TypeAlias = Callable[["subprocess.Popen[bytes]"], None]
 

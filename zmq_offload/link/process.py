@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.link.conditions import Conditions, Outage, timetable
+from zmq_offload.programs import command
 
 
 class Link:
@@ -42,7 +42,7 @@ class Link:
             arguments += ["--outage", f"{outage.start!r}:{outage.seconds!r}:{outage.kind}"]
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "zmq_offload.cli", "link", *arguments],
+            [*command(), "link", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

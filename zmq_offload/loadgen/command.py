@@ -10,14 +10,10 @@ from typing import Any
 from zmq_offload.cores import usable_cores
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.loadgen.levels import Level, concurrencies, rates
-from zmq_offload.settings import add_option, checked, count, seconds
+from zmq_offload.settings import add_frontend, add_option, checked, count, seconds
 
 levels_closed = checked(concurrencies, bool, "a list of concurrencies")
 levels_open = checked(rates, bool, "rates")
-
-
-def _endpoints(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "Latency is split into client (with the way to the broker), queue, compute, and network (broker to worker and "
         "back).",
     )
-    add_option(parser, "--broker", _endpoints, "tcp://127.0.0.1:5555", "brokers' frontends", metavar="ENDPOINT,...")
+    add_frontend(parser, several=True)
     parser.add_argument("--model", metavar="NAME", help="the model (default with --bundle: its first offloaded part)")
     parser.add_argument("--version", type=count, metavar="N", help="its version (default: the latest that is served)")
     load = parser.add_mutually_exclusive_group()

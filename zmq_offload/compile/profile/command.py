@@ -14,7 +14,7 @@ from zmq_offload.cores import usable_cores
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
-from zmq_offload.settings import count
+from zmq_offload.settings import add_optional_frontend, count
 
 if TYPE_CHECKING:
     from zmq_offload.compile.profile.result import Profile
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--threads", type=count, metavar="N", help="TVM's threads (default: the cores)")
     parser.add_argument("--repeat", type=count, default=20, metavar="N", help="runs to take medians of (default: 20)")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="functions to show (default: 20)")
-    parser.add_argument("--broker", metavar="ENDPOINT", help="broker for a device bundle (default: zeros for answers)")
+    add_optional_frontend(parser, "run a device bundle with a broker, not with zeros for what workers would answer")
     parser.add_argument("--csv", type=Path, metavar="F", help="write all functions as CSV")
     parser.add_argument("--json", type=Path, metavar="F", help="write everything as JSON")
     parser.add_argument(

@@ -1,0 +1,93 @@
+"""Environment variables: each is listed once, means one thing, and is named when its value is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import broker.config
+import workers.config
+from zmq_offload import settings
+from zmq_offload.cli import COMMANDS, main
+from zmq_offload.variables import INTERNAL, PREFIX, VARIABLES, warn_of_unknown
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def readers() -> dict[str, set[str]]:
+    """Variable -> the commands with an option that reads it."""
+    settings.OPTIONS.clear()
+    for parse in (broker.config.parse, workers.config.parse):
+        parse([], "zmq-offload broker" if parse is broker.config.parse else "zmq-offload worker")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    found = defaultdict(set)
+    for variable, programs in settings.OPTIONS.items():
+        found[variable] = {program.split()[1] for program in programs}
+    return found
+
+
+def test_the_options_read_the_variables_that_the_table_says(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"CLIENT_KEY", "BROKER_KEY"}  # `Client` reads them, whichever command makes one
+    found = readers()
+    assert set(found) | {PREFIX + key for key in keys} == set(VARIABLES)
+    for name, programs in found.items():
+        if name.removeprefix(PREFIX) not in keys:
+            assert programs == set(VARIABLES[name].readers), name
+
+
+def test_the_page_has_each_variable_once_with_its_meaning() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    rows = re.findall(rf"^\| `({PREFIX}\w+)` \| (.*?) \| (.*?) \|$", page, flags=re.M)
+    wanted = [(name, variable.meaning, ", ".join(variable.readers)) for name, variable in VARIABLES.items()]
+    assert rows == wanted
+
+
+def test_code_and_docs_name_no_other_variable() -> None:
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for package in ("zmq_offload", "broker", "workers"):
+        texts += (ROOT / package).rglob("*.py")
+    named = {name for path in texts for name in re.findall(rf"{PREFIX}[A-Z_]*[A-Z]", path.read_text())}
+    assert named - {f"{PREFIX}SOME_FLAG"} <= {*VARIABLES, *INTERNAL}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["broker"], "HEARTBEAT"),
+        (["worker"], "HEARTBEAT"),
+        (["worker"], "BROKER"),
+        (["status"], "FRONTEND"),
+        (["load"], "FRONTEND"),
+        (["load"], "TIMEOUT"),
+    ],
+)
+def test_a_wrong_value_is_said_of_the_variable(
+    arguments: list[str], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(PREFIX + name, "nonsense")
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"variable {PREFIX}{name}: " in line and "'nonsense'" in line and "--" not in line
+
+
+def test_an_argument_is_taken_over_a_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}HEARTBEAT", "nonsense")
+    assert broker.config.parse(["--heartbeat", "2"]).policy.heartbeat == 2
+
+
+def test_a_variable_that_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_unknown("broker", {f"{PREFIX}HEARTBAET": "1", f"{PREFIX}GRACE": "1", f"{PREFIX}CORES": "1", "PATH": "x"})
+    (line,) = capsys.readouterr().err.splitlines()
+    wanted = f"{PREFIX}HEARTBAET is set and has no meaning; did you mean '{PREFIX}HEARTBEAT'?"
+    assert line == f"broker: warning: {wanted}"
+
+
+def test_all_commands_are_listed_in_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert len(re.findall(r"^    [a-z]+ ", capsys.readouterr().out, flags=re.M)) == len(COMMANDS) + 2
