@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ import pytest
 from PIL import Image
 
 from tests.support.local_client import LocalClient
+from zmq_offload.byoc.manifest import Manifest
 from zmq_offload.cli import main
 from zmq_offload.compile import Compiled, compile_model
 from zmq_offload.compile.flops import counting, flops_of
+from zmq_offload.compile.profile.command import check_served
 from zmq_offload.compile.profile.measure import measure
 from zmq_offload.compile.profile.report import describe, name_of
 from zmq_offload.compile.profile.result import VM, Function, Measured, Profile
 from zmq_offload.compile.profile.subject import open_subject
+from zmq_offload.errors import NotFound
 from zmq_offload.protocol.tensors import TensorSpec
 
 FAST = ["--repeat", "4", "--quiet"]
@@ -119,6 +123,8 @@ def test_a_device_bundle_counts_the_work_of_the_device_only(compiled_mlp: Compil
         (["{mlp}"], "--input is missing for 'x'"),
         (["{mlp}", "--input", "x=N,8"], "each dimension must be a number"),
         (["{mlp}", "--input", "x=2,8", "--broker", "tcp://127.0.0.1:1"], "--broker is for device bundles"),
+        (["{mlp}", "--input", "x=2,8", "--input", "x=2,8"], "the shape of 'x' is given twice"),
+        (["{mlp}", "--input", "x=2,8", "--csv", "p.txt", "--json", "p.txt"], "p.txt is given for two outputs"),
         (["{mlp}", "--input", "x=2,8", "--target", "?"], "target '?'"),
         (["{mlp}", "--input", "x=2,8", "--target", '{{"kind": "llvm", "mtriple": "riscv64-linux-gnu"}}'], "riscv64"),
         (["{mlp}", "--input", "x=2,8", "-o", "none/p.png"], "none/p.png cannot be written"),
@@ -178,3 +184,35 @@ def test_inputs_are_the_same_in_every_run_and_integers_are_zeros(compiled_mlp: C
     np.testing.assert_array_equal(subject.arrays({})[0], subject.arrays({})[0])
     subject.inputs = (TensorSpec("i", "INT64", (-1, 2)),)
     np.testing.assert_array_equal(subject.arrays({"i": (3, 2)})[0], np.zeros((3, 2), "i8"))
+
+
+def test_a_broker_that_is_not_there_is_found_out_within_the_timeout(
+    compiled_mlp: Compiled, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zmq_offload.compile.profile.peak.measured_peak", None)  # nothing slow is begun
+    arguments = ["profile", str(compiled_mlp.device), "--broker", "tcp://127.0.0.1:1", "--timeout", "0.2", *FAST]
+    assert main([*arguments, "-o", str(tmp_path / "p.png")]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"zmq-offload[^\n]*: no broker answered at tcp://127\.0\.0\.1:1 within 0\.200 s\n", said)
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_a_model_that_nobody_serves_is_found_out_before_anything_slow(compiled_mlp: Compiled) -> None:
+    class Serving:
+        def __init__(self, *served: tuple[str, int]) -> None:
+            self._served = served
+
+        def models(self) -> list[dict[str, object]]:
+            return [{"name": name, "version": version} for name, version in self._served]
+
+    def check(manifest: Manifest, *served: tuple[str, int]) -> None:
+        check_served(Serving(*served), manifest, "tcp://b:5555")  # type: ignore[arg-type]
+
+    latest = compiled_mlp.manifest
+    check(latest, ("mlp", 3))
+    with pytest.raises(NotFound, match=r"'mlp', which the bundle calls; served are mpl; did you mean 'mpl'\?"):
+        check(latest, ("mpl", 3))
+    pinned = replace(latest, offloaded=tuple(replace(part, version=2) for part in latest.offloaded))
+    check(pinned, ("mlp", 2), ("mlp", 3))
+    with pytest.raises(NotFound, match="version 2 of 'mlp'"):
+        check(pinned, ("mlp", 3))

@@ -14,6 +14,7 @@ from zmq_offload.byoc.manifest import MANIFEST, Manifest, Offloaded, VersionPoli
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, check_version
+from zmq_offload.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,10 @@ class Destination:
         called = {o.model: o for o in Manifest.read(self.device).offloaded}
         for model in models:
             if model not in called:
-                raise FailedPrecondition(f"{self.device} does not call a model {model!r}; it calls {', '.join(called)}")
+                raise FailedPrecondition(
+                    f"{self.device} does not call a model {model!r}; it calls {', '.join(called)}"
+                    f"{did_you_mean(model, called)}"
+                )
         return called
 
 

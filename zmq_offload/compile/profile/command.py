@@ -8,15 +8,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload.byoc.manifest import MANIFEST, Manifest
 from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.cores import usable_cores
-from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
 from zmq_offload.extras import needs
 from zmq_offload.progress import Progress
-from zmq_offload.settings import add_optional_frontend, count
+from zmq_offload.settings import add_optional_frontend, count, seconds
+from zmq_offload.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from zmq_offload.client import Client
     from zmq_offload.compile.profile.result import Profile
 
 PICTURE = "zmq-offload-profile.png"
@@ -41,6 +44,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--repeat", type=count, default=20, metavar="N", help="runs to take medians of (default: 20)")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="functions to show (default: 20)")
     add_optional_frontend(parser, "run a device bundle with a broker, not with zeros for what workers would answer")
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=10.0,
+        metavar="S",
+        help="seconds to wait for each answer of the broker (default: 10)",
+    )
     parser.add_argument("--csv", type=Path, metavar="F", help="write all functions as CSV")
     parser.add_argument("--json", type=Path, metavar="F", help="write everything as JSON")
     parser.add_argument(
@@ -63,8 +73,13 @@ def run(args: argparse.Namespace) -> int:
         os.environ["TVM_NUM_THREADS"] = str(args.threads)
     cores = usable_cores()
     threads = int(os.environ.setdefault("TVM_NUM_THREADS", str(cores)))
-    for file in (args.csv, args.json, args.save, args.output):
+    files = [file for file in (args.csv, args.json, args.save, args.output) if file is not None]
+    for at, file in enumerate(files):
+        if file in files[:at]:
+            raise InvalidArgument(f"{file} is given for two outputs; give each a file of its own")
         check_writable(file)
+    if args.broker is not None and args.model.exists() and not (args.model / MANIFEST).is_file():
+        raise InvalidArgument("--broker is for device bundles; nothing is offloaded here")
     if args.save is not None and not args.model.is_file():
         raise InvalidArgument("--save is for ONNX files: what was compiled has been cut already")
     if args.save is not None and args.target is not None:
@@ -98,10 +113,10 @@ def save_cuts(args: argparse.Namespace, threads: int) -> None:
 def take(args: argparse.Namespace, threads: int) -> Profile:
     """Measure what the arguments say."""
     with needs("compile"):
-        from zmq_offload.compile.importer import parse_shape
+        from zmq_offload.compile.importer import parse_shapes
         from zmq_offload.compile.profile import measure, peak, result, subject
         from zmq_offload.compile.target import resolve_target
-    inputs = dict(parse_shape(text) for text in args.input)
+    inputs = parse_shapes(args.input)
     progress = Progress(3, quiet=args.quiet)
     notes: list[str] = []
     with ExitStack() as stack:
@@ -109,11 +124,10 @@ def take(args: argparse.Namespace, threads: int) -> Profile:
         if args.broker is not None:
             from zmq_offload.client import Client
 
-            client = stack.enter_context(Client(args.broker, timeout=60.0))
+            client = stack.enter_context(Client(args.broker, timeout=args.timeout))
+            check_served(client, Manifest.read(args.model), args.broker)
         with progress.step(f"{'compile' if args.model.is_file() else 'load'} {args.model}"):
             found = subject.open_subject(args.model, inputs, args.target, client)
-        if client is not None and not found.offloaded:
-            raise InvalidArgument("--broker is for device bundles; nothing is offloaded here")
         if found.offloaded and client is None:
             names = ", ".join(dict.fromkeys(found.offloaded.values()))
             notes.append(f"no --broker: {names} did not run, zeros were taken for what workers would answer")
@@ -135,6 +149,21 @@ def take(args: argparse.Namespace, threads: int) -> Profile:
     return result.Profile(
         found.title, found.kind, shapes, found.target, threads, args.repeat, measured, ceiling, tuple(notes)
     )
+
+
+def check_served(client: Client, bundle: Manifest, broker: str) -> None:
+    """Raises NotFound for a model that a bundle calls and no worker serves, and what `Client.models` raises if nobody
+    answers: before anything slow is done."""
+    served = {(model["name"], model["version"]) for model in client.models()}
+    names = sorted({name for name, _ in served})
+    for part in bundle.offloaded:
+        if part.version == "latest" and part.model not in names:
+            raise NotFound(
+                f"no worker at {broker} serves {part.model!r}, which the bundle calls; served are "
+                f"{', '.join(names) or 'none'}{did_you_mean(part.model, names)}"
+            )
+        if part.version != "latest" and (part.model, part.version) not in served:
+            raise NotFound(f"no worker at {broker} serves version {part.version} of {part.model!r}")
 
 
 def check_writable(file: Path | None) -> None:

@@ -21,6 +21,7 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.repository import DESCRIPTION, Repository, loadable
 from zmq_offload.repository import LIBRARY as SUBGRAPH
+from zmq_offload.suggest import did_you_mean
 
 
 class Zeros:
@@ -71,6 +72,7 @@ class Subject:
             if name not in names:
                 raise InvalidArgument(
                     f"--input: there is no input {name!r}; there is {'; '.join(map(str, self.inputs))}"
+                    f"{did_you_mean(name, names)}"
                 )
         rng = np.random.default_rng(0)
         found = []
