@@ -8,7 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from zmq_offload.errors import OffloadError
+from zmq_offload.errors import Internal, OffloadError, one_line
+from zmq_offload.lifetime import fail_in_child, made_before_fork
 from zmq_offload.session import Complete, Fail
 
 T = TypeVar("T")
@@ -71,7 +72,13 @@ class Call(Generic[T]):
     def _outcome(self, action: Complete | Fail) -> T | OffloadError:
         if isinstance(action, Fail):
             return action.error
-        return self._finish(action, time.monotonic() - self._started, self._model)
+        try:
+            return self._finish(action, time.monotonic() - self._started, self._model)
+        except Exception as error:  # say, no memory is left; whoever waits must be told
+            return Internal(f"the answer cannot be taken in: {type(error).__name__}: {one_line(error)}")
+
+    def forget(self) -> None:
+        """In a forked child: who waited for it is another process's thread."""
 
 
 class Submitted(Call[T]):
@@ -95,6 +102,11 @@ class Submitted(Call[T]):
         except InvalidStateError:  # it was cancelled; whoever waits for several futures is told now
             future.set_running_or_notify_cancel()
 
+    def forget(self) -> None:
+        """In a forked child: the answer goes to the parent."""
+        self.future.ended = True
+        fail_in_child(self.future, made_before_fork("client"))
+
 
 class CallFuture(Future[T]):
     """A future whose `cancel` reaches the broker, and whose `result` helps to bring it about."""
@@ -111,7 +123,7 @@ class CallFuture(Future[T]):
     def result(self, timeout: float | None = None) -> T:
         if not self.ended:
             self._owner.refuse_callback("result")
-            end = None if timeout is None else time.monotonic() + timeout
+            end = None if timeout is None else time.monotonic() + float(timeout)
             self._owner.wait(self.is_ended, super().exception, end)
             timeout = None if end is None else max(0.0, end - time.monotonic())
         return super().result(timeout)

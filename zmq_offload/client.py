@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from zmq_offload.arguments import check_timeout
 from zmq_offload.calls import Call, Submitted
-from zmq_offload.connection import (
-    DEFAULT_TIMEOUT,
-    Connection,
-    answer_of,
-    check_timeout,
-    copy_into,
-    outputs_of,
-)
+from zmq_offload.connection import DEFAULT_TIMEOUT, Connection, answer_of, outputs_of
 from zmq_offload.driver import Driver
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.lifetime import hold, refuse_pickling, warn_unclosed
+from zmq_offload.places import Signatures, check_places, fill
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.results import Outputs
@@ -24,6 +21,9 @@ from zmq_offload.session import Policy
 
 class Client:
     """Calls models through a broker; safe to share between threads, not between processes.
+
+    Close it, or use it in a `with` statement. One that is dropped gives a ResourceWarning and disconnects when what was
+    submitted has ended. In a forked child the parent's raises FailedPrecondition; make another there.
 
     `broker` is the endpoint of a broker's frontend, or several: while one does not answer, the next is tried, and what
     was outstanding is sent there. `timeout` (seconds) is for calls that give none: no call waits for ever.
@@ -43,9 +43,16 @@ class Client:
         broker_key: str | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        self._connection = Connection(broker, policy or Policy(), max_frame_bytes, key, broker_key)
+        self._connection = Connection(broker, policy, max_frame_bytes, key, broker_key)
         self._session = self._connection.session
-        self._driver = Driver(self._connection)
+        try:
+            self._driver = Driver(self._connection)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._signatures = Signatures()
+        self._release = hold(self, self._driver)
+        self._warns = True
 
     # --- the face -------------------------------------------------------------------------------------------
 
@@ -63,17 +70,25 @@ class Client:
 
         `version` None is the highest that is served. `timeout` is in seconds. Requests of a higher `priority` (-100 to
         100) leave the broker's queue first. `outputs`: arrays that the results are put into (and that are returned),
-        by name, of the model's shapes and datatypes. The input arrays must not change before this returns.
+        by name, of the model's shapes and datatypes; they may be inputs, too. What is known not to fit is refused
+        before the model runs: where an earlier answer was different, the broker is asked what the model returns now.
+        The input arrays must not change before this returns.
 
         Raises the errors of `zmq_offload.errors`; docs/errors.md says when each comes and what to do.
         """
         self._driver.refuse_callback("infer")
+        timeout = self._timeout if timeout is None else timeout
+        arguments = self._connection.request(model, inputs, version, timeout, priority)
+        if outputs is not None:
+            check_places(outputs)
+            self._check_fit(model, version, outputs, timeout)
         call: Call[Outputs] = Call(outputs_of, model)
-        self._request(call, model, inputs, version, timeout, priority)
+        self._driver.begin(call, self._session.request, *arguments)
         self._driver.run(call)
         result = call.result()
         if outputs is not None:
-            copy_into(result, outputs)
+            self._signatures.answered(result, version)
+            fill(result, outputs)
         return result
 
     def submit(
@@ -87,8 +102,10 @@ class Client:
     ) -> Future[Outputs]:
         """As `infer`, but return a future at once. The input arrays must not change before it is done. Cancelling the
         future takes the request back, out of the broker's queue if it is still there."""
+        timeout = self._timeout if timeout is None else timeout
+        arguments = self._connection.request(model, inputs, version, timeout, priority)
         call: Submitted[Outputs] = Submitted(self._driver, outputs_of, model)
-        self._request(call, model, inputs, version, timeout, priority)
+        self._driver.begin(call, self._session.request, *arguments)
         call.future.number = call.number
         self._driver.send()
         return call.future
@@ -103,7 +120,9 @@ class Client:
         return self._query("status", timeout)  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Take back what is outstanding (those calls raise Cancelled) and disconnect. Closing again does nothing."""
+        """Take back what is outstanding (those calls raise Cancelled) and disconnect. Closing again does nothing, nor
+        does closing the parent's in a forked child."""
+        self._warns = False
         self._driver.refuse_callback("close")
         self._driver.close()
 
@@ -113,20 +132,28 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if getattr(self, "_warns", False) and not self._driver.forgotten:
+            warn_unclosed(self, self._release)
+
+    def __repr__(self) -> str:
+        driver = self._driver
+        state = "closed" if driver.closed else f"{driver.outstanding} outstanding"
+        if driver.forgotten:
+            state = "made before a fork"
+        return f"<Client of {', '.join(self._connection.endpoints)}: {state}>"
+
+    def __reduce__(self) -> Any:
+        raise refuse_pickling("a Client")
+
     # --- calls ----------------------------------------------------------------------------------------------
 
-    def _request(
-        self,
-        call: Call[Outputs],
-        model: str,
-        inputs: Mapping[str, Any],
-        version: int | None,
-        timeout: float | None,
-        priority: int,
-    ) -> None:
-        timeout = self._timeout if timeout is None else timeout
-        arguments = self._connection.request(model, inputs, version, timeout, priority)
-        self._driver.begin(call, self._session.request, *arguments)
+    def _check_fit(self, model: str, version: int | None, outputs: Mapping[str, Array], timeout: float) -> None:
+        """Raises InvalidArgument for arrays that the outputs are known not to fit."""
+        if self._signatures.complaint(model, version, outputs) is not None:
+            self._signatures.announced(self.models(timeout=timeout))
+            if (why := self._signatures.complaint(model, version, outputs)) is not None:
+                raise InvalidArgument(why)
 
     def _query(self, what: str, timeout: float | None) -> Any:
         self._driver.refuse_callback(what)

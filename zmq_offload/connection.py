@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,14 +12,16 @@ import numpy as np
 import zmq
 
 from zmq_offload import transport
-from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError
-from zmq_offload.handshake import Security, Watch
-from zmq_offload.protocol import limits
+from zmq_offload.arguments import check_call, check_max_frame_bytes, check_policy
+from zmq_offload.endpoints import check_brokers
+from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
+from zmq_offload.handshake import Watch, clients_security
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
-from zmq_offload.repository import check_model_name
 from zmq_offload.results import Outputs, Timings
 from zmq_offload.session import Complete, Policy, Send, Session
+
+log = logging.getLogger("zmq_offload")
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a call may take unless it says otherwise."""
@@ -35,49 +38,108 @@ _REGAIN_BY_FORCE = 5.0
 """Seconds: for memory that is on its way back, and for libzmq to drop what it still holds of a closed connection."""
 
 
+_inherited: list[object] = []
+"""Sockets of the process that this one was forked from. To collect them would warn of what cannot be closed here."""
+
+
 class Connection:
-    """A socket to one of several brokers. Not thread-safe."""
+    """A socket to one of several brokers. Not thread-safe.
+
+    Raises InvalidArgument for endpoints, numbers and keys that cannot be used, FailedPrecondition for unreadable keys,
+    Unavailable where the system has no socket to give.
+    """
 
     def __init__(
         self,
         broker: str | Sequence[str],
-        policy: Policy,
+        policy: Policy | None,
         max_frame_bytes: int,
         key: str | None = None,
         broker_key: str | None = None,
     ) -> None:
-        self.endpoints = [broker] if isinstance(broker, str) else list(broker)
-        if not self.endpoints:
-            raise InvalidArgument("a client needs at least one broker endpoint")
-        for endpoint in self.endpoints:
-            transport.check_endpoint(endpoint)
-        key = key or os.environ.get("ZMQ_OFFLOAD_CLIENT_KEY")
-        broker_key = broker_key or os.environ.get("ZMQ_OFFLOAD_BROKER_KEY")
-        if bool(key) != bool(broker_key):
-            raise InvalidArgument("a client's key and its broker's key belong together")
-        self._security = Security(key, broker_key)
-        self._max_frame_bytes = max_frame_bytes
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.session = Session(os.urandom(wire.SESSION_BYTES), self.endpoints, policy)
+        self.endpoints = check_brokers(broker)
+        self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
+        self.session = Session(os.urandom(wire.SESSION_BYTES), self.endpoints, check_policy(policy))
+        self._security = clients_security(key, broker_key)
         self._endpoint = 0
         self._lent: dict[int, list[zmq.MessageTracker]] = {}
+        self.is_open = False
+        try:
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        except zmq.ZMQError as error:
+            raise self._unavailable(error) from None
         try:
             self._open()
         except BaseException:
-            self._context.destroy(linger=0)
+            self._context.term()
             raise
 
+    @property
+    def endpoint(self) -> str:
+        """Of the broker that it is connected to, or will be."""
+        return self.endpoints[self._endpoint]
+
     def _open(self) -> None:
-        self.socket = transport.make_socket(
-            self._context,
-            zmq.DEALER,
-            max_frame_bytes=self._max_frame_bytes,
-            heartbeat=transport.CLIENTS_HEARTBEAT,
-        )
-        self._security.protect(self.socket)
-        self._watch = Watch(self.socket)
-        transport.connect(self.socket, self.endpoints[self._endpoint])
-        self._inbox = transport.Inbox(self.socket)
+        try:
+            socket = transport.make_socket(
+                self._context,
+                zmq.DEALER,
+                max_frame_bytes=self._max_frame_bytes,
+                heartbeat=transport.CLIENTS_HEARTBEAT,
+            )
+        except (zmq.ZMQError, OSError) as error:
+            raise self._unavailable(error) from None
+        watch: Watch | None = None
+        try:
+            self._security.protect(socket)
+            watch = Watch(socket)
+            transport.connect(socket, self.endpoint)
+        except BaseException as error:
+            if watch is not None:
+                watch.close()
+            socket.close(linger=0)
+            if isinstance(error, (zmq.ZMQError, OSError)):
+                raise self._unavailable(error) from None
+            raise
+        self.socket, self._watch = socket, watch
+        self._inbox = transport.Inbox(socket)
+        self.is_open = True
+
+    def _unavailable(self, error: zmq.ZMQError | OSError) -> Unavailable:
+        return Unavailable(f"cannot connect to {self.endpoint}: {error.strerror or one_line(error)}")
+
+    def reopen(self) -> None:
+        """Connect after a failure: to the broker that was left, or to the first after it for which that works."""
+        for _ in self.endpoints[1:]:
+            with contextlib.suppress(OffloadError):
+                self._open()
+                return
+            self._endpoint = (self._endpoint + 1) % len(self.endpoints)
+        self._open()
+
+    def reset(self) -> None:
+        """Disconnect after a failure, whatever its cause. What was lent is its owners' again."""
+        lent = [tracker for trackers in self._lent.values() for tracker in trackers]
+        self._lent.clear()
+        self._shut(linger=0)
+        if lent and not _wait_for(lent, _REGAIN_BY_FORCE):
+            log.error("the memory of a request's inputs is still being read after its connection was closed")
+
+    def failure(self, error: Exception) -> OffloadError:
+        """What calls end with when driving the connection fails; a new one for each call."""
+        if isinstance(error, OffloadError):
+            return type(error)(error.message)
+        if isinstance(error, (zmq.ZMQError, OSError)):
+            return Unavailable(f"the connection to {self.endpoint} failed: {error.strerror or one_line(error)}")
+        return Internal(f"the client failed: {type(error).__name__}: {one_line(error)}")
+
+    def _shut(self, linger: int) -> None:
+        if self.is_open:
+            self.is_open = False
+            with contextlib.suppress(zmq.ZMQError):
+                self._watch.close()
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.close(linger=linger)
 
     def request(
         self, model: str, inputs: Mapping[str, Any], version: int | None, timeout: float, priority: int
@@ -87,7 +149,7 @@ class Connection:
 
         Raises InvalidArgument naming the argument or input.
         """
-        wanted = check_call(model, timeout, version, priority)
+        timeout, wanted, priority = check_call(model, timeout, version, priority)
         return model, self._payload(inputs), timeout, wanted, priority
 
     def _payload(self, inputs: Mapping[str, Any]) -> list[Any]:
@@ -110,15 +172,14 @@ class Connection:
 
     def reconnect(self, endpoint: int) -> None:
         """Connect to endpoint number `endpoint`; what is queued in the old connection is lost."""
-        self._watch.close()
-        self.socket.close(linger=0)
+        self._shut(linger=0)
         self._endpoint = endpoint
         self._open()
 
     def refusal(self) -> str | None:
         """Why the broker does not let this client in, or None if nothing says so."""
         why = self._watch.refusal()
-        return None if why is None else f"the broker at {self.endpoints[self._endpoint]} {why}"
+        return None if why is None else f"the broker at {self.endpoint} {why}"
 
     def send(self, action: Send) -> None:
         message = action.message
@@ -160,10 +221,16 @@ class Connection:
         """Whether there is a message."""
         return self._inbox.waiting()
 
-    def close(self) -> None:
-        self._watch.close()
-        self.socket.close(linger=100)  # a last Cancel
+    def close(self, linger: int = 100) -> None:
+        """`linger`: milliseconds for a last Cancel."""
+        self._shut(linger)
         self._context.term()
+
+    def forget(self) -> None:
+        """In a forked child: it is the parent's."""
+        self.is_open = False
+        self._lent.clear()
+        _inherited.append((self._context, self.socket, self._watch))
 
 
 def _decoded(frame: bytes) -> wire.ToClient | None:
@@ -181,35 +248,6 @@ def _wait_for(trackers: Sequence[zmq.MessageTracker], seconds: float) -> bool:
     except zmq.NotDone:
         return False
     return True
-
-
-def check_call(model: str, timeout: float, version: int | None, priority: int) -> int:
-    """The version as it is sent. Raises InvalidArgument naming the argument that is wrong."""
-    try:
-        return _checked(model, timeout, version, priority)
-    except TypeError:  # what cannot be hashed is none of these either
-        return _checked.__wrapped__(model, timeout, version, priority)
-
-
-@functools.lru_cache(256, typed=True)  # a program calls with the same few again and again
-def _checked(model: str, timeout: float, version: int | None, priority: int) -> int:
-    check_model_name(model)
-    check_timeout(timeout)
-    if version is not None and (type(version) is not int or not 0 < version <= limits.VERSION):
-        raise InvalidArgument(f"version {version!r} is not a whole number from 1; leave it out for the latest")
-    if type(priority) is not int or abs(priority) > limits.PRIORITY:
-        raise InvalidArgument(
-            f"priority {priority!r} is not a whole number from -{limits.PRIORITY} to {limits.PRIORITY}"
-        )
-    return wire.LATEST if version is None else version
-
-
-def check_timeout(timeout: float) -> float:
-    """`timeout`, if a call can have it; raises InvalidArgument otherwise."""
-    most = limits.BUDGET_US / 1e6
-    if not isinstance(timeout, (int, float)) or timeout is True or not 0 < timeout <= most:
-        raise InvalidArgument(f"timeout {timeout!r} is not a time above 0 and at most {most:.0f} seconds")
-    return timeout
 
 
 def _arrays(inputs: Mapping[str, Any]) -> Mapping[str, Array]:
@@ -249,18 +287,3 @@ def answer_of(done: Complete, total: float = 0.0, model: str = "") -> Any:
         return decode_body(done.payload, "an Answer")
     except ProtocolError as error:
         return error
-
-
-def copy_into(outputs: Outputs, into: Mapping[str, Array]) -> None:
-    """Put output tensors into the caller's arrays. Raises InvalidArgument naming the first that does not fit."""
-    if outputs.keys() != into.keys():
-        raise InvalidArgument(f"{outputs.model!r} returns {', '.join(outputs)}; arrays are for {', '.join(into)}")
-    for name, array in outputs.items():
-        place = into[name]
-        if (place.shape, place.dtype) != (array.shape, array.dtype):
-            raise InvalidArgument(
-                f"output {name!r} of {outputs.model!r} is {array.dtype}{list(array.shape)}, "
-                f"the array for it is {place.dtype}{list(place.shape)}"
-            )
-        np.copyto(place, array)
-        outputs[name] = place

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -21,9 +20,10 @@ from typing import Any
 import zmq
 
 from zmq_offload import transport
-from zmq_offload.calls import Call
+from zmq_offload.calls import Call, Submitted
 from zmq_offload.connection import Connection
-from zmq_offload.errors import Cancelled, FailedPrecondition, Internal, InvalidArgument
+from zmq_offload.errors import Cancelled, Internal, InvalidArgument, Unavailable
+from zmq_offload.lifetime import made_before_fork
 from zmq_offload.session import Action, Fail, Reconnect, Send
 
 log = logging.getLogger("zmq_offload")
@@ -35,14 +35,20 @@ submit more and wait again, and handing the socket to and fro costs more than a 
 _MAKE_WAY = 0.05
 """Seconds that the pump gets to make way; it only needs them where a third thread was faster."""
 
+_LEAVE = 1.0
+"""Seconds that the end of the interpreter waits for a thread that drives; a future's callback may keep it."""
+
 
 class Driver:
-    """Safe to share between threads; makes the connection's calls and closes it."""
+    """Safe to share between threads; makes the connection's calls and closes it. A `lifetime.Resource`.
+
+    Raises Unavailable where the system has no files to give.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._session = connection.session
-        self._process = os.getpid()
+        self.forgotten = False
         self._lock = threading.Lock()  # guards what follows, and the session
         self._calls: dict[int, Call[Any]] = {}
         self._outbox: deque[Action] = deque()
@@ -57,7 +63,10 @@ class Driver:
         self._work = threading.Condition(self._lock)  # where the pump waits
         self._socket = threading.Lock()  # its holder drives
         self._driving: int | None = None  # the holder's thread
-        self._wake = transport.Wake()
+        try:
+            self._wake = transport.Wake()
+        except OSError as error:
+            raise Unavailable(f"a client cannot be made: {error.strerror}") from None
         # What to poll: the connection's socket, and the wake.
         self._sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (None, self._wake.fileno())]
         self._pump: threading.Thread | None = None
@@ -66,8 +75,8 @@ class Driver:
 
     def begin(self, call: Call[Any], start: Callable[..., tuple[int, list[Action]]], *args: Any) -> None:
         """Number a call and note what is to send; `start` is what begins it in the session. `run` or `send` next."""
-        if os.getpid() != self._process:
-            raise FailedPrecondition("this client was made before a fork; make one in each process")
+        if self.forgotten:
+            raise made_before_fork("client")
         with self._lock:
             if self._closed:
                 raise Cancelled("the client is closed")
@@ -114,6 +123,8 @@ class Driver:
 
     def cancel(self, number: int) -> None:
         """Take a call back, if it is not done."""
+        if self.forgotten:
+            return
         with self._lock:
             self._outbox.extend(self._session.cancel(number))
         self._delegate()
@@ -123,21 +134,69 @@ class Driver:
         if self._driving == threading.get_ident():
             raise InvalidArgument(f"{what} inside a future's callback would wait for itself for ever; use submit there")
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._calls)
+
     def close(self) -> None:
         """Take back what is outstanding and disconnect."""
+        if self.forgotten or not self._begin_end():
+            return
+        if self._pump is not None and self._pump.ident != threading.get_ident():
+            self._pump.join()
+        with self._socket:
+            self._end()
+
+    def release(self) -> None:
+        """As `close`, when all that is outstanding has ended: somebody may hold a future still."""
+        self._delegate()  # nobody may be driving
+        futures.wait([call.future for call in list(self._calls.values()) if isinstance(call, Submitted)])
+        self.close()
+
+    def leave(self) -> None:
+        """As `close`, without waiting for long. What cannot be closed then is left to the system, and so is what daemon
+        threads wait for: they would print tracebacks."""
+        if self.forgotten or self._leading or self._followers or not self._begin_end():
+            return
+        if self._socket.acquire(timeout=_LEAVE):
+            try:
+                self._end()
+            finally:
+                self._socket.release()
+
+    def forget(self) -> None:
+        """In a forked child. No other thread of the parent is here, and some may have held a lock."""
+        self.forgotten = self._closed = True  # the latter for a callback that forks: this thread drives
+        self._lock = threading.Lock()
+        self._driving = None
+        calls = list(self._calls.values())
+        self._calls.clear()
+        self._outbox.clear()
+        self._connection.forget()
+        self._wake.close()
+        for call in calls:
+            call.forget()
+
+    def _begin_end(self) -> bool:
+        """Have all threads let go; False if that was done before."""
         with self._lock:
             if self._closed:
-                return
+                return False
             self._closed = True
             self._outbox.extend(self._session.close())
             self._work.notify_all()
         self._wake.set()
-        if self._pump is not None and self._pump is not threading.current_thread():
-            self._pump.join()
-        with self._socket:
-            self._drive(None)
-            self._connection.close()
-            self._wake.close()
+        return True
+
+    def _end(self) -> None:
+        """Needs `_socket`."""
+        self._drive(None)
+        self._connection.close()
+        self._wake.close()
 
     # --- who drives -----------------------------------------------------------------------------------------
 
@@ -230,22 +289,24 @@ class Driver:
             else:
                 self._drive_until(enough, until)
         except Exception as error:
-            # Say, no file descriptor is left for a new connection. Nobody may wait for ever.
             self._break(error)
-            raise
         finally:
             self._driving = None
 
     def _break(self, error: Exception) -> None:
-        """Fail all that is outstanding."""
-        log.exception("the client failed; so do its %d calls", len(self._calls))
+        """Driving failed: say, no file descriptor is left for a new connection. All that is outstanding fails, since
+        nobody may wait for ever; the next call connects again."""
+        failure = self._connection.failure
+        if isinstance(failure(error), Internal):
+            log.exception("the client failed; so do its %d calls", len(self._calls))
+        else:
+            log.warning("%s; %d calls fail", failure(error).message, len(self._calls))
+        self._connection.reset()
         with self._lock:
             self._session.close()
             self._outbox.clear()
-            calls = list(self._calls.values())
-            self._calls.clear()
-        for call in calls:
-            call.end(Fail(call.number, Internal(f"the client failed: {type(error).__name__}: {error}")))
+            self._outbox.extend(Fail(number, failure(error)) for number in self._calls)
+        self._perform()
 
     def _drive_until(self, enough: Callable[[], bool], until: float | None) -> None:
         session, connection, outbox, lock = self._session, self._connection, self._outbox, self._lock
@@ -254,6 +315,8 @@ class Driver:
                 self._perform()
             if enough() or self._closed:
                 return
+            if not connection.is_open:
+                connection.reopen()
             socket = connection.socket
             if socket is not self._sources[0][0]:
                 self._sources[0] = socket, transport.POLLIN
@@ -302,16 +365,18 @@ class Driver:
         while outbox:
             action = outbox.popleft()
             if isinstance(action, Send):
+                if not connection.is_open:
+                    connection.reopen()
                 connection.send(action)
             elif isinstance(action, Reconnect):
                 connection.reconnect(action.endpoint)
             else:
                 number = action.id
-                call = self._calls.pop(number, None)
                 lent = connection.still_lent(number)
                 if lent:
                     connection.regain(lent)
                     with self._lock:
                         outbox.extend(self._session.reconnected(time.monotonic()))
+                call = self._calls.pop(number, None)
                 if call is not None:
                     call.end(action)

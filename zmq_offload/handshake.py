@@ -6,12 +6,14 @@ watches the socket.
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
 import zmq
 
 from zmq_offload import transport
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.keys import KeyPair, read_pair, read_public
 
 _FAILURES = 3
@@ -32,6 +34,35 @@ class Security:
         if self._pair is not None and self._broker is not None:
             socket.curve_secretkey, socket.curve_publickey = self._pair.secret, self._pair.public
             socket.curve_serverkey = self._broker
+
+
+def clients_security(key: str | os.PathLike[str] | None, broker_key: str | os.PathLike[str] | None) -> Security:
+    """A client's keys: arguments over environment variables over none. An error names the one that was used.
+
+    Raises InvalidArgument where only one of the two is given, FailedPrecondition for a file that cannot be read.
+    """
+    files = []
+    for argument, path in (("key", key), ("broker_key", broker_key)):
+        variable = _VARIABLES[argument]
+        given = path or os.environ.get(variable)
+        if given and not isinstance(given, (str, os.PathLike)):
+            raise InvalidArgument(f"{argument} {given!r} is not the path of a key's file")
+        files.append((argument if path else variable, os.fspath(given) if given else None))
+    (source, secret), (broker_source, public) = files
+    if bool(secret) != bool(public):
+        given, missing = (source, "broker_key") if secret else (broker_source, "key")
+        what = "a client's key and its broker's key belong together"
+        raise InvalidArgument(f"{what}: {given} is given; give {missing} or set {_VARIABLES[missing]}, too")
+    for name, path, read in ((source, secret, read_pair), (broker_source, public, read_public)):
+        if path:
+            try:
+                read(path)
+            except FailedPrecondition as error:
+                raise FailedPrecondition(f"{name}: {error.message}") from None
+    return Security(secret, public)
+
+
+_VARIABLES = {"key": "ZMQ_OFFLOAD_CLIENT_KEY", "broker_key": "ZMQ_OFFLOAD_BROKER_KEY"}
 
 
 class Watch:

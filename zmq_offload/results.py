@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_SHOWN = 8
+"""Tensors that a `repr` names; a model may have hundreds."""
+
 
 class Timings(NamedTuple):
     """Where the time of a request went, in seconds.
@@ -31,3 +34,15 @@ class Outputs(dict[str, "np.ndarray[Any, Any]"]):
     def __init__(self, tensors: Any, model: str, version: int, timings: Timings) -> None:
         super().__init__(tensors)
         self.model, self.version, self.timings = model, version, timings
+
+    def __repr__(self) -> str:
+        """Names, datatypes, shapes and times; the values are in the arrays."""
+        tensors = [described(name, array) for name, array in list(self.items())[:_SHOWN]]
+        more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
+        times = ", ".join(f"{name} {seconds * 1e3:.3f} ms" for name, seconds in self.timings._asdict().items())
+        return f"<Outputs of {self.model!r} version {self.version}: {', '.join(tensors + more) or 'none'}; {times}>"
+
+
+def described(name: str, array: np.ndarray[Any, Any]) -> str:
+    """A tensor in a few words, as x float32[1, 3]."""
+    return f"{name} {array.dtype}{list(array.shape)}"

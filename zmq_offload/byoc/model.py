@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import tvm
 
+from zmq_offload.arguments import check_timeout
 from zmq_offload.byoc.frames import OUTSTANDING, Frame, Results, Run
 from zmq_offload.byoc.machine import TURNS, Machines, load_library
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
@@ -19,7 +20,6 @@ from zmq_offload.byoc.offload import Mode, Offload, Statistics
 from zmq_offload.byoc.pipeline import check_depth, in_order, in_order_async
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway
 from zmq_offload.client import Client
-from zmq_offload.connection import check_timeout
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
 from zmq_offload.protocol.tensors import TensorSpec, check_tensors, datatype_of
 
