@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,29 @@ class GraphExecutor:
         self._inputs = [
             _memory(spec.shape, str(spec.dtype)) if ANY not in spec.shape else None for spec in self.model.inputs
         ]
+
+    def warm_up(self, cores: Sequence[int] = ()) -> None:
+        """Run once with ones, so that the first request does not wait for memory and code to be there. What fails here
+        is left to the requests.
+
+        In a thread of its own, with its pool of TVM's threads on `cores`: another thread may be running another
+        executor. Only models with float inputs and known shapes (a symbolic batch is one row): ones may be no sensible
+        integers.
+        """
+        shapes = [(1, *spec.shape[1:]) if spec.shape[:1] == (ANY,) else spec.shape for spec in self.model.inputs]
+        if any(ANY in shape for shape in shapes) or any(spec.dtype.kind != "f" for spec in self.model.inputs):
+            return
+        ones = [np.ones(shape, spec.dtype) for shape, spec in zip(shapes, self.model.inputs, strict=True)]
+
+        def once() -> None:
+            with contextlib.suppress(Exception):
+                if cores:
+                    bind_threads(cores)
+                self.run([ones])
+
+        thread = threading.Thread(target=once, name="warm-up", daemon=True)
+        thread.start()
+        thread.join()
 
     def run(self, requests: Sequence[Sequence[Array]]) -> list[list[Array]]:
         """Run requests together, each with its inputs in the order of `model.inputs` and checked against it. The inputs

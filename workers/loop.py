@@ -19,7 +19,9 @@ from typing import Any
 import zmq
 
 from workers.config import Config
-from workers.deployment import Deployment, Model
+from workers.deployment import Deployment
+from workers.follower import Follower
+from workers.loading import Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
 from workers.session import Action, Attempt, Reconnect, Send, Session
 from zmq_offload import transport
@@ -42,7 +44,7 @@ _SETTLE = 0.002
 this process down as well, an answer that is here still would be lost with it, and another request be blamed."""
 
 _STINT = 0.05
-"""Seconds of work between two looks at what else is to do: a stop, another version in the repository."""
+"""Seconds of work between two looks at what else is to do: a stop, another version that is ready."""
 
 HUNG = 70
 """Exit code of a worker that ended itself because a subgraph hung."""
@@ -60,9 +62,10 @@ class Worker:
     ) -> None:
         self._config = config
         self._clock = clock
+        self._wake, self._news = transport.Wake(), transport.Wake()
         self._executors: dict[Model, Executor | Echo] = {}
-        self._give_back: Callable[[], None] = lambda: None
         self._deployment: Deployment | None = None
+        self.follower: Follower | None = None
         if config.executor == "echo":
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
@@ -71,11 +74,20 @@ class Worker:
 
             if cores:
                 bind_threads(cores)
-            self._give_back = give_back
-            self._deployment = Deployment(Repository(config.repository), GraphExecutor)
-        self._refresh()
+
+            def load_beside(repository: Repository, name: str, version: int) -> Executor:
+                executor = GraphExecutor(repository, name, version)
+                executor.warm_up(cores)
+                return executor
+
+            repository = Repository(config.repository)
+            self._deployment = Deployment(repository, GraphExecutor, self._news.set, give_back)
+            # Here, at once and without a turn: nothing is served yet that it could disturb.
+            self._deployment.refresh()
+            self._executors = dict(self._deployment.executors)
+            self.follower = Follower(self._deployment, repository.root, config.refresh, load_beside)
+            self.follower.start()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._wake = transport.Wake()
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
         self._security = Security(config.key, config.broker_key)
         self._watches: dict[int, Watch] = {}
@@ -94,32 +106,33 @@ class Worker:
         """Serve until stopped; closes everything."""
         session = self.session
         self._announce()
-        refresh_at = self._clock() + self._config.refresh
         while not session.finished:
-            self._poll(refresh_at)
-            now = self._work() if session.held else self._clock()
-            if now >= refresh_at:
-                if self._refresh():
-                    self._announce()
-                refresh_at = self._clock() + self._config.refresh
+            self._poll()
+            if session.held:
+                self._work()
+        if self.follower is not None:
+            self.follower.end()
         for link, inbox in enumerate(self._inboxes):
             self._watches[link].close()
             inbox.socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
         self._context.term()
         self._wake.close()
+        self._news.close()
 
-    def _poll(self, until: float) -> None:
-        """Wait until something comes in or the time `until`, then take in all that is there."""
+    def _poll(self) -> None:
+        """Wait until something comes in or is due, then take in all that is there."""
         session, clock = self.session, self._clock
         due = session.next_deadline()
-        deadline = until if due is None else min(until, due)
+        deadline = math.inf if due is None else due
         if session.held and (ready_at := session.ready_at()) is not None:
             deadline = min(deadline, ready_at)
-        wait = max(0, math.ceil((deadline - clock()) * 1000))
+        wait = -1 if deadline == math.inf else max(0, math.ceil((deadline - clock()) * 1000))
         for source, _ in zmq.zmq_poll(self._sources, wait):
             link = self._links.get(source)
             if link is not None:
                 self._receive(link)
+            elif source == self._news.fileno():
+                self._take_news()
             elif source in self._stops:
                 self._stops = []
                 self._find_sources()
@@ -236,7 +249,9 @@ class Worker:
     def _find_sources(self) -> None:
         """What to poll: the brokers' sockets, and what tells that this worker shall stop."""
         self._links: dict[Any, int] = {inbox.socket: link for link, inbox in enumerate(self._inboxes)}
-        self._sources: list[tuple[Any, int]] = [(s, transport.POLLIN) for s in (*self._stops, *self._links)]
+        self._sources: list[tuple[Any, int]] = [
+            (s, transport.POLLIN) for s in (*self._stops, self._news.fileno(), *self._links)
+        ]
 
     def _announce(self) -> None:
         """Tell the brokers what is served, and the session what can run together."""
@@ -247,12 +262,12 @@ class Worker:
                 batching[model] = found
         self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
 
-    def _refresh(self) -> bool:
-        if self._deployment is None or not self._deployment.refresh():
-            return False
-        self._executors = dict(self._deployment.executors)
-        self._give_back()
-        return True
+    def _take_news(self) -> None:
+        """Serve what the repository holds now."""
+        self._news.clear()
+        if self._deployment is not None:
+            self._executors = dict(self._deployment.executors)
+            self._announce()
 
     def _watch(self) -> None:
         """End the process when a subgraph is still running long after its request's deadline: nothing else can stop
@@ -275,4 +290,8 @@ def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:
     worker.run()
     log.info("%s: stopped", config.name)
     sys.stdout.flush()
+    if worker.follower is not None and worker.follower.busy:
+        # A load can neither be stopped nor go on while the interpreter is taken down.
+        logging.shutdown()
+        os._exit(0)
     return 0

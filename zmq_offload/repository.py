@@ -158,7 +158,7 @@ def checksum(path: Path) -> str:
     """ "sha256:<hex>" of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(1 << 24):
             digest.update(chunk)
     return f"sha256:{digest.hexdigest()}"
 

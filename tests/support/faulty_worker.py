@@ -4,6 +4,8 @@
 
 With a folder in RENDEZVOUS, requests for the models that a repository serves wait until so many models as RENDEZVOUS_OF
 says are asked for at the same time: each leaves a file there while it waits.
+
+With a file in HOLD_LOADS, no version but the first of a model finishes loading while that file exists.
 """
 
 from __future__ import annotations
@@ -43,6 +45,19 @@ def execute(jobs: Sequence[Any]) -> Any:
     return workers.serving.execute(jobs)
 
 
+def hold_loads(file: Path) -> None:
+    import workers.executor
+
+    init = workers.executor.GraphExecutor.__init__
+
+    def held(self: Any, repository: Any, name: str, version: int) -> None:
+        init(self, repository, name, version)
+        while version > 1 and file.exists():
+            time.sleep(0.005)
+
+    workers.executor.GraphExecutor.__init__ = held  # type: ignore[method-assign]
+
+
 class FaultySupervisor(Supervisor):
     def __init__(self, config: Any, arguments: Sequence[str]) -> None:
         super().__init__(config, arguments)
@@ -50,6 +65,9 @@ class FaultySupervisor(Supervisor):
 
 
 if __name__ == "__main__":
+    if "HOLD_LOADS" in os.environ and workers.supervisor.PARENT_FD in os.environ:
+        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+        hold_loads(Path(os.environ["HOLD_LOADS"]))
     workers.loop.execute = execute  # type: ignore[assignment]
     workers.supervisor.Supervisor = FaultySupervisor  # type: ignore[misc]
     sys.exit(workers.__main__.main())

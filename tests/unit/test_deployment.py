@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def add(repository: Repository, name: str, version: int, *, force: bool = False)
     repository.write(name, version, build, force=force)
 
 
+class Loaded:
+    """What a version becomes."""
+
+
 class Loader:
     """Loads anything but what `faults` has an error for."""
 
@@ -41,7 +46,7 @@ class Loader:
         self.loaded.append((name, version))
         if (name, version) in self.faults:
             raise self.faults[name, version]
-        return object()
+        return Loaded()
 
 
 def test_new_replaced_and_removed_versions_are_followed(repository: Repository) -> None:
@@ -53,7 +58,7 @@ def test_new_replaced_and_removed_versions_are_followed(repository: Repository) 
     add(repository, "a", 2)
     add(repository, "a", 1, force=True)
     assert deployment.refresh() and set(deployment.executors) == {("a", 1), ("a", 2)}
-    assert load.loaded == [("a", 1), ("a", 1), ("a", 2)]
+    assert load.loaded == [("a", 1), ("a", 2), ("a", 1)]  # the newest first
     shutil.rmtree(repository.path("a", 1))
     assert deployment.refresh() and set(deployment.executors) == {("a", 2)}
 
@@ -115,3 +120,60 @@ def test_a_repository_with_nothing_in_it_is_said_once(repository: Repository, ca
     assert record.getMessage() == f"nothing is served: no model in {repository.root} loads"
     add(repository, "a", 1)
     assert deployment.refresh()
+
+
+def test_what_is_removed_is_dropped_by_the_next_refresh_and_its_memory_given_back(repository: Repository) -> None:
+    events: list[str] = []
+    deployment = Deployment(repository, Loader(), lambda: events.append("changed"), lambda: events.append("given back"))
+    add(repository, "a", 1)
+    deployment.refresh()
+    (executor,) = map(weakref.ref, deployment.executors.values())
+    shutil.rmtree(repository.path("a", 1))
+    deployment.refresh()
+    assert executor() is not None and events == ["changed", "changed"]  # the serving thread may be using it
+    running = executor()
+    deployment.refresh()
+    assert events == ["changed", "changed"]
+    del running
+    deployment.refresh()
+    assert executor() is None and events == ["changed", "changed", "given back"]
+
+
+def test_a_version_that_is_removed_while_it_loads_is_not_complained_of(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "a", 1)
+    add(repository, "b", 1)
+
+    def load(repository: Repository, name: str, version: int) -> Any:
+        if name == "b":
+            shutil.rmtree(repository.path(name, version))
+            raise FailedPrecondition("subgraph.so: No such file or directory")
+        return Loaded()
+
+    deployment = Deployment(repository, load)
+    assert deployment.refresh() and set(deployment.executors) == {("a", 1)}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_repository_that_is_not_there_is_named_and_looked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, loaded: bool
+) -> None:
+    repository = Repository(tmp_path / "repository")
+    deployment = Deployment(repository, Loader())
+    if loaded:
+        add(repository, "a", 1)
+        deployment.refresh()
+        repository.root.rename(tmp_path / "elsewhere")
+    deployment.refresh()
+    deployment.refresh()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"--repository {repository.root}: no such folder; "
+        + ("serving on with what is loaded" if loaded else "looking for it again and again")
+    )
+    assert set(deployment.executors) == ({("a", 1)} if loaded else set())
+    add(repository, "b", 1)
+    deployment.refresh()
+    assert set(deployment.executors) == {("b", 1)}

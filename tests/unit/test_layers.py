@@ -34,6 +34,8 @@ PURE = [
     "broker/report.py",
     "broker/invariants.py",
     "workers/session.py",
+    "workers/loading.py",
+    "workers/cores.py",
     "zmq_offload/session.py",
     "zmq_offload/timers.py",
     *(f"zmq_offload/plan/{name}.py" for name in ("costs", "rules", "search", "report")),

@@ -1,0 +1,79 @@
+"""Follows the repository in a thread of its own, so that loading a version does not stop the requests of others."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from workers.deployment import Deployment, Loader
+from workers.loading import Turn
+
+log = logging.getLogger("workers")
+
+_ASK = 0.05
+"""Seconds between two tries to take the turn."""
+
+
+class Follower(threading.Thread):
+    """Refreshes a deployment every `every` seconds, from one such time after `start` on until `end`."""
+
+    def __init__(self, deployment: Deployment, root: Path, every: float, load: Loader) -> None:
+        super().__init__(name="follower", daemon=True)
+        self._deployment, self._root, self._every, self._load = deployment, root, every, load
+        self._ended = threading.Event()
+        self.busy = False
+
+    def end(self) -> None:
+        """Load nothing more. A load that runs now cannot be stopped: `busy` tells."""
+        self._ended.set()
+
+    def run(self) -> None:
+        with suppress(OSError):
+            # On Linux a thread has a policy of its own. It gets what others leave of a core, and gives way at once; a
+            # low priority (nice 19) let it get in the way for longer.
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+        while not self._ended.wait(self._every):
+            self.busy = True
+            try:
+                self._deployment.refresh(self._load, lambda: turn(self._root, self._ended.is_set), self._ended.is_set)
+            except Exception:
+                log.exception("looking at the repository failed; trying again in %g s", self._every)
+            finally:
+                self.busy = False
+
+
+@contextmanager
+def turn(root: Path, stopped: Callable[[], bool]) -> Iterator[None]:
+    """Wait until no other worker of this machine loads from the repository, and be the one in the body.
+
+    The turn is a lock on the repository's folder, which works where nothing can be written and is free when its holder
+    dies. Where the file system has no locks, or the folder is gone, there is nothing to wait for.
+    """
+    waiting = Turn()
+    try:
+        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield
+        return
+    try:
+        while not stopped() and not waiting.granted(_locked(folder), time.monotonic()):
+            time.sleep(_ASK)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _locked(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
