@@ -112,6 +112,10 @@ def test_files_that_are_no_inputs_are_refused_before_anything_is_compiled(
     for name in ("text.npy", "cut.npz", "objects.npy", "none.npy"):
         with pytest.raises(InvalidArgument, match=f"{name} cannot be read"):
             read_sample(tmp_path / name)
+    np.savez(tmp_path / "name.npz", y=np.zeros((1, 3, 12, 12), "f4"))
+    np.save(tmp_path / "shape.npy", np.zeros((1, 3, 12, 13), "f4"))
+    np.save(tmp_path / "datatype.npy", np.zeros((1, 3, 12, 12), "f8"))
+    for name in ("text.npy", "cut.npz", "objects.npy", "none.npy", "name.npz", "shape.npy", "datatype.npy"):
         arguments = ["compile", str(convnet), "--input", "x=1,3,12,12", "--cut", "features", "--name", "net"]
         arguments += ["-o", str(tmp_path / "dist"), "--wire", "int8", "--wire-check", str(tmp_path / name)]
         assert main(arguments) == 1

@@ -17,7 +17,7 @@ from zmq_offload.compile.bundle import Compiled
 from zmq_offload.compile.importer import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
-from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
 from zmq_offload.repository import LIBRARY, ModelVersion
 
 Array = np.ndarray[Any, Any]
@@ -117,7 +117,7 @@ def read_sample(file: str | os.PathLike[str]) -> Mapping[str, Array] | Array:
 def named(sample: Mapping[str, Array] | Array, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """A sample by the names of the model's inputs; one array is for a model that has one.
 
-    Raises InvalidArgument if it has other tensors.
+    Raises InvalidArgument if it has other tensors, or tensors of another datatype or shape.
     """
     names = [spec.name for spec in specs]
     if isinstance(sample, Mapping):
@@ -131,6 +131,8 @@ def named(sample: Mapping[str, Array] | Array, specs: Sequence[TensorSpec]) -> d
             f"arrays {', '.join(map(repr, given)) or 'of no name'} are given; the model's inputs are "
             f"{', '.join(map(repr, names))}: write them with numpy.savez(FILE, NAME=array, ...)"
         )
+    arrays = {name: (datatype_of(array.dtype), array.shape) for name, array in given.items()}
+    check_tensors(specs, arrays, what="the model")
     return given
 
 

@@ -150,6 +150,10 @@ def run(args: argparse.Namespace) -> int:
         inputs = take_plan(args, inputs)
     regions: list[dict[str, Any]] = args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
     samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
+    if samples:  # before the slow part, for what they are compared on after it
+        specs = importer.model_inputs(args.model, inputs)
+        for sample in samples:
+            accuracy.named(sample, specs)
     progress = Progress(quiet=args.quiet)
     split = functools.partial(
         api.compile_model,

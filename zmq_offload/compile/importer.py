@@ -24,7 +24,7 @@ from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
 from zmq_offload.errors import InvalidArgument, one_line
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
 from zmq_offload.suggest import did_you_mean
 
 Dim = int | str
@@ -80,6 +80,20 @@ def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
     model = read_onnx(path)
     _set_input_shapes(model, inputs)
     return _to_relax(simplify(model))
+
+
+def model_inputs(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tuple[TensorSpec, ...]:
+    """The inputs of an ONNX model with the shapes that `inputs` gives, without importing it. Raises InvalidArgument."""
+    model = read_onnx(path)
+    _set_input_shapes(model, inputs)
+    weights = {w.name for w in model.graph.initializer}
+    found = []
+    for info in model.graph.input:
+        if info.name not in weights:
+            kind = info.type.tensor_type
+            datatype = datatype_of(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            found.append(TensorSpec(info.name, datatype, tuple(d.dim_value or ANY for d in kind.shape.dim)))
+    return tuple(found)
 
 
 def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,7 +33,10 @@ def silent(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Names
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Discard what C++ code writes to file descriptor 2, and Python's warnings; `sys.stderr` still reaches the user."""
+    """Hold back what C++ code writes to file descriptor 2, and Python's warnings; `sys.stderr` still reaches the user.
+
+    If a library ends the process, as LLVM does where the disk is full, what it wrote last is shown after all.
+    """
     sys.stderr.flush()
     try:
         kept = os.dup(2)
@@ -39,9 +44,11 @@ def silenced() -> Iterator[None]:
         yield
         return
     before = sys.stderr
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
+    keeper = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _KEEPER], stdin=subprocess.PIPE, stderr=kept, start_new_session=True
+    )
+    assert keeper.stdin is not None
+    os.dup2(keeper.stdin.fileno(), 2)
     # A test, or whoever embeds this, may have put something else in its place, which needs no descriptor.
     own = open(kept, "w", buffering=1, errors="backslashreplace", closefd=False) if _number(before) == 2 else before  # noqa: SIM115
     sys.stderr = own
@@ -52,8 +59,29 @@ def silenced() -> Iterator[None]:
     finally:
         own.flush()
         sys.stderr = before
+        with contextlib.suppress(OSError):  # an interrupted command has ended it
+            keeper.stdin.write(_DONE)
+            keeper.stdin.flush()
         os.dup2(kept, 2)
         os.close(kept)
+        with contextlib.suppress(OSError):
+            keeper.stdin.close()
+        keeper.wait()
+
+
+_DONE = b"\0done\0"
+
+_KEEPER = f"""
+import os
+held = b""
+while chunk := os.read(0, 65536):
+    held = (held + chunk)[-20000:]
+    if held.endswith({_DONE!r}):
+        break
+else:
+    os.write(2, held)
+"""
+"""A process that holds what comes in, and shows it if the input ends without the word that all is well."""
 
 
 def _number(stream: Any) -> int | None:
