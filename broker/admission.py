@@ -37,10 +37,10 @@ class _Bound(NamedTuple):
 
 def refusal(scheduler: Scheduler, policy: Policy, request: Request) -> str | None:
     """Why a request may not wait, or None if it may, once `evicted` made room."""
-    queue = scheduler.queues.get((request.model, request.version))
+    queue = scheduler.queues.get(request.wanted)
     own = queue.shares.of(request.owner)[0] if queue else 0
     if own >= policy.max_queued_per_client:
-        return f"{own} requests of this client wait for {request.model!r} already"
+        return f"{own} requests of this client wait for {request.wanted.model!r} already"
     for bound in _bounds(scheduler, policy, request):
         if bound.exceeded(request.nbytes) and not bound.entitled(request.owner, request.nbytes):
             return bound.text
@@ -54,7 +54,7 @@ def evicted(scheduler: Scheduler, policy: Policy, request: Request) -> Iterator[
         for bound in _bounds(scheduler, policy, request):
             if bound.exceeded(request.nbytes):
                 most = bound.shares.largest(by_bytes=bound.by_bytes)
-                queue = scheduler.queues.get((request.model, request.version))
+                queue = scheduler.queues.get(request.wanted)
                 here = queue is not None and bound.shares is queue.shares
                 yield queue.last(most) if here and queue else scheduler.last_of(most)
                 break
@@ -63,9 +63,9 @@ def evicted(scheduler: Scheduler, policy: Policy, request: Request) -> Iterator[
 
 
 def _bounds(scheduler: Scheduler, policy: Policy, request: Request) -> Iterator[_Bound]:
-    queue = scheduler.queues.get((request.model, request.version))
+    queue = scheduler.queues.get(request.wanted)
     if queue is not None:
-        text = f"{len(queue)} requests wait for model {request.model!r} already"
+        text = f"{len(queue)} requests wait for model {request.wanted.model!r} already"
         yield _Bound(queue.shares, policy.max_queued_per_model, False, text)
     shares = scheduler.shares
     yield _Bound(shares, policy.max_queued, False, f"{shares.count} requests wait already")

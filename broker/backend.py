@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from broker.events import FromWorker, Malformed, ToClient, ToWorker
 from broker.ledger import Ledger, error_of
 from broker.lifecycle import Duty
 from broker.report import parse_models
-from broker.state import Payload, Request, Worker
+from broker.state import Model, Payload, Request, Worker
 from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import SESSION_BYTES, Key
@@ -24,6 +25,7 @@ class Backend(Ledger):
         message = event.message
         if self.authorized is not None and event.user not in self.authorized.workers:
             # The connection was made when the key was good still.
+            self._note(now, "keys", f"key {event.user} of a worker{_at(event.address)} was revoked")
             error = error_of(_NOBODY, Status.UNAUTHENTICATED, "the key was revoked")
             self._actions.append(ToWorker(event.peer, error))
             return
@@ -40,7 +42,7 @@ class Backend(Ledger):
             return
         worker.heard_at = now
         if worker.duty is Duty.QUIET:
-            self._turn(worker, "heard", now)
+            self._heard(worker, now)
         _ON[type(message)](self, worker, message, event.payload, now)
         self._feed(worker, now)
 
@@ -49,7 +51,7 @@ class Backend(Ledger):
         try:
             models = parse_models(event.payload)
         except ProtocolError as error:
-            self._malformed(Malformed(peer, False, error), now)
+            self._malformed(Malformed(peer, False, error, event.address), now)
             return
         if self.authorized is not None:
             grant = self.authorized.workers[event.user]
@@ -59,22 +61,33 @@ class Backend(Ledger):
                     del models[model]
                 names = ", ".join(sorted({repr(name) for name, _ in refused}))
                 text = f"this key is not for {names}; nothing is asked of them here"
+                self._note(now, "keys", f"key {event.user} of worker {message.name}{_at(event.address)}: {text}")
                 self._actions.append(ToWorker(peer, error_of(_NOBODY, Status.PERMISSION_DENIED, text)))
         worker = self.workers.get(peer)
         if worker is None:
-            worker = self.workers[peer] = Worker(peer, message.name, message.slots, models, now, now, event.user)
+            worker = self.workers[peer] = Worker(peer, message.name, message.slots, now, now, event.user, event.address)
+            self._note(now, "workers", f"worker {worker} came: {message.slots} slots, {_listing(models)}", logging.INFO)
         else:
-            self.scheduler.remove(worker)
-            worker.name, worker.slots, worker.models, worker.heard_at = message.name, message.slots, models, now
+            if models.keys() != worker.models.keys():
+                self._note(now, "workers", f"worker {worker} changes: {_listing(models)}", logging.INFO)
             if worker.duty is Duty.QUIET:
-                self._turn(worker, "heard", now)
+                self._heard(worker, now)
+        worker.name, worker.slots, worker.heard_at = message.name, message.slots, now
+        worker.max_frame_bytes = message.max_frame_bytes
         worker.most = max(message.slots, worker.most if worker.held else 0)
         self._story.add(now, peer, "announced", f"{message.name}, {message.slots} slots, {len(models)} models")
         self._learn(models)
-        if worker.duty is not Duty.DRAINING:
-            self.scheduler.add(worker)
+        if worker.duty is Duty.DRAINING:
+            worker.models = models
+        else:
+            self._note_latest(self.scheduler.update(worker, models, anew=self._is_young(now)), now)
         self._timers.set(peer, now + self.policy.heartbeat)
+        self._actions.append(self._probe(peer))  # before its first Dispatch: it says what results this broker takes
         self._settle(now)
+
+    def _heard(self, worker: Worker, now: float) -> None:
+        self._turn(worker, "heard", now)
+        self._note(now, "workers", f"worker {worker} is heard again", logging.INFO)
 
     def _heartbeat(self, worker: Worker, message: wire.Heartbeat, payload: Payload, now: float) -> None:
         pass  # that it was heard is all that it says
@@ -82,6 +95,9 @@ class Backend(Ledger):
     def _done(self, worker: Worker, message: wire.Done, payload: Payload, now: float) -> None:
         request = self._answered(worker, message)
         if request is not None:
+            if max(map(len, payload), default=0) > min(request.max_frame_bytes, self.max_frame_bytes):
+                self._too_large_for_its_client(request, payload, now)
+                return
             worker.served += 1
             self.counts["served"] += 1
             queue_us = int((request.dispatched_at - request.accepted_at) * 1e6)
@@ -89,13 +105,22 @@ class Backend(Ledger):
             result = wire.Result(*request.key, request.runs, queue_us, message.compute_us, broker_us)
             self._end(request, "served", now, result, payload)
 
+    def _too_large_for_its_client(self, request: Request, payload: Payload, now: float) -> None:
+        text = (
+            f"the outputs have a frame of {max(map(len, payload))} bytes; the client takes at most "
+            f"{request.max_frame_bytes} (max_frame_bytes), this broker {self.max_frame_bytes} (--max-frame-bytes)"
+        )
+        self._note(now, "frames", f"model {request.wanted.model!r}: {text}")
+        request.worker = None  # its slot is free already
+        self._fail(request, "failed", now, Status.INVALID_ARGUMENT, text)
+
     def _failed(self, worker: Worker, message: wire.Failed, payload: Payload, now: float) -> None:
         request = self._answered(worker, message)
         if request is not None and message.code == Status.NOT_FOUND.value and request.runs_as not in worker.models:
             # The version was taken away while the request was on its way there; another worker or version may serve it.
             request.worker = None
             self._step(request, "returned", now, worker.name)
-            self._place(request, self.scheduler.choose(request.model, request.version), now)
+            self._place(request, self.scheduler.choose(request.wanted, request.longest), now)
         elif request is not None:
             worker.failed += 1
             # A code that is none must not grow the table of counts.
@@ -117,15 +142,27 @@ class Backend(Ledger):
         return None
 
     def _goodbye(self, worker: Worker, message: wire.Goodbye, payload: Payload, now: float) -> None:
+        if worker.duty is not Duty.DRAINING:
+            self._note(now, "workers", f"worker {worker} says goodbye, with {len(worker.held)} requests", logging.INFO)
         self._turn(worker, "goodbye", now)
-        self.scheduler.remove(worker)
+        self._note_latest(self.scheduler.remove(worker), now)
         self._actions.append(ToWorker(worker.peer, wire.Farewell()))
         self._settle(now)
 
     def _malformed(self, event: Malformed, now: float) -> None:
         self.counts["malformed"] += 1
+        whose = "a client" if event.frontend else "a worker"
+        self._note(now, "malformed", f"bytes of {whose}{_at(event.address)} are no message: {event.error.message}")
         error = error_of(event.error.key or _NOBODY, event.error.code, event.error.message)
         self._actions.append((ToClient if event.frontend else ToWorker)(event.peer, error))
+
+
+def _listing(models: dict[tuple[str, int], Model]) -> str:
+    return f"serves {', '.join(f'{name}:{version}' for name, version in sorted(models)) or 'nothing'}"
+
+
+def _at(address: str) -> str:
+    return f" at {address}" if address else ""
 
 
 _ON: dict[type, Any] = {

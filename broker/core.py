@@ -26,7 +26,6 @@ from broker.events import (
     Stop,
     Tick,
     ToClient,
-    ToWorker,
     Undelivered,
 )
 from broker.frontend import Frontend
@@ -34,7 +33,6 @@ from broker.ledger import STOP
 from broker.lifecycle import Duty
 from broker.state import Request, Worker
 from zmq_offload.errors import Status
-from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import Key
 
 
@@ -67,8 +65,8 @@ class Core(Frontend, Backend):
             grant = event.clients.get(request.user)
             if grant is None:
                 self._fail(request, "revoked", now, Status.UNAUTHENTICATED, "the key was revoked")
-            elif not grant.allows(request.model):
-                text = f"this key is not for model {request.model!r} any more"
+            elif not grant.allows(request.wanted.model):
+                text = f"this key is not for model {request.wanted.model!r} any more"
                 self._fail(request, "revoked", now, Status.PERMISSION_DENIED, text)
         for worker in list(self.workers.values()):
             grant = event.workers.get(worker.user)
@@ -89,7 +87,7 @@ class Core(Frontend, Backend):
             self._lose(worker, "it takes no more messages" if event.full else "its connection is gone", now)
 
     def _disconnected(self, event: Disconnected, now: float) -> None:
-        self._actions.extend(ToWorker(peer, wire.Probe()) for peer in self.workers)
+        self._actions.extend(map(self._probe, self.workers))
 
     # --- time -----------------------------------------------------------------------------------------------
 
@@ -121,8 +119,8 @@ class Core(Frontend, Backend):
             where = "while it queued" if request.worker is None else f"while worker {request.worker.name} had it"
             text = f"no result within {spent:.3f} s; it ended {where}"
             self._fail(request, "expired", now, Status.DEADLINE_EXCEEDED, text)
-        elif request.worker is None and not self.scheduler.served(request.model, request.version):
-            self._fail(request, "unserved", now, *self._nobody_serves(request.model, request.version, request.user))
+        elif request.worker is None and not self.scheduler.served(request.wanted):
+            self._fail(request, "unserved", now, *self._nobody_serves(request.wanted, request.user))
         else:
             self._timers.set(request.key, request.deadline)
 
@@ -133,8 +131,10 @@ class Core(Frontend, Backend):
             return
         if worker.duty is Duty.READY and (silent := liveness.quiet(worker, self.policy, now)):
             self._turn(worker, "silent", now, silent)
+            text = f"worker {worker} is idle and silent for {silent}; it is given nothing until it is heard"
+            self._note(now, "workers", text)
         self._timers.set(worker.peer, now + self.policy.heartbeat)
-        self._actions.append(ToWorker(worker.peer, wire.Probe()))
+        self._actions.append(self._probe(worker.peer))
 
 
 _ON: dict[type, Any] = {

@@ -21,12 +21,13 @@ class FromClient(NamedTuple):
 
 
 class FromWorker(NamedTuple):
-    """A message came in at the backend. The body of an Announce is read already: it is the only payload's frame."""
+    """A message came in at the backend. `address` is the worker's, where it is known: with an Announce."""
 
     peer: bytes
     message: wire.FromWorker
     payload: Payload
     user: str = ""
+    address: str = ""
 
 
 class Authorized(NamedTuple):
@@ -42,6 +43,7 @@ class Malformed(NamedTuple):
     peer: bytes
     frontend: bool
     error: ProtocolError
+    address: str = ""
 
 
 class Undelivered(NamedTuple):

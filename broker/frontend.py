@@ -9,7 +9,7 @@ from broker import admission
 from broker.events import FromClient, ToClient
 from broker.ledger import Ledger, error_of
 from broker.report import describe_models, describe_status
-from broker.state import Request
+from broker.state import Request, Wanted
 from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -24,24 +24,26 @@ class Frontend(Ledger):
         if self.authorized is not None and event.user not in self.authorized.clients:
             # The connection was made when the key was good still.
             number = 0 if isinstance(event.message, wire.Ping) else event.message.id
-            self._refuse(event.peer, Key(event.message.session, number), Status.UNAUTHENTICATED, "the key was revoked")
+            self._refuse(event, Key(event.message.session, number), Status.UNAUTHENTICATED, "the key was revoked", now)
             return
         _ON[type(event.message)](self, event, event.message, now)
 
-    def _refuse(self, peer: bytes, key: Key, status: Status, text: str) -> None:
+    def _refuse(self, event: FromClient, key: Key, status: Status, text: str, now: float) -> None:
         self.counts[f"refused.{status.value}"] += 1
-        self._actions.append(ToClient(peer, error_of(key, status, text)))
+        if status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED):
+            self._note(now, "keys", f"key {event.user or '(none)'} of a client is refused: {text}")
+        self._actions.append(ToClient(event.peer, error_of(key, status, text)))
 
     def _request(self, event: FromClient, message: wire.Request, now: float) -> None:
         peer, payload, user = event.peer, event.payload, event.user
         key = Key(message.session, message.id)
         if not self.allows(user, message.model):
-            self._refuse(peer, key, Status.PERMISSION_DENIED, f"this key is not for model {message.model!r}")
+            self._refuse(event, key, Status.PERMISSION_DENIED, f"this key is not for model {message.model!r}", now)
             return
         again = self.requests.get(key)
         if again is not None:
             if again.user != user:
-                self._refuse(peer, key, Status.PERMISSION_DENIED, "this session is another key's")
+                self._refuse(event, key, Status.PERMISSION_DENIED, "this session is another key's", now)
                 return
             # A client that reconnected sends all that it waits for; the attempt that is out already serves.
             again.client = peer
@@ -52,26 +54,38 @@ class Frontend(Ledger):
             self.counts["duplicate"] += 1
             self._actions.append(ToClient(peer, given_up[1]))
             return
+        nbytes = sum(map(len, payload))
+        longest = nbytes if len(payload) == 1 else max(map(len, payload), default=0)
+        if longest > self.max_frame_bytes:
+            text = (
+                f"the inputs have a frame of {longest} bytes; this broker takes at most {self.max_frame_bytes} "
+                f"(--max-frame-bytes), the client {message.max_frame_bytes} (max_frame_bytes)"
+            )
+            self._note(now, "frames", f"model {message.model!r}: {text}")
+            self._refuse(event, key, Status.INVALID_ARGUMENT, text, now)
+            return
         deadline = now + message.budget_us / 1e6
+        wanted = Wanted(message.model, message.version, b"" if message.version else message.signature)
         request = Request(
             key=key,
             client=peer,
             owner=user.encode() or message.session,
             user=user,
-            model=message.model,
-            version=message.version,
+            wanted=wanted,
             priority=message.priority,
             deadline=deadline,
             accepted_at=now,
             payload=payload,
-            nbytes=sum(map(len, payload)),
+            nbytes=nbytes,
+            longest=longest,
+            max_frame_bytes=message.max_frame_bytes,
         )
-        worker = None if self.stopping or deadline <= now else self.scheduler.choose(message.model, message.version)
+        worker = None if self.stopping or deadline <= now else self.scheduler.choose(wanted, longest)
         if worker is None:
             refused = self._refusal(request, now)
             if refused is not None:
                 self._story.add(now, key, "refused", refused[1])
-                self._refuse(peer, key, *refused)
+                self._refuse(event, key, *refused, now)
                 return
             for other in admission.evicted(self.scheduler, self.policy, request):
                 text = "the queue is full, and other clients have less in it; try again later"
@@ -85,12 +99,15 @@ class Frontend(Ledger):
         if self.stopping:
             return Status.UNAVAILABLE, "the broker is shutting down"
         if (
-            not self.scheduler.served(request.model, request.version)
+            not self.scheduler.served(request.wanted)
             and self.known
-            and not self._was_known(request.model, request.version)
-            and now >= self.started + self.policy.worker_grace
+            and not self._was_known(request.wanted)
+            and not self._is_young(now)
         ):
-            return self._nobody_serves(request.model, request.version, request.user)
+            return self._nobody_serves(request.wanted, request.user)
+        too_large = self._too_large(request, now)
+        if too_large is not None:
+            return Status.INVALID_ARGUMENT, too_large
         full = admission.refusal(self.scheduler, self.policy, request)
         return None if full is None else (Status.RESOURCE_EXHAUSTED, full)
 
@@ -108,7 +125,7 @@ class Frontend(Ledger):
         key = Key(message.session, message.id)
         if len(body) > limits.BODY_BYTES:
             text = f"the answer has {len(body)} bytes; the limit is {limits.BODY_BYTES}"
-            self._refuse(event.peer, key, Status.RESOURCE_EXHAUSTED, text)
+            self._refuse(event, key, Status.RESOURCE_EXHAUSTED, text, now)
             return
         self._actions.append(ToClient(event.peer, wire.Answer(*key), [body]))
 
@@ -120,7 +137,7 @@ class Frontend(Ledger):
                 missing.append(number)
             else:
                 request.client = event.peer
-        self._actions.append(ToClient(event.peer, wire.Pong(message.session, missing)))
+        self._actions.append(ToClient(event.peer, wire.Pong(message.session, missing, self.max_frame_bytes)))
 
 
 _ON: dict[type, Any] = {

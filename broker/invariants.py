@@ -6,7 +6,7 @@ from broker.core import Core
 from broker.ledger import STOP
 from broker.lifecycle import Duty, Life
 from broker.queues import FairQueue, Shares
-from broker.state import Request, Worker
+from broker.state import Request, Wanted, Worker
 
 
 def validate(core: Core) -> None:
@@ -60,17 +60,21 @@ def _validate_workers(core: Core) -> None:
 def _validate_queues(core: Core, queued: list[Request]) -> None:
     scheduler, policy = core.scheduler, core.policy
     _validate_shares(scheduler.shares, queued)
-    for (model, version), queue in scheduler.queues.items():
+    for wanted, queue in scheduler.queues.items():
         assert len(queue), "an empty queue is kept"
-        assert all((request.model, request.version) == (model, version) for request in queue)
+        assert all(request.wanted == wanted for request in queue)
         _validate_shares(queue.shares, list(queue))
         _validate_turns(queue)
-        best = scheduler.choose(model, version)
-        assert best is None, f"{best and best.name} is free while a request for {model} waits"
-        assert queue.parked is not scheduler.served(model, version), f"{model} is served and parked, or neither"
+        assert queue.longest >= max(request.longest for request in queue)
+        pool = scheduler.pools.get(wanted)
+        for request in queue:
+            best = scheduler.choose(wanted, request.longest)
+            assert best is None, f"{best and best.name} is free while a request for {wanted} waits"
+            assert pool is None or request.longest <= pool.takes(), f"{request.key} waits, and nobody takes its frames"
+        assert queue.parked is not scheduler.served(wanted), f"{wanted} is served and parked, or neither"
         # Requests that came back from a lost worker queue again without being refused.
         again = sum(request.attempt > 0 for request in queue)
-        assert len(queue) - again <= policy.max_queued_per_model, f"more requests wait for {model} than may"
+        assert len(queue) - again <= policy.max_queued_per_model, f"more requests wait for {wanted} than may"
     new = [request for request in queued if request.attempt == 0]
     assert len(new) <= policy.max_queued, "more requests wait than may"
     assert sum(request.nbytes for request in new) <= policy.max_queued_bytes, "more bytes wait than may"
@@ -98,12 +102,30 @@ def _validate_turns(queue: FairQueue) -> None:
 
 def _validate_models(core: Core) -> None:
     """The index of who serves what agrees with the workers."""
-    holders: dict[tuple[str, int], dict[bytes, Worker]] = {}
-    latest: dict[str, int] = {}
+    scheduler = core.scheduler
+    holders: dict[str, dict[bytes, Worker]] = {}
+    asked: dict[Wanted, set[bytes]] = {}
     for peer, worker in core.workers.items():
         if worker.duty is not Duty.DRAINING:
-            for model in worker.models:
-                holders.setdefault(model, {})[peer] = worker
-                latest[model[0]] = max(model[1], latest.get(model[0], 0))
-    assert core.scheduler.holders == holders, "the index of models is wrong"
-    assert core.scheduler.latest == latest, "the latest versions are wrong"
+            for (name, _), model in worker.models.items():
+                holders.setdefault(name, {})[peer] = worker
+                for wanted in model.asked:
+                    asked.setdefault(wanted, set()).add(peer)
+    assert scheduler.holders == holders, "the index of models is wrong"
+    assert scheduler.pools.keys() == asked.keys(), "the index of what may be asked for is wrong"
+    for wanted, pool in scheduler.pools.items():
+        workers = {worker.peer: worker for worker in (*pool.first, *pool.helpers)}
+        assert workers.keys() == pool.runs.keys() <= asked[wanted], f"{wanted}: its workers"
+        assert pool.first, f"{wanted}: nobody has what is adopted"
+        adopted = {
+            worker.models[wanted.model, pool.version].signature
+            for worker in pool.first
+            if pool.version in {version for name, version in worker.models if name == wanted.model}
+        }
+        assert len(adopted) == 1, f"{wanted}: nobody holds version {pool.version}"
+        for peer, version in pool.runs.items():
+            model = workers[peer].models[wanted.model, version]
+            assert wanted in model.asked, f"{wanted}: {workers[peer].name} runs version {version}"
+            assert model.signature in adopted, f"{wanted}: versions of two signatures are mixed"
+            assert (workers[peer] in pool.first) is (version >= pool.version)
+            assert version == pool.version or (wanted.model, pool.version) not in workers[peer].models

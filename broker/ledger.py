@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any
 
 from broker.events import Action, Authorized, ToClient, ToWorker
 from broker.lifecycle import REQUEST, WORKER, Duty, Story
 from broker.liveness import Policy
-from broker.report import served_listing
+from broker.notes import Notes
+from broker.report import served_listing, unfit
 from broker.scheduler import Scheduler
-from broker.state import Payload, Request, Worker
+from broker.state import Model, Payload, Request, Wanted, Worker
 from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -27,11 +29,12 @@ _GIVEN_UP = 1000
 
 
 class Ledger:
-    """`started` is the time at which the broker came up."""
+    """`started` is the time at which the broker came up. `max_frame_bytes` is the largest frame that it takes."""
 
-    def __init__(self, policy: Policy, started: float) -> None:
+    def __init__(self, policy: Policy, started: float, max_frame_bytes: int = limits.MESSAGE_BYTES) -> None:
         self.policy = policy
         self.started = started
+        self.max_frame_bytes = max_frame_bytes
         self.requests: dict[Key, Request] = {}
         self.workers: dict[bytes, Worker] = {}
         self.scheduler = Scheduler()
@@ -40,11 +43,13 @@ class Ledger:
         """Whose keys are taken; None where there are no keys and anybody is."""
         self.counts: Counter[str] = Counter()
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
-        self.known: dict[str, set[int]] = {}
-        """Models that were announced, and their versions; the oldest are forgotten."""
+        self.known: dict[str, dict[int, bytes]] = {}
+        """Models that were announced, their versions and those' signatures; the oldest are forgotten."""
         self.given_up: dict[Key, tuple[str, wire.Error]] = {}
         """The last requests that lost too many workers: the keys they were asked with, and what their clients were
         told."""
+        self.notes = Notes()
+        """What the log is to say."""
         self._story = Story()
         self._timers: Timers[Any] = Timers()  # a request's Key, a worker's peer, or STOP
         self._actions: list[Action] = []
@@ -64,6 +69,9 @@ class Ledger:
         worker.duty = WORKER[worker.duty][event]
         self._story.add(now, worker.peer, event, detail)
 
+    def _note(self, now: float, kind: str, text: str, level: int = logging.WARNING) -> None:
+        self.notes.add(now, kind, text, level)
+
     # --- a request's way ------------------------------------------------------------------------------------
 
     def _accept(self, request: Request, worker: Worker | None, now: float) -> None:
@@ -71,7 +79,7 @@ class Ledger:
         self.requests[request.key] = request
         self.counts["accepted"] += 1
         self._timers.set(request.key, request.deadline)
-        self._story.add(now, request.key, "accepted", request.model)
+        self._story.add(now, request.key, "accepted", request.wanted.model)
         self._place(request, worker, now)
 
     def _place(self, request: Request, worker: Worker | None, now: float) -> None:
@@ -79,10 +87,14 @@ class Ledger:
         if worker is not None:
             self._dispatch(request, worker, now)
             return
+        too_large = self._too_large(request, now)
+        if too_large is not None:
+            self._fail(request, "too large", now, Status.INVALID_ARGUMENT, too_large)
+            return
         self._step(request, "queued", now)
         self.scheduler.push(request, again=request.attempt > 0)
-        if not self.scheduler.served(request.model, request.version):
-            queue = self.scheduler.queues[request.model, request.version]
+        if not self.scheduler.served(request.wanted):
+            queue = self.scheduler.queues[request.wanted]
             queue.parked |= len(queue) == 1  # those that were here before are `_settle`'s
             self._timers.set(request.key, min(request.deadline, now + self.policy.worker_grace))
 
@@ -91,7 +103,7 @@ class Ledger:
         self.scheduler.given(worker)
         request.attempt += 1
         request.worker, request.dispatched_at = worker, now
-        request.runs = self.scheduler.resolve(request.model, request.version)
+        request.runs = self.scheduler.version_for(request.wanted, worker)
         place = request.key, request.attempt
         # One that expired there and was sent again takes its own place.
         before = worker.held.get(place)
@@ -99,7 +111,7 @@ class Ledger:
         worker.nbytes += request.nbytes - (0 if before is None else before.nbytes)
         self._timers.set(request.key, request.deadline)
         budget_us = max(0, int((request.deadline - now) * 1e6))
-        message = wire.Dispatch(*request.key, request.attempt, request.model, request.runs, budget_us)
+        message = wire.Dispatch(*request.key, request.attempt, request.wanted.model, request.runs, budget_us)
         self._actions.append(ToWorker(worker.peer, message, request.payload))
 
     def _feed(self, worker: Worker, now: float) -> None:
@@ -110,10 +122,17 @@ class Ledger:
     def _settle(self, now: float) -> None:
         """What models are served by whom changed. The latest version may be one now whose workers are free; and
         requests whose model lost its last worker get a short while for another to appear."""
+        scheduler = self.scheduler
+        for wanted, queue in list(scheduler.queues.items()):
+            if scheduler.served(wanted) and queue.longest > scheduler.pools[wanted].takes():
+                for request in list(queue):
+                    too_large = self._too_large(request, now)
+                    if too_large is not None:
+                        self._fail(request, "too large", now, Status.INVALID_ARGUMENT, too_large)
         for worker in self.workers.values():
             self._feed(worker, now)
-        for (model, version), queue in self.scheduler.queues.items():
-            served = self.scheduler.served(model, version)
+        for wanted, queue in scheduler.queues.items():
+            served = scheduler.served(wanted)
             if not served and not queue.parked:
                 for request in queue:
                     self._timers.set(request.key, min(request.deadline, now + self.policy.worker_grace))
@@ -146,9 +165,13 @@ class Ledger:
         """Forget a worker and give what it held to others."""
         del self.workers[worker.peer]
         self._timers.cancel(worker.peer)
-        self.scheduler.remove(worker)
+        self._note_latest(self.scheduler.remove(worker), now)
         # A worker that said goodbye and has nothing left is not lost, it went.
-        self.counts["lost_workers"] += worker.duty is not Duty.DRAINING or bool(worker.held)
+        if worker.duty is not Duty.DRAINING or worker.held:
+            self.counts["lost_workers"] += 1
+            self._note(now, "workers", f"worker {worker} is lost: {why}; it held {len(worker.held)} requests")
+        else:
+            self._note(now, "workers", f"worker {worker} went", logging.INFO)
         self._turn(worker, "lost", now, why)
         wanted = [(r, attempt) for (_, attempt), r in worker.held.items() if self._waits_for(worker, r, attempt)]
         first = next(iter(worker.held.values()), None)
@@ -165,29 +188,57 @@ class Ledger:
             if len(request.lost) >= self.policy.max_attempts:
                 text = f"lost its worker {len(request.lost)} times ({', '.join(request.lost)}; the last: {why})"
                 self._fail(request, "given up", now, Status.ABORTED, text)
+                what = f"request {request.key} for model {request.wanted.model!r}"
+                self._note(now, "aborted", f"{what} is ABORTED: it {text}")
                 # Should the answer be lost, its client will send it again, and it must not take down more workers.
                 self.given_up[request.key] = request.user, error_of(request.key, Status.ABORTED, text)
                 if len(self.given_up) > _GIVEN_UP:
                     del self.given_up[next(iter(self.given_up))]
             else:
                 self.counts["retried"] += 1
-                self._place(request, self.scheduler.choose(request.model, request.version), now)
+                self._place(request, self.scheduler.choose(request.wanted, request.longest), now)
         self._settle(now)
 
     # --- models ---------------------------------------------------------------------------------------------
 
-    def _learn(self, models: dict[tuple[str, int], Any]) -> None:
-        for name, version in models:
-            versions = self.known.setdefault(name, set())
-            versions.add(version)
+    def _note_latest(self, changed: list[tuple[str, int]], now: float) -> None:
+        for name, version in changed:
+            what = f"version {version} is the latest now" if version != LATEST else "nobody serves it any more"
+            self._note(now, "workers", f"model {name!r}: {what}", logging.INFO)
+
+    def _learn(self, models: dict[tuple[str, int], Model]) -> None:
+        for (name, version), model in models.items():
+            versions = self.known.setdefault(name, {})
+            versions[version] = model.signature
             if len(versions) > limits.BODY_ITEMS:
-                versions.remove(min(versions))
+                del versions[min(versions)]
             if len(self.known) > limits.BODY_ITEMS:
                 del self.known[next(iter(self.known))]
 
-    def _was_known(self, model: str, version: int) -> bool:
-        versions = self.known.get(model, ())
-        return bool(versions) if version == LATEST else version in versions
+    def _was_known(self, wanted: Wanted) -> bool:
+        versions = self.known.get(wanted.model, {})
+        if wanted.signature:
+            return wanted.signature in versions.values()
+        return bool(versions) if wanted.version == LATEST else wanted.version in versions
+
+    def _is_young(self, now: float) -> bool:
+        """Whether workers may not have announced themselves yet that were here before this broker."""
+        return now < self.started + self.policy.worker_grace
+
+    def _too_large(self, request: Request, now: float) -> str | None:
+        """Why no worker that serves a request takes its frames, or None if one does, or none serves it."""
+        pool = self.scheduler.pools.get(request.wanted)
+        if pool is None or request.longest <= (most := pool.takes()):
+            return None
+        text = (
+            f"the inputs have a frame of {request.longest} bytes; the workers of {request.wanted.model!r} take at most "
+            f"{most} (their --max-frame-bytes), this broker {self.max_frame_bytes}"
+        )
+        self._note(now, "frames", text)
+        return text
+
+    def _probe(self, peer: bytes) -> ToWorker:
+        return ToWorker(peer, wire.Probe(self.max_frame_bytes))
 
     def allows(self, user: str, model: str) -> bool:
         """Whether the client's key `user`, where there are keys, is for a model."""
@@ -195,15 +246,18 @@ class Ledger:
             (grant := self.authorized.clients.get(user)) is not None and grant.allows(model)
         )
 
-    def _nobody_serves(self, model: str, version: int, user: str) -> tuple[Status, str]:
-        wanted = f"model {model!r}" + ("" if version == LATEST else f" version {version}")
+    def _nobody_serves(self, wanted: Wanted, user: str) -> tuple[Status, str]:
+        name, version, signature = wanted
+        what = f"model {name!r}" + ("" if version == LATEST else f" version {version}")
         served = f"served are: {served_listing(self, user)}"
         if not self.known:
             # Workers that load a large subgraph take longer to come up than the broker. Nothing is known not to be.
-            return Status.UNAVAILABLE, f"no worker has announced itself yet, so {wanted} is not served"
-        if self._was_known(model, version):
-            return Status.UNAVAILABLE, f"no worker that holds {wanted} is there now; {served}"
-        return Status.NOT_FOUND, f"no worker ever announced {wanted}; {served}"
+            return Status.UNAVAILABLE, f"no worker has announced itself yet, so {what} is not served"
+        if signature and self.scheduler.served(Wanted(name)):
+            return Status.FAILED_PRECONDITION, unfit(self, name)
+        if self._was_known(wanted):
+            return Status.UNAVAILABLE, f"no worker that holds {what} is there now; {served}"
+        return Status.NOT_FOUND, f"no worker ever announced {what}; {served}"
 
 
 def error_of(key: tuple[bytes, int], status: Status, text: str) -> wire.Error:

@@ -56,7 +56,7 @@ class Broker:
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._clock = clock
-        self.core = Core(config.policy, clock())
+        self.core = Core(config.policy, clock(), config.max_frame_bytes)
         identities.shuffle()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 65536)
@@ -137,7 +137,10 @@ class Broker:
                     self._handle(Stop(self._config.grace))
             if self._undelivered:
                 self._report_undelivered()
+            if core.notes:
+                self._write_notes()
             wait = self._keep_time(clock())
+        self._write_notes()
 
     def _keep_time(self, now: float) -> int:
         """Do what is due, and the milliseconds until something is again; -1: nothing is to come."""
@@ -155,6 +158,10 @@ class Broker:
         self._look_at_keys_at = self._clock() + _KEYS_EVERY
         if self._security is not None and (authorized := self._security.reload()) is not None:
             self._handle(authorized)
+
+    def _write_notes(self) -> None:
+        for level, text in self.core.notes.take():
+            log.log(level, "%s", text)
 
     def _drain_monitor(self) -> None:
         """Read until refused: the descriptor tells only of what comes after that."""
@@ -185,13 +192,15 @@ class Broker:
         try:
             return FromClient(frames[0], _decode(frames, wire.FROM_CLIENT), frames[2:], _user(frames[0]))
         except ProtocolError as error:
-            return Malformed(frames[0], True, error)
+            return Malformed(frames[0], True, error, _address(frames))
 
     def _from_back(self, frames: list[Any]) -> Event:
         try:
-            return FromWorker(frames[0], _decode(frames, wire.FROM_WORKER), frames[2:], _user(frames[0]))
+            message = _decode(frames, wire.FROM_WORKER)
+            address = _address(frames) if type(message) is wire.Announce else ""
+            return FromWorker(frames[0], message, frames[2:], _user(frames[0]), address)
         except ProtocolError as error:
-            return Malformed(frames[0], False, error)
+            return Malformed(frames[0], False, error, _address(frames))
 
     def _handle(self, event: Event) -> None:
         """Tell the core and do what it says."""
@@ -210,6 +219,14 @@ class Broker:
 
 def _user(peer: bytes) -> str:
     return peer.user if type(peer) is transport.Peer else ""
+
+
+def _address(frames: list[Any]) -> str:
+    """Where a message came from, if it has a frame that knows."""
+    try:
+        return str(frames[2].get("Peer-Address")) if len(frames) > 2 else ""
+    except zmq.ZMQError:  # a transport without addresses
+        return ""
 
 
 def _decode(frames: list[Any], expected: frozenset[type]) -> Any:

@@ -66,6 +66,8 @@ class FairQueue:
         self.shares = Shares()
         self.parked = False
         """Whether nobody serves it, and its requests wait for somebody to appear."""
+        self.longest = 0
+        """Bytes of the longest frame of all requests that were here since it was empty."""
 
     def __len__(self) -> int:
         return self.shares.count
@@ -86,6 +88,7 @@ class FairQueue:
 
     def push(self, request: Request, turn: int, *, again: bool = False) -> None:
         """Add a request; `again` puts one that had its turn already before all others of its priority."""
+        self.longest = max(self.longest, request.longest)
         level = self._levels.get(request.priority)
         if level is None:
             level = self._levels[request.priority] = OrderedDict()
@@ -101,20 +104,25 @@ class FairQueue:
             line.turn = 0
         self.shares.add(request)
 
-    def rank(self) -> tuple[int, int]:
-        """Smaller is to be served before; the queue must not be empty."""
-        priority = self._top[-1]
-        return -priority, next(iter(self._levels[priority].values())).turn
+    def first(self, most: int) -> Request | None:
+        """The request whose turn it is, of those without a frame of more than `most` bytes."""
+        for priority in reversed(self._top):
+            for line in self._levels[priority].values():
+                for request in line.values():
+                    if request.longest <= most:
+                        return request
+        return None
 
-    def pop(self, turn: int) -> Request:
-        """Take the request whose turn it is; its client's next one waits until the others had theirs."""
-        level = self._levels[self._top[-1]]
-        owner, line = next(iter(level.items()))
-        request = next(iter(line.values()))
-        level.move_to_end(owner)
-        line.turn = turn
+    def rank(self, request: Request) -> tuple[int, int]:
+        """Of a request that is here: smaller is to be served before."""
+        return -request.priority, self._levels[request.priority][request.owner].turn
+
+    def pop(self, request: Request, turn: int) -> None:
+        """Take a request whose turn it is; its client's next one waits until the others had theirs."""
+        level = self._levels[request.priority]
+        level.move_to_end(request.owner)
+        level[request.owner].turn = turn
         self.remove(request)
-        return request
 
     def last(self, owner: bytes) -> Request:
         """The newest of a client's requests of its least priority; it must have one."""

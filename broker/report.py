@@ -6,22 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from broker.lifecycle import Duty
-from broker.state import Payload
+from broker.state import Model, Payload, Wanted
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.messages import shown
+from zmq_offload.protocol.messages import LATEST, shown
 from zmq_offload.protocol.payload import decode_body
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import TensorSpec, signature_of
 from zmq_offload.repository import NAME_PATTERN
 
 if TYPE_CHECKING:
     from broker.ledger import Ledger
+    from broker.versions import Pool
 
-_TENSORS = ("inputs", "outputs")
 
-
-def parse_models(payload: Payload) -> dict[tuple[str, int], dict[str, Any]]:
-    """(model, version) -> its description, of an Announce's body. Raises ProtocolError.
+def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
+    """(model, version) -> what an Announce's body says of it. Raises ProtocolError.
 
     The body is an array of maps with `name`, `version`, `inputs` and `outputs` (the tensors' signatures).
     """
@@ -37,17 +36,26 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], dict[str, Any]]:
             raise ProtocolError(f"an announced model's name cannot be {shown(name)}")
         if type(version) is not int or not 0 < version <= limits.VERSION:
             raise ProtocolError(f"announced model {name!r}: its version cannot be {shown(version)}")
-        models[name, version] = {"name": name, "version": version} | {
-            part: _tensors(name, entry.get(part)) for part in _TENSORS
-        }
+        inputs, outputs = (_tensors(name, entry.get(part)) for part in ("inputs", "outputs"))
+        signature = signature_of(inputs, outputs)
+        models[name, version] = Model(
+            {
+                "name": name,
+                "version": version,
+                "inputs": [tensor.to_json() for tensor in inputs],
+                "outputs": [tensor.to_json() for tensor in outputs],
+            },
+            signature,
+            (Wanted(name, version), Wanted(name), Wanted(name, LATEST, signature)),
+        )
     return models
 
 
-def _tensors(model: str, value: Any) -> list[dict[str, Any]]:
+def _tensors(model: str, value: Any) -> list[TensorSpec]:
     if type(value) is not list or len(value) > limits.TENSORS:
         raise ProtocolError(f"announced model {model!r}: inputs and outputs are arrays of tensors")
     try:
-        return [TensorSpec.from_json(tensor).to_json() for tensor in value]
+        return [TensorSpec.from_json(tensor) for tensor in value]
     except InvalidArgument as error:
         raise ProtocolError(f"announced model {model!r}: {error.message}"[: limits.MESSAGE_CHARS]) from None
 
@@ -55,9 +63,17 @@ def _tensors(model: str, value: Any) -> list[dict[str, Any]]:
 def describe_models(core: Ledger) -> list[dict[str, Any]]:
     """The body of the answer to Query "models": each (model, version) that a worker takes requests for."""
     return [
-        next(iter(holders.values())).models[model] | {"workers": len(holders)}
-        for model, holders in sorted(core.scheduler.holders.items())
+        pool.first[0].models[model, version].description | {"workers": len(pool.runs)}
+        for (model, version, _), pool in _versions(core)
     ]
+
+
+def _versions(core: Ledger) -> list[tuple[Wanted, Pool]]:
+    """The versions that are served, by name and number."""
+    return sorted(
+        ((wanted, pool) for wanted, pool in core.scheduler.pools.items() if wanted.version != LATEST),
+        key=lambda item: item[0],
+    )
 
 
 def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> dict[str, Any]:
@@ -79,13 +95,18 @@ def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> 
         "dropped": {name: counts[name] for name in ("late", "duplicate", "malformed", "undelivered")},
         "lost_workers": counts["lost_workers"],
         "models": [
-            {"name": name, "version": version, "workers": len(holders)}
-            for (name, version), holders in sorted(scheduler.holders.items())
+            {
+                "name": name,
+                "version": version,
+                "workers": len(pool.runs),
+                "latest": scheduler.pools[Wanted(name)].version == version,
+            }
+            for (name, version, _), pool in _versions(core)
             if allows(name)
         ],
         "queues": [
             {"model": name, "version": version, "queued": len(queue), "bytes": queue.nbytes}
-            for (name, version), queue in sorted(scheduler.queues.items())
+            for (name, version, _), queue in sorted(scheduler.queues.items(), key=lambda item: item[0])
             if allows(name)
         ],
         "workers": [
@@ -112,7 +133,7 @@ def _by_code(counts: dict[str, int], prefix: str) -> dict[str, int]:
 def served_listing(core: Ledger, user: str, most: int = 20) -> str:
     """The models that are served, for a person who has the key `user`: "echo (version 1), ocr (versions 1, 2)"."""
     versions: dict[str, list[int]] = {}
-    for name, version in sorted(core.scheduler.holders):
+    for (name, version, _), _ in _versions(core):
         if core.allows(user, name):
             versions.setdefault(name, []).append(version)
     names: Sequence[str] = [
@@ -120,3 +141,18 @@ def served_listing(core: Ledger, user: str, most: int = 20) -> str:
     ]
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *more]) or "none"
+
+
+def unfit(core: Ledger, name: str) -> str:
+    """That no version of a model fits who asks for it, for a person."""
+    versions = [
+        f"version {version} takes {_signature(model, 'inputs')} and returns {_signature(model, 'outputs')}"
+        for (served, version, _), pool in _versions(core)
+        if served == name
+        for model in [pool.first[0].models[name, version].description]
+    ]
+    return f"no version of model {name!r} that is served fits what was asked for: {'; '.join(reversed(versions))}"
+
+
+def _signature(description: dict[str, Any], part: str) -> str:
+    return ", ".join(str(TensorSpec.from_json(tensor)) for tensor in description[part]) or "nothing"

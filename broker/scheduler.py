@@ -4,7 +4,8 @@ The rules (docs/architecture.md):
 
 - a request goes to the worker with the least outstanding per slot among those that hold the model; a tie goes to the
   one with fewer bytes outstanding, behind which a small request waits less, and then to the one that waited longest; a
-  worker is never given more than its slots;
+  worker is never given more than its slots, nor a frame that is larger than it takes;
+- which version a worker runs for a request for the latest, and whether it only helps out, is in `broker.versions`;
 - a queue hands out the highest priority first; inside a priority the clients take turns, and each client's requests
   keep their order;
 - a worker with a free slot takes the request, over all queues that it can serve, of the highest priority and then of
@@ -13,9 +14,12 @@ The rules (docs/architecture.md):
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from broker.lifecycle import Duty
 from broker.queues import FairQueue, Shares
-from broker.state import Request, Worker
+from broker.state import Model, Request, Wanted, Worker
+from broker.versions import Pool, pools
 from zmq_offload.protocol.messages import LATEST
 
 
@@ -23,14 +27,16 @@ class Scheduler:
     """The queues, and which workers hold which model."""
 
     def __init__(self) -> None:
-        self.queues: dict[tuple[str, int], FairQueue] = {}
-        """(model, version asked for) -> the requests that wait for it; no empty ones."""
-        self.holders: dict[tuple[str, int], dict[bytes, Worker]] = {}
-        """(model, version) -> the workers that take requests for it, by peer; no empty ones."""
-        self.latest: dict[str, int] = {}
-        """model -> the highest version in `holders`."""
+        self.queues: dict[Wanted, FairQueue] = {}
+        """The requests that wait, by what they ask for; no empty ones."""
+        self.holders: dict[str, dict[bytes, Worker]] = {}
+        """model -> the workers that take requests for it, by peer; no empty ones."""
+        self.pools: dict[Wanted, Pool] = {}
+        """What requests may ask for -> the workers that may run them; no empty ones."""
         self.shares = Shares()
         """What each client has in all queues."""
+        self._pools_of: dict[str, dict[Wanted, Pool]] = {}
+        """`pools` by model."""
         self._turns = 0
 
     @property
@@ -43,45 +49,61 @@ class Scheduler:
 
     # --- workers --------------------------------------------------------------------------------------------
 
-    def add(self, worker: Worker) -> None:
-        for model in worker.models:
-            self.holders.setdefault(model, {})[worker.peer] = worker
-        self._find_latest()
+    def update(
+        self, worker: Worker, models: dict[tuple[str, int], Model], *, anew: bool = False
+    ) -> list[tuple[str, int]]:
+        """Let a worker, new or known, have requests for `models`; the models whose latest version is another now, and
+        that version. `anew`: what "latest" means does not depend on what it meant before; so it is, too, for a model of
+        which the worker serves a version no more."""
+        before, worker.models = worker.models, models
+        withdrawn = {name for name, _ in before.keys() - models.keys()}
+        self._leave(worker, before)
+        for name, _ in models:
+            self.holders.setdefault(name, {})[worker.peer] = worker
+        names = {name for name, _ in (*before, *models)}
+        return [change for name in sorted(names) for change in self._find_pools(name, anew or name in withdrawn)]
 
-    def remove(self, worker: Worker) -> None:
-        """Give it nothing more."""
-        for model in worker.models:
-            holders = self.holders.get(model)
+    def remove(self, worker: Worker) -> list[tuple[str, int]]:
+        """Give it nothing more; as `update`."""
+        names = self._leave(worker, worker.models)
+        return [change for name in sorted(names) for change in self._find_pools(name, False)]
+
+    def _leave(self, worker: Worker, models: Iterable[tuple[str, int]]) -> set[str]:
+        names = {name for name, _ in models}
+        for name in names:
+            holders = self.holders.get(name)
             if holders and holders.pop(worker.peer, None) and not holders:
-                del self.holders[model]
-        self._find_latest()
+                del self.holders[name]
+        return names
 
-    def _find_latest(self) -> None:
-        self.latest = {}
-        for name, version in self.holders:
-            self.latest[name] = max(version, self.latest.get(name, 0))
+    def _find_pools(self, name: str, anew: bool) -> list[tuple[str, int]]:
+        before = self._pools_of.pop(name, {})
+        adopted = {wanted: pool.version for wanted, pool in before.items() if wanted.version == LATEST}
+        after = pools(name, self.holders.get(name, {}).values(), adopted, anew=anew)
+        for wanted in before:
+            del self.pools[wanted]
+        self.pools.update(after)
+        if after:
+            self._pools_of[name] = after
+        latest = Wanted(name)
+        version = after[latest].version if after else LATEST
+        return [(name, version)] if version != adopted.get(latest, LATEST) else []
 
-    def resolve(self, model: str, version: int) -> int:
-        """The version that a request for `version` means now; LATEST if there is none."""
-        return self.latest.get(model, LATEST) if version == LATEST else version
+    def version_for(self, wanted: Wanted, worker: Worker) -> int:
+        """The version that a worker runs for a request."""
+        return self.pools[wanted].runs[worker.peer]
 
-    def served(self, model: str, version: int) -> bool:
-        return (model, self.resolve(model, version)) in self.holders
+    def served(self, wanted: Wanted) -> bool:
+        return wanted in self.pools
 
-    def choose(self, model: str, version: int) -> Worker | None:
-        """The worker that should run a request now, or None while all that could are full."""
-        best: Worker | None = None
-        for worker in self.holders.get((model, self.resolve(model, version)), {}).values():
-            if worker.duty is not Duty.READY or len(worker.held) >= worker.slots:
-                continue
-            if best is None:
-                best = worker
-                continue
-            # held/slots by cross-multiplication, so that equal loads are equal exactly.
-            ours, theirs = len(worker.held) * best.slots, len(best.held) * worker.slots
-            if ours < theirs or (ours == theirs and (worker.nbytes, worker.chosen) < (best.nbytes, best.chosen)):
-                best = worker
-        return best
+    def choose(self, wanted: Wanted, longest: int = 0) -> Worker | None:
+        """The worker that should run a request with a frame of `longest` bytes now, or None while all that could are
+        full."""
+        pool = self.pools.get(wanted)
+        if pool is None:
+            return None
+        best = _least_loaded(pool.first, longest)
+        return _least_loaded(pool.helpers, longest) if best is None and pool.helpers else best
 
     def given(self, worker: Worker) -> None:
         """Note that a worker gets a request now, for the ties to come."""
@@ -91,35 +113,35 @@ class Scheduler:
 
     def push(self, request: Request, *, again: bool = False) -> None:
         """Add a request; `again` puts one that had its turn already before all others of its priority."""
-        queue = self.queues.setdefault((request.model, request.version), FairQueue())
+        queue = self.queues.setdefault(request.wanted, FairQueue())
         queue.push(request, self._turn(), again=again)
         self.shares.add(request)
 
     def holds(self, request: Request) -> bool:
-        queue = self.queues.get((request.model, request.version))
+        queue = self.queues.get(request.wanted)
         return queue is not None and request in queue
 
     def discard(self, request: Request) -> None:
         """Take a queued request out."""
-        self.queues[request.model, request.version].remove(request)
+        self.queues[request.wanted].remove(request)
         self._left(request)
 
     def next_for(self, worker: Worker) -> Request | None:
         """Take the request that a worker with a free slot should run, or None."""
         best: tuple[int, int] | None = None
-        chosen: FairQueue | None = None
-        for name, version in worker.models:
-            for asked in (version, LATEST) if self.latest.get(name) == version else (version,):
-                queue = self.queues.get((name, asked))
-                if queue:
-                    rank = queue.rank()
-                    if best is None or rank < best:
-                        best, chosen = rank, queue
-        if chosen is None:
-            return None
-        request = chosen.pop(self._turn())
-        self._left(request)
-        return request
+        chosen: Request | None = None
+        for model in worker.models.values():
+            for wanted in model.asked:
+                queue = self.queues.get(wanted)
+                if queue is None or worker.peer not in self.pools[wanted].runs:
+                    continue
+                request = queue.first(worker.max_frame_bytes)
+                if request is not None and (best is None or queue.rank(request) < best):
+                    best, chosen = queue.rank(request), request
+        if chosen is not None:
+            self.queues[chosen.wanted].pop(chosen, self._turn())
+            self._left(chosen)
+        return chosen
 
     def last_of(self, owner: bytes) -> Request:
         """Of a client that waits somewhere, the request to give up first: of its least priority the newest."""
@@ -132,5 +154,20 @@ class Scheduler:
 
     def _left(self, request: Request) -> None:
         self.shares.take(request)
-        if not self.queues[request.model, request.version]:
-            del self.queues[request.model, request.version]
+        if not self.queues[request.wanted]:
+            del self.queues[request.wanted]
+
+
+def _least_loaded(workers: Iterable[Worker], longest: int) -> Worker | None:
+    best: Worker | None = None
+    for worker in workers:
+        if worker.duty is not Duty.READY or len(worker.held) >= worker.slots or longest > worker.max_frame_bytes:
+            continue
+        if best is None:
+            best = worker
+            continue
+        # held/slots by cross-multiplication, so that equal loads are equal exactly.
+        ours, theirs = len(worker.held) * best.slots, len(best.held) * worker.slots
+        if ours < theirs or (ours == theirs and (worker.nbytes, worker.chosen) < (best.nbytes, best.chosen)):
+            best = worker
+    return best

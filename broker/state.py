@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from broker.lifecycle import Duty, Life
-from zmq_offload.protocol.messages import Key
+from zmq_offload.protocol import limits
+from zmq_offload.protocol.messages import LATEST, Key
 
 Payload: TypeAlias = Sequence[Any]
 """The frames after an envelope, which the broker forwards and never reads."""
+
+
+class Wanted(NamedTuple):
+    """What a request asks for. `signature` is empty where `version` is a number, and where any signature will do."""
+
+    model: str
+    version: int = LATEST
+    signature: bytes = b""
+
+
+class Model(NamedTuple):
+    """A version of a model as a worker announced it: its description, its signature, and what requests that ask for it
+    may have asked for."""
+
+    description: dict[str, Any]
+    signature: bytes
+    asked: tuple[Wanted, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -21,13 +39,16 @@ class Request:
     client: bytes
     owner: bytes
     """Whom it counts for where clients share: its key where there are keys, else its session."""
-    model: str
-    version: int
+    wanted: Wanted
     priority: int
     deadline: float
     accepted_at: float
     payload: Payload
     nbytes: int
+    longest: int
+    """Bytes of its longest frame."""
+    max_frame_bytes: int = limits.MESSAGE_BYTES
+    """The longest frame of a result that its client takes."""
     user: str = ""
     """The key that it was asked with."""
     life: Life = Life.ACCEPTED
@@ -42,7 +63,7 @@ class Request:
     @property
     def runs_as(self) -> tuple[str, int]:
         """(model, version) of the last attempt."""
-        return self.model, self.runs
+        return self.wanted.model, self.runs
 
 
 @dataclass(slots=True, eq=False)
@@ -53,11 +74,13 @@ class Worker:
     peer: bytes
     name: str
     slots: int
-    models: dict[tuple[str, int], dict[str, Any]]
     announced_at: float
     heard_at: float
     user: str = ""
     """The key that it connected with."""
+    address: str = ""
+    max_frame_bytes: int = limits.MESSAGE_BYTES
+    models: dict[tuple[str, int], Model] = field(default_factory=dict)
     duty: Duty = Duty.READY
     held: dict[tuple[Key, int], Request] = field(default_factory=dict)
     nbytes: int = 0
@@ -68,6 +91,10 @@ class Worker:
     """When it was last given a request, as a count: ties go to the one that waited longest."""
     served: int = 0
     failed: int = 0
+
+    def __str__(self) -> str:
+        """For the log: its name and where it is."""
+        return f"{self.name} at {self.address}" if self.address else self.name
 
     @property
     def free(self) -> int:

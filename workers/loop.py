@@ -93,7 +93,9 @@ class Worker:
         self._watches: dict[int, Watch] = {}
         self._inboxes = [self._connect(link) for link in range(len(config.brokers))]
         self._find_sources()
-        self.session = Session.open(config.name, config.slots, len(self._inboxes), config.policy, clock())
+        self.session = Session.open(
+            config.name, config.slots, len(self._inboxes), config.policy, clock(), config.max_frame_bytes
+        )
         self._running: list[Attempt] = []
         self._complain_at = 0.0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -180,7 +182,7 @@ class Worker:
         """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
         Between runs, take in what came meanwhile: something may be revoked by now, or more may run together. The time
         at which it ended."""
-        session, clock, most = self.session, self._clock, self._config.max_frame_bytes
+        session, clock = self.session, self._clock
         now = clock()
         end, turn = now + _STINT, now + _TURN
         while True:
@@ -199,7 +201,7 @@ class Worker:
             # At once: the next one may take long, or this process down, and then what is unanswered counts as lost with
             # it.
             for attempt, outcome in zip(attempts, outcomes, strict=True):
-                outcome = bounded(outcome, most)
+                outcome = bounded(outcome, session.max_frame_bytes, session.links[attempt.link].takes)
                 if isinstance(outcome, OffloadError):
                     self._send(session.failed_with(attempt, outcome))
                 else:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError
+from zmq_offload.errors import Internal, InvalidArgument, OffloadError
 from zmq_offload.protocol.payload import Array, decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
 from zmq_offload.repository import Batching, ModelVersion
@@ -111,9 +111,11 @@ def execute(jobs: Sequence[Job]) -> list[list[Any] | OffloadError]:
         return [Internal(f"{type(error).__name__}: {error}")]
 
 
-def bounded(outcome: list[Any] | OffloadError, most: int) -> list[Any] | OffloadError:
-    """An outcome, or the error that it has a frame of more bytes than that. A broker would close the connection for it,
-    and take the request for one that takes workers down."""
-    if isinstance(outcome, OffloadError) or (longest := max(map(len, outcome))) <= most:
+def bounded(outcome: list[Any] | OffloadError, own: int, brokers: int) -> list[Any] | OffloadError:
+    """An outcome, or the error that it has a frame of more bytes than this worker or the broker takes. A broker would
+    close the connection for it, and take the request for one that takes workers down."""
+    if isinstance(outcome, OffloadError) or (longest := max(map(len, outcome))) <= min(own, brokers):
         return outcome
-    return FailedPrecondition(f"an output has {longest} bytes; this worker's --max-frame-bytes allows {most}")
+    return InvalidArgument(
+        f"the outputs have a frame of {longest} bytes; this worker's --max-frame-bytes is {own}, the broker's {brokers}"
+    )

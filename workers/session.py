@@ -64,6 +64,8 @@ class Link:
 
     heard_at: float
     heartbeat_at: float
+    takes: int = limits.MESSAGE_BYTES
+    """The largest frame that the broker takes, in bytes, once it said so; it does before its first Dispatch."""
     gone: bool = False
     """Its Farewell came, or was waited for in vain."""
     unconfirmed: bool = False
@@ -97,6 +99,7 @@ class Session:
     slots: int
     links: list[Link]
     policy: Policy
+    max_frame_bytes: int = limits.MESSAGE_BYTES
     models: list[dict[str, Any]] = field(default_factory=list)
     batching: dict[tuple[str, int], Batching] = field(default_factory=dict)
     """(model, version) -> how its requests are put together."""
@@ -111,9 +114,17 @@ class Session:
     """Groups that had company the last time: only there is it worth to wait for more."""
 
     @classmethod
-    def open(cls, name: str, slots: int, links: int, policy: Policy, now: float) -> Session:
+    def open(
+        cls,
+        name: str,
+        slots: int,
+        links: int,
+        policy: Policy,
+        now: float,
+        max_frame_bytes: int = limits.MESSAGE_BYTES,
+    ) -> Session:
         """A session that serves nothing yet."""
-        return cls(name, slots, [Link(now, now) for _ in range(links)], policy)
+        return cls(name, slots, [Link(now, now) for _ in range(links)], policy, max_frame_bytes)
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -303,6 +314,10 @@ class Session:
                 self._stale_at = -math.inf
         return []
 
+    def _probe(self, link: int, message: wire.Probe) -> list[Action]:
+        self.links[link].takes = message.max_frame_bytes
+        return []
+
     def _farewell(self, link: int, message: wire.Farewell) -> list[Action]:
         # One that was not asked for is a fault of the broker's; to believe it would leave the broker for ever.
         known = self.links[link]
@@ -317,15 +332,18 @@ class Session:
         return max(self.slots, *(2 * b.max_batch for b in self.batching.values())) if self.batching else self.slots
 
     def _announcement(self, link: int) -> Send:
-        return Send(link, wire.Announce(self.name, self._announced_slots), (encode_body(self.models),))
+        return Send(
+            link, wire.Announce(self.name, self._announced_slots, self.max_frame_bytes), (encode_body(self.models),)
+        )
 
 
 _ON: dict[type, Callable[[Session, int, Any], list[Action]]] = {
     wire.Revoke: Session._revoke,
     wire.Identify: Session._introduce,
     wire.Farewell: Session._farewell,
+    wire.Probe: Session._probe,
 }
-"""What a broker's message does. A Probe only tells that the broker is there; so does an Error, which the loop logs."""
+"""What a broker's message does. An Error only tells that the broker is there; the loop logs it."""
 
 
 def _answer(link: int, message: wire.Dispatch, status: Status, text: str) -> Send:

@@ -14,14 +14,16 @@ from zmq_offload.errors import OffloadError, Status
 if TYPE_CHECKING:
     from zmq_offload.aio import AsyncClient
     from zmq_offload.client import Client
+    from zmq_offload.protocol.tensors import Latest
     from zmq_offload.results import Outputs, Timings
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "OffloadError", "Outputs", "Status", "Timings", "load"]
+__all__ = ["AsyncClient", "Client", "Latest", "OffloadError", "Outputs", "Status", "Timings", "load"]
 
 _PLACES = {
     "AsyncClient": "zmq_offload.aio",
     "Client": "zmq_offload.client",
+    "Latest": "zmq_offload.protocol.tensors",
     "Outputs": "zmq_offload.results",
     "Timings": "zmq_offload.results",
 }

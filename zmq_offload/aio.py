@@ -13,6 +13,7 @@ from zmq_offload.lifetime import hold, refuse_pickling, warn_unclosed
 from zmq_offload.places import Signatures, check_places, fill
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import Latest
 from zmq_offload.results import Outputs
 from zmq_offload.session import Policy
 
@@ -48,7 +49,7 @@ class AsyncClient:
         model: str,
         inputs: Mapping[str, Any],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
@@ -106,7 +107,9 @@ class AsyncClient:
 
     # --- details --------------------------------------------------------------------------------------------
 
-    async def _check_fit(self, model: str, version: int | None, outputs: Mapping[str, Array], timeout: float) -> None:
+    async def _check_fit(
+        self, model: str, version: int | Latest | None, outputs: Mapping[str, Array], timeout: float
+    ) -> None:
         """Raises InvalidArgument for arrays that the outputs are known not to fit."""
         if self._signatures.complaint(model, version, outputs) is not None:
             self._signatures.announced(await self.models(timeout=timeout))

@@ -13,12 +13,15 @@ import numpy as np
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.tensors import Latest
 from zmq_offload.repository import check_model_name
 from zmq_offload.session import Policy
 
 
-def check_call(model: str, timeout: float, version: int | None, priority: int) -> tuple[float, int, int]:
-    """The timeout, version and priority as they are sent. Raises InvalidArgument naming the argument that is wrong."""
+def check_call(
+    model: str, timeout: float, version: int | Latest | None, priority: int
+) -> tuple[float, int, int, bytes]:
+    """Timeout, version, priority and signature as they are sent. Raises InvalidArgument naming the wrong argument."""
     try:
         return _checked(model, timeout, version, priority)
     except TypeError:  # an argument that cannot be hashed is wrong, too
@@ -26,9 +29,15 @@ def check_call(model: str, timeout: float, version: int | None, priority: int) -
 
 
 @functools.lru_cache(256, typed=True)  # a program calls with the same few again and again
-def _checked(model: str, timeout: float, version: int | None, priority: int) -> tuple[float, int, int]:
+def _checked(model: str, timeout: float, version: int | Latest | None, priority: int) -> tuple[float, int, int, bytes]:
     check_model_name(model)
     seconds = check_timeout(timeout)
+    signature = b""
+    if isinstance(version, Latest):
+        signature, version = version.signature, None
+        if type(signature) is not bytes or len(signature) != wire.SIGNATURE_BYTES:
+            shown = reprlib.repr(signature)
+            raise InvalidArgument(f"signature {shown} is not {wire.SIGNATURE_BYTES} bytes, as signature_of makes them")
     wanted = wire.LATEST if version is None else whole(version)
     if wanted is None or not (version is None or 0 < wanted <= limits.VERSION):
         shown = reprlib.repr(version)
@@ -38,7 +47,7 @@ def _checked(model: str, timeout: float, version: int | None, priority: int) -> 
         raise InvalidArgument(
             f"priority {reprlib.repr(priority)} is not a whole number from -{limits.PRIORITY} to {limits.PRIORITY}"
         )
-    return seconds, wanted, urgency
+    return seconds, wanted, urgency, signature
 
 
 def check_timeout(timeout: float) -> float:

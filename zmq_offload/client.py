@@ -15,6 +15,7 @@ from zmq_offload.lifetime import hold, refuse_pickling, warn_unclosed
 from zmq_offload.places import Signatures, check_places, fill
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import Latest
 from zmq_offload.results import Outputs
 from zmq_offload.session import Policy
 
@@ -27,9 +28,9 @@ class Client:
 
     `broker` is the endpoint of a broker's frontend, or several: while one does not answer, the next is tried, and what
     was outstanding is sent there. `timeout` (seconds) is for calls that give none: no call waits for ever.
-    A frame of more than `max_frame_bytes` is not taken from the broker. `key` (this client's NAME.key_secret) and
-    `broker_key` (the broker's NAME.key) encrypt and authenticate (docs/security.md); their defaults are in
-    ZMQ_OFFLOAD_CLIENT_KEY and ZMQ_OFFLOAD_BROKER_KEY.
+    An input or output of more than `max_frame_bytes` is refused; the broker and the workers have limits, too.
+    `key` (this client's NAME.key_secret) and `broker_key` (the broker's NAME.key) encrypt and authenticate
+    (docs/security.md); their defaults are in ZMQ_OFFLOAD_CLIENT_KEY and ZMQ_OFFLOAD_BROKER_KEY.
     """
 
     def __init__(
@@ -61,18 +62,19 @@ class Client:
         model: str,
         inputs: Mapping[str, Any],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
     ) -> Outputs:
         """Run `model` on named arrays and return its named outputs.
 
-        `version` None is the highest that is served. `timeout` is in seconds. Requests of a higher `priority` (-100 to
-        100) leave the broker's queue first. `outputs`: arrays that the results are put into (and that are returned),
-        by name, of the model's shapes and datatypes; they may be inputs, too. What is known not to fit is refused
-        before the model runs: where an earlier answer was different, the broker is asked what the model returns now.
-        The input arrays must not change before this returns.
+        `version` None is the latest that is served (docs/operations.md says when a new one becomes that), a
+        `zmq_offload.Latest(signature)` the latest with that signature. `timeout` is in seconds. Requests of a higher
+        `priority` (-100 to 100) leave the broker's queue first. `outputs`: arrays that the results are put into (and
+        that are returned), by name, of the model's shapes and datatypes; they may be inputs, too. What is known not to
+        fit is refused before the model runs: where an earlier answer was different, the broker is asked what the model
+        returns now. The input arrays must not change before this returns.
 
         Raises the errors of `zmq_offload.errors`; docs/errors.md says when each comes and what to do.
         """
@@ -96,7 +98,7 @@ class Client:
         model: str,
         inputs: Mapping[str, Any],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         priority: int = 0,
     ) -> Future[Outputs]:
@@ -148,7 +150,9 @@ class Client:
 
     # --- calls ----------------------------------------------------------------------------------------------
 
-    def _check_fit(self, model: str, version: int | None, outputs: Mapping[str, Array], timeout: float) -> None:
+    def _check_fit(
+        self, model: str, version: int | Latest | None, outputs: Mapping[str, Array], timeout: float
+    ) -> None:
         """Raises InvalidArgument for arrays that the outputs are known not to fit."""
         if self._signatures.complaint(model, version, outputs) is not None:
             self._signatures.announced(self.models(timeout=timeout))

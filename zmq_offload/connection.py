@@ -18,6 +18,7 @@ from zmq_offload.errors import Internal, InvalidArgument, OffloadError, Protocol
 from zmq_offload.handshake import Watch, clients_security
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
+from zmq_offload.protocol.tensors import Latest
 from zmq_offload.results import Outputs, Timings
 from zmq_offload.session import Complete, Policy, Send, Session
 
@@ -59,7 +60,9 @@ class Connection:
     ) -> None:
         self.endpoints = check_brokers(broker)
         self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
-        self.session = Session(os.urandom(wire.SESSION_BYTES), self.endpoints, check_policy(policy))
+        self.session = Session(
+            os.urandom(wire.SESSION_BYTES), self.endpoints, check_policy(policy), self._max_frame_bytes
+        )
         self._security = clients_security(key, broker_key)
         self._endpoint = 0
         self._lent: dict[int, list[zmq.MessageTracker]] = {}
@@ -142,15 +145,15 @@ class Connection:
                 self.socket.close(linger=linger)
 
     def request(
-        self, model: str, inputs: Mapping[str, Any], version: int | None, timeout: float, priority: int
+        self, model: str, inputs: Mapping[str, Any], version: int | Latest | None, timeout: float, priority: int
     ) -> tuple[Any, ...]:
         """What begins a request in the session: the arguments of its `request`, but for the time. All that is wrong
         with them is found here.
 
         Raises InvalidArgument naming the argument or input.
         """
-        timeout, wanted, priority = check_call(model, timeout, version, priority)
-        return model, self._payload(inputs), timeout, wanted, priority
+        timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
+        return model, self._payload(inputs), timeout, wanted, priority, signature
 
     def _payload(self, inputs: Mapping[str, Any]) -> list[Any]:
         """`[header, frame, ...]` of a call's inputs; what is an array already is sent from its own memory.
@@ -159,7 +162,7 @@ class Connection:
         """
         arrays = _arrays(inputs)
         payload = encode_tensors(arrays)
-        # The broker takes no more either, unless told to: it would close the connection without a word.
+        # What the broker takes is the session's affair.
         most = self._max_frame_bytes
         if max(map(len, payload)) > most:
             for name, array in arrays.items():

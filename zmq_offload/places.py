@@ -10,7 +10,7 @@ import numpy as np
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
-from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
+from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec, datatype_of
 from zmq_offload.results import Outputs
 
 _OVERLAP_WORK: Any = 10_000
@@ -54,8 +54,8 @@ class Signatures:
     """
 
     def __init__(self) -> None:
-        self._announced: dict[tuple[str, int | None], list[dict[str, TensorSpec]]] = {}
-        self._answered: dict[tuple[str, int | None], dict[str, np.dtype[Any]]] = {}
+        self._announced: dict[tuple[str, int | Latest | None], list[dict[str, TensorSpec]]] = {}
+        self._answered: dict[tuple[str, int | Latest | None], dict[str, np.dtype[Any]]] = {}
 
     def announced(self, models: Iterable[Mapping[str, Any]]) -> None:
         """The broker's list of models came in."""
@@ -71,13 +71,13 @@ class Signatures:
                 self._announced[name, version] = [specs]
                 self._announced.setdefault((name, None), []).append(specs)
 
-    def answered(self, outputs: Outputs, version: int | None) -> None:
+    def answered(self, outputs: Outputs, version: int | Latest | None) -> None:
         """A call for `version` (None for the latest) was answered."""
         key = outputs.model, version
         if key not in self._answered:
             self._answered[key] = {name: array.dtype for name, array in outputs.items()}
 
-    def complaint(self, model: str, version: int | None, outputs: Mapping[str, Array]) -> str | None:
+    def complaint(self, model: str, version: int | Latest | None, outputs: Mapping[str, Array]) -> str | None:
         """What does not fit, or None. Ask the broker for its list before it is believed.
 
         For the latest version one that fits is enough: two may be served while workers change from one to the other.

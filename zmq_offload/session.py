@@ -5,6 +5,9 @@ A session is a random token. Every call of it has a number and a deadline and is
 or a `Fail`. While calls are outstanding the broker must be heard: it is asked about them with Pings, what it does not
 hold is sent again, and a broker that stays silent, or has nobody to serve a call now, is given up for the next
 endpoint, where all is sent again. Answers to calls that ended already are late and dropped.
+
+A broker says in each Pong how large a frame it takes. A call with a frame over `limits.UNASKED_BYTES` waits for the
+first Pong; a call with a frame over the broker's limit fails at once.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 from zmq_offload.errors import (
     Cancelled,
     DeadlineExceeded,
+    InvalidArgument,
     OffloadError,
     ProtocolError,
     Status,
@@ -89,10 +93,15 @@ class _Call:
 class Session:
     """One client's calls. `endpoints` are only named and counted here."""
 
-    def __init__(self, token: bytes, endpoints: Sequence[str], policy: Policy) -> None:
+    def __init__(
+        self, token: bytes, endpoints: Sequence[str], policy: Policy, max_frame_bytes: int = limits.MESSAGE_BYTES
+    ) -> None:
         self.token = token
         self._endpoints = endpoints
         self._policy = policy
+        self._max_frame_bytes = max_frame_bytes
+        self._broker_takes: int | None = None  # the largest frame, if the broker said so
+        self._unsent: set[int] = set()  # calls that wait to know that
         self._calls: dict[int, _Call] = {}
         self._deadlines: Timers[int] = Timers()
         self._last_id = 0
@@ -119,12 +128,15 @@ class Session:
         timeout: float,
         version: int = LATEST,
         priority: int = 0,
+        signature: bytes = b"",
         *,
         now: float,
     ) -> tuple[int, list[Action]]:
         """Run a model; its number, and what to do."""
         number = self._last_id + 1
-        message = wire.Request(self.token, number, model, version, _budget(timeout), priority)
+        message = wire.Request(
+            self.token, number, model, version, _budget(timeout), priority, signature, self._max_frame_bytes
+        )
         return number, self._begin(message, payload, sum(map(len, payload)), timeout, now)
 
     def query(self, what: str, timeout: float, *, now: float) -> tuple[int, list[Action]]:
@@ -151,13 +163,32 @@ class Session:
             self._heard_at, self._answered = now, False
             self._ping_at = now + self._policy.heartbeat
         self._last_id += 1
-        self._calls[self._last_id] = _Call(now, now + timeout, message, payload, nbytes, now)
+        call = self._calls[self._last_id] = _Call(now, now + timeout, message, payload, nbytes, now)
         self._deadlines.set(self._last_id, now + timeout)
         self._bytes += nbytes
+        if nbytes > limits.UNASKED_BYTES or (self._broker_takes is not None and nbytes > self._broker_takes):
+            return self._send_if_it_fits(self._last_id, call, message)
         return [Send(message, payload)]
+
+    def _send_if_it_fits(self, number: int, call: _Call, message: wire.Request | wire.Query) -> list[Action]:
+        """Send a call, unless a frame of it is more than the broker takes. Where that is not known, ask first."""
+        longest, most = max(map(len, call.payload), default=0), self._broker_takes
+        if most is None and longest > limits.UNASKED_BYTES:
+            ask = not self._unsent
+            self._unsent.add(number)
+            return [Send(wire.Ping(self.token, []))] if ask else []
+        if most is not None and longest > most:
+            self._end(number)
+            text = (
+                f"the inputs have a frame of {longest} bytes; the broker at {self._endpoints[self._endpoint]} takes at "
+                f"most {most} (its --max-frame-bytes), this client {self._max_frame_bytes} (max_frame_bytes)"
+            )
+            return [Fail(number, InvalidArgument(text))]
+        return [Send(message, call.payload)]
 
     def _end(self, number: int) -> _Call:
         call = self._calls.pop(number)
+        self._unsent.discard(number)
         self._deadlines.cancel(number)
         self._bytes -= call.nbytes
         return call
@@ -172,7 +203,9 @@ class Session:
                 self._complaint = message.text
             return []
         if isinstance(message, wire.Pong):
-            return self._send_again(message.ids, now)
+            self._broker_takes = message.max_frame_bytes
+            unsent, self._unsent = sorted(self._unsent.difference(message.ids)), set()
+            return self._send_again([*message.ids, *unsent], now)
         number = message.id
         call = self._calls.get(number)
         if call is None:
@@ -223,6 +256,7 @@ class Session:
 
     def reconnected(self, now: float) -> list[Action]:
         """The connection was made anew, not because of a Reconnect: what was queued in the old one is lost."""
+        self._unsent = set()
         return self._send_again(list(self._calls), now)
 
     def next_deadline(self) -> float | None:
@@ -243,6 +277,7 @@ class Session:
         self._endpoint = (self._endpoint + 1) % len(self._endpoints)
         self._switched_at = self._heard_at = now
         self._ping_at = now + self._policy.heartbeat
+        self._broker_takes, self._unsent = None, set()
         return [Reconnect(self._endpoint), *self._send_again(list(self._calls), now)]
 
     def _expire(self, number: int, now: float) -> list[Action]:
@@ -265,7 +300,7 @@ class Session:
             message = call.message
             if isinstance(message, wire.Request):
                 message = message._replace(budget_us=_budget(call.deadline - now))
-            actions.append(Send(message, call.payload))
+            actions += self._send_if_it_fits(number, call, message)
         return actions
 
 

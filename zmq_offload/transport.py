@@ -11,6 +11,7 @@ from typing import Any
 import zmq
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.protocol import limits
 
 # Plain numbers: combining members of an enum.Flag costs more than sending a small frame.
 POLLIN = int(zmq.POLLIN)
@@ -49,8 +50,10 @@ def make_socket(
     """A socket with this project's options.
 
     `heartbeat` (seconds) is the interval of ZMTP heartbeats, which libzmq's I/O thread exchanges by itself: a
-    connection whose other end does not answer for three of them is closed. A frame over `max_frame_bytes` closes the
-    connection before it is held in memory. `high_water_mark` 0 queues without bound.
+    connection whose other end does not answer for three of them is closed. libzmq closes the connection, without a
+    word, when the other end begins a frame over its limit. So its limit is `max_frame_bytes`, but at least
+    `limits.UNASKED_BYTES`: who does not know this peer's limit yet gets an error instead, from whoever reads the frame.
+    `high_water_mark` 0 queues without bound.
     """
     socket: zmq.Socket[bytes] = context.socket(kind)
     interval = max(1, round(heartbeat * 1000))
@@ -58,7 +61,7 @@ def make_socket(
     socket.setsockopt(zmq.HEARTBEAT_IVL, interval)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * interval)
     socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * interval)
-    socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+    socket.setsockopt(zmq.MAXMSGSIZE, max(max_frame_bytes, limits.UNASKED_BYTES))
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     socket.setsockopt(zmq.SNDHWM, high_water_mark)
     socket.setsockopt(zmq.RCVHWM, high_water_mark)

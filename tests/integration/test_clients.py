@@ -18,7 +18,7 @@ import pytest
 import zmq
 
 from tests.support.mutation import head
-from tests.support.processes import Fabric, eventually
+from tests.support.processes import Fabric, eventually, running_broker, running_workers
 from zmq_offload import AsyncClient, Client
 from zmq_offload.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from zmq_offload.protocol import messages as wire
@@ -166,6 +166,34 @@ def test_a_tensor_over_the_limit_is_refused_before_it_is_sent(echo_fabric: Fabri
         with pytest.raises(InvalidArgument, match=r"all small inputs together have \d+ bytes"):
             client.infer("echo", {"x": X, "y": np.zeros(990, "u1")})
         client.infer("echo", {"x": X})
+
+
+LIMITED = ("--max-frame-bytes", "1000000")
+
+
+@pytest.mark.parametrize("nbytes", [1_000_001, 8_000_000])  # below and above what may be sent without asking
+@pytest.mark.parametrize("who", ["broker", "workers", "client"])
+def test_a_tensor_that_somebody_does_not_take_is_refused_at_once_and_nobody_is_disconnected(
+    who: str, nbytes: int
+) -> None:
+    with (
+        running_broker(*(LIMITED if who == "broker" else ())) as fabric,
+        running_workers(fabric.backend, "--executor", "echo", *(LIMITED if who == "workers" else ())),
+        Client(fabric.frontend) as client,
+    ):
+        eventually(client.models)
+        if who == "client":
+            # The answer is as large as the request, which another client's limit lets pass.
+            client._session._max_frame_bytes = 1_000_000
+        start = time.monotonic()
+        with pytest.raises(InvalidArgument, match=rf"a frame of {nbytes} bytes; .* 1000000 .* 268435456"):
+            client.infer("echo", {"x": np.zeros(nbytes, "u1")}, timeout=20)
+        assert time.monotonic() - start < 10
+        if who != "broker":  # whose limit the client may know already
+            fabric.broker.wait_for(rf"WARNING .*a frame of {nbytes} bytes")
+        client.infer("echo", {"x": X}, timeout=1)
+        now = client.status()
+        assert now["lost_workers"] == now["requests"]["retried"] == 0
 
 
 def test_the_workers_port_says_that_it_is_not_for_clients(echo_fabric: Fabric) -> None:

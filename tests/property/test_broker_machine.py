@@ -16,6 +16,7 @@ from broker.liveness import Policy
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
+from zmq_offload.protocol.tensors import TensorSpec, signature_of
 
 POLICY = Policy(
     heartbeat=1, patience=3, hang_grace=5, worker_grace=2, max_attempts=2, max_queued=6, max_queued_bytes=60,
@@ -23,7 +24,15 @@ POLICY = Policy(
 )  # fmt: skip
 CLIENTS = [bytes([65 + n]) * 16 for n in range(4)]
 PEERS = [b"W%d" % n for n in range(3)]
-MODELS = [("m", 1), ("m", 2), ("n", 1)]
+MODELS = [("m", 1), ("m", 2), ("m", 3), ("n", 1)]
+OTHER = {("m", 3): [{"name": "x", "datatype": "FP32", "shape": [1]}]}
+"""The versions with another signature, and their inputs."""
+SIGNATURES = [b"", signature_of((), ()), signature_of([TensorSpec("x", "FP32", (1,))], ()), b"?" * 16]
+
+
+def describe(name: str, version: int) -> dict[str, Any]:
+    return {"name": name, "version": version, "inputs": OTHER.get((name, version), []), "outputs": []}
+
 
 numbers = st.integers(1, 8)
 clients = st.sampled_from(CLIENTS)
@@ -34,7 +43,7 @@ class Broker(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.core = Core(POLICY, 0.0)
+        self.core = Core(POLICY, 0.0, 25)
         self.out: list[ToWorker] = []  # dispatches that no worker answered
         self.slots: dict[bytes, int] = {}
 
@@ -46,6 +55,7 @@ class Broker(RuleBasedStateMachine):
                     self.out.append(action)
                     worker = self.core.workers.get(action.peer)
                     if worker is not None:  # else it was lost in the same breath
+                        assert max(map(len, action.payload)) <= worker.max_frame_bytes
                         assert len(worker.held) <= max(worker.slots, worker.most)
                 wire.decode(wire.encode(action.message), wire.TO_WORKER)
             else:
@@ -59,11 +69,13 @@ class Broker(RuleBasedStateMachine):
     @rule(
         session=clients, number=numbers, model=st.sampled_from(["m", "n", "?"]), version=st.integers(0, 3),
         budget=st.sampled_from([0, 1, 4, 60]), priority=st.integers(-1, 1), size=st.integers(0, 30),
+        signature=st.sampled_from(SIGNATURES), takes=st.sampled_from([2, 100]),
     )  # fmt: skip
     def request(
-        self, session: bytes, number: int, model: str, version: int, budget: int, priority: int, size: int
-    ) -> None:
-        message = wire.Request(session, number, model, version, budget * 1_000_000, priority)
+        self, session: bytes, number: int, model: str, version: int, budget: int, priority: int, size: int,
+        signature: bytes, takes: int,
+    ) -> None:  # fmt: skip
+        message = wire.Request(session, number, model, version, budget * 1_000_000, priority, signature, takes)
         self.handle(FromClient(session[:1], message, [b"x" * size]))
 
     @rule(session=clients, number=numbers)
@@ -78,10 +90,12 @@ class Broker(RuleBasedStateMachine):
     def query(self, session: bytes, what: str) -> None:
         self.handle(FromClient(session[:1], wire.Query(session, 99, what), []))
 
-    @rule(peer=peers, slots=st.integers(1, 3), models=st.sets(st.sampled_from(MODELS)))
-    def announce(self, peer: bytes, slots: int, models: set[tuple[str, int]]) -> None:
-        body = [{"name": name, "version": version, "inputs": [], "outputs": []} for name, version in models]
-        self.handle(FromWorker(peer, wire.Announce(peer.decode(), slots), [encode_body(body)]))
+    @rule(
+        peer=peers, slots=st.integers(1, 3), models=st.sets(st.sampled_from(MODELS)), takes=st.sampled_from([15, 100])
+    )
+    def announce(self, peer: bytes, slots: int, models: set[tuple[str, int]], takes: int) -> None:
+        body = [describe(name, version) for name, version in models]
+        self.handle(FromWorker(peer, wire.Announce(peer.decode(), slots, takes), [encode_body(body)]))
 
     @rule(peer=peers, message=st.sampled_from([wire.Heartbeat(), wire.Goodbye(), wire.Announce("?", 1)]))
     def says(self, peer: bytes, message: Any) -> None:

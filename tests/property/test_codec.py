@@ -43,6 +43,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "attempt": st.integers(0, 2**31 - 1),
     "name": st.text(min_size=1, max_size=100).filter(str.isprintable),
     "slots": st.integers(1, 65536),
+    "signature": st.one_of(st.just(b""), st.binary(min_size=16, max_size=16)),
+    "max_frame_bytes": st.integers(0, 2**63 - 1),
 }
 MESSAGES = st.one_of(
     [

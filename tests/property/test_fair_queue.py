@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.queues import FairQueue
-from broker.state import Request
+from broker.state import Request, Wanted
 from zmq_offload.protocol.messages import Key
 
 ARRIVALS = st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 1)), max_size=40)
@@ -16,14 +16,23 @@ STEPS = st.lists(st.one_of(st.tuples(st.integers(0, 4), st.integers(-1, 1)), st.
 
 def make(number: int, owner: int, priority: int) -> Request:
     session = bytes([owner]) * 16
-    return Request(Key(session, number), b"", session, "m", 0, priority, 0.0, 0.0, (), owner)
+    return Request(Key(session, number), b"", session, Wanted("m"), priority, 0.0, 0.0, (), owner, number % 3)
+
+
+def pop(queue: FairQueue, turn: int, most: int = 10) -> Request | None:
+    request = queue.first(most)
+    if request is not None:
+        queue.pop(request, turn)
+    return request
 
 
 def drain(queue: FairQueue, turn: int) -> list[Request]:
     taken = []
     while len(queue):
         turn += 1
-        taken.append(queue.pop(turn))
+        request = pop(queue, turn)
+        assert request is not None
+        taken.append(request)
     return taken
 
 
@@ -57,9 +66,14 @@ def test_it_agrees_with_a_plain_collection(steps: list[tuple[int, int] | str]) -
             queue.push(request, turn, again=number % 7 == 0)
             there[request.key] = request
         elif there and step == "pop":
-            taken = queue.pop(turn)
-            assert taken.priority == max(r.priority for r in there.values())
-            del there[taken.key]
+            most = number % 3
+            taken = pop(queue, turn, most)
+            fit = [r for r in there.values() if r.longest <= most]
+            assert (taken is None) is (not fit)
+            if taken is not None:
+                assert taken.longest <= most
+                assert taken.priority == max(r.priority for r in fit)
+                del there[taken.key]
         elif there:
             request = there.pop(next(iter(there)))
             assert request in queue

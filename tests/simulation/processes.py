@@ -213,7 +213,7 @@ class Client:
             outcome = action.error.code.value
         else:
             outcome = "served"
-            if action.payload != [self.name, action.id]:
+            if action.payload != [self.name, str(action.id)]:
                 raise Fault(f"{self.name}'s call {action.id} got the answer {action.payload}")
         self.outcomes[action.id] = outcome
         self.world.note(self.name, "ended", action.id, outcome)
@@ -349,7 +349,7 @@ class Worker:
                 self._perform([self.session.failed(attempt, Status.INTERNAL, "it broke")])
             else:
                 name, number = f"client{int(attempt.message.session)}", attempt.message.id
-                self._perform([self.session.done(attempt, [name, number], took)])
+                self._perform([self.session.done(attempt, [name, str(number)], took)])
         self._loop(life)
 
     def _perform(self, actions: Sequence[Any]) -> None:

@@ -19,7 +19,7 @@ from broker.core import Core
 from broker.events import ToClient
 from broker.ledger import Ledger
 from broker.scheduler import Scheduler
-from broker.state import Request, Worker
+from broker.state import Request, Wanted, Worker
 from tests.simulation.history import History
 from tests.simulation.processes import Fault
 from workers import session
@@ -105,9 +105,9 @@ def an_idle_version_is_not_fed_when_the_latest_goes(monkeypatch: pytest.MonkeyPa
 def ties_go_to_whoever_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Least outstanding, but the comparison is the wrong way round and forgets who is free."""
 
-    def choose(self: Scheduler, model: str, version: int) -> Worker | None:
-        holders = self.holders.get((model, self.resolve(model, version)), {})
-        return max(holders.values(), key=lambda worker: worker.chosen, default=None)
+    def choose(self: Scheduler, wanted: Wanted, longest: int = 0) -> Worker | None:
+        pool = self.pools.get(wanted)
+        return max(pool.first if pool else (), key=lambda worker: worker.chosen, default=None)
 
     monkeypatch.setattr(Scheduler, "choose", choose)
 

@@ -14,6 +14,7 @@ from workers.executor import GraphExecutor
 from zmq_offload.compile.build import build
 from zmq_offload.compile.importer import import_onnx
 from zmq_offload.compile.target import host_target
+from zmq_offload.protocol.tensors import Latest
 from zmq_offload.repository import Repository
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +25,7 @@ class LocalClient:
 
     def __init__(self, repository: Path) -> None:
         self.repository = Repository(repository)
-        self.calls: list[tuple[str, int | None, float | None, list[str]]] = []
+        self.calls: list[tuple[str, int | Latest | None, float | None, list[str]]] = []
         self.error: BaseException | None = None
         self._executors: dict[tuple[str, int], GraphExecutor] = {}
 
@@ -33,14 +34,14 @@ class LocalClient:
         model: str,
         inputs: Mapping[str, Array],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         outputs: Mapping[str, Array] | None = None,
     ) -> Mapping[str, Array]:
         self.calls.append((model, version, timeout, list(inputs)))
         if self.error is not None:
             raise self.error
-        key = model, version or self.repository.versions(model)[-1]
+        key = model, version if isinstance(version, int) else self.repository.versions(model)[-1]
         executor = self._executors.get(key) or self._executors.setdefault(key, GraphExecutor(self.repository, *key))
         (results,) = executor.run([[inputs[spec.name] for spec in executor.model.inputs]])
         assert outputs is not None

@@ -10,6 +10,7 @@ import pytest
 
 from zmq_offload.arguments import check_call, check_max_frame_bytes, check_policy, check_timeout
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol.tensors import Latest
 from zmq_offload.session import Policy
 
 
@@ -34,9 +35,9 @@ def test_what_is_no_time_is_refused(timeout: Any) -> None:
 
 def test_versions_and_priorities_become_plain_integers() -> None:
     checked = check_call("echo", np.float32(0.5), np.int64(7), np.int8(-3))  # type: ignore[arg-type]
-    assert checked == (0.5, 7, -3)
-    assert list(map(type, checked)) == [float, int, int]
-    assert check_call("echo", 1.0, None, 0) == (1.0, 0, 0)
+    assert checked == (0.5, 7, -3, b"")
+    assert list(map(type, checked)) == [float, int, int, bytes]
+    assert check_call("echo", 1.0, None, 0) == (1.0, 0, 0, b"")
 
 
 @pytest.mark.parametrize("version", [0, -1, 2**31, True, np.True_, 1.0, np.float32(1), "1", np.array([1]), [1]])
@@ -75,3 +76,10 @@ def test_max_frame_bytes_is_a_whole_number() -> None:
     for wrong in (0, -1, 2**63, 1.5, True, "1", None):
         with pytest.raises(InvalidArgument, match=r"max_frame_bytes .* is not a whole number of bytes from 1"):
             check_max_frame_bytes(wrong)  # type: ignore[arg-type]
+
+
+def test_a_signature_stands_in_for_a_version() -> None:
+    assert check_call("echo", 1.0, Latest(b"s" * 16), 0) == (1.0, 0, 0, b"s" * 16)
+    for wrong in (b"", b"s" * 15, "s" * 16, None):
+        with pytest.raises(InvalidArgument, match="is not 16 bytes, as signature_of makes them"):
+            check_call("echo", 1.0, Latest(wrong), 0)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from broker.liveness import Policy
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, encode_body
+from zmq_offload.protocol.tensors import TensorSpec, signature_of
 
 POLICY = Policy(
     heartbeat=1, patience=3, hang_grace=10, worker_grace=2, max_attempts=3, max_queued=8, max_queued_bytes=1000,
@@ -188,7 +189,7 @@ def test_an_urgent_request_for_one_model_goes_before_an_older_one_for_another(be
 
 def test_the_latest_version_is_what_a_request_without_one_gets(bench: Bench) -> None:
     bench.announce(b"old", ("m", 1))
-    bench.announce(b"new", ("m", 1), ("m", 2))
+    bench.announce(b"new", ("m", 1), ("m", 2), slots=2)
     (dispatch,) = dispatches(bench.request(1))
     assert (dispatch.peer, dispatch.message.version) == (b"new", 2)
     (dispatch,) = dispatches(bench.request(2, version=1))
@@ -559,14 +560,138 @@ def test_a_worker_with_fewer_slots_than_it_holds_is_given_nothing_more(bench: Be
     assert [d.message.id for d in dispatches(bench.done(held[2]))] == [4]
 
 
-def test_when_the_latest_version_goes_what_waited_for_it_runs_on_the_one_before(bench: Bench) -> None:
+def test_a_worker_with_an_older_version_helps_out_only_while_the_others_are_full(bench: Bench) -> None:
+    bench.announce(b"old", ("m", 1), slots=2)
+    bench.announce(b"new", ("m", 1), ("m", 2), slots=3)
+    given = [dispatches(bench.request(n))[0] for n in range(1, 6)]
+    assert [d.peer for d in given] == [b"new"] * 3 + [b"old"] * 2
+    assert [d.message.version for d in given] == [2, 2, 2, 1, 1]
+    assert bench.request(6, session=BOB) == []
+    assert bench.request(7, session=BOB, version=2) == []
+    # Who asks for a number gets it, from whoever is free first and has it.
+    assert [d.message.id for d in dispatches(bench.done(given[3]))] == [6]
+    assert [d.message.id for d in dispatches(bench.done(given[0]))] == [7]
+
+
+def test_when_the_latest_version_goes_what_waits_for_it_runs_on_the_one_before(bench: Bench) -> None:
     bench.announce(b"old", ("m", 1))
-    bench.announce(b"new", ("m", 2))
-    (busy,) = dispatches(bench.request(1))
-    assert busy.peer == b"new"
-    assert bench.request(2) == []
-    actions = bench.handle(FromWorker(b"new", wire.Goodbye(), []))
-    assert [(d.peer, d.message.id, d.message.version) for d in dispatches(actions)] == [(b"old", 2, 1)]
+    bench.announce(b"new", ("m", 1), ("m", 2), slots=2)
+    for number in range(1, 4):
+        bench.request(number)
+    assert bench.request(4) == []
+    actions = bench.handle(Undelivered(ToWorker(b"new", wire.Probe()), False))
+    assert dispatches(actions) == []
+    again = dispatches(bench.announce(b"old", ("m", 1), slots=4))
+    assert [(d.message.id, d.message.version) for d in again] == [(1, 1), (2, 1), (4, 1)]
+
+
+X1, X2 = (signature_of([TensorSpec("x", "FP32", (n,))], ()) for n in (1, 2))
+
+
+def announce_of_shapes(bench: Bench, peer: bytes, *versions: tuple[int, int]) -> list[Action]:
+    """(version, extent of its input)."""
+    body = [
+        {
+            "name": "m",
+            "version": version,
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [extent]}],
+            "outputs": [],
+        }
+        for version, extent in versions
+    ]
+    return bench.handle(FromWorker(peer, wire.Announce(peer.decode(), 4), [encode_body(body)]))
+
+
+def ask(bench: Bench, number: int, signature: bytes) -> list[Action]:
+    message = wire.Request(ALICE, number, "m", 0, 10**7, 0, signature)
+    return bench.handle(FromClient(b"a", message, [b"head"]))
+
+
+def test_a_version_that_does_not_fit_what_a_device_was_built_for_is_not_chosen_for_it(bench: Bench) -> None:
+    announce_of_shapes(bench, b"W1", (1, 1), (2, 1), (3, 2))
+    assert dispatches(ask(bench, 2, X1))[0].message.version == 2
+    assert dispatches(ask(bench, 3, X2))[0].message.version == 3
+    assert dispatches(ask(bench, 4, b""))[0].message.version == 3, "who says nothing takes what is the latest"
+
+
+def test_where_no_version_fits_the_error_says_what_is_served(bench: Bench) -> None:
+    announce_of_shapes(bench, b"W1", (1, 1), (3, 1))
+    bench.after(POLICY.worker_grace)
+    (error,) = replies(ask(bench, 1, X2))
+    assert error.code == "FAILED_PRECONDITION"
+    assert "no version of model 'm' that is served fits" in error.text
+    assert "version 3 takes x FP32[1] and returns nothing; version 1 takes" in error.text
+
+
+def test_a_version_that_fitted_and_went_is_waited_for_like_a_lost_one(bench: Bench) -> None:
+    announce_of_shapes(bench, b"W1", (1, 2))
+    announce_of_shapes(bench, b"W1", (3, 1))
+    assert ask(bench, 1, X2) == []
+    assert codes(bench.after(POLICY.worker_grace)) == ["FAILED_PRECONDITION"]
+    assert ask(bench, 2, X2) == []
+    announced = announce_of_shapes(bench, b"W2", (2, 2))
+    assert [d.message.version for d in dispatches(announced)] == [2]
+
+
+# --- frames that are too large ------------------------------------------------------------------------------
+
+
+def announce_taking(bench: Bench, peer: bytes, most: int, slots: int = 1) -> list[Action]:
+    body = [{"name": "m", "version": 1, "inputs": [], "outputs": []}]
+    return bench.handle(FromWorker(peer, wire.Announce(peer.decode(), slots, most), [encode_body(body)]))
+
+
+def test_a_request_that_no_worker_takes_is_refused_at_once_and_both_limits_named(bench: Bench) -> None:
+    announce_taking(bench, b"W1", 100)
+    announce_taking(bench, b"W2", 200)
+    (error,) = replies(bench.request(1, payload=[b"head", b"x" * 201]))
+    assert error.code == "INVALID_ARGUMENT"
+    assert "a frame of 201 bytes; the workers of 'm' take at most 200" in error.text
+    assert f"this broker {bench.core.max_frame_bytes}" in error.text
+    assert any("201 bytes" in text for _, text in bench.core.notes.take())
+    assert bench.core.counts["lost_workers"] == 0
+
+
+def test_a_request_goes_to_a_worker_that_takes_its_frames(bench: Bench) -> None:
+    announce_taking(bench, b"small", 100, slots=4)
+    announce_taking(bench, b"large", 200)
+    (large,) = dispatches(bench.request(1, payload=[b"x" * 150]))
+    assert large.peer == b"large"
+    assert bench.request(2, payload=[b"x" * 150]) == [], "it waits for the one that takes it"
+    (small,) = dispatches(bench.request(3, payload=[b"x"]))
+    assert small.peer == b"small", "and nobody waits behind it"
+    assert [d.message.id for d in dispatches(bench.done(large))] == [2]
+
+
+def test_a_request_that_waits_fails_when_the_last_worker_that_takes_it_goes(bench: Bench) -> None:
+    announce_taking(bench, b"small", 100)
+    announce_taking(bench, b"large", 200)
+    bench.request(1, payload=[b"x" * 150])
+    bench.request(2, payload=[b"x" * 150])
+    actions = bench.handle(FromWorker(b"large", wire.Goodbye(), []))
+    assert [m.id for m in replies(actions)] == [2]
+    assert codes(actions) == ["INVALID_ARGUMENT"]
+
+
+def test_frames_over_the_brokers_own_limit_and_the_clients_are_refused(bench: Bench) -> None:
+    bench.core.max_frame_bytes = 50
+    probe = bench.announce(b"W1", slots=2)[0]
+    assert probe == ToWorker(b"W1", wire.Probe(50)), "a worker knows the limit before its first Dispatch"
+    (error,) = replies(bench.request(1, payload=[b"x" * 51]))
+    assert error.code == "INVALID_ARGUMENT"
+    assert "this broker takes at most 50 (--max-frame-bytes), the client 268435456 (max_frame_bytes)" in error.text
+    message = wire.Request(ALICE, 2, "m", 0, 10**7, 0, b"", 20)
+    (dispatch,) = dispatches(bench.handle(FromClient(b"a", message, [b"head"])))
+    (error,) = replies(bench.done(dispatch, [b"x" * 21]))
+    assert error.code == "INVALID_ARGUMENT"
+    assert (
+        "outputs have a frame of 21 bytes; the client takes at most 20 (max_frame_bytes), this broker 50" in error.text
+    )
+    (pong,) = bench.handle(FromClient(b"a", wire.Ping(ALICE, []), []))
+    assert pong.message == wire.Pong(ALICE, [], 50)
+
+
+# --- workers and versions that come and go ------------------------------------------------------------------
 
 
 def test_the_grace_of_a_model_without_workers_is_not_prolonged_by_other_losses(bench: Bench) -> None:

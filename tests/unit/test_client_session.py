@@ -10,6 +10,7 @@ import pytest
 from zmq_offload.errors import (
     Cancelled,
     DeadlineExceeded,
+    InvalidArgument,
     NotFound,
     OffloadError,
     ProtocolError,
@@ -279,3 +280,57 @@ def test_an_answer_ends_the_count_of_refusals(several: Bench) -> None:
 def test_with_one_endpoint_unavailable_fails_at_once(bench: Bench) -> None:
     number = bench.request()
     assert errors(bench.got(wire.Error(TOKEN, number, "UNAVAILABLE", "?")))
+
+
+# --- frames that are too large ------------------------------------------------------------------------------
+
+LARGE = [b"head", bytes(limits.UNASKED_BYTES + 1)]
+
+
+def begin(bench: Bench, payload: Any) -> list[Action]:
+    number, actions = bench.session.request("m", payload, 10, now=bench.now)
+    bench.begun.add(number)
+    return bench.note(actions)
+
+
+def test_a_large_request_waits_until_the_broker_has_said_what_it_takes(bench: Bench) -> None:
+    assert [action.message for action in begin(bench, LARGE) if isinstance(action, Send)] == [wire.Ping(TOKEN, [])]
+    assert begin(bench, LARGE) == [], "one question is enough"
+    (small,) = sent(begin(bench, [b"head", b"x"]), wire.Request)
+    assert small.id == 3, "and nobody waits who need not"
+    requests = sent(bench.got(wire.Pong(TOKEN, [], 1 << 30)), wire.Request)
+    assert [request.id for request in requests] == [1, 2]
+    assert sent(begin(bench, LARGE), wire.Request), "now it knows"
+    for number in (1, 2, 3, 4):
+        bench.got(result(number))
+
+
+def test_a_request_that_the_broker_does_not_take_fails_at_once_and_names_both_limits(bench: Bench) -> None:
+    begin(bench, LARGE)
+    (error,) = errors(bench.got(wire.Pong(TOKEN, [], 1000)))
+    assert isinstance(error, InvalidArgument)
+    assert f"a frame of {len(LARGE[1])} bytes; the broker at tcp://a:1 takes at most 1000" in error.message
+    assert f"this client {limits.MESSAGE_BYTES} (max_frame_bytes)" in error.message
+    (error,) = errors(begin(bench, [b"head", bytes(1001)]))
+    assert "a frame of 1001 bytes" in error.message
+    (request,) = sent(begin(bench, [b"head" * 200, bytes(1000)]), wire.Request)
+    bench.got(result(request.id))
+
+
+def test_what_a_broker_takes_is_asked_again_at_the_next_one_and_after_a_restart() -> None:
+    bench = Bench("tcp://a:1", "tcp://b:1")
+    begin(bench, LARGE)
+    bench.got(wire.Pong(TOKEN, [], 1 << 30))
+    actions = bench.after(POLICY.patience + (len(LARGE[1]) + 4) / POLICY.slowest_link)
+    at = next(at for at, action in enumerate(actions) if isinstance(action, Reconnect))
+    assert [type(action.message) for action in actions[at + 1 :] if isinstance(action, Send)] == [wire.Ping]
+    (again,) = sent(bench.got(wire.Pong(TOKEN, [], 1 << 30)), wire.Request)
+    # A broker that was started again with a lower limit: the connection ends, and the next Pong tells why.
+    assert [type(error) for error in errors(bench.got(wire.Pong(TOKEN, [again.id], 5000)))] == [InvalidArgument]
+
+
+def test_a_question_that_is_lost_is_asked_again(bench: Bench) -> None:
+    begin(bench, LARGE)
+    assert sent(bench.after(POLICY.heartbeat), wire.Ping)
+    assert [r.id for r in sent(bench.got(wire.Pong(TOKEN, [1], 1 << 30)), wire.Request)] == [1], "once, not twice"
+    bench.got(result(1))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from workers.serving import Echo, batching_of, bounded, execute, prepare
-from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument
+from zmq_offload.errors import Internal, InvalidArgument
 from zmq_offload.protocol.payload import decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.repository import Batching, ModelVersion
@@ -77,11 +77,11 @@ def test_a_worker_may_be_told_otherwise_than_the_model_and_fixed_shapes_never_ba
     assert batching_of(fixed, Batching(8)) is None
 
 
-def test_an_output_that_no_broker_takes_is_an_error_and_not_sent() -> None:
+@pytest.mark.parametrize(("own", "brokers"), [(99, 1000), (1000, 99)])
+def test_an_output_that_no_broker_takes_is_an_error_that_names_both_limits_and_not_sent(own: int, brokers: int) -> None:
     outcome = [b"head", b"x" * 100]
-    assert bounded(outcome, 100) is outcome
-    error = bounded(outcome, 99)
-    assert isinstance(error, FailedPrecondition) and "100 bytes; this worker's --max-frame-bytes allows 99" in str(
-        error
-    )
-    assert bounded(error, 1) is error
+    assert bounded(outcome, 100, 100) is outcome
+    error = bounded(outcome, own, brokers)
+    assert isinstance(error, InvalidArgument)
+    assert f"100 bytes; this worker's --max-frame-bytes is {own}, the broker's {brokers}" in str(error)
+    assert bounded(error, 1, 1) is error

@@ -16,6 +16,7 @@ from zmq_offload.byoc.manifest import Offloaded
 from zmq_offload.byoc.remote import Array, InferenceClient
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.errors import Cancelled, FailedPrecondition, InvalidArgument, OffloadError, ProtocolError
+from zmq_offload.protocol.tensors import Latest
 
 log = logging.getLogger("zmq_offload")
 
@@ -86,7 +87,7 @@ class Offload:
         model: str,
         inputs: Mapping[str, Array],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         outputs: Mapping[str, Array] | None = None,
     ) -> Mapping[str, Array]:
@@ -103,7 +104,12 @@ class Offload:
         return self._submit
 
     def _submit(
-        self, model: str, inputs: Mapping[str, Array], *, version: int | None = None, timeout: float | None = None
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        version: int | Latest | None = None,
+        timeout: float | None = None,
     ) -> Call:
         call = self._call(_Request(self._parts[model], inputs, version, timeout, None))
         call.send()
@@ -126,7 +132,7 @@ class Offload:
 class _Request:
     part: Offloaded
     inputs: Mapping[str, Array]
-    version: int | None
+    version: int | Latest | None
     timeout: float | None
     outputs: Mapping[str, Array] | None
 
@@ -209,6 +215,10 @@ class Call:
         except InvalidArgument as error:
             # The inputs are what the bundle's graph computes: if they are refused, it was built for another version.
             raise FailedPrecondition(f"what is served does not fit this device bundle: {error.message}") from None
+        except FailedPrecondition as error:
+            if isinstance(wanted.version, Latest):  # a broker that has no version that fits does not know what would
+                raise FailedPrecondition(f"{error.message}; this device bundle was built for {_wants(part)}") from None
+            raise
         _check_fits(part, answer)
         return answer
 
@@ -278,6 +288,11 @@ class _Judge:
         if changed:
             where = "on workers" if self._choice.remote else "on this device"
             log.warning("model %r runs %s from now on%s", self._model, where, why)
+
+
+def _wants(part: Offloaded) -> str:
+    inputs, outputs = (", ".join(map(str, specs)) for specs in (part.inputs, part.outputs))
+    return f"one that takes {inputs} and returns {outputs}"
 
 
 def _check_fits(part: Offloaded, answer: Mapping[str, Array]) -> None:

@@ -14,6 +14,7 @@ import tvm_ffi
 
 from zmq_offload.byoc.manifest import RECEIVE, SEND, Offloaded
 from zmq_offload.errors import Cancelled, Internal
+from zmq_offload.protocol.tensors import Latest, signature_of
 
 Array = np.ndarray[Any, Any]
 Answer: TypeAlias = Mapping[str, Array]
@@ -33,7 +34,7 @@ class InferenceClient(Protocol):
         model: str,
         inputs: Mapping[str, Array],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         outputs: Mapping[str, Array] | None = None,
     ) -> Answer:
@@ -117,7 +118,8 @@ class RemoteModule:
     def __init__(self, part: Offloaded, client: InferenceClient, timeout: float | None, underway: Underway) -> None:
         self.part = part
         self._client = client
-        self._version = None if part.version == "latest" else part.version
+        # A version that this device was not built for must not be chosen for it.
+        self._version = Latest(signature_of(part.inputs, part.outputs)) if part.version == "latest" else part.version
         self._timeout = timeout
         self._underway = underway
 

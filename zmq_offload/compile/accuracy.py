@@ -17,7 +17,7 @@ from zmq_offload.compile.bundle import Compiled
 from zmq_offload.compile.importer import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
-from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
+from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec, check_tensors, datatype_of
 from zmq_offload.repository import LIBRARY, ModelVersion
 
 Array = np.ndarray[Any, Any]
@@ -170,7 +170,7 @@ class _InProcess:
         model: str,
         inputs: Mapping[str, Array],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         outputs: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:

@@ -23,6 +23,7 @@ from zmq_offload.compile.api import compile_model
 from zmq_offload.compile.halves import Cuttable, random_inputs, thread_count
 from zmq_offload.compile.profile.subject import open_subject
 from zmq_offload.plan.costs import Split, Stages
+from zmq_offload.protocol.tensors import Latest
 
 _NAME = "planned"
 
@@ -83,7 +84,7 @@ class _Server:
         model: str,
         inputs: Mapping[str, Array],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         outputs: Mapping[str, Array] | None = None,
     ) -> Mapping[str, Array]:

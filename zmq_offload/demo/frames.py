@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zmq_offload.client import Client
-from zmq_offload.protocol.tensors import TensorSpec, datatype_of
+from zmq_offload.protocol.tensors import Latest, TensorSpec, datatype_of
 from zmq_offload.results import Outputs
 
 Array = np.ndarray[Any, Any]
@@ -70,7 +70,7 @@ class MeteredClient:
         model: str,
         inputs: Mapping[str, Array],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         outputs: Mapping[str, Array] | None = None,
     ) -> Outputs:

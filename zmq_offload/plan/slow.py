@@ -19,7 +19,7 @@ import numpy as np
 
 from zmq_offload.client import Client
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.protocol.tensors import TensorSpec, datatype_of
+from zmq_offload.protocol.tensors import Latest, TensorSpec, datatype_of
 from zmq_offload.results import Outputs, Timings
 
 Array = np.ndarray[Any, Any]
@@ -75,7 +75,7 @@ class SlowedClient:
         model: str,
         inputs: Mapping[str, Any],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         outputs: Mapping[str, Array] | None = None,
     ) -> Outputs:

@@ -52,5 +52,8 @@ BUDGET_US = 24 * 3600 * 1_000_000
 """The longest time budget of a request, in microseconds: a day."""
 
 MESSAGE_BYTES = 256 * 1024 * 1024
-"""One frame, by default (each socket's MAXMSGSIZE): libzmq drops the connection of a peer that announces more, before
-it holds any of it."""
+"""One frame, by default (`--max-frame-bytes`)."""
+
+UNASKED_BYTES = BODY_BYTES
+"""A frame of at most this many bytes may be sent to a peer whose limit is not known. What exceeds the limit of whoever
+gets it is answered with an error; a longer frame may end the connection (see `zmq_offload.transport.make_socket`)."""

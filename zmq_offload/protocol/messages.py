@@ -16,8 +16,9 @@ import msgpack
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
 
-VERSION = 2
+VERSION = 3
 SESSION_BYTES = 16
+SIGNATURE_BYTES = 16
 LATEST = 0
 """The version that stands for "the highest that is served"."""
 
@@ -36,7 +37,11 @@ class Key(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Run a model; a header and the input tensors follow."""
+    """Run a model; a header and the input tensors follow.
+
+    `signature` is what the caller was built for (`zmq_offload.protocol.tensors.signature_of`): a request for the latest
+    version goes to one that has it. Empty: to any. `max_frame_bytes` is the largest frame that the client takes.
+    """
 
     session: bytes
     id: int
@@ -44,6 +49,8 @@ class Request(NamedTuple):
     version: int
     budget_us: int
     priority: int
+    signature: bytes = b""
+    max_frame_bytes: int = limits.MESSAGE_BYTES
 
 
 class Cancel(NamedTuple):
@@ -102,10 +109,12 @@ class Answer(NamedTuple):
 
 
 class Pong(NamedTuple):
-    """The broker is there. It does not hold the requests `ids` of the Ping: they, or their replies, were lost."""
+    """The broker is there. It does not hold the requests `ids` of the Ping: they, or their replies, were lost. It takes
+    frames of at most `max_frame_bytes`."""
 
     session: bytes
     ids: list[int]
+    max_frame_bytes: int = limits.MESSAGE_BYTES
 
 
 # --- broker -> worker -------------------------------------------------------------------------------------------
@@ -135,7 +144,10 @@ class Identify(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """Tells an idle worker that the broker is there, and the broker whether the connection still is."""
+    """Tells an idle worker that the broker is there and takes frames of at most `max_frame_bytes`, and the broker
+    whether the connection still is."""
+
+    max_frame_bytes: int = limits.MESSAGE_BYTES
 
 
 class Farewell(NamedTuple):
@@ -146,10 +158,12 @@ class Farewell(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """Who is here and how many requests it may hold; a body with the models' descriptions follows."""
+    """Who is here, how many requests it may hold, and the largest frame that it takes; a body with the models'
+    descriptions follows."""
 
     name: str
     slots: int
+    max_frame_bytes: int = limits.MESSAGE_BYTES
 
 
 class Heartbeat(NamedTuple):
@@ -240,6 +254,8 @@ _RULES = {
     "attempt": _unsigned(limits.VERSION),
     "name": f"{_text(limits.NAME_BYTES, 1)} and {{0}}.isprintable()",
     "slots": "type({0}) is int and 1 <= {0} <= 65536",
+    "signature": f"type({{0}}) is bytes and len({{0}}) in (0, {SIGNATURE_BYTES})",
+    "max_frame_bytes": _unsigned(2**63 - 1),
 }
 """What a field must be, as an expression in which {0} is its value."""
 

@@ -7,16 +7,19 @@ the batch and must agree.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgpack
 import numpy as np
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
+from zmq_offload.protocol.messages import SIGNATURE_BYTES
 
 ANY = -1
 
@@ -117,6 +120,19 @@ class TensorSpec:
                 f"tensor {self.name!r}: shape {reprlib.repr(list(self.shape))} has more than {limits.RANK} extents, or "
                 f"one from 2**{limits.EXTENT.bit_length() - 1}"
             )
+
+
+class Latest(NamedTuple):
+    """In place of a version's number: the latest version whose signature is this one (see `signature_of`)."""
+
+    signature: bytes
+
+
+def signature_of(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> bytes:
+    """16 bytes that stand for names, datatypes and shapes of a model's tensors, whatever their order: the beginning of
+    the SHA-256 of the msgpack array `[inputs, outputs]`, each an array of `[name, datatype, shape]` sorted by name."""
+    parts = [sorted([t.name, t.datatype, list(t.shape)] for t in tensors) for tensors in (inputs, outputs)]
+    return hashlib.sha256(msgpack.packb(parts)).digest()[:SIGNATURE_BYTES]
 
 
 def check_signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

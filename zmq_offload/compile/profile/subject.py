@@ -18,7 +18,7 @@ from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underw
 from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
-from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec
 from zmq_offload.repository import DESCRIPTION, Repository, loadable
 from zmq_offload.repository import LIBRARY as SUBGRAPH
 from zmq_offload.suggest import did_you_mean
@@ -32,7 +32,7 @@ class Zeros:
         model: str,
         inputs: Mapping[str, Array],
         *,
-        version: int | None = None,
+        version: int | Latest | None = None,
         timeout: float | None = None,
         outputs: Mapping[str, Array] | None = None,
     ) -> Mapping[str, Array]:

@@ -1,0 +1,50 @@
+"""What the broker's log says, and how often. Pure: lines are collected here, and the loop writes them.
+
+A peer can cause lines: by messages that make no sense, by keys that are refused. So each kind has a budget. What does
+not fit is counted, and the next line of that kind says how many were left out.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from zmq_offload.errors import printable
+
+_BURST = {"workers": 1000}
+"""Lines of a kind that may come at once; `_OTHERS` of all other kinds."""
+_OTHERS = 20
+_EVERY = 1.0
+"""Seconds for one more line."""
+_LONGEST = 500
+"""Characters of a line."""
+
+
+class Notes:
+    """Lines for the log that were not written yet."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[int, str]] = []
+        self._spent: dict[str, float] = {}  # kind -> lines, less one for each `_EVERY` since
+        self._spent_at: dict[str, float] = {}
+        self._left_out: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def add(self, now: float, kind: str, text: str, level: int = logging.WARNING) -> None:
+        """Note a line of a kind at time `now`, unless there were too many of them lately."""
+        spent = max(0.0, self._spent.get(kind, 0.0) - (now - self._spent_at.get(kind, now)) / _EVERY)
+        self._spent_at[kind] = now
+        if spent + 1 > _BURST.get(kind, _OTHERS):
+            self._spent[kind] = spent
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return
+        self._spent[kind] = spent + 1
+        left_out = self._left_out.pop(kind, 0)
+        more = f" ({left_out} lines like this were left out before)" if left_out else ""
+        self._lines.append((level, printable(text[:_LONGEST]) + more))
+
+    def take(self) -> list[tuple[int, str]]:
+        """The lines, with their levels of `logging`, once."""
+        lines, self._lines = self._lines, []
+        return lines

@@ -1,0 +1,87 @@
+"""Which worker runs which version for a request. Pure.
+
+A request names a version, or asks for the latest. With a signature (names, datatypes and shapes of inputs and outputs)
+it asks for the latest version that has it; every device does. The rule for "latest":
+
+- It is the highest version that workers with more than half of the model's slots hold. Until then load stays on all
+  workers: those that hold the adopted version run that, those that only hold a newer one run the newer one.
+- It stays while workers with at least a quarter of the slots hold it, so that a worker that restarts in the middle of a
+  roll-out does not take everybody back. It does not stay when a worker takes it out of service: that is a roll-back.
+- Once it is adopted, workers that only hold an older version help out while all others are full; otherwise they get
+  nothing.
+- Only versions of the adopted version's signature are mixed.
+
+Slots count, not workers: they say how much of the load a worker takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from broker.state import Wanted, Worker
+from zmq_offload.protocol.messages import LATEST
+
+
+@dataclass(slots=True)
+class Pool:
+    """The workers that may run what is `Wanted`."""
+
+    version: int
+    """The version that is wanted, or adopted as the latest."""
+    runs: dict[bytes, int] = field(default_factory=dict)
+    """peer -> the version that this worker runs."""
+    first: list[Worker] = field(default_factory=list)
+    helpers: list[Worker] = field(default_factory=list)
+    """Only while all of `first` are full."""
+
+    def add(self, worker: Worker, version: int) -> None:
+        self.runs[worker.peer] = version
+        (self.first if version >= self.version else self.helpers).append(worker)
+
+    def takes(self) -> int:
+        """The largest frame, in bytes, that any of the workers takes."""
+        return max(worker.max_frame_bytes for worker in (*self.first, *self.helpers))
+
+
+def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *, anew: bool) -> dict[Wanted, Pool]:
+    """The pools of one model, of the workers that hold it. `before`: what was adopted until now. `anew`: a version was
+    taken out of service, so that what was adopted has no preference."""
+    found: dict[Wanted, Pool] = {}
+    held: dict[bytes, dict[bytes, list[int]]] = {}  # signature, b"" for any -> peer -> versions
+    by_peer = {worker.peer: worker for worker in workers}
+    signatures: dict[int, bytes] = {}
+    for worker in by_peer.values():
+        for (name, version), description in worker.models.items():
+            if name == model:
+                wanted = Wanted(model, version)
+                found.setdefault(wanted, Pool(version)).add(worker, version)
+                signatures[version] = description.signature
+                for signature in (b"", description.signature):
+                    held.setdefault(signature, {}).setdefault(worker.peer, []).append(version)
+    for signature, versions_of in held.items():
+        wanted = Wanted(model, LATEST, signature)
+        slots: dict[int, int] = {}
+        for peer, versions in versions_of.items():
+            for version in versions:
+                slots[version] = slots.get(version, 0) + by_peer[peer].slots
+        total = sum(by_peer[peer].slots for peer in versions_of)
+        adopted = adopt(slots, total, before.get(wanted, LATEST), anew=anew)
+        pool = found[wanted] = Pool(adopted)
+        for peer, versions in versions_of.items():
+            fit = [version for version in versions if signatures[version] == signatures[adopted]]
+            if fit:
+                pool.add(by_peer[peer], adopted if adopted in fit else max(fit))
+    return found
+
+
+def adopt(slots: Mapping[int, int], total: int, before: int, *, anew: bool) -> int:
+    """The version that "latest" means. `slots`: version -> slots of the workers that hold it; `total`: slots of all
+    that hold any; `before`: what it was until now (LATEST: nothing)."""
+    most = max((version for version, count in slots.items() if 2 * count > total), default=LATEST)
+    if before not in slots:
+        return most or max(slots, key=lambda version: (slots[version], version))
+    if most > before:
+        return most
+    stays = not most or (not anew and 4 * slots[before] >= total)
+    return before if stays else most
