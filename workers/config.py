@@ -20,7 +20,6 @@ from zmq_offload.settings import (
     file,
     heartbeat,
     microseconds,
-    processes,
     seconds,
 )
 from zmq_offload.transport import check_endpoint
@@ -32,6 +31,15 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
 kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph or echo")
+MOST_BY_ITSELF = 4
+"""Processes of `--processes auto` at most: each has the weights of all models in its memory."""
+
+
+def _processes(text: str) -> int:
+    return min(usable_cores(), MOST_BY_ITSELF) if text == "auto" else int(text)
+
+
+processes = checked(_processes, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024, or auto")
 switch = checked(str, lambda text: text in ("on", "off"), "on or off")
 
 
@@ -45,7 +53,8 @@ class Config:
     name: str = "worker"
     slots: int = 2
     processes: int = 1
-    threads: int = 1
+    threads: int | None = None
+    """TVM threads of a process; None: its part of the cores."""
     pin: bool = True
     refresh: float = 5.0
     hang_grace: float = 30.0
@@ -68,7 +77,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
     add_option(parser, "--executor", kind, "graph", "'graph' runs TVM, 'echo' returns its inputs", metavar="KIND")
     add_option(parser, "--name", str, None, "name shown in the status, default HOST-PID", metavar="NAME")
     add_option(parser, "--slots", count, None, "requests a process may hold, default 2, echo 32", metavar="N")
-    add_option(parser, "--processes", processes, 1, "worker processes", metavar="N")
+    add_option(parser, "--processes", processes, 1, "worker processes; auto: one for each core, at most 4", metavar="N")
     add_option(parser, "--threads", count, None, "TVM threads a process, default cores / processes", metavar="N")
     add_option(parser, "--pin", switch, "on", "keep each process on cores of its own", metavar="on|off")
     add_option(parser, "--refresh", seconds, 5.0, "seconds between two looks at the repository", metavar="S")
@@ -93,7 +102,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
         name=given.name or f"{socket.gethostname()}-{os.getpid()}",
         slots=given.slots or (32 if given.executor == "echo" else 2),
         processes=given.processes,
-        threads=given.threads or max(1, usable_cores() // given.processes),
+        threads=given.threads,
         pin=given.pin == "on",
         refresh=given.refresh,
         hang_grace=given.hang_grace,

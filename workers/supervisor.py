@@ -14,15 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from workers.config import Config
-from workers.cores import share_of
+from workers.cores import Place, place
+from workers.peers import Peers
 from zmq_offload import programs
-from zmq_offload.cores import cpu_quota
+from zmq_offload.cores import cpu_quota, usable_cores
 from zmq_offload.extras import needs
 
 log = logging.getLogger("workers.supervisor")
 
 PARENT_FD = "ZMQ_OFFLOAD_PARENT_FD"
 """Names, to a child, the pipe whose end tells that its supervisor is gone."""
+
+_SETTLE = 0.3
+"""Seconds in which supervisors that are started together find each other, before they share the cores out."""
 
 CORES = "ZMQ_OFFLOAD_CORES"
 """Names, to a child that is kept on them, its cores, separated by commas."""
@@ -53,6 +57,8 @@ class _Seat:
     started: float = 0.0
     start_at: float = 0.0
     told: bool = False
+    kept: tuple[int, ...] = ()
+    """The cores that its process is kept on."""
 
 
 class Supervisor:
@@ -68,6 +74,7 @@ class Supervisor:
         self._seats = [_Seat(Backoff()) for _ in range(config.processes)]
         self._stopping = False
         self._cores = sorted(os.sched_getaffinity(0))
+        self._peers: Peers | None = None
         # Never written to: a child reads the end of file when this process ends, however it ends.
         self._alive_read, self._alive_write = os.pipe()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -76,9 +83,8 @@ class Supervisor:
         """Until SIGTERM or SIGINT; 0 if every child then ended well."""
         quota = cpu_quota()
         log.info(
-            "%d processes of %d threads on %d cores%s",
+            "%d processes on %d cores%s",
             len(self._seats),
-            self._config.threads,
             len(self._cores),
             "" if quota is None else f"; the CPU quota is {quota:g} cores",
         )
@@ -87,6 +93,9 @@ class Supervisor:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
+            if self._config.executor == "graph":
+                self._peers = Peers(self._cores, len(self._seats))
+                select.select([self._wake_read], [], [], _SETTLE)
             codes: list[int] = []
             while True:
                 # One look a round: a signal between two would blame the stop for an earlier end.
@@ -104,6 +113,8 @@ class Supervisor:
                     self._sleep()
         finally:
             signal.set_wakeup_fd(previous)
+            if self._peers is not None:
+                self._peers.close()
 
     def _stop(self, *_: object) -> None:
         self._stopping = True  # the loop acts: a handler may run in the middle of a start
@@ -118,28 +129,53 @@ class Supervisor:
         now = time.monotonic()
         for at, seat in enumerate(self._seats):
             if seat.process is None and now >= seat.start_at:
+                where = self._place(at)
                 environment = os.environ | {
                     PARENT_FD: str(self._alive_read),
                     # Each process has a thread pool of its own: together they must not exceed the cores.
-                    "TVM_NUM_THREADS": str(self._config.threads),
+                    "TVM_NUM_THREADS": str(where.threads),
                 }
-                share = self._share(at)
-                if share is not None:
+                if where.cores is not None:
                     # A device application that started this may have told TVM not to bind its threads.
-                    environment |= {CORES: ",".join(map(str, share)), "TVM_BIND_THREADS": "1"}
-                with _on(share):
+                    environment |= {CORES: ",".join(map(str, where.cores)), "TVM_BIND_THREADS": "1"}
+                else:
+                    # By itself TVM keeps its threads on the first cores, those of all processes on the same ones.
+                    environment["TVM_BIND_THREADS"] = "0"
+                with _on(where.cores):
                     # A child of its own group does not get the terminal's Ctrl-C, which this process passes on.
                     seat.process = subprocess.Popen(
                         self._command, env=environment, pass_fds=[self._alive_read], start_new_session=True
                     )
                 seat.started = now
-                log.info("worker %d is process %d", at, seat.process.pid)
+                log.info(
+                    "worker %d is process %d: %d threads%s",
+                    at,
+                    seat.process.pid,
+                    where.threads,
+                    "" if where.cores is None else f", kept on cores {','.join(map(str, where.cores))}",
+                )
 
-    def _share(self, seat: int) -> tuple[int, ...] | None:
-        config = self._config
+    def _place(self, at: int) -> Place:
+        """Where the process of a seat is to run, which the other supervisors are told."""
+        config, own = self._config, self._seats[at]
+        own.kept = ()
+        earlier, later = ([], []) if self._peers is None else self._peers.look()
+        where = place(
+            at,
+            len(self._seats),
+            self._cores,
+            usable=usable_cores(),
+            threads=config.threads,
+            earlier=earlier,
+            later=later,
+            held=[seat.kept for seat in self._seats],
+        )
         if not config.pin or config.executor != "graph":
-            return None
-        return share_of(seat, config.processes, config.threads, self._cores)
+            return Place(where.threads, None)
+        own.kept = where.cores or ()
+        if self._peers is not None:
+            self._peers.hold([seat.kept for seat in self._seats if seat.kept])
+        return where
 
     def _reap(self) -> list[int]:
         codes = []

@@ -37,7 +37,9 @@ VARIABLES: Mapping[str, Variable] = {
         "EXECUTOR": Variable("`graph` runs subgraphs with TVM, `echo` returns its inputs", ("worker",)),
         "NAME": Variable("a worker's name in the status", ("worker",)),
         "SLOTS": Variable("requests that a worker process may hold", ("worker",)),
-        "PROCESSES": Variable("worker processes of a supervisor", ("worker",)),
+        "PROCESSES": Variable(
+            "worker processes of a supervisor, or `auto`: one for each core, at most four", ("worker",)
+        ),
         "THREADS": Variable("TVM threads of a worker process", ("worker",)),
         "PIN": Variable("whether each worker process is kept on cores of its own, `on` or `off`", ("worker",)),
         "REFRESH": Variable("seconds between two looks at the repository", ("worker",)),

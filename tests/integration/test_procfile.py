@@ -35,8 +35,9 @@ def test_honcho_brings_up_a_fabric_from_environment_variables(order: list[str]) 
         "ZMQ_OFFLOAD_BACKEND": backend,
         "ZMQ_OFFLOAD_BROKER": backend,
         "ZMQ_OFFLOAD_EXECUTOR": "echo",
+        "ZMQ_OFFLOAD_PROCESSES": "2",
     }
-    with running("-m", "honcho", "start", "-c", "worker=2", *order, **environment) as honcho:
+    with running("-m", "honcho", "start", *order, **environment) as honcho:
         serve_and_stop(honcho, frontend)
     assert processes(mark) == {}
 
@@ -48,4 +49,4 @@ def serve_and_stop(honcho: Process, frontend: str) -> None:
         np.testing.assert_array_equal(client.infer("echo", {"x": x})["x"], x)
     honcho.end()
     stopped = [line for line in honcho.lines if "stopped (rc=0)" in line]
-    assert len(stopped) == 3, "\n".join(honcho.lines)
+    assert len(stopped) == 2, "\n".join(honcho.lines)

@@ -45,7 +45,11 @@ def subgraph(folder: Path, layers: int) -> Path:
 @contextmanager
 def fabric(repository: Path, processes: int, threads: int) -> Iterator[str]:
     options = ["--repository", str(repository), "--processes", str(processes), "--threads", str(threads)]
-    with running_broker() as broker, running_workers(broker.backend, *options):
+    with (
+        tempfile.TemporaryDirectory() as alone,  # the fabrics run in turns: each has all cores
+        running_broker() as broker,
+        running_workers(broker.backend, *options, TMPDIR=alone),
+    ):
         with Client(broker.frontend) as client:
             eventually(lambda: [m["workers"] for m in client.models()] == [processes], timeout=60)
         yield broker.frontend

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.config import parse
-from workers.cores import share_of
+from workers.cores import Peer, Place, place, share_of
 
 
 def shares(processes: int, threads: int, cores: list[int]) -> list[tuple[int, ...] | None]:
@@ -39,6 +42,67 @@ def test_every_core_works_and_none_much_more_than_another(processes: int, cores:
     many = [found.count(core) for core in cores]
     assert max(many) - min(many) <= 1
     assert min(many) >= 1
+
+
+def test_supervisors_that_start_together_share_the_cores_out() -> None:
+    first, second = Peer((0, 1), 1), Peer((0, 1), 1)
+    assert place(0, 1, [0, 1], usable=2, later=[second]) == Place(1, (0,))
+    taken = Peer((0, 1), 1, ((0,),))
+    assert place(0, 1, [0, 1], usable=2, earlier=[taken]) == Place(1, (1,))
+    assert place(0, 1, [0, 1], usable=2, earlier=[first]) == Place(1, (1,)), "the first holds none yet"
+
+
+def test_a_process_takes_the_cores_that_the_fewest_are_kept_on() -> None:
+    """Of three supervisors the first has gone: its core is free, whatever the order of the others."""
+    others = [Peer((0, 1, 2), 1, ((1,),)), Peer((0, 1, 2), 1, ((2,),))]
+    assert place(0, 1, [0, 1, 2], usable=3, earlier=others) == Place(1, (0,))
+
+
+def test_an_early_supervisor_keeps_what_it_has_and_a_late_one_gets_its_part() -> None:
+    early = Peer((0, 1), 1, ((0, 1),))
+    assert place(0, 1, [0, 1], usable=2, earlier=[early]) == Place(1, (1,))
+
+
+def test_supervisors_on_other_cores_do_not_count() -> None:
+    assert place(0, 1, [0, 1], usable=2, earlier=[Peer((2, 3), 4, ((2,), (3,)))]) == Place(2, (0, 1))
+
+
+def test_a_quota_limits_the_threads_and_not_where_they_run() -> None:
+    assert place(0, 1, [0, 1, 2, 3], usable=1) == Place(1, (0, 1, 2, 3))
+    assert place(1, 2, [0, 1, 2, 3], usable=3, held=[(0, 1)]) == Place(1, (2, 3))
+
+
+def test_more_threads_than_its_part_leave_a_process_to_the_system() -> None:
+    assert place(0, 1, [0, 1], usable=2, threads=2, later=[Peer((0, 1), 1)]) == Place(2, None)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_any_order_of_starts_covers_all_cores_evenly(processes: list[int], cores: int, rng: Any) -> None:
+    """All supervisors are there before the first process starts; processes then start in any order."""
+    everything = list(range(cores))
+    held: list[dict[int, tuple[int, ...]]] = [{} for _ in processes]
+    starts = [(at, seat) for at, own in enumerate(processes) for seat in range(own)]
+    rng.shuffle(starts)
+    for at, seat in starts:
+        peers = [Peer(tuple(everything), own, tuple(held[i].values())) for i, own in enumerate(processes)]
+        where = place(
+            seat, processes[at], everything, usable=cores, earlier=peers[:at], later=peers[at + 1 :],
+            held=held[at].values(),
+        )  # fmt: skip
+        assert where.cores is not None and where.threads == max(1, cores // sum(processes))
+        held[at][seat] = where.cores
+    many = Counter(core for own in held for kept in own.values() for core in kept)
+    assert set(many) == set(everything)
+    assert max(many.values()) - min(many.values()) <= 1
+
+
+def test_processes_may_be_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    for usable, expected in ((1, 1), (2, 2), (64, 4)):
+        monkeypatch.setattr("workers.config.usable_cores", lambda usable=usable: usable)
+        assert parse(["--processes", "auto"]).processes == expected
+    assert parse([]).processes == 1
+    with pytest.raises(SystemExit):
+        parse(["--processes", "many"])
 
 
 def test_pinning_is_on_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,85 @@
+"""Supervisors on one machine know of each other, until they end, however they end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers.cores import Peer
+from workers.peers import Peers
+
+OTHER = """
+import sys, time
+from pathlib import Path
+from workers.peers import Peers
+peers = Peers([0, 1], 3, Path(sys.argv[1]))
+peers.hold([(0,), (1,)])
+print("there", flush=True)
+time.sleep(600)
+"""
+
+
+def test_each_sees_the_others_in_the_order_of_their_starts(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    first, second = Peers([0, 1], 1, folder), Peers([0, 1, 2], 2, folder)
+    second.hold([(2,)])
+    assert first.look() == ([], [Peer((0, 1, 2), 2, ((2,),))])
+    assert second.look() == ([Peer((0, 1), 1)], [])
+    second.close()
+    assert first.look() == ([], [])
+    first.close()
+    assert list(folder.iterdir()) == []
+
+
+def test_one_that_was_killed_is_forgotten(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    mine = Peers([0, 1], 1, folder)
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(folder)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"there\n"
+        assert mine.look() == ([], [Peer((0, 1), 3, ((0,), (1,)))])
+        other.kill()
+    assert mine.look() == ([], [])
+    assert len(list(folder.iterdir())) == 1
+    mine.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "open to others", "missing parent"])
+def test_a_folder_that_cannot_be_trusted_or_made_is_not_used_and_named(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "shared"
+    if kind == "file":
+        folder.write_text("")
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif kind == "open to others":
+        folder.mkdir()
+        folder.chmod(0o777)
+    else:
+        folder = tmp_path / "missing" / "shared"
+    peers = Peers([0, 1], 1, folder)
+    assert peers.look() == ([], [])
+    peers.hold([(0,)])
+    peers.close()
+    (record,) = caplog.records
+    assert str(folder) in record.getMessage()
+
+
+def test_what_another_release_left_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    mine, other = Peers([0, 1], 1, folder), Peers([0, 1], 1, folder)
+    for text in ("", "[]", "{}", '{"cores": 1, "processes": 1, "held": []}', "\xff"):
+        assert other._file is not None
+        other._file.write_text(text)
+        assert mine.look() == ([], [])
+    other.close()
+    mine.close()

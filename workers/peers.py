@@ -1,0 +1,139 @@
+"""The supervisors on this machine tell each other which cores their processes are kept on.
+
+Each has a file in a folder that the user's supervisors share, and keeps it locked for as long as it lives: a file that
+is not locked belongs to one that is dead, and is removed. Where that does not work (no such folder, a file system
+without locks, another container) a supervisor takes itself for the only one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from workers.cores import Peer
+
+log = logging.getLogger("workers.supervisor")
+
+_PATIENCE = 1.0
+"""Seconds to wait for the folder's lock, which is held for a moment only. A supervisor that was stopped (SIGSTOP) in
+that moment must not stop the others."""
+
+
+def default_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"zmq-offload-{os.geteuid()}"
+
+
+class Peers:
+    """This supervisor among those of the machine. `close` it at the end."""
+
+    def __init__(self, cores: Sequence[int], processes: int, folder: Path | None = None) -> None:
+        self._me = Peer(tuple(cores), processes)
+        self._folder = folder or default_folder()
+        self._file: Path | None = None
+        self._fd = -1
+        try:
+            self._register()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+
+    def look(self) -> tuple[list[Peer], list[Peer]]:
+        """The other supervisors that live: those that were started before this one, and those after it."""
+        if self._file is None:
+            return [], []
+        earlier: list[Peer] = []
+        later: list[Peer] = []
+        try:
+            with self._locked():
+                for file in sorted(self._folder.glob("*.json")):
+                    if file != self._file and (peer := _read(file)) is not None:
+                        (earlier if file.name < self._file.name else later).append(peer)
+        except OSError as error:
+            self._give_up(error)
+        return earlier, later
+
+    def hold(self, held: Sequence[tuple[int, ...]]) -> None:
+        """Tell the others which cores this supervisor's processes are kept on."""
+        self._me = Peer(self._me.cores, self._me.processes, tuple(held))
+        if self._file is None:
+            return
+        try:
+            with self._locked():
+                self._write()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.unlink()
+            os.close(self._fd)
+            self._file = None
+
+    def _register(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        state = self._folder.lstat()
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o022:
+            raise OSError("it is not a folder of this user's own")
+        with self._locked():
+            file = self._folder / f"{time.monotonic_ns():020d}-{os.getpid()}.json"
+            self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = file
+            self._write()
+
+    def _write(self) -> None:
+        me = self._me
+        text = json.dumps({"cores": me.cores, "processes": me.processes, "held": me.held}).encode()
+        os.pwrite(self._fd, text, 0)
+        os.ftruncate(self._fd, len(text))
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("cores are not shared with other supervisors: %s: %s", self._folder, error)
+        self.close()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            end = time.monotonic() + _PATIENCE
+            while True:
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise OSError("its lock is not free") from None
+                    time.sleep(0.01)
+            yield
+        finally:
+            os.close(folder)
+
+
+def _read(file: Path) -> Peer | None:
+    """The supervisor whose file that is, or None, removing the file, if it is dead."""
+    try:
+        fd = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            value = json.loads(os.pread(fd, 1 << 20, 0))
+            held = tuple(tuple(map(int, kept)) for kept in value["held"])
+            return Peer(tuple(map(int, value["cores"])), int(value["processes"]), held)
+        file.unlink()
+    except (ValueError, KeyError, TypeError):
+        pass  # another release's
+    finally:
+        os.close(fd)
+    return None
