@@ -54,8 +54,9 @@ def place(
     started `earlier` and `later`.
 
     All processes of the machine have equal parts. A process that runs keeps its cores, so one that starts gets those
-    that the fewest others are kept on (`held`: the supervisor's own), its own block before others. `usable` is how many threads may compute at a
-    time (a CPU quota may be less than the cores); each process gets its part of that, unless `threads` says otherwise.
+    that the fewest others are kept on (`held`: the supervisor's own), its own block before others. `usable` is how many
+    threads may compute at a time (a CPU quota may be less than the cores); each process gets its part of that, unless
+    `threads` says otherwise.
     """
     own = set(cores)
     earlier = [peer for peer in earlier if own & set(peer.cores)]
