@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # typing's is not imported: what comes before `main` is not protected from Ctrl-C
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> int:
     """Exit codes: 0 stopped as told, 1 failed (one line on stderr), 2 wrong usage."""
     try:
-        from zmq_offload.programs import run
+        from zmq_offload.interrupts import quiet_ctrl_c
 
-        return run(lambda: _serve(arguments, prog), "broker")
-    except KeyboardInterrupt:  # while the first modules are imported
+        with quiet_ctrl_c():
+            from zmq_offload.programs import run
+
+            return run(lambda: _serve(arguments, prog), "broker")
+    except KeyboardInterrupt:  # before there is a handler
         return 130
 
 

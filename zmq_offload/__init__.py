@@ -6,14 +6,13 @@ called through one. What goes wrong is an `OffloadError`; `zmq_offload.errors` d
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from zmq_offload.errors import OffloadError, Status
-
+TYPE_CHECKING = False  # typing's would be imported before `zmq_offload.cli` can handle Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from zmq_offload.aio import AsyncClient
     from zmq_offload.client import Client
+    from zmq_offload.errors import OffloadError, Status
     from zmq_offload.protocol.tensors import Latest
     from zmq_offload.results import Outputs, Timings
 
@@ -24,7 +23,9 @@ _PLACES = {
     "AsyncClient": "zmq_offload.aio",
     "Client": "zmq_offload.client",
     "Latest": "zmq_offload.protocol.tensors",
+    "OffloadError": "zmq_offload.errors",
     "Outputs": "zmq_offload.results",
+    "Status": "zmq_offload.errors",
     "Timings": "zmq_offload.results",
 }
 
@@ -32,6 +33,8 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     # Imported when it is first used: the programs must handle Ctrl-C before NumPy and ZeroMQ are imported.
     if name in _PLACES:
+        import importlib
+
         found = getattr(importlib.import_module(_PLACES[name]), name)
         globals()[name] = found
         return found

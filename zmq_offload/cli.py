@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # typing's is not imported: what comes before `main` is not protected from Ctrl-C
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zmq_offload.settings import Parser
 
 # Each module has add_parser(subparsers) and imports what is heavy when it runs: `status` works without TVM.
 COMMANDS = (
@@ -27,22 +32,33 @@ PROGRAMS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 fine, 1 failed (one line on stderr), 2 wrong usage."""
     try:
-        from zmq_offload.programs import own, run
+        from zmq_offload.interrupts import quiet_ctrl_c
 
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        if arguments and arguments[0] in PROGRAMS:
-            name = arguments[0]
-            return int(own(PROGRAMS[name][0]).main(arguments[1:], f"zmq-offload {name}"))
-        return run(lambda: _run(arguments), "zmq-offload")
-    except KeyboardInterrupt:  # while the first modules are imported
+        with quiet_ctrl_c():
+            from zmq_offload.programs import own, run
+
+            arguments = list(sys.argv[1:] if argv is None else argv)
+            if arguments and arguments[0] in PROGRAMS:
+                name = arguments[0]
+                return int(own(PROGRAMS[name][0]).main(arguments[1:], f"zmq-offload {name}"))
+            return run(lambda: _run(arguments), "zmq-offload")
+    except KeyboardInterrupt:  # before there is a handler
         return 130
 
 
 def _run(arguments: Sequence[str]) -> int:
+    from zmq_offload.variables import warn_of_unknown
+
+    args = make_parser().parse_args(arguments)
+    warn_of_unknown("zmq-offload")
+    return int(args.run(args) or 0)
+
+
+def make_parser() -> Parser:
+    """The parser of all commands."""
     import importlib
 
     from zmq_offload.settings import Parser
-    from zmq_offload.variables import warn_of_unknown
 
     parser = Parser(prog="zmq-offload", description="Offload subgraphs of TVM models to workers.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -50,9 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
         subparsers.add_parser(name, help=text)
     for module in COMMANDS:
         importlib.import_module(module).add_parser(subparsers)
-    args = parser.parse_args(arguments)
-    warn_of_unknown("zmq-offload")
-    return int(args.run(args) or 0)
+    return parser
 
 
 if __name__ == "__main__":

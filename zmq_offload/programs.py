@@ -1,7 +1,4 @@
-"""What all programs do at their beginning and end: streams, exit codes, and how one starts another.
-
-Imports little, so that Ctrl-C is handled from the first moment on; `main` functions import the rest when they run.
-"""
+"""What all programs do at their beginning and end: streams, exit codes, and how one starts another."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from zmq_offload.errors import OffloadError, one_line
+from zmq_offload.interrupts import quiet_ctrl_c
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of all three packages."""
@@ -31,10 +29,11 @@ def run(main: Callable[[], int | None], program: str) -> int:
     """
     open_streams()
     try:
-        try:
-            return main() or 0
-        finally:
-            sys.stdout.flush()
+        with quiet_ctrl_c():
+            try:
+                return main() or 0
+            finally:
+                sys.stdout.flush()
     except BrokenPipeError:
         _discard(sys.stdout)
         return 128 + signal.SIGPIPE

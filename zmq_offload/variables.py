@@ -49,7 +49,7 @@ VARIABLES: Mapping[str, Variable] = {
         "HEARTBEAT": Variable("seconds between two heartbeats of the broker and a worker", _FABRIC),
         "PATIENCE": Variable("seconds that the other one of the two may be silent", _FABRIC),
         "HANG_GRACE": Variable("seconds that a subgraph may run after its request's deadline", _FABRIC),
-        "MAX_FRAME_BYTES": Variable("largest tensor, in bytes; the same value everywhere", _FABRIC),
+        "MAX_FRAME_BYTES": Variable("largest tensor, in bytes; the same value everywhere", (*_FABRIC, "load")),
         "GRACE": Variable("seconds in which a broker that is stopped finishes its requests", ("broker",)),
         "WORKER_GRACE": Variable("seconds that a request waits for a worker with its model to appear", ("broker",)),
         "MAX_ATTEMPTS": Variable("workers that a request may lose before it is given up", ("broker",)),

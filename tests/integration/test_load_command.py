@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,7 +40,8 @@ def test_a_closed_loop_over_processes_is_measured_and_written_down(fabric: Fabri
     ran = load(fabric, *arguments, *SHORT, *options)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[0].split()[:2] == ["load", "requests/s"]
-    assert len(ran.stderr.splitlines()) == 2, "a line of progress for each level"
+    assert [line.split()[0] for line in ran.stdout.splitlines()[1:3]] == ["1", "5"]
+    assert ran.stderr == "", "each level is shown once"
     for path in files.values():
         assert path.stat().st_size > 100
     levels = json.loads(files["json"].read_text())["levels"]
@@ -77,6 +81,11 @@ def test_results_are_compared_with_what_is_expected(fabric: Fabric, tmp_path: Pa
         (["--bundle", "nowhere"], 1, "is nowhere a device bundle?"),
         (["--model", "echo", "--concurrency", "0"], 2, "use whole numbers from 1"),
         (["--model", "echo", "--concurrency", "1", "--rate", "5"], 2, "not allowed with"),
+        (["--model", "ehco", "--shape", "x=1"], 1, "did you mean 'echo'?"),
+        (["--model", "echo", "--shape", "x=1", "--window", "3", "--duration", "2"], 2, "--window 3 is longer than"),
+        (["--model", "echo", "--shape", "x=100000000000:INT8"], 1, "has 100,000,000,000 bytes; the fabric takes"),
+        (["--model", "echo", "--shape", "x=1", "--json", "/no/such/a.json"], 1, "a.json cannot be written"),
+        (["--model", "echo", "--shape", "x=1", "--json", "same", "--csv", "same"], 1, "are the same file, same"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(fabric: Fabric, arguments: list[str], code: int, says: str) -> None:
@@ -91,3 +100,46 @@ def test_without_a_broker_it_says_so() -> None:
         [*command, "--broker", "tcp://127.0.0.1:1"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
     )
     assert ran.returncode == 1 and "no broker answered at tcp://127.0.0.1:1" in ran.stderr
+
+
+def test_the_frontends_variable_says_where_the_broker_is(fabric: Fabric) -> None:
+    """ZMQ_OFFLOAD_BROKER is the backend, for workers."""
+    where = os.environ | {"ZMQ_OFFLOAD_FRONTEND": fabric.frontend, "ZMQ_OFFLOAD_BROKER": fabric.backend}
+    command = [sys.executable, "-m", "zmq_offload", "load", "--model", "echo", "--shape", "x=1", *SHORT]
+    ran = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_sender_that_falls_short_says_so(fabric: Fabric, tmp_path: Path) -> None:
+    arguments = ["--model", "echo", "--shape", "x=1", "--rate", "1000000", "--timeout", "1", *SHORT]
+    ran = load(fabric, *arguments, "--json", str(tmp_path / "o.json"))
+    assert re.match(r"1,000,000/s \*?\+ ", ran.stdout.splitlines()[1]), ran.stdout
+    assert "+ the sender fell short of the rate" in ran.stdout
+    (level,) = json.loads((tmp_path / "o.json").read_text())["levels"]
+    assert level["short"] and 0 < level["sent"] < 950_000
+
+
+def test_ctrl_c_keeps_what_was_measured(fabric: Fabric, tmp_path: Path) -> None:
+    """As a terminal does it: all processes of the group get the signal."""
+    arguments = ["--broker", fabric.frontend, "--model", "echo", "--shape", "x=1", "--concurrency", "1,2,3"]
+    command = [sys.executable, "-m", "zmq_offload", "load", *arguments, "--json", str(tmp_path / "o.json")]
+    with subprocess.Popen(
+        [*command, "--window", "0.2", "--duration", "0.2"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        os.killpg(process.pid, signal.SIGINT)
+        rest, errors = process.stdout.read(), process.stderr.read()
+    assert lines[1].startswith("1 in flight"), lines
+    assert process.returncode == 130, errors
+    (said,) = errors.splitlines()
+    many = re.fullmatch(r"zmq-offload: interrupted: ([12]) of 3 levels were measured", said)
+    assert many, errors
+    assert len(json.loads((tmp_path / "o.json").read_text())["levels"]) == int(many[1])
+    assert rest.count("in flight") == int(many[1]) - 1, rest
+
+
+def test_levels_that_are_named_twice_are_measured_once(fabric: Fabric) -> None:
+    ran = load(fabric, "--model", "echo", "--shape", "x=1", "--concurrency", "2,1,2", *SHORT)
+    assert re.findall(r"^\d in flight", ran.stdout, flags=re.M) == ["2 in flight", "1 in flight"]

@@ -30,7 +30,7 @@ def served() -> Iterator[Fabric]:
 def press(served: Fabric, level: Level, nbytes: int, *, processes: int = 1, duration: float = 6.0) -> Summary:
     """Load with every result compared; none may fail."""
     x = np.random.default_rng(0).random(max(1, nbytes // 4), dtype=np.float32)
-    plan = Plan((served.frontend,), "echo", None, {"x": x}, {"x": x}, 60.0, 0, True, 0)
+    plan = Plan((served.frontend,), "echo", None, {"x": x}, {"x": x}, 60.0, 0, True, 1 << 28, 0)
     quiet = Progress(quiet=True)
     (summary,) = measure(plan, [level], processes=processes, window=1.0, duration=duration, progress=quiet)
     print(

@@ -21,7 +21,7 @@ from zmq_offload.loadgen.draw import Box, Dot, Drawing, Line, Text
 from zmq_offload.loadgen.inputs import difference, make_inputs, parse_file, parse_shape, served_signature
 from zmq_offload.loadgen.levels import Level, concurrencies, rates
 from zmq_offload.loadgen.stats import PARTS, Samples, Summary, record, stable, summarize
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import DATATYPES, TensorSpec
 
 # --- levels -------------------------------------------------------------------------------------------------
 
@@ -39,10 +39,21 @@ def test_what_is_no_concurrency_is_refused(text: str) -> None:
         concurrencies(text)
 
 
-@pytest.mark.parametrize("text", ["", "0", "10:5:1", "1:2:0", "1:2:-1", "1:2", "1:2:3:4", "nan", "inf", "1e9"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "10:5:1", "1:2:0", "1:2:-1", "1:2", "1:2:3:4", "nan", "inf", "1e9", "1:inf:1", "nan:1:1", "1:1:nan"],
+)
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="FROM:TO:STEP"):
         rates(text)
+
+
+def test_a_level_that_is_named_twice_is_one_and_too_many_are_refused() -> None:
+    assert [level.concurrency for level in concurrencies("4,1,4")] == [4, 1]
+    assert [level.rate for level in rates("5,5.0,7")] == [5, 7]
+    for text in ("1:100000:1", "1:1e6:1e-9", ",".join(map(str, range(1, 2000)))):
+        with pytest.raises(InvalidArgument, match="more than 1000 levels"):
+            rates(text)
 
 
 @pytest.mark.parametrize(("concurrency", "processes"), [(1, 1), (16, 3), (2, 5)])
@@ -110,6 +121,16 @@ def test_a_level_without_one_result_is_a_summary_too() -> None:
     assert summary.requests == 0 and summary.throughput == 0 and math.isnan(summary.latency["p50"])
 
 
+def test_a_sender_that_is_late_for_long_falls_short() -> None:
+    made = samples([100] * 4, [0.01] * 4, Level(rate=200.0))
+    made.add([], [], sent=400, behind=0.5, process=7)
+    made.add([], [], sent=200, behind=0.01, process=8)
+    summary = summarize(made, made.windows(1.0, 104.0), 1.0, 4.0)
+    assert summary.short and summary.sent == pytest.approx(150)
+    made.add([], [], behind=0.15, process=7)  # it caught up: 4 % of the time
+    assert not summarize(made, made.windows(1.0, 104.0), 1.0, 4.0).short
+
+
 # --- inputs -------------------------------------------------------------------------------------------------
 
 SIGNATURE = (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("n", "INT64", (2,)))
@@ -151,7 +172,35 @@ def test_a_model_that_takes_anything_must_be_told_what() -> None:
         make_inputs((), {}, {}, "model 'echo'")
 
 
-@pytest.mark.parametrize("text", ["x", "=1", "x=", "x=a", "x=-1", "x=1:FLOAT", "x=1:text"])
+def test_random_inputs_have_their_datatypes_and_take_no_more_memory() -> None:
+    for datatype, dtype in DATATYPES.items():
+        made = make_inputs((), {}, {"x": (datatype, (50,))}, "echo")["x"]
+        assert made.dtype == dtype and len(set(made.tolist())) > 1
+
+
+def test_a_tensor_that_no_message_holds_is_refused_before_it_is_made() -> None:
+    with pytest.raises(InvalidArgument, match="has 1,099,511,627,775 bytes; the fabric takes 268,435,456"):
+        make_inputs((), {}, {"x": ("INT8", (2**40 - 1,))}, "echo")
+    assert make_inputs((), {}, {"x": ("INT8", (9,))}, "echo", max_frame_bytes=9)["x"].nbytes == 9
+    with pytest.raises(InvalidArgument, match="has 10 bytes"):
+        make_inputs((), {}, {"x": ("INT8", (10,))}, "echo", max_frame_bytes=9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "=1",
+        "x=",
+        "x=a",
+        "x=-1",
+        "x=1:FLOAT",
+        "x=1:text",
+        f"x={'9' * 20}",
+        f"x={'9' * 5000}",
+        "x=" + "1," * 16 + "1",
+    ],
+)
 def test_what_is_no_shape_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_shape(text)
@@ -210,9 +259,9 @@ REPORT = report.Report("a <model> & more", "two processes", summaries())
 def test_the_table_has_a_line_for_each_level() -> None:
     lines = report.table(REPORT.summaries).splitlines()
     assert lines[0].split()[:3] == ["load", "requests/s", "p50"]
-    assert lines[1].startswith("1 under way") and "10.0" in lines[1]
-    assert lines[4].startswith("64 under way *") and " - " in lines[4]
-    assert "64 under way: 1 x UNAVAILABLE: in window 0" in report.error_lines(REPORT.summaries)
+    assert lines[1].startswith("1 in flight") and "10.0" in lines[1]
+    assert lines[4].startswith("64 in flight *") and " - " in lines[4]
+    assert "64 in flight: 1 x UNAVAILABLE: in window 0" in report.error_lines(REPORT.summaries)
 
 
 def test_csv_and_json_say_the_same(tmp_path: Path) -> None:

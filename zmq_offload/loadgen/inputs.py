@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
+from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec, check_tensors, datatype_of
+from zmq_offload.suggest import did_you_mean
 
 TOLERANCE = 1e-3
 """Relative and absolute: another batch, another worker's CPU, and sums are taken in another order."""
@@ -22,7 +25,8 @@ def served_signature(models: Sequence[Mapping[str, Any]], name: str, version: in
     if not of_name:
         listing = ", ".join(f"{model['name']} (version {model['version']})" for model in models) or "nothing"
         wanted = f"model {name!r}" + ("" if version is None else f" version {version}")
-        raise NotFound(f"{wanted} is not served; served are: {listing}")
+        meant = did_you_mean(name, (model["name"] for model in models))
+        raise NotFound(f"{wanted} is not served; served are: {listing}{meant}")
     latest = max(of_name, key=lambda model: model["version"])
     return tuple(TensorSpec.from_json(tensor) for tensor in latest["inputs"])
 
@@ -39,7 +43,10 @@ def parse_shape(text: str) -> tuple[str, str, tuple[int, ...]]:
         raise InvalidArgument(f"shape {text!r}: use NAME=EXTENTS or NAME=EXTENTS:DATATYPE, x=1,3,320,320:FP32")
     datatype = datatype or "FP32"
     if datatype not in DATATYPES:
-        raise InvalidArgument(f"shape {text!r}: {datatype!r} is not one of {', '.join(DATATYPES)}")
+        raise InvalidArgument(
+            f"shape {text!r}: {datatype!r} is not one of {', '.join(DATATYPES)}{did_you_mean(datatype, DATATYPES)}"
+        )
+    TensorSpec(name, datatype, shape).check()
     return name, datatype, shape
 
 
@@ -63,14 +70,19 @@ def make_inputs(
     shapes: Mapping[str, tuple[str, tuple[int, ...]]],
     what: str,
     seed: int = 0,
+    max_frame_bytes: int = limits.MESSAGE_BYTES,
 ) -> dict[str, Array]:
     """Files where there are some, random data elsewhere. `shapes` say what a signature leaves open, or, where there is
-    none (a model that takes anything), all."""
+    none (a model that takes anything), all.
+
+    Raises InvalidArgument for what the model does not take, and, before it is made, for a tensor of more than
+    `max_frame_bytes`.
+    """
     rng = np.random.default_rng(seed)
     if not signature:
         if not files and not shapes:
             raise InvalidArgument(f"{what} takes any tensors: say which by --shape or --input")
-        made = {name: _random(rng, *described) for name, described in shapes.items()}
+        made = {name: _random(rng, name, *described, max_frame_bytes) for name, described in shapes.items()}
         return made | dict(files)
     inputs = {}
     for spec in signature:
@@ -78,21 +90,29 @@ def make_inputs(
             inputs[spec.name] = files[spec.name]
             continue
         _, shape = shapes.get(spec.name, (spec.datatype, spec.shape))
-        inputs[spec.name] = _random(rng, spec.datatype, tuple(1 if extent == ANY else extent for extent in shape))
+        shape = tuple(1 if extent == ANY else extent for extent in shape)
+        inputs[spec.name] = _random(rng, spec.name, spec.datatype, shape, max_frame_bytes)
     unknown = (files.keys() | shapes.keys()) - inputs.keys()
     if unknown:
-        raise InvalidArgument(f"{what} has no input {', '.join(sorted(unknown))}; it takes {', '.join(inputs)}")
+        meant = did_you_mean(min(unknown), inputs)
+        raise InvalidArgument(f"{what} has no input {', '.join(sorted(unknown))}; it takes {', '.join(inputs)}{meant}")
     given = {name: (datatype_of(array.dtype), array.shape) for name, array in inputs.items()}
     check_tensors(signature, given, what=what)
     return inputs
 
 
-def _random(rng: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> Array:
+def _random(rng: np.random.Generator, name: str, datatype: str, shape: tuple[int, ...], most: int) -> Array:
     dtype = DATATYPES[datatype]
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes > most:
+        raise InvalidArgument(
+            f"input {name!r} of shape {list(shape)} has {nbytes:,} bytes; the fabric takes {most:,} (--max-frame-bytes)"
+        )
     if dtype.kind == "f":
-        return rng.random(shape, dtype=np.float32).astype(dtype)
+        single: Any = np.float64 if dtype.itemsize == 8 else np.float32
+        return rng.random(shape, dtype=single).astype(dtype, copy=False)
     # Whole numbers may be indices: small ones are the most likely to be fine.
-    return rng.integers(0, 2, shape).astype(dtype)
+    return rng.integers(0, 2, shape, dtype=dtype)
 
 
 def difference(outputs: Mapping[str, Array], expected: Mapping[str, Array]) -> str | None:

@@ -1,25 +1,27 @@
-"""How hard to press: so many requests under way, or so many begun a second."""
+"""How hard to press: the number of requests in flight, or of requests begun a second."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from zmq_offload.errors import InvalidArgument
 
 _MOST_LEVELS = 1000
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
 class Level:
-    """One load: `concurrency` requests under way at any time (closed loop), or `rate` begun a second, however long the
+    """One load: `concurrency` requests in flight at any time (closed loop), or `rate` begun a second, however long the
     answers take (open loop). The other is 0."""
 
     concurrency: int = 0
     rate: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.rate:g}/s" if self.rate else f"{self.concurrency} under way"
+        return f"{self.rate:,.10g}/s" if self.rate else f"{self.concurrency} in flight"
 
     def share(self, processes: int) -> list[Level]:
         """What each of the processes does; a part of a concurrency that is smaller than they are many is 0."""
@@ -36,8 +38,8 @@ def concurrencies(text: str) -> list[Level]:
     except ValueError:
         values = []
     if not values or not all(0 < value <= 65536 for value in values):
-        raise InvalidArgument(f"concurrency {text!r}: use whole numbers from 1, separated by commas: 1,4,16")
-    return [Level(concurrency=value) for value in values]
+        raise InvalidArgument(f"concurrency {text!r}: use whole numbers from 1 to 65536, separated by commas: 1,4,16")
+    return [Level(concurrency=value) for value in _once(values, text)]
 
 
 def rates(text: str) -> list[Level]:
@@ -45,12 +47,22 @@ def rates(text: str) -> list[Level]:
     try:
         if ":" in text:
             first, last, step = (float(part) for part in text.split(":"))
-            count = math.floor((last - first) / step + 1e-9) + 1 if step > 0 else 0
-            values = [first + at * step for at in range(min(count, _MOST_LEVELS))]
+            if not math.isfinite(last):
+                raise ValueError
+            steps = (last - first) / step if step > 0 else -1.0
+            values = [first + at * step for at in range(math.floor(min(steps, _MOST_LEVELS) + 1e-9) + 1)]
         else:
             values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
     if not values or not all(0 < value <= 1e6 for value in values):
         raise InvalidArgument(f"rate {text!r}: use FROM:TO:STEP or a list, in requests a second: 100:1000:100")
-    return [Level(rate=value) for value in values]
+    return [Level(rate=value) for value in _once(values, text)]
+
+
+def _once(values: list[_Number], text: str) -> list[_Number]:
+    """Each value once, in order: a level that is named twice would be measured and shown twice."""
+    once = list(dict.fromkeys(values))
+    if len(once) > _MOST_LEVELS:
+        raise InvalidArgument(f"{text!r} makes more than {_MOST_LEVELS} levels")
+    return once

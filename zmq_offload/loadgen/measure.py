@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, TextIO
@@ -17,11 +18,32 @@ from zmq_offload.errors import Internal
 from zmq_offload.loadgen import sender
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import Plan
-from zmq_offload.loadgen.stats import STABLE, Samples, Summary, stable, summarize
+from zmq_offload.loadgen.stats import Array, Samples, Summary, stable, summarize
+
+_CLEAR = "\r\x1b[K"  # to the line's beginning, and what stood there away
 
 _START_WITHIN = 60.0
 _STOP_WITHIN = 30.0
 """Seconds that a process may take to start, and, on top of a request's timeout, to stop."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C while it measured; `summaries` is what was measured until then."""
+
+    def __init__(self, summaries: Sequence[Summary]) -> None:
+        super().__init__()
+        self.summaries = list(summaries)
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """What is started in the body does not see the terminal's Ctrl-C: this process ends it. (A handler would be too
+    late: a process that is starting has none yet.)"""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Senders:
@@ -36,7 +58,8 @@ class Senders:
             ours, theirs = context.Pipe()
             own = dataclasses.replace(plan, seed=plan.seed + number)
             process = context.Process(target=sender.main, args=(theirs, own), daemon=True)
-            process.start()
+            with _ctrl_c_held():
+                process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -51,18 +74,21 @@ class Senders:
         for pipe, share in zip(self._pipes, level.share(len(self._pipes)), strict=True):
             pipe.send(share)
         seen = 0
-        while True:
-            self._receive(samples, 0.05)
-            now = time.monotonic()
-            if now < samples.began + (seen + 1) * window:
-                continue
-            seen += 1
-            windows = samples.windows(window, now)
-            progress.show(samples, windows[-1], window, now - samples.began)
-            if stable(windows) or now - samples.began >= max(duration, STABLE * window):
-                break
+        windows: list[Array] = []
+        try:
+            while not (stable(windows) or (windows and time.monotonic() - samples.began >= duration)):
+                self._receive(samples, 0.05)
+                now = time.monotonic()
+                if now < samples.began + (seen + 1) * window:
+                    continue
+                seen += 1
+                windows = samples.windows(window, now)
+                progress.show(samples, windows[-1], window, now - samples.began)
+        except KeyboardInterrupt:
+            raise Interrupted([summarize(samples, windows, window)] if windows else []) from None
+        elapsed = time.monotonic() - samples.began
         self._stop(samples)
-        return summarize(samples, windows, window)
+        return summarize(samples, windows, window, elapsed)
 
     def _receive(self, samples: Samples, timeout: float) -> int:
         """Take in reports; how many processes said that they are ready."""
@@ -76,7 +102,8 @@ class Senders:
             if message is None:
                 ready += 1
             else:
-                samples.add(*message)
+                records, errors, sent, behind = message
+                samples.add(records, errors, sent, behind, pipe.fileno())
         return ready
 
     def _stop(self, samples: Samples) -> None:
@@ -113,40 +140,51 @@ def started(plan: Plan, processes: int) -> Iterator[Senders]:
 
 
 class Progress:
-    """One line that follows the load, on stderr: rewritten on a terminal, and otherwise one for each level."""
+    """One line on stderr that follows the load while it is measured, if that is a terminal; `finished` then gets each
+    level's summary."""
 
-    def __init__(self, *, stream: TextIO | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        stream: TextIO | None = None,
+        quiet: bool = False,
+        finished: Callable[[Summary], None] = lambda _: None,
+    ) -> None:
         self._stream = stream or sys.stderr
-        self._quiet = quiet
-        self._live = self._stream.isatty()
+        self._live = self._stream.isatty() and not quiet
+        self._finished = finished
 
     def show(self, samples: Samples, window: Any, length: float, elapsed: float) -> None:
-        if self._live and not self._quiet:
+        if self._live:
             p50, p99 = np.percentile(window[:, 1], [50, 99]) * 1e3 if len(window) else (float("nan"),) * 2
             text = (
                 f"{samples.level}: {elapsed:.0f} s, {len(window) / length:,.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
             )
             errors = samples.errors.total()
-            self._stream.write(f"\r\x1b[K{text}{f', {errors} errors' if errors else ''}")
+            self._stream.write(f"{_CLEAR}{text}{f', {errors} errors' if errors else ''}")
             self._stream.flush()
 
     def finished(self, summary: Summary) -> None:
-        if not self._quiet:
-            clear = "\r\x1b[K" if self._live else ""
-            unsteady = "" if summary.stable else " (windows did not agree)"
-            latency = f"p50 {summary.latency['p50']:.2f} ms, p99 {summary.latency['p99']:.2f} ms"
-            self._stream.write(f"{clear}{summary.level}: {summary.throughput:,.1f}/s, {latency}{unsteady}\n")
+        if self._live:
+            self._stream.write(_CLEAR)
             self._stream.flush()
+        self._finished(summary)
 
 
 def measure(
     plan: Plan, levels: Sequence[Level], *, processes: int, window: float, duration: float, progress: Progress
 ) -> list[Summary]:
-    """A summary for each level, in order."""
-    summaries = []
-    with started(plan, processes) as senders:
-        for level in levels:
-            summary = senders.run(level, window, duration, progress)
+    """A summary for each level, in order. Raises Interrupted, with those so far, at Ctrl-C."""
+    summaries: list[Summary] = []
+    try:
+        with started(plan, processes) as senders:
+            for level in levels:
+                summary = senders.run(level, window, duration, progress)
+                summaries.append(summary)
+                progress.finished(summary)
+    except (KeyboardInterrupt, Interrupted) as stopped:
+        last = stopped.summaries if isinstance(stopped, Interrupted) else []
+        for summary in last:
             progress.finished(summary)
-            summaries.append(summary)
+        raise Interrupted([*summaries, *last]) from None
     return summaries

@@ -15,8 +15,9 @@ from typing import Any
 from zmq_offload.extras import needs
 from zmq_offload.loadgen.chart import FAINT, INK, Panel, bars, lines
 from zmq_offload.loadgen.draw import Drawing, Text
+from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import MISMATCH
-from zmq_offload.loadgen.stats import PARTS, Summary
+from zmq_offload.loadgen.stats import LATENCIES, PARTS, Summary
 
 _WIDTH, _HEIGHT = 1000, 880
 
@@ -35,26 +36,53 @@ def wrong(summary: Summary) -> bool:
     return MISMATCH in summary.errors
 
 
+MARKS = {
+    "*": "windows did not agree within 10 %: all but the first are counted",
+    "+": "the sender fell short of the rate, so the fabric was not asked for that much: use more --processes",
+}
+
+
+def marks(summary: Summary) -> str:
+    """What stands beside a level's name; `MARKS` says what they mean."""
+    return f"{'' if summary.stable else '*'}{'+' if summary.short else ''}"
+
+
+class Table:
+    """A table that can be printed line by line, as levels end: the widths are known before."""
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        latency = [f"{name} ms" for name in LATENCIES]
+        self._head = ["load", "requests/s", *latency, *(f"{name} ms" for name in PARTS), "errors"]
+        # What is longer makes its own line wider.
+        self._widths = [max(len(str(level)) for level in levels) + 3, *(max(7, len(name)) for name in self._head[1:])]
+
+    def head(self) -> str:
+        return self._line(self._head)
+
+    def row(self, s: Summary) -> str:
+        times = (*s.latency.values(), *s.parts.values())
+        name = f"{s.level} {marks(s)}".rstrip()
+        return self._line([name, f"{s.throughput:,.1f}", *map(_ms, times), f"{sum(s.errors.values()):,}"])
+
+    def _line(self, cells: Sequence[str]) -> str:
+        first, *others = (
+            f"{cell:<{width}}" if at == 0 else f"{cell:>{width}}"
+            for at, (cell, width) in enumerate(zip(cells, self._widths, strict=True))
+        )
+        return "  ".join([first, *others])
+
+
 def table(summaries: Sequence[Summary]) -> str:
-    """Times in milliseconds."""
-    head = ["load", "requests/s", *summaries[0].latency, *PARTS, "errors"]
-    rows = [
-        [
-            f"{s.level}{'' if s.stable else ' *'}",
-            f"{s.throughput:,.1f}",
-            *(_ms(value) for value in (*s.latency.values(), *s.parts.values())),
-            str(sum(s.errors.values())),
-        ]
-        for s in summaries
-    ]
-    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
-    text = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in [head, *rows]
-    ]
-    if not all(s.stable for s in summaries):
-        text.append("* windows did not agree within 10 %: all but the first are counted")
-    return "\n".join(text)
+    """Times in milliseconds, and below it what its marks mean."""
+    made = Table([s.level for s in summaries])
+    return "\n".join([made.head(), *map(made.row, summaries), *notes(summaries)])
+
+
+def notes(summaries: Sequence[Summary]) -> list[str]:
+    """What the marks of a table mean, and by how much a sender fell short."""
+    used = {mark for s in summaries for mark in marks(s)}
+    lines = [f"{mark} {text}" for mark, text in MARKS.items() if mark in used]
+    return lines + [f"  {s.level}: {s.sent:,.1f}/s were sent" for s in summaries if s.short]
 
 
 def error_lines(summaries: Sequence[Summary]) -> list[str]:
@@ -86,6 +114,8 @@ def as_json(path: Path, report: Report) -> None:
             "latency_ms": _finite(s.latency),
             "parts_ms": _finite(s.parts),
             "errors": s.errors,
+            "sent": s.sent if s.level.rate else None,
+            "short": s.short,
             "error_texts": s.texts,
         }
         for s in report.summaries
@@ -110,7 +140,7 @@ def html(path: Path, report: Report) -> None:
     head = ("Load", "Requests/s", *(name for name in report.summaries[0].latency), *PARTS, "Requests", "Errors")
     rows = [
         (
-            f"{s.level}{'' if s.stable else ' *'}",
+            f"{s.level} {marks(s)}".rstrip(),
             f"{s.throughput:,.1f}",
             *(_ms(value) for value in (*s.latency.values(), *s.parts.values())),
             f"{s.requests:,}",
@@ -127,6 +157,7 @@ def html(path: Path, report: Report) -> None:
             picture=_picture(report).svg(),
             head="".join(f"<th>{escape(name)}</th>" for name in head),
             rows=cells,
+            marks=escape(". ".join(notes(report.summaries))),
             errors=f"<h2>Errors</h2><ul>{errors}</ul>" if errors else "",
             when=now,
         ),
@@ -154,7 +185,7 @@ def _picture(report: Report) -> Drawing:
         drawing,
         Panel(90, 530, 870, 270),
         "Where the time goes",
-        "requests begun a second" if summaries[0].level.rate else "requests under way",
+        "requests begun a second" if summaries[0].level.rate else "requests in flight",
         "ms, mean",
         [f"{s.level.rate or s.level.concurrency:g}" for s in summaries],
         {name: [s.parts[name] for s in summaries] for name in PARTS},
@@ -199,7 +230,7 @@ footer, .note {{ color: #6b7280; font-size: .85rem; }}
 </table></div>
 <p class="note">Times in milliseconds. Client, queue, compute and network are means and add up to the latency: the
 client with the way to the broker, the broker's queue, the worker's computing, and the way between broker and worker.
-* windows did not agree within 10 %.</p>
+{marks}</p>
 {errors}
 <footer>Measured by zmq-offload load, {when}.</footer>
 </body>

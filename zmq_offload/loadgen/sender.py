@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeAlias
 
 from zmq_offload.aio import AsyncClient
 from zmq_offload.client import Client
@@ -45,12 +45,16 @@ class Plan:
     timeout: float
     priority: int
     poisson: bool
+    max_frame_bytes: int
     seed: int
     """Of the times at which an open loop sends; each process has its own."""
 
     @property
     def call(self) -> dict[str, Any]:
         return {"version": self.version, "timeout": self.timeout, "priority": self.priority}
+
+
+Taken: TypeAlias = "tuple[list[tuple[float, ...]], list[tuple[str, str]], int, float]"
 
 
 @dataclass
@@ -60,6 +64,9 @@ class Tally:
     plan: Plan
     records: list[tuple[float, ...]] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
+    behind: float = 0.0
+    """Of an open loop: requests begun since the last report, and by how many seconds the next one is late."""
 
     def served(self, began: float, outputs: Outputs) -> None:
         end = _clock()
@@ -73,10 +80,11 @@ class Tally:
     def failed(self, error: OffloadError) -> None:
         self.errors.append((error.code.value, error.message))
 
-    def take(self) -> tuple[list[tuple[float, ...]], list[tuple[str, str]]]:
+    def take(self) -> Taken:
         records, self.records = self.records, []
         errors, self.errors = self.errors, []
-        return records, errors
+        sent, self.sent = self.sent, 0
+        return records, errors, sent, self.behind
 
 
 def main(pipe: Connection, plan: Plan) -> None:
@@ -103,7 +111,7 @@ def main(pipe: Connection, plan: Plan) -> None:
 def _one(pipe: Connection, tally: Tally) -> None:
     """One request at a time, as a device does it."""
     plan = tally.plan
-    with Client(plan.brokers) as client:
+    with Client(plan.brokers, max_frame_bytes=plan.max_frame_bytes) as client:
         while not _report(pipe, tally):
             until = _clock() + _REPORT
             while _clock() < until:
@@ -116,7 +124,7 @@ def _one(pipe: Connection, tally: Tally) -> None:
 
 
 async def _several(pipe: Connection, tally: Tally, level: Level) -> None:
-    """So many at a time over one connection."""
+    """`level.concurrency` requests at a time over one connection."""
     plan = tally.plan
     stopped = False
 
@@ -129,7 +137,7 @@ async def _several(pipe: Connection, tally: Tally, level: Level) -> None:
                 tally.failed(error)
                 await asyncio.sleep(_AFTER_ERROR)
 
-    async with AsyncClient(plan.brokers) as client:
+    async with AsyncClient(plan.brokers, max_frame_bytes=plan.max_frame_bytes) as client:
         senders = [asyncio.create_task(keep_sending(client)) for _ in range(level.concurrency)]
         while not _report(pipe, tally):
             await asyncio.sleep(_REPORT)
@@ -152,17 +160,19 @@ def _open_loop(pipe: Connection, tally: Tally, level: Level) -> None:
         elif isinstance(error, OffloadError):
             tally.failed(error)
 
-    with Client(plan.brokers) as client:
+    with Client(plan.brokers, max_frame_bytes=plan.max_frame_bytes) as client:
         client.status()  # connects, so that the first request does not wait for that
         send_at = report_at = _clock()
         while not stopped:
             now = _clock()
             if now >= report_at:
+                tally.behind = max(0.0, now - send_at)
                 stopped = _report(pipe, tally)
                 report_at = now + _REPORT
             elif now >= send_at:
                 future = client.submit(plan.model, plan.inputs, **plan.call)
                 future.add_done_callback(functools.partial(ended, send_at))
+                tally.sent += 1
                 send_at += rng.expovariate(level.rate) if plan.poisson else 1 / level.rate
             else:
                 time.sleep(min(send_at, report_at) - now)

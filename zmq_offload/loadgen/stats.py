@@ -19,12 +19,21 @@ STABLE = 3
 _AGREE = 0.10
 """By how much of their mean they may differ from it, in throughput and in median latency."""
 
+_BEHIND = 0.05
+"""An open loop that is late by more than this share of the time falls short of its rate by as much."""
+
+_HICCUP = 0.1
+"""Seconds by which it may be late for a moment, because the machine is busy."""
+
 COLUMNS = ("end", "latency", "client", "queue", "compute", "network")
 """Of a record, in seconds; `end` by the clock that all processes share."""
 
 PARTS = COLUMNS[2:]
 
 _PERCENTILES = (50, 90, 95, 99)
+
+LATENCIES = (*(f"p{p}" for p in _PERCENTILES), "max")
+"""What a summary has of the latency."""
 
 
 def record(end: float, latency: float, queue: float, compute: float, broker: float) -> tuple[float, ...]:
@@ -44,9 +53,21 @@ class Samples:
     errors: Counter[str] = field(default_factory=Counter)
     texts: dict[str, str] = field(default_factory=dict)
     """For each code of an error, the first one's message."""
+    sent: int = 0
+    behind: dict[int, float] = field(default_factory=dict)
+    """For each process of an open loop, by how many seconds it is late with its next request."""
 
-    def add(self, records: Iterable[tuple[float, ...]], errors: Iterable[tuple[str, str]]) -> None:
+    def add(
+        self,
+        records: Iterable[tuple[float, ...]],
+        errors: Iterable[tuple[str, str]],
+        sent: int = 0,
+        behind: float = 0.0,
+        process: int = 0,
+    ) -> None:
         self.records.extend(records)
+        self.sent += sent
+        self.behind[process] = behind
         for code, text in errors:
             self.errors[code] += 1
             self.texts.setdefault(code, text)
@@ -87,6 +108,10 @@ class Summary:
     """Mean of each of `PARTS`."""
     errors: dict[str, int]
     texts: dict[str, str]
+    sent: float = 0.0
+    """Requests begun a second, of an open loop."""
+    short: bool = False
+    """Whether the sender, not the fabric, fell short of the rate."""
 
     def row(self) -> dict[str, Any]:
         """Flat, for a table."""
@@ -100,11 +125,20 @@ class Summary:
             **{f"{name}_ms": round(value, 4) for name, value in self.latency.items()},
             **{f"{name}_ms": round(value, 4) for name, value in self.parts.items()},
             "errors": sum(self.errors.values()),
+            "sent": round(self.sent, 2) if self.level.rate else "",
+            "short": self.short,
         }
 
 
-def summarize(samples: Samples, windows: Sequence[Array], length: float) -> Summary:
-    """Of the last windows, if they agree; else of all but the first, in which connections are made."""
+def falls_short(samples: Samples, elapsed: float) -> bool:
+    """Whether a process of an open loop cannot send as fast as it should, `elapsed` seconds after its beginning."""
+    return max(samples.behind.values(), default=0.0) > max(_BEHIND * elapsed, _HICCUP)
+
+
+def summarize(samples: Samples, windows: Sequence[Array], length: float, elapsed: float | None = None) -> Summary:
+    """Of the last windows, if they agree; else of all but the first, in which connections are made. `elapsed` is how
+    long the level took (seconds), by default all windows."""
+    elapsed = length * len(windows) if elapsed is None else elapsed
     agree = stable(windows)
     used = list(windows[-STABLE:] if agree else windows[1:] or windows)
     table = np.concatenate(used) if used else np.empty((0, len(COLUMNS)))
@@ -115,7 +149,7 @@ def summarize(samples: Samples, windows: Sequence[Array], length: float) -> Summ
         latency["max"] = float(latencies.max())
         parts = {name: float(table[:, 2 + at].mean() * 1e3) for at, name in enumerate(PARTS)}
     else:
-        latency = dict.fromkeys([*(f"p{p}" for p in _PERCENTILES), "max"], float("nan"))
+        latency = dict.fromkeys(LATENCIES, float("nan"))
         parts = dict.fromkeys(PARTS, float("nan"))
     throughput = len(table) / seconds if seconds else 0.0
     return Summary(
@@ -128,4 +162,6 @@ def summarize(samples: Samples, windows: Sequence[Array], length: float) -> Summ
         parts,
         dict(sorted(samples.errors.items())),
         samples.texts,
+        samples.sent / elapsed if elapsed else 0.0,
+        falls_short(samples, elapsed),
     )

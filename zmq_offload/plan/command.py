@@ -12,6 +12,7 @@ from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.cores import usable_cores
 from zmq_offload.extras import needs
+from zmq_offload.outputs import check_writable
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Costs, Link, Overhead, Split, Stages, Times
 from zmq_offload.plan.files import Plan, Profile, Subject
 from zmq_offload.plan.rules import allowed_splits
@@ -95,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     os.environ["TVM_NUM_THREADS"] = str(server_threads)
     with needs("compile"):
         from zmq_offload.compile import halves, importer, restrictions
-        from zmq_offload.compile.profile.command import check_writable
         from zmq_offload.plan import chart, report
     for file in (args.save, args.output):
         check_writable(file)

@@ -12,8 +12,9 @@ from zmq_offload.byoc.manifest import MANIFEST, Manifest
 from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.cores import usable_cores
-from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
+from zmq_offload.errors import InvalidArgument, NotFound
 from zmq_offload.extras import needs
+from zmq_offload.outputs import check_writable
 from zmq_offload.progress import Progress
 from zmq_offload.settings import add_optional_frontend, count, seconds
 from zmq_offload.suggest import did_you_mean
@@ -164,17 +165,3 @@ def check_served(client: Client, bundle: Manifest, broker: str) -> None:
             )
         if part.version != "latest" and (part.model, part.version) not in served:
             raise NotFound(f"no worker at {broker} serves version {part.version} of {part.model!r}")
-
-
-def check_writable(file: Path | None) -> None:
-    """Raises FailedPrecondition, before anything slow is done, if a file cannot be written."""
-    if file is None:
-        return
-    try:
-        existed = file.exists()
-        with file.open("ab"):
-            pass
-        if not existed:
-            file.unlink()
-    except OSError as error:
-        raise FailedPrecondition(f"{file} cannot be written: {error.strerror or error}") from None

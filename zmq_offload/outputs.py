@@ -1,0 +1,21 @@
+"""Files that a command writes when its work is done, checked before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zmq_offload.errors import FailedPrecondition
+
+
+def check_writable(file: Path | None) -> None:
+    """Raises FailedPrecondition, before anything slow is done, if a file cannot be written."""
+    if file is None:
+        return
+    try:
+        existed = file.exists()
+        with file.open("ab"):
+            pass
+        if not existed:
+            file.unlink()
+    except OSError as error:
+        raise FailedPrecondition(f"{file} cannot be written: {error.strerror or error}") from None
