@@ -192,6 +192,7 @@ MOST = 10**9
 """Of whatever is counted: requests, rows, runs. More is a slip of the pen, and would overflow somewhere."""
 
 count = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}")
+processes = checked(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")
 bytes_ = checked(int, lambda n: 1 <= n < 2**62, "a whole number of bytes from 1")
 seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
 microseconds = checked(int, lambda n: 0 <= n <= MOST, f"a whole number of microseconds from 0 to {MOST}")
