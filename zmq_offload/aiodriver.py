@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from zmq_offload.connection import Connection
 from zmq_offload.errors import Cancelled, FailedPrecondition, Internal
-from zmq_offload.lifetime import made_before_fork
+from zmq_offload.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.session import Action, Complete, Fail, Reconnect, Send
 
 log = logging.getLogger("zmq_offload")
@@ -80,6 +80,16 @@ class AsyncDriver:
         self._futures: dict[int, asyncio.Future[Complete]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        tell_of_forks(self)
+
+    def forget(self) -> None:
+        """In a forked child: a task that waits here, in the parent's loop, is told."""
+        futures = list(self._futures.values())
+        self._futures.clear()
+        for future in futures:
+            if not future.done() and not future.get_loop().is_closed():
+                future.set_exception(made_before_fork("client"))
+                future.exception()  # nobody need ask for it
 
     @property
     def outstanding(self) -> int:

@@ -138,6 +138,10 @@ class Client:
         if getattr(self, "_warns", False) and not self._driver.forgotten:
             warn_unclosed(self, self._release)
 
+    def belongs_to_another(self) -> None:
+        """It is closed with what holds it, which gives the warning for both."""
+        self._warns = False
+
     def __repr__(self) -> str:
         driver = self._driver
         state = "closed" if driver.closed else f"{driver.outstanding} outstanding"

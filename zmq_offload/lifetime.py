@@ -41,7 +41,15 @@ class Resource(Protocol):
         """This process was forked, and the resource is the parent's: let go of it without touching it."""
 
 
+class Forgetful(Protocol):
+    """What must know that this process was forked."""
+
+    def forget(self) -> None:
+        """In the child: only the thread that forked is here, and any lock may be held by another one's ghost."""
+
+
 _held: weakref.WeakSet[Any] = weakref.WeakSet()
+_forgetful: weakref.WeakSet[Any] = weakref.WeakSet()
 _dropped: list[Resource] = []
 _ending = False
 
@@ -52,6 +60,11 @@ def hold(owner: object, resource: Resource) -> Callable[[], object]:
     finalizer = weakref.finalize(owner, _collected, resource)
     finalizer.atexit = False
     return finalizer
+
+
+def tell_of_forks(one: Forgetful) -> None:
+    """Have its `forget` called in a child, as long as it is referred to."""
+    _forgetful.add(one)
 
 
 def warn_unclosed(owner: object, release: Callable[[], object]) -> None:
@@ -116,8 +129,8 @@ def _leave() -> None:
 
 def _forked() -> None:
     _dropped.clear()
-    for resource in list(_held):
-        resource.forget()
+    for one in [*_held, *_forgetful]:
+        one.forget()
 
 
 atexit.register(_leave)

@@ -62,8 +62,8 @@ def test_a_client_that_is_dropped_leaves_nothing(echo_fabric: Fabric, wrap: Call
         assert client.submit("echo", {"x": X}).result()["x"].shape == X.shape  # the pump is up
         wrap(client)
 
-    with nothing_left(10):
-        for _ in range(10):
+    with nothing_left(4):
+        for _ in range(4):
             use()
 
 
@@ -153,22 +153,22 @@ def test_an_asyncio_client_that_is_dropped_leaves_nothing(
         return client if where != "in its loop" else None
 
     async def several() -> None:
-        for _ in range(10):
+        for _ in range(4):
             await use()
             gc.collect()
             await asyncio.sleep(0)
 
-    with nothing_left(10):
+    with nothing_left(4):
         if where == "in its loop":
             asyncio.run(several())
         elif where == "after its loop":
-            for _ in range(10):
+            for _ in range(4):
                 asyncio.run(use())
                 gc.collect()
         else:
             loop = asyncio.new_event_loop()
             try:
-                for _ in range(10):
+                for _ in range(4):
                     loop.run_until_complete(use())
                     gc.collect()
             finally:

@@ -10,6 +10,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from zmq_offload.lifetime import tell_of_forks
+
 
 class Crew:
     """Runs jobs, each at once on a thread of its own. A job does not raise."""
@@ -17,6 +19,7 @@ class Crew:
     def __init__(self, name: str) -> None:
         self._name = name
         self._idle: list[queue.SimpleQueue[Callable[[], None]]] = []  # append and pop are atomic
+        tell_of_forks(self)
 
     def run(self, job: Callable[[], None]) -> None:
         try:
@@ -26,6 +29,9 @@ class Crew:
             # A daemon: a run that waits for a worker does not keep the process from ending.
             threading.Thread(target=self._work, args=(jobs,), name=self._name, daemon=True).start()
         jobs.put(job)
+
+    def forget(self) -> None:
+        self._idle.clear()
 
     def _work(self, jobs: queue.SimpleQueue[Callable[[], None]]) -> None:
         while True:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from zmq_offload.byoc.crew import Crew
 from zmq_offload.byoc.remote import Array
 from zmq_offload.byoc.turns import Turns
+from zmq_offload.lifetime import fail_in_child, made_before_fork, tell_of_forks
 
 Results: TypeAlias = "Array | tuple[Array, ...]"
 
@@ -72,6 +73,7 @@ class Frame(Future[Results]):
         self.run = Run()
         self._begun = False
         self._ended = threading.Event()
+        tell_of_forks(self)
 
     def begin(self, execute: Callable[[], Results], turns: Turns) -> None:
         """Have it executed when there is a turn for it."""
@@ -99,6 +101,10 @@ class Frame(Future[Results]):
         self.cancel()
         if self._begun and current() is not self.run:
             self._ended.wait()
+
+    def forget(self) -> None:
+        self._begun = False  # nothing of it runs here
+        fail_in_child(self, made_before_fork("model"))
 
     def _work(self, execute: Callable[[], Results], turns: Turns) -> None:
         # The future stays pending meanwhile, which is why it can be cancelled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.cores import cpu_quota, usable_cores
 from zmq_offload.errors import FailedPrecondition, one_line
+from zmq_offload.lifetime import tell_of_forks
 from zmq_offload.memory import trim
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.repository import loadable
@@ -33,8 +35,52 @@ if not {"TVM_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys() and cpu_quota(
     _own = _granted if platform.machine().lower() in ("aarch64", "arm64") else max(1, _granted // 2)
     os.environ["TVM_NUM_THREADS"] = str(min(usable_cores(), _own))
 
-TURNS = Turns(max(1, usable_cores() // tvm.runtime.num_threads()))
+
+def _threads() -> int:
+    """How many threads a VM computes with. To ask makes a pool of them for the thread that asks, and a child that is
+    forked from this one would wait for them; so a thread asks that ends at once."""
+    asked: list[int] = []
+    thread = threading.Thread(target=lambda: asked.append(tvm.runtime.num_threads()))
+    thread.start()
+    thread.join()
+    return asked[0]
+
+
+_THREADS = _threads()
+
+TURNS = Turns(max(1, usable_cores() // _THREADS))
 """The process's: all models in it compute on the same cores, each run with as many threads as TVM's pool has."""
+
+
+class _Threads:
+    """Whether TVM can run here. It keeps a pool of threads for each thread that runs a VM, and waits for ever for those
+    that did not come along with a fork."""
+
+    def __init__(self) -> None:
+        self._used = self.lost = False
+        tell_of_forks(self)
+
+    def forget(self) -> None:
+        self.lost |= self._used and _THREADS > 1
+
+    def use(self) -> None:
+        """TVM is about to run."""
+        self.check()
+        self._used = True
+
+    def check(self) -> None:
+        """Raises FailedPrecondition in a child of a process that has run a model."""
+        if self.lost:
+            raise FailedPrecondition(
+                "TVM ran in this process before it was forked, and its threads are not in the child: "
+                "load and run models only after the fork, or start processes by spawn"
+            )
+
+
+THREADS = _Threads()
+
+_inherited: list[object] = []
+"""VMs and libraries of the process that this one was forked from: to drop them could wait for TVM's locks."""
 
 
 class Machines:
@@ -55,10 +101,16 @@ class Machines:
         self._inputs = inputs
         self._functions = functions or {}
         self._free: list[_Machine] = []
-        weakref.finalize(self, _give_back, self._free, self._library).atexit = False
+        self._finalizer = weakref.finalize(self, _give_back, self._free, self._library)
+        self._finalizer.atexit = False
+        tell_of_forks(self)
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run `main` on arrays that were checked against the inputs; they are copied. The results are the caller's."""
+        """Run `main` on arrays that were checked against the inputs; they are copied. The results are the caller's.
+
+        Raises FailedPrecondition in a forked child where TVM cannot run.
+        """
+        THREADS.use()
         try:
             machine = self._free.pop()  # atomic, as is append
         except IndexError:
@@ -68,6 +120,10 @@ class Machines:
             return machine.run(arrays)
         finally:
             self._free.append(machine)
+
+    def forget(self) -> None:
+        self._finalizer.detach()
+        _inherited.append((list(self._free), self._library))
 
 
 class _Machine:

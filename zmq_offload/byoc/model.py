@@ -14,13 +14,14 @@ import tvm
 
 from zmq_offload.arguments import check_timeout
 from zmq_offload.byoc.frames import OUTSTANDING, Frame, Results, Run
-from zmq_offload.byoc.machine import TURNS, Machines, load_library
+from zmq_offload.byoc.machine import THREADS, TURNS, Machines, load_library
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
 from zmq_offload.byoc.offload import Mode, Offload, Statistics
 from zmq_offload.byoc.pipeline import check_depth, in_order, in_order_async
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway
 from zmq_offload.client import Client
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
+from zmq_offload.lifetime import made_before_fork, refuse_pickling, tell_of_forks, warn_unclosed
 from zmq_offload.protocol.tensors import TensorSpec, check_tensors, datatype_of
 
 
@@ -40,9 +41,10 @@ def load(
     `OffloadedModel.offload`.
 
     Raises FailedPrecondition for a bundle that is missing, damaged, built by another version of TVM or whose local
-    copies do not fit what is offloaded, and for `offload` other than "always" without local copies; InvalidArgument
-    without a broker or client.
+    copies do not fit what is offloaded, for `offload` other than "always" without local copies, and in a forked child
+    of a process that has run a model; InvalidArgument without a broker or client.
     """
+    THREADS.check()
     folder = Path(bundle)
     manifest = Manifest.read(folder)
     if manifest.tvm_version != tvm.__version__:
@@ -54,7 +56,7 @@ def load(
     if (broker is None) == (client is None):
         raise InvalidArgument("give load() either the endpoint of a broker or a client")
     if timeout is not None:
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
     module = load_library(library)
     copies = {
         copy.model: Machines(load_library(path), copy.inputs) for copy, path in manifest.check_fallback(folder).items()
@@ -64,7 +66,9 @@ def load(
     assert broker is not None  # as checked above
     own = Client(broker)
     try:
-        return OffloadedModel(manifest, module, own, timeout=timeout, close=own.close, copies=copies, offload=offload)
+        model = OffloadedModel(manifest, module, own, timeout=timeout, close=own.close, copies=copies, offload=offload)
+        own.belongs_to_another()
+        return model
     except BaseException:
         own.close()
         raise
@@ -74,7 +78,9 @@ class OffloadedModel:
     """A model whose device part runs here and whose offloaded parts run on workers.
 
     Call it with the inputs in order, or by name. Safe to share between threads: each call has a VM of its own on the
-    one library, and as many compute at a time as there are cores for. Use it as a context manager, or `close` it.
+    one library, and as many compute at a time as there are cores for. Use it as a context manager, or `close` it; one
+    that is dropped gives a ResourceWarning if `load` made its client. In a forked child the parent's raises
+    FailedPrecondition, but for `offload` "never" where the parent had run no model; load it there.
     """
 
     def __init__(
@@ -90,12 +96,14 @@ class OffloadedModel:
     ) -> None:
         self.manifest = manifest
         self._close = close
+        self._forgotten = False
         self._failure = Underway()
         self._offload = Offload(client, manifest.offloaded, copies or {}, TURNS, offload)
         remote = {p.symbol: RemoteModule(p, self._offload, timeout, self._failure) for p in manifest.offloaded}
         self._machines: Machines | None = Machines(library, manifest.inputs, remote)
         self._submitted = 0
         self._lock = threading.Lock()
+        tell_of_forks(self)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -113,6 +121,7 @@ class OffloadedModel:
         Raises InvalidArgument, naming the tensor, for inputs that do not fit the model, and whatever the client raises
         for an offloaded part (see `zmq_offload.errors`).
         """
+        self._check_process()
         arrays = self._arranged(args, kwargs)
         with TURNS.turn(Run().number):
             return self._execute(arrays)
@@ -125,6 +134,7 @@ class OffloadedModel:
 
         Raises InvalidArgument for inputs that do not fit the model, ResourceExhausted if too many are outstanding.
         """
+        self._check_process()
         arrays = self._arranged(args, kwargs)
         with self._lock:
             if self._submitted >= OUTSTANDING:
@@ -166,6 +176,7 @@ class OffloadedModel:
         When the consumer leaves (the iterator is closed, or nobody refers to it any more), requests under way are taken
         back and nothing of it runs on. Raises InvalidArgument for a depth that is none.
         """
+        self._check_process()
         return in_order(frames, self._begin, check_depth(depth), return_exceptions)
 
     @overload
@@ -190,6 +201,7 @@ class OffloadedModel:
         `frames` may be asynchronous; an iterator that is not runs in a thread, since it may wait. Results are handed
         out as soon as they are there, also while a frame is waited for.
         """
+        self._check_process()
         return in_order_async(frames, self._begin, check_depth(depth), return_exceptions)
 
     @property
@@ -232,6 +244,33 @@ class OffloadedModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if getattr(self, "_machines", None) is not None and self._close is not None and not self._forgotten:
+            warn_unclosed(self, lambda: None)  # its client is released by itself
+
+    def __repr__(self) -> str:
+        takes, returns = ("; ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
+        parts = ", ".join(f"{part.model!r} version {part.version}" for part in self.manifest.offloaded)
+        state = f"offload {self.offload!r}"
+        if self._forgotten or self._machines is None:
+            state = "made before a fork" if self._forgotten else "closed"
+        return f"<OffloadedModel ({takes}) -> ({returns}), offloads {parts or 'nothing'}: {state}>"
+
+    def __reduce__(self) -> Any:
+        raise refuse_pickling("an OffloadedModel")
+
+    def forget(self) -> None:
+        """This process was forked, and the model is the parent's."""
+        self._forgotten = True
+        self._submitted = 0
+        self._lock = threading.Lock()
+        self._offload.forget()
+
+    def _check_process(self) -> None:
+        """Raises FailedPrecondition in a forked child, which has neither the client's threads nor TVM's."""
+        if self._forgotten and (THREADS.lost or self._offload.mode != "never"):
+            raise made_before_fork("model")
+
     def _arranged(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Array]:
         if not kwargs and len(args) == len(self.inputs) and all(map(_is_exactly, args, self.inputs)):
             return args
@@ -272,9 +311,12 @@ class OffloadedModel:
         """Start a frame of a stream; if it does not fit the model, its future says so."""
         started = Frame()
         try:
+            self._check_process()
             arrays = self._arranged(frame if isinstance(frame, tuple) else (frame,), {})
         except InvalidArgument as error:
             started.set_exception(InvalidArgument(f"frame {index}: {error.message}"))
+        except FailedPrecondition as error:
+            started.set_exception(error)
         else:
             started.begin(lambda: self._execute(arrays), TURNS)
         return started

@@ -57,9 +57,13 @@ class Offload:
     ) -> None:
         self.client, self.copies, self.turns = client, copies, turns
         self._parts = {part.model: part for part in parts}
-        self._lock = threading.Lock()
+        self.forget()
         self._counts = {"offloaded": 0, "local": 0, "fell_back": 0, "failed": 0}
         self.set_mode(mode)
+
+    def forget(self) -> None:
+        """After a fork: a thread that is not here may have held the lock."""
+        self._lock = threading.Lock()
 
     def set_mode(self, mode: Mode) -> None:
         """Raises InvalidArgument for what is none, FailedPrecondition where it needs a copy of each part and one is not

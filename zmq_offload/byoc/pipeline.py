@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from concurrent.futures import Future
 from typing import Any
 
+from zmq_offload.arguments import whole
 from zmq_offload.byoc.crew import Crew
 from zmq_offload.byoc.frames import OUTSTANDING, Frame, Results
 from zmq_offload.errors import InvalidArgument, OffloadError
@@ -18,9 +19,10 @@ Begin = Callable[[int, Any], Frame]
 
 def check_depth(depth: int) -> int:
     """`depth`, if a pipeline can have it; raises InvalidArgument otherwise."""
-    if type(depth) is not int or not 1 <= depth <= OUTSTANDING:
+    number = whole(depth)
+    if number is None or not 1 <= number <= OUTSTANDING:
         raise InvalidArgument(f"depth {depth!r} is not a whole number from 1 to {OUTSTANDING}")
-    return depth
+    return number
 
 
 def in_order(frames: Iterable[Any], begin: Begin, depth: int, return_exceptions: bool) -> Iterator[Any]:

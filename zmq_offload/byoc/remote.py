@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
@@ -20,6 +21,14 @@ Array = np.ndarray[Any, Any]
 Answer: TypeAlias = Mapping[str, Array]
 
 _registry = threading.Lock()
+
+
+def _forget() -> None:
+    global _registry
+    _registry = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 class InferenceClient(Protocol):

@@ -12,15 +12,23 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from zmq_offload.lifetime import tell_of_forks
+
 
 class Turns:
     """At most `places` runs begin while others compute. Of those that wait, the one with the lowest number is next."""
 
     def __init__(self, places: int) -> None:
-        self._lock = threading.Lock()
-        self._free = places  # below 0 while runs that came back go on
-        self._waiting: list[tuple[int, int, Callable[[], bool]]] = []
+        self._places = places
         self._arrivals = 0  # breaks ties, first come first served
+        self.forget()
+        tell_of_forks(self)
+
+    def forget(self) -> None:
+        """Nobody has a turn, and nobody waits for one."""
+        self._lock = threading.Lock()
+        self._free = self._places  # below 0 while runs that came back go on
+        self._waiting: list[tuple[int, int, Callable[[], bool]]] = []
         self._mine = threading.local()
 
     @contextmanager

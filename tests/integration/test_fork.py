@@ -1,0 +1,191 @@
+"""Clients in forked children: the parent's refuse and let go at once, their own work, the parent notices nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.forks import in_child
+from tests.support.processes import Fabric, eventually
+from zmq_offload import AsyncClient, Client
+
+NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
+X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}
+REFUSED = "FailedPrecondition: this client was made before a fork; make it after the fork, in each process, or start "
+
+
+def within(client: Client) -> str:
+    with client:
+        return "left"
+
+
+def dropped(held: list[Client]) -> str:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        held.clear()
+        gc.collect()
+    return f"dropped with {len(caught)} warnings"
+
+
+CALLS: list[Callable[[Client], object]] = [
+    lambda client: client.infer("echo", X),
+    lambda client: client.submit("echo", X),
+    lambda client: client.models(),
+    lambda client: client.status(timeout=0.1),
+]
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_the_parents_client_refuses_and_lets_go_at_once(echo_fabric: Fabric, busy: bool) -> None:
+    """In a busy parent other threads hold its locks when it forks."""
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                client.infer("echo", X)
+        except Exception as error:
+            errors.append(error)
+
+    with Client(echo_fabric.frontend) as client:
+        client.submit("echo", X).result()
+        threads = [threading.Thread(target=work) for _ in range(3 * busy)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(1 + busy):
+                for call in CALLS:
+                    assert in_child(lambda call=call: call(client)).startswith(REFUSED)  # type: ignore[misc]
+                assert in_child(client.close) == "None"
+                assert in_child(lambda: within(client)) == "left"
+                assert in_child(lambda: repr(client)).endswith(": made before a fork>")
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert not errors
+        assert client.infer("echo", X)["x"].shape == (3, 4)
+
+
+def test_one_that_is_dropped_in_the_child_is_the_parents_still(echo_fabric: Fabric) -> None:
+    with Client(echo_fabric.frontend) as client:
+        held = [client]
+        client.infer("echo", X)
+
+        def drop() -> str:
+            nonlocal client
+            del client
+            return dropped(held)
+
+        assert in_child(drop) == "dropped with 0 warnings"
+        assert client.infer("echo", X)["x"].shape == (3, 4)
+
+
+def test_a_client_made_in_the_child_works(echo_fabric: Fabric) -> None:
+    def own() -> object:
+        with Client(echo_fabric.frontend) as mine:
+            return mine.infer("echo", X)["x"].shape, mine.submit("echo", X).result()["x"].shape
+
+    async def asynchronous() -> object:
+        async with AsyncClient(echo_fabric.frontend) as mine:
+            return (await mine.infer("echo", X))["x"].shape
+
+    large = {"x": np.zeros(1_000_000)}  # lent to libzmq: pyzmq has a thread for that
+    with Client(echo_fabric.frontend) as client:
+        client.infer("echo", large)
+        assert in_child(own) == "((3, 4), (3, 4))"
+        assert in_child(lambda: asyncio.run(asynchronous())) == "(3, 4)"
+        assert in_child(lambda: Client(echo_fabric.frontend).infer("echo", large)["x"].shape) == "(1000000,)"
+        client.infer("echo", large)
+
+
+def test_a_child_of_a_child_is_told_the_same(echo_fabric: Fabric) -> None:
+    with Client(echo_fabric.frontend) as client:
+        client.infer("echo", X)
+        said = in_child(lambda: in_child(lambda: client.infer("echo", X)))
+        assert said.startswith(("AssertionError: daemonic", REFUSED))
+
+
+def test_futures_of_the_parent_fail_in_the_child_and_call_nothing_back() -> None:
+    with Client(NOBODY) as client:
+        future = client.submit("echo", X)
+        called: list[object] = []
+        future.add_done_callback(called.append)
+
+        def outcome(of: Callable[[], Any]) -> str:
+            return in_child(of)
+
+        assert outcome(future.result).startswith(REFUSED)
+        assert outcome(future.exception).startswith(REFUSED.partition(": ")[2])
+        assert outcome(lambda: len(concurrent.futures.wait([future]).done)) == "1"
+        assert outcome(future.cancel) == "False"
+        assert outcome(lambda: len(called)) == "0"
+        assert not future.done(), "it is the parent's still"
+        assert future.cancel()
+        eventually(lambda: called)
+
+
+def test_a_result_that_was_there_before_is_there_after(client: Client) -> None:
+    future = client.submit("echo", X)
+    future.result()
+    assert in_child(lambda: future.result()["x"].shape) == "(3, 4)"
+
+
+def test_a_callback_may_fork(client: Client) -> None:
+    said: list[str] = []
+    future = client.submit("echo", {"x": np.zeros(40_000)})
+    future.add_done_callback(lambda _: said.append(in_child(lambda: client.infer("echo", X))))
+    eventually(lambda: said)
+    assert said[0].startswith(REFUSED)
+    assert client.infer("echo", X)["x"].shape == (3, 4)
+
+
+def test_the_parents_asyncio_client_refuses_and_lets_go_at_once(echo_fabric: Fabric) -> None:
+    loop = asyncio.new_event_loop()
+    client = AsyncClient(echo_fabric.frontend)
+    waiting = AsyncClient(NOBODY)
+
+    async def infer(one: AsyncClient = client) -> object:
+        return (await one.infer("echo", X))["x"].shape
+
+    async def begin() -> asyncio.Task[object]:
+        task = asyncio.ensure_future(infer(waiting))
+        await asyncio.sleep(0.01)
+        return task
+
+    try:
+        assert loop.run_until_complete(infer()) == (3, 4)
+        task = loop.run_until_complete(begin())
+        assert in_child(lambda: asyncio.run(infer())).startswith(REFUSED)
+        assert in_child(lambda: asyncio.run(client.close())) == "None"
+        assert in_child(lambda: loop.run_until_complete(infer())).startswith(REFUSED)
+        assert in_child(lambda: loop.run_until_complete(task)).startswith(REFUSED)
+        assert loop.run_until_complete(infer()) == (3, 4), "the parent's loop watches its socket still"
+        task.cancel()
+        loop.run_until_complete(client.close())
+        loop.run_until_complete(waiting.close())
+    finally:
+        loop.close()
+
+
+def test_a_child_that_ends_as_a_program_does_ends_well(client: Client) -> None:
+    """As gunicorn's workers do, not by os._exit as those of multiprocessing."""
+    client.infer("echo", X)
+    process = os.fork()
+    if process == 0:
+        try:
+            client.infer("echo", X)
+        except Exception:
+            os.execv("/bin/true", ["true"])
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
