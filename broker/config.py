@@ -17,6 +17,7 @@ _POLICY = {
     "patience": (seconds, "seconds an idle worker may be silent and still be given requests"),
     "hang_grace": (seconds, "seconds a worker may be busy with a request after its deadline, or quiet"),
     "worker_grace": (seconds, "seconds a request waits for a worker that holds its model to appear"),
+    "restart_grace": (seconds, "seconds requests wait for a worker that was lost to come back"),
     "max_attempts": (count, "workers a request may lose before it is given up"),
     "max_queued": (count, "requests that may wait in total"),
     "max_queued_bytes": (bytes_, "bytes of the requests that may wait in total"),

@@ -71,7 +71,7 @@ class Core(Frontend, Backend):
         for worker in list(self.workers.values()):
             grant = event.workers.get(worker.user)
             if grant is None:
-                self._lose(worker, "its key was revoked", now)
+                self._lose(worker, "its key was revoked", now, returns=False)
             elif not all(grant.allows(name) for name, _ in worker.models):
                 # It announces itself again, and what its key is not for is left out then.
                 self._lose(worker, "its key is for fewer models than it was", now)
@@ -116,10 +116,15 @@ class Core(Frontend, Backend):
     def _request_due(self, request: Request, now: float) -> None:
         if now >= request.deadline:
             spent = now - request.accepted_at
-            where = "while it queued" if request.worker is None else f"while worker {request.worker.name} had it"
+            if request.worker is not None:
+                where = f"while worker {request.worker.name} had it"
+            elif request.lost and not self.scheduler.served(request.wanted):
+                where = f"while it waited for a worker; it lost {', '.join(request.lost)}, and none came back"
+            else:
+                where = "while it queued"
             text = f"no result within {spent:.3f} s; it ended {where}"
             self._fail(request, "expired", now, Status.DEADLINE_EXCEEDED, text)
-        elif request.worker is None and not self.scheduler.served(request.wanted):
+        elif request.worker is None and not request.lost and not self.scheduler.served(request.wanted):
             self._fail(request, "unserved", now, *self._nobody_serves(request.wanted, request.user))
         else:
             self._timers.set(request.key, request.deadline)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from typing import Any
 
@@ -45,6 +46,8 @@ class Ledger:
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.known: dict[str, dict[int, bytes]] = {}
         """Models that were announced, their versions and those' signatures; the oldest are forgotten."""
+        self.lost_at: dict[str, float] = {}
+        """model -> when a worker that held it was lost, for the models in `known`."""
         self.given_up: dict[Key, tuple[str, wire.Error]] = {}
         """The last requests that lost too many workers: the keys they were asked with, and what their clients were
         told."""
@@ -96,7 +99,7 @@ class Ledger:
         if not self.scheduler.served(request.wanted):
             queue = self.scheduler.queues[request.wanted]
             queue.parked |= len(queue) == 1  # those that were here before are `_settle`'s
-            self._timers.set(request.key, min(request.deadline, now + self.policy.worker_grace))
+            self._timers.set(request.key, self._waits_until(request, now))
 
     def _dispatch(self, request: Request, worker: Worker, now: float) -> None:
         self._step(request, "dispatched", now, worker.name)
@@ -119,6 +122,17 @@ class Ledger:
         while self.scheduler.queues and worker.free > 0 and (request := self.scheduler.next_for(worker)) is not None:
             self._dispatch(request, worker, now)
 
+    def _waits_until(self, request: Request, now: float) -> float:
+        """Until when a request that nobody serves waits for a worker to appear.
+
+        What was at a worker that was lost waits until its deadline. It may be what took the worker down; told that
+        nobody is there, its client would send it again, under a new number, and it would take down worker after worker.
+        """
+        if request.lost:
+            return request.deadline
+        lost_at = self.lost_at.get(request.wanted.model, -math.inf)
+        return min(request.deadline, max(now + self.policy.worker_grace, lost_at + self.policy.restart_grace))
+
     def _settle(self, now: float) -> None:
         """What models are served by whom changed. The latest version may be one now whose workers are free; and
         requests whose model lost its last worker get a short while for another to appear."""
@@ -135,7 +149,7 @@ class Ledger:
             served = scheduler.served(wanted)
             if not served and not queue.parked:
                 for request in queue:
-                    self._timers.set(request.key, min(request.deadline, now + self.policy.worker_grace))
+                    self._timers.set(request.key, self._waits_until(request, now))
             queue.parked = not served
 
     def _end(
@@ -161,8 +175,8 @@ class Ledger:
         """Whether this very attempt is the one whose answer counts."""
         return self.requests.get(request.key) is request and request.worker is worker and request.attempt == attempt
 
-    def _lose(self, worker: Worker, why: str, now: float) -> None:
-        """Forget a worker and give what it held to others."""
+    def _lose(self, worker: Worker, why: str, now: float, *, returns: bool = True) -> None:
+        """Forget a worker and give what it held to others. `returns`: whether its supervisor may start another."""
         del self.workers[worker.peer]
         self._timers.cancel(worker.peer)
         self._note_latest(self.scheduler.remove(worker), now)
@@ -170,6 +184,8 @@ class Ledger:
         if worker.duty is not Duty.DRAINING or worker.held:
             self.counts["lost_workers"] += 1
             self._note(now, "workers", f"worker {worker} is lost: {why}; it held {len(worker.held)} requests")
+            if returns:
+                self.lost_at.update((name, now) for name, _ in worker.models)
         else:
             self._note(now, "workers", f"worker {worker} went", logging.INFO)
         self._turn(worker, "lost", now, why)
@@ -213,7 +229,9 @@ class Ledger:
             if len(versions) > limits.BODY_ITEMS:
                 del versions[min(versions)]
             if len(self.known) > limits.BODY_ITEMS:
-                del self.known[next(iter(self.known))]
+                oldest = next(iter(self.known))
+                del self.known[oldest]
+                self.lost_at.pop(oldest, None)
 
     def _was_known(self, wanted: Wanted) -> bool:
         versions = self.known.get(wanted.model, {})

@@ -31,6 +31,9 @@ class Policy:
     """How long after a request's deadline its worker may still be busy with it, and how long a quiet one may be so."""
     worker_grace: float = 2.0
     """How long a request waits for a worker to appear that holds its model."""
+    restart_grace: float = 5.0
+    """How long after a worker was lost requests wait for one that holds its models to come back: a supervisor starts
+    another at once. What was at a lost worker waits until its own deadline."""
     max_attempts: int = 3
     """Workers that a request may lose before it is given up."""
     max_queued: int = 8192

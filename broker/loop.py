@@ -222,11 +222,10 @@ def _user(peer: bytes) -> str:
 
 
 def _address(frames: list[Any]) -> str:
-    """Where a message came from, if it has a frame that knows."""
-    try:
-        return str(frames[2].get("Peer-Address")) if len(frames) > 2 else ""
-    except zmq.ZMQError:  # a transport without addresses
-        return ""
+    """Where a message came from, if it has a part that knows."""
+    if type(frames[0]) is transport.Peer:
+        return transport.address_of(frames[0].frame)
+    return transport.address_of(frames[2]) if len(frames) > 2 else ""
 
 
 def _decode(frames: list[Any], expected: frozenset[type]) -> Any:

@@ -127,12 +127,23 @@ class Peer(bytes):
     """A ROUTER's name for a connection, with the key of whoever is there."""
 
     user: str
+    frame: zmq.Frame
+    """A few bytes of libzmq's; it knows the address, which costs as much as receiving and is seldom asked for."""
 
 
 def _peer(frame: zmq.Frame) -> Peer:
     peer = Peer(frame.bytes)
     peer.user = str(frame.get("User-Id"))
+    peer.frame = frame
     return peer
+
+
+def address_of(frame: zmq.Frame) -> str:
+    """Where a frame came from; "" for a transport without addresses."""
+    try:
+        return str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return ""
 
 
 def receive_from(socket: zmq.Socket[bytes]) -> list[Any] | None:

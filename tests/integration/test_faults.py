@@ -147,6 +147,21 @@ def test_a_request_that_kills_its_workers_is_given_up_and_the_others_served() ->
     assert_all_served(load)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_request_that_kills_the_only_worker_is_given_up_and_what_else_is_asked_is_served(workers: int) -> None:
+    with (
+        fabric("--restart-grace", "60", workers=workers) as (broker, supervisor),
+        traffic(broker.frontend, clients=2, timeout=60) as load,
+    ):
+        served_more(load, 50)
+        with Client(broker.frontend) as client, pytest.raises(Aborted, match="lost its worker 3 times"):
+            client.infer("echo", {"kill": X}, timeout=60)
+        assert sum("ended with code -9" in line for line in supervisor.seen()) <= 3
+        served_more(load, 50)
+        broker.broker.wait_for("WARNING .*is ABORTED: it lost its worker 3 times")
+    assert_all_served(load)
+
+
 def test_an_answer_does_not_wait_for_the_run_behind_it() -> None:
     with fabric(workers=1, slots=4) as (broker, _), Client(broker.frontend) as client:
         held = client.submit("echo", {"sleep": np.array(0.3)})  # so that the two are at the worker when it is done

@@ -110,6 +110,11 @@ class History:
     def _worker_drains(self) -> None:
         self.world.chance.choice(self.workers).drain()
 
+    def _models_change(self) -> None:
+        chance = self.world.chance
+        version = [("m", 1)] if chance.random() < 0.5 else [("m", 1), ("m", 2)]
+        chance.choice(self.workers).deploy([*version, *chance.choice(((), (("n", 1),)))])
+
     def _broker_dies(self) -> None:
         broker = self.world.chance.choice(self.brokers)
         broker.crash()
@@ -173,6 +178,7 @@ _FAULTS = (
     History._worker_dies,
     History._worker_stops,
     History._worker_drains,
+    History._models_change,
     History._broker_dies,
     History._broker_stops,
     History._broker_drains,

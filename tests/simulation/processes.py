@@ -14,7 +14,7 @@ from tests.simulation.network import Connection, World
 from workers.session import Policy as WorkerPolicy
 from workers.session import Reconnect as WorkerReconnect
 from workers.session import Session as WorkerSession
-from zmq_offload.errors import Status
+from zmq_offload.errors import NotFound, Status
 from zmq_offload.protocol import messages as wire
 from zmq_offload.repository import Batching
 from zmq_offload.session import Complete, Fail, Reconnect, Send, Session
@@ -250,10 +250,20 @@ class Worker:
             f"{self.name}.{self.lives}", self._slots, len(self.brokers), WORKER, world.now
         )
         self.connections = [Connection(world, self, link, broker) for link, broker in enumerate(self.brokers)]
+        self._announce()
+        self._set_alarm()
+
+    def _announce(self) -> None:
         models = [{"name": n, "version": v, "inputs": [], "outputs": []} for n, v in self._models]
         batching = {model: Batching(self._batch, 2000) for model in self._models} if self._batch > 1 else {}
         self._perform(self.session.announce(models, batching))
-        self._set_alarm()
+
+    def deploy(self, models: Any) -> None:
+        """Its repository has other models from now on."""
+        self.world.note(self.name, "serves", models)
+        self._models = models
+        if self.alive and self.session.draining_since is None:
+            self._announce()
 
     def crash(self, back_in: float = 0.2) -> None:
         if self.alive:
@@ -298,7 +308,10 @@ class Worker:
             connection, message, payload = self._inbox.popleft()
             if connection is not self.connections[connection.link]:
                 continue
-            if type(message) is wire.Dispatch:
+            if type(message) is wire.Dispatch and (message.model, message.version) not in self._models:
+                gone = NotFound(f"{message.model} version {message.version} is not served here any more")
+                self._perform([session.refused(connection.link, message, gone, now)])
+            elif type(message) is wire.Dispatch:
                 group = message.model if self._batch > 1 else None
                 session.given(connection.link, message, payload[0], now, group=group)
             else:

@@ -12,6 +12,7 @@ import pytest
 from broker.core import Core
 from broker.events import (
     Action,
+    Authorized,
     Disconnected,
     FromClient,
     FromWorker,
@@ -25,6 +26,7 @@ from broker.events import (
 from broker.invariants import validate
 from broker.liveness import Policy
 from zmq_offload.errors import ProtocolError
+from zmq_offload.grants import Grant
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, encode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
@@ -700,11 +702,56 @@ def test_the_grace_of_a_model_without_workers_is_not_prolonged_by_other_losses(b
     bench.request(2, model="m")
     bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False))
     actions = []
-    for n in range(4):
-        actions += bench.after(0.6)
-        bench.announce(b"X%d" % n, ("x", 1))
+    for n in range(6):
+        bench.announce(b"X%d" % n, ("n", 1))
+        actions += bench.after(0.9)
         bench.handle(Undelivered(ToWorker(b"X%d" % n, wire.Probe()), False))
-    assert codes(actions) == ["UNAVAILABLE"] * 2
+    assert [(m.id, m.code) for m in replies(actions)] == [(2, "UNAVAILABLE")], "1 was at the worker that was lost"
+
+
+def test_a_request_that_lost_the_only_worker_waits_for_it_to_come_back_until_its_deadline(bench: Bench) -> None:
+    bench.announce(b"W1")
+    bench.request(1, budget=60)
+    bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False))
+    assert bench.after(59) == []
+    (again,) = dispatches(bench.announce(b"W2"))
+    assert again.message.attempt == 2
+    bench.handle(Undelivered(ToWorker(b"W2", wire.Probe()), False))
+    (error,) = replies(bench.after(2))
+    assert error.code == "DEADLINE_EXCEEDED"
+    assert "while it waited for a worker; it lost W1, W2, and none came back" in error.text
+
+
+def test_what_takes_down_the_only_worker_again_and_again_is_given_up_and_the_others_are_served(bench: Bench) -> None:
+    bench.announce(b"W1")
+    bench.request(1)
+    bench.request(2, session=BOB, budget=60)
+    for n in (2, 3):
+        bench.handle(Undelivered(ToWorker(b"W%d" % (n - 1), wire.Probe()), False))
+        assert replies(bench.after(POLICY.restart_grace - 0.1)) == [], "a supervisor may need as long"
+        assert [d.message.id for d in dispatches(bench.announce(b"W%d" % n))] == [1]
+    actions = bench.handle(Undelivered(ToWorker(b"W3", wire.Probe()), False))
+    assert codes(actions) == ["ABORTED"]
+    assert [d.message.id for d in dispatches(bench.announce(b"W4"))] == [2]
+
+
+def test_where_a_worker_was_lost_moments_ago_new_requests_wait_for_it_too(bench: Bench) -> None:
+    bench.announce()
+    bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False))
+    bench.after(1)
+    assert bench.request() == []
+    assert codes(bench.after(POLICY.restart_grace - 1.1)) == []
+    assert codes(bench.after(0.2)) == ["UNAVAILABLE"]
+
+
+def test_nobody_waits_for_a_worker_whose_key_was_revoked() -> None:
+    core = Core(POLICY, 0.0)
+    core.handle(Authorized({"c": Grant("c")}, {"w": Grant("w")}), 100.0)
+    body = encode_body([{"name": "m", "version": 1, "inputs": [], "outputs": []}])
+    core.handle(FromWorker(b"W", wire.Announce("W", 1), [body], "w"), 100.0)
+    core.handle(Authorized({"c": Grant("c")}, {}), 100.0)
+    core.handle(FromClient(b"a", wire.Request(ALICE, 1, "m", 0, 10**7, 0), [b"head"], "c"), 100.0)
+    assert codes(core.handle(Tick(), 100.0 + POLICY.worker_grace)) == ["UNAVAILABLE"]
 
 
 def test_a_worker_that_hangs_is_lost_and_what_waits_there_goes_on(bench: Bench) -> None:
