@@ -16,13 +16,14 @@ import onnx
 import onnxslim
 import tvm
 from tvm import ir, relax
-from tvm.relax.frontend.onnx import from_onnx
 
 from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
-from zmq_offload.errors import InvalidArgument, one_line
+from zmq_offload.compile.operators.graph import import_graph
+from zmq_offload.compile.operators.rewrite import inlined
+from zmq_offload.errors import InvalidArgument, OffloadError, one_line
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
 from zmq_offload.suggest import did_you_mean
@@ -193,8 +194,7 @@ def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelP
 
 
 def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = inlined(model)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -235,19 +235,15 @@ def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
 
 
 def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
-    said = io.StringIO()
     try:
         # The importer prints the operator that it stumbles over, and warns of names and shapes that it changes.
-        with contextlib.redirect_stdout(said), warnings.catch_warnings(), interruptible():
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), interruptible():
             warnings.simplefilter("ignore")
-            return from_onnx(model)
-    except tvm.error.OpNotImplemented as error:
-        operators = str(error).rpartition(":")[2].strip() or str(error)
-        raise InvalidArgument(f"TVM cannot import the operator {operators}") from error
+            return import_graph(model)
+    except OffloadError:
+        raise
     except Exception as error:
-        stumbled = re.search(r"Error converting operator (\w+)", said.getvalue())
-        where = f"the operator {stumbled[1]}" if stumbled else "the model"
-        raise InvalidArgument(f"TVM cannot import {where}: {one_line(error)}") from error
+        raise InvalidArgument(f"TVM cannot import the model: {one_line(error)}") from error
 
 
 def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], constants: set[str]) -> Imported:

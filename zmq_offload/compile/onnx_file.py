@@ -12,6 +12,7 @@ import onnx
 import onnx.version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
+from zmq_offload.compile.operators.rewrite import resized_as_before
 from zmq_offload.errors import InvalidArgument, one_line
 
 OLDEST_OPSET = 7
@@ -119,7 +120,9 @@ def _modern(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return onnx.version_converter.convert_version(model, IMPORTED_OPSET)
+            converted = onnx.version_converter.convert_version(model, IMPORTED_OPSET)
+            resized_as_before(converted)
+            return converted
     except Exception as error:
         raise InvalidArgument(
             f"{file} is of ONNX opset {opset}, and onnx.version_converter cannot convert it to opset {IMPORTED_OPSET}: "

@@ -1,0 +1,209 @@
+"""What an ONNX operator means is what is computed, or it is refused by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.support import operator_cases
+from tests.support.operator_cases import CRASH, DIFFERS, REFUSED, RIGHT, Case, outcome
+from zmq_offload.compile.importer import import_onnx
+from zmq_offload.errors import InvalidArgument
+
+Array = np.ndarray[Any, Any]
+
+
+def chosen() -> list[Case]:
+    """One of ONNX's tests for each of its operators, and all of those of which TVM's importer ignores attributes."""
+    subtle = (
+        "test_isinf",
+        "test_convtranspose_output",
+        "test_onehot",
+        "test_resize_downsample",
+        "test_lppool",
+        "test_bitshift",
+    )
+    taken: dict[frozenset[str], Case] = {}
+    more = []
+    for case in operator_cases.cases():
+        if case.name.startswith(subtle):
+            more.append(case)
+        elif "expanded" not in case.name:
+            taken.setdefault(frozenset(case.operators), case)
+    return [*taken.values(), *more]
+
+
+def check(case: Case, constant: bool) -> str:
+    found = outcome(case, constant)
+    assert found.kind in (RIGHT, REFUSED), f"{case.name}: {found.kind}: {found.detail}"
+    if found.kind == REFUSED:
+        assert found.detail, f"{case.name} is refused without a reason"
+    return found.kind
+
+
+def test_an_operator_is_right_or_refused() -> None:
+    kinds = Counter(check(case, constant=len(case.inputs) > 1) for case in chosen())
+    assert kinds[RIGHT] > 150
+
+
+@pytest.mark.operators
+def test_all_operator_tests_of_onnx() -> None:
+    kinds: Counter[str] = Counter()
+    for case in operator_cases.cases():
+        found = {outcome(case, constant) for constant in ({False, True} if len(case.inputs) > 1 else {False})}
+        faults = [f"{case.name}: {f.kind}: {f.detail}" for f in found if f.kind in (CRASH, DIFFERS)]
+        kinds.update([RIGHT if any(f.kind == RIGHT for f in found) else REFUSED] if not faults else ["fault"])
+        print(*faults, sep="\n", end="")
+    print(kinds)
+    assert not kinds["fault"] and kinds[RIGHT] > 1200
+
+
+def run(nodes: list[onnx.NodeProto], x: Array, constants: dict[str, Array], opset: int = 17, outputs: int = 1) -> Case:
+    """A case of nodes that make `y` of `x`; what is right for it is what ONNX Runtime says."""
+    import onnxruntime
+
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, x.shape)],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = onnx.shape_inference.infer_shapes(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Case("own", model, (x,), tuple(session.run(None, {"x": x})), 1e-4, 1e-5)
+
+
+def floats(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape).astype("f4")
+
+
+N = helper.make_node
+ODD = np.array([np.nan, np.inf, -np.inf, 0, 1, -1], "f4")
+UP = {"s": np.array([1, 1, 1.5, 1.5], "f4")}
+DOWN = {"s": np.array([1, 1, 0.6, 0.6], "f4")}
+HALF = {"s": np.array([1, 1, 0.5, 0.5], "f4")}
+
+
+def resized(**attributes: Any) -> list[onnx.NodeProto]:
+    return [N("Resize", ["x", "", "s"], ["y"], **attributes)]
+
+
+OWN: dict[str, Any] = {
+    "nearest half_pixel": lambda: run(resized(mode="nearest"), floats(1, 1, 3, 3), UP),
+    "nearest prefer ceil": lambda: run(resized(nearest_mode="round_prefer_ceil"), floats(1, 2, 5, 7), UP),
+    "nearest ceil": lambda: run(
+        resized(nearest_mode="ceil", coordinate_transformation_mode="asymmetric"), floats(1, 1, 4, 4), UP
+    ),
+    "nearest twice": lambda: run(resized(), floats(1, 2, 4, 5), {"s": np.array([1, 1, 2, 2], "f4")}),
+    "nearest of integers": lambda: run(resized(), np.arange(9, dtype="u1").reshape(1, 1, 3, 3), UP),
+    "linear down": lambda: run(resized(mode="linear"), floats(1, 1, 7, 7), DOWN),
+    "linear up": lambda: run(resized(mode="linear"), floats(1, 3, 5, 6), {"s": np.array([1, 1, 3, 2], "f4")}),
+    "antialias": lambda: run(resized(mode="linear", antialias=1), floats(1, 1, 8, 8), HALF, opset=18),
+    "cubic outside": lambda: run(resized(mode="cubic", exclude_outside=1), floats(1, 1, 6, 6), UP),
+    "cubic antialias": lambda: run(resized(mode="cubic", antialias=1), floats(1, 1, 9, 9), HALF, opset=18),
+    "resize of opset 10": lambda: run(
+        [N("Resize", ["x", "s"], ["y"], mode="linear")], floats(1, 1, 3, 3), {"s": np.array([1, 1, 2, 2], "f4")}, 10
+    ),
+    "upsample": lambda: run(
+        [N("Upsample", ["x", "s"], ["y"], mode="linear")], floats(1, 1, 3, 3), {"s": np.array([1, 1, 2, 2], "f4")}, 9
+    ),
+    "infinities below": lambda: run([N("IsInf", ["x"], ["y"], detect_positive=0)], ODD, {}),
+    "infinities above": lambda: run([N("IsInf", ["x"], ["y"], detect_negative=0)], ODD, {}),
+    "output_shape": lambda: run(
+        [N("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], output_shape=[10, 10])],
+        floats(1, 2, 5, 5),
+        {"w": floats(2, 3, 3, 3)},
+    ),
+    "output_shape upper": lambda: run(
+        [N("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], output_shape=[10, 10], auto_pad="SAME_UPPER")],
+        floats(1, 2, 5, 5),
+        {"w": floats(2, 3, 3, 3)},
+    ),
+    "mean of integers": lambda: run(
+        [N("ReduceMean", ["x"], ["y"], axes=[1])], np.array([[1, 2, 4], [-1, -2, -4]], "i4"), {}
+    ),
+    "one hot": lambda: run(
+        [N("OneHot", ["x", "d", "v"], ["y"], axis=1)],
+        np.array([0, -1, 2, 5], "i8"),
+        {"d": np.int64(3), "v": np.array([0, 1], "f4")},
+    ),
+    "thresholded infinity": lambda: run([N("ThresholdedRelu", ["x"], ["y"])], ODD[1:], {}),
+    "log of nothing": lambda: run(
+        [N("ReduceLogSumExp", ["x"], ["y"], axes=[1])], np.array([[-np.inf, -np.inf], [0, 1]], "f4"), {}, 13
+    ),
+    "sinh": lambda: run([N("Sinh", ["x"], ["y"])], np.array([88.85, 89, -88.9, 1e-4, 0, 1, -2], "f4"), {}),
+    "power of integers": lambda: run([N("Pow", ["x", "e"], ["y"])], np.array([2, 3, -2]), {"e": np.array([3, 2, 3])}),
+    "power of float by integer": lambda: run(
+        [N("Pow", ["x", "e"], ["y"])], floats(3), {"e": np.array([3, 2, 1], "i8")}
+    ),
+    "pool lower": lambda: run(
+        [N("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER")], floats(1, 1, 7, 7), {}
+    ),
+    "pool ceil": lambda: run(
+        [N("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], strides=[3, 3], pads=[0, 0, 1, 1], ceil_mode=1)],
+        floats(1, 1, 6, 7),
+        {},
+        19,
+    ),
+    "scale of fewer axes": lambda: run(
+        [N("LayerNormalization", ["x", "s"], ["y"], axis=1)], floats(2, 4, 4), {"s": floats(4)}
+    ),
+    "float16 products": lambda: run(
+        [N("MatMul", ["x", "w"], ["y"])], floats(3, 64).astype("f2"), {"w": floats(64, 2).astype("f2")}
+    ),
+    "dropout": lambda: run([N("Dropout", ["x"], ["h"]), N("Relu", ["h"], ["y"])], floats(4), {}),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_tvm_reads_wrongly_is_mended(name: str) -> None:
+    found = outcome(OWN[name](), constant=False)
+    assert found.kind == RIGHT, found.detail
+
+
+REFUSALS: dict[str, tuple[onnx.NodeProto, dict[str, Array], str]] = {
+    "an attribute": (
+        N("RoiAlign", ["x", "r", "b"], ["y"], "roi", mode="max"),
+        {"r": np.zeros((1, 4), "f4"), "b": np.zeros(1, "i8")},
+        r"RoiAlign \('roi'\) with mode=max; use avg",
+    ),
+    "an attribute that nobody knows": (N("Relu", ["x"], ["y"], "r", speed=3), {}, r"Relu \('r'\) with speed=3"),
+    "an input that is ignored": (
+        N("Relu", ["x", "b"], ["y"], "r"),
+        {"b": np.zeros(1, "f4")},
+        r"Relu \('r'\) with its input 2, 'b'",
+    ),
+    "an operator of another domain": (N("Relu", ["x"], ["y"], domain="org.example"), {}, r"Relu \(org.example\)"),
+    "training": (
+        N("BatchNormalization", ["x", "s", "s", "s", "s"], ["y", "m", "v"], training_mode=1),
+        {"s": np.ones(2, "f4")},
+        "training_mode=1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_not_computed_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    node, constants, said = REFUSALS[name]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("org.example", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument, match=said):
+        import_onnx(tmp_path / "m.onnx", {})

@@ -1,0 +1,122 @@
+"""ONNX's own operator tests: each is a model of one node with inputs and what is right for them."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from onnx import numpy_helper
+from tvm.runtime import vm
+
+from zmq_offload.compile.build import build
+from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.target import host_target
+from zmq_offload.errors import Internal, OffloadError
+
+Array = np.ndarray[Any, Any]
+
+RIGHT, REFUSED, DIFFERS, CRASH = "right", "refused", "differs", "crash"
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    model: onnx.ModelProto
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+    rtol: float
+    atol: float
+
+    @property
+    def operators(self) -> set[str]:
+        return {node.op_type for node in self.model.graph.node}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    kind: str
+    detail: str = ""
+
+
+@functools.cache
+def cases() -> tuple[Case, ...]:
+    """All of ONNX's node tests whose inputs and outputs are tensors of numbers or booleans."""
+    from onnx.backend.test.loader import load_model_tests
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tests compute what is right when they are loaded, infinities included
+        loaded = load_model_tests(kind="node")
+    return tuple(case for test in loaded for case in _of(test))
+
+
+def _of(test: Any) -> Iterator[Case]:
+    for number, (inputs, outputs) in enumerate(test.data_sets):
+        if all(
+            isinstance(a, np.ndarray | np.generic) and np.asarray(a).dtype.kind not in "OUSc"
+            for a in (*inputs, *outputs)
+        ):
+            name = test.name if number == 0 else f"{test.name}_{number}"
+            arrays = tuple(map(np.asarray, inputs)), tuple(map(np.asarray, outputs))
+            yield Case(name, test.model, *arrays, test.rtol, test.atol)
+
+
+def outcome(case: Case, constant: bool) -> Outcome:
+    """What the project makes of a case; with `constant` all inputs but the first are constants of the model."""
+    model, fed = _given(case, constant)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            onnx.save(model, path)
+            imported = import_onnx(path, {name: array.shape for name, array in fed.items()})
+        assert len(imported.outputs) == len(case.outputs)
+        order = [spec.name for spec in imported.inputs]
+        library = build(imported.mod, host_target())
+        result = vm.VirtualMachine(library, tvm.cpu())["main"](*(tvm.runtime.tensor(fed[name]) for name in order))
+        values = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+        found = [v.numpy() for v in values[: len(imported.graph.outputs)]]
+    except Internal as error:
+        return Outcome(CRASH, f"{type(error).__name__}: {error}")
+    except OffloadError as error:
+        return Outcome(REFUSED, str(error))
+    except Exception as error:
+        return Outcome(CRASH, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    for name, ours, right in zip((o.name for o in model.graph.output), found, case.outputs, strict=True):
+        fault = difference(ours, right, case.rtol, case.atol)
+        if fault:
+            return Outcome(DIFFERS, f"{name}: {fault}")
+    return Outcome(RIGHT)
+
+
+def difference(ours: Array, right: Array, rtol: float, atol: float) -> str | None:
+    if ours.dtype != right.dtype:
+        return f"datatype {ours.dtype}, right is {right.dtype}"
+    if ours.shape != right.shape:
+        return f"shape {ours.shape}, right is {right.shape}"
+    if right.dtype.itemsize == 2 and right.dtype.kind == "f":
+        rtol, atol = max(rtol, 2**-9), max(atol, 2**-11)  # two units in the last place: sums are rounded once or often
+    a, b = (x.astype(np.float64) if x.dtype.kind not in "biu" else x for x in (ours, right))
+    same = np.isclose(a, b, rtol, atol, equal_nan=True) if a.dtype.kind == "f" else a == b
+    if same.all():
+        return None
+    at = np.flatnonzero(~same.ravel())[:4]
+    return f"{(~same).sum()} of {same.size} elements, {a.ravel()[at]}, right is {b.ravel()[at]}"
+
+
+def _given(case: Case, constant: bool) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    names = [i.name for i in model.graph.input]
+    fed = dict(zip(names, case.inputs, strict=True))
+    if constant:
+        for name in names[1:]:
+            model.graph.initializer.append(numpy_helper.from_array(fed.pop(name), name))
+        del model.graph.input[1:]
+    return model, fed

@@ -1,0 +1,244 @@
+"""Operators that TVM's importer reads wrongly or in part, each as ONNX defines it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.frontend.onnx import onnx_frontend as frontend
+
+from zmq_offload.compile.operators import arithmetic, pools, reductions
+from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
+from zmq_offload.compile.operators.resize import resize, upsample
+from zmq_offload.errors import InvalidArgument
+
+op = relax.op
+
+
+def one_hot(bb: Any, node: Node) -> Any:
+    """TVM's has the datatype of Python's numbers, not of the values."""
+    indices, depth, values = node.inputs[0], node.constant(1), node.constant(2)
+    assert depth is not None and values is not None
+    extent, kind = int(depth.reshape(-1)[0]), str(values.dtype)
+    indices = bb.normalize(op.astype(indices, "int64"))
+    zero = relax.const(0, "int64")
+    indices = bb.normalize(op.where(op.less(indices, zero), op.add(indices, relax.const(extent, "int64")), indices))
+    axis = int(node.attributes.get("axis", -1))
+    places = bb.normalize(op.expand_dims(indices, axis))
+    shape = [1] * places.ty.ndim
+    shape[axis] = extent
+    hit = op.equal(places, relax.const(np.arange(extent).reshape(shape), "int64"))
+    return op.where(hit, relax.const(values.reshape(-1)[1], kind), relax.const(values.reshape(-1)[0], kind))
+
+
+def eye_like(bb: Any, node: Node) -> Any:
+    """TVM takes no other datatype than the input's."""
+    kind = node.attributes.get("dtype")
+    wanted = frontend.get_type(kind) if kind is not None else dtype_of(node.inputs[0])
+    return op.astype(op.eye_like(node.inputs[0], int(node.attributes.get("k", 0))), wanted)
+
+
+def equal(bb: Any, node: Node) -> Any:
+    """For TVM a symbolic extent is never equal to a number; for a positive number that is known only at run time."""
+    values = [node.inputs[0], node.inputs[1]]
+    if any(isinstance(v, relax.ShapeExpr) for v in values):
+        extents = [list(v.values) if isinstance(v, relax.ShapeExpr) else v for v in values]
+        extents = [v.value.numpy().reshape(-1).tolist() if isinstance(v, tvm.ir.GenericConst) else v for v in extents]
+        if all(isinstance(v, list) for v in extents):
+            for a, b in zip(*extents, strict=False):
+                numbers = [int(v) for v in (a, b) if isinstance(v, int | tvm.tirx.IntImm)]
+                if (len(numbers) == 1 and numbers[0] > 0) or (not numbers and not tvm.ir.structural_equal(a, b)):
+                    raise InvalidArgument(
+                        f"TVM cannot import the operator Equal ({node.name!r}) of a symbolic dimension: whether {a} is "
+                        f"{b} is known when the model runs; give the input a fixed shape"
+                    )
+    return by_tvm(bb, node)
+
+
+def constant(bb: Any, node: Node) -> Any:
+    for name, kind in (
+        ("value_float", "float32"),
+        ("value_floats", "float32"),
+        ("value_int", "int64"),
+        ("value_ints", "int64"),
+    ):
+        if name in node.attributes:
+            return relax.const(np.asarray(node.attributes[name], kind), kind)
+    for name in ("value_string", "value_strings", "sparse_value"):
+        if name in node.attributes:
+            refuse(node, name, node.attributes[name], "only numbers can be used")
+    return by_tvm(bb, node)
+
+
+def layer_norm(bb: Any, node: Node) -> Any:
+    """TVM normalizes over as many axes as the scale has, and has nothing for the second and third output."""
+    x, scale, bias = node.inputs[0], node.inputs[1], node.inputs[2]
+    rank = x.ty.ndim
+    axis = int(node.attributes.get("axis", -1)) % rank
+    if node.outputs == 1 and len(scale.ty.shape) == rank - axis and (bias is None or len(bias.ty.shape) == rank - axis):
+        shape = static_shape(x)
+        if shape is None or all(v is None or static_shape(v) == shape[axis:] for v in (scale, bias)):
+            return by_tvm(bb, node)
+    kind, axes = dtype_of(x), list(range(axis, rank))
+    wide = "float64" if kind == "float64" else "float32"
+    x = bb.normalize(op.astype(x, wide)) if kind != wide else x
+    mean = bb.normalize(op.mean(x, axes, True))
+    centred = bb.normalize(op.subtract(x, mean))
+    variance = op.mean(op.multiply(centred, centred), axes, True)
+    epsilon = relax.const(float(node.attributes.get("epsilon", 1e-5)), wide)
+    inverse = bb.normalize(op.divide(relax.const(1, wide), op.sqrt(op.add(variance, epsilon))))
+    result = op.multiply(centred, inverse)
+    result = op.multiply(op.astype(result, kind) if kind != wide else result, scale)
+    result = result if bias is None else op.add(result, bias)
+    return relax.Tuple([bb.normalize(result), mean, inverse][: max(node.outputs, 1)]) if node.outputs > 1 else result
+
+
+def non_max_suppression(bb: Any, node: Node) -> Any:
+    """TVM keeps nothing where the most boxes are computed, and takes 0.5 and 0 for thresholds that are left out."""
+    most, overlap, least = node.constant(2), node.constant(3), node.constant(4)
+    # A box is dropped at more than the threshold, TVM's at as much: take the next number.
+    threshold = np.float32(0.0 if overlap is None else overlap.reshape(-1)[0])
+    values = [
+        relax.const(np.array([0 if most is None else int(most.reshape(-1)[0])]), "int64"),
+        relax.const(np.array([np.nextafter(threshold, np.float32(np.inf))]), "float32"),
+        relax.const(np.array([np.finfo("f4").min if least is None else float(least.reshape(-1)[0])]), "float32"),
+    ]
+    node.inputs[2:] = values
+    return by_tvm(bb, node)
+
+
+def batch_normalization(bb: Any, node: Node) -> Any:
+    training = node.attributes.get("training_mode", 0)
+    if training and node.outputs > 1:
+        refuse(node, "training_mode", training, "export the model for inference: its statistics would not be ONNX's")
+    return by_tvm(bb, node)
+
+
+def rms_normalization(bb: Any, node: Node) -> Any:
+    """TVM's kernel cannot normalize over all axes."""
+    x, scale, kind = node.inputs[0], node.inputs[1], dtype_of(node.inputs[0])
+    rank = x.ty.ndim
+    axes = list(range(int(node.attributes.get("axis", -1)) % rank, rank))
+    wide = "float32" if node.attributes.get("stash_type", 1) == 1 and kind != "float64" else kind
+    x = bb.normalize(op.astype(x, wide)) if kind != wide else x
+    square = op.mean(op.multiply(x, x), axes, True)
+    epsilon = relax.const(float(node.attributes.get("epsilon", 1e-5)), wide)
+    result = op.divide(x, op.sqrt(op.add(square, epsilon)))
+    return op.multiply(op.astype(result, kind) if kind != wide else result, scale)
+
+
+def constant_of_shape(bb: Any, node: Node) -> Any:
+    if not isinstance(node.inputs[0], relax.ShapeExpr):
+        node.constant(0)
+    return by_tvm(bb, node)
+
+
+def scatter(bb: Any, node: Node) -> Any:
+    """What ONNX calls ScatterElements since opset 11."""
+    return op.scatter_elements(*node.inputs, axis=int(node.attributes.get("axis", 0)))
+
+
+def roi_align(bb: Any, node: Node) -> Any:
+    mode = node.attributes.text("mode", "avg")
+    if mode != "avg":
+        refuse(node, "mode", mode, "use avg: TVM's maximum is of interpolated values, ONNX's of weighted ones")
+    return by_tvm(bb, node)
+
+
+def lrn(bb: Any, node: Node) -> Any:
+    size = int(node.attributes["size"])
+    if size % 2 == 0:
+        refuse(node, "size", size, "use an odd one, as ONNX Runtime")
+    return by_tvm(bb, node)
+
+
+def pad(bb: Any, node: Node) -> Any:
+    mode = node.attributes.text("mode", "constant")
+    given = node.attributes.get("pads")
+    pads = np.asarray(given) if given is not None else node.constant(1)
+    if mode != "constant" and pads is not None and (pads < 0).any():
+        refuse(node, "mode", mode, "use pads that are not negative, and Slice")
+    return by_tvm(bb, node)
+
+
+def dropout(bb: Any, node: Node) -> Any:
+    """Nothing is dropped at inference, and the mask is all true."""
+    node.attributes.get("ratio")
+    ratio, training = node.inputs[1], node.inputs[2]
+    if training is not None:
+        value = node.constant(2)
+        if value is not None and bool(value.reshape(-1)[0]) and not _is_zero(ratio):
+            refuse(node, "training_mode", True, "export the model for inference")
+    x = node.inputs[0]
+    return x if node.outputs == 1 else relax.Tuple([x, bb.normalize(op.ones(x.ty.shape, "bool"))])
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, tvm.ir.GenericConst) and not value.value.numpy().any()
+
+
+def top_k(bb: Any, node: Node) -> Any:
+    if dtype_of(node.inputs[0]) not in ("float16", "float32", "float64", "int8", "uint8", "int32", "int64"):
+        raise InvalidArgument(
+            f"TVM cannot import the operator TopK ({node.name!r}) of {dtype_of(node.inputs[0])}; "
+            "cast to int64 or float32"
+        )
+    node.attributes.pop("sorted", None)  # in any order: sorted, too
+    return by_tvm(bb, node)
+
+
+def mean_variance(bb: Any, node: Node) -> Any:
+    """In the datatype of the input, without TVM's cancellation, and guarded against a variance of 0 as in ONNX."""
+    x, kind = node.inputs[0], dtype_of(node.inputs[0])
+    axes = [int(a) for a in node.attributes.get("axes", (0, 2, 3))]
+    centred = bb.normalize(op.subtract(x, op.mean(x, axes, True)))
+    deviation = op.sqrt(op.mean(op.multiply(centred, centred), axes, True))
+    return op.divide(centred, op.add(deviation, relax.const(1e-9, kind)))
+
+
+CONVERTERS: dict[str, Converter] = {
+    "AveragePool": pools.pool,
+    "BatchNormalization": batch_normalization,
+    "BitShift": arithmetic.bit_shift,
+    "Constant": constant,
+    "ConstantOfShape": constant_of_shape,
+    "Conv": pools.convolution,
+    "ConvTranspose": pools.transposed_convolution,
+    "Cosh": arithmetic.cosh,
+    "Dropout": dropout,
+    "Elu": arithmetic.elu,
+    "Equal": equal,
+    "EyeLike": eye_like,
+    "Gemm": arithmetic.gemm,
+    "IsInf": arithmetic.is_inf,
+    "LRN": lrn,
+    "LayerNormalization": layer_norm,
+    "LpPool": pools.pool,
+    "MatMul": arithmetic.matmul,
+    "MaxPool": pools.pool,
+    "MeanVarianceNormalization": mean_variance,
+    "Mod": arithmetic.modulo,
+    "NonMaxSuppression": non_max_suppression,
+    "OneHot": one_hot,
+    "Pad": pad,
+    "Pow": arithmetic.power,
+    "ReduceL1": reductions.reduction(lambda x, _: op.abs(x), None),
+    "ReduceL2": reductions.reduction(lambda x, _: op.abs(x), None),
+    "ReduceLogSum": reductions.reduction(None, lambda x, _: op.log(x)),
+    "ReduceLogSumExp": reductions.reduce_log_sum_exp,
+    "ReduceMax": reductions.reduce_extreme,
+    "ReduceMean": reductions.reduce_mean,
+    "ReduceMin": reductions.reduce_extreme,
+    "ReduceSumSquare": reductions.reduction(lambda x, _: op.multiply(x, x), None),
+    "RMSNormalization": rms_normalization,
+    "Resize": resize,
+    "RoiAlign": roi_align,
+    "Scatter": scatter,
+    "Selu": arithmetic.selu,
+    "Sinh": arithmetic.sinh,
+    "ThresholdedRelu": arithmetic.thresholded_relu,
+    "TopK": top_k,
+    "Upsample": upsample,
+}

@@ -1,0 +1,260 @@
+"""Resize and Upsample as ONNX defines them. TVM takes the scale from rounded sizes, and ignores half of the options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from zmq_offload.compile.operators.node import Array, Node, dtype_of, refuse, static_shape
+from zmq_offload.errors import InvalidArgument
+
+COORDINATES = (
+    "half_pixel",
+    "asymmetric",
+    "align_corners",
+    "pytorch_half_pixel",
+    "half_pixel_symmetric",
+    "tf_crop_and_resize",
+    "tf_half_pixel_for_nn",
+)
+EVERYWHERE = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+"""Where TVM's kernels agree with ONNX, if the scale is the ratio of the sizes."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The attributes of a Resize."""
+
+    mode: str
+    coordinates: str
+    nearest: str
+    cubic: float
+    exclude_outside: bool
+    antialias: bool
+    extrapolation: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis to be resized: extents before and after, the scale, and the part of the input, from 0 to 1."""
+
+    axis: int
+    before: int
+    after: int
+    scale: np.float32
+    start: float = 0.0
+    end: float = 1.0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the scale is the ratio of the extents."""
+        return bool(abs(float(self.scale) * self.before - self.after) < 1e-4)
+
+
+def upsample(bb: Any, node: Node) -> Any:
+    """Upsample, of opset 7 and 9: what became Resize with asymmetric coordinates."""
+    given = node.attributes.get("scales")
+    scales = np.asarray(given, np.float32) if given is not None else node.constant(1)
+    options = _options(node, "asymmetric", "floor")
+    return _resized(bb, node, options, None, scales, None)
+
+
+def resize(bb: Any, node: Node) -> Any:
+    if node.opset < 11:
+        return _resized(bb, node, _options(node, "asymmetric", "floor"), None, node.constant(1), None)
+    options = _options(node, "half_pixel", "round_prefer_floor")
+    roi = node.constant(1) if options.coordinates == "tf_crop_and_resize" else node.inputs[1] and None
+    scales = node.constant(2)
+    sizes = node.inputs[3]
+    if isinstance(sizes, relax.ShapeExpr) and static_shape(node.inputs[0]) is None:
+        return _by_tvm(bb, node, options, list(sizes.values))
+    return _resized(bb, node, options, roi, scales if scales is not None and scales.size else None, node.constant(3))
+
+
+def _options(node: Node, coordinates: str, nearest: str) -> Options:
+    attributes = node.attributes
+    options = Options(
+        attributes.text("mode", "nearest"),
+        attributes.text("coordinate_transformation_mode", coordinates),
+        attributes.text("nearest_mode", nearest),
+        float(attributes.get("cubic_coeff_a", -0.75)),
+        bool(attributes.get("exclude_outside", 0)),
+        bool(attributes.get("antialias", 0)),
+        float(attributes.get("extrapolation_value", 0.0)),
+    )
+    if options.coordinates not in COORDINATES:
+        refuse(node, "coordinate_transformation_mode", options.coordinates, f"use {', '.join(COORDINATES)}")
+    if options.mode not in ("nearest", "linear", "cubic"):
+        refuse(node, "mode", options.mode, "use nearest, linear or cubic")
+    if options.mode != "nearest" and dtype_of(node.inputs[0]) not in ("float16", "float32", "float64"):
+        refuse(node, "mode", options.mode, f"{dtype_of(node.inputs[0])} is rounded in another way; cast to float32")
+    return options
+
+
+def _resized(
+    bb: Any, node: Node, options: Options, roi: Array | None, scales: Array | None, sizes: Array | None
+) -> Any:
+    x = node.inputs[0]
+    dims = list(x.ty.shape.values)
+    axes = [a % len(dims) for a in node.attributes.get("axes") or range(len(dims))]
+    if (scales is None) == (sizes is None):
+        raise InvalidArgument(
+            f"TVM cannot import the operator {node.operator} ({node.name!r}): it needs scales or sizes"
+        )
+    policy = node.attributes.text("keep_aspect_ratio_policy", "stretch")
+    whole = [d for d, a in enumerate(dims) if not isinstance(a, tvm.tirx.IntImm) and d in axes]
+    if whole and any(scales is None or scales[axes.index(d)] != 1 for d in whole):
+        if scales is None or policy != "stretch":
+            refuse(node, "keep_aspect_ratio_policy", policy, "with symbolic dimensions give scales")
+        factors = dict(zip(axes, scales, strict=True))
+        if any(factor != int(factor) for factor in factors.values()):
+            refuse(node, "scales", [float(s) for s in scales], "with symbolic dimensions use whole numbers")
+        return _by_tvm(bb, node, options, [d * int(factors.get(a, 1)) for a, d in enumerate(dims)])
+    fixed = [axis for axis in axes if axis not in whole]
+    extents = np.array([int(dims[a]) for a in fixed])
+    given = np.asarray(scales if scales is not None else sizes)[[axes.index(a) for a in fixed]]
+    if scales is not None:
+        factors_, after = given.astype(np.float32), np.floor(given.astype(np.float32) * extents.astype(np.float32))
+    elif policy == "stretch":
+        factors_, after = (given / extents).astype(np.float32), given
+    else:
+        one = (min if policy == "not_larger" else max)(given / extents)
+        factors_, after = np.full(len(fixed), one, np.float32), np.floor(one * extents + 0.5)
+    plans = []
+    for i, a in enumerate(fixed):
+        part = (0.0, 1.0) if roi is None else (float(roi[axes.index(a)]), float(roi[axes.index(a) + len(axes)]))
+        plan = Axis(a, int(extents[i]), int(after[i]), factors_[i], *part)
+        if plan.before != plan.after or plan.scale != 1 or part != (0.0, 1.0):
+            plans.append(plan)
+    if any(not p.exact for p in plans) and options.coordinates == "align_corners":
+        refuse(node, "coordinate_transformation_mode", "align_corners", "ONNX and ONNX Runtime disagree; give sizes")
+    if _same_by_tvm(options, plans, len(dims)):
+        sizes_ = [next((p.after for p in plans if p.axis == a), d) for a, d in enumerate(dims)]
+        return _by_tvm(bb, node, options, sizes_)
+    for plan in plans:
+        x = _along(bb, x, plan, options)
+    return x
+
+
+def _same_by_tvm(options: Options, plans: list[Axis], rank: int) -> bool:
+    """Whether TVM's own kernel, which schedules know, computes the same."""
+    if rank != 4 or any(p.axis < 2 or not p.exact for p in plans) or options.coordinates not in EVERYWHERE:
+        return False
+    if options.antialias or (options.mode == "cubic" and options.exclude_outside):
+        return False
+    if options.mode != "nearest":
+        return options.coordinates != "pytorch_half_pixel" or all(p.after > 1 for p in plans)
+    # The kernel's arithmetic is float32: whole ratios only, where no coordinate is near to a tie by rounding.
+    return all(
+        p.after % p.before == 0 and (_taps(p, options)[0][:, 0] == np.arange(p.after) // (p.after // p.before)).all()
+        for p in plans
+    )
+
+
+def _by_tvm(bb: Any, node: Node, options: Options, sizes: list[Any]) -> Any:
+    x = node.inputs[0]
+    exotic = options.coordinates not in EVERYWHERE or options.antialias or options.exclude_outside
+    if exotic or len(sizes) != 4:
+        name = "coordinate_transformation_mode" if options.coordinates not in EVERYWHERE else "mode"
+        refuse(
+            node, name, getattr(options, "coordinates" if "coord" in name else "mode"), "give the image a fixed size"
+        )
+    nearest = options.mode == "nearest"
+    return bb.normalize(
+        relax.op.image.resize2d(
+            x,
+            size=relax.ShapeExpr(sizes[2:]),
+            roi=[0.0] * 4,
+            layout="NCHW",
+            method="nearest_neighbor" if nearest else options.mode,
+            coordinate_transformation_mode=options.coordinates,
+            rounding_method=options.nearest if nearest else "",
+            cubic_alpha=options.cubic,
+            cubic_exclude=0,
+            extrapolation_value=0.0,
+        )
+    )
+
+
+def _along(bb: Any, x: Any, plan: Axis, options: Options) -> Any:
+    """A tensor resized along one axis: a sum of slices that are taken where `_taps` says."""
+    indices, weights = _taps(plan, options)
+    kind = dtype_of(x)
+    shape = [1] * x.ty.ndim
+    shape[plan.axis] = plan.after
+    if options.mode == "nearest":
+        result = relax.op.take(x, relax.const(indices[:, 0], "int64"), plan.axis, mode="clip")
+    else:
+        wide = "float64" if kind == "float64" else "float32"
+        x = bb.normalize(relax.op.astype(x, wide)) if kind != wide else x
+        result = None
+        for tap in range(indices.shape[1]):
+            taken = relax.op.take(x, relax.const(indices[:, tap], "int64"), plan.axis, mode="clip")
+            term = relax.op.multiply(taken, relax.const(weights[:, tap].reshape(shape).astype(wide), wide))
+            result = term if result is None else relax.op.add(result, term)
+        result = relax.op.astype(result, kind) if kind != wide else result
+    if options.coordinates == "tf_crop_and_resize":
+        at = _coordinates(plan, options.coordinates)
+        inside = ((at >= 0) & (at <= plan.before - 1)).reshape(shape)
+        result = relax.op.where(relax.const(inside, "bool"), result, relax.const(options.extrapolation, kind))
+    return bb.normalize(result)
+
+
+def _coordinates(plan: Axis, mode: str) -> Array:
+    """Where in the input each output lies. In float32, as ONNX Runtime, so that ties fall the same way."""
+    x, scale, before = np.arange(plan.after, dtype=np.float32), np.float32(plan.scale), plan.before
+    half = np.float32(0.5)
+    if mode == "align_corners":
+        return np.asarray(x * np.float32(before - 1) / np.float32(max(plan.after - 1, 1)))
+    if mode == "asymmetric":
+        return np.asarray(x / scale)
+    if mode == "tf_half_pixel_for_nn":
+        return np.asarray((x + half) / scale)
+    if mode == "tf_crop_and_resize":
+        if plan.after == 1:
+            return np.array([0.5 * (plan.start + plan.end) * (before - 1)], np.float32)
+        step = (plan.end - plan.start) * (before - 1) / (plan.after - 1)
+        return (plan.start * (before - 1) + x * step).astype(np.float32)
+    if mode == "pytorch_half_pixel" and plan.after == 1:
+        return np.asarray(x * 0)
+    centre = (x + half) / scale - half
+    if mode == "half_pixel_symmetric":
+        return np.asarray(centre + before / 2 * (1 - plan.after / (float(scale) * before)), np.float32)
+    return np.asarray(centre)
+
+
+def _taps(plan: Axis, options: Options) -> tuple[Array, Array]:
+    """For each output the inputs that it is made of, and their weights: [outputs, taps] each."""
+    at = _coordinates(plan, options.coordinates)
+    last = plan.before - 1
+    if options.mode == "nearest":
+        half = np.float32(0.5)
+        modes = {
+            "round_prefer_floor": np.ceil(at - half),
+            "round_prefer_ceil": np.floor(at + half),
+            "floor": np.floor(at),
+            "ceil": np.ceil(at),
+        }
+        return np.clip(modes[options.nearest], 0, last).astype(np.int64)[:, None], np.ones((plan.after, 1))
+    narrow = min(float(plan.scale), 1.0) if options.antialias else 1.0
+    reach = (1 if options.mode == "linear" else 2) / narrow
+    first = int(np.floor(-reach)) + 1
+    steps = np.arange(first, 2 - first)
+    base = np.floor(at)
+    distance = np.abs((steps[None, :] - (at - base)[:, None]) * narrow)
+    weights = np.clip(1 - distance, 0, None) if options.mode == "linear" else _cubic(distance, options.cubic)
+    places = base[:, None].astype(np.int64) + steps[None, :]
+    if options.exclude_outside and options.mode == "cubic":
+        weights = np.where((places < 0) | (places > last), 0, weights)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return np.clip(places, 0, last), weights
+
+
+def _cubic(x: Array, a: float) -> Array:
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))

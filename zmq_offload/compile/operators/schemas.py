@@ -1,0 +1,31 @@
+"""What ONNX says of an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+CONTRIB = {
+    ("com.microsoft", name)
+    for name in (
+        "Attention",
+        "BiasGelu",
+        "EmbedLayerNormalization",
+        "FastGelu",
+        "Gelu",
+        "MatMulInteger16",
+        "SkipLayerNormalization",
+    )
+}
+"""Operators of ONNX Runtime's own that TVM imports."""
+
+
+def schema_of(node: onnx.NodeProto | None, opset: int) -> Any:
+    """The schema of a node's operator at an opset; None if ONNX has none."""
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    try:
+        return onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return None
