@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zmq_offload.errors import FailedPrecondition
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 
 def check_writable(file: Path | None) -> None:
@@ -19,3 +19,12 @@ def check_writable(file: Path | None) -> None:
             file.unlink()
     except OSError as error:
         raise FailedPrecondition(f"{file} cannot be written: {error.strerror or error}") from None
+
+
+def check_outputs(*given: Path | None) -> None:
+    """`check_writable` for several files; also raises InvalidArgument if one is given twice."""
+    files = [file for file in given if file is not None]
+    for at, file in enumerate(files):
+        if file in files[:at]:
+            raise InvalidArgument(f"{file} is given for two outputs; give each a file of its own")
+        check_writable(file)

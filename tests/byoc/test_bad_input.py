@@ -17,7 +17,7 @@ from tests.support import onnx_models
 from tests.support.local_client import LocalClient
 from zmq_offload.byoc.manifest import MANIFEST
 from zmq_offload.byoc.model import load
-from zmq_offload.compile import compile_model, compile_module, cut_module
+from zmq_offload.compile import Region, compile_model, compile_module, cut_module
 from zmq_offload.compile.importer import import_onnx, parse_shape, parse_shapes
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.repository import Repository
@@ -478,3 +478,9 @@ def test_a_cut_inside_a_branch_is_refused_and_one_before_or_behind_it_computes_t
 def test_a_branch_that_is_always_taken_can_be_cut_inside_under_the_name_that_it_gets(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="the model has no tensor 'deep'; the nearest are 'deep"):
         compile_model(branching(tmp_path / "m.onnx", known=True), cut="deep", name="m", output=tmp_path)
+
+
+def test_two_regions_of_one_name_are_refused_at_once(tmp_path: Path) -> None:
+    regions = [Region("a", ["h"]), Region("a", ["l"])]
+    with pytest.raises(InvalidArgument, match="each region needs a model name of its own, not a, a"):
+        compile_model(tmp_path / "no such file", regions=regions, output=tmp_path)

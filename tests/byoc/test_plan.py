@@ -107,7 +107,7 @@ def test_times_are_carried_over_in_profiles(convnet: Path, tmp_path: Path, capsy
     slow = json.loads(file.read_text())
     slow["machine"] = "a phone"
     for what in ("before", "behind"):
-        slow["seconds"][what] = [1000 * t for t in slow["seconds"][what]]
+        slow["seconds"][what] = [100_000 * t for t in slow["seconds"][what]]
     file.write_text(json.dumps(slow))
     capsys.readouterr()
     assert plan(convnet, tmp_path, "--device-profile", str(file), "--server-profile", str(file)) == 0

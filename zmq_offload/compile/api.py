@@ -179,6 +179,9 @@ def _regions(
     if regions is not None:
         if cut is not None or until is not None or name is not None:
             raise InvalidArgument("give either cut, until and name of one region, or regions")
+        names = [region.name for region in regions]
+        if len(set(names)) < len(names):
+            raise InvalidArgument(f"each region needs a model name of its own, not {', '.join(names)}")
         return [replace(r, cut=_names(r.cut), until=None if r.until is None else _names(r.until)) for r in regions]
     if cut is None or name is None:
         raise InvalidArgument("cut and name are needed for one region, regions for several")

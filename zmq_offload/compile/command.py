@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Region(argparse.Action):
-    """Begins a region, to which the options of `_OfRegion` behind it belong."""
+    """Begins a region, to which the options of `_OfRegion` after it belong."""
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, value: Any, _option: str | None = None) -> None:
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), {"name": value}])
@@ -49,20 +49,25 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAME=DIMS",
         help="shape of an input, x=1,3,320,320; a symbolic dimension is a name or '?': x=N,3,48,192",
     )
-    parser.add_argument("--list-cuts", action="store_true", help="print where the model can be cut, and end")
-    parser.add_argument("--cut", nargs="+", action=_OfRegion, metavar="TENSOR", help="where the offloaded part begins")
+    parser.add_argument(
+        "--list-cuts", action="store_true", help="list the tensors at which the model can be cut, and exit"
+    )
+    parser.add_argument(
+        "--cut", nargs="+", action=_OfRegion, metavar="TENSOR", help="tensors at which the offloaded part begins"
+    )
     parser.add_argument(
         "--until",
         nargs="+",
         action=_OfRegion,
         metavar="TENSOR",
-        help="where it ends (default: the outputs of the model)",
+        help="tensors at which it ends (default: the outputs of the model)",
     )
     parser.add_argument(
         "--wire",
         action=_OfRegion,
         choices=("float32", "float16", "int8"),
-        help="how float32 tensors travel, both ways (default: as they are); what it costs in accuracy is measured",
+        help="encoding of float32 tensors on the wire, both ways (default: float32); what another one costs in "
+        "accuracy is measured",
     )
     parser.add_argument(
         "--wire-check",
@@ -77,14 +82,18 @@ def add_parser(subparsers: Any) -> None:
         dest="regions",
         action=_Region,
         metavar="NAME",
-        help="one of several offloaded parts, each a model; --cut, --until and --wire behind it are its own",
+        help="an offloaded part, which becomes the model NAME; repeat it for several parts. The --cut, --until and "
+        "--wire after it are its own",
     )
     parser.add_argument(
-        "--version", type=count, metavar="N", help="its version (default: 1; next free: --only-subgraph)"
+        "--version",
+        type=count,
+        metavar="N",
+        help="its version number (default: 1; with --only-subgraph the next free one)",
     )
     parser.add_argument("--target", metavar="T", help="TVM target of the workers, a name or JSON (default: this CPU)")
     parser.add_argument("--device-target", metavar="T", help="TVM target of the device (default: this CPU)")
-    parser.add_argument("-o", "--output", default="dist", metavar="DIR", help="folder to write to (default: dist)")
+    parser.add_argument("-o", "--output", default="dist", metavar="DIR", help="output folder (default: dist)")
     parser.add_argument("--repository", metavar="DIR", help="model repository (default: DIR/repository)")
     parser.add_argument("--force", action="store_true", help="replace an existing version and device bundle")
     parser.add_argument(
@@ -94,7 +103,9 @@ def add_parser(subparsers: Any) -> None:
         "cannot use it",
     )
     parser.add_argument(
-        "--only-subgraph", action="store_true", help="add a version of the subgraph for the existing DIR/device"
+        "--only-subgraph",
+        action="store_true",
+        help="write a new version of the subgraph only, for devices in use; DIR/device stays as it is",
     )
     parser.add_argument(
         "--with-fallback",
@@ -103,19 +114,23 @@ def add_parser(subparsers: Any) -> None:
         "compute it where workers are slower or out of reach",
     )
     parser.add_argument(
-        "--max-batch", type=count, metavar="N", help="rows that workers may run together (default: 1 request)"
+        "--max-batch",
+        type=count,
+        metavar="N",
+        help="maximum rows that workers run together (default: one request at a time)",
     )
     parser.add_argument(
         "--batch-delay",
         type=microseconds,
         metavar="US",
-        help="microseconds that the first of them may wait for others (default: 0)",
+        help="microseconds that a request may wait for others to run with it (default: 0)",
     )
     parser.add_argument(
         "--tune",
         type=count,
         metavar="TRIALS",
-        help="measure so many other schedules here and use the faster ones; Ctrl-C builds with what was found",
+        help="measure TRIALS other schedules here and use the faster ones; Ctrl-C stops tuning and builds with "
+        "what was found",
     )
     parser.add_argument(
         "--tuning-db",
@@ -131,10 +146,10 @@ def run(args: argparse.Namespace) -> int:
     if args.plan is not None and (args.cut or args.until or args.regions or args.wire is not None or args.list_cuts):
         args.usage_error("--plan has --cut, --until and --wire in it; leave them out")
     if args.regions and (args.cut or args.until or args.name):
-        args.usage_error("--region has the place of --name; its --cut and --until stand behind it")
+        args.usage_error("--region takes the place of --name; its --cut and --until come after it")
     for region in args.regions or ():
         if "cut" not in region:
-            args.usage_error(f"--region {region['name']} needs --cut behind it")
+            args.usage_error(f"--region {region['name']} needs --cut after it")
     if not args.list_cuts and not args.regions and not ((args.cut or args.plan) and args.name):
         args.usage_error("--cut (or --plan) and --name are required (or --region, or --list-cuts)")
     if args.batch_delay is not None and args.max_batch is None:

@@ -65,7 +65,7 @@ def stoppable(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
                 if watch.number is None and not isinstance(error, KeyboardInterrupt):
                     raise
                 watch.kill_children()
-        _say_interrupted()
+        say_interrupted()
         return 128 + (watch.number or signal.SIGINT)
 
     return command
@@ -147,11 +147,12 @@ class _Watch:
     def _end(self, number: int) -> None:
         self.kill_children()
         remove_live()
-        _say_interrupted()
+        say_interrupted()
         os._exit(128 + number)
 
 
-def _say_interrupted() -> None:
+def say_interrupted() -> None:
+    """The one line with which a command that a signal ended says so."""
     with contextlib.suppress(OSError, ValueError):
         start = CLEAR if sys.stderr.isatty() else ""  # a step may be shown there
         print(f"{start}zmq-offload: interrupted", file=sys.stderr, flush=True)

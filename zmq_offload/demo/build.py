@@ -19,12 +19,14 @@ from pathlib import Path
 
 from zmq_offload import __version__
 from zmq_offload.byoc.manifest import Manifest
+from zmq_offload.compile.silence import silenced
 from zmq_offload.demo.model import INPUT
 from zmq_offload.demo.processes import Children, kill_session
 from zmq_offload.errors import FailedPrecondition, Internal, OffloadError, from_status
 from zmq_offload.programs import module
 from zmq_offload.progress import Progress
 from zmq_offload.repository import Repository, checksum
+from zmq_offload.scratch import scratch_folder
 
 NAME = "ocr_head"
 STEPS = 5
@@ -100,8 +102,8 @@ def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet
 
     A folder of the cache is complete or absent. Raises what compiling raises.
     """
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as scratch:
-        draft = Path(scratch) / "draft"
+    with scratch_folder(cache, ".building-") as scratch:
+        draft = scratch / "draft"
         draft.mkdir()
         width, height = job.size
         arguments = [str(job.model), str(width), str(height), str(draft), str(steps), *job.cut]
@@ -147,13 +149,14 @@ def main() -> int:
 
     job = Job(args.model, (args.width, args.height), tuple(args.cut))
     built = Built(args.folder)
-    progress = Progress(args.steps, quiet=args.quiet)
     try:
-        compile_model(
-            job.model, inputs={INPUT: job.shape}, cut=job.cut, name=NAME, output=built.folder, progress=progress
-        )
-        with progress.step("compile the uncut model, to compare with"):
-            compile_uncut(job.model, built.uncut, inputs={INPUT: job.shape})
+        with silenced():
+            progress = Progress(args.steps, quiet=args.quiet)
+            compile_model(
+                job.model, inputs={INPUT: job.shape}, cut=job.cut, name=NAME, output=built.folder, progress=progress
+            )
+            with progress.step("compile the uncut model, to compare with"):
+                compile_uncut(job.model, built.uncut, inputs={INPUT: job.shape})
     except OffloadError as error:
         (built.folder / _FAILURE).write_text(json.dumps([error.code.value, error.message]))
         return 1

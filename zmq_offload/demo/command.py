@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 from typing import Any
 
+from zmq_offload.compile.interrupt import say_interrupted
 from zmq_offload.demo.model import CUT, find_model
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.extras import needs
@@ -47,11 +49,15 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.model is not None and not args.model.is_file():
         raise InvalidArgument(f"--model {args.model}: there is no such file")
-    with needs("demo"):
-        import onnxruntime  # noqa: F401  the first use would be a minute later
+    try:
+        with needs("demo"):
+            import onnxruntime  # noqa: F401  the first use would be a minute later
 
-        from zmq_offload.compile import api  # noqa: F401
-        from zmq_offload.demo.scene import Options, play
+            from zmq_offload.compile import api  # noqa: F401
+            from zmq_offload.demo.scene import Options, play
+    except KeyboardInterrupt:
+        say_interrupted()
+        return 128 + signal.SIGINT
     model = args.model or find_model()
 
     options = Options(model, tuple(args.cut), args.image, args.side, args.frames, args.cache, args.output, args.quiet)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zmq_offload.byoc.manifest import Manifest
+from zmq_offload.compile.interrupt import say_interrupted
 from zmq_offload.cores import usable_cores
 from zmq_offload.demo import page, picture, report
 from zmq_offload.demo.build import (
@@ -58,6 +59,7 @@ def play(options: Options) -> int:
             with children:
                 return _play(options, children)
         except KeyboardInterrupt:
+            say_interrupted()
             return 128 + (interrupts.number or 0)
         finally:
             # The first signal may have come in the middle of leaving `with children`; no second one interrupts.

@@ -12,7 +12,7 @@ from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.cores import usable_cores
 from zmq_offload.extras import needs
-from zmq_offload.outputs import check_writable
+from zmq_offload.outputs import check_outputs
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Costs, Link, Overhead, Split, Stages, Times
 from zmq_offload.plan.files import Plan, Profile, Subject
 from zmq_offload.plan.rules import allowed_splits
@@ -35,13 +35,15 @@ def add_parser(subparsers: Any) -> None:
         "this machine (slowed down), or a profile that `zmq-offload profile MODEL.onnx --save` took on it.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("--input", action="append", default=[], metavar="NAME=DIMS", help="x=1,3,320,320, in numbers")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=DIMS", help="shape of an input, in numbers: x=1,3,320,320"
+    )
     parser.add_argument(
         "--bandwidth",
         required=True,
         type=checked(units.bandwidth, bool, "a bandwidth like 50Mbit"),
         metavar="RATE",
-        help="of the link, each way, in bits of payload: 50Mbit",
+        help="the link's rate in each direction, payload only: 50Mbit",
     )
     parser.add_argument(
         "--rtt",
@@ -60,12 +62,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--server-threads", type=count, metavar="N", help="TVM threads of a worker (default: the cores)"
     )
-    parser.add_argument("--objective", choices=OBJECTIVES, default="latency", help="default: latency")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="latency", help="what counts (default: latency)")
     parser.add_argument(
-        "--seal", nargs="+", action="extend", default=[], metavar="TENSOR", help="weights not to be on the device"
+        "--seal", nargs="+", action="extend", default=[], metavar="TENSOR", help="weights that must stay off the device"
     )
     parser.add_argument(
-        "--private", nargs="+", action="extend", default=[], metavar="INPUT", help="inputs not to leave it raw"
+        "--private",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="INPUT",
+        help="inputs that must not leave the device unprocessed",
     )
     parser.add_argument(
         "--wire",
@@ -73,7 +80,7 @@ def add_parser(subparsers: Any) -> None:
         choices=WIRES,
         default=list(WIRES),
         metavar="W",
-        help=f"encodings (default: {' '.join(WIRES)})",
+        help=f"encodings to consider (default: {' '.join(WIRES)})",
     )
     parser.add_argument(
         "--confirm", type=checked(int, lambda n: n >= 0, "a whole number from 0"), default=4, metavar="N",
@@ -97,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
     with needs("compile"):
         from zmq_offload.compile import halves, importer, restrictions
         from zmq_offload.plan import chart, report
-    for file in (args.save, args.output):
-        check_writable(file)
+    check_outputs(args.save, args.output)
     profiles = {file: Profile.read(file) for file in (args.device_profile, args.server_profile) if file is not None}
     inputs = importer.parse_shapes(args.input)
     wires = [w for w in WIRES if w in args.wire]

@@ -14,7 +14,7 @@ from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.cores import usable_cores
 from zmq_offload.errors import InvalidArgument, NotFound
 from zmq_offload.extras import needs
-from zmq_offload.outputs import check_writable
+from zmq_offload.outputs import check_outputs
 from zmq_offload.progress import Progress
 from zmq_offload.settings import add_optional_frontend, count, seconds
 from zmq_offload.suggest import did_you_mean
@@ -74,11 +74,7 @@ def run(args: argparse.Namespace) -> int:
         os.environ["TVM_NUM_THREADS"] = str(args.threads)
     cores = usable_cores()
     threads = int(os.environ.setdefault("TVM_NUM_THREADS", str(cores)))
-    files = [file for file in (args.csv, args.json, args.save, args.output) if file is not None]
-    for at, file in enumerate(files):
-        if file in files[:at]:
-            raise InvalidArgument(f"{file} is given for two outputs; give each a file of its own")
-        check_writable(file)
+    check_outputs(args.csv, args.json, args.save, args.output)
     if args.broker is not None and args.model.exists() and not (args.model / MANIFEST).is_file():
         raise InvalidArgument("--broker is for device bundles; nothing is offloaded here")
     if args.save is not None and not args.model.is_file():
