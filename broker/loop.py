@@ -239,12 +239,13 @@ def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
 
 
 def serve(config: Config) -> int:
-    """Run a broker in this process until SIGTERM or SIGINT."""
+    """Run a broker in this process until SIGTERM, SIGINT or SIGHUP."""
     check_exposure((config.frontend, config.backend), secured=config.server_key is not None, insecure=config.insecure)
     raise_file_limit()
     broker = Broker(config)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: broker.stop())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, lambda *_: broker.stop())
     # For whoever started this with port 0 and needs the ports that it got.
     print(f"ready frontend={broker.frontend} backend={broker.backend}", flush=True)
     broker.run()

@@ -112,6 +112,7 @@ def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> 
         "workers": [
             {
                 "name": worker.name,
+                "address": worker.address,
                 "models": [f"{name}:{version}" for name, version in sorted(worker.models) if allows(name)],
                 "slots": worker.slots,
                 "outstanding": len(worker.held),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from broker.events import Authorized
+from broker.notes import Notes
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.grants import Grant
 from zmq_offload.keylist import read_list
@@ -35,11 +37,18 @@ def check_exposure(endpoints: tuple[str, ...], *, secured: bool, insecure: bool)
 class _Provider:
     """What pyzmq's authenticator asks. It does so from a thread of its own; `keys` is replaced, never changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: str) -> None:
         self.keys: Mapping[str, Grant] = {}
+        self._file = file
+        self._notes = Notes()
 
     def callback(self, domain: str, key: bytes) -> bool:
-        return key.decode() in self.keys
+        if (allowed := key.decode() in self.keys) is False:
+            text = f"a connection is refused: key {key.decode()} is not in {self._file}, the list of {domain}"
+            self._notes.add(time.monotonic(), "keys", text)
+            for level, line in self._notes.take():
+                log.log(level, "%s", line)
+        return allowed
 
 
 class Security:
@@ -48,7 +57,7 @@ class Security:
     def __init__(self, context: zmq.Context[Any], key: str, clients: str, workers: str) -> None:
         self._pair = read_pair(key)
         self._files = {"clients": clients, "workers": workers}
-        self._providers = {name: _Provider() for name in self._files}
+        self._providers = {name: _Provider(file) for name, file in self._files.items()}
         self._stamps: dict[str, Any] = {}
         self._complaints: dict[str, str] = {}
         self.authorized = self._read()

@@ -41,10 +41,19 @@ def describe(status: dict[str, Any]) -> str:
     ]
     for what in ("failed", "refused"):
         lines += [f"  {what:8} {code}: {count}" for code, count in requests[what].items()]
-    lines += ["", *_table("models", status["models"], ("name", "version", "workers"))]
+    dropped = ", ".join(f"{count} {name}" for name, count in status["dropped"].items())
+    lines += [
+        f"workers  {status['lost_workers']} lost, {requests['retried']} attempts repeated for it",
+        f"dropped  {dropped}",
+    ]
+    models = [m | {"latest": "yes" if m.get("latest") else ""} for m in status["models"]]
+    lines += ["", *_table("models", models, ("name", "version", "workers", "latest"))]
     lines += ["", *_table("queues", status["queues"], ("model", "version", "queued", "bytes"))]
-    workers = [w | {"models": ", ".join(w["models"]), "silent": f"{w['silent']:.1f} s"} for w in status["workers"]]
-    columns = ("name", "slots", "outstanding", "served", "failed", "silent", "state", "models")
+    workers = [
+        w | {"models": ", ".join(w["models"]), "silent": f"{w['silent']:.1f} s", "address": w.get("address", "")}
+        for w in status["workers"]
+    ]
+    columns = ("name", "address", "slots", "outstanding", "served", "failed", "silent", "state", "models")
     return "\n".join([*lines, "", *_table("workers", workers, columns)])
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.support.processes import ROOT, Fabric, running_broker
+from tests.support.processes import ROOT, Fabric, running_broker, running_workers
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,3 +101,22 @@ def test_a_port_that_is_taken_is_named(echo_fabric: Fabric) -> None:
 def test_an_idle_broker_stops_at_once(number: int) -> None:
     with running_broker() as fabric:
         assert fabric.broker.end(number) == 0
+
+
+def test_status_shows_what_the_operator_is_told_that_it_shows() -> None:
+    with running_broker() as broker, running_workers(broker.backend, "--executor", "echo", "--name", "w") as workers:
+        broker.broker.wait_for(r"INFO worker w\S* at 127.0.0.1 came: 32 slots, serves echo:1")
+        shown = run("-m", "zmq_offload.cli", "status", "--broker", broker.frontend)
+        assert re.search(r"workers +0 lost, 0 attempts repeated", shown.stdout), shown.stdout
+        assert re.search(r"dropped +0 late, 0 duplicate, 0 malformed, 0 undelivered", shown.stdout), shown.stdout
+        assert re.search(r"echo +1 +1 +yes", shown.stdout), shown.stdout
+        assert re.search(r"w\S* +127.0.0.1 +32 .* ready +echo:1", shown.stdout), shown.stdout
+        assert workers.end() == 0
+        broker.broker.wait_for(r"INFO worker w\S* at 127.0.0.1 says goodbye, with 0 requests")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_the_broker(number: signal.Signals) -> None:
+    with running_broker() as broker:
+        assert broker.broker.end(number) == 0
+        assert any("stopping: finishing 0 requests" in line for line in broker.broker.seen())

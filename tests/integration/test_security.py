@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -80,6 +81,20 @@ def test_who_is_authorized_is_served(site: Site) -> None:
             np.testing.assert_array_equal((await client.infer("echo", {"x": X}))["x"], X)
 
     asyncio.run(infer())
+
+
+def test_the_brokers_log_names_a_key_that_is_refused(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with running_broker(*site.options) as broker:
+        site.frontend = broker.frontend
+        with site.client("stranger", timeout=2) as client, pytest.raises(Unauthenticated):
+            client.status()
+        key = re.search(r'public-key = "(\S+)"', Path(site.path("stranger")).read_text())
+        assert key is not None
+        line = broker.broker.wait_for(
+            r"WARNING a connection is refused: key (\S+) is not in (\S+), the list of clients"
+        )
+        assert (line[1], line[2]) == (key[1], str(site.clients))
 
 
 @pytest.mark.parametrize(

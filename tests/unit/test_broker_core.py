@@ -945,3 +945,48 @@ def test_all_first_attempts_of_a_lost_worker_are_suspects_and_of_later_ones_the_
     bench.handle(Undelivered(ToWorker(b"W2", wire.Probe()), False))
     blamed = [key.id for key, request in bench.core.requests.items() if len(request.lost) == 2]
     assert blamed == [key_of(again[0])[1]]
+
+
+# --- what the log says --------------------------------------------------------------------------------------
+
+
+def said(bench: Bench) -> list[str]:
+    return [text for _, text in bench.core.notes.take()]
+
+
+def test_the_log_says_when_workers_come_change_fall_silent_and_go(bench: Bench) -> None:
+    body = [{"name": "m", "version": 1, "inputs": [], "outputs": []}]
+    bench.handle(FromWorker(b"W1", wire.Announce("one", 2), [encode_body(body)], "", "10.0.0.7"))
+    assert said(bench) == ["worker one at 10.0.0.7 came: 2 slots, serves m:1", "model 'm': version 1 is the latest now"]
+    body = [{"name": "m", "version": v, "inputs": [], "outputs": []} for v in (1, 2)]
+    bench.handle(FromWorker(b"W1", wire.Announce("one", 2), [encode_body(body)], "", "10.0.0.7"))
+    bench.handle(FromWorker(b"W1", wire.Announce("one", 2), [encode_body(body)], "", "10.0.0.7"))
+    changes = ["worker one at 10.0.0.7 changes: serves m:1, m:2", "model 'm': version 2 is the latest now"]
+    assert said(bench) == changes, "and nothing of what stays as it is"
+    bench.after(POLICY.patience)
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(), []))
+    silent, heard = said(bench)
+    assert "idle and silent for 3.0 s; it is given nothing until it is heard" in silent
+    assert heard == "worker one at 10.0.0.7 is heard again"
+    bench.request(1)
+    bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False))
+    assert said(bench) == [
+        "model 'm': nobody serves it any more",
+        "worker one at 10.0.0.7 is lost: its connection is gone; it held 1 requests",
+    ]
+    bench.announce(b"W2")
+    said(bench)
+    bench.handle(FromWorker(b"W2", wire.Goodbye(), []))
+    bench.handle(Undelivered(ToWorker(b"W2", wire.Probe()), False))
+    assert [line for line in said(bench) if "goodbye" in line] == ["worker W2 says goodbye, with 1 requests"]
+
+
+def test_the_log_names_requests_that_are_aborted_and_bytes_that_are_no_message(bench: Bench) -> None:
+    for n in range(3):
+        bench.announce(b"W%d" % n)
+        bench.request(1)
+        bench.handle(Undelivered(ToWorker(b"W%d" % n, wire.Probe()), False))
+    (aborted,) = [line for line in said(bench) if "ABORTED" in line]
+    assert "request 61616161/1 for model 'm' is ABORTED: it lost its worker 3 times (W0, W1, W2; the last:" in aborted
+    bench.handle(Malformed(b"?", True, ProtocolError("nonsense\x1b[31m"), "10.0.0.9"))
+    assert said(bench) == ["bytes of a client at 10.0.0.9 are no message: nonsense\\x1b[31m"]
