@@ -31,6 +31,7 @@ from broker.files import raise_file_limit
 from broker.security import Security, check_exposure
 from zmq_offload import transport
 from zmq_offload.errors import ProtocolError
+from zmq_offload.ipc import SocketFile
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
@@ -61,6 +62,7 @@ class Broker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 65536)
         self._security: Security | None = None
+        self._files: list[SocketFile] = []
         try:
             if config.server_key is not None:
                 self._security = Security(
@@ -72,6 +74,7 @@ class Broker:
         except BaseException:
             if self._security is not None:
                 self._security.close()
+            self._remove_files()
             self._context.destroy(linger=0)
             raise
         self._look_at_keys_at = math.inf if self._security is None else clock() + _KEYS_EVERY
@@ -93,7 +96,14 @@ class Broker:
         socket.setsockopt(zmq.RCVHWM, _UNREAD_HERE)
         if self._security is not None:
             self._security.protect(socket, whom)
-        return socket, transport.bind(socket, endpoint)
+        bound, file = transport.bind(socket, endpoint)
+        if file is not None:
+            self._files.append(file)
+        return socket, bound
+
+    def _remove_files(self) -> None:
+        for file in self._files:
+            file.remove()
 
     def stop(self) -> None:
         """Drain and return from `run`. May be called from any thread and from a signal handler."""
@@ -106,6 +116,7 @@ class Broker:
         finally:
             self._back.disable_monitor()
             self._monitor.close(linger=0)
+            self._remove_files()
             # What was sent last, replies to those who were waiting among it, still goes out.
             self._front.close(linger=1000)
             self._back.close(linger=1000)

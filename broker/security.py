@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from broker.events import Authorized
 from broker.notes import Notes
+from zmq_offload.addresses import is_loopback
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.grants import Grant
 from zmq_offload.keylist import read_list
@@ -21,13 +21,11 @@ from zmq_offload.keys import read_pair
 
 log = logging.getLogger("broker")
 
-_LOOPBACK = re.compile(r"tcp://(127\.[\d.]+|localhost|\[::1\]):.*|(ipc|inproc)://.*")
-
 
 def check_exposure(endpoints: tuple[str, ...], *, secured: bool, insecure: bool) -> None:
     """Raises InvalidArgument where anybody on the network could connect and nobody said that this is meant."""
     for endpoint in endpoints:
-        if not (secured or insecure or _LOOPBACK.fullmatch(endpoint)):
+        if not (secured or insecure or is_loopback(endpoint)):
             raise InvalidArgument(
                 f"{endpoint} can be reached from other machines, and there are no keys: give --server-key, "
                 "--authorized-clients and --authorized-workers, or --insecure if the network is trusted"

@@ -10,6 +10,7 @@ from typing import Any
 
 import zmq
 
+from zmq_offload import addresses, ipc
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol import limits
 
@@ -33,7 +34,7 @@ CLIENTS_HEARTBEAT = 5.0
 (`zmq_offload.session`); these find out about the others. They are as many as there are connections: at an interval of
 half a second those of 2,000 idle clients took 15 % of a core in the broker, of 5 s they take 2 %."""
 
-_ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[^\s:/]+|\*):(\d{1,5}|\*)|ipc://\S+|inproc://\S+")
+_ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[^\s:/\[\]]+|\*):(\d{1,5}|\*)|ipc://\S+|inproc://\S+")
 
 
 def check_endpoint(text: str) -> str:
@@ -74,28 +75,30 @@ def make_socket(
 
 
 def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Connect, now or whenever the other end comes up.
+    """Connect, now or whenever the other end comes up. A host name may have IPv4 or IPv6 addresses.
 
     Raises InvalidArgument for what is only an endpoint to bind to, and for a path that is too long.
     """
-    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    socket.setsockopt(zmq.IPV6, int(addresses.needs_ipv6(endpoint)))
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
-        raise InvalidArgument(f"cannot connect to {endpoint}: {error.strerror}") from None
+        raise InvalidArgument(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}") from None
 
 
-def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
-    """Bind, and return the endpoint with the port that it got.
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> tuple[str, ipc.SocketFile | None]:
+    """Bind; the endpoint with the port that it got, and its file if it has one, to be removed in the end.
 
-    Raises FailedPrecondition where the address is taken or not this machine's.
+    The host is an address, `*` (IPv4), the name of a network interface, or a host name of this machine; `[::]` takes
+    IPv4, too. Raises FailedPrecondition where the address is taken or not this machine's.
     """
-    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    numeric = addresses.to_bind(check_endpoint(endpoint))
+    socket.setsockopt(zmq.IPV6, int("[" in numeric))
     try:
-        socket.bind(check_endpoint(endpoint))
+        file = ipc.bind(endpoint, lambda: socket.bind(numeric))
     except zmq.ZMQError as error:
-        raise FailedPrecondition(f"cannot bind to {endpoint}: {error.strerror}") from None
-    return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        raise FailedPrecondition(f"cannot bind to {endpoint}: {zmq.strerror(error.errno or 0)}") from None
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), file
 
 
 class Wake:

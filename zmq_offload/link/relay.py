@@ -28,7 +28,7 @@ class Relay:
     """
 
     def __init__(self, to: str, listen: str, conditions: Conditions, outages: Sequence[Outage] = ()) -> None:
-        self._target = _address(to)
+        self._target = _resolved(_address(to))
         self._changes = deque(timetable(outages))
         there, back = Path[Pipe](conditions, random.random), Path[Pipe](conditions, random.random)
         self._paths = there, back
@@ -36,7 +36,7 @@ class Relay:
         self._state: Kind | None = None
         self._early = 0.0  # seconds that a wake-up takes: what comes in was there before, what goes out would be late
         # Holds the port while nobody listens on it, so that no other process gets it during an outage.
-        self._reserved = _bound(_address(listen))
+        self._reserved = _bound(_resolved(_address(listen)))
         host, port = self._reserved.getsockname()[:2]
         self._place = host, port
         try:
@@ -183,6 +183,19 @@ def _address(endpoint: str) -> tuple[str, int]:
     if not endpoint.startswith("tcp://"):
         raise InvalidArgument(f"endpoint {endpoint!r}: a link is between TCP endpoints, tcp://HOST:PORT")
     return host.strip("[]").replace("*", "0.0.0.0"), 0 if port == "*" else int(port)
+
+
+def _resolved(place: tuple[str, int]) -> tuple[str, int]:
+    """With an address in place of a name: IPv4 if it has one, else IPv6. Raises FailedPrecondition if it has none."""
+    try:
+        found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise FailedPrecondition(f"host {place[0]!r} cannot be looked up: {said}") from None
+    family = socket.AF_INET if any(f == socket.AF_INET for f, *_ in found) else socket.AF_INET6
+    address = next(address for f, _, _, _, address in found if f == family)
+    host, zone = str(address[0]), place[0].partition("%")[1:]
+    return host if "%" in host else host + "".join(zone), place[1]
 
 
 def _socket(place: tuple[str, int]) -> socket.socket:

@@ -1,0 +1,106 @@
+"""Hosts of tcp:// endpoints: which family of addresses a name has, and what is loopback.
+
+libzmq looks a name up for one family only, by the option IPV6 of the socket. Without it, names that have only an IPv6
+address never connect; with it, a name that has both is connected by IPv6 alone, also where the other end listens on
+IPv4 (`localhost`, on most machines). So names are looked up here first: IPv4 where there is such an address, else IPv6.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+
+LOOKUP_S = 0.25
+"""How long a connection waits for the first look-up of a name. One that takes longer counts for the next connection:
+these are made in threads that keep deadlines."""
+
+_families: dict[str, int] = {}
+_looking: set[str] = set()
+_lock = threading.Lock()
+
+
+def host_of(endpoint: str) -> str | None:
+    """The host of tcp://HOST:PORT, with the brackets of an IPv6 address; None for another transport."""
+    if not endpoint.startswith("tcp://"):
+        return None
+    return endpoint.removeprefix("tcp://").rpartition(":")[0]
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether nobody on another machine can connect to what binds to this endpoint. Names but `localhost` do not count:
+    what they stand for can change."""
+    host = host_of(endpoint)
+    if host is None or host == "localhost":
+        return True
+    address = _literal(host)
+    if address is None:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def needs_ipv6(endpoint: str) -> bool:
+    """Whether a socket needs ZMQ's option IPV6 to connect to this endpoint. Looks a name up, for at most LOOKUP_S."""
+    host = host_of(endpoint)
+    if host is None or host == "*" or _literal(host) is not None:
+        return host is not None and host.startswith("[")
+    thread = _look_up(host)
+    if host not in _families and thread is not None:
+        thread.join(LOOKUP_S)
+    return _families.get(host) == socket.AF_INET6
+
+
+def to_bind(endpoint: str) -> str:
+    """The endpoint with an address of this machine in place of its name, which libzmq would not look up. What is an
+    address, "*" or the name of a network interface stays as it is, and so does a name that is not known."""
+    host = host_of(endpoint)
+    if host is None or host == "*" or _literal(host) is not None or host in _interfaces():
+        return endpoint
+    found = _resolved(host)
+    if found is None:
+        return endpoint
+    address = f"[{found[1]}]" if found[0] == socket.AF_INET6 else found[1]
+    return f"tcp://{address}:{endpoint.rpartition(':')[2]}"
+
+
+def _interfaces() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
+
+
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host[1:-1] if host.startswith("[") else host)
+    except ValueError:
+        return None
+
+
+def _look_up(host: str) -> threading.Thread | None:
+    """Look a name up in a thread, if none does so already."""
+    with _lock:
+        if host in _looking:
+            return None
+        _looking.add(host)
+
+    def work() -> None:
+        try:
+            found = _resolved(host)
+            if found is not None:
+                _families[host] = found[0]
+        finally:
+            _looking.discard(host)
+
+    thread = threading.Thread(target=work, name="look up", daemon=True)
+    thread.start()
+    return thread
+
+
+def _resolved(host: str) -> tuple[int, str] | None:
+    """Family and address of a name: IPv4 if it has one, as libzmq does without the option; None if it is not known."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return None
+    inet = {int(family): str(place[0]) for family, _, _, _, place in reversed(found)}
+    family = next((f for f in (socket.AF_INET, socket.AF_INET6) if f in inet), None)
+    return None if family is None else (family, inet[family])
