@@ -20,7 +20,7 @@ channels = st.sampled_from([1, 2, 3, 5, 8, 16, 17, 24, 31, 40])
 activations = st.lists(
     st.sampled_from(["Relu", "Sigmoid", "Tanh", "HardSwish", "Erf", "Exp", "LeakyRelu", "Clip", "Scale", "Gate"]),
     max_size=3,
-)
+).filter(lambda names: names.count("Exp") < 2)  # e^(e^x) magnifies the rounding of what is before it a hundred times
 
 
 def finish(net: Net, y: str, names: list[str]) -> str:

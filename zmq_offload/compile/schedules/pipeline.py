@@ -10,6 +10,7 @@ from tvm.ir.transform import Pass, PassContext, Sequential, module_pass
 from tvm.target import Target
 
 from zmq_offload.byoc.overlap import keep_apart, overlap
+from zmq_offload.compile.schedules.exact import exact
 from zmq_offload.compile.schedules.layout import channels_last
 from zmq_offload.compile.schedules.machine import Machine, is_cpu, machine_of
 from zmq_offload.compile.schedules.schedule import Rule, schedule_pass
@@ -25,7 +26,7 @@ def graph_passes(machine: Machine) -> list[Pass]:
     """From operators to fused functions that are not scheduled yet: what tuning starts from."""
 
     def layout(mod: IRModule, _: PassContext) -> IRModule:
-        return channels_last(simplify(mod), machine)
+        return exact(channels_last(simplify(mod), machine))
 
     return [
         relax.transform.Normalize(),

@@ -19,6 +19,7 @@ from zmq_offload.compile.schedules.machine import Machine
 from zmq_offload.compile.schedules.nests import Frame, elementwise
 from zmq_offload.compile.schedules.rewrite import Unsupported, loads
 from zmq_offload.compile.schedules.stages import Inliner, Program, Stage, parse
+from zmq_offload.compile.schedules.statements import with_safe_values
 from zmq_offload.compile.schedules.transposed import transposed
 
 logger = logging.getLogger(__name__)
@@ -96,10 +97,13 @@ def scheduled(mod: IRModule, machine: Machine, first: Rule | None = None) -> IRM
     result = IRModule(dict(mod.functions), attrs=mod.attrs, global_infos=mod.global_infos)
     for name, func in mod.functions.items():
         if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
-            done = first(func) if first is not None else None
+            tuned = first(func) if first is not None else None
+            done = None if tuned is None else with_safe_values(tuned)
             if done is None:
                 done = schedule_or_default(func, machine, str(name.name_hint))
-            if done is not None:
+            if done is None:
+                result[name] = with_safe_values(func)
+            else:
                 result[name] = done.with_attr(SCHEDULED, True)
     return result
 

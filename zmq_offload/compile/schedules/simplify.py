@@ -84,8 +84,10 @@ class _Simplify(GraphRewriter):
             axes = None if call.attrs.axes is None else [int(a) for a in call.attrs.axes]
             return constant_expr(arrays[0].transpose(axes))
         if name in _FOLDED and all(a is not None for a in arrays):
-            value = _FOLDED[name](*arrays)
-            return constant_expr(np.asarray(value, dtype=str(call.ty.dtype)))
+            if name == "relax.divide" and not str(call.ty.dtype).startswith("float"):
+                return call  # integers divide towards zero, and by zero
+            with np.errstate(all="ignore"):  # what a weight of zero or below gives is a value, not a warning
+                return constant_expr(np.asarray(_FOLDED[name](*arrays), dtype=str(call.ty.dtype)))
         return call
 
     def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> Expr:
@@ -103,13 +105,14 @@ class _Simplify(GraphRewriter):
         if any(a is None for a in arrays) or call.attrs.training:
             return None
         gamma, beta, mean, variance = (np.asarray(a, "float64") for a in arrays)
-        scale = (gamma if call.attrs.scale else 1.0) / np.sqrt(variance + float(call.attrs.epsilon))
-        shift = (beta if call.attrs.center else 0.0) - mean * scale
         shape = [1] * call.args[0].ty.ndim
         shape[int(call.attrs.axis)] = -1
         dtype = str(call.args[0].ty.dtype)
-        scaled = self.builder_.emit(relax.op.multiply(call.args[0], constant_expr(scale.reshape(shape).astype(dtype))))
-        return relax.op.add(scaled, constant_expr(shift.reshape(shape).astype(dtype)))
+        with np.errstate(all="ignore"):  # a variance of zero without an epsilon makes infinities, as it does unfolded
+            scale = (gamma if call.attrs.scale else 1.0) / np.sqrt(variance + float(call.attrs.epsilon))
+            shift = (beta if call.attrs.center else 0.0) - mean * scale
+            factor, offset = (constant_expr(v.reshape(shape).astype(dtype)) for v in (scale, shift))
+        return relax.op.add(self.builder_.emit(relax.op.multiply(call.args[0], factor)), offset)
 
     def _plain(self, call: Call) -> Expr | None:
         """ONNX's Clip arrives as TIR functions for max and min: as operators they can change layout and be fused."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from tvm import s_tir, tirx
-from tvm.ir import Expr, TensorLoad, Var
+from tvm.ir import Call, Expr, TensorLoad, Var
 
 from zmq_offload.compile.schedules.rewrite import Rewriter, Unsupported, children, constant, loads, same
 
@@ -65,7 +65,24 @@ def parse(func: tirx.PrimFunc) -> Program:
     outputs = [b for b in written if any(b.same_as(p) for p in func.params)]
     if len(outputs) != 1 or not outputs[0].same_as(written[-1]):
         raise Unsupported("several outputs")
+    for stage in stages:
+        _pad_with_identity(stage, stages)
     return Program(func, stages)
+
+
+def _pad_with_identity(stage: Stage, stages: Sequence[Stage]) -> None:
+    """Pooling pads with what its maximum begins with, so that a border of -inf stays that."""
+    if stage.combine not in (tirx.Max, tirx.Min):
+        return
+    for pad in (s for s in stages if str(s.buffer.name) == "pad_temp"):
+        call = pad.value
+        if (
+            isinstance(call, Call)
+            and len(call.args) == 3
+            and any(e.source.same_as(pad.buffer) for e in loads(stage.value))
+        ):
+            outside = identity(stage.combine, call.args[2])
+            pad.value = Call(call.op, [*call.args[:2], outside], call.attrs, call.ty_args, call.span, call.ty)
 
 
 def _stage(statement: tirx.Stmt) -> Stage:
@@ -118,7 +135,7 @@ def _reduction(stage: Stage, init: tirx.Stmt | None, axes: list[Any]) -> None:
     stage.reduce_extents = [v.dom.extent for v in axes]
 
 
-def identity(combine: type, given: Expr) -> Expr:
+def identity(combine: type | None, given: Expr) -> Expr:
     """What a reduction begins with: TVM's largest finite number is not above what is infinite."""
     if combine not in (tirx.Max, tirx.Min) or not isinstance(given, tirx.FloatImm):
         return given
