@@ -95,7 +95,8 @@ class Backend(Ledger):
     def _done(self, worker: Worker, message: wire.Done, payload: Payload, now: float) -> None:
         request = self._answered(worker, message)
         if request is not None:
-            if max(map(len, payload), default=0) > min(request.max_frame_bytes, self.max_frame_bytes):
+            longest = len(payload[0]) if len(payload) == 1 else max(map(len, payload), default=0)
+            if longest > request.max_frame_bytes or longest > self.max_frame_bytes:
                 self._too_large_for_its_client(request, payload, now)
                 return
             worker.served += 1

@@ -16,6 +16,9 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import Key
 from zmq_offload.protocol.payload import encode_body
 
+_new = tuple.__new__
+"""As the NamedTuple's own constructor, which costs twice as much."""
+
 
 class Frontend(Ledger):
     """The clients' side."""
@@ -65,7 +68,7 @@ class Frontend(Ledger):
             self._refuse(event, key, Status.INVALID_ARGUMENT, text, now)
             return
         deadline = now + message.budget_us / 1e6
-        wanted = Wanted(message.model, message.version, b"" if message.version else message.signature)
+        wanted = _new(Wanted, (message.model, message.version, b"" if message.version else message.signature))
         request = Request(
             key=key,
             client=peer,

@@ -100,10 +100,22 @@ class Scheduler:
         """The worker that should run a request with a frame of `longest` bytes now, or None while all that could are
         full."""
         pool = self.pools.get(wanted)
-        if pool is None:
-            return None
-        best = _least_loaded(pool.first, longest)
-        return _least_loaded(pool.helpers, longest) if best is None and pool.helpers else best
+        best: Worker | None = None
+        for workers in () if pool is None else (pool.first, pool.helpers):
+            for worker in workers:
+                held = len(worker.held)
+                if worker.duty is not Duty.READY or held >= worker.slots or longest > worker.max_frame_bytes:
+                    continue
+                if best is None:
+                    best = worker
+                    continue
+                # held/slots by cross-multiplication, so that equal loads are equal exactly.
+                ours, theirs = held * best.slots, len(best.held) * worker.slots
+                if ours < theirs or (ours == theirs and (worker.nbytes, worker.chosen) < (best.nbytes, best.chosen)):
+                    best = worker
+            if best is not None:
+                break
+        return best
 
     def given(self, worker: Worker) -> None:
         """Note that a worker gets a request now, for the ties to come."""
@@ -156,18 +168,3 @@ class Scheduler:
         self.shares.take(request)
         if not self.queues[request.wanted]:
             del self.queues[request.wanted]
-
-
-def _least_loaded(workers: Iterable[Worker], longest: int) -> Worker | None:
-    best: Worker | None = None
-    for worker in workers:
-        if worker.duty is not Duty.READY or len(worker.held) >= worker.slots or longest > worker.max_frame_bytes:
-            continue
-        if best is None:
-            best = worker
-            continue
-        # held/slots by cross-multiplication, so that equal loads are equal exactly.
-        ours, theirs = len(worker.held) * best.slots, len(best.held) * worker.slots
-        if ours < theirs or (ours == theirs and (worker.nbytes, worker.chosen) < (best.nbytes, best.chosen)):
-            best = worker
-    return best

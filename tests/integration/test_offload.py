@@ -153,6 +153,40 @@ def test_a_new_version_is_served_without_a_restart_and_a_damaged_one_leaves_the_
         eventually(lambda: client.infer("net", features).version == 1, timeout=30)
 
 
+def test_a_version_with_another_signature_is_not_chosen_for_a_device_and_says_so_where_it_is_alone(
+    served: Served, tmp_path: Path
+) -> None:
+    dist = Path(shutil.copytree(served.dist, tmp_path / "dist", ignore=shutil.ignore_patterns("7", "8", "9", "10")))
+    repository = dist / "repository"
+    compile_model(
+        served.onnx,
+        inputs={"x": (1, 3, 6, 8)},
+        cut=["features"],
+        name="net",
+        version=2,
+        output=tmp_path / "other",
+        repository=repository,
+        new_signature=True,
+    )
+    with (
+        running_broker("--worker-grace", "0.5") as fabric,
+        running_workers(fabric.backend, "--repository", str(repository), "--refresh", "0.2"),
+        zmq_offload.load(served.dist / "device", broker=fabric.frontend, timeout=20) as model,
+        Client(fabric.frontend) as client,
+    ):
+        eventually(lambda: [m["version"] for m in client.models()] == [1, 2], timeout=60)
+        assert [m["latest"] for m in client.status()["models"]] == [False, True]
+        np.testing.assert_allclose(model(image(0)), served.expected(image(0)), rtol=1e-3, atol=1e-4)
+        # Who does not say what it was built for gets the latest.
+        assert client.infer("net", {"features": np.zeros((1, 8, 6, 8), "f4")}).version == 2
+        shutil.rmtree(repository / "net" / "1")
+        eventually(lambda: [m["version"] for m in client.models()] == [2], timeout=30)
+        with pytest.raises(FailedPrecondition) as caught:
+            model(image(0))
+    assert "version 2 takes features FP32[1,8,6,8] and returns" in caught.value.message
+    assert "this device bundle was built for one that takes features FP32[1,8,12,16]" in caught.value.message
+
+
 def edit(folder: Path, **changes: object) -> None:
     file = folder / "model.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

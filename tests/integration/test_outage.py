@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ def test_a_served_version_with_another_signature_is_named(served: Served) -> Non
         version=2,
         output=served.dist.parent / "two",
         repository=served.dist / "repository",
+        new_signature=True,
     )
     with zmq_offload.load(served.dist / "device", broker=served.broker, offload="always") as model:
 
@@ -150,8 +152,12 @@ def test_a_served_version_with_another_signature_is_named(served: Served) -> Non
                 return error.message
             return ""
 
+        with Client(served.broker) as client:
+            eventually(lambda: [m["version"] for m in client.models()] == [1, 2])
+        assert refused() == "", "version 1 fits and is served still"
+        shutil.rmtree(served.dist / "repository" / "mlp" / "1")
         said = eventually(refused)
-        assert "what is served does not fit this device bundle" in said and "version 2" in said
-        assert "it takes h2 FP32[3,16]" in said
+        assert "version 2 takes h2 FP32[3,16]" in said
+        assert "this device bundle was built for one that takes h2 FP32[" in said
         model.offload = "auto"
         np.testing.assert_allclose(model(X), served.expected, atol=1e-5)
