@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from zmq_offload.errors import OffloadError, one_line
+from zmq_offload.errors import OffloadError, one_line, printable
 from zmq_offload.interrupts import quiet_ctrl_c
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def run(main: Callable[[], int | None], program: str) -> int:
         if not _is_expected(error):
             raise
         text = error.message if isinstance(error, OffloadError) else one_line(error)
-        _complain(f"{program}: error: {' '.join(text.split()) or type(error).__name__}")
+        _complain(f"{program}: error: {shortened(text) or type(error).__name__}")
         _discard(sys.stdout)
         return 1
 
@@ -76,6 +76,12 @@ def command() -> list[str]:
     `python -m` looks into the current folder first: a file workers.py or zmq_offload.py there would run instead.
     """
     return [sys.executable, str(ROOT / "zmq_offload" / "__main__.py")]
+
+
+def shortened(text: str, most: int = 600) -> str:
+    """A message as one line; of a long one, which repeats what was given, the beginning and the end."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-most // 3 :]}"
 
 
 def module(name: str) -> list[str]:

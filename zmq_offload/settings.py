@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from zmq_offload import __version__
 from zmq_offload.errors import OffloadError
+from zmq_offload.programs import shortened
 from zmq_offload.suggest import did_you_mean
 from zmq_offload.variables import PREFIX
 
@@ -65,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         """One line; `--help` has the usage. Exits with 2."""
         lost = message.startswith(("unknown", "unexpected", "the following arguments are required"))
         see = f" (see {self.prog} --help)" if lost else ""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}{see}\n")
+        self.exit(2, f"{self.prog}: error: {shortened(message)}{see}\n")
 
 
 def add_option(
@@ -124,7 +125,7 @@ def _naming(kind: Callable[[str], Any]) -> Callable[[str], Any]:
             if isinstance(text, _FromEnvironment):
                 raise _WrongVariable(f"variable {text.variable}: {error}") from None
             if isinstance(error, OffloadError):
-                raise argparse.ArgumentTypeError(error.message) from None
+                raise argparse.ArgumentTypeError(shortened(error.message)) from None
             raise
 
     return parse
@@ -164,7 +165,7 @@ def _frontend(text: str) -> str:
 def _frontends(text: str) -> tuple[str, ...]:
     found = tuple(_frontend(part) for part in text.split(",") if part.strip())
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} names no endpoint; use tcp://HOST:PORT")
+        raise argparse.ArgumentTypeError(f"{_short(text)} names no endpoint; use tcp://HOST:PORT")
     return found
 
 
@@ -176,7 +177,7 @@ def checked(kind: Callable[[str], Any], holds: Callable[[Any], bool], wanted: st
             value = kind(text)
         except (ValueError, OverflowError, OffloadError) as error:
             detail = error.message if isinstance(error, OffloadError) else f"{_short(text)} is not {wanted}"
-            raise argparse.ArgumentTypeError(detail) from None
+            raise argparse.ArgumentTypeError(shortened(detail)) from None
         if not holds(value):
             raise argparse.ArgumentTypeError(f"{_short(text)} is not {wanted}")
         return value
@@ -191,6 +192,7 @@ def _short(text: str) -> str:
 MOST = 10**9
 """Of whatever is counted: requests, rows, runs. More is a slip of the pen, and would overflow somewhere."""
 
+whole = checked(int, lambda n: 0 <= n <= MOST, f"a whole number from 0 to {MOST}")
 count = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}")
 processes = checked(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")
 bytes_ = checked(int, lambda n: 1 <= n < 2**62, "a whole number of bytes from 1")

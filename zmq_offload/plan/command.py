@@ -18,7 +18,7 @@ from zmq_offload.plan.files import Plan, Profile, Subject
 from zmq_offload.plan.rules import allowed_splits
 from zmq_offload.plan.search import Decision, decide
 from zmq_offload.progress import Progress
-from zmq_offload.settings import checked, count
+from zmq_offload.settings import checked, count, whole
 
 if TYPE_CHECKING:
     from zmq_offload.compile.halves import Cuttable
@@ -83,7 +83,7 @@ def add_parser(subparsers: Any) -> None:
         help=f"encodings to consider (default: {' '.join(WIRES)})",
     )
     parser.add_argument(
-        "--confirm", type=checked(int, lambda n: n >= 0, "a whole number from 0"), default=4, metavar="N",
+        "--confirm", type=whole, default=4, metavar="N",
         help="compile and run up to N of the best splits, rather than trust their parts' times (default: 4)",
     )  # fmt: skip
     parser.add_argument("--repeat", type=count, default=15, metavar="N", help="runs to take medians of (default: 15)")
