@@ -78,7 +78,7 @@ class Backend(Ledger):
         self._story.add(now, peer, "announced", f"{message.name}, {message.slots} slots, {len(models)} models")
         self._learn(models)
         if worker.duty is Duty.DRAINING:
-            worker.models = models
+            worker.serve(models)
         else:
             self._note_latest(self.scheduler.update(worker, models, anew=self._is_young(now)), now)
         self._timers.set(peer, now + self.policy.heartbeat)

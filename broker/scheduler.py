@@ -55,7 +55,8 @@ class Scheduler:
         """Let a worker, new or known, have requests for `models`; the models whose latest version is another now, and
         that version. `anew`: what "latest" means does not depend on what it meant before; so it is, too, for a model of
         which the worker serves a version no more."""
-        before, worker.models = worker.models, models
+        before = worker.models
+        worker.serve(models)
         withdrawn = {name for name, _ in before.keys() - models.keys()}
         self._leave(worker, before)
         for name, _ in models:

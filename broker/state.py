@@ -81,6 +81,8 @@ class Worker:
     address: str = ""
     max_frame_bytes: int = limits.MESSAGE_BYTES
     models: dict[tuple[str, int], Model] = field(default_factory=dict)
+    versions: dict[str, dict[int, Model]] = field(default_factory=dict)
+    """`models` by name."""
     duty: Duty = Duty.READY
     held: dict[tuple[Key, int], Request] = field(default_factory=dict)
     nbytes: int = 0
@@ -95,6 +97,12 @@ class Worker:
     def __str__(self) -> str:
         """For the log: its name and where it is."""
         return f"{self.name} at {self.address}" if self.address else self.name
+
+    def serve(self, models: dict[tuple[str, int], Model]) -> None:
+        """Take what was announced in place of what was before."""
+        self.models, self.versions = models, {}
+        for (name, version), model in models.items():
+            self.versions.setdefault(name, {})[version] = model
 
     @property
     def free(self) -> int:

@@ -52,13 +52,12 @@ def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *
     by_peer = {worker.peer: worker for worker in workers}
     signatures: dict[int, bytes] = {}
     for worker in by_peer.values():
-        for (name, version), description in worker.models.items():
-            if name == model:
-                wanted = Wanted(model, version)
-                found.setdefault(wanted, Pool(version)).add(worker, version)
-                signatures[version] = description.signature
-                for signature in (b"", description.signature):
-                    held.setdefault(signature, {}).setdefault(worker.peer, []).append(version)
+        for version, description in worker.versions[model].items():
+            wanted = Wanted(model, version)
+            found.setdefault(wanted, Pool(version)).add(worker, version)
+            signatures[version] = description.signature
+            for signature in (b"", description.signature):
+                held.setdefault(signature, {}).setdefault(worker.peer, []).append(version)
     for signature, versions_of in held.items():
         wanted = Wanted(model, LATEST, signature)
         slots: dict[int, int] = {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -179,3 +181,27 @@ def test_a_flood_does_not_flood_the_log() -> None:
     notes.add(1000.0, "malformed", "x" * 9999)
     ((_, text),) = notes.take()
     assert text.startswith("x" * 500 + " (") and len(text) < 600
+
+
+def test_a_worker_of_thousands_of_models_is_announced_in_linear_time() -> None:
+    """Eight times the models take eight times as many steps, not sixty-four times."""
+    steps = []
+    for many in (100, 800):
+        named = {
+            (f"m{n}", 1): Model({}, SAME, (Wanted(f"m{n}", 1), Wanted(f"m{n}"), Wanted(f"m{n}", LATEST, SAME)))
+            for n in range(many)
+        }
+        worker, scheduler, count = Worker(b"W", "w", 1, 0.0, 0.0), Scheduler(), [0]
+
+        def trace(_frame: object, event: str, _argument: object, count: list[int] = count) -> Any:
+            count[0] += event == "line"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            scheduler.update(worker, named)
+        finally:
+            sys.settrace(before)
+        steps.append(count[0])
+    assert steps[1] < 12 * steps[0]

@@ -220,7 +220,7 @@ class Call:
             # The inputs are what the bundle's graph computes: if they are refused, it was built for another version.
             raise FailedPrecondition(f"what is served does not fit this device bundle: {error.message}") from None
         except FailedPrecondition as error:
-            if isinstance(wanted.version, Latest):  # a broker that has no version that fits does not know what would
+            if error.message.startswith("no version of model"):  # the broker does not know what would fit
                 raise FailedPrecondition(f"{error.message}; this device bundle was built for {_wants(part)}") from None
             raise
         _check_fits(part, answer)
