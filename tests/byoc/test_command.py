@@ -92,6 +92,11 @@ def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.Ca
         ["compile", "m.onnx", "--name", "n", "--region", "a", "--cut", "t"],
         ["compile", "m.onnx", "--region", "a", "--cut", "t", "--name", "n"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--tune", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "-o", ""],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--repository", " "],
+        ["compile", "m.onnx", "--plan", "", "--name", "n"],
+        ["profile", "m.onnx", "--csv", ""],
+        ["plan", "m.onnx", "--bandwidth", "1Mbit", "--rtt", "1ms", "--save", ""],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

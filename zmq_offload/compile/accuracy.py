@@ -16,7 +16,7 @@ from zmq_offload.byoc.model import load
 from zmq_offload.compile.bundle import Compiled
 from zmq_offload.compile.importer import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
-from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec, check_tensors, datatype_of
 from zmq_offload.repository import LIBRARY, ModelVersion
 
@@ -111,7 +111,9 @@ def read_sample(file: str | os.PathLike[str]) -> Mapping[str, Array] | Array:
             content = np.load(opened, allow_pickle=False)
             return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidArgument(f"{os.fspath(file)} cannot be read: {' '.join(str(error).split())}") from None
+        if isinstance(error, OSError):
+            raise InvalidArgument(f"{os.fspath(file)} cannot be read: {error.strerror or error}") from None
+        raise InvalidArgument(f"{os.fspath(file)} cannot be read as .npy or .npz: {one_line(error)}") from None
 
 
 def named(sample: Mapping[str, Array] | Array, specs: Sequence[TensorSpec]) -> dict[str, Array]:

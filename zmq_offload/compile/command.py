@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload import settings
 from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
@@ -18,6 +19,8 @@ from zmq_offload.settings import count, microseconds
 
 if TYPE_CHECKING:
     from zmq_offload.compile.cuts import CutPoint
+
+_folder = settings.checked(str, lambda text: bool(text.strip()), "a folder's name (of an unset variable?)")
 
 
 class _Region(argparse.Action):
@@ -75,7 +78,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="inputs to measure that on: .npz by the names of the inputs, .npy for a single one (default: random ones)",
     )
-    parser.add_argument("--plan", type=Path, metavar="F", help="cut as `zmq-offload plan --save F` chose")
+    parser.add_argument("--plan", type=settings.path, metavar="F", help="cut as `zmq-offload plan --save F` chose")
     parser.add_argument("--name", help="name of the offloaded model")
     parser.add_argument(
         "--region",
@@ -93,8 +96,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--target", metavar="T", help="TVM target of the workers, a name or JSON (default: this CPU)")
     parser.add_argument("--device-target", metavar="T", help="TVM target of the device (default: this CPU)")
-    parser.add_argument("-o", "--output", default="dist", metavar="DIR", help="output folder (default: dist)")
-    parser.add_argument("--repository", metavar="DIR", help="model repository (default: DIR/repository)")
+    parser.add_argument(
+        "-o", "--output", type=_folder, default="dist", metavar="DIR", help="output folder (default: dist)"
+    )
+    parser.add_argument("--repository", type=_folder, metavar="DIR", help="model repository (default: DIR/repository)")
     parser.add_argument("--force", action="store_true", help="replace an existing version and device bundle")
     parser.add_argument(
         "--new-signature",
@@ -134,6 +139,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--tuning-db",
+        type=_folder,
         metavar="DIR",
         help="folder that keeps what tuning found, for later builds, with or without --tune (default: DIR/tuning)",
     )

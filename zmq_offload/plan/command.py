@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmq_offload import units
+from zmq_offload import settings, units
 from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.compile.silence import add_verbose, silent
 from zmq_offload.cores import usable_cores
@@ -57,8 +57,10 @@ def add_parser(subparsers: Any) -> None:
     device.add_argument(
         "--device-slowdown", type=factor, metavar="K", help="the device is K times slower than one thread here"
     )
-    device.add_argument("--device-profile", type=Path, metavar="F", help="the device's times, measured on it")
-    parser.add_argument("--server-profile", type=Path, metavar="F", help="the server's times (default: measured here)")
+    device.add_argument("--device-profile", type=settings.path, metavar="F", help="the device's times, measured on it")
+    parser.add_argument(
+        "--server-profile", type=settings.path, metavar="F", help="the server's times (default: measured here)"
+    )
     parser.add_argument(
         "--server-threads", type=count, metavar="N", help="TVM threads of a worker (default: the cores)"
     )
@@ -88,9 +90,16 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--repeat", type=count, default=15, metavar="N", help="runs to take medians of (default: 15)")
     parser.add_argument("--top", type=count, default=12, metavar="N", help="splits to show (default: 12)")
-    parser.add_argument("--save", type=Path, metavar="F", help="write the choice, for `zmq-offload compile --plan F`")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path(PICTURE), metavar="PNG", help=f"picture to write (default: {PICTURE})"
+        "--save", type=settings.path, metavar="F", help="write the choice, for `zmq-offload compile --plan F`"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=settings.path,
+        default=Path(PICTURE),
+        metavar="PNG",
+        help=f"picture to write (default: {PICTURE})",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_verbose(parser)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zmq_offload import settings
 from zmq_offload.byoc.manifest import MANIFEST, Manifest
 from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.compile.silence import add_verbose, silent
@@ -52,14 +53,19 @@ def add_parser(subparsers: Any) -> None:
         metavar="S",
         help="seconds to wait for each answer of the broker (default: 10)",
     )
-    parser.add_argument("--csv", type=Path, metavar="F", help="write all functions as CSV")
-    parser.add_argument("--json", type=Path, metavar="F", help="write everything as JSON")
+    parser.add_argument("--csv", type=settings.path, metavar="F", help="write all functions as CSV")
+    parser.add_argument("--json", type=settings.path, metavar="F", help="write everything as JSON")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path(PICTURE), metavar="PNG", help=f"picture to write (default: {PICTURE})"
+        "-o",
+        "--output",
+        type=settings.path,
+        default=Path(PICTURE),
+        metavar="PNG",
+        help=f"picture to write (default: {PICTURE})",
     )
     parser.add_argument(
         "--save",
-        type=Path,
+        type=settings.path,
         metavar="F",
         help="also measure both parts of every clean cut of an ONNX file, for `zmq-offload plan --device-profile F`",
     )
