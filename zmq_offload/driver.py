@@ -305,8 +305,16 @@ class Driver:
         with self._lock:
             self._session.close()
             self._outbox.clear()
-            self._outbox.extend(Fail(number, failure(error)) for number in self._calls)
-        self._perform()
+            calls = list(self._calls.values())
+            self._calls.clear()
+        leaving: BaseException | None = None
+        for call in calls:
+            try:
+                call.end(Fail(call.number, failure(error)))
+            except BaseException as end:  # noqa: PERF203  (a callback ends its thread, but not the other calls)
+                leaving = end
+        if leaving is not None:
+            raise leaving
 
     def _drive_until(self, enough: Callable[[], bool], until: float | None) -> None:
         session, connection, outbox, lock = self._session, self._connection, self._outbox, self._lock

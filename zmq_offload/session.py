@@ -152,7 +152,8 @@ class Session:
         return [Send(wire.Cancel(self.token, number)), Fail(number, Cancelled("cancelled by the caller"))]
 
     def close(self) -> list[Action]:
-        """Take all calls back."""
+        """Take all calls back, and expect nothing of the broker that comes next."""
+        self._broker_takes = None
         return [action for number in list(self._calls) for action in self.cancel(number)]
 
     def _begin(

@@ -1,0 +1,277 @@
+"""What fails while a client is driven fails its calls, within their deadlines; the next call starts afresh."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from tests.support.processes import Fabric
+from zmq_offload import AsyncClient, Client
+from zmq_offload.connection import Connection
+from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, Unavailable
+from zmq_offload.keys import new_keys
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import encode_tensors
+from zmq_offload.session import Policy, Send
+
+NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
+X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}
+IMPATIENT = Policy(heartbeat=0.05, patience=0.1)
+MANY = 5
+
+
+@contextmanager
+def no_files() -> Iterator[None]:
+    """No file can be opened, and so no socket made."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def kinds(errors: list[OffloadError]) -> set[tuple[type, str]]:
+    return {(type(error), error.message) for error in errors}
+
+
+def errors_of_threads(client: Client, timeout: float = 20.0) -> list[OffloadError]:
+    """Of calls that wait in threads, and of futures."""
+
+    def call(number: int) -> OffloadError:
+        with pytest.raises(OffloadError) as caught:
+            client.infer("echo", X, timeout=timeout) if number % 2 else client.submit("echo", X).result()
+        return caught.value
+
+    with ThreadPoolExecutor(MANY) as pool:
+        return list(pool.map(call, range(MANY)))
+
+
+async def errors_of_tasks(client: AsyncClient, timeout: float = 20.0) -> list[OffloadError]:
+    calls = (client.infer("echo", X, timeout=timeout) for _ in range(MANY))
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(error, OffloadError) for error in done), done
+    return done  # type: ignore[return-value]
+
+
+def test_without_files_calls_fail_when_the_client_connects_again_and_work_when_there_are_some(
+    echo_fabric: Fabric,
+) -> None:
+    with Client([NOBODY, echo_fabric.frontend], policy=IMPATIENT) as client:
+        with no_files():
+            errors = errors_of_threads(client)
+        assert {type(error) for error in errors} == {Unavailable}
+        assert any("Too many open files" in error.message for error in errors), errors
+        assert client.infer("echo", X)["x"].shape == (3, 4)
+        assert client._session.outstanding == 0
+
+
+def test_without_files_the_asyncio_client_does_the_same(echo_fabric: Fabric) -> None:
+    async def main() -> None:
+        async with AsyncClient([NOBODY, echo_fabric.frontend], policy=IMPATIENT) as client:
+            with no_files():
+                errors = await errors_of_tasks(client)
+            assert {type(error) for error in errors} == {Unavailable}
+            assert any("Too many open files" in error.message for error in errors), errors
+            assert (await client.infer("echo", X))["x"].shape == (3, 4)
+
+    asyncio.run(main())
+
+
+def test_without_files_no_client_is_made_and_nothing_is_left() -> None:
+    for kind in (Client, AsyncClient):
+        with no_files(), pytest.raises(Unavailable, match="Too many open files"):
+            kind(NOBODY)
+
+
+def broken(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+FAULTS = [
+    ("send", KeyError("a bug"), (Internal, "the client failed: KeyError: 'a bug'")),
+    ("receive", zmq.ZMQError(zmq.ENOTSOCK), (Unavailable, "the connection to ENDPOINT failed: Socket operation on ")),
+    ("send", OSError(5, "Input/output error"), (Unavailable, "the connection to ENDPOINT failed: Input/output error")),
+    ("refusal", MemoryError("none left"), (Internal, "the client failed: MemoryError: none left")),
+    ("still_lent", Internal("memory"), (Internal, "memory")),
+]
+
+
+@pytest.mark.parametrize(("method", "error", "expected"), FAULTS)
+def test_whatever_fails_in_driving_fails_every_call_and_the_next_ones_work(
+    echo_fabric: Fabric,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    error: Exception,
+    expected: tuple[type[OffloadError], str],
+) -> None:
+    """`refusal` is asked when a deadline comes, and so that of a Ping."""
+    caplog.set_level(logging.CRITICAL)
+    kind, text = expected[0], expected[1].replace("ENDPOINT", echo_fabric.frontend)
+    silent = {"policy": IMPATIENT} if method == "refusal" else {}
+
+    def right(errors: list[OffloadError]) -> bool:
+        # One that is not begun yet when the others fail meets the fault itself.
+        return all(type(one) is kind and one.message.startswith(text) for one in errors)
+
+    endpoint = NOBODY if method == "refusal" else echo_fabric.frontend
+    with Client(endpoint, **silent) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, method, broken(error))
+            errors = errors_of_threads(client)
+        assert right(errors), errors
+        assert len({id(one) for one in errors}) == MANY, "each has its own traceback"
+        assert client._driver.outstanding == client._session.outstanding == 0
+
+    async def main() -> None:
+        async with AsyncClient(endpoint, **silent) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(Connection, method, broken(error))
+                errors = await errors_of_tasks(client)
+            assert right(errors), errors
+            assert client._driver.outstanding == client._session.outstanding == 0
+            if endpoint != NOBODY:
+                assert (await client.infer("echo", X))["x"].shape == (3, 4)
+
+    asyncio.run(main())
+    if endpoint != NOBODY:
+        with Client(endpoint) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(Connection, method, broken(error))
+                errors_of_threads(client)
+            assert client.infer("echo", X)["x"].shape == (3, 4)
+
+
+def test_an_answer_that_cannot_be_taken_in_ends_its_call_and_no_other(
+    echo_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(echo_fabric.frontend) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("zmq_offload.connection.decode_tensors", broken(MemoryError("none left")))
+            for error in errors_of_threads(client):
+                assert kinds([error]) == {(Internal, "the answer cannot be taken in: MemoryError: none left")}
+        assert client.infer("echo", X)["x"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("fault", ["reconnect", "reopen"])
+def test_deadlines_hold_while_connecting_fails_again_and_again(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    async def main() -> None:
+        async with AsyncClient([NOBODY, "tcp://127.0.0.1:7"], policy=IMPATIENT) as client:
+            monkeypatch.setattr(Connection, fault, broken(zmq.ZMQError(errno.EMFILE)))
+            for _ in range(3):
+                began = time.monotonic()
+                with pytest.raises(Unavailable):
+                    await client.infer("echo", X, timeout=0.5)
+                assert time.monotonic() - began < 10
+
+    asyncio.run(main())
+
+
+def test_a_second_endpoint_that_fails_does_not_keep_the_client_from_the_first(
+    echo_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint that no check finds wrong, but connecting does."""
+    opened = Connection._open
+
+    def only_the_first(self: Connection) -> None:
+        if self._endpoint == 1:
+            raise Unavailable("cannot connect to the second")
+        opened(self)
+
+    monkeypatch.setattr(Connection, "_open", only_the_first)
+    with Client([NOBODY, "tcp://127.0.0.1:7"], policy=IMPATIENT) as client:
+        with pytest.raises(Unavailable, match="cannot connect to the second"):
+            client.infer("echo", X)
+        client._connection.endpoints[0] = echo_fabric.frontend
+        assert client.infer("echo", X)["x"].shape == (3, 4)
+
+
+def test_the_memory_of_inputs_is_back_when_calls_failed() -> None:
+    connection = Connection(NOBODY, None, 2**30)
+    try:
+        payload = encode_tensors({"x": np.zeros(1_000_000)})
+        connection.send(Send(wire.Request(b"s" * 16, 1, "echo", 0, 10**6, 0), payload))
+        (tracker,) = connection._lent[1]
+        assert not tracker.done
+        connection.reset()
+        assert tracker.done
+        assert not connection.still_lent(1)
+    finally:
+        connection.close()
+
+
+def test_errors_of_keys_name_the_variable_or_the_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    public, secret = new_keys("device", tmp_path)
+    missing = tmp_path / "missing.key"
+    monkeypatch.setenv("ZMQ_OFFLOAD_CLIENT_KEY", str(secret))
+    for kind in (Client, AsyncClient):
+        with pytest.raises(
+            InvalidArgument, match="ZMQ_OFFLOAD_CLIENT_KEY is given; give broker_key or set ZMQ_OFFLOAD_BROKER_KEY"
+        ):
+            kind(NOBODY)
+    monkeypatch.setenv("ZMQ_OFFLOAD_BROKER_KEY", str(missing))
+    with pytest.raises(FailedPrecondition, match=f"^ZMQ_OFFLOAD_BROKER_KEY: {missing}: "):
+        Client(NOBODY)
+    with pytest.raises(FailedPrecondition, match=f"^key: {public} has no secret key"):
+        Client(NOBODY, key=str(public), broker_key=str(public))
+    with pytest.raises(FailedPrecondition, match=f"^broker_key: {missing}: "):
+        Client(NOBODY, broker_key=missing)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="broker_key 7 is not the path of a key's file"):
+        Client(NOBODY, broker_key=7)  # type: ignore[arg-type]
+    monkeypatch.delenv("ZMQ_OFFLOAD_CLIENT_KEY")
+    with pytest.raises(InvalidArgument, match="broker_key is given; give key or set ZMQ_OFFLOAD_CLIENT_KEY, too"):
+        Client(NOBODY, broker_key=str(public))
+
+
+def test_numpys_numbers_are_taken_by_real_calls(echo_fabric: Fabric) -> None:
+    numbers = {"version": np.int64(1), "timeout": np.float32(5), "priority": np.int8(-1)}
+    with Client(echo_fabric.frontend, timeout=np.float32(20), max_frame_bytes=np.int64(2**20)) as client:  # type: ignore[arg-type]
+        assert client.infer("echo", X, **numbers)["x"].shape == (3, 4)  # type: ignore[arg-type]
+        future = client.submit("echo", X, **numbers)  # type: ignore[arg-type]
+        assert future.result(timeout=np.float32(20))["x"].shape == (3, 4)
+        assert client.models(timeout=np.float16(20))  # type: ignore[arg-type]
+
+
+def test_outputs_that_do_not_fit_are_refused_before_the_model_runs(echo_fabric: Fabric) -> None:
+    x = X["x"]
+    read_only = np.zeros_like(x)
+    read_only.flags.writeable = False
+
+    async def main() -> None:
+        async with AsyncClient(echo_fabric.frontend) as client:
+            served = (await client.status())["requests"]["served"]
+            for wrong in ({"x": [1.0]}, {"x": read_only}, {"x": x, "y": x}, [x]):
+                with pytest.raises(InvalidArgument, match="output"):
+                    await client.infer("echo", X, outputs=wrong)  # type: ignore[arg-type]
+            assert (await client.status())["requests"]["served"] == served
+            own = x.copy()
+            result = await client.infer("echo", {"x": own}, outputs={"x": own})
+            assert result["x"] is own, "an input may be an output"
+            np.testing.assert_array_equal(own, x)
+
+    asyncio.run(main())
+    with Client(echo_fabric.frontend) as client:
+        served = client.status()["requests"]["served"]
+        for wrong in ({"x": [1.0]}, {"x": read_only}, {"x": x, "y": x}, [x]):
+            with pytest.raises(InvalidArgument, match="output"):
+                client.infer("echo", X, outputs=wrong)  # type: ignore[arg-type]
+        assert client.status()["requests"]["served"] == served
+        # Echo workers announce no outputs: what an earlier answer had says nothing of the next.
+        assert client.infer("echo", X, outputs={"x": np.zeros_like(x)})
+        assert client.infer("echo", {"y": x}, outputs={"y": np.zeros_like(x)})["y"].shape == x.shape
