@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import signal
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -78,9 +79,11 @@ class Broker:
             self._context.destroy(linger=0)
             raise
         self._look_at_keys_at = math.inf if self._security is None else clock() + _KEYS_EVERY
-        self._monitor = self._back.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._wake = transport.Wake()
         keyed = self._security is not None
+        refusals = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL if keyed else 0
+        self._monitor = self._back.get_monitor_socket(zmq.EVENT_DISCONNECTED | refusals)
+        self._front_monitor = self._front.get_monitor_socket(refusals) if refusals else None
+        self._wake = transport.Wake()
         self._from_workers = transport.Inbox(self._back, keyed=keyed)
         self._from_clients = transport.Inbox(self._front, keyed=keyed)
         self._undelivered: list[Undelivered] = []
@@ -114,8 +117,10 @@ class Broker:
         try:
             self._serve()
         finally:
-            self._back.disable_monitor()
-            self._monitor.close(linger=0)
+            for socket, monitor in ((self._back, self._monitor), (self._front, self._front_monitor)):
+                if monitor is not None:
+                    socket.disable_monitor()
+                    monitor.close(linger=0)
             self._remove_files()
             # What was sent last, replies to those who were waiting among it, still goes out.
             self._front.close(linger=1000)
@@ -130,7 +135,7 @@ class Broker:
         wake, monitor = self._wake.fileno(), self._monitor.fileno()
         back, front = self._back, self._front
         sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (wake, monitor, back, front)]
-        self._drain_monitor()
+        self._drain_monitor(self._monitor, "workers")
         core, clock = self.core, self._clock
         wait = 0
         while not core.finished:
@@ -140,8 +145,8 @@ class Broker:
                 elif source is front:
                     self._drain(self._from_clients, self._from_front)
                 elif source == monitor:
-                    self._drain_monitor()
-                    self._handle(Disconnected())
+                    if self._drain_monitor(self._monitor, "workers"):
+                        self._handle(Disconnected())
                 else:
                     self._wake.clear()
                     log.info("stopping: finishing %d requests within %.1f s", len(core.requests), self._config.grace)
@@ -167,6 +172,8 @@ class Broker:
 
     def _look_at_keys(self) -> None:
         self._look_at_keys_at = self._clock() + _KEYS_EVERY
+        if self._front_monitor is not None:
+            self._drain_monitor(self._front_monitor, "clients")
         if self._security is not None and (authorized := self._security.reload()) is not None:
             self._handle(authorized)
 
@@ -174,10 +181,16 @@ class Broker:
         for level, text in self.core.notes.take():
             log.log(level, "%s", text)
 
-    def _drain_monitor(self) -> None:
-        """Read until refused: the descriptor tells only of what comes after that."""
-        while transport.receive(self._monitor) is not None:
-            pass
+    def _drain_monitor(self, monitor: zmq.Socket[bytes], whom: str) -> bool:
+        """Whether a connection ended. Read until refused: the descriptor tells only of what comes after that."""
+        ended = False
+        while (frames := transport.receive(monitor)) is not None:
+            if struct.unpack_from("=H", frames[0])[0] == zmq.EVENT_DISCONNECTED:
+                ended = True
+            else:
+                text = f"a connection to the port of {whom} is refused: it has no keys, or another key of this broker"
+                self.core.notes.add(self._clock(), "keys", text)
+        return ended
 
     def _report_undelivered(self) -> None:
         """Tell the core what could not be sent. A worker's last results may be here still when its connection is gone

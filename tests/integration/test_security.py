@@ -89,6 +89,11 @@ def test_the_brokers_log_names_a_key_that_is_refused(tmp_path: Path) -> None:
         site.frontend = broker.frontend
         with site.client("stranger", timeout=2) as client, pytest.raises(Unauthenticated):
             client.status()
+        with Client(site.frontend, timeout=2) as client, pytest.raises(OffloadError):
+            client.status()
+        broker.broker.wait_for("WARNING a connection to the port of clients is refused: it has no keys")
+        with running_workers(broker.backend, "--executor", "echo", "--drain", "1"):
+            broker.broker.wait_for("WARNING a connection to the port of workers is refused: it has no keys")
         key = re.search(r'public-key = "(\S+)"', Path(site.path("stranger")).read_text())
         assert key is not None
         line = broker.broker.wait_for(

@@ -78,6 +78,13 @@ def test_a_broker_that_does_not_know_it_is_told(bench: Bench) -> None:
     assert (action.link, action.message) == (1, wire.Announce("w", 2))
 
 
+def test_it_tells_its_limit_of_frames_and_learns_each_brokers(bench: Bench) -> None:
+    bench.session.max_frame_bytes = 77
+    assert [a.message for a in bench.session.announce(MODELS) if isinstance(a, Send)] == [wire.Announce("w", 2, 77)] * 2
+    bench.got(1, wire.Probe(55))
+    assert [link.takes for link in bench.session.links] == [limits.MESSAGE_BYTES, 55]
+
+
 def test_an_idle_worker_sends_heartbeats(bench: Bench) -> None:
     assert bench.tick(0) == [Send(0, wire.Heartbeat()), Send(1, wire.Heartbeat())]
     assert bench.tick(0.9) == []
