@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from workers.session import Policy
+from workers.session import MOST_SLOTS, Policy
 from zmq_offload.cores import usable_cores
 from zmq_offload.protocol import limits
 from zmq_offload.repository import Batching
@@ -40,6 +40,13 @@ def _processes(text: str) -> int:
 
 
 processes = checked(_processes, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024, or auto")
+name = checked(
+    str,
+    lambda text: 1 <= len(text) <= limits.NAME_BYTES and text.isprintable(),
+    f"a name of 1 to {limits.NAME_BYTES} printable characters",
+)
+slots = checked(int, lambda n: 1 <= n <= MOST_SLOTS, f"a whole number from 1 to {MOST_SLOTS}")
+rows = checked(int, lambda n: 1 <= n <= MOST_SLOTS // 2, f"a whole number from 1 to {MOST_SLOTS // 2}")
 switch = checked(str, lambda text: text in ("on", "off"), "on or off")
 
 
@@ -75,8 +82,8 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
     add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "brokers' backends", metavar="ENDPOINT,...")
     add_option(parser, "--repository", file, Config.repository, "the model repository", metavar="DIR")
     add_option(parser, "--executor", kind, "graph", "'graph' runs TVM, 'echo' returns its inputs", metavar="KIND")
-    add_option(parser, "--name", str, None, "name shown in the status, default HOST-PID", metavar="NAME")
-    add_option(parser, "--slots", count, None, "requests a process may hold, default 2, echo 32", metavar="N")
+    add_option(parser, "--name", name, None, "name shown in the status, default HOST-PID", metavar="NAME")
+    add_option(parser, "--slots", slots, None, "requests a process may hold, default 2, echo 32", metavar="N")
     add_option(parser, "--processes", processes, 1, "worker processes; auto: one for each core, at most 4", metavar="N")
     add_option(parser, "--threads", count, None, "TVM threads a process, default cores / processes", metavar="N")
     add_option(parser, "--pin", switch, "on", "keep each process on cores of its own", metavar="on|off")
@@ -88,7 +95,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
     add_option(parser, "--drain", seconds, policy.drain, "seconds to wait for brokers when stopped", metavar="S")
     add_option(parser, "--hang-grace", seconds, 30.0, "seconds a subgraph may run past a deadline", metavar="S")
     add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
-    add_option(parser, "--max-batch", count, None, "rows that may run together, over model.json's", metavar="N")
+    add_option(parser, "--max-batch", rows, None, "rows that may run together, over model.json's", metavar="N")
     add_option(parser, "--batch-delay", microseconds, None, "how long the first of them waits for others", metavar="US")
     given = parser.parse_args(arguments)
     if given.batch_delay is not None and given.max_batch is None:

@@ -46,6 +46,8 @@ this process down as well, an answer that is here still would be lost with it, a
 _STINT = 0.05
 """Seconds of work between two looks at what else is to do: a stop, another version that is ready."""
 
+_CONNECTED = "connected to broker %s"
+
 HUNG = 70
 """Exit code of a worker that ended itself because a subgraph hung."""
 
@@ -98,6 +100,7 @@ class Worker:
         )
         self._running: list[Attempt] = []
         self._complain_at = 0.0
+        self._said: dict[int, str] = {}
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -155,7 +158,15 @@ class Worker:
                 continue
             if type(message) is wire.Error:
                 self._complain(link, f"says {message.code}: {message.text}")
+            elif type(message) is not wire.Identify:  # which asks a worker that it does not know
+                self._say(link, logging.INFO, _CONNECTED)
             self._perform(self.session.received(link, message, self._clock()))
+
+    def _say(self, link: int, level: int, what: str) -> None:
+        """How it stands with a broker; once, until that changes."""
+        if self._said.get(link) != what:
+            self._said[link] = what
+            log.log(level, what, self._config.brokers[link])
 
     def _complain(self, link: int, what: str) -> None:
         """Not of each: whoever sends a million of them must not fill the disk."""
@@ -219,8 +230,8 @@ class Worker:
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
-                why = self._watches[action.link].refusal() or "is silent"
-                log.warning("broker %s %s; connecting anew", self._config.brokers[action.link], why)
+                why = (self._watches[action.link].refusal() or "is silent").replace("%", "%%")
+                self._say(action.link, logging.WARNING, f"broker %s {why}; connecting again until it answers")
                 self._watches[action.link].close()
                 self._inboxes[action.link].socket.close(linger=0)
                 self._inboxes[action.link] = self._connect(action.link)
@@ -284,11 +295,13 @@ class Worker:
 
 
 def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:
-    """Run a worker in this process, which has `cores` to itself, until SIGTERM, SIGINT or the end of its supervisor."""
+    """Run a worker in this process, which has `cores` to itself, until its supervisor, SIGTERM, SIGINT or SIGHUP ends
+    it."""
     worker = Worker(config, parent, cores=cores)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stop())
-    log.info("%s: brokers %s", config.name, ", ".join(config.brokers))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
+            signal.signal(number, lambda *_: worker.stop())
+    log.info("%s: connecting to %s", config.name, ", ".join(config.brokers))
     worker.run()
     log.info("%s: stopped", config.name)
     sys.stdout.flush()

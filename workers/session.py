@@ -33,6 +33,10 @@ class Policy:
     was stopped in the same moment never does, and honcho, which does that, kills after five seconds."""
 
 
+MOST_SLOTS = 65536
+"""An Announce has no room for more."""
+
+
 _ALONE = Batching(1)
 """For what was taken for a batch when its model still allowed that."""
 
@@ -329,7 +333,8 @@ class Session:
     @property
     def _announced_slots(self) -> int:
         # While one batch runs the next one gathers, so there must be slots for both.
-        return max(self.slots, *(2 * b.max_batch for b in self.batching.values())) if self.batching else self.slots
+        # A model.json may allow larger batches than there can be slots: those fill up with what is there.
+        return min(MOST_SLOTS, max([self.slots, *(2 * b.max_batch for b in self.batching.values())]))
 
     def _announcement(self, link: int) -> Send:
         return Send(

@@ -80,7 +80,7 @@ class Supervisor:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT; 0 if every child then ended well."""
+        """Until SIGTERM, SIGINT or SIGHUP; 0 if every child then ended well."""
         quota = cpu_quota()
         log.info(
             "%d processes on %d cores%s",
@@ -89,8 +89,9 @@ class Supervisor:
             "" if quota is None else f"; the CPU quota is {quota:g} cores",
         )
         previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
+                signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             if self._config.executor == "graph":
