@@ -29,8 +29,8 @@ from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile import Compiled, Region, compile_model, compile_module, partition_for_zmq_offload
 from zmq_offload.compile.build import build
 from zmq_offload.compile.target import host_target
-from zmq_offload.errors import InvalidArgument
-from zmq_offload.repository import Batching
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.repository import Batching, Repository
 
 LEFT, RIGHT = Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])
 
@@ -317,3 +317,21 @@ def test_a_way_around_that_joins_before_it_leaves_is_named_all_the_same(tmp_path
     model = imported(nodes, tmp_path, ["a", "b", "y"])
     with pytest.raises(InvalidArgument, match=r"does not separate the graph: .* by w1"):
         outline_regions(model.mod, model.graph, [Region("r", ["a", "b"], ["y"])])
+
+
+def test_a_second_region_that_cannot_be_written_takes_the_first_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx_models.branches(tmp_path / "m.onnx")
+    regions = [Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])]
+    write = Repository.write
+
+    def full(self: Repository, name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "right":
+            raise FailedPrecondition("No space left on device")
+        return write(self, name, *arguments, **options)
+
+    monkeypatch.setattr(Repository, "write", full)
+    with pytest.raises(FailedPrecondition, match="No space left"):
+        compile_model(model, inputs={"x": (1, 3, 8, 8)}, regions=regions, output=tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
