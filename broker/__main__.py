@@ -26,8 +26,10 @@ def _serve(arguments: Sequence[str] | None, prog: str) -> int:
     import logging
 
     from broker.config import parse
+    from zmq_offload import dotenv
     from zmq_offload.variables import warn_of_unknown
 
+    dotenv.load()
     config = parse(arguments, prog)
     warn_of_unknown("broker")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")

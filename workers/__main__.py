@@ -28,8 +28,10 @@ def _run(arguments: Sequence[str], prog: str) -> int:
 
     from workers.config import parse
     from workers.supervisor import CORES, PARENT_FD, Supervisor
+    from zmq_offload import dotenv
     from zmq_offload.variables import warn_of_unknown
 
+    dotenv.load()
     config = parse(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     parent = os.environ.pop(PARENT_FD, None)

@@ -47,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    from zmq_offload import dotenv
     from zmq_offload.variables import warn_of_unknown
 
+    dotenv.load()
     args = make_parser().parse_args(arguments)
     warn_of_unknown("zmq-offload")
     return int(args.run(args) or 0)

@@ -23,6 +23,7 @@ class Variable(NamedTuple):
 
 
 _FABRIC = ("broker", "worker")
+_ALL = "all commands"
 
 VARIABLES: Mapping[str, Variable] = {
     PREFIX + name: variable
@@ -52,6 +53,7 @@ VARIABLES: Mapping[str, Variable] = {
         "MAX_FRAME_BYTES": Variable("largest tensor, in bytes; the same value everywhere", (*_FABRIC, "load")),
         "GRACE": Variable("seconds in which a broker that is stopped finishes its requests", ("broker",)),
         "WORKER_GRACE": Variable("seconds that a request waits for a worker with its model to appear", ("broker",)),
+        "RESTART_GRACE": Variable("seconds that a request waits for a lost worker to come back", ("broker",)),
         "MAX_ATTEMPTS": Variable("workers that a request may lose before it is given up", ("broker",)),
         "MAX_QUEUED": Variable("requests that may wait in total", ("broker",)),
         "MAX_QUEUED_BYTES": Variable("bytes of the requests that may wait in total", ("broker",)),
@@ -65,7 +67,8 @@ VARIABLES: Mapping[str, Variable] = {
         "BROKER_KEY": Variable(
             "the broker's NAME.key, for those who connect to it", ("worker", "status", "load", "profile", "library")
         ),
-        "TIMEOUT": Variable("seconds that a command gives each of its requests", ("status", "load")),
+        "TIMEOUT": Variable("seconds that a command gives each of its requests", ("status", "load", "profile")),
+        "ENV_FILE": Variable("the file with variables that are not in the environment, instead of `.env`", (_ALL,)),
     }.items()
 }
 

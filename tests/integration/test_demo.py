@@ -91,7 +91,8 @@ def arguments(ink_detector: Path, picture: Path, folder: Path, tmp_path: Path) -
 def test_it_runs_and_a_second_run_compiles_nothing(arguments: list[str], folder: Path, tmp_path: Path) -> None:
     mark = new_mark()
     # Variables of the user's own fabric have no say in the demo's.
-    mine = {MARK: mark, "ZMQ_OFFLOAD_EXECUTOR": "echo", "ZMQ_OFFLOAD_FRONTEND": "tcp://127.0.0.1:1"}
+    keys = dict.fromkeys(("ZMQ_OFFLOAD_CLIENT_KEY", "ZMQ_OFFLOAD_BROKER_KEY"), "/no/such/key")
+    mine = {MARK: mark, "ZMQ_OFFLOAD_EXECUTOR": "echo", "ZMQ_OFFLOAD_FRONTEND": "tcp://127.0.0.1:1"} | keys
     first = run(*arguments, **mine)
     assert first.returncode == 0, first.stderr
     assert "compile the uncut model" in first.stderr

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("zmq_offload", "broker", "workers")
 SHARED = (
-    "addresses", "cores", "cpu", "errors", "extras", "grants", "handshake", "interrupts", "ipc", "keylist", "keys",
-    "memory", "programs", "protocol", "repository", "settings", "suggest", "timers", "transport", "variables",
+    "addresses", "cores", "cpu", "dotenv", "errors", "extras", "grants", "handshake", "interrupts", "ipc", "keylist",
+    "keys", "memory", "programs", "protocol", "repository", "settings", "suggest", "timers", "transport", "variables",
 )  # fmt: skip
 """What broker and workers may use of zmq_offload."""
 

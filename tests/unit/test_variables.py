@@ -10,8 +10,9 @@ import pytest
 
 import broker.config
 import workers.config
-from zmq_offload import settings
+from zmq_offload import dotenv, settings
 from zmq_offload.cli import COMMANDS, main
+from zmq_offload.errors import InvalidArgument
 from zmq_offload.variables import INTERNAL, PREFIX, VARIABLES, warn_of_unknown
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,7 +32,7 @@ def readers() -> dict[str, set[str]]:
 
 
 def test_the_options_read_the_variables_that_the_table_says(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = {"CLIENT_KEY", "BROKER_KEY"}  # `Client` reads them, whichever command makes one
+    keys = {"CLIENT_KEY", "BROKER_KEY", "ENV_FILE"}  # `Client` reads the keys, whichever command makes one
     found = readers()
     assert set(found) | {PREFIX + key for key in keys} == set(VARIABLES)
     for name, programs in found.items():
@@ -91,3 +92,44 @@ def test_all_commands_are_listed_in_help(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         main(["--help"])
     assert len(re.findall(r"^    [a-z]+ ", capsys.readouterr().out, flags=re.M)) == len(COMMANDS) + 2
+
+
+FILE = """
+# the broker
+ZMQ_OFFLOAD_FRONTEND=tcp://127.0.0.1:7555   # for devices
+export ZMQ_OFFLOAD_BACKEND = "tcp://127.0.0.1:7556"
+ZMQ_OFFLOAD_NAME='two words'
+OTHER="not closed
+ZMQ_OFFLOAD_EMPTY=
+nonsense
+"""
+
+
+def test_a_file_gives_what_the_environment_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {f"{PREFIX}BACKEND": "tcp://127.0.0.1:1"}
+    dotenv.load(environment)
+    assert len(environment) == 1, "without a file"
+    (tmp_path / ".env").write_text(FILE)
+    dotenv.load(environment)
+    assert environment == {
+        f"{PREFIX}FRONTEND": "tcp://127.0.0.1:7555",
+        f"{PREFIX}BACKEND": "tcp://127.0.0.1:1",
+        f"{PREFIX}NAME": "two words",
+        f"{PREFIX}EMPTY": "",
+    }
+    elsewhere = {dotenv.FILE_VARIABLE: "/dev/null"}
+    dotenv.load(elsewhere)
+    assert len(elsewhere) == 1
+
+
+def test_a_file_is_read_as_honcho_reads_it(tmp_path: Path) -> None:
+    environ = pytest.importorskip("honcho.environ")
+    for line in ("A=b", "A = b", "A='b c'", 'A="b # c"', "A=b#c", "A=tcp://*:1", "A=a,b", 'A="a"b', "A=tcp://[::1]:5"):
+        theirs = environ.parse(PREFIX + line)
+        assert dotenv.parse(PREFIX + line, "f") == theirs, line
+
+
+def test_a_line_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(InvalidArgument, match=f"f, line 2: {PREFIX}A: no closing quotation"):
+        dotenv.parse(f"# one\n{PREFIX}A='b", "f")

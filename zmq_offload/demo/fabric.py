@@ -14,6 +14,7 @@ from zmq_offload.client import Client
 from zmq_offload.demo.processes import Children, terminate
 from zmq_offload.errors import DeadlineExceeded, Internal
 from zmq_offload.programs import command
+from zmq_offload.variables import PREFIX
 
 START = 60.0
 """Seconds that starting may take."""
@@ -26,6 +27,9 @@ def start_fabric(
 
     Returns when all of them serve. Raises Internal if one ends, DeadlineExceeded if they take too long.
     """
+    # This broker has no keys; those of the user's own fabric would keep this process's clients out.
+    for name in ("CLIENT_KEY", "BROKER_KEY"):
+        os.environ.pop(PREFIX + name, None)
     deadline = time.monotonic() + START
     log = logs / "broker.log"
     listen = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0"]

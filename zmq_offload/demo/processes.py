@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from zmq_offload.dotenv import FILE_VARIABLE
 from zmq_offload.errors import Internal
 from zmq_offload.variables import PREFIX
 
@@ -100,9 +101,11 @@ class Children:
     ) -> subprocess.Popen[bytes]:
         """Start `python ARGUMENTS`; `stop` is how to end it. What it writes goes to `log`, if given.
 
-        It gets none of this project's environment variables: they are meant for the user's own broker and workers.
+        It gets none of this project's variables, neither of the environment nor of a file .env: they are meant for the
+        user's own broker and workers.
         """
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        environment[FILE_VARIABLE] = os.devnull
         with contextlib.ExitStack() as opened:
             errors = opened.enter_context(log.open("wb")) if log else None
             with self._interrupts.held():  # else a signal could come before the process is known to `stop`

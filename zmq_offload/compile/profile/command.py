@@ -17,7 +17,7 @@ from zmq_offload.errors import InvalidArgument, NotFound
 from zmq_offload.extras import needs
 from zmq_offload.outputs import check_outputs
 from zmq_offload.progress import Progress
-from zmq_offload.settings import add_optional_frontend, count, seconds
+from zmq_offload.settings import add_option, add_optional_frontend, count, seconds
 from zmq_offload.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -46,13 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--repeat", type=count, default=20, metavar="N", help="runs to take medians of (default: 20)")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="functions to show (default: 20)")
     add_optional_frontend(parser, "run a device bundle with a broker, not with zeros for what workers would answer")
-    parser.add_argument(
-        "--timeout",
-        type=seconds,
-        default=10.0,
-        metavar="S",
-        help="seconds to wait for each answer of the broker (default: 10)",
-    )
+    add_option(parser, "--timeout", seconds, 10.0, "seconds to wait for each answer of the broker", metavar="S")
     parser.add_argument("--csv", type=settings.path, metavar="F", help="write all functions as CSV")
     parser.add_argument("--json", type=settings.path, metavar="F", help="write everything as JSON")
     parser.add_argument(
