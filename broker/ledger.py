@@ -12,7 +12,7 @@ from broker.events import Action, Authorized, ToClient, ToWorker
 from broker.lifecycle import REQUEST, WORKER, Duty, Story
 from broker.liveness import Policy
 from broker.notes import Notes
-from broker.report import served_listing, unfit
+from broker.report import meant, served_listing, unfit
 from broker.scheduler import Scheduler
 from broker.state import Model, Payload, Request, Wanted, Worker
 from zmq_offload.errors import Status
@@ -275,7 +275,7 @@ class Ledger:
             return Status.FAILED_PRECONDITION, unfit(self, name)
         if self._was_known(wanted):
             return Status.UNAVAILABLE, f"no worker that holds {what} is there now; {served}"
-        return Status.NOT_FOUND, f"no worker ever announced {what}; {served}"
+        return Status.NOT_FOUND, f"no worker ever announced {what}; {served}{meant(self, user, name)}"
 
 
 def error_of(key: tuple[bytes, int], status: Status, text: str) -> wire.Error:

@@ -13,6 +13,7 @@ from zmq_offload.protocol.messages import LATEST, shown
 from zmq_offload.protocol.payload import decode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
 from zmq_offload.repository import NAME_PATTERN
+from zmq_offload.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from broker.ledger import Ledger
@@ -142,6 +143,14 @@ def served_listing(core: Ledger, user: str, most: int = 20) -> str:
     ]
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *more]) or "none"
+
+
+def meant(core: Ledger, user: str, name: str) -> str:
+    """The served model that was probably meant, as part of a message. Compares few and short names only: a comparison
+    of long ones takes a millisecond, which a client that asks for nonsense must not get for each request."""
+    served = {served for (served, _, _), _ in _versions(core) if core.allows(user, served)}
+    alike = sorted(other for other in served if abs(len(other) - len(name)) <= 2 and len(other) <= 24)
+    return did_you_mean(name, alike[:8]) if len(name) <= 24 else ""
 
 
 def unfit(core: Ledger, name: str) -> str:

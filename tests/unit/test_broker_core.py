@@ -237,6 +237,17 @@ def test_a_worker_of_several_models_takes_the_request_that_waited_longest(bench:
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
+def test_a_model_whose_name_is_nearly_right_is_suggested(bench: Bench) -> None:
+    bench.announce(b"W1", ("detector", 1), ("x" * 100, 1))
+    bench.after(5)
+    bench.announce(b"W1", ("detector", 1), ("x" * 100, 1))
+    asked_for = {"detectro": True, "Detector": True, "nothing": False, "x" * 99: False}
+    for number, (asked, suggested) in enumerate(asked_for.items()):
+        (error,) = replies(bench.request(number, model=asked))
+        assert error.code == "NOT_FOUND"
+        assert error.text.endswith("; did you mean 'detector'?") is suggested
+
+
 def test_an_unknown_model_is_not_found_and_the_error_lists_what_is_served(bench: Bench) -> None:
     bench.announce(b"W", ("ocr", 1), ("ocr", 2), ("echo", 1))
     bench.after(5)
