@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from zmq_offload.compile.importer import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec, check_tensors, datatype_of
-from zmq_offload.repository import LIBRARY, ModelVersion
+from zmq_offload.repository import LIBRARY
 
 Array = np.ndarray[Any, Any]
 
@@ -77,7 +77,7 @@ def measure_losses(
         uncut = UncutModel(library)
         specs = compiled.manifest.outputs
         differences = [[0.0, 0.0] for _ in specs]
-        with load(compiled.device, client=_InProcess(compiled)) as split:
+        with load(compiled.device, client=InProcess(_parts(compiled))) as split:
             for sample in samples:
                 found = split(**sample)
                 expected = uncut(*(np.asarray(sample[spec.name]) for spec in split.inputs))
@@ -114,6 +114,25 @@ def read_sample(file: str | os.PathLike[str]) -> Mapping[str, Array] | Array:
         if isinstance(error, OSError):
             raise InvalidArgument(f"{os.fspath(file)} cannot be read: {error.strerror or error}") from None
         raise InvalidArgument(f"{os.fspath(file)} cannot be read as .npy or .npz: {one_line(error)}") from None
+
+
+def read_samples(texts: Sequence[str]) -> list[Mapping[str, Array] | Array]:
+    """The samples that `NAME=FILE.npy` and `FILE.npz` (or `FILE.npy`) give: all NAME=FILE together are one.
+
+    Raises InvalidArgument for what cannot be read.
+    """
+    samples: list[Mapping[str, Array] | Array] = []
+    one: dict[str, Array] = {}
+    for text in texts:
+        name, equals, file = text.rpartition("=")
+        if not equals or os.path.exists(text):
+            samples.append(read_sample(text))
+            continue
+        content = read_sample(file)
+        if isinstance(content, Mapping):
+            raise InvalidArgument(f"{text}: {file} has several arrays; give it without a name")
+        one[name] = content
+    return [*([one] if one else []), *samples]
 
 
 def named(sample: Mapping[str, Array] | Array, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -158,14 +177,27 @@ def _runs_here(compiled: Compiled) -> bool:
     return all(cpu is None or cpu.met() for cpu in needs)
 
 
-class _InProcess:
-    """A client that runs the subgraphs here. Not for several threads at a time."""
+def _parts(compiled: Compiled) -> dict[str, tuple[Signed, Path]]:
+    return {
+        model.name: (model, folder / LIBRARY) for folder, model in zip(compiled.subgraphs, compiled.models, strict=True)
+    }
 
-    def __init__(self, compiled: Compiled) -> None:
-        self._models: dict[str, tuple[ModelVersion, UncutModel]] = {
-            model.name: (model, UncutModel(folder / LIBRARY))
-            for folder, model in zip(compiled.subgraphs, compiled.models, strict=True)
-        }
+
+class Signed(Protocol):
+    """What tells the inputs and outputs of a subgraph, in order."""
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]: ...
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]: ...
+
+
+class InProcess:
+    """A client that runs libraries of subgraphs, by the models' names, here. Not for several threads at a time."""
+
+    def __init__(self, parts: Mapping[str, tuple[Signed, Path]]) -> None:
+        self._models = {name: (signed, UncutModel(library)) for name, (signed, library) in parts.items()}
 
     def infer(
         self,

@@ -17,7 +17,9 @@ from zmq_offload.byoc.manifest import VersionPolicy
 from zmq_offload.byoc.outline import outline_regions
 from zmq_offload.byoc.region import Region
 from zmq_offload.byoc.wire import encode_boundary
+from zmq_offload.compile.accuracy import Array
 from zmq_offload.compile.bundle import Compiled, write
+from zmq_offload.compile.check import Check
 from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.importer import Dim, import_onnx
@@ -57,6 +59,7 @@ def compile_model(
     batching: Batching | None = None,
     tune: int = 0,
     tuning_db: PathLike | None = None,
+    check: bool | Sequence[Mapping[str, Array] | Array] = False,
     progress: Progress | None = None,
 ) -> Compiled:
     """Split an ONNX model and compile both parts: `<output>/device` and `<repository>/<name>/<version>`.
@@ -74,10 +77,15 @@ def compile_model(
     used; what is found is kept in the folder `tuning_db` (default with `tune`: `<output>/tuning`), from which later
     builds for the same target take it without tuning. Ctrl-C ends tuning and builds with what was found by then.
 
+    `check` compares both parts, before they are written, with what the file means in ONNX Runtime, or in
+    `onnx.reference` where that is not installed: on random inputs, or on those that are given, each an array, or arrays
+    by name. What it found, or why it was skipped, is the result's `check` (`zmq_offload.compile.check`).
+
     Raises InvalidArgument for a model, shape, region, encoding, name or target that cannot be used (for tuning: also a
     target that this machine cannot run), AlreadyExists for a version or device bundle that is there without `force`,
-    FailedPrecondition if the output cannot be written, does not fit the device bundle (`only_subgraph`) or has another
-    signature than the highest version in the repository (without `new_signature`), Internal if TVM fails.
+    FailedPrecondition if the output cannot be written, fails the `check`, does not fit the device bundle
+    (`only_subgraph`) or has another signature than the highest version in the repository (without `new_signature`),
+    Internal if TVM fails.
     """
     wire = check_wire(wire)
     parts = _regions(cut, until, name, regions)
@@ -88,7 +96,7 @@ def compile_model(
     targets = resolve_target(target), resolve_target(device_target)
     tuning = _tuning(tune, tuning_db, destination.output, targets[0])
     progress = progress or Progress(quiet=True)
-    progress.expect(len(parts) * (1 + with_fallback) + (2 if only_subgraph else 3) + bool(tune))
+    progress.expect(len(parts) * (1 + with_fallback) + (2 if only_subgraph else 3) + bool(tune) + (check is not False))
     with progress.step("import and split the model"):
         tensors = [tensor for part in parts for tensor in (*part.cut, *(part.until or ()))]
         imported = import_onnx(model, inputs or {}, tensors)
@@ -97,7 +105,12 @@ def compile_model(
     # After all that may be wrong with the arguments: whoever adds --force must not find out then that --cut is wrong.
     destination.check([part.name for part in parts])
     names = [part.name for part in parts]
-    return write(mod, names, (imported.inputs, imported.outputs), destination, *targets, progress, tuning)
+    wires = [check_wire(part.wire or wire) for part in parts]
+    checking = None
+    if check is not False:
+        checking = Check(model, inputs or {}, wires, () if check is True else check, targets)
+    signature = (imported.inputs, imported.outputs)
+    return write(mod, names, signature, destination, *targets, progress, tuning, checking)
 
 
 @interruptible()

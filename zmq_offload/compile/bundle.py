@@ -33,19 +33,21 @@ from zmq_offload.repository import ModelVersion, checksum
 from zmq_offload.scratch import folders_made, put_in_place, scratch_folder
 
 if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, and only tuning needs it
+    from zmq_offload.compile.check import Check, Checked
     from zmq_offload.compile.tuning.report import Summary
 
 
 @dataclass(frozen=True)
 class Compiled:
     """What compiling wrote: the device bundle's folder and manifest, and each subgraph's folder and description; and
-    what tuning found, where there was any."""
+    what tuning and the check found, where there was any."""
 
     device: Path
     manifest: Manifest
     subgraphs: tuple[Path, ...]
     models: tuple[ModelVersion, ...]
     tuning: Summary | None = None
+    check: Checked | None = None
 
 
 def write(
@@ -57,10 +59,12 @@ def write(
     device_target: tvm.target.Target,
     progress: Progress,
     tuning: Tuning | None = None,
+    check: Check | None = None,
 ) -> Compiled:
     """Compile a partitioned module and write the results; `models` is in the order of its offloaded functions.
 
-    `signature` has the inputs and outputs of the whole model. Nothing is written until everything is compiled.
+    `signature` has the inputs and outputs of the whole model. Nothing is written until everything is compiled, and
+    `check`, if there is one, has passed.
     """
     if len(models) != len(offloaded_functions(mod)):
         raise InvalidArgument(
@@ -103,12 +107,18 @@ def write(
                     for subgraph in (subgraphs if destination.with_fallback else ())
                 ]
                 _manifest(destination, subgraphs, signature, draft, device_target, flops, copies).write(draft)
+            checked = None
+            if check is not None:
+                operations = sum(fixed + rows for counts in work for fixed, rows in counts.values())
+                with progress.step("compare it with the file"):
+                    built = list(zip(subgraphs, libraries, strict=True))
+                    checked = check(draft or destination.device, built, operations)
             with progress.step(f"write {destination.output}"):
                 written = _publish(destination, list(zip(subgraphs, libraries, work, strict=True)), target, draft)
     except OSError as error:
         raise FailedPrecondition(f"{destination.output} cannot be written: {error.strerror or error}") from None
     folders = tuple(destination.repository.path(m.name, m.version) for m in written)
-    return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(written), found)
+    return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(written), found, checked)
 
 
 def _fallback(

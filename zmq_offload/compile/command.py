@@ -78,6 +78,19 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="inputs to measure that on: .npz by the names of the inputs, .npy for a single one (default: random ones)",
     )
+    parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="before anything is written, compare what both parts compute with what the file means in ONNX Runtime, or "
+        "in onnx.reference where that is not installed; a difference is an error (default: --check)",
+    )
+    parser.add_argument(
+        "--check-input",
+        nargs="+",
+        metavar="FILE",
+        help="inputs to check on: NAME=FILE.npy each, or FILE.npz by the inputs' names (default: random ones)",
+    )
     parser.add_argument("--plan", type=settings.path, metavar="F", help="cut as `zmq-offload plan --save F` chose")
     parser.add_argument("--name", help="name of the offloaded model")
     parser.add_argument(
@@ -170,6 +183,12 @@ def run(args: argparse.Namespace) -> int:
     if args.plan is not None:
         inputs = take_plan(args, inputs)
     regions: list[dict[str, Any]] = args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
+    if args.check_input and not args.check:
+        args.usage_error("--check-input goes with --check")
+    check = accuracy.read_samples(args.check_input or ()) or args.check
+    if isinstance(check, list):
+        for sample in check:
+            accuracy.named(sample, importer.model_inputs(args.model, inputs))
     samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
     if samples:  # before the slow part, for what they are compared on after it
         specs = importer.model_inputs(args.model, inputs)
@@ -191,6 +210,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         force=args.force,
         only_subgraph=args.only_subgraph,
+        check=check,
         with_fallback=args.with_fallback,
         new_signature=args.new_signature,
         batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
@@ -207,6 +227,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.only_subgraph:
         sealed = "" if not compiled.manifest.fallback else "  (not sealed: it holds a copy of the offloaded part)"
         print(f"device:   {compiled.device}{sealed}")
+    if compiled.check is not None:
+        print(f"check:    {compiled.check}")
     wires = list(dict.fromkeys(region.get("wire") or args.wire for region in regions))
     if wires != ["float32"] or args.wire_check:
         with progress.step("compare it with the uncut model"):
