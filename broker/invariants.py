@@ -70,7 +70,7 @@ def _validate_queues(core: Core, queued: list[Request]) -> None:
         for request in queue:
             best = scheduler.choose(wanted, request.longest)
             assert best is None, f"{best and best.name} is free while a request for {wanted} waits"
-            assert pool is None or request.longest <= pool.takes(), f"{request.key} waits, and nobody takes its frames"
+            assert pool is None or request.longest <= pool.takes, f"{request.key} waits, and nobody takes its frames"
         assert queue.parked is not scheduler.served(wanted), f"{wanted} is served and parked, or neither"
         # Requests that came back from a lost worker queue again without being refused.
         again = sum(request.attempt > 0 for request in queue)
@@ -116,6 +116,7 @@ def _validate_models(core: Core) -> None:
     for wanted, pool in scheduler.pools.items():
         workers = {worker.peer: worker for worker in (*pool.first, *pool.helpers)}
         assert workers.keys() == pool.runs.keys() <= asked[wanted], f"{wanted}: its workers"
+        assert pool.takes == max(worker.max_frame_bytes for worker in workers.values()), f"{wanted}: frames"
         assert pool.first, f"{wanted}: nobody has what is adopted"
         adopted = {
             worker.models[wanted.model, pool.version].signature

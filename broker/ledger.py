@@ -138,7 +138,7 @@ class Ledger:
         requests whose model lost its last worker get a short while for another to appear."""
         scheduler = self.scheduler
         for wanted, queue in list(scheduler.queues.items()):
-            if scheduler.served(wanted) and queue.longest > scheduler.pools[wanted].takes():
+            if scheduler.served(wanted) and queue.longest > scheduler.pools[wanted].takes:
                 for request in list(queue):
                     too_large = self._too_large(request, now)
                     if too_large is not None:
@@ -246,7 +246,7 @@ class Ledger:
     def _too_large(self, request: Request, now: float) -> str | None:
         """Why no worker that serves a request takes its frames, or None if one does, or none serves it."""
         pool = self.scheduler.pools.get(request.wanted)
-        if pool is None or request.longest <= (most := pool.takes()):
+        if pool is None or request.longest <= (most := pool.takes):
             return None
         text = (
             f"the inputs have a frame of {request.longest} bytes; the workers of {request.wanted.model!r} take at most "

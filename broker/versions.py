@@ -34,14 +34,13 @@ class Pool:
     first: list[Worker] = field(default_factory=list)
     helpers: list[Worker] = field(default_factory=list)
     """Only while all of `first` are full."""
+    takes: int = 0
+    """The largest frame, in bytes, that any of the workers takes."""
 
     def add(self, worker: Worker, version: int) -> None:
         self.runs[worker.peer] = version
         (self.first if version >= self.version else self.helpers).append(worker)
-
-    def takes(self) -> int:
-        """The largest frame, in bytes, that any of the workers takes."""
-        return max(worker.max_frame_bytes for worker in (*self.first, *self.helpers))
+        self.takes = max(self.takes, worker.max_frame_bytes)
 
 
 def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *, anew: bool) -> dict[Wanted, Pool]:
