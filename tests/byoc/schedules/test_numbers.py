@@ -16,7 +16,7 @@ from tvm import relax, tirx
 from tvm.ir.transform import Sequential
 
 from tests.byoc.schedules.number_cases import FUNCTIONS, Array, module, sweep, worst
-from tests.byoc.schedules.schedule_harness import HOST, compiled
+from tests.byoc.schedules.schedule_harness import compiled
 from zmq_offload.compile.schedules.machine import machine_of
 from zmq_offload.compile.schedules.pipeline import fusing
 from zmq_offload.compile.schedules.schedule import schedule_pass
@@ -27,7 +27,7 @@ def _target(cpu: str) -> tvm.target.Target:
     return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": 2})
 
 
-PATHS = {"host": HOST, "AVX-512": _target("skylake-avx512"), "AVX2": _target("haswell"), "SSE2": _target("x86-64")}
+PATHS = {"AVX-512": _target("skylake-avx512"), "AVX2": _target("haswell"), "SSE2": _target("x86-64")}
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -36,7 +36,7 @@ ROWS = np.float32(
         [np.finfo("float32").min] * 32,
     ]
 )
-paths = pytest.mark.parametrize("path", ["rules", "narrow", "default"])
+paths = pytest.mark.parametrize("path", ["rules", "default"])
 
 
 def model(op: str, feeds: list[Array], opset: int = 17, consts: list[Array] | None = None, **attributes: Any) -> Any:

@@ -19,9 +19,9 @@ _LN2 = 0.6931471805599453
 # ln 2 in two parts, the first with trailing zeros, so that n * LN2_HIGH is exact (Cody and Waite).
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860677e-06
 _LOG2_E = 1.4426950408889634
-# The first float32 whose exp overflows is above the first bound; below the second exp rounds to 0 (half of the least
-# denormal). Between -87.3 and the second the result is a denormal, as numpy and ONNX Runtime have it.
-_EXP_MAX, _EXP_MIN = 88.72283935546875, -103.97207641601562
+# exp rounds to 0 (below half of the least denormal) under the first and is a denormal up to -87.3, as in NumPy and ONNX
+# Runtime; at the second it underflows and at the third it overflows by itself; the last is lost when added to 1.
+_EXP_MIN, _EXP_UNDER, _EXP_OVER, _EXP_NONE = -103.97207641601562, -104.5, 89.0, -40.0
 # Taylor's series of exp on |r| <= ln(2)/2: the first term left out, r^8/8!, is below 6e-9.
 _EXP_TERMS = tuple(1.0 / f for f in (5040, 720, 120, 24, 6, 2, 1, 1))
 # Adding 1.5 * 2^23 leaves an integer in the low bits of the significand: it rounds, and converts to int32 without the
@@ -66,10 +66,17 @@ def _magnitude(x: Expr) -> Expr:
     return tirx.abs(x)
 
 
-def _reduced_exp(c: Expr) -> Expr:
-    """e^c for |c| < 105: c = n ln 2 + r, a polynomial for e^r, 2^n by its bits in two halves: neither overflows."""
+def _reduced_exp(c: Expr, minus_one: bool = False) -> Expr:
+    """e^c (less 1) for |c| < 105: c = n ln 2 + r, a polynomial for e^r, 2^n by its bits in two halves that do not
+    overflow."""
     v, t, n, r = (_var(name) for name in "ctnr")
-    whole, half = _var("k", "int32"), _var("h", "int32")
+    whole, half, rest = (_var(name, "int32") for name in "khl")
+    if minus_one:
+        # 2^n (e^r - 1) + 2^n - 1: nothing cancels, as n is 0 where e^c is near 1.
+        less = r * _horner(r, _EXP_TERMS[:-1])
+        scaled = less * _power_of_two(half) + (_power_of_two(half) - _power_of_two(_i(0) - rest))
+    else:
+        scaled = _horner(r, _EXP_TERMS) * _power_of_two(half)
     return _within(
         [
             (v, c),
@@ -77,31 +84,29 @@ def _reduced_exp(c: Expr) -> Expr:
             (n, t - _f(_ROUND)),
             (whole, _bits(t) - _i(_ROUND_BITS)),
             (half, tirx.RShift(whole, _i(1))),
+            (rest, whole - half),
             (r, (v - n * _f(_LN2_HIGH)) - n * _f(_LN2_LOW)),
         ],
-        (_horner(r, _EXP_TERMS) * _power_of_two(half)) * _power_of_two(whole - half),
+        scaled * _power_of_two(rest),
     )
 
 
 def exp(x: Expr) -> Expr:
     """e^x. What rounds to 0 is computed as e^0 first: a denormal in between costs some CPUs a hundred cycles."""
     v = _var("x")
-    value = _reduced_exp(tirx.Min(tirx.Select(v < _f(_EXP_MIN), _f(0.0), v), _f(_EXP_MAX)))
-    value = tirx.Select(v < _f(_EXP_MIN), _f(0.0), value)
-    return _within([(v, x)], tirx.Select(v <= _f(_EXP_MAX), value, v + _f(_INF)))
-
-
-def _exp_of_negative(x: Expr) -> Expr:
-    """e^x for x <= 0 or NaN."""
-    v = _var("x")
-    value = _reduced_exp(tirx.Select(v < _f(_EXP_MIN), _f(0.0), v))
+    value = _reduced_exp(tirx.Min(_f(_EXP_OVER), tirx.Select(v < _f(_EXP_MIN), _f(0.0), v)))
     return _within([(v, x)], tirx.Select(v < _f(_EXP_MIN), _f(0.0), value))
+
+
+def _exp_of_negative(x: Expr, least: float) -> Expr:
+    """e^x for x <= 0 or NaN, e^least below that."""
+    return _reduced_exp(tirx.Max(_f(least), x))
 
 
 def sigmoid(x: Expr) -> Expr:
     """1 / (1 + e^-x), as e^x / (1 + e^x) for negative x: neither overflows, and both have every bit of e^-|x|."""
     v, e = _var("x"), _var("e")
-    power = _exp_of_negative(_f(0.0) - _magnitude(v))
+    power = _exp_of_negative(_f(0.0) - _magnitude(v), _EXP_UNDER)
     return _within([(v, x), (e, power)], tirx.Div(tirx.Select(v < _f(0.0), e, _f(1.0)), _f(1.0) + e))
 
 
@@ -117,7 +122,7 @@ def tanh(x: Expr) -> Expr:
     large = tirx.Div(_f(1.0) - e, _f(1.0) + e)
     signed = tirx.Select(v < _f(0.0), _f(0.0) - large, large)
     value = tirx.Select(a < _f(_TANH_SMALL), v * _horner(s, _TANH_TERMS), signed)
-    return _within([(v, x), (s, v * v), (a, _magnitude(v)), (e, _exp_of_negative(_f(-2.0) * a))], value)
+    return _within([(v, x), (s, v * v), (a, _magnitude(v)), (e, _exp_of_negative(_f(-2.0) * a, _EXP_NONE))], value)
 
 
 # erf x = x P(x^2) for |x| < 1 (Maclaurin to x^19, next term below 2e-8), else
@@ -135,23 +140,16 @@ _ERFC_TERMS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592
 def erf(x: Expr) -> Expr:
     """The error function, by series near 0 and by 1 - erfc further out."""
     v, s, a, t = (_var(name) for name in "xsat")
-    large = _f(1.0) - _exp_of_negative(_f(0.0) - s) * t * _horner(t, _ERFC_TERMS)
+    large = _f(1.0) - _exp_of_negative(_f(0.0) - s, _EXP_NONE) * t * _horner(t, _ERFC_TERMS)
     signed = tirx.Select(v < _f(0.0), _f(0.0) - large, large)
     value = tirx.Select(a < _f(1.0), v * _horner(s, _ERF_TERMS), signed)
     fraction = tirx.Div(_f(1.0), _f(1.0) + _f(0.3275911) * a)
     return _within([(v, x), (s, v * v), (a, _magnitude(v)), (t, fraction)], value)
 
 
-# (e^x - 1)/x, whose next term is below 1e-9 for |x| < 0.25.
-_EXPM1_SMALL = 0.25
-_EXPM1_TERMS = tuple(1.0 / f for f in (5040, 720, 120, 24, 6, 2, 1))
-
-
 def expm1(x: Expr) -> Expr:
-    """e^x - 1, by series where that cancels."""
-    v = _var("x")
-    near = v * _horner(v, _EXPM1_TERMS)
-    return _within([(v, x)], tirx.Select(_magnitude(v) < _f(_EXPM1_SMALL), near, exp(v) - _f(1.0)))
+    """e^x - 1."""
+    return _reduced_exp(tirx.Min(_f(_EXP_OVER), tirx.Max(_f(_EXP_NONE), x)), minus_one=True)
 
 
 # The significand is taken from [sqrt(1/2), sqrt(2)); log(1 + f) = 2 atanh(s), s = f/(2 + f): 2s (1 + z/3 + z^2/5 + ...)
