@@ -94,6 +94,7 @@ class _Watch:
     def __init__(self) -> None:
         self.number: int | None = None
         self._previous: dict[int, Any] = {}
+        self._raised = False
         self._ended = threading.Event()
         self._before = _children()
 
@@ -130,9 +131,9 @@ class _Watch:
                 os.kill(child, signal.SIGKILL)
 
     def _on_signal(self, number: int, _: object) -> None:
-        first = self.number is None
         self.number = self.number or number
-        if first:  # only once, so that the clean-up that it sets off is not interrupted in turn
+        if not self._raised:  # only once, so that the clean-up that it sets off is not interrupted in turn
+            self._raised = True
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
@@ -141,8 +142,10 @@ class _Watch:
             for number in numbers:
                 if number == signal.SIGINT and _patient:
                     _patient = 0
-                elif number in self._previous and not self._ended.wait(GRACE_S):
-                    self._end(number)
+                elif number in self._previous:
+                    self.number = self.number or number  # also where the body has a handler of its own
+                    if not self._ended.wait(GRACE_S):
+                        self._end(self.number)
 
     def _end(self, number: int) -> None:
         self.kill_children()
