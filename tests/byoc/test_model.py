@@ -47,6 +47,20 @@ def test_inputs_are_taken_in_order_and_by_name(model: OffloadedModel, mlp: Path)
     assert [str(t) for t in model.outputs] == ["z FP32[2,2,4]"]
 
 
+def test_it_shows_what_it_takes_and_returns_and_where_the_rest_runs(model: OffloadedModel) -> None:
+    shown = "<OffloadedModel (x FP32[2,8]) -> (z FP32[2,2,4]), offloads 'mlp' version latest: "
+    assert repr(model) == f"{shown}offload 'always'>"
+    model.close()
+    assert repr(model) == f"{shown}closed>"
+
+
+def test_the_depth_of_a_stream_may_be_numpys(model: OffloadedModel) -> None:
+    assert len(list(model.map([X] * 3, depth=np.int8(2)))) == 3  # type: ignore[call-overload]
+    for wrong in (np.float32(2), True, float("nan"), np.True_):
+        with pytest.raises(InvalidArgument, match=r"depth .* is not a whole number from 1 to 256"):
+            model.map([X], depth=wrong)
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [

@@ -17,6 +17,7 @@ import pytest
 from tests.support.forks import in_child
 from tests.support.processes import Fabric, eventually
 from zmq_offload import AsyncClient, Client
+from zmq_offload.link import Link
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}
@@ -189,3 +190,10 @@ def test_a_child_that_ends_as_a_program_does_ends_well(client: Client) -> None:
             os.execv("/bin/true", ["true"])
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+
+
+def test_the_parents_link_refuses_and_lets_go_at_once(echo_fabric: Fabric) -> None:
+    with Link(echo_fabric.frontend) as link, Client(link.endpoint) as client:
+        assert in_child(link.close) == "None"
+        assert in_child(link.cut).startswith("FailedPrecondition: this link was made before a fork")
+        assert client.infer("echo", X)["x"].shape == (3, 4)

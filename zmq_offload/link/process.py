@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.link.conditions import Conditions, Outage, timetable
 from zmq_offload.programs import command
 
@@ -18,7 +19,8 @@ class Link:
             client.infer(...)
 
     `bandwidth` is each way's own, None without a bound. `rtt` is divided equally; `jitter` makes it longer or shorter
-    by up to so much. It runs in a process of its own, whose timing this one's threads do not disturb.
+    by up to so much. It runs in a process of its own, whose timing this one's threads do not disturb. In a forked
+    child, the parent's link refuses, and `close` does nothing.
 
     Raises InvalidArgument for quantities without a unit or conditions that cannot be, FailedPrecondition if it cannot
     listen at `listen`.
@@ -41,6 +43,8 @@ class Link:
         for outage in outages:
             arguments += ["--outage", f"{outage.start!r}:{outage.seconds!r}:{outage.kind}"]
         self._lock = threading.Lock()
+        self._forgotten = False
+        tell_of_forks(self)
         self._process = subprocess.Popen(
             [*command(), "link", *arguments],
             stdin=subprocess.PIPE,
@@ -71,6 +75,8 @@ class Link:
 
     def close(self) -> None:
         """The end of it, and of all connections by it. Closing again does nothing."""
+        if self._forgotten:
+            return
         with self._lock:
             if self._process.poll() is None:
                 self._process.communicate()  # which closes its standard input
@@ -84,7 +90,15 @@ class Link:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def forget(self) -> None:
+        """This process was forked: the link's process is the parent's child, and a thread of the parent's that is not
+        here may have held the lock."""
+        self._forgotten = True
+        self._lock = threading.Lock()
+
     def _tell(self, command: str) -> None:
+        if self._forgotten:
+            raise made_before_fork("link")
         with self._lock:
             assert self._process.stdin is not None
             if self._process.poll() is not None:
