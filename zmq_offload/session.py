@@ -266,7 +266,10 @@ class Session:
         return None if deadline is None else min(deadline, self._ping_at, self._silent_at())
 
     def _silent_at(self) -> float:
-        return self._heard_at + self._policy.patience + self._bytes / self._policy.slowest_link
+        sent = self._bytes
+        if self._unsent:  # no Ping waits for what was not sent
+            sent -= sum(self._calls[number].nbytes for number in self._unsent)
+        return self._heard_at + self._policy.patience + sent / self._policy.slowest_link
 
     def _may_switch(self, call: _Call, now: float) -> bool:
         """Whether a call that this broker cannot serve is worth taking to the next. Each broker is asked once, and not

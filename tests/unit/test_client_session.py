@@ -334,3 +334,12 @@ def test_a_question_that_is_lost_is_asked_again(bench: Bench) -> None:
     assert sent(bench.after(POLICY.heartbeat), wire.Ping)
     assert [r.id for r in sent(bench.got(wire.Pong(TOKEN, [1], 1 << 30)), wire.Request)] == [1], "once, not twice"
     bench.got(result(1))
+
+
+def test_a_broker_that_is_not_there_is_left_at_once_for_a_large_request_too() -> None:
+    """It was not sent, so the Ping did not have to wait for it."""
+    bench = Bench("tcp://a:1", "tcp://b:1")
+    begin(bench, [b"head", bytes(20_000_000)])
+    assert [action.endpoint for action in bench.after(POLICY.patience) if isinstance(action, Reconnect)] == [1]
+    assert sent(bench.got(wire.Pong(TOKEN, [], 1 << 30)), wire.Request)
+    bench.got(result(1))
