@@ -70,6 +70,7 @@ class Driver:
         # What to poll: the connection's socket, and the wake.
         self._sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (None, self._wake.fileno())]
         self._pump: threading.Thread | None = None
+        self._pump_ended = threading.Event()
 
     # --- the face -------------------------------------------------------------------------------------------
 
@@ -147,7 +148,7 @@ class Driver:
         if self.forgotten or not self._begin_end():
             return
         if self._pump is not None and self._pump.ident != threading.get_ident():
-            self._pump.join()
+            self._pump_ended.wait()  # `join` would leave an entry in `threading` for the thread that releases
         with self._socket:
             self._end()
 
@@ -243,11 +244,17 @@ class Driver:
         if self._closed or not (self._calls or self._outbox):
             return
         if self._pump is None:
-            self._pump = threading.Thread(target=self._pump_forever, name="zmq-offload-client", daemon=True)
+            self._pump = threading.Thread(target=self._run_pump, name="zmq-offload-client", daemon=True)
             self._pump.start()
         if self._idle or self._outbox or self._followers:
             self._idle = False
             self._work.notify()
+
+    def _run_pump(self) -> None:
+        try:
+            self._pump_forever()
+        finally:
+            self._pump_ended.set()
 
     def _pump_forever(self) -> None:
         while True:

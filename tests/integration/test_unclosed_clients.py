@@ -40,6 +40,7 @@ def nothing_left(clients: int = 1) -> Iterator[None]:
     """The body drops clients; each warns once, and then their threads and files are gone."""
     gc.collect()
     before = descriptors(), threads()
+    known = threading.active_count()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -48,6 +49,7 @@ def nothing_left(clients: int = 1) -> Iterator[None]:
     assert len(unclosed) == clients, unclosed
     assert all("unclosed <" in text and "Client of tcp://" in text for text in unclosed), unclosed
     eventually(lambda: descriptors() <= before[0] and threads() <= before[1])
+    assert threading.active_count() <= known
 
 
 class Circle:
