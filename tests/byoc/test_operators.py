@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
-from tests.support import operator_cases
+from tests.support import operator_cases, operator_table
 from tests.support.operator_cases import CRASH, DIFFERS, REFUSED, RIGHT, Case, outcome
 from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.operators.converters import CONVERTERS
 from zmq_offload.errors import InvalidArgument
 
 Array = np.ndarray[Any, Any]
@@ -207,3 +210,22 @@ def test_what_is_not_computed_is_refused_by_name(name: str, tmp_path: Path) -> N
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(InvalidArgument, match=said):
         import_onnx(tmp_path / "m.onnx", {})
+
+
+def test_the_page_of_operators_says_what_happens() -> None:
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (.*) \|$", operator_table.PAGE.read_text(), re.M)
+    page = {name: (int(right), int(refused), why) for name, right, refused, why in rows}
+    tested = {name for case in operator_cases.cases() if (name := operator_table.operator_of(case)) is not None}
+    assert set(page) == tested
+    importer_knows = set(frontend._get_convert_map()) | set(CONVERTERS)
+    for name, (right, refused, why) in page.items():
+        assert right + refused == sum(operator_table.operator_of(case) == name for case in operator_cases.cases())
+        assert bool(refused) == bool(why)
+        if right == 0 and "not known to TVM" in why:
+            assert name not in importer_knows, f"{name} is said to be unknown"
+    # The smallest cases of a few operators, as the page says: all right, or all refused.
+    for name in ("Add", "IsInf", "Einsum", "LSTM", "StringNormalizer", "Loop", "Celu"):
+        mine = [case for case in operator_cases.cases() if operator_table.operator_of(case) == name]
+        if mine and 0 in page[name][:2]:
+            right = outcome(mine[0], constant=len(mine[0].inputs) > 1).kind == RIGHT
+            assert right == (page[name][1] == 0), name

@@ -21,7 +21,7 @@ from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
-from zmq_offload.compile.operators.graph import import_graph
+from zmq_offload.compile.operators.graph import import_graph, opset_of, unknown_operators
 from zmq_offload.compile.operators.rewrite import inlined
 from zmq_offload.errors import InvalidArgument, OffloadError, one_line
 from zmq_offload.protocol import limits
@@ -200,6 +200,9 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
             warnings.simplefilter("ignore")
             return onnxslim.slim(copy)
     except Exception as error:
+        unknown = unknown_operators(copy.graph, opset_of(copy))
+        if unknown:
+            raise InvalidArgument(f"TVM cannot import the operator {', '.join(unknown)}") from error
         raise InvalidArgument(f"the model cannot be simplified: {one_line(error)}") from error
 
 

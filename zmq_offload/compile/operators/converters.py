@@ -135,6 +135,13 @@ def constant_of_shape(bb: Any, node: Node) -> Any:
     return by_tvm(bb, node)
 
 
+def expand(bb: Any, node: Node) -> Any:
+    """For a shape that is computed TVM takes an extent of 1 for the result's, not for the input's."""
+    if not isinstance(node.inputs[1], relax.ShapeExpr):
+        node.constant(1)
+    return by_tvm(bb, node)
+
+
 def scatter(bb: Any, node: Node) -> Any:
     """What ONNX calls ScatterElements since opset 11."""
     return op.scatter_elements(*node.inputs, axis=int(node.attributes.get("axis", 0)))
@@ -210,6 +217,7 @@ CONVERTERS: dict[str, Converter] = {
     "Dropout": dropout,
     "Elu": arithmetic.elu,
     "Equal": equal,
+    "Expand": expand,
     "EyeLike": eye_like,
     "Gemm": arithmetic.gemm,
     "IsInf": arithmetic.is_inf,

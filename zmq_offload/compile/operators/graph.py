@@ -39,8 +39,11 @@ def import_graph(model: onnx.ModelProto) -> tvm.IRModule:
     Raises InvalidArgument, naming the node, for what cannot be imported: an operator that TVM does not know, an
     attribute or an input that it would ignore, and a result of another shape than ONNX says.
     """
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    return _Importer(_types(model)).from_onnx(model.graph, opset)
+    return _Importer(_types(model)).from_onnx(model.graph, opset_of(model))
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
@@ -51,6 +54,20 @@ def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
         known = model
     values = (*known.graph.value_info, *known.graph.output)
     return {v.name: v.type.tensor_type for v in values if v.type.tensor_type.elem_type}
+
+
+def unknown_operators(graph: onnx.GraphProto, opset: int) -> list[str]:
+    """The operators of a graph and of the bodies in it that cannot be imported, each with its domain."""
+    unknown: dict[str, None] = {}
+    for node in _all_nodes(graph):
+        known = node.op_type in frontend._get_convert_map() or node.op_type in converters.CONVERTERS
+        if node.domain in ("", "ai.onnx"):
+            known = (known and schema_of(node, opset) is not None) or node.op_type == "If"
+        else:
+            known = (node.domain, node.op_type) in CONTRIB
+        if not known:
+            unknown[f"{node.op_type} ({node.domain})" if node.domain else node.op_type] = None
+    return list(unknown)
 
 
 class _One(NamedTuple):
@@ -66,22 +83,21 @@ class _Importer(frontend.ONNXGraphImporter):  # type: ignore[misc]
         self._at: onnx.NodeProto | None = None
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
-        unknown: dict[str, None] = {}
-        for node in _all_nodes(graph):
-            known = node.op_type in frontend._get_convert_map() or node.op_type in converters.CONVERTERS
-            if node.domain in ("", "ai.onnx"):
-                known = (known and schema_of(node, self.opset) is not None) or node.op_type == "If"
-            else:
-                known = (node.domain, node.op_type) in CONTRIB
-            if not known:
-                unknown[f"{node.op_type} ({node.domain})" if node.domain else node.op_type] = None
+        unknown = unknown_operators(graph, self.opset)
         if unknown:
             raise InvalidArgument(f"TVM cannot import the operator {', '.join(unknown)}")
 
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
         for node in graph.node:
             self._at = node
-            super()._construct_nodes(_One([node]))
+            try:
+                super()._construct_nodes(_One([node]))
+            except OffloadError:
+                raise
+            except Exception as error:
+                name = node.name or node.output[0]
+                said = one_line(error) or type(error).__name__
+                raise InvalidArgument(f"TVM cannot import the operator {node.op_type} ({name!r}): {said}") from error
             for index, name in enumerate(node.output):
                 if name in self._nodes and name in self._types:
                     self._nodes[name] = self._settled(node, index, self._nodes[name], self._types[name])
