@@ -13,6 +13,9 @@ from zmq_offload.units import bandwidth, bandwidth_text, duration
 
 Kind = Literal["stall", "refuse"]
 
+_LATEST = 1e6
+"""Seconds: eleven days. Waiting for much longer overflows."""
+
 _OUTAGE = re.compile(r"([^:]+):([^:]+?)(?::(stall|refuse))?")
 
 
@@ -64,8 +67,10 @@ class Outage:
             found = cls(float(match[1]), float(match[2]), "refuse" if match[3] == "refuse" else "stall")
         except ValueError:
             raise InvalidArgument(f"outage {text!r} is not START:SECONDS or START:SECONDS:refuse, as in 5:2") from None
-        if not (0 <= found.start < float("inf") and 0 < found.seconds < float("inf")):
-            raise InvalidArgument(f"outage {text!r}: it starts at 0 seconds or later and lasts more than 0")
+        if not (0 <= found.start <= _LATEST and 0 < found.seconds <= _LATEST):
+            raise InvalidArgument(
+                f"outage {text!r}: it starts at 0 seconds or later, lasts more than 0, and neither is over {_LATEST:g}"
+            )
         return found
 
 
