@@ -41,6 +41,14 @@ class Part:
     varying: set[ir.Var]
 
 
+def check_distinct(regions: Sequence[Region]) -> None:
+    """Raises InvalidArgument for two regions of one name."""
+    names = [region.name for region in regions]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidArgument(f"two regions are named {name!r}; each becomes a model, and needs a name of its own")
+
+
 def find_parts(graph: Graph, regions: Sequence[Region]) -> list[Part]:
     """The parts of `graph` that the regions enclose, in the order of `regions`.
 
@@ -50,10 +58,7 @@ def find_parts(graph: Graph, regions: Sequence[Region]) -> list[Part]:
     """
     if not regions:
         raise InvalidArgument("name at least one region to offload")
-    names = [region.name for region in regions]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidArgument(f"two regions are named {name!r}; each becomes a model, and needs a name of its own")
+    check_distinct(regions)
     parts = []
     for region in regions:
         with _naming(region.name, regions):

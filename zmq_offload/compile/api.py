@@ -15,7 +15,7 @@ from zmq_offload.byoc.codegen import input_specs, offloaded_functions, tensor_sp
 from zmq_offload.byoc.encoding import Wire, check_wire
 from zmq_offload.byoc.manifest import VersionPolicy
 from zmq_offload.byoc.outline import outline_regions
-from zmq_offload.byoc.region import Region
+from zmq_offload.byoc.region import Region, check_distinct
 from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile.accuracy import Array
 from zmq_offload.compile.bundle import Compiled, write
@@ -192,9 +192,7 @@ def _regions(
     if regions is not None:
         if cut is not None or until is not None or name is not None:
             raise InvalidArgument("give either cut, until and name of one region, or regions")
-        names = [region.name for region in regions]
-        if len(set(names)) < len(names):
-            raise InvalidArgument(f"each region needs a model name of its own, not {', '.join(names)}")
+        check_distinct(regions)
         return [replace(r, cut=_names(r.cut), until=None if r.until is None else _names(r.until)) for r in regions]
     if cut is None or name is None:
         raise InvalidArgument("cut and name are needed for one region, regions for several")
