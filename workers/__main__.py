@@ -29,21 +29,26 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     from workers.config import parse
     from workers.supervisor import CORES, PARENT_FD, Supervisor
     from zmq_offload import dotenv
+    from zmq_offload.errors import InvalidArgument
     from zmq_offload.variables import warn_of_unknown
 
     dotenv.load()
     config = parse(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    parent = os.environ.pop(PARENT_FD, None)
-    if parent is None:
+    given, places = os.environ.pop(PARENT_FD, None), os.environ.pop(CORES, "")
+    if given is None:
         warn_of_unknown("workers")
         return Supervisor(config, arguments).run()
-    cores = [int(core) for core in os.environ.pop(CORES, "").split(",") if core]
+    try:
+        parent, cores = int(given), [int(core) for core in places.split(",") if core]
+        os.fstat(parent)
+    except (OSError, OverflowError, ValueError):
+        raise InvalidArgument(f"{PARENT_FD} and {CORES} are for a supervisor to set; unset them") from None
     # A worker runs subgraphs and compiles none: half the memory and the time to start.
     os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
     from workers.loop import serve
 
-    return serve(config, int(parent), cores)
+    return serve(config, parent, cores)
 
 
 if __name__ == "__main__":

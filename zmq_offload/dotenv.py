@@ -6,6 +6,7 @@ The commands read it, too, so that `zmq-offload status` beside a Procfile asks t
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -15,23 +16,27 @@ from zmq_offload.variables import PREFIX
 
 FILE_VARIABLE = f"{PREFIX}ENV_FILE"
 
+_LINE = re.compile(r"\s*(?:export\s+)?([^=]*?)\s*=(.*)")
+
 
 def load(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables of this project that the file has and the environment has not.
 
-    Raises InvalidArgument naming the line for one that cannot be read. A file that is not there is no error, unless
-    ZMQ_OFFLOAD_ENV_FILE names it.
+    Raises InvalidArgument naming the line that cannot be read, or the file that ZMQ_OFFLOAD_ENV_FILE names if it
+    cannot be read. A missing `.env` is not an error.
     """
     named = environment.get(FILE_VARIABLE)
     path = Path(named or ".env")
     if not named and not path.is_file():
         return
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except PermissionError:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
         if named:
-            raise
-        return  # somebody else's
+            raise InvalidArgument(f"{FILE_VARIABLE}: {named}: {error.strerror or error}") from None
+        if isinstance(error, PermissionError):
+            return  # somebody else's
+        raise
     for name, value in parse(text, str(path)).items():
         if not environment.get(name):
             environment[name] = value
@@ -42,10 +47,13 @@ def parse(text: str, file: str) -> dict[str, str]:
     comment. Other programs' lines are passed over. Raises InvalidArgument naming the line."""
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
-        name, equals, _ = (part.strip() for part in line.strip().removeprefix("export ").partition("="))
-        if not equals or not name.startswith(PREFIX):
+        match = _LINE.match(line)
+        if match is None or not match[1].startswith(PREFIX):
             continue
-        lexer = shlex.shlex(line.partition("=")[2], posix=True)
+        name = match[1]
+        if "\0" in line:
+            raise InvalidArgument(f"{file}, line {number}: a zero byte, which no variable can hold")
+        lexer = shlex.shlex(match[2], posix=True)
         lexer.whitespace_split = True
         try:
             found[name] = "".join(lexer)

@@ -9,20 +9,21 @@ _CUTOFF = 0.6
 """`difflib`'s ratio from which two names count as alike: one or two letters apart in a short word."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
     """What an error message says after an unknown name: "; did you mean 'ocr'?", or "" if nothing in `known` is close.
 
-    Letter case counts least: "OCR" suggests "ocr". `word` itself is never suggested.
+    Letter case counts least: "OCR" suggests "ocr". `word` itself is never suggested. A `prefix` that all names have is
+    not compared: it alone would make any two of them alike.
 
     >>> did_you_mean("orc", ["ocr", "echo"])
     "; did you mean 'ocr'?"
     """
     names = [name for name in dict.fromkeys(known) if name != word]
-    for name in names:
-        if name.casefold() == word.casefold():
-            return f"; did you mean {name!r}?"
-    folded = {name.casefold(): name for name in reversed(names)}
-    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=_CUTOFF)
+    wanted = word.removeprefix(prefix).casefold()
+    folded = {name.removeprefix(prefix).casefold(): name for name in reversed(names)}
+    if wanted in folded:
+        return f"; did you mean {folded[wanted]!r}?"
+    close = difflib.get_close_matches(wanted, folded, n=1, cutoff=_CUTOFF)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
 
 

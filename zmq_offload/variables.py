@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from zmq_offload.errors import printable
 from zmq_offload.suggest import did_you_mean
 
 PREFIX = "ZMQ_OFFLOAD_"
@@ -81,5 +82,5 @@ def warn_of_unknown(program: str, environment: Mapping[str, str] = os.environ, m
     known = {*VARIABLES, *INTERNAL, *more}
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
-            text = f"{program}: warning: {name} is set and has no meaning{did_you_mean(name, sorted(VARIABLES))}"
-            print(text, file=sys.stderr)
+            meant = did_you_mean(name, sorted(VARIABLES), prefix=PREFIX)
+            print(f"{program}: warning: {printable(name)} is set and has no meaning{meant}", file=sys.stderr)

@@ -88,6 +88,27 @@ def test_a_variable_that_is_not_known_is_said(capsys: pytest.CaptureFixture[str]
     assert line == f"broker: warning: {wanted}"
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("foo", ""), ("", ""), ("X\nY", ""), ("\udcff", ""), ("slots", "SLOTS"), ("SERVERKEY", "SERVER_KEY")],
+)
+def test_a_variable_is_compared_without_the_prefix(name: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The prefix alone makes any two names alike."""
+    warn_of_unknown("broker", {PREFIX + name: "1"})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"; did you mean '{PREFIX}{meant}'?" if meant else "has no meaning")
+
+
+@pytest.mark.parametrize("value", ["abc", "99999", "-1", "9" * 30])
+def test_what_a_supervisor_sets_is_not_for_others_to_set(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}PARENT_FD", value)
+    assert main(["worker", "--executor", "echo"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{PREFIX}PARENT_FD" in line and "unset" in line
+
+
 def test_all_commands_are_listed_in_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -133,3 +154,30 @@ def test_a_file_is_read_as_honcho_reads_it(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_read_is_named() -> None:
     with pytest.raises(InvalidArgument, match=f"f, line 2: {PREFIX}A: no closing quotation"):
         dotenv.parse(f"# one\n{PREFIX}A='b", "f")
+    with pytest.raises(InvalidArgument, match="f, line 1: a zero byte"):
+        dotenv.parse(f"{PREFIX}A=b\0c", "f")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfZMQ_OFFLOAD_NAME=a\n",
+        b"ZMQ_OFFLOAD_NAME=a\r\nOTHER=b\r\n",
+        b"export\tZMQ_OFFLOAD_NAME=a",
+        b"  export   ZMQ_OFFLOAD_NAME = a  # b",
+        b"exported=ZMQ_OFFLOAD_NAME=b\nZMQ_OFFLOAD_NAME=a",
+        b"\xff\xfe\nZMQ_OFFLOAD_NAME=a",
+    ],
+)
+def test_files_as_editors_and_shells_write_them(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "env").write_bytes(content)
+    environment = {dotenv.FILE_VARIABLE: str(tmp_path / "env")}
+    dotenv.load(environment)
+    assert environment == {dotenv.FILE_VARIABLE: str(tmp_path / "env"), f"{PREFIX}NAME": "a"}
+
+
+def test_a_file_that_is_named_and_cannot_be_read_is_said_with_the_variable(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InvalidArgument, match=f"^{dotenv.FILE_VARIABLE}: {path}: ") as caught:
+            dotenv.load({dotenv.FILE_VARIABLE: str(path)})
+        assert "Errno" not in caught.value.message
