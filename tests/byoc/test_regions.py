@@ -156,7 +156,10 @@ def test_a_circle_of_three_is_found_too(tmp_path: Path) -> None:
         ),
         ([LEFT, Region("left", ["features"], ["right"])], "two regions are named 'left'"),
         ([Region("A", ["w1"], ["left"]), RIGHT], "region 'A': --cut: tensor 'w1' is constant"),
-        ([Region("A", ["feature"], ["left"]), RIGHT], "region 'A': --cut: the model has no tensor 'feature'; did you mean"),
+        (
+            [Region("A", ["feature"], ["left"]), RIGHT],
+            "region 'A': --cut: the model has no tensor 'feature'; did you mean",
+        ),
         ([LEFT, Region("B", ["left"], ["joined"])], "region 'B': --cut: 'left' does not separate the graph"),
         ([LEFT, Region("B", ["left_conv", "own_conv"], ["joined"])], "regions 'left' and 'B' overlap: both compute"),
         (

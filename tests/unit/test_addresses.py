@@ -66,6 +66,34 @@ def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
         transport.check_endpoint(endpoint)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "fault"),
+    [
+        ("", "it is empty"),
+        ("localhost:5555", "the transport is missing"),
+        ("TCP://localhost:5555", "the transport 'TCP' is not known, write tcp"),
+        ("http://localhost:5555", "the transport 'http' is not known, use tcp or ipc"),
+        ("ipc://", "the path is missing"),
+        ("ipc://a b", "it has a space"),
+        ("tcp://localhost", "the port is missing"),
+        ("tcp://localhost:", "the port is missing"),
+        ("tcp://[::1]", "the port is missing"),
+        ("tcp://:5555", "the host is missing"),
+        ("tcp://localhost:5555/", "a path, or a slash, does not belong there"),
+        ("tcp://localhost: 5555", "it has a space"),
+        ("tcp://::1:5555", "an IPv6 address stands in brackets"),
+        ("tcp://localhost:65536", "the port is not a number from 0 to 65535"),
+        ("tcp://localhost:" + "9" * 5000, "the port is not a number from 0 to 65535"),
+        ("tcp://localhost:-1", "the port is not a number from 0 to 65535"),
+        ("tcp://localhost:\u0663", "the port is not a number from 0 to 65535"),
+    ],
+)
+def test_what_is_wrong_with_an_endpoint_is_said(endpoint: str, fault: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        transport.check_endpoint(endpoint)
+    assert caught.value.message == f"endpoint {endpoint!r}: {fault}; use tcp://HOST:PORT (or ipc://PATH)"
+
+
 @pytest.mark.usefixtures("names")
 @pytest.mark.parametrize(
     ("endpoint", "needed"),
