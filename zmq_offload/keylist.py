@@ -2,7 +2,8 @@
 
 A list has a line for each key: the public key, a name for people and logs, and, if the key is not for every model, the
 models that it is for, separated by commas. A name with spaces, quotes or line ends stands in double quotes, written as
-JSON writes a string. Lines that begin with "#" are comments (a key may begin with "#" too, but has 40 characters).
+JSON writes a string. Lines that begin with "#" are comments. (It is a digit of Z85, too, but the highest one: five
+digits that begin with it are more than 32 bits, so that no key does.)
 
 `authorize` and `revoke` touch the lines of the key in question; all other lines stay as they are, comments included.
 They lock the list, and replace it by a rename, so that a broker never reads half of one and no change gets lost.
@@ -24,8 +25,9 @@ from typing import NamedTuple
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound, printable
 from zmq_offload.grants import Grant
-from zmq_offload.keys import KEY_CHARS, check_key
+from zmq_offload.keys import check_key
 from zmq_offload.repository import check_model_name
+from zmq_offload.suggest import did_you_mean
 
 _LOCK_WITHIN = 10.0
 """Seconds to wait for another program that changes the list. One takes milliseconds."""
@@ -43,8 +45,18 @@ class Entry(NamedTuple):
 
 
 def read_list(path: str | os.PathLike[str]) -> dict[str, Grant]:
-    """Public key -> what it is for. Raises FailedPrecondition naming file and line."""
-    return {entry.key: entry.grant for entry in _read(Path(path)) if entry.key is not None}
+    """Public key -> what it is for. Raises FailedPrecondition naming file and line, also for a key that has two lines
+    that differ: which one was meant is not for a broker to guess."""
+    found: dict[str, tuple[int, Grant]] = {}
+    for number, entry in enumerate(_read(Path(path)), 1):
+        if entry.key is None:
+            continue
+        before, grant = found.setdefault(entry.key, (number, entry.grant))
+        if grant != entry.grant:
+            raise FailedPrecondition(
+                f"{path}, line {number}: this key is for something else in line {before}; remove one of the two lines"
+            )
+    return {key: grant for key, (_, grant) in found.items()}
 
 
 def authorize(path: Path, public: bytes, grant: Grant) -> Grant | None:
@@ -79,7 +91,9 @@ def revoke(path: Path, name: str) -> None:
         kept = [entry for entry in entries if entry.key is None or entry.grant.name != name]
         if len(kept) == len(entries):
             names = dict.fromkeys(printable(entry.grant.name) for entry in entries if entry.key is not None)
-            raise NotFound(f"{path} has no key of {name!r}; it has {', '.join(names) or 'none'}")
+            raise NotFound(
+                f"{path} has no key of {name!r}; it has {', '.join(names) or 'none'}{did_you_mean(name, names)}"
+            )
         return kept
 
     _edit(path, change, create=False)
@@ -101,8 +115,11 @@ def _read(path: Path) -> list[Entry]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FailedPrecondition(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise FailedPrecondition(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise FailedPrecondition(f"{path}, line {number}: not UTF-8 text") from None
     # Not splitlines(): it also splits at characters that a comment may hold.
     lines = text.removesuffix("\n").split("\n") if text else []
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
@@ -111,7 +128,7 @@ def _read(path: Path) -> list[Entry]:
 def _parse(line: str, place: str) -> Entry:
     words = line.removeprefix("\ufeff").strip()
     key, rest = [*words.split(maxsplit=1), "", ""][:2]
-    if not words or (words.startswith("#") and len(key) != KEY_CHARS):
+    if not words or words.startswith("#"):
         return Entry(line)
     try:
         name, models = _name_and_models(rest)

@@ -6,6 +6,7 @@ used. `zmq_offload.keylist` has the lists of the keys that a broker lets in.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import tempfile
@@ -32,7 +33,7 @@ class KeyPair(NamedTuple):
 
 def new_keys(name: str, folder: Path, *, force: bool = False) -> tuple[Path, Path]:
     """Make a pair; the paths of its public and its secret file. Raises AlreadyExists, FailedPrecondition."""
-    check_model_name(name)
+    check_model_name(name, "key")
     public, secret = folder / f"{name}.key", folder / f"{name}.key_secret"
     for path in (public, secret):
         if path.exists() and not force:
@@ -80,10 +81,18 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes | None]:
     try:
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
-        raise FailedPrecondition(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        raise FailedPrecondition(f"{path}: {_reason(path, error)}") from None
     try:
         check_key(public)
         check_key(public if secret is None else secret)
     except InvalidArgument as error:
         raise FailedPrecondition(f"{path} is damaged: {error.message}") from None
     return public, secret
+
+
+def _reason(path: str | os.PathLike[str], error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError) or "No public key" in str(error):
+        return "not a key file; `zmq-offload keys new NAME` makes NAME.key and NAME.key_secret"
+    if isinstance(error, OSError) and error.errno is None and not os.path.exists(path):  # pyzmq's own error
+        return os.strerror(errno.ENOENT)
+    return getattr(error, "strerror", None) or str(error)

@@ -9,6 +9,7 @@ from typing import Any
 from zmq_offload import keylist, keys
 from zmq_offload.errors import printable
 from zmq_offload.grants import Grant
+from zmq_offload.settings import file, folder, path
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,25 +21,33 @@ def add_parser(subparsers: Any) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     new = commands.add_parser("new", help="make a key pair", description="Write NAME.key and NAME.key_secret.")
-    new.add_argument("name", metavar="NAME")
-    new.add_argument("--directory", type=Path, default=Path(), metavar="DIR", help="where to, default here")
-    new.add_argument("--force", action="store_true", help="replace a pair that is there")
+    new.add_argument("name", metavar="NAME", help="who the keys are for")
+    new.add_argument("--directory", type=folder, default=".", metavar="DIR", help="output folder (default: .)")
+    new.add_argument("--force", action="store_true", help="replace an existing pair")
     new.set_defaults(run=_new)
 
-    authorize = commands.add_parser("authorize", help="add a public key to a broker's list")
-    authorize.add_argument("key", metavar="FILE.key")
-    authorize.add_argument("--list", type=Path, required=True, metavar="FILE", help="the list of clients or of workers")
+    authorize = commands.add_parser(
+        "authorize",
+        help="add a public key to a broker's list",
+        description="Add a key to a list, or change the models that it may use. The list is created if needed.",
+    )
+    authorize.add_argument("key", type=file, metavar="FILE.key", help="the public key; the file's name is kept with it")
+    authorize.add_argument("--list", type=path, required=True, metavar="FILE", help="the list of clients or of workers")
     authorize.add_argument("--models", metavar="NAME,...", help="only these models (default: all)")
     authorize.set_defaults(run=_authorize)
 
-    revoke = commands.add_parser("revoke", help="take a name's keys out of a broker's list")
-    revoke.add_argument("name", metavar="NAME")
-    revoke.add_argument("--list", type=Path, required=True, metavar="FILE", help="the list of clients or of workers")
+    revoke = commands.add_parser(
+        "revoke",
+        help="remove a name's keys from a broker's list",
+        description="Remove all keys of a name from a list. The broker notices within a second.",
+    )
+    revoke.add_argument("name", metavar="NAME", help="the name in the list")
+    revoke.add_argument("--list", type=path, required=True, metavar="FILE", help="the list of clients or of workers")
     revoke.set_defaults(run=_revoke)
 
 
 def _new(args: argparse.Namespace) -> int:
-    public, secret = keys.new_keys(args.name, args.directory, force=args.force)
+    public, secret = keys.new_keys(args.name, Path(args.directory), force=args.force)
     print(f"{public}  public: for those who talk to {args.name}")
     print(f"{secret}  secret: for {args.name} alone")
     return 0

@@ -28,11 +28,12 @@ DESCRIPTION = "model.json"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
-def check_model_name(name: str) -> str:
-    """`name`, if it can name a model (and a folder); raises InvalidArgument otherwise."""
+def check_model_name(name: str, what: str = "model") -> str:
+    """`name`, if it can name a model (and a folder); raises InvalidArgument otherwise. `what` has the name, if it is
+    something else for which the same rules hold."""
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise InvalidArgument(
-            f"model name {name!r}: use 1 to 128 letters, digits, '_', '-' and '.', not beginning with '-' or '.'"
+            f"{what} name {name!r}: use 1 to 128 letters, digits, '_', '-' and '.', not beginning with '-' or '.'"
         )
     return name
 

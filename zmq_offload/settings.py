@@ -202,4 +202,5 @@ seconds = checked(float, lambda s: 0.001 <= s < 1e6, "a time in seconds, from 0.
 heartbeat = checked(float, lambda s: 0.001 <= s <= 2000, "a time in seconds, from 0.001 to 2000")
 """ZMTP has 16 bits for a heartbeat's time to live, three times the interval, in tenths of a second."""
 file = checked(str, lambda text: text.strip() not in ("", "."), "a file's name (of an unset variable?)")
+folder = checked(str, lambda text: bool(text.strip()), "a folder's name (of an unset variable?)")
 path = checked(Path, lambda path: path != Path(), "a file's name (of an unset variable?)")

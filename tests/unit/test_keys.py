@@ -13,7 +13,7 @@ from zmq_offload.cli import main
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from zmq_offload.grants import Grant
 from zmq_offload.keylist import authorize, parse_models, read_list, revoke
-from zmq_offload.keys import new_keys, read_pair, read_public
+from zmq_offload.keys import check_key, new_keys, read_pair, read_public
 
 
 def test_a_pair_is_two_files_and_the_secret_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -73,6 +73,63 @@ def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
     path.write_text("# one\n" + line + "\n")
     with pytest.raises(FailedPrecondition, match="clients, line 2"):
         read_list(path)
+
+
+def test_a_line_of_signs_is_a_comment(tmp_path: Path) -> None:
+    """Of 40 it is as long as a key. No key begins with the sign."""
+    path = tmp_path / "clients"
+    path.write_text("#" * 40 + f"\n# the doors\n{'x' * 40} door\n#{'0' * 39} end\n")
+    assert read_list(path) == {"x" * 40: Grant("door")}
+    for digits in ("#0000", "#####"):
+        with pytest.raises(InvalidArgument, match="a key has 40 characters of Z85"):
+            check_key("0" * 35 + digits)
+
+
+@pytest.mark.parametrize("lines", [("door ocr", "door"), ("door", "door ocr"), ("door", "gate")])
+def test_a_key_with_two_lines_that_differ_is_refused(tmp_path: Path, lines: tuple[str, str]) -> None:
+    """The last one would win: that could open all models, or outlive the revocation of the other name."""
+    path = tmp_path / "clients"
+    path.write_text("# the doors\n" + "".join(f"{'x' * 40} {line}\n" for line in lines))
+    with pytest.raises(FailedPrecondition, match=r"clients, line 3: .* in line 2"):
+        read_list(path)
+    authorize(path, b"x" * 40, Grant("door"))
+    assert read_list(path) == {"x" * 40: Grant("door")}
+    path.write_text(f"{'x' * 40} door ocr,echo\n{'x' * 40}\tdoor echo,ocr\n")
+    assert read_list(path) == {"x" * 40: Grant("door", frozenset({"ocr", "echo"}))}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["new", "", "--directory", "."], 1, "key name ''"),
+        (["new", "a", "--directory", ""], 2, "a folder's name (of an unset variable?)"),
+        (["authorize", "", "--list", "l"], 2, "a file's name (of an unset variable?)"),
+        (["authorize", "none.key", "--list", "l"], 1, "none.key: No such file or directory"),
+        (["authorize", ".", "--list", "l"], 2, "'.' is not a file's name"),
+        (["authorize", "text", "--list", "l"], 1, "text: not a key file; `zmq-offload keys new NAME` makes"),
+        (["authorize", "bytes", "--list", "l"], 1, "bytes: not a key file"),
+        (["authorize", "a.key", "--list", ""], 2, "a file's name (of an unset variable?)"),
+        (["authorize", "a.key", "--list", "bytes"], 1, "bytes, line 2: not UTF-8 text"),
+        (["revoke", "Gate", "--list", "list"], 1, "did you mean 'gate'?"),
+    ],
+)
+def test_what_is_wrong_with_arguments_is_said(
+    arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    new_keys("a", tmp_path)
+    Path("text").write_text("no key\n")
+    Path("bytes").write_bytes(b"one\ntwo \xff\n")
+    Path("list").write_text("x" * 40 + " gate\n")
+    before = sorted(tmp_path.iterdir())
+    try:
+        found = main(["keys", *arguments])
+    except SystemExit as end:
+        found = int(str(end.code))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (found, says in line) == (code, True), line
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:

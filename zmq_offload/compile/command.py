@@ -20,8 +20,6 @@ from zmq_offload.settings import count, microseconds
 if TYPE_CHECKING:
     from zmq_offload.compile.cuts import CutPoint
 
-_folder = settings.checked(str, lambda text: bool(text.strip()), "a folder's name (of an unset variable?)")
-
 
 class _Region(argparse.Action):
     """Begins a region, to which the options of `_OfRegion` after it belong."""
@@ -110,9 +108,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--target", metavar="T", help="TVM target of the workers, a name or JSON (default: this CPU)")
     parser.add_argument("--device-target", metavar="T", help="TVM target of the device (default: this CPU)")
     parser.add_argument(
-        "-o", "--output", type=_folder, default="dist", metavar="DIR", help="output folder (default: dist)"
+        "-o", "--output", type=settings.folder, default="dist", metavar="DIR", help="output folder (default: dist)"
     )
-    parser.add_argument("--repository", type=_folder, metavar="DIR", help="model repository (default: DIR/repository)")
+    parser.add_argument(
+        "--repository", type=settings.folder, metavar="DIR", help="model repository (default: DIR/repository)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing version and device bundle")
     parser.add_argument(
         "--new-signature",
@@ -152,7 +152,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--tuning-db",
-        type=_folder,
+        type=settings.folder,
         metavar="DIR",
         help="folder that keeps what tuning found, for later builds, with or without --tune (default: DIR/tuning)",
     )
