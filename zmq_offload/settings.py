@@ -47,14 +47,18 @@ class Parser(argparse.ArgumentParser):
 
     def _check_names(self, args: Sequence[str]) -> None:
         """Find unknown commands and options first: argparse would rather say what else is missing because of them."""
-        if self._commands is not None:
-            command = next((arg for arg in args if not arg.startswith("-")), None)
-            if command is not None and command not in self._commands.choices:
-                names = list(self._commands.choices)
-                meant = did_you_mean(command, names) or f"; the commands are {', '.join(names)}"
-                self.error(f"unknown command {command!r}{meant}")
-            return
         options = self._option_string_actions
+        if self._commands is not None:
+            for arg in args:
+                if arg in self._commands.choices:
+                    return
+                if not arg.startswith("-"):
+                    names = list(self._commands.choices)
+                    meant = did_you_mean(arg, names) or f"; the commands are {', '.join(names)}"
+                    self.error(f"unknown command {arg!r}{meant}")
+                if not any(known.startswith(arg) for known in options):
+                    self.error(f"unknown option {arg}{did_you_mean(arg, options)}")
+            return
         for arg in args:
             name = arg.partition("=")[0]
             if arg == "--":

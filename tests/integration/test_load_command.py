@@ -71,6 +71,18 @@ def test_results_are_compared_with_what_is_expected(fabric: Fabric, tmp_path: Pa
     assert "MISMATCH: output 'x' differs from what was expected by up to 1" in wrong.stdout
 
 
+def test_expected_outputs_that_cannot_come_are_found_before_measuring(fabric: Fabric, tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", np.arange(3, dtype=np.float32))
+    given = ["--model", "echo", "--shape", "x=4", "--verify"]
+    for name, says in (
+        ("y", "there is no output 'y'; there is 'x'"),
+        ("x", "output 'x' is float32[4], not float32[3]"),
+    ):
+        ran = load(fabric, *given, "--expect", f"{name}={tmp_path / 'y.npy'}")
+        assert ran.returncode == 1 and ran.stdout == ""
+        assert ran.stderr == f"zmq-offload: error: --expect: {says}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -82,6 +94,12 @@ def test_results_are_compared_with_what_is_expected(fabric: Fabric, tmp_path: Pa
         (["--model", "echo", "--concurrency", "0"], 2, "use whole numbers from 1"),
         (["--model", "echo", "--concurrency", "1", "--rate", "5"], 2, "not allowed with"),
         (["--model", "ehco", "--shape", "x=1"], 1, "did you mean 'echo'?"),
+        (["--model", "echo", "--shape", "x=1", "--shape", "x=2"], 1, "--shape: 'x' is given twice"),
+        (
+            ["--model", "echo", "--input", "x=f.npy"],
+            1,
+            "f.npy cannot be read as a .npy file: No such file or directory",
+        ),
         (["--model", "echo", "--shape", "x=1", "--window", "3", "--duration", "2"], 2, "--window 3 is longer than"),
         (["--model", "echo", "--shape", "x=100000000000:INT8"], 1, "has 100,000,000,000 bytes; the fabric takes"),
         (["--model", "echo", "--shape", "x=1", "--json", "/no/such/a.json"], 1, "a.json cannot be written"),

@@ -68,6 +68,8 @@ def test_status_without_a_broker_is_one_line() -> None:
         (["zmq_offload.cli", "status", "--timeout", "-1"], "time in seconds"),
         (["zmq_offload.cli", "nonsense"], "unknown command 'nonsense'; the commands are broker"),
         (["zmq_offload.cli", "staus"], "did you mean 'status'?"),
+        (["zmq_offload", "--versoin"], "unknown option --versoin; did you mean '--version'?"),
+        (["zmq_offload", "-V"], "unknown option -V"),
         (["zmq_offload", "load", "--ratte", "5"], "unknown option --ratte; did you mean '--rate'?"),
         (["zmq_offload", "broker", "--heartbeet=5"], "unknown option --heartbeet; did you mean '--heartbeat'?"),
         (["zmq_offload", "worker", "extra"], "unexpected argument 'extra'"),

@@ -264,6 +264,13 @@ def test_the_table_has_a_line_for_each_level() -> None:
     assert "64 in flight: 1 x UNAVAILABLE: in window 0" in report.error_lines(REPORT.summaries)
 
 
+def test_a_level_in_which_nothing_ended_says_so() -> None:
+    nothing = Samples(Level(concurrency=2), 100.0)
+    silent = summarize(nothing, nothing.windows(1.0, 101.0), 1.0)
+    assert "  2 in flight: no request ended within the level; use a longer --duration" in report.notes([silent])
+    assert not [line for line in report.notes(REPORT.summaries) if "no request ended" in line]
+
+
 def test_csv_and_json_say_the_same(tmp_path: Path) -> None:
     report.csv(tmp_path / "r.csv", REPORT)
     report.as_json(tmp_path / "r.json", REPORT)

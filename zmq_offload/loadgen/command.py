@@ -165,12 +165,20 @@ def _write(files: dict[str, Path], whole: Any) -> None:
 def _plan(args: argparse.Namespace) -> Any:
     """What is to be sent. One request is made here, so that what cannot work fails now and in one line."""
     from zmq_offload.client import Client
-    from zmq_offload.loadgen.inputs import make_inputs, parse_file, parse_shape, served_signature
+    from zmq_offload.loadgen.inputs import (
+        check_expected,
+        make_inputs,
+        once,
+        parse_file,
+        parse_shape,
+        served_signature,
+    )
     from zmq_offload.loadgen.sender import Plan
 
-    files = dict(parse_file(text) for text in args.input)
-    shapes = {name: (datatype, shape) for name, datatype, shape in map(parse_shape, args.shape)}
-    expected = dict(parse_file(text) for text in args.expect)
+    files = once("--input", map(parse_file, args.input))
+    described = map(parse_shape, args.shape)
+    shapes = once("--shape", ((name, (datatype, shape)) for name, datatype, shape in described))
+    expected = once("--expect", map(parse_file, args.expect))
     if expected and not args.verify:
         raise InvalidArgument("--expect says what --verify compares with; give both")
     model, version = args.model, args.version
@@ -190,6 +198,7 @@ def _plan(args: argparse.Namespace) -> Any:
             signature = served_signature(client.models(), model, version)
         inputs = make_inputs(signature, files, shapes, f"model {model!r}", args.seed, args.max_frame_bytes)
         first = client.infer(model, inputs, version=version, priority=args.priority)
+    check_expected(expected, first)
     if args.verify and not expected:
         expected = {name: array.copy() for name, array in first.items()}
     return Plan(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec, check_tensors, datatype_of
 from zmq_offload.suggest import did_you_mean
+
+T = TypeVar("T")
 
 TOLERANCE = 1e-3
 """Relative and absolute: another batch, another worker's CPU, and sums are taken in another order."""
@@ -58,10 +60,34 @@ def parse_file(text: str) -> tuple[str, Array]:
     try:
         array = np.load(Path(file), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise FailedPrecondition(f"{file} cannot be read as a .npy file: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise FailedPrecondition(f"{file} cannot be read as a .npy file: {reason}") from None
     if not isinstance(array, np.ndarray):
         raise FailedPrecondition(f"{file} holds several arrays; give one .npy file for each tensor")
     return name, array
+
+
+def once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """What an option gives for each name. Raises InvalidArgument for a name that is given twice."""
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidArgument(f"{option}: {name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def check_expected(expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Raises InvalidArgument if the expected outputs could not be any results of a model that returned `outputs`."""
+    for name, wanted in expected.items():
+        got = outputs.get(name)
+        if got is None:
+            has = ", ".join(map(repr, outputs)) or "none"
+            raise InvalidArgument(f"--expect: there is no output {name!r}; there is {has}{did_you_mean(name, outputs)}")
+        if (got.shape, got.dtype) != (wanted.shape, wanted.dtype.newbyteorder("=")):
+            raise InvalidArgument(
+                f"--expect: output {name!r} is {got.dtype}{list(got.shape)}, not {wanted.dtype}{list(wanted.shape)}"
+            )
 
 
 def make_inputs(

@@ -82,7 +82,12 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
     """What the marks of a table mean, and by how much a sender fell short."""
     used = {mark for s in summaries for mark in marks(s)}
     lines = [f"{mark} {text}" for mark, text in MARKS.items() if mark in used]
-    return lines + [f"  {s.level}: {s.sent:,.1f}/s were sent" for s in summaries if s.short]
+    lines += [f"  {s.level}: {s.sent:,.1f}/s were sent" for s in summaries if s.short]
+    return lines + [
+        f"  {s.level}: no request ended within the level; use a longer --duration"
+        for s in summaries
+        if not s.requests and not s.errors
+    ]
 
 
 def error_lines(summaries: Sequence[Summary]) -> list[str]:
