@@ -165,6 +165,20 @@ OWN: dict[str, Any] = {
     "float16 products": lambda: run(
         [N("MatMul", ["x", "w"], ["y"])], floats(3, 64).astype("f2"), {"w": floats(64, 2).astype("f2")}
     ),
+    "boxes that are scaled, and empty ones": lambda: run(
+        [N("RoiAlign", ["x", "r", "b"], ["y"], output_height=2, output_width=2, spatial_scale=0.5)],
+        floats(2, 3, 6, 7),
+        {"r": np.array([[0, 0, 9, 8], [2, 3, 2, 3], [5, 5, 1, 1], [1, 1, 7, 6]], "f4"), "b": np.array([0, 0, 1, 1])},
+    ),
+    "reflected to the far end": lambda: run(
+        [N("Pad", ["x", "p"], ["y"], mode="reflect")], floats(1, 2, 4, 5), {"p": np.array([0, 0, 3, 0, 0, 1, 3, 4])}
+    ),
+    "parts that are not equal": lambda: run(
+        [N("Split", ["x"], ["a", "b", "c"], num_outputs=3), N("Concat", ["c", "a", "b"], ["y"], axis=0)],
+        floats(7, 2),
+        {},
+        18,
+    ),
     "dropout": lambda: run([N("Dropout", ["x"], ["h"]), N("Relu", ["h"], ["y"])], floats(4), {}),
 }
 
@@ -188,6 +202,16 @@ REFUSALS: dict[str, tuple[onnx.NodeProto, dict[str, Array], str]] = {
         r"Relu \('r'\) with its input 2, 'b'",
     ),
     "an operator of another domain": (N("Relu", ["x"], ["y"], domain="org.example"), {}, r"Relu \(org.example\)"),
+    "a reflection of more than there is": (
+        N("Pad", ["x", "p"], ["y"], "pad", mode="reflect"),
+        {"p": np.array([0, 0, 0, 4, 0, 0, 0, 0])},
+        r"Pad \('pad'\) with mode=reflect; at axis 3 pads must be less than its extent, 4",
+    ),
+    "a part without an extent": (
+        N("Split", ["x", "s"], ["y", "z"], "split", axis=2),
+        {"s": np.array([4, 0])},
+        r"Split \('split'\) with split=\[4, 0\]; parts have to",
+    ),
     "training": (
         N("BatchNormalization", ["x", "s", "s", "s", "s"], ["y", "m", "v"], training_mode=1),
         {"s": np.ones(2, "f4")},

@@ -1,8 +1,8 @@
 """Keep indices inside the tensors that they point into.
 
-TVM compiles gathers and scatters without bounds checks. The inputs of a subgraph come from the network, and an index
-out of range would read what is not the sender's, or take the worker down. Such an index is clamped to the nearest that
-exists (ONNX leaves what happens undefined).
+TVM compiles gathers, scatters and RoiAlign without bounds checks. The inputs of a subgraph come from the network, and
+an index out of range would read what is not the sender's, or take the worker down. Such an index is clamped to the
+nearest that exists (ONNX leaves what happens undefined).
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import ir, relax, tirx
+from tvm import ir, relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 
 def clamp_indices(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module with the indices clamped of all gathers and scatters by indices that are computed."""
-    guarded = tvm.IRModule(mod.functions, attrs=mod.attrs)
+    """The module with the indices clamped of all gathers and scatters by indices that are computed, and the boxes of
+    RoiAlign."""
+    clamper = _Clamper(mod)
     for gv, function in mod.functions.items():
         if isinstance(function, relax.Function):
-            guarded[gv] = _Clamper(mod).visit_expr(function)
-    return guarded
+            clamper.builder_.update_func(gv, clamper.visit_expr(function))
+    guarded = clamper.builder_.get()
+    return guarded if mod.attrs is None else guarded.with_attrs(mod.attrs)
 
 
 @mutator
@@ -30,6 +32,8 @@ class _Clamper(PyExprMutator):  # type: ignore[misc]  # TVM has no types
     def visit_call_(self, call: ir.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         name = call.op.name if isinstance(call.op, ir.Op) else None
+        if name in BOXES:
+            return self._boxes(call)
         if name not in INDEXED or isinstance(call.args[1], ir.GenericConst):
             return call
         data, indices, *updates = call.args
@@ -38,16 +42,72 @@ class _Clamper(PyExprMutator):  # type: ignore[misc]  # TVM has no types
             mode = "clip" if str(call.attrs.mode) == "fast" else str(call.attrs.mode)
             return relax.op.take(data, indices, axis, mode)
         limits = INDEXED[name](call.attrs, [*data.ty.shape], [*indices.ty.shape])
-        if not all(isinstance(d, tirx.IntImm) for d in limits):
-            return call  # a symbolic extent: no constant to clamp to
         dtype = str(indices.ty.dtype)
-        last = np.array([int(d) - 1 for d in limits], dtype)
-        # scatter_elements counts negative indices from the end itself; for the others the importer has done it.
-        first = -last - 1 if name == "relax.scatter_elements" else np.zeros_like(last)
+        last = self._constant([d - 1 for d in limits], dtype)
+        first = relax.const(np.zeros(len(limits), dtype), dtype)
         emit = self.builder_.emit
-        inside = emit(relax.op.maximum(indices, relax.const(first, dtype)))
-        inside = emit(relax.op.minimum(inside, relax.const(last, dtype)))
+        if name == "relax.scatter_elements":
+            # It counts negative indices from the end itself; for the others the importer has done it.
+            first = self._constant([-d for d in limits], dtype)
+        inside = emit(relax.op.minimum(emit(relax.op.maximum(indices, first)), last))
         return relax.Call(call.op, [data, inside, *updates], call.attrs, call.ty_args)
+
+    def _boxes(self, call: ir.Call) -> relax.Expr:
+        """Boxes of images that exist, and of finite size: RoiAlign samples them in a loop as long as they are large.
+
+        A box is (image, x1, y1, x2, y2). One that is wholly within `FAR` images' extents of the image stays as it is.
+        """
+        data, boxes = call.args
+        dtype = str(boxes.ty.dtype)
+        layout, shape = str(call.attrs.layout), [*data.ty.shape]
+        count, height, width = (shape[layout.index(axis)] for axis in "NHW")
+        scale = tirx.const(float(call.attrs.spatial_scale), "float32")
+        far = [tirx.Cast("float32", extent) * float(FAR) / scale for extent in (width, height)] * 2
+        last = self._constant([tirx.Cast("float32", count - 1), *far], dtype)
+        first = self._constant([tirx.const(0.0, "float32"), *(-limit for limit in far)], dtype)
+        emit = self.builder_.emit
+        # Comparisons with NaN are false: it becomes `last`.
+        above = emit(relax.op.where(emit(relax.op.greater_equal(boxes, first)), boxes, first))
+        inside = emit(relax.op.where(emit(relax.op.less_equal(boxes, last)), above, last))
+        result = relax.Call(call.op, [data, inside], call.attrs, call.ty_args)
+        return self._without_empty(result, inside) if call.op.name == "relax.vision.roi_align" else result
+
+    def _without_empty(self, result: ir.Call, boxes: relax.Expr) -> relax.Expr:
+        """0 for boxes without an extent, as in ONNX Runtime: TVM leaves a sum of no samples as the memory was."""
+        dtype, emit, op = str(boxes.ty.dtype), self.builder_.emit, relax.op
+        if not result.attrs.aligned or int(result.attrs.sample_ratio) > 0:
+            return result  # then there is always a sample
+        near, far = (emit(op.strided_slice(boxes, [1], [a], [a + 2])) for a in (1, 3))
+        # An extent that rounding may have taken away is none, either.
+        rounding = emit(op.multiply(emit(op.add(emit(op.abs(near)), emit(op.abs(far)))), relax.const(1e-6, dtype)))
+        least = emit(op.add(rounding, relax.const(1e-30, dtype)))
+        extent = emit(op.min(emit(op.subtract(emit(op.subtract(far, near)), least)), 1))
+        there = emit(op.reshape(emit(op.greater(extent, relax.const(0, dtype))), (-1, 1, 1, 1)))
+        return op.where(there, emit(result), relax.const(0, str(result.args[0].ty.dtype)))
+
+    def _constant(self, values: Sequence[Any], dtype: str) -> relax.Expr:
+        """A tensor of one dimension of numbers that are known, or that depend on symbolic extents."""
+        values = [tirx.Cast(dtype, v) for v in values]
+        simple = [tvm.sym.Analyzer().simplify(v) for v in values]
+        if all(isinstance(v, tirx.IntImm | tirx.FloatImm) for v in simple):
+            return relax.const(np.array([v.value for v in simple], dtype), dtype)
+
+        def limits(*numbers: ir.Expr) -> te.Tensor:
+            def at(i: tirx.Var) -> ir.Expr:
+                value = numbers[-1]
+                for place, number in enumerate(numbers[:-1]):
+                    value = tirx.Select(tirx.EQ(i, tirx.const(place, str(i.ty.dtype))), number, value)
+                return value
+
+            return te.compute((len(numbers),), at, name="limits")
+
+        return self.builder_.emit_te(limits, *simple, primfunc_name_hint="limits")
+
+
+BOXES = ("relax.vision.roi_align", "relax.vision.roi_pool")
+
+FAR = 4
+"""How far from an image a box of RoiAlign may reach, in extents of the image."""
 
 
 def _along_axis(attrs: Any, data: Sequence[Any], _indices: Sequence[Any]) -> Sequence[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, te
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from zmq_offload.compile.operators import arithmetic, pools, reductions
@@ -151,6 +151,12 @@ def roi_align(bb: Any, node: Node) -> Any:
     mode = node.attributes.text("mode", "avg")
     if mode != "avg":
         refuse(node, "mode", mode, "use avg: TVM's maximum is of interpolated values, ONNX's of weighted ones")
+    usual = "half_pixel" if node.opset >= 16 else "output_half_pixel"
+    scale = float(node.attributes.get("spatial_scale", 1.0))
+    if node.attributes.text("coordinate_transformation_mode", usual) == "half_pixel" and scale != 1:
+        # TVM shifts the boxes by half a pixel before they are scaled, ONNX after that.
+        boxes = node.inputs[1]
+        node.inputs[1] = bb.normalize(op.add(boxes, relax.const(0.5 - 0.5 / scale, dtype_of(boxes))))
     return by_tvm(bb, node)
 
 
@@ -165,9 +171,59 @@ def pad(bb: Any, node: Node) -> Any:
     mode = node.attributes.text("mode", "constant")
     given = node.attributes.get("pads")
     pads = np.asarray(given) if given is not None else node.constant(1)
+    node.constant(2)
     if mode != "constant" and pads is not None and (pads < 0).any():
         refuse(node, "mode", mode, "use pads that are not negative, and Slice")
+    if mode == "reflect" and pads is not None:
+        return _reflected(bb, node, pads)
     return by_tvm(bb, node)
+
+
+def _reflected(bb: Any, node: Node, pads: Any) -> Any:
+    """TVM's reflects once and does not look whether that is still inside of the tensor."""
+    x, axes = node.inputs[0], node.constant(3)
+    rank = x.ty.ndim
+    before, after = [0] * rank, [0] * rank
+    for i, axis in enumerate(range(rank) if axes is None else axes.tolist()):
+        before[axis], after[axis] = int(pads[i]), int(pads[i + len(pads) // 2])
+    extents = list(x.ty.shape.values)
+    for axis, most in enumerate(map(max, before, after)):
+        if isinstance(extents[axis], tvm.tirx.IntImm) and most >= int(extents[axis]):
+            refuse(node, "mode", "reflect", f"at axis {axis} pads must be less than its extent, {int(extents[axis])}")
+
+    def compute(data: te.Tensor) -> te.Tensor:
+        def place(axis: int, i: Any) -> Any:
+            last, j = data.shape[axis] - 1, i - before[axis]
+            j = last - tvm.tirx.abs(last - tvm.tirx.abs(j))
+            # A symbolic extent may be too small.
+            return tvm.tirx.max(tvm.tirx.min(j, last), 0) if not isinstance(last, tvm.tirx.IntImm) else j
+
+        def element(*at: Any) -> Any:
+            return data[tuple(i if not before[a] and not after[a] else place(a, i) for a, i in enumerate(at))]
+
+        shape = [d + before[a] + after[a] for a, d in enumerate(data.shape)]
+        return te.compute(shape, element, name="reflect", tag="injective")
+
+    return bb.emit_te(compute, x, primfunc_name_hint="reflect")
+
+
+def split(bb: Any, node: Node) -> Any:
+    """TVM divides in equal parts only where no sizes are given, and has no empty ones."""
+    x, count = node.inputs[0], node.outputs
+    axis = int(node.attributes.get("axis", 0)) % x.ty.ndim
+    given = node.attributes.get("split")
+    sizes = np.asarray(given) if given is not None else node.constant(1)
+    extent = x.ty.shape.values[axis]
+    if sizes is None:
+        if not isinstance(extent, tvm.tirx.IntImm):
+            return by_tvm(bb, node)
+        each = -(-int(extent) // count)
+        sizes = np.diff(np.minimum(np.arange(count + 1) * each, int(extent)))
+    if count == 1:
+        return x
+    if (sizes <= 0).any():
+        refuse(node, "split", sizes.tolist(), "parts have to have an extent of 1 at least")
+    return op.split(x, np.cumsum(sizes)[:-1].tolist(), axis)
 
 
 def dropout(bb: Any, node: Node) -> Any:
@@ -246,6 +302,7 @@ CONVERTERS: dict[str, Converter] = {
     "Scatter": scatter,
     "Selu": arithmetic.selu,
     "Sinh": arithmetic.sinh,
+    "Split": split,
     "ThresholdedRelu": arithmetic.thresholded_relu,
     "TopK": top_k,
     "Upsample": upsample,

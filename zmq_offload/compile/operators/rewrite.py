@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import onnx
 import onnx.inliner
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
@@ -33,6 +34,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     if copy.functions:
         copy = onnx.inliner.inline_local_functions(copy)
+    _write_out_parts(copy)
     known = (set(frontend._get_convert_map()) | set(CONVERTERS)) - NOT_ONNX
     names = {node.op_type for node in copy.graph.node if node.domain in ("", "ai.onnx")} - known
     opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
@@ -44,6 +46,31 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         except Exception:  # a tensor whose type ONNX cannot infer: the operator stays, and is refused by name
             return copy
     return copy
+
+
+def _write_out_parts(model: onnx.ModelProto) -> None:
+    """Give each Split in a number of parts that are not equal its sizes: onnxslim and TVM have others than ONNX.
+
+    Each part is as large as the first, the last one smaller.
+    """
+    nodes = [n for n in model.graph.node if n.op_type == "Split" and any(a.name == "num_outputs" for a in n.attribute)]
+    if not nodes:
+        return
+    typed = onnx.shape_inference.infer_shapes(model)
+    known = {v.name: v.type.tensor_type for v in (*typed.graph.input, *typed.graph.value_info, *typed.graph.output)}
+    for number, node in enumerate(nodes):
+        parts = [known.get(name) for name in node.output]
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        dims = [part.shape.dim[axis] for part in parts if part is not None and len(part.shape.dim)]
+        sizes = [dim.dim_value for dim in dims if dim.HasField("dim_value")]
+        if len(sizes) < len(parts) or len(set(sizes)) < 2:
+            continue
+        name = f"{node.output[0]}.sizes.{number}"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(sizes, "int64"), name))
+        node.input[1:] = [name]
+        kept = [a for a in node.attribute if a.name != "num_outputs"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
