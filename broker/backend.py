@@ -64,6 +64,7 @@ class Backend(Ledger):
                 self._note(now, "keys", f"key {event.user} of worker {message.name}{_at(event.address)}: {text}")
                 self._actions.append(ToWorker(peer, error_of(_NOBODY, Status.PERMISSION_DENIED, text)))
         worker = self.workers.get(peer)
+        changes = models.keys() if worker is None else models.keys() - worker.models.keys()
         if worker is None:
             worker = self.workers[peer] = Worker(peer, message.name, message.slots, now, now, event.user, event.address)
             self._note(now, "workers", f"worker {worker} came: {message.slots} slots, {_listing(models)}", logging.INFO)
@@ -81,6 +82,7 @@ class Backend(Ledger):
             worker.serve(models)
         else:
             self._note_latest(self.scheduler.update(worker, models, anew=self._is_young(now)), now)
+            self._note_newer(sorted({name for name, _ in changes}), now)
         self._timers.set(peer, now + self.policy.heartbeat)
         self._actions.append(self._probe(peer))  # before its first Dispatch: it says what results this broker takes
         self._settle(now)

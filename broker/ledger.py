@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from broker.events import Action, Authorized, ToClient, ToWorker
@@ -221,6 +222,20 @@ class Ledger:
         for name, version in changed:
             what = f"version {version} is the latest now" if version != LATEST else "nobody serves it any more"
             self._note(now, "workers", f"model {name!r}: {what}", logging.INFO)
+
+    def _note_newer(self, names: Iterable[str], now: float) -> None:
+        """Say why a version that a worker announced is not used. It may be for ever: others may fail to load it."""
+        for name in names:
+            newer = self.scheduler.newer(name)
+            if newer is None:
+                continue
+            version, with_it, without = newer
+            own, others = sum(worker.slots for worker in with_it), sum(worker.slots for worker in without)
+            text = (
+                f"model {name!r}: version {version} is not the latest yet; {own} of {own + others} slots have it, "
+                f"and it needs more than half. Without it: {', '.join(worker.name for worker in without)}"
+            )
+            self._note(now, "workers", text, logging.INFO)
 
     def _learn(self, models: dict[tuple[str, int], Model]) -> None:
         for (name, version), model in models.items():

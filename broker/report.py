@@ -101,6 +101,8 @@ def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> 
                 "version": version,
                 "workers": len(pool.runs),
                 "latest": scheduler.pools[Wanted(name)].version == version,
+                "slots": sum(core.workers[peer].slots for peer in pool.runs),
+                "of_slots": sum(worker.slots for worker in scheduler.holders[name].values()),
             }
             for (name, version, _), pool in _versions(core)
             if allows(name)

@@ -94,6 +94,16 @@ class Scheduler:
         """The version that a worker runs for a request."""
         return self.pools[wanted].runs[worker.peer]
 
+    def newer(self, name: str) -> tuple[int, list[Worker], list[Worker]] | None:
+        """The newest version of a model, if it is not the latest because too few slots have it; the workers that hold
+        it, and those that do not."""
+        holders = self.holders.get(name, {}).values()
+        newest = max((max(worker.versions[name]) for worker in holders), default=LATEST)
+        if not holders or newest <= self.pools[Wanted(name)].version:
+            return None
+        with_it = [worker for worker in holders if newest in worker.versions[name]]
+        return newest, with_it, [worker for worker in holders if newest not in worker.versions[name]]
+
     def served(self, wanted: Wanted) -> bool:
         return wanted in self.pools
 

@@ -36,10 +36,10 @@ class Peers:
 
     def __init__(self, cores: Sequence[int], processes: int, folder: Path | None = None) -> None:
         self._me = Peer(tuple(cores), processes)
-        self._folder = folder or default_folder()
         self._file: Path | None = None
         self._fd = -1
         try:
+            self._folder = folder or default_folder()  # which may find no place at all
             self._register()
         except (OSError, ValueError) as error:
             self._give_up(error)
@@ -82,12 +82,12 @@ class Peers:
             self._folder.mkdir(mode=0o700)
         state = self._folder.lstat()
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o022:
-            raise OSError("it is not a folder of this user's own")
+            raise OSError(f"{self._folder} is not a folder that only this user can write to")
         with self._locked():
             file = self._folder / f"{time.monotonic_ns():020d}-{os.getpid()}.json"
             self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file = file
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._write()
 
     def _write(self) -> None:
@@ -97,7 +97,7 @@ class Peers:
         os.ftruncate(self._fd, len(text))
 
     def _give_up(self, error: Exception) -> None:
-        log.warning("cores are not shared with other supervisors: %s: %s", self._folder, error)
+        log.warning("cores are not shared with other supervisors: %s", error)
         self.close()
 
     @contextlib.contextmanager
@@ -111,7 +111,7 @@ class Peers:
                     break
                 except BlockingIOError:
                     if time.monotonic() >= end:
-                        raise OSError("its lock is not free") from None
+                        raise OSError(f"the lock of {self._folder} is not free") from None
                     time.sleep(0.01)
             yield
         finally:
@@ -121,7 +121,7 @@ class Peers:
 def _read(file: Path) -> Peer | None:
     """The supervisor whose file that is, or None, removing the file, if it is dead."""
     try:
-        fd = os.open(file, os.O_RDONLY)
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for somebody to write
     except FileNotFoundError:
         return None
     try:

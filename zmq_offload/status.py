@@ -46,7 +46,7 @@ def describe(status: dict[str, Any]) -> str:
         f"workers  {status['lost_workers']} lost, {requests['retried']} attempts repeated for it",
         f"dropped  {dropped}",
     ]
-    models = [m | {"latest": "yes" if m.get("latest") else ""} for m in status["models"]]
+    models = [m | {"latest": _latest(m, status["models"])} for m in status["models"]]
     lines += ["", *_table("models", models, ("name", "version", "workers", "latest"))]
     lines += ["", *_table("queues", status["queues"], ("model", "version", "queued", "bytes"))]
     workers = [
@@ -55,6 +55,16 @@ def describe(status: dict[str, Any]) -> str:
     ]
     columns = ("name", "address", "slots", "outstanding", "served", "failed", "silent", "state", "models")
     return "\n".join([*lines, "", *_table("workers", workers, columns)])
+
+
+def _latest(model: dict[str, Any], models: list[dict[str, Any]]) -> str:
+    """Whether a version is the latest of its model, and if it is newer than that, why not."""
+    if model.get("latest"):
+        return "yes"
+    latest = next((m for m in models if m["name"] == model["name"] and m.get("latest")), None)
+    if latest is None or latest["version"] > model["version"]:
+        return ""
+    return f"not yet: {model['slots']} of {model['of_slots']} slots have it"
 
 
 def _total(by_code: dict[str, int]) -> int:

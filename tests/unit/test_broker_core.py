@@ -25,11 +25,13 @@ from broker.events import (
 )
 from broker.invariants import validate
 from broker.liveness import Policy
+from broker.report import describe_status
 from zmq_offload.errors import ProtocolError
 from zmq_offload.grants import Grant
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, encode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
+from zmq_offload.status import describe
 
 POLICY = Policy(
     heartbeat=1, patience=3, hang_grace=10, worker_grace=2, max_attempts=3, max_queued=8, max_queued_bytes=1000,
@@ -963,6 +965,31 @@ def test_all_first_attempts_of_a_lost_worker_are_suspects_and_of_later_ones_the_
 
 def said(bench: Bench) -> list[str]:
     return [text for _, text in bench.core.notes.take()]
+
+
+def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_status(bench: Bench) -> None:
+    """Two workers, one of which cannot load version 2: it stays so, and somebody asks why."""
+    bench.announce(b"W1", ("m", 1), slots=2)
+    bench.announce(b"W2", ("m", 1), slots=2)
+    bench.core.notes.take()
+    bench.announce(b"W1", ("m", 1), ("m", 2), slots=2)
+    bench.announce(b"W1", ("m", 1), ("m", 2), slots=2)
+    assert said(bench) == [
+        "worker W1 changes: serves m:1, m:2",
+        "model 'm': version 2 is not the latest yet; 2 of 4 slots have it, and it needs more than half. Without it: W2",
+    ], "and nothing of what stays as it is"
+    status = describe_status(bench.core, bench.now, lambda _: True)
+    assert [(m["version"], m["latest"], m["slots"], m["of_slots"]) for m in status["models"]] == [
+        (1, True, 4, 4),
+        (2, False, 2, 4),
+    ]
+    lines = [" ".join(line.split()) for line in describe(status).splitlines() if line.startswith("  m ")]
+    assert lines == ["m 1 2 yes", "m 2 1 not yet: 2 of 4 slots have it"]
+    bench.announce(b"W2", ("m", 1), ("m", 2), slots=2)
+    assert said(bench) == ["worker W2 changes: serves m:1, m:2", "model 'm': version 2 is the latest now"]
+    status = describe_status(bench.core, bench.now, lambda _: True)
+    lines = [" ".join(line.split()) for line in describe(status).splitlines() if line.startswith("  m ")]
+    assert lines == ["m 1 2", "m 2 2 yes"]
 
 
 def test_the_log_says_when_workers_come_change_fall_silent_and_go(bench: Bench) -> None:

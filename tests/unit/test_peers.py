@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,19 @@ def test_what_another_release_left_is_not_read(tmp_path: Path) -> None:
         assert mine.look() == ([], [])
     other.close()
     mine.close()
+
+
+def test_where_nothing_can_be_written_a_supervisor_takes_itself_for_the_only_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a container with a read-only root file system and no /tmp."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    peers = Peers([0, 1], 1)
+    assert peers.look() == ([], [])
+    peers.hold([(0,)])
+    peers.close()
+    assert "cores are not shared with other supervisors" in caplog.text and "No usable" in caplog.text
