@@ -70,9 +70,10 @@ def tell_of_forks(one: Forgetful) -> None:
 def warn_unclosed(owner: object, release: Callable[[], object]) -> None:
     """For the `__del__` of an object that nobody closed. Released first: whoever records the warning holds the object,
     and where warnings are errors it raises."""
+    text = f"unclosed {owner!r}"  # releasing it makes it a closed one
     release()
     if not _ending:
-        warnings.warn(f"unclosed {owner!r}", ResourceWarning, stacklevel=3, source=owner)
+        warnings.warn(text, ResourceWarning, stacklevel=3, source=owner)
 
 
 def made_before_fork(what: str) -> FailedPrecondition:

@@ -64,9 +64,9 @@ model.close(), other.close()
 """
 
 
-def run(code: str, compiled: Compiled) -> list[str]:
+def run(code: str, compiled: Compiled, threads: int = 2) -> list[str]:
     command = [sys.executable, "-c", HEAD + code, str(compiled.device)]
-    environment = os.environ | {"TVM_NUM_THREADS": "2"}
+    environment = os.environ | {"TVM_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -109,3 +109,63 @@ with warnings.catch_warnings(record=True) as caught:
 print(len(texts), {t.partition(" (")[0] for t in texts}, files() <= before)
 """
     assert run(code.replace("WRAP", wrap), compiled_wide) == ["5 {'unclosed <OffloadedModel'} True"]
+
+
+ENDS = """
+import atexit, os, signal, time
+model = new()
+def child(end):
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        # Threads of the child get the stacks of threads that are not there. (They keep a process that ends by its
+        # thread's end.)
+        for _ in range(0 if threading.current_thread().name == "other" else 3):
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        atexit.register(os.write, write, b"at exit")
+        end()
+        raise AssertionError
+    os.close(write)
+    late = threading.Timer(30, os.kill, (pid, signal.SIGKILL))
+    late.start()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    late.cancel()
+    print(code, os.read(read, 9), flush=True)
+def fail():
+    sys.stderr.close()
+    raise ValueError
+def later(): # a child of the child
+    if pid := os.fork():
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    sys.exit(5)
+"""
+
+IN_MAIN = """
+model(x)
+time.sleep(0.5)  # TVM's threads spin for a while before they wait
+for end in (sys.exit, lambda: sys.exit(3), lambda: sys.exit(4), fail, later):
+    child(end)
+print(model(x).shape)
+"""
+
+IN_A_THREAD = """
+def work():
+    model(x)
+    time.sleep(0.5)
+    for _ in range(2):
+        child(sys.exit)
+    print(model(x).shape)
+thread = threading.Thread(target=work, name="other")
+thread.start()
+thread.join()
+model.close()
+"""
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+def test_a_child_of_a_thread_that_ran_a_model_ends_with_its_own_exit_code(
+    compiled_wide: Compiled, threads: int
+) -> None:
+    ended = ["0 b'at exit'", "3 b'at exit'", "4 b'at exit'", "1 b'at exit'", "5 b'at exit'", "(1, 1448)"]
+    of_a_thread = ["0 b''", "0 b''", "(1, 1448)"]
+    assert run(ENDS + IN_MAIN + IN_A_THREAD, compiled_wide, threads) == [*ended, *of_a_thread]

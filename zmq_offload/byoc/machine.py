@@ -16,6 +16,7 @@ import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
+from zmq_offload.byoc.ending import forget_pool
 from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.cores import cpu_quota, usable_cores
@@ -62,6 +63,7 @@ class _Threads:
 
     def forget(self) -> None:
         self.lost |= self._used and _THREADS > 1
+        forget_pool()
 
     def use(self) -> None:
         """TVM is about to run."""
