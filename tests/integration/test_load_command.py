@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,6 +157,20 @@ def test_ctrl_c_keeps_what_was_measured(fabric: Fabric, tmp_path: Path) -> None:
     assert many, errors
     assert len(json.loads((tmp_path / "o.json").read_text())["levels"]) == int(many[1])
     assert rest.count("in flight") == int(many[1]) - 1, rest
+
+
+def test_ctrl_c_while_its_processes_start_is_one_line(fabric: Fabric) -> None:
+    arguments = ["--broker", fabric.frontend, "--model", "echo", "--shape", "x=1", "--processes", "2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "zmq_offload", "load", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("load ")  # printed before they start
+        time.sleep(0.1)  # whatever the moment is, there is one line
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr.read() == "zmq-offload: interrupted: 0 of 1 levels were measured\n"
+    assert process.returncode == 130
 
 
 def test_levels_that_are_named_twice_are_measured_once(fabric: Fabric) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import eventually, running, status
+from tests.support.processes import eventually, running, running_broker, running_workers, status
 from zmq_offload.programs import command
 
 NAMES = ("broker", "workers", "zmq_offload", "client", "status", "random")
@@ -48,3 +48,14 @@ def test_the_module_runs_the_same_commands(folder: Path) -> None:
             cwd=folder, env=where, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stdout.split()[0]) == (0, "zmq-offload"), done.stdout + done.stderr
+
+
+def test_the_processes_of_load_do_not_look_into_the_current_folder(tmp_path: Path) -> None:
+    for name in ("signal", "random", "zmq", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"print('the local {name}.py ran'); raise SystemExit(7)\n")
+    with running_broker() as broker, running_workers(broker.backend, "--executor", "echo"):
+        eventually(lambda: status(broker.frontend)["workers"])
+        options = ["--broker", broker.frontend, "--model", "echo", "--shape", "x=1", "--duration", "0.2", "--quiet"]
+        done = subprocess.run([*command(), "load", *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        assert "the local" not in done.stdout

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, TextIO
 
 import numpy as np
 
 from zmq_offload.errors import Internal
-from zmq_offload.loadgen import sender
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import Plan
 from zmq_offload.loadgen.stats import Array, Samples, Summary, stable, summarize
+from zmq_offload.programs import module
 
 _CLEAR = "\r\x1b[K"  # to the line's beginning, and what stood there away
 
 _START_WITHIN = 60.0
 _STOP_WITHIN = 30.0
 """Seconds that a process may take to start, and, on top of a request's timeout, to stop."""
+
+
+_ENDED = "a process of the load generator ended; its error is above"
 
 
 class Interrupted(Exception):
@@ -35,44 +37,42 @@ class Interrupted(Exception):
         self.summaries = list(summaries)
 
 
-@contextmanager
-def _ctrl_c_held() -> Iterator[None]:
-    """What is started in the body does not see the terminal's Ctrl-C: this process ends it. (A handler would be too
-    late: a process that is starting has none yet.)"""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class Senders:
     """The processes, for as long as the body of `started` runs."""
 
-    def __init__(self, plan: Plan, processes: int) -> None:
-        context = multiprocessing.get_context("spawn")  # ZeroMQ's threads do not survive a fork
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._timeout = plan.timeout + _STOP_WITHIN
         self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
-        for number in range(processes):
-            ours, theirs = context.Pipe()
-            own = dataclasses.replace(plan, seed=plan.seed + number)
-            process = context.Process(target=sender.main, args=(theirs, own), daemon=True)
-            with _ctrl_c_held():
-                process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> None:
-        """Until all are up: what a level takes is not to include that."""
+    def start(self, processes: int) -> None:
+        """Until all are up: what a level takes is not to include that.
+
+        They are not multiprocessing's: those look into the current folder first, where a file signal.py would run
+        instead of the library's, and run the program's main module once more.
+        """
+        for _ in range(processes):
+            ours, theirs = Pipe()
+            with theirs:
+                self._pipes.append(ours)
+                # In a session of its own it does not get the terminal's Ctrl-C: this process ends it.
+                process = subprocess.Popen(
+                    [*module("zmq_offload.loadgen"), str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                self._processes.append(process)
+        for number, pipe in enumerate(self._pipes):
+            self._send(pipe, dataclasses.replace(self._plan, seed=self._plan.seed + number))
         self._await(Samples(Level(), 0.0), _START_WITHIN, "start")
 
     def run(self, level: Level, window: float, duration: float, progress: Progress) -> Summary:
         """Press until the windows agree, or for `duration` seconds."""
         samples = Samples(level, time.monotonic())
         for pipe, share in zip(self._pipes, level.share(len(self._pipes)), strict=True):
-            pipe.send(share)
+            self._send(pipe, share)
         seen = 0
         windows: list[Array] = []
         try:
@@ -98,7 +98,7 @@ class Senders:
             try:
                 message = pipe.recv()
             except (EOFError, ConnectionResetError):
-                raise Internal("a process of the load generator ended; its error is above") from None
+                raise Internal(_ENDED) from None
             if message is None:
                 ready += 1
             else:
@@ -108,8 +108,14 @@ class Senders:
 
     def _stop(self, samples: Samples) -> None:
         for pipe in self._pipes:
-            pipe.send(None)
+            self._send(pipe, None)
         self._await(samples, self._timeout, "stop")
+
+    def _send(self, pipe: Connection, what: Plan | Level | None) -> None:
+        try:
+            pipe.send(what)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Internal(_ENDED) from None
 
     def _await(self, samples: Samples, timeout: float, what: str) -> None:
         """Until every process said that it did what it was to do."""
@@ -123,17 +129,17 @@ class Senders:
         for pipe in self._pipes:
             pipe.close()  # a process that waits for a level reads the end of file
         for process in self._processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()  # of one that ended this does nothing
+            process.wait()
 
 
 @contextmanager
 def started(plan: Plan, processes: int) -> Iterator[Senders]:
-    senders = Senders(plan, processes)
+    senders = Senders(plan)
     try:
-        senders.start()
+        senders.start(processes)
         yield senders
     finally:
         senders.close()

@@ -87,10 +87,11 @@ class Tally:
         return records, errors, sent, self.behind
 
 
-def main(pipe: Connection, plan: Plan) -> None:
-    """Until told None: run levels, each until told to stop, and answer the stop with the last report and None. The
-    first None says that the process is up."""
+def main(pipe: Connection) -> None:
+    """Take a plan. Until told None: run levels, each until told to stop, and answer the stop with the last report and
+    None. The first None says that the process is up."""
     try:
+        plan = pipe.recv()
         pipe.send(None)
         while (level := pipe.recv()) is not None:
             tally = Tally(plan)
@@ -104,7 +105,7 @@ def main(pipe: Connection, plan: Plan) -> None:
                 pipe.recv()
             pipe.send(tally.take())
             pipe.send(None)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # whoever started this is gone
 
 

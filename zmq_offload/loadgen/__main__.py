@@ -1,0 +1,11 @@
+"""A sending process of `zmq-offload load`; its argument is the number of the pipe's file."""
+
+from __future__ import annotations
+
+import sys
+from multiprocessing.connection import Connection
+
+from zmq_offload.loadgen.sender import main
+
+if __name__ == "__main__":
+    main(Connection(int(sys.argv[1])))
