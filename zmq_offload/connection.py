@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from zmq_offload.errors import Internal, InvalidArgument, OffloadError, Protocol
 from zmq_offload.handshake import Watch, clients_security
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
-from zmq_offload.protocol.tensors import Latest
+from zmq_offload.protocol.tensors import Latest, array_of
 from zmq_offload.results import Outputs, Timings
 from zmq_offload.session import Complete, Policy, Send, Session
 
@@ -26,6 +27,9 @@ log = logging.getLogger("zmq_offload")
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a call may take unless it says otherwise."""
+
+_FILES = 12
+"""Files that a client opens: of libzmq's threads, the socket and what watches it, the connection, the driver."""
 
 _BATCH = 64
 """Messages taken from the socket at a time."""
@@ -67,6 +71,7 @@ class Connection:
         self._endpoint = 0
         self._lent: dict[int, list[zmq.MessageTracker]] = {}
         self.is_open = False
+        self._check_files()
         try:
             self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         except zmq.ZMQError as error:
@@ -76,6 +81,19 @@ class Connection:
         except BaseException:
             self._context.term()
             raise
+
+    def _check_files(self) -> None:
+        """Raises Unavailable if the system has too few files left. libzmq ends the process when it gets some, but not
+        all, of those that its threads need."""
+        pipes: list[tuple[int, int]] = []
+        try:
+            for _ in range(_FILES // 2):
+                pipes.append(os.pipe())  # noqa: PERF401  (what was opened must be closed)
+        except OSError as error:
+            raise self._unavailable(error) from None
+        finally:
+            for file in itertools.chain(*pipes):
+                os.close(file)
 
     @property
     def endpoint(self) -> str:
@@ -264,9 +282,9 @@ def _arrays(inputs: Mapping[str, Any]) -> Mapping[str, Array]:
 
 def _array(name: str, value: Any) -> Array:
     try:
-        return np.asarray(value)
-    except ValueError as error:  # a ragged list
-        raise InvalidArgument(f"input {name!r} is no array: {error}") from None
+        return array_of(value)
+    except ValueError as error:
+        raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
 
 
 def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:

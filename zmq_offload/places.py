@@ -31,6 +31,8 @@ def check_places(outputs: Mapping[str, Array]) -> None:
             raise InvalidArgument(f"output {name!r} is to go into a {type(place).__name__}; give a NumPy array")
         if not place.flags.writeable:
             raise InvalidArgument(f"output {name!r}: the array for it is read-only")
+        if not place.flags.contiguous and _folded(place):
+            raise InvalidArgument(f"output {name!r}: elements of the array for it share memory")
         try:
             datatype_of(place.dtype)
         except InvalidArgument as error:
@@ -38,6 +40,16 @@ def check_places(outputs: Mapping[str, Array]) -> None:
     for (one, first), (other, second) in itertools.combinations(outputs.items(), 2):
         if np.may_share_memory(first, second) and _overlap(first, second):
             raise InvalidArgument(f"outputs {one!r} and {other!r} share memory; each needs an array of its own")
+
+
+def _folded(place: Array) -> bool:
+    """Whether elements of a view, as `as_strided` makes, may lie on each other."""
+    reach = place.itemsize
+    for stride, extent in sorted((abs(s), n) for s, n in zip(place.strides, place.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (extent - 1)
+    return False
 
 
 def _overlap(first: Array, second: Array) -> bool:

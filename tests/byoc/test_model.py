@@ -71,9 +71,10 @@ def test_the_depth_of_a_stream_may_be_numpys(model: OffloadedModel) -> None:
         ((X[:1],), {}, r"input 'x' has shape \[1, 8\], it takes x FP32\[2,8\]"),
         ((X.astype("f8"),), {}, r"input 'x' has datatype FP64, it takes x FP32"),
         ((X[0],), {}, r"input 'x' has shape \[8\]"),
-        (([["a"] * 8] * 2,), {}, "input 'x' is no tensor: datatype <U1 cannot be sent"),
-        ((None,), {}, "input 'x' is no tensor: datatype object cannot be sent"),
-        (([[1.0], [2.0, 3.0]],), {}, "input 'x' is no tensor: .* inhomogeneous"),
+        (([["a"] * 8] * 2,), {}, "input 'x' is not a tensor: datatype <U1 cannot be sent"),
+        ((None,), {}, "input 'x' is not a tensor: datatype object cannot be sent"),
+        (([[1.0], [2.0, 3.0]],), {}, "input 'x' is not a tensor: .* inhomogeneous"),
+        ((np.ma.masked_less(np.arange(4.0), 3),), {}, "input 'x' is not a tensor: it has masked values"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(

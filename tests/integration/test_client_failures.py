@@ -6,6 +6,8 @@ import asyncio
 import errno
 import logging
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.support.processes import Fabric
+from tests.support.processes import ROOT, Fabric
 from zmq_offload import AsyncClient, Client
 from zmq_offload.connection import Connection
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, Unavailable
@@ -88,6 +90,50 @@ def test_without_files_the_asyncio_client_does_the_same(echo_fabric: Fabric) -> 
             assert (await client.infer("echo", X))["x"].shape == (3, 4)
 
     asyncio.run(main())
+
+
+FEW = """
+import asyncio, os, resource, sys
+import numpy as np
+from zmq_offload import AsyncClient, Client
+from zmq_offload.errors import Unavailable
+x = {"x": np.ones(3)}
+async def call():
+    async with AsyncClient(sys.argv[1]) as client:
+        return await client.infer("echo", x)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(call())  # imports what is imported late
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+for free in range(16):
+    held = []
+    try:
+        while True:
+            held.append(os.dup(0))
+    except OSError:
+        for file in held[:free]:
+            os.close(file)
+    said = []
+    for new in (lambda: Client(sys.argv[1]).close(), lambda: loop.run_until_complete(call())):
+        try:
+            new()
+            said.append("works")
+        except Unavailable as error:
+            said.append("refused" if "Too many open files" in str(error) else str(error))
+    for file in held[free:]:
+        os.close(file)
+    print(free, *said)
+"""
+
+
+def test_with_few_files_a_client_is_refused_and_libzmq_does_not_end_the_process(echo_fabric: Fabric) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FEW, echo_fabric.frontend], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = [line.split() for line in ran.stdout.splitlines()]
+    assert [int(line[0]) for line in said] == list(range(16))
+    assert all(line[1:] == ["refused", "refused"] for line in said[:12]), said
+    assert all(line[1:] == ["works", "works"] for line in said[12:]), said
 
 
 def test_without_files_no_client_is_made_and_nothing_is_left() -> None:

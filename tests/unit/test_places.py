@@ -42,6 +42,8 @@ def listed(version: int, *tensors: tuple[str, str, list[int]]) -> dict[str, Any]
         ({"y": BOTH, "z": BOTH}, "outputs 'y' and 'z' share memory"),
         ({"y": BOTH[:6], "z": BOTH[5:]}, "share memory"),
         ({"y": BOTH, "z": BOTH.view(np.int32)[::2]}, "share memory"),
+        ({"y": np.lib.stride_tricks.as_strided(BOTH, (3, 4), (0, 8))}, "elements of the array for it share memory"),
+        ({"y": np.lib.stride_tricks.as_strided(BOTH, (3, 4), (8, 8))}, "elements of the array for it share memory"),
     ],
 )
 def test_what_can_never_be_filled_is_refused(places: Any, says: str) -> None:
@@ -57,6 +59,7 @@ def test_what_can_never_be_filled_is_refused(places: Any, says: str) -> None:
         {"y": BOTH[::2], "z": BOTH[1::2]},
         {"y": np.zeros((3, 4), order="F"), "z": np.zeros((4, 4))[:, 1]},
         {"y": np.zeros(()), "z": np.zeros((0, 3))},
+        {"y": np.zeros((4, 6))[::-2, ::3].T, "z": np.zeros((4, 1, 6))[1:2, :, ::-1]},
     ],
 )
 def test_views_and_any_order_are_taken(places: Any) -> None:

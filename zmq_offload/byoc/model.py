@@ -22,7 +22,7 @@ from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underw
 from zmq_offload.client import Client
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
 from zmq_offload.lifetime import made_before_fork, refuse_pickling, tell_of_forks, warn_unclosed
-from zmq_offload.protocol.tensors import TensorSpec, check_tensors, datatype_of
+from zmq_offload.protocol.tensors import TensorSpec, array_of, check_tensors, datatype_of
 
 
 def load(
@@ -333,8 +333,8 @@ def _is_exactly(value: Any, spec: TensorSpec) -> bool:
 
 def _array(name: str, value: Any) -> Array:
     try:
-        array = np.asarray(value)
+        array = array_of(value)
         datatype_of(array.dtype)
-    except ValueError as error:  # of NumPy for lists of lists of different lengths, of ours for text and objects
-        raise InvalidArgument(f"the model: input {name!r} is no tensor: {one_line(error)}") from None
+    except ValueError as error:  # text and objects are InvalidArgument, which is one
+        raise InvalidArgument(f"the model: input {name!r} is not a tensor: {one_line(error)}") from None
     return array

@@ -57,6 +57,14 @@ def datatype_of(dtype: Any) -> str:
     return name
 
 
+def array_of(value: Any) -> np.ndarray[Any, Any]:
+    """What `np.asarray` makes of it. Raises ValueError for lists of lists of different lengths, and for masked values:
+    NumPy would uncover them."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ValueError("it has masked values; replace them first, as by filled(0)")
+    return np.asarray(value)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output of a model: name, datatype (a key of `DATATYPES`), shape (`ANY` for a symbolic extent)."""
