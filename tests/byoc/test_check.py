@@ -15,6 +15,7 @@ from tvm import relax
 from tests.support import onnx_models
 from zmq_offload.cli import main
 from zmq_offload.compile import Region, compile_model
+from zmq_offload.compile.accuracy import read_samples
 from zmq_offload.compile.operators import converters
 from zmq_offload.compile.reference import random_inputs
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
@@ -148,3 +149,59 @@ def test_samples_that_do_not_fit_are_refused(convnet: Path, tmp_path: Path) -> N
         compile_model(
             convnet, inputs=SHAPES, cut="features", name="net", output=tmp_path, check=[{"q": np.zeros(1, "f4")}]
         )
+
+
+def masked(path: Path, mask: float) -> Path:
+    """y = Relu(x) where x is above a limit, else `mask`, behind a cut at h."""
+    nodes = [
+        helper.make_node("Mul", ["x", "one"], ["h"]),
+        helper.make_node("Greater", ["h", "limit"], ["seen"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Sub", ["r", "one"], ["s"]),
+        helper.make_node("Where", ["seen", "s", "mask"], ["y"]),
+    ]
+    weights = {"one": 1, "limit": -1, "mask": mask}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [64])],
+        [numpy_helper.from_array(np.float32(v), k) for k, v in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("mask", [float(np.finfo("f4").min), -1e9])
+def test_a_mask_hides_no_difference(tmp_path: Path, mask: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = masked(tmp_path / "m.onnx", mask)
+    compiled = compile_model(model, cut="h", name="m", output=tmp_path / "right", check=True)
+    assert compiled.check is not None and compiled.check.losses[0].largest < 10
+    # Of the other elements: the mask itself is right.
+    monkeypatch.setitem(converters.CONVERTERS, "Relu", lambda bb, node: relax.op.nn.leakyrelu(node.inputs[0], 0.1))
+    with pytest.raises(FailedPrecondition, match=r"output 'y' is off by 0\.\d+"):
+        compile_model(model, cut="h", name="m", output=tmp_path / "wrong", check=True)
+
+
+def test_a_wrong_mask_is_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = masked(tmp_path / "m.onnx", -1e9)
+
+    def half(bb: Any, node: Any) -> Any:
+        seen, shown, mask = node.inputs
+        return relax.op.where(seen, shown, bb.normalize(relax.op.multiply(mask, relax.const(0.5, "float32"))))
+
+    monkeypatch.setitem(converters.CONVERTERS, "Where", half)
+    with pytest.raises(FailedPrecondition, match="output 'y' is off by 5e"):
+        compile_model(model, cut="h", name="m", output=tmp_path, check=True)
+
+
+def test_outputs_without_a_number_to_compare_are_said_to_be_so(convnet: Path, tmp_path: Path) -> None:
+    sample = np.full((1, 3, 12, 12), np.nan, "f4")
+    compiled = compile_model(convnet, inputs=SHAPES, cut="features", name="net", output=tmp_path, check=[sample])
+    assert "nothing but NaN and infinities, the same in both" in str(compiled.check)
+
+
+def test_one_sample_has_each_input_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(3, "f4"))
+    with pytest.raises(InvalidArgument, match="'x' is given twice; write each of several samples"):
+        read_samples([f"x={tmp_path / 'x.npy'}"] * 2)

@@ -29,11 +29,12 @@ SEED = 0
 class Loss:
     """How far an output of the split model is from that of the uncut one: `absolute` is the largest difference of all
     elements and samples, `largest` the largest magnitude in the uncut one's. NaN and infinities that both have in the
-    same place are no difference; where only one of them has them, it is infinite."""
+    same place are no difference; where only one of them has them, it is infinite. `finite`: there is anything else."""
 
     output: TensorSpec
     absolute: float
     largest: float
+    finite: bool = True
 
     @property
     def relative(self) -> float:
@@ -43,6 +44,8 @@ class Loss:
         return self.absolute / self.largest if self.largest else float("inf")
 
     def __str__(self) -> str:
+        if not self.finite and self.absolute == 0:
+            return f"{self.output}: nothing but NaN and infinities, the same in both"
         return (
             f"{self.output}: off by at most {self.absolute:.2e}, {self.relative:.2%} of the largest value "
             f"({self.largest:.3g})"
@@ -131,6 +134,11 @@ def read_samples(texts: Sequence[str]) -> list[Mapping[str, Array] | Array]:
         content = read_sample(file)
         if isinstance(content, Mapping):
             raise InvalidArgument(f"{text}: {file} has several arrays; give it without a name")
+        if name in one:
+            raise InvalidArgument(
+                f"{text}: {name!r} is given twice; write each of several samples into a file: "
+                "numpy.savez(FILE, NAME=array, ...)"
+            )
         one[name] = content
     return [*([one] if one else []), *samples]
 
