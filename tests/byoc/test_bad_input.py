@@ -484,3 +484,15 @@ def test_two_regions_of_one_name_are_refused_at_once(tmp_path: Path) -> None:
     regions = [Region("a", ["h"]), Region("a", ["l"])]
     with pytest.raises(InvalidArgument, match="two regions are named 'a'"):
         compile_model(tmp_path / "no such file", regions=regions, output=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["STRING", "COMPLEX64"])
+def test_an_input_that_is_not_numbers_is_named(tmp_path: Path, kind: str) -> None:
+    info = helper.make_tensor_value_info
+    number = onnx.TensorProto.DataType.Value(kind)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["text"], ["y"])], "g", [info("text", number, [3])], [info("y", number, [3])]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument, match=f"input 'text' is of {kind}; only numbers and booleans"):
+        import_onnx(tmp_path / "m.onnx", {})

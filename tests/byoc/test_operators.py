@@ -179,6 +179,15 @@ OWN: dict[str, Any] = {
         {},
         18,
     ),
+    "equal booleans": lambda: run(
+        [N("Equal", ["x", "b"], ["e"]), N("Not", ["e"], ["y"])], np.arange(40) % 2 == 0, {"b": np.arange(40) % 3 == 0}
+    ),
+    "the place of the largest of nothing but zeros": lambda: run(
+        [N("ArgMax", ["x"], ["y"], axis=1)], np.array([[0, 0, 0], [0, 2, 2]], "u1"), {}
+    ),
+    "the place of the smallest": lambda: run(
+        [N("ArgMin", ["x"], ["y"], axis=0)], np.array([[127, 127], [127, -3]], "i1"), {}
+    ),
     "dropout": lambda: run([N("Dropout", ["x"], ["h"]), N("Relu", ["h"], ["y"])], floats(4), {}),
 }
 

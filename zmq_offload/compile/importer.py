@@ -133,6 +133,12 @@ def _set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]
             raise InvalidArgument(f"input {name!r} is not a tensor; only models whose inputs are tensors can be used")
         if not kind.elem_type:
             raise InvalidArgument(f"input {name!r} has no datatype in the file; export the model with one")
+        if kind.elem_type in (onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
+            what = onnx.TensorProto.DataType.Name(kind.elem_type)
+            raise InvalidArgument(
+                f"input {name!r} is of {what}; only numbers and booleans can be used: export the model without "
+                "the part that reads it"
+            )
         # Without a shape not even the rank is known. An extent below 1 is open, too: Paddle writes -1.
         known = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim] if kind.HasField("shape") else None
         dims = given.get(name)

@@ -54,6 +54,11 @@ def equal(bb: Any, node: Node) -> Any:
                         f"TVM cannot import the operator Equal ({node.name!r}) of a symbolic dimension: whether {a} is "
                         f"{b} is known when the model runs; give the input a fixed shape"
                     )
+    elif all(
+        isinstance(v, relax.Expr) and isinstance(v.ty, relax.TensorType) and dtype_of(v) == "bool" for v in values
+    ):
+        # TVM's compiler compares booleans as if they were floats.
+        return op.equal(*(bb.normalize(op.astype(v, "uint8")) for v in values))
     return by_tvm(bb, node)
 
 
@@ -164,6 +169,15 @@ def lrn(bb: Any, node: Node) -> Any:
     size = int(node.attributes["size"])
     if size % 2 == 0:
         refuse(node, "size", size, "use an odd one, as ONNX Runtime")
+    return by_tvm(bb, node)
+
+
+def max_unpool(bb: Any, node: Node) -> Any:
+    if node.inputs[2] is not None:
+        raise InvalidArgument(
+            f"TVM cannot import the operator MaxUnpool ({node.name!r}) with its input 3, {node.input_name(2)}, the "
+            "shape of its output; export the model without it"
+        )
     return by_tvm(bb, node)
 
 
@@ -282,6 +296,7 @@ CONVERTERS: dict[str, Converter] = {
     "LpPool": pools.pool,
     "MatMul": arithmetic.matmul,
     "MaxPool": pools.pool,
+    "MaxUnpool": max_unpool,
     "MeanVarianceNormalization": mean_variance,
     "Mod": arithmetic.modulo,
     "NonMaxSuppression": non_max_suppression,
@@ -295,6 +310,8 @@ CONVERTERS: dict[str, Converter] = {
     "ReduceMax": reductions.reduce_extreme,
     "ReduceMean": reductions.reduce_mean,
     "ReduceMin": reductions.reduce_extreme,
+    "ReduceProd": reductions.reduction(None, None),
+    "ReduceSum": reductions.reduction(None, None),
     "ReduceSumSquare": reductions.reduction(lambda x, _: op.multiply(x, x), None),
     "RMSNormalization": rms_normalization,
     "Resize": resize,

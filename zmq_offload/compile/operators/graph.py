@@ -96,7 +96,7 @@ class _Importer(frontend.ONNXGraphImporter):  # type: ignore[misc]
                 raise
             except Exception as error:
                 name = node.name or node.output[0]
-                said = one_line(error) or type(error).__name__
+                said = _said(error)
                 raise InvalidArgument(f"TVM cannot import the operator {node.op_type} ({name!r}): {said}") from error
             for index, name in enumerate(node.output):
                 if name in self._nodes and name in self._types:
@@ -116,7 +116,7 @@ class _Importer(frontend.ONNXGraphImporter):  # type: ignore[misc]
         except OffloadError:
             raise
         except Exception as error:
-            said = one_line(error) or type(error).__name__
+            said = _said(error)
             raise InvalidArgument(f"TVM cannot import the operator {op_name} ({name!r}): {said}") from error
         self._check_read(node)
         return result
@@ -164,6 +164,12 @@ class _Importer(frontend.ONNXGraphImporter):  # type: ignore[misc]
                     f"({node.output[index]!r})"
                 )
         return value
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, AttributeError) and "Var' object" in str(error):  # where TVM expects a constant
+        return "one of its inputs is computed when the model runs; it has to be a constant"
+    return one_line(error) or type(error).__name__
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

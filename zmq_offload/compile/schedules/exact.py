@@ -118,10 +118,11 @@ def _add(graph: _Exact, call: Call) -> Expr | None:
 
 
 def _position(graph: _Exact, call: Call) -> Expr | None:
-    """The first largest (or smallest) element, the first NaN if there is one: TVM begins with -1 at the largest finite
-    number, which is the answer where all are infinite, and forgets a NaN."""
+    """The first largest (or smallest) element, the first NaN if there is one: TVM begins with -1 at the datatype's last
+    finite number, which is the answer where all are that (such as bytes of 0) or infinite, and forgets a NaN."""
     (x,), attrs, dtype = call.args, call.attrs, str(call.ty.dtype)
-    if str(x.ty.dtype) not in _FLOATS or attrs.axis is None:
+    kind = str(x.ty.dtype)
+    if attrs.axis is None or kind == "bool":
         return None
     largest = call.op.name == "relax.argmax"
     rank = x.ty.ndim
@@ -129,12 +130,16 @@ def _position(graph: _Exact, call: Call) -> Expr | None:
 
     def combine(a: Any, b: Any) -> tuple[Expr, Expr]:
         better = a[1] > b[1] if largest else a[1] < b[1]
-        kept = tirx.Or(better, tirx.Or(tirx.And(tirx.EQ(a[1], b[1]), a[0] < b[0]), tirx.isnan(a[1])))
+        kept = tirx.Or(better, tirx.And(tirx.EQ(a[1], b[1]), a[0] < b[0]))
+        kept = tirx.Or(kept, tirx.isnan(a[1])) if kind in _FLOATS else kept
         return tirx.Select(kept, a[0], b[0]), tirx.Select(kept, a[1], b[1])
 
     def identity(index: str, value: str) -> tuple[Expr, Expr]:
-        worst = float("-inf") if largest else float("inf")
-        return tirx.IntImm(index, np.iinfo(index).max), tirx.FloatImm(value, worst)
+        if kind in _FLOATS:
+            worst: Expr = tirx.FloatImm(value, float("-inf") if largest else float("inf"))
+        else:
+            worst = tirx.const(int(np.iinfo(kind).min if largest else np.iinfo(kind).max), kind)
+        return tirx.IntImm(index, np.iinfo(index).max), worst
 
     def compute(tensor: te.Tensor) -> te.Tensor:
         reducer = te.comm_reducer(combine, identity, name="position")
