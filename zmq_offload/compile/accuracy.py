@@ -89,7 +89,7 @@ def measure_losses(
                 ):
                     difference, largest = compare(ours, theirs)
                     worst[:] = max(worst[0], difference), max(worst[1], largest)
-    return [Loss(spec, *worst) for spec, worst in zip(specs, differences, strict=True)]
+    return [Loss(spec, worst[0], worst[1]) for spec, worst in zip(specs, differences, strict=True)]
 
 
 def random_sample(specs: Sequence[TensorSpec], seed: int = SEED) -> dict[str, Array]:
