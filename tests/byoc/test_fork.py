@@ -85,6 +85,21 @@ def test_before_it_ran_one_children_run_their_own_and_what_needs_no_client(compi
     assert run(BEFORE_A_RUN, compiled_wide) == expected
 
 
+def test_after_the_parent_ran_an_uncut_model_children_are_refused_at_once(compiled_wide: Compiled) -> None:
+    code = """
+from pathlib import Path
+from zmq_offload.compile.uncut import UncutModel, compile_uncut
+onnx = Path(sys.argv[1]).parent / "m.onnx"
+library = Path(sys.argv[1]).parent / "uncut.so"
+compile_uncut(onnx, library)
+uncut = UncutModel(library)
+uncut(x)
+for work in (lambda: uncut(x), new):
+    print(in_child(work))
+"""
+    assert run(code, compiled_wide) == [RAN, RAN]
+
+
 @pytest.mark.parametrize("wrap", ["model", "(lambda m: (m, m))(model)"])
 def test_a_model_that_is_dropped_gives_its_client_back_and_one_warning(compiled_wide: Compiled, wrap: str) -> None:
     code = """

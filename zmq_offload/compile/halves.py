@@ -26,6 +26,7 @@ from tvm.runtime import vm
 
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
+from zmq_offload.byoc.machine import THREADS
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.importer import Dim, Imported, import_onnx
@@ -175,6 +176,7 @@ def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whol
             relax.transform.DeadCodeElimination(list(arguments)),
         ]
     )
+    THREADS.use()
     machine = vm.VirtualMachine(build(tidy(builder.get()), target), tvm.cpu())
 
     def caller(name: str) -> Callable[[], object]:

@@ -12,6 +12,7 @@ import tvm
 import tvm_ffi
 from tvm.runtime import vm
 
+from zmq_offload.byoc.machine import THREADS
 from zmq_offload.compile.build import build, export
 from zmq_offload.compile.importer import Dim, import_uncut
 from zmq_offload.compile.target import resolve_target
@@ -40,7 +41,8 @@ def compile_uncut(
 class UncutModel:
     """A library of `compile_uncut`, to be called with the model's inputs in order. Not for several threads at a time.
 
-    Raises FailedPrecondition, naming the file, if it cannot be loaded.
+    Raises FailedPrecondition, naming the file, if it cannot be loaded, and in a forked child of a process in which TVM
+    ran.
     """
 
     def __init__(self, library: str | os.PathLike[str]) -> None:
@@ -51,5 +53,6 @@ class UncutModel:
             raise FailedPrecondition(f"{library} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
 
     def __call__(self, *inputs: Array) -> list[Array]:
+        THREADS.use()
         result = self._main(*(tvm.runtime.tensor(array) for array in inputs))
         return [r.numpy() for r in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]

@@ -13,6 +13,7 @@ import tvm
 import tvm_ffi
 from tvm.runtime import vm
 
+from zmq_offload.byoc.machine import THREADS
 from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway, registered
 from zmq_offload.compile.flops import counting, flops_of
@@ -59,6 +60,7 @@ class Subject:
 
     def machine(self) -> vm.VirtualMachine:
         """A VM of its own on the library. Raises FailedPrecondition if it cannot be loaded."""
+        THREADS.use()
         try:
             with registered(self.remote) if self.remote else nullcontext():
                 return vm.VirtualMachine(self.module, tvm.cpu())
