@@ -121,8 +121,8 @@ class Core(Frontend, Backend):
             elif request.lost and not self.scheduler.served(request.wanted):
                 where = f"while it waited for a worker; it lost {', '.join(request.lost)}, and none came back"
             else:
-                where = "while it queued"
-            text = f"no result within {spent:.3f} s; it ended {where}"
+                where = "while it was queued"
+            text = f"no result within {spent:.3f} s; the deadline passed {where}"
             self._fail(request, "expired", now, Status.DEADLINE_EXCEEDED, text)
         elif request.worker is None and not request.lost and not self.scheduler.served(request.wanted):
             self._fail(request, "unserved", now, *self._nobody_serves(request.wanted, request.user))

@@ -98,7 +98,7 @@ class Frontend(Ledger):
     def _refusal(self, request: Request, now: float) -> tuple[Status, str] | None:
         """Why a request that would have to queue is not accepted, if it is not."""
         if request.deadline <= now:
-            return Status.DEADLINE_EXCEEDED, "it had no time left when it came"
+            return Status.DEADLINE_EXCEEDED, "its deadline had passed when it arrived"
         if self.stopping:
             return Status.UNAVAILABLE, "the broker is shutting down"
         if (

@@ -18,6 +18,7 @@ from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.grants import Grant
 from zmq_offload.keylist import read_list
 from zmq_offload.keys import read_pair
+from zmq_offload.units import counted
 
 log = logging.getLogger("broker")
 
@@ -100,7 +101,7 @@ class Security:
 
     def _authorized(self) -> Authorized:
         clients, workers = (self._providers[name].keys for name in ("clients", "workers"))
-        log.info("authorized: %d keys of clients, %d of workers", len(clients), len(workers))
+        log.info("authorized: %s of clients, %d of workers", counted(len(clients), "key"), len(workers))
         return Authorized(clients, workers)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from workers.peers import Peers
 from zmq_offload import programs
 from zmq_offload.cores import cpu_quota, usable_cores
 from zmq_offload.extras import needs
+from zmq_offload.units import counted
 
 log = logging.getLogger("workers.supervisor")
 
@@ -83,9 +84,9 @@ class Supervisor:
         """Until SIGTERM, SIGINT or SIGHUP; 0 if every child then ended well."""
         quota = cpu_quota()
         log.info(
-            "%d processes on %d cores%s",
-            len(self._seats),
-            len(self._cores),
+            "%s on %s%s",
+            counted(len(self._seats), "process", "es"),
+            counted(len(self._cores), "core"),
             "" if quota is None else f"; the CPU quota is {quota:g} cores",
         )
         previous = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -149,11 +150,13 @@ class Supervisor:
                     )
                 seat.started = now
                 log.info(
-                    "worker %d is process %d: %d threads%s",
+                    "worker %d is process %d: %s%s",
                     at,
                     seat.process.pid,
-                    where.threads,
-                    "" if where.cores is None else f", kept on cores {','.join(map(str, where.cores))}",
+                    counted(where.threads, "thread"),
+                    ""
+                    if where.cores is None
+                    else f", kept on core{'s' * (len(where.cores) > 1)} {','.join(map(str, where.cores))}",
                 )
 
     def _place(self, at: int) -> Place:

@@ -220,7 +220,7 @@ class Repository:
         if not place.is_relative_to(self.root.resolve()):
             raise FailedPrecondition(f"{file} leads out of the repository, to {place}")
         if not place.is_file():
-            raise FailedPrecondition(f"{file} is no file")
+            raise FailedPrecondition(f"{file} is not a regular file")
 
     def write(
         self,

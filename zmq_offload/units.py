@@ -18,6 +18,11 @@ LONGEST = 3600.0
 """Seconds, likewise."""
 
 
+def counted(count: int, noun: str, more: str = "s") -> str:
+    """ "1 thread", "2 threads"; of another plural, `more` is its ending: counted(2, "process", "es")."""
+    return f"{count} {noun}{more if count != 1 else ''}"
+
+
 def bandwidth(text: str) -> float:
     """Bits a second, of "50Mbit", "1.5 Gbit" or "800kbit/s".
 

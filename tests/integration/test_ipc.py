@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,8 @@ from zmq_offload.errors import FailedPrecondition
 def test_a_second_broker_does_not_take_the_path(tmp_path: Path) -> None:
     front, back = f"ipc://{tmp_path}/f", f"ipc://{tmp_path}/b"
     with running_broker(frontend=front, backend=back) as fabric, running_workers(back, "--executor", "echo"):
-        eventually(lambda: status(front)["workers"])
+        (worker,) = eventually(lambda: status(front)["workers"])
+        assert re.fullmatch(r"pid \d+", worker["address"])
         for frontend, backend, taken in ((front, f"{back}2", front), (f"{front}2", back, back)):
             done = subprocess.run(
                 [sys.executable, "-m", "broker", "--frontend", frontend, "--backend", backend],

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("zmq_offload", "broker", "workers")
 SHARED = (
     "addresses", "cores", "cpu", "dotenv", "errors", "extras", "grants", "handshake", "interrupts", "ipc", "keylist",
-    "keys", "memory", "programs", "protocol", "repository", "settings", "suggest", "timers", "transport", "variables",
+    "keys", "memory", "programs", "protocol", "repository", "settings", "suggest", "timers", "transport", "units",
+    "variables",
 )  # fmt: skip
 """What broker and workers may use of zmq_offload."""
 

@@ -256,7 +256,7 @@ def test_a_plan_comes_back_as_it_was(model: Path, tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"format_version": 99}, f"format version 99, this release reads {FORMAT_VERSION}"),
-        ({"format": "zmq-offload profile of cuts"}, "is no zmq-offload plan; make one by"),
+        ({"format": "zmq-offload profile of cuts"}, "is not a zmq-offload plan; create one with"),
         ({"wire": "int4"}, "is damaged: wire 'int4'"),
         ({"cut": "small"}, "is damaged: cut, until and sealed are lists of names"),
         ({"model": 3}, "is damaged"),

@@ -147,5 +147,5 @@ def test_what_leads_out_of_the_repository_or_is_no_file_is_refused(repository: R
         repository.read("m", 1)
     library.unlink()
     os.mkfifo(library)  # to open it would wait for ever
-    with pytest.raises(FailedPrecondition, match=r"subgraph\.so is no file"):
+    with pytest.raises(FailedPrecondition, match=r"subgraph\.so is not a regular file"):
         repository.read("m", 1)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.units import bandwidth, bandwidth_text, duration
+from zmq_offload.units import bandwidth, bandwidth_text, counted, duration
+
+
+def test_what_is_counted_has_its_plural() -> None:
+    assert [counted(n, "thread") for n in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
+    assert [counted(n, "process", "es") for n in (1, 2)] == ["1 process", "2 processes"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from zmq_offload.demo.build import Built, Job
 from zmq_offload.demo.check import Verdict
 from zmq_offload.demo.frames import Run, Stages
 from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.units import counted
 
 _STAGES = {
     "device": "the backbone, on the device",
@@ -22,7 +23,7 @@ def describe_job(job: Job, pictures: int) -> str:
     width, height = job.size
     return "\n".join(
         [
-            f"model    {job.model.name}, on {_many(pictures, 'picture')} of {width} x {height}",
+            f"model    {job.model.name}, on {counted(pictures, 'picture')} of {width} x {height}",
             f"cut      {' '.join(job.cut)}",
         ]
     )
@@ -48,8 +49,8 @@ def describe_run(run: Run, workers: int) -> str:
     devices = len({frame.device for frame in run.frames})
     lines += [
         "",
-        f"{_many(len(run.frames), 'frame')} of {_many(devices, 'client')}{' at a time' if devices > 1 else ''} "
-        f"on {_many(workers, 'worker')} in {run.seconds:.2f} s: "
+        f"{counted(len(run.frames), 'frame')} of {counted(devices, 'client')}{' at a time' if devices > 1 else ''} "
+        f"on {counted(workers, 'worker')} in {run.seconds:.2f} s: "
         f"{len(run.frames) / run.seconds:.2f} frames per second",
     ]
     return "\n".join(lines)
@@ -61,10 +62,6 @@ def describe_verdicts(verdicts: Sequence[Verdict]) -> str:
 
 def _tensor(tensor: TensorSpec) -> str:
     return f"{tensor.nbytes:>11,} bytes  {tensor}"
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def _bytes(count: int) -> str:

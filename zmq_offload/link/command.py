@@ -27,11 +27,13 @@ def add_parser(subparsers: Any) -> None:
         metavar="ENDPOINT",
         help="where it begins (default: %(default)s, a free port, which is printed)",
     )
-    parser.add_argument("--bandwidth", metavar="B", help="each way, as 100Mbit (default: as fast as it goes)")
+    parser.add_argument("--bandwidth", metavar="B", help="rate in each direction, 100Mbit (default: unlimited)")
     parser.add_argument(
         "--rtt", default="0ms", metavar="T", help="delay, there and back together, as 10ms (default: 0ms)"
     )
-    parser.add_argument("--jitter", default="0ms", metavar="T", help="the rtt varies by up to so much (default: 0ms)")
+    parser.add_argument(
+        "--jitter", default="0ms", metavar="T", help="how far the round trip varies, up or down (default: 0ms)"
+    )
     parser.add_argument(
         "--outage",
         action="append",
@@ -96,7 +98,7 @@ class _Commands:
                 self._relay.change(Conditions.parse(given, rtt, jitter))
             case _:
                 raise InvalidArgument(
-                    f"command {' '.join(words)!r} is none of stall, refuse, restore, change B RTT JITTER"
+                    f"command {' '.join(words)!r} is not one of stall, refuse, restore, change B RTT JITTER"
                 )
 
 

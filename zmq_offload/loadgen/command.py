@@ -26,6 +26,7 @@ from zmq_offload.settings import (
     seconds,
     seed,
 )
+from zmq_offload.units import counted
 
 levels_closed = checked(concurrencies, bool, "a list of concurrencies")
 levels_open = checked(rates, bool, "rates")
@@ -122,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     for line in [*report.notes(summaries), *report.error_lines(summaries)]:
         print(line)
     title = f"{plan.model}: {sum(a.nbytes for a in plan.inputs.values()):,} bytes a request"
-    senders = f"{args.processes} sending process{'es' * (args.processes > 1)}"
+    senders = counted(args.processes, "sending process", "es")
     setting = f"{senders} on a machine of {usable_cores()} CPUs; broker {', '.join(plan.brokers)}"
     _write(files if summaries else {}, report.Report(title, setting, summaries))
     if interrupted:

@@ -19,6 +19,7 @@ from zmq_offload.plan.rules import allowed_splits
 from zmq_offload.plan.search import Decision, decide
 from zmq_offload.progress import Progress
 from zmq_offload.settings import checked, count, whole
+from zmq_offload.units import counted
 
 if TYPE_CHECKING:
     from zmq_offload.compile.halves import Cuttable
@@ -212,11 +213,9 @@ def _plan(model: Cuttable, subject: Subject, decision: Decision, sealed: list[st
 def _machines(args: argparse.Namespace, profiles: dict[Path, Profile], server_threads: int) -> list[tuple[str, str]]:
     def elsewhere(file: Path) -> str:
         profile = profiles[file]
-        return (
-            f"{profile.machine}, {profile.threads} thread{'s' if profile.threads != 1 else ''} (measured there: {file})"
-        )
+        return f"{profile.machine}, {counted(profile.threads, 'thread')} (measured there: {file})"
 
     slower = f", slowed down {args.device_slowdown:g} times" if args.device_slowdown else ""
     device = elsewhere(args.device_profile) if args.device_profile else f"one thread of this machine{slower}"
-    here = f"this machine, {server_threads} thread{'s' if server_threads != 1 else ''}"
+    here = f"this machine, {counted(server_threads, 'thread')}"
     return [("device", device), ("server", elsewhere(args.server_profile) if args.server_profile else here)]

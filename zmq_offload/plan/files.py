@@ -178,7 +178,7 @@ def _read(file: Path, kind: str, made_by: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{file} is not JSON: {error}") from None
     if not isinstance(value, dict) or value.get("format") != kind:
-        raise InvalidArgument(f"{file} is no {kind}; make one by: {made_by}")
+        raise InvalidArgument(f"{file} is not a {kind}; create one with: {made_by}")
     if value.get("format_version") != FORMAT_VERSION:
         raise InvalidArgument(
             f"{file} has format version {value.get('format_version')!r}, this release reads {FORMAT_VERSION}; "

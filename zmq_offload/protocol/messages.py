@@ -298,8 +298,8 @@ def decode(frame: bytes, expected: frozenset[type]) -> Any:
         raise ProtocolError("an envelope is an array that begins with the message's code")
     cls, count, check = _DECODERS.get(code, _UNKNOWN)
     if cls not in expected:
-        what = f"message code {code}" if cls is None else f"a {cls.__name__}"
-        raise ProtocolError(f"{what} is not taken here; a broker has a port for clients and another for workers")
+        what = f"message code {code}" if cls is None else cls.__name__
+        raise ProtocolError(f"unexpected {what}: clients connect to the broker's frontend, workers to its backend")
     if len(values) != count:
         raise ProtocolError(f"{cls.__name__} has {count} fields, not {len(values)}")
     if not check(*values):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zmq_offload.compile.profile.result import Function, Profile
+from zmq_offload.units import counted
 
 HEADINGS = ("FUNCTION", "OUTPUT", "CALLS", "TIME", "SHARE", "GFLOP/S", "OF PEAK")
 
@@ -36,7 +37,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
     measured, whole = profile.measured, profile.whole()
     found = [
         ("model", f"{profile.title} ({profile.kind}), {profile.inputs}"),
-        ("target", f"{target_name(profile.target)}, {profile.threads} thread{'s' if profile.threads != 1 else ''}"),
+        ("target", f"{target_name(profile.target)}, {counted(profile.threads, 'thread')}"),
         (
             "run",
             f"{duration(measured.total)}, the median of {profile.repeat}; "
