@@ -7,12 +7,16 @@ exit code is.
 
 glibc holds the destructors of a thread in a list. The list begins in a thread-local variable close to `errno`. That has
 no name that could be looked up; it is found as the one that points to a destructor that was just added. If none does,
-nothing is changed.
+nothing is changed. Memory is read through /proc/self/mem: a word that is not an address is an error there, not the end
+of the process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import sys
 
 _LIBRARY = b"libtvm_runtime"
 _WORD = ctypes.sizeof(ctypes.c_void_p)
@@ -21,6 +25,7 @@ _REACH = 32
 
 # The words of an entry, after the function: its argument, the library that it belongs to, the next entry.
 _ARGUMENT, _OWNER, _NEXT = (i * _WORD for i in (1, 2, 3))
+_PATH_BYTES = 4096  # at most, of a library's name
 _NAME = _WORD  # of the library, in its `struct link_map` of <link.h>
 
 _libc = ctypes.CDLL(None)
@@ -37,25 +42,40 @@ def forget_pool() -> None:
     """Have the running thread's pool of TVM not destroyed when the thread or the process ends."""
     if not (hasattr(_libc, "__errno_location") and hasattr(_libc, "__cxa_thread_atexit_impl")):
         return  # another C library than glibc
-    at = _first()
-    while at and (entry := _read(at)):
-        if _LIBRARY in ctypes.string_at(_read(_read(entry + _OWNER) + _NAME)):
-            ctypes.c_void_p.from_address(at).value = _read(entry + _NEXT)
-        else:
-            at = entry + _NEXT
+    with contextlib.suppress(OSError, OverflowError), open("/proc/self/mem", "rb", buffering=0) as file:
+        memory = _Memory(file.fileno())
+        at = _first(memory)
+        while at and (entry := memory.word(at)):
+            if _LIBRARY in memory.text(memory.word(memory.word(entry + _OWNER) + _NAME)):
+                ctypes.c_void_p.from_address(at).value = memory.word(entry + _NEXT)
+            else:
+                at = entry + _NEXT
 
 
-def _first() -> int | None:
+class _Memory:
+    """This process's memory. Raises OSError for addresses that it does not have."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def word(self, address: int) -> int:
+        return int.from_bytes(os.pread(self._file, _WORD, address), sys.byteorder)
+
+    def text(self, address: int) -> bytes:
+        """The beginning of a C string."""
+        return os.pread(self._file, _PATH_BYTES, address).partition(b"\0")[0]
+
+
+def _first(memory: _Memory) -> int | None:
     """The address of the variable that points to the first destructor of this thread."""
     middle = _libc.__errno_location() // _WORD * _WORD
     near = range(middle - _REACH * _WORD, middle + _REACH * _WORD, _WORD)
-    before = [_read(at) for at in near]
+    before = [memory.word(at) for at in near]
     argument = _libc.malloc(1)
     _libc.__cxa_thread_atexit_impl(ctypes.cast(_libc.free, ctypes.c_void_p), argument, None)
-    changed = [at for at, was in zip(near, before, strict=True) if _read(at) not in (was, 0)]
-    # glibc may have noted other things, too: pointers, like this one, to what is larger than an entry.
-    return next((at for at in changed if _read(_read(at) + _ARGUMENT) == argument), None)
-
-
-def _read(address: int) -> int:
-    return ctypes.c_void_p.from_address(address).value or 0
+    for at, was in zip(near, before, strict=True):
+        if (now := memory.word(at)) not in (was, 0):
+            with contextlib.suppress(OSError, OverflowError):  # glibc may have noted other things, too
+                if memory.word(now + _ARGUMENT) == argument:
+                    return at
+    return None

@@ -63,7 +63,8 @@ class _Threads:
 
     def forget(self) -> None:
         self.lost |= self._used and _THREADS > 1
-        forget_pool()
+        if self.lost:
+            forget_pool()
 
     def use(self) -> None:
         """TVM is about to run."""
