@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from tvm import relax, tirx
 from tvm.ir.transform import Sequential
 
 from tests.byoc.schedules.number_cases import FUNCTIONS, Array, module, sweep, worst
-from tests.byoc.schedules.schedule_harness import compiled
+from tests.byoc.schedules.schedule_harness import HOST, compiled
 from zmq_offload.compile.schedules.machine import machine_of
 from zmq_offload.compile.schedules.pipeline import fusing
 from zmq_offload.compile.schedules.schedule import schedule_pass
@@ -48,8 +51,30 @@ def check(path: str, x: Array, results: dict[str, Array]) -> None:
     assert not over, over
 
 
-NEON = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "num-cores": 2})
 OURS = ["Exp", "Sigmoid", "Tanh", "Erf", "Log", "Softplus", "Mish", "Elu", "Selu", "Gelu", "HardSwish"]
+SPECIAL = np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -104, 88.8, 1, -1]).view(
+    "uint32"
+)
+BITS = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from(SPECIAL.tolist()))
+
+
+@pytest.mark.parametrize("count", [3, 37])
+def test_any_bits_side_by_side(count: int) -> None:
+    """What stands next to a number in a vector does not matter, nor in which lane or in the rest of a row it is."""
+    run = compiled(module(OURS, count), HOST)
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(arrays(np.uint32, count, elements=BITS, fill=st.nothing()))
+    def each(bits: Array) -> None:
+        x = bits.view("float32")
+        for name, result in zip(OURS, run(x), strict=True):
+            error, at = worst(name, x, result)
+            assert error <= FUNCTIONS[name].bound, f"{name} of {at!r} among {x}: {error}"
+
+    each()
+
+
+NEON = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "num-cores": 2})
 
 
 def functions_of(names: list[str], count: int, target: tvm.target.Target) -> tuple[list[str], tvm.runtime.Module]:
