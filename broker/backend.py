@@ -155,7 +155,7 @@ class Backend(Ledger):
     def _malformed(self, event: Malformed, now: float) -> None:
         self.counts["malformed"] += 1
         whose = "a client" if event.frontend else "a worker"
-        self._note(now, "malformed", f"bytes of {whose}{_at(event.address)} are no message: {event.error.message}")
+        self._note(now, "malformed", f"bytes of {whose}{_at(event.address)} are not a message: {event.error.message}")
         error = error_of(event.error.key or _NOBODY, event.error.code, event.error.message)
         self._actions.append((ToClient if event.frontend else ToWorker)(event.peer, error))
 

@@ -16,11 +16,11 @@ from zmq_offload.settings import (
     add_option,
     bytes_,
     checked,
-    count,
     file,
     heartbeat,
     microseconds,
     seconds,
+    threads,
 )
 from zmq_offload.transport import check_endpoint
 
@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
     add_option(parser, "--name", name, None, "name shown in the status, default HOST-PID", metavar="NAME")
     add_option(parser, "--slots", slots, None, "requests a process may hold, default 2, echo 32", metavar="N")
     add_option(parser, "--processes", processes, 1, "worker processes; auto: one for each core, at most 4", metavar="N")
-    add_option(parser, "--threads", count, None, "TVM threads a process, default cores / processes", metavar="N")
+    add_option(parser, "--threads", threads, None, "TVM threads a process, default cores / processes", metavar="N")
     add_option(parser, "--pin", switch, "on", "keep each process on cores of its own", metavar="on|off")
     add_option(parser, "--refresh", seconds, 5.0, "seconds between two looks at the repository", metavar="S")
     add_option(parser, "--worker-key", file, None, "this worker's NAME.key_secret", metavar="FILE")

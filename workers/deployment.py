@@ -65,7 +65,7 @@ class Deployment:
             complaints = self._look()
             self._settle(*chosen, outcome)
             del outcome
-        if not self.executors and os.path.lexists(self._repository.root):
+        if not self.executors and os.path.isdir(self._repository.root):
             complaints.add(f"nothing is served: no model in {self._repository.root} loads")
         for complaint in sorted(complaints - self._complaints):
             log.error("%s", complaint)
@@ -132,9 +132,10 @@ class Deployment:
         """
         found: dict[Model, int] = {}
         root, known = self._repository.root, self._loading.settled
-        if not os.path.lexists(root):
+        if not os.path.isdir(root):
+            what = "not a folder" if os.path.lexists(root) else "no such folder"
             serving = "; serving on with what is loaded" if self.executors else "; looking for it again and again"
-            complaints.add(f"--repository {root.absolute()}: no such folder{serving}")
+            complaints.add(f"--repository {root.absolute()}: {what}{serving}")
             return dict(known)
         try:
             names = self._repository.models()

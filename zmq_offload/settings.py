@@ -198,7 +198,8 @@ MOST = 10**9
 
 whole = checked(int, lambda n: 0 <= n <= MOST, f"a whole number from 0 to {MOST}")
 count = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}")
-processes = checked(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")
+processes = threads = checked(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")
+"""A hundred thousand threads are a slip of the pen as well, and the machine stands still while they start."""
 bytes_ = checked(int, lambda n: 1 <= n < 2**62, "a whole number of bytes from 1")
 seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
 microseconds = checked(int, lambda n: 0 <= n <= MOST, f"a whole number of microseconds from 0 to {MOST}")

@@ -1027,4 +1027,4 @@ def test_the_log_names_requests_that_are_aborted_and_bytes_that_are_no_message(b
     (aborted,) = [line for line in said(bench) if "ABORTED" in line]
     assert "request 61616161/1 for model 'm' is ABORTED: it lost its worker 3 times (W0, W1, W2; the last:" in aborted
     bench.handle(Malformed(b"?", True, ProtocolError("nonsense\x1b[31m"), "10.0.0.9"))
-    assert said(bench) == ["bytes of a client at 10.0.0.9 are no message: nonsense\\x1b[31m"]
+    assert said(bench) == ["bytes of a client at 10.0.0.9 are not a message: nonsense\\x1b[31m"]

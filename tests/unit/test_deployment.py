@@ -156,6 +156,13 @@ def test_a_version_that_is_removed_while_it_loads_is_not_complained_of(
     assert not caplog.records
 
 
+def test_a_file_in_the_place_of_a_repository_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    Deployment(Repository(tmp_path / "file"), Loader()).refresh()
+    (record,) = caplog.records
+    assert record.getMessage() == f"--repository {tmp_path}/file: not a folder; looking for it again and again"
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_repository_that_is_not_there_is_named_and_looked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, loaded: bool

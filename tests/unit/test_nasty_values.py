@@ -64,6 +64,15 @@ def test_no_option_takes_a_bare_number() -> None:
     assert not [name for name, action in TYPED.items() if action.type in (int, float)]
 
 
+def test_no_option_takes_a_hundred_thousand_threads_or_processes() -> None:
+    many = {name: action.type for name, action in TYPED.items() if name.endswith(("threads", "processes"))}
+    assert len(many) == 5
+    for name, kind in many.items():
+        assert callable(kind)
+        with pytest.raises(argparse.ArgumentTypeError):
+            pytest.fail(f"{name} takes {kind('100000')}")
+
+
 @pytest.mark.parametrize("name", TYPED)
 def test_an_option_takes_a_value_that_can_be_used_or_says_what_is_wrong(name: str) -> None:
     kind = TYPED[name].type

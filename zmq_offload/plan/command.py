@@ -18,7 +18,7 @@ from zmq_offload.plan.files import Plan, Profile, Subject
 from zmq_offload.plan.rules import allowed_splits
 from zmq_offload.plan.search import Decision, decide
 from zmq_offload.progress import Progress
-from zmq_offload.settings import checked, count, whole
+from zmq_offload.settings import checked, count, threads, whole
 from zmq_offload.units import counted
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
         "--server-profile", type=settings.path, metavar="F", help="the server's times (default: measured here)"
     )
     parser.add_argument(
-        "--server-threads", type=count, metavar="N", help="TVM threads of a worker (default: the cores)"
+        "--server-threads", type=threads, metavar="N", help="TVM threads of a worker (default: the cores)"
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="latency", help="what counts (default: latency)")
     parser.add_argument(

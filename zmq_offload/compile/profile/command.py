@@ -17,7 +17,7 @@ from zmq_offload.errors import InvalidArgument, NotFound
 from zmq_offload.extras import needs
 from zmq_offload.outputs import check_outputs
 from zmq_offload.progress import Progress
-from zmq_offload.settings import add_option, add_optional_frontend, count, seconds
+from zmq_offload.settings import add_option, add_optional_frontend, count, seconds, threads
 from zmq_offload.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
         "--input", action="append", default=[], metavar="NAME=DIMS", help="shape of an input, in numbers: x=1,3,320,320"
     )
     parser.add_argument("--target", metavar="T", help="TVM target for an ONNX file, a name or JSON (default: this CPU)")
-    parser.add_argument("--threads", type=count, metavar="N", help="TVM's threads (default: the cores)")
+    parser.add_argument("--threads", type=threads, metavar="N", help="TVM's threads (default: the cores)")
     parser.add_argument("--repeat", type=count, default=20, metavar="N", help="runs to take medians of (default: 20)")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="functions to show (default: 20)")
     add_optional_frontend(parser, "run a device bundle with a broker, not with zeros for what workers would answer")
