@@ -81,8 +81,8 @@ class Broker:
         self._look_at_keys_at = math.inf if self._security is None else clock() + _KEYS_EVERY
         keyed = self._security is not None
         refusals = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL if keyed else 0
-        self._monitor = self._back.get_monitor_socket(zmq.EVENT_DISCONNECTED | refusals)
-        self._front_monitor = self._front.get_monitor_socket(refusals) if refusals else None
+        self._monitor = transport.monitor(self._back, zmq.EVENT_DISCONNECTED | refusals)
+        self._front_monitor = transport.monitor(self._front, refusals) if refusals else None
         self._wake = transport.Wake()
         self._from_workers = transport.Inbox(self._back, keyed=keyed)
         self._from_clients = transport.Inbox(self._front, keyed=keyed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import socket as socketlib
 from collections.abc import Sequence
@@ -131,6 +132,23 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> tuple[str, ipc.SocketFile 
     except zmq.ZMQError as error:
         raise FailedPrecondition(f"cannot bind to {endpoint}: {zmq.strerror(error.errno or 0)}") from None
     return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), file
+
+
+def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """A socket from which to `receive` these events of `socket`; end it by `socket.disable_monitor()` and its `close`.
+
+    It has no limit, unlike `get_monitor_socket`'s. libzmq's I/O thread waits, with all of its connections, while a
+    monitor is full: 2000 refused connections would stop a broker, and `disable_monitor` would wait for ever.
+    """
+    endpoint = f"inproc://monitor-{id(socket)}-{next(_numbers)}"
+    socket.monitor(endpoint, events)
+    reader: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+    reader.setsockopt(zmq.RCVHWM, 0)  # before it connects
+    reader.connect(endpoint)
+    return reader
+
+
+_numbers = itertools.count()
 
 
 class Wake:

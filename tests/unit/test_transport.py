@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -88,3 +90,27 @@ def test_an_inbox_hands_out_all_in_order_and_at_most_so_many(pair: Pair, most: i
         assert seen == [b"%d" % number for number in range(burst)]
         assert not inbox.waiting()
         assert list(inbox.take(most)) == []
+
+
+LISTEN_OFTEN = """
+import zmq
+from zmq_offload import transport
+with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+    events = transport.monitor(router, zmq.EVENT_LISTENING)
+    for _ in range(2500):  # libzmq's limits of both sides together are 2000
+        router.bind("tcp://127.0.0.1:0")
+        router.unbind(router.getsockopt_string(zmq.LAST_ENDPOINT))
+    read = 0
+    while transport.receive(events):
+        read += 1
+    router.disable_monitor()
+    events.close()
+print(read)
+"""
+
+
+def test_events_that_nobody_reads_stop_nothing() -> None:
+    """libzmq's I/O thread, which serves all connections, tells of events in the same way as the thread that binds. In a
+    process of its own: what waits there, waits for ever."""
+    done = subprocess.run([sys.executable, "-c", LISTEN_OFTEN], stdout=subprocess.PIPE, timeout=60, check=True)
+    assert done.stdout == b"2500\n"
