@@ -77,13 +77,16 @@ class Progress:
 
     def _tick(self, said: _Said, began: float, ended: threading.Event) -> None:
         while True:
-            shown = f"{said.text} {time.monotonic() - began:.1f} s"
-            # A longer line would wrap, and only its last row be taken away.
-            most = shutil.get_terminal_size().columns - 1
-            shown = shown if len(shown) <= most else f"{shown[: most - 3]}..."
+            shown = fitted(f"{said.text} {time.monotonic() - began:.1f} s")
             print(f"{CLEAR}{shown}", end="", file=self._stream, flush=True)
             if ended.wait(0.2):
                 return
+
+
+def fitted(line: str) -> str:
+    """What of a line fits the terminal. A longer one would wrap, and only its last row could be taken away."""
+    most = max(shutil.get_terminal_size().columns - 1, 4)
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 @dataclass

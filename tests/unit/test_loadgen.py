@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from zmq_offload.loadgen.chart import number, ticks
 from zmq_offload.loadgen.draw import Box, Dot, Drawing, Line, Text
 from zmq_offload.loadgen.inputs import difference, make_inputs, parse_file, parse_shape, served_signature
 from zmq_offload.loadgen.levels import Level, concurrencies, rates
+from zmq_offload.loadgen.measure import Progress
 from zmq_offload.loadgen.stats import PARTS, Samples, Summary, record, stable, summarize
 from zmq_offload.protocol.tensors import DATATYPES, TensorSpec
 
@@ -269,6 +271,20 @@ def test_a_level_in_which_nothing_ended_says_so() -> None:
     silent = summarize(nothing, nothing.windows(1.0, 101.0), 1.0)
     assert "  2 in flight: no request ended within the level; use a longer --duration" in report.notes([silent])
     assert not [line for line in report.notes(REPORT.summaries) if "no request ended" in line]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    screen = Terminal()
+    some = samples([100], [0.01], Level(concurrency=16))
+    Progress(stream=screen).show(some, some.windows(1.0, 101.0)[0], 1.0, 1.0)
+    line = screen.getvalue().removeprefix("\r\x1b[K")
+    assert line.startswith("16 in flight: 1 s, 100/s") and line.endswith("...") and len(line) == 29
 
 
 def test_csv_and_json_say_the_same(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import Plan
 from zmq_offload.loadgen.stats import Array, Samples, Summary, stable, summarize
 from zmq_offload.programs import module
-
-_CLEAR = "\r\x1b[K"  # to the line's beginning, and what stood there away
+from zmq_offload.progress import CLEAR, fitted
 
 _START_WITHIN = 60.0
 _STOP_WITHIN = 30.0
@@ -167,12 +166,12 @@ class Progress:
                 f"{samples.level}: {elapsed:.0f} s, {len(window) / length:,.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
             )
             errors = samples.errors.total()
-            self._stream.write(f"{_CLEAR}{text}{f', {errors} errors' if errors else ''}")
+            self._stream.write(CLEAR + fitted(f"{text}{f', {errors} errors' if errors else ''}"))
             self._stream.flush()
 
     def finished(self, summary: Summary) -> None:
         if self._live:
-            self._stream.write(_CLEAR)
+            self._stream.write(CLEAR)
             self._stream.flush()
         self._finished(summary)
 
