@@ -16,6 +16,9 @@ from workers.loading import Turn
 
 log = logging.getLogger("workers")
 
+_NICER = 5
+"""How much nicer than the worker's other threads it is."""
+
 _ASK = 0.05
 """Seconds between two tries to take the turn."""
 
@@ -35,9 +38,10 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         with suppress(OSError):
-            # On Linux a thread has a policy of its own. It gets what others leave of a core, and gives way at once; a
-            # low priority (nice 19) let it get in the way for longer.
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+            # On Linux a thread has a priority of its own. A third of the usual weight: it gives way, but is not kept
+            # waiting for seconds on a busy machine (as with SCHED_IDLE) while it holds Python's lock, for which the
+            # serving thread waits then.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
         while not self._ended.wait(self._every):
             self.busy = True
             try:

@@ -6,13 +6,17 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from workers.follower import turn
+from workers.deployment import Deployment
+from workers.follower import Follower, turn
 from workers.loading import Loading, Turn
+from workers.serving import Executor
+from zmq_offload.repository import Repository
 
 
 def test_the_newest_version_of_each_model_is_loaded_first() -> None:
@@ -117,3 +121,27 @@ def test_the_turn_is_another_process_s_until_that_dies_and_nothing_is_written(tm
 def test_a_folder_that_is_gone_gives_the_turn_at_once(tmp_path: Path) -> None:
     with turn(tmp_path / "gone", lambda: False):
         pass
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have priorities of their own on Linux only")
+def test_the_thread_that_loads_gives_way_but_is_never_starved(tmp_path: Path) -> None:
+    """Starved while it holds Python's lock, it would stop the serving thread for as long."""
+    seen: list[tuple[int, int]] = []
+    looked = threading.Event()
+
+    class Looking(Deployment):
+        def refresh(self, *_: object) -> bool:
+            seen.append((os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)))
+            looked.set()
+            return False
+
+    def never(*_: object) -> Executor:
+        raise AssertionError
+
+    follower = Follower(Looking(Repository(tmp_path), never), tmp_path, 0.001, never)
+    follower.start()
+    assert looked.wait(20)
+    follower.end()
+    follower.join()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert seen[0] == (os.SCHED_OTHER, min(19, own + 5))
