@@ -64,6 +64,11 @@ def to_bind(endpoint: str) -> str:
     return f"tcp://{address}:{endpoint.rpartition(':')[2]}"
 
 
+def is_interface(host: str) -> bool:
+    """Whether this names a network interface of this machine, and no host: nobody can connect to that."""
+    return host in _interfaces() and _resolved(host) is None
+
+
 def _interfaces() -> list[str]:
     return [name for _, name in socket.if_nameindex()]
 

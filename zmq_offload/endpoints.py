@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from zmq_offload import transport
+from zmq_offload.addresses import is_interface
 from zmq_offload.errors import InvalidArgument
 
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -60,6 +61,8 @@ def _tcp_fault(place: str) -> str | None:
         )
     if re.fullmatch(r"\d+(\.\d+){3}", host) and not _is_address(host, 4):
         return f"{host} is not an IPv4 address"
+    if is_interface(host):
+        return f"{host} is a network interface, which is for a broker to listen on; a client needs the broker's address"
     return None
 
 

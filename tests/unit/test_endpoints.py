@@ -34,6 +34,7 @@ BAD = [
     ("tcp://bücher:5555", "xn-- form"),
     ("tcp://user@edge:5555", "letters, digits"),
     ("tcp://eth0;edge:5555", "letters, digits"),
+    ("tcp://lo:5555", "lo is a network interface, which is for a broker to listen on"),
     ("tcp://256.1.1.1:5555", "is not an IPv4 address"),
     ("tcp://[1::2::3]:5555", "is not an IPv6 address"),
     ("tcp://[127.0.0.1]:5555", "is not an IPv6 address"),
