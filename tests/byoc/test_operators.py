@@ -188,6 +188,21 @@ OWN: dict[str, Any] = {
     "the place of the smallest": lambda: run(
         [N("ArgMin", ["x"], ["y"], axis=0)], np.array([[127, 127], [127, -3]], "i1"), {}
     ),
+    "steps of a quotient": lambda: run(
+        [N("Div", ["x", "d"], ["q"]), N("Floor", ["q"], ["f"]), N("Ceil", ["q"], ["c"]), N("Sub", ["c", "f"], ["y"])],
+        np.arange(200, dtype="f4") * 41,
+        {"d": np.float32(41)},
+    ),
+    "the mean of equal numbers": lambda: run(
+        [N("ReduceMean", ["x"], ["m"], axes=[1]), N("Floor", ["m"], ["y"])],
+        np.repeat(np.arange(20, dtype="f4")[:, None], 41, 1),
+        {},
+    ),
+    "quantized ties": lambda: run(
+        [N("QuantizeLinear", ["x", "s", "z"], ["y"])],
+        np.arange(64, dtype="f4") * 20.5,
+        {"s": np.float32(41), "z": np.uint8(3)},
+    ),
     "dropout": lambda: run([N("Dropout", ["x"], ["h"]), N("Relu", ["h"], ["y"])], floats(4), {}),
 }
 

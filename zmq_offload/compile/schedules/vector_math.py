@@ -282,8 +282,16 @@ class Safe(Rewriter):
         return any(isinstance(e, TensorLoad) or (isinstance(e, tirx.Var) and e in self._named) for e in walk(divisor))
 
 
+# What a smooth function's argument may be made of for one more rounding not to show as more than that.
+_SMOOTH = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, tirx.Var, tirx.FloatImm, TensorLoad, Call)
+
+
 class _Vectorisable(Safe):
-    """Replaces the calls, and divisions by a literal whose reciprocal is as good, too."""
+    """Replaces the calls, and divisions by a literal where a multiplication by its reciprocal is as good, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_smooth = False
 
     def call(self, call: Call, args: list[Expr]) -> Expr:
         name = _name(call)
@@ -298,12 +306,29 @@ class _Vectorisable(Safe):
         return super().call(call, args)
 
     def visit(self, e: Expr) -> Expr:
-        # A division by a literal costs ten times a multiplication by its reciprocal and differs by one rounding.
+        # A division costs ten times a multiplication by the reciprocal, which differs by one rounding. That is harmless
+        # in the argument of a function such as erf, but 41 * (1/41) is below 1: Floor and QuantizeLinear would show it.
         if isinstance(e, tirx.Div) and isinstance(e.b, tirx.FloatImm) and str(e.ty) == "float32":
             divisor = float(e.b.value)
-            if 1e-30 < abs(divisor) < 1e30:
+            if 1e-30 < abs(divisor) < 1e30 and (self._in_smooth or abs(math.frexp(divisor)[0]) == 0.5):
                 return self.visit(e.a) * _f(1.0 / divisor)
+        if self._in_smooth and not isinstance(e, _SMOOTH):
+            return self._with(False, e)
         return super().visit(e)
+
+    def _call(self, e: Call) -> Expr:
+        before, self._in_smooth = self._in_smooth, _name(e) in _RULES
+        try:
+            return super()._call(e)
+        finally:
+            self._in_smooth = before
+
+    def _with(self, smooth: bool, e: Expr) -> Expr:
+        before, self._in_smooth = self._in_smooth, smooth
+        try:
+            return self.visit(e)
+        finally:
+            self._in_smooth = before
 
 
 def vectorisable(value: Expr) -> Expr:
