@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.byoc import sorting  # noqa: F401  (for what importing it does)
-from zmq_offload.byoc.ending import forget_pool
+from zmq_offload.byoc.pools import THREADS, pool_threads
 from zmq_offload.byoc.remote import Array, registered
 from zmq_offload.byoc.turns import Turns
 from zmq_offload.cores import cpu_quota, usable_cores
@@ -37,50 +36,9 @@ if not {"TVM_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys() and cpu_quota(
     os.environ["TVM_NUM_THREADS"] = str(min(usable_cores(), _own))
 
 
-def _threads() -> int:
-    """How many threads a VM computes with. To ask makes a pool of them for the thread that asks, and a child that is
-    forked from this one would wait for them; so a thread asks that ends at once."""
-    asked: list[int] = []
-    thread = threading.Thread(target=lambda: asked.append(tvm.runtime.num_threads()))
-    thread.start()
-    thread.join()
-    return asked[0]
-
-
-_THREADS = _threads()
-
-TURNS = Turns(max(1, usable_cores() // _THREADS))
+TURNS = Turns(max(1, usable_cores() // pool_threads()))
 """The process's: all models in it compute on the same cores, each run with as many threads as TVM's pool has."""
 
-
-class _Threads:
-    """Whether TVM can run here. It keeps a pool of threads for each thread that runs a VM, and waits for ever for those
-    that did not come along with a fork."""
-
-    def __init__(self) -> None:
-        self._used = self.lost = False
-        tell_of_forks(self)
-
-    def forget(self) -> None:
-        self.lost |= self._used and _THREADS > 1
-        if self.lost:
-            forget_pool()
-
-    def use(self) -> None:
-        """TVM is about to run."""
-        self.check()
-        self._used = True
-
-    def check(self) -> None:
-        """Raises FailedPrecondition in a child of a process that has run a model."""
-        if self.lost:
-            raise FailedPrecondition(
-                "TVM ran in this process before it was forked, and its threads are not in the child: "
-                "load and run models only after the fork, or start processes by spawn"
-            )
-
-
-THREADS = _Threads()
 
 _inherited: list[object] = []
 """VMs and libraries of the process that this one was forked from: to drop them could wait for TVM's locks."""

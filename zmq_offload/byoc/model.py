@@ -14,10 +14,11 @@ import tvm
 
 from zmq_offload.arguments import check_timeout
 from zmq_offload.byoc.frames import OUTSTANDING, Frame, Results, Run
-from zmq_offload.byoc.machine import THREADS, TURNS, Machines, load_library
+from zmq_offload.byoc.machine import TURNS, Machines, load_library
 from zmq_offload.byoc.manifest import LIBRARY, Manifest
 from zmq_offload.byoc.offload import Mode, Offload, Statistics
 from zmq_offload.byoc.pipeline import check_depth, in_order, in_order_async
+from zmq_offload.byoc.pools import THREADS
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway
 from zmq_offload.client import Client
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
@@ -42,9 +43,11 @@ def load(
 
     Raises FailedPrecondition for a bundle that is missing, damaged, built by another version of TVM or whose local
     copies do not fit what is offloaded, for `offload` other than "always" without local copies, and in a forked child
-    of a process that has run a model; InvalidArgument without a broker or client.
+    of a process that has run a model; InvalidArgument without a path, or without a broker or client.
     """
     THREADS.check()
+    if not isinstance(bundle, (str, os.PathLike)):
+        raise InvalidArgument(f"bundle {bundle!r} is not a path")
     folder = Path(bundle)
     manifest = Manifest.read(folder)
     if manifest.tvm_version != tvm.__version__:

@@ -26,7 +26,7 @@ from tvm.runtime import vm
 
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
-from zmq_offload.byoc.machine import THREADS
+from zmq_offload.byoc.pools import THREADS
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.importer import Dim, Imported, import_onnx

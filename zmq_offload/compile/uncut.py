@@ -12,7 +12,7 @@ import tvm
 import tvm_ffi
 from tvm.runtime import vm
 
-from zmq_offload.byoc.machine import THREADS
+from zmq_offload.byoc.pools import THREADS
 from zmq_offload.compile.build import build, export
 from zmq_offload.compile.importer import Dim, import_uncut
 from zmq_offload.compile.target import resolve_target

@@ -13,8 +13,8 @@ import tvm
 import tvm_ffi
 from tvm.runtime import vm
 
-from zmq_offload.byoc.machine import THREADS
 from zmq_offload.byoc.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
+from zmq_offload.byoc.pools import THREADS
 from zmq_offload.byoc.remote import Array, InferenceClient, RemoteModule, Underway, registered
 from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.compile.importer import Dim, import_onnx

@@ -1,9 +1,9 @@
-"""How a forked child ends after TVM ran in its parent.
+"""TVM's pools of threads, and forks.
 
 TVM keeps a pool of threads for each thread that computes, and destroys it when that thread ends. The pool's threads are
-not in a forked child. There the destructor waits for ever: pthread_cond_destroy for waiters that the child does not
-have, pthread_join for threads whose stacks glibc has reused. So the destructor must not run in the child, whatever its
-exit code is.
+not in a forked child. A run would wait for them for ever, so it is refused there. Its destructor would wait, too:
+pthread_cond_destroy for waiters that the child does not have, pthread_join for threads whose stacks glibc has reused.
+It must not run in the child, or the child would never end.
 
 glibc holds the destructors of a thread in a list. The list begins in a thread-local variable close to `errno`. That has
 no name that could be looked up; it is found as the one that points to a destructor that was just added. If none does,
@@ -15,8 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
+import threading
+
+import tvm
+
+from zmq_offload.errors import FailedPrecondition
+from zmq_offload.lifetime import tell_of_forks
 
 _LIBRARY = b"libtvm_runtime"
 _WORD = ctypes.sizeof(ctypes.c_void_p)
@@ -38,7 +45,49 @@ for _name, _result, _arguments in (
         _function.restype, _function.argtypes = _result, _arguments
 
 
-def forget_pool() -> None:
+@functools.cache
+def pool_threads() -> int:
+    """How many threads TVM computes with. To ask makes a pool of them for the thread that asks, and a child that is
+    forked from this one would wait for them; so a thread asks that ends at once."""
+    asked: list[int] = []
+    thread = threading.Thread(target=lambda: asked.append(tvm.runtime.num_threads()))
+    thread.start()
+    thread.join()
+    return asked[0]
+
+
+class _Threads:
+    """Whether TVM can run here."""
+
+    def __init__(self) -> None:
+        self._used = self.lost = False
+        tell_of_forks(self)
+
+    def forget(self) -> None:
+        self.lost |= self._used and pool_threads() > 1
+        if self._used:
+            _forget_pool()
+
+    def use(self) -> None:
+        """TVM is about to run."""
+        self.check()
+        if not self._used:
+            pool_threads()  # known before a fork
+            self._used = True
+
+    def check(self) -> None:
+        """Raises FailedPrecondition in a child of a process that has run a model."""
+        if self.lost:
+            raise FailedPrecondition(
+                "TVM ran in this process before it was forked, and its threads are not in the child: "
+                "load and run models only after the fork, or start processes by spawn"
+            )
+
+
+THREADS = _Threads()
+
+
+def _forget_pool() -> None:
     """Have the running thread's pool of TVM not destroyed when the thread or the process ends."""
     if not (hasattr(_libc, "__errno_location") and hasattr(_libc, "__cxa_thread_atexit_impl")):
         return  # another C library than glibc
