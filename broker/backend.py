@@ -61,7 +61,8 @@ class Backend(Ledger):
                     del models[model]
                 names = ", ".join(sorted({repr(name) for name, _ in refused}))
                 text = f"this key is not for {names}; nothing is asked of them here"
-                self._note(now, "keys", f"key {event.user} of worker {message.name}{_at(event.address)}: {text}")
+                whose = f"key {event.user} ({grant.name}) of worker {message.name}{_at(event.address)}"
+                self._note(now, "keys", f"{whose}: {text}")
                 self._actions.append(ToWorker(peer, error_of(_NOBODY, Status.PERMISSION_DENIED, text)))
         worker = self.workers.get(peer)
         changes = models.keys() if worker is None else models.keys() - worker.models.keys()

@@ -34,7 +34,9 @@ class Frontend(Ledger):
     def _refuse(self, event: FromClient, key: Key, status: Status, text: str, now: float) -> None:
         self.counts[f"refused.{status.value}"] += 1
         if status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED):
-            self._note(now, "keys", f"key {event.user or '(none)'} of a client is refused: {text}")
+            grant = None if self.authorized is None else self.authorized.clients.get(event.user)
+            name = "" if grant is None else f" ({grant.name})"
+            self._note(now, "keys", f"key {event.user or '(none)'}{name} of a client is refused: {text}")
         self._actions.append(ToClient(event.peer, error_of(key, status, text)))
 
     def _request(self, event: FromClient, message: wire.Request, now: float) -> None:

@@ -59,6 +59,16 @@ def test_who_is_authorized_is_served(bench: Bench) -> None:
     assert dispatches(bench.request("alice"))
 
 
+def test_the_log_names_a_key_as_its_list_does(bench: Bench) -> None:
+    bench.handle(Authorized({"k" * 40: Grant("gate camera", frozenset({"n"}))}, {"w" * 40: Grant("shed", frozenset())}))
+    bench.core.notes.take()
+    bench.request("k" * 40, model="m")
+    bench.announce("w" * 40, b"V")
+    client, worker = [text for _, text in bench.core.notes.take()][:2]
+    assert client == f"key {'k' * 40} (gate camera) of a client is refused: this key is not for model 'm'"
+    assert worker.startswith(f"key {'w' * 40} (shed) of worker W: this key is not for 'm', 'n'")
+
+
 def test_a_key_for_some_models_is_denied_the_others_and_does_not_see_them(bench: Bench) -> None:
     assert codes(bench.request("bob", model="m")) == [(b"bob", "PERMISSION_DENIED")]
     assert dispatches(bench.request("bob", model="n"))
