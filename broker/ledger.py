@@ -203,7 +203,8 @@ class Ledger:
             if request is first or attempt == 1:
                 request.lost += (worker.name,)
             if len(request.lost) >= self.policy.max_attempts:
-                text = f"lost its worker {len(request.lost)} times ({', '.join(request.lost)}; the last: {why})"
+                times = f"{len(request.lost)} time{'s' * (len(request.lost) > 1)}"
+                text = f"lost its worker {times} ({', '.join(request.lost)}; the last: {why})"
                 self._fail(request, "given up", now, Status.ABORTED, text)
                 what = f"request {request.key} for model {request.wanted.model!r}"
                 self._note(now, "aborted", f"{what} is ABORTED: it {text}")

@@ -68,6 +68,8 @@ class Link:
 
     heard_at: float
     heartbeat_at: float
+    connected_at: float = -math.inf
+    """When it was last connected to again, because it was silent. `heard_at` is set to that, too."""
     takes: int = limits.MESSAGE_BYTES
     """The largest frame that the broker takes, in bytes, once it said so; it does before its first Dispatch."""
     gone: bool = False
@@ -177,7 +179,8 @@ class Session:
             elif self.draining_since is not None and now >= self.draining_since + self.policy.drain:
                 link.gone, link.unconfirmed = True, False
             elif now >= link.heard_at + self.policy.patience:
-                link.heard_at, link.heartbeat_at = now, now + self.policy.heartbeat
+                link.heard_at = link.connected_at = now
+                link.heartbeat_at = now + self.policy.heartbeat
                 self.held = deque(attempt for attempt in self.held if attempt.link != at)
                 actions.append(Reconnect(at))
                 actions += self._introduce(at, None)
@@ -303,7 +306,8 @@ class Session:
 
     def answers(self, link: int) -> bool:
         """After a drain: whether the broker at `link` was heard during it, so that it takes what was sent last."""
-        return self.draining_since is not None and self.links[link].heard_at >= self.draining_since
+        known = self.links[link]
+        return self.draining_since is not None and known.connected_at < known.heard_at >= self.draining_since
 
     # --- details --------------------------------------------------------------------------------------------
 

@@ -276,3 +276,17 @@ def test_what_is_said_of_no_attempt_or_nothing_changes_nothing(bench: Bench) -> 
     for message in (wire.Probe(), wire.Error(CLIENT, 0, "INTERNAL", "?"), wire.Revoke(CLIENT, 9, 9)):
         assert bench.got(0, message) == []
     assert not bench.session.held
+
+
+def test_a_broker_that_is_not_there_is_not_waited_for_after_a_drain(bench: Bench) -> None:
+    """Silent for `patience` by the time of the stop, it is connected to anew meanwhile. That is not an answer."""
+    bench.now += 1
+    bench.got(1, wire.Probe())
+    bench.session.drain(bench.now)
+    bench.now += POLICY.patience - 1
+    assert Reconnect(0) in bench.session.tick(bench.now)
+    bench.now += 1
+    bench.got(1, wire.Farewell())
+    assert [bench.session.answers(link) for link in (0, 1)] == [False, True]
+    bench.got(0, wire.Probe())
+    assert bench.session.answers(0), "it came up"
