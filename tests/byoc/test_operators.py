@@ -14,7 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from tests.support import operator_cases, operator_table
+from tests.support.local_client import LocalClient
 from tests.support.operator_cases import CRASH, DIFFERS, REFUSED, RIGHT, Case, outcome
+from zmq_offload.byoc.model import load
+from zmq_offload.compile import compile_model
 from zmq_offload.compile.importer import import_onnx
 from zmq_offload.compile.operators.converters import CONVERTERS
 from zmq_offload.errors import InvalidArgument
@@ -277,3 +280,35 @@ def test_the_page_of_operators_says_what_happens() -> None:
         if mine and 0 in page[name][:2]:
             right = outcome(mine[0], constant=len(mine[0].inputs) > 1).kind == RIGHT
             assert right == (page[name][1] == 0), name
+
+
+@pytest.mark.parametrize("extents", [("N", 4), (3, "L"), ("N", "L")])
+def test_positions_of_a_symbolic_extent(tmp_path: Path, extents: tuple[int | str, int | str]) -> None:
+    """What exporters write for positions: Range to an extent of the input, something looked up by it, added."""
+    axis = 0 if extents[1] == 4 else 1
+    nodes = [
+        N("Relu", ["x"], ["h"]),
+        N("Shape", ["h"], ["s"]),
+        N("Gather", ["s", "axis"], ["n"]),
+        N("Range", ["zero", "n", "one"], ["r"]),
+        N("Gather", ["table", "r"], ["p"]),
+        N("Unsqueeze", ["p", "other"], ["q"]),
+        N("Add", ["h", "q"], ["y"]),
+    ]
+    table = floats(128)
+    weights = {"axis": np.int64(axis), "zero": np.int64(0), "one": np.int64(1), "table": table}
+    weights["other"] = np.array([1 - axis])
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, extents)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, extents)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    compiled = compile_model(tmp_path / "m.onnx", inputs={"x": extents}, cut="h", name="m", output=tmp_path, check=True)
+    assert compiled.check is not None and compiled.check.skipped is None
+    x = floats(3, 4)
+    model = load(compiled.device, client=LocalClient(tmp_path / "repository"))
+    positions = np.expand_dims(table[: x.shape[axis]], 1 - axis)
+    np.testing.assert_allclose(model(x), np.maximum(x, 0) + positions, rtol=1e-6)

@@ -147,6 +147,16 @@ def expand(bb: Any, node: Node) -> Any:
     return by_tvm(bb, node)
 
 
+def range_(bb: Any, node: Node) -> Any:
+    """0, 1, ... to a symbolic extent: as many as that is, which TVM forgets."""
+    start, limit, delta = node.inputs[0], node.inputs[1], node.inputs[2]
+    symbolic = isinstance(limit, tvm.ir.Expr) and tvm.ir.is_prim_expr(limit)
+    steps = [int(v.value.numpy()) if isinstance(v, tvm.ir.GenericConst) else None for v in (start, delta)]
+    if symbolic and steps == [0, 1] and dtype_of(start) == "int64":
+        return op.arange(0, limit, 1, "int64")
+    return by_tvm(bb, node)
+
+
 def scatter(bb: Any, node: Node) -> Any:
     """What ONNX calls ScatterElements since opset 11."""
     return op.scatter_elements(*node.inputs, axis=int(node.attributes.get("axis", 0)))
@@ -303,6 +313,7 @@ CONVERTERS: dict[str, Converter] = {
     "OneHot": one_hot,
     "Pad": pad,
     "Pow": arithmetic.power,
+    "Range": range_,
     "ReduceL1": reductions.reduction(lambda x, _: op.abs(x), None),
     "ReduceL2": reductions.reduction(lambda x, _: op.abs(x), None),
     "ReduceLogSum": reductions.reduction(None, lambda x, _: op.log(x)),
