@@ -231,10 +231,11 @@ class Ledger:
             if newer is None:
                 continue
             version, with_it, without = newer
-            own, others = sum(worker.slots for worker in with_it), sum(worker.slots for worker in without)
+            slots, more = sum(worker.slots for worker in with_it), sum(worker.slots for worker in without)
+            have = f"{len(with_it)} of {len(with_it + without)} workers with {slots} of {slots + more} slots have it"
             text = (
-                f"model {name!r}: version {version} is not the latest yet; {own} of {own + others} slots have it, "
-                f"and it needs more than half. Without it: {', '.join(worker.name for worker in without)}"
+                f"model {name!r}: version {version} is not the latest yet; {have}, and it needs more than half of "
+                f"both. Without it: {', '.join(worker.name for worker in without)}"
             )
             self._note(now, "workers", text, logging.INFO)
 

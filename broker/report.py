@@ -102,6 +102,7 @@ def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> 
                 "workers": len(pool.runs),
                 "latest": scheduler.pools[Wanted(name)].version == version,
                 "slots": sum(core.workers[peer].slots for peer in pool.runs),
+                "of_workers": len(scheduler.holders[name]),
                 "of_slots": sum(worker.slots for worker in scheduler.holders[name].values()),
             }
             for (name, version, _), pool in _versions(core)

@@ -3,15 +3,18 @@
 A request names a version, or asks for the latest. With a signature (names, datatypes and shapes of inputs and outputs)
 it asks for the latest version that has it; every device does. The rule for "latest":
 
-- It is the highest version that workers with more than half of the model's slots hold. Until then load stays on all
-  workers: those that hold the adopted version run that, those that only hold a newer one run the newer one.
-- It stays while workers with at least a quarter of the slots hold it, so that a worker that restarts in the middle of a
-  roll-out does not take everybody back. It does not stay when a worker takes it out of service: that is a roll-back.
+- It is the highest version that more than half of the model's workers hold, with more than half of its slots. Until
+  then load stays on all workers: those that hold the adopted version run that, those that only hold a newer one run
+  the newer one.
+- It stays while at least a quarter of the workers hold it, with at least a quarter of the slots, so that a worker that
+  restarts in the middle of a roll-out does not take everybody back. It does not stay when a worker takes it out of
+  service: that is a roll-back.
 - Once it is adopted, workers that only hold an older version help out while all others are full; otherwise they get
   nothing.
 - Only versions of the adopted version's signature are mixed.
 
-Slots count, not workers: they say how much of the load a worker takes.
+Slots say how much of the load a worker takes. Workers count, too, because a version that runs in batches makes its
+worker announce many more slots: by slots alone the first worker that has it would get all of the load.
 """
 
 from __future__ import annotations
@@ -60,11 +63,15 @@ def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *
     for signature, versions_of in held.items():
         wanted = Wanted(model, LATEST, signature)
         slots: dict[int, int] = {}
+        count: dict[int, int] = {}
         for peer, versions in versions_of.items():
             for version in versions:
                 slots[version] = slots.get(version, 0) + by_peer[peer].slots
-        total = sum(by_peer[peer].slots for peer in versions_of)
-        adopted = adopt(slots, total, before.get(wanted, LATEST), anew=anew)
+                count[version] = count.get(version, 0) + 1
+        all_slots, everybody = sum(by_peer[peer].slots for peer in versions_of), len(versions_of)
+        # The smaller of the two shares, as whole numbers of the same total.
+        share = {version: min(slots[version] * everybody, count[version] * all_slots) for version in slots}
+        adopted = adopt(share, all_slots * everybody, before.get(wanted, LATEST), anew=anew)
         pool = found[wanted] = Pool(adopted)
         for peer, versions in versions_of.items():
             fit = [version for version in versions if signatures[version] == signatures[adopted]]
@@ -73,13 +80,13 @@ def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *
     return found
 
 
-def adopt(slots: Mapping[int, int], total: int, before: int, *, anew: bool) -> int:
-    """The version that "latest" means. `slots`: version -> slots of the workers that hold it; `total`: slots of all
-    that hold any; `before`: what it was until now (LATEST: nothing)."""
-    most = max((version for version, count in slots.items() if 2 * count > total), default=LATEST)
-    if before not in slots:
-        return most or max(slots, key=lambda version: (slots[version], version))
+def adopt(share: Mapping[int, int], total: int, before: int, *, anew: bool) -> int:
+    """The version that "latest" means. `share`: version -> how much of the fleet holds it; `total`: the whole fleet;
+    `before`: what it was until now (LATEST: nothing)."""
+    most = max((version for version, count in share.items() if 2 * count > total), default=LATEST)
+    if before not in share:
+        return most or max(share, key=lambda version: (share[version], version))
     if most > before:
         return most
-    stays = not most or (not anew and 4 * slots[before] >= total)
+    stays = not most or (not anew and 4 * share[before] >= total)
     return before if stays else most

@@ -64,7 +64,8 @@ def _latest(model: dict[str, Any], models: list[dict[str, Any]]) -> str:
     latest = next((m for m in models if m["name"] == model["name"] and m.get("latest")), None)
     if latest is None or latest["version"] > model["version"]:
         return ""
-    return f"not yet: {model['slots']} of {model['of_slots']} slots have it"
+    workers, slots = (f"{model[what]} of {model[f'of_{what}']} {what}" for what in ("workers", "slots"))
+    return f"not yet: {workers} with {slots} have it"
 
 
 def _total(by_code: dict[str, int]) -> int:

@@ -193,7 +193,8 @@ def test_an_urgent_request_for_one_model_goes_before_an_older_one_for_another(be
 
 def test_the_latest_version_is_what_a_request_without_one_gets(bench: Bench) -> None:
     bench.announce(b"old", ("m", 1))
-    bench.announce(b"new", ("m", 1), ("m", 2), slots=2)
+    bench.announce(b"new", ("m", 1), ("m", 2))
+    bench.announce(b"newer", ("m", 2))
     (dispatch,) = dispatches(bench.request(1))
     assert (dispatch.peer, dispatch.message.version) == (b"new", 2)
     (dispatch,) = dispatches(bench.request(2, version=1))
@@ -577,9 +578,10 @@ def test_a_worker_with_fewer_slots_than_it_holds_is_given_nothing_more(bench: Be
 
 def test_a_worker_with_an_older_version_helps_out_only_while_the_others_are_full(bench: Bench) -> None:
     bench.announce(b"old", ("m", 1), slots=2)
-    bench.announce(b"new", ("m", 1), ("m", 2), slots=3)
+    bench.announce(b"new", ("m", 1), ("m", 2), slots=2)
+    bench.announce(b"newer", ("m", 1), ("m", 2))
     given = [dispatches(bench.request(n))[0] for n in range(1, 6)]
-    assert [d.peer for d in given] == [b"new"] * 3 + [b"old"] * 2
+    assert [d.peer for d in given] == [b"new", b"newer", b"new", b"old", b"old"]
     assert [d.message.version for d in given] == [2, 2, 2, 1, 1]
     assert bench.request(6, session=BOB) == []
     assert bench.request(7, session=BOB, version=2) == []
@@ -590,12 +592,14 @@ def test_a_worker_with_an_older_version_helps_out_only_while_the_others_are_full
 
 def test_when_the_latest_version_goes_what_waits_for_it_runs_on_the_one_before(bench: Bench) -> None:
     bench.announce(b"old", ("m", 1))
-    bench.announce(b"new", ("m", 1), ("m", 2), slots=2)
+    for peer in (b"new", b"newer"):
+        bench.announce(peer, ("m", 1), ("m", 2))
     for number in range(1, 4):
         bench.request(number)
     assert bench.request(4) == []
-    actions = bench.handle(Undelivered(ToWorker(b"new", wire.Probe()), False))
-    assert dispatches(actions) == []
+    for peer in (b"newer", b"new"):
+        actions = bench.handle(Undelivered(ToWorker(peer, wire.Probe()), False))
+        assert dispatches(actions) == []
     again = dispatches(bench.announce(b"old", ("m", 1), slots=4))
     assert [(d.message.id, d.message.version) for d in again] == [(1, 1), (2, 1), (4, 1)]
 
@@ -976,7 +980,8 @@ def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_st
     bench.announce(b"W1", ("m", 1), ("m", 2), slots=2)
     assert said(bench) == [
         "worker W1 changes: serves m:1, m:2",
-        "model 'm': version 2 is not the latest yet; 2 of 4 slots have it, and it needs more than half. Without it: W2",
+        "model 'm': version 2 is not the latest yet; 1 of 2 workers with 2 of 4 slots have it, and it needs more than "
+        "half of both. Without it: W2",
     ], "and nothing of what stays as it is"
     status = describe_status(bench.core, bench.now, lambda _: True)
     assert [(m["version"], m["latest"], m["slots"], m["of_slots"]) for m in status["models"]] == [
@@ -984,7 +989,7 @@ def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_st
         (2, False, 2, 4),
     ]
     lines = [" ".join(line.split()) for line in describe(status).splitlines() if line.startswith("  m ")]
-    assert lines == ["m 1 2 yes", "m 2 1 not yet: 2 of 4 slots have it"]
+    assert lines == ["m 1 2 yes", "m 2 1 not yet: 1 of 2 workers with 2 of 4 slots have it"]
     bench.announce(b"W2", ("m", 1), ("m", 2), slots=2)
     assert said(bench) == ["worker W2 changes: serves m:1, m:2", "model 'm': version 2 is the latest now"]
     status = describe_status(bench.core, bench.now, lambda _: True)

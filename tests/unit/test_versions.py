@@ -105,6 +105,18 @@ def test_a_roll_out_worker_after_worker_keeps_the_load_spread(workers: int, held
     assert fleet.load()[1] == {2: 400}, "in the end all is on the new one"
 
 
+def test_a_version_that_runs_in_batches_does_not_take_all_load_by_its_many_slots() -> None:
+    """Its worker announces room for two batches: 64 slots where there were 2."""
+    fleet = Fleet(3, slots=2)
+    for upgraded, adopted in ((0, 1), (1, 2)):
+        fleet.workers[upgraded].slots = 64
+        fleet.scheduler.update(fleet.workers[upgraded], models(1, 2))
+        assert fleet.scheduler.pools[LATEST_M].version == adopted
+        assert len(fleet.scheduler.pools[LATEST_M].first) == (3 if adopted == 1 else 2)
+    fleet.scheduler.update(fleet.workers[1], models(1))
+    assert fleet.scheduler.pools[LATEST_M].version == 1, "and back"
+
+
 def test_a_worker_that_restarts_in_the_middle_takes_nobody_back() -> None:
     fleet = Fleet(5)
     for at in range(3):
