@@ -61,6 +61,12 @@ def test_the_depth_of_a_stream_may_be_numpys(model: OffloadedModel) -> None:
             model.map([X], depth=wrong)
 
 
+@pytest.mark.parametrize("bundle", [None, 5, b"device"])
+def test_a_bundle_is_a_path(bundle: Any) -> None:
+    with pytest.raises(InvalidArgument, match="bundle .* is not a path"):
+        load(bundle, broker="tcp://127.0.0.1:9")
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
