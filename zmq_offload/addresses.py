@@ -70,7 +70,10 @@ def is_interface(host: str) -> bool:
 
 
 def _interfaces() -> list[str]:
-    return [name for _, name in socket.if_nameindex()]
+    try:
+        return [name for _, name in socket.if_nameindex()]
+    except OSError:  # no files are left; whoever goes on from here is told that
+        return []
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -96,7 +99,11 @@ def _look_up(host: str) -> threading.Thread | None:
             _looking.discard(host)
 
     thread = threading.Thread(target=work, name="look up", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads; libzmq looks the name up, for IPv4 only
+        _looking.discard(host)
+        return None
     return thread
 
 

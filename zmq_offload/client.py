@@ -10,7 +10,7 @@ from zmq_offload.arguments import check_timeout
 from zmq_offload.calls import Call, Submitted
 from zmq_offload.connection import DEFAULT_TIMEOUT, Connection, answer_of, outputs_of
 from zmq_offload.driver import Driver
-from zmq_offload.errors import InvalidArgument
+from zmq_offload.errors import InvalidArgument, Unavailable
 from zmq_offload.lifetime import hold, refuse_pickling, warn_unclosed
 from zmq_offload.places import Signatures, check_places, fill
 from zmq_offload.protocol import limits
@@ -109,7 +109,11 @@ class Client:
         call: Submitted[Outputs] = Submitted(self._driver, outputs_of, model)
         self._driver.begin(call, self._session.request, *arguments)
         call.future.number = call.number
-        self._driver.send()
+        try:
+            self._driver.send()
+        except Unavailable:
+            call.future.cancel()
+            raise
         return call.future
 
     def models(self, *, timeout: float | None = None) -> list[dict[str, Any]]:

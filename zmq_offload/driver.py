@@ -97,7 +97,7 @@ class Driver:
             raise
 
     def send(self) -> None:
-        """Have what is noted sent."""
+        """Have what is noted sent. Raises Unavailable if no thread can be started that waits for the answer."""
         if not self._socket.acquire(False):
             self._delegate()
             return
@@ -118,7 +118,7 @@ class Driver:
             self._drive(done, until)
         finally:
             self._socket.release()
-            with self._lock:
+            with self._lock, contextlib.suppress(Unavailable):  # then nobody follows, and `send` starts it or fails
                 self._leading, self._led_at = False, time.monotonic()
                 self._watch()
 
@@ -128,7 +128,8 @@ class Driver:
             return
         with self._lock:
             self._outbox.extend(self._session.cancel(number))
-        self._delegate()
+        with contextlib.suppress(Unavailable):  # it is taken back when the next call is made
+            self._delegate()
 
     def refuse_callback(self, what: str) -> None:
         """A future's callback runs in the thread that drives, which cannot wait for itself."""
@@ -154,7 +155,8 @@ class Driver:
 
     def release(self) -> None:
         """As `close`, when all that is outstanding has ended: somebody may hold a future still."""
-        self._delegate()  # nobody may be driving
+        with contextlib.suppress(Unavailable):
+            self._delegate()  # nobody may be driving
         futures.wait([call.future for call in list(self._calls.values()) if isinstance(call, Submitted)])
         self.close()
 
@@ -240,12 +242,16 @@ class Driver:
             self._wake.set()
 
     def _watch(self) -> None:
-        """See to it that the pump is up if it may be needed. Needs `_lock`."""
+        """See to it that the pump is up if it may be needed. Needs `_lock`. Raises Unavailable if it cannot start."""
         if self._closed or not (self._calls or self._outbox):
             return
         if self._pump is None:
-            self._pump = threading.Thread(target=self._run_pump, name="zmq-offload-client", daemon=True)
-            self._pump.start()
+            pump = threading.Thread(target=self._run_pump, name="zmq-offload-client", daemon=True)
+            try:
+                pump.start()
+            except RuntimeError as error:
+                raise Unavailable(f"a client cannot start a thread: {error}") from None
+            self._pump = pump
         if self._idle or self._outbox or self._followers:
             self._idle = False
             self._work.notify()

@@ -20,6 +20,7 @@ import tvm_ffi
 
 from tests.support import onnx_models
 from tests.support.local_client import LocalClient, run_uncut
+from zmq_offload.byoc.crew import Crew
 from zmq_offload.byoc.manifest import LIBRARY, MANIFEST
 from zmq_offload.byoc.model import OffloadedModel, load
 from zmq_offload.compile import Compiled, compile_model
@@ -61,9 +62,29 @@ def test_the_depth_of_a_stream_may_be_numpys(model: OffloadedModel) -> None:
             model.map([X], depth=wrong)
 
 
+def test_without_threads_frames_fail_and_calls_work(
+    compiled_mlp: Compiled, client: LocalClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("zmq_offload.byoc.frames._crew", Crew("new"))
+    with load(compiled_mlp.device, client=client) as model:
+        expected = model(X)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            for _ in range(3):  # none keeps its turn
+                with pytest.raises(Unavailable, match="cannot start a thread: can't start new thread"):
+                    model.submit(X).result(timeout=20)
+                with pytest.raises(Unavailable, match="cannot start a thread"):
+                    next(model.map([X, X]))
+                assert np.array_equal(model(X), expected)
+        assert np.array_equal(model.submit(X).result(), expected)
+
+
 @pytest.mark.parametrize("bundle", [None, 5, b"device"])
 def test_a_bundle_is_a_path(bundle: Any) -> None:
-    with pytest.raises(InvalidArgument, match="bundle .* is not a path"):
+    with pytest.raises(InvalidArgument, match=r"bundle .* is not a path"):
         load(bundle, broker="tcp://127.0.0.1:9")
 
 

@@ -8,6 +8,7 @@ import logging
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.support.processes import ROOT, Fabric
+from tests.support.processes import ROOT, Fabric, eventually
 from zmq_offload import AsyncClient, Client
 from zmq_offload.connection import Connection
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, Unavailable
@@ -134,6 +135,24 @@ def test_with_few_files_a_client_is_refused_and_libzmq_does_not_end_the_process(
     assert [int(line[0]) for line in said] == list(range(16))
     assert all(line[1:] == ["refused", "refused"] for line in said[:12]), said
     assert all(line[1:] == ["works", "works"] for line in said[12:]), said
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_without_threads_calls_work_and_futures_are_refused(
+    echo_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(echo_fabric.frontend) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            assert client.infer("echo", X)["x"].shape == (3, 4)
+            with pytest.raises(Unavailable, match="cannot start a thread: can't start new thread"):
+                client.submit("echo", X)
+            assert client.infer("echo", X)["x"].shape == (3, 4)
+        assert client.submit("echo", X).result()["x"].shape == (3, 4)
+        eventually(lambda: "0 outstanding" in repr(client))
 
 
 def test_without_files_no_client_is_made_and_nothing_is_left() -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from zmq_offload.byoc.crew import Crew
 from zmq_offload.byoc.remote import Array
 from zmq_offload.byoc.turns import Turns
+from zmq_offload.errors import Unavailable
 from zmq_offload.lifetime import fail_in_child, made_before_fork, tell_of_forks
 
 Results: TypeAlias = "Array | tuple[Array, ...]"
@@ -82,7 +83,11 @@ class Frame(Future[Results]):
             with self._condition:  # the future's own, which its `cancel` takes
                 self._begun = not self.cancelled()
             if self._begun:
-                _crew.run(lambda: self._work(execute, turns))
+                try:
+                    _crew.run(lambda: self._work(execute, turns))
+                except RuntimeError as error:  # no more threads
+                    self._begun = False
+                    self.set_exception(Unavailable(f"a frame cannot start a thread: {error}"))
             else:
                 self.set_running_or_notify_cancel()  # who waits by `concurrent.futures.wait` is told only by this
             return self._begun
