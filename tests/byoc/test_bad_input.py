@@ -496,3 +496,19 @@ def test_an_input_that_is_not_numbers_is_named(tmp_path: Path, kind: str) -> Non
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
     with pytest.raises(InvalidArgument, match=f"input 'text' is of {kind}; only numbers and booleans"):
         import_onnx(tmp_path / "m.onnx", {})
+
+
+def test_a_reshape_that_loses_a_symbolic_extent_is_refused(tmp_path: Path) -> None:
+    """Exported for a batch of 2: of 3 a row would get lost, and of 1 it would read what is behind the tensor."""
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Reshape", ["h", "to"], ["y"], "flat")],
+        "g",
+        [info("x", onnx.TensorProto.FLOAT, ["N", 4])],
+        [info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.array([1, 8]), "to")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument, match=r"Reshape \('flat'\) of \[N,4\] to \[1,8\]: .* a fixed shape, or export"):
+        import_onnx(tmp_path / "m.onnx", {"x": ("N", 4)})
+    assert import_onnx(tmp_path / "m.onnx", {"x": (2, 4)}).outputs[0].shape == (1, 8)

@@ -157,6 +157,24 @@ def range_(bb: Any, node: Node) -> Any:
     return by_tvm(bb, node)
 
 
+def reshape(bb: Any, node: Node) -> Any:
+    """To numbers only, a symbolic extent would be lost: TVM then takes as many elements, also where there are fewer."""
+    x, result = node.inputs[0], by_tvm(bb, node)
+    if not isinstance(x, relax.Expr) or not isinstance(x.ty, relax.TensorType) or not isinstance(result, relax.Expr):
+        return result
+    result = bb.normalize(result)
+    if not isinstance(result.ty, relax.TensorType) or not isinstance(x.ty.shape, relax.ShapeExpr):
+        return result
+    right = static_shape(result)
+    if right is not None and static_shape(x) is None:
+        shapes = [",".join(str(getattr(d, "value", d)) for d in dims) for dims in (x.ty.shape.values, right)]
+        raise InvalidArgument(
+            f"TVM cannot import the operator Reshape ({node.name!r}) of [{shapes[0]}] to [{shapes[1]}]: the file has "
+            "numbers where the symbolic extents would have to be; give the input a fixed shape, or export with -1"
+        )
+    return result
+
+
 def scatter(bb: Any, node: Node) -> Any:
     """What ONNX calls ScatterElements since opset 11."""
     return op.scatter_elements(*node.inputs, axis=int(node.attributes.get("axis", 0)))
@@ -325,6 +343,7 @@ CONVERTERS: dict[str, Converter] = {
     "ReduceSum": reductions.reduction(None, None),
     "ReduceSumSquare": reductions.reduction(lambda x, _: op.multiply(x, x), None),
     "RMSNormalization": rms_normalization,
+    "Reshape": reshape,
     "Resize": resize,
     "RoiAlign": roi_align,
     "Scatter": scatter,
