@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_pipeline import Blocked, Model, fails_on
+from zmq_offload.byoc.crew import Crew
 from zmq_offload.byoc.pipeline import in_order_async
 from zmq_offload.errors import Unavailable
 
@@ -160,3 +161,13 @@ def test_an_asynchronous_source_can_be_closed_when_the_consumer_has_left() -> No
         assert closed == [1]
 
     asyncio.run(main())
+
+
+def test_a_source_without_a_thread_to_run_in_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("zmq_offload.byoc.pipeline._crew", Crew("new"))
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(Unavailable, match="a source cannot start a thread: can't start new thread"):
+        asyncio.run(collect(in_order_async(range(3), Model(fails_on()).begin, 3, False)))

@@ -11,7 +11,7 @@ from typing import Any
 from zmq_offload.arguments import whole
 from zmq_offload.byoc.crew import Crew
 from zmq_offload.byoc.frames import OUTSTANDING, Frame, Results
-from zmq_offload.errors import InvalidArgument, OffloadError
+from zmq_offload.errors import InvalidArgument, OffloadError, Unavailable
 
 Begin = Callable[[int, Any], Frame]
 """Start frame number so-and-so of a stream; a frame that is wrong fails in its future."""
@@ -137,7 +137,10 @@ def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
             if done.set_running_or_notify_cancel():
                 done.set_result(result)
 
-    _crew.run(job)
+    try:
+        _crew.run(job)
+    except RuntimeError as error:  # no more threads
+        done.set_exception(Unavailable(f"a source cannot start a thread: {error}"))
     return asyncio.wrap_future(done)
 
 
