@@ -13,7 +13,7 @@ from tests.support import onnx_models
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.byoc.model import load
 from zmq_offload.compile import Compiled, compile_model
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import Latest, TensorSpec
 
 Dims = dict[str, Sequence[int | str]]
 
@@ -49,7 +49,9 @@ def test_every_region_of_a_convolutional_net_computes_the_same(
     assert [t.name for t in compiled.models[0].inputs] == cut
     assert [t.name for t in compiled.models[0].outputs] == (until or ["y"])
     client = check(convnet, shapes, [onnx_models.random(1, 3, 12, 12)], compiled)
-    assert client.calls == [("net", None, None, cut)]
+    ((model, version, timeout, names),) = client.calls
+    assert (model, timeout, names) == ("net", None, cut)
+    assert isinstance(version, Latest)  # that fits what the device was built for
 
 
 @pytest.mark.parametrize(
