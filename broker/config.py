@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from broker.liveness import Policy
 from zmq_offload.protocol import limits
-from zmq_offload.settings import Parser, add_option, bytes_, checked, count, file, heartbeat, seconds
+from zmq_offload.settings import Parser, add_option, bytes_, check_together, checked, count, file, heartbeat, seconds
 from zmq_offload.transport import check_endpoint
 
 endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
@@ -55,9 +55,8 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker"
     for name, (kind, text) in _POLICY.items():
         flag, metavar = "--" + name.replace("_", "-"), "S" if kind in (seconds, heartbeat) else "N"
         add_option(parser, flag, kind, getattr(Policy(), name), text, metavar=metavar)
-    given = vars(parser.parse_args(arguments))
-    together = [given["server_key"], given["authorized_clients"], given["authorized_workers"]]
-    if any(together) and not all(together):
-        parser.error("--server-key, --authorized-clients and --authorized-workers belong together")
+    parsed = parser.parse_args(arguments)
+    check_together(parser, parsed, "--server-key", "--authorized-clients", "--authorized-workers")
+    given = vars(parsed)
     policy = Policy(**{field.name: given.pop(field.name) for field in fields(Policy)})
     return Config(**given, policy=policy)

@@ -15,6 +15,7 @@ from zmq_offload.settings import (
     Parser,
     add_option,
     bytes_,
+    check_together,
     checked,
     file,
     heartbeat,
@@ -100,8 +101,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
     given = parser.parse_args(arguments)
     if given.batch_delay is not None and given.max_batch is None:
         parser.error("--batch-delay goes with --max-batch")
-    if bool(given.worker_key) != bool(given.broker_key):
-        parser.error("--worker-key and --broker-key belong together")
+    check_together(parser, given, "--worker-key", "--broker-key")
     return Config(
         brokers=given.broker,
         repository=given.repository,

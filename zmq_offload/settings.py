@@ -91,13 +91,31 @@ def add_option(
 
     With `bare` these are the values of the flag without one; without the flag the option is None.
     """
-    variable = variable or PREFIX + flag.removeprefix("--").replace("-", "_").upper()
+    variable = variable or _variable(flag)
     shown = "" if default is None else f", default {default}"
     given = os.environ.get(variable)
     value = _FromEnvironment.of(variable, given) if given else default
     values = {"nargs": "?", "const": value} if bare else {"default": value}
     parser.add_argument(flag, type=_naming(kind), help=f"{help} [{variable}{shown}]", **values, **more)
     OPTIONS.setdefault(variable, set()).add(parser.prog)
+
+
+def check_together(parser: argparse.ArgumentParser, given: argparse.Namespace, *flags: str) -> None:
+    """Usage error unless all of these options are given or none; it names the variables that gave one."""
+    values = {flag: getattr(given, flag.removeprefix("--").replace("-", "_")) for flag in flags}
+    missing = [flag for flag, value in values.items() if not value]
+    if missing and len(missing) < len(flags):
+        there = [_source(flag, value) for flag, value in values.items() if value]
+        parser.error(f"{' and '.join(there)} without {' and '.join(missing)}: give all of them, or none")
+
+
+def _source(flag: str, value: str) -> str:
+    variable = _variable(flag)
+    return f"variable {variable}" if os.environ.get(variable) == value else flag
+
+
+def _variable(flag: str) -> str:
+    return PREFIX + flag.removeprefix("--").replace("-", "_").upper()
 
 
 OPTIONS: dict[str, set[str]] = {}

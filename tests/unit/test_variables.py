@@ -76,6 +76,24 @@ def test_a_wrong_value_is_said_of_the_variable(
     assert f"variable {PREFIX}{name}: " in line and "'nonsense'" in line and "--" not in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variable", "says"),
+    [
+        (["worker"], "BROKER_KEY", "variable ZMQ_OFFLOAD_BROKER_KEY without --worker-key"),
+        (["worker", "--worker-key", "x"], "", "--worker-key without --broker-key"),
+        (["broker", "--authorized-clients", "x"], "SERVER_KEY",
+         "variable ZMQ_OFFLOAD_SERVER_KEY and --authorized-clients without --authorized-workers"),
+    ],
+)  # fmt: skip
+def test_keys_of_which_one_is_missing_are_named(
+    arguments: list[str], variable: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(PREFIX + (variable or "NAME"), "file")
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert capsys.readouterr().err == f"zmq-offload {arguments[0]}: error: {says}: give all of them, or none\n"
+
+
 def test_an_argument_is_taken_over_a_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}HEARTBEAT", "nonsense")
     assert broker.config.parse(["--heartbeat", "2"]).policy.heartbeat == 2
