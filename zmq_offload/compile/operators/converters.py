@@ -250,7 +250,7 @@ def _reflected(bb: Any, node: Node, pads: Any) -> Any:
 
 
 def split(bb: Any, node: Node) -> Any:
-    """TVM divides in equal parts only where no sizes are given, and has no empty ones."""
+    """TVM divides in equal parts only where no sizes are given. It has no empty ones, which rotary embeddings have."""
     x, count = node.inputs[0], node.outputs
     axis = int(node.attributes.get("axis", 0)) % x.ty.ndim
     given = node.attributes.get("split")
@@ -263,9 +263,11 @@ def split(bb: Any, node: Node) -> Any:
         sizes = np.diff(np.minimum(np.arange(count + 1) * each, int(extent)))
     if count == 1:
         return x
-    if (sizes <= 0).any():
-        refuse(node, "split", sizes.tolist(), "parts have to have an extent of 1 at least")
-    return op.split(x, np.cumsum(sizes)[:-1].tolist(), axis)
+    ends = np.cumsum(sizes).tolist()
+    if (sizes > 0).all():
+        return op.split(x, ends[:-1], axis)
+    slices = [op.strided_slice(x, [axis], [begin], [end]) for begin, end in zip([0, *ends], ends, strict=False)]
+    return relax.Tuple([bb.normalize(part) for part in slices])
 
 
 def dropout(bb: Any, node: Node) -> Any:

@@ -26,13 +26,15 @@ def as_index(value: Expr | int) -> Expr:
 
 
 def sequence(statements: Iterable[tirx.Stmt | None]) -> tirx.Stmt:
-    """The statements one after the other."""
+    """The statements one after the other; none where a tensor has no elements."""
     flat: list[tirx.Stmt] = []
     for statement in statements:
         if isinstance(statement, tirx.SeqStmt):
             flat.extend(statement.seq)
         elif statement is not None:
             flat.append(statement)
+    if not flat:
+        return tirx.Evaluate(0)
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
 
