@@ -197,7 +197,7 @@ def test_when_a_process_of_the_fabric_dies_it_says_so_and_leaves_nothing_behind(
     mark = new_mark()
     with started([*arguments, "--frames", "1000000"], mark) as process:
         read_until(process, "start a broker")
-        (broker,) = [pid for pid, command in processes(mark).items() if "-m broker" in command]
+        (broker,) = [pid for pid, command in processes(mark).items() if " broker " in command]
         os.kill(broker, signal.SIGKILL)
         said, _ = process.communicate(timeout=30)
         assert process.returncode == 1

@@ -120,8 +120,10 @@ def _first(memory: _Memory) -> int | None:
     middle = _libc.__errno_location() // _WORD * _WORD
     near = range(middle - _REACH * _WORD, middle + _REACH * _WORD, _WORD)
     before = [memory.word(at) for at in near]
-    argument = _libc.malloc(1)
-    _libc.__cxa_thread_atexit_impl(ctypes.cast(_libc.free, ctypes.c_void_p), argument, None)
+    free, argument = ctypes.cast(_libc.free, ctypes.c_void_p), _libc.malloc(1)
+    # glibc wants an address in the library that the destructor belongs to; it crashes for none in a thread that has no
+    # other destructor.
+    _libc.__cxa_thread_atexit_impl(free, argument, free)
     for at, was in zip(near, before, strict=True):
         if (now := memory.word(at)) not in (was, 0):
             with contextlib.suppress(OSError, OverflowError):  # glibc may have noted other things, too
