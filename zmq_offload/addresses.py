@@ -33,7 +33,7 @@ def is_loopback(endpoint: str) -> bool:
     host = host_of(endpoint)
     if host is None or host == "localhost":
         return True
-    address = _literal(host)
+    address = literal(host)
     if address is None:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
@@ -43,7 +43,7 @@ def is_loopback(endpoint: str) -> bool:
 def needs_ipv6(endpoint: str) -> bool:
     """Whether a socket needs ZMQ's option IPV6 to connect to this endpoint. Looks a name up, for at most LOOKUP_S."""
     host = host_of(endpoint)
-    if host is None or host == "*" or _literal(host) is not None:
+    if host is None or host == "*" or literal(host) is not None:
         return host is not None and host.startswith("[")
     thread = _look_up(host)
     if host not in _families and thread is not None:
@@ -55,7 +55,7 @@ def to_bind(endpoint: str) -> str:
     """The endpoint with an address of this machine in place of its name, which libzmq would not look up. What is an
     address, "*" or the name of a network interface stays as it is, and so does a name that is not known."""
     host = host_of(endpoint)
-    if host is None or host == "*" or _literal(host) is not None or host in _interfaces():
+    if host is None or host == "*" or literal(host) is not None or host in _interfaces():
         return endpoint
     found = _resolved(host)
     if found is None:
@@ -76,7 +76,8 @@ def _interfaces() -> list[str]:
         return []
 
 
-def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is written as, an IPv6 one with or without brackets; None for a name."""
     try:
         return ipaddress.ip_address(host[1:-1] if host.startswith("[") else host)
     except ValueError:

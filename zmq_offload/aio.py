@@ -9,7 +9,7 @@ from zmq_offload.aiodriver import AsyncDriver
 from zmq_offload.arguments import check_timeout
 from zmq_offload.connection import DEFAULT_TIMEOUT, Connection, answer_of, outputs_of
 from zmq_offload.errors import InvalidArgument, OffloadError
-from zmq_offload.lifetime import hold, refuse_pickling, warn_unclosed
+from zmq_offload.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.places import Signatures, check_places, fill
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
@@ -96,11 +96,8 @@ class AsyncClient:
             warn_unclosed(self, self._release)
 
     def __repr__(self) -> str:
-        reader = self._driver.reader
-        state = "closed" if reader.closed else f"{self._driver.outstanding} outstanding"
-        if reader.forgotten:
-            state = "made before a fork"
-        return f"<AsyncClient of {', '.join(self._connection.endpoints)}: {state}>"
+        reader, endpoints = self._driver.reader, self._connection.endpoints
+        return shown(self, endpoints, self._driver.outstanding, closed=reader.closed, forgotten=reader.forgotten)
 
     def __reduce__(self) -> Any:
         raise refuse_pickling("an AsyncClient")

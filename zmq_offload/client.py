@@ -11,7 +11,7 @@ from zmq_offload.calls import Call, Submitted
 from zmq_offload.connection import DEFAULT_TIMEOUT, Connection, answer_of, outputs_of
 from zmq_offload.driver import Driver
 from zmq_offload.errors import InvalidArgument, Unavailable
-from zmq_offload.lifetime import hold, refuse_pickling, warn_unclosed
+from zmq_offload.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.places import Signatures, check_places, fill
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
@@ -147,11 +147,8 @@ class Client:
         self._warns = False
 
     def __repr__(self) -> str:
-        driver = self._driver
-        state = "closed" if driver.closed else f"{driver.outstanding} outstanding"
-        if driver.forgotten:
-            state = "made before a fork"
-        return f"<Client of {', '.join(self._connection.endpoints)}: {state}>"
+        driver, endpoints = self._driver, self._connection.endpoints
+        return shown(self, endpoints, driver.outstanding, closed=driver.closed, forgotten=driver.forgotten)
 
     def __reduce__(self) -> Any:
         raise refuse_pickling("a Client")

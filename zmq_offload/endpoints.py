@@ -3,13 +3,12 @@ the first has failed, which is too late to learn of a typing error."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Sequence
 
 from zmq_offload import transport
-from zmq_offload.addresses import is_interface
+from zmq_offload.addresses import is_interface, literal
 from zmq_offload.errors import InvalidArgument
 
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -51,7 +50,7 @@ def _tcp_fault(place: str) -> str | None:
     if not 1 <= int(port) <= 65535:
         return f"port {port} is not from 1 to 65535"
     if host.startswith("["):
-        return None if _is_address(host[1:-1], 6) else f"{host} is not an IPv6 address"
+        return None if _is_address(host, 6) else f"{host} is not an IPv6 address"
     if len(host) > _HOST_CHARS or any(len(label) > _LABEL_CHARS for label in host.split(".")):
         return f"the host name is too long: at most {_HOST_CHARS} characters, {_LABEL_CHARS} between two dots"
     if not _HOST.fullmatch(host):
@@ -79,7 +78,5 @@ def _other_fault(_: str) -> str:
 
 
 def _is_address(host: str, version: int) -> bool:
-    try:
-        return ipaddress.ip_address(host).version == version
-    except ValueError:
-        return False
+    address = literal(host)
+    return address is not None and address.version == version

@@ -14,7 +14,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -74,6 +74,12 @@ def warn_unclosed(owner: object, release: Callable[[], object]) -> None:
     release()
     if not _ending:
         warnings.warn(text, ResourceWarning, stacklevel=3, source=owner)
+
+
+def shown(client: object, endpoints: Iterable[str], outstanding: int, *, closed: bool, forgotten: bool) -> str:
+    """The `repr` of a client."""
+    state = "made before a fork" if forgotten else "closed" if closed else f"{outstanding} outstanding"
+    return f"<{type(client).__name__} of {', '.join(endpoints)}: {state}>"
 
 
 def made_before_fork(what: str) -> FailedPrecondition:
