@@ -73,6 +73,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {shortened(message)}{see}\n")
 
 
+def add_picture(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option for the picture that a command draws."""
+    help = f"picture to write (default: {default})"
+    parser.add_argument("-o", "--output", type=path, default=Path(default), metavar="PNG", help=help)
+
+
 def add_option(
     parser: argparse.ArgumentParser,
     flag: str,

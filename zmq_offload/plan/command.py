@@ -94,14 +94,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--save", type=settings.path, metavar="F", help="write the choice, for `zmq-offload compile --plan F`"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=settings.path,
-        default=Path(PICTURE),
-        metavar="PNG",
-        help=f"picture to write (default: {PICTURE})",
-    )
+    settings.add_picture(parser, PICTURE)
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_verbose(parser)
     parser.set_defaults(run=stoppable(silent(run)))

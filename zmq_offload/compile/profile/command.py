@@ -49,14 +49,7 @@ def add_parser(subparsers: Any) -> None:
     add_option(parser, "--timeout", seconds, 10.0, "seconds to wait for each answer of the broker", metavar="S")
     parser.add_argument("--csv", type=settings.path, metavar="F", help="write all functions as CSV")
     parser.add_argument("--json", type=settings.path, metavar="F", help="write everything as JSON")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=settings.path,
-        default=Path(PICTURE),
-        metavar="PNG",
-        help=f"picture to write (default: {PICTURE})",
-    )
+    settings.add_picture(parser, PICTURE)
     parser.add_argument(
         "--save",
         type=settings.path,
