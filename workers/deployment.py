@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from workers.loading import Loading, Model
+from workers.loading import INCOMPLETE, Loading, Model
 from workers.serving import Executor
 from zmq_offload.errors import OffloadError
 from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository
@@ -62,7 +62,7 @@ class Deployment:
                     break
                 log.info("model %s version %d is loading", *chosen[0])
                 outcome = self._try(load or self._load, chosen[0])
-            complaints = self._look()
+            complaints = self._look(first=False)
             self._settle(*chosen, outcome)
             del outcome
         if not self.executors and os.path.isdir(self._repository.root):
@@ -93,10 +93,10 @@ class Deployment:
             self._replace(model, outcome)
             log.info("model %s version %d is served", *model)
 
-    def _look(self) -> set[str]:
-        """Drop what was removed. Returns what is wrong with the repository."""
+    def _look(self, first: bool = True) -> set[str]:
+        """Drop what was removed. `first`: of a refresh. Returns what is wrong with the repository."""
         complaints: set[str] = set()
-        for model in self._loading.looked(self._scan(complaints)):
+        for model in self._loading.looked(self._scan(complaints), first):
             if model in self.executors:
                 log.info("model %s version %d was removed from the repository", *model)
                 self._replace(model, None)
@@ -156,5 +156,5 @@ class Deployment:
                     states = [(folder / file).stat() for file in (LIBRARY, DESCRIPTION)]
                     found[name, version] = hash(tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in states))
                 except OSError:
-                    found[name, version] = 0  # loading it says what is wrong
+                    found[name, version] = INCOMPLETE  # loading it says what is wrong
         return found

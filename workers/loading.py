@@ -9,6 +9,9 @@ from typing import TypeAlias
 Model: TypeAlias = tuple[str, int]
 """Name and version."""
 
+INCOMPLETE = 0
+"""The stamp of a version that lacks a file."""
+
 
 @dataclass(slots=True)
 class Loading:
@@ -19,9 +22,18 @@ class Loading:
     """What the repository held at the last look."""
     settled: dict[Model, int] = field(default_factory=dict)
     """What was loaded, or failed to load, as it is now."""
+    vanishing: set[Model] = field(default_factory=set)
+    """What was complete and lacks a file now: somebody removes or copies it, file by file. It is not loaded in this
+    refresh. If it is still incomplete in the next one, loading it says what is wrong."""
 
-    def looked(self, there: Mapping[Model, int]) -> list[Model]:
-        """The repository holds `there` now. Returns the settled versions that are gone."""
+    def looked(self, there: Mapping[Model, int], first: bool = True) -> list[Model]:
+        """The repository holds `there` now. Returns the settled versions that are gone.
+
+        `first` says whether this is the first look of a refresh.
+        """
+        incomplete = {model for model, stamp in there.items() if stamp == INCOMPLETE}
+        lately = {model for model in incomplete if self.there.get(model, INCOMPLETE) != INCOMPLETE}
+        self.vanishing = lately if first else incomplete & (self.vanishing | lately)
         self.there = dict(there)
         gone = [model for model in self.settled if model not in self.there]
         for model in gone:
@@ -30,7 +42,8 @@ class Loading:
 
     def next(self) -> tuple[Model, int] | None:
         """The version to load next, with its stamp: the newest of each model before older ones, which fewer ask for."""
-        waiting = [model for model, stamp in self.there.items() if self.settled.get(model) != stamp]
+        due = ((model, stamp) for model, stamp in self.there.items() if model not in self.vanishing)
+        waiting = [model for model, stamp in due if self.settled.get(model) != stamp]
         if not waiting:
             return None
         chosen = min(waiting, key=lambda model: (self._newer(model), model[0]))

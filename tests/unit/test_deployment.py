@@ -83,6 +83,21 @@ def test_a_version_that_does_not_load_leaves_the_others_alone(
     assert deployment.refresh() and set(deployment.executors) == {("bad", 1), ("good", 1)}
 
 
+def test_a_version_that_is_removed_file_by_file_while_it_loads_is_no_error(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "a", 1)
+
+    class Removed(Loader):
+        def __call__(self, repository: Repository, name: str, version: int) -> Any:
+            (repository.path(name, version) / "model.json").unlink()
+            raise FailedPrecondition("model.json: no such file")
+
+    with caplog.at_level(logging.ERROR):
+        Deployment(repository, Removed()).refresh()
+    assert not [record for record in caplog.records if "model a" in record.getMessage()]
+
+
 def test_a_folder_that_cannot_be_read_leaves_the_others_alone_and_is_named_once(
     repository: Repository, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

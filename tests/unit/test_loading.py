@@ -14,7 +14,7 @@ import pytest
 
 from workers.deployment import Deployment
 from workers.follower import Follower, turn
-from workers.loading import Loading, Turn
+from workers.loading import INCOMPLETE, Loading, Turn
 from workers.serving import Executor
 from zmq_offload.repository import Repository
 
@@ -48,6 +48,20 @@ def test_what_is_removed_or_replaced_while_it_loads_does_not_count() -> None:
     loading.looked({("a", 1): 2})
     assert not loading.ended(("a", 1), 1)
     assert loading.next() == (("a", 1), 2)
+
+
+def test_a_version_that_loses_a_file_is_loaded_only_if_it_still_lacks_it_in_the_next_refresh() -> None:
+    loading = Loading()
+    loading.looked({("a", 1): 5, ("a", 2): INCOMPLETE})
+    assert loading.next() == (("a", 2), INCOMPLETE)  # it never was complete: loading it says what is wrong
+    assert loading.ended(("a", 2), INCOMPLETE)
+    assert loading.next() == (("a", 1), 5)
+    loading.looked({("a", 1): INCOMPLETE}, first=False)
+    assert not loading.ended(("a", 1), 5) and loading.next() is None
+    loading.looked({("a", 1): INCOMPLETE}, first=False)
+    assert loading.next() is None
+    loading.looked({("a", 1): INCOMPLETE})
+    assert loading.next() == (("a", 1), INCOMPLETE)
 
 
 def test_removed_versions_are_told_once() -> None:
