@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> int:
     """Exit codes: 0 stopped as told, 1 failed (one line on stderr), 2 wrong usage."""
     try:
-        from zmq_offload.interrupts import quiet_ctrl_c
+        from zmq_offload.console.interrupts import quiet_ctrl_c
 
         with quiet_ctrl_c():
-            from zmq_offload.programs import run
+            from zmq_offload.console.programs import run
 
             return run(lambda: _serve(arguments, prog), "broker")
     except KeyboardInterrupt:  # before there is a handler
@@ -26,8 +26,8 @@ def _serve(arguments: Sequence[str] | None, prog: str) -> int:
     import logging
 
     from broker.config import parse
-    from zmq_offload import dotenv
-    from zmq_offload.variables import warn_of_unknown
+    from zmq_offload.console import dotenv
+    from zmq_offload.console.variables import warn_of_unknown
 
     dotenv.load()
     config = parse(arguments, prog)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from broker.announcement import parse_models
 from broker.events import FromWorker, Malformed, ToClient, ToWorker
 from broker.ledger import Ledger, error_of
 from broker.lifecycle import Duty
-from broker.report import parse_models
 from broker.state import Model, Payload, Request, Worker
 from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.protocol import messages as wire
@@ -67,7 +67,7 @@ class Backend(Ledger):
         worker = self.workers.get(peer)
         changes = models.keys() if worker is None else models.keys() - worker.models.keys()
         if worker is None:
-            worker = self.workers[peer] = Worker(peer, message.name, message.slots, now, now, event.user, event.address)
+            worker = self.workers[peer] = Worker(peer, message.name, message.slots, now, event.user, event.address)
             self._note(now, "workers", f"worker {worker} came: {message.slots} slots, {_listing(models)}", logging.INFO)
         else:
             if models.keys() != worker.models.keys():

@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from broker.liveness import Policy
+from zmq_offload.console.settings import (
+    Parser,
+    add_option,
+    bytes_,
+    check_together,
+    checked,
+    count,
+    file,
+    heartbeat,
+    seconds,
+)
+from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
-from zmq_offload.settings import Parser, add_option, bytes_, check_together, checked, count, file, heartbeat, seconds
-from zmq_offload.transport import check_endpoint
 
 endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
 

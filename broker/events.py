@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from broker.state import Payload
 from zmq_offload.errors import ProtocolError
-from zmq_offload.grants import Grant
+from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import messages as wire
 
 
@@ -85,4 +85,3 @@ class ToWorker(NamedTuple):
 
 Event: TypeAlias = FromClient | FromWorker | Authorized | Malformed | Undelivered | Disconnected | Tick | Stop
 Action: TypeAlias = ToClient | ToWorker
-Description: TypeAlias = dict[str, Any]

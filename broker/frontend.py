@@ -8,8 +8,8 @@ from typing import Any
 from broker import admission
 from broker.events import FromClient, ToClient
 from broker.ledger import Ledger, error_of
-from broker.report import describe_models, describe_status
 from broker.state import Request, Wanted
+from broker.status import describe_models, describe_status
 from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -124,7 +124,7 @@ class Frontend(Ledger):
 
     def _query(self, event: FromClient, message: wire.Query, now: float) -> None:
         if message.what == "models":
-            body = encode_body([m for m in describe_models(self) if self.allows(event.user, m["name"])])
+            body = encode_body([m for m in describe_models(self.scheduler) if self.allows(event.user, m["name"])])
         else:
             body = encode_body(describe_status(self, now, functools.partial(self.allows, event.user)))
         key = Key(message.session, message.id)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections import Counter
@@ -11,16 +12,16 @@ from typing import Any
 
 from broker.events import Action, Authorized, ToClient, ToWorker
 from broker.lifecycle import REQUEST, WORKER, Duty, Story
+from broker.listing import meant, served_listing, unfit
 from broker.liveness import Policy
 from broker.notes import Notes
-from broker.report import meant, served_listing, unfit
 from broker.scheduler import Scheduler
 from broker.state import Model, Payload, Request, Wanted, Worker
 from zmq_offload.errors import Status
+from zmq_offload.net.timers import Timers
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import LATEST, Key
-from zmq_offload.timers import Timers
 
 STOP = "stop"
 """The timer of a stop's grace."""
@@ -284,15 +285,16 @@ class Ledger:
     def _nobody_serves(self, wanted: Wanted, user: str) -> tuple[Status, str]:
         name, version, signature = wanted
         what = f"model {name!r}" + ("" if version == LATEST else f" version {version}")
-        served = f"served are: {served_listing(self, user)}"
+        allows = functools.partial(self.allows, user)
+        served = f"served are: {served_listing(self.scheduler, allows)}"
         if not self.known:
             # Workers that load a large subgraph take longer to come up than the broker. Nothing is known not to be.
             return Status.UNAVAILABLE, f"no worker has announced itself yet, so {what} is not served"
         if signature and self.scheduler.served(Wanted(name)):
-            return Status.FAILED_PRECONDITION, unfit(self, name)
+            return Status.FAILED_PRECONDITION, unfit(self.scheduler, name)
         if self._was_known(wanted):
             return Status.UNAVAILABLE, f"no worker that holds {what} is there now; {served}"
-        return Status.NOT_FOUND, f"no worker ever announced {what}; {served}{meant(self, user, name)}"
+        return Status.NOT_FOUND, f"no worker ever announced {what}; {served}{meant(self.scheduler, allows, name)}"
 
 
 def error_of(key: tuple[bytes, int], status: Status, text: str) -> wire.Error:

@@ -30,9 +30,9 @@ from broker.events import (
 )
 from broker.files import raise_file_limit
 from broker.security import Security, check_exposure
-from zmq_offload import transport
 from zmq_offload.errors import ProtocolError
-from zmq_offload.ipc import SocketFile
+from zmq_offload.net import transport
+from zmq_offload.net.ipc import SocketFile
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 

@@ -13,12 +13,12 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from broker.events import Authorized
 from broker.notes import Notes
-from zmq_offload.addresses import is_loopback
+from zmq_offload.common.units import counted
 from zmq_offload.errors import InvalidArgument, OffloadError
-from zmq_offload.grants import Grant
-from zmq_offload.keylist import read_list
-from zmq_offload.keys import read_pair
-from zmq_offload.units import counted
+from zmq_offload.net.addresses import is_loopback
+from zmq_offload.net.grants import Grant
+from zmq_offload.net.keylist import read_list
+from zmq_offload.net.keys import read_pair
 
 log = logging.getLogger("broker")
 

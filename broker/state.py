@@ -74,7 +74,6 @@ class Worker:
     peer: bytes
     name: str
     slots: int
-    announced_at: float
     heard_at: float
     user: str = ""
     """The key that it connected with."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from hypothesis import settings
+
+pytest_plugins = ["tests.support.compiled", "tests.support.fabrics"]
+
+# The tests' models are tiny: a pool of threads per process only costs.
+os.environ.setdefault("TVM_NUM_THREADS", "1")
 
 # A shell starts background jobs with SIGINT ignored, and what they start inherits that; here Ctrl-C is tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from workers.session import MOST_SLOTS, Policy
-from zmq_offload.cores import usable_cores
-from zmq_offload.protocol import limits
-from zmq_offload.repository import Batching
-from zmq_offload.settings import (
+from zmq_offload.artifacts.repository import Batching
+from zmq_offload.common.cores import usable_cores
+from zmq_offload.console.settings import (
     Parser,
     add_option,
     bytes_,
@@ -23,7 +22,8 @@ from zmq_offload.settings import (
     seconds,
     threads,
 )
-from zmq_offload.transport import check_endpoint
+from zmq_offload.net.transport import check_endpoint
+from zmq_offload.protocol import limits
 
 
 def _endpoints(text: str) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 from workers.loading import INCOMPLETE, Loading, Model
 from workers.serving import Executor
+from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, Repository
 from zmq_offload.errors import OffloadError
-from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository
 
 log = logging.getLogger("workers")
 

@@ -19,10 +19,10 @@ from tvm import libinfo
 from tvm.runtime import vm
 from tvm_ffi.libinfo import load_lib_ctypes
 
+from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, Repository, loadable
+from zmq_offload.common.memory import trim
 from zmq_offload.errors import FailedPrecondition, Internal, one_line
-from zmq_offload.memory import trim
 from zmq_offload.protocol.tensors import ANY
-from zmq_offload.repository import DESCRIPTION, LIBRARY, Repository, loadable
 
 Array = np.ndarray[Any, Any]
 

@@ -24,12 +24,12 @@ from workers.follower import Follower
 from workers.loading import Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
 from workers.session import Action, Attempt, Reconnect, Send, Session
-from zmq_offload import transport
+from zmq_offload.artifacts.repository import Repository
+from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
-from zmq_offload.extras import needs
-from zmq_offload.handshake import Security, Watch
+from zmq_offload.net import transport
+from zmq_offload.net.handshake import Security, Watch
 from zmq_offload.protocol import messages as wire
-from zmq_offload.repository import Repository
 
 log = logging.getLogger("workers")
 

@@ -7,10 +7,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from zmq_offload.artifacts.repository import Batching, ModelVersion
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError
 from zmq_offload.protocol.payload import Array, decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
-from zmq_offload.repository import Batching, ModelVersion
 
 log = logging.getLogger("workers")
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import OffloadError, Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
-from zmq_offload.repository import Batching
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from workers.config import Config
 from workers.cores import Place, place
 from workers.peers import Peers
-from zmq_offload import programs
-from zmq_offload.cores import cpu_quota, usable_cores
-from zmq_offload.extras import needs
-from zmq_offload.units import counted
+from zmq_offload.common.cores import cpu_quota, usable_cores
+from zmq_offload.common.extras import needs
+from zmq_offload.common.units import counted
+from zmq_offload.console import programs
 
 log = logging.getLogger("workers.supervisor")
 

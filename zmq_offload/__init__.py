@@ -6,27 +6,28 @@ called through one. What goes wrong is an `OffloadError`; `zmq_offload.errors` d
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing's would be imported before `zmq_offload.cli` can handle Ctrl-C
+from zmq_offload.common.version import __version__
+
+TYPE_CHECKING = False  # typing's would be imported before `zmq_offload.cli.main` can handle Ctrl-C
 if TYPE_CHECKING:
     from typing import Any
 
-    from zmq_offload.aio import AsyncClient
-    from zmq_offload.client import Client
+    from zmq_offload.client.aio import AsyncClient
+    from zmq_offload.client.results import Outputs, Timings
+    from zmq_offload.client.sync import Client
     from zmq_offload.errors import OffloadError, Status
     from zmq_offload.protocol.tensors import Latest
-    from zmq_offload.results import Outputs, Timings
 
-__version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Latest", "OffloadError", "Outputs", "Status", "Timings", "load"]
+__all__ = ["AsyncClient", "Client", "Latest", "OffloadError", "Outputs", "Status", "Timings", "__version__", "load"]
 
 _PLACES = {
-    "AsyncClient": "zmq_offload.aio",
-    "Client": "zmq_offload.client",
+    "AsyncClient": "zmq_offload.client.aio",
+    "Client": "zmq_offload.client.sync",
     "Latest": "zmq_offload.protocol.tensors",
     "OffloadError": "zmq_offload.errors",
-    "Outputs": "zmq_offload.results",
+    "Outputs": "zmq_offload.client.results",
     "Status": "zmq_offload.errors",
-    "Timings": "zmq_offload.results",
+    "Timings": "zmq_offload.client.results",
 }
 
 
@@ -40,10 +41,10 @@ def __getattr__(name: str) -> Any:
         return found
     # Only a device that runs a bundle needs TVM; a plain client and the broker do without.
     if name == "load":
-        from zmq_offload.extras import needs
+        from zmq_offload.common.extras import needs
 
         with needs("tvm"):
-            from zmq_offload.byoc.model import load
+            from zmq_offload.device.model import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m zmq_offload`, and what `zmq_offload.programs.command` runs as a file."""
+"""`python -m zmq_offload`, and what `zmq_offload.console.programs.command` runs as a file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ elif __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     del sys.path[0]
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--module"]:  # see `zmq_offload.programs.module`
+    if sys.argv[1:2] == ["--module"]:  # see `zmq_offload.console.programs.module`
         import runpy
 
         name = sys.argv[2]
         sys.argv = [sys.argv[0], *sys.argv[3:]]
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
-        from zmq_offload.cli import main
+        from zmq_offload.cli.main import main
 
         sys.exit(main())

@@ -20,26 +20,25 @@ from tvm.runtime import vm
 
 from examples.mask_rcnn.model import FEATURES, OUTPUTS, SMALL, Config, mask_rcnn
 from examples.mask_rcnn.timeline import draw
-from zmq_offload import load, units
-from zmq_offload.byoc.model import OffloadedModel
-from zmq_offload.client import Client
+from zmq_offload import load
+from zmq_offload.client.sync import Client
+from zmq_offload.common import units
 from zmq_offload.compile import Compiled, compile_module, cut_module
 from zmq_offload.compile.build import build
 from zmq_offload.compile.target import host_target
-from zmq_offload.demo.fabric import start_fabric
-from zmq_offload.demo.processes import Children, Interrupts
-from zmq_offload.link import Link
+from zmq_offload.console.programs import run as run_program
+from zmq_offload.console.progress import Progress
+from zmq_offload.console.settings import checked, count
+from zmq_offload.device.model import OffloadedModel
 from zmq_offload.plan.costs import Link as Conditions
 from zmq_offload.plan.costs import message_bytes
 from zmq_offload.plan.slow import Seen, SlowedClient, SlowProcessor
-from zmq_offload.programs import run as run_program
-from zmq_offload.progress import Progress
-from zmq_offload.settings import checked, count
+from zmq_offload.testing.fabric import start_fabric
+from zmq_offload.testing.link import Link
+from zmq_offload.testing.processes import Children, Interrupts
 
 GOAL = 70.0
 """Frames a second that the proposal reached."""
-
-LOOPBACK = Conditions(float("inf"), 0.0)
 
 
 @dataclass(frozen=True)

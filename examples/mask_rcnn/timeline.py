@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zmq_offload.loadgen.chart import COLORS, FAINT, GRID, INK, number, ticks
-from zmq_offload.loadgen.draw import Box, Drawing, Line, Text
+from zmq_offload.charts.chart import COLORS, FAINT, GRID, INK, number, ticks
+from zmq_offload.charts.draw import Box, Drawing, Line, Text
 from zmq_offload.plan.costs import Link, message_bytes
 from zmq_offload.plan.slow import Seen
 

@@ -12,10 +12,10 @@ from examples.mask_rcnn.model import FEATURES, OUTPUTS, SMALL, mask_rcnn
 from tests.support.bundle_secrets import contents, found, words
 from tests.support.local_client import LocalClient
 from zmq_offload.byoc.cut import cut_module
-from zmq_offload.byoc.model import load
 from zmq_offload.compile import Compiled, compile_module
 from zmq_offload.compile.build import build
 from zmq_offload.compile.target import host_target
+from zmq_offload.device.model import load
 from zmq_offload.errors import InvalidArgument
 
 

@@ -17,9 +17,9 @@ from tvm.relax.dpl import is_op, wildcard
 from tests.support import onnx_models
 from tests.support.bundle_secrets import contents
 from tests.support.local_client import LocalClient, run_uncut
-from zmq_offload.byoc.model import OffloadedModel, load
 from zmq_offload.byoc.overlap import symbol_of
 from zmq_offload.compile import Compiled, Region, compile_model, compile_module, partition_for_zmq_offload
+from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.errors import Cancelled, FailedPrecondition, Unavailable
 
 LEFT, RIGHT = Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])
@@ -184,7 +184,7 @@ def test_what_joins_an_answer_is_not_fused_with_what_need_not_wait(branches: Pat
     from zmq_offload.byoc.outline import outline_regions
     from zmq_offload.compile.build import prepared
     from zmq_offload.compile.importer import import_onnx
-    from zmq_offload.compile.schedules.pipeline import fusing
+    from zmq_offload.compile.pipeline import fusing
     from zmq_offload.compile.target import host_target
 
     model = import_onnx(branches, {"x": (1, 3, 8, 8)})

@@ -13,9 +13,9 @@ from tvm.relax.dpl import is_op, wildcard
 
 from tests.support import onnx_models
 from tests.support.local_client import LocalClient, run_uncut
-from zmq_offload.byoc.model import load
 from zmq_offload.compile import compile_module, partition_for_zmq_offload
 from zmq_offload.compile.importer import import_onnx
+from zmq_offload.device.model import load
 from zmq_offload.errors import InvalidArgument
 
 MATMUL = ("zmq_offload.matmul", is_op("relax.matmul")(wildcard(), wildcard()))

@@ -15,22 +15,22 @@ from tvm import relax, te, tirx
 from tvm.relax.dpl import is_op, wildcard
 from tvm.runtime import vm
 
-from tests.byoc.test_cuts import evaluate, graphs, imported
+from tests.compile.test_cuts import evaluate, graphs, imported
 from tests.support import onnx_models
 from tests.support.bundle_secrets import contents, found, words
 from tests.support.local_client import LocalClient, run_uncut
+from zmq_offload.artifacts.manifest import Offloaded
+from zmq_offload.artifacts.repository import Batching, Repository
 from zmq_offload.byoc.codegen import split
 from zmq_offload.byoc.encoding import Wire
-from zmq_offload.byoc.manifest import Offloaded
-from zmq_offload.byoc.model import load
 from zmq_offload.byoc.outline import outline_regions
-from zmq_offload.byoc.remote import RemoteModule, Underway, registered
 from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile import Compiled, Region, compile_model, compile_module, partition_for_zmq_offload
 from zmq_offload.compile.build import build
 from zmq_offload.compile.target import host_target
+from zmq_offload.device.model import load
+from zmq_offload.device.remote import RemoteModule, Underway, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
-from zmq_offload.repository import Batching, Repository
 
 LEFT, RIGHT = Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])
 

@@ -19,13 +19,13 @@ from tests.support import onnx_models
 from tests.support.bundle_secrets import check_secrets
 from tests.support.local_client import LocalClient, run_uncut
 from workers.executor import GraphExecutor
+from zmq_offload.artifacts.repository import Batching, Repository
 from zmq_offload.byoc.encoding import WIRES, Wire, check_wire, decode, encode, wire_types
-from zmq_offload.byoc.model import load
 from zmq_offload.compile import compile_model, compile_module, partition_for_zmq_offload
 from zmq_offload.compile.build import build
 from zmq_offload.compile.target import host_target
+from zmq_offload.device.model import load
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.repository import Batching, Repository
 
 Array = np.ndarray[Any, Any]
 

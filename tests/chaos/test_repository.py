@@ -75,7 +75,18 @@ def model(folder: Path) -> Path:
 
 def build(path: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """`zmq-offload compile`."""
-    command = [sys.executable, "-m", "zmq_offload.cli", "compile", str(path), "--cut", "h", "--name", "m", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "zmq_offload",
+        "compile",
+        str(path),
+        "--cut",
+        "h",
+        "--name",
+        "m",
+        "--quiet",
+    ]
     return subprocess.run([*command, "-o", str(output), *more], capture_output=True, text=True, check=False)
 
 

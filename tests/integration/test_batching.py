@@ -13,9 +13,9 @@ import pytest
 from tests.support import onnx_models
 from tests.support.processes import eventually, running_broker, running_workers
 from zmq_offload import Client
+from zmq_offload.artifacts.repository import Batching
 from zmq_offload.compile import compile_model
 from zmq_offload.errors import DeadlineExceeded, InvalidArgument, OffloadError
-from zmq_offload.repository import Batching
 
 WIDTH = 16
 WEIGHT = onnx_models.random(WIDTH, 8, seed=2)

@@ -22,12 +22,12 @@ import zmq
 
 from tests.support.processes import ROOT, Fabric, eventually
 from zmq_offload import AsyncClient, Client
-from zmq_offload.connection import Connection
+from zmq_offload.client.connection import Connection
+from zmq_offload.client.session import Policy, Send
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, Unavailable
-from zmq_offload.keys import new_keys
+from zmq_offload.net.keys import new_keys
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_tensors
-from zmq_offload.session import Policy, Send
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}
@@ -228,7 +228,7 @@ def test_an_answer_that_cannot_be_taken_in_ends_its_call_and_no_other(
 ) -> None:
     with Client(echo_fabric.frontend) as client:
         with monkeypatch.context() as patch:
-            patch.setattr("zmq_offload.connection.decode_tensors", broken(MemoryError("none left")))
+            patch.setattr("zmq_offload.client.connection.decode_tensors", broken(MemoryError("none left")))
             for error in errors_of_threads(client):
                 assert kinds([error]) == {(Internal, "the answer cannot be taken in: MemoryError: none left")}
         assert client.infer("echo", X)["x"].shape == (3, 4)

@@ -19,7 +19,7 @@ import zmq
 from tests.support.processes import Fabric, eventually, running_broker, running_workers
 from zmq_offload import AsyncClient, Client
 from zmq_offload.errors import Cancelled, OffloadError
-from zmq_offload.transport import LENT
+from zmq_offload.net.transport import LENT
 
 SIZES = [1000, 100_000, LENT - 1, LENT, 5_000_000]
 

@@ -17,7 +17,7 @@ import pytest
 from tests.support.forks import in_child
 from tests.support.processes import Fabric, eventually
 from zmq_offload import AsyncClient, Client
-from zmq_offload.link import Link
+from zmq_offload.testing.link import Link
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}

@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 from tests.support.processes import ROOT, eventually, running_broker, running_workers, status
-from zmq_offload import transport
 from zmq_offload.errors import FailedPrecondition
+from zmq_offload.net import transport
 
 
 def test_a_second_broker_does_not_take_the_path(tmp_path: Path) -> None:

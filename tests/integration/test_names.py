@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import eventually, running, running_broker, running_workers, status
-from zmq_offload.programs import command
+from zmq_offload.console.programs import command
 
 NAMES = ("broker", "workers", "zmq_offload", "client", "status", "random")
 

@@ -198,7 +198,7 @@ def truncate(folder: Path) -> None:
 
 
 def replace(folder: Path) -> None:
-    from zmq_offload.repository import checksum
+    from zmq_offload.artifacts.repository import checksum
 
     (folder / "subgraph.so").write_bytes(b"\x7fELF and nothing else")
     edit(folder, checksum=checksum(folder / "subgraph.so"))

@@ -18,7 +18,7 @@ from tests.support.processes import eventually, running_broker, running_workers
 from zmq_offload import Client
 from zmq_offload.compile import compile_model
 from zmq_offload.errors import DeadlineExceeded, FailedPrecondition, OffloadError, Unavailable
-from zmq_offload.link import Link
+from zmq_offload.testing.link import Link
 
 X = onnx_models.random(2, 8, seed=11)
 SHAPES = {"x": (2, 8)}

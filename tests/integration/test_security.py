@@ -17,9 +17,9 @@ import zmq
 
 from tests.support.processes import Process, eventually, running, running_broker, running_workers
 from zmq_offload import AsyncClient, Client
-from zmq_offload.cli import main
+from zmq_offload.cli.main import main
 from zmq_offload.errors import OffloadError, PermissionDenied, Unauthenticated, Unavailable
-from zmq_offload.keys import read_pair, read_public
+from zmq_offload.net.keys import read_pair, read_public
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_tensors
 
@@ -330,7 +330,7 @@ def test_the_status_command_takes_its_keys_from_the_environment(site: Site) -> N
         "ZMQ_OFFLOAD_CLIENT_KEY": site.path("alice", "key_secret"),
         "ZMQ_OFFLOAD_BROKER_KEY": site.path("broker"),
     }
-    command = [sys.executable, "-m", "zmq_offload.cli", "status", "--broker", site.frontend]
+    command = [sys.executable, "-m", "zmq_offload", "status", "--broker", site.frontend]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
     assert "echo" in done.stdout, done.stderr
 

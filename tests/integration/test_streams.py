@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.processes import ROOT, Fabric, eventually, running_broker, running_workers, status
 from zmq_offload import Client
-from zmq_offload.programs import command
+from zmq_offload.console.programs import command
 
 LOOPBACK = ("--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0")
 

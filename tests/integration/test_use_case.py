@@ -13,12 +13,12 @@ from PIL import Image
 from examples.mask_rcnn.run import main
 from examples.mask_rcnn.timeline import LANES, draw, spans
 from tests.support.processes import ROOT
-from zmq_offload.loadgen.draw import Box
+from zmq_offload.charts.draw import Box
+from zmq_offload.client.results import Timings
 from zmq_offload.plan.costs import Link
 from zmq_offload.plan.overhead import measure_overhead
 from zmq_offload.plan.slow import Seen
 from zmq_offload.protocol.tensors import TensorSpec
-from zmq_offload.results import Timings
 
 
 def test_what_a_request_costs_by_itself_is_measured() -> None:

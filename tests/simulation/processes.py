@@ -14,11 +14,11 @@ from tests.simulation.network import Connection, World
 from workers.session import Policy as WorkerPolicy
 from workers.session import Reconnect as WorkerReconnect
 from workers.session import Session as WorkerSession
+from zmq_offload.artifacts.repository import Batching
+from zmq_offload.client.session import Complete, Fail, Reconnect, Send, Session
+from zmq_offload.client.session import Policy as ClientPolicy
 from zmq_offload.errors import NotFound, Status
 from zmq_offload.protocol import messages as wire
-from zmq_offload.repository import Batching
-from zmq_offload.session import Complete, Fail, Reconnect, Send, Session
-from zmq_offload.session import Policy as ClientPolicy
 
 BROKER = BrokerPolicy(
     heartbeat=1, patience=3, hang_grace=2, worker_grace=2, max_attempts=3, max_queued=12, max_queued_bytes=4000,

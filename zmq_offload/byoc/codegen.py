@@ -2,7 +2,7 @@
 
 TVM's RunCodegen hands every function with `Codegen = "zmq_offload"` to it. There is nothing to generate on the device:
 the call that RunCodegen leaves in its place, `R.call_dps_packed("<symbol>", inputs, outputs)`, is the whole of it, and
-`zmq_offload.byoc.remote` gives the symbol its meaning when the library is loaded.
+`zmq_offload.device.remote` gives the symbol its meaning when the library is loaded.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from tvm import ir, relax
 
+from zmq_offload.common.suggest import nearest
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.suggest import nearest
 
 
 @dataclass(frozen=True, eq=False)

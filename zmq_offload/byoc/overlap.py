@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import tvm
 from tvm import ir, relax
 
+from zmq_offload.artifacts.manifest import RECEIVE, SEND
 from zmq_offload.byoc.codegen import CODEGEN
 from zmq_offload.byoc.graph import variables_of
-from zmq_offload.byoc.manifest import RECEIVE, SEND
 from zmq_offload.byoc.order import in_order
 
 _OPAQUE = 8

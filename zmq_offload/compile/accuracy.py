@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from zmq_offload.byoc.model import load
+from zmq_offload.artifacts.repository import LIBRARY
 from zmq_offload.compile.bundle import Compiled
 from zmq_offload.compile.importer import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
+from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec, check_tensors, datatype_of
-from zmq_offload.repository import LIBRARY
 
 Array = np.ndarray[Any, Any]
 

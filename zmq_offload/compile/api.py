@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import tvm
 from tvm import relax
 
+from zmq_offload.artifacts.manifest import VersionPolicy
+from zmq_offload.artifacts.repository import Batching, Repository
 from zmq_offload.byoc.codegen import input_specs, offloaded_functions, tensor_spec
 from zmq_offload.byoc.encoding import Wire, check_wire
-from zmq_offload.byoc.manifest import VersionPolicy
 from zmq_offload.byoc.outline import outline_regions
 from zmq_offload.byoc.region import Region, check_distinct
 from zmq_offload.byoc.wire import encode_boundary
@@ -26,9 +27,8 @@ from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.target import resolve_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
+from zmq_offload.console.progress import Progress
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.progress import Progress
-from zmq_offload.repository import Batching, Repository
 
 __all__ = ["Compiled", "CutPoint", "Region", "compile_model", "compile_module", "list_cuts"]
 

@@ -17,7 +17,7 @@ from tvm.target import codegen
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.interrupt import interruptible
-from zmq_offload.compile.schedules import cpu_pipeline
+from zmq_offload.compile.pipeline import cpu_pipeline
 from zmq_offload.compile.tuning.database import tuned_or_none
 from zmq_offload.errors import FailedPrecondition, Internal
 

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING
 
 import tvm
 
-from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
-from zmq_offload.byoc.manifest import (
+from zmq_offload.artifacts.manifest import (
     LIBRARY,
     Fallback,
     Manifest,
     Offloaded,
     fallback_library,
 )
+from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
+from zmq_offload.artifacts.repository import ModelVersion, checksum
+from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
+from zmq_offload.common.extras import needs
+from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
 from zmq_offload.compile.build import build, export, prepared
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.flops import Count, counting
 from zmq_offload.compile.target import cpu_needs, runs_here, target_json
 from zmq_offload.compile.tuning.plan import Tuning
+from zmq_offload.console.progress import Progress
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
-from zmq_offload.extras import needs
-from zmq_offload.progress import Progress
 from zmq_offload.protocol.tensors import TensorSpec, check_signature
-from zmq_offload.repository import LIBRARY as SUBGRAPH
-from zmq_offload.repository import ModelVersion, checksum
-from zmq_offload.scratch import folders_made, put_in_place, scratch_folder
 
 if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, and only tuning needs it
     from zmq_offload.compile.check import Check, Checked

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.byoc.codegen import Subgraph
 from zmq_offload.byoc.encoding import Wire
-from zmq_offload.byoc.manifest import Manifest
-from zmq_offload.byoc.model import load
 from zmq_offload.compile.accuracy import Array, InProcess, Loss, compare, named
 from zmq_offload.compile.importer import Dim
 from zmq_offload.compile.onnx_file import read_onnx
 from zmq_offload.compile.reference import ROUNDS, CannotRun, Reference, open_reference, random_inputs
 from zmq_offload.compile.target import runs_here
+from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, OffloadError, one_line
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 

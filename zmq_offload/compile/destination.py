@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zmq_offload.artifacts.manifest import MANIFEST, Manifest, Offloaded, VersionPolicy, check_policy
+from zmq_offload.artifacts.repository import Batching, ModelVersion, Repository
 from zmq_offload.byoc.codegen import Subgraph
-from zmq_offload.byoc.manifest import MANIFEST, Manifest, Offloaded, VersionPolicy, check_policy
+from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from zmq_offload.protocol.names import check_model_name, check_version
 from zmq_offload.protocol.tensors import TensorSpec
-from zmq_offload.repository import Batching, ModelVersion, Repository, check_model_name, check_version
-from zmq_offload.suggest import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tvm import ir, relax
 
 from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
+from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
 from zmq_offload.compile.operators.graph import import_graph, opset_of, unknown_operators
@@ -26,7 +27,6 @@ from zmq_offload.compile.operators.rewrite import inlined
 from zmq_offload.errors import InvalidArgument, OffloadError, one_line
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
-from zmq_offload.suggest import did_you_mean
 
 Dim = int | str
 """An extent: a number, the name of a symbolic one (same name, same extent), or "?" for one without a name."""

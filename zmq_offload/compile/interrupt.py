@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -12,15 +11,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from zmq_offload.progress import CLEAR
-from zmq_offload.scratch import remove_live, scratch_folder
+from zmq_offload.common.scratch import remove_live, scratch_folder
+from zmq_offload.console.progress import CLEAR
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE_S = 1.0
 """How long the main thread may take to end after a signal. TVM's compiler runs for seconds without a look at one."""
+
+Options = TypeVar("Options")
 
 _patient = 0
 
@@ -51,11 +52,11 @@ def patiently() -> Iterator[None]:
         _patient = 0
 
 
-def stoppable(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def stoppable(run: Callable[[Options], int]) -> Callable[[Options], int]:
     """A command that Ctrl-C, SIGTERM and SIGHUP end within a second or two: with one line on stderr, the exit code
     128 + the signal's number, and no temporary folder or child process left."""
 
-    def command(args: argparse.Namespace) -> int:
+    def command(args: Options) -> int:
         with _Watch() as watch:
             try:
                 with _own_temporary_folder():

@@ -8,8 +8,8 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
-from zmq_offload.cores import usable_cores
-from zmq_offload.cpu import CpuNeeds
+from zmq_offload.artifacts.cpu import CpuNeeds
+from zmq_offload.common.cores import usable_cores
 from zmq_offload.errors import InvalidArgument
 
 

@@ -12,12 +12,12 @@ import tvm
 import tvm_ffi
 from tvm.runtime import vm
 
-from zmq_offload.byoc.pools import THREADS
+from zmq_offload.artifacts.repository import loadable
 from zmq_offload.compile.build import build, export
 from zmq_offload.compile.importer import Dim, import_uncut
 from zmq_offload.compile.target import resolve_target
+from zmq_offload.device.pools import THREADS
 from zmq_offload.errors import FailedPrecondition
-from zmq_offload.repository import loadable
 
 Array = np.ndarray[Any, Any]
 

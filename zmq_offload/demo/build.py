@@ -6,7 +6,6 @@ no Ctrl-C gets through, but a process can be ended.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -17,16 +16,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from zmq_offload import __version__
-from zmq_offload.byoc.manifest import Manifest
-from zmq_offload.compile.silence import silenced
+from zmq_offload.artifacts.manifest import Manifest
+from zmq_offload.artifacts.repository import Repository, checksum
+from zmq_offload.common.scratch import scratch_folder
+from zmq_offload.common.version import __version__
+from zmq_offload.console.programs import module
+from zmq_offload.console.progress import Progress
+from zmq_offload.console.silence import silenced
 from zmq_offload.demo.model import INPUT
-from zmq_offload.demo.processes import Children, kill_session
 from zmq_offload.errors import FailedPrecondition, Internal, OffloadError, from_status
-from zmq_offload.programs import module
-from zmq_offload.progress import Progress
-from zmq_offload.repository import Repository, checksum
-from zmq_offload.scratch import scratch_folder
+from zmq_offload.testing.processes import Children, kill_session
 
 NAME = "ocr_head"
 STEPS = 5
@@ -105,10 +104,9 @@ def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet
     with scratch_folder(cache, ".building-") as scratch:
         draft = scratch / "draft"
         draft.mkdir()
-        width, height = job.size
-        arguments = [str(job.model), str(width), str(height), str(draft), str(steps), *job.cut]
-        arguments += ["--quiet"] if quiet else []
-        process = children.start("compiler", [*module("zmq_offload.demo.build")[1:], *arguments], stop=kill_session)
+        order = [str(job.model), job.size, job.cut, str(draft), steps, quiet]
+        command = [*module("zmq_offload.demo.build")[1:], json.dumps(order)]
+        process = children.start("compiler", command, stop=kill_session)
         try:
             code = process.wait()
         finally:
@@ -135,23 +133,16 @@ def check_cache(cache: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", type=Path)
-    parser.add_argument("width", type=int)
-    parser.add_argument("height", type=int)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("steps", type=int)
-    parser.add_argument("cut", nargs="+")
-    parser.add_argument("--quiet", action="store_true")
-    args = parser.parse_args()
+    """Compile what the first argument describes, as JSON: see `compile_into`."""
     from zmq_offload.compile.api import compile_model
     from zmq_offload.compile.uncut import compile_uncut
 
-    job = Job(args.model, (args.width, args.height), tuple(args.cut))
-    built = Built(args.folder)
+    model, (width, height), cut, folder, steps, quiet = json.loads(sys.argv[1])
+    job = Job(Path(model), (width, height), tuple(cut))
+    built = Built(Path(folder))
     try:
         with silenced():
-            progress = Progress(args.steps, quiet=args.quiet)
+            progress = Progress(steps, quiet=quiet)
             compile_model(
                 job.model, inputs={INPUT: job.shape}, cut=job.cut, name=NAME, output=built.folder, progress=progress
             )

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zmq_offload.client import Client
+from zmq_offload.client.results import Outputs
+from zmq_offload.client.sync import Client
 from zmq_offload.protocol.tensors import Latest, TensorSpec, datatype_of
-from zmq_offload.results import Outputs
 
 Array = np.ndarray[Any, Any]
 
@@ -139,7 +139,7 @@ class Devices:
             self._start.abort()
 
     def _device(self, device: int, run: Run) -> None:
-        from zmq_offload.byoc.model import load
+        from zmq_offload.device.model import load
 
         number = device % len(self._pictures)
         picture = self._pictures[number]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from zmq_offload.common.units import counted
 from zmq_offload.demo.build import Built, Job
 from zmq_offload.demo.check import Verdict
 from zmq_offload.demo.frames import Run, Stages
 from zmq_offload.protocol.tensors import TensorSpec
-from zmq_offload.units import counted
 
 _STAGES = {
     "device": "the backbone, on the device",

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from zmq_offload.byoc.manifest import Manifest
+from zmq_offload.artifacts.manifest import Manifest
+from zmq_offload.common.cores import usable_cores
 from zmq_offload.compile.interrupt import say_interrupted
-from zmq_offload.cores import usable_cores
+from zmq_offload.console.progress import Progress
 from zmq_offload.demo import page, picture, report
 from zmq_offload.demo.build import (
     STEPS,
@@ -24,12 +25,11 @@ from zmq_offload.demo.build import (
     default_cache,
 )
 from zmq_offload.demo.check import ORT_BAR, TVM_BAR, Verdict, compare, run_onnxruntime, run_uncut
-from zmq_offload.demo.fabric import start_fabric
 from zmq_offload.demo.frames import Array, Devices, Run
-from zmq_offload.demo.processes import Children, Interrupts
 from zmq_offload.demo.regions import find_regions
 from zmq_offload.errors import InvalidArgument, OffloadError
-from zmq_offload.progress import Progress
+from zmq_offload.testing.fabric import start_fabric
+from zmq_offload.testing.processes import Children, Interrupts
 
 DEVICES = 3
 WORKERS = 2

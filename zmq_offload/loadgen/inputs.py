@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec, check_tensors, datatype_of
-from zmq_offload.suggest import did_you_mean
 
 T = TypeVar("T")
 

@@ -13,12 +13,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from zmq_offload.console.programs import module
+from zmq_offload.console.progress import CLEAR, fitted
 from zmq_offload.errors import Internal
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import Plan
 from zmq_offload.loadgen.stats import Array, Samples, Summary, stable, summarize
-from zmq_offload.programs import module
-from zmq_offload.progress import CLEAR, fitted
 
 _START_WITHIN = 60.0
 _STOP_WITHIN = 30.0

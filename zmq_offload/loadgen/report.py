@@ -12,9 +12,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from zmq_offload.extras import needs
-from zmq_offload.loadgen.chart import FAINT, INK, Panel, bars, lines
-from zmq_offload.loadgen.draw import Drawing, Text
+from zmq_offload.charts.chart import FAINT, INK, Panel, bars, lines
+from zmq_offload.charts.draw import Drawing, Text
+from zmq_offload.common.extras import needs
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import MISMATCH
 from zmq_offload.loadgen.stats import LATENCIES, PARTS, Summary

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
-from zmq_offload.aio import AsyncClient
-from zmq_offload.client import Client
+from zmq_offload.client.aio import AsyncClient
+from zmq_offload.client.results import Outputs
+from zmq_offload.client.sync import Client
 from zmq_offload.errors import OffloadError
 from zmq_offload.loadgen.inputs import difference
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.stats import record
 from zmq_offload.protocol.payload import Array
-from zmq_offload.results import Outputs
 
 MISMATCH = "MISMATCH"
 """Counted among the errors: a result that is not what was expected."""

@@ -1,1 +1,4 @@
-"""`zmq-offload plan`: where to cut a model, from measured times and the link. No TVM in here."""
+"""`zmq-offload plan`: where to cut a model, from measured times and the link.
+
+`costs`, `rules`, `search` and `report` are pure. `halves` and `confirm` measure.
+"""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from zmq_offload.loadgen.chart import COLORS, FAINT, GRID, INK, Panel, frame, legend, ticks
-from zmq_offload.loadgen.draw import Box, Dot, Drawing, Line, Text
+from zmq_offload.charts.chart import COLORS, FAINT, GRID, INK, Panel, frame, legend, ticks
+from zmq_offload.charts.draw import Box, Dot, Drawing, Line, Text
 from zmq_offload.plan.costs import Costs, Prediction, Split, Wire
 from zmq_offload.plan.search import Decision
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zmq_offload.artifacts.repository import checksum
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.plan.costs import WIRES, Place, Times, Wire
 from zmq_offload.protocol.tensors import TensorSpec
-from zmq_offload.repository import checksum
 
 FORMAT_VERSION = 1
 PROFILE = "zmq-offload profile of cuts"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from zmq_offload.client import Client
-from zmq_offload.demo.fabric import start_fabric
-from zmq_offload.demo.processes import Children, Interrupts
+from zmq_offload.client.sync import Client
 from zmq_offload.plan.costs import Overhead
+from zmq_offload.testing.fabric import start_fabric
+from zmq_offload.testing.processes import Children, Interrupts
 
 _LARGE = 1_000_000
 _CALLS = {1: 100, _LARGE: 30}

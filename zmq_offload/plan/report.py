@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zmq_offload.common.units import bandwidth_text
 from zmq_offload.plan.costs import Costs, Prediction
 from zmq_offload.plan.rules import Rules
 from zmq_offload.plan.search import Decision
-from zmq_offload.units import bandwidth_text
 
 HEADINGS = (
     "CUT", "UNTIL", "WIRE", "SENT", "BACK", "DEVICE", "ENCODE", "UPLINK", "SERVER", "DOWN", "REST", "FIXED", "LATENCY",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from zmq_offload.common.suggest import nearest
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import Place, Split, Wire
-from zmq_offload.suggest import nearest
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from zmq_offload.client import Client
+from zmq_offload.client.results import Outputs, Timings
+from zmq_offload.client.sync import Client
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import Latest, TensorSpec, datatype_of
-from zmq_offload.results import Outputs, Timings
 
 Array = np.ndarray[Any, Any]
 

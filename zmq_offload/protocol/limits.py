@@ -55,5 +55,5 @@ MESSAGE_BYTES = 256 * 1024 * 1024
 """One frame, by default (`--max-frame-bytes`)."""
 
 UNASKED_BYTES = BODY_BYTES
-"""A frame of at most this many bytes may be sent to a peer whose limit is not known. What exceeds the limit of whoever
-gets it is answered with an error; a longer frame may end the connection (see `zmq_offload.transport.make_socket`)."""
+"""A frame of at most this many bytes may be sent to a peer whose limit is not known. What exceeds the receiver's
+limit is answered with an error; a longer frame may end the connection (see `zmq_offload.net.transport.make_socket`)."""

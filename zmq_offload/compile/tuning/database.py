@@ -22,10 +22,10 @@ from tvm import tirx
 from tvm.ir import IRModule
 from tvm.target import Target
 
-from zmq_offload.compile.schedules.machine import Machine, machine_of
-from zmq_offload.compile.schedules.schedule import schedule
+from zmq_offload.common.extras import needs
 from zmq_offload.errors import FailedPrecondition
-from zmq_offload.extras import needs
+from zmq_offload.schedules.machine import Machine, machine_of
+from zmq_offload.schedules.schedule import schedule
 
 logger = logging.getLogger(__name__)
 

@@ -14,16 +14,15 @@ import selectors
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import IO, Any
 
 import tvm
 from tvm.target import Target
 
-import zmq_offload
-from zmq_offload.compile.schedules.machine import machine_of
-from zmq_offload.compile.schedules.measure import arguments, built, seconds
-from zmq_offload.cores import usable_cores
+from zmq_offload.common.cores import usable_cores
+from zmq_offload.console.programs import ROOT
+from zmq_offload.schedules.machine import machine_of
+from zmq_offload.schedules.measure import arguments, built, seconds
 
 # A candidate that takes longer than this, compiling included, is none. TVM's own runner gives up after as long.
 PATIENCE_S = 30.0
@@ -80,7 +79,7 @@ class Measurer:
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
             # What this process can import the other must find, too: also where nothing is installed.
-            here = str(Path(zmq_offload.__file__).parent.parent)
+            here = str(ROOT)
             path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "zmq_offload.compile.tuning.measurer"],

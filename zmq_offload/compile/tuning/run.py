@@ -20,18 +20,18 @@ from tvm.ir import IRModule
 from tvm.ir.transform import Sequential
 from tvm.target import Target
 
+from zmq_offload.common.cores import usable_cores
 from zmq_offload.compile.interrupt import interruptible, patiently
-from zmq_offload.compile.schedules.machine import machine_of
-from zmq_offload.compile.schedules.measure import arguments, built, seconds
-from zmq_offload.compile.schedules.pipeline import fusing
-from zmq_offload.compile.schedules.schedule import schedule_or_default
+from zmq_offload.compile.pipeline import fusing
 from zmq_offload.compile.tuning.database import METASCHEDULE, Choice, Database, key_of, module_of, variants
 from zmq_offload.compile.tuning.measurer import Measurer
 from zmq_offload.compile.tuning.plan import seconds_left, share_out
 from zmq_offload.compile.tuning.report import Progress, Summary
 from zmq_offload.compile.tuning.search import search
-from zmq_offload.cores import usable_cores
 from zmq_offload.errors import OffloadError
+from zmq_offload.schedules.machine import machine_of
+from zmq_offload.schedules.measure import arguments, built, seconds
+from zmq_offload.schedules.schedule import schedule_or_default
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,54 @@
+"""What a worker announces: the body of an Announce, checked. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.state import Model, Payload, Wanted
+from zmq_offload.errors import InvalidArgument, ProtocolError
+from zmq_offload.protocol import limits
+from zmq_offload.protocol.messages import LATEST, shown
+from zmq_offload.protocol.names import NAME_PATTERN
+from zmq_offload.protocol.payload import decode_body
+from zmq_offload.protocol.tensors import TensorSpec, signature_of
+
+
+def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
+    """(model, version) -> what an Announce's body says of it. Raises ProtocolError.
+
+    The body is an array of maps with `name`, `version`, `inputs` and `outputs` (the tensors' signatures).
+    """
+    body = decode_body(payload, "an Announce")
+    if type(body) is not list:
+        raise ProtocolError("the body of an Announce is an array of models")
+    models = {}
+    for entry in body:
+        if type(entry) is not dict:
+            raise ProtocolError("a model in an Announce is a map")
+        name, version = entry.get("name"), entry.get("version")
+        if type(name) is not str or not NAME_PATTERN.fullmatch(name):
+            raise ProtocolError(f"an announced model's name cannot be {shown(name)}")
+        if type(version) is not int or not 0 < version <= limits.VERSION:
+            raise ProtocolError(f"announced model {name!r}: its version cannot be {shown(version)}")
+        inputs, outputs = (_tensors(name, entry.get(part)) for part in ("inputs", "outputs"))
+        signature = signature_of(inputs, outputs)
+        models[name, version] = Model(
+            {
+                "name": name,
+                "version": version,
+                "inputs": [tensor.to_json() for tensor in inputs],
+                "outputs": [tensor.to_json() for tensor in outputs],
+            },
+            signature,
+            (Wanted(name, version), Wanted(name), Wanted(name, LATEST, signature)),
+        )
+    return models
+
+
+def _tensors(model: str, value: Any) -> list[TensorSpec]:
+    if type(value) is not list or len(value) > limits.TENSORS:
+        raise ProtocolError(f"announced model {model!r}: inputs and outputs are arrays of tensors")
+    try:
+        return [TensorSpec.from_json(tensor) for tensor in value]
+    except InvalidArgument as error:
+        raise ProtocolError(f"announced model {model!r}: {error.message}"[: limits.MESSAGE_CHARS]) from None

@@ -1,0 +1,60 @@
+"""The versions that are served, as text for error messages. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from broker.scheduler import Scheduler
+from broker.state import Wanted
+from broker.versions import Pool
+from zmq_offload.common.suggest import did_you_mean
+from zmq_offload.protocol.messages import LATEST
+from zmq_offload.protocol.tensors import TensorSpec
+
+Allows: TypeAlias = Callable[[str], bool]
+"""Whether a client's key is for a model."""
+
+
+def served_versions(scheduler: Scheduler) -> list[tuple[Wanted, Pool]]:
+    """The versions that are served, sorted by name and number."""
+    return sorted(
+        ((wanted, pool) for wanted, pool in scheduler.pools.items() if wanted.version != LATEST),
+        key=lambda item: item[0],
+    )
+
+
+def served_listing(scheduler: Scheduler, allows: Allows, most: int = 20) -> str:
+    """The models that are served and that `allows` lets through, as text: "echo (version 1), ocr (versions 1, 2)"."""
+    versions: dict[str, list[int]] = {}
+    for (name, version, _), _ in served_versions(scheduler):
+        if allows(name):
+            versions.setdefault(name, []).append(version)
+    names: Sequence[str] = [
+        f"{name} (version{'s' * (len(own) > 1)} {', '.join(map(str, own))})" for name, own in versions.items()
+    ]
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more]) or "none"
+
+
+def meant(scheduler: Scheduler, allows: Allows, name: str) -> str:
+    """The served model that was probably meant, as part of a message. Compares few and short names only: a comparison
+    of long ones takes a millisecond, which a client that asks for nonsense must not get for each request."""
+    served = {served for (served, _, _), _ in served_versions(scheduler) if allows(served)}
+    alike = sorted(other for other in served if abs(len(other) - len(name)) <= 2 and len(other) <= 24)
+    return did_you_mean(name, alike[:8]) if len(name) <= 24 else ""
+
+
+def unfit(scheduler: Scheduler, name: str) -> str:
+    """That no version of a model fits who asks for it, for a person."""
+    versions = [
+        f"version {version} takes {_signature(model, 'inputs')} and returns {_signature(model, 'outputs')}"
+        for (served, version, _), pool in served_versions(scheduler)
+        if served == name
+        for model in [pool.first[0].models[name, version].description]
+    ]
+    return f"no version of model {name!r} that is served fits what was asked for: {'; '.join(reversed(versions))}"
+
+
+def _signature(description: dict[str, Any], part: str) -> str:
+    return ", ".join(str(TensorSpec.from_json(tensor)) for tensor in description[part]) or "nothing"

@@ -1,0 +1,76 @@
+"""The broker's answers to Query: which models are served, and its status. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from broker.ledger import Ledger
+from broker.listing import served_versions
+from broker.scheduler import Scheduler
+from broker.state import Wanted
+
+
+def describe_models(scheduler: Scheduler) -> list[dict[str, Any]]:
+    """The body of the answer to Query "models": each (model, version) that a worker takes requests for."""
+    return [
+        pool.first[0].models[model, version].description | {"workers": len(pool.runs)}
+        for (model, version, _), pool in served_versions(scheduler)
+    ]
+
+
+def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> dict[str, Any]:
+    """The body of the answer to Query "status", of the models that the asking key is for. Times are in seconds."""
+    counts, scheduler = core.counts, core.scheduler
+    return {
+        "uptime": now - core.started,
+        "stopping": core.stopping,
+        "requests": {
+            "accepted": counts["accepted"],
+            "outstanding": len(core.requests),
+            "queued": scheduler.queued,
+            "queued_bytes": scheduler.queued_bytes,
+            "served": counts["served"],
+            "failed": _by_code(counts, "failed."),
+            "refused": _by_code(counts, "refused."),
+            "retried": counts["retried"],
+        },
+        "dropped": {name: counts[name] for name in ("late", "duplicate", "malformed", "undelivered")},
+        "lost_workers": counts["lost_workers"],
+        "models": [
+            {
+                "name": name,
+                "version": version,
+                "workers": len(pool.runs),
+                "latest": scheduler.pools[Wanted(name)].version == version,
+                "slots": sum(core.workers[peer].slots for peer in pool.runs),
+                "of_workers": len(scheduler.holders[name]),
+                "of_slots": sum(worker.slots for worker in scheduler.holders[name].values()),
+            }
+            for (name, version, _), pool in served_versions(scheduler)
+            if allows(name)
+        ],
+        "queues": [
+            {"model": name, "version": version, "queued": len(queue), "bytes": queue.nbytes}
+            for (name, version, _), queue in sorted(scheduler.queues.items(), key=lambda item: item[0])
+            if allows(name)
+        ],
+        "workers": [
+            {
+                "name": worker.name,
+                "address": worker.address,
+                "models": [f"{name}:{version}" for name, version in sorted(worker.models) if allows(name)],
+                "slots": worker.slots,
+                "outstanding": len(worker.held),
+                "state": worker.duty.value,
+                "served": worker.served,
+                "failed": worker.failed,
+                "silent": now - worker.heard_at,
+            }
+            for worker in core.workers.values()
+        ],
+    }
+
+
+def _by_code(counts: dict[str, int], prefix: str) -> dict[str, int]:
+    return {name[len(prefix) :]: count for name, count in sorted(counts.items()) if name.startswith(prefix)}

@@ -1,0 +1,67 @@
+"""What a library needs of the CPU, and what is said where that is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from zmq_offload.artifacts import cpu
+from zmq_offload.artifacts.cpu import CpuNeeds, flags_in, this_cpu
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
+
+ZEN4 = ["64bit", "avx", "avx2", "avx512f", "avx512vnni", "fma", "mwaitx", "pku", "sse4.2", "fast-lzcnt"]
+
+
+def test_only_what_generated_code_can_use_is_needed() -> None:
+    needs = CpuNeeds.of("x86_64-unknown-linux-gnu", ZEN4)
+    assert needs == CpuNeeds("x86_64", ("avx", "avx2", "avx512f", "avx512vnni", "fma", "sse4.2"))
+    assert CpuNeeds.from_json(needs.to_json()) == needs
+    assert CpuNeeds.of("arm64-apple-darwin", ["neon", "dotprod", "zcm"]) == CpuNeeds("aarch64", ("dotprod", "neon"))
+    assert CpuNeeds.of("riscv64-linux", ["m"]) == CpuNeeds("riscv64", ())
+
+
+def on(monkeypatch: pytest.MonkeyPatch, architecture: str, flags: str) -> None:
+    monkeypatch.setattr(cpu, "this_cpu", lambda: (architecture, frozenset(flags.split())))
+
+
+def test_a_cpu_that_has_it_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, "x86_64", "pni sse4_1 sse4_2 avx avx2 fma avx512f avx512_vnni")
+    CpuNeeds.of("x86_64", ZEN4).check("it")
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, "x86_64", "sse4_2 avx avx2 fma")
+    with pytest.raises(FailedPrecondition, match="CPU with avx512f, avx512vnni, which this one lacks"):
+        CpuNeeds.of("x86_64", ZEN4).check("it")
+
+
+def test_another_architecture_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, "aarch64", "asimd")
+    with pytest.raises(FailedPrecondition, match="built for x86_64, this CPU is aarch64"):
+        CpuNeeds.of("x86_64", ZEN4).check("it")
+
+
+def test_a_system_that_does_not_tell_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, "x86_64", "")
+    CpuNeeds.of("x86_64", ZEN4).check("it")
+
+
+def test_only_features_of_all_processors_count() -> None:
+    assert flags_in("processor: 0\nflags\t\t: avx avx2\n\nprocessor: 1\nflags\t\t: avx\n") == {"avx"}
+    assert flags_in("Features\t: asimd fp\n") == {"asimd", "fp"}
+    assert flags_in("") == frozenset()
+    architecture, _ = this_cpu()
+    assert architecture
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"architecture": "x"}, {"architecture": 1, "features": []},
+                                   {"architecture": "x", "features": [1]}])  # fmt: skip
+def test_damaged_needs_are_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument, match="cpu must be"):
+        CpuNeeds.from_json(value)
+
+
+def test_what_only_older_amd_cpus_have_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, "x86_64", "avx avx2 fma sse4a")
+    CpuNeeds.of("x86_64", ["avx2", "sse4a"]).check("it")
+    with pytest.raises(FailedPrecondition, match="CPU with fma4, tbm, xop"):
+        CpuNeeds.of("x86_64", ["avx2", "sse4a", "fma4", "xop", "tbm"]).check("it")  # bdver4, on a Zen

@@ -1,0 +1,239 @@
+"""The far ends that the fabric is compared with, each in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.benchmarks.fabric import bare, fabric, until_served
+from tests.support import onnx_models
+from tests.support.processes import ROOT, running_broker, running_workers
+from zmq_offload import Client
+from zmq_offload.compile import compile_model
+
+Command = list[str]
+"""The client's command line, from its Python on."""
+
+
+class Missing(Exception):
+    """A peer is not installed; says how it would be."""
+
+
+def free_port() -> int:
+    """A port that is free now. A race, but these servers cannot say which port they got."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _has(python: str, module: str) -> bool:
+    return subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+
+
+def until_up(ready: Callable[[], object], process: subprocess.Popen[bytes], what: str, timeout: float = 60) -> None:
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            if ready():
+                return
+        except OSError:
+            pass
+        if process.poll() is not None or time.monotonic() > end:
+            raise Missing(f"{what} did not come up (code {process.poll()})")
+        time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+
+
+@contextmanager
+def _server(command: Command, environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def zmq_proxy(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
+    with bare("proxy", "echo") as (endpoint, _, _):
+        yield {"bare pyzmq, zmq.proxy": [python, "bare", endpoint]}
+
+
+@contextmanager
+def this_fabric(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
+    """With an echo worker, and with a ReLU that TVM runs."""
+    bundles = folder / "bundles"
+    for size in sizes:
+        nodes = [
+            onnx_models.helper.make_node("Abs", ["x"], ["h"]),
+            onnx_models.helper.make_node("Relu", ["h"], ["y"]),
+        ]
+        shape = {"x": (size // 4,)}, {"y": (size // 4,)}
+        model = onnx_models.write(folder / f"relu{size}.onnx", nodes, *shape, {})
+        compile_model(
+            model, inputs=shape[0], cut=["h"], name=f"relu{size}", output=bundles / str(size),
+            repository=folder / "repository",
+        )  # fmt: skip
+    with ExitStack() as stack:
+        echo = stack.enter_context(fabric())
+        broker = stack.enter_context(running_broker())
+        repository = str(folder / "repository")
+        stack.enter_context(running_workers(broker.backend, "--repository", repository, "--threads", "1"))
+        with Client(broker.frontend) as client:
+            until_served(client, f"relu{sizes[-1]}")
+        yield {
+            "zmq-offload, echo": [python, "fabric", echo.frontend, "echo"],
+            "zmq-offload, TVM ReLU": [python, "fabric", broker.frontend, "relu{}"],
+            "zmq-offload, model(x)": [python, "compiled", broker.frontend, str(bundles)],
+        }
+
+
+@contextmanager
+def tvm_rpc(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
+    if not _has(python, "tvm"):
+        raise Missing("TVM is not installed: pip install 'zmq-offload[tvm]'")
+    import tvm
+    from tvm import te, topi
+
+    from zmq_offload.compile.build import export
+
+    for size in sizes:
+        given = te.placeholder((size // 4,), "float32", "x")
+        function = te.create_prim_func([given, topi.nn.relu(given)]).with_attr("global_symbol", "main")
+        target = tvm.target.Target("llvm")
+        library = tvm.compile(tvm.IRModule({"main": function}), target=target)
+        export(library, folder / f"relu{size}.so", target)
+    port = free_port()
+    command = [python, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1", "--port", str(port)]
+    with _server([*command, "--port-end", str(port + 1)], {}, folder) as process:
+        until_up(lambda: "bind to" in (folder / "server.log").read_text(), process, "TVM's RPC server")
+        yield {"TVM RPC": [python, "tvm_rpc", str(port), str(folder)]}
+
+
+_TRITON_MODEL = """
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [pb.get_input_tensor_by_name(request, "x") for request in requests]
+        return [pb.InferenceResponse([pb.Tensor("y", x.as_numpy())]) for x in inputs]
+"""
+_TRITON_CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [{ name: "x", data_type: TYPE_FP32, dims: [-1] }]
+output [{ name: "y", data_type: TYPE_FP32, dims: [-1] }]
+"""
+
+
+@contextmanager
+def triton(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
+    """The server that the package nvidia-pytriton carries, with its Python backend; no GPU, no container."""
+    found = subprocess.run(
+        [python, "-c", "import pytriton, tritonclient.grpc, tritonclient.http, sys, sysconfig; "
+         "print(pytriton.__path__[0], '%d.%d' % sys.version_info[:2], sysconfig.get_config_var('LIBDIR'), sep='\\n')"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if found.returncode:
+        raise Missing("Triton is not installed: --triton-python VENV/bin/python of one with nvidia-pytriton")
+    package, version, libraries = found.stdout.split("\n")[:3]
+    home = Path(package)
+    backend = folder / "backends" / "python"
+    backend.mkdir(parents=True)
+    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        (backend / name).symlink_to(home / "tritonserver/backends/python" / name)
+    stub = home / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
+    (backend / stub.name).symlink_to(stub)
+    (folder / "models/echo/1").mkdir(parents=True)
+    (folder / "models/echo/1/model.py").write_text(_TRITON_MODEL)
+    (folder / "models/echo/config.pbtxt").write_text(_TRITON_CONFIG)
+    http, grpc, metrics = free_port(), free_port(), free_port()
+    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    command = [
+        str(home / "tritonserver/bin/tritonserver"), "--model-repository", str(folder / "models"),
+        "--backend-directory", str(folder / "backends"), *ports,
+    ]  # fmt: skip
+    environment = {
+        "LD_LIBRARY_PATH": f"{home.parent / 'nvidia_pytriton.libs'}:{libraries}",
+        "PATH": f"{Path(python).parent}:{os.environ['PATH']}",
+    }
+    with _server(command, environment, folder) as process:
+        url = f"http://127.0.0.1:{http}/v2/models/echo/ready"
+        until_up(lambda: urllib.request.urlopen(url, timeout=2).status == 200, process, "Triton")
+        yield {
+            "Triton, gRPC": [python, "triton", "grpc", f"127.0.0.1:{grpc}"],
+            "Triton, HTTP": [python, "triton", "http", f"127.0.0.1:{http}"],
+        }
+
+
+_MOSEC_SERVER = """
+from mosec import Server, Worker
+
+class Echo(Worker):
+    def deserialize(self, data):
+        return data
+    def serialize(self, data):
+        return data
+    def forward(self, data):
+        return data
+
+if __name__ == "__main__":
+    server = Server()
+    server.append_worker(Echo, num=1)
+    server.run()
+"""
+
+
+@contextmanager
+def mosec(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
+    if not _has(python, "mosec"):
+        raise Missing("mosec is not installed: --mosec-python VENV/bin/python of one with mosec")
+    (folder / "server.py").write_text(_MOSEC_SERVER)
+    port = free_port()
+    command = [python, str(folder / "server.py"), "--address", "127.0.0.1", "--port", str(port)]
+    with _server([*command, "--max-request-size", str(1 << 27), "--timeout", "60000"], {}, folder) as process:
+        until_up(lambda: _listens(port), process, "mosec")
+        yield {"mosec, HTTP": [python, "mosec", str(port)]}
+
+
+SERVERS = {f.__name__: f for f in (zmq_proxy, this_fabric, tvm_rpc, triton, mosec)}
+CLIENT = str(ROOT / "tests/benchmarks/peer_client.py")
+
+
+@contextmanager
+def client(command: Command) -> Iterator[subprocess.Popen[str]]:
+    """A client's process, which is ready."""
+    python, *arguments = command
+    process = subprocess.Popen(
+        [python, CLIENT, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise Missing(f"the client of {arguments[0]} failed; its error is above")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,129 @@
+"""The fabric beside what one would use instead: `python -m tests.benchmarks.peers`.
+
+The same bytes each way, in the same minute: each peer's client, in a process and where need be an environment of its
+own, has its turn for a fraction of a second, then the next one's. Writes a table and, with -o, a picture. A peer that
+is not installed is skipped by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.benchmarks.fabric import SIZES
+from tests.benchmarks.peer_servers import SERVERS, Missing, client
+from zmq_offload.charts.chart import COLORS, FAINT, GRID, INK
+from zmq_offload.charts.draw import Box, Drawing, Line, Text
+
+Medians = dict[str, dict[int, float]]
+
+
+def measure(sizes: list[int], seconds: float, pythons: dict[str, str], only: list[str]) -> Medians:
+    """peer -> bytes -> median of its round trips, in seconds."""
+    with ExitStack() as stack:
+        clients: dict[str, subprocess.Popen[str]] = {}
+        for name in only:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peer-")))
+            try:
+                served = stack.enter_context(SERVERS[name](folder, pythons.get(name, sys.executable), sizes))
+                clients |= {peer: stack.enter_context(client(command)) for peer, command in served.items()}
+            except Missing as error:
+                print(f"skipped: {name}: {error}", file=sys.stderr)
+        medians: Medians = {peer: {} for peer in clients}
+        for size in sizes:
+            times: dict[str, list[float]] = {peer: [] for peer in clients}
+            turn = 0.15 if size < 1 << 20 else 0.5
+            for number in range(max(2, round(seconds / turn))):
+                for peer, process in clients.items():
+                    assert process.stdin is not None and process.stdout is not None
+                    process.stdin.write(json.dumps([size, turn]) + "\n")
+                    process.stdin.flush()
+                    answer = process.stdout.readline()
+                    if not answer:
+                        print(f"failed: {peer} at {size:,} bytes; its error is above", file=sys.stderr)
+                        times.pop(peer)
+                    elif number:  # the first turn warms up
+                        times[peer] += json.loads(answer)
+                clients = {peer: process for peer, process in clients.items() if peer in times}
+            for peer, own in times.items():
+                medians[peer][size] = statistics.median(own)
+            print(f"{size:,} bytes done", file=sys.stderr)
+    return medians
+
+
+def table(medians: Medians, sizes: list[int]) -> str:
+    """Milliseconds, and in brackets how many times that of the fabric with an echo worker."""
+    ours = medians.get("zmq-offload, echo")
+    lines = [
+        "| bytes each way | " + " | ".join(f"{size:,}" for size in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for peer, own in medians.items():
+        cells = []
+        for size in sizes:
+            times = f" ({own[size] / ours[size]:.2f}x)" if size in own and ours and own is not ours else ""
+            cells.append(f"{_ms(own[size])}{times}" if size in own else "failed")
+        lines.append(f"| {peer} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f} ms" if seconds < 0.01 else f"{seconds * 1e3:.1f} ms"
+
+
+def picture(medians: Medians, sizes: list[int]) -> Drawing:
+    """A panel for each size, a bar for each peer; each panel has a scale of its own."""
+    row, left, gap = 22, 170, 74
+    height = 80 + len(sizes) * (gap + row * len(medians))
+    drawing = Drawing(900, height)
+    drawing.add(Text(30, 40, "Round trip, median of interleaved runs", 19, INK, bold=True))
+    y = 62.0
+    for size in sizes:
+        y += 34
+        drawing.add(Text(left, y, f"{size:,} bytes each way", 13, INK, bold=True))
+        y += 12
+        most = max(own[size] for own in medians.values() if size in own)
+        drawing.add(Line([(left, y), (left, y + row * len(medians))], GRID))
+        for peer, own in medians.items():
+            color = COLORS[0] if peer.startswith("zmq-offload") else FAINT if peer.startswith("bare") else COLORS[1]
+            drawing.add(Text(left - 10, y + 15, peer, 11, INK, "end"))
+            if size not in own:
+                drawing.add(Text(left + 8, y + 15, "failed", 11, FAINT))
+                y += row
+                continue
+            width = 600 * own[size] / most
+            drawing.add(
+                Box(left, y + 4, max(1.0, width), row - 8, color),
+            )
+            drawing.add(Text(left + width + 8, y + 15, _ms(own[size]), 11, FAINT))
+            y += row
+        y += gap - 46
+    return drawing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.peers", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), metavar="BYTES", help="multiples of 4")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each peer and size")
+    parser.add_argument("--only", nargs="+", choices=list(SERVERS), default=list(SERVERS))
+    parser.add_argument("--triton-python", default=sys.executable, metavar="FILE", help="of Triton's environment")
+    parser.add_argument("--mosec-python", default=sys.executable, metavar="FILE", help="of mosec's environment")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="write a picture")
+    args = parser.parse_args()
+    pythons = {"triton": args.triton_python, "mosec": args.mosec_python}
+    medians = measure(args.sizes, args.seconds, pythons, args.only)
+    print(table(medians, args.sizes))
+    if args.output:
+        picture(medians, args.sizes).png(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""`zmq-offload compile` as a person calls it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tvm
+
+from tests.support import onnx_models
+from zmq_offload.artifacts.repository import Batching, Repository
+from zmq_offload.cli.main import main
+from zmq_offload.console.progress import Progress
+
+
+def test_it_writes_device_and_repository_and_says_so(
+    mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, repository = tmp_path / "dist", tmp_path / "models"
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--until", "h4", "--name", "mlp"]
+    assert main([*arguments, "--repository", str(repository), "-o", str(output)]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[:4] == [
+        f"subgraph: {repository}/mlp/1  (mlp version 1)",
+        "  takes   h2 FP32[2,16]",
+        "  returns h4 FP32[2,8]",
+        f"device:   {output}/device",
+    ]
+    steps = [re.sub(r"[0-9.]+ s$", "T", line) for line in said.err.splitlines()]
+    assert steps == [
+        "[1/5] import and split the model ... T",
+        "[2/5] compile the subgraph 'mlp' ... T",
+        "[3/5] compile the device's part ... T",
+        "[4/5] compare it with the file ... T",
+        f"[5/5] write {output} ... T",
+    ]
+    assert Repository(repository).read("mlp", 1).version == 1
+    again = [*arguments, "--repository", str(repository), "-o", str(output), "--quiet"]
+    assert main([*again, "--only-subgraph"]) == 0
+    assert "device:" not in capsys.readouterr().out
+    assert main([*again, "--only-subgraph", "--version", "9", "--target", '{"kind": "llvm", "mcpu": "generic"}']) == 0
+    assert capsys.readouterr().err == ""
+    assert Repository(repository).versions("mlp") == [1, 2, 9]
+    assert Repository(repository).read("mlp", 9).target["mcpu"] == "generic"
+    assert main(again) == 1
+    assert re.fullmatch(r"zmq-offload: error: .*/mlp/1 exists; .*\n", capsys.readouterr().err)
+    assert main([*again, "--force"]) == 0
+    wider = ["compile", str(mlp), "--input", "x=3,8", *again[4:], "--version", "10", "--force"]
+    assert main(wider) == 1
+    assert "version 10 of 'mlp' would have another signature than version 9" in capsys.readouterr().err
+    assert main([*wider, "--new-signature"]) == 0
+
+
+def test_list_cuts_is_a_table_of_names_that_cut_takes(
+    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", str(convnet), "--input", "x=1,3,8,8", "--list-cuts"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["TENSOR", "SHAPE", "BYTES", "OFFLOADED"]
+    assert rows[1] == ["x", "FP32[1,3,8,8]", "768", "100.0%"]
+    assert ["features", "FP32[1,8,8,8]", "2,048", "0.2%"] in rows
+
+
+def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", str(diamond), "--list-cuts"]) == 0
+    assert "no single tensor separates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["compile"],
+        ["compile", "m.onnx"],
+        ["compile", "m.onnx", "--cut", "a"],
+        ["compile", "m.onnx", "--name", "n"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--version", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "2", "--batch-delay", "-1"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--batch-delay", "5"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "many"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--wire", "float8"],
+        ["compile", "m.onnx", "--region", "a"],
+        ["compile", "m.onnx", "--region", "a", "--cut", "t", "--region", "b", "--until", "u"],
+        ["compile", "m.onnx", "--cut", "t", "--region", "a", "--cut", "t"],
+        ["compile", "m.onnx", "--name", "n", "--region", "a", "--cut", "t"],
+        ["compile", "m.onnx", "--region", "a", "--cut", "t", "--name", "n"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--tune", "0"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "-o", ""],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--repository", " "],
+        ["compile", "m.onnx", "--plan", "", "--name", "n"],
+        ["profile", "m.onnx", "--csv", ""],
+        ["plan", "m.onnx", "--bandwidth", "1Mbit", "--rtt", "1ms", "--save", ""],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert re.fullmatch(r"zmq-offload[^\n]*: error: [^\n]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["none.onnx", "--cut", "a", "--name", "n"],
+        ["{mlp}", "--cut", "h2", "--name", "n"],
+        ["{mlp}", "--cut", "h9", "--name", "n", "--input", "x=2,8"],
+        ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x"],
+        ["{mlp}", "--list-cuts", "--input", "y=2,8"],
+        ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=2,8", "--target", "?"],
+        ["{mlp}", "--cut", "h2", "--name", "n", "--input", "x=2,8", "--max-batch", "4"],
+    ],
+)
+def test_failures_are_one_line_and_end_with_1(
+    mlp: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [a.format(mlp=mlp) for a in arguments]
+    assert main(["compile", *filled, "--quiet", "-o", str(tmp_path)]) == 1
+    assert re.fullmatch(r"zmq-offload[^\n]*: error: [^\n]+\n", capsys.readouterr().err)
+
+
+def test_ctrl_c_inside_tvm_is_an_interruption_and_no_fault_of_the_model(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @tvm.transform.module_pass(opt_level=0)
+    def interrupted(mod: tvm.IRModule, _: object) -> tvm.IRModule:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zmq_offload.compile.build.cpu_pipeline", lambda *_: interrupted)
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "n", "--quiet", "-o", str(tmp_path)]
+    assert main(arguments) == 130
+    assert "error" not in capsys.readouterr().err
+
+
+def test_how_requests_run_together_is_written_into_the_repository(mlp: Path, tmp_path: Path) -> None:
+    arguments = [
+        "compile",
+        str(mlp),
+        "--input",
+        "x=N,8",
+        "--cut",
+        "h2",
+        "--name",
+        "mlp",
+        "-o",
+        str(tmp_path),
+        "--quiet",
+    ]
+    assert main([*arguments, "--max-batch", "8", "--batch-delay", "500"]) == 0
+    assert Repository(tmp_path / "repository").read("mlp", 1).batching == Batching(8, 500)
+    assert main([*arguments, "--only-subgraph", "--max-batch", "4"]) == 0
+    assert Repository(tmp_path / "repository").read("mlp", 2).batching == Batching(4, 0)
+    assert main([*arguments, "--only-subgraph"]) == 0
+    assert Repository(tmp_path / "repository").read("mlp", 3).batching is None
+
+
+def test_what_tuning_found_is_kept_and_used_by_later_builds(
+    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "compile",
+        str(convnet),
+        "--input",
+        "x=1,3,32,32",
+        "--cut",
+        "features",
+        "--name",
+        "net",
+        "--quiet",
+        "--force",
+    ]
+    arguments += ["-o", str(tmp_path / "dist"), "--tuning-db", str(tmp_path / "db")]
+    assert main([*arguments, "--tune", "4"]) == 0
+    assert re.search(
+        r"^tuning: +\d+ of \d+ functions are faster than by rule, .* 4 trials$", capsys.readouterr().out, re.M
+    )
+    (choices,) = (tmp_path / "db").glob("*/choices.json")
+    before = choices.read_text()
+    assert sum(c["trials"] for c in json.loads(before).values()) == 4
+    assert main(arguments) == 0
+    assert "tuning:" not in capsys.readouterr().out
+    assert choices.read_text() == before
+    choices.write_text("{")
+    assert main(arguments) == 1
+    assert "choices.json is damaged" in capsys.readouterr().err
+
+
+ARM = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu"}'
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tuning-db", "nowhere"], "--tuning-db: there is no folder"),
+        (
+            ["--tune", "4", "--target", '{"kind":"llvm","mtriple":"aarch64-linux-gnu"}'],
+            "--tune measures on this machine",
+        ),
+        (["--tune", "4", "--tuning-db", "/dev/null/db"], "/dev/null/db"),
+    ],
+)
+def test_tuning_that_cannot_be(
+    more: list[str], words: str, mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "m", "-o", str(tmp_path), "--quiet"]
+    assert main([*arguments, *more]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_help_works_and_failing_is_clear_where_tvm_is_not_installed(mlp: Path) -> None:
+    program = """
+import sys
+for name in ("tvm", "onnx", "onnxslim"):
+    sys.modules[name] = None
+from zmq_offload.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert "--list-cuts" in run("compile", "--help").stdout
+    failed = run("compile", str(mlp), "--list-cuts")
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1 and "pip install 'zmq-offload[compile]'" in failed.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_counts_seconds_on_a_terminal_and_writes_plain_lines_elsewhere() -> None:
+    terminal, plain = Terminal(), io.StringIO()
+    for stream in (terminal, plain):
+        progress = Progress(2, stream=stream)
+        with progress.step("first"):
+            time.sleep(0.25)
+        with pytest.raises(ValueError, match="no"), progress.step("second"):
+            raise ValueError("no")
+    assert re.fullmatch(r"\[1/2\] first \.\.\. 0\.[2-9] s\n\[2/2\] second \.\.\. failed\n", plain.getvalue())
+    assert terminal.getvalue().count("\r\x1b[K[1/2] first ...") >= 3
+    assert terminal.getvalue().endswith("\r\x1b[K[2/2] second ... failed\n")
+
+
+def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, plain = Terminal(), io.StringIO()
+    monkeypatch.setattr("zmq_offload.console.progress.REPORT_S", 0.4)
+    for stream in (terminal, plain):
+        with Progress(1, stream=stream).step("tune") as say:
+            for done in range(4):
+                say(f"{done}/4")
+                time.sleep(0.25)
+    assert "[1/1] tune ... 3/4, 0." in terminal.getvalue()
+    lines = plain.getvalue().splitlines()
+    assert 1 < len(lines) < 5  # not every word of it, where each takes a line
+    assert re.fullmatch(r"\[1/1\] tune \.\.\. [123]/4", lines[0])
+
+
+def test_a_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal = Terminal()
+    with Progress(1, stream=terminal).step("tune") as say:
+        say("x" * 100)
+        time.sleep(0.3)
+    assert all(len(shown) < 30 for shown in terminal.getvalue().split("\r\x1b[K")[:-1])
+
+
+def test_quiet_progress_shows_nothing() -> None:
+    silent = io.StringIO()
+    with Progress(1, stream=silent, quiet=True).step("nothing"):
+        pass
+    assert silent.getvalue() == ""
+
+
+def test_regions_are_spelled_one_behind_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = onnx_models.branches(tmp_path / "m.onnx")
+    arguments = ["compile", str(path), "--input", "x=1,3,8,8", "--quiet", "-o", str(tmp_path), "--wire", "float16"]
+    arguments += ["--region", "left", "--cut", "features", "--until", "left"]
+    arguments += ["--region", "rest", "--wire", "int8", "--cut", "own_conv", "left", "--cut", "right", "--until", "y"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:7] == [
+        f"subgraph: {tmp_path}/repository/left/1  (left version 1)",
+        "  takes   features FP16[1,8,8,8]",
+        "  returns left FP16[1,8,8,8]",
+        f"subgraph: {tmp_path}/repository/rest/1  (rest version 1)",
+        "  takes   own_conv INT8[1,8,8,8]; own_conv.scale FP32[2]; left INT8[1,8,8,8]; left.scale FP32[2]; "
+        "right INT8[1,8,8,8]; right.scale FP32[2]",
+        "  returns y INT8[1,8,1,1]; y.scale FP32[2]",
+        f"device:   {tmp_path}/device",
+    ]
+    assert said[7].startswith("check:    against the file in ONNX Runtime ")
+    assert said[10] == "accuracy: float16 and int8 on the wire against the uncut model, on a random input"
+    assert [line.split()[0] for line in said[11:]] == ["y", "right"]

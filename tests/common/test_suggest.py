@@ -1,0 +1,30 @@
+"""What an error message suggests for a name that is not known."""
+
+import pytest
+
+from zmq_offload.common.suggest import did_you_mean
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "meant"),
+    [
+        ("orc", ["echo", "ocr"], "ocr"),
+        ("compil", ["compile", "plan", "profile"], "compile"),
+        ("OCR", ["ocr", "OCRS"], "ocr"),
+        ("--with-fallbak", ["--wire", "--with-fallback"], "--with-fallback"),
+        ("Relu_12_output", ["Relu_1_output_0", "Relu_12_output_0"], "Relu_12_output_0"),
+    ],
+)
+def test_the_closest_name_is_suggested(word, known, meant):
+    assert did_you_mean(word, known) == f"; did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize(
+    ("word", "known"), [("ocr", []), ("ocr", ["mask_rcnn", "echo"]), ("ocr", ["ocr"]), ("", ["a"])]
+)
+def test_nothing_is_suggested_where_nothing_is_close(word, known):
+    assert did_you_mean(word, known) == ""
+
+
+def test_any_iterable_will_do():
+    assert did_you_mean("eco", (name for name in ("ocr", "echo"))) == "; did you mean 'echo'?"

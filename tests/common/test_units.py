@@ -1,0 +1,62 @@
+"""Quantities with their units."""
+
+from __future__ import annotations
+
+import pytest
+
+from zmq_offload.common.units import bandwidth, bandwidth_text, counted, duration
+from zmq_offload.errors import InvalidArgument
+
+
+def test_what_is_counted_has_its_plural() -> None:
+    assert [counted(n, "thread") for n in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
+    assert [counted(n, "process", "es") for n in (1, 2)] == ["1 process", "2 processes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [("50Mbit", 5e7), ("1.5 Gbit", 1.5e9), ("800kbit/s", 8e5), ("64bit", 64), (".5mbit", 5e5), ("1000Gbit", 1e12)],
+)
+def test_bandwidths(text: str, bits: float) -> None:
+    assert bandwidth(text) == bits
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10ms", 0.01), ("250us", 0.00025), ("1.5 s", 1.5), ("0ms", 0.0)])
+def test_times(text: str, seconds: float) -> None:
+    assert duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("50", "bandwidth '50' has no unit; did you mean 50Mbit?"),
+        ("50MB", "unit 'MB' is not known; use bit, kbit, Mbit, Gbit"),
+        ("50Mbps", "unit 'Mbps' is not known"),
+        ("fast", "'fast' is not a number with a unit; write bandwidth as 50Mbit"),
+        ("", "is not a number with a unit"),
+        ("-5Mbit", "'-5Mbit' is not a number with a unit"),
+        ("0Mbit", "'0Mbit' is not above 0"),
+        ("2000Gbit", "at most 1000Gbit"),
+        ("1e400Mbit", "is not a number with a unit"),
+        ("nanMbit", "is not a number with a unit"),
+    ],
+)
+def test_what_is_no_bandwidth_is_refused_with_what_would_be_one(text: str, says: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        bandwidth(text)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("10", "time '10' has no unit; did you mean 10ms?"), ("10min", "use us, ms, s"), ("4000s", "more than an hour")],
+)
+def test_what_is_no_time_is_refused_with_what_would_be_one(text: str, says: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        duration(text)
+    assert says in caught.value.message
+
+
+def test_a_bandwidth_is_shown_as_it_is_read() -> None:
+    for text in ("50Mbit", "1.5Gbit", "800kbit", "64bit"):
+        assert bandwidth_text(bandwidth(text)) == text

@@ -1,0 +1,514 @@
+"""What compile refuses, and what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tvm
+from onnx import helper
+from tvm import relax
+
+from tests.support import onnx_models
+from tests.support.local_client import LocalClient
+from zmq_offload.artifacts.manifest import MANIFEST
+from zmq_offload.artifacts.repository import Repository
+from zmq_offload.compile import Region, compile_model, compile_module, cut_module
+from zmq_offload.compile.importer import import_onnx, parse_shape, parse_shapes
+from zmq_offload.device.model import load
+from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+
+NET: dict[str, Any] = {"inputs": {"x": (1, 3, 8, 8)}, "name": "net"}
+
+
+@pytest.mark.parametrize(
+    ("cut", "until", "message"),
+    [
+        (["featurez"], None, "--cut: the model has no tensor 'featurez'; did you mean 'features'?"),
+        (["features"], ["inner_pol"], "--until: the model has no tensor 'inner_pol'; did you mean 'inner_pool'?"),
+        (["w2"], None, "--cut: tensor 'w2' is constant"),
+        (
+            ["conv2"],
+            None,
+            "--cut: 'conv2' does not separate the graph: input 'x' also reaches the offloaded part around it, by "
+            "relu1 -> features; add 'relu1' to it",
+        ),
+        (["y"], None, "no output of the model is computed from 'y'"),
+        (["features"], ["features"], "--until: 'features' is where the offloaded part begins"),
+        (["features"], ["relu1"], "--cut: 'features' is not needed for 'relu1'"),
+        (["features", "inner_pool"], None, "--cut: 'features' is not needed for 'y', or only by way of another cut"),
+        (["conv1"], ["conv2"], "name these, too: 'relu1' (for 'features')"),
+        (["relu1", "features"], ["conv2", "y"], "--cut: 'features' is itself computed from 'conv2'"),
+        ([], None, "--cut: name at least one tensor"),
+        (["features"], [], "--until: name at least one tensor"),
+    ],
+)
+def test_cuts_that_enclose_no_part(
+    convnet: Path, tmp_path: Path, cut: list[str], until: list[str] | None, message: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(convnet, cut=cut, until=until, output=tmp_path, **NET)
+    assert message in str(caught.value)
+    assert list(tmp_path.rglob("*.so")) == []
+
+
+def test_everything_else_that_the_model_needs_of_the_part_is_listed(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["t"]),
+        helper.make_node("Relu", ["t"], ["second"]),
+        helper.make_node("Exp", ["second"], ["e"]),
+        helper.make_node("Add", ["e", "t"], ["first"]),
+    ]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"first": [2], "second": [2]}, {})
+    with pytest.raises(InvalidArgument, match=r"too: 't' \(for 'first'\), 'second' \(for an output of the model\)"):
+        compile_model(path, cut=["h"], until=["e"], name="m", output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "--input is missing for 'x' [N,3,H,W]; give a shape, like x=1,3,64,64"),
+        ({"x": (1, 3, 8)}, "--input 'x' has 3 dimensions, the model's is 'x' [N,3,H,W]"),
+        ({"x": (1, 3, 8, 2**63)}, "--input 'x': dimension 3 is 9223372036854775808; use a number from 1, "),
+        ({"x": (1, 3, 8, 0)}, "--input 'x': dimension 3 is 0; use a number from 1, a symbolic one's name, or '?'"),
+        ({"x": (1, 3, 8, None)}, "--input 'x': dimension 3 is None; use"),
+        ({"x": (1, 3, 8, "W/2")}, "--input 'x': dimension 3 is 'W/2'; use"),
+        ({"x": (1, 4, 8, 8)}, "--input 'x': dimension 1 is 3 in the model, not 4"),
+        ({"z": (1, 3, 8, 8)}, "the model has no input 'z'; it has 'x' [N,3,H,W]"),
+        ({"x": (1, 3, 8, 8), "w1": (1,)}, "the model has no input 'w1'"),
+    ],
+)
+def test_input_shapes_that_do_not_fit(convnet: Path, tmp_path: Path, inputs: Any, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(convnet, cut=["features"], inputs=inputs, name="net", output=tmp_path)
+    assert message in str(caught.value)
+
+
+def test_inputs_whose_shape_the_file_fixes_need_not_be_given(diamond: Path) -> None:
+    assert [str(t) for t in import_onnx(diamond, {}).inputs] == ["a FP32[4,6]", "b FP32[4,6]"]
+
+
+@pytest.mark.parametrize("text", ["x", "=1,2", "x=1,,2", "x=0,2", "x=-1,2", "x=1;2", "x=1.5", "x=a-b"])
+def test_an_input_must_be_written_as_name_and_dimensions(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="write NAME=DIMS"):
+        parse_shape(text)
+
+
+def test_names_of_inputs_may_have_any_character() -> None:
+    assert parse_shape("a=b:0=1,N,?") == ("a=b:0", (1, "N", "?"))
+    assert parse_shape("scalar=") == ("scalar", ())
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", b"\x08\x08", json.dumps({"a": 1}).encode()])
+def test_files_that_are_not_onnx(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "m.onnx"
+    file.write_bytes(content)
+    with pytest.raises(InvalidArgument, match=r"m\.onnx is not an ONNX model"):
+        compile_model(file, cut=["x"], name="m", output=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".textproto", ".onnxtxt"])
+def test_files_that_are_not_onnx_by_suffixes_that_onnx_knows(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"m{suffix}"
+    file.write_text("{ hello")
+    with pytest.raises(InvalidArgument, match=rf"m\{suffix} is not an ONNX model: [^\n]+$"):
+        compile_model(file, cut=["x"], name="m", output=tmp_path)
+
+
+def test_the_example_of_a_missing_shape_has_the_models_rank_and_fixed_extents(mlp: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"'x' \[N,8\]; give a shape, like x=1,8$"):
+        import_onnx(mlp, {})
+
+
+def test_an_input_given_twice_is_refused() -> None:
+    assert parse_shapes(["x=1,2", "y=N"]) == {"x": (1, 2), "y": ("N",)}
+    with pytest.raises(InvalidArgument, match="the shape of 'x' is given twice"):
+        parse_shapes(["x=1,2", "x=1,3"])
+
+
+def test_a_truncated_model(convnet: Path, tmp_path: Path) -> None:
+    whole = convnet.read_bytes()
+    for part in (len(whole) // 2, len(whole) - 3):
+        (tmp_path / "m.onnx").write_bytes(whole[:part])
+        with pytest.raises(InvalidArgument, match=r"m\.onnx is not an ONNX model"):
+            compile_model(tmp_path / "m.onnx", cut=["features"], output=tmp_path, **NET)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none.onnx", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(InvalidArgument, match=f"{path} cannot be read: {reason}"):
+            compile_model(path, cut=["x"], name="m", output=tmp_path / "dist")
+
+
+@pytest.mark.parametrize(("operator", "domain"), [("Frobnicate", "com.example"), ("StringNormalizer", "")])
+def test_operators_that_tvm_cannot_import_are_named(tmp_path: Path, operator: str, domain: str) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node(operator, ["h"], ["y"], domain=domain)]
+    opset = (("", 17), ("com.example", 1))
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"y": [2]}, {}, opset=opset)
+    with pytest.raises(InvalidArgument, match=f"TVM cannot import the operator {operator}[^\\n]*$"):
+        compile_model(path, cut=["h"], name="m", output=tmp_path)
+
+
+def test_shapes_that_do_not_go_together(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    path = onnx_models.write(
+        tmp_path / "m.onnx", nodes, {"x": ["N", "C"]}, {"y": ["N", 4]}, {"w": onnx_models.random(8, 4)}
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(path, cut=["h"], inputs={"x": (2, 7)}, name="m", output=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"target": "nonsense"}, "target 'nonsense': Target kind"),
+        ({"target": "{broken"}, "target '{broken': Failed to parse"),
+        ({"device_target": {"kind": "llvm", "mcpu": "pentium99"}}, "LLVM knows no CPU 'pentium99'"),
+        ({"target": "c"}, "only CPUs are supported"),
+        ({"name": "-x"}, "model name '-x'"),
+        ({"name": "a/b"}, "model name 'a/b'"),
+        ({"version": 0}, "version 0 is not a whole number from 1"),
+        ({"version": 2**31}, "version 2147483648 is not a whole number from 1 to 2147483647"),
+        ({"policy": "newest"}, "version 'newest' is neither"),
+    ],
+)
+def test_options_that_mean_nothing(convnet: Path, tmp_path: Path, option: Any, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(convnet, cut=["features"], output=tmp_path, **(NET | option))
+    assert message in str(caught.value)
+
+
+def test_output_that_cannot_be_written_is_found_out_at_once(convnet: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for option in ({"output": tmp_path / "file" / "dist"}, {"output": tmp_path, "repository": tmp_path / "file" / "r"}):
+        with pytest.raises(FailedPrecondition, match=r"file/.* cannot be written: Not a directory"):
+            compile_model(convnet, cut=["features"], **NET, **option)  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_an_error_like_others(convnet: Path, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="cannot be written: File name too long"):
+        compile_model(convnet, cut=["features"], output=tmp_path / ("x" * 300), **NET)
+
+
+def test_force_replaces_a_device_bundle_and_no_other_folder(convnet: Path, tmp_path: Path) -> None:
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / "thesis.tex").touch()
+    with pytest.raises(FailedPrecondition, match="device is not a device bundle, and is not replaced"):
+        compile_model(convnet, cut=["features"], output=tmp_path, force=True, **NET)
+    assert (tmp_path / "device" / "thesis.tex").exists()
+
+
+def test_a_tensor_whose_name_no_message_can_carry_is_refused(tmp_path: Path) -> None:
+    name = "n" * 513
+    nodes = [helper.make_node("Relu", ["x"], [name]), helper.make_node("Exp", [name], ["y"])]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"y": [2]}, {})
+    with pytest.raises(InvalidArgument, match="1 to 512 bytes, not 513"):
+        compile_model(path, cut=[name], name="m", output=tmp_path)
+
+
+def test_nothing_that_is_there_is_replaced_without_force(fresh_mlp: Path, mlp: Path) -> None:
+    options: dict[str, Any] = {"inputs": {"x": (2, 8)}, "cut": ["h2"], "until": ["h4"], "name": "mlp"}
+
+    def written() -> dict[Path, float]:
+        return {p: p.stat().st_mtime_ns for p in fresh_mlp.rglob("*") if p.is_file()}
+
+    before = written()
+    with pytest.raises(AlreadyExists, match=r"repository/mlp/1 exists; choose another version \(--version 2\)"):
+        compile_model(mlp, output=fresh_mlp, **options)
+    with pytest.raises(AlreadyExists, match=r"device exists; keep it and add a subgraph \(--only-subgraph\)"):
+        compile_model(mlp, output=fresh_mlp, version=2, **options)
+    assert written() == before
+    compile_model(mlp, output=fresh_mlp, force=True, **options)
+    assert set(written()) == set(before) and written() != before
+
+
+def test_what_is_wrong_with_the_arguments_is_said_before_what_is_there_already(fresh_mlp: Path, mlp: Path) -> None:
+    options: dict[str, Any] = {"inputs": {"x": (2, 8)}, "cut": ["h2"], "until": ["h4"], "name": "mlp"}
+    for changed, words in (
+        ({"cut": ["h9"]}, "--cut: the model has no tensor 'h9'"),
+        ({"cut": ["h4"], "until": ["h2"]}, "--cut"),
+        ({"inputs": {"y": (2, 8)}}, "the model has no input 'y'"),
+        ({"target": "?"}, "target"),
+        ({"wire": "float8"}, "float8"),
+        ({"name": "m l p"}, "model name"),
+        ({"tune": -1}, "--tune"),
+    ):
+        with pytest.raises(InvalidArgument, match=words):
+            compile_model(mlp, output=fresh_mlp, **(options | changed))
+
+
+class TestAnotherSignature:
+    """Devices ask for the latest version: one that takes or returns something else would fail all of them."""
+
+    OPTIONS: dict[str, Any] = {"inputs": {"x": (2, 8)}, "cut": ["h2"], "until": ["h4"], "name": "mlp"}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("changed", "fault"),
+        [
+            ({"inputs": {"x": (3, 8)}}, r"input 'h2' is h2 FP32\[3,16\], version 1 has h2 FP32\[2,16\]"),
+            ({"cut": ["h1"]}, r"version 1's input h2 FP32\[2,16\] is missing"),
+            ({"until": ["h3", "h4"]}, r"version 1 has no output h3"),
+            ({"wire": "int8"}, r"input 'h2' is h2 INT8\[2,16\], version 1 has h2 FP32\[2,16\]"),
+            ({"wire": "float16"}, r"input 'h2' is h2 FP16\[2,16\], version 1 has h2 FP32\[2,16\]"),
+            ({"inputs": {"x": ("N", 8)}}, r"input 'h2' is h2 FP32\[\?,16\], version 1 has"),
+        ],
+    )
+    def test_it_is_refused_and_both_are_shown(
+        self, fresh_mlp: Path, mlp: Path, tmp_path: Path, changed: dict[str, Any], fault: str
+    ) -> None:
+        options = self.OPTIONS | changed
+        repository = fresh_mlp / "repository"
+        with pytest.raises(FailedPrecondition, match=fault) as caught:
+            compile_model(mlp, output=tmp_path / "other", repository=repository, version=2, **options)
+        said = str(caught.value)
+        assert "version 1 takes h2 FP32[2,16] and returns h4 FP32[2,8], the new one takes h" in said
+        assert "--new-signature" in said
+        assert sorted(p.name for p in (repository / "mlp").iterdir()) == ["1"]
+        assert not (tmp_path / "other" / "device").exists()
+
+    def test_the_flag_allows_it_and_then_it_is_the_one_to_compare_with(
+        self, fresh_mlp: Path, mlp: Path, tmp_path: Path
+    ) -> None:
+        repository = fresh_mlp / "repository"
+        options = self.OPTIONS | {"inputs": {"x": (3, 8)}, "repository": repository}
+        compile_model(mlp, output=tmp_path / "a", version=2, new_signature=True, **options)
+        compile_model(mlp, output=tmp_path / "b", version=3, **options)
+        with pytest.raises(FailedPrecondition, match="another signature than version 3"):
+            compile_model(mlp, output=fresh_mlp, only_subgraph=True, **self.OPTIONS)
+        compile_model(mlp, output=fresh_mlp, only_subgraph=True, new_signature=True, **self.OPTIONS)
+        assert Repository(repository).versions("mlp") == [1, 2, 3, 4]
+
+    def test_a_version_that_is_replaced_and_one_that_is_damaged_are_not_compared_with(
+        self, fresh_mlp: Path, mlp: Path
+    ) -> None:
+        options = self.OPTIONS | {"output": fresh_mlp, "force": True}
+        compile_model(mlp, **(options | {"inputs": {"x": (3, 8)}}))
+        (fresh_mlp / "repository/mlp/1/subgraph.so").write_bytes(b"damaged")
+        compile_model(mlp, version=2, **options)
+
+    def test_a_relax_module_is_compared_in_the_same_way(self, tmp_path: Path) -> None:
+        def module(rows: int) -> tvm.IRModule:
+            x = relax.Var("x", relax.TensorType([rows, 4], "float32"))
+            builder = relax.BlockBuilder()
+            with builder.function("main", [x]):
+                with builder.dataflow():
+                    h = builder.emit(relax.op.nn.relu(x), "h")
+                    y = builder.emit_output(relax.op.exp(h))
+                builder.emit_func_output(y)
+            return cut_module(builder.get(), "h")
+
+        compile_module(module(2), name="m", output=tmp_path)
+        options: dict[str, Any] = {"name": "m", "output": tmp_path / "b", "repository": tmp_path / "repository"}
+        with pytest.raises(FailedPrecondition, match=r"version 2 of 'm' would have another signature .*new-signature"):
+            compile_module(module(3), version=2, **options)
+        compile_module(module(2), version=2, **options)
+        compile_module(module(3), version=3, new_signature=True, force=True, **options)
+
+
+class TestOnlySubgraph:
+    """A new version of a subgraph for a device bundle that is out in the field."""
+
+    def options(self, output: Path) -> dict[str, Any]:
+        return {
+            "inputs": {"x": (2, 8)},
+            "cut": ["h2"],
+            "until": ["h4"],
+            "name": "mlp",
+            "output": output,
+            "only_subgraph": True,
+        }
+
+    def test_it_takes_the_next_free_version_and_leaves_the_device_alone(self, fresh_mlp: Path, mlp: Path) -> None:
+        before = {p: p.read_bytes() for p in (fresh_mlp / "device").iterdir()}
+        assert compile_model(mlp, **self.options(fresh_mlp)).models[0].version == 2
+        assert compile_model(mlp, **self.options(fresh_mlp), version=7).models[0].version == 7
+        assert compile_model(mlp, **self.options(fresh_mlp)).models[0].version == 8
+        assert before == {p: p.read_bytes() for p in (fresh_mlp / "device").iterdir()}
+        with pytest.raises(AlreadyExists, match="mlp/7 exists"):
+            compile_model(mlp, **self.options(fresh_mlp), version=7)
+
+    def test_a_signature_that_does_not_fit_is_refused_by_tensor(self, fresh_mlp: Path, mlp: Path) -> None:
+        wider = onnx_models.mlp(fresh_mlp / "wider.onnx", hidden=24)
+        cases: list[tuple[Path, dict[str, Any], str]] = [
+            (wider, {}, r"input 'h2' is h2 FP32\[2,24\], the device has h2 FP32\[2,16\]"),
+            (mlp, {"inputs": {"x": (3, 8)}}, r"input 'h2' is h2 FP32\[3,16\], the device has h2 FP32\[2,16\]"),
+            (mlp, {"cut": ["h1"]}, r"the device's input h2 FP32\[2,16\] is missing"),
+            (mlp, {"until": None}, r"the device's output h4 FP32\[2,8\] is missing"),
+            (mlp, {"until": ["h3", "h4"]}, r"the device has no output h3"),
+        ]
+        for path, changed, message in cases:
+            with pytest.raises(FailedPrecondition, match=f"model 'mlp' does not fit the device bundle: .*{message}"):
+                compile_model(path, **(self.options(fresh_mlp) | changed))
+        assert sorted(p.name for p in (fresh_mlp / "repository" / "mlp").iterdir()) == ["1"]
+
+    def test_the_device_bundle_must_be_there_and_call_the_model(self, fresh_mlp: Path, mlp: Path) -> None:
+        with pytest.raises(FailedPrecondition, match="does not call a model 'other'; it calls mlp"):
+            compile_model(mlp, **(self.options(fresh_mlp) | {"name": "other"}))
+        (fresh_mlp / "device" / MANIFEST).unlink()
+        with pytest.raises(FailedPrecondition, match=r"manifest\.json: No such file or directory"):
+            compile_model(mlp, **self.options(fresh_mlp))
+
+
+def test_a_shape_computed_at_run_time_is_no_place_to_cut(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("NonZero", ["h"], ["where"]),
+        helper.make_node("Cast", ["where"], ["cast"], to=1),
+        helper.make_node("ReduceSum", ["cast"], ["y"], keepdims=0),
+    ]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2, 3]}, {"y": []}, {})
+    with pytest.raises(InvalidArgument, match=r"'where'.* known before the model runs"):
+        compile_model(path, cut=["h"], until=["where"], name="m", output=tmp_path)
+
+
+def test_inputs_of_different_symbolic_batches_are_refused(tmp_path: Path) -> None:
+    """Workers would take them for a batch that does not agree, and refuse each request."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Reshape", ["h", "rows"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["u"]),
+        helper.make_node("Reshape", ["u", "back"], ["v"]),
+        helper.make_node("Add", ["v", "h"], ["y"]),
+    ]
+    weights = {"w": onnx_models.random(8, 8), "rows": np.array([-1, 8]), "back": np.array([-1, 4, 8])}
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": ["N", 4, 8]}, {"y": ["N", 4, 8]}, weights)
+    options: dict[str, Any] = {"cut": ["h", "t"], "name": "m", "output": tmp_path}
+    with pytest.raises(InvalidArgument, match=r"dimension 0 of input 'h' is N, of input 't' N \* 4: .* the"):
+        compile_model(path, inputs={"x": ("N", 4, 8)}, **options)
+    compile_model(path, inputs={"x": (2, 4, 8)}, **options)
+
+
+def test_inputs_of_the_model_of_different_symbolic_batches_are_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["q", "k"], ["y"])]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"q": ["N", "M"], "k": ["M", 4]}, {"y": ["N", 4]}, {})
+    with pytest.raises(InvalidArgument, match="dimension 0 of input 'q' is N, of input 'k' M"):
+        import_onnx(path, {"q": ("N", "M"), "k": ("M", 4)})
+    assert import_onnx(path, {"q": ("N", 3), "k": (3, 4)}).inputs
+
+
+def test_a_failed_write_leaves_no_half_version(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise FailedPrecondition("no linker")
+
+    monkeypatch.setattr("zmq_offload.compile.bundle.export", fail)
+    with pytest.raises(FailedPrecondition, match="no linker"):
+        compile_model(mlp, inputs={"x": (2, 8)}, cut=["h2"], name="m", output=tmp_path)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def looping(path: Path) -> Path:
+    """x -> h -> a Loop whose body computes `inner` from `carried` -> y."""
+    value, truth = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["on"]),
+            helper.make_node("Relu", ["carried"], ["inner"]),
+            helper.make_node("Add", ["inner", "carried"], ["sum"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", truth, []),
+            helper.make_tensor_value_info("carried", value, [2]),
+        ],
+        [helper.make_tensor_value_info("on", truth, []), helper.make_tensor_value_info("sum", value, [2])],
+    )
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Loop", ["times", "go0", "h"], ["l"], name="again", body=body),
+        helper.make_node("Tanh", ["l"], ["y"]),
+    ]
+    return onnx_models.write(path, nodes, {"x": [2]}, {"y": [2]}, {"times": np.array(3), "go0": np.array(True)})
+
+
+def branching(path: Path, *, known: bool = False) -> Path:
+    """x -> h -> an If, one of whose branches computes `deep` on its way -> y. `known`: which one it is is constant."""
+    out = onnx.TensorProto.FLOAT
+    one = helper.make_graph(
+        [helper.make_node("Relu", ["h"], ["deep"]), helper.make_node("Exp", ["deep"], ["one"])],
+        "one",
+        [],
+        [helper.make_tensor_value_info("one", out, [2, 3])],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Tanh", ["h"], ["other"])], "other", [], [helper.make_tensor_value_info("other", out, [2, 3])]
+    )
+    nodes = [
+        helper.make_node("Sin", ["x"], ["h"]),
+        helper.make_node("ReduceSum", ["h"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["c"]),
+        helper.make_node("If", ["yes" if known else "c"], ["l"], then_branch=one, else_branch=other),
+        helper.make_node("Tanh", ["l"], ["y"]),
+    ]
+    weights = {"zero": np.array(0, "f4"), "yes": np.array(True)}
+    return onnx_models.write(path, nodes, {"x": [2, 3]}, {"y": [2, 3]}, weights)
+
+
+@pytest.mark.parametrize("tensor", ["inner", "carried", "sum"])
+def test_a_cut_inside_a_loop_is_refused(tmp_path: Path, tensor: str) -> None:
+    for where in ({"cut": tensor}, {"cut": "h", "until": tensor}):
+        with pytest.raises(InvalidArgument) as caught:
+            compile_model(looping(tmp_path / "m.onnx"), name="m", output=tmp_path, **where)  # type: ignore[arg-type]
+        assert f"tensor {tensor!r} is inside the body of Loop 'again'" in str(caught.value)
+        assert "before it or behind it, at 'l' for example" in str(caught.value)
+
+
+def test_a_cut_inside_a_branch_is_refused_and_one_before_or_behind_it_computes_the_same(tmp_path: Path) -> None:
+    path = branching(tmp_path / "m.onnx")
+    for tensor in ("deep", "other"):
+        with pytest.raises(InvalidArgument, match=f"tensor '{tensor}' is inside the body of If 'l'"):
+            compile_model(path, cut=tensor, name="m", output=tmp_path)
+    for cut, until in (("h", None), ("l", None), ("h", "l")):
+        place = tmp_path / f"{cut}{until}"
+        compiled = compile_model(path, cut=cut, until=until, name="m", output=place)
+        model = load(compiled.device, client=LocalClient(place / "repository"))
+        for sign in (1, -1):
+            x = np.full((2, 3), sign, "f4") + onnx_models.random(2, 3) / 10
+            h = np.sin(x)
+            expected = np.tanh(np.exp(np.maximum(h, 0)) if h.sum() > 0 else np.tanh(h))
+            np.testing.assert_allclose(model(x), expected, atol=1e-5)
+
+
+def test_a_branch_that_is_always_taken_can_be_cut_inside_under_the_name_that_it_gets(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="the model has no tensor 'deep'; the nearest are 'deep"):
+        compile_model(branching(tmp_path / "m.onnx", known=True), cut="deep", name="m", output=tmp_path)
+
+
+def test_two_regions_of_one_name_are_refused_at_once(tmp_path: Path) -> None:
+    regions = [Region("a", ["h"]), Region("a", ["l"])]
+    with pytest.raises(InvalidArgument, match="two regions are named 'a'"):
+        compile_model(tmp_path / "no such file", regions=regions, output=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["STRING", "COMPLEX64"])
+def test_an_input_that_is_not_numbers_is_named(tmp_path: Path, kind: str) -> None:
+    info = helper.make_tensor_value_info
+    number = onnx.TensorProto.DataType.Value(kind)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["text"], ["y"])], "g", [info("text", number, [3])], [info("y", number, [3])]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument, match=f"input 'text' is of {kind}; only numbers and booleans"):
+        import_onnx(tmp_path / "m.onnx", {})
+
+
+def test_a_reshape_that_loses_a_symbolic_extent_is_refused(tmp_path: Path) -> None:
+    """Exported for a batch of 2: of 3 a row would get lost, and of 1 it would read what is behind the tensor."""
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Reshape", ["h", "to"], ["y"], "flat")],
+        "g",
+        [info("x", onnx.TensorProto.FLOAT, ["N", 4])],
+        [info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.array([1, 8]), "to")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument, match=r"Reshape \('flat'\) of \[N,4\] to \[1,8\]: .* a fixed shape, or export"):
+        import_onnx(tmp_path / "m.onnx", {"x": ("N", 4)})
+    assert import_onnx(tmp_path / "m.onnx", {"x": (2, 4)}).outputs[0].shape == (1, 8)

@@ -1,0 +1,319 @@
+"""What an ONNX operator means is what is computed, or it is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tvm.relax.frontend.onnx import onnx_frontend as frontend
+
+from tests.support import operator_cases, operator_table
+from tests.support.local_client import LocalClient
+from tests.support.operator_cases import CRASH, DIFFERS, REFUSED, RIGHT, Case, outcome
+from zmq_offload.compile import compile_model
+from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.operators.converters import CONVERTERS
+from zmq_offload.device.model import load
+from zmq_offload.errors import InvalidArgument
+
+Array = np.ndarray[Any, Any]
+
+
+def chosen() -> list[Case]:
+    """One of ONNX's tests for each of its operators, and all of those of which TVM's importer ignores attributes."""
+    subtle = (
+        "test_isinf",
+        "test_convtranspose_output",
+        "test_onehot",
+        "test_resize_downsample",
+        "test_lppool",
+        "test_bitshift",
+    )
+    taken: dict[frozenset[str], Case] = {}
+    more = []
+    for case in operator_cases.cases():
+        if case.name.startswith(subtle):
+            more.append(case)
+        elif "expanded" not in case.name:
+            taken.setdefault(frozenset(case.operators), case)
+    return [*taken.values(), *more]
+
+
+def check(case: Case, constant: bool) -> str:
+    found = outcome(case, constant)
+    assert found.kind in (RIGHT, REFUSED), f"{case.name}: {found.kind}: {found.detail}"
+    if found.kind == REFUSED:
+        assert found.detail, f"{case.name} is refused without a reason"
+    return found.kind
+
+
+def test_an_operator_is_right_or_refused() -> None:
+    kinds = Counter(check(case, constant=len(case.inputs) > 1) for case in chosen())
+    assert kinds[RIGHT] > 150
+
+
+@pytest.mark.operators
+def test_all_operator_tests_of_onnx() -> None:
+    kinds: Counter[str] = Counter()
+    for case in operator_cases.cases():
+        found = {outcome(case, constant) for constant in ({False, True} if len(case.inputs) > 1 else {False})}
+        faults = [f"{case.name}: {f.kind}: {f.detail}" for f in found if f.kind in (CRASH, DIFFERS)]
+        kinds.update([RIGHT if any(f.kind == RIGHT for f in found) else REFUSED] if not faults else ["fault"])
+        print(*faults, sep="\n", end="")
+    print(kinds)
+    assert not kinds["fault"] and kinds[RIGHT] > 1200
+
+
+def run(nodes: list[onnx.NodeProto], x: Array, constants: dict[str, Array], opset: int = 17, outputs: int = 1) -> Case:
+    """A case of nodes that make `y` of `x`; what is right for it is what ONNX Runtime says."""
+    import onnxruntime
+
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, x.shape)],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = onnx.shape_inference.infer_shapes(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Case("own", model, (x,), tuple(session.run(None, {"x": x})), 1e-4, 1e-5)
+
+
+def floats(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape).astype("f4")
+
+
+N = helper.make_node
+ODD = np.array([np.nan, np.inf, -np.inf, 0, 1, -1], "f4")
+UP = {"s": np.array([1, 1, 1.5, 1.5], "f4")}
+DOWN = {"s": np.array([1, 1, 0.6, 0.6], "f4")}
+HALF = {"s": np.array([1, 1, 0.5, 0.5], "f4")}
+
+
+def resized(**attributes: Any) -> list[onnx.NodeProto]:
+    return [N("Resize", ["x", "", "s"], ["y"], **attributes)]
+
+
+OWN: dict[str, Any] = {
+    "nearest half_pixel": lambda: run(resized(mode="nearest"), floats(1, 1, 3, 3), UP),
+    "nearest prefer ceil": lambda: run(resized(nearest_mode="round_prefer_ceil"), floats(1, 2, 5, 7), UP),
+    "nearest ceil": lambda: run(
+        resized(nearest_mode="ceil", coordinate_transformation_mode="asymmetric"), floats(1, 1, 4, 4), UP
+    ),
+    "nearest twice": lambda: run(resized(), floats(1, 2, 4, 5), {"s": np.array([1, 1, 2, 2], "f4")}),
+    "nearest of integers": lambda: run(resized(), np.arange(9, dtype="u1").reshape(1, 1, 3, 3), UP),
+    "linear down": lambda: run(resized(mode="linear"), floats(1, 1, 7, 7), DOWN),
+    "linear up": lambda: run(resized(mode="linear"), floats(1, 3, 5, 6), {"s": np.array([1, 1, 3, 2], "f4")}),
+    "antialias": lambda: run(resized(mode="linear", antialias=1), floats(1, 1, 8, 8), HALF, opset=18),
+    "cubic outside": lambda: run(resized(mode="cubic", exclude_outside=1), floats(1, 1, 6, 6), UP),
+    "cubic antialias": lambda: run(resized(mode="cubic", antialias=1), floats(1, 1, 9, 9), HALF, opset=18),
+    "resize of opset 10": lambda: run(
+        [N("Resize", ["x", "s"], ["y"], mode="linear")], floats(1, 1, 3, 3), {"s": np.array([1, 1, 2, 2], "f4")}, 10
+    ),
+    "upsample": lambda: run(
+        [N("Upsample", ["x", "s"], ["y"], mode="linear")], floats(1, 1, 3, 3), {"s": np.array([1, 1, 2, 2], "f4")}, 9
+    ),
+    "infinities below": lambda: run([N("IsInf", ["x"], ["y"], detect_positive=0)], ODD, {}),
+    "infinities above": lambda: run([N("IsInf", ["x"], ["y"], detect_negative=0)], ODD, {}),
+    "output_shape": lambda: run(
+        [N("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], output_shape=[10, 10])],
+        floats(1, 2, 5, 5),
+        {"w": floats(2, 3, 3, 3)},
+    ),
+    "output_shape upper": lambda: run(
+        [N("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], output_shape=[10, 10], auto_pad="SAME_UPPER")],
+        floats(1, 2, 5, 5),
+        {"w": floats(2, 3, 3, 3)},
+    ),
+    "mean of integers": lambda: run(
+        [N("ReduceMean", ["x"], ["y"], axes=[1])], np.array([[1, 2, 4], [-1, -2, -4]], "i4"), {}
+    ),
+    "one hot": lambda: run(
+        [N("OneHot", ["x", "d", "v"], ["y"], axis=1)],
+        np.array([0, -1, 2, 5], "i8"),
+        {"d": np.int64(3), "v": np.array([0, 1], "f4")},
+    ),
+    "thresholded infinity": lambda: run([N("ThresholdedRelu", ["x"], ["y"])], ODD[1:], {}),
+    "log of nothing": lambda: run(
+        [N("ReduceLogSumExp", ["x"], ["y"], axes=[1])], np.array([[-np.inf, -np.inf], [0, 1]], "f4"), {}, 13
+    ),
+    "sinh": lambda: run([N("Sinh", ["x"], ["y"])], np.array([88.85, 89, -88.9, 1e-4, 0, 1, -2], "f4"), {}),
+    "power of integers": lambda: run([N("Pow", ["x", "e"], ["y"])], np.array([2, 3, -2]), {"e": np.array([3, 2, 3])}),
+    "power of float by integer": lambda: run(
+        [N("Pow", ["x", "e"], ["y"])], floats(3), {"e": np.array([3, 2, 1], "i8")}
+    ),
+    "pool lower": lambda: run(
+        [N("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER")], floats(1, 1, 7, 7), {}
+    ),
+    "pool ceil": lambda: run(
+        [N("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], strides=[3, 3], pads=[0, 0, 1, 1], ceil_mode=1)],
+        floats(1, 1, 6, 7),
+        {},
+        19,
+    ),
+    "scale of fewer axes": lambda: run(
+        [N("LayerNormalization", ["x", "s"], ["y"], axis=1)], floats(2, 4, 4), {"s": floats(4)}
+    ),
+    "float16 products": lambda: run(
+        [N("MatMul", ["x", "w"], ["y"])], floats(3, 64).astype("f2"), {"w": floats(64, 2).astype("f2")}
+    ),
+    "boxes that are scaled, and empty ones": lambda: run(
+        [N("RoiAlign", ["x", "r", "b"], ["y"], output_height=2, output_width=2, spatial_scale=0.5)],
+        floats(2, 3, 6, 7),
+        {"r": np.array([[0, 0, 9, 8], [2, 3, 2, 3], [5, 5, 1, 1], [1, 1, 7, 6]], "f4"), "b": np.array([0, 0, 1, 1])},
+    ),
+    "reflected to the far end": lambda: run(
+        [N("Pad", ["x", "p"], ["y"], mode="reflect")], floats(1, 2, 4, 5), {"p": np.array([0, 0, 3, 0, 0, 1, 3, 4])}
+    ),
+    "parts that are not equal": lambda: run(
+        [N("Split", ["x"], ["a", "b", "c"], num_outputs=3), N("Concat", ["c", "a", "b"], ["y"], axis=0)],
+        floats(7, 2),
+        {},
+        18,
+    ),
+    "equal booleans": lambda: run(
+        [N("Equal", ["x", "b"], ["e"]), N("Not", ["e"], ["y"])], np.arange(40) % 2 == 0, {"b": np.arange(40) % 3 == 0}
+    ),
+    "the place of the largest of nothing but zeros": lambda: run(
+        [N("ArgMax", ["x"], ["y"], axis=1)], np.array([[0, 0, 0], [0, 2, 2]], "u1"), {}
+    ),
+    "the place of the smallest": lambda: run(
+        [N("ArgMin", ["x"], ["y"], axis=0)], np.array([[127, 127], [127, -3]], "i1"), {}
+    ),
+    "steps of a quotient": lambda: run(
+        [N("Div", ["x", "d"], ["q"]), N("Floor", ["q"], ["f"]), N("Ceil", ["q"], ["c"]), N("Sub", ["c", "f"], ["y"])],
+        np.arange(200, dtype="f4") * 41,
+        {"d": np.float32(41)},
+    ),
+    "the mean of equal numbers": lambda: run(
+        [N("ReduceMean", ["x"], ["m"], axes=[1]), N("Floor", ["m"], ["y"])],
+        np.repeat(np.arange(20, dtype="f4")[:, None], 41, 1),
+        {},
+    ),
+    "quantized ties": lambda: run(
+        [N("QuantizeLinear", ["x", "s", "z"], ["y"])],
+        np.arange(64, dtype="f4") * 20.5,
+        {"s": np.float32(41), "z": np.uint8(3)},
+    ),
+    "parts without an extent": lambda: run(
+        [
+            N("Split", ["x", "s"], ["a", "b", "c"]),
+            N("Relu", ["b"], ["d"]),
+            N("Add", ["c", "one"], ["e"]),
+            N("Concat", ["d", "a", "e"], ["y"], axis=0),
+        ],
+        floats(4, 5),
+        {"s": np.array([3, 0, 1]), "one": np.float32(1)},
+    ),
+    "dropout": lambda: run([N("Dropout", ["x"], ["h"]), N("Relu", ["h"], ["y"])], floats(4), {}),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_tvm_reads_wrongly_is_mended(name: str) -> None:
+    found = outcome(OWN[name](), constant=False)
+    assert found.kind == RIGHT, found.detail
+
+
+REFUSALS: dict[str, tuple[onnx.NodeProto, dict[str, Array], str]] = {
+    "an attribute": (
+        N("RoiAlign", ["x", "r", "b"], ["y"], "roi", mode="max"),
+        {"r": np.zeros((1, 4), "f4"), "b": np.zeros(1, "i8")},
+        r"RoiAlign \('roi'\) with mode=max; use avg",
+    ),
+    "an attribute that nobody knows": (N("Relu", ["x"], ["y"], "r", speed=3), {}, r"Relu \('r'\) with speed=3"),
+    "an input that is ignored": (
+        N("Relu", ["x", "b"], ["y"], "r"),
+        {"b": np.zeros(1, "f4")},
+        r"Relu \('r'\) with its input 2, 'b'",
+    ),
+    "an operator of another domain": (N("Relu", ["x"], ["y"], domain="org.example"), {}, r"Relu \(org.example\)"),
+    "a reflection of more than there is": (
+        N("Pad", ["x", "p"], ["y"], "pad", mode="reflect"),
+        {"p": np.array([0, 0, 0, 4, 0, 0, 0, 0])},
+        r"Pad \('pad'\) with mode=reflect; at axis 3 pads must be less than its extent, 4",
+    ),
+    "training": (
+        N("BatchNormalization", ["x", "s", "s", "s", "s"], ["y", "m", "v"], training_mode=1),
+        {"s": np.ones(2, "f4")},
+        "training_mode=1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_not_computed_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    node, constants, said = REFUSALS[name]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("org.example", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument, match=said):
+        import_onnx(tmp_path / "m.onnx", {})
+
+
+def test_the_page_of_operators_says_what_happens() -> None:
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (.*) \|$", operator_table.PAGE.read_text(), re.M)
+    page = {name: (int(right), int(refused), why) for name, right, refused, why in rows}
+    tested = {name for case in operator_cases.cases() if (name := operator_table.operator_of(case)) is not None}
+    assert set(page) == tested
+    importer_knows = set(frontend._get_convert_map()) | set(CONVERTERS)
+    for name, (right, refused, why) in page.items():
+        assert right + refused == sum(operator_table.operator_of(case) == name for case in operator_cases.cases())
+        assert bool(refused) == bool(why)
+        if right == 0 and "not known to TVM" in why:
+            assert name not in importer_knows, f"{name} is said to be unknown"
+    # The smallest cases of a few operators, as the page says: all right, or all refused.
+    for name in ("Add", "IsInf", "Einsum", "LSTM", "StringNormalizer", "Loop", "Celu"):
+        mine = [case for case in operator_cases.cases() if operator_table.operator_of(case) == name]
+        if mine and 0 in page[name][:2]:
+            right = outcome(mine[0], constant=len(mine[0].inputs) > 1).kind == RIGHT
+            assert right == (page[name][1] == 0), name
+
+
+@pytest.mark.parametrize("extents", [("N", 4), (3, "L"), ("N", "L")])
+def test_positions_of_a_symbolic_extent(tmp_path: Path, extents: tuple[int | str, int | str]) -> None:
+    """What exporters write for positions: Range to an extent of the input, something looked up by it, added."""
+    axis = 0 if extents[1] == 4 else 1
+    nodes = [
+        N("Relu", ["x"], ["h"]),
+        N("Shape", ["h"], ["s"]),
+        N("Gather", ["s", "axis"], ["n"]),
+        N("Range", ["zero", "n", "one"], ["r"]),
+        N("Gather", ["table", "r"], ["p"]),
+        N("Unsqueeze", ["p", "other"], ["q"]),
+        N("Add", ["h", "q"], ["y"]),
+    ]
+    table = floats(128)
+    weights = {"axis": np.int64(axis), "zero": np.int64(0), "one": np.int64(1), "table": table}
+    weights["other"] = np.array([1 - axis])
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, extents)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, extents)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    compiled = compile_model(tmp_path / "m.onnx", inputs={"x": extents}, cut="h", name="m", output=tmp_path, check=True)
+    assert compiled.check is not None and compiled.check.skipped is None
+    x = floats(3, 4)
+    model = load(compiled.device, client=LocalClient(tmp_path / "repository"))
+    positions = np.expand_dims(table[: x.shape[axis]], 1 - axis)
+    np.testing.assert_allclose(model(x), np.maximum(x, 0) + positions, rtol=1e-6)

@@ -1,0 +1,49 @@
+"""Deadlines by key."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmq_offload.net.timers import Timers
+
+KEYS = st.integers(0, 5)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), KEYS, st.integers(0, 50)),
+        st.tuples(st.just("cancel"), KEYS, st.just(0)),
+        st.tuples(st.just("pop"), st.just(0), st.integers(0, 50)),
+    ),
+    max_size=300,
+)
+
+
+@given(STEPS)
+def test_it_agrees_with_a_dictionary(steps: list[tuple[str, int, int]]) -> None:
+    timers: Timers[int] = Timers()
+    model: dict[int, int] = {}
+    for what, key, at in steps:
+        if what == "set":
+            timers.set(key, at)
+            model[key] = at
+        elif what == "cancel":
+            timers.cancel(key)
+            model.pop(key, None)
+        else:
+            taken = timers.pop(at)
+            if taken is None:
+                assert all(due > at for due in model.values())
+            else:
+                assert model[taken] == min(model.values()) <= at
+                del model[taken]
+        assert timers.next() == min(model.values(), default=None)
+        assert len(timers) == len(model)
+        assert all(key in timers for key in model)
+
+
+def test_what_is_cancelled_does_not_pile_up() -> None:
+    timers: Timers[int] = Timers()
+    for n in range(10_000):
+        timers.set(n, 1e9)
+        timers.cancel(n)
+    assert len(timers._heap) < 200

@@ -1,0 +1,116 @@
+"""What is copied, what is lent, and when it is back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from tests.support.processes import eventually
+from zmq_offload.net import transport
+from zmq_offload.net.transport import LENT, Inbox
+
+Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two ends of an inproc connection, over which a message is the very memory that was sent."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    one, other = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    one.bind("inproc://pair")
+    other.connect("inproc://pair")
+    yield one, other
+    context.destroy(linger=0)
+
+
+def received(socket: zmq.Socket[bytes]) -> list[bytes]:
+    assert socket.poll(5000)
+    frames = transport.receive(socket)
+    assert frames is not None
+    return [bytes(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("size", [1, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, LENT - 1])
+def test_what_is_short_is_copied_and_may_change_at_once(pair: Pair, size: int) -> None:
+    memory = bytearray(b"a" * size)
+    assert transport.send(pair[0], [b"envelope", memoryview(memory)], track=True) == []
+    memory[:] = b"b" * size
+    assert received(pair[1]) == [b"envelope", b"a" * size]
+
+
+@pytest.mark.parametrize("size", [LENT, 4 * LENT])
+def test_what_is_long_is_sent_from_its_own_memory(pair: Pair, size: int) -> None:
+    memory = bytearray(b"a" * size)
+    (tracker,) = transport.send(pair[0], [b"envelope", memoryview(memory)], track=True)
+    memory[-1:] = b"b"
+    assert received(pair[1])[1].endswith(b"ab"), "it was copied"
+    eventually(lambda: tracker.done)
+
+
+def test_each_long_frame_is_tracked_and_not_only_the_last(pair: Pair) -> None:
+    long, short = [memoryview(bytearray(LENT)) for _ in range(3)], memoryview(bytearray(8))
+    trackers = transport.send(pair[0], [b"envelope", b"header", *long, short], track=True)
+    assert len(trackers) == 3
+    assert pair[1].poll(5000)
+    frames = transport.receive(pair[1])
+    assert frames is not None and len(frames) == 6
+    for at, tracker in enumerate(trackers):
+        assert not tracker.done, "libzmq still has it"
+        frames[2 + at] = None
+        eventually(lambda tracker=tracker: tracker.done)
+
+
+def test_memory_of_a_closed_connection_is_back() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect("tcp://127.0.0.1:1")  # nobody is there
+    (tracker,) = transport.send(socket, [memoryview(bytearray(LENT))], track=True)
+    assert not tracker.done
+    socket.close(linger=0)
+    eventually(lambda: tracker.done)
+    context.term()
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_an_inbox_hands_out_all_in_order_and_at_most_so_many(pair: Pair, most: int) -> None:
+    inbox = Inbox(pair[1])
+    for burst in (1, 5, 1, 70, 2):
+        for number in range(burst):
+            transport.send(pair[0], [b"%d" % number])
+        seen: list[bytes] = []
+        while len(seen) < burst:
+            assert pair[1].poll(5000)
+            taken = [frames[0] for frames in inbox.take(most)]
+            assert 0 < len(taken) <= most
+            seen += taken
+        assert seen == [b"%d" % number for number in range(burst)]
+        assert not inbox.waiting()
+        assert list(inbox.take(most)) == []
+
+
+LISTEN_OFTEN = """
+import zmq
+from zmq_offload.net import transport
+with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+    events = transport.monitor(router, zmq.EVENT_LISTENING)
+    for _ in range(2500):  # libzmq's limits of both sides together are 2000
+        router.bind("tcp://127.0.0.1:0")
+        router.unbind(router.getsockopt_string(zmq.LAST_ENDPOINT))
+    read = 0
+    while transport.receive(events):
+        read += 1
+    router.disable_monitor()
+    events.close()
+print(read)
+"""
+
+
+def test_events_that_nobody_reads_stop_nothing() -> None:
+    """libzmq's I/O thread, which serves all connections, tells of events in the same way as the thread that binds. In a
+    process of its own: what waits there, waits for ever."""
+    done = subprocess.run([sys.executable, "-c", LISTEN_OFTEN], stdout=subprocess.PIPE, timeout=60, check=True)
+    assert done.stdout == b"2500\n"

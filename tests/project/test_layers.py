@@ -1,0 +1,73 @@
+"""The layout's rules: who may import whom, and what is installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("zmq_offload", "broker", "workers")
+
+
+def test_the_top_level_is_as_decided() -> None:
+    out = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = {line.split("/")[0] for line in out.splitlines()}
+    needed = {*PACKAGES, "tests", "pyproject.toml", "Procfile", "README.md", "LICENSE"}
+    assert needed <= folders
+    assert {f for f in folders if not f.startswith(".")} - needed <= {"docs", "examples", "CHANGELOG.md"}
+
+
+def test_the_import_contracts_of_pyproject_hold() -> None:
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+WITHOUT = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"tvm", "tvm_ffi", "onnx", "onnxslim", "onnxruntime", "PIL"}:
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def without_extras(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", WITHOUT + code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_client_broker_and_command_line_work_without_tvm() -> None:
+    code = "import zmq_offload, broker.__main__, workers.__main__, workers.loop, zmq_offload.cli.main"
+    done = without_extras(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_load_without_tvm_says_what_to_install() -> None:
+    done = without_extras("import zmq_offload\nzmq_offload.load('x', 'tcp://127.0.0.1:1')")
+    assert "FailedPrecondition" in done.stderr
+    assert "zmq-offload[tvm]" in done.stderr
+
+
+def test_a_worker_without_tvm_says_what_to_install() -> None:
+    code = "import sys; sys.argv = ['workers']; import os; os.environ['ZMQ_OFFLOAD_PARENT_FD'] = '0'\n"
+    done = without_extras(code + "import workers.__main__\nsys.exit(workers.__main__.main())")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("workers: error:")
+    assert "zmq-offload[tvm]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"), [(["demo"], "demo"), (["compile", "m.onnx", "--cut", "t", "--name", "m"], "compile")]
+)
+def test_a_command_without_its_packages_says_what_to_install(command: list[str], extra: str) -> None:
+    done = without_extras(f"from zmq_offload.cli.main import main\nsys.exit(main({command!r}))")
+    assert done.returncode == 1
+    assert done.stderr.startswith("zmq-offload: error: a package is missing")
+    assert f"zmq-offload[{extra}]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

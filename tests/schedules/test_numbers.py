@@ -1,0 +1,133 @@
+"""Functions over all of float32, against float64: the worst error in units in the last place (pytest -s prints it)."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from tvm import relax, tirx
+from tvm.ir.transform import Sequential
+
+from tests.schedules.number_cases import FUNCTIONS, Array, module, sweep, worst
+from tests.schedules.schedule_harness import HOST, compiled
+from zmq_offload.compile.pipeline import fusing
+from zmq_offload.compile.target import runs_here
+from zmq_offload.schedules.machine import machine_of
+from zmq_offload.schedules.schedule import schedule_pass
+
+
+def _target(cpu: str) -> tvm.target.Target:
+    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": 2})
+
+
+PATHS = {"AVX-512": _target("skylake-avx512"), "AVX2": _target("haswell"), "SSE2": _target("x86-64")}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_functions_over_the_whole_range(path: str) -> None:
+    target = PATHS[path]
+    if not runs_here(target):
+        pytest.skip(f"this CPU cannot run {path} code")
+    x, names = sweep(), list(FUNCTIONS)
+    results = compiled(module(names, x.size), target)(x)
+    check(path, x, dict(zip(names, results, strict=True)))
+
+
+def check(path: str, x: Array, results: dict[str, Array]) -> None:
+    """Every result within its function's bound."""
+    errors = {name: worst(name, x, got) for name, got in results.items()}
+    print(f"\n{path}: " + ", ".join(f"{name} {error:.2f} at {at:.6g}" for name, (error, at) in errors.items()))
+    over = {n: e for n, e in errors.items() if not e[0] <= FUNCTIONS[n].bound}
+    assert not over, over
+
+
+OURS = ["Exp", "Sigmoid", "Tanh", "Erf", "Log", "Softplus", "Mish", "Elu", "Selu", "Gelu", "HardSwish"]
+SPECIAL = np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -104, 88.8, 1, -1]).view(
+    "uint32"
+)
+BITS = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from(SPECIAL.tolist()))
+
+
+@pytest.mark.parametrize("count", [3, 37])
+def test_any_bits_side_by_side(count: int) -> None:
+    """What stands next to a number in a vector does not matter, nor in which lane or in the rest of a row it is."""
+    run = compiled(module(OURS, count), HOST)
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(arrays(np.uint32, count, elements=BITS, fill=st.nothing()))
+    def each(bits: Array) -> None:
+        x = bits.view("float32")
+        for name, result in zip(OURS, run(x), strict=True):
+            error, at = worst(name, x, result)
+            assert error <= FUNCTIONS[name].bound, f"{name} of {at!r} among {x}: {error}"
+
+    each()
+
+
+NEON = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "num-cores": 2})
+
+
+def functions_of(names: list[str], count: int, target: tvm.target.Target) -> tuple[list[str], tvm.runtime.Module]:
+    """The names of the compiled functions, in the order of `names`, and the machine code of all."""
+    passes = [*fusing(target), schedule_pass(machine_of(target)), relax.transform.AttachGlobalSymbol()]
+    with target:
+        mod = Sequential(passes)(module(names, count))
+    bindings = [b for block in mod["main"].body.blocks for b in block.bindings]
+    values = {b.var: b.value for b in bindings}
+    result = bindings[-1].value
+    called = [values[v] for v in result.fields] if isinstance(result, relax.Tuple) else [result]
+    prims = tvm.IRModule({g: f for g, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)})
+    return [str(c.args[0].name_hint) for c in called], tvm.compile(prims, target).mod
+
+
+@pytest.mark.parametrize(
+    ("target", "vector"),
+    [
+        (PATHS["AVX-512"], r"\bv(fm|f?n?m|mul|add)\w*ps\s.*%zmm"),
+        (PATHS["AVX2"], r"\bv(fm|f?n?m|mul|add)\w*ps\s.*%ymm"),
+        (NEON, r"\bf(mla|mls|mul|add)\s+v\d+\.4s"),
+    ],
+    ids=["AVX-512", "AVX2", "NEON"],
+)
+def test_functions_are_vector_code(target: tvm.target.Target, vector: str) -> None:
+    """Over whole vectors: no call of the C library, no jump that depends on a value, no scalar arithmetic."""
+    _, code = functions_of(OURS, 4096, target)
+    assembly = code.inspect_source("s")
+    called = set(re.findall(r"^\s+(?:bl|callq?)\s+(\w+f)\b(?!\w)", assembly, re.MULTILINE))
+    assert not called
+    assert len(re.findall(vector, assembly)) > 100
+    compared = re.findall(r"^\s+(?:v?u?comiss|fcmpe?|vfn?m\w+ss|vmulss|fmadd|fmul\s+s)\b", assembly, re.MULTILINE)
+    assert not compared
+
+
+@pytest.mark.arm
+def test_functions_over_the_whole_range_on_neon(tmp_path: Path) -> None:
+    """The machine code for ARM, in a program of its own, emulated."""
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if emulator is None or importlib.util.find_spec("ziglang") is None:
+        pytest.skip("qemu-aarch64(-static), of Debian's package qemu-user-static, or the package ziglang is missing")
+    x = sweep()
+    # The rest are the C library's, of which the program here has another than devices have.
+    names = [*OURS, "Gelu tanh", "HardSigmoid", "Sqrt", "Reciprocal", "Softsign"]
+    functions, code = functions_of(names, x.size, NEON)
+    code.write_to_file(str(tmp_path / "functions.o"))
+    each = " ".join(f"F({f})" for f in functions)
+    (tmp_path / "functions.h").write_text(f"#define COUNT {x.size}\n#define NAMES(F) {each}\n")
+    shutil.copy(Path(__file__).with_name("driver.c"), tmp_path)
+    program = tmp_path / "driver"
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static", "-O1"]
+    subprocess.run([*compiler, "driver.c", "functions.o", "-o", str(program)], cwd=tmp_path, check=True)
+    run = [emulator, "-cpu", "cortex-a72", str(program)]
+    done = subprocess.run(run, input=x.tobytes(), stdout=subprocess.PIPE, check=True)
+    results = np.frombuffer(done.stdout, "float32").reshape(len(names), x.size)
+    check("NEON", x, dict(zip(names, results, strict=True)))

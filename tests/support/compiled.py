@@ -1,0 +1,69 @@
+"""Small networks, and what `zmq_offload.compile` makes of them: fixtures for all tests, compiled once a run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from zmq_offload.compile import Compiled
+
+# Compiler and ONNX are imported where they are used: tests that need neither start in a moment.
+
+
+@pytest.fixture(scope="session")
+def convnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support import onnx_models
+
+    return onnx_models.convnet(tmp_path_factory.mktemp("models") / "convnet.onnx")
+
+
+@pytest.fixture(scope="session")
+def mlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support import onnx_models
+
+    return onnx_models.mlp(tmp_path_factory.mktemp("models") / "mlp.onnx")
+
+
+@pytest.fixture(scope="session")
+def diamond(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support import onnx_models
+
+    return onnx_models.diamond(tmp_path_factory.mktemp("models") / "diamond.onnx")
+
+
+@pytest.fixture(scope="session")
+def compiled_mlp(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The MLP with a batch of 2, offloaded from h2 to h4 as "mlp". Not to be changed: copy it with `fresh_mlp`."""
+    from zmq_offload.compile import compile_model
+
+    output = tmp_path_factory.mktemp("mlp")
+    return compile_model(mlp, inputs={"x": (2, 8)}, cut=["h2"], until=["h4"], name="mlp", output=output)
+
+
+@pytest.fixture(scope="session")
+def compiled_wide(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """8 MB of weights on the device, 8 MB offloaded as "wide" (from h2), and a copy of them on the device."""
+    import onnx
+
+    from tests.support import onnx_models
+    from zmq_offload.compile import compile_model
+
+    output = tmp_path_factory.mktemp("wide")
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w1"], ["h1"]),
+        onnx.helper.make_node("Relu", ["h1"], ["h2"]),
+        onnx.helper.make_node("MatMul", ["h2", "w2"], ["y"]),
+    ]
+    weights = {"w1": onnx_models.random(1448, 1448, seed=1), "w2": onnx_models.random(1448, 1448, seed=2)}
+    path = onnx_models.write(output / "m.onnx", nodes, {"x": [1, 1448]}, {"y": [1, 1448]}, weights)
+    return compile_model(path, cut=["h2"], name="wide", output=output, with_fallback=True)
+
+
+@pytest.fixture
+def fresh_mlp(compiled_mlp: Compiled, tmp_path: Path) -> Path:
+    """A copy of `compiled_mlp` to spoil: a folder with `device` and `repository`."""
+    return Path(shutil.copytree(compiled_mlp.device.parent, tmp_path / "dist"))

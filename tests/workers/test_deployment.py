@@ -1,0 +1,201 @@
+"""What a worker serves follows the repository, and a fault in one version leaves the others alone."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.deployment import Deployment
+from zmq_offload.artifacts.repository import ModelVersion, Repository
+from zmq_offload.errors import FailedPrecondition
+from zmq_offload.protocol.tensors import TensorSpec
+
+SPEC = (TensorSpec("x", "FP32", (3,)),)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path)
+
+
+def add(repository: Repository, name: str, version: int, *, force: bool = False) -> None:
+    def build(folder: Path) -> ModelVersion:
+        (folder / "subgraph.so").write_bytes(b"library")
+        return ModelVersion(name, version, SPEC, SPEC, "llvm", "0.27.0", "")
+
+    repository.write(name, version, build, force=force)
+
+
+class Loaded:
+    """What a version becomes."""
+
+
+class Loader:
+    """Loads anything but what `faults` has an error for."""
+
+    def __init__(self) -> None:
+        self.faults: dict[tuple[str, int], Exception] = {}
+        self.loaded: list[tuple[str, int]] = []
+
+    def __call__(self, repository: Repository, name: str, version: int) -> Any:
+        self.loaded.append((name, version))
+        if (name, version) in self.faults:
+            raise self.faults[name, version]
+        return Loaded()
+
+
+def test_new_replaced_and_removed_versions_are_followed(repository: Repository) -> None:
+    add(repository, "a", 1)
+    load = Loader()
+    deployment = Deployment(repository, load)
+    assert deployment.refresh() and set(deployment.executors) == {("a", 1)}
+    assert not deployment.refresh()
+    add(repository, "a", 2)
+    add(repository, "a", 1, force=True)
+    assert deployment.refresh() and set(deployment.executors) == {("a", 1), ("a", 2)}
+    assert load.loaded == [("a", 1), ("a", 2), ("a", 1)]  # the newest first
+    shutil.rmtree(repository.path("a", 1))
+    assert deployment.refresh() and set(deployment.executors) == {("a", 2)}
+
+
+@pytest.mark.parametrize("fault", [FailedPrecondition("damaged"), MemoryError("std::bad_alloc"), OSError(5, "I/O")])
+def test_a_version_that_does_not_load_leaves_the_others_alone(
+    repository: Repository, fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "bad", 1)
+    add(repository, "good", 1)
+    load = Loader()
+    load.faults["bad", 1] = fault
+    deployment = Deployment(repository, load)
+    with caplog.at_level(logging.ERROR):
+        assert deployment.refresh() and set(deployment.executors) == {("good", 1)}
+        assert not deployment.refresh()
+    (record,) = caplog.records
+    assert "model bad version 1 is not served" in record.getMessage() and str(fault) in record.getMessage()
+    load.faults.clear()
+    description = repository.path("bad", 1) / "model.json"
+    description.write_text(description.read_text() + "\n")  # repaired in place, without the library
+    assert deployment.refresh() and set(deployment.executors) == {("bad", 1), ("good", 1)}
+
+
+def test_a_version_that_is_removed_file_by_file_while_it_loads_is_no_error(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "a", 1)
+
+    class Removed(Loader):
+        def __call__(self, repository: Repository, name: str, version: int) -> Any:
+            (repository.path(name, version) / "model.json").unlink()
+            raise FailedPrecondition("model.json: no such file")
+
+    with caplog.at_level(logging.ERROR):
+        Deployment(repository, Removed()).refresh()
+    assert not [record for record in caplog.records if "model a" in record.getMessage()]
+
+
+def test_a_folder_that_cannot_be_read_leaves_the_others_alone_and_is_named_once(
+    repository: Repository, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(repository, "a", 1)
+    add(repository, "b", 1)
+    deployment = Deployment(repository, Loader())
+    deployment.refresh()
+    read, unreadable = Path.iterdir, {repository.root / "a"}
+
+    def iterdir(folder: Path) -> Any:
+        if folder in unreadable:
+            raise PermissionError(13, "Permission denied")
+        return read(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    add(repository, "b", 2)
+    assert deployment.refresh() and not deployment.refresh()
+    assert set(deployment.executors) == {("a", 1), ("b", 1), ("b", 2)}
+    unreadable.add(repository.root)
+    assert not deployment.refresh() and not deployment.refresh()
+    assert set(deployment.executors) == {("a", 1), ("b", 1), ("b", 2)}
+    unreadable.clear()
+    assert not deployment.refresh()
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert said == [
+        f"{repository.root / 'a'} cannot be read: Permission denied; serving on with what is loaded of it",
+        f"{repository.root} cannot be read: Permission denied; serving on with what is loaded",
+    ]
+
+
+def test_a_repository_with_nothing_in_it_is_said_once(repository: Repository, caplog: pytest.LogCaptureFixture) -> None:
+    deployment = Deployment(repository, Loader())
+    assert not deployment.refresh() and not deployment.refresh()
+    (record,) = caplog.records
+    assert record.getMessage() == f"nothing is served: no model in {repository.root} loads"
+    add(repository, "a", 1)
+    assert deployment.refresh()
+
+
+def test_what_is_removed_is_dropped_by_the_next_refresh_and_its_memory_given_back(repository: Repository) -> None:
+    events: list[str] = []
+    deployment = Deployment(repository, Loader(), lambda: events.append("changed"), lambda: events.append("given back"))
+    add(repository, "a", 1)
+    deployment.refresh()
+    (executor,) = map(weakref.ref, deployment.executors.values())
+    shutil.rmtree(repository.path("a", 1))
+    deployment.refresh()
+    assert executor() is not None and events == ["changed", "changed"]  # the serving thread may be using it
+    running = executor()
+    deployment.refresh()
+    assert events == ["changed", "changed"]
+    del running
+    deployment.refresh()
+    assert executor() is None and events == ["changed", "changed", "given back"]
+
+
+def test_a_version_that_is_removed_while_it_loads_is_not_complained_of(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "a", 1)
+    add(repository, "b", 1)
+
+    def load(repository: Repository, name: str, version: int) -> Any:
+        if name == "b":
+            shutil.rmtree(repository.path(name, version))
+            raise FailedPrecondition("subgraph.so: No such file or directory")
+        return Loaded()
+
+    deployment = Deployment(repository, load)
+    assert deployment.refresh() and set(deployment.executors) == {("a", 1)}
+    assert not caplog.records
+
+
+def test_a_file_in_the_place_of_a_repository_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    Deployment(Repository(tmp_path / "file"), Loader()).refresh()
+    (record,) = caplog.records
+    assert record.getMessage() == f"--repository {tmp_path}/file: not a folder; looking for it again and again"
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_repository_that_is_not_there_is_named_and_looked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, loaded: bool
+) -> None:
+    repository = Repository(tmp_path / "repository")
+    deployment = Deployment(repository, Loader())
+    if loaded:
+        add(repository, "a", 1)
+        deployment.refresh()
+        repository.root.rename(tmp_path / "elsewhere")
+    deployment.refresh()
+    deployment.refresh()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"--repository {repository.root}: no such folder; "
+        + ("serving on with what is loaded" if loaded else "looking for it again and again")
+    )
+    assert set(deployment.executors) == ({("a", 1)} if loaded else set())
+    add(repository, "b", 1)
+    deployment.refresh()
+    assert set(deployment.executors) == {("b", 1)}

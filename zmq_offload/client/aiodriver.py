@@ -1,0 +1,233 @@
+"""How an event loop drives the asyncio client's socket.
+
+The loop watches the socket's own file descriptor; `zmq.asyncio` adds a future and a task switch to every frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Sequence
+
+from zmq_offload.client.connection import Connection
+from zmq_offload.client.session import Action, Complete, Fail, Reconnect, Send
+from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
+from zmq_offload.errors import Cancelled, FailedPrecondition, Internal
+
+log = logging.getLogger("zmq_offload")
+
+
+class Reader:
+    """The connection, and the loop that watches it. A `lifetime.Resource`: it does not refer to who reads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.closed = False
+        self.forgotten = False
+        self._watched: int | None = None
+
+    def watch(self, ready: Callable[[], None]) -> None:
+        """Have `ready` called when there is something to read."""
+        assert self.loop is not None
+        self.unwatch()
+        descriptor = self.connection.socket.fileno()
+        self.loop.add_reader(descriptor, ready)
+        self._watched = descriptor
+
+    def unwatch(self) -> None:
+        """Before the socket is closed: its successor may well have the same descriptor."""
+        descriptor, self._watched = self._watched, None
+        if descriptor is not None and self.loop is not None and not self.loop.is_closed():
+            self.loop.remove_reader(descriptor)
+
+    def close(self, linger: int = 100) -> None:
+        """`linger`: milliseconds for a last Cancel."""
+        if not self.closed and not self.forgotten:
+            self.closed = True
+            self.unwatch()
+            self.connection.close(linger)
+
+    def release(self) -> None:
+        """In the loop's own thread, where there is one that runs."""
+        if self.loop is not None and self.loop.is_running():
+            with contextlib.suppress(RuntimeError):  # it has been closed just now
+                self.loop.call_soon_threadsafe(self.close)
+                return
+        self.close()
+
+    def leave(self) -> None:
+        """The loop's thread, a daemon, may run still and use the socket; then the system closes it."""
+        if self.loop is None or not self.loop.is_running():
+            self.close(linger=0)
+
+    def forget(self) -> None:
+        # The loop's own descriptor is the parent's, too: to remove a reader here would remove it there.
+        self.forgotten = True
+        self._watched = None
+        self.connection.forget()
+
+
+class AsyncDriver:
+    """Belongs to the event loop that it is first used in, and to its thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.reader = Reader(connection)
+        self._connection = connection
+        self._session = connection.session
+        self._futures: dict[int, asyncio.Future[Complete]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        tell_of_forks(self)
+
+    def forget(self) -> None:
+        """In a forked child: a task that waits here, in the parent's loop, is told."""
+        futures = list(self._futures.values())
+        self._futures.clear()
+        for future in futures:
+            if not future.done() and not future.get_loop().is_closed():
+                future.set_exception(made_before_fork("client"))
+                future.exception()  # nobody need ask for it
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._futures)
+
+    def attach(self) -> asyncio.AbstractEventLoop:
+        """The running loop. Raises FailedPrecondition in another one than before, and in a forked child."""
+        reader = self.reader
+        if reader.forgotten:
+            raise made_before_fork("client")
+        if reader.closed:
+            raise Cancelled("the client is closed")
+        loop = asyncio.get_running_loop()
+        if reader.loop is not loop:
+            if reader.loop is not None:
+                raise FailedPrecondition(
+                    "an AsyncClient belongs to the event loop that it was first used in; make one in each loop"
+                )
+            reader.loop = loop
+            reader.watch(self._ready)
+        return loop
+
+    async def call(
+        self, loop: asyncio.AbstractEventLoop, start: Callable[..., tuple[int, list[Action]]], *args: object
+    ) -> Complete:
+        """Begin a call in the session and wait for its answer. Cancelling takes it back."""
+        number, actions = start(*args, now=loop.time())
+        future: asyncio.Future[Complete] = loop.create_future()
+        self._futures[number] = future
+        self._do(self._perform, actions)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not self.reader.closed:
+                self._do(self._perform, self._session.cancel(number))
+            raise
+
+    def close(self) -> None:
+        """Take back what is outstanding and disconnect."""
+        if self.reader.closed or self.reader.forgotten:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._do(self._perform, self._session.close())
+        self.reader.close()
+
+    # --- in the loop ----------------------------------------------------------------------------------------
+
+    def _ready(self) -> None:
+        if not self.reader.closed and not self.reader.forgotten:
+            self._do(self._take_in)
+
+    def _do(self, work: Callable[..., None], *args: object) -> None:
+        """What fails in the loop's callbacks is told to nobody; the calls wait for it."""
+        try:
+            work(*args)
+        except Exception as error:
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        """As `Driver._break`."""
+        failure = self._connection.failure
+        if isinstance(failure(error), Internal):
+            log.exception("the client failed; so do its %d calls", len(self._futures))
+        else:
+            log.warning("%s; %d calls fail", failure(error).message, len(self._futures))
+        with contextlib.suppress(OSError):
+            self.reader.unwatch()
+        self._connection.reset()
+        self._session.close()
+        failed = list(self._futures.values())
+        self._futures.clear()
+        for future in failed:
+            if not future.done():
+                future.set_exception(failure(error))
+
+    def _take_in(self) -> None:
+        connection, loop = self._connection, self.reader.loop
+        assert loop is not None
+        # Until none waits: the descriptor tells only of what comes after that.
+        while connection.is_open and connection.waiting():
+            socket = connection.socket
+            for message in connection.receive():
+                self._perform(self._session.received(*message, loop.time()))
+                if connection.socket is not socket or not connection.is_open:
+                    break  # what a broker that was left said besides is void
+        self._keep_time(loop)
+
+    def _keep_time(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that the session is told when its next deadline comes. A timer that is early is left to fire, so
+        that a call does not cost a new one."""
+        now = loop.time()
+        deadline = self._session.next_deadline()
+        if deadline is not None and deadline <= now:
+            if self._connection.is_open and (why := self._connection.refusal()) is not None:
+                self._perform(self._session.refused(why, now))
+            self._perform(self._session.tick(now))
+            deadline = self._session.next_deadline()
+        if self._timer is not None and (self._timer_at <= now or (deadline is not None and deadline < self._timer_at)):
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and deadline is not None:
+            self._timer_at = deadline
+            self._timer = loop.call_at(deadline, self._ready)
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        sent = False
+        for action in actions:
+            if isinstance(action, Send):
+                if not self._connection.is_open:
+                    self._exchange(self._connection.reopen)
+                self._connection.send(action)
+                sent = True
+            elif isinstance(action, Reconnect):
+                self._exchange(functools.partial(self._connection.reconnect, action.endpoint))
+                sent = True
+            else:
+                self._end(action)
+        if sent and self.reader.loop is not None and not self.reader.closed:
+            # The descriptor is edge-triggered: sending may have taken note of what came in, and then it stays silent.
+            self.reader.loop.call_soon(self._ready)
+
+    def _end(self, action: Complete | Fail) -> None:
+        lent = self._connection.still_lent(action.id)
+        if lent:
+            self._exchange(functools.partial(self._connection.regain, lent))
+            assert self.reader.loop is not None
+            self._perform(self._session.reconnected(self.reader.loop.time()))
+        future = self._futures.pop(action.id, None)
+        if future is None or future.done():
+            return
+        if isinstance(action, Fail):
+            future.set_exception(action.error)
+        else:
+            future.set_result(action)
+
+    def _exchange(self, connect: Callable[[], None]) -> None:
+        """Have the connection make a new socket."""
+        self.reader.unwatch()
+        connect()
+        self.reader.watch(self._ready)

@@ -1,0 +1,104 @@
+"""Arguments of a call: each is checked before anything is sent, and becomes a plain Python number."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import reprlib
+from typing import Any
+
+import numpy as np
+
+from zmq_offload.client.session import Policy
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.names import check_model_name
+from zmq_offload.protocol.tensors import Latest
+
+
+def check_call(
+    model: str, timeout: float, version: int | Latest | None, priority: int
+) -> tuple[float, int, int, bytes]:
+    """Timeout, version, priority and signature as they are sent. Raises InvalidArgument naming the wrong argument."""
+    try:
+        return _checked(model, timeout, version, priority)
+    except TypeError:  # an argument that cannot be hashed is wrong, too
+        return _checked.__wrapped__(model, timeout, version, priority)
+
+
+@functools.lru_cache(256, typed=True)  # a program calls with the same few again and again
+def _checked(model: str, timeout: float, version: int | Latest | None, priority: int) -> tuple[float, int, int, bytes]:
+    check_model_name(model)
+    seconds = check_timeout(timeout)
+    signature = b""
+    if isinstance(version, Latest):
+        signature, version = version.signature, None
+        if type(signature) is not bytes or len(signature) != wire.SIGNATURE_BYTES:
+            shown = reprlib.repr(signature)
+            raise InvalidArgument(f"signature {shown} is not {wire.SIGNATURE_BYTES} bytes, as signature_of makes them")
+    wanted = wire.LATEST if version is None else whole(version)
+    if wanted is None or not (version is None or 0 < wanted <= limits.VERSION):
+        shown = reprlib.repr(version)
+        raise InvalidArgument(f"version {shown} is not a whole number from 1; leave it out for the latest")
+    urgency = whole(priority)
+    if urgency is None or abs(urgency) > limits.PRIORITY:
+        raise InvalidArgument(
+            f"priority {reprlib.repr(priority)} is not a whole number from -{limits.PRIORITY} to {limits.PRIORITY}"
+        )
+    return seconds, wanted, urgency, signature
+
+
+def check_timeout(timeout: float) -> float:
+    """A call's time limit in seconds. Raises InvalidArgument for what is not a number that a call can have."""
+    seconds = real(timeout)
+    most = limits.BUDGET_US / 1e6
+    if seconds is None or not 0 < seconds <= most:
+        raise InvalidArgument(f"timeout {reprlib.repr(timeout)} is not a time above 0 and at most {most:.0f} seconds")
+    return seconds
+
+
+def check_policy(policy: Policy | None) -> Policy:
+    """A policy whose fields are all plain numbers above 0. Raises InvalidArgument naming the field that is wrong."""
+    if policy is None:
+        return Policy()
+    if not isinstance(policy, Policy):
+        raise InvalidArgument(f"policy {policy!r} is not a zmq_offload.client.session.Policy")
+    numbers = {}
+    for field in dataclasses.fields(policy):
+        given = getattr(policy, field.name)
+        number = real(given)
+        if number is None or not number > 0:
+            raise InvalidArgument(f"policy: {field.name} {given!r} is not a number above 0")
+        numbers[field.name] = number
+    return Policy(**numbers)
+
+
+def check_max_frame_bytes(given: int) -> int:
+    """Raises InvalidArgument for what is not a whole number of bytes from 1."""
+    number = whole(given)
+    if number is None or not 0 < number < 2**63:
+        raise InvalidArgument(f"max_frame_bytes {given!r} is not a whole number of bytes from 1")
+    return number
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, of Python or NumPy, as an int; None for anything else, truth values included."""
+    if type(value) is int:
+        return value
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    return None
+
+
+def real(value: Any) -> float | None:
+    """A number, of Python or NumPy, as a float; None for anything else, truth values included."""
+    if type(value) is float:
+        return value
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return None

@@ -1,0 +1,310 @@
+"""What the clients have in common: their socket, their options, and tensors in and out of calls."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import zmq
+
+from zmq_offload.client.arguments import check_call, check_max_frame_bytes, check_policy
+from zmq_offload.client.results import Outputs, Timings
+from zmq_offload.client.session import Complete, Policy, Send, Session
+from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
+from zmq_offload.net import transport
+from zmq_offload.net.endpoints import check_brokers
+from zmq_offload.net.handshake import Watch, clients_security
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
+from zmq_offload.protocol.tensors import Latest, array_of
+
+log = logging.getLogger("zmq_offload")
+
+DEFAULT_TIMEOUT = 10.0
+"""Seconds that a call may take unless it says otherwise."""
+
+_FILES = 12
+"""Files that a client opens: of libzmq's threads, the socket and what watches it, the connection, the driver."""
+
+_BATCH = 64
+"""Messages taken from the socket at a time."""
+
+_SHARED = 8192
+"""libzmq reads into buffers of this size, and frames that fit share one: a result that small is copied out, so that
+keeping it does not keep its neighbours."""
+
+_REGAIN_AT_EASE = 0.02
+_REGAIN_BY_FORCE = 5.0
+"""Seconds: for memory that is on its way back, and for libzmq to drop what it still holds of a closed connection."""
+
+
+_inherited: list[object] = []
+"""Sockets of the process that this one was forked from. To collect them would warn of what cannot be closed here."""
+
+
+class Connection:
+    """A socket to one of several brokers. Not thread-safe.
+
+    Raises InvalidArgument for endpoints, numbers and keys that cannot be used, FailedPrecondition for unreadable keys,
+    Unavailable where the system has no socket to give.
+    """
+
+    def __init__(
+        self,
+        broker: str | Sequence[str],
+        policy: Policy | None,
+        max_frame_bytes: int,
+        key: str | None = None,
+        broker_key: str | None = None,
+    ) -> None:
+        self.endpoints = check_brokers(broker)
+        self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
+        self.session = Session(
+            os.urandom(wire.SESSION_BYTES), self.endpoints, check_policy(policy), self._max_frame_bytes
+        )
+        self._security = clients_security(key, broker_key)
+        self._endpoint = 0
+        self._lent: dict[int, list[zmq.MessageTracker]] = {}
+        self.is_open = False
+        self._check_files()
+        try:
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        except zmq.ZMQError as error:
+            raise self._unavailable(error) from None
+        try:
+            self._open()
+        except BaseException:
+            self._context.term()
+            raise
+
+    def _check_files(self) -> None:
+        """Raises Unavailable if the system has too few files left. libzmq ends the process when it gets some, but not
+        all, of those that its threads need."""
+        pipes: list[tuple[int, int]] = []
+        try:
+            for _ in range(_FILES // 2):
+                pipes.append(os.pipe())  # noqa: PERF401  (what was opened must be closed)
+        except OSError as error:
+            raise self._unavailable(error) from None
+        finally:
+            for file in itertools.chain(*pipes):
+                os.close(file)
+
+    @property
+    def endpoint(self) -> str:
+        """Of the broker that it is connected to, or will be."""
+        return self.endpoints[self._endpoint]
+
+    def _open(self) -> None:
+        try:
+            socket = transport.make_socket(
+                self._context,
+                zmq.DEALER,
+                max_frame_bytes=self._max_frame_bytes,
+                heartbeat=transport.CLIENTS_HEARTBEAT,
+            )
+        except (zmq.ZMQError, OSError) as error:
+            raise self._unavailable(error) from None
+        watch: Watch | None = None
+        try:
+            self._security.protect(socket)
+            watch = Watch(socket)
+            transport.connect(socket, self.endpoint)
+        except BaseException as error:
+            if watch is not None:
+                watch.close()
+            socket.close(linger=0)
+            if isinstance(error, (zmq.ZMQError, OSError)):
+                raise self._unavailable(error) from None
+            raise
+        self.socket, self._watch = socket, watch
+        self._inbox = transport.Inbox(socket)
+        self.is_open = True
+
+    def _unavailable(self, error: zmq.ZMQError | OSError) -> Unavailable:
+        return Unavailable(f"cannot connect to {self.endpoint}: {error.strerror or one_line(error)}")
+
+    def reopen(self) -> None:
+        """Connect after a failure: to the broker that was left, or to the first after it for which that works."""
+        for _ in self.endpoints[1:]:
+            with contextlib.suppress(OffloadError):
+                self._open()
+                return
+            self._endpoint = (self._endpoint + 1) % len(self.endpoints)
+        self._open()
+
+    def reset(self) -> None:
+        """Disconnect after a failure, whatever its cause. What was lent is its owners' again."""
+        lent = [tracker for trackers in self._lent.values() for tracker in trackers]
+        self._lent.clear()
+        self._shut(linger=0)
+        if lent and not _wait_for(lent, _REGAIN_BY_FORCE):
+            log.error("the memory of a request's inputs is still being read after its connection was closed")
+
+    def failure(self, error: Exception) -> OffloadError:
+        """What calls end with when driving the connection fails; a new one for each call."""
+        if isinstance(error, OffloadError):
+            return type(error)(error.message)
+        if isinstance(error, (zmq.ZMQError, OSError)):
+            return Unavailable(f"the connection to {self.endpoint} failed: {error.strerror or one_line(error)}")
+        return Internal(f"the client failed: {type(error).__name__}: {one_line(error)}")
+
+    def _shut(self, linger: int) -> None:
+        if self.is_open:
+            self.is_open = False
+            with contextlib.suppress(zmq.ZMQError):
+                self._watch.close()
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.close(linger=linger)
+
+    def request(
+        self, model: str, inputs: Mapping[str, Any], version: int | Latest | None, timeout: float, priority: int
+    ) -> tuple[Any, ...]:
+        """What begins a request in the session: the arguments of its `request`, but for the time. All that is wrong
+        with them is found here.
+
+        Raises InvalidArgument naming the argument or input.
+        """
+        timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
+        return model, self._payload(inputs), timeout, wanted, priority, signature
+
+    def _payload(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """`[header, frame, ...]` of a call's inputs; what is an array already is sent from its own memory.
+
+        Raises InvalidArgument naming the input that cannot be sent.
+        """
+        arrays = _arrays(inputs)
+        payload = encode_tensors(arrays)
+        # What the broker takes is the session's affair.
+        most = self._max_frame_bytes
+        if max(map(len, payload)) > most:
+            for name, array in arrays.items():
+                if array.nbytes > most:
+                    raise InvalidArgument(f"input {name!r} has {array.nbytes} bytes; max_frame_bytes allows {most}")
+            raise InvalidArgument(
+                f"all small inputs together have {len(payload[0])} bytes, names included; max_frame_bytes allows {most}"
+            )
+        return payload
+
+    def reconnect(self, endpoint: int) -> None:
+        """Connect to endpoint number `endpoint`; what is queued in the old connection is lost."""
+        self._shut(linger=0)
+        self._endpoint = endpoint
+        self._open()
+
+    def refusal(self) -> str | None:
+        """Why the broker does not let this client in, or None if nothing says so."""
+        why = self._watch.refusal()
+        return None if why is None else f"the broker at {self.endpoint} {why}"
+
+    def send(self, action: Send) -> None:
+        message = action.message
+        try:
+            lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=True)
+        except zmq.Again:
+            return  # a connection whose key was refused takes nothing; the session hears of that by `refusal`
+        if lent and isinstance(message, wire.Request):
+            self._lent.setdefault(message.id, []).extend(lent)
+
+    def still_lent(self, number: int) -> Sequence[zmq.MessageTracker]:
+        """The memory that was lent for a call that ends now, so far as it is not back yet.
+
+        It nearly always is, long since: who answers a request has read all of it. Where it is not, because the broker
+        does not read or because the request was sent twice, `regain` it before the caller may do with it what it wants.
+        """
+        lent = self._lent.pop(number, None)
+        if lent is None or all(tracker.done for tracker in lent) or _wait_for(lent, _REGAIN_AT_EASE):
+            return ()
+        return lent
+
+    def regain(self, lent: Sequence[zmq.MessageTracker]) -> None:
+        """Have memory back by giving up the connection, and what is queued there, for a new one."""
+        self.reconnect(self._endpoint)
+        if not _wait_for(lent, _REGAIN_BY_FORCE):
+            raise Internal("the memory of a request's inputs is still being read after its connection was closed")
+
+    def receive(self, most: int = _BATCH) -> list[tuple[wire.ToClient, Sequence[Any]]]:
+        """The messages that wait, at most so many, without waiting for more; the socket was said to have one. What is
+        no message is dropped: no call can be told of it."""
+        messages: list[tuple[wire.ToClient, Sequence[Any]]] = []
+        for frames in self._inbox.take(min(most, _BATCH)):
+            message = _decoded(frames[0])
+            if message is not None:
+                messages.append((message, frames[1:]))
+        return messages
+
+    def waiting(self) -> bool:
+        """Whether there is a message."""
+        return self._inbox.waiting()
+
+    def close(self, linger: int = 100) -> None:
+        """`linger`: milliseconds for a last Cancel."""
+        self._shut(linger)
+        self._context.term()
+
+    def forget(self) -> None:
+        """In a forked child: it is the parent's."""
+        self.is_open = False
+        self._lent.clear()
+        _inherited.append((self._context, self.socket, self._watch))
+
+
+def _decoded(frame: bytes) -> wire.ToClient | None:
+    try:
+        return wire.decode(frame, wire.TO_CLIENT)  # type: ignore[no-any-return]
+    except ProtocolError:
+        return None
+
+
+def _wait_for(trackers: Sequence[zmq.MessageTracker], seconds: float) -> bool:
+    """Whether all are done within so many seconds each."""
+    try:
+        for tracker in trackers:
+            tracker.wait(seconds)
+    except zmq.NotDone:
+        return False
+    return True
+
+
+def _arrays(inputs: Mapping[str, Any]) -> Mapping[str, Array]:
+    if type(inputs) is not dict and not isinstance(inputs, Mapping):  # asking an ABC is slow
+        raise InvalidArgument(f"inputs are a mapping of names to arrays, not {type(inputs).__name__}")
+    for value in inputs.values():
+        if type(value) is not np.ndarray:
+            return {name: _array(name, value) for name, value in inputs.items()}
+    return inputs
+
+
+def _array(name: str, value: Any) -> Array:
+    try:
+        return array_of(value)
+    except ValueError as error:
+        raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
+
+
+def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
+    """A Result as outputs, or why it is none."""
+    message = done.message
+    assert isinstance(message, wire.Result)
+    timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
+    try:
+        tensors = decode_tensors(done.payload)
+    except ProtocolError as error:
+        return error
+    for name, array in tensors.items():
+        if array.nbytes < _SHARED:
+            tensors[name] = array.copy()
+    return Outputs(tensors, model, message.version, timings)
+
+
+def answer_of(done: Complete, total: float = 0.0, model: str = "") -> Any:
+    """An Answer's body, or the error that it is none."""
+    try:
+        return decode_body(done.payload, "an Answer")
+    except ProtocolError as error:
+        return error

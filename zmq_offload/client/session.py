@@ -1,0 +1,318 @@
+"""The client's decisions: request numbers, deadlines, what to send again, when to try another broker. Pure: no socket,
+no clock; time is passed in as seconds that never go back.
+
+A session is a random token. Every call of it has a number and a deadline and is answered exactly once: by a `Complete`
+or a `Fail`. While calls are outstanding the broker must be heard: it is asked about them with Pings, what it does not
+hold is sent again, and a broker that stays silent, or has nobody to serve a call now, is given up for the next
+endpoint, where all is sent again. Answers to calls that ended already are late and dropped.
+
+A broker says in each Pong how large a frame it takes. A call with a frame over `limits.UNASKED_BYTES` waits for the
+first Pong; a call with a frame over the broker's limit fails at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from zmq_offload.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    OffloadError,
+    ProtocolError,
+    Status,
+    Unauthenticated,
+    Unavailable,
+    from_status,
+)
+from zmq_offload.net.timers import Timers
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.messages import LATEST
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Times in seconds."""
+
+    heartbeat: float = 0.5
+    """Between two Pings while calls are outstanding."""
+    patience: float = 1.5
+    """How long a broker may be silent then before the next endpoint is tried."""
+    slowest_link: float = 1e6
+    """Bytes per second. What is sent at this rate is added to the patience: a Ping waits behind the tensors."""
+
+
+class Send(NamedTuple):
+    """Send this to the broker."""
+
+    message: wire.FromClient
+    payload: Sequence[Any] = ()
+
+
+class Complete(NamedTuple):
+    """Call `id` got its Result or Answer."""
+
+    id: int
+    message: wire.Result | wire.Answer
+    payload: Sequence[Any]
+
+
+class Fail(NamedTuple):
+    """Call `id` failed."""
+
+    id: int
+    error: OffloadError
+
+
+class Reconnect(NamedTuple):
+    """Give up the connection, with all that is queued in it, and connect to endpoint number `endpoint`."""
+
+    endpoint: int
+
+
+Action: TypeAlias = Send | Complete | Fail | Reconnect
+
+
+@dataclass(slots=True)
+class _Call:
+    started: float
+    deadline: float
+    message: wire.Request | wire.Query
+    payload: Sequence[Any]
+    nbytes: int
+    sent_at: float
+    refusals: int = 0
+    """Brokers that were there and could not serve it."""
+
+
+class Session:
+    """One client's calls. `endpoints` are only named and counted here."""
+
+    def __init__(
+        self, token: bytes, endpoints: Sequence[str], policy: Policy, max_frame_bytes: int = limits.MESSAGE_BYTES
+    ) -> None:
+        self.token = token
+        self._endpoints = endpoints
+        self._policy = policy
+        self._max_frame_bytes = max_frame_bytes
+        self._broker_takes: int | None = None  # the largest frame, if the broker said so
+        self._unsent: set[int] = set()  # calls that wait to know that
+        self._calls: dict[int, _Call] = {}
+        self._deadlines: Timers[int] = Timers()
+        self._last_id = 0
+        self._endpoint = 0
+        self._bytes = 0  # of outstanding requests
+        self._heard_at = 0.0  # since calls are outstanding: when that began, or the last message after it
+        self._answered = False  # whether there was one
+        self._complaint = ""  # what a broker said about what was sent to it, and of no call
+        self._ping_at = 0.0
+        self._switched_at = -math.inf
+        self._refused = 0  # endpoints in a row that did not let this client in
+
+    @property
+    def outstanding(self) -> int:
+        """Calls that wait for their answer."""
+        return len(self._calls)
+
+    # --- calls ----------------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        model: str,
+        payload: Sequence[Any],
+        timeout: float,
+        version: int = LATEST,
+        priority: int = 0,
+        signature: bytes = b"",
+        *,
+        now: float,
+    ) -> tuple[int, list[Action]]:
+        """Run a model; its number, and what to do."""
+        number = self._last_id + 1
+        message = wire.Request(
+            self.token, number, model, version, _budget(timeout), priority, signature, self._max_frame_bytes
+        )
+        return number, self._begin(message, payload, sum(map(len, payload)), timeout, now)
+
+    def query(self, what: str, timeout: float, *, now: float) -> tuple[int, list[Action]]:
+        """Ask the broker for "models" or "status"."""
+        number = self._last_id + 1
+        return number, self._begin(wire.Query(self.token, number, what), (), 0, timeout, now)
+
+    def cancel(self, number: int) -> list[Action]:
+        """Take a call back; nothing happens if it ended already."""
+        if number not in self._calls:
+            return []
+        self._end(number)
+        return [Send(wire.Cancel(self.token, number)), Fail(number, Cancelled("cancelled by the caller"))]
+
+    def close(self) -> list[Action]:
+        """Take all calls back, and expect nothing of the broker that comes next."""
+        self._broker_takes = None
+        return [action for number in list(self._calls) for action in self.cancel(number)]
+
+    def _begin(
+        self, message: wire.Request | wire.Query, payload: Sequence[Any], nbytes: int, timeout: float, now: float
+    ) -> list[Action]:
+        if not self._calls:
+            # Nothing was expected while no call was outstanding, so that silence says nothing.
+            self._heard_at, self._answered = now, False
+            self._ping_at = now + self._policy.heartbeat
+        self._last_id += 1
+        call = self._calls[self._last_id] = _Call(now, now + timeout, message, payload, nbytes, now)
+        self._deadlines.set(self._last_id, now + timeout)
+        self._bytes += nbytes
+        if nbytes > limits.UNASKED_BYTES or (self._broker_takes is not None and nbytes > self._broker_takes):
+            return self._send_if_it_fits(self._last_id, call, message)
+        return [Send(message, payload)]
+
+    def _send_if_it_fits(self, number: int, call: _Call, message: wire.Request | wire.Query) -> list[Action]:
+        """Send a call, unless a frame of it is more than the broker takes. Where that is not known, ask first."""
+        longest, most = max(map(len, call.payload), default=0), self._broker_takes
+        if most is None and longest > limits.UNASKED_BYTES:
+            ask = not self._unsent
+            self._unsent.add(number)
+            return [Send(wire.Ping(self.token, []))] if ask else []
+        if most is not None and longest > most:
+            self._end(number)
+            text = (
+                f"the inputs have a frame of {longest} bytes; the broker at {self._endpoints[self._endpoint]} takes at "
+                f"most {most} (its --max-frame-bytes), this client {self._max_frame_bytes} (max_frame_bytes)"
+            )
+            return [Fail(number, InvalidArgument(text))]
+        return [Send(message, call.payload)]
+
+    def _end(self, number: int) -> _Call:
+        call = self._calls.pop(number)
+        self._unsent.discard(number)
+        self._deadlines.cancel(number)
+        self._bytes -= call.nbytes
+        return call
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def received(self, message: wire.ToClient, payload: Sequence[Any], now: float) -> list[Action]:
+        """A message of the broker came in."""
+        self._heard_at, self._answered, self._refused = now, True, 0
+        if message.session != self.token:
+            if isinstance(message, wire.Error) and message.id == 0:
+                self._complaint = message.text
+            return []
+        if isinstance(message, wire.Pong):
+            self._broker_takes = message.max_frame_bytes
+            unsent, self._unsent = sorted(self._unsent.difference(message.ids)), set()
+            return self._send_again([*message.ids, *unsent], now)
+        number = message.id
+        call = self._calls.get(number)
+        if call is None:
+            return []  # late
+        if isinstance(message, wire.Error):
+            if message.code == Status.UNAVAILABLE.value and self._may_switch(call, now):
+                call.refusals += 1
+                return self._switch(now)
+            self._end(number)
+            return [Fail(number, from_status(message.code, message.text))]
+        self._end(number)
+        if type(message) is not _ANSWERED_BY[type(call.message)]:
+            text = f"the broker answered a {type(call.message).__name__} with a {type(message).__name__}"
+            return [Fail(number, ProtocolError(text))]
+        return [Complete(number, message, payload)]
+
+    def tick(self, now: float) -> list[Action]:
+        """Time passed."""
+        actions: list[Action] = []
+        while (number := self._deadlines.pop(now)) is not None:
+            actions += self._expire(number, now)
+        if not self._calls:
+            return actions
+        if now >= self._silent_at():
+            actions += self._switch(now)
+        elif now >= self._ping_at:
+            self._ping_at = now + self._policy.heartbeat
+            # What was sent a moment ago is not worth asking about.
+            old = [n for n, call in self._calls.items() if call.sent_at + self._policy.heartbeat <= now]
+            actions += [
+                Send(wire.Ping(self.token, old[at : at + limits.PING_IDS]))
+                for at in range(0, max(1, len(old)), limits.PING_IDS)
+            ]
+        return actions
+
+    def refused(self, why: str, now: float) -> list[Action]:
+        """The broker does not let this client in. Each endpoint is tried; then it is told to whoever calls, and the
+        next call tries again."""
+        self._refused += 1
+        if self._calls and self._refused < len(self._endpoints):
+            return self._switch(now)
+        self._refused = 0
+        failed: list[Action] = []
+        for number in list(self._calls):
+            self._end(number)
+            failed.append(Fail(number, Unauthenticated(why)))
+        return [Reconnect(self._endpoint), *failed]
+
+    def reconnected(self, now: float) -> list[Action]:
+        """The connection was made anew, not because of a Reconnect: what was queued in the old one is lost."""
+        self._unsent = set()
+        return self._send_again(list(self._calls), now)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do, or None."""
+        deadline = self._deadlines.next()
+        return None if deadline is None else min(deadline, self._ping_at, self._silent_at())
+
+    def _silent_at(self) -> float:
+        sent = self._bytes
+        if self._unsent:  # no Ping waits for what was not sent
+            sent -= sum(self._calls[number].nbytes for number in self._unsent)
+        return self._heard_at + self._policy.patience + sent / self._policy.slowest_link
+
+    def _may_switch(self, call: _Call, now: float) -> bool:
+        """Whether a call that this broker cannot serve is worth taking to the next. Each broker is asked once, and not
+        more often than a silent one would be left: all that is outstanding moves too."""
+        return call.refusals < len(self._endpoints) - 1 and now >= self._switched_at + self._policy.patience
+
+    def _switch(self, now: float) -> list[Action]:
+        """Go to the next endpoint with all that is outstanding."""
+        self._endpoint = (self._endpoint + 1) % len(self._endpoints)
+        self._switched_at = self._heard_at = now
+        self._ping_at = now + self._policy.heartbeat
+        self._broker_takes, self._unsent = None, set()
+        return [Reconnect(self._endpoint), *self._send_again(list(self._calls), now)]
+
+    def _expire(self, number: int, now: float) -> list[Action]:
+        call = self._end(number)
+        spent = call.deadline - call.started
+        cancel = Send(wire.Cancel(self.token, number))
+        if self._answered:
+            said = f"; the broker says: {self._complaint}" if self._complaint else ""
+            return [cancel, Fail(number, DeadlineExceeded(f"no result within {spent:.3f} s{said}"))]
+        where = " or ".join(self._endpoints)
+        return [cancel, Fail(number, Unavailable(f"no broker answered at {where} within {spent:.3f} s"))]
+
+    def _send_again(self, numbers: Sequence[int], now: float) -> list[Action]:
+        actions: list[Action] = []
+        for number in numbers:
+            call = self._calls.get(number)
+            if call is None:
+                continue
+            call.sent_at = now
+            message = call.message
+            if isinstance(message, wire.Request):
+                message = message._replace(budget_us=_budget(call.deadline - now))
+            actions += self._send_if_it_fits(number, call, message)
+        return actions
+
+
+_ANSWERED_BY: dict[type, type] = {wire.Request: wire.Result, wire.Query: wire.Answer}
+
+
+@functools.lru_cache(64)
+def _budget(timeout: float) -> int:
+    """The broker's time for a call, in microseconds. A little less than the caller's: the broker knows where the
+    request was when time ran out, so its error should arrive before ours is due."""
+    return max(0, int((timeout - min(0.02, timeout / 20)) * 1e6))

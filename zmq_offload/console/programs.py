@@ -1,0 +1,126 @@
+"""What all programs do at their beginning and end: streams, exit codes, and how one starts another."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from zmq_offload.console.interrupts import quiet_ctrl_c
+from zmq_offload.errors import OffloadError, one_line, printable
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+"""The folder of all three packages."""
+
+
+def run(main: Callable[[], int | None], program: str) -> int:
+    """Run a program; an error that a user can meet is one line on stderr and exit code 1.
+
+    Wrong usage exits with 2 (argparse's SystemExit passes), Ctrl-C with 130, a reader that went away (`| head`) with
+    141. A program whose standard output is closed does its work and says nothing.
+    """
+    open_streams()
+    try:
+        with quiet_ctrl_c():
+            try:
+                return main() or 0
+            finally:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        text = error.message if isinstance(error, OffloadError) else one_line(error)
+        _complain(f"{program}: error: {shortened(text) or type(error).__name__}")
+        _discard(sys.stdout)
+        return 1
+
+
+def open_streams() -> None:
+    """Make the three standard streams usable whatever this process was started with.
+
+    A closed one (`>&-`) becomes /dev/null: else the next file or socket would get its number, and receive what a
+    library prints. Characters that the terminal cannot show are escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                null = os.open(os.devnull, os.O_RDWR)
+                if null != number:
+                    os.dup2(null, number)
+                    os.close(null)
+            stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+        if number == 1 and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def command() -> list[str]:
+    """The command line that runs `zmq-offload` of this very installation; append its arguments.
+
+    `python -m` looks into the current folder first: a file workers.py or zmq_offload.py there would run instead.
+    """
+    return [sys.executable, str(ROOT / "zmq_offload" / "__main__.py")]
+
+
+def shortened(text: str, most: int = 600) -> str:
+    """A message as one line; of a long one, which repeats what was given, the beginning and the end."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-most // 3 :]}"
+
+
+def module(name: str) -> list[str]:
+    """As `command`, the command line that runs a module of this installation."""
+    return [*command(), "--module", name]
+
+
+def own(name: str) -> ModuleType:
+    """Import a module of this installation, whatever has the same name in the current folder."""
+    top = name.partition(".")[0]
+    if top not in sys.modules:
+        spec = importlib.machinery.PathFinder.find_spec(top, [str(ROOT)])
+        if spec is not None and spec.loader is not None:
+            module = sys.modules[top] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+    return importlib.import_module(name)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is one that a user can meet, and no fault of this code."""
+    if isinstance(error, (OffloadError, OSError, MemoryError)):
+        return True
+    import zmq  # only now: it is not needed to say that an option is wrong
+
+    return isinstance(error, zmq.ZMQError)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _discard(stream: Any) -> None:
+    """Drop what a stream could not write: the interpreter would try, and complain, once more when it ends."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+            stream.flush()

@@ -1,0 +1,98 @@
+"""CurveZMQ keys: files with one key pair each.
+
+A pair is two files of pyzmq's: `NAME.key`, public, to be given away, and `NAME.key_secret`, to be kept where it is
+used. `zmq_offload.net.keylist` has the lists of the keys that a broker lets in.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import zmq
+import zmq.auth
+from zmq.utils import z85
+
+from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from zmq_offload.protocol.names import check_model_name
+
+KEY_CHARS = 40
+"""A key in Z85."""
+
+
+class KeyPair(NamedTuple):
+    """Keys in Z85, as pyzmq takes them."""
+
+    public: bytes
+    secret: bytes
+
+
+def new_keys(name: str, folder: Path, *, force: bool = False) -> tuple[Path, Path]:
+    """Make a pair; the paths of its public and its secret file. Raises AlreadyExists, FailedPrecondition."""
+    check_model_name(name, "key")
+    public, secret = folder / f"{name}.key", folder / f"{name}.key_secret"
+    for path in (public, secret):
+        if path.exists() and not force:
+            raise AlreadyExists(f"{path} exists; whoever uses it would be locked out by a new one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # In a folder for the owner alone: the secret must never be readable by others, not even for a moment. And what
+        # fails or is killed half-way leaves the pair that was there.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as draft:
+            made = [Path(path) for path in zmq.auth.create_certificates(draft, name, {"name": name})]
+            made[0].chmod(0o644)
+            made[1].chmod(0o600)
+            made[1].replace(secret)
+            made[0].replace(public)
+    except OSError as error:
+        raise FailedPrecondition(f"{folder} cannot be written: {error.strerror or error}") from None
+    return public, secret
+
+
+def read_public(path: str | os.PathLike[str]) -> bytes:
+    """The public key of either file of a pair. Raises FailedPrecondition naming the file."""
+    return _read(path)[0]
+
+
+def read_pair(path: str | os.PathLike[str]) -> KeyPair:
+    """The pair of a secret file. Raises FailedPrecondition naming the file."""
+    public, secret = _read(path)
+    if secret is None:
+        raise FailedPrecondition(f"{path} has no secret key; the file that ends in .key_secret has")
+    if zmq.curve_public(secret) != public:
+        raise FailedPrecondition(f"{path} is damaged: its two keys do not belong together")
+    return KeyPair(public, secret)
+
+
+def check_key(key: str | bytes) -> None:
+    """Raises InvalidArgument for what is not a key in Z85."""
+    try:
+        if len(key) != KEY_CHARS or len(z85.decode(key)) != KEY_CHARS * 4 // 5:
+            raise ValueError
+    except (ValueError, KeyError, struct.error):
+        raise InvalidArgument(f"a key has {KEY_CHARS} characters of Z85") from None
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes | None]:
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise FailedPrecondition(f"{path}: {_reason(path, error)}") from None
+    try:
+        check_key(public)
+        check_key(public if secret is None else secret)
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"{path} is damaged: {error.message}") from None
+    return public, secret
+
+
+def _reason(path: str | os.PathLike[str], error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError) or "No public key" in str(error):
+        return "not a key file; `zmq-offload keys new NAME` makes NAME.key and NAME.key_secret"
+    if isinstance(error, OSError) and error.errno is None and not os.path.exists(path):  # pyzmq's own error
+        return os.strerror(errno.ENOENT)
+    return getattr(error, "strerror", None) or str(error)

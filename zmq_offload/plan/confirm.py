@@ -1,0 +1,114 @@
+"""The stages of one split, measured as they are: both halves compiled with their encoding, and run one after the other.
+
+What is put together from the times of parts leaves out how an encoding is fused with what it encodes; the splits that
+look best are looked at closely.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+
+from zmq_offload.artifacts.manifest import Manifest
+from zmq_offload.compile.api import compile_model
+from zmq_offload.device.model import OffloadedModel, load
+from zmq_offload.device.remote import Array
+from zmq_offload.plan.costs import Split, Stages
+from zmq_offload.plan.halves import Cuttable, random_inputs, thread_count
+from zmq_offload.profile.subject import open_subject
+from zmq_offload.protocol.tensors import Latest
+
+_NAME = "planned"
+
+_WAIT = 0.004
+"""Seconds between two stages. Who computes after it has waited for the wire finds its caches cold and its core asleep:
+a loop without a pause is up to a tenth faster than what happens."""
+
+
+def measure_split(
+    file: Path,
+    model: Cuttable,
+    split: Split,
+    targets: tuple[tvm.target.Target, tvm.target.Target],
+    threads: tuple[int, int],
+    repeat: int,
+) -> Stages:
+    """The medians of `repeat` runs. `targets` and `threads` are the device's and the server's."""
+    cut, until = names_of(model, split)
+    with tempfile.TemporaryDirectory(prefix="zmq-offload-plan-") as folder:
+        compiled = compile_model(
+            file,
+            inputs={spec.name: spec.shape for spec in model.imported.inputs},
+            cut=cut,
+            until=until or None,
+            wire=split.wire,
+            name=_NAME,
+            device_target=targets[0],
+            target=targets[1],
+            output=folder,
+        )
+        server = _Server(compiled.subgraphs[0], compiled.manifest, threads)
+        arrays = random_inputs(model.imported.inputs)
+        with load(compiled.device, client=server) as device, thread_count(threads[0], max(threads)):
+            return _run(device, server, arrays, repeat)
+
+
+def names_of(model: Cuttable, split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What `compile --cut` and `--until` are for a split; no `until` where it ends with the model."""
+    cut = tuple(t.name for t in model.places[split.start].tensors)
+    last = len(model.places) - 1
+    return cut, () if split.end == last else tuple(t.name for t in model.places[split.end].tensors)
+
+
+class _Server:
+    """Answers by running the subgraph in this process, and takes the time."""
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: tuple[int, int]) -> None:
+        subject = open_subject(folder, {}, None, None)
+        self._machine = subject.machine()
+        self._main = self._machine["main"]
+        self._names = [spec.name for spec in subject.inputs]
+        self._outputs = [spec.name for spec in manifest.offloaded[0].outputs]
+        self._threads = threads
+        self.began = self.ended = self.seconds = 0.0
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        version: int | Latest | None = None,
+        timeout: float | None = None,
+        outputs: Mapping[str, Array] | None = None,
+    ) -> Mapping[str, Array]:
+        self.began = time.perf_counter()
+        device, server = self._threads
+        with thread_count(server, device):
+            time.sleep(_WAIT)
+            start = time.perf_counter()
+            result = self._main(*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in self._names))
+            self.seconds = time.perf_counter() - start
+        time.sleep(_WAIT)
+        results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+        answer: dict[str, Any] = {n: r.numpy() for n, r in zip(self._outputs, results, strict=True)}
+        self.ended = time.perf_counter()
+        return answer
+
+
+def _run(device: OffloadedModel, server: _Server, arrays: Sequence[Array], repeat: int) -> Stages:
+    taken = []
+    for at in range(repeat + 2):
+        time.sleep(_WAIT)
+        start = time.perf_counter()
+        device(*arrays)
+        end = time.perf_counter()
+        if at >= 2:
+            taken.append((server.began - start, server.seconds, end - server.ended))
+    return Stages(*(statistics.median(own) for own in zip(*taken, strict=True)))

@@ -1,0 +1,264 @@
+"""How long a model takes before and behind each of its clean cuts, measured.
+
+Both parts of every cut are functions of one module: what they have in common, nearly everything, is scheduled and
+compiled once, so that all parts of a network take little longer to build than the network. They are what a split would
+run, operators fused and layouts changed as there. (Adding up the times of the pieces between neighbouring cuts was
+tried, and is off by a factor of two: each piece converts its layout back and forth.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import ir, relax
+from tvm.runtime import vm
+
+from zmq_offload.byoc.codegen import tensor_spec
+from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
+from zmq_offload.compile.build import build
+from zmq_offload.compile.cuts import cut_points
+from zmq_offload.compile.importer import Dim, Imported, import_onnx
+from zmq_offload.compile.target import host_target
+from zmq_offload.device.pools import THREADS
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.plan.costs import WIRES, Place, Times, Wire
+from zmq_offload.plan.files import Profile, Subject
+from zmq_offload.protocol.tensors import ANY
+
+_WEIGHTS = 256_000_000
+"""Bytes of weights that the parts of one module may have together: each part has its own copy."""
+
+_BIG_CORES = 1
+"""tvm::runtime::threading::ThreadGroup::kBig"""
+
+Calls: TypeAlias = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Cuttable:
+    """A model and its places: `variables` has those of each place."""
+
+    imported: Imported
+    places: tuple[Place, ...]
+    variables: tuple[tuple[ir.Var, ...], ...]
+
+
+def cuttable(imported: Imported) -> Cuttable:
+    """The places of a model. Of neighbouring cuts without a convolution or matrix product between them, the one with
+    the fewest bytes stands for all, the last if they are equal: what lies between them costs next to nothing, and would
+    no longer be fused.
+
+    Raises InvalidArgument for a model with symbolic dimensions: there is nothing to be measured without numbers.
+    """
+    graph = imported.graph
+    for spec in imported.inputs:
+        if ANY in spec.shape:
+            raise InvalidArgument(f"input {spec} has symbolic dimensions; give numbers by --input {spec.name}=...")
+    needed = graph.behind(graph.result_vars())
+    first, last = [p for p in graph.params if p in needed], list(dict.fromkeys(graph.result_vars()))
+    best: dict[float, str] = {}
+    sizes: dict[str, int] = {}
+    for cut in cut_points(graph):
+        if graph.find(cut.name, "--cut") in first:
+            continue
+        sizes[cut.name] = cut.nbytes
+        if cut.share not in best or cut.nbytes <= sizes[best[cut.share]]:
+            best[cut.share] = cut.name
+    between = [(graph.find(name, "--cut"),) for name in best.values()]
+    variables = (tuple(first), *between, tuple(last))
+    for var in last:
+        if var in first:
+            raise InvalidArgument(f"output {graph.name(var)!r} is an input of the model; it cannot be planned")
+    places = tuple(Place(tuple(tensor_spec(graph.name(v), v.ty) for v in place)) for place in variables)
+    return Cuttable(imported, places, variables)
+
+
+def measure_halves(
+    model: Cuttable, target: tvm.target.Target, threads: Sequence[int], repeat: int, seconds: float = 30.0
+) -> list[Times]:
+    """The times here on so many TVM threads, one result for each number.
+
+    Each part runs `repeat` times, or less often if `seconds` are over, but three times at least; all take turns, so
+    that a disturbance hits all, and medians are taken.
+    """
+    weights = sum(_weight_bytes(b.value) for b in model.imported.graph.bindings)
+    size = max(1, int(_WEIGHTS // max(1, weights)))
+    cuts = list(range(1, len(model.places) - 1))
+    groups = [cuts[i : i + size] for i in range(0, len(cuts), size)] or [[]]
+    taken: dict[int, dict[str, float]] = {many: {} for many in threads}
+    for at, group in enumerate(groups):
+        calls = _build(model, target, group, whole=at == 0)
+        for many, found in taken.items():
+            with thread_count(many, max(threads)):
+                found |= timed(calls, repeat, seconds / len(groups) / len(taken))
+    return [_times(model, taken[many]) for many in threads]
+
+
+def take_profile(file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int) -> Profile:
+    """What `measure_halves` finds here, to be carried to where the plan is made. Raises as `cuttable` does."""
+    model = cuttable(import_onnx(file, inputs))
+    target = host_target()
+    (times,) = measure_halves(model, target, [threads], repeat)
+    machine = f"{platform.node()} ({target.attrs.get('mcpu')})"
+    return Profile(Subject.of(file, model.imported.inputs), machine, threads, model.places, times)
+
+
+class thread_count:
+    """TVM's threads while the body runs, and `restored` ones after it."""
+
+    def __init__(self, threads: int, restored: int) -> None:
+        self._threads, self._restored = threads, restored
+        self._configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+
+    def __enter__(self) -> None:
+        self._configure(_BIG_CORES, self._threads)
+
+    def __exit__(self, *_: object) -> None:
+        self._configure(_BIG_CORES, self._restored)
+
+
+def timed(calls: Calls, repeat: int, seconds: float) -> dict[str, float]:
+    """The median time of each call, in turns."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    for at in range(repeat):
+        if at >= 3 and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(own) for name, own in times.items()}
+
+
+def random_inputs(tensors: Sequence[Any]) -> list[Any]:
+    """Arrays for the signature of tensors: random numbers, and zeros where integers may be indices."""
+    rng = np.random.default_rng(0)
+    return [
+        rng.standard_normal(t.shape).astype(t.dtype) if t.dtype.kind == "f" else np.zeros(t.shape, t.dtype)
+        for t in tensors
+    ]
+
+
+def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whole: bool) -> Calls:
+    """The calls of the parts before and behind some cuts, of the whole model, and of the encodings."""
+    last = len(model.places) - 1
+    parts = {f"before_{at}": (0, at) for at in cuts} | {f"behind_{at}": (at, last) for at in cuts}
+    if whole:
+        parts["whole"] = (0, last)
+    others = {gv: f for gv, f in model.imported.mod.functions.items() if gv.name_hint != "main"}
+    builder = relax.BlockBuilder(tvm.IRModule(others))
+    arguments: dict[str, list[Any]] = {}
+    for name, (start, end) in parts.items():
+        builder.add_func(_part(model, start, end).with_attr("global_symbol", name), name)
+        arguments[name] = random_inputs(model.places[start].tensors)
+    for name, function, inputs in _coders(model, [0, *cuts, last] if whole else cuts):
+        if name not in arguments:
+            builder.add_func(function.with_attr("global_symbol", name), name)
+            arguments[name] = inputs
+    tidy = tvm.transform.Sequential(
+        [
+            relax.transform.Normalize(),
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.DeadCodeElimination(list(arguments)),
+        ]
+    )
+    THREADS.use()
+    machine = vm.VirtualMachine(build(tidy(builder.get()), target), tvm.cpu())
+
+    def caller(name: str) -> Callable[[], object]:
+        function, tensors = machine[name], [tvm.runtime.tensor(array) for array in arguments[name]]
+        return lambda: function(*tensors)
+
+    return {name: caller(name) for name in arguments}
+
+
+def _part(model: Cuttable, start: int, end: int) -> relax.Function:
+    graph = model.imported.graph
+    begins, ends = model.variables[start], model.variables[end]
+    inside = graph.behind(ends, stop=begins)
+    params = [relax.Var(graph.name(v), v.ty) for v in begins]
+    body = [relax.VarBinding(v, p) for v, p in zip(begins, params, strict=True)]
+    body += [b for b in graph.bindings if b.var in inside]
+    value = relax.Tuple(list(ends)) if len(ends) > 1 else ends[0]
+    result = relax.Var("result", value.ty)
+    bindings = [*body, relax.VarBinding(result, value)]
+    block = relax.DataflowBlock(bindings) if graph.dataflow else relax.BindingBlock(bindings)
+    function = relax.Function(params, relax.SeqExpr([block], result), result.ty)
+    return relax.utils.copy_with_new_vars(function)
+
+
+def _coders(model: Cuttable, at: Sequence[int]) -> Iterator[tuple[str, relax.Function, list[Any]]]:
+    """Functions that encode and decode one tensor, for each size at these places."""
+    variables = itertools.chain.from_iterable(model.variables[i] for i in at)
+    for var, wire in itertools.product(variables, WIRES):
+        if encoded_as(var.ty, wire) == "float32":
+            continue
+        extents = [int(d) for d in var.ty.shape]
+        plain = relax.TensorType(extents, "float32")
+        encoder = _function([plain], lambda builder, values, wire=wire: encode(builder, values[0], wire))
+        array = np.random.default_rng(0).standard_normal(extents).astype("float32")
+        yield _coder("encode", wire, extents), encoder, [array]
+        parts = wire_types(plain, wire)
+        decoder = _function(parts, lambda builder, values, wire=wire: [decode(builder, values, wire)])
+        arrays = [np.ones([int(d) for d in p.shape], str(p.dtype)) for p in parts]
+        yield _coder("decode", wire, extents), decoder, arrays
+
+
+def _function(types: Sequence[relax.TensorType], emit: Callable[..., list[relax.Expr]]) -> relax.Function:
+    builder = relax.BlockBuilder()
+    params = [relax.Var(f"value_{i}", ty) for i, ty in enumerate(types)]
+    with builder.function("main", params):
+        with builder.dataflow():
+            results = emit(builder, list(params))
+            result = builder.emit_output(relax.Tuple(results) if len(results) > 1 else results[0])
+        builder.emit_func_output(result)
+    return builder.get()["main"]
+
+
+def _coder(what: str, wire: Wire, extents: Sequence[int]) -> str:
+    return f"{what}_{wire}_{'x'.join(map(str, extents))}"
+
+
+def _times(model: Cuttable, taken: dict[str, float]) -> Times:
+    last = len(model.places) - 1
+    whole = taken["whole"]
+
+    def coding(what: str, wire: Wire) -> tuple[float, ...]:
+        return tuple(
+            sum(taken.get(_coder(what, wire, t.shape), 0.0) for t in place.tensors if t.datatype == "FP32")
+            for place in model.places
+        )
+
+    return Times(
+        (0.0, *(taken[f"before_{at}"] for at in range(1, last)), whole),
+        (whole, *(taken[f"behind_{at}"] for at in range(1, last)), 0.0),
+        {wire: coding("encode", wire) for wire in WIRES},
+        {wire: coding("decode", wire) for wire in WIRES},
+    )
+
+
+def _weight_bytes(value: relax.Expr) -> int:
+    found = 0
+
+    def visit(expr: relax.Expr) -> None:
+        nonlocal found
+        if isinstance(expr, ir.GenericConst):
+            kind = cast(Any, expr).value
+            found += math.prod(kind.shape) * np.dtype(str(kind.dtype)).itemsize
+
+    relax.analysis.post_order_visit(value, visit)
+    return found

@@ -1,0 +1,158 @@
+"""Run a compiled model and tell where its time goes.
+
+The VM calls an instrument before and after each function. It costs some microseconds a call, nearly all of it outside
+of what is timed, so the same model also runs without one, in turns: the two totals must agree.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import tvm
+import tvm_ffi
+
+from zmq_offload.device.remote import Array
+from zmq_offload.errors import Internal
+from zmq_offload.profile.result import VM, Function, Measured
+from zmq_offload.profile.subject import Subject
+
+BUILTIN = "vm.builtin."
+
+_BLOCKS = 4
+"""Blocks of calls in which the other runtime and TVM take turns: its threads spin between calls, on TVM's cores."""
+
+
+@dataclass
+class Recorder:
+    """The instrument: time in each function, without that in functions which it calls in turn."""
+
+    seconds: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    _running: list[list[int]] = field(default_factory=list)
+
+    def __call__(self, _function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
+        now = time.perf_counter_ns()
+        if before:
+            if name not in self.outputs:
+                self.outputs[name] = _shape_of(arguments)
+            self._running.append([0, 0])
+            self._running[-1][0] = time.perf_counter_ns()
+            return 0
+        start, inner = self._running.pop()
+        spent = now - start
+        if self._running:
+            self._running[-1][1] += spent
+        self.seconds[name] = self.seconds.get(name, 0) + spent - inner
+        self.calls[name] = self.calls.get(name, 0) + 1
+        return 0
+
+    def restart(self) -> None:
+        self.seconds, self.calls, self._running = {}, {}, []
+
+
+def measure(
+    subject: Subject, arrays: Sequence[Array], repeat: int, reference: Callable[[], Callable[[], object]] | None = None
+) -> Measured:
+    """Profile `repeat` runs of the model on `arrays`. `reference` makes another runtime ready and returns its call.
+
+    Raises what an offloaded call raises, and Internal if the model fails.
+    """
+    inputs = [tvm.runtime.tensor(array) for array in arrays]
+    plain, profiled = subject.machine(), subject.machine()
+    recorder = Recorder()
+    profiled.set_instrument(tvm_ffi.convert(recorder))
+    calls = [_caller(subject, machine["main"], inputs) for machine in (plain, profiled)]
+    for call in (*calls, *calls):
+        call()
+    times: list[list[float]] = [[], []]
+    others: list[float] = []
+    runs: list[_Run] = []
+    sizes = [repeat // _BLOCKS + (at < repeat % _BLOCKS) for at in range(_BLOCKS)]
+    for size in filter(None, sizes):
+        for _ in range(size):
+            recorder.restart()
+            for own, call in zip(times, calls, strict=True):
+                own.append(_timed(call))
+            runs.append((recorder.seconds, recorder.calls))
+        if reference is not None:
+            other = reference()
+            other()
+            others += [_timed(other) for _ in range(size)]
+            del other
+    functions = _functions(subject, arrays, runs, recorder.outputs)
+    median = statistics.median
+    return Measured(functions, median(times[0]), median(times[1]), median(others) if others else None)
+
+
+_Run: TypeAlias = tuple[dict[str, int], dict[str, int]]
+"""Nanoseconds and calls by function."""
+
+
+def _functions(
+    subject: Subject, arrays: Sequence[Array], runs: Sequence[_Run], outputs: Mapping[str, str]
+) -> tuple[Function, ...]:
+    calls = runs[0][1]
+    # Of each by itself: on a busy machine every run has some function that was interrupted. So they add up to less.
+    seconds = {name: statistics.median(run[0].get(name, 0) for run in runs) / 1e9 for name in calls}
+    found = []
+    for name in calls:
+        if not name.startswith(BUILTIN):
+            flops = subject.flops_of(name, arrays)
+            work = flops * calls[name] if flops is not None else None
+            model = subject.offloaded.get(name)
+            found.append(Function(name, calls[name], seconds[name], work, outputs[name], model))
+    built_in = [name for name in calls if name.startswith(BUILTIN)]
+    found.append(Function(VM, sum(map(calls.__getitem__, built_in)), sum(map(seconds.__getitem__, built_in))))
+    return tuple(sorted(found, key=lambda function: -function.seconds))
+
+
+def _caller(subject: Subject, main: Any, inputs: Sequence[Any]) -> Callable[[], object]:
+    def call() -> object:
+        subject.failure.error = None
+        try:
+            return main(*inputs)
+        except Exception as error:
+            cause: BaseException | None = subject.failure.error
+            if cause is not None:
+                raise cause from None
+            raise Internal(f"{subject.title} failed: {' '.join(str(error).split())[:500]}") from error
+        finally:
+            subject.failure.take_back()
+
+    return call
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _shape_of(arguments: Sequence[Any]) -> str:
+    """Of the last tensor: functions write to their last argument."""
+    for argument in reversed(arguments):
+        if isinstance(argument, tvm.runtime.Tensor):
+            return "x".join(map(str, argument.shape)) or "1"
+    return ""
+
+
+def onnxruntime_caller(path: Any, arrays: dict[str, Array], threads: int) -> Callable[[], Callable[[], object]]:
+    """What `measure` takes as `reference`: a session of its own for each block. Raises ImportError without it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # its warnings on the graph are nothing that a user could act on here
+
+    def ready() -> Callable[[], object]:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        return lambda: session.run(None, feed)
+
+    return ready

@@ -1,0 +1,138 @@
+"""A profile as text, CSV and JSON. No TVM in here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from zmq_offload.common.units import counted
+from zmq_offload.profile.result import Function, Profile
+
+HEADINGS = ("FUNCTION", "OUTPUT", "CALLS", "TIME", "SHARE", "GFLOP/S", "OF PEAK")
+
+
+def describe(profile: Profile, top: int) -> str:
+    """The table for a person."""
+    functions = profile.shown(top)
+    unit, factor = unit_for(max(f.seconds for f in functions))
+    rows: list[tuple[str, ...]] = [(*HEADINGS[:3], f"TIME {unit}", *HEADINGS[4:])]
+    rows += [_row(profile, function, factor) for function in functions]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADINGS))]
+    aligned = [
+        [
+            f"{cell:<{width}}" if at < 2 else f"{cell:>{width}}"
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    table = ["  ".join(cells).rstrip() for cells in aligned]
+    return "\n".join([*(f"{word:<8} {text}" for word, text in facts(profile)), "", *table])
+
+
+def facts(profile: Profile) -> list[tuple[str, str]]:
+    """What stands above the table: a word, and what there is to say of it."""
+    measured, whole = profile.measured, profile.whole()
+    found = [
+        ("model", f"{profile.title} ({profile.kind}), {profile.inputs}"),
+        ("target", f"{target_name(profile.target)}, {counted(profile.threads, 'thread')}"),
+        (
+            "run",
+            f"{duration(measured.total)}, the median of {profile.repeat}; "
+            f"{duration(measured.profiled)} while profiled; the functions' medians add up to {duration(profile.sum)}",
+        ),
+    ]
+    rate = profile.rate(whole)
+    if rate is not None:
+        share = f", {rate / profile.peak:.1%} of the peak" if profile.peak else ""
+        found.append(("work", f"{(whole.flops or 0) / 1e9:.3g} GFLOP a run: {rate / 1e9:.1f} GFLOP/s{share}"))
+    if profile.peak:
+        found.append(("peak", f"{profile.peak / 1e9:.0f} GFLOP/s, measured: float32 multiply-adds in registers"))
+    if measured.reference is not None:
+        ratio = measured.total / measured.reference
+        found.append(("beside", f"ONNX Runtime {duration(measured.reference)}: TVM takes {ratio:.2f} times as long"))
+    return [*found, *(("note", note) for note in profile.notes)]
+
+
+def to_json(profile: Profile) -> str:
+    measured = profile.measured
+    return json.dumps(
+        {
+            "model": profile.title,
+            "kind": profile.kind,
+            "inputs": profile.inputs,
+            "target": profile.target,
+            "threads": profile.threads,
+            "repeat": profile.repeat,
+            "seconds": measured.total,
+            "seconds_profiled": measured.profiled,
+            "seconds_onnxruntime": measured.reference,
+            "peak_flops": profile.peak,
+            "notes": list(profile.notes),
+            "functions": [
+                {
+                    "function": f.name,
+                    "offloaded_model": f.model,
+                    "output": f.output,
+                    "calls": f.calls,
+                    "seconds": f.seconds,
+                    "share": profile.share(f),
+                    "flops": f.flops,
+                    "flops_per_second": profile.rate(f),
+                    "share_of_peak": profile.of_peak(f),
+                }
+                for f in measured.functions
+            ],
+        },
+        indent=2,
+    )
+
+
+def to_csv(profile: Profile) -> str:
+    text = io.StringIO()
+    functions: Sequence[dict[str, Any]] = json.loads(to_json(profile))["functions"]
+    writer = csv.DictWriter(text, list(functions[0]))
+    writer.writeheader()
+    writer.writerows(functions)
+    return text.getvalue()
+
+
+def name_of(function: Function, width: int) -> str:
+    """A function's name, shortened in the middle: how it begins and ends tells most."""
+    name = f"{function.model} (offloaded)" if function.model else function.name
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 3
+    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
+
+
+def target_name(target: Any) -> str:
+    """A target in short: its CPU."""
+    if isinstance(target, dict):
+        return " ".join(str(part) for part in (target.get("kind"), target.get("mtriple"), target.get("mcpu")) if part)
+    return str(target)
+
+
+def unit_for(seconds: float) -> tuple[str, float]:
+    """The unit in which `seconds` reads well, and how many of it a second has."""
+    return ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
+
+
+def duration(seconds: float) -> str:
+    unit, factor = unit_for(seconds)
+    return f"{seconds * factor:.3g} {unit}" if seconds * factor < 1000 else f"{seconds * factor:,.0f} {unit}"
+
+
+def _row(profile: Profile, function: Function, factor: float) -> tuple[str, ...]:
+    rate, of_peak = profile.rate(function), profile.of_peak(function)
+    return (
+        name_of(function, 56),
+        function.output,
+        str(function.calls),
+        f"{function.seconds * factor:.3f}",
+        f"{profile.share(function):.1%}",
+        "" if rate is None else f"{rate / 1e9:.1f}",
+        "" if of_peak is None else f"{of_peak:.1%}",
+    )

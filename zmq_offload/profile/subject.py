@@ -1,0 +1,193 @@
+"""What is profiled: an ONNX file, a version in a model repository, or a device bundle, ready to run here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm.runtime import vm
+
+from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
+from zmq_offload.artifacts.repository import DESCRIPTION, Repository, loadable
+from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
+from zmq_offload.common.suggest import did_you_mean
+from zmq_offload.compile.flops import counting, flops_of
+from zmq_offload.compile.importer import Dim, import_onnx
+from zmq_offload.device.pools import THREADS
+from zmq_offload.device.remote import Array, InferenceClient, RemoteModule, Underway, registered
+from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
+from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec
+
+
+class Zeros:
+    """Answers for the workers where none are asked: outputs full of zeros."""
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        version: int | Latest | None = None,
+        timeout: float | None = None,
+        outputs: Mapping[str, Array] | None = None,
+    ) -> Mapping[str, Array]:
+        for array in (outputs or {}).values():
+            array[...] = 0
+        return outputs or {}
+
+
+@dataclass
+class Subject:
+    """A compiled model. `flops` is what was counted when it was compiled; `offloaded` has the model's name for each
+    symbol that calls a worker, or sends to it, or receives, `remote` the functions that do."""
+
+    title: str
+    kind: str
+    module: Any
+    inputs: tuple[TensorSpec, ...]
+    target: Any
+    flops: Mapping[str, Any]
+    onnx: Path | None = None
+    offloaded: dict[str, str] = field(default_factory=dict)
+    remote: dict[str, RemoteModule] = field(default_factory=dict)
+    failure: Underway = field(default_factory=Underway)
+
+    def machine(self) -> vm.VirtualMachine:
+        """A VM of its own on the library. Raises FailedPrecondition if it cannot be loaded."""
+        THREADS.use()
+        try:
+            with registered(self.remote) if self.remote else nullcontext():
+                return vm.VirtualMachine(self.module, tvm.cpu())
+        except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
+            raise FailedPrecondition(f"{self.title} cannot be loaded: {one_line(error)}") from None
+
+    def arrays(self, given: Mapping[str, Sequence[Dim]]) -> list[Array]:
+        """Inputs to run with: random numbers, and zeros where integers may be indices."""
+        names = [spec.name for spec in self.inputs]
+        for name in given:
+            if name not in names:
+                raise InvalidArgument(
+                    f"--input: there is no input {name!r}; there is {'; '.join(map(str, self.inputs))}"
+                    f"{did_you_mean(name, names)}"
+                )
+        rng = np.random.default_rng(0)
+        found = []
+        for spec in self.inputs:
+            shape = _shape(spec, given.get(spec.name))
+            if spec.dtype.kind == "f":
+                found.append(rng.standard_normal(shape).astype(spec.dtype))
+            else:
+                found.append(np.zeros(shape, spec.dtype))
+        return found
+
+    def flops_of(self, function: str, arrays: Sequence[Array]) -> int | None:
+        """Operations of one call of a function, if they were counted."""
+        batches = {
+            array.shape[0] if axis == 0 else None
+            for spec, array in zip(self.inputs, arrays, strict=True)
+            for axis, extent in enumerate(spec.shape)
+            if extent == ANY
+        }
+        return flops_of(self.flops, function, batches.pop() if len(batches) == 1 else None)
+
+
+def open_subject(
+    path: Path, inputs: Mapping[str, Sequence[Dim]], target: Any, client: InferenceClient | None
+) -> Subject:
+    """Whatever `path` is, compiled or loaded. `target` is for an ONNX file; `client` calls a device bundle's workers.
+
+    Raises InvalidArgument and FailedPrecondition, naming what is wrong.
+    """
+    for name, dims in inputs.items():
+        if not all(isinstance(dim, int) for dim in dims):
+            raise InvalidArgument(f"--input {name}: profiling runs the model, so each dimension must be a number")
+    if path.is_file():
+        return _onnx(path, inputs, target)
+    if target is not None:
+        raise InvalidArgument("--target is for ONNX files; a library was compiled for its target already")
+    if (path / MANIFEST).is_file():
+        return _bundle(path, client or Zeros())
+    if (path / DESCRIPTION).is_file():
+        return _version(path)
+    if not path.exists():
+        raise FailedPrecondition(f"{path}: there is no such file or folder")
+    raise FailedPrecondition(
+        f"{path} is neither an ONNX file nor a folder with {DESCRIPTION} (repository/MODEL/VERSION) or {MANIFEST} "
+        "(a device bundle)"
+    )
+
+
+def _onnx(path: Path, inputs: Mapping[str, Sequence[Dim]], target: Any) -> Subject:
+    from zmq_offload.compile.build import build
+    from zmq_offload.compile.importer import import_uncut
+    from zmq_offload.compile.target import cpu_needs, resolve_target, target_json
+
+    chosen = resolve_target(target)
+    cpu_needs(chosen).check(f"code for target {target}")
+    signature = import_onnx(path, inputs).inputs
+    with counting() as flops:
+        module = build(import_uncut(path, inputs), chosen).jit()
+    return Subject(path.name, "ONNX file, compiled here", module, signature, target_json(chosen), flops, onnx=path)
+
+
+def _version(folder: Path) -> Subject:
+    place = folder.resolve()
+    if not place.name.isdigit():
+        raise FailedPrecondition(f"{folder} does not look like repository/MODEL/VERSION")
+    model = Repository(place.parent.parent).read(place.parent.name, int(place.name))
+    _check_tvm(folder, model.tvm_version)
+    if model.cpu is not None:
+        model.cpu.check(str(folder / SUBGRAPH))
+    title = f"{model.name} version {model.version}"
+    module = _load(folder / SUBGRAPH)
+    flops = model.extra.get("flops")
+    return Subject(title, "subgraph", module, model.inputs, model.target, flops if isinstance(flops, dict) else {})
+
+
+def _bundle(folder: Path, client: InferenceClient) -> Subject:
+    manifest = Manifest.read(folder)
+    _check_tvm(folder, manifest.tvm_version)
+    library = manifest.check_library(folder)
+    manifest.cpu.check(str(library))
+    subject = Subject(
+        str(folder), "device part", _load(folder / LIBRARY), manifest.inputs, manifest.target, manifest.flops
+    )
+    for part in manifest.offloaded:
+        subject.offloaded |= {part.symbol + half: part.model for half in ("", SEND, RECEIVE)}
+        subject.remote[part.symbol] = RemoteModule(part, client, None, subject.failure)
+    return subject
+
+
+def _check_tvm(folder: Path, built_by: str) -> None:
+    if built_by != tvm.__version__:
+        raise FailedPrecondition(
+            f"{folder} was built by TVM {built_by}, this is TVM {tvm.__version__}; compile it again"
+        )
+
+
+def _load(library: Path) -> Any:
+    try:
+        return tvm_ffi.load_module(loadable(library), keep_module_alive=False)
+    except (tvm.error.InternalError, RuntimeError) as error:
+        raise FailedPrecondition(f"{library} cannot be loaded: {one_line(error)}") from None
+
+
+def _shape(spec: TensorSpec, given: Sequence[Dim] | None) -> tuple[int, ...]:
+    if given is None:
+        if ANY in spec.shape:
+            raise InvalidArgument(
+                f"input {spec} has symbolic dimensions; give numbers for them by --input {spec.name}=..."
+            )
+        return spec.shape
+    shape = tuple(int(dim) for dim in given)
+    if len(shape) != len(spec.shape) or any(
+        want not in (ANY, got) for want, got in zip(spec.shape, shape, strict=True)
+    ):
+        raise InvalidArgument(f"--input {spec.name}={','.join(map(str, shape))} does not fit {spec}")
+    return shape

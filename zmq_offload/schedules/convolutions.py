@@ -1,0 +1,183 @@
+"""The kernel of dense and grouped convolutions over (n, h, w, c), weights packed at build time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr, Var
+
+from zmq_offload.schedules.emit import (
+    Flat,
+    elements,
+    index,
+    loop,
+    parallel,
+    ramp,
+    sequence,
+    when,
+    with_buffers,
+)
+from zmq_offload.schedules.epilogue import Epilogue
+from zmq_offload.schedules.images import Image, Partition, image_of, partition, result_size
+from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.microkernel import Block
+from zmq_offload.schedules.nests import SERIAL_WORK
+from zmq_offload.schedules.rewrite import constant
+from zmq_offload.schedules.stages import Program, Stage
+from zmq_offload.schedules.tiles import Tile, choose
+
+
+def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
+    """A dense or grouped convolution."""
+    image, weight = image_of(program, stage)
+    conv = image.conv
+    height, width, _ = result_size(stage)
+    per_group = conv.out_channels // conv.groups
+    tile = Tile(choose(machine, width, per_group).rows, constant(weight.shape[-1]) or machine.lanes)
+    return _Dense(machine, stage, epilogue, image, weight, tile, height, width, per_group).statement()
+
+
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    machine: Machine
+    stage: Stage
+    epilogue: Epilogue
+    image: Image
+    weight: Var
+    tile: Tile
+    height: int
+    width: int
+    per_group: int
+
+    def statement(self) -> tirx.Stmt:
+        conv = self.image.conv
+        tiles, rest = divmod(self.width, self.tile.rows)
+        chunks = self.per_group // self.tile.columns if conv.groups == 1 else 1
+        _, columns = self.image.window((1, self.width))
+        row_bytes = columns * self.image.channels * 4 * conv.strides[0] if self.image.padded else 0
+        batch = elements(self.stage.extents[:1], unknown=1)
+        (kh, kw), depth = conv.kernel, constant(self.stage.reduce_extents[-1]) or 1
+        work = batch * self.height * self.width * conv.out_channels * kh * kw * depth // self.machine.lanes
+        threads = work > SERIAL_WORK
+        machine = self.machine if threads else Machine(self.machine.lanes, self.machine.registers, 1)
+        part = partition(machine, batch, self.height, tiles, chunks, row_bytes)
+        bands = -(-self.height // part.rows)
+        extents = [self.stage.extents[0], index(bands), index(part.across), index(part.channels)]
+
+        def task(at: list[Expr]) -> tirx.Stmt:
+            batch_, band, across, group = at
+            top = band * part.rows
+            rows: Expr = index(part.rows)
+            if self.height % part.rows:
+                rows = tirx.Min(rows, index(self.height) - top)
+            first = tirx.floordiv(across * tiles, part.across)
+            count = tirx.floordiv((across + 1) * tiles, part.across) - first
+            last = tirx.EQ(across, index(part.across - 1)) if part.across > 1 else None
+            body = _Task(self, batch_, top, rows, first, count, rest, last, group, part)
+            return body.statement()
+
+        return parallel(extents, task, threads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One task of a dense convolution: some rows, or a part of one, for some channels."""
+
+    parent: _Dense
+    batch: Expr
+    top: Expr
+    rows: Expr
+    first: Expr  # tile
+    tiles: Expr
+    rest: int  # columns after the last whole tile
+    last: Expr | None  # whether this task has those columns, None for always
+    group: Expr  # part of the channels
+    part: Partition
+
+    def statement(self) -> tirx.Stmt:
+        p, image = self.parent, self.parent.image
+        if not image.padded:
+            return self._channels(None)
+        conv = image.conv
+        whole = p.width // p.tile.rows
+        most = -(-whole // self.part.across) * p.tile.rows + self.rest
+        height, width = image.window((self.part.rows, min(most, p.width)))
+        copy = Flat("window", [height, width, image.channels])
+        corner = (
+            self.batch,
+            self.top * conv.strides[0] - conv.padding[0],
+            self.first * (p.tile.rows * conv.strides[1]) - conv.padding[1],
+        )
+        kernel_rows = (conv.kernel[0] - 1) * conv.dilation[0] + 1
+        rows = (self.rows - 1) * conv.strides[0] + kernel_rows
+        fill = image.copy(p.machine, copy, corner, rows, width)
+        return with_buffers([copy.buffer], sequence([fill, self._channels(copy)]))
+
+    def _channels(self, copy: Flat | None) -> tirx.Stmt:
+        p = self.parent
+        groups = p.image.conv.groups
+        whole, tail = divmod(p.per_group, p.tile.columns)
+        per_group = whole + bool(tail)
+
+        def of_group(g: Expr) -> tirx.Stmt:
+            first = tirx.floordiv(self.group * whole, self.part.channels)
+            count = tirx.floordiv((self.group + 1) * whole, self.part.channels) - first
+            main = None
+            if whole:
+                main = loop(count, lambda c: self._rows(copy, g, g * per_group, first + c, p.tile.columns), "chunk")
+            end = self._rows(copy, g, g * per_group, index(whole), tail) if tail else None
+            if end is not None and self.part.channels > 1:
+                end = when(tirx.EQ(self.group, index(self.part.channels - 1)), end)
+            return sequence([main, end])
+
+        return loop(groups, of_group, "group")
+
+    def _rows(self, copy: Flat | None, group: Expr, base: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
+        height = self.parent.tile.rows
+
+        def row(y: Expr) -> tirx.Stmt:
+            main = None
+            if self.parent.width >= height:
+                main = loop(
+                    self.tiles, lambda t: self._block(copy, group, base, chunk, columns, y, t * height, height), "tile"
+                )
+            end = None
+            if self.rest:
+                end = self._block(copy, group, base, chunk, columns, y, self.tiles * height, self.rest)
+                end = end if self.last is None else when(self.last, end)
+            return sequence([main, end])
+
+        return loop(self.rows, row, "row")
+
+    def _block(
+        self, copy: Flat | None, group: Expr, base: Expr, chunk: Expr, columns: int, y: Expr, x: Expr, height: int
+    ) -> tirx.Stmt:
+        """`height` neighbouring results for one chunk of channels; y, x count from the task's corner."""
+        p, conv = self.parent, self.parent.image.conv
+        (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilation
+        depth = constant(p.stage.reduce_extents[-1]) or 1
+        # A window's columns and channels are neighbours in memory and in the packed weights: one loop over both.
+        joined = conv.groups == 1 and dw == 1
+        reduce = [index(kh), index(kw * depth)] if joined else [index(kh), index(kw), index(depth)]
+        left = x + self.first * p.tile.rows
+
+        def data(r: int, k: list[Expr]) -> Expr:
+            row = y * sh + k[0] * dh
+            column = (x + r) * sw + (0 if joined else k[1] * dw)
+            channel = k[1] if joined else group * depth + k[2]
+            if copy is not None:
+                return copy.load([row, column, channel])
+            start = self.first * (p.tile.rows * sw)
+            at = p.image.at(self.batch, self.top * sh + row, start + column, channel)
+            return tirx.BufferLoad(p.image.buffer, at)
+
+        def weights(k: list[Expr], offset: int, width: int) -> Expr:
+            inner = [index(0), k[1]] if joined else [k[1], k[2]]
+            return tirx.BufferLoad(p.weight, [base + chunk, k[0], *inner, ramp(offset, width)])
+
+        def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
+            channel = group * p.per_group + chunk * p.tile.columns + c
+            return p.epilogue.store(p.image.at(self.batch, self.top + y, left + r, channel), value)
+
+        return Block(p.machine, height, columns, reduce, data, weights, store, p.epilogue.long).statement()

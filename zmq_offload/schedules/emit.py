@@ -1,0 +1,230 @@
+"""Small builders for TIR statements: loops, sequences, lanes of a vector with its tail."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+from tvm import tirx
+from tvm.ir import Expr, Var
+from tvm.tirx import ForKind
+
+from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.rewrite import Rewriter, constant
+
+INDEX = "int64"  # TVM's shapes are int64; its NarrowDataType pass makes 32 bits of what fits
+
+
+def index(value: int) -> Expr:
+    """An index literal."""
+    return tirx.IntImm(INDEX, value)
+
+
+def as_index(value: Expr | int) -> Expr:
+    """`value` as an index expression."""
+    return index(value) if isinstance(value, int) else value
+
+
+def sequence(statements: Iterable[tirx.Stmt | None]) -> tirx.Stmt:
+    """The statements one after the other; none where a tensor has no elements."""
+    flat: list[tirx.Stmt] = []
+    for statement in statements:
+        if isinstance(statement, tirx.SeqStmt):
+            flat.extend(statement.seq)
+        elif statement is not None:
+            flat.append(statement)
+    if not flat:
+        return tirx.Evaluate(0)
+    return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
+
+
+def loop(
+    extent: Expr | int,
+    body: Callable[[Expr], tirx.Stmt],
+    name: str = "i",
+    kind: ForKind = ForKind.SERIAL,
+    start: Expr | int = 0,
+) -> tirx.Stmt:
+    """`for name in range(start, start + extent)`; one iteration needs no loop."""
+    if constant(as_index(extent)) == 1:
+        return body(as_index(start))
+    var = tirx.Var(name, INDEX)
+    return tirx.For(var, as_index(start), as_index(extent), kind, body(var))
+
+
+def nest(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], kind: ForKind = ForKind.SERIAL) -> tirx.Stmt:
+    """Nested loops over `extents`."""
+    if not extents:
+        return body([])
+    return loop(extents[0], lambda i: nest(extents[1:], lambda rest: body([i, *rest]), kind), kind=kind)
+
+
+def parallel(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], threads: bool = True) -> tirx.Stmt:
+    """One loop over all `extents`, shared between the threads; `threads=False` leaves nested serial loops."""
+    if not threads:
+        return nest(extents, body)
+    total = product(extents)
+
+    def unfold(flat: Expr) -> tirx.Stmt:
+        indices: list[Expr] = []
+        for extent in reversed(extents):
+            indices.insert(0, tirx.floormod(flat, extent) if len(indices) + 1 < len(extents) else flat)
+            flat = tirx.floordiv(flat, extent)
+        return body(indices)
+
+    return loop(total, unfold, "p", ForKind.PARALLEL)
+
+
+def product(extents: Iterable[Expr]) -> Expr:
+    """The product of the extents."""
+    total: Expr = index(1)
+    for extent in extents:
+        total = total * extent
+    return total
+
+
+def elements(extents: Iterable[Expr], unknown: int = 1) -> int:
+    """The product of the extents with `unknown` for each symbolic one."""
+    total = 1
+    for extent in extents:
+        value = constant(extent)
+        total *= unknown if value is None else value
+    return total
+
+
+def pieces(extent: int, machine: Machine) -> list[tuple[int, int, int]]:
+    """`extent` cut into (start, width, count) runs of vectors: full width first, then its halves for the tail."""
+    runs, start = [], 0
+    for width in machine.widths:
+        count = (extent - start) // width
+        if count:
+            runs.append((start, width, count))
+            start += width * count
+    return runs
+
+
+def vectors(start: Expr, extent: int, machine: Machine, body: Callable[[Expr, int], tirx.Stmt]) -> tirx.Stmt:
+    """`body(first, width)` for every vector of [start, start + extent)."""
+
+    def run(at: int, width: int, count: int) -> tirx.Stmt:
+        return loop(count, lambda i: body(start + at + i * width, width), "v")
+
+    return sequence(run(*piece) for piece in pieces(extent, machine))
+
+
+def when(condition: Expr, statement: tirx.Stmt) -> tirx.Stmt:
+    """`statement` if `condition` holds."""
+    return tirx.IfThenElse(condition, statement, None)
+
+
+def lanes(width: int, body: Callable[[Expr], tirx.Stmt]) -> tirx.Stmt:
+    """`body(lane)` for the lanes of one vector, what it names by `Let` kept in local buffers."""
+    lane: Expr = tirx.Var("lane", INDEX) if width > 1 else index(0)
+    statement = body(lane)
+    if not isinstance(statement, tirx.BufferStore):
+        raise TypeError("the body of a vector's lanes is one assignment")
+    names = _Names(lane, width)
+    value = names.visit(statement.value)
+    statement = sequence([*names.assignments, tirx.BufferStore(statement.buffer, value, statement.indices)])
+    if width > 1:
+        statement = tirx.For(lane, index(0), index(width), ForKind.VECTORIZED, statement)
+    return with_buffers(names.buffers, statement)
+
+
+class _Names(Rewriter):
+    """Turns `Let` into assignments to buffers of a vector's size.
+
+    TVM's simplifier replaces a variable bound by `Let` by its value wherever it is used, while it generates code:
+    time and memory grow exponentially with the depth of nested bindings (a sigmoid of a sigmoid of
+    an exp took minutes).
+    """
+
+    def __init__(self, lane: Expr, width: int) -> None:
+        super().__init__({})
+        self.assignments: list[tirx.Stmt] = []
+        self.buffers: list[Var] = []
+        self._lane = lane
+        self._width = width
+
+    def visit(self, e: Expr) -> Expr:
+        if not isinstance(e, tirx.Let):
+            return super().visit(e)
+        value = self.visit(e.value)
+        if isinstance(value, tirx.IntImm | tirx.FloatImm | Var):
+            self.variables = {**self.variables, e.var: value}
+            return self.visit(e.body)
+        buffer = local(str(e.var.name), [self._width], str(e.var.ty))
+        self.buffers.append(buffer)
+        self.assignments.append(tirx.BufferStore(buffer, value, [self._lane]))
+        self.variables = {**self.variables, e.var: tirx.BufferLoad(buffer, [self._lane])}
+        return self.visit(e.body)
+
+    def branch(self, value: Expr) -> Expr:
+        # One side of a conditional may only be computed where the condition holds: its names stay inside of it.
+        return Rewriter(self.variables).visit(value)
+
+
+def ramp(base: Expr | int, width: int) -> Expr:
+    """The indices of a vector's lanes."""
+    return tirx.Ramp(as_index(base), index(1), width) if width > 1 else as_index(base)
+
+
+def splat(value: Expr, width: int) -> Expr:
+    """`value` in every lane."""
+    return tirx.Broadcast(value, width) if width > 1 else value
+
+
+_numbers = itertools.count()
+
+
+def local(name: str, shape: Sequence[int], dtype: str = "float32") -> Var:
+    """A small buffer that LLVM keeps in registers.
+
+    TVM puts global buffers of up to 1 KiB (its kMaxStackAlloca) on the stack, where LLVM finds them; larger ones, and
+    whatever has scope "local", come from its workspace at 0.1 us for each use.
+    """
+    return tirx.decl_buffer([index(s) for s in shape], dtype, f"{name}_{next(_numbers)}")
+
+
+def scratch(name: str, shape: Sequence[Expr | int], dtype: str = "float32") -> Var:
+    """A buffer from the thread's workspace."""
+    return tirx.decl_buffer([as_index(s) for s in shape], dtype, f"{name}_{next(_numbers)}")
+
+
+class Flat:
+    """A buffer of ours addressed by several indices, of which inner ones may run over their extent into the next row.
+
+    TVM shrinks what is allocated inside a function to the region that indices seem to reach (CompactBufferAllocation),
+    so only a buffer with one dimension keeps its addresses.
+    """
+
+    def __init__(self, name: str, extents: Sequence[Expr | int], dtype: str = "float32") -> None:
+        self.extents = [as_index(e) for e in extents]
+        self.buffer = scratch(name, [product(self.extents)], dtype)
+
+    def position(self, indices: Sequence[Expr]) -> Expr:
+        """The place of an element; the last index may be a vector's."""
+        place: Expr = index(0)
+        for at, extent in zip(indices, self.extents, strict=True):
+            scaled = place * extent
+            lanes_ = isinstance(at, tirx.Ramp)
+            place = tirx.Ramp(scaled + at.base, at.stride, at.lanes) if lanes_ else scaled + at
+        return place
+
+    def load(self, indices: Sequence[Expr]) -> Expr:
+        """An element, or a vector of them."""
+        return tirx.BufferLoad(self.buffer, [self.position(indices)])
+
+    def store(self, indices: Sequence[Expr], value: Expr) -> tirx.Stmt:
+        """Store an element."""
+        return tirx.BufferStore(self.buffer, value, [self.position(indices)])
+
+
+def with_buffers(buffers: Iterable[Var], body: tirx.Stmt) -> tirx.Stmt:
+    """`body` with `buffers` allocated around it."""
+    return sequence([*(tirx.AllocBuffer(b) for b in buffers), body])
+
+
+def finish(func: tirx.PrimFunc, body: tirx.Stmt) -> tirx.PrimFunc:
+    """`func` with another body: what it takes and gives stays."""
+    return tirx.PrimFunc(list(func.params), body, func.ret_type, func.attrs)

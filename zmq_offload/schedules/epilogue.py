@@ -1,0 +1,73 @@
+"""What is computed from a kernel's or a reduction's result before it is stored: bias, activation, residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+from tvm.ir import Expr, Var
+
+from zmq_offload.schedules.access import mergeable, weight
+from zmq_offload.schedules.emit import INDEX, index, product
+from zmq_offload.schedules.rewrite import Rewriter, Unsupported
+from zmq_offload.schedules.stages import Inliner, Stage, same_indices
+from zmq_offload.schedules.vector_math import vectorisable
+
+# Operations; a bias with a hard-swish and a residual has 12, a sigmoid 40.
+_LONG = 30
+
+
+class Epilogue:
+    """The value of `final` at an index, given that of `stage` at the same index; expanded once, emitted many times."""
+
+    def __init__(
+        self,
+        inliner: Inliner,
+        stage: Stage,
+        final: Stage,
+        write: Callable[[list[Expr], Expr], tirx.Stmt] | None = None,
+    ) -> None:
+        self.final = final
+        self._write = write
+        self._axes: list[Var] = [tirx.Var(str(a.name), INDEX) for a in final.axes]
+        self._total = tirx.Var("total", str(stage.buffer.dtype))
+        self._value: Expr = self._total
+        if final is not stage:
+            at: list[Expr] = list(self._axes)
+            outer = inliner.substitute
+
+            def substitute(buffer: Var, indices: list[Expr]) -> Expr | None:
+                if not buffer.same_as(stage.buffer):
+                    return outer(buffer, indices) if outer else None
+                if not same_indices(indices, at):
+                    raise Unsupported("an epilogue that reads another element")
+                return self._total
+
+            if not same_indices(stage.extents, final.extents):
+                raise Unsupported("an epilogue of another shape")
+            self._value = vectorisable(Inliner(inliner.program, inliner.kept, substitute).expand(final, at))
+
+    @property
+    def long(self) -> bool:
+        """Whether it is many times the code of a bias and an activation, as what contains an exp is."""
+        return weight(self._value) > _LONG
+
+    def flatten_rows(self) -> bool:
+        """Whether all axes but the last are one in every load; then (0, ..., 0, row, column) addresses an element."""
+        value, rows = self._value, self._axes[:-1]
+        for at in reversed(range(len(rows) - 1)):
+            if not mergeable(value, rows[at], rows[-1], product(self.final.extents[at + 1 : -1])):
+                return False
+            # The merged axis: what is left of the pair stands at the inner place, the outer index is 0.
+            value = Rewriter({rows[at]: index(0)}).visit(value)
+        return True
+
+    def value(self, at: Sequence[Expr], total: Expr) -> Expr:
+        """The element at `at`."""
+        names: dict[Var, Expr] = dict(zip(self._axes, at, strict=True))
+        return Rewriter({**names, self._total: total}).visit(self._value)
+
+    def store(self, at: Sequence[Expr], total: Expr) -> tirx.Stmt:
+        """Compute and store the element at `at`."""
+        value = self.value(at, total)
+        return self._write(list(at), value) if self._write else tirx.BufferStore(self.final.buffer, value, list(at))

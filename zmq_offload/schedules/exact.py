@@ -1,0 +1,173 @@
+"""Operators whose usual expression loses what is small, infinite or NaN, written in another way.
+
+This runs after the layout is chosen: the functions made here are opaque to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.ir import Call, Expr, IRModule
+from tvm.relax.expr_functor import mutator
+
+from zmq_offload.schedules.simplify import GraphRewriter, rewritten
+
+_FLOATS = ("float16", "float32", "float64")
+
+
+@mutator
+class _Exact(GraphRewriter):
+    def visit_call_(self, call: Call) -> Expr:
+        call = self.operands(call)
+        rule = _REWRITES.get(getattr(call.op, "name", ""))
+        if rule is None or getattr(call.ty, "shape", None) is None:
+            return call
+        other = rule(self, call)
+        return call if other is None else other
+
+    def called(self, expr: Expr, name: str) -> Call | None:
+        """The call of operator `name` that `expr` is or is bound to."""
+        value = self.bound(expr)
+        return value if isinstance(value, Call) and getattr(value.op, "name", "") == name else None
+
+    def is_number(self, expr: Expr, value: float) -> bool:
+        """Whether it is a constant with one element of this value."""
+        array = self.array(expr)
+        return array is not None and array.size == 1 and float(array.item()) == value
+
+    def elementwise(self, name: str, x: Expr, value: Callable[[Expr], Expr]) -> Expr:
+        """A function of each element of `x`."""
+
+        def compute(tensor: te.Tensor) -> te.Tensor:
+            return te.compute(tensor.shape, lambda *at: value(tensor[at]), name=name)
+
+        return self.builder_.emit_te(compute, x, primfunc_name_hint=name)
+
+
+def _log(graph: _Exact, call: Call) -> Expr | None:
+    """log(1 + x), half of Softplus and Mish: 1 + x has no digit left of a small x."""
+    added = graph.called(call.args[0], "relax.add")
+    if added is None or str(call.ty.dtype) != "float32":
+        return None
+    for one, x in ((added.args[0], added.args[1]), (added.args[1], added.args[0])):
+        if graph.is_number(one, 1.0) and x.ty.ndim == call.ty.ndim:
+            return graph.elementwise("log1p", x, tirx.log1p)
+    return None
+
+
+def _subtract(graph: _Exact, call: Call) -> Expr | None:
+    """e^x - 1 and 1 - e^x, as Elu and Selu have it: the difference cancels where x is small."""
+    if str(call.ty.dtype) != "float32":
+        return None
+    a, b = call.args
+    for one, power, sign in ((b, a, 1.0), (a, b, -1.0)):
+        exp = graph.called(power, "relax.exp")
+        if exp is not None and graph.is_number(one, 1.0) and exp.ty.ndim == call.ty.ndim:
+            value = graph.elementwise("expm1", exp.args[0], lambda v: tirx.call_pure_extern("float32", "expm1f", v))
+            return value if sign > 0 else relax.op.negative(value)
+    return None
+
+
+def _sign(graph: _Exact, call: Call) -> Expr | None:
+    """NaN has no sign."""
+    dtype = str(call.ty.dtype)
+    if dtype not in _FLOATS:
+        return None
+    zero, one = tirx.FloatImm(dtype, 0.0), tirx.FloatImm(dtype, 1.0)
+
+    def value(v: Expr) -> Expr:
+        rest = tirx.Select(tirx.EQ(v, zero), zero, v)
+        return tirx.Select(v > zero, one, tirx.Select(v < zero, tirx.FloatImm(dtype, -1.0), rest))
+
+    return graph.elementwise("sign", call.args[0], value)
+
+
+def _multiply(graph: _Exact, call: Call) -> Expr | None:
+    """x * (x > limit), ThresholdedRelu as the importer writes it: 0 times an infinity is NaN."""
+    for mask, x in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
+        cast = graph.called(mask, "relax.astype")
+        above = None if cast is None else graph.called(cast.args[0], "relax.greater")
+        if cast is not None and above is not None and above.args[0].same_as(x) and str(x.ty.dtype) in _FLOATS:
+            return relax.op.where(cast.args[0], x, relax.const(0.0, str(x.ty.dtype)))
+    return None
+
+
+def _add(graph: _Exact, call: Call) -> Expr | None:
+    """log(sum(exp(x - m))) + m, m = max(x), as ReduceLogSumExp: where m is infinite, x - m is not a number."""
+    for logarithm, m in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
+        log = graph.called(logarithm, "relax.log")
+        total = None if log is None else graph.called(log.args[0], "relax.sum")
+        exp = None if total is None else graph.called(total.args[0], "relax.exp")
+        difference = None if exp is None else graph.called(exp.args[0], "relax.subtract")
+        if difference is None or total is None or graph.called(m, "relax.max") is None:
+            continue
+        if not graph.bound(difference.args[1]).same_as(graph.bound(m)):
+            continue
+        largest = float(np.finfo(str(m.ty.dtype)).max)
+        emit = graph.builder_.emit
+        finite = emit(relax.op.clip(m, -largest, largest))
+        powers = emit(relax.op.exp(emit(relax.op.subtract(difference.args[0], finite))))
+        summed = emit(
+            relax.op.sum(powers, [int(a) for a in total.attrs.axis or []] or None, bool(total.attrs.keepdims))
+        )
+        return relax.op.add(emit(relax.op.log(summed)), finite)
+    return None
+
+
+def _position(graph: _Exact, call: Call) -> Expr | None:
+    """The first largest (or smallest) element, the first NaN if there is one: TVM begins with -1 at the datatype's last
+    finite number, which is the answer where all are that (such as bytes of 0) or infinite, and forgets a NaN."""
+    (x,), attrs, dtype = call.args, call.attrs, str(call.ty.dtype)
+    kind = str(x.ty.dtype)
+    if attrs.axis is None or kind == "bool":
+        return None
+    largest = call.op.name == "relax.argmax"
+    rank = x.ty.ndim
+    axis = int(attrs.axis) % rank
+
+    def combine(a: Any, b: Any) -> tuple[Expr, Expr]:
+        better = a[1] > b[1] if largest else a[1] < b[1]
+        kept = tirx.Or(better, tirx.And(tirx.EQ(a[1], b[1]), a[0] < b[0]))
+        kept = tirx.Or(kept, tirx.isnan(a[1])) if kind in _FLOATS else kept
+        return tirx.Select(kept, a[0], b[0]), tirx.Select(kept, a[1], b[1])
+
+    def identity(index: str, value: str) -> tuple[Expr, Expr]:
+        if kind in _FLOATS:
+            worst: Expr = tirx.FloatImm(value, float("-inf") if largest else float("inf"))
+        else:
+            worst = tirx.const(int(np.iinfo(kind).min if largest else np.iinfo(kind).max), kind)
+        return tirx.IntImm(index, np.iinfo(index).max), worst
+
+    def compute(tensor: te.Tensor) -> te.Tensor:
+        reducer = te.comm_reducer(combine, identity, name="position")
+        k = te.reduce_axis((0, tensor.shape[axis]), name="k")
+        kept = [1 if a == axis else s for a, s in enumerate(tensor.shape) if a != axis or attrs.keepdims]
+
+        def element(*at: Expr) -> Any:
+            outer = [i for a, i in enumerate(at) if a != axis] if attrs.keepdims else list(at)
+            place = (*outer[:axis], k, *outer[axis:])
+            return reducer((tirx.Cast(dtype, k.var), tensor[place]), axis=k)
+
+        found, _ = te.compute(kept, element, name="position")
+        return te.compute(kept, lambda *at: found[at], name="index")
+
+    return graph.builder_.emit_te(compute, x, primfunc_name_hint=call.op.name.rsplit(".", 1)[1])
+
+
+_REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
+    "relax.log": _log,
+    "relax.subtract": _subtract,
+    "relax.sign": _sign,
+    "relax.multiply": _multiply,
+    "relax.add": _add,
+    "relax.argmax": _position,
+    "relax.argmin": _position,
+}
+
+
+def exact(mod: IRModule) -> IRModule:
+    """`mod` with those operators replaced."""
+    return rewritten(mod, _Exact(mod))

@@ -1,0 +1,186 @@
+"""Programs without a kernel: which stages get a nest of their own, and which nests share their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import tirx
+from tvm.ir import Expr, Var
+
+from zmq_offload.schedules.access import weight
+from zmq_offload.schedules.emit import Flat, elements, index, parallel, product, sequence, with_buffers
+from zmq_offload.schedules.machine import L1_BYTES, Machine
+from zmq_offload.schedules.nests import SERIAL_WORK, Frame, elementwise
+from zmq_offload.schedules.reductions import Reduction, reduction
+from zmq_offload.schedules.rewrite import constant, loads, same
+from zmq_offload.schedules.stages import Inliner, Program, Stage, same_indices
+from zmq_offload.schedules.vector_math import is_cheap
+
+
+@dataclass(frozen=True, eq=False)
+class _Nest:
+    """One loop nest: an element-wise stage, or a reduction with the stage computed from it."""
+
+    final: Stage
+    reduce: Stage | None = None
+
+    def emit(self, frame: Frame) -> tirx.Stmt:
+        """The nest in a frame."""
+        if self.reduce is None:
+            return elementwise(frame, self.final)
+        return reduction(frame, Reduction(self.reduce, self.final))
+
+    def sources(self, inliner: Inliner) -> list[tvm.ir.TensorLoad]:
+        """Every load of materialised buffers in it."""
+        found = []
+        for stage in {id(s): s for s in (self.reduce, self.final) if s}.values():
+            found += loads(inliner.expand(stage, list(stage.axes)))
+        return found
+
+
+def generic(program: Program, machine: Machine) -> tirx.Stmt:
+    """Loop nests for the whole program."""
+    kept = _kept(program)
+    nests = _nests(program, kept)
+    rows = _shared_rows(program, kept, nests) if len(nests) > 1 else 0
+    if rows:
+        return _row_by_row(program, machine, kept, nests, rows)
+    stored = {n.final.buffer: Flat(str(n.final.buffer.name), n.final.extents or [1], _dtype(n)) for n in nests[:-1]}
+    frame = _frame(program, machine, kept, stored)
+    return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(frame) for n in nests))
+
+
+def _dtype(nest: _Nest) -> str:
+    return str(nest.final.buffer.dtype)
+
+
+def _frame(
+    program: Program, machine: Machine, kept: list[Var], stored: dict[Var, Flat], at: Sequence[Expr] = (), rows: int = 0
+) -> Frame:
+    """A frame that keeps intermediate results in `stored`, the leading `rows` axes left out."""
+
+    def inside(indices: list[Expr]) -> list[Expr]:
+        return indices[rows:] or [index(0)]
+
+    def read(buffer: Var, indices: list[Expr]) -> Expr | None:
+        return stored[buffer].load(inside(indices)) if buffer in stored else None
+
+    def store(buffer: Var, indices: list[Expr], value: Expr) -> tirx.Stmt:
+        if buffer in stored:
+            return stored[buffer].store(inside(indices), value)
+        return tirx.BufferStore(buffer, value, indices)
+
+    return Frame(machine, lambda: Inliner(program, kept, read), at, threads=not rows, store=store)
+
+
+def _consumers(program: Program, stage: Stage) -> list[tuple[Stage, tvm.ir.TensorLoad]]:
+    return [(s, e) for s in program.stages for e in loads(s.value) if e.source.same_as(stage.buffer)]
+
+
+def _kept(program: Program) -> list[Var]:
+    """Buffers that are stored: results, reductions, and what would be computed again and again if inlined."""
+    kept: list[Var] = []
+    for stage in program.stages:
+        if stage is program.stages[-1] or stage.reduce_axes or _recomputed(program, stage, kept):
+            kept.append(stage.buffer)
+    return kept
+
+
+def _recomputed(program: Program, stage: Stage, kept: list[Var]) -> bool:
+    if is_cheap(Inliner(program, kept).expand(stage, list(stage.axes))):
+        return False
+    readers = {id(s): s for s, _ in _consumers(program, stage)}.values()
+    size = elements(stage.extents, unknown=64)
+    # Evaluated twice and more for an element: by a reader with a larger domain, or by two of which one is a reduction.
+    reading = [elements([*s.extents, *s.reduce_extents], unknown=64) for s in readers]
+    return sum(reading) >= 2 * size and (max(reading) >= 2 * size or any(s.reduce_axes for s in readers))
+
+
+def _nests(program: Program, kept: list[Var]) -> list[_Nest]:
+    """The kept stages in order, reductions joined with the element-wise stage over the same domain that reads them."""
+    stored = [s for s in program.stages if any(s.buffer.same_as(k) for k in kept)]
+    nests: list[_Nest] = []
+    joined: set[int] = set()
+    for at, stage in enumerate(stored):
+        if id(stage) in joined:
+            continue
+        if not stage.reduce_axes:
+            nests.append(_Nest(stage))
+            continue
+        follower = stored[at + 1] if at + 1 < len(stored) else None
+        if follower is not None and not follower.reduce_axes and _joins(program, kept, stage, follower, stored):
+            joined.add(id(follower))
+            nests.append(_Nest(follower, stage))
+        else:
+            nests.append(_Nest(stage, stage))
+    return nests
+
+
+def _joins(program: Program, kept: list[Var], stage: Stage, follower: Stage, stored: list[Stage]) -> bool:
+    if not same_indices(stage.extents, follower.extents):
+        return False
+    readers = [s for s in stored if s is not stage and _reads(program, kept, s, stage)]
+    if readers != [follower]:
+        return False
+    value = Inliner(program, kept).expand(follower, list(follower.axes))
+    return all(
+        same_indices(list(e.indices), list(follower.axes)) for e in loads(value) if e.source.same_as(stage.buffer)
+    )
+
+
+def _reads(program: Program, kept: list[Var], reader: Stage, stage: Stage) -> bool:
+    value = Inliner(program, kept).expand(reader, list(reader.axes))
+    return any(e.source.same_as(stage.buffer) for e in loads(value))
+
+
+def _shared_rows(program: Program, kept: list[Var], nests: list[_Nest]) -> int:
+    """How many leading axes all nests have in common and use in step, so that they can run row by row."""
+    final = nests[-1].final
+    most = min(len(n.final.axes) for n in nests)
+    inner = [elements(n.final.extents[-1:]) for n in nests if n.reduce is None]
+    rows = 0
+    while rows < most and all(same(n.final.extents[rows], final.extents[rows]) for n in nests):
+        rows += 1
+    for n in nests:
+        axes = list(n.final.axes)
+        for stage in {id(s): s for s in (n.reduce, n.final) if s}.values():
+            value = Inliner(program, kept).expand(stage, axes)
+            for load in loads(value):
+                if any(load.source.same_as(m.final.buffer) for m in nests):
+                    rows = min(rows, _common(list(load.indices), axes))
+    # The last axis of a nest is the vector's, unless that nest is a single value a row.
+    if rows and any(i > 1 for i in inner):
+        rows = min(rows, min(len(n.final.axes) for n in nests if n.reduce is None) - 1)
+    row_bytes = 4 * sum(elements(n.final.extents[rows:], unknown=1024) for n in nests)
+    total = elements(final.extents[:rows], unknown=64)
+    return rows if total > 1 and row_bytes <= 16 * L1_BYTES else 0
+
+
+def _common(indices: list[Expr], axes: list[Var]) -> int:
+    count = 0
+    while count < min(len(indices), len(axes)) and indices[count].same_as(axes[count]):
+        count += 1
+    return count
+
+
+def _row_by_row(program: Program, machine: Machine, kept: list[Var], nests: list[_Nest], rows: int) -> tirx.Stmt:
+    """All nests inside one loop over the shared axes, intermediate results as large as one row."""
+    final = nests[-1].final
+    work = sum(
+        elements([*n.final.extents, *(n.reduce.reduce_extents if n.reduce else [])], unknown=16)
+        * max(1, weight(n.final.value))
+        for n in nests
+    )
+    stored = {
+        n.final.buffer: Flat(str(n.final.buffer.name), n.final.extents[rows:] or [1], _dtype(n)) for n in nests[:-1]
+    }
+
+    def row(at: list[Expr]) -> tirx.Stmt:
+        frame = _frame(program, machine, kept, stored, at, rows)
+        return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(frame) for n in nests))
+
+    known = constant(product(final.extents[:rows]))
+    threads = work // machine.lanes > SERIAL_WORK and known != 1
+    return parallel(final.extents[:rows], row, threads)

@@ -1,0 +1,146 @@
+"""What convolutions share: the image they read, copies of its parts, how the work is shared out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr, Var
+
+from zmq_offload.schedules.emit import (
+    Flat,
+    index,
+    lanes,
+    loop,
+    vectors,
+)
+from zmq_offload.schedules.machine import CACHE_BYTES, Machine
+from zmq_offload.schedules.operators import Conv
+from zmq_offload.schedules.rewrite import Unsupported, constant, loads
+from zmq_offload.schedules.stages import Program, Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """The data of a convolution: the buffer as it comes, its static size, the convolution's geometry."""
+
+    buffer: Var
+    conv: Conv
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def padded(self) -> bool:
+        """Whether windows reach over the edge, or the layout has to change: then parts are copied before use."""
+        return any(self.conv.padding) or self.conv.channels_first
+
+    def window(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the data under a block of results."""
+        (kh, kw), (sh, sw), (dh, dw) = self.conv.kernel, self.conv.strides, self.conv.dilation
+        return (size[0] - 1) * sh + (kh - 1) * dh + 1, (size[1] - 1) * sw + (kw - 1) * dw + 1
+
+    def copy(
+        self,
+        machine: Machine,
+        target: Flat,
+        at: tuple[Expr, Expr, Expr],
+        rows: Expr | int,
+        columns: Expr | int,
+        channel: Expr | int = 0,
+    ) -> tirx.Stmt:
+        """Copy a window into `target` (rows, columns, channels), with zeros beyond the edges; `at` is its corner."""
+        batch, top, left = at
+        channels = constant(target.extents[-1]) or 1
+
+        def pixel(y: Expr, x: Expr) -> tirx.Stmt:
+            def fill(inside: bool) -> tirx.Stmt:
+                def run(first: Expr, width: int) -> tirx.Stmt:
+                    def lane(i: Expr) -> tirx.Stmt:
+                        value = self._load(batch, top + y, left + x, channel + first + i) if inside else _ZERO
+                        return target.store([y, x, first + i], value)
+
+                    return lanes(width, lane)
+
+                return vectors(index(0), channels, machine, run)
+
+            return tirx.IfThenElse(tirx.all(left + x >= 0, left + x < self.width), fill(True), fill(False))
+
+        def zeros(y: Expr) -> tirx.Stmt:
+            def run(x: Expr) -> tirx.Stmt:
+                return vectors(
+                    index(0),
+                    channels,
+                    machine,
+                    lambda c, w: lanes(w, lambda i: target.store([y, x, c + i], _ZERO)),
+                )
+
+            return loop(columns, run, "x")
+
+        def row(y: Expr) -> tirx.Stmt:
+            copied = loop(columns, lambda x: pixel(y, x), "x")
+            return tirx.IfThenElse(tirx.all(top + y >= 0, top + y < self.height), copied, zeros(y))
+
+        return loop(rows, row, "y")
+
+    def _load(self, batch: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
+        if self.conv.channels_first:
+            return tirx.BufferLoad(self.buffer, [batch, channel, y, x])
+        return tirx.BufferLoad(self.buffer, self.at(batch, y, x, channel))
+
+    def at(self, batch: Expr, y: Expr, x: Expr, channel: Expr) -> list[Expr]:
+        """Indices of data or result: one-dimensional ones have no y."""
+        return [batch, y, x, channel] if len(self.buffer.shape) == 4 else [batch, x, channel]
+
+
+_ZERO = tirx.FloatImm("float32", 0.0)
+
+
+def image_of(program: Program, stage: Stage) -> tuple[Image, Var]:
+    """The data and the weights that a convolution's stage reads; the copy that pads is the kernel's own business."""
+    conv = Conv.of(stage.annotations)
+    data, weight = (e.source for e in loads(stage.value))
+    pad = program.producer(data)
+    if pad is not None and pad.kernel == "pad":
+        data = loads(pad.value)[0].source
+    sizes = [*([1] if len(data.shape) == 3 else []), *(constant(s) for s in data.shape[1:])]
+    if any(s is None for s in sizes) or any(constant(e) is None for e in stage.extents[1:]):
+        raise Unsupported("a symbolic image size")
+    known = [s or 0 for s in sizes]
+    height, width, channels = (known[1], known[2], known[0]) if conv.channels_first else tuple(known)
+    return Image(data, conv, height, width, channels), weight
+
+
+def result_size(stage: Stage) -> tuple[int, int, int]:
+    """Height, width and channels of the result."""
+    sizes = [constant(e) or 0 for e in stage.extents[1:]]
+    return (1, sizes[0], sizes[1]) if len(sizes) == 2 else (sizes[0], sizes[1], sizes[2])
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How a result is shared out: rows of a task, parts of a row, parts of the channels."""
+
+    rows: int
+    across: int
+    channels: int
+
+
+def partition(machine: Machine, batch: int, height: int, tiles: int, chunks: int, row_bytes: int) -> Partition:
+    """Tasks of equal size, by rows where there are enough of them, else by parts of rows or by channels."""
+    threads = machine.threads
+    options = []
+    for across, channels in {(1, 1), (min(threads, max(tiles, 1)), 1), (1, min(threads, max(chunks, 1)))}:
+        spread = batch * across * channels
+        bands = max(1, -(-threads // spread))
+        rows = max(1, -(-height // bands))
+        # Copies of rows that overlap cost; so do copies that do not fit the cache.
+        while rows > 4 and rows * row_bytes > CACHE_BYTES:
+            rows = -(-rows // 2)
+        tasks = spread * -(-height // rows)
+        rounds = -(-tasks // threads)
+        ideal = batch * height / threads
+        options.append(
+            (rounds * rows / (across * channels) / ideal, across * channels, Partition(rows, across, channels))
+        )
+    return min(options, key=lambda o: (round(o[0], 2), o[1]))[2]

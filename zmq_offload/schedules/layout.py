@@ -1,0 +1,387 @@
+"""Channels last: convolutions in (n, h, w, c), and everything between them that can follow.
+
+A result in the new layout is bound as a transpose back to the old one. Whoever can use the new layout looks through
+that transpose; whoever cannot uses the transpose; what nobody uses is dead code.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.ir import Call, Expr, IRModule, Var
+from tvm.relax.expr_functor import mutator
+
+from zmq_offload.schedules import operators
+from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.operators import Conv, shape_of
+from zmq_offload.schedules.simplify import Array, GraphRewriter, constant_expr, rewritten
+from zmq_offload.schedules.tiles import choose
+
+_ELEMENTWISE = frozenset(
+    "relax." + name
+    for name in (
+        *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where", "clip", "astype", "abs"),
+        *("exp", "log", "sqrt", "rsqrt", "negative", "sigmoid", "tanh", "erf", "floor", "ceil", "round", "square"),
+        *("greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "sin", "cos"),
+        *("nn.relu", "nn.relu6", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.softplus", "nn.selu"),
+    )
+)
+_REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min", "prod", "variance", "std"))
+# Which method of the rewriter takes an operator.
+_RULES = {
+    "relax.nn.conv1d": "_convolution",
+    "relax.nn.conv2d": "_convolution",
+    "relax.nn.conv2d_transpose": "_transposed",
+    "relax.matmul": "_matmul",
+    "relax.nn.max_pool2d": "_pool",
+    "relax.nn.avg_pool2d": "_pool",
+    "relax.nn.adaptive_avg_pool2d": "_pool",
+    "relax.image.resize2d": "_resize",
+    "relax.concat": "_concat",
+    "relax.nn.softmax": "_softmax",
+    "relax.nn.log_softmax": "_softmax",
+    "relax.nn.pad": "_pad",
+    "relax.permute_dims": "_permute",
+    "relax.reshape": "_reshape",
+    "relax.flatten": "_reshape",
+    "relax.squeeze": "_reshape",
+    **dict.fromkeys(_ELEMENTWISE, "_elementwise"),
+    **dict.fromkeys(_REDUCTIONS, "_reduction"),
+}
+# Fewer channels than this are not worth a transpose of their own: the convolution's copy of its window does it.
+_FEW_CHANNELS = 4
+
+
+def last_axes(rank: int) -> list[int]:
+    """The permutation that moves the channels (axis 1) to the end."""
+    return [0, *range(2, rank), 1]
+
+
+def first_axes(rank: int) -> list[int]:
+    """The permutation back."""
+    return [0, rank - 1, *range(1, rank - 1)]
+
+
+@mutator
+class _ChannelsLast(GraphRewriter):
+    def __init__(self, mod: IRModule, machine: Machine) -> None:
+        super().__init__(mod)
+        self._machine = machine
+        self._moved: dict[Var, Expr] = {}
+
+    # -- operands in the new layout ------------------------------------------------------------------------------
+
+    def _known_last(self, expr: Expr) -> Expr | None:
+        """The channels-last form of `expr` if there is one already."""
+        call = self.bound(expr)
+        if not isinstance(call, Call) or getattr(call.op, "name", "") != "relax.permute_dims" or not call.attrs.axes:
+            return None
+        moved = call.ty.ndim >= 3 and [int(a) for a in call.attrs.axes] == first_axes(call.ty.ndim)
+        return call.args[0] if moved else None
+
+    def _last(self, expr: Expr) -> Expr:
+        """The channels-last form of a tensor of rank 3 and more."""
+        if (known := self._known_last(expr)) is not None:
+            return known
+        rank = expr.ty.ndim
+        if (array := self.array(expr)) is not None:
+            return constant_expr(array.transpose(last_axes(rank)))
+        if isinstance(expr, Var) and expr in self._moved:
+            return self._moved[expr]
+        sizes = shape_of(expr)
+        if len(sizes) == rank and all(s == 1 for s in sizes[2:]):
+            shape = expr.ty.shape.values
+            moved = self.builder_.emit(relax.op.reshape(expr, [shape[a] for a in last_axes(rank)]))
+        else:
+            moved = self.builder_.emit(relax.op.permute_dims(expr, last_axes(rank)))
+        if isinstance(expr, Var):
+            self._moved[expr] = moved
+        return moved
+
+    def _back(self, value: Expr) -> Expr:
+        """`value`, channels last, as everybody else expects it."""
+        value = self.builder_.emit(value)
+        return relax.op.permute_dims(value, first_axes(value.ty.ndim))
+
+    # -- operators -----------------------------------------------------------------------------------------------
+
+    def visit_call_(self, call: Call) -> Expr:
+        call = self.operands(call)
+        name = getattr(call.op, "name", "")
+        rule = _RULES.get(name)
+        if rule is None or any(isinstance(a.ty, relax.TensorType) and a.ty.ndim < 0 for a in call.args):
+            return call
+        result = getattr(self, rule)(call)
+        return call if result is None else result
+
+    def _convolution(self, call: Call) -> Expr | None:
+        attrs, (data, weight) = call.attrs, call.args
+        spatial = data.ty.ndim - 2
+        layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
+        if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW"), ("NHWC", "OHWI"), ("NHWC", "HWIO")):
+            return None
+        if str(call.ty.dtype) != "float32" or str(data.ty.dtype) != "float32" or str(weight.ty.dtype) != "float32":
+            return None
+        sizes = shape_of(weight)
+        kernel_order = [layouts[1].index(axis) for axis in ("OIW" if spatial == 1 else "OIHW")]
+        if None in sizes:
+            return None
+        out, per_group, *kernel = (sizes[i] or 0 for i in kernel_order)
+        pads = [int(p) for p in attrs.padding]
+        lift = [1] if spatial == 1 else []
+        padding = (0, pads[0], 0, pads[1]) if spatial == 1 else (pads[0], pads[1], pads[2], pads[3])
+        strides = [*lift, *(int(s) for s in attrs.strides)]
+        dilation = [*lift, *(int(d) for d in attrs.dilation)]
+        kernel = [*lift, *kernel]
+        first = layouts[0].startswith("NC")
+        channels = per_group * int(attrs.groups)
+        keep = first and spatial == 2 and channels < _FEW_CHANNELS + 1 and self._known_last(data) is None
+        conv = Conv(
+            (kernel[0], kernel[1]),
+            (strides[0], strides[1]),
+            padding,
+            (dilation[0], dilation[1]),
+            int(attrs.groups),
+            out,
+            channels_first=keep,
+        )
+        source = data if keep or not first else self._last(data)
+        value = self._emit_convolution(source, self._kernel_order(weight, kernel_order, spatial), conv, channels)
+        return self._back(value) if first else value
+
+    def _kernel_order(self, weight: Expr, order: list[int], spatial: int) -> Expr:
+        """The weights as (o, i, kh, kw)."""
+        array = self.array(weight)
+        if array is not None:
+            array = array.transpose(order)
+            return constant_expr(array[:, :, None] if spatial == 1 else array)
+        if order != sorted(order):
+            weight = self.builder_.emit(relax.op.permute_dims(weight, order))
+        return self.builder_.emit(relax.op.expand_dims(weight, 2)) if spatial == 1 else weight
+
+    def _emit_convolution(self, data: Expr, weight: Expr, conv: Conv, channels: int) -> Expr:
+        bb = self.builder_
+        array = self.array(weight)
+        if conv.groups == channels == conv.out_channels and channels > 1 and not conv.channels_first:
+            if array is not None:
+                filters = constant_expr(array[:, 0].transpose(1, 2, 0))
+            else:
+                filters = bb.emit(relax.op.permute_dims(bb.emit(relax.op.squeeze(weight, [1])), [1, 2, 0]))
+            return bb.call_te(
+                lambda x, w: operators.depthwise(x, w, conv), data, filters, primfunc_name_hint="depthwise"
+            )
+        per_group = conv.out_channels // conv.groups
+        pointwise = conv.kernel == (1, 1) and conv.strides == (1, 1) and conv.groups == 1 and not any(conv.padding)
+        if pointwise and not conv.channels_first:
+            matrix = None if array is None else array[:, :, 0, 0].T
+            return self._dense(data, weight, matrix, conv.out_channels)
+        sizes = shape_of(data)
+        width = sizes[3] if conv.channels_first else sizes[-2]
+        results = (
+            None
+            if width is None
+            else (width + conv.padding[1] + conv.padding[3] - (conv.kernel[1] - 1) * conv.dilation[1] - 1)
+            // conv.strides[1]
+            + 1
+        )
+        lanes = choose(self._machine, results, per_group).columns
+        if array is not None:
+            packed = constant_expr(operators.pack_conv(array, conv.groups, lanes))
+        else:
+            packed = bb.emit_te(lambda w: operators.packed_conv(w, conv.groups, lanes), weight)
+        return bb.call_te(lambda x, w: operators.conv2d(x, w, conv), data, packed, primfunc_name_hint="conv2d")
+
+    def _dense(self, data: Expr, weight: Expr, matrix: Array | None, columns: int) -> Expr:
+        """Rows of `data` times a matrix: constant, or a 1x1 convolution's weights at run time."""
+        bb = self.builder_
+        sizes = shape_of(data)[:-1]
+        rows = None if None in sizes else int(np.prod([s or 1 for s in sizes]))
+        if matrix is None:
+            reshaped = bb.emit(relax.op.reshape(weight, weight.ty.shape.values[:2]))
+            right = bb.emit(relax.op.permute_dims(reshaped, [1, 0]))
+            return bb.call_te(operators.matmul, data, right, primfunc_name_hint="matmul")
+        lanes = choose(self._machine, rows, columns).columns
+        packed = constant_expr(operators.pack_matrix(matrix, lanes))
+        return bb.call_te(lambda x, w: operators.dense(x, w, columns), data, packed, primfunc_name_hint="dense")
+
+    def _transposed(self, call: Call) -> Expr | None:
+        attrs, (data, weight) = call.attrs, call.args
+        array = self.array(weight)
+        if (str(attrs.data_layout), str(attrs.kernel_layout)) != ("NCHW", "IOHW") or array is None:
+            return None
+        if int(attrs.groups) != 1 or any(int(d) != 1 for d in attrs.dilation) or array.dtype != np.float32:
+            return None
+        top, left, bottom, right = (int(p) for p in attrs.padding)
+        extra = [int(p) for p in attrs.output_padding]
+        sizes = shape_of(data)
+        out = array.shape[1]
+        strides = (int(attrs.strides[0]), int(attrs.strides[1]))
+        lanes = choose(self._machine, sizes[3], out).columns
+        conv = Conv(
+            (array.shape[2], array.shape[3]),
+            strides,
+            (top, left, bottom - extra[0], right - extra[1]),
+            (1, 1),
+            1,
+            out,
+        )
+        packed = constant_expr(operators.pack_conv(array.transpose(1, 0, 2, 3), 1, lanes))
+        return self._back(
+            self.builder_.call_te(
+                lambda x, w: operators.transposed(x, w, conv), self._last(data), packed, primfunc_name_hint="transposed"
+            )
+        )
+
+    def _matmul(self, call: Call) -> Expr | None:
+        a, b = call.args
+        if any(str(t.ty.dtype) != "float32" for t in (a, b)) or a.ty.ndim < 2 or b.ty.ndim < 2:
+            return None
+        if a.ty.shape is None or b.ty.shape is None:
+            return None
+        matrix = self.array(b)
+        if matrix is not None and matrix.ndim == 2:
+            return self._dense(a, b, matrix, matrix.shape[1])
+        return self.builder_.call_te(operators.matmul, a, b, primfunc_name_hint="matmul")
+
+    def _pool(self, call: Call) -> Expr | None:
+        attrs = call.attrs
+        layout, rank = str(attrs.layout), call.args[0].ty.ndim
+        if layout not in ("NCHW", "NCW") or str(attrs.out_layout) != layout:
+            return None
+        make = getattr(relax.op.nn, call.op.name.rsplit(".", 1)[1])
+        last = "NHWC" if rank == 4 else "NWC"
+        if rank == 3:
+            return None  # TOPI's one-dimensional pools know (n, c, w) only by this name order
+        data = self._last(call.args[0])
+        if hasattr(attrs, "output_size"):
+            return self._back(make(data, attrs.output_size, layout=last))
+        return self._back(
+            make(
+                data,
+                attrs.pool_size,
+                attrs.strides,
+                attrs.padding,
+                attrs.dilation,
+                attrs.ceil_mode,
+                attrs.count_include_pad,
+                layout=last,
+            )
+        )
+
+    def _resize(self, call: Call) -> Expr | None:
+        attrs, data = call.attrs, self._known_last(call.args[0])
+        if data is None or str(attrs.layout) != "NCHW":
+            return None
+        return self._back(
+            relax.op.image.resize2d(
+                data,
+                call.args[1],
+                roi=[float(r.value) for r in attrs.roi],
+                layout="NHWC",
+                method=attrs.method,
+                coordinate_transformation_mode=attrs.coordinate_transformation_mode,
+                rounding_method=attrs.rounding_method,
+                cubic_alpha=attrs.cubic_alpha,
+                cubic_exclude=attrs.cubic_exclude,
+                extrapolation_value=attrs.extrapolation_value,
+                out_dtype=attrs.out_dtype,
+            )
+        )
+
+    def _elementwise(self, call: Call) -> Expr | None:
+        if not isinstance(call.ty, relax.TensorType):
+            return None
+        rank = call.ty.ndim
+        tensors = [a for a in call.args if isinstance(a.ty, relax.TensorType)]
+        if rank < 3 or not any(t.ty.ndim == rank and self._known_last(t) is not None for t in tensors):
+            return None
+        args = [self._operand(a, rank) if isinstance(a.ty, relax.TensorType) else a for a in call.args]
+        return self._back(Call(call.op, args, call.attrs, call.ty_args)) if all(a is not None for a in args) else None
+
+    def _operand(self, expr: Expr, rank: int) -> Expr | None:
+        """An operand of an operator of `rank`, with the axes it lacks in front."""
+        sizes = shape_of(expr)
+        if expr.ty.ndim == 0 or (sizes and all(s == 1 for s in sizes) and expr.ty.ndim < rank):
+            return expr
+        if expr.ty.ndim == rank:
+            return self._last(expr)
+        if (array := self.array(expr)) is not None:
+            return self._last(constant_expr(array.reshape([1] * (rank - array.ndim) + list(array.shape))))
+        if expr.ty.shape is None:
+            return None
+        shape = [1] * (rank - expr.ty.ndim) + list(expr.ty.shape.values)
+        return self._last(self.builder_.emit(relax.op.reshape(expr, shape)))
+
+    def _reduction(self, call: Call) -> Expr | None:
+        data, attrs = self._known_last(call.args[0]), call.attrs
+        if data is None or attrs.axis is None:
+            return None
+        rank = call.args[0].ty.ndim
+        axes = sorted(int(a) % rank for a in attrs.axis)
+        moved = [last_axes(rank).index(a) for a in axes]
+        make = getattr(relax.op, call.op.name.rsplit(".", 1)[1])
+        if attrs.keepdims:
+            return self._back(make(data, moved, True))
+        rest = [a for a in last_axes(rank) if a not in axes]
+        return make(data, moved, False) if rest == sorted(rest) else None
+
+    def _concat(self, call: Call) -> Expr | None:
+        fields = getattr(self.bound(call.args[0]), "fields", None)
+        if fields is None or call.attrs.axis is None or not any(self._known_last(f) is not None for f in fields):
+            return None
+        axis = last_axes(call.ty.ndim).index(int(call.attrs.axis) % call.ty.ndim)
+        return self._back(relax.op.concat([self._last(f) for f in fields], axis))
+
+    def _softmax(self, call: Call) -> Expr | None:
+        data = self._known_last(call.args[0])
+        if data is None:
+            return None
+        axis = last_axes(call.ty.ndim).index(int(call.attrs.axis) % call.ty.ndim)
+        return self._back(getattr(relax.op.nn, call.op.name.rsplit(".", 1)[1])(data, axis))
+
+    def _pad(self, call: Call) -> Expr | None:
+        data = self._known_last(call.args[0])
+        if data is None:
+            return None
+        rank, widths = call.ty.ndim, [int(w) for w in call.attrs.pad_width]
+        moved = [w for a in last_axes(rank) for w in widths[2 * a : 2 * a + 2]]
+        return self._back(relax.op.nn.pad(data, moved, call.attrs.pad_mode, call.attrs.pad_value))
+
+    def _permute(self, call: Call) -> Expr | None:
+        data = self._known_last(call.args[0])
+        if data is None:
+            return None
+        rank = call.ty.ndim
+        axes = [int(a) for a in call.attrs.axes] if call.attrs.axes else list(range(rank))[::-1]
+        composed = [first_axes(rank)[a] for a in axes]
+        return data if composed == list(range(rank)) else relax.op.permute_dims(data, composed)
+
+    def _reshape(self, call: Call) -> Expr | None:
+        """Where the image is a single pixel both layouts are the same values in the same order."""
+        data = self._known_last(call.args[0])
+        sizes = shape_of(call.args[0])
+        if data is None or not sizes or any(s != 1 for s in sizes[2:]) or call.ty.shape is None:
+            return None
+        return relax.op.reshape(data, call.ty.shape)
+
+    def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> Expr:
+        item = self.visit_expr_post_order(item)
+        call = self.bound(item.tuple_value) if isinstance(item, relax.TupleGetItem) else None
+        if not isinstance(call, Call) or getattr(call.op, "name", "") != "relax.split":
+            return item
+        data = self._known_last(call.args[0])
+        if data is None:
+            return item
+        rank = call.args[0].ty.ndim
+        axis = last_axes(rank).index(int(call.attrs.axis) % rank)
+        key = item.tuple_value
+        if key not in self._moved:
+            parts = call.attrs.indices_or_sections
+            many = int(parts) if isinstance(parts, int | tirx.IntImm) else [int(i) for i in parts]
+            self._moved[key] = self.builder_.emit(relax.op.split(data, many, axis))
+        return self._back(relax.TupleGetItem(self._moved[key], item.index))
+
+
+def channels_last(mod: IRModule, machine: Machine) -> IRModule:
+    """`mod` with convolutions and what surrounds them in channels-last layout, and the products' weights packed."""
+    return rewritten(mod, _ChannelsLast(mod, machine))

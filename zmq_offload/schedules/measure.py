@@ -1,0 +1,44 @@
+"""Timing of functions and of the machine they run on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.target import Target
+
+from zmq_offload.schedules.rewrite import constant
+
+
+def arguments(func: tirx.PrimFunc) -> list[tvm.runtime.Tensor] | None:
+    """Random arguments for a function, None where a shape is symbolic."""
+    rng = np.random.default_rng(0)
+    tensors = []
+    for param in func.params:
+        shape = [constant(s) for s in getattr(param, "shape", [None])]
+        if any(s is None for s in shape):
+            return None
+        value = np.asarray(rng.random([s or 0 for s in shape]))
+        tensors.append(tvm.runtime.tensor(value.astype(str(param.dtype))))
+    return tensors
+
+
+def built(func: tirx.PrimFunc, target: Target) -> Any:
+    """A function compiled on its own, ready to be called."""
+    return tvm.compile(func.with_attr("global_symbol", "main"), target)["main"]
+
+
+def seconds(call: Any, tensors: list[tvm.runtime.Tensor], repeat: int = 10, least: float = 0.002) -> float:
+    """The shortest of some runs: on a machine that others use as well it is the one that says most."""
+    best, spent, runs = float("inf"), 0.0, -1
+    while runs < repeat or spent < least:
+        start = time.perf_counter()
+        call(*tensors)
+        took = time.perf_counter() - start
+        runs += 1
+        if runs:  # the first call loads code and data
+            best, spent = min(best, took), spent + took
+    return best

@@ -1,0 +1,95 @@
+"""The innermost part of convolutions and matrix products: a block of results in registers, summed over everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import ForKind
+
+from zmq_offload.schedules.emit import (
+    index,
+    lanes,
+    local,
+    loop,
+    nest,
+    pieces,
+    ramp,
+    scratch,
+    sequence,
+    splat,
+    with_buffers,
+)
+from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.tiles import column_vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """`rows` x `columns` results: sum over `reduce` of left(row, k) * right(k, first column, width)."""
+
+    machine: Machine
+    rows: int
+    columns: int
+    reduce: Sequence[Expr]
+    left: Callable[[int, list[Expr]], Expr]
+    right: Callable[[list[Expr], int, int], Expr]
+    store: Callable[[Expr, Expr, Expr], tirx.Stmt]  # row, column, result
+    rolled_store: bool = False  # `store` is so long that its code is not repeated for every row
+    unrolled: bool = False  # few steps, whose loads the rows share: `left` gives vectors already
+
+    def statement(self) -> tirx.Stmt:
+        """The block's loops, results stored through `store`."""
+        vectors = column_vectors(self.columns, self.machine)
+        totals = [local("total", [vectors[-1][0] + vectors[-1][1]]) for _ in range(self.rows)]
+
+        def step(k: list[Expr]) -> tirx.Stmt:
+            statements = []
+            weights = [self.right(k, offset, width) for offset, width in vectors]
+            for row in range(self.rows):
+                value = self.left(row, k)
+                for (offset, width), weight in zip(vectors, weights, strict=True):
+                    total, at = totals[row], ramp(offset, width)
+                    spread = value if self.unrolled else splat(value, width)
+                    update = tirx.Add(tirx.BufferLoad(total, [at]), tirx.Mul(spread, weight))
+                    statements.append(tirx.BufferStore(total, update, [at]))
+            return sequence(statements)
+
+        kind = ForKind.UNROLLED if self.unrolled else ForKind.SERIAL
+        zero = tirx.FloatImm("float32", 0.0)
+        start = [
+            tirx.BufferStore(total, splat(zero, width), [ramp(offset, width)])
+            for total in totals
+            for offset, width in vectors
+        ]
+        if self.rolled_store and self.rows > 1:
+            return self._rolled(totals, sequence([*start, nest(self.reduce, step, kind)]))
+        finish = [self._finish(index(row), total, index(0)) for row, total in enumerate(totals)]
+        return with_buffers(totals, sequence([*start, nest(self.reduce, step, kind), *finish]))
+
+    def _rolled(self, totals: list[tirx.Var], body: tirx.Stmt) -> tirx.Stmt:
+        """The results put side by side in memory, and a loop over them: an exp for each row is code for each row."""
+        vectors = column_vectors(self.columns, self.machine)
+        stride = vectors[-1][0] + vectors[-1][1]
+        together = scratch("results", [self.rows * stride])
+        moves = [
+            tirx.BufferStore(together, tirx.BufferLoad(total, [ramp(at, width)]), [ramp(row * stride + at, width)])
+            for row, total in enumerate(totals)
+            for at, width in vectors
+        ]
+        finish = loop(self.rows, lambda row: self._finish(row, together, row * stride), "row")
+        return with_buffers([*totals, together], sequence([body, *moves, finish]))
+
+    def _finish(self, row: Expr, total: tirx.Var, base: Expr) -> tirx.Stmt:
+        """Store one row: its columns exactly, whatever the vectors computed beyond them."""
+        statements = []
+        for start, width, count in pieces(self.columns, self.machine):
+            for at in range(start, start + count * width, width):
+
+                def lane(i: Expr, at: int = at) -> tirx.Stmt:
+                    return self.store(row, index(at) + i, tirx.BufferLoad(total, [base + at + i]))
+
+                statements.append(lanes(width, lane))
+        return sequence(statements)

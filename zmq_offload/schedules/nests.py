@@ -1,0 +1,212 @@
+"""Loop nests for what is not a kernel of its own: element-wise chains, transposes, concatenations, reductions.
+
+A nest writes one buffer. `Frame` says where in it: the leading axes may be fixed by loops around several nests, so that
+softmax and its like run row by row with a row's intermediate results in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tvm import tirx
+from tvm.ir import Expr, Var
+
+from zmq_offload.schedules.access import Along, along, breakpoints, mergeable, stride_of, weight, within
+from zmq_offload.schedules.emit import (
+    INDEX,
+    as_index,
+    elements,
+    index,
+    lanes,
+    loop,
+    nest,
+    parallel,
+    sequence,
+    vectors,
+)
+from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.rewrite import Rewriter, constant, loads, uses
+from zmq_offload.schedules.stages import Inliner, Stage
+from zmq_offload.schedules.vector_math import vectorisable
+
+# Operations below which waking the other threads costs more than they save. Measured: a parallel loop costs 1.5 to
+# 3.5 us, in which one core does some 10,000 vector operations.
+SERIAL_WORK = 8192
+# Iterations of the parallel loop per thread that are enough to share the work evenly.
+TASKS_PER_THREAD = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Where a nest stands: values of the leading axes, and whether it may start threads."""
+
+    machine: Machine
+    inliner: Callable[[], Inliner]
+    prefix: Sequence[Expr] = ()
+    threads: bool = True
+    store: Callable[[Var, list[Expr], Expr], tirx.Stmt] | None = None  # of (buffer, indices, value)
+
+    def write(self, stage: Stage, indices: list[Expr], value: Expr) -> tirx.Stmt:
+        """`stage.buffer[indices] = value`, wherever the buffer lives."""
+        if self.store is not None:
+            return self.store(stage.buffer, indices, value)
+        return tirx.BufferStore(stage.buffer, value, indices)
+
+
+def fresh(axes: Sequence[Var]) -> list[Var]:
+    """New loop variables named as `axes`."""
+    return [tirx.Var(str(a.name), INDEX) for a in axes]
+
+
+def elementwise(frame: Frame, stage: Stage) -> tirx.Stmt:
+    """`stage`, a function of its indices, over its whole domain."""
+    fixed = len(frame.prefix)
+    axes, extents = fresh(stage.axes[fixed:]), list(stage.extents[fixed:])
+    value = vectorisable(frame.inliner().expand(stage, [*frame.prefix, *axes]))
+    indices: list[Expr] = list(axes)
+    if not axes:
+        return lanes(1, lambda _: frame.write(stage, list(frame.prefix), value))
+    while len(axes) > 1 and mergeable(value, axes[-2], axes[-1], extents[-1]):
+        # The last axis stands for both from here on; the outer one's index is 0.
+        value = Rewriter({axes[-2]: index(0)}).visit(value)
+        indices = [index(0) if i.same_as(axes[-2]) else i for i in indices]
+        axes, extents = [*axes[:-2], axes[-1]], [*extents[:-2], extents[-2] * extents[-1]]
+    return _Sweep(frame, stage, axes, extents, indices, value).statement()
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """An element-wise nest whose axes are settled."""
+
+    frame: Frame
+    stage: Stage
+    axes: list[Var]
+    extents: list[Expr]
+    indices: list[Expr]
+    value: Expr
+
+    def statement(self) -> tirx.Stmt:
+        work = elements(self.extents, unknown=16) * max(1, weight(self.value)) // self.frame.machine.lanes
+        threads = self.frame.threads and work > SERIAL_WORK
+        extent = constant(self.extents[-1])
+        if extent is None:
+            return self._symbolic(threads)
+        outer = self.extents[:-1]
+        if threads and not outer:
+            return self._blocks(extent)
+        cuts = breakpoints(self.value, self.axes[-1], extent)
+        segments = [(a, b, within(self.value, self.axes[-1], a, b)) for a, b in pairwise(cuts)]
+        patterns = [along(v, self.axes[-1]) for _, _, v in segments]
+        if outer and len(segments) == 1 and not patterns[0].contiguous and patterns[0].linear:
+            across = self._gathered_axis()
+            if across is not None:
+                return self._tiled(across, extent, threads)
+
+        def row(at: list[Expr]) -> tirx.Stmt:
+            return sequence(
+                self._run(at, index(a), b - a, v, p) for (a, b, v), p in zip(segments, patterns, strict=True)
+            )
+
+        return self._outer(outer, row, threads)
+
+    def _outer(self, extents: list[Expr], row: Callable[[list[Expr]], tirx.Stmt], threads: bool) -> tirx.Stmt:
+        """Leading axes shared between the threads until there are enough, the others as plain loops."""
+        enough = TASKS_PER_THREAD * self.frame.machine.threads
+        split = 0
+        while split < len(extents) and elements(extents[:split], unknown=1) < enough:
+            split += 1
+        return parallel(extents[:split], lambda head: nest(extents[split:], lambda tail: row([*head, *tail])), threads)
+
+    def _write(self, at: Sequence[Expr], value: Expr) -> tirx.Stmt:
+        """One element: the axes replaced by `at`."""
+        names = dict(zip(self.axes, at, strict=True))
+        indices = [names.get(i, i) if isinstance(i, Var) else i for i in self.indices]
+        return self.frame.write(self.stage, [*self.frame.prefix, *indices], Rewriter(names).visit(value))
+
+    def _run(self, outer: list[Expr], start: Expr, extent: int, value: Expr, pattern: Along) -> tirx.Stmt:
+        """A run along the last axis: vectors where it suits, one element at a time elsewhere."""
+        if not pattern.linear:
+            return loop(extent, lambda i: lanes(1, lambda _: self._write([*outer, start + i], value)))
+        return vectors(
+            start,
+            extent,
+            self.frame.machine,
+            lambda first, width: lanes(width, lambda lane: self._write([*outer, first + lane], value)),
+        )
+
+    def _blocks(self, extent: int) -> tirx.Stmt:
+        """One axis only: cut into blocks for the threads, the tail after them."""
+        block = self.frame.machine.lanes * 32
+        pattern = along(self.value, self.axes[-1])
+
+        def task(at: list[Expr]) -> tirx.Stmt:
+            return self._run([], at[0] * block, block, self.value, pattern)
+
+        count = extent // block
+        tail = extent - count * block
+        return sequence(
+            [
+                parallel([index(count)], task) if count else None,
+                self._run([], index(count * block), tail, self.value, pattern) if tail else None,
+            ]
+        )
+
+    def _symbolic(self, threads: bool) -> tirx.Stmt:
+        """A last axis whose extent is known at run time: whole vectors, then single elements."""
+        extent, width = self.extents[-1], self.frame.machine.lanes
+        vector = along(self.value, self.axes[-1]).contiguous
+        whole = tirx.floordiv(extent, index(width)) if vector else index(0)
+
+        def several(at: list[Expr], block: Expr) -> tirx.Stmt:
+            return lanes(width, lambda lane: self._write([*at, block * width + lane], self.value))
+
+        def row(at: list[Expr], shared: bool) -> tirx.Stmt:
+            blocks = parallel([whole], lambda b: several(at, b[0]), shared)
+            rest = loop(
+                extent - whole * width, lambda i: lanes(1, lambda _: self._write([*at, whole * width + i], self.value))
+            )
+            return sequence([blocks if vector else None, rest])
+
+        if len(self.axes) == 1:
+            return row([], threads)
+        return self._outer(self.extents[:-1], lambda at: row(at, False), threads)
+
+    def _gathered_axis(self) -> int | None:
+        """The axis that is contiguous in a load where the last one is not: what a transpose swaps."""
+        for load in loads(self.value):
+            if not load.indices or not any(uses(i, self.axes[-1]) for i in load.indices[:-1]):
+                continue
+            for at, axis in enumerate(self.axes[:-1]):
+                if stride_of(load.indices[-1], axis) == 1 and constant(self.extents[at]) is not None:
+                    return at
+        return None
+
+    def _tiled(self, across: int, extent: int, threads: bool) -> tirx.Stmt:
+        """Square tiles over the last axis and the one it is swapped with: a line once loaded is used up."""
+        tile = 16
+        height = constant(self.extents[across]) or 1
+        others = [*self.extents[:across], as_index(-(-height // tile)), *self.extents[across + 1 : -1]]
+        pattern = along(self.value, self.axes[-1])
+        rows = height if height < tile else tile
+
+        def columns(at: list[Expr], start: Expr, count: int) -> tirx.Stmt:
+            first = at[across] * tile
+            here = index(rows) if height % tile == 0 or height < tile else tirx.Min(index(tile), index(height) - first)
+
+            def line(i: Expr) -> tirx.Stmt:
+                return self._run([*at[:across], first + i, *at[across + 1 :]], start, count, self.value, pattern)
+
+            return loop(here, line)
+
+        def body(at: list[Expr]) -> tirx.Stmt:
+            whole, rest = divmod(extent, tile)
+            return sequence(
+                [
+                    loop(whole, lambda i: columns(at, i * tile, tile)) if whole else None,
+                    columns(at, index(whole * tile), rest) if rest else None,
+                ]
+            )
+
+        return self._outer(others, body, threads)

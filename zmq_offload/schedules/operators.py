@@ -1,0 +1,258 @@
+"""Tensor expressions of the operators that have a kernel, in the layouts the kernels want.
+
+They say what is computed, so that whatever the kernels do not take falls back to TVM's default; how fast is decided
+later, by the rule that the annotation names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import te, tirx
+from tvm.ir import Expr
+
+from zmq_offload.schedules.emit import index
+from zmq_offload.schedules.stages import KERNEL
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Geometry of a convolution over (n, h, w, c); one-dimensional ones have h = 1."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]  # top, left, bottom, right
+    dilation: tuple[int, int]
+    groups: int
+    out_channels: int
+    channels_first: bool = False  # the data are (n, c, h, w); the result never is
+
+    def out_size(self, height: Expr, width: Expr) -> tuple[Expr, Expr]:
+        """Height and width of the result."""
+        top, left, bottom, right = self.padding
+        sizes = []
+        for size, pad, kernel, stride, dilation in zip(
+            (height, width), (top + bottom, left + right), self.kernel, self.strides, self.dilation, strict=True
+        ):
+            sizes.append(tirx.floordiv(size + (pad - (kernel - 1) * dilation - 1), stride) + 1)
+        return sizes[0], sizes[1]
+
+    def attributes(self) -> dict[str, Any]:
+        """The geometry as annotations of a block."""
+        return {
+            "kernel": list(self.kernel),
+            "strides": list(self.strides),
+            "padding": list(self.padding),
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+            "out_channels": self.out_channels,
+            "channels_first": int(self.channels_first),
+        }
+
+    @staticmethod
+    def of(annotations: dict[str, Any]) -> Conv:
+        """The geometry that `attributes` wrote."""
+        numbers = {k: tuple(int(i) for i in annotations[k]) for k in ("kernel", "strides", "padding", "dilation")}
+        return Conv(
+            **numbers,  # type: ignore[arg-type]
+            groups=int(annotations["groups"]),
+            out_channels=int(annotations["out_channels"]),
+            channels_first=bool(int(annotations["channels_first"])),
+        )
+
+
+def _padded(x: te.Tensor, conv: Conv) -> te.Tensor:
+    """The data with zeros around, as (n, h, w, c); the data themselves where that changes nothing."""
+    n, h, w, c = _extents(x, conv)
+    top, left, bottom, right = conv.padding
+    if not any(conv.padding) and not conv.channels_first:
+        return x
+    image = len(x.shape) == 4
+
+    def element(b: Expr, *at: Expr) -> Expr:
+        y, z, i = at if image else (index(0), *at)
+        y, z = y - top, z - left
+        value = x[b, i, y, z] if conv.channels_first else x[b, y, z, i] if image else x[b, z, i]
+        if not any(conv.padding):
+            return value
+        return tirx.if_then_else(tirx.all(y >= 0, y < h, z >= 0, z < w), value, tirx.const(0.0, x.dtype))
+
+    shape = (n, h + top + bottom, w + left + right, c) if image else (n, w + left + right, c)
+    return te.compute(shape, element, name="pad", attrs={KERNEL: "pad"})
+
+
+def _extents(x: te.Tensor, conv: Conv) -> tuple[Expr, Expr, Expr, Expr]:
+    """n, h, w, c of the data."""
+    if conv.channels_first:
+        n, c, h, w = x.shape
+        return n, h, w, c
+    if len(x.shape) == 3:
+        n, w, c = x.shape
+        return n, index(1), w, c
+    n, h, w, c = x.shape
+    return n, h, w, c
+
+
+def _pixel(x: te.Tensor, b: Expr, y: Expr, z: Expr, c: Expr) -> Expr:
+    return x[b, y, z, c] if len(x.shape) == 4 else x[b, z, c]
+
+
+def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
+    """A dense or grouped convolution; `weight` is packed by `pack_conv`."""
+    source = _padded(x, conv)
+    n, height, width, _ = _extents(x, conv)
+    oh, ow = conv.out_size(height, width)
+    image = len(x.shape) == 4
+    _, kh, kw, ic, lanes = weight.shape
+    per_group = conv.out_channels // conv.groups
+    chunks = -(-per_group // int(lanes))
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+    rc = te.reduce_axis((0, ic), "rc")
+    sh, sw = conv.strides
+    dh, dw = conv.dilation
+
+    def element(b: Expr, *position: Expr) -> Expr:
+        y, z, o = position if image else (index(0), *position)
+        group = tirx.floordiv(o, per_group) if conv.groups > 1 else 0
+        inside = tirx.floormod(o, per_group) if conv.groups > 1 else o
+        data = _pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, group * ic + rc)
+        at = weight[group * chunks + tirx.floordiv(inside, lanes), ry, rx, rc, tirx.floormod(inside, lanes)]
+        return te.sum(data * at, axis=[ry, rx, rc])
+
+    return te.compute(
+        (n, oh, ow, conv.out_channels) if image else (n, ow, conv.out_channels),
+        element,
+        name="conv2d",
+        attrs={KERNEL: "conv2d", **conv.attributes()},
+    )
+
+
+def transposed(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
+    """A transposed convolution; `weight` is packed by `pack_conv`, `conv.padding` is what the result loses."""
+    n, h, w, ic = x.shape
+    _, kh, kw, _, lanes = weight.shape
+    sh, sw = conv.strides
+    top, left, bottom, right = conv.padding
+    oh, ow = (h - 1) * sh + kh - top - bottom, (w - 1) * sw + kw - left - right
+    ry, rx, rc = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx"), te.reduce_axis((0, ic), "rc")
+
+    def element(b: Expr, y: Expr, z: Expr, o: Expr) -> Expr:
+        py, px = y + top - ry, z + left - rx
+        iy, ix = tirx.floordiv(py, sh), tirx.floordiv(px, sw)
+        reached = tirx.all(tirx.floormod(py, sh) <= 0, tirx.floormod(px, sw) <= 0, iy >= 0, iy < h, ix >= 0, ix < w)
+        data = tirx.if_then_else(reached, x[b, iy, ix, rc], tirx.const(0.0, x.dtype))
+        return te.sum(data * weight[tirx.floordiv(o, lanes), ry, rx, rc, tirx.floormod(o, lanes)], axis=[ry, rx, rc])
+
+    return te.compute(
+        (n, oh, ow, conv.out_channels), element, name="transposed", attrs={KERNEL: "transposed", **conv.attributes()}
+    )
+
+
+def packed_conv(weight: te.Tensor, groups: int, lanes: int) -> te.Tensor:
+    """`pack_conv` at run time, for weights that are no constants."""
+    out, ic, kh, kw = weight.shape
+    per_group = int(out) // groups
+    chunks = -(-per_group // lanes)
+
+    def element(chunk: Expr, y: Expr, z: Expr, i: Expr, lane: Expr) -> Expr:
+        inside = tirx.floormod(chunk, chunks) * lanes + lane
+        at = tirx.floordiv(chunk, chunks) * per_group + inside
+        return tirx.if_then_else(inside < per_group, weight[at, i, y, z], tirx.const(0.0, weight.dtype))
+
+    return te.compute((groups * chunks, kh, kw, ic, lanes), element, name="packed")
+
+
+def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
+    """A convolution with one filter a channel; `weight` is (kh, kw, c)."""
+    source = _padded(x, conv)
+    n, height, width, _ = _extents(x, conv)
+    oh, ow = conv.out_size(height, width)
+    image = len(x.shape) == 4
+    kh, kw, channels = weight.shape
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+    sh, sw = conv.strides
+    dh, dw = conv.dilation
+
+    def element(b: Expr, *position: Expr) -> Expr:
+        y, z, c = position if image else (index(0), *position)
+        data = _pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, c)
+        return te.sum(data * weight[ry, rx, c], axis=[ry, rx])
+
+    return te.compute(
+        (n, oh, ow, channels) if image else (n, ow, channels),
+        element,
+        name="depthwise",
+        attrs={KERNEL: "depthwise", **conv.attributes()},
+    )
+
+
+def dense(x: te.Tensor, weight: te.Tensor, columns: int) -> te.Tensor:
+    """x (..., k) times a matrix packed by `pack_matrix`: also the 1x1 convolution."""
+    _, depth, lanes = weight.shape
+    k = te.reduce_axis((0, depth), "k")
+
+    def element(*at: Expr) -> Expr:
+        left = (*at[:-1], k)
+        return te.sum(x[left] * weight[tirx.floordiv(at[-1], lanes), k, tirx.floormod(at[-1], lanes)], axis=[k])
+
+    return te.compute((*x.shape[:-1], columns), element, name="dense", attrs={KERNEL: "dense"})
+
+
+def matmul(a: te.Tensor, b: te.Tensor) -> te.Tensor:
+    """a (..., m, k) times b (..., k, n), leading axes broadcast."""
+    rank = max(len(a.shape), len(b.shape))
+    lead = [_broadcast(a, b, rank, i) for i in range(rank - 2)]
+    k = te.reduce_axis((0, a.shape[-1]), "k")
+
+    def operand(tensor: te.Tensor, at: tuple[Expr, ...], row: Expr, column: Expr) -> Expr:
+        skip = rank - len(tensor.shape)
+        batch = [0 if _is_one(s) else i for s, i in zip(tensor.shape[:-2], at[skip : rank - 2], strict=True)]
+        place = (*batch, row, column)
+        return tensor[place]
+
+    return te.compute(
+        (*lead, a.shape[-2], b.shape[-1]),
+        lambda *at: te.sum(operand(a, at, at[-2], k) * operand(b, at, k, at[-1]), axis=[k]),
+        name="matmul",
+        attrs={KERNEL: "matmul"},
+    )
+
+
+def _broadcast(a: te.Tensor, b: te.Tensor, rank: int, axis: int) -> Expr:
+    sizes = [t.shape[axis - (rank - len(t.shape))] for t in (a, b) if axis >= rank - len(t.shape)]
+    return next((s for s in sizes if not _is_one(s)), sizes[0])
+
+
+def _is_one(extent: Expr) -> bool:
+    return isinstance(extent, tirx.IntImm) and int(extent.value) == 1
+
+
+def pack_conv(weight: np.ndarray[Any, Any], groups: int, lanes: int) -> np.ndarray[Any, Any]:
+    """(o, i, kh, kw) -> (chunks, kh, kw, i, lanes), each group's channels padded with zeros to whole chunks."""
+    out, ic, kh, kw = weight.shape
+    per_group = out // groups
+    chunks = -(-per_group // lanes)
+    packed = np.zeros((groups, chunks * lanes, ic, kh, kw), weight.dtype)
+    packed[:, :per_group] = weight.reshape(groups, per_group, ic, kh, kw)
+    packed = packed.reshape(groups * chunks, lanes, ic, kh, kw)
+    return np.ascontiguousarray(packed.transpose(0, 3, 4, 2, 1))
+
+
+def pack_matrix(matrix: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
+    """(k, n) -> (chunks, k, lanes), padded with zeros to whole chunks."""
+    depth, columns = matrix.shape
+    chunks = -(-columns // lanes)
+    padded = np.zeros((depth, chunks * lanes), matrix.dtype)
+    padded[:, :columns] = matrix
+    return np.ascontiguousarray(padded.reshape(depth, chunks, lanes).transpose(1, 0, 2))
+
+
+def shape_of(value: tvm.ir.Expr) -> list[int | None]:
+    """The static extents of a Relax tensor, None where symbolic or unknown."""
+    shape = getattr(value.ty, "shape", None)
+    if shape is None:
+        return []
+    return [int(s.value) if isinstance(s, tirx.IntImm) else None for s in shape.values]

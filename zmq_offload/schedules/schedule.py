@@ -1,0 +1,117 @@
+"""Chooses the rule for each PrimFunc; what no rule takes keeps TVM's default."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import tvm
+from tvm import tirx
+from tvm.ir import Expr, IRModule, Var
+
+from zmq_offload.schedules import products
+from zmq_offload.schedules.convolutions import conv2d
+from zmq_offload.schedules.depthwise import depthwise
+from zmq_offload.schedules.emit import Flat, finish, sequence, with_buffers
+from zmq_offload.schedules.epilogue import Epilogue
+from zmq_offload.schedules.generic import generic
+from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.nests import Frame, elementwise
+from zmq_offload.schedules.rewrite import Unsupported, loads
+from zmq_offload.schedules.stages import Inliner, Program, Stage, parse
+from zmq_offload.schedules.statements import with_safe_values
+from zmq_offload.schedules.transposed import transposed
+
+logger = logging.getLogger(__name__)
+
+KERNELS = ("conv2d", "depthwise", "transposed", "dense", "matmul")
+# Schedules a function, or answers None to leave it to the next.
+Rule = Callable[[tirx.PrimFunc], tirx.PrimFunc | None]
+SCHEDULED = "tirx.is_scheduled"  # what TVM's own schedulers (dlight, MetaSchedule) mark a function with
+
+
+def schedule(func: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc | None:
+    """`func` with loop nests for `machine`, None where it is of no form that a rule knows."""
+    try:
+        program = parse(func)
+        try:
+            body = _with_kernel(program, machine)
+        except Unsupported:
+            body = generic(program, machine)
+    except Unsupported as reason:
+        logger.debug("%s keeps TVM's default: %s", func.attrs.get("global_symbol", "a function"), reason)
+        return None
+    return finish(func, body)
+
+
+def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
+    anchors = [s for s in program.stages if s.kernel in KERNELS]
+    if len(anchors) != 1:
+        raise Unsupported("no kernel, or more than one")
+    stage = anchors[0]
+    at = program.stages.index(stage)
+    if any(s.kernel != "pad" for s in program.stages[:at]) or any(s.reduce_axes for s in program.stages[at + 1 :]):
+        raise Unsupported("something before a kernel, or a reduction behind it")
+    final = program.stages[-1]
+    try:
+        return _kernel(machine, program, stage, Epilogue(Inliner(program, [stage.buffer]), stage, final))
+    except Unsupported:
+        if final is stage:
+            raise
+    # What follows cannot be computed in the kernel's nest: store its result and go over it.
+    result = Flat(str(stage.buffer.name), stage.extents)
+
+    def read(buffer: Var, indices: list[Expr]) -> Expr | None:
+        return result.load(indices) if buffer.same_as(stage.buffer) else None
+
+    first = _kernel(machine, program, stage, Epilogue(Inliner(program, []), stage, stage, result.store))
+    frame = Frame(machine, lambda: Inliner(program, [final.buffer], read))
+    return with_buffers([result.buffer], sequence([first, elementwise(frame, final)]))
+
+
+def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
+    if any(str(b.dtype) != "float32" for b in (stage.buffer, *(e.source for e in loads(stage.value)))):
+        raise Unsupported("a kernel for other than float32")
+    if stage.kernel == "conv2d":
+        return conv2d(machine, program, stage, epilogue)
+    if stage.kernel == "depthwise":
+        return depthwise(machine, program, stage, epilogue)
+    if stage.kernel == "transposed":
+        return transposed(machine, stage, epilogue)
+    if stage.kernel == "dense":
+        return products.dense(machine, stage, epilogue)
+    return products.matmul(machine, stage, epilogue)
+
+
+def schedule_or_default(func: tirx.PrimFunc, machine: Machine, name: str) -> tirx.PrimFunc | None:
+    """`schedule`, but None also where a rule fails."""
+    try:
+        return schedule(func, machine)
+    except Exception:  # a rule's mistake must cost somebody speed, not their model; the tests make this an error
+        logger.warning("a schedule rule failed on %s, which keeps TVM's default", name, exc_info=True)
+        return None
+
+
+def scheduled(mod: IRModule, machine: Machine, first: Rule | None = None) -> IRModule:
+    """`mod` with every PrimFunc scheduled that `first`, or a rule of this package, takes."""
+    result = IRModule(dict(mod.functions), attrs=mod.attrs, global_infos=mod.global_infos)
+    for name, func in mod.functions.items():
+        if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
+            tuned = first(func) if first is not None else None
+            done = None if tuned is None else with_safe_values(tuned)
+            if done is None:
+                done = schedule_or_default(func, machine, str(name.name_hint))
+            if done is None:
+                result[name] = with_safe_values(func)
+            else:
+                result[name] = done.with_attr(SCHEDULED, True)
+    return result
+
+
+def schedule_pass(machine: Machine, first: Rule | None = None) -> tvm.ir.transform.Pass:
+    """`scheduled` as a pass."""
+
+    def apply(mod: IRModule, _: tvm.ir.transform.PassContext) -> IRModule:
+        return scheduled(mod, machine, first)
+
+    return tvm.ir.transform.module_pass(apply, opt_level=0, name="zmq_offload.schedule")

@@ -1,0 +1,10 @@
+"""An emulated network link: a TCP relay with bandwidth, delay, jitter and outages.
+
+`path` decides when which bytes arrive, `relay` moves them, `process` runs a relay from Python and
+`zmq-offload link` from the command line. It runs in user space, so that it needs neither root nor a kernel with netem.
+"""
+
+from zmq_offload.testing.link.conditions import Conditions, Outage
+from zmq_offload.testing.link.process import Link
+
+__all__ = ["Conditions", "Link", "Outage"]
