@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zmq_offload.client.arguments import check_call, check_max_frame_bytes, check_policy, check_timeout
-from zmq_offload.client.session import Policy
+from zmq_offload.client.session import RetryPolicy
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import Latest
 
@@ -53,21 +53,21 @@ def test_what_is_no_priority_is_refused(priority: Any) -> None:
 
 
 def test_a_policys_fields_become_floats_and_may_be_infinite() -> None:
-    policy = check_policy(Policy(np.float32(0.5), float("inf"), np.int64(1000)))  # type: ignore[arg-type]
-    assert policy == Policy(0.5, float("inf"), 1000.0)
+    policy = check_policy(RetryPolicy(np.float32(0.5), float("inf"), np.int64(1000)))  # type: ignore[arg-type]
+    assert policy == RetryPolicy(0.5, float("inf"), 1000.0)
     assert {type(value) for value in (policy.heartbeat, policy.patience, policy.slowest_link)} == {float}
-    assert check_policy(None) == Policy()
+    assert check_policy(None) == RetryPolicy()
 
 
 @pytest.mark.parametrize("field", ["heartbeat", "patience", "slowest_link"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), np.float32("nan"), True, "1", None])
 def test_a_policy_with_a_field_that_is_none_is_refused_by_its_name(field: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"policy: {field} .* is not a number above 0"):
-        check_policy(Policy(**{field: value}))
+        check_policy(RetryPolicy(**{field: value}))
 
 
 def test_what_is_no_policy_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match=r"is not a zmq_offload.client.session.Policy"):
+    with pytest.raises(InvalidArgument, match=r"is not a zmq_offload.client.session.RetryPolicy"):
         check_policy({"heartbeat": 1.0})  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zmq_offload.client.session import Action, Complete, Fail, Policy, Reconnect, Send, Session
+from zmq_offload.client.session import Action, ClientSession, Complete, Fail, Reconnect, RetryPolicy, Send
 from zmq_offload.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -21,7 +21,7 @@ from zmq_offload.errors import (
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
-POLICY = Policy(heartbeat=0.5, patience=1.5, slowest_link=1e6)
+POLICY = RetryPolicy(heartbeat=0.5, patience=1.5, slowest_link=1e6)
 TOKEN = b"t" * 16
 
 
@@ -30,7 +30,7 @@ class Bench:
 
     def __init__(self, *endpoints: str) -> None:
         self.now = 100.0
-        self.session = Session(TOKEN, endpoints or ("tcp://a:1",), POLICY)
+        self.session = ClientSession(TOKEN, endpoints or ("tcp://a:1",), POLICY)
         self.begun: set[int] = set()
         self.ended: list[int] = []
 

@@ -23,7 +23,7 @@ import zmq
 from tests.support.processes import ROOT, Fabric, eventually
 from zmq_offload import AsyncClient, Client
 from zmq_offload.client.connection import Connection
-from zmq_offload.client.session import Policy, Send
+from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, Unavailable
 from zmq_offload.net.keys import new_keys
 from zmq_offload.protocol import messages as wire
@@ -31,7 +31,7 @@ from zmq_offload.protocol.payload import encode_tensors
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}
-IMPATIENT = Policy(heartbeat=0.05, patience=0.1)
+IMPATIENT = RetryPolicy(heartbeat=0.05, patience=0.1)
 MANY = 5
 
 

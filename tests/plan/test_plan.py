@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.support import onnx_models
-from zmq_offload.cli.main import main
 from zmq_offload.cli import plan as command
+from zmq_offload.cli.main import main
 from zmq_offload.compile.importer import import_onnx, read_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument

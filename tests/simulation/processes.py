@@ -15,8 +15,7 @@ from workers.session import Policy as WorkerPolicy
 from workers.session import Reconnect as WorkerReconnect
 from workers.session import Session as WorkerSession
 from zmq_offload.artifacts.repository import Batching
-from zmq_offload.client.session import Complete, Fail, Reconnect, Send, Session
-from zmq_offload.client.session import Policy as ClientPolicy
+from zmq_offload.client.session import ClientSession, Complete, Fail, Reconnect, RetryPolicy, Send
 from zmq_offload.errors import NotFound, Status
 from zmq_offload.protocol import messages as wire
 
@@ -24,7 +23,7 @@ BROKER = BrokerPolicy(
     heartbeat=1, patience=3, hang_grace=2, worker_grace=2, max_attempts=3, max_queued=12, max_queued_bytes=4000,
     max_queued_per_model=8, max_queued_per_client=5,
 )  # fmt: skip
-CLIENT = ClientPolicy(heartbeat=0.5, patience=1.5)
+CLIENT = RetryPolicy(heartbeat=0.5, patience=1.5)
 WORKER = WorkerPolicy(heartbeat=1, patience=3, drain=3)
 
 
@@ -152,7 +151,7 @@ class Client:
     def __init__(self, world: World, number: int, brokers: Sequence[Broker]) -> None:
         self.world, self.name, self.brokers = world, f"client{number}", brokers
         self.alive = True
-        self.session = Session(b"%016d" % number, [b.name for b in brokers], CLIENT)
+        self.session = ClientSession(b"%016d" % number, [b.name for b in brokers], CLIENT)
         self.calls: set[int] = set()
         self.deadlines: dict[int, float] = {}
         self.outcomes: dict[int, str] = {}

@@ -10,7 +10,7 @@ from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.connection import DEFAULT_TIMEOUT, Connection, answer_of, outputs_of
 from zmq_offload.client.places import Signatures, check_places, fill
 from zmq_offload.client.results import Outputs
-from zmq_offload.client.session import Policy
+from zmq_offload.client.session import RetryPolicy
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.protocol import limits
@@ -32,7 +32,7 @@ class AsyncClient:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
-        policy: Policy | None = None,
+        policy: RetryPolicy | None = None,
         key: str | None = None,
         broker_key: str | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zmq_offload.client.session import Policy
+from zmq_offload.client.session import RetryPolicy
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -59,12 +59,12 @@ def check_timeout(timeout: float) -> float:
     return seconds
 
 
-def check_policy(policy: Policy | None) -> Policy:
+def check_policy(policy: RetryPolicy | None) -> RetryPolicy:
     """A policy whose fields are all plain numbers above 0. Raises InvalidArgument naming the field that is wrong."""
     if policy is None:
-        return Policy()
-    if not isinstance(policy, Policy):
-        raise InvalidArgument(f"policy {policy!r} is not a zmq_offload.client.session.Policy")
+        return RetryPolicy()
+    if not isinstance(policy, RetryPolicy):
+        raise InvalidArgument(f"policy {policy!r} is not a zmq_offload.client.session.RetryPolicy")
     numbers = {}
     for field in dataclasses.fields(policy):
         given = getattr(policy, field.name)
@@ -72,7 +72,7 @@ def check_policy(policy: Policy | None) -> Policy:
         if number is None or not number > 0:
             raise InvalidArgument(f"policy: {field.name} {given!r} is not a number above 0")
         numbers[field.name] = number
-    return Policy(**numbers)
+    return RetryPolicy(**numbers)
 
 
 def check_max_frame_bytes(given: int) -> int:

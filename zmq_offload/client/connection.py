@@ -14,7 +14,7 @@ import zmq
 
 from zmq_offload.client.arguments import check_call, check_max_frame_bytes, check_policy
 from zmq_offload.client.results import Outputs, Timings
-from zmq_offload.client.session import Complete, Policy, Send, Session
+from zmq_offload.client.session import ClientSession, Complete, RetryPolicy, Send
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
 from zmq_offload.net import transport
 from zmq_offload.net.endpoints import check_brokers
@@ -57,14 +57,14 @@ class Connection:
     def __init__(
         self,
         broker: str | Sequence[str],
-        policy: Policy | None,
+        policy: RetryPolicy | None,
         max_frame_bytes: int,
         key: str | None = None,
         broker_key: str | None = None,
     ) -> None:
         self.endpoints = check_brokers(broker)
         self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
-        self.session = Session(
+        self.session = ClientSession(
             os.urandom(wire.SESSION_BYTES), self.endpoints, check_policy(policy), self._max_frame_bytes
         )
         self._security = clients_security(key, broker_key)

@@ -36,7 +36,7 @@ from zmq_offload.protocol.messages import LATEST
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RetryPolicy:
     """Times in seconds."""
 
     heartbeat: float = 0.5
@@ -90,11 +90,11 @@ class _Call:
     """Brokers that were there and could not serve it."""
 
 
-class Session:
+class ClientSession:
     """One client's calls. `endpoints` are only named and counted here."""
 
     def __init__(
-        self, token: bytes, endpoints: Sequence[str], policy: Policy, max_frame_bytes: int = limits.MESSAGE_BYTES
+        self, token: bytes, endpoints: Sequence[str], policy: RetryPolicy, max_frame_bytes: int = limits.MESSAGE_BYTES
     ) -> None:
         self.token = token
         self._endpoints = endpoints
