@@ -26,7 +26,7 @@ from zmq_offload.compile.tuning import run
 from zmq_offload.compile.tuning.database import METASCHEDULE, Choice, Database, key_of, module_of, variants
 from zmq_offload.compile.tuning.measurer import Measurer
 from zmq_offload.compile.tuning.plan import LEAST_TRIALS, seconds_left, share_out
-from zmq_offload.compile.tuning.report import Progress
+from zmq_offload.compile.tuning.report import TuningProgress
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.schedules.machine import machine_of
 
@@ -103,7 +103,7 @@ def test_the_time_left_follows_the_pace() -> None:
 
 def test_trials_count_once_and_survive_the_process(pretended: Pretended, tmp_path: Path) -> None:
     _, mod = small()
-    seen: list[Progress] = []
+    seen: list[TuningProgress] = []
     first = run.tune([(mod, HOST)], tmp_path, 40, seen.append)
     assert first.trials == sum(pretended.rounds) == 40
     assert [p.trials for p in seen] == sorted(p.trials for p in seen)

@@ -8,7 +8,7 @@ from zmq_offload.compile.tuning.database import Choice
 
 
 @dataclass(frozen=True)
-class Progress:
+class TuningProgress:
     """How far tuning is; times in microseconds, `seconds_left` None until something was measured."""
 
     function: str

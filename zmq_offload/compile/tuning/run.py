@@ -26,7 +26,7 @@ from zmq_offload.compile.pipeline import fusing
 from zmq_offload.compile.tuning.database import METASCHEDULE, Choice, Database, key_of, module_of, variants
 from zmq_offload.compile.tuning.measurer import Measurer
 from zmq_offload.compile.tuning.plan import seconds_left, share_out
-from zmq_offload.compile.tuning.report import Progress, Summary
+from zmq_offload.compile.tuning.report import Summary, TuningProgress
 from zmq_offload.compile.tuning.search import search
 from zmq_offload.errors import OffloadError
 from zmq_offload.schedules.machine import machine_of
@@ -62,7 +62,7 @@ def tune(
     parts: Sequence[tuple[IRModule, Target]],
     folder: Path,
     trials: int,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TuningProgress], None] | None = None,
 ) -> Summary:
     """Spend `trials` on the functions of modules for this machine's CPU, shared out by how long they take.
 
@@ -80,7 +80,7 @@ def tune(
 
 
 def _tune(
-    tasks: dict[str, _Task], trials: int, stopped: Callable[[], bool], progress: Callable[[Progress], None] | None
+    tasks: dict[str, _Task], trials: int, stopped: Callable[[], bool], progress: Callable[[TuningProgress], None] | None
 ) -> Summary:
     plan = share_out(trials, {key: task.rule_us * task.calls for key, task in tasks.items()})
     known = {key: task.database.choices().get(task.key) for key, task in tasks.items()}
@@ -102,7 +102,7 @@ def _tune(
                 if progress is not None:
                     left_s = seconds_left(time.monotonic() - started, done, total - done)
                     best_us = choice.tuned_us if choice.tuned else None
-                    progress(Progress(task.name, done, total, left_s, choice.rule_us, best_us))
+                    progress(TuningProgress(task.name, done, total, left_s, choice.rule_us, best_us))
         before = sum(choices[key].rule_us * task.calls for key, task in tasks.items())
         after = sum(choices[key].used_us * task.calls for key, task in tasks.items())
         return Summary(choices, done, stopped(), before, after)
