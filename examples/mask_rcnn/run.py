@@ -30,8 +30,7 @@ from zmq_offload.console.programs import run as run_program
 from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import checked, count
 from zmq_offload.device.model import OffloadedModel
-from zmq_offload.plan.costs import Link as Conditions
-from zmq_offload.plan.costs import message_bytes
+from zmq_offload.plan.costs import Network, message_bytes
 from zmq_offload.plan.slow import Seen, SlowedClient, SlowProcessor
 from zmq_offload.testing.fabric import start_fabric
 from zmq_offload.testing.link import Link
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         with progress.step("over the emulated link"), Link(broker, bandwidth=args.bandwidth, rtt=args.rtt) as link:
             name = f"{args.bandwidth}, {args.rtt}"
             results += offloaded(compiled, link.endpoint, name, picture, args)
-    conditions = Conditions(units.bandwidth(args.bandwidth), units.duration(args.rtt))
+    conditions = Network(units.bandwidth(args.bandwidth), units.duration(args.rtt))
     with progress.step("draw"):
         draw(results[-1].seen, conditions, f"Pipelined over {name}, device slowed down {args.slowdown:g} times").png(
             args.output
@@ -154,7 +153,7 @@ def pipelined(
     return Result("pipelined", link, latencies, interval, sorted(slow.seen[first:], key=lambda s: s.began))
 
 
-def describe(compiled: Compiled, results: Sequence[Result], link: Conditions, args: argparse.Namespace) -> str:
+def describe(compiled: Compiled, results: Sequence[Result], link: Network, args: argparse.Namespace) -> str:
     """The tables, and whether the goal was reached."""
     (model,) = compiled.models
     crossing = "; ".join(map(str, model.inputs))

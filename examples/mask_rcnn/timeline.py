@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zmq_offload.charts.chart import COLORS, FAINT, GRID, INK, number, ticks
 from zmq_offload.charts.draw import Box, Drawing, Line, Text
-from zmq_offload.plan.costs import Link, message_bytes
+from zmq_offload.plan.costs import Network, message_bytes
 from zmq_offload.plan.slow import Seen
 
 WIDTH, LEFT, TOP, LANE, BAR = 1200, 150, 96, 74, 40
@@ -15,7 +15,7 @@ SHOWN = 10
 """Frames, from the middle of the run."""
 
 
-def spans(seen: Seen, link: Link) -> dict[str, tuple[float, float]]:
+def spans(seen: Seen, link: Network) -> dict[str, tuple[float, float]]:
     """Begin and end of a frame's stages by the device's clock.
 
     The device's stage and the request are measured here; how long the broker had it, and how long the worker computed,
@@ -32,7 +32,7 @@ def spans(seen: Seen, link: Link) -> dict[str, tuple[float, float]]:
     }
 
 
-def draw(seen: Sequence[Seen], link: Link, title: str) -> Drawing:
+def draw(seen: Sequence[Seen], link: Network, title: str) -> Drawing:
     """A lane for each stage, a colour for each frame; in a lane of the wire, where frames may follow each other while
     others are under way, every second frame is lower."""
     first = max(0, len(seen) // 2 - SHOWN // 2)

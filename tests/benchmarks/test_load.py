@@ -15,7 +15,7 @@ from tests.support.processes import Fabric, running, wait_for_workers
 from zmq_offload import Client
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.measure import Progress, measure
-from zmq_offload.loadgen.sender import Plan
+from zmq_offload.loadgen.sender import SendPlan
 from zmq_offload.loadgen.stats import Summary
 
 pytestmark = pytest.mark.load
@@ -30,7 +30,7 @@ def served() -> Iterator[Fabric]:
 def press(served: Fabric, level: Level, nbytes: int, *, processes: int = 1, duration: float = 6.0) -> Summary:
     """Load with every result compared; none may fail."""
     x = np.random.default_rng(0).random(max(1, nbytes // 4), dtype=np.float32)
-    plan = Plan((served.frontend,), "echo", None, {"x": x}, {"x": x}, 60.0, 0, True, 1 << 28, 0)
+    plan = SendPlan((served.frontend,), "echo", None, {"x": x}, {"x": x}, 60.0, 0, True, 1 << 28, 0)
     quiet = Progress(quiet=True)
     (summary,) = measure(plan, [level], processes=processes, window=1.0, duration=duration, progress=quiet)
     print(

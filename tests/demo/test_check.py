@@ -12,14 +12,14 @@ from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.demo import model
 from zmq_offload.demo.build import Job
 from zmq_offload.demo.check import Verdict, compare, largest_difference
-from zmq_offload.demo.frames import Frame, Stages, stages
+from zmq_offload.demo.items import Item, StageTimes, stages
 from zmq_offload.errors import FailedPrecondition
 
-NOTHING = Stages(0, 0, 0, 0, 0)
+NOTHING = StageTimes(0, 0, 0, 0, 0)
 
 
-def frame(number: int, *values: float) -> Frame:
-    return Frame(0, number, np.array(values, np.float32), NOTHING)
+def frame(number: int, *values: float) -> Item:
+    return Item(0, number, np.array(values, np.float32), NOTHING)
 
 
 def test_the_largest_difference_is_of_all_frames_each_from_its_own_picture() -> None:
@@ -46,7 +46,7 @@ def test_nan_and_another_shape_do_not_pass() -> None:
 def test_the_stages_add_up_to_the_total() -> None:
     outputs = Outputs({}, "m", 1, Timings(queue=0.25, compute=0.5, broker=1.0, total=1.25))
     found = stages(3.0, [(1.5, outputs)])
-    assert found == Stages(device=1.5, wire=0.5, queue=0.5, compute=0.5, total=3.0)
+    assert found == StageTimes(device=1.5, wire=0.5, queue=0.5, compute=0.5, total=3.0)
     assert sum(found) - found.total == pytest.approx(found.total)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from zmq_offload.demo import page, picture
-from zmq_offload.demo.regions import Region
+from zmq_offload.demo.regions import TextRegion
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 
@@ -99,7 +99,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_regions_are_drawn_on_a_copy() -> None:
     paper = Image.new("RGB", (200, 100), "white")
-    drawn = picture.draw(paper, [Region(((20, 20), (120, 20), (120, 60), (20, 60)), 0.9)])
+    drawn = picture.draw(paper, [TextRegion(((20, 20), (120, 20), (120, 60), (20, 60)), 0.9)])
     assert paper.getcolors() == [(20000, (255, 255, 255))]
     outline, inside, outside = (drawn.getpixel(at) for at in ((70, 20), (70, 40), (160, 80)))
     assert outside == (255, 255, 255)

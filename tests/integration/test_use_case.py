@@ -15,7 +15,7 @@ from examples.mask_rcnn.timeline import LANES, draw, spans
 from tests.support.processes import ROOT
 from zmq_offload.charts.draw import Box
 from zmq_offload.client.results import Timings
-from zmq_offload.plan.costs import Link
+from zmq_offload.plan.costs import Network
 from zmq_offload.plan.overhead import measure_overhead
 from zmq_offload.plan.slow import Seen
 from zmq_offload.protocol.tensors import TensorSpec
@@ -60,7 +60,7 @@ def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_timeline_shows_when_each_stage_had_each_frame() -> None:
     answer = (TensorSpec("boxes", "FP32", (8, 4)),)
-    link = Link(8e6, 0.010)
+    link = Network(8e6, 0.010)
 
     def seen(start: float) -> Seen:
         # 10 ms on the device, then 30 ms of request: of them the broker had 12, of which the worker computed 8.

@@ -11,8 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.plan.costs import OBJECTIVES, WIRES, Costs, Link, Overhead, Place, Split, Stages, Times, message_bytes
-from zmq_offload.plan.files import FORMAT_VERSION, Plan, Profile, Subject
+from zmq_offload.plan.costs import (
+    OBJECTIVES,
+    WIRES,
+    Costs,
+    CutPoint,
+    Network,
+    Overhead,
+    Split,
+    Stages,
+    Times,
+    message_bytes,
+)
+from zmq_offload.plan.files import FORMAT_VERSION, CutTimes, Plan, PlannedModel
 from zmq_offload.plan.report import table, verdict
 from zmq_offload.plan.rules import Rules, all_splits, allowed_splits, check_names
 from zmq_offload.plan.search import decide
@@ -22,28 +33,28 @@ from zmq_offload.protocol.payload import encode_tensors
 from zmq_offload.protocol.tensors import TensorSpec
 
 
-def place(name: str, elements: int, datatype: str = "FP32") -> Place:
-    return Place((TensorSpec(name, datatype, (1, elements)),))
+def point(name: str, elements: int, datatype: str = "FP32") -> CutPoint:
+    return CutPoint((TensorSpec(name, datatype, (1, elements)),))
 
 
 NO_OVERHEAD = Overhead()
-PLACES = (place("x", 10_000), place("big", 50_000), place("small", 1_000), place("y", 10))
+POINTS = (point("x", 10_000), point("big", 50_000), point("small", 1_000), point("y", 10))
 
 
 def times(pieces: Sequence[float], coding: float = 0.0) -> Times:
-    """Of a model whose pieces between neighbouring places take so long, whoever runs them together."""
+    """Of a model whose pieces between neighbouring points take so long, whoever runs them together."""
     size = len(pieces) + 1
     before = tuple(sum(pieces[:at]) for at in range(size))
     coders = {w: (0.0 if w == "float32" else coding,) * size for w in WIRES}
     return Times(before, tuple(sum(pieces[at:]) for at in range(size)), coders, coders)
 
 
-def costs(link: Link, slowdown: float = 8.0, coding: float = 0.0, overhead: Overhead = NO_OVERHEAD) -> Costs:
+def costs(link: Network, slowdown: float = 8.0, coding: float = 0.0, overhead: Overhead = NO_OVERHEAD) -> Costs:
     one = times([0.001, 0.002, 0.003], coding)
-    return Costs(PLACES, one.slowed(slowdown), one, link, overhead)
+    return Costs(POINTS, one.slowed(slowdown), one, link, overhead)
 
 
-LINK = Link(bandwidth=8e6, rtt=0.01)  # a megabyte a second
+LINK = Network(bandwidth=8e6, rtt=0.01)  # a megabyte a second
 
 
 def test_a_cut_costs_the_devices_part_the_way_there_the_servers_part_and_the_way_back() -> None:
@@ -65,8 +76,8 @@ def test_a_cut_costs_the_devices_part_the_way_there_the_servers_part_and_the_way
 def test_the_rate_is_that_of_the_slowest_stage_and_a_round_trip_holds_up_nothing() -> None:
     slow = costs(LINK).predict(Split(1, 3))
     assert slow.interval == slow.busy_up == pytest.approx(0.2, rel=0.01)
-    assert costs(Link(8e6, 10.0)).predict(Split(1, 3)).interval == slow.interval
-    fast = costs(Link(1e12, 0.01)).predict(Split(1, 3))
+    assert costs(Network(8e6, 10.0)).predict(Split(1, 3)).interval == slow.interval
+    fast = costs(Network(1e12, 0.01)).predict(Split(1, 3))
     assert fast.interval == fast.device_time == pytest.approx(0.008)
 
 
@@ -84,7 +95,7 @@ def test_no_split_is_the_whole_model_on_the_device_and_nothing_else() -> None:
 def test_a_message_is_as_long_as_what_is_sent() -> None:
     import numpy as np
 
-    tensors = PLACES[1].sent("int8")
+    tensors = POINTS[1].sent("int8")
     arrays = [(t.name, np.zeros(t.shape, t.dtype)) for t in tensors]
     frames = encode_tensors(arrays)
     assert [t.datatype for t in tensors] == ["INT8", "FP32"]
@@ -95,10 +106,10 @@ def test_a_message_is_as_long_as_what_is_sent() -> None:
 
 
 def test_only_float32_is_encoded_and_nothing_that_would_not_be_smaller() -> None:
-    assert place("i", 5, "INT64").sent("float16") == place("i", 5, "INT64").tensors
-    assert place("f", 2).sent("int8") == place("f", 2).tensors
-    assert [t.datatype for t in place("f", 3).sent("int8")] == ["INT8", "FP32"]
-    wires = {s.wire for s in all_splits((place("i", 5, "INT64"), place("y", 5)), WIRES)}
+    assert point("i", 5, "INT64").sent("float16") == point("i", 5, "INT64").tensors
+    assert point("f", 2).sent("int8") == point("f", 2).tensors
+    assert [t.datatype for t in point("f", 3).sent("int8")] == ["INT8", "FP32"]
+    wires = {s.wire for s in all_splits((point("i", 5, "INT64"), point("y", 5)), WIRES)}
     assert wires == {"float32", "float16"}  # eight bits are for a range of values
 
 
@@ -111,14 +122,14 @@ def any_costs(draw: st.DrawFn) -> Costs:
     pieces = draw(st.lists(positive, min_size=len(sizes) - 1, max_size=len(sizes) - 1))
     coding = draw(st.floats(0, 0.01))
     one = times(pieces, coding)
-    link = Link(draw(st.floats(1e3, 1e10)), draw(st.floats(0, 1)))
-    places = tuple(place(f"t{at}", size) for at, size in enumerate(sizes))
-    return Costs(places, one.slowed(draw(st.floats(1, 100))), one, link, Overhead(draw(st.floats(0, 0.1)), 0.0))
+    link = Network(draw(st.floats(1e3, 1e10)), draw(st.floats(0, 1)))
+    points = tuple(point(f"t{at}", size) for at, size in enumerate(sizes))
+    return Costs(points, one.slowed(draw(st.floats(1, 100))), one, link, Overhead(draw(st.floats(0, 0.1)), 0.0))
 
 
 @given(any_costs(), st.sampled_from(sorted(OBJECTIVES)))
 def test_what_is_chosen_is_the_best_of_all_and_never_worse_than_staying_local(found: Costs, objective: str) -> None:
-    splits = all_splits(found.places, WIRES)
+    splits = all_splits(found.points, WIRES)
     decision = decide(found, splits, objective)  # type: ignore[arg-type]
     least = OBJECTIVES[objective]  # type: ignore[index]
     assert least(decision.chosen) == min(least(found.predict(s)) for s in splits)
@@ -128,8 +139,8 @@ def test_what_is_chosen_is_the_best_of_all_and_never_worse_than_staying_local(fo
 
 @given(any_costs())
 def test_a_better_link_makes_nothing_slower(found: Costs) -> None:
-    better = Costs(found.places, found.device, found.server, Link(2 * found.link.bandwidth, found.link.rtt / 2))
-    for split in all_splits(found.places, WIRES):
+    better = Costs(found.points, found.device, found.server, Network(2 * found.link.bandwidth, found.link.rtt / 2))
+    for split in all_splits(found.points, WIRES):
         was, now = found.predict(split), better.predict(split)
         assert now.latency <= was.latency
         assert now.interval <= was.interval
@@ -139,33 +150,33 @@ def test_a_better_link_makes_nothing_slower(found: Costs) -> None:
 
 @given(any_costs())
 def test_parts_in_the_middle_add_up(found: Costs) -> None:
-    last = len(found.places) - 1
+    last = len(found.points) - 1
     for start in range(last):
         for end in range(start + 1, last + 1):
-            sum_of = found.server.before[start] + found.server.between(start, end) + found.server.behind[end]
+            sum_of = found.server.before[start] + found.server.between(start, end) + found.server.after[end]
             assert sum_of == pytest.approx(found.server.whole)
 
 
 def test_the_best_are_measured_until_the_best_is_measured_and_only_then_chosen() -> None:
-    found = costs(Link(1e9, 0.001))
+    found = costs(Network(1e9, 0.001))
     asked: list[Split] = []
 
     def measure(split: Split) -> Stages:
         asked.append(split)
         return Stages(1.0, 1.0) if split.start == 0 else Stages(0.009, 0.005)
 
-    splits = all_splits(PLACES, WIRES)
+    splits = all_splits(POINTS, WIRES)
     decision = decide(found, splits, "latency", 3, measure)
     assert asked[0].start == 0 and asked[0].end == 3  # the best guess was wrong by far
     assert decision.chosen.measured
     assert len(asked) == len(set(asked)) <= 3
-    assert decide(costs(Link(1e9, 0.001)), splits, "latency").chosen.split == asked[0]
+    assert decide(costs(Network(1e9, 0.001)), splits, "latency").chosen.split == asked[0]
 
 
 def test_a_link_that_is_bad_enough_keeps_everything_on_the_device() -> None:
-    found = costs(Link(1e4, 1.0))
+    found = costs(Network(1e4, 1.0))
     asked: list[Split] = []
-    decision = decide(found, all_splits(PLACES, WIRES), "latency", 4, lambda s: asked.append(s) or Stages(9, 9))
+    decision = decide(found, all_splits(POINTS, WIRES), "latency", 4, lambda s: asked.append(s) or Stages(9, 9))
     assert decision.chosen.local
     assert verdict(found, decision, Rules.none(4)).startswith("No cut beats staying local: the whole model takes 48.00")
     shown = table(found, decision, Rules.none(4), 3)
@@ -178,29 +189,29 @@ NONE = frozenset[str]()
 W = frozenset({"w"})
 
 
-def rules(before: str, behind: str, raw: str = "    ") -> Rules:
-    """One letter a place: "w" where the sealed weight is needed, "x" where the private input is had raw."""
+def rules(before: str, after: str, raw: str = "    ") -> Rules:
+    """One letter a point: "w" where the sealed weight is needed, "x" where the private input is had raw."""
     return Rules(
         tuple(W if c == "w" else NONE for c in before),
-        tuple(W if c == "w" else NONE for c in behind),
+        tuple(W if c == "w" else NONE for c in after),
         tuple(frozenset({"x"}) if c == "x" else NONE for c in raw),
     )
 
 
 def test_a_sealed_weight_is_never_on_the_device() -> None:
     # Used between "big" and "small".
-    found = {(s.start, s.end) for s in allowed_splits(PLACES, ["float32"], rules("  ww", "ww  "))}
+    found = {(s.start, s.end) for s in allowed_splits(POINTS, ["float32"], rules("  ww", "ww  "))}
     assert found == {(0, 2), (0, 3), (1, 2), (1, 3)}
 
 
 def test_a_private_input_is_not_sent_and_stays_where_nothing_is_sent() -> None:
-    found = {(s.start, s.end) for s in allowed_splits(PLACES, ["float32"], rules("    ", "    ", "xx  "))}
+    found = {(s.start, s.end) for s in allowed_splits(POINTS, ["float32"], rules("    ", "    ", "xx  "))}
     assert found == {(3, 3), (2, 3)}
 
 
 def test_what_leaves_nothing_says_what_excludes_what() -> None:
     with pytest.raises(InvalidArgument) as caught:
-        allowed_splits(PLACES, WIRES, rules("  ww", "ww  ", "xx  "))
+        allowed_splits(POINTS, WIRES, rules("  ww", "ww  ", "xx  "))
     assert caught.value.message == (
         "nothing is allowed: --seal 'w' excludes device only; --private 'x' excludes sending 'x', 'big'; "
         "--seal 'w' excludes cutting at 'small'"
@@ -215,8 +226,8 @@ def test_unknown_names_come_with_the_nearest() -> None:
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def subject(model: Path) -> Subject:
-    return Subject.of(model, PLACES[0].tensors)
+def planned(model: Path) -> PlannedModel:
+    return PlannedModel.of(model, POINTS[0].tensors)
 
 
 @pytest.fixture
@@ -228,28 +239,28 @@ def model(tmp_path: Path) -> Path:
 
 def test_a_profile_comes_back_as_it_was_and_is_of_one_model(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
-    profile = Profile(subject(model), "phone", 1, PLACES, times([1, 2, 3], 0.1))
+    profile = CutTimes(planned(model), "phone", 1, POINTS, times([1, 2, 3], 0.1))
     profile.write(file)
-    assert Profile.read(file) == profile
-    assert Profile.read(file).times_for(model, PLACES, file) == profile.times
+    assert CutTimes.read(file) == profile
+    assert CutTimes.read(file).times_for(model, POINTS, file) == profile.times
     other = tmp_path / "other.onnx"
     other.write_bytes(b"another")
     with pytest.raises(
         InvalidArgument, match=r"profile\.json is of another model: of m\.onnx, not of this other\.onnx"
     ):
-        profile.times_for(other, PLACES, file)
+        profile.times_for(other, POINTS, file)
     with pytest.raises(InvalidArgument, match=r"is of inputs x=1,10000, not of x=1,5"):
-        profile.times_for(model, (place("x", 5), *PLACES[1:]), file)
+        profile.times_for(model, (point("x", 5), *POINTS[1:]), file)
     with pytest.raises(InvalidArgument, match="other cuts"):
-        profile.times_for(model, (PLACES[0], PLACES[2], PLACES[3]), file)
+        profile.times_for(model, (POINTS[0], POINTS[2], POINTS[3]), file)
 
 
 def test_a_plan_comes_back_as_it_was(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    plan = Plan(subject(model), ("small",), (), "int8", "latency", {"latency": 0.1})
+    plan = Plan(planned(model), ("small",), (), "int8", "latency", {"latency": 0.1})
     plan.write(file)
     assert Plan.read(file) == plan and not plan.local
-    plan.subject.check(model, file, {"x": (1, 10_000)})
+    plan.model.check(model, file, {"x": (1, 10_000)})
 
 
 @pytest.mark.parametrize(
@@ -267,7 +278,7 @@ def test_files_of_another_kind_or_version_or_damaged_ones(
     change: dict[str, object], says: str, model: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "plan.json"
-    Plan(subject(model), ("small",), (), "int8", "latency", {}).write(file)
+    Plan(planned(model), ("small",), (), "int8", "latency", {}).write(file)
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InvalidArgument, match=says):
         Plan.read(file)
@@ -280,12 +291,12 @@ def test_files_of_another_kind_or_version_or_damaged_ones(
 
 def test_a_damaged_profile_is_refused(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
-    Profile(subject(model), "phone", 1, PLACES, times([1, 2, 3])).write(file)
+    CutTimes(planned(model), "phone", 1, POINTS, times([1, 2, 3])).write(file)
     good = json.loads(file.read_text())
     for seconds in ({"before": [1]}, {"before": [-1] * 4}, {"encode": {}}, {"behind": ["a"] * 4}):
         file.write_text(json.dumps(good | {"seconds": good["seconds"] | seconds}))
         with pytest.raises(InvalidArgument, match="is damaged"):
-            Profile.read(file)
+            CutTimes.read(file)
 
 
 # --- the slow device --------------------------------------------------------------------------------------------

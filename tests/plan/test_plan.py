@@ -39,11 +39,11 @@ def plan(model: Path, folder: Path, *options: str) -> int:
 def test_the_places_of_a_model_and_the_times_around_them(convnet: Path) -> None:
     model = cuttable(import_onnx(convnet, SHAPE))
     # conv1 and relu1 are one cut, and so is what follows the second convolution: no products between them.
-    assert [p.name for p in model.places] == ["x", "relu1", "inner_flat", "inner_logits", "y"]
+    assert [p.name for p in model.points] == ["x", "relu1", "inner_flat", "inner_logits", "y"]
     (times,) = measure_halves(model, host_target(), [1], 3)
-    assert times.before[0] == times.behind[-1] == 0
-    assert times.before[-1] == times.behind[0] == times.whole > 0
-    assert all(t > 0 for t in (*times.before[1:], *times.behind[:-1]))
+    assert times.before[0] == times.after[-1] == 0
+    assert times.before[-1] == times.after[0] == times.whole > 0
+    assert all(t > 0 for t in (*times.before[1:], *times.after[:-1]))
     for wire in WIRES:
         coded = times.encode[wire], times.decode[wire]
         assert all((t > 0) == (wire != "float32") for own in coded for t in own)
@@ -122,7 +122,7 @@ def test_sealed_weights_and_private_inputs(convnet: Path) -> None:
     onnx_model = read_onnx(convnet)
     rules = rules_of(model, onnx_model, ["w3", "w2"], ["x"])
     assert [sorted(names) for names in rules.sealed_before] == [[], [], ["w2"], ["w2", "w3"], ["w2", "w3"]]
-    assert [sorted(names) for names in rules.sealed_behind] == [["w2", "w3"], ["w2", "w3"], ["w3"], [], []]
+    assert [sorted(names) for names in rules.sealed_after] == [["w2", "w3"], ["w2", "w3"], ["w3"], [], []]
     assert [sorted(names) for names in rules.raw] == [["x"], [], [], [], []]
     with pytest.raises(InvalidArgument, match=r"--seal: the model has no weight 'w33'; did you mean 'w3'"):
         rules_of(model, onnx_model, ["w33"], [])
@@ -147,7 +147,7 @@ def test_an_input_that_was_only_scaled_and_turned_is_still_raw(tmp_path: Path) -
     }
     file = onnx_models.write(tmp_path / "scaled.onnx", nodes, {"x": [8, 4]}, {"y": [4, 8]}, weights)
     model = cuttable(import_onnx(file, {}))
-    assert [p.name for p in model.places] == ["x", "turned", "h", "y"]
+    assert [p.name for p in model.points] == ["x", "turned", "h", "y"]
     rules = rules_of(model, read_onnx(file), [], ["x"])
     assert [bool(names) for names in rules.raw] == [True, True, False, False]
 
@@ -173,7 +173,7 @@ def test_an_input_of_which_each_number_was_changed_by_itself_is_still_raw(tmp_pa
     weights = {**weights, "w": onnx_models.random(4, 3, 1, 1)}
     file = onnx_models.write(tmp_path / "m.onnx", nodes, *shapes, weights)
     model = cuttable(import_onnx(file, {}))
-    assert [p.name for p in model.places] == ["x", "changed", "h", "y"]
+    assert [p.name for p in model.points] == ["x", "changed", "h", "y"]
     rules = rules_of(model, read_onnx(file), [], ["x"])
     assert [bool(names) for names in rules.raw] == [True, True, False, False]
 

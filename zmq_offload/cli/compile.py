@@ -255,7 +255,7 @@ def take_plan(args: argparse.Namespace, inputs: Mapping[str, Sequence[int | str]
     from zmq_offload.plan.files import Plan
 
     plan = Plan.read(args.plan)
-    plan.subject.check(Path(args.model), args.plan, inputs)
+    plan.model.check(Path(args.model), args.plan, inputs)
     if plan.sealed and args.with_fallback:
         raise InvalidArgument(
             f"{args.plan} keeps {', '.join(map(repr, plan.sealed))} off the device (--seal); --with-fallback would put "
@@ -266,7 +266,7 @@ def take_plan(args: argparse.Namespace, inputs: Mapping[str, Sequence[int | str]
             f"{args.plan} says: device only; no cut beats the whole model on the device, so there is nothing to split"
         )
     args.cut, args.until, args.wire = list(plan.cut), list(plan.until) or None, plan.wire
-    return {name: tuple(shape) for name, shape in plan.subject.inputs.items()}
+    return {name: tuple(shape) for name, shape in plan.model.inputs.items()}
 
 
 def cut_table(cuts: list[CutPoint]) -> str:

@@ -174,7 +174,7 @@ def _plan(args: argparse.Namespace) -> Any:
         parse_shape,
         served_signature,
     )
-    from zmq_offload.loadgen.sender import Plan
+    from zmq_offload.loadgen.sender import SendPlan
 
     files = once("--input", map(parse_file, args.input))
     described = map(parse_shape, args.shape)
@@ -202,7 +202,7 @@ def _plan(args: argparse.Namespace) -> Any:
     check_expected(expected, first)
     if args.verify and not expected:
         expected = {name: array.copy() for name, array in first.items()}
-    return Plan(
+    return SendPlan(
         brokers=args.broker,
         model=model,
         version=version,

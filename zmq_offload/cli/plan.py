@@ -17,8 +17,8 @@ from zmq_offload.console.outputs import check_outputs
 from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import checked, count, threads, whole
 from zmq_offload.console.silence import add_verbose, silent
-from zmq_offload.plan.costs import OBJECTIVES, WIRES, Costs, Link, Overhead, Split, Stages, Times
-from zmq_offload.plan.files import Plan, Profile, Subject
+from zmq_offload.plan.costs import OBJECTIVES, WIRES, Costs, Network, Overhead, Split, Stages, Times
+from zmq_offload.plan.files import CutTimes, Plan, PlannedModel
 from zmq_offload.plan.rules import allowed_splits
 from zmq_offload.plan.search import Decision, decide
 
@@ -109,25 +109,25 @@ def run(args: argparse.Namespace) -> int:
         from zmq_offload.compile import importer
         from zmq_offload.plan import chart, halves, report, restrictions
     check_outputs(args.save, args.output)
-    profiles = {file: Profile.read(file) for file in (args.device_profile, args.server_profile) if file is not None}
+    profiles = {file: CutTimes.read(file) for file in (args.device_profile, args.server_profile) if file is not None}
     inputs = importer.parse_shapes(args.input)
     wires = [w for w in WIRES if w in args.wire]
     progress = Progress(3, quiet=args.quiet)
     with progress.step(f"import {args.model}"):
         model = halves.cuttable(importer.import_onnx(args.model, inputs))
-        subject = Subject.of(args.model, model.imported.inputs)
-        given = {file: profile.times_for(args.model, model.places, file) for file, profile in profiles.items()}
+        planned = PlannedModel.of(args.model, model.imported.inputs)
+        given = {file: profile.times_for(args.model, model.points, file) for file, profile in profiles.items()}
         rules = restrictions.rules_of(model, importer.read_onnx(args.model), args.seal, args.private)
-        splits = allowed_splits(model.places, wires, rules)
+        splits = allowed_splits(model.points, wires, rules)
     device, server = _times(args, model, given, server_threads, progress)
     with progress.step("measure what a request costs by itself"):
         overhead = _overhead()
-    costs = Costs(model.places, device, server, Link(args.bandwidth, args.rtt), overhead)
+    costs = Costs(model.points, device, server, Network(args.bandwidth, args.rtt), overhead)
     decision = _decide(args, model, costs, splits, server_threads, progress)
 
     title = f"{args.model.name} over {units.bandwidth_text(args.bandwidth)}, {args.rtt * 1e3:g} ms"
     chart.draw(costs, decision, wires, title).png(args.output)
-    plan = _plan(model, subject, decision, args.seal)
+    plan = _plan(model, planned, decision, args.seal)
     if args.save is not None:
         plan.write(args.save)
     machines = [("model", f"{args.model.name}, {'; '.join(map(str, model.imported.inputs))}")]
@@ -153,7 +153,7 @@ def _times(
         wanted["server"] = server_threads
     found = {}
     if wanted:
-        with progress.step(f"measure both parts of {len(model.places) - 2} cuts"):
+        with progress.step(f"measure both parts of {len(model.points) - 2} cuts"):
             taken = measure_halves(model, host_target(), list(wanted.values()), args.repeat)
         found = dict(zip(wanted, taken, strict=True))
     device = found["device"].slowed(args.device_slowdown or 1.0) if "device" in found else given[args.device_profile]
@@ -181,7 +181,7 @@ def _decide(
     target = host_target()
 
     def measure(split: Split) -> Stages:
-        with progress.step(f"compile and run the cut at {model.places[split.start].name} as {split.wire}"):
+        with progress.step(f"compile and run the cut at {model.points[split.start].name} as {split.wire}"):
             here = measure_split(args.model, model, split, (target, target), (1, server_threads), args.repeat)
         # What was measured elsewhere stays as it was measured there.
         factor = args.device_slowdown or 1.0
@@ -195,16 +195,16 @@ def _decide(
     return decide(costs, splits, args.objective, 0 if there else args.confirm, measure)
 
 
-def _plan(model: Cuttable, subject: Subject, decision: Decision, sealed: list[str]) -> Plan:
+def _plan(model: Cuttable, planned: PlannedModel, decision: Decision, sealed: list[str]) -> Plan:
     from zmq_offload.plan.confirm import names_of
     from zmq_offload.plan.report import figures
 
     chosen = decision.chosen
     cut, until = ((), ()) if chosen.local else names_of(model, chosen.split)
-    return Plan(subject, cut, until, chosen.split.wire, decision.objective, figures(chosen), tuple(sealed))
+    return Plan(planned, cut, until, chosen.split.wire, decision.objective, figures(chosen), tuple(sealed))
 
 
-def _machines(args: argparse.Namespace, profiles: dict[Path, Profile], server_threads: int) -> list[tuple[str, str]]:
+def _machines(args: argparse.Namespace, profiles: dict[Path, CutTimes], server_threads: int) -> list[tuple[str, str]]:
     def elsewhere(file: Path) -> str:
         profile = profiles[file]
         return f"{profile.machine}, {counted(profile.threads, 'thread')} (measured there: {file})"

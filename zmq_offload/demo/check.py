@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zmq_offload.demo.frames import Frame
+from zmq_offload.demo.items import Item
 from zmq_offload.demo.model import INPUT
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +35,7 @@ class Verdict:
         return f"{self.reference:<24} {self.difference:.2e}   bar {self.bar:.0e}   {word}"
 
 
-def compare(name: str, frames: Iterable[Frame], references: Sequence[Array], bar: float) -> Verdict:
+def compare(name: str, frames: Iterable[Item], references: Sequence[Array], bar: float) -> Verdict:
     """The verdict on frames by their pictures' reference outputs."""
     worst = [largest_difference(frame.output, references[frame.picture]) for frame in frames]
     return Verdict(name, float(np.max(worst)), bar)

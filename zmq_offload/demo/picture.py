@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from zmq_offload.demo.regions import Region
+from zmq_offload.demo.regions import TextRegion
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 Array = np.ndarray[Any, Any]
@@ -47,7 +47,7 @@ def to_tensor(picture: Image.Image, size: tuple[int, int]) -> Array:
     return np.ascontiguousarray(_NORMALISED[channels][None])
 
 
-def draw(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
+def draw(picture: Image.Image, regions: Sequence[TextRegion]) -> Image.Image:
     """A copy of the picture with the regions outlined and tinted."""
     # Drawn at twice the size: Pillow does not smooth slanted lines.
     width = max(3, round(max(picture.size) / 250))

@@ -18,7 +18,7 @@ MIN_SIDE = 3.0
 
 
 @dataclass(frozen=True)
-class Region:
+class TextRegion:
     """A quadrilateral of text: corners (x, y) clockwise from the top left, and the mean probability inside (0 to 1)."""
 
     corners: tuple[tuple[int, int], ...]
@@ -54,7 +54,7 @@ def find_regions(
     threshold: float = 0.3,
     min_score: float = 0.5,
     unclip_ratio: float = 1.6,
-) -> list[Region]:
+) -> list[TextRegion]:
     """The text regions of a page of `size` (width, height), from top to bottom, by its probability map (2-D).
 
     Pixels above `threshold` are text, regions whose score is below `min_score` are dropped. A region grows by its area
@@ -73,7 +73,7 @@ def find_regions(
         area, perimeter = rectangle.sides.prod(), 2 * rectangle.sides.sum()
         corners = rectangle.grown(area * unclip_ratio / perimeter).corners()
         corners = np.clip(np.rint(corners * scale), 0, size).astype(int)
-        found.append(Region(tuple((int(x), int(y)) for x, y in corners), score))
+        found.append(TextRegion(tuple((int(x), int(y)) for x, y in corners), score))
     return sorted(found, key=lambda region: (region.corners[0][1], region.corners[0][0]))
 
 

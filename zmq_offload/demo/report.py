@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from zmq_offload.common.units import counted
 from zmq_offload.demo.build import Built, Job
 from zmq_offload.demo.check import Verdict
-from zmq_offload.demo.frames import Run, Stages
+from zmq_offload.demo.items import Run, StageTimes
 from zmq_offload.protocol.tensors import TensorSpec
 
 _STAGES = {
@@ -42,7 +42,7 @@ def describe_run(run: Run, workers: int) -> str:
         lines += [f"  {word:<9} {_tensor(tensor)}" for tensor in tensors]
         lines.append(f"  {'':<9} {sum(tensor.nbytes for tensor in tensors):>11,} bytes {word}")
     lines += ["", f"{'Time of a frame, in ms':<24} {'mean':>9} {'longest':>9}"]
-    for at, stage in enumerate(Stages._fields):
+    for at, stage in enumerate(StageTimes._fields):
         times = [frame.stages[at] * 1000 for frame in run.frames]
         row = f"  {stage:<22} {sum(times) / len(times):>9.1f} {max(times):>9.1f}   {_STAGES[stage]}"
         lines.append(row.rstrip())

@@ -25,7 +25,7 @@ from zmq_offload.demo.build import (
     default_cache,
 )
 from zmq_offload.demo.check import ORT_BAR, TVM_BAR, Verdict, compare, run_onnxruntime, run_uncut
-from zmq_offload.demo.frames import Array, Devices, Run
+from zmq_offload.demo.items import Array, Devices, Run
 from zmq_offload.demo.regions import find_regions
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.testing.fabric import start_fabric

@@ -17,7 +17,7 @@ from zmq_offload.console.programs import module
 from zmq_offload.console.progress import CLEAR, fitted
 from zmq_offload.errors import Internal
 from zmq_offload.loadgen.levels import Level
-from zmq_offload.loadgen.sender import Plan
+from zmq_offload.loadgen.sender import SendPlan
 from zmq_offload.loadgen.stats import Array, Samples, Summary, stable, summarize
 
 _START_WITHIN = 60.0
@@ -39,7 +39,7 @@ class Interrupted(Exception):
 class Senders:
     """The processes, for as long as the body of `started` runs."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SendPlan) -> None:
         self._plan = plan
         self._timeout = plan.timeout + _STOP_WITHIN
         self._pipes: list[Connection] = []
@@ -110,7 +110,7 @@ class Senders:
             self._send(pipe, None)
         self._await(samples, self._timeout, "stop")
 
-    def _send(self, pipe: Connection, what: Plan | Level | None) -> None:
+    def _send(self, pipe: Connection, what: SendPlan | Level | None) -> None:
         try:
             pipe.send(what)
         except (BrokenPipeError, ConnectionResetError):
@@ -135,7 +135,7 @@ class Senders:
 
 
 @contextmanager
-def started(plan: Plan, processes: int) -> Iterator[Senders]:
+def started(plan: SendPlan, processes: int) -> Iterator[Senders]:
     senders = Senders(plan)
     try:
         senders.start(processes)
@@ -177,7 +177,7 @@ class Progress:
 
 
 def measure(
-    plan: Plan, levels: Sequence[Level], *, processes: int, window: float, duration: float, progress: Progress
+    plan: SendPlan, levels: Sequence[Level], *, processes: int, window: float, duration: float, progress: Progress
 ) -> list[Summary]:
     """A summary for each level, in order. Raises Interrupted, with those so far, at Ctrl-C."""
     summaries: list[Summary] = []

@@ -34,7 +34,7 @@ _clock = time.monotonic  # one clock for all processes of the machine
 
 
 @dataclass(frozen=True)
-class Plan:
+class SendPlan:
     """What every process sends, whatever the level."""
 
     brokers: tuple[str, ...]
@@ -61,7 +61,7 @@ Taken: TypeAlias = "tuple[list[tuple[float, ...]], list[tuple[str, str]], int, f
 class Tally:
     """Requests that ended since the last report. Futures end in another thread; appending to a list is atomic."""
 
-    plan: Plan
+    plan: SendPlan
     records: list[tuple[float, ...]] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)
     sent: int = 0

@@ -1,4 +1,4 @@
-"""A plan as a picture: the latency of a cut at each place, and the bytes that cross there."""
+"""A plan as a picture: the latency of a cut at each point, and the bytes that cross there."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Across: TypeAlias = Callable[[float], float]
 def draw(costs: Costs, decision: Decision, wires: Sequence[Wire], title: str) -> Drawing:
     """Cuts behind which everything runs on the server, in graph order, as far as they are allowed."""
     drawing = Drawing(WIDTH, HEIGHT)
-    last = len(costs.places) - 1
+    last = len(costs.points) - 1
     drawing.add(Text(_LATENCY.x, 36, title, 18, INK, bold=True))
     drawing.add(Text(_LATENCY.x, 62, _summary(costs, decision.chosen), 14, INK))
     allowed = {p.split: p for p in decision.ranking}
     curves = {w: [allowed.get(Split(at, last, w)) for at in range(last)] for w in wires}
     step = _LATENCY.width / max(1, last)
 
-    def across(place: float) -> float:
-        return _LATENCY.x + (place + 0.5) * step
+    def across(point: float) -> float:
+        return _LATENCY.x + (point + 0.5) * step
 
     _latencies(drawing, decision, curves, across, last)
     _bytes(drawing, costs, wires, across, last)
@@ -43,9 +43,9 @@ def draw(costs: Costs, decision: Decision, wires: Sequence[Wire], title: str) ->
 def _summary(costs: Costs, chosen: Prediction) -> str:
     if chosen.local:
         return f"chosen: device only, {chosen.latency * 1e3:.1f} ms"
-    until = "" if chosen.split.end == len(costs.places) - 1 else f" until {costs.places[chosen.split.end].name}"
+    until = "" if chosen.split.end == len(costs.points) - 1 else f" until {costs.points[chosen.split.end].name}"
     return (
-        f"chosen: {costs.places[chosen.split.start].name}{until} as {chosen.split.wire}, {chosen.latency * 1e3:.1f} ms"
+        f"chosen: {costs.points[chosen.split.start].name}{until} as {chosen.split.wire}, {chosen.latency * 1e3:.1f} ms"
     )
 
 
@@ -60,7 +60,7 @@ def _latencies(
     shown = [p.latency for curve in curves.values() for p in curve if p]
     limit = _HIGHEST * max(decision.local.latency, decision.chosen.latency, *best)
     y_ticks = ticks(1e3 * min(limit, max([*shown, decision.local.latency])))
-    frame(drawing, _LATENCY, "Latency of a cut at each place", "ms", y_ticks)
+    frame(drawing, _LATENCY, "Latency of a cut at each point", "ms", y_ticks)
     legend(drawing, _LATENCY, list(curves))
 
     def down(seconds: float) -> float:
@@ -82,7 +82,7 @@ def _latencies(
 
 def _bytes(drawing: Drawing, costs: Costs, wires: Sequence[Wire], across: Across, last: int) -> None:
     """By powers of ten: early tensors are a hundred times as large as late ones."""
-    sizes = {w: [max(1, sum(t.nbytes for t in costs.places[at].sent(w))) for at in range(last)] for w in wires}
+    sizes = {w: [max(1, sum(t.nbytes for t in costs.points[at].sent(w))) for at in range(last)] for w in wires}
     every_size = [size for own in sizes.values() for size in own]
     low, high = math.floor(math.log10(min(every_size))), math.ceil(math.log10(max(every_size) + 1))
     low = min(low, high - 1)
@@ -100,10 +100,10 @@ def _bytes(drawing: Drawing, costs: Costs, wires: Sequence[Wire], across: Across
     for (at_wire, (wire, own)), color in zip(enumerate(sizes.items()), COLORS, strict=False):
         for at, size in enumerate(own):
             left = across(at) + (at_wire - len(wires) / 2) * width
-            label = f"{costs.places[at].name} as {wire}: {size:,} bytes"
+            label = f"{costs.points[at].name} as {wire}: {size:,} bytes"
             drawing.add(Box(left, bottom - tall(size), width, tall(size), color, label))
     for at in range(0, last, -(-last // _LABELS)):
-        name = costs.places[at].name
+        name = costs.points[at].name
         short = name if len(name) <= 22 else f"{name[:12]}...{name[-7:]}"
         drawing.add(Text(across(at) + 4, bottom + 8, short, 10, FAINT, "end", up=True))
 

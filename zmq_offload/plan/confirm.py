@@ -62,9 +62,9 @@ def measure_split(
 
 def names_of(model: Cuttable, split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What `compile --cut` and `--until` are for a split; no `until` where it ends with the model."""
-    cut = tuple(t.name for t in model.places[split.start].tensors)
-    last = len(model.places) - 1
-    return cut, () if split.end == last else tuple(t.name for t in model.places[split.end].tensors)
+    cut = tuple(t.name for t in model.points[split.start].tensors)
+    last = len(model.points) - 1
+    return cut, () if split.end == last else tuple(t.name for t in model.points[split.end].tensors)
 
 
 class _Server:

@@ -1,7 +1,7 @@
 """What a split would cost: predicted from measured times, the bytes that cross, and the link. Pure.
 
-A model is a line of *places* where it can be cut: the first is its inputs, the last its outputs, those between are
-clean cuts in graph order. A split runs on the device up to one place, on the server from there to another, and on the
+A model is a line of *points* where it can be cut: the first is its inputs, the last its outputs, those between are
+clean cuts in graph order. A split runs on the device up to one point, on the server from there to another, and on the
 device again behind that. All times are in seconds, sizes in bytes, bandwidths in bits a second.
 """
 
@@ -25,7 +25,7 @@ _FRAME = 255
 
 
 @dataclass(frozen=True)
-class Place:
+class CutPoint:
     """Where a model can be cut: the tensors that cross there."""
 
     tensors: tuple[TensorSpec, ...]
@@ -70,26 +70,26 @@ def message_bytes(tensors: Sequence[TensorSpec], answer: bool) -> int:
 
 @dataclass(frozen=True)
 class Times:
-    """What one machine needs: `before[i]` from the inputs to place i, `behind[i]` from place i to the outputs (so that
-    `before[-1]` and `behind[0]` are the whole model); `encode[wire][i]` and `decode[wire][i]` of what crosses there."""
+    """What one machine needs: `before[i]` from the inputs to point i, `after[i]` from point i to the outputs (so that
+    `before[-1]` and `after[0]` are the whole model); `encode[wire][i]` and `decode[wire][i]` of what crosses there."""
 
     before: tuple[float, ...]
-    behind: tuple[float, ...]
+    after: tuple[float, ...]
     encode: Mapping[Wire, tuple[float, ...]]
     decode: Mapping[Wire, tuple[float, ...]]
 
     @property
     def whole(self) -> float:
-        return self.behind[0]
+        return self.after[0]
 
     def between(self, start: int, end: int) -> float:
-        """From one place to another. Measured are only the parts before and behind each; where neither of the two is
+        """From one point to another. Measured are only the parts before and behind each; where neither of the two is
         the model's end, two differences say it, and their mean is taken."""
         if end == len(self.before) - 1:
-            return self.behind[start]
+            return self.after[start]
         if start == 0:
             return self.before[end]
-        differences = self.behind[start] - self.behind[end], self.before[end] - self.before[start]
+        differences = self.after[start] - self.after[end], self.before[end] - self.before[start]
         return max(0.0, sum(differences) / 2)
 
     def slowed(self, factor: float) -> Times:
@@ -98,11 +98,11 @@ class Times:
 
         encode = {wire: all_of(times) for wire, times in self.encode.items()}
         decode = {wire: all_of(times) for wire, times in self.decode.items()}
-        return Times(all_of(self.before), all_of(self.behind), encode, decode)
+        return Times(all_of(self.before), all_of(self.after), encode, decode)
 
 
 @dataclass(frozen=True)
-class Link:
+class Network:
     """Each way has the bandwidth for itself, and takes half of the round trip."""
 
     bandwidth: float
@@ -130,7 +130,7 @@ class Overhead:
 
 @dataclass(frozen=True, order=True)
 class Split:
-    """From place `start` to place `end` the server runs, what crosses is encoded as `wire`; both the last: no split."""
+    """From point `start` to point `end` the server runs, what crosses is encoded as `wire`; both the last: no split."""
 
     start: int
     end: int
@@ -197,25 +197,25 @@ OBJECTIVES: dict[Objective, Callable[[Prediction], float]] = {
 class Costs:
     """Everything that predictions are made of. `measured` has the stages of splits that were built and run."""
 
-    places: tuple[Place, ...]
+    points: tuple[CutPoint, ...]
     device: Times
     server: Times
-    link: Link
+    link: Network
     overhead: Overhead = Overhead()
     measured: dict[Split, Stages] = field(default_factory=dict)
 
     @property
     def local(self) -> Split:
         """The split that is none."""
-        last = len(self.places) - 1
+        last = len(self.points) - 1
         return Split(last, last)
 
     def predict(self, split: Split) -> Prediction:
         if split.start == split.end:
             return Prediction(split, True, self.device.whole, measured=True)
         start, end, wire = split.start, split.end, split.wire
-        sent = message_bytes(self.places[start].sent(wire), answer=False)
-        received = message_bytes(self.places[end].sent(wire), answer=True)
+        sent = message_bytes(self.points[start].sent(wire), answer=False)
+        received = message_bytes(self.points[end].sent(wire), answer=True)
         known = self.measured.get(split)
         if known is not None:
             computing = {"device": known.device, "server": known.server, "rest": known.rest}
@@ -225,7 +225,7 @@ class Costs:
                 "device": self.device.before[start],
                 "encode": self.device.encode[wire][start],
                 "server": server,
-                "rest": self.device.decode[wire][end] + self.device.behind[end],
+                "rest": self.device.decode[wire][end] + self.device.after[end],
             }
         return Prediction(
             split,

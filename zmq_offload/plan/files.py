@@ -10,7 +10,7 @@ from typing import Any
 
 from zmq_offload.artifacts.repository import checksum
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
-from zmq_offload.plan.costs import WIRES, Place, Times, Wire
+from zmq_offload.plan.costs import WIRES, CutPoint, Times, Wire
 from zmq_offload.protocol.tensors import TensorSpec
 
 FORMAT_VERSION = 1
@@ -19,7 +19,7 @@ PLAN = "zmq-offload plan"
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlannedModel:
     """Which model a file is of: the ONNX file's name and checksum, and its inputs' shapes."""
 
     file: str
@@ -27,14 +27,14 @@ class Subject:
     inputs: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, model: Path, inputs: Sequence[TensorSpec]) -> Subject:
+    def of(cls, model: Path, inputs: Sequence[TensorSpec]) -> PlannedModel:
         return cls(model.name, checksum(model), {spec.name: spec.shape for spec in inputs})
 
     def to_json(self) -> dict[str, Any]:
         return {"file": self.file, "checksum": self.checksum, "inputs": {n: list(s) for n, s in self.inputs.items()}}
 
     @classmethod
-    def from_json(cls, value: Any) -> Subject:
+    def from_json(cls, value: Any) -> PlannedModel:
         inputs = {str(name): tuple(int(d) for d in shape) for name, shape in value["inputs"].items()}
         return cls(str(value["file"]), str(value["checksum"]), inputs)
 
@@ -56,13 +56,13 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Profile:
+class CutTimes:
     """The times of a model's parts on one machine, to be carried to another."""
 
-    subject: Subject
+    model: PlannedModel
     machine: str
     threads: int
-    places: tuple[Place, ...]
+    points: tuple[CutPoint, ...]
     times: Times
 
     def write(self, file: Path) -> None:
@@ -71,13 +71,13 @@ class Profile:
             file,
             PROFILE,
             {
-                "model": self.subject.to_json(),
+                "model": self.model.to_json(),
                 "machine": self.machine,
                 "threads": self.threads,
-                "places": [[t.to_json() for t in place.tensors] for place in self.places],
+                "places": [[t.to_json() for t in point.tensors] for point in self.points],
                 "seconds": {
                     "before": times.before,
-                    "behind": times.behind,
+                    "behind": times.after,
                     "encode": times.encode,
                     "decode": times.decode,
                 },
@@ -85,30 +85,30 @@ class Profile:
         )
 
     @classmethod
-    def read(cls, file: Path) -> Profile:
+    def read(cls, file: Path) -> CutTimes:
         """Raises InvalidArgument for a file that is none, of another format version, or damaged."""
         value = _read(file, PROFILE, "zmq-offload profile MODEL.onnx --save FILE")
         try:
-            places = tuple(Place(tuple(map(TensorSpec.from_json, place))) for place in value["places"])
+            points = tuple(CutPoint(tuple(map(TensorSpec.from_json, point))) for point in value["places"])
             seconds = value["seconds"]
-            size = len(places)
+            size = len(points)
             times = Times(
                 _seconds(seconds["before"], size),
                 _seconds(seconds["behind"], size),
                 _coding(seconds["encode"], size),
                 _coding(seconds["decode"], size),
             )
-            subject = Subject.from_json(value["model"])
-            return cls(subject, str(value["machine"]), int(value["threads"]), places, times)
+            model = PlannedModel.from_json(value["model"])
+            return cls(model, str(value["machine"]), int(value["threads"]), points, times)
         except KeyError as missing:
             raise InvalidArgument(f"{file} is damaged: key {missing} is missing") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidArgument(f"{file} is damaged: {error}") from None
 
-    def times_for(self, model: Path, places: Sequence[Place], file: Path) -> Times:
-        """The times, if they are of this model and its places. Raises InvalidArgument otherwise."""
-        self.subject.check(model, file, {t.name: t.shape for t in places[0].tensors})
-        if tuple(places) != self.places:
+    def times_for(self, model: Path, points: Sequence[CutPoint], file: Path) -> Times:
+        """The times, if they are of this model and its points. Raises InvalidArgument otherwise."""
+        self.model.check(model, file, {t.name: t.shape for t in points[0].tensors})
+        if tuple(points) != self.points:
             raise InvalidArgument(f"{file} has other cuts than this release finds in {model.name}; take it again")
         return self.times
 
@@ -119,7 +119,7 @@ class Plan:
     the model's outputs. `predicted` are the prediction's figures, for a reader. `sealed` are the weights that were to
     be kept off the device."""
 
-    subject: Subject
+    model: PlannedModel
     cut: tuple[str, ...]
     until: tuple[str, ...]
     wire: Wire
@@ -136,7 +136,7 @@ class Plan:
             file,
             PLAN,
             {
-                "model": self.subject.to_json(),
+                "model": self.model.to_json(),
                 "cut": self.cut,
                 "until": self.until,
                 "wire": self.wire,
@@ -155,8 +155,8 @@ class Plan:
             if wire not in WIRES:
                 raise ValueError(f"wire {wire!r} is not one of {', '.join(WIRES)}")
             cut, until = _names(value["cut"]), _names(value["until"])
-            subject, predicted = Subject.from_json(value["model"]), dict(value["predicted"])
-            return cls(subject, cut, until, wire, str(value["objective"]), predicted, _names(value.get("sealed", [])))
+            model, predicted = PlannedModel.from_json(value["model"]), dict(value["predicted"])
+            return cls(model, cut, until, wire, str(value["objective"]), predicted, _names(value.get("sealed", [])))
         except KeyError as missing:
             raise InvalidArgument(f"{file} is damaged: key {missing} is missing") from None
         except (TypeError, ValueError, AttributeError) as error:
@@ -190,7 +190,7 @@ def _read(file: Path, kind: str, made_by: str) -> dict[str, Any]:
 def _seconds(values: Any, size: int) -> tuple[float, ...]:
     found = tuple(float(v) for v in values)
     if len(found) != size or not all(0 <= v < 1e6 for v in found):
-        raise ValueError(f"{len(found)} times for {size} places, each to be from 0 and below 1e6 seconds")
+        raise ValueError(f"{len(found)} times for {size} points, each to be from 0 and below 1e6 seconds")
     return found
 
 

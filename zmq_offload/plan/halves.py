@@ -32,8 +32,8 @@ from zmq_offload.compile.importer import Dim, Imported, import_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.device.pools import THREADS
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.plan.costs import WIRES, Place, Times, Wire
-from zmq_offload.plan.files import Profile, Subject
+from zmq_offload.plan.costs import WIRES, CutPoint, Times, Wire
+from zmq_offload.plan.files import CutTimes, PlannedModel
 from zmq_offload.protocol.tensors import ANY
 
 _WEIGHTS = 256_000_000
@@ -47,15 +47,15 @@ Calls: TypeAlias = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Cuttable:
-    """A model and its places: `variables` has those of each place."""
+    """A model and its points: `variables` has those of each point."""
 
     imported: Imported
-    places: tuple[Place, ...]
+    points: tuple[CutPoint, ...]
     variables: tuple[tuple[ir.Var, ...], ...]
 
 
 def cuttable(imported: Imported) -> Cuttable:
-    """The places of a model. Of neighbouring cuts without a convolution or matrix product between them, the one with
+    """The points of a model. Of neighbouring cuts without a convolution or matrix product between them, the one with
     the fewest bytes stands for all, the last if they are equal: what lies between them costs next to nothing, and would
     no longer be fused.
 
@@ -80,8 +80,8 @@ def cuttable(imported: Imported) -> Cuttable:
     for var in last:
         if var in first:
             raise InvalidArgument(f"output {graph.name(var)!r} is an input of the model; it cannot be planned")
-    places = tuple(Place(tuple(tensor_spec(graph.name(v), v.ty) for v in place)) for place in variables)
-    return Cuttable(imported, places, variables)
+    points = tuple(CutPoint(tuple(tensor_spec(graph.name(v), v.ty) for v in point)) for point in variables)
+    return Cuttable(imported, points, variables)
 
 
 def measure_halves(
@@ -94,7 +94,7 @@ def measure_halves(
     """
     weights = sum(_weight_bytes(b.value) for b in model.imported.graph.bindings)
     size = max(1, int(_WEIGHTS // max(1, weights)))
-    cuts = list(range(1, len(model.places) - 1))
+    cuts = list(range(1, len(model.points) - 1))
     groups = [cuts[i : i + size] for i in range(0, len(cuts), size)] or [[]]
     taken: dict[int, dict[str, float]] = {many: {} for many in threads}
     for at, group in enumerate(groups):
@@ -105,13 +105,13 @@ def measure_halves(
     return [_times(model, taken[many]) for many in threads]
 
 
-def take_profile(file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int) -> Profile:
+def take_profile(file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int) -> CutTimes:
     """What `measure_halves` finds here, to be carried to where the plan is made. Raises as `cuttable` does."""
     model = cuttable(import_onnx(file, inputs))
     target = host_target()
     (times,) = measure_halves(model, target, [threads], repeat)
     machine = f"{platform.node()} ({target.attrs.get('mcpu')})"
-    return Profile(Subject.of(file, model.imported.inputs), machine, threads, model.places, times)
+    return CutTimes(PlannedModel.of(file, model.imported.inputs), machine, threads, model.points, times)
 
 
 class thread_count:
@@ -155,8 +155,8 @@ def random_inputs(tensors: Sequence[Any]) -> list[Any]:
 
 def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whole: bool) -> Calls:
     """The calls of the parts before and behind some cuts, of the whole model, and of the encodings."""
-    last = len(model.places) - 1
-    parts = {f"before_{at}": (0, at) for at in cuts} | {f"behind_{at}": (at, last) for at in cuts}
+    last = len(model.points) - 1
+    parts = {f"before_{at}": (0, at) for at in cuts} | {f"after_{at}": (at, last) for at in cuts}
     if whole:
         parts["whole"] = (0, last)
     others = {gv: f for gv, f in model.imported.mod.functions.items() if gv.name_hint != "main"}
@@ -164,7 +164,7 @@ def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whol
     arguments: dict[str, list[Any]] = {}
     for name, (start, end) in parts.items():
         builder.add_func(_part(model, start, end).with_attr("global_symbol", name), name)
-        arguments[name] = random_inputs(model.places[start].tensors)
+        arguments[name] = random_inputs(model.points[start].tensors)
     for name, function, inputs in _coders(model, [0, *cuts, last] if whole else cuts):
         if name not in arguments:
             builder.add_func(function.with_attr("global_symbol", name), name)
@@ -202,7 +202,7 @@ def _part(model: Cuttable, start: int, end: int) -> relax.Function:
 
 
 def _coders(model: Cuttable, at: Sequence[int]) -> Iterator[tuple[str, relax.Function, list[Any]]]:
-    """Functions that encode and decode one tensor, for each size at these places."""
+    """Functions that encode and decode one tensor, for each size at these points."""
     variables = itertools.chain.from_iterable(model.variables[i] for i in at)
     for var, wire in itertools.product(variables, WIRES):
         if encoded_as(var.ty, wire) == "float32":
@@ -234,18 +234,18 @@ def _coder(what: str, wire: Wire, extents: Sequence[int]) -> str:
 
 
 def _times(model: Cuttable, taken: dict[str, float]) -> Times:
-    last = len(model.places) - 1
+    last = len(model.points) - 1
     whole = taken["whole"]
 
     def coding(what: str, wire: Wire) -> tuple[float, ...]:
         return tuple(
-            sum(taken.get(_coder(what, wire, t.shape), 0.0) for t in place.tensors if t.datatype == "FP32")
-            for place in model.places
+            sum(taken.get(_coder(what, wire, t.shape), 0.0) for t in point.tensors if t.datatype == "FP32")
+            for point in model.points
         )
 
     return Times(
         (0.0, *(taken[f"before_{at}"] for at in range(1, last)), whole),
-        (whole, *(taken[f"behind_{at}"] for at in range(1, last)), 0.0),
+        (whole, *(taken[f"after_{at}"] for at in range(1, last)), 0.0),
         {wire: coding("encode", wire) for wire in WIRES},
         {wire: coding("decode", wire) for wire in WIRES},
     )

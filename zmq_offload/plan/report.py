@@ -23,7 +23,7 @@ _NAME = 26
 def facts(costs: Costs, decision: Decision, machines: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """What stands above the table: a word, and what there is to say of it."""
     link, overhead = costs.link, costs.overhead
-    many = len(costs.places) - 2
+    many = len(costs.points) - 2
     return [
         *machines,
         ("link", f"{bandwidth_text(link.bandwidth)} each way, round trip {link.rtt * 1e3:g} ms"),
@@ -36,7 +36,7 @@ def table(costs: Costs, decision: Decision, rules: Rules, top: int) -> str:
     """The best splits, and beside them the choice, device only and server only, in milliseconds."""
     shown = list(decision.ranking[:top])
     ends = [decision.chosen, decision.local]
-    ends += [p for p in decision.ranking if p.split.start == 0 and p.split.end == len(costs.places) - 1][:1]
+    ends += [p for p in decision.ranking if p.split.start == 0 and p.split.end == len(costs.points) - 1][:1]
     shown += [p for p in ends if p.split not in {s.split for s in shown}]
     rows = [HEADINGS, *(_row(costs, p, decision, rules) for p in shown)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(HEADINGS))]
@@ -56,9 +56,9 @@ def _row(costs: Costs, p: Prediction, decision: Decision, rules: Rules) -> tuple
     tail = (f"{p.latency * 1e3:.2f}", f"{1 / max(p.interval, 1e-9):.1f}", ", ".join(notes))
     if p.local:
         return ("(device only)", *[""] * 4, f"{p.device * 1e3:.2f}", *[""] * 6, *tail)
-    last = len(costs.places) - 1
-    cut = "(server only)" if (p.split.start, p.split.end) == (0, last) else costs.places[p.split.start].name
-    until = "" if p.split.end == last else costs.places[p.split.end].name
+    last = len(costs.points) - 1
+    cut = "(server only)" if (p.split.start, p.split.end) == (0, last) else costs.points[p.split.start].name
+    until = "" if p.split.end == last else costs.points[p.split.end].name
     times = (p.device, p.encode, p.uplink, p.server, p.downlink, p.rest, p.overhead)
     cells = [f"{t * 1e3:.2f}" for t in times]
     if p.measured:
@@ -75,10 +75,10 @@ def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
             f"No cut beats staying local: the whole model takes {local.latency * 1e3:.2f} ms on the device, and every "
             f"split has a worse {aim}. Run it there."
         )
-    place = ", ".join(t.name for t in costs.places[chosen.split.start].tensors)
-    text = f"Cut at {place}"
-    if chosen.split.end < len(costs.places) - 1:
-        text += f", until {costs.places[chosen.split.end].name}"
+    point = ", ".join(t.name for t in costs.points[chosen.split.start].tensors)
+    text = f"Cut at {point}"
+    if chosen.split.end < len(costs.points) - 1:
+        text += f", until {costs.points[chosen.split.end].name}"
     text += (
         f", {chosen.split.wire} on the wire: {chosen.latency * 1e3:.2f} ms, {1 / chosen.interval:.1f} frames a second "
         f"when pipelined, {chosen.device_time * 1e3:.2f} ms of the device's time a frame"

@@ -37,19 +37,19 @@ def rules_of(model: Cuttable, onnx_model: onnx.ModelProto, seal: Sequence[str], 
     sources = _sources(onnx_model)
     known = set(sources) | {i.name for i in onnx_model.graph.input}
     every = frozenset(seal)
-    before, behind = [], []
-    outputs = model.places[-1]
-    for place in model.places:
-        names = {t.name for t in place.tensors}
+    before, after = [], []
+    outputs = model.points[-1]
+    for point in model.points:
+        names = {t.name for t in point.tensors}
         if names <= known:
             before.append(every & _needed(names, sources))
-            behind.append(every & _needed({t.name for t in outputs.tensors}, sources, stop=names))
+            after.append(every & _needed({t.name for t in outputs.tensors}, sources, stop=names))
         else:
             # A tensor that simplifying made: what went into it cannot be told, so it is held to have everything.
             before.append(every)
-            behind.append(every)
+            after.append(every)
     raw = [frozenset(private) & _raw(model, variables) for variables in model.variables]
-    return Rules(tuple(before), tuple(behind), tuple(raw))
+    return Rules(tuple(before), tuple(after), tuple(raw))
 
 
 def _sources(model: onnx.ModelProto) -> Mapping[str, tuple[str, ...]]:

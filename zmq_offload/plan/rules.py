@@ -7,53 +7,53 @@ from dataclasses import dataclass
 
 from zmq_offload.common.suggest import nearest
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.plan.costs import Place, Split, Wire
+from zmq_offload.plan.costs import CutPoint, Split, Wire
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds at each place. `sealed_before[i]` are the sealed weights that computing place i needs, and
-    `sealed_behind[i]` those needed behind it; `raw[i]` are the private inputs that place i would send as they are, or
+    """What holds at each point. `sealed_before[i]` are the sealed weights that computing point i needs, and
+    `sealed_after[i]` those needed behind it; `raw[i]` are the private inputs that point i would send as they are, or
     with no more done to it than to each number by itself (reshaped, cast, normalized, activated)."""
 
     sealed_before: tuple[frozenset[str], ...]
-    sealed_behind: tuple[frozenset[str], ...]
+    sealed_after: tuple[frozenset[str], ...]
     raw: tuple[frozenset[str], ...]
 
     @classmethod
-    def none(cls, places: int) -> Rules:
-        empty = (frozenset[str](),) * places
+    def none(cls, points: int) -> Rules:
+        empty = (frozenset[str](),) * points
         return cls(empty, empty, empty)
 
     def on_device(self, split: Split) -> frozenset[str]:
         """The sealed weights that the device would hold."""
-        return self.sealed_before[split.start] | self.sealed_behind[split.end]
+        return self.sealed_before[split.start] | self.sealed_after[split.end]
 
     def allow(self, split: Split) -> bool:
         local = split.start == split.end
         return not self.on_device(split) and (local or not self.raw[split.start])
 
 
-def all_splits(places: Sequence[Place], wires: Sequence[Wire]) -> list[Split]:
-    """Device only, and every pair of places that has something between them, with each encoding that can be."""
-    last = len(places) - 1
+def all_splits(points: Sequence[CutPoint], wires: Sequence[Wire]) -> list[Split]:
+    """Device only, and every pair of points that has something between them, with each encoding that can be."""
+    last = len(points) - 1
     found = [Split(last, last)]
     for start in range(last):
-        usable = [w for w in wires if w != "int8" or not places[start].has_integers()]
+        usable = [w for w in wires if w != "int8" or not points[start].has_integers()]
         found += [Split(start, end, wire) for end in range(start + 1, last + 1) for wire in usable]
     return found
 
 
-def allowed_splits(places: Sequence[Place], wires: Sequence[Wire], rules: Rules) -> list[Split]:
+def allowed_splits(points: Sequence[CutPoint], wires: Sequence[Wire], rules: Rules) -> list[Split]:
     """`all_splits` that the rules allow. Raises InvalidArgument, saying what excludes what, if there is none."""
-    every = all_splits(places, wires)
+    every = all_splits(points, wires)
     allowed = [split for split in every if rules.allow(split)]
     if not allowed:
-        raise InvalidArgument(f"nothing is allowed: {'; '.join(_reasons(places, every, rules))}")
+        raise InvalidArgument(f"nothing is allowed: {'; '.join(_reasons(points, every, rules))}")
     return allowed
 
 
-def _reasons(places: Sequence[Place], every: Sequence[Split], rules: Rules) -> list[str]:
+def _reasons(points: Sequence[CutPoint], every: Sequence[Split], rules: Rules) -> list[str]:
     local = every[0]
     found = []
     if rules.on_device(local):
@@ -61,12 +61,12 @@ def _reasons(places: Sequence[Place], every: Sequence[Split], rules: Rules) -> l
     cuts = sorted({split.start for split in every[1:]})
     for name in sorted(frozenset[str]().union(*rules.raw)):
         hit = [at for at in cuts if name in rules.raw[at]]
-        found.append(f"--private {name!r} excludes sending {_shortly([places[at].name for at in hit])}")
-    sealed = frozenset[str]().union(*rules.sealed_before, *rules.sealed_behind)
+        found.append(f"--private {name!r} excludes sending {_shortly([points[at].name for at in hit])}")
+    sealed = frozenset[str]().union(*rules.sealed_before, *rules.sealed_after)
     for name in sorted(sealed):
         hit = [at for at in cuts if name in rules.sealed_before[at]]
         if hit:
-            found.append(f"--seal {name!r} excludes cutting at {_shortly([places[at].name for at in hit])}")
+            found.append(f"--seal {name!r} excludes cutting at {_shortly([points[at].name for at in hit])}")
     return found
 
 

@@ -21,7 +21,7 @@ TIMEOUT = 120.0
 """Seconds for one offloaded call: generous, for code that nobody has tuned on a machine that nobody knows."""
 
 
-class Stages(NamedTuple):
+class StageTimes(NamedTuple):
     """Where the time of one frame went, in seconds.
 
     `device`: the device's part. `wire`: the client, and both ways between it and the broker. `queue`: in the broker and
@@ -37,20 +37,20 @@ class Stages(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Frame:
+class Item:
     """One frame that was run: by which device, which picture it was, what came out, how long it took."""
 
     device: int
     picture: int
     output: Array
-    stages: Stages
+    stages: StageTimes
 
 
 @dataclass
 class Run:
     """What all clients did. `sent` and `received` are the tensors of one offloaded call, `seconds` the wall time."""
 
-    frames: list[Frame]
+    frames: list[Item]
     sent: list[TensorSpec]
     received: list[TensorSpec]
     seconds: float
@@ -161,17 +161,17 @@ class Devices:
                     assert isinstance(output, np.ndarray)
                     if kept is None or not np.array_equal(output, kept):
                         kept = output  # as a rule once: the same picture gives the same output
-                    run.frames.append(Frame(device, number, kept, stages(total, metered.calls)))
+                    run.frames.append(Item(device, number, kept, stages(total, metered.calls)))
                 self._times.append(time.perf_counter())
 
 
-def stages(total: float, calls: Sequence[tuple[float, Outputs]]) -> Stages:
+def stages(total: float, calls: Sequence[tuple[float, Outputs]]) -> StageTimes:
     """The stages of one frame that took `total` seconds: its offloaded calls, each with the seconds that it took."""
     remote = sum(seconds for seconds, _ in calls)
     timings = [outputs.timings for _, outputs in calls]
     compute = sum(t.compute for t in timings)
     queue = sum(t.broker - t.compute for t in timings)
-    return Stages(total - remote, remote - compute - queue, queue, compute, total)
+    return StageTimes(total - remote, remote - compute - queue, queue, compute, total)
 
 
 def _specs(tensors: Mapping[str, Array]) -> list[TensorSpec]:
