@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,12 @@ from zmq_offload.compile.importer import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
-from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec, check_tensors, datatype_of
+from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zmq_offload.client.options import InferOptions
 
 Array = np.ndarray[Any, Any]
 
@@ -207,15 +212,7 @@ class InProcess:
     def __init__(self, parts: Mapping[str, tuple[Signed, Path]]) -> None:
         self._models = {name: (signed, UncutModel(library)) for name, (signed, library) in parts.items()}
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        version: int | Latest | None = None,
-        timeout: float | None = None,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> dict[str, Array]:
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> dict[str, Array]:
         described, run = self._models[model]
         results = run(*(inputs[spec.name] for spec in described.inputs))
         return {spec.name: array for spec, array in zip(described.outputs, results, strict=True)}

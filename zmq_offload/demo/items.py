@@ -7,13 +7,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.sync import Client
-from zmq_offload.protocol.tensors import Latest, TensorSpec, datatype_of
+from zmq_offload.protocol.tensors import TensorSpec, datatype_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zmq_offload.client.options import InferOptions
 
 Array = np.ndarray[Any, Any]
 
@@ -65,17 +70,9 @@ class MeteredClient:
         self.received: list[TensorSpec] = []
         self.calls: list[tuple[float, Outputs]] = []
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        version: int | Latest | None = None,
-        timeout: float | None = None,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Outputs:
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Outputs:
         began = time.perf_counter()
-        result = self._client.infer(model, inputs, version=version, timeout=timeout, outputs=outputs)
+        result = self._client.infer(model, inputs, **options)
         self.calls.append((time.perf_counter() - began, result))
         self.sent, self.received = _specs(inputs), _specs(result)
         return result

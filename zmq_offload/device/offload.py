@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from zmq_offload.artifacts.manifest import Offloaded
 from zmq_offload.device.choice import Choice, Decision
@@ -17,6 +17,11 @@ from zmq_offload.device.remote import Array, InferenceClient
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Cancelled, FailedPrecondition, InvalidArgument, OffloadError, ProtocolError
 from zmq_offload.protocol.tensors import Latest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zmq_offload.client.options import InferOptions, SubmitOptions
 
 log = logging.getLogger("zmq_offload")
 
@@ -86,18 +91,10 @@ class Offload:
             ways = {model: fixed or ("remote" if c.remote else "local") for model, c in self._choices.items()}
             return Statistics(**self._counts, ways=ways)
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        version: int | Latest | None = None,
-        timeout: float | None = None,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Mapping[str, Array]:
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Mapping[str, Array]:
         """As `zmq_offload.Client.infer`, or the same computed here. Raises FailedPrecondition if what is served does
         not fit the bundle."""
-        return self._call(_Request(self._parts[model], inputs, version, timeout, outputs)).result()
+        return self._call(_Request(self._parts[model], inputs, **options)).result()
 
     @property
     def submit(self) -> Callable[..., Call]:
@@ -107,15 +104,8 @@ class Offload:
             raise AttributeError("the client has no submit")
         return self._submit
 
-    def _submit(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        version: int | Latest | None = None,
-        timeout: float | None = None,
-    ) -> Call:
-        call = self._call(_Request(self._parts[model], inputs, version, timeout, None))
+    def _submit(self, model: str, inputs: Mapping[str, Array], **options: Unpack[SubmitOptions]) -> Call:
+        call = self._call(_Request(self._parts[model], inputs, **options))
         call.send()
         return call
 
@@ -136,9 +126,9 @@ class Offload:
 class _Request:
     part: Offloaded
     inputs: Mapping[str, Array]
-    version: int | Latest | None
-    timeout: float | None
-    outputs: Mapping[str, Array] | None
+    version: int | Latest | None = None
+    timeout: float | None = None
+    outputs: Mapping[str, Array] | None = None
 
 
 class Call:

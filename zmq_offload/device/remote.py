@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import tvm_ffi
@@ -16,6 +16,11 @@ import tvm_ffi
 from zmq_offload.artifacts.manifest import RECEIVE, SEND, Offloaded
 from zmq_offload.errors import Cancelled, Internal
 from zmq_offload.protocol.tensors import Latest, signature_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zmq_offload.client.options import InferOptions
 
 Array = np.ndarray[Any, Any]
 Answer: TypeAlias = Mapping[str, Array]
@@ -38,15 +43,7 @@ class InferenceClient(Protocol):
     at once a Future of the answer, or what has a Future's `result` and `cancel`. The inputs are lent until it is done.
     """
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        version: int | Latest | None = None,
-        timeout: float | None = None,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Answer:
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Answer:
         """Run `model` on a worker. `outputs` are arrays to receive into; they may be filled, or left and others
         returned. Neither inputs nor outputs may be touched after the return: the memory is the VM's."""
 

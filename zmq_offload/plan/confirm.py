@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -23,7 +23,11 @@ from zmq_offload.device.remote import Array
 from zmq_offload.plan.costs import Split, Stages
 from zmq_offload.plan.halves import Cuttable, random_inputs, thread_count
 from zmq_offload.profile.subject import open_subject
-from zmq_offload.protocol.tensors import Latest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zmq_offload.client.options import InferOptions
 
 _NAME = "planned"
 
@@ -79,15 +83,7 @@ class _Server:
         self._threads = threads
         self.began = self.ended = self.seconds = 0.0
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        version: int | Latest | None = None,
-        timeout: float | None = None,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Mapping[str, Array]:
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Mapping[str, Array]:
         self.began = time.perf_counter()
         device, server = self._threads
         with thread_count(server, device):

@@ -13,14 +13,19 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.client.sync import Client
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.protocol.tensors import Latest, TensorSpec, datatype_of
+from zmq_offload.protocol.tensors import TensorSpec, datatype_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zmq_offload.client.options import InferOptions
 
 Array = np.ndarray[Any, Any]
 
@@ -70,15 +75,7 @@ class SlowedClient:
         self._local = threading.local()
         self._usual = 0.0
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Any],
-        *,
-        version: int | Latest | None = None,
-        timeout: float | None = None,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Outputs:
+    def infer(self, model: str, inputs: Mapping[str, Any], **options: Unpack[InferOptions]) -> Outputs:
         before = getattr(self._local, "used", None)
         # A thread that is seen first has done other things before; it counts as the one before it.
         used = self._usual if before is None else time.thread_time() - before
@@ -87,7 +84,7 @@ class SlowedClient:
         time.sleep(max(0.0, ended - time.monotonic()))
         try:
             sent = time.monotonic()
-            answer = self._client.infer(model, inputs, version=version, timeout=timeout, outputs=outputs)
+            answer = self._client.infer(model, inputs, **options)
             tensors = tuple(TensorSpec(n, datatype_of(a.dtype), a.shape) for n, a in answer.items())
             self.seen.append(Seen(began, ended, sent, time.monotonic(), answer.timings, tensors))
             return answer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -22,24 +22,22 @@ from zmq_offload.compile.importer import Dim, import_onnx
 from zmq_offload.device.pools import THREADS
 from zmq_offload.device.remote import Array, InferenceClient, RemoteModule, Underway, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
-from zmq_offload.protocol.tensors import ANY, Latest, TensorSpec
+from zmq_offload.protocol.tensors import ANY, TensorSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zmq_offload.client.options import InferOptions
 
 
 class Zeros:
     """Answers for the workers where none are asked: outputs full of zeros."""
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        version: int | Latest | None = None,
-        timeout: float | None = None,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Mapping[str, Array]:
-        for array in (outputs or {}).values():
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Mapping[str, Array]:
+        outputs = options.get("outputs") or {}
+        for array in outputs.values():
             array[...] = 0
-        return outputs or {}
+        return outputs
 
 
 @dataclass
