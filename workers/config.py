@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from workers.session import MOST_SLOTS, Policy
+from workers.session import MOST_SLOTS, WorkerPolicy
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.common.cores import usable_cores
 from zmq_offload.console.settings import (
@@ -70,7 +70,7 @@ class Config:
     batching: Batching | None = None
     key: str | None = None
     broker_key: str | None = None
-    policy: Policy = field(default_factory=Policy)
+    policy: WorkerPolicy = field(default_factory=WorkerPolicy)
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers") -> Config:
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
         prog=prog,
         description="Serves the subgraphs of a model repository. SIGTERM finishes what is held and stops.",
     )
-    policy = Policy()
+    policy = WorkerPolicy()
     add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "brokers' backends", metavar="ENDPOINT,...")
     add_option(parser, "--repository", file, Config.repository, "the model repository", metavar="DIR")
     add_option(parser, "--executor", kind, "graph", "'graph' runs TVM, 'echo' returns its inputs", metavar="KIND")
@@ -117,5 +117,5 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
         batching=None if given.max_batch is None else Batching(given.max_batch, given.batch_delay or 0),
         key=given.worker_key,
         broker_key=given.broker_key,
-        policy=Policy(given.heartbeat, given.patience, given.drain),
+        policy=WorkerPolicy(given.heartbeat, given.patience, given.drain),
     )

@@ -18,7 +18,7 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Placement:
     """Where one worker process runs. `cores` is None where the system decides."""
 
     threads: int
@@ -49,7 +49,7 @@ def place(
     earlier: Sequence[Peer] = (),
     later: Sequence[Peer] = (),
     held: Iterable[tuple[int, ...]] = (),
-) -> Place:
+) -> Placement:
     """The place of process `seat` of a supervisor's `processes`, which shares `cores` with the supervisors that were
     started `earlier` and `later`.
 
@@ -66,8 +66,8 @@ def place(
     threads = threads or max(1, usable // total)
     block = share_of(before + seat, total, threads, cores)
     if block is None:
-        return Place(threads, None)
+        return Placement(threads, None)
     claims = Counter(core for peer in (*earlier, *later) for kept in peer.held for core in kept)
     claims.update(core for kept in held for core in kept)
     least = sorted(cores, key=lambda core: (claims[core], core not in block, core))[: len(block)]
-    return Place(threads, tuple(sorted(least)))
+    return Placement(threads, tuple(sorted(least)))

@@ -23,7 +23,7 @@ from workers.deployment import Deployment
 from workers.follower import Follower
 from workers.loading import Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
-from workers.session import Action, Attempt, Reconnect, Send, Session
+from workers.session import Action, Attempt, Reconnect, Send, WorkerSession
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
@@ -93,9 +93,9 @@ class Worker:
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
         self._security = Security(config.key, config.broker_key)
         self._watches: dict[int, Watch] = {}
-        self._inboxes = [self._connect(link) for link in range(len(config.brokers))]
+        self._inboxes = [self._connect(broker) for broker in range(len(config.brokers))]
         self._find_sources()
-        self.session = Session.open(
+        self.session = WorkerSession.open(
             config.name, config.slots, len(self._inboxes), config.policy, clock(), config.max_frame_bytes
         )
         self._running: list[Attempt] = []
@@ -117,9 +117,9 @@ class Worker:
                 self._work()
         if self.follower is not None:
             self.follower.end()
-        for link, inbox in enumerate(self._inboxes):
-            self._watches[link].close()
-            inbox.socket.close(linger=2000 if session.answers(link) else 0)  # the last results still go out
+        for broker, inbox in enumerate(self._inboxes):
+            self._watches[broker].close()
+            inbox.socket.close(linger=2000 if session.answers(broker) else 0)  # the last results still go out
         self._context.term()
         self._wake.close()
         self._news.close()
@@ -133,9 +133,9 @@ class Worker:
             deadline = min(deadline, ready_at)
         wait = -1 if deadline == math.inf else max(0, math.ceil((deadline - clock()) * 1000))
         for source, _ in zmq.zmq_poll(self._sources, wait):
-            link = self._links.get(source)
-            if link is not None:
-                self._receive(link)
+            broker = self._brokers_by_socket.get(source)
+            if broker is not None:
+                self._receive(broker)
             elif source == self._news.fileno():
                 self._take_news()
             elif source in self._stops:
@@ -146,35 +146,35 @@ class Worker:
         if due is not None and clock() >= due:
             self._perform(session.tick(clock()))
 
-    def _receive(self, link: int) -> None:
-        for frames in self._inboxes[link].take(_BATCH):
+    def _receive(self, broker: int) -> None:
+        for frames in self._inboxes[broker].take(_BATCH):
             try:
                 message = wire.decode(frames[0], wire.TO_WORKER)
             except ProtocolError as error:
-                self._complain(link, f"sent no message: {error}")
+                self._complain(broker, f"sent no message: {error}")
                 continue
             if type(message) is wire.Dispatch:
-                self._take(link, message, frames[1:])
+                self._take(broker, message, frames[1:])
                 continue
             if type(message) is wire.Error:
-                self._complain(link, f"says {message.code}: {message.text}")
+                self._complain(broker, f"says {message.code}: {message.text}")
             elif type(message) is not wire.Identify:  # which asks a worker that it does not know
-                self._say(link, logging.INFO, _CONNECTED)
-            self._perform(self.session.received(link, message, self._clock()))
+                self._say(broker, logging.INFO, _CONNECTED)
+            self._perform(self.session.received(broker, message, self._clock()))
 
-    def _say(self, link: int, level: int, what: str) -> None:
+    def _say(self, broker: int, level: int, what: str) -> None:
         """How it stands with a broker; once, until that changes."""
-        if self._said.get(link) != what:
-            self._said[link] = what
-            log.log(level, what, self._config.brokers[link])
+        if self._said.get(broker) != what:
+            self._said[broker] = what
+            log.log(level, what, self._config.brokers[broker])
 
-    def _complain(self, link: int, what: str) -> None:
+    def _complain(self, broker: int, what: str) -> None:
         """Not of each: whoever sends a million of them must not fill the disk."""
         if self._clock() >= self._complain_at:
             self._complain_at = self._clock() + 1
-            log.warning("broker %s %s", self._config.brokers[link], printable(what))
+            log.warning("broker %s %s", self._config.brokers[broker], printable(what))
 
-    def _take(self, link: int, message: wire.Dispatch, payload: list[Any]) -> None:
+    def _take(self, broker: int, message: wire.Dispatch, payload: list[Any]) -> None:
         """Hold an attempt. What is wrong with one is found here, so that it never waits nor spoils a batch."""
         model = (message.model, message.version)
         executor = self._executors.get(model)
@@ -185,9 +185,9 @@ class Worker:
                 raise NotFound(f"model {message.model!r} version {message.version} is not served here any more")
             job = prepare(executor, payload, self.session.batching.get(model))
         except OffloadError as error:
-            self._perform([self.session.refused(link, message, error, self._clock())])
+            self._perform([self.session.refused(broker, message, error, self._clock())])
         else:
-            self.session.given(link, message, job, self._clock(), group=job.group, rows=job.rows)
+            self.session.given(broker, message, job, self._clock(), group=job.group, rows=job.rows)
 
     def _work(self) -> float:
         """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
@@ -212,7 +212,7 @@ class Worker:
             # At once: the next one may take long, or this process down, and then what is unanswered counts as lost with
             # it.
             for attempt, outcome in zip(attempts, outcomes, strict=True):
-                outcome = bounded(outcome, session.max_frame_bytes, session.links[attempt.link].takes)
+                outcome = bounded(outcome, session.max_frame_bytes, session.connections[attempt.broker].takes)
                 if isinstance(outcome, OffloadError):
                     self._send(session.failed_with(attempt, outcome))
                 else:
@@ -221,31 +221,31 @@ class Worker:
                 return now
             del attempts, outcomes, attempt, outcome  # their memory is free for what comes next
             if now >= turn:
-                for link, inbox in enumerate(self._inboxes):
+                for broker, inbox in enumerate(self._inboxes):
                     if inbox.waiting():
-                        self._receive(link)
+                        self._receive(broker)
                 now = clock()
                 turn = now + _TURN
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
-                why = (self._watches[action.link].refusal() or "is silent").replace("%", "%%")
-                self._say(action.link, logging.WARNING, f"broker %s {why}; connecting again until it answers")
-                self._watches[action.link].close()
-                self._inboxes[action.link].socket.close(linger=0)
-                self._inboxes[action.link] = self._connect(action.link)
+                why = (self._watches[action.broker].refusal() or "is silent").replace("%", "%%")
+                self._say(action.broker, logging.WARNING, f"broker %s {why}; connecting again until it answers")
+                self._watches[action.broker].close()
+                self._inboxes[action.broker].socket.close(linger=0)
+                self._inboxes[action.broker] = self._connect(action.broker)
                 self._find_sources()
             else:
                 self._send(action)
 
     def _send(self, action: Send) -> None:
         try:
-            transport.send(self._inboxes[action.link].socket, [wire.encode(action.message), *action.payload])
+            transport.send(self._inboxes[action.broker].socket, [wire.encode(action.message), *action.payload])
         except zmq.Again:
             return  # a connection whose key was refused; it is made anew when the broker was silent for long
 
-    def _connect(self, link: int) -> transport.Inbox:
+    def _connect(self, broker: int) -> transport.Inbox:
         socket = transport.make_socket(
             self._context,
             zmq.DEALER,
@@ -255,15 +255,15 @@ class Worker:
         # A broker sends no more than there are slots, and Probes; what one that lies sends stays in its own memory.
         socket.setsockopt(zmq.RCVHWM, 1000 + 4 * self._config.slots)
         self._security.protect(socket)
-        self._watches[link] = Watch(socket)
-        transport.connect(socket, self._config.brokers[link])
+        self._watches[broker] = Watch(socket)
+        transport.connect(socket, self._config.brokers[broker])
         return transport.Inbox(socket)
 
     def _find_sources(self) -> None:
         """What to poll: the brokers' sockets, and what tells that this worker shall stop."""
-        self._links: dict[Any, int] = {inbox.socket: link for link, inbox in enumerate(self._inboxes)}
+        self._brokers_by_socket: dict[Any, int] = {inbox.socket: broker for broker, inbox in enumerate(self._inboxes)}
         self._sources: list[tuple[Any, int]] = [
-            (s, transport.POLLIN) for s in (*self._stops, self._news.fileno(), *self._links)
+            (s, transport.POLLIN) for s in (*self._stops, self._news.fileno(), *self._brokers_by_socket)
         ]
 
     def _announce(self) -> None:

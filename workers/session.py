@@ -1,8 +1,9 @@
 """The worker's decisions: what it holds, what it runs next, what it tells which broker. No socket, no clock, no TVM.
 
-A worker serves one or more brokers, each over a link. It announces itself, is given attempts, runs them in the order
-they came, alone or, where a model allows it, in batches, and answers each exactly once. A broker that was silent for
-too long is connected to anew; what it had given and was not run yet is dropped, because it gives that to others.
+A worker serves one or more brokers, each over a connection of its own. It announces itself, receives attempts, runs
+them in the order of their arrival, alone or, where a model allows it, in batches, and answers each exactly once. If a
+broker is silent for too long, the worker connects again and drops the attempts of that broker that have not run: the
+broker gives them to other workers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zmq_offload.protocol.payload import encode_body
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class WorkerPolicy:
     """Times in seconds."""
 
     heartbeat: float = 1.0
@@ -46,24 +47,24 @@ _MOST_GROUPS = 1000
 
 
 class Send(NamedTuple):
-    """Send this to the broker of a link."""
+    """Send this to a broker, given by its index."""
 
-    link: int
+    broker: int
     message: wire.FromWorker
     payload: Sequence[Any] = ()
 
 
 class Reconnect(NamedTuple):
-    """Give up a link's connection and make a new one; what is queued in the old one is lost."""
+    """Give up a broker's connection and make a new one; what is queued in the old one is lost."""
 
-    link: int
+    broker: int
 
 
 Action: TypeAlias = Send | Reconnect
 
 
 @dataclass(slots=True)
-class Link:
+class BrokerConnection:
     """One broker."""
 
     heard_at: float
@@ -84,7 +85,7 @@ class Link:
 class Attempt:
     """An attempt that this worker holds."""
 
-    link: int
+    broker: int
     message: wire.Dispatch
     received_at: float
     deadline: float
@@ -98,13 +99,13 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class Session:
+class WorkerSession:
     """`models` is the body of the Announce: a map for each model version (see docs/protocol.md)."""
 
     name: str
     slots: int
-    links: list[Link]
-    policy: Policy
+    connections: list[BrokerConnection]
+    policy: WorkerPolicy
     max_frame_bytes: int = limits.MESSAGE_BYTES
     models: list[dict[str, Any]] = field(default_factory=list)
     batching: dict[tuple[str, int], Batching] = field(default_factory=dict)
@@ -124,13 +125,13 @@ class Session:
         cls,
         name: str,
         slots: int,
-        links: int,
-        policy: Policy,
+        brokers: int,
+        policy: WorkerPolicy,
         now: float,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
-    ) -> Session:
+    ) -> WorkerSession:
         """A session that serves nothing yet."""
-        return cls(name, slots, [Link(now, now) for _ in range(links)], policy, max_frame_bytes)
+        return cls(name, slots, [BrokerConnection(now, now) for _ in range(brokers)], policy, max_frame_bytes)
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -139,27 +140,27 @@ class Session:
     ) -> list[Action]:
         """Tell all brokers what is served here from now on."""
         self.models, self.batching = models, batching or {}
-        self.most_held = max(self.most_held, 64 + 4 * len(self.links) * self._announced_slots)
-        return [self._announcement(at) for at, link in enumerate(self.links) if not link.gone]
+        self.most_held = max(self.most_held, 64 + 4 * len(self.connections) * self._announced_slots)
+        return [self._announcement(at) for at, connection in enumerate(self.connections) if not connection.gone]
 
-    def received(self, link: int, message: Any, now: float) -> list[Action]:
-        """A message of the broker at `link` came in, other than a Dispatch."""
-        self.links[link].heard_at = now
+    def received(self, broker: int, message: Any, now: float) -> list[Action]:
+        """A message of the broker came in, other than a Dispatch."""
+        self.connections[broker].heard_at = now
         act = _ON.get(type(message))
-        return act(self, link, message) if act else []
+        return act(self, broker, message) if act else []
 
     def given(
-        self, link: int, message: wire.Dispatch, job: Any, now: float, *, group: Hashable | None = None, rows: int = 1
+        self, broker: int, message: wire.Dispatch, job: Any, now: float, *, group: Hashable | None = None, rows: int = 1
     ) -> None:
-        """The broker at `link` gave an attempt.
+        """The broker gave an attempt.
 
         What lost a worker already runs alone: if it is what took the worker down, it must not take others' requests
         along again, nor they the blame.
         """
-        self.links[link].heard_at = now
+        self.connections[broker].heard_at = now
         group = group if message.attempt == 1 else None
         deadline = now + message.budget_us / 1e6
-        self.held.append(Attempt(link, message, now, deadline, job, group, rows))
+        self.held.append(Attempt(broker, message, now, deadline, job, group, rows))
         self._stale_at = min(self._stale_at, deadline)
 
     def drain(self, now: float) -> list[Action]:
@@ -167,25 +168,25 @@ class Session:
         if self.draining_since is not None:
             return []
         self.draining_since = now
-        return [Send(at, wire.Goodbye()) for at, link in enumerate(self.links) if not link.gone]
+        return [Send(at, wire.Goodbye()) for at, connection in enumerate(self.connections) if not connection.gone]
 
     def tick(self, now: float) -> list[Action]:
         """Time passed; to be called when nothing runs and all that came in was `received`. A worker that is busy for
         one broker goes on telling the others that it is there."""
         actions: list[Action] = []
-        for at, link in enumerate(self.links):
-            if link.gone:
-                actions += self._confirm(at, link, now)
+        for at, connection in enumerate(self.connections):
+            if connection.gone:
+                actions += self._confirm(at, connection, now)
             elif self.draining_since is not None and now >= self.draining_since + self.policy.drain:
-                link.gone, link.unconfirmed = True, False
-            elif now >= link.heard_at + self.policy.patience:
-                link.heard_at = link.connected_at = now
-                link.heartbeat_at = now + self.policy.heartbeat
-                self.held = deque(attempt for attempt in self.held if attempt.link != at)
+                connection.gone, connection.unconfirmed = True, False
+            elif now >= connection.heard_at + self.policy.patience:
+                connection.heard_at = connection.connected_at = now
+                connection.heartbeat_at = now + self.policy.heartbeat
+                self.held = deque(attempt for attempt in self.held if attempt.broker != at)
                 actions.append(Reconnect(at))
                 actions += self._introduce(at, None)
-            elif now >= link.heartbeat_at:
-                link.heartbeat_at = now + self.policy.heartbeat
+            elif now >= connection.heartbeat_at:
+                connection.heartbeat_at = now + self.policy.heartbeat
                 actions.append(Send(at, wire.Heartbeat()))
         return actions
 
@@ -194,22 +195,22 @@ class Session:
         earliest, since = math.inf, self.draining_since
         patience, drain = self.policy.patience, self.policy.drain
         ends_at = math.inf if since is None else since + drain
-        for link in self.links:
-            if not link.gone:
-                earliest = min(earliest, link.heartbeat_at, link.heard_at + patience, ends_at)
-            elif link.unconfirmed and not self.held and since is not None:
-                earliest = min(earliest, since if link.asked_at is None else link.asked_at + drain)
+        for connection in self.connections:
+            if not connection.gone:
+                earliest = min(earliest, connection.heartbeat_at, connection.heard_at + patience, ends_at)
+            elif connection.unconfirmed and not self.held and since is not None:
+                earliest = min(earliest, since if connection.asked_at is None else connection.asked_at + drain)
         return None if earliest == math.inf else earliest
 
-    def _confirm(self, at: int, link: Link, now: float) -> list[Action]:
+    def _confirm(self, at: int, connection: BrokerConnection, now: float) -> list[Action]:
         """Before this worker goes: ask a broker whether it has all answers. What it still sent, a Probe for instance,
         would otherwise make TCP reset the connection when it is closed, and what is under way would be lost."""
-        if not link.unconfirmed or self.held:
+        if not connection.unconfirmed or self.held:
             return []
-        if link.asked_at is None:
-            link.asked_at = now
+        if connection.asked_at is None:
+            connection.asked_at = now
             return [Send(at, wire.Goodbye())]
-        link.unconfirmed = now < link.asked_at + self.policy.drain
+        connection.unconfirmed = now < connection.asked_at + self.policy.drain
         return []
 
     # --- attempts -------------------------------------------------------------------------------------------
@@ -275,60 +276,60 @@ class Session:
     def done(self, attempt: Attempt, payload: Sequence[Any], compute: float) -> Send:
         """`attempt` succeeded after `compute` seconds."""
         message = attempt.message
-        self._note_answer(attempt.link)
+        self._note_answer(attempt.broker)
         answer = wire.Done(message.session, message.id, message.attempt, int(compute * 1e6))
-        return Send(attempt.link, answer, payload)
+        return Send(attempt.broker, answer, payload)
 
     def failed(self, attempt: Attempt, status: Status, text: str) -> Send:
         """`attempt` failed."""
-        self._note_answer(attempt.link)
-        return _answer(attempt.link, attempt.message, status, text)
+        self._note_answer(attempt.broker)
+        return _answer(attempt.broker, attempt.message, status, text)
 
     def failed_with(self, attempt: Attempt, error: OffloadError) -> Send:
         return self.failed(attempt, error.code, error.message)
 
-    def refused(self, link: int, message: wire.Dispatch, error: OffloadError, now: float) -> Action:
+    def refused(self, broker: int, message: wire.Dispatch, error: OffloadError, now: float) -> Action:
         """An attempt that was given cannot be run at all."""
-        self.links[link].heard_at = now
-        self._note_answer(link)
-        return _answer(link, message, error.code, error.message)
+        self.connections[broker].heard_at = now
+        self._note_answer(broker)
+        return _answer(broker, message, error.code, error.message)
 
-    def _note_answer(self, link: int) -> None:
+    def _note_answer(self, broker: int) -> None:
         if self.draining_since is not None:
-            self.links[link].unconfirmed = True
+            self.connections[broker].unconfirmed = True
 
     @property
     def finished(self) -> bool:
         """Whether a drain is complete."""
         if self.draining_since is None or self.held:
             return False
-        return all(link.gone and not link.unconfirmed for link in self.links)
+        return all(connection.gone and not connection.unconfirmed for connection in self.connections)
 
-    def answers(self, link: int) -> bool:
-        """After a drain: whether the broker at `link` was heard during it, so that it takes what was sent last."""
-        known = self.links[link]
+    def answers(self, broker: int) -> bool:
+        """After a drain: whether the broker was heard during it, so that it takes what was sent last."""
+        known = self.connections[broker]
         return self.draining_since is not None and known.connected_at < known.heard_at >= self.draining_since
 
     # --- details --------------------------------------------------------------------------------------------
 
-    def _introduce(self, link: int, message: wire.Identify | None) -> list[Action]:
+    def _introduce(self, broker: int, message: wire.Identify | None) -> list[Action]:
         """Tell a broker who is here, or, to one that does not know a worker that is going, that it goes."""
-        return [self._announcement(link) if self.draining_since is None else Send(link, wire.Goodbye())]
+        return [self._announcement(broker) if self.draining_since is None else Send(broker, wire.Goodbye())]
 
-    def _revoke(self, link: int, message: wire.Revoke) -> list[Action]:
+    def _revoke(self, broker: int, message: wire.Revoke) -> list[Action]:
         for attempt in self.held:
-            if attempt.link == link and attempt.message[:3] == tuple(message):
+            if attempt.broker == broker and attempt.message[:3] == tuple(message):
                 attempt.revoked = True
                 self._stale_at = -math.inf
         return []
 
-    def _probe(self, link: int, message: wire.Probe) -> list[Action]:
-        self.links[link].takes = message.max_frame_bytes
+    def _probe(self, broker: int, message: wire.Probe) -> list[Action]:
+        self.connections[broker].takes = message.max_frame_bytes
         return []
 
-    def _farewell(self, link: int, message: wire.Farewell) -> list[Action]:
+    def _farewell(self, broker: int, message: wire.Farewell) -> list[Action]:
         # One that was not asked for is a fault of the broker's; to believe it would leave the broker for ever.
-        known = self.links[link]
+        known = self.connections[broker]
         if known.gone:
             known.unconfirmed &= known.asked_at is None
         known.gone = self.draining_since is not None
@@ -340,22 +341,22 @@ class Session:
         # A model.json may allow larger batches than there can be slots: those fill up with what is there.
         return min(MOST_SLOTS, max([self.slots, *(2 * b.max_batch for b in self.batching.values())]))
 
-    def _announcement(self, link: int) -> Send:
+    def _announcement(self, broker: int) -> Send:
         return Send(
-            link, wire.Announce(self.name, self._announced_slots, self.max_frame_bytes), (encode_body(self.models),)
+            broker, wire.Announce(self.name, self._announced_slots, self.max_frame_bytes), (encode_body(self.models),)
         )
 
 
-_ON: dict[type, Callable[[Session, int, Any], list[Action]]] = {
-    wire.Revoke: Session._revoke,
-    wire.Identify: Session._introduce,
-    wire.Farewell: Session._farewell,
-    wire.Probe: Session._probe,
+_ON: dict[type, Callable[[WorkerSession, int, Any], list[Action]]] = {
+    wire.Revoke: WorkerSession._revoke,
+    wire.Identify: WorkerSession._introduce,
+    wire.Farewell: WorkerSession._farewell,
+    wire.Probe: WorkerSession._probe,
 }
 """What a broker's message does. An Error only tells that the broker is there; the loop logs it."""
 
 
-def _answer(link: int, message: wire.Dispatch, status: Status, text: str) -> Send:
+def _answer(broker: int, message: wire.Dispatch, status: Status, text: str) -> Send:
     # "replace": a path that is no UTF-8 may stand in an exception, and could not be sent.
     text = text[: limits.MESSAGE_CHARS].encode(errors="replace").decode()
-    return Send(link, wire.Failed(message.session, message.id, message.attempt, status.value, text))
+    return Send(broker, wire.Failed(message.session, message.id, message.attempt, status.value, text))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from workers.config import Config
-from workers.cores import Place, place
+from workers.cores import Placement, place
 from workers.peers import Peers
 from zmq_offload.common.cores import cpu_quota, usable_cores
 from zmq_offload.common.extras import needs
@@ -159,7 +159,7 @@ class Supervisor:
                     else f", kept on core{'s' * (len(where.cores) > 1)} {','.join(map(str, where.cores))}",
                 )
 
-    def _place(self, at: int) -> Place:
+    def _place(self, at: int) -> Placement:
         """Where the process of a seat is to run, which the other supervisors are told."""
         config, own = self._config, self._seats[at]
         own.kept = ()
@@ -175,7 +175,7 @@ class Supervisor:
             held=[seat.kept for seat in self._seats],
         )
         if not config.pin or config.executor != "graph":
-            return Place(where.threads, None)
+            return Placement(where.threads, None)
         own.kept = where.cores or ()
         if self._peers is not None:
             self._peers.hold([seat.kept for seat in self._seats if seat.kept])

@@ -19,7 +19,7 @@ from tests.compile.test_cuts import evaluate, graphs, imported
 from tests.support import onnx_models
 from tests.support.bundle_secrets import contents, found, words
 from tests.support.local_client import LocalClient, run_uncut
-from zmq_offload.artifacts.manifest import Offloaded
+from zmq_offload.artifacts.manifest import OffloadedRegion
 from zmq_offload.artifacts.repository import Batching, Repository
 from zmq_offload.byoc.codegen import split
 from zmq_offload.byoc.encoding import Wire
@@ -300,7 +300,7 @@ def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject,
     expected = evaluate(model.mod, arrays)[: len(model.outputs)]
     device, subgraphs = split(mod, [r.name for r in placed])
     client = Subgraphs(subgraphs)
-    parts = [Offloaded(s.symbol, s.model, "latest", s.inputs, s.outputs) for s in subgraphs]
+    parts = [OffloadedRegion(s.symbol, s.model, "latest", s.inputs, s.outputs) for s in subgraphs]
     with registered({p.symbol: RemoteModule(p, client, None, Underway()) for p in parts}):
         results = evaluate(device, arrays)
     for got, want in zip(results, expected, strict=True):

@@ -88,7 +88,7 @@ def test_all_ways_compute_the_same(compiled: Compiled, client: LocalClient, mlp:
 
 def test_a_sealed_bundle_can_only_offload(compiled_mlp: Compiled, client: LocalClient) -> None:
     for mode in ("never", "auto"):
-        with pytest.raises(FailedPrecondition, match=r"needs a local copy of 'mlp' .* compile it with --with-fallback"):
+        with pytest.raises(FailedPrecondition, match=r"needs a fallback of 'mlp' .* compile it with --with-fallback"):
             load(compiled_mlp.device, client=client, offload=mode)  # type: ignore[arg-type]
         with pytest.raises(FailedPrecondition, match="--with-fallback"):
             load(compiled_mlp.device, broker="tcp://127.0.0.1:1", offload=mode)  # type: ignore[arg-type]
@@ -120,10 +120,10 @@ OTHER = [{"name": "h2", "datatype": "FP32", "shape": [3, 16]}]
     [
         (
             {"copy_inputs": OTHER},
-            r"the two halves of 'mlp' differ: the local copy's inputs are h2 FP32\[3,16\], the offloaded part's "
+            r"the two halves of 'mlp' differ: the fallback's inputs are h2 FP32\[3,16\], the region's "
             r"h2 FP32\[2,16\]; compile the bundle again",
         ),
-        ({"copy_outputs": OTHER}, r"the two halves of 'mlp' differ: the local copy's outputs are h2 FP32\[3,16\]"),
+        ({"copy_outputs": OTHER}, r"the two halves of 'mlp' differ: the fallback's outputs are h2 FP32\[3,16\]"),
         (
             {"copy_checksum": "sha256:00"},
             rf"{COPY} is damaged: its checksum is sha256:\w+, manifest\.json says sha256:00",
@@ -136,7 +136,7 @@ OTHER = [{"name": "h2", "datatype": "FP32", "shape": [3, 16]}]
         ({"copy_version": 0}, "damaged: version 0"),
         (
             {"copy_version": 2, "offloaded_version": 1},
-            "the two halves of 'mlp' differ: the local copy is of version 2, the device asks for 1; compile",
+            "the two halves of 'mlp' differ: the fallback is of version 2, the device asks for 1; compile",
         ),
         ({"sealed": True}, "damaged: sealed is True, with 1 fallback entries"),
         ({"fallback": []}, "damaged: sealed is False, with 0 fallback entries"),
@@ -164,7 +164,7 @@ def test_a_copy_that_is_missing_or_of_another_build_is_refused(bundle: Path, cli
 def test_a_part_has_one_copy(bundle: Path, client: LocalClient) -> None:
     said = json.loads((bundle / MANIFEST).read_text())
     edit(bundle, fallback=said["fallback"] * 2)
-    with pytest.raises(FailedPrecondition, match="an offloaded part has two local copies"):
+    with pytest.raises(FailedPrecondition, match="an offloaded region has two fallbacks"):
         load(bundle, client=client)
 
 

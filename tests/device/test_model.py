@@ -68,7 +68,7 @@ def test_without_threads_frames_fail_and_calls_work(
     def no_thread(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("zmq_offload.device.frames._crew", Crew("new"))
+    monkeypatch.setattr("zmq_offload.device.runs._crew", Crew("new"))
     with load(compiled_mlp.device, client=client) as model:
         expected = model(X)
         with monkeypatch.context() as patch:

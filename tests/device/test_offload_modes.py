@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zmq_offload.artifacts.manifest import Offloaded
-from zmq_offload.device.frames import Run
+from zmq_offload.artifacts.manifest import OffloadedRegion
 from zmq_offload.device.offload import Offload, Statistics
+from zmq_offload.device.runs import CancelScope
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import (
     Aborted,
@@ -28,7 +28,7 @@ from zmq_offload.errors import (
 from zmq_offload.protocol.tensors import TensorSpec
 
 X, Y = TensorSpec("x", "FP32", (2,)), TensorSpec("y", "FP32", (2,))
-PART = Offloaded("symbol", "net", "latest", (X,), (Y,))
+REGION = OffloadedRegion("symbol", "net", "latest", (X,), (Y,))
 ONES = {"x": np.ones(2, np.float32)}
 
 
@@ -63,8 +63,8 @@ class Here:
         return [np.full(2, 3, np.float32)]
 
 
-def offload(mode: Any = "always", client: Any = None, copies: Any = None) -> Offload:
-    return Offload(client or Worker(), [PART], {"net": Here()} if copies is None else copies, Turns(1), mode)
+def offload(mode: Any = "always", client: Any = None, fallbacks: Any = None) -> Offload:
+    return Offload(client or Worker(), [REGION], {"net": Here()} if fallbacks is None else fallbacks, Turns(1), mode)
 
 
 def value(subject: Offload, **options: Any) -> float:
@@ -91,7 +91,7 @@ def test_a_mode_that_is_none_is_refused(mode: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["never", "auto"])
 def test_without_a_copy_only_always_will_do_and_the_error_says_how_to_get_one(mode: Any) -> None:
-    subject = offload("always", copies={})
+    subject = offload("always", fallbacks={})
     with pytest.raises(FailedPrecondition, match="'net' in the device bundle; compile it with --with-fallback"):
         subject.set_mode(mode)
     assert subject.mode == "always" and value(subject) == 2
@@ -138,7 +138,7 @@ def test_a_call_that_was_taken_back_is_not_computed_here() -> None:
 def test_what_fails_here_is_an_error_and_not_taken_for_a_lost_worker() -> None:
     here = Here()
     here.error = RuntimeError("broken")
-    subject = offload("auto", copies={"net": here})
+    subject = offload("auto", fallbacks={"net": here})
     with pytest.raises(RuntimeError, match="broken"):
         [value(subject) for _ in range(5)]
     assert subject.statistics().ways == {"net": "remote"}
@@ -172,7 +172,7 @@ def test_a_thread_that_waits_for_a_worker_lets_others_compute() -> None:
             assert inside.wait(10), "nobody else could compute"
             return super().infer(*args, **options)
 
-    subject = Offload(Waits(), [PART], {}, turns)
+    subject = Offload(Waits(), [REGION], {}, turns)
 
     def compute() -> None:
         with turns.turn(1):
@@ -199,8 +199,8 @@ class Submits(Worker):
 
 def test_requests_of_several_parts_are_under_way_at_once() -> None:
     client = Submits()
-    other = Offloaded("other", "other", "latest", (X,), (Y,))
-    subject = Offload(client, [PART, other], {}, Turns(1))
+    other = OffloadedRegion("other", "other", "latest", (X,), (Y,))
+    subject = Offload(client, [REGION, other], {}, Turns(1))
     calls = [subject.submit("net", ONES), subject.submit("other", ONES)]
     assert len(client.requests) == 2
     for number, request in enumerate(client.requests):
@@ -214,18 +214,18 @@ def test_requests_of_several_parts_are_under_way_at_once() -> None:
 
 def test_a_run_that_is_taken_back_takes_its_requests_back() -> None:
     client = Submits()
-    subject = Offload(client, [PART], {}, Turns(1))
-    run = Run()
+    subject = Offload(client, [REGION], {}, Turns(1))
+    scope = CancelScope()
 
     def soon() -> None:
         while not client.requests:
             time.sleep(0.001)
-        run.cancel()
+        scope.cancel()
 
     thread = threading.Thread(target=soon)
     thread.start()
-    with run.followed(), pytest.raises(Cancelled, match="taken back"):
+    with scope.followed(), pytest.raises(Cancelled, match="taken back"):
         value(subject)
     thread.join()
-    with run.followed(), pytest.raises(Cancelled):  # and those that it would make
+    with scope.followed(), pytest.raises(Cancelled):  # and those that it would make
         value(subject)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tests.support.processes import eventually
 from zmq_offload.device.crew import Crew
-from zmq_offload.device.frames import OUTSTANDING, Frame, current
 from zmq_offload.device.pipeline import check_depth, in_order
+from zmq_offload.device.runs import OUTSTANDING, Run, current
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import InvalidArgument, Unavailable
 
@@ -97,8 +97,8 @@ class Model:
         self.now = self.most = 0
         self._lock = threading.Lock()
 
-    def begin(self, index: int, frame: Any) -> Frame:
-        started = Frame()
+    def begin(self, index: int, frame: Any) -> Run:
+        started = Run()
 
         def execute() -> Any:
             with self._lock:
@@ -186,15 +186,15 @@ def test_an_endless_source_works_and_memory_stays() -> None:
     assert model.most <= 4
     begun = len(model.begun)
     gc.collect()
-    assert sum(isinstance(o, Frame) for o in gc.get_objects()) < 20
+    assert sum(isinstance(o, Run) for o in gc.get_objects()) < 20
     assert len(model.begun) == begun <= 2004
 
 
 def test_a_slow_source_does_not_keep_back_a_result_that_is_there() -> None:
     model = Model(fails_on())
-    frames: list[Frame] = []
+    frames: list[Run] = []
 
-    def begin(index: int, frame: Any) -> Frame:
+    def begin(index: int, frame: Any) -> Run:
         frames.append(model.begin(index, frame))
         return frames[-1]
 
@@ -219,12 +219,12 @@ class Blocked:
     def __call__(self, frame: int) -> int:
         if frame == 0:
             return 0
-        run = current()
-        assert run is not None
+        scope = current()
+        assert scope is not None
         from concurrent.futures import Future
 
         request: Future[int] = Future()
-        run.holds(request)
+        scope.holds(request)
         self.waiting += 1
         return request.result(20)
 
@@ -267,7 +267,7 @@ def test_frames_that_have_not_begun_are_taken_back_without_a_thread() -> None:
     turns = Turns(1)
     with turns.turn(-1):
         ran: list[int] = []
-        frames = [Frame() for _ in range(3)]
+        frames = [Run() for _ in range(3)]
         for frame in frames:
             frame.begin(lambda: ran.append(1), turns)  # type: ignore[arg-type, func-returns-value]
         frames[0].left()

@@ -62,8 +62,8 @@ def test_with_a_fallback_no_frame_is_lost_and_the_link_is_used_again_when_it_is_
     ):
         # Computing it here takes microseconds and any link milliseconds, so that the policy has to be told: here
         # it is the device that is slow.
-        copy = model._offload.copies["mlp"]
-        model._offload.copies["mlp"] = Slowed(copy, 0.03)
+        copy = model._offload.fallbacks["mlp"]
+        model._offload.fallbacks["mlp"] = Slowed(copy, 0.03)
         stream = model.map(source(), depth=3)
 
         def until(way: str, at_least: int = 10, timeout: float = 30.0) -> None:

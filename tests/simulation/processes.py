@@ -11,9 +11,8 @@ from broker.events import Disconnected, FromClient, FromWorker, Stop, Tick, ToCl
 from broker.invariants import validate
 from broker.liveness import Policy as BrokerPolicy
 from tests.simulation.network import Connection, World
-from workers.session import Policy as WorkerPolicy
 from workers.session import Reconnect as WorkerReconnect
-from workers.session import Session as WorkerSession
+from workers.session import WorkerPolicy, WorkerSession
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.client.session import ClientSession, Complete, Fail, Reconnect, RetryPolicy, Send
 from zmq_offload.errors import NotFound, Status
@@ -367,10 +366,12 @@ class Worker:
     def _perform(self, actions: Sequence[Any]) -> None:
         for action in actions:
             if isinstance(action, WorkerReconnect):
-                self.connections[action.link].close()
-                self.connections[action.link] = Connection(self.world, self, action.link, self.brokers[action.link])
+                self.connections[action.broker].close()
+                self.connections[action.broker] = Connection(
+                    self.world, self, action.broker, self.brokers[action.broker]
+                )
             else:
-                self.connections[action.link].send(action.message, action.payload)
+                self.connections[action.broker].send(action.message, action.payload)
 
     def _set_alarm(self) -> None:
         times = [t for t in (self.session.next_deadline(), self.session.ready_at()) if t is not None]

@@ -81,7 +81,7 @@ def gives_one_more_than_there_are_slots(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def a_worker_does_not_introduce_itself_to_a_restarted_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(session._ON, wire.Identify, lambda self, link, message: [])
+    monkeypatch.setitem(session._ON, wire.Identify, lambda self, broker, message: [])
 
 
 def a_cancelled_request_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.session import Attempt, Policy, Session
+from workers.session import Attempt, WorkerPolicy, WorkerSession
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import messages as wire
@@ -21,7 +21,7 @@ ALICE = b"a" * 16
 class Bench:
     def __init__(self, max_batch: int = 4, delay_us: int = 1000) -> None:
         self.now = 10.0
-        self.session = Session.open("w", 2, 1, Policy(), self.now)
+        self.session = WorkerSession.open("w", 2, 1, WorkerPolicy(), self.now)
         self.session.announce([], {MODEL: Batching(max_batch, delay_us)})
         self.count = 0
 

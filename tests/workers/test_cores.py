@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.config import parse
-from workers.cores import Peer, Place, place, share_of
+from workers.cores import Peer, Placement, place, share_of
 
 
 def shares(processes: int, threads: int, cores: list[int]) -> list[tuple[int, ...] | None]:
@@ -46,34 +46,34 @@ def test_every_core_works_and_none_much_more_than_another(processes: int, cores:
 
 def test_supervisors_that_start_together_share_the_cores_out() -> None:
     first, second = Peer((0, 1), 1), Peer((0, 1), 1)
-    assert place(0, 1, [0, 1], usable=2, later=[second]) == Place(1, (0,))
+    assert place(0, 1, [0, 1], usable=2, later=[second]) == Placement(1, (0,))
     taken = Peer((0, 1), 1, ((0,),))
-    assert place(0, 1, [0, 1], usable=2, earlier=[taken]) == Place(1, (1,))
-    assert place(0, 1, [0, 1], usable=2, earlier=[first]) == Place(1, (1,)), "the first holds none yet"
+    assert place(0, 1, [0, 1], usable=2, earlier=[taken]) == Placement(1, (1,))
+    assert place(0, 1, [0, 1], usable=2, earlier=[first]) == Placement(1, (1,)), "the first holds none yet"
 
 
 def test_a_process_takes_the_cores_that_the_fewest_are_kept_on() -> None:
     """Of three supervisors the first has gone: its core is free, whatever the order of the others."""
     others = [Peer((0, 1, 2), 1, ((1,),)), Peer((0, 1, 2), 1, ((2,),))]
-    assert place(0, 1, [0, 1, 2], usable=3, earlier=others) == Place(1, (0,))
+    assert place(0, 1, [0, 1, 2], usable=3, earlier=others) == Placement(1, (0,))
 
 
 def test_an_early_supervisor_keeps_what_it_has_and_a_late_one_gets_its_part() -> None:
     early = Peer((0, 1), 1, ((0, 1),))
-    assert place(0, 1, [0, 1], usable=2, earlier=[early]) == Place(1, (1,))
+    assert place(0, 1, [0, 1], usable=2, earlier=[early]) == Placement(1, (1,))
 
 
 def test_supervisors_on_other_cores_do_not_count() -> None:
-    assert place(0, 1, [0, 1], usable=2, earlier=[Peer((2, 3), 4, ((2,), (3,)))]) == Place(2, (0, 1))
+    assert place(0, 1, [0, 1], usable=2, earlier=[Peer((2, 3), 4, ((2,), (3,)))]) == Placement(2, (0, 1))
 
 
 def test_a_quota_limits_the_threads_and_not_where_they_run() -> None:
-    assert place(0, 1, [0, 1, 2, 3], usable=1) == Place(1, (0, 1, 2, 3))
-    assert place(1, 2, [0, 1, 2, 3], usable=3, held=[(0, 1)]) == Place(1, (2, 3))
+    assert place(0, 1, [0, 1, 2, 3], usable=1) == Placement(1, (0, 1, 2, 3))
+    assert place(1, 2, [0, 1, 2, 3], usable=3, held=[(0, 1)]) == Placement(1, (2, 3))
 
 
 def test_more_threads_than_its_part_leave_a_process_to_the_system() -> None:
-    assert place(0, 1, [0, 1], usable=2, threads=2, later=[Peer((0, 1), 1)]) == Place(2, None)
+    assert place(0, 1, [0, 1], usable=2, threads=2, later=[Peer((0, 1), 1)]) == Placement(2, None)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 12), st.randoms(use_true_random=False))

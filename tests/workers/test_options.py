@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workers.config import parse
-from workers.session import MOST_SLOTS, Policy, Session
+from workers.session import MOST_SLOTS, WorkerPolicy, WorkerSession
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
@@ -48,7 +48,7 @@ def test_what_is_allowed_can_be_announced_and_no_more_could() -> None:
 
 
 def test_a_description_with_a_very_large_batch_does_not_make_the_announce_invalid() -> None:
-    session = Session.open("w", 2, 1, Policy(), 0.0)
+    session = WorkerSession.open("w", 2, 1, WorkerPolicy(), 0.0)
     (send,) = session.announce([], {("m", 1): Batching(10**9)})
     assert isinstance(send.message, wire.Announce)  # type: ignore[union-attr]
     assert send.message.slots == MOST_SLOTS  # type: ignore[union-attr]

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from workers.session import Action, Attempt, Policy, Reconnect, Send, Session
+from workers.session import Action, Attempt, Reconnect, Send, WorkerPolicy, WorkerSession
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import NotFound, Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body
 
-POLICY = Policy(heartbeat=1, patience=3, drain=10)
+POLICY = WorkerPolicy(heartbeat=1, patience=3, drain=10)
 MODELS = [{"name": "m", "version": 1, "inputs": [], "outputs": []}]
 CLIENT = b"c" * 16
 
@@ -22,27 +22,27 @@ CLIENT = b"c" * 16
 class Bench:
     """A session with two brokers and its clock. Every attempt must be answered once, to the broker that gave it."""
 
-    def __init__(self, links: int = 2) -> None:
+    def __init__(self, brokers: int = 2) -> None:
         self.now = 100.0
-        self.session = Session.open("w", 2, links, POLICY, self.now)
+        self.session = WorkerSession.open("w", 2, brokers, POLICY, self.now)
         self.session.announce(MODELS)
         self.given: dict[tuple[int, int, int], int] = {}
         self.answers: list[tuple[int, int, int]] = []
 
-    def got(self, link: int, message: Any) -> list[Action]:
-        return self.note(self.session.received(link, message, self.now))
+    def got(self, broker: int, message: Any) -> list[Action]:
+        return self.note(self.session.received(broker, message, self.now))
 
     def note(self, actions: list[Action]) -> list[Action]:
         for action in actions:
             if isinstance(action, Send) and isinstance(action.message, wire.Done | wire.Failed):
-                self.answers.append((action.link, action.message.id, action.message.attempt))
+                self.answers.append((action.broker, action.message.id, action.message.attempt))
         return actions
 
     def dispatch(
-        self, number: int, link: int = 0, attempt: int = 1, budget: float = 60, group: str | None = None
+        self, number: int, broker: int = 0, attempt: int = 1, budget: float = 60, group: str | None = None
     ) -> None:
         message = wire.Dispatch(CLIENT, number, attempt, "m", 1, int(budget * 1e6))
-        self.session.given(link, message, f"job {number}", self.now, group=group)
+        self.session.given(broker, message, f"job {number}", self.now, group=group)
 
     def next(self) -> tuple[Attempt | None, list[Action]]:
         attempts, actions = self.session.next(self.now)
@@ -67,7 +67,7 @@ def bench() -> Iterator[Bench]:
 def test_it_tells_every_broker_what_it_serves(bench: Bench) -> None:
     first, second = bench.session.announce(MODELS)
     assert isinstance(first, Send) and isinstance(second, Send)
-    assert (first.link, second.link) == (0, 1)
+    assert (first.broker, second.broker) == (0, 1)
     assert first.message == wire.Announce("w", 2)
     assert decode_body(first.payload, "") == MODELS
 
@@ -75,14 +75,14 @@ def test_it_tells_every_broker_what_it_serves(bench: Bench) -> None:
 def test_a_broker_that_does_not_know_it_is_told(bench: Bench) -> None:
     (action,) = bench.got(1, wire.Identify())
     assert isinstance(action, Send)
-    assert (action.link, action.message) == (1, wire.Announce("w", 2))
+    assert (action.broker, action.message) == (1, wire.Announce("w", 2))
 
 
 def test_it_tells_its_limit_of_frames_and_learns_each_brokers(bench: Bench) -> None:
     bench.session.max_frame_bytes = 77
     assert [a.message for a in bench.session.announce(MODELS) if isinstance(a, Send)] == [wire.Announce("w", 2, 77)] * 2
     bench.got(1, wire.Probe(55))
-    assert [link.takes for link in bench.session.links] == [limits.MESSAGE_BYTES, 55]
+    assert [c.takes for c in bench.session.connections] == [limits.MESSAGE_BYTES, 55]
 
 
 def test_an_idle_worker_sends_heartbeats(bench: Bench) -> None:
@@ -100,8 +100,8 @@ def test_it_wants_to_be_called_when_something_is_due(bench: Bench) -> None:
 
 
 def test_attempts_run_in_the_order_they_came_and_are_answered_to_whom_they_came_from(bench: Bench) -> None:
-    bench.dispatch(1, link=0)
-    bench.dispatch(2, link=1)
+    bench.dispatch(1, broker=0)
+    bench.dispatch(2, broker=1)
     first, actions = bench.next()
     assert first is not None and actions == []
     assert (first.message.id, first.job) == (1, "job 1")
@@ -124,7 +124,7 @@ def test_what_is_revoked_before_it_starts_is_answered_and_not_run(bench: Bench) 
 
 
 def test_only_the_very_attempt_of_that_broker_is_revoked(bench: Bench) -> None:
-    bench.dispatch(1, link=0, attempt=2)
+    bench.dispatch(1, broker=0, attempt=2)
     bench.got(1, wire.Revoke(CLIENT, 1, 2))
     bench.got(0, wire.Revoke(CLIENT, 1, 1))
     attempt, actions = bench.next()
@@ -162,8 +162,8 @@ def test_an_error_can_be_sent_whatever_its_text(bench: Bench) -> None:
 
 
 def test_a_silent_broker_is_connected_to_anew_and_what_it_gave_is_dropped(bench: Bench) -> None:
-    bench.dispatch(1, link=0)
-    bench.dispatch(2, link=1)
+    bench.dispatch(1, broker=0)
+    bench.dispatch(2, broker=1)
     bench.now += 2
     bench.got(1, wire.Probe())
     actions = bench.tick(1)
@@ -175,8 +175,8 @@ def test_a_silent_broker_is_connected_to_anew_and_what_it_gave_is_dropped(bench:
 def test_a_broker_that_is_heard_stays_connected(bench: Bench) -> None:
     for _ in range(10):
         bench.now += 1
-        for link in (0, 1):
-            bench.got(link, wire.Probe())
+        for broker in (0, 1):
+            bench.got(broker, wire.Probe())
         assert not any(isinstance(action, Reconnect) for action in bench.tick())
 
 
@@ -254,7 +254,7 @@ def test_only_a_broker_that_is_there_takes_what_was_sent_last(bench: Bench) -> N
     bench.got(0, wire.Farewell())
     bench.tick(10)
     assert bench.session.finished
-    assert [bench.session.answers(link) for link in (0, 1)] == [True, False]
+    assert [bench.session.answers(broker) for broker in (0, 1)] == [True, False]
 
 
 def test_a_worker_that_is_going_never_announces_itself_again(bench: Bench) -> None:
@@ -287,6 +287,6 @@ def test_a_broker_that_is_not_there_is_not_waited_for_after_a_drain(bench: Bench
     assert Reconnect(0) in bench.session.tick(bench.now)
     bench.now += 1
     bench.got(1, wire.Farewell())
-    assert [bench.session.answers(link) for link in (0, 1)] == [False, True]
+    assert [bench.session.answers(broker) for broker in (0, 1)] == [False, True]
     bench.got(0, wire.Probe())
     assert bench.session.answers(0), "it came up"

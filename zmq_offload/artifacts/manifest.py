@@ -26,7 +26,7 @@ VersionPolicy = int | Literal["latest"]
 
 
 @dataclass(frozen=True, slots=True)
-class Offloaded:
+class OffloadedRegion:
     """One offloaded part: the symbol by which the device's library calls it, and the model that answers."""
 
     symbol: str
@@ -45,7 +45,7 @@ class Offloaded:
         }
 
     @classmethod
-    def from_json(cls, value: Any) -> Offloaded:
+    def from_json(cls, value: Any) -> OffloadedRegion:
         """Raises InvalidArgument saying what is wrong with `value`; KeyError for what is missing."""
         symbol, version = value["symbol"], check_policy(value["version"])
         if not isinstance(symbol, str) or not symbol:
@@ -102,7 +102,7 @@ class Manifest:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    offloaded: tuple[Offloaded, ...]
+    offloaded: tuple[OffloadedRegion, ...]
     target: Any
     cpu: CpuNeeds
     tvm_version: str
@@ -140,7 +140,7 @@ class Manifest:
             found = value["format_version"]
             if found != FORMAT_VERSION:
                 raise InvalidArgument(f"format_version is {found!r}, this release reads {FORMAT_VERSION}")
-            offloaded = tuple(map(Offloaded.from_json, value["offloaded"]))
+            offloaded = tuple(map(OffloadedRegion.from_json, value["offloaded"]))
             described = _specs(value["inputs"]), _specs(value["outputs"])
             version, digest = value["tvm_version"], value["checksum"]
             if not isinstance(version, str) or not isinstance(digest, str):
@@ -176,27 +176,31 @@ class Manifest:
         another model, of another version than the one that is asked for, or with other inputs or outputs; or if a part
         has two.
         """
-        called = {part.model: part for part in self.offloaded}
-        if len({copy.model for copy in self.fallback}) != len(self.fallback):
-            raise FailedPrecondition(f"{folder / MANIFEST} is damaged: an offloaded part has two local copies")
-        for copy in self.fallback:
-            part = called.get(copy.model)
-            if part is None:
+        called = {region.model: region for region in self.offloaded}
+        if len({fallback.model for fallback in self.fallback}) != len(self.fallback):
+            raise FailedPrecondition(f"{folder / MANIFEST} is damaged: an offloaded region has two fallbacks")
+        for fallback in self.fallback:
+            region = called.get(fallback.model)
+            if region is None:
                 raise FailedPrecondition(
-                    f"{folder / copy.library} is of {copy.model!r}, which the device does not call"
+                    f"{folder / fallback.library} is of {fallback.model!r}, which the device does not call"
                 )
-            if part.version not in ("latest", copy.version):
+            if region.version not in ("latest", fallback.version):
                 raise FailedPrecondition(
-                    f"{folder}: the two halves of {copy.model!r} differ: the local copy is of version {copy.version}, "
-                    f"the device asks for {part.version}; compile the bundle again"
+                    f"{folder}: the two halves of {fallback.model!r} differ: the fallback is of version "
+                    f"{fallback.version}, "
+                    f"the device asks for {region.version}; compile the bundle again"
                 )
-            for kind, here, there in (("inputs", copy.inputs, part.inputs), ("outputs", copy.outputs, part.outputs)):
+            for kind, here, there in (
+                ("inputs", fallback.inputs, region.inputs),
+                ("outputs", fallback.outputs, region.outputs),
+            ):
                 if here != there:
                     raise FailedPrecondition(
-                        f"{folder}: the two halves of {copy.model!r} differ: the local copy's {kind} are "
-                        f"{_listed(here)}, the offloaded part's {_listed(there)}; compile the bundle again"
+                        f"{folder}: the two halves of {fallback.model!r} differ: the fallback's {kind} are "
+                        f"{_listed(here)}, the region's {_listed(there)}; compile the bundle again"
                     )
-        return {copy: _checked(folder / copy.library, copy.checksum) for copy in self.fallback}
+        return {fallback: _checked(folder / fallback.library, fallback.checksum) for fallback in self.fallback}
 
 
 def _checked(library: Path, described: str) -> Path:

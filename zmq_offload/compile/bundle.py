@@ -15,7 +15,7 @@ from zmq_offload.artifacts.manifest import (
     LIBRARY,
     Fallback,
     Manifest,
-    Offloaded,
+    OffloadedRegion,
     fallback_library,
 )
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
@@ -149,7 +149,7 @@ def _manifest(
     return Manifest(
         tuple(signature[0]),
         tuple(signature[1]),
-        tuple(Offloaded(s.symbol, s.model, destination.policy, s.inputs, s.outputs) for s in subgraphs),
+        tuple(OffloadedRegion(s.symbol, s.model, destination.policy, s.inputs, s.outputs) for s in subgraphs),
         target_json(target),
         cpu_needs(target),
         tvm.__version__,

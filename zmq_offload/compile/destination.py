@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zmq_offload.artifacts.manifest import MANIFEST, Manifest, Offloaded, VersionPolicy, check_policy
+from zmq_offload.artifacts.manifest import MANIFEST, Manifest, OffloadedRegion, VersionPolicy, check_policy
 from zmq_offload.artifacts.repository import Batching, ModelVersion, Repository
 from zmq_offload.byoc.codegen import Subgraph
 from zmq_offload.common.suggest import did_you_mean
@@ -141,7 +141,7 @@ class Destination:
                 if fault:
                     raise FailedPrecondition(f"model {subgraph.model!r} does not fit the device bundle: {fault}")
 
-    def _called(self, models: Sequence[str]) -> dict[str, Offloaded]:
+    def _called(self, models: Sequence[str]) -> dict[str, OffloadedRegion]:
         called = {o.model: o for o in Manifest.read(self.device).offloaded}
         for model in models:
             if model not in called:

@@ -16,12 +16,12 @@ from zmq_offload.artifacts.manifest import LIBRARY, Manifest
 from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.sync import Client
 from zmq_offload.common.lifetime import made_before_fork, refuse_pickling, tell_of_forks, warn_unclosed
-from zmq_offload.device.frames import OUTSTANDING, Frame, Results, Run
 from zmq_offload.device.machine import TURNS, Machines, load_library
 from zmq_offload.device.offload import Mode, Offload, Statistics
 from zmq_offload.device.pipeline import check_depth, in_order, in_order_async
 from zmq_offload.device.pools import THREADS
 from zmq_offload.device.remote import Array, InferenceClient, RemoteModule, Underway
+from zmq_offload.device.runs import OUTSTANDING, CancelScope, Results, Run
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
 from zmq_offload.protocol.tensors import TensorSpec, array_of, check_tensors, datatype_of
 
@@ -61,15 +61,18 @@ def load(
     if timeout is not None:
         timeout = check_timeout(timeout)
     module = load_library(library)
-    copies = {
-        copy.model: Machines(load_library(path), copy.inputs) for copy, path in manifest.check_fallback(folder).items()
+    fallbacks = {
+        fallback.model: Machines(load_library(path), fallback.inputs)
+        for fallback, path in manifest.check_fallback(folder).items()
     }
     if client is not None:
-        return OffloadedModel(manifest, module, client, timeout=timeout, copies=copies, offload=offload)
+        return OffloadedModel(manifest, module, client, timeout=timeout, fallbacks=fallbacks, offload=offload)
     assert broker is not None  # as checked above
     own = Client(broker)
     try:
-        model = OffloadedModel(manifest, module, own, timeout=timeout, close=own.close, copies=copies, offload=offload)
+        model = OffloadedModel(
+            manifest, module, own, timeout=timeout, close=own.close, fallbacks=fallbacks, offload=offload
+        )
         own.belongs_to_another()
         return model
     except BaseException:
@@ -94,15 +97,15 @@ class OffloadedModel:
         *,
         timeout: float | None = None,
         close: Any = None,
-        copies: Mapping[str, Machines] | None = None,
+        fallbacks: Mapping[str, Machines] | None = None,
         offload: Mode = "always",
     ) -> None:
         self.manifest = manifest
         self._close = close
         self._forgotten = False
         self._failure = Underway()
-        self._offload = Offload(client, manifest.offloaded, copies or {}, TURNS, offload)
-        remote = {p.symbol: RemoteModule(p, self._offload, timeout, self._failure) for p in manifest.offloaded}
+        self._offload = Offload(client, manifest.offloaded, fallbacks or {}, TURNS, offload)
+        remote = {r.symbol: RemoteModule(r, self._offload, timeout, self._failure) for r in manifest.offloaded}
         self._machines: Machines | None = Machines(library, manifest.inputs, remote)
         self._submitted = 0
         self._lock = threading.Lock()
@@ -126,10 +129,10 @@ class OffloadedModel:
         """
         self._check_process()
         arrays = self._arranged(args, kwargs)
-        with TURNS.turn(Run().number):
+        with TURNS.turn(CancelScope().number):
             return self._execute(arrays)
 
-    def submit(self, *args: Any, **kwargs: Any) -> Frame:
+    def submit(self, *args: Any, **kwargs: Any) -> Run:
         """As a call, but return a future at once; its `cancel` takes the frame's request back.
 
         Up to 256 submitted frames may be outstanding. They are begun in their order, as there are cores for them, but
@@ -143,7 +146,7 @@ class OffloadedModel:
             if self._submitted >= OUTSTANDING:
                 raise ResourceExhausted(f"{OUTSTANDING} submitted frames are outstanding; wait for one of them")
             self._submitted += 1
-        frame = Frame()
+        frame = Run()
         frame.add_done_callback(self._less)
         frame.begin(lambda: self._execute(arrays), TURNS)
         return frame
@@ -237,7 +240,7 @@ class OffloadedModel:
         """
         if self._machines is not None:
             self._machines = None
-            self._offload.copies = {}
+            self._offload.fallbacks = {}
             if self._close is not None:
                 self._close()
 
@@ -253,11 +256,11 @@ class OffloadedModel:
 
     def __repr__(self) -> str:
         takes, returns = ("; ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
-        parts = ", ".join(f"{part.model!r} version {part.version}" for part in self.manifest.offloaded)
+        regions = ", ".join(f"{region.model!r} version {region.version}" for region in self.manifest.offloaded)
         state = f"offload {self.offload!r}"
         if self._forgotten or self._machines is None:
             state = "made before a fork" if self._forgotten else "closed"
-        return f"<OffloadedModel ({takes}) -> ({returns}), offloads {parts or 'nothing'}: {state}>"
+        return f"<OffloadedModel ({takes}) -> ({returns}), offloads {regions or 'nothing'}: {state}>"
 
     def __reduce__(self) -> Any:
         raise refuse_pickling("an OffloadedModel")
@@ -310,9 +313,9 @@ class OffloadedModel:
             self._failure.take_back()
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _begin(self, index: int, frame: Any) -> Frame:
+    def _begin(self, index: int, frame: Any) -> Run:
         """Start a frame of a stream; if it does not fit the model, its future says so."""
-        started = Frame()
+        started = Run()
         try:
             self._check_process()
             arrays = self._arranged(frame if isinstance(frame, tuple) else (frame,), {})

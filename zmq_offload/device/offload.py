@@ -10,10 +10,10 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
-from zmq_offload.artifacts.manifest import Offloaded
+from zmq_offload.artifacts.manifest import OffloadedRegion
 from zmq_offload.device.choice import Choice, Decision
-from zmq_offload.device.frames import current
 from zmq_offload.device.remote import Array, InferenceClient
+from zmq_offload.device.runs import current
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Cancelled, FailedPrecondition, InvalidArgument, OffloadError, ProtocolError
 from zmq_offload.protocol.tensors import Latest
@@ -40,14 +40,14 @@ class Statistics(NamedTuple):
     ways: dict[str, str]
 
 
-class Copy(Protocol):
+class LocalSubgraph(Protocol):
     """A subgraph on this machine."""
 
     def run(self, arrays: Sequence[Array]) -> list[Array]: ...
 
 
 class Offload:
-    """An `InferenceClient` that decides for each call. `copies` are of the offloaded parts, by model.
+    """An `InferenceClient` that decides for each call. `fallbacks` are of the offloaded parts, by model.
 
     Safe to share between threads; a thread that waits for a worker lets others have its turn.
     """
@@ -55,13 +55,13 @@ class Offload:
     def __init__(
         self,
         client: InferenceClient,
-        parts: Sequence[Offloaded],
-        copies: Mapping[str, Copy],
+        regions: Sequence[OffloadedRegion],
+        fallbacks: Mapping[str, LocalSubgraph],
         turns: Turns,
         mode: Mode = "always",
     ) -> None:
-        self.client, self.copies, self.turns = client, copies, turns
-        self._parts = {part.model: part for part in parts}
+        self.client, self.fallbacks, self.turns = client, fallbacks, turns
+        self._regions = {region.model: region for region in regions}
         self.forget()
         self._counts = {"offloaded": 0, "local": 0, "fell_back": 0, "failed": 0}
         self.set_mode(mode)
@@ -75,15 +75,15 @@ class Offload:
         there."""
         if mode not in get_args(Mode):
             raise InvalidArgument(f"offload {mode!r} is not one of {', '.join(map(repr, get_args(Mode)))}")
-        missing = [model for model in self._parts if model not in self.copies]
+        missing = [model for model in self._regions if model not in self.fallbacks]
         if mode != "always" and missing:
             raise FailedPrecondition(
-                f"offload {mode!r} needs a local copy of {', '.join(map(repr, missing))} in the device bundle; "
+                f"offload {mode!r} needs a fallback of {', '.join(map(repr, missing))} in the device bundle; "
                 "compile it with --with-fallback"
             )
         with self._lock:
             self.mode = mode
-            self._choices = {model: Choice() for model in self._parts}
+            self._choices = {model: Choice() for model in self._regions}
 
     def statistics(self) -> Statistics:
         with self._lock:
@@ -94,18 +94,18 @@ class Offload:
     def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Mapping[str, Array]:
         """As `zmq_offload.Client.infer`, or the same computed here. Raises FailedPrecondition if what is served does
         not fit the bundle."""
-        return self._call(_Request(self._parts[model], inputs, **options)).result()
+        return self._call(_Request(self._regions[model], inputs, **options)).result()
 
     @property
-    def submit(self) -> Callable[..., Call]:
+    def submit(self) -> Callable[..., RegionCall]:
         """As `infer` without outputs, if the client has it: what goes to a worker is begun; what is computed here is
         when its `result` is asked for."""
         if not hasattr(self.client, "submit"):
             raise AttributeError("the client has no submit")
         return self._submit
 
-    def _submit(self, model: str, inputs: Mapping[str, Array], **options: Unpack[SubmitOptions]) -> Call:
-        call = self._call(_Request(self._parts[model], inputs, **options))
+    def _submit(self, model: str, inputs: Mapping[str, Array], **options: Unpack[SubmitOptions]) -> RegionCall:
+        call = self._call(_Request(self._regions[model], inputs, **options))
         call.send()
         return call
 
@@ -113,26 +113,26 @@ class Offload:
         with self._lock:
             self._counts[how] += 1
 
-    def _call(self, request: _Request) -> Call:
+    def _call(self, request: _Request) -> RegionCall:
         with self._lock:
             if self.mode != "auto":
-                return Call(self, request, self.mode == "always", None)
-            judge = _Judge(self._lock, request.part.model, self._choices[request.part.model])
+                return RegionCall(self, request, self.mode == "always", None)
+            judge = _Judge(self._lock, request.region.model, self._choices[request.region.model])
             decision = judge.decide()
-            return Call(self, request, decision.remote, judge)
+            return RegionCall(self, request, decision.remote, judge)
 
 
 @dataclass
 class _Request:
-    part: Offloaded
+    region: OffloadedRegion
     inputs: Mapping[str, Array]
     version: int | Latest | None = None
     timeout: float | None = None
     outputs: Mapping[str, Array] | None = None
 
 
-class Call:
-    """One run of an offloaded part. With a `judge`, what a worker fails is computed here."""
+class RegionCall:
+    """One run of an offloaded region. With a `judge`, what a worker fails is computed here."""
 
     def __init__(self, owner: Offload, request: _Request, remote: bool, judge: _Judge | None) -> None:
         self._owner, self._request, self._remote, self._judge = owner, request, remote, judge
@@ -149,12 +149,14 @@ class Call:
         submit = getattr(self._owner.client, "submit", None)
         if self._remote and submit is not None:
             wanted = self._request
-            sent: Future[Any] = submit(wanted.part.model, wanted.inputs, version=wanted.version, timeout=self._timeout)
+            sent: Future[Any] = submit(
+                wanted.region.model, wanted.inputs, version=wanted.version, timeout=self._timeout
+            )
             sent.add_done_callback(self._note_time)
             self._sent = sent
-            run = current()
-            if run is not None:
-                run.holds(sent)
+            scope = current()
+            if scope is not None:
+                scope.holds(sent)
 
     def result(self) -> Mapping[str, Array]:
         """Once; waits for it, or computes it."""
@@ -191,7 +193,7 @@ class Call:
 
     def _answer(self) -> Mapping[str, Array]:
         wanted = self._request
-        part = wanted.part
+        region = wanted.region
         if self._sent is None and current() is not None:
             self.send()  # so that it can be taken back
         try:
@@ -199,7 +201,7 @@ class Call:
                 answer: Mapping[str, Array] = self._sent.result()
             else:
                 answer = self._owner.client.infer(
-                    part.model, wanted.inputs, version=wanted.version, timeout=self._timeout, outputs=wanted.outputs
+                    region.model, wanted.inputs, version=wanted.version, timeout=self._timeout, outputs=wanted.outputs
                 )
                 self._note_time()
         except CancelledError:
@@ -211,19 +213,21 @@ class Call:
             raise FailedPrecondition(f"what is served does not fit this device bundle: {error.message}") from None
         except FailedPrecondition as error:
             if error.message.startswith("no version of model"):  # the broker does not know what would fit
-                raise FailedPrecondition(f"{error.message}; this device bundle was built for {_wants(part)}") from None
+                raise FailedPrecondition(
+                    f"{error.message}; this device bundle was built for {_wants(region)}"
+                ) from None
             raise
-        _check_fits(part, answer)
+        _check_fits(region, answer)
         return answer
 
     def _here(self, how: str) -> Mapping[str, Array]:
-        part = self._request.part
+        region = self._request.region
         began = time.monotonic()
         try:
-            copy = self._owner.copies.get(part.model)
-            if copy is None:
+            fallback = self._owner.fallbacks.get(region.model)
+            if fallback is None:
                 raise FailedPrecondition("the model is closed")
-            results = copy.run([self._request.inputs[spec.name] for spec in part.inputs])
+            results = fallback.run([self._request.inputs[spec.name] for spec in region.inputs])
         except BaseException:
             if self._judge is not None and how == "local":
                 self._judge.came_to_nothing()
@@ -232,7 +236,7 @@ class Call:
         if self._judge is not None:
             self._judge.computed(how == "local", time.monotonic() - began)
         self._owner.count(how)
-        return {spec.name: result for spec, result in zip(part.outputs, results, strict=True)}
+        return {spec.name: result for spec, result in zip(region.outputs, results, strict=True)}
 
     def _note_time(self, _: object = None) -> None:
         self._ended = time.monotonic()
@@ -242,7 +246,7 @@ class Call:
 
 
 class _Judge:
-    """One call's dealings with the choice of its part: the decision, and how it went."""
+    """One call's dealings with the choice of its region: the decision, and how it went."""
 
     def __init__(self, lock: threading.Lock, model: str, choice: Choice) -> None:
         self._lock, self._model, self._choice = lock, model, choice
@@ -284,18 +288,18 @@ class _Judge:
             log.warning("model %r runs %s from now on%s", self._model, where, why)
 
 
-def _wants(part: Offloaded) -> str:
-    inputs, outputs = (", ".join(map(str, specs)) for specs in (part.inputs, part.outputs))
+def _wants(region: OffloadedRegion) -> str:
+    inputs, outputs = (", ".join(map(str, specs)) for specs in (region.inputs, region.outputs))
     return f"one that takes {inputs} and returns {outputs}"
 
 
-def _check_fits(part: Offloaded, answer: Mapping[str, Array]) -> None:
-    for spec in part.outputs:
+def _check_fits(region: OffloadedRegion, answer: Mapping[str, Array]) -> None:
+    for spec in region.outputs:
         array: Any = answer.get(spec.name)
         if array is None or array.dtype != spec.dtype or not spec.fits(array.shape):
             got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
             version = getattr(answer, "version", None)
-            served = f"model {part.model!r}" + (f" version {version}" if version else "")
+            served = f"model {region.model!r}" + (f" version {version}" if version else "")
             raise FailedPrecondition(
                 f"what is served does not fit this device bundle: {served} answers output {spec.name!r} with {got}, "
                 f"the device needs {spec}"

@@ -10,10 +10,10 @@ from typing import Any
 
 from zmq_offload.client.arguments import whole
 from zmq_offload.device.crew import Crew
-from zmq_offload.device.frames import OUTSTANDING, Frame, Results
+from zmq_offload.device.runs import OUTSTANDING, Results, Run
 from zmq_offload.errors import InvalidArgument, OffloadError, Unavailable
 
-Begin = Callable[[int, Any], Frame]
+Begin = Callable[[int, Any], Run]
 """Start frame number so-and-so of a stream; a frame that is wrong fails in its future."""
 
 
@@ -31,7 +31,7 @@ def in_order(frames: Iterable[Any], begin: Begin, depth: int, return_exceptions:
     One frame is taken for one result handed out, once `depth` are under way or the first is done: so a slow source does
     not keep back results that are there, and a slow consumer does not let the pipeline run dry.
     """
-    running: deque[Frame] = deque()
+    running: deque[Run] = deque()
     try:
         broken: Exception | None = None
         source = enumerate(frames)
@@ -61,7 +61,7 @@ async def in_order_async(
     frames: Iterable[Any] | AsyncIterable[Any], begin: Begin, depth: int, return_exceptions: bool
 ) -> AsyncIterator[Any]:
     """As `in_order`. Results are handed out as soon as they are there, also while the source is waited for."""
-    running: deque[tuple[Frame, asyncio.Future[Results]]] = deque()
+    running: deque[tuple[Run, asyncio.Future[Results]]] = deque()
     take = _taker(frames)
     taking: asyncio.Future[Any] | None = None
     broken: Exception | None = None
@@ -144,7 +144,7 @@ def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
     return asyncio.wrap_future(done)
 
 
-def _outcome(frame: Frame | asyncio.Future[Results], return_exceptions: bool) -> Any:
+def _outcome(frame: Run | asyncio.Future[Results], return_exceptions: bool) -> Any:
     try:
         return frame.result()
     except OffloadError as error:

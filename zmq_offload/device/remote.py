@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 import tvm_ffi
 
-from zmq_offload.artifacts.manifest import RECEIVE, SEND, Offloaded
+from zmq_offload.artifacts.manifest import RECEIVE, SEND, OffloadedRegion
 from zmq_offload.errors import Cancelled, Internal
 from zmq_offload.protocol.tensors import Latest, signature_of
 
@@ -48,7 +48,7 @@ class InferenceClient(Protocol):
         returned. Neither inputs nor outputs may be touched after the return: the memory is the VM's."""
 
 
-class Request(Protocol):
+class PendingReply(Protocol):
     """What a client's `submit` returns: a Future has it."""
 
     def result(self) -> Answer: ...
@@ -56,7 +56,7 @@ class Request(Protocol):
     def cancel(self) -> bool: ...
 
 
-def _future(request: Request) -> Future[Any] | None:
+def _future(request: PendingReply) -> Future[Any] | None:
     """What tells that a request has failed: itself, or what it says `fails_with` it."""
     return request if isinstance(request, Future) else getattr(request, "fails_with", None)
 
@@ -70,10 +70,10 @@ class Underway(threading.local):
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, PendingReply] = {}
         self._numbers = itertools.count(1)
 
-    def add(self, request: Request) -> int:
+    def add(self, request: PendingReply) -> int:
         """The number by which it is to be had. If it fails, the others are taken back at once: the run has failed,
         whichever of them it waits for."""
         number = next(self._numbers)
@@ -106,13 +106,13 @@ def _failed(request: Future[Any]) -> bool:
     return request.done() and not request.cancelled() and request.exception() is not None
 
 
-def _failure_of(requests: Mapping[int, Request]) -> BaseException | None:
+def _failure_of(requests: Mapping[int, PendingReply]) -> BaseException | None:
     futures = [_future(request) for request in list(requests.values())]
     failed = next((f for f in futures if f is not None and _failed(f)), None)
     return None if failed is None else failed.exception()
 
 
-def _take_back(requests: Mapping[int, Request]) -> None:
+def _take_back(requests: Mapping[int, PendingReply]) -> None:
     for request in list(requests.values()):
         request.cancel()
 
@@ -121,11 +121,15 @@ class RemoteModule:
     """One offloaded part of a device library, as the packed functions that stand in for it: called itself, it makes a
     request and waits; `send` and `receive` are the two halves of that, for graphs that have something to do between."""
 
-    def __init__(self, part: Offloaded, client: InferenceClient, timeout: float | None, underway: Underway) -> None:
-        self.part = part
+    def __init__(
+        self, region: OffloadedRegion, client: InferenceClient, timeout: float | None, underway: Underway
+    ) -> None:
+        self.region = region
         self._client = client
         # A version that this device was not built for must not be chosen for it.
-        self._version = Latest(signature_of(part.inputs, part.outputs)) if part.version == "latest" else part.version
+        self._version = (
+            Latest(signature_of(region.inputs, region.outputs)) if region.version == "latest" else region.version
+        )
         self._timeout = timeout
         self._underway = underway
 
@@ -142,11 +146,11 @@ class RemoteModule:
         with self._noting():
             *views, token = (np.from_dlpack(t) for t in tensors)
             inputs, _ = self._named(views)
-            submit: Callable[..., Request] | None = getattr(self._client, "submit", None)
+            submit: Callable[..., PendingReply] | None = getattr(self._client, "submit", None)
             if submit is None:
                 token[...] = 0
             else:
-                request = submit(self.part.model, inputs, version=self._version, timeout=self._timeout)
+                request = submit(self.region.model, inputs, version=self._version, timeout=self._timeout)
                 token[...] = self._underway.add(request)
 
     def receive(self, *tensors: Any) -> None:
@@ -169,13 +173,13 @@ class RemoteModule:
 
     def _named(self, views: list[Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         """Inputs, and outputs where there are any."""
-        inputs = {spec.name: view for spec, view in zip(self.part.inputs, views, strict=False)}
+        inputs = {spec.name: view for spec, view in zip(self.region.inputs, views, strict=False)}
         rest = views[len(inputs) :]
-        return inputs, {spec.name: view for spec, view in zip(self.part.outputs, rest, strict=bool(rest))}
+        return inputs, {spec.name: view for spec, view in zip(self.region.outputs, rest, strict=bool(rest))}
 
     def _call(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
-        part = self.part
-        answer = self._client.infer(part.model, inputs, version=self._version, timeout=self._timeout, outputs=outputs)
+        region = self.region
+        answer = self._client.infer(region.model, inputs, version=self._version, timeout=self._timeout, outputs=outputs)
         self._fill(outputs, answer)
 
     def _fill(self, outputs: Mapping[str, Array], answer: Answer) -> None:
@@ -186,7 +190,7 @@ class RemoteModule:
             if array is None or array.dtype != view.dtype or array.shape != view.shape:
                 got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
                 raise Internal(
-                    f"model {self.part.model!r} answered output {name!r} with {got}, "
+                    f"model {self.region.model!r} answered output {name!r} with {got}, "
                     f"the device needs {view.dtype}{list(view.shape)}"
                 )
             view[...] = array

@@ -21,12 +21,12 @@ OUTSTANDING = 256
 """Frames that one pipeline, or the submitted ones of one model, may have under way: each that waits for a worker takes
 a thread and a VM."""
 
-_crew = Crew("zmq-offload-frame")
+_crew = Crew("zmq-offload-run")
 _current = threading.local()
 _numbers = itertools.count()
 
 
-class Run:
+class CancelScope:
     """One run of a model. The one with the lower `number` began earlier."""
 
     def __init__(self) -> None:
@@ -54,24 +54,24 @@ class Run:
     @contextmanager
     def followed(self) -> Iterator[None]:
         """In the body, what this thread does is on behalf of this run."""
-        _current.run = self
+        _current.scope = self
         try:
             yield
         finally:
-            _current.run = None
+            _current.scope = None
 
 
-def current() -> Run | None:
+def current() -> CancelScope | None:
     """The run that this thread works for, if it can be taken back."""
-    return getattr(_current, "run", None)
+    return getattr(_current, "scope", None)
 
 
-class Frame(Future[Results]):
+class Run(Future[Results]):
     """The results of one frame. `cancel` works until they are there: a request on its way is taken back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.run = Run()
+        self.scope = CancelScope()
         self._begun = False
         self._ended = threading.Event()
         tell_of_forks(self)
@@ -87,24 +87,24 @@ class Frame(Future[Results]):
                     _crew.run(lambda: self._work(execute, turns))
                 except RuntimeError as error:  # no more threads
                     self._begun = False
-                    self.set_exception(Unavailable(f"a frame cannot start a thread: {error}"))
+                    self.set_exception(Unavailable(f"a run cannot start a thread: {error}"))
             else:
                 self.set_running_or_notify_cancel()  # who waits by `concurrent.futures.wait` is told only by this
             return self._begun
 
-        turns.when_free(self.run.number, begin)
+        turns.when_free(self.scope.number, begin)
 
     def cancel(self) -> bool:
         cancelled = super().cancel()
         if cancelled:
-            self.run.cancel()
+            self.scope.cancel()
         return cancelled
 
     def left(self) -> None:
         """Take it back if it is not done, and wait until nothing of it runs any more. (An iterator in a circle of
         references is dropped by any thread, perhaps by the one that runs this frame, which cannot wait for itself.)"""
         self.cancel()
-        if self._begun and current() is not self.run:
+        if self._begun and current() is not self.scope:
             self._ended.wait()
 
     def forget(self) -> None:
@@ -114,7 +114,7 @@ class Frame(Future[Results]):
     def _work(self, execute: Callable[[], Results], turns: Turns) -> None:
         # The future stays pending meanwhile, which is why it can be cancelled.
         try:
-            with turns.granted(), self.run.followed():
+            with turns.granted(), self.scope.followed():
                 results = execute()
         except BaseException as error:
             if self.set_running_or_notify_cancel():
