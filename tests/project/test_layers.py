@@ -17,7 +17,8 @@ def test_the_top_level_is_as_decided() -> None:
     folders = {line.split("/")[0] for line in out.splitlines()}
     needed = {*PACKAGES, "tests", "pyproject.toml", "Procfile", "README.md", "LICENSE"}
     assert needed <= folders
-    assert {f for f in folders if not f.startswith(".")} - needed <= {"docs", "examples", "CHANGELOG.md"}
+    others = {"docs", "examples", "mkdocs.yml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
+    assert {f for f in folders if not f.startswith(".")} - needed <= others
 
 
 def test_the_import_contracts_of_pyproject_hold() -> None:
