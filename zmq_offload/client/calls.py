@@ -9,7 +9,8 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from zmq_offload.client.session import Complete, Fail
-from zmq_offload.common.lifetime import fail_in_child, made_before_fork
+from zmq_offload.common.future_internals import fail_in_child
+from zmq_offload.common.lifetime import made_before_fork
 from zmq_offload.errors import Internal, OffloadError, one_line
 
 T = TypeVar("T")

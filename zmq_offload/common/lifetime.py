@@ -15,7 +15,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from typing import Any, Protocol
 
 from zmq_offload.errors import FailedPrecondition
@@ -87,15 +86,6 @@ def made_before_fork(what: str) -> FailedPrecondition:
     return FailedPrecondition(
         f"this {what} was made before a fork; make it after the fork, in each process, or start processes by spawn"
     )
-
-
-def fail_in_child(future: Future[Any], error: BaseException) -> None:
-    """End a future of the parent's. A thread that is not here may have held its lock, and nothing of what was to be
-    called back is: that is the parent's affair."""
-    inside: Any = future
-    inside._condition, inside._waiters, inside._done_callbacks = threading.Condition(), [], []
-    if not future.done():
-        future.set_exception(error)
 
 
 def refuse_pickling(what: str) -> TypeError:

@@ -18,6 +18,7 @@ import zmq.auth
 from zmq.utils import z85
 
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from zmq_offload.net.pyzmq_internals import is_missing_certificate, is_not_a_certificate
 from zmq_offload.protocol.names import check_model_name
 
 KEY_CHARS = 40
@@ -91,8 +92,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes | None]:
 
 
 def _reason(path: str | os.PathLike[str], error: OSError | ValueError) -> str:
-    if isinstance(error, UnicodeDecodeError) or "No public key" in str(error):
+    if isinstance(error, UnicodeDecodeError) or is_not_a_certificate(error):
         return "not a key file; `zmq-offload keys new NAME` makes NAME.key and NAME.key_secret"
-    if isinstance(error, OSError) and error.errno is None and not os.path.exists(path):  # pyzmq's own error
+    if is_missing_certificate(error, path):
         return os.strerror(errno.ENOENT)
     return getattr(error, "strerror", None) or str(error)

@@ -13,15 +13,13 @@ import zmq
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.net import addresses, ipc
+from zmq_offload.net.pyzmq_internals import Sendable, send_frame
 from zmq_offload.protocol import limits
 
 # Plain numbers: combining members of an enum.Flag costs more than sending a small frame.
 POLLIN = int(zmq.POLLIN)
 _DONTWAIT = int(zmq.DONTWAIT)
 _DONTWAIT_SNDMORE = int(zmq.DONTWAIT | zmq.SNDMORE)
-
-_send: Any = zmq.backend.Socket.send
-"""What zmq.Socket.send calls after a look at arguments that nothing here gives."""
 
 LENT = 512 * 1024
 """Bytes from which a buffer is sent from its own memory. Giving that back goes through a thread of pyzmq's, which costs
@@ -263,14 +261,14 @@ class Inbox:
         return bool(zmq.zmq_poll(self._source, 0))
 
 
-def forward(socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
+def forward(socket: zmq.Socket[bytes], frames: Sequence[Sendable]) -> None:
     """As `send`, with nothing lent: a `zmq.Frame` is passed on, all else is copied."""
     for frame in frames[:-1]:
-        _send(socket, frame, _DONTWAIT_SNDMORE)
-    _send(socket, frames[-1], _DONTWAIT)
+        send_frame(socket, frame, _DONTWAIT_SNDMORE)
+    send_frame(socket, frames[-1], _DONTWAIT)
 
 
-def send(socket: zmq.Socket[bytes], frames: Sequence[Any], *, track: bool = False) -> Sequence[zmq.MessageTracker]:
+def send(socket: zmq.Socket[bytes], frames: Sequence[Sendable], *, track: bool = False) -> Sequence[zmq.MessageTracker]:
     """One message without waiting. A `zmq.Frame` is passed on, bytes are copied, and so is a memoryview (of bytes)
     shorter than `LENT`. A longer one is lent: libzmq sends it from its own memory, which must not change meanwhile.
     With `track` a tracker is returned for each that is lent; it is done when that memory is free again.
@@ -283,8 +281,9 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Any], *, track: bool = Fals
         for at, frame in enumerate(frames):
             if type(frame) is memoryview and len(frame) >= LENT:
                 # Each frame by itself: pyzmq's send_multipart tracks the last one only.
-                frames[at] = zmq.Frame(frame, track=track, copy=False)
-                if track:
-                    trackers.append(frames[at].tracker)
+                lent = zmq.Frame(frame, track=track, copy=False)
+                if lent.tracker is not None:
+                    trackers.append(lent.tracker)
+                frames[at] = lent
     forward(socket, frames)
     return trackers
