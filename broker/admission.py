@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from broker.liveness import Policy
+from broker.liveness import LivenessPolicy
 from broker.queues import Shares
 from broker.scheduler import Scheduler
-from broker.state import Request
+from broker.state import PendingRequest
 
 
 class _Bound(NamedTuple):
@@ -35,7 +35,7 @@ class _Bound(NamedTuple):
         return own * self.shares.clients_with(owner) <= self.most
 
 
-def refusal(scheduler: Scheduler, policy: Policy, request: Request) -> str | None:
+def refusal(scheduler: Scheduler, policy: LivenessPolicy, request: PendingRequest) -> str | None:
     """Why a request may not wait, or None if it may, once `evicted` made room."""
     queue = scheduler.queues.get(request.wanted)
     own = queue.shares.of(request.owner)[0] if queue else 0
@@ -47,7 +47,7 @@ def refusal(scheduler: Scheduler, policy: Policy, request: Request) -> str | Non
     return None
 
 
-def evicted(scheduler: Scheduler, policy: Policy, request: Request) -> Iterator[Request]:
+def evicted(scheduler: Scheduler, policy: LivenessPolicy, request: PendingRequest) -> Iterator[PendingRequest]:
     """The requests, one after the other, that give way to one that is not refused. The caller takes each out of its
     queue before it asks for the next."""
     while True:
@@ -62,7 +62,7 @@ def evicted(scheduler: Scheduler, policy: Policy, request: Request) -> Iterator[
             return
 
 
-def _bounds(scheduler: Scheduler, policy: Policy, request: Request) -> Iterator[_Bound]:
+def _bounds(scheduler: Scheduler, policy: LivenessPolicy, request: PendingRequest) -> Iterator[_Bound]:
     queue = scheduler.queues.get(request.wanted)
     if queue is not None:
         text = f"{len(queue)} requests wait for model {request.wanted.model!r} already"

@@ -8,8 +8,8 @@ from typing import Any
 from broker.announcement import parse_models
 from broker.events import FromWorker, Malformed, ToClient, ToWorker
 from broker.ledger import Ledger, error_of
-from broker.lifecycle import Duty
-from broker.state import Model, Payload, Request, Worker
+from broker.lifecycle import WorkerState
+from broker.state import Model, Payload, PendingRequest, Worker
 from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import SESSION_BYTES, Key
@@ -41,7 +41,7 @@ class Backend(Ledger):
             self._actions.append(ToWorker(event.peer, answer))
             return
         worker.heard_at = now
-        if worker.duty is Duty.QUIET:
+        if worker.state is WorkerState.QUIET:
             self._heard(worker, now)
         _ON[type(message)](self, worker, message, event.payload, now)
         self._feed(worker, now)
@@ -72,24 +72,24 @@ class Backend(Ledger):
         else:
             if models.keys() != worker.models.keys():
                 self._note(now, "workers", f"worker {worker} changes: {_listing(models)}", logging.INFO)
-            if worker.duty is Duty.QUIET:
+            if worker.state is WorkerState.QUIET:
                 self._heard(worker, now)
         worker.name, worker.slots, worker.heard_at = message.name, message.slots, now
         worker.max_frame_bytes = message.max_frame_bytes
-        worker.most = max(message.slots, worker.most if worker.held else 0)
-        self._story.add(now, peer, "announced", f"{message.name}, {message.slots} slots, {len(models)} models")
+        worker.most_slots = max(message.slots, worker.most_slots if worker.held else 0)
+        self._history.add(now, peer, "announced", f"{message.name}, {message.slots} slots, {len(models)} models")
         self._learn(models)
-        if worker.duty is Duty.DRAINING:
+        if worker.state is WorkerState.DRAINING:
             worker.serve(models)
         else:
-            self._note_latest(self.scheduler.update(worker, models, anew=self._is_young(now)), now)
+            self._note_latest(self.scheduler.update(worker, models, reset=self._is_young(now)), now)
             self._note_newer(sorted({name for name, _ in changes}), now)
         self._timers.set(peer, now + self.policy.heartbeat)
         self._actions.append(self._probe(peer))  # before its first Dispatch: it says what results this broker takes
         self._settle(now)
 
     def _heard(self, worker: Worker, now: float) -> None:
-        self._turn(worker, "heard", now)
+        self._worker_transition(worker, "heard", now)
         self._note(now, "workers", f"worker {worker} is heard again", logging.INFO)
 
     def _heartbeat(self, worker: Worker, message: wire.Heartbeat, payload: Payload, now: float) -> None:
@@ -109,7 +109,7 @@ class Backend(Ledger):
             result = wire.Result(*request.key, request.runs, queue_us, message.compute_us, broker_us)
             self._end(request, "served", now, result, payload)
 
-    def _too_large_for_its_client(self, request: Request, payload: Payload, now: float) -> None:
+    def _too_large_for_its_client(self, request: PendingRequest, payload: Payload, now: float) -> None:
         text = (
             f"the outputs have a frame of {max(map(len, payload))} bytes; the client takes at most "
             f"{request.max_frame_bytes} (max_frame_bytes), this broker {self.max_frame_bytes} (--max-frame-bytes)"
@@ -123,7 +123,7 @@ class Backend(Ledger):
         if request is not None and message.code == Status.NOT_FOUND.value and request.runs_as not in worker.models:
             # The version was taken away while the request was on its way there; another worker or version may serve it.
             request.worker = None
-            self._step(request, "returned", now, worker.name)
+            self._transition(request, "returned", now, worker.name)
             self._place(request, self.scheduler.choose(request.wanted, request.longest), now)
         elif request is not None:
             worker.failed += 1
@@ -132,12 +132,12 @@ class Backend(Ledger):
             self.counts[f"failed.{code}"] += 1
             self._end(request, "failed", now, wire.Error(*request.key, code, message.text))
 
-    def _answered(self, worker: Worker, message: wire.Done | wire.Failed) -> Request | None:
+    def _answered(self, worker: Worker, message: wire.Done | wire.Failed) -> PendingRequest | None:
         """Free the slot of an attempt; its request, if that still waits for this very attempt."""
         key = Key(message.session, message.id)
         request = worker.held.pop((key, message.attempt), None)
         if not worker.held:
-            worker.most = worker.slots
+            worker.most_slots = worker.slots
         if request is not None:
             worker.nbytes -= request.nbytes
             if self._waits_for(worker, request, message.attempt):
@@ -146,9 +146,9 @@ class Backend(Ledger):
         return None
 
     def _goodbye(self, worker: Worker, message: wire.Goodbye, payload: Payload, now: float) -> None:
-        if worker.duty is not Duty.DRAINING:
+        if worker.state is not WorkerState.DRAINING:
             self._note(now, "workers", f"worker {worker} says goodbye, with {len(worker.held)} requests", logging.INFO)
-        self._turn(worker, "goodbye", now)
+        self._worker_transition(worker, "goodbye", now)
         self._note_latest(self.scheduler.remove(worker), now)
         self._actions.append(ToWorker(worker.peer, wire.Farewell()))
         self._settle(now)

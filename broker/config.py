@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from broker.liveness import Policy
+from broker.liveness import LivenessPolicy
 from zmq_offload.console.settings import (
     Parser,
     add_option,
@@ -48,7 +48,7 @@ class Config:
     authorized_clients: str = ""
     authorized_workers: str = ""
     insecure: bool = False
-    policy: Policy = field(default_factory=Policy)
+    policy: LivenessPolicy = field(default_factory=LivenessPolicy)
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> Config:
@@ -64,9 +64,9 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker"
     parser.add_argument("--insecure", action="store_true", help="listen beyond loopback without keys")
     for name, (kind, text) in _POLICY.items():
         flag, metavar = "--" + name.replace("_", "-"), "S" if kind in (seconds, heartbeat) else "N"
-        add_option(parser, flag, kind, getattr(Policy(), name), text, metavar=metavar)
+        add_option(parser, flag, kind, getattr(LivenessPolicy(), name), text, metavar=metavar)
     parsed = parser.parse_args(arguments)
     check_together(parser, parsed, "--server-key", "--authorized-clients", "--authorized-workers")
     given = vars(parsed)
-    policy = Policy(**{field.name: given.pop(field.name) for field in fields(Policy)})
+    policy = LivenessPolicy(**{field.name: given.pop(field.name) for field in fields(LivenessPolicy)})
     return Config(**given, policy=policy)

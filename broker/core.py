@@ -30,8 +30,8 @@ from broker.events import (
 )
 from broker.frontend import Frontend
 from broker.ledger import STOP
-from broker.lifecycle import Duty
-from broker.state import Request, Worker
+from broker.lifecycle import WorkerState
+from broker.state import PendingRequest, Worker
 from zmq_offload.errors import Status
 from zmq_offload.protocol.messages import Key
 
@@ -113,7 +113,7 @@ class Core(Frontend, Backend):
             elif subject in self.workers:
                 self._worker_due(self.workers[subject], now)
 
-    def _request_due(self, request: Request, now: float) -> None:
+    def _request_due(self, request: PendingRequest, now: float) -> None:
         if now >= request.deadline:
             spent = now - request.accepted_at
             if request.worker is not None:
@@ -134,8 +134,8 @@ class Core(Frontend, Backend):
         if why is not None:
             self._lose(worker, why, now)
             return
-        if worker.duty is Duty.READY and (silent := liveness.quiet(worker, self.policy, now)):
-            self._turn(worker, "silent", now, silent)
+        if worker.state is WorkerState.READY and (silent := liveness.quiet(worker, self.policy, now)):
+            self._worker_transition(worker, "silent", now, silent)
             text = f"worker {worker} is idle and silent for {silent}; it is given nothing until it is heard"
             self._note(now, "workers", text)
         self._timers.set(worker.peer, now + self.policy.heartbeat)

@@ -8,7 +8,7 @@ from typing import Any
 from broker import admission
 from broker.events import FromClient, ToClient
 from broker.ledger import Ledger, error_of
-from broker.state import Request, Wanted
+from broker.state import PendingRequest, Wanted
 from broker.status import describe_models, describe_status
 from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
@@ -54,10 +54,10 @@ class Frontend(Ledger):
             again.client = peer
             self.counts["duplicate"] += 1
             return
-        given_up = self.given_up.get(key)
-        if given_up is not None and given_up[0] == user:
+        poison = self.poison.get(key)
+        if poison is not None and poison[0] == user:
             self.counts["duplicate"] += 1
-            self._actions.append(ToClient(peer, given_up[1]))
+            self._actions.append(ToClient(peer, poison[1]))
             return
         nbytes = sum(map(len, payload))
         longest = nbytes if len(payload) == 1 else max(map(len, payload), default=0)
@@ -71,7 +71,7 @@ class Frontend(Ledger):
             return
         deadline = now + message.budget_us / 1e6
         wanted = _new(Wanted, (message.model, message.version, b"" if message.version else message.signature))
-        request = Request(
+        request = PendingRequest(
             key=key,
             client=peer,
             owner=user.encode() or message.session,
@@ -89,7 +89,7 @@ class Frontend(Ledger):
         if worker is None:
             refused = self._refusal(request, now)
             if refused is not None:
-                self._story.add(now, key, "refused", refused[1])
+                self._history.add(now, key, "refused", refused[1])
                 self._refuse(event, key, *refused, now)
                 return
             for other in admission.evicted(self.scheduler, self.policy, request):
@@ -97,7 +97,7 @@ class Frontend(Ledger):
                 self._fail(other, "evicted", now, Status.RESOURCE_EXHAUSTED, text)
         self._accept(request, worker, now)
 
-    def _refusal(self, request: Request, now: float) -> tuple[Status, str] | None:
+    def _refusal(self, request: PendingRequest, now: float) -> tuple[Status, str] | None:
         """Why a request that would have to queue is not accepted, if it is not."""
         if request.deadline <= now:
             return Status.DEADLINE_EXCEEDED, "its deadline had passed when it arrived"

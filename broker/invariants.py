@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from broker.core import Core
 from broker.ledger import STOP
-from broker.lifecycle import Duty, Life
+from broker.lifecycle import RequestState, WorkerState
 from broker.queues import FairQueue, Shares
-from broker.state import Request, Wanted, Worker
+from broker.state import PendingRequest, Wanted, Worker
 
 
 def validate(core: Core) -> None:
@@ -20,20 +20,20 @@ def validate(core: Core) -> None:
     assert len(core._timers) == len(timed), "a timer is left of what is gone"
 
 
-def _validate_requests(core: Core, queued: list[Request]) -> None:
+def _validate_requests(core: Core, queued: list[PendingRequest]) -> None:
     """Every request is in exactly one place, and the counts know of each what became of it."""
     assert len(queued) == len(set(queued)), "a request queues twice"
     for request in queued:
         assert core.requests.get(request.key) is request, f"{request.key} queues but was answered"
-        assert request.life is Life.QUEUED, f"{request.key} queues but is {request.life.value}"
+        assert request.state is RequestState.QUEUED, f"{request.key} queues but is {request.state.value}"
     for key, request in core.requests.items():
         assert key == request.key
         assert key in core._timers, f"{key} has no deadline"
-        if request.life is Life.QUEUED:
+        if request.state is RequestState.QUEUED:
             assert request.worker is None, f"{key} queues and is held"
             assert core.scheduler.holds(request), f"{key} is nowhere"
         else:
-            assert request.life is Life.HELD, f"{key} is {request.life.value}"
+            assert request.state is RequestState.HELD, f"{key} is {request.state.value}"
             worker = request.worker
             assert worker is not None and core.workers.get(worker.peer) is worker, f"{key}: its worker is gone"
             assert worker.held.get((key, request.attempt)) is request, f"{key} is held by nobody"
@@ -47,17 +47,17 @@ def _validate_workers(core: Core) -> None:
     for peer, worker in core.workers.items():
         assert peer == worker.peer
         assert worker.peer in core._timers, f"{worker.name} is not watched"
-        assert worker.duty is not Duty.GONE, f"{worker.name} is gone"
-        assert len(worker.held) <= max(worker.slots, worker.most), f"{worker.name} holds more than its slots"
+        assert worker.state is not WorkerState.GONE, f"{worker.name} is gone"
+        assert len(worker.held) <= max(worker.slots, worker.most_slots), f"{worker.name} holds more than its slots"
         assert worker.nbytes == sum(request.nbytes for request in worker.held.values()), f"{worker.name}: its bytes"
         for (key, attempt), request in worker.held.items():
             assert key == request.key
             assert 1 <= attempt <= request.attempt, f"{key}: attempt {attempt} was never made"
             wanted = core._waits_for(worker, request, attempt)
-            assert wanted <= (request.life is Life.HELD), f"{key} is held but {request.life.value}"
+            assert wanted <= (request.state is RequestState.HELD), f"{key} is held but {request.state.value}"
 
 
-def _validate_queues(core: Core, queued: list[Request]) -> None:
+def _validate_queues(core: Core, queued: list[PendingRequest]) -> None:
     scheduler, policy = core.scheduler, core.policy
     _validate_shares(scheduler.shares, queued)
     for wanted, queue in scheduler.queues.items():
@@ -71,7 +71,7 @@ def _validate_queues(core: Core, queued: list[Request]) -> None:
             best = scheduler.choose(wanted, request.longest)
             assert best is None, f"{best and best.name} is free while a request for {wanted} waits"
             assert pool is None or request.longest <= pool.takes, f"{request.key} waits, and nobody takes its frames"
-        assert queue.parked is not scheduler.served(wanted), f"{wanted} is served and parked, or neither"
+        assert queue.unserved is not scheduler.served(wanted), f"{wanted} is served and unserved, or neither"
         # Requests that came back from a lost worker queue again without being refused.
         again = sum(request.attempt > 0 for request in queue)
         assert len(queue) - again <= policy.max_queued_per_model, f"more requests wait for {wanted} than may"
@@ -80,7 +80,7 @@ def _validate_queues(core: Core, queued: list[Request]) -> None:
     assert sum(request.nbytes for request in new) <= policy.max_queued_bytes, "more bytes wait than may"
 
 
-def _validate_shares(shares: Shares, requests: list[Request]) -> None:
+def _validate_shares(shares: Shares, requests: list[PendingRequest]) -> None:
     by_owner: dict[bytes, tuple[int, int]] = {}
     for request in requests:
         count, nbytes = by_owner.get(request.owner, (0, 0))
@@ -106,10 +106,10 @@ def _validate_models(core: Core) -> None:
     holders: dict[str, dict[bytes, Worker]] = {}
     asked: dict[Wanted, set[bytes]] = {}
     for peer, worker in core.workers.items():
-        if worker.duty is not Duty.DRAINING:
+        if worker.state is not WorkerState.DRAINING:
             for (name, _), model in worker.models.items():
                 holders.setdefault(name, {})[peer] = worker
-                for wanted in model.asked:
+                for wanted in model.satisfies:
                     asked.setdefault(wanted, set()).add(peer)
     assert scheduler.holders == holders, "the index of models is wrong"
     assert scheduler.pools.keys() == asked.keys(), "the index of what may be asked for is wrong"
@@ -126,7 +126,7 @@ def _validate_models(core: Core) -> None:
         assert len(adopted) == 1, f"{wanted}: nobody holds version {pool.version}"
         for peer, version in pool.runs.items():
             model = workers[peer].models[wanted.model, version]
-            assert wanted in model.asked, f"{wanted}: {workers[peer].name} runs version {version}"
+            assert wanted in model.satisfies, f"{wanted}: {workers[peer].name} runs version {version}"
             assert model.signature in adopted, f"{wanted}: versions of two signatures are mixed"
             assert (workers[peer] in pool.first) is (version >= pool.version)
             assert version == pool.version or (wanted.model, pool.version) not in workers[peer].models

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from broker.events import Action, Authorized, ToClient, ToWorker
-from broker.lifecycle import REQUEST, WORKER, Duty, Story
-from broker.listing import meant, served_listing, unfit
-from broker.liveness import Policy
+from broker.lifecycle import REQUEST_TRANSITIONS, WORKER_TRANSITIONS, History, WorkerState
+from broker.listing import no_version_fits, served_listing, suggestion
+from broker.liveness import LivenessPolicy
 from broker.notes import Notes
 from broker.scheduler import Scheduler
-from broker.state import Model, Payload, Request, Wanted, Worker
+from broker.state import Model, Payload, PendingRequest, Wanted, Worker
 from zmq_offload.errors import Status
 from zmq_offload.net.timers import Timers
 from zmq_offload.protocol import limits
@@ -27,18 +27,18 @@ STOP = "stop"
 """The timer of a stop's grace."""
 
 
-_GIVEN_UP = 1000
-"""Requests that were given up and are remembered."""
+_POISON_KEPT = 1000
+"""Poison requests that are remembered."""
 
 
 class Ledger:
     """`started` is the time at which the broker came up. `max_frame_bytes` is the largest frame that it takes."""
 
-    def __init__(self, policy: Policy, started: float, max_frame_bytes: int = limits.MESSAGE_BYTES) -> None:
+    def __init__(self, policy: LivenessPolicy, started: float, max_frame_bytes: int = limits.MESSAGE_BYTES) -> None:
         self.policy = policy
         self.started = started
         self.max_frame_bytes = max_frame_bytes
-        self.requests: dict[Key, Request] = {}
+        self.requests: dict[Key, PendingRequest] = {}
         self.workers: dict[bytes, Worker] = {}
         self.scheduler = Scheduler()
         self.stopping = False
@@ -50,44 +50,44 @@ class Ledger:
         """Models that were announced, their versions and those' signatures; the oldest are forgotten."""
         self.lost_at: dict[str, float] = {}
         """model -> when a worker that held it was lost, for the models in `known`."""
-        self.given_up: dict[Key, tuple[str, wire.Error]] = {}
+        self.poison: dict[Key, tuple[str, wire.Error]] = {}
         """The last requests that lost too many workers: the keys they were asked with, and what their clients were
         told."""
         self.notes = Notes()
         """What the log is to say."""
-        self._story = Story()
+        self._history = History()
         self._timers: Timers[Any] = Timers()  # a request's Key, a worker's peer, or STOP
         self._actions: list[Action] = []
 
-    def story(self, subject: Key | bytes) -> list[str]:
+    def history(self, subject: Key | bytes) -> list[str]:
         """How a request (its Key) or a worker (its peer) got where it is, one line a step, times since the start. The
         last ten thousand steps of all are kept."""
-        return self._story.of(subject, self.started)
+        return self._history.of(subject, self.started)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def _step(self, request: Request, event: str, now: float, detail: object = "") -> None:
-        request.life = REQUEST[request.life][event]
-        self._story.add(now, request.key, event, detail)
+    def _transition(self, request: PendingRequest, event: str, now: float, detail: object = "") -> None:
+        request.state = REQUEST_TRANSITIONS[request.state][event]
+        self._history.add(now, request.key, event, detail)
 
-    def _turn(self, worker: Worker, event: str, now: float, detail: object = "") -> None:
-        worker.duty = WORKER[worker.duty][event]
-        self._story.add(now, worker.peer, event, detail)
+    def _worker_transition(self, worker: Worker, event: str, now: float, detail: object = "") -> None:
+        worker.state = WORKER_TRANSITIONS[worker.state][event]
+        self._history.add(now, worker.peer, event, detail)
 
     def _note(self, now: float, kind: str, text: str, level: int = logging.WARNING) -> None:
         self.notes.add(now, kind, text, level)
 
     # --- a request's way ------------------------------------------------------------------------------------
 
-    def _accept(self, request: Request, worker: Worker | None, now: float) -> None:
+    def _accept(self, request: PendingRequest, worker: Worker | None, now: float) -> None:
         """Promise an answer."""
         self.requests[request.key] = request
         self.counts["accepted"] += 1
         self._timers.set(request.key, request.deadline)
-        self._story.add(now, request.key, "accepted", request.wanted.model)
+        self._history.add(now, request.key, "accepted", request.wanted.model)
         self._place(request, worker, now)
 
-    def _place(self, request: Request, worker: Worker | None, now: float) -> None:
+    def _place(self, request: PendingRequest, worker: Worker | None, now: float) -> None:
         """Dispatch to `worker`, or queue where that is None."""
         if worker is not None:
             self._dispatch(request, worker, now)
@@ -96,15 +96,15 @@ class Ledger:
         if too_large is not None:
             self._fail(request, "too large", now, Status.INVALID_ARGUMENT, too_large)
             return
-        self._step(request, "queued", now)
+        self._transition(request, "queued", now)
         self.scheduler.push(request, again=request.attempt > 0)
         if not self.scheduler.served(request.wanted):
             queue = self.scheduler.queues[request.wanted]
-            queue.parked |= len(queue) == 1  # those that were here before are `_settle`'s
+            queue.unserved |= len(queue) == 1  # those that were here before are `_settle`'s
             self._timers.set(request.key, self._waits_until(request, now))
 
-    def _dispatch(self, request: Request, worker: Worker, now: float) -> None:
-        self._step(request, "dispatched", now, worker.name)
+    def _dispatch(self, request: PendingRequest, worker: Worker, now: float) -> None:
+        self._transition(request, "dispatched", now, worker.name)
         self.scheduler.given(worker)
         request.attempt += 1
         request.worker, request.dispatched_at = worker, now
@@ -124,7 +124,7 @@ class Ledger:
         while self.scheduler.queues and worker.free > 0 and (request := self.scheduler.next_for(worker)) is not None:
             self._dispatch(request, worker, now)
 
-    def _waits_until(self, request: Request, now: float) -> float:
+    def _waits_until(self, request: PendingRequest, now: float) -> float:
         """Until when a request that nobody serves waits for a worker to appear.
 
         What was at a worker that was lost waits until its deadline. It may be what took the worker down; told that
@@ -149,21 +149,21 @@ class Ledger:
             self._feed(worker, now)
         for wanted, queue in scheduler.queues.items():
             served = scheduler.served(wanted)
-            if not served and not queue.parked:
+            if not served and not queue.unserved:
                 for request in queue:
                     self._timers.set(request.key, self._waits_until(request, now))
-            queue.parked = not served
+            queue.unserved = not served
 
     def _end(
-        self, request: Request, event: str, now: float, reply: wire.Result | wire.Error, payload: Payload = ()
+        self, request: PendingRequest, event: str, now: float, reply: wire.Result | wire.Error, payload: Payload = ()
     ) -> None:
         """The one terminal reply of an accepted request."""
-        self._step(request, event, now)
+        self._transition(request, event, now)
         del self.requests[request.key]
         self._timers.cancel(request.key)
         self._actions.append(ToClient(request.client, reply, payload))
 
-    def _fail(self, request: Request, event: str, now: float, status: Status, text: str) -> None:
+    def _fail(self, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:
         """End a request with an error of the broker's, wherever it is."""
         if request.worker is not None:
             # The slot stays taken until the worker answers.
@@ -173,7 +173,7 @@ class Ledger:
         self.counts[f"failed.{status.value}"] += 1
         self._end(request, event, now, error_of(request.key, status, text))
 
-    def _waits_for(self, worker: Worker, request: Request, attempt: int) -> bool:
+    def _waits_for(self, worker: Worker, request: PendingRequest, attempt: int) -> bool:
         """Whether this very attempt is the one whose answer counts."""
         return self.requests.get(request.key) is request and request.worker is worker and request.attempt == attempt
 
@@ -183,14 +183,14 @@ class Ledger:
         self._timers.cancel(worker.peer)
         self._note_latest(self.scheduler.remove(worker), now)
         # A worker that said goodbye and has nothing left is not lost, it went.
-        if worker.duty is not Duty.DRAINING or worker.held:
+        if worker.state is not WorkerState.DRAINING or worker.held:
             self.counts["lost_workers"] += 1
             self._note(now, "workers", f"worker {worker} is lost: {why}; it held {len(worker.held)} requests")
             if returns:
                 self.lost_at.update((name, now) for name, _ in worker.models)
         else:
             self._note(now, "workers", f"worker {worker} went", logging.INFO)
-        self._turn(worker, "lost", now, why)
+        self._worker_transition(worker, "lost", now, why)
         wanted = [(r, attempt) for (_, attempt), r in worker.held.items() if self._waits_for(worker, r, attempt)]
         first = next(iter(worker.held.values()), None)
         # A request that expired here still names its worker. The two would keep each other, and the payloads of all
@@ -198,7 +198,7 @@ class Ledger:
         worker.held.clear()
         for request, attempt in reversed(wanted):  # each goes before those that queue, so that their order stays
             request.worker = None
-            self._step(request, "lost", now, worker.name)
+            self._transition(request, "lost", now, worker.name)
             # Which one took it down? First attempts may run together, and an answer may be lost with its sender, so
             # all of those are suspects. Later ones run alone and in the order of dispatch: there only the first is.
             if request is first or attempt == 1:
@@ -210,9 +210,9 @@ class Ledger:
                 what = f"request {request.key} for model {request.wanted.model!r}"
                 self._note(now, "aborted", f"{what} is ABORTED: it {text}")
                 # Should the answer be lost, its client will send it again, and it must not take down more workers.
-                self.given_up[request.key] = request.user, error_of(request.key, Status.ABORTED, text)
-                if len(self.given_up) > _GIVEN_UP:
-                    del self.given_up[next(iter(self.given_up))]
+                self.poison[request.key] = request.user, error_of(request.key, Status.ABORTED, text)
+                if len(self.poison) > _POISON_KEPT:
+                    del self.poison[next(iter(self.poison))]
             else:
                 self.counts["retried"] += 1
                 self._place(request, self.scheduler.choose(request.wanted, request.longest), now)
@@ -261,7 +261,7 @@ class Ledger:
         """Whether workers may not have announced themselves yet that were here before this broker."""
         return now < self.started + self.policy.worker_grace
 
-    def _too_large(self, request: Request, now: float) -> str | None:
+    def _too_large(self, request: PendingRequest, now: float) -> str | None:
         """Why no worker that serves a request takes its frames, or None if one does, or none serves it."""
         pool = self.scheduler.pools.get(request.wanted)
         if pool is None or request.longest <= (most := pool.takes):
@@ -291,10 +291,10 @@ class Ledger:
             # Workers that load a large subgraph take longer to come up than the broker. Nothing is known not to be.
             return Status.UNAVAILABLE, f"no worker has announced itself yet, so {what} is not served"
         if signature and self.scheduler.served(Wanted(name)):
-            return Status.FAILED_PRECONDITION, unfit(self.scheduler, name)
+            return Status.FAILED_PRECONDITION, no_version_fits(self.scheduler, name)
         if self._was_known(wanted):
             return Status.UNAVAILABLE, f"no worker that holds {what} is there now; {served}"
-        return Status.NOT_FOUND, f"no worker ever announced {what}; {served}{meant(self.scheduler, allows, name)}"
+        return Status.NOT_FOUND, f"no worker ever announced {what}; {served}{suggestion(self.scheduler, allows, name)}"
 
 
 def error_of(key: tuple[bytes, int], status: Status, text: str) -> wire.Error:

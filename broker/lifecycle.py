@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Hashable
 
 
-class Life(enum.Enum):
+class RequestState(enum.Enum):
     """Where a request is."""
 
     __hash__ = object.__hash__  # enum's own is a function in Python, called at each step of each request
@@ -28,7 +28,7 @@ class Life(enum.Enum):
     """It had its one terminal reply."""
 
 
-class Duty(enum.Enum):
+class WorkerState(enum.Enum):
     """What a worker may be given."""
 
     READY = "ready"
@@ -39,45 +39,45 @@ class Duty(enum.Enum):
     GONE = "gone"
 
 
-REQUEST: dict[Life, dict[str, Life]] = {
-    Life.ACCEPTED: {
-        "queued": Life.QUEUED,
-        "dispatched": Life.HELD,
-        "given up": Life.ENDED,
-        "too large": Life.ENDED,
+REQUEST_TRANSITIONS: dict[RequestState, dict[str, RequestState]] = {
+    RequestState.ACCEPTED: {
+        "queued": RequestState.QUEUED,
+        "dispatched": RequestState.HELD,
+        "given up": RequestState.ENDED,
+        "too large": RequestState.ENDED,
     },
-    Life.QUEUED: {
-        "dispatched": Life.HELD,
-        "expired": Life.ENDED,
-        "cancelled": Life.ENDED,
-        "evicted": Life.ENDED,
-        "too large": Life.ENDED,
-        "unserved": Life.ENDED,
-        "stopped": Life.ENDED,
-        "revoked": Life.ENDED,
+    RequestState.QUEUED: {
+        "dispatched": RequestState.HELD,
+        "expired": RequestState.ENDED,
+        "cancelled": RequestState.ENDED,
+        "evicted": RequestState.ENDED,
+        "too large": RequestState.ENDED,
+        "unserved": RequestState.ENDED,
+        "stopped": RequestState.ENDED,
+        "revoked": RequestState.ENDED,
     },
-    Life.HELD: {
-        "served": Life.ENDED,
-        "failed": Life.ENDED,
-        "expired": Life.ENDED,
-        "cancelled": Life.ENDED,
-        "stopped": Life.ENDED,
-        "revoked": Life.ENDED,
-        "lost": Life.ACCEPTED,
-        "returned": Life.ACCEPTED,
+    RequestState.HELD: {
+        "served": RequestState.ENDED,
+        "failed": RequestState.ENDED,
+        "expired": RequestState.ENDED,
+        "cancelled": RequestState.ENDED,
+        "stopped": RequestState.ENDED,
+        "revoked": RequestState.ENDED,
+        "lost": RequestState.ACCEPTED,
+        "returned": RequestState.ACCEPTED,
     },
-    Life.ENDED: {},
+    RequestState.ENDED: {},
 }
 
-WORKER: dict[Duty, dict[str, Duty]] = {
-    Duty.READY: {"silent": Duty.QUIET, "goodbye": Duty.DRAINING, "lost": Duty.GONE},
-    Duty.QUIET: {"heard": Duty.READY, "goodbye": Duty.DRAINING, "lost": Duty.GONE},
-    Duty.DRAINING: {"goodbye": Duty.DRAINING, "lost": Duty.GONE},
-    Duty.GONE: {},
+WORKER_TRANSITIONS: dict[WorkerState, dict[str, WorkerState]] = {
+    WorkerState.READY: {"silent": WorkerState.QUIET, "goodbye": WorkerState.DRAINING, "lost": WorkerState.GONE},
+    WorkerState.QUIET: {"heard": WorkerState.READY, "goodbye": WorkerState.DRAINING, "lost": WorkerState.GONE},
+    WorkerState.DRAINING: {"goodbye": WorkerState.DRAINING, "lost": WorkerState.GONE},
+    WorkerState.GONE: {},
 }
 
 
-class Story:
+class History:
     """The last steps of all requests and workers: for a person who asks why."""
 
     def __init__(self, length: int = 10_000) -> None:

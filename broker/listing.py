@@ -37,7 +37,7 @@ def served_listing(scheduler: Scheduler, allows: Allows, most: int = 20) -> str:
     return ", ".join([*names[:most], *more]) or "none"
 
 
-def meant(scheduler: Scheduler, allows: Allows, name: str) -> str:
+def suggestion(scheduler: Scheduler, allows: Allows, name: str) -> str:
     """The served model that was probably meant, as part of a message. Compares few and short names only: a comparison
     of long ones takes a millisecond, which a client that asks for nonsense must not get for each request."""
     served = {served for (served, _, _), _ in served_versions(scheduler) if allows(served)}
@@ -45,7 +45,7 @@ def meant(scheduler: Scheduler, allows: Allows, name: str) -> str:
     return did_you_mean(name, alike[:8]) if len(name) <= 24 else ""
 
 
-def unfit(scheduler: Scheduler, name: str) -> str:
+def no_version_fits(scheduler: Scheduler, name: str) -> str:
     """That no version of a model fits who asks for it, for a person."""
     versions = [
         f"version {version} takes {_signature(model, 'inputs')} and returns {_signature(model, 'outputs')}"

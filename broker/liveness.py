@@ -20,7 +20,7 @@ from broker.state import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class LivenessPolicy:
     """What the broker may be told (seconds, bytes, counts). `broker.config` says where the values come from."""
 
     heartbeat: float = 1.0
@@ -46,7 +46,7 @@ class Policy:
     """Requests of one client that wait for one model."""
 
 
-def lost(worker: Worker, policy: Policy, now: float) -> str | None:
+def lost(worker: Worker, policy: LivenessPolicy, now: float) -> str | None:
     """Why this worker counts as lost, or None if it does not."""
     if not worker.held:
         silent = now - worker.heard_at
@@ -55,7 +55,7 @@ def lost(worker: Worker, policy: Policy, now: float) -> str | None:
     return f"it hangs: a request is {overdue:.1f} s past its deadline" if overdue >= policy.hang_grace else None
 
 
-def quiet(worker: Worker, policy: Policy, now: float) -> str | None:
+def quiet(worker: Worker, policy: LivenessPolicy, now: float) -> str | None:
     """Why this worker is to be given nothing for now, or None if it may be."""
     silent = now - worker.heard_at
     return f"{silent:.1f} s" if not worker.held and silent >= policy.patience else None

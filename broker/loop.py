@@ -13,7 +13,7 @@ from typing import Any
 
 import zmq
 
-from broker import identities
+from broker import routing_ids
 from broker.config import Config
 from broker.core import Core
 from broker.events import (
@@ -59,7 +59,7 @@ class Broker:
         self._config = config
         self._clock = clock
         self.core = Core(config.policy, clock(), config.max_frame_bytes)
-        identities.shuffle()
+        routing_ids.randomize()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 65536)
         self._security: Security | None = None

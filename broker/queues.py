@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from broker.state import Request
+from broker.state import PendingRequest
 from zmq_offload.protocol.messages import Key
 
 
@@ -33,13 +33,13 @@ class Shares:
         by_owner = self.by_owner
         return max(by_owner, key=lambda owner: by_owner[owner][by_bytes])
 
-    def add(self, request: Request) -> None:
+    def add(self, request: PendingRequest) -> None:
         count, nbytes = self.of(request.owner)
         self.by_owner[request.owner] = count + 1, nbytes + request.nbytes
         self.count += 1
         self.nbytes += request.nbytes
 
-    def take(self, request: Request) -> None:
+    def take(self, request: PendingRequest) -> None:
         count, nbytes = self.by_owner[request.owner]
         if count == 1:
             del self.by_owner[request.owner]
@@ -49,7 +49,7 @@ class Shares:
         self.nbytes -= request.nbytes
 
 
-class _Line(OrderedDict[Key, Request]):
+class _Line(OrderedDict[Key, PendingRequest]):
     """One client's requests of one priority. `turn`: when it last had its turn, or came, as a count."""
 
     __slots__ = ("turn",)
@@ -64,7 +64,7 @@ class FairQueue:
         self._levels: dict[int, OrderedDict[bytes, _Line]] = {}
         self._top: list[int] = []  # priorities present, ascending: the last is the most urgent
         self.shares = Shares()
-        self.parked = False
+        self.unserved = False
         """Whether nobody serves it, and its requests wait for somebody to appear."""
         self.longest = 0
         """Bytes of the longest frame of all requests that were here since it was empty."""
@@ -76,17 +76,17 @@ class FairQueue:
     def nbytes(self) -> int:
         return self.shares.nbytes
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[PendingRequest]:
         for level in self._levels.values():
             for line in level.values():
                 yield from line.values()
 
-    def __contains__(self, request: Request) -> bool:
+    def __contains__(self, request: PendingRequest) -> bool:
         level = self._levels.get(request.priority)
         line = level.get(request.owner) if level else None
         return line is not None and line.get(request.key) is request
 
-    def push(self, request: Request, turn: int, *, again: bool = False) -> None:
+    def push(self, request: PendingRequest, turn: int, *, again: bool = False) -> None:
         """Add a request; `again` puts one that had its turn already before all others of its priority."""
         self.longest = max(self.longest, request.longest)
         level = self._levels.get(request.priority)
@@ -104,7 +104,7 @@ class FairQueue:
             line.turn = 0
         self.shares.add(request)
 
-    def first(self, most: int) -> Request | None:
+    def first(self, most: int) -> PendingRequest | None:
         """The request whose turn it is, of those without a frame of more than `most` bytes."""
         for priority in reversed(self._top):
             for line in self._levels[priority].values():
@@ -113,18 +113,18 @@ class FairQueue:
                         return request
         return None
 
-    def rank(self, request: Request) -> tuple[int, int]:
+    def rank(self, request: PendingRequest) -> tuple[int, int]:
         """Of a request that is here: smaller is to be served before."""
         return -request.priority, self._levels[request.priority][request.owner].turn
 
-    def pop(self, request: Request, turn: int) -> None:
+    def pop(self, request: PendingRequest, turn: int) -> None:
         """Take a request whose turn it is; its client's next one waits until the others had theirs."""
         level = self._levels[request.priority]
         level.move_to_end(request.owner)
         level[request.owner].turn = turn
         self.remove(request)
 
-    def last(self, owner: bytes) -> Request:
+    def last(self, owner: bytes) -> PendingRequest:
         """The newest of a client's requests of its least priority; it must have one."""
         for priority in self._top:
             line = self._levels[priority].get(owner)
@@ -132,7 +132,7 @@ class FairQueue:
                 return line[next(reversed(line))]
         raise KeyError(owner)
 
-    def remove(self, request: Request) -> None:
+    def remove(self, request: PendingRequest) -> None:
         """Take out a request that is here."""
         level = self._levels[request.priority]
         line = level[request.owner]

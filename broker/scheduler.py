@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broker.lifecycle import Duty
+from broker.lifecycle import WorkerState
 from broker.queues import FairQueue, Shares
-from broker.state import Model, Request, Wanted, Worker
+from broker.state import Model, PendingRequest, Wanted, Worker
 from broker.versions import Pool, pools
 from zmq_offload.protocol.messages import LATEST
 
@@ -50,11 +50,12 @@ class Scheduler:
     # --- workers --------------------------------------------------------------------------------------------
 
     def update(
-        self, worker: Worker, models: dict[tuple[str, int], Model], *, anew: bool = False
+        self, worker: Worker, models: dict[tuple[str, int], Model], *, reset: bool = False
     ) -> list[tuple[str, int]]:
-        """Let a worker, new or known, have requests for `models`; the models whose latest version is another now, and
-        that version. `anew`: what "latest" means does not depend on what it meant before; so it is, too, for a model of
-        which the worker serves a version no more."""
+        """Let a worker have requests for `models`; return each model whose latest version changed, with that version.
+
+        `reset`: choose the latest versions without regard to the previous ones. A model of which the worker no longer
+        serves a version is always reset."""
         before = worker.models
         worker.serve(models)
         withdrawn = {name for name, _ in before.keys() - models.keys()}
@@ -62,10 +63,10 @@ class Scheduler:
         for name, _ in models:
             self.holders.setdefault(name, {})[worker.peer] = worker
         names = {name for name, _ in (*before, *models)}
-        return [change for name in sorted(names) for change in self._find_pools(name, anew or name in withdrawn)]
+        return [change for name in sorted(names) for change in self._find_pools(name, reset or name in withdrawn)]
 
     def remove(self, worker: Worker) -> list[tuple[str, int]]:
-        """Give it nothing more; as `update`."""
+        """Give a worker no more requests; return what `update` returns."""
         names = self._leave(worker, worker.models)
         return [change for name in sorted(names) for change in self._find_pools(name, False)]
 
@@ -77,10 +78,10 @@ class Scheduler:
                 del self.holders[name]
         return names
 
-    def _find_pools(self, name: str, anew: bool) -> list[tuple[str, int]]:
+    def _find_pools(self, name: str, reset: bool) -> list[tuple[str, int]]:
         before = self._pools_of.pop(name, {})
         adopted = {wanted: pool.version for wanted, pool in before.items() if wanted.version == LATEST}
-        after = pools(name, self.holders.get(name, {}).values(), adopted, anew=anew)
+        after = pools(name, self.holders.get(name, {}).values(), adopted, reset=reset)
         for wanted in before:
             del self.pools[wanted]
         self.pools.update(after)
@@ -115,7 +116,7 @@ class Scheduler:
         for workers in () if pool is None else (pool.first, pool.helpers):
             for worker in workers:
                 held = len(worker.held)
-                if worker.duty is not Duty.READY or held >= worker.slots or longest > worker.max_frame_bytes:
+                if worker.state is not WorkerState.READY or held >= worker.slots or longest > worker.max_frame_bytes:
                     continue
                 if best is None:
                     best = worker
@@ -134,27 +135,27 @@ class Scheduler:
 
     # --- requests -------------------------------------------------------------------------------------------
 
-    def push(self, request: Request, *, again: bool = False) -> None:
+    def push(self, request: PendingRequest, *, again: bool = False) -> None:
         """Add a request; `again` puts one that had its turn already before all others of its priority."""
         queue = self.queues.setdefault(request.wanted, FairQueue())
         queue.push(request, self._turn(), again=again)
         self.shares.add(request)
 
-    def holds(self, request: Request) -> bool:
+    def holds(self, request: PendingRequest) -> bool:
         queue = self.queues.get(request.wanted)
         return queue is not None and request in queue
 
-    def discard(self, request: Request) -> None:
+    def discard(self, request: PendingRequest) -> None:
         """Take a queued request out."""
         self.queues[request.wanted].remove(request)
         self._left(request)
 
-    def next_for(self, worker: Worker) -> Request | None:
+    def next_for(self, worker: Worker) -> PendingRequest | None:
         """Take the request that a worker with a free slot should run, or None."""
         best: tuple[int, int] | None = None
-        chosen: Request | None = None
+        chosen: PendingRequest | None = None
         for model in worker.models.values():
-            for wanted in model.asked:
+            for wanted in model.satisfies:
                 queue = self.queues.get(wanted)
                 if queue is None or worker.peer not in self.pools[wanted].runs:
                     continue
@@ -166,7 +167,7 @@ class Scheduler:
             self._left(chosen)
         return chosen
 
-    def last_of(self, owner: bytes) -> Request:
+    def last_of(self, owner: bytes) -> PendingRequest:
         """Of a client that waits somewhere, the request to give up first: of its least priority the newest."""
         lasts = [queue.last(owner) for queue in self.queues.values() if owner in queue.shares]
         return max(lasts, key=lambda request: (-request.priority, request.accepted_at))
@@ -175,7 +176,7 @@ class Scheduler:
         self._turns += 1
         return self._turns
 
-    def _left(self, request: Request) -> None:
+    def _left(self, request: PendingRequest) -> None:
         self.shares.take(request)
         if not self.queues[request.wanted]:
             del self.queues[request.wanted]

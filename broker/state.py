@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from broker.lifecycle import Duty, Life
+from broker.lifecycle import RequestState, WorkerState
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import LATEST, Key
 
@@ -28,11 +28,11 @@ class Model(NamedTuple):
 
     description: dict[str, Any]
     signature: bytes
-    asked: tuple[Wanted, ...]
+    satisfies: tuple[Wanted, ...]
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class PendingRequest:
     """An accepted request without a terminal reply. `worker` is set while an attempt is out, None while it queues."""
 
     key: Key
@@ -51,7 +51,7 @@ class Request:
     """The longest frame of a result that its client takes."""
     user: str = ""
     """The key that it was asked with."""
-    life: Life = Life.ACCEPTED
+    state: RequestState = RequestState.ACCEPTED
     attempt: int = 0
     worker: Worker | None = None
     dispatched_at: float = 0.0
@@ -82,11 +82,11 @@ class Worker:
     models: dict[tuple[str, int], Model] = field(default_factory=dict)
     versions: dict[str, dict[int, Model]] = field(default_factory=dict)
     """`models` by name."""
-    duty: Duty = Duty.READY
-    held: dict[tuple[Key, int], Request] = field(default_factory=dict)
+    state: WorkerState = WorkerState.READY
+    held: dict[tuple[Key, int], PendingRequest] = field(default_factory=dict)
     nbytes: int = 0
     """Of the payloads of `held`."""
-    most: int = 0
+    most_slots: int = 0
     """The most slots that it had since it held nothing: one that has fewer now may hold more for a while."""
     chosen: int = 0
     """When it was last given a request, as a count: ties go to the one that waited longest."""
@@ -105,4 +105,4 @@ class Worker:
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.held) if self.duty is Duty.READY else 0
+        return self.slots - len(self.held) if self.state is WorkerState.READY else 0

@@ -62,7 +62,7 @@ def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> 
                 "models": [f"{name}:{version}" for name, version in sorted(worker.models) if allows(name)],
                 "slots": worker.slots,
                 "outstanding": len(worker.held),
-                "state": worker.duty.value,
+                "state": worker.state.value,
                 "served": worker.served,
                 "failed": worker.failed,
                 "silent": now - worker.heard_at,

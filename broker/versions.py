@@ -46,8 +46,8 @@ class Pool:
         self.takes = max(self.takes, worker.max_frame_bytes)
 
 
-def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *, anew: bool) -> dict[Wanted, Pool]:
-    """The pools of one model, of the workers that hold it. `before`: what was adopted until now. `anew`: a version was
+def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *, reset: bool) -> dict[Wanted, Pool]:
+    """The pools of one model, of the workers that hold it. `before`: what was adopted until now. `reset`: a version was
     taken out of service, so that what was adopted has no preference."""
     found: dict[Wanted, Pool] = {}
     held: dict[bytes, dict[bytes, list[int]]] = {}  # signature, b"" for any -> peer -> versions
@@ -71,7 +71,7 @@ def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *
         all_slots, everybody = sum(by_peer[peer].slots for peer in versions_of), len(versions_of)
         # The smaller of the two shares, as whole numbers of the same total.
         share = {version: min(slots[version] * everybody, count[version] * all_slots) for version in slots}
-        adopted = adopt(share, all_slots * everybody, before.get(wanted, LATEST), anew=anew)
+        adopted = adopt(share, all_slots * everybody, before.get(wanted, LATEST), reset=reset)
         pool = found[wanted] = Pool(adopted)
         for peer, versions in versions_of.items():
             fit = [version for version in versions if signatures[version] == signatures[adopted]]
@@ -80,7 +80,7 @@ def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *
     return found
 
 
-def adopt(share: Mapping[int, int], total: int, before: int, *, anew: bool) -> int:
+def adopt(share: Mapping[int, int], total: int, before: int, *, reset: bool) -> int:
     """The version that "latest" means. `share`: version -> how much of the fleet holds it; `total`: the whole fleet;
     `before`: what it was until now (LATEST: nothing)."""
     most = max((version for version, count in share.items() if 2 * count > total), default=LATEST)
@@ -88,5 +88,5 @@ def adopt(share: Mapping[int, int], total: int, before: int, *, anew: bool) -> i
         return most or max(share, key=lambda version: (share[version], version))
     if most > before:
         return most
-    stays = not most or (not anew and 4 * share[before] >= total)
+    stays = not most or (not reset and 4 * share[before] >= total)
     return before if stays else most

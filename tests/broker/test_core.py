@@ -24,7 +24,7 @@ from broker.events import (
     Undelivered,
 )
 from broker.invariants import validate
-from broker.liveness import Policy
+from broker.liveness import LivenessPolicy
 from broker.status import describe_status
 from zmq_offload.cli.status import describe
 from zmq_offload.errors import ProtocolError
@@ -33,7 +33,7 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, encode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
 
-POLICY = Policy(
+POLICY = LivenessPolicy(
     heartbeat=1, patience=3, hang_grace=10, worker_grace=2, max_attempts=3, max_queued=8, max_queued_bytes=1000,
     max_queued_per_model=6, max_queued_per_client=4,
 )  # fmt: skip
@@ -390,12 +390,12 @@ def test_a_request_has_a_story(bench: Bench) -> None:
     bench.announce(b"W2")
     bench.now += 1
     bench.after(60)
-    steps = [line.split(None, 1) for line in bench.core.story(wire.Key(ALICE, 1))]
+    steps = [line.split(None, 1) for line in bench.core.history(wire.Key(ALICE, 1))]
     assert [text for _, text in steps] == [
         "accepted: m", "queued", "dispatched: W1", "lost: W1", "queued", "dispatched: W2", "expired",
     ]  # fmt: skip
     assert [time for time, _ in steps[:3]] == ["0.000", "0.000", "1.000"]
-    assert bench.core.story(b"W1")[-1].endswith("lost: its connection is gone")
+    assert bench.core.history(b"W1")[-1].endswith("lost: its connection is gone")
 
 
 # --- deadlines and cancelling -------------------------------------------------------------------------------

@@ -7,26 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.queues import FairQueue
-from broker.state import Request, Wanted
+from broker.state import PendingRequest, Wanted
 from zmq_offload.protocol.messages import Key
 
 ARRIVALS = st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 1)), max_size=40)
 STEPS = st.lists(st.one_of(st.tuples(st.integers(0, 4), st.integers(-1, 1)), st.just("pop"), st.just("remove")))
 
 
-def make(number: int, owner: int, priority: int) -> Request:
+def make(number: int, owner: int, priority: int) -> PendingRequest:
     session = bytes([owner]) * 16
-    return Request(Key(session, number), b"", session, Wanted("m"), priority, 0.0, 0.0, (), owner, number % 3)
+    return PendingRequest(Key(session, number), b"", session, Wanted("m"), priority, 0.0, 0.0, (), owner, number % 3)
 
 
-def pop(queue: FairQueue, turn: int, most: int = 10) -> Request | None:
+def pop(queue: FairQueue, turn: int, most: int = 10) -> PendingRequest | None:
     request = queue.first(most)
     if request is not None:
         queue.pop(request, turn)
     return request
 
 
-def drain(queue: FairQueue, turn: int) -> list[Request]:
+def drain(queue: FairQueue, turn: int) -> list[PendingRequest]:
     taken = []
     while len(queue):
         turn += 1
@@ -58,7 +58,7 @@ def test_what_goes_in_comes_out_by_priority_in_turns_and_in_order(arrivals: list
 
 @given(STEPS)
 def test_it_agrees_with_a_plain_collection(steps: list[tuple[int, int] | str]) -> None:
-    queue, there = FairQueue(), dict[Key, Request]()
+    queue, there = FairQueue(), dict[Key, PendingRequest]()
     for number, step in enumerate(steps):
         turn = number + 1
         if isinstance(step, tuple):

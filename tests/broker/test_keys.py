@@ -9,7 +9,7 @@ import pytest
 from broker.core import Core
 from broker.events import Action, Authorized, FromClient, FromWorker, ToClient, ToWorker, Undelivered
 from broker.invariants import validate
-from broker.liveness import Policy
+from broker.liveness import LivenessPolicy
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, encode_body
@@ -21,7 +21,7 @@ WORKERS = {"worker": Grant("worker")}
 
 class Bench:
     def __init__(self) -> None:
-        self.core = Core(Policy(), 0.0)
+        self.core = Core(LivenessPolicy(), 0.0)
         self.handle(Authorized(CLIENTS, WORKERS))
 
     def handle(self, event: Any) -> list[Action]:
@@ -129,7 +129,7 @@ def test_a_session_belongs_to_the_key_that_opened_it(bench: Bench) -> None:
 
 
 def test_all_sessions_of_a_key_have_one_share() -> None:
-    core = Core(Policy(max_queued_per_model=4, worker_grace=100), 0.0)
+    core = Core(LivenessPolicy(max_queued_per_model=4, worker_grace=100), 0.0)
     core.handle(Authorized(CLIENTS, WORKERS), 0.0)
     for number in range(4):
         core.handle(FromClient(b"a", wire.Request(bytes([number]) * 16, 1, "n", 0, 10**8, 0), [], "alice"), 1.0)

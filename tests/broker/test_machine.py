@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from broker.core import Core
 from broker.events import Disconnected, FromClient, FromWorker, Malformed, Stop, Tick, ToClient, ToWorker, Undelivered
 from broker.invariants import validate
-from broker.liveness import Policy
+from broker.liveness import LivenessPolicy
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
 
-POLICY = Policy(
+POLICY = LivenessPolicy(
     heartbeat=1, patience=3, hang_grace=5, worker_grace=2, max_attempts=2, max_queued=6, max_queued_bytes=60,
     max_queued_per_model=4, max_queued_per_client=3,
 )  # fmt: skip
@@ -56,7 +56,7 @@ class Broker(RuleBasedStateMachine):
                     worker = self.core.workers.get(action.peer)
                     if worker is not None:  # else it was lost in the same breath
                         assert max(map(len, action.payload)) <= worker.max_frame_bytes
-                        assert len(worker.held) <= max(worker.slots, worker.most)
+                        assert len(worker.held) <= max(worker.slots, worker.most_slots)
                 wire.decode(wire.encode(action.message), wire.TO_WORKER)
             else:
                 assert isinstance(action, ToClient)

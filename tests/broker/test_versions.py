@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from broker.lifecycle import Duty
+from broker.lifecycle import WorkerState
 from broker.notes import Notes
 from broker.scheduler import Scheduler
 from broker.state import Model, Wanted, Worker
@@ -26,7 +26,7 @@ def models(*versions: int) -> dict[tuple[str, int], Model]:
 
 
 @pytest.mark.parametrize(
-    ("slots", "total", "before", "anew", "adopted"),
+    ("slots", "total", "before", "reset", "adopted"),
     [
         ({1: 8}, 8, LATEST, False, 1),
         ({1: 8, 2: 2}, 8, 1, False, 1),
@@ -43,8 +43,8 @@ def models(*versions: int) -> dict[tuple[str, int], Model]:
         ({1: 2, 5: 6, 9: 6}, 8, 1, False, 9),
     ],
 )
-def test_the_rule(slots: dict[int, int], total: int, before: int, anew: bool, adopted: int) -> None:
-    assert adopt(slots, total, before, anew=anew) == adopted
+def test_the_rule(slots: dict[int, int], total: int, before: int, reset: bool, adopted: int) -> None:
+    assert adopt(slots, total, before, reset=reset) == adopted
 
 
 class Fleet:
@@ -73,7 +73,7 @@ class Fleet:
                 worker, key = running.pop(chance.randrange(clients))
                 del worker.held[key]  # type: ignore[arg-type]
             chosen = self.scheduler.choose(LATEST_M)
-            assert chosen is not None and chosen.duty is Duty.READY
+            assert chosen is not None and chosen.state is WorkerState.READY
             self.scheduler.given(chosen)
             chosen.held[number] = None  # type: ignore[index, assignment]
             running.append((chosen, number))
@@ -145,7 +145,7 @@ def test_a_broker_that_comes_up_during_a_roll_out_believes_the_whole_fleet() -> 
     scheduler = Scheduler()
     workers = [Worker(b"%d" % n, f"w{n}", 2, 0.0) for n in range(4)]
     changes = [
-        scheduler.update(worker, models(*held), anew=True)
+        scheduler.update(worker, models(*held), reset=True)
         for worker, held in zip(workers, [(2,), (1,), (1,), (1,)], strict=True)
     ]
     assert changes == [[("m", 2)], [], [("m", 1)], []]

@@ -71,7 +71,7 @@ class History:
         for broker in self.brokers:
             lines.append(f"--- {broker.name}")
             for key in broker.core.requests:
-                lines += [f"{key}:", *broker.core.story(key)]
+                lines += [f"{key}:", *broker.core.history(key)]
         return "\n".join(lines)
 
     # --- what is asked --------------------------------------------------------------------------------------

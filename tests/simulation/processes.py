@@ -9,7 +9,7 @@ from typing import Any
 from broker.core import Core
 from broker.events import Disconnected, FromClient, FromWorker, Stop, Tick, ToClient, Undelivered
 from broker.invariants import validate
-from broker.liveness import Policy as BrokerPolicy
+from broker.liveness import LivenessPolicy
 from tests.simulation.network import Connection, World
 from workers.session import Reconnect as WorkerReconnect
 from workers.session import WorkerPolicy, WorkerSession
@@ -18,7 +18,7 @@ from zmq_offload.client.session import ClientSession, Complete, Fail, Reconnect,
 from zmq_offload.errors import NotFound, Status
 from zmq_offload.protocol import messages as wire
 
-BROKER = BrokerPolicy(
+BROKER = LivenessPolicy(
     heartbeat=1, patience=3, hang_grace=2, worker_grace=2, max_attempts=3, max_queued=12, max_queued_bytes=4000,
     max_queued_per_model=8, max_queued_per_client=5,
 )  # fmt: skip

@@ -19,7 +19,7 @@ from broker.core import Core
 from broker.events import ToClient
 from broker.ledger import Ledger
 from broker.scheduler import Scheduler
-from broker.state import Request, Wanted, Worker
+from broker.state import PendingRequest, Wanted, Worker
 from tests.simulation.history import History
 from tests.simulation.processes import Fault
 from workers import session
@@ -66,7 +66,7 @@ def forgets_what_a_lost_worker_held(monkeypatch: pytest.MonkeyPatch) -> None:
 def keeps_the_slot_of_an_answer_that_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot leaks with each request that was cancelled or expired while it ran."""
 
-    def answered(self: Core, worker: Worker, message: Any) -> Request | None:
+    def answered(self: Core, worker: Worker, message: Any) -> PendingRequest | None:
         held = worker.held.get((wire.Key(message.session, message.id), message.attempt))
         if held is not None and self._waits_for(worker, held, message.attempt):
             del worker.held[held.key, message.attempt]
@@ -88,7 +88,7 @@ def a_cancelled_request_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None
     """The client that took it back does not care; but what is promised is counted."""
     fail = Ledger._fail
 
-    def silent(self: Core, request: Request, event: str, now: float, status: Status, text: str) -> None:
+    def silent(self: Core, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:
         fail(self, request, event, now, status, text)
         if status is Status.CANCELLED:
             self._actions = [a for a in self._actions if not isinstance(a, ToClient)]

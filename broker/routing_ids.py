@@ -12,6 +12,6 @@ import ctypes
 import os
 
 
-def shuffle() -> None:
+def randomize() -> None:
     """Let sockets that are made from now on begin at numbers that nobody can guess."""
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
