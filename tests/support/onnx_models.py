@@ -73,6 +73,18 @@ def mlp(path: Path, hidden: int = 16) -> Path:
     return write(path, nodes, {"x": ["N", 8]}, {"z": ["N", 2, 4]}, weights)
 
 
+def two_products(path: Path) -> Path:
+    """x [1,64] -> two matrix products of the same size, with h2 between them -> y [1,64]."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h1"]),
+        helper.make_node("Relu", ["h1"], ["h2"]),
+        helper.make_node("MatMul", ["h2", "w2"], ["h3"]),
+        helper.make_node("Softmax", ["h3"], ["y"], axis=1),
+    ]
+    weights = {"w1": random(64, 64, seed=1), "w2": random(64, 64, seed=2)}
+    return write(path, nodes, {"x": [1, 64]}, {"y": [1, 64]}, weights)
+
+
 def diamond(path: Path) -> Path:
     """Two inputs, two outputs, branches that cross: nothing is a clean cut."""
     nodes = [
