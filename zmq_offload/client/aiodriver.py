@@ -215,7 +215,7 @@ class AsyncDriver:
     def _end(self, action: Complete | Fail) -> None:
         lent = self._connection.still_lent(action.id)
         if lent:
-            self._exchange(functools.partial(self._connection.regain, lent))
+            self._exchange(functools.partial(self._connection.reclaim, lent))
             assert self.reader.loop is not None
             self._perform(self._session.reconnected(self.reader.loop.time()))
         future = self._futures.pop(action.id, None)

@@ -38,8 +38,8 @@ _SHARED = 8192
 """libzmq reads into buffers of this size, and frames that fit share one: a result that small is copied out, so that
 keeping it does not keep its neighbours."""
 
-_REGAIN_AT_EASE = 0.02
-_REGAIN_BY_FORCE = 5.0
+_RECLAIM_AT_EASE = 0.02
+_RECLAIM_BY_FORCE = 5.0
 """Seconds: for memory that is on its way back, and for libzmq to drop what it still holds of a closed connection."""
 
 
@@ -143,7 +143,7 @@ class Connection:
         lent = [tracker for trackers in self._lent.values() for tracker in trackers]
         self._lent.clear()
         self._shut(linger=0)
-        if lent and not _wait_for(lent, _REGAIN_BY_FORCE):
+        if lent and not _wait_for(lent, _RECLAIM_BY_FORCE):
             log.error("the memory of a request's inputs is still being read after its connection was closed")
 
     def failure(self, error: Exception) -> OffloadError:
@@ -214,18 +214,18 @@ class Connection:
     def still_lent(self, number: int) -> Sequence[zmq.MessageTracker]:
         """The memory that was lent for a call that ends now, so far as it is not back yet.
 
-        It nearly always is, long since: who answers a request has read all of it. Where it is not, because the broker
-        does not read or because the request was sent twice, `regain` it before the caller may do with it what it wants.
+        A worker that replies has read all of the request, so the memory is nearly always free. If it is not, because
+        the broker does not read or because the request was sent twice, `reclaim` it before the call ends.
         """
         lent = self._lent.pop(number, None)
-        if lent is None or all(tracker.done for tracker in lent) or _wait_for(lent, _REGAIN_AT_EASE):
+        if lent is None or all(tracker.done for tracker in lent) or _wait_for(lent, _RECLAIM_AT_EASE):
             return ()
         return lent
 
-    def regain(self, lent: Sequence[zmq.MessageTracker]) -> None:
+    def reclaim(self, lent: Sequence[zmq.MessageTracker]) -> None:
         """Have memory back by giving up the connection, and what is queued there, for a new one."""
         self.reconnect(self._endpoint)
-        if not _wait_for(lent, _REGAIN_BY_FORCE):
+        if not _wait_for(lent, _RECLAIM_BY_FORCE):
             raise Internal("the memory of a request's inputs is still being read after its connection was closed")
 
     def receive(self, most: int = _BATCH) -> list[tuple[wire.ToClient, Sequence[Any]]]:

@@ -27,8 +27,9 @@ is. It takes about a millisecond."""
 class Resource(Protocol):
     """What a client holds: threads, sockets. It must not refer to the client."""
 
-    forgotten: bool
-    """Whether it belongs to the process that this one was forked from."""
+    @property
+    def forgotten(self) -> bool:
+        """Whether it belongs to the process that this one was forked from."""
 
     def release(self) -> None:
         """The client was collected: disconnect, when what is outstanding has ended. Runs in a thread of its own."""

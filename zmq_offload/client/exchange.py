@@ -1,0 +1,165 @@
+"""What a thread does while it drives a synchronous client's socket: send, receive, keep time, end calls.
+
+`zmq_offload.client.driver` decides which thread that is; the methods here need its `_socket` lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from zmq_offload.client.calls import Call
+from zmq_offload.client.connection import Connection
+from zmq_offload.client.lifecycle import Lifecycle
+from zmq_offload.client.session import Action, Fail, Reconnect, Send
+from zmq_offload.errors import Internal
+from zmq_offload.net import transport
+
+log = logging.getLogger("zmq_offload")
+
+
+class Exchange:
+    """A client's calls and its traffic with the broker."""
+
+    def __init__(self, connection: Connection, lifecycle: Lifecycle, wake: transport.Wake) -> None:
+        self.lock = threading.Lock()
+        """Guards all that follows, the session and the lifecycle."""
+        self.calls: dict[int, Call[Any]] = {}
+        self.outbox: deque[Action] = deque()
+        self.woken = False
+        """Whether `wake` is set: once is enough."""
+        self.driving: int | None = None
+        """The thread that drives."""
+        self._connection = connection
+        self._session = connection.session
+        self._lifecycle = lifecycle
+        self._wake = wake
+        # What to poll: the connection's socket, and the wake.
+        self._sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (None, wake.fileno())]
+
+    def send(self) -> None:
+        """Send what waits in the outbox."""
+        self._guarded(self._perform)
+
+    def run(self, enough: Callable[[], bool], until: float | None = None) -> None:
+        """Send, receive and keep time until `enough`, until the time `until`, or until the client is closed."""
+        self._guarded(self._run, enough, until)
+
+    def forget(self) -> list[Call[Any]]:
+        """In a forked child: drop everything and return the calls. A thread that is not here may hold the lock."""
+        self.lock = threading.Lock()
+        self.driving = None
+        calls = list(self.calls.values())
+        self.calls.clear()
+        self.outbox.clear()
+        return calls
+
+    def _guarded(self, work: Callable[..., None], *args: object) -> None:
+        self.driving = threading.get_ident()
+        try:
+            work(*args)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self.driving = None
+
+    def _fail(self, error: Exception) -> None:
+        """Fail all outstanding calls, since driving failed and nobody may wait forever. The next call reconnects."""
+        failure = self._connection.failure
+        if isinstance(failure(error), Internal):
+            log.exception("the client failed; %d outstanding calls fail", len(self.calls))
+        else:
+            log.warning("%s; %d outstanding calls fail", failure(error).message, len(self.calls))
+        self._connection.reset()
+        with self.lock:
+            self._session.close()
+            self.outbox.clear()
+            calls = list(self.calls.values())
+            self.calls.clear()
+        leaving: BaseException | None = None
+        for call in calls:
+            try:
+                call.end(Fail(call.number, failure(error)))
+            except BaseException as end:  # noqa: PERF203  (a callback ends its thread, but not the other calls)
+                leaving = end
+        if leaving is not None:
+            raise leaving
+
+    def _run(self, enough: Callable[[], bool], until: float | None) -> None:
+        session, connection, outbox, lock = self._session, self._connection, self.outbox, self.lock
+        while True:
+            if outbox:
+                self._perform()
+            if enough() or not self._lifecycle.is_open:
+                return
+            if not connection.is_open:
+                connection.reopen()
+            socket = connection.socket
+            if socket is not self._sources[0][0]:
+                self._sources[0] = socket, transport.POLLIN
+            with lock:
+                deadline = session.next_deadline()
+            now = time.monotonic()
+            if until is not None:
+                if now >= until:
+                    return
+                deadline = until if deadline is None else min(deadline, until)
+            wait = -1 if deadline is None else max(0, math.ceil((deadline - now) * 1000))
+            ready = zmq.zmq_poll(self._sources, wait)
+            now = time.monotonic()
+            for source, _ in ready:
+                if source is socket:
+                    self._take_in(now)
+                else:
+                    with lock:
+                        self._wake.clear()
+                        self.woken = False
+            if deadline is not None and deadline <= now:
+                self._keep_time(now)
+
+    def _take_in(self, now: float) -> None:
+        """Pass received messages to the session, at most one for each outstanding call: no reply follows the last."""
+        messages = self._connection.receive(len(self.calls) or 1)
+        with self.lock:
+            for message, payload in messages:
+                actions = self._session.received(message, payload, now)
+                self.outbox.extend(actions)
+                if actions and type(actions[0]) is Reconnect:
+                    break  # the other messages are of the broker that is left
+
+    def _keep_time(self, now: float) -> None:
+        with self.lock:
+            deadline = self._session.next_deadline()
+            if deadline is not None and deadline <= now:
+                if (why := self._connection.refusal()) is not None:
+                    self.outbox.extend(self._session.refused(why, now))
+                self.outbox.extend(self._session.tick(now))
+
+    def _perform(self) -> None:
+        """Carry out the actions in the outbox. Only the thread that drives takes any out."""
+        connection, outbox = self._connection, self.outbox
+        while outbox:
+            action = outbox.popleft()
+            if isinstance(action, Send):
+                if not connection.is_open:
+                    connection.reopen()
+                connection.send(action)
+            elif isinstance(action, Reconnect):
+                connection.reconnect(action.endpoint)
+            else:
+                number = action.id
+                lent = connection.still_lent(number)
+                if lent:
+                    connection.reclaim(lent)
+                    with self.lock:
+                        outbox.extend(self._session.reconnected(time.monotonic()))
+                call = self.calls.pop(number, None)
+                if call is not None:
+                    call.end(action)
