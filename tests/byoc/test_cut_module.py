@@ -109,7 +109,7 @@ def weights_of(module: tvm.IRModule) -> tuple[list[np.ndarray], list[np.ndarray]
 def test_names_that_are_not_there_or_not_unique(module: tvm.IRModule) -> None:
     with pytest.raises(InvalidArgument, match="no tensor 'featurs'; did you mean 'features'"):
         cut_module(module, "featurs")
-    with pytest.raises(InvalidArgument, match="it must end behind that"):
+    with pytest.raises(InvalidArgument, match="it must end after that"):
         cut_module(module, FEATURES, FEATURES)
     x = relax.Var("x", relax.TensorType((2, 2), "float32"))
     twice = relax.Var("y", relax.TensorType((2, 2), "float32")), relax.Var("y", relax.TensorType((2, 2), "float32"))

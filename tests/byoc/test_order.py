@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmq_offload.byoc.order import in_order
+from zmq_offload.byoc.order import topological_order
 
 
 @st.composite
@@ -24,7 +24,7 @@ def test_each_step_comes_once_behind_what_it_needs_and_never_behind_one_that_cou
     needs: list[set[int]], data: st.DataObject
 ) -> None:
     priorities = data.draw(st.lists(st.integers(0, 3), min_size=len(needs), max_size=len(needs)))
-    order = in_order(needs, priorities)
+    order = topological_order(needs, priorities)
     assert sorted(order) == list(range(len(needs)))
     done: set[int] = set()
     for step in order:
@@ -36,4 +36,4 @@ def test_each_step_comes_once_behind_what_it_needs_and_never_behind_one_that_cou
 
 def test_steps_that_need_each_other_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"need each other: \[1, 2\]"):
-        in_order([set(), {2}, {1, 0}], [0, 0, 0])
+        topological_order([set(), {2}, {1, 0}], [0, 0, 0])

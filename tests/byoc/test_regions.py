@@ -129,7 +129,7 @@ def test_regions_in_a_circle_are_refused_and_named(tmp_path: Path) -> None:
     ]
     path = onnx_models.write(tmp_path / "m.onnx", nodes, {"a": [2], "b": [2]}, {"y": [2]}, {})
     regions = [Region("P", ["a", "b1"], ["a1", "b2"]), Region("Q", ["b", "a1"], ["b1", "a2"])]
-    with pytest.raises(InvalidArgument, match="regions depend on each other in a circle") as caught:
+    with pytest.raises(InvalidArgument, match="regions depend on each other in a cycle") as caught:
         compile_model(path, regions=regions, output=tmp_path)
     assert "'P' needs 'b1' of 'Q' (for 'b1')" in str(caught.value)
     assert "'Q' needs 'a1' of 'P' (for 'a1')" in str(caught.value)
@@ -141,7 +141,7 @@ def test_a_circle_of_three_is_found_too(tmp_path: Path) -> None:
         Region("Q", ["b", "a1"], ["b1", "a2"]),
         Region("R", ["c", "b1"], ["c1", "b2"]),
     ]
-    with pytest.raises(InvalidArgument, match="in a circle") as caught:
+    with pytest.raises(InvalidArgument, match="in a cycle") as caught:
         compile_model(chain(tmp_path / "m.onnx"), regions=regions, output=tmp_path)
     for one, tensor, other in (("P", "c1", "R"), ("R", "b1", "Q"), ("Q", "a1", "P")):
         assert f"{one!r} needs {tensor!r} of {other!r}" in str(caught.value)
@@ -166,7 +166,7 @@ def test_a_circle_of_three_is_found_too(tmp_path: Path) -> None:
             [LEFT, Region("B", ["features", "left_conv"], ["joined"])],
             "regions 'left' and 'B' overlap: both compute 'le",
         ),
-        ([Region("A", ["left"], ["left"]), RIGHT], "region 'A': --until: 'left' is where the offloaded part begins"),
+        ([Region("A", ["left"], ["left"]), RIGHT], "region 'A': --until: 'left' is where the region begins"),
         ([Region("A", [], ["left"]), RIGHT], "region 'A': --cut: name at least one tensor"),
         ([], "name at least one region"),
         ([Region("A/B", ["features"], ["left"])], "model name 'A/B'"),
@@ -292,7 +292,7 @@ def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject,
         mod, placed = outline_regions(model.mod, model.graph, regions)
     except InvalidArgument as error:
         # Only what needs itself, by way of other regions perhaps, is no region.
-        if not any(words in str(error) for words in ("in a circle", "cannot feed itself")):
+        if not any(words in str(error) for words in ("in a cycle", "cannot feed itself")):
             raise
         reject()
     assert sorted(r.name for r in placed) == sorted(r.name for r in regions)

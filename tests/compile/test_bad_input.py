@@ -34,14 +34,14 @@ NET: dict[str, Any] = {"inputs": {"x": (1, 3, 8, 8)}, "name": "net"}
         (
             ["conv2"],
             None,
-            "--cut: 'conv2' does not separate the graph: input 'x' also reaches the offloaded part around it, by "
-            "relu1 -> features; add 'relu1' to it",
+            "--cut: 'conv2' does not separate the graph: input 'x' also reaches the region around it, by "
+            "relu1 -> features; add 'relu1' to --cut",
         ),
         (["y"], None, "no output of the model is computed from 'y'"),
-        (["features"], ["features"], "--until: 'features' is where the offloaded part begins"),
+        (["features"], ["features"], "--until: 'features' is where the region begins"),
         (["features"], ["relu1"], "--cut: 'features' is not needed for 'relu1'"),
-        (["features", "inner_pool"], None, "--cut: 'features' is not needed for 'y', or only by way of another cut"),
-        (["conv1"], ["conv2"], "name these, too: 'relu1' (for 'features')"),
+        (["features", "inner_pool"], None, "--cut: 'features' is not needed for 'y', or only through another cut"),
+        (["conv1"], ["conv2"], "add these: 'relu1' (for 'features')"),
         (["relu1", "features"], ["conv2", "y"], "--cut: 'features' is itself computed from 'conv2'"),
         ([], None, "--cut: name at least one tensor"),
         (["features"], [], "--until: name at least one tensor"),
@@ -65,7 +65,9 @@ def test_everything_else_that_the_model_needs_of_the_part_is_listed(tmp_path: Pa
         helper.make_node("Add", ["e", "t"], ["first"]),
     ]
     path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"first": [2], "second": [2]}, {})
-    with pytest.raises(InvalidArgument, match=r"too: 't' \(for 'first'\), 'second' \(for an output of the model\)"):
+    with pytest.raises(
+        InvalidArgument, match=r"add these: 't' \(for 'first'\), 'second' \(for an output of the model\)"
+    ):
         compile_model(path, cut=["h"], until=["e"], name="m", output=tmp_path)
 
 

@@ -98,7 +98,7 @@ def separators(graph: Graph) -> list[str]:
     names = {}
     results, params = set(graph.result_vars()), set(graph.params)
     for var in (*graph.params, *(b.var for b in graph.bindings)):
-        if var not in results and not graph.behind(results, stop=[var]) & params:
+        if var not in results and not graph.upstream(results, stop=[var]) & params:
             names[graph.name(var)] = True
     return list(names)
 

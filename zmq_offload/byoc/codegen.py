@@ -38,11 +38,11 @@ class Subgraph:
     outputs: tuple[TensorSpec, ...]
 
 
-def _leave_the_call(_functions: Any, _options: Any, _constant_names: Any) -> list[Any]:
+def _generate_nothing(_functions: Any, _options: Any, _constant_names: Any) -> list[Any]:
     return []
 
 
-tvm.register_global_func(f"relax.ext.{CODEGEN}", _leave_the_call, override=True)
+tvm.register_global_func(f"relax.ext.{CODEGEN}", _generate_nothing, override=True)
 
 
 def offloaded_functions(mod: tvm.IRModule) -> list[ir.GlobalVar]:

@@ -43,7 +43,7 @@ def encoded_as(ty: relax.TensorType, wire: Wire) -> Wire:
     """What a tensor of this type travels as: as it is, if it is not float32 or would not become smaller."""
     if str(ty.dtype) != "float32":
         return "float32"
-    return "float32" if wire == "int8" and _quantised_size(ty) <= 2 else wire
+    return "float32" if wire == "int8" and _values_per_scale(ty) <= 2 else wire
 
 
 def wire_types(ty: relax.TensorType, wire: Wire) -> list[relax.TensorType]:
@@ -95,9 +95,9 @@ def decode(builder: relax.BlockBuilder, parts: list[relax.Expr], wire: Wire) -> 
     emit = builder.emit
     if wire == "float16":
         return emit(op.astype(parts[0], "float32"))
-    quantised, scales = parts
-    scale, zero = _scale_and_zero(emit, scales, len(quantised.ty.shape))
-    steps = emit(op.subtract(op.astype(quantised, "float32"), op.subtract(zero, _const(128.0))))
+    quantized, scales = parts
+    scale, zero = _scale_and_zero(emit, scales, len(quantized.ty.shape))
+    steps = emit(op.subtract(op.astype(quantized, "float32"), op.subtract(zero, _const(128.0))))
     return emit(op.multiply(steps, scale))
 
 
@@ -114,7 +114,7 @@ def _rows(ty: relax.TensorType) -> list[Any]:
     return dims[:1] if dims and not isinstance(dims[0], tirx.IntImm) else []
 
 
-def _quantised_size(ty: relax.TensorType) -> float:
+def _values_per_scale(ty: relax.TensorType) -> float:
     """How many values share one scale, as far as that is known before the model runs."""
     dims = list(ty.shape.values)[len(_rows(ty)) :]
     return math.prod(int(d) if isinstance(d, tirx.IntImm) else math.inf for d in dims)

@@ -52,7 +52,7 @@ class Graph:
         """The variables that are results of the model; a result that is constant has none."""
         return [value for value in map(self.tensors.__getitem__, self.outputs) if isinstance(value, ir.Var)]
 
-    def behind(self, roots: Iterable[ir.Var], *, stop: Iterable[ir.Var] = ()) -> set[ir.Var]:
+    def upstream(self, roots: Iterable[ir.Var], *, stop: Iterable[ir.Var] = ()) -> set[ir.Var]:
         """Everything that `roots` are computed from, the roots included; the walk does not go past `stop`, nor
         include it."""
         stopped, found, todo = set(stop), set[ir.Var](), list(roots)
@@ -65,7 +65,7 @@ class Graph:
 
     def pruned(self) -> Graph:
         """The graph without what no output needs, such as the statistics that a batch normalization also returns."""
-        live = self.behind(self.result_vars()).union(self.params)
+        live = self.upstream(self.result_vars()).union(self.params)
         bindings = tuple(b for b in self.bindings if b.var in live)
         tensors = {n: v for n, v in self.tensors.items() if not isinstance(v, ir.Var) or v in live}
         return replace(self, bindings=bindings, tensors=tensors)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 
-def in_order(needs: Sequence[Collection[int]], priorities: Sequence[Any]) -> list[int]:
+def topological_order(needs: Sequence[Collection[int]], priorities: Sequence[Any]) -> list[int]:
     """The steps' numbers, each behind those that it needs; of those that could be next, the one of lowest priority.
 
     `needs[i]` are the steps that step i needs, without repetition. Raises ValueError if some need each other in a

@@ -6,15 +6,15 @@ A region becomes a function of its own with the attributes of BYOC (`Codegen`, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import tvm
 from tvm import ir, relax
 
 from zmq_offload.byoc.codegen import CODEGEN, INPUT_NAMES, OUTPUT_NAMES, offloaded_functions
 from zmq_offload.byoc.graph import Graph
-from zmq_offload.byoc.order import in_order
-from zmq_offload.byoc.region import Part, Region, find_parts
+from zmq_offload.byoc.order import topological_order
+from zmq_offload.byoc.region import Region, ResolvedRegion, resolve_regions
 from zmq_offload.errors import InvalidArgument
 
 REGION = "offloaded_"
@@ -30,14 +30,15 @@ def outline_regions(mod: tvm.IRModule, graph: Graph, regions: Sequence[Region]) 
     """Split `graph`, the `main` of `mod`, into `main` and one offloaded function for each region.
 
     Returns the module, and the regions in the order of its `offloaded_functions`. Raises InvalidArgument as
-    `find_parts` does.
+    `resolve_regions` does.
     """
-    parts = find_parts(graph, regions)
+    resolved = resolve_regions(graph, regions)
     builder = relax.BlockBuilder(tvm.IRModule({gv: f for gv, f in mod.functions.items() if gv.name_hint != "main"}))
     callees = [
-        builder.add_func(_region_function(graph, p, f"{REGION}{i}"), f"{REGION}{i}") for i, p in enumerate(parts)
+        builder.add_func(_region_function(graph, region, f"{REGION}{i}"), f"{REGION}{i}")
+        for i, region in enumerate(resolved)
     ]
-    builder.add_func(_main_function(graph, parts, callees, mod["main"]), "main")
+    builder.add_func(_main_function(graph, resolved, callees, mod["main"]), "main")
     tidy = tvm.transform.Sequential(
         [
             relax.transform.Normalize(),
@@ -50,35 +51,35 @@ def outline_regions(mod: tvm.IRModule, graph: Graph, regions: Sequence[Region]) 
     return outlined, [regions[i] for i in called]
 
 
-def _region_function(graph: Graph, part: Part, symbol: str) -> relax.Function:
-    params = [relax.Var(name, var.ty) for var, name in part.cuts.items()]
+def _region_function(graph: Graph, region: ResolvedRegion, symbol: str) -> relax.Function:
+    params = [relax.Var(name, var.ty) for var, name in region.cuts.items()]
     # Binding each cut variable to its parameter lets the region's own bindings be used unchanged.
-    body = [relax.VarBinding(var, param) for var, param in zip(part.cuts, params, strict=True)]
-    body += [b for b in graph.bindings if b.var in part.inside]
-    result = relax.Tuple(list(part.untils)) if len(part.untils) > 1 else next(iter(part.untils))
+    body = [relax.VarBinding(var, param) for var, param in zip(region.cuts, params, strict=True)]
+    body += [b for b in graph.bindings if b.var in region.inside]
+    result = relax.Tuple(list(region.untils)) if len(region.untils) > 1 else next(iter(region.untils))
     function = _function(graph.dataflow, params, body, result)
     unknown = relax.analysis.free_symbolic_vars(function)
     if unknown:
         raise InvalidArgument(
-            f"--cut: the offloaded part needs the symbolic extent {unknown[0].name}, which no dimension of "
-            f"{', '.join(map(repr, part.cuts.values()))} is; cut at a tensor that has it"
+            f"--cut: the offloaded region needs the symbolic extent {unknown[0].name}, which no dimension of "
+            f"{', '.join(map(repr, region.cuts.values()))} is; cut at a tensor that has it"
         )
     attrs = {
         "Codegen": CODEGEN,
         "global_symbol": symbol,
-        INPUT_NAMES: list(part.cuts.values()),
-        OUTPUT_NAMES: list(part.untils.values()),
+        INPUT_NAMES: list(region.cuts.values()),
+        OUTPUT_NAMES: list(region.untils.values()),
     }
     return relax.utils.copy_with_new_vars(function.with_attrs(attrs))
 
 
 def _main_function(
-    graph: Graph, parts: Sequence[Part], callees: Sequence[ir.GlobalVar], original: relax.Function
+    graph: Graph, resolved: Sequence[ResolvedRegion], callees: Sequence[ir.GlobalVar], original: relax.Function
 ) -> relax.Function:
     body: list[relax.Binding] = []
-    for step in _in_order(graph, parts):
-        if isinstance(step, Part):
-            body += _call(step, callees[parts.index(step)])
+    for step in _ordered_steps(graph, resolved):
+        if isinstance(step, ResolvedRegion):
+            body += _call(step, callees[resolved.index(step)])
         else:
             body.append(step)
     results = [graph.tensors[name] for name in graph.outputs]
@@ -86,22 +87,27 @@ def _main_function(
     return _function(graph.dataflow, list(graph.params), body, result).with_attrs(original.attrs)
 
 
-def _in_order(graph: Graph, parts: Sequence[Part]) -> list[relax.Binding | Part]:
+def _ordered_steps(graph: Graph, resolved: Sequence[ResolvedRegion]) -> list[relax.Binding | ResolvedRegion]:
     """The steps of the device in an order in which each has what it needs: regions as soon as they can be called, the
     others as they stood in the graph, which may have had steps before and after a region in any order."""
-    offloaded = {var for part in parts for var in part.varying}
-    steps: list[relax.Binding | Part] = [*parts, *(b for b in graph.bindings if b.var not in offloaded)]
-    makers = {var: i for i, step in enumerate(steps) for var in (step.untils if isinstance(step, Part) else [step.var])}
-    needs = [
-        {makers[v] for v in (step.cuts if isinstance(step, Part) else graph.used(step.var)) if v in makers}
-        for step in steps
-    ]
-    return [steps[i] for i in in_order(needs, range(len(steps)))]
+    offloaded = {var for region in resolved for var in region.varying}
+    steps: list[relax.Binding | ResolvedRegion] = [*resolved, *(b for b in graph.bindings if b.var not in offloaded)]
+    makers = {var: i for i, step in enumerate(steps) for var in _made_by(step)}
+    needs = [{makers[var] for var in _used_by(graph, step) if var in makers} for step in steps]
+    return [steps[i] for i in topological_order(needs, range(len(steps)))]
 
 
-def _call(part: Part, callee: ir.GlobalVar) -> list[relax.Binding]:
-    ends = list(part.untils)
-    call = relax.Call(callee, list(part.cuts))
+def _made_by(step: relax.Binding | ResolvedRegion) -> Iterable[ir.Var]:
+    return step.untils if isinstance(step, ResolvedRegion) else [step.var]
+
+
+def _used_by(graph: Graph, step: relax.Binding | ResolvedRegion) -> Iterable[ir.Var]:
+    return step.cuts if isinstance(step, ResolvedRegion) else graph.used(step.var)
+
+
+def _call(region: ResolvedRegion, callee: ir.GlobalVar) -> list[relax.Binding]:
+    ends = list(region.untils)
+    call = relax.Call(callee, list(region.cuts))
     if len(ends) == 1:
         return [relax.VarBinding(ends[0], call)]
     pack = relax.DataflowVar("offloaded", relax.TupleType([v.ty for v in ends]))

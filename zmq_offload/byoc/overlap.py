@@ -4,7 +4,7 @@ A virtual machine calls one function after the other. Where something could run 
 call becomes two: one that sends the inputs and leaves a number in a token, and one that waits for the outputs. The
 first is called as soon as the inputs exist, the second when nothing else is left to do without it.
 
-Two passes, around the fusion of operators: `keep_apart` before it, `overlap` after it.
+Two passes, around the fusion of operators: `isolate_joins` before it, `overlap` after it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tvm import ir, relax
 from zmq_offload.artifacts.manifest import RECEIVE, SEND
 from zmq_offload.byoc.codegen import CODEGEN
 from zmq_offload.byoc.graph import variables_of
-from zmq_offload.byoc.order import in_order
+from zmq_offload.byoc.order import topological_order
 
 _OPAQUE = 8
 """TVM's OpPatternKind for a function that is not fused with anything."""
@@ -27,7 +27,7 @@ CONSTANT, SENDING, NEEDED_TO_SEND, WORK, RECEIVING = range(5)
 """Kinds of steps, in the order in which they are taken when several could be."""
 
 
-def keep_apart(mod: tvm.IRModule) -> tvm.IRModule:
+def isolate_joins(mod: tvm.IRModule) -> tvm.IRModule:
     """The module with what joins an answer and the device's own results not to be fused with what computes the latter:
     fused, that would wait for the answer, too."""
     builder = relax.BlockBuilder(tvm.IRModule(mod.functions, attrs=mod.attrs))
@@ -56,7 +56,7 @@ class _Steps:
     calls: list[int]
     constant: set[int]
 
-    def behind(self, steps: Iterable[int]) -> set[int]:
+    def upstream(self, steps: Iterable[int]) -> set[int]:
         """The steps and all that they need."""
         found, todo = set[int](), list(steps)
         while todo:
@@ -86,7 +86,7 @@ def _overlapped(block: relax.DataflowBlock) -> relax.DataflowBlock:
     receiving = {call: count + at for at, call in enumerate(calls)}
     needs = [{receiving.get(n, n) for n in needed} for needed in steps.needs] + [{call} for call in calls]
     kinds = _kinds(steps) + [RECEIVING] * len(calls)
-    order = in_order(needs, kinds)
+    order = topological_order(needs, kinds)
     place = {step: at for at, step in enumerate(order)}
 
     def waits(call: int) -> bool:
@@ -113,7 +113,7 @@ def _overlapped(block: relax.DataflowBlock) -> relax.DataflowBlock:
 
 
 def _kinds(steps: _Steps) -> list[int]:
-    feeding = steps.behind(n for call in steps.calls for n in steps.needs[call])
+    feeding = steps.upstream(n for call in steps.calls for n in steps.needs[call])
     return [
         SENDING if i in steps.calls else CONSTANT if i in steps.constant else NEEDED_TO_SEND if i in feeding else WORK
         for i in range(len(steps.bindings))
@@ -130,7 +130,7 @@ def _half(call: ir.Call, suffix: str, first: Sequence[relax.Expr], returns: rela
 def _with_joins_apart(builder: relax.BlockBuilder, block: relax.DataflowBlock) -> relax.DataflowBlock:
     """The block with those calls replaced; what they call is added to the builder's module."""
     steps = _steps(block)
-    before = {call: steps.behind(steps.needs[call]) for call in steps.calls}
+    before = {call: steps.upstream(steps.needs[call]) for call in steps.calls}
     answers: list[set[int]] = []  # those for which a step waits
     found = []
     for i, binding in enumerate(steps.bindings):

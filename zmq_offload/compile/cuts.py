@@ -37,7 +37,7 @@ class CutPoint:
 
 def cut_points(graph: Graph) -> list[CutPoint]:
     """The clean cuts of a model, in graph order. The outputs are none of them: nothing would be behind."""
-    live = graph.from_inputs() & graph.behind(graph.result_vars())
+    live = graph.from_inputs() & graph.upstream(graph.result_vars())
     end = len(graph.bindings)
     last_use = dict.fromkeys(graph.result_vars(), end)
     for position, binding in enumerate(graph.bindings):

@@ -9,7 +9,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import Pass, PassContext, Sequential, module_pass
 from tvm.target import Target
 
-from zmq_offload.byoc.overlap import keep_apart, overlap
+from zmq_offload.byoc.overlap import isolate_joins, overlap
 from zmq_offload.schedules.exact import exact
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.machine import Machine, is_cpu, machine_of
@@ -38,7 +38,7 @@ def graph_passes(machine: Machine) -> list[Pass]:
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
-        _plain(keep_apart, "zmq_offload.keep_apart"),
+        _plain(isolate_joins, "zmq_offload.isolate_joins"),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         # Reads the functions' blocks, which scheduling removes.

@@ -65,7 +65,7 @@ def cuttable(imported: Imported) -> Cuttable:
     for spec in imported.inputs:
         if ANY in spec.shape:
             raise InvalidArgument(f"input {spec} has symbolic dimensions; give numbers by --input {spec.name}=...")
-    needed = graph.behind(graph.result_vars())
+    needed = graph.upstream(graph.result_vars())
     first, last = [p for p in graph.params if p in needed], list(dict.fromkeys(graph.result_vars()))
     best: dict[float, str] = {}
     sizes: dict[str, int] = {}
@@ -189,7 +189,7 @@ def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whol
 def _part(model: Cuttable, start: int, end: int) -> relax.Function:
     graph = model.imported.graph
     begins, ends = model.variables[start], model.variables[end]
-    inside = graph.behind(ends, stop=begins)
+    inside = graph.upstream(ends, stop=begins)
     params = [relax.Var(graph.name(v), v.ty) for v in begins]
     body = [relax.VarBinding(v, p) for v, p in zip(begins, params, strict=True)]
     body += [b for b in graph.bindings if b.var in inside]

@@ -1,4 +1,4 @@
-"""How an expression depends on one index: what may be vectorised along it, where it must be cut, what can be merged."""
+"""How an expression depends on one index: what may be vectorized along it, where it must be cut, what can be merged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _COMPARE = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
 @dataclass(frozen=True)
-class Along:
+class AccessPattern:
     """What an expression does along an index variable."""
 
     contiguous: bool = True  # every load is one vector load or the same element for all lanes
     linear: bool = True  # lanes can be computed as vectors (gathers included)
 
 
-def along(expr: Expr, var: Var) -> Along:
+def access_pattern(expr: Expr, var: Var) -> AccessPattern:
     """The access pattern of `expr` along `var`; cuts at `breakpoints` are assumed to have been made."""
     contiguous = linear = True
     for load in loads(expr):
@@ -36,7 +36,7 @@ def along(expr: Expr, var: Var) -> Along:
     for e in walk(expr):
         if isinstance(e, _COMPARE) and uses(e, var) and not _is_tensor_value(e):
             contiguous = linear = False
-    return Along(contiguous, linear)
+    return AccessPattern(contiguous, linear)
 
 
 def _is_tensor_value(comparison: Expr) -> bool:
@@ -83,7 +83,7 @@ def _threshold(comparison: Expr, var: Var) -> int | None:
     return None
 
 
-class _Decide(Rewriter):
+class _DecideComparisons(Rewriter):
     """Replaces comparisons that are decided for the whole range that the analyzer knows."""
 
     def __init__(self, analyzer: tvm.sym.Analyzer) -> None:
@@ -98,13 +98,13 @@ class _Decide(Rewriter):
         return super().visit(e)
 
 
-def within(expr: Expr, var: Var, start: int, stop: int) -> Expr:
+def specialized(expr: Expr, var: Var, start: int, stop: int) -> Expr:
     """`expr` with what is known of `var` in [start, stop) decided."""
     if not any(isinstance(e, _COMPARE) for e in walk(expr)):
         return expr
     analyzer = tvm.sym.Analyzer()
     analyzer.bind(var, tvm.ir.Range.from_min_extent(tirx.IntImm(str(var.ty), start), stop - start))
-    return _Decide(analyzer).visit(expr)
+    return _DecideComparisons(analyzer).visit(expr)
 
 
 def mergeable(expr: Expr, outer: Var, inner: Var, extent: Expr) -> bool:
@@ -129,6 +129,6 @@ def _is_pair(load: TensorLoad, places: Sequence[int], outer: Var, inner: Var, ex
     return same(size, extent)
 
 
-def weight(expr: Expr) -> int:
+def operation_count(expr: Expr) -> int:
     """A rough count of the operations in `expr`."""
-    return 1 + sum(weight(c) for c in children(expr)) if children(expr) else 0
+    return 1 + sum(operation_count(c) for c in children(expr)) if children(expr) else 0

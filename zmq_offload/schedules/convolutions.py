@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import (
-    Flat,
+    FlatBuffer,
     elements,
     index,
     loop,
@@ -21,11 +21,11 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.images import Image, Partition, image_of, partition, result_size
 from zmq_offload.schedules.machine import Machine
-from zmq_offload.schedules.microkernel import Block
+from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.stages import Program, Stage
-from zmq_offload.schedules.tiles import Tile, choose
+from zmq_offload.schedules.tiles import Tile, choose_tile
 
 
 def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
@@ -34,7 +34,7 @@ def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue)
     conv = image.conv
     height, width, _ = result_size(stage)
     per_group = conv.out_channels // conv.groups
-    tile = Tile(choose(machine, width, per_group).rows, constant(weight.shape[-1]) or machine.lanes)
+    tile = Tile(choose_tile(machine, width, per_group).rows, constant(weight.shape[-1]) or machine.lanes)
     return _Dense(machine, stage, epilogue, image, weight, tile, height, width, per_group).statement()
 
 
@@ -103,7 +103,7 @@ class _Task:
         whole = p.width // p.tile.rows
         most = -(-whole // self.part.across) * p.tile.rows + self.rest
         height, width = image.window((self.part.rows, min(most, p.width)))
-        copy = Flat("window", [height, width, image.channels])
+        copy = FlatBuffer("window", [height, width, image.channels])
         corner = (
             self.batch,
             self.top * conv.strides[0] - conv.padding[0],
@@ -114,7 +114,7 @@ class _Task:
         fill = image.copy(p.machine, copy, corner, rows, width)
         return with_buffers([copy.buffer], sequence([fill, self._channels(copy)]))
 
-    def _channels(self, copy: Flat | None) -> tirx.Stmt:
+    def _channels(self, copy: FlatBuffer | None) -> tirx.Stmt:
         p = self.parent
         groups = p.image.conv.groups
         whole, tail = divmod(p.per_group, p.tile.columns)
@@ -133,7 +133,7 @@ class _Task:
 
         return loop(groups, of_group, "group")
 
-    def _rows(self, copy: Flat | None, group: Expr, base: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
+    def _rows(self, copy: FlatBuffer | None, group: Expr, base: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
         height = self.parent.tile.rows
 
         def row(y: Expr) -> tirx.Stmt:
@@ -151,7 +151,7 @@ class _Task:
         return loop(self.rows, row, "row")
 
     def _block(
-        self, copy: Flat | None, group: Expr, base: Expr, chunk: Expr, columns: int, y: Expr, x: Expr, height: int
+        self, copy: FlatBuffer | None, group: Expr, base: Expr, chunk: Expr, columns: int, y: Expr, x: Expr, height: int
     ) -> tirx.Stmt:
         """`height` neighbouring results for one chunk of channels; y, x count from the task's corner."""
         p, conv = self.parent, self.parent.image.conv
@@ -180,4 +180,4 @@ class _Task:
             channel = group * p.per_group + chunk * p.tile.columns + c
             return p.epilogue.store(p.image.at(self.batch, self.top + y, left + r, channel), value)
 
-        return Block(p.machine, height, columns, reduce, data, weights, store, p.epilogue.long).statement()
+        return MicroKernel(p.machine, height, columns, reduce, data, weights, store, p.epilogue.long).statement()

@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from zmq_offload.schedules.emit import (
-    Flat,
+    FlatBuffer,
     elements,
     index,
     loop,
@@ -19,7 +19,7 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.images import image_of, result_size
 from zmq_offload.schedules.machine import L1_BYTES, Machine
-from zmq_offload.schedules.microkernel import Block
+from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.stages import Program, Stage
 
@@ -54,7 +54,7 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
         copy = None
         if image.padded:
             copy_height, copy_width = image.window((rows, width))
-            copy = Flat("window", [copy_height, copy_width, size])
+            copy = FlatBuffer("window", [copy_height, copy_width, size])
 
         def row(y: Expr) -> tirx.Stmt:
             whole, rest = divmod(width, at_once)
@@ -72,7 +72,7 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
                     return copy.load([row_, column, ramp(0, size)])
                 return tirx.BufferLoad(image.buffer, image.at(batch_, top * sh + row_, column, ramp(first, size)))
 
-            return Block(
+            return MicroKernel(
                 machine,
                 many,
                 size,

@@ -191,7 +191,7 @@ def scratch(name: str, shape: Sequence[Expr | int], dtype: str = "float32") -> V
     return tirx.decl_buffer([as_index(s) for s in shape], dtype, f"{name}_{next(_numbers)}")
 
 
-class Flat:
+class FlatBuffer:
     """A buffer of ours addressed by several indices, of which inner ones may run over their extent into the next row.
 
     TVM shrinks what is allocated inside a function to the region that indices seem to reach (CompactBufferAllocation),

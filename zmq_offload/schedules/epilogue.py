@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.access import mergeable, weight
+from zmq_offload.schedules.access import mergeable, operation_count
 from zmq_offload.schedules.emit import INDEX, index, product
 from zmq_offload.schedules.rewrite import Rewriter, Unsupported
 from zmq_offload.schedules.stages import Inliner, Stage, same_indices
-from zmq_offload.schedules.vector_math import vectorisable
+from zmq_offload.schedules.vector_math import vectorizable
 
 # Operations; a bias with a hard-swish and a residual has 12, a sigmoid 40.
 _LONG = 30
@@ -45,12 +45,12 @@ class Epilogue:
 
             if not same_indices(stage.extents, final.extents):
                 raise Unsupported("an epilogue of another shape")
-            self._value = vectorisable(Inliner(inliner.program, inliner.kept, substitute).expand(final, at))
+            self._value = vectorizable(Inliner(inliner.program, inliner.kept, substitute).expand(final, at))
 
     @property
     def long(self) -> bool:
         """Whether it is many times the code of a bias and an activation, as what contains an exp is."""
-        return weight(self._value) > _LONG
+        return operation_count(self._value) > _LONG
 
     def flatten_rows(self) -> bool:
         """Whether all axes but the last are one in every load; then (0, ..., 0, row, column) addresses an element."""

@@ -9,10 +9,10 @@ import tvm
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.access import weight
-from zmq_offload.schedules.emit import Flat, elements, index, parallel, product, sequence, with_buffers
+from zmq_offload.schedules.access import operation_count
+from zmq_offload.schedules.emit import FlatBuffer, elements, index, parallel, product, sequence, with_buffers
 from zmq_offload.schedules.machine import L1_BYTES, Machine
-from zmq_offload.schedules.nests import SERIAL_WORK, Frame, elementwise
+from zmq_offload.schedules.nests import SERIAL_WORK, NestContext, elementwise
 from zmq_offload.schedules.reductions import Reduction, reduction
 from zmq_offload.schedules.rewrite import constant, loads, same
 from zmq_offload.schedules.stages import Inliner, Program, Stage, same_indices
@@ -26,14 +26,14 @@ class _Nest:
     final: Stage
     reduce: Stage | None = None
 
-    def emit(self, frame: Frame) -> tirx.Stmt:
-        """The nest in a frame."""
+    def emit(self, context: NestContext) -> tirx.Stmt:
+        """The nest in a context."""
         if self.reduce is None:
-            return elementwise(frame, self.final)
-        return reduction(frame, Reduction(self.reduce, self.final))
+            return elementwise(context, self.final)
+        return reduction(context, Reduction(self.reduce, self.final))
 
     def sources(self, inliner: Inliner) -> list[tvm.ir.TensorLoad]:
-        """Every load of materialised buffers in it."""
+        """Every load of materialized buffers in it."""
         found = []
         for stage in {id(s): s for s in (self.reduce, self.final) if s}.values():
             found += loads(inliner.expand(stage, list(stage.axes)))
@@ -47,18 +47,25 @@ def generic(program: Program, machine: Machine) -> tirx.Stmt:
     rows = _shared_rows(program, kept, nests) if len(nests) > 1 else 0
     if rows:
         return _row_by_row(program, machine, kept, nests, rows)
-    stored = {n.final.buffer: Flat(str(n.final.buffer.name), n.final.extents or [1], _dtype(n)) for n in nests[:-1]}
-    frame = _frame(program, machine, kept, stored)
-    return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(frame) for n in nests))
+    stored = {
+        n.final.buffer: FlatBuffer(str(n.final.buffer.name), n.final.extents or [1], _dtype(n)) for n in nests[:-1]
+    }
+    context = _context(program, machine, kept, stored)
+    return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(context) for n in nests))
 
 
 def _dtype(nest: _Nest) -> str:
     return str(nest.final.buffer.dtype)
 
 
-def _frame(
-    program: Program, machine: Machine, kept: list[Var], stored: dict[Var, Flat], at: Sequence[Expr] = (), rows: int = 0
-) -> Frame:
+def _context(
+    program: Program,
+    machine: Machine,
+    kept: list[Var],
+    stored: dict[Var, FlatBuffer],
+    at: Sequence[Expr] = (),
+    rows: int = 0,
+) -> NestContext:
     """A frame that keeps intermediate results in `stored`, the leading `rows` axes left out."""
 
     def inside(indices: list[Expr]) -> list[Expr]:
@@ -72,7 +79,7 @@ def _frame(
             return stored[buffer].store(inside(indices), value)
         return tirx.BufferStore(buffer, value, indices)
 
-    return Frame(machine, lambda: Inliner(program, kept, read), at, threads=not rows, store=store)
+    return NestContext(machine, lambda: Inliner(program, kept, read), at, threads=not rows, store=store)
 
 
 def _consumers(program: Program, stage: Stage) -> list[tuple[Stage, tvm.ir.TensorLoad]]:
@@ -170,16 +177,17 @@ def _row_by_row(program: Program, machine: Machine, kept: list[Var], nests: list
     final = nests[-1].final
     work = sum(
         elements([*n.final.extents, *(n.reduce.reduce_extents if n.reduce else [])], unknown=16)
-        * max(1, weight(n.final.value))
+        * max(1, operation_count(n.final.value))
         for n in nests
     )
     stored = {
-        n.final.buffer: Flat(str(n.final.buffer.name), n.final.extents[rows:] or [1], _dtype(n)) for n in nests[:-1]
+        n.final.buffer: FlatBuffer(str(n.final.buffer.name), n.final.extents[rows:] or [1], _dtype(n))
+        for n in nests[:-1]
     }
 
     def row(at: list[Expr]) -> tirx.Stmt:
-        frame = _frame(program, machine, kept, stored, at, rows)
-        return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(frame) for n in nests))
+        context = _context(program, machine, kept, stored, at, rows)
+        return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(context) for n in nests))
 
     known = constant(product(final.extents[:rows]))
     threads = work // machine.lanes > SERIAL_WORK and known != 1

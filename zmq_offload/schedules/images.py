@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import (
-    Flat,
+    FlatBuffer,
     index,
     lanes,
     loop,
@@ -43,7 +43,7 @@ class Image:
     def copy(
         self,
         machine: Machine,
-        target: Flat,
+        target: FlatBuffer,
         at: tuple[Expr, Expr, Expr],
         rows: Expr | int,
         columns: Expr | int,

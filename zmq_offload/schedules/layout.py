@@ -15,7 +15,7 @@ from zmq_offload.schedules import operators
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Conv, shape_of
 from zmq_offload.schedules.simplify import Array, GraphRewriter, constant_expr, rewritten
-from zmq_offload.schedules.tiles import choose
+from zmq_offload.schedules.tiles import choose_tile
 
 _ELEMENTWISE = frozenset(
     "relax." + name
@@ -184,7 +184,7 @@ class _ChannelsLast(GraphRewriter):
             // conv.strides[1]
             + 1
         )
-        lanes = choose(self._machine, results, per_group).columns
+        lanes = choose_tile(self._machine, results, per_group).columns
         if array is not None:
             packed = constant_expr(operators.pack_conv(array, conv.groups, lanes))
         else:
@@ -200,7 +200,7 @@ class _ChannelsLast(GraphRewriter):
             reshaped = bb.emit(relax.op.reshape(weight, weight.ty.shape.values[:2]))
             right = bb.emit(relax.op.permute_dims(reshaped, [1, 0]))
             return bb.call_te(operators.matmul, data, right, primfunc_name_hint="matmul")
-        lanes = choose(self._machine, rows, columns).columns
+        lanes = choose_tile(self._machine, rows, columns).columns
         packed = constant_expr(operators.pack_matrix(matrix, lanes))
         return bb.call_te(lambda x, w: operators.dense(x, w, columns), data, packed, primfunc_name_hint="dense")
 
@@ -216,7 +216,7 @@ class _ChannelsLast(GraphRewriter):
         sizes = shape_of(data)
         out = array.shape[1]
         strides = (int(attrs.strides[0]), int(attrs.strides[1]))
-        lanes = choose(self._machine, sizes[3], out).columns
+        lanes = choose_tile(self._machine, sizes[3], out).columns
         conv = Conv(
             (array.shape[2], array.shape[3]),
             strides,

@@ -27,7 +27,7 @@ from zmq_offload.schedules.tiles import column_vectors
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class MicroKernel:
     """`rows` x `columns` results: sum over `reduce` of left(row, k) * right(k, first column, width)."""
 
     machine: Machine

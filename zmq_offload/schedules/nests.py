@@ -1,7 +1,7 @@
 """Loop nests for what is not a kernel of its own: element-wise chains, transposes, concatenations, reductions.
 
-A nest writes one buffer. `Frame` says where in it: the leading axes may be fixed by loops around several nests, so that
-softmax and its like run row by row with a row's intermediate results in cache.
+A nest writes one buffer. `NestContext` says where in it: loops around several nests may fix the leading axes, so that
+softmax and similar programs run row by row with one row's intermediate results in cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from itertools import pairwise
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.access import Along, along, breakpoints, mergeable, stride_of, weight, within
+from zmq_offload.schedules.access import (
+    AccessPattern,
+    access_pattern,
+    breakpoints,
+    mergeable,
+    operation_count,
+    specialized,
+    stride_of,
+)
 from zmq_offload.schedules.emit import (
     INDEX,
     as_index,
@@ -29,7 +37,7 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.rewrite import Rewriter, constant, loads, uses
 from zmq_offload.schedules.stages import Inliner, Stage
-from zmq_offload.schedules.vector_math import vectorisable
+from zmq_offload.schedules.vector_math import vectorizable
 
 # Operations below which waking the other threads costs more than they save. Measured: a parallel loop costs 1.5 to
 # 3.5 us, in which one core does some 10,000 vector operations.
@@ -39,7 +47,7 @@ TASKS_PER_THREAD = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class NestContext:
     """Where a nest stands: values of the leading axes, and whether it may start threads."""
 
     machine: Machine
@@ -60,27 +68,27 @@ def fresh(axes: Sequence[Var]) -> list[Var]:
     return [tirx.Var(str(a.name), INDEX) for a in axes]
 
 
-def elementwise(frame: Frame, stage: Stage) -> tirx.Stmt:
+def elementwise(context: NestContext, stage: Stage) -> tirx.Stmt:
     """`stage`, a function of its indices, over its whole domain."""
-    fixed = len(frame.prefix)
+    fixed = len(context.prefix)
     axes, extents = fresh(stage.axes[fixed:]), list(stage.extents[fixed:])
-    value = vectorisable(frame.inliner().expand(stage, [*frame.prefix, *axes]))
+    value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]))
     indices: list[Expr] = list(axes)
     if not axes:
-        return lanes(1, lambda _: frame.write(stage, list(frame.prefix), value))
+        return lanes(1, lambda _: context.write(stage, list(context.prefix), value))
     while len(axes) > 1 and mergeable(value, axes[-2], axes[-1], extents[-1]):
         # The last axis stands for both from here on; the outer one's index is 0.
         value = Rewriter({axes[-2]: index(0)}).visit(value)
         indices = [index(0) if i.same_as(axes[-2]) else i for i in indices]
         axes, extents = [*axes[:-2], axes[-1]], [*extents[:-2], extents[-2] * extents[-1]]
-    return _Sweep(frame, stage, axes, extents, indices, value).statement()
+    return _Elementwise(context, stage, axes, extents, indices, value).statement()
 
 
 @dataclass(frozen=True, eq=False)
-class _Sweep:
+class _Elementwise:
     """An element-wise nest whose axes are settled."""
 
-    frame: Frame
+    context: NestContext
     stage: Stage
     axes: list[Var]
     extents: list[Expr]
@@ -88,8 +96,8 @@ class _Sweep:
     value: Expr
 
     def statement(self) -> tirx.Stmt:
-        work = elements(self.extents, unknown=16) * max(1, weight(self.value)) // self.frame.machine.lanes
-        threads = self.frame.threads and work > SERIAL_WORK
+        work = elements(self.extents, unknown=16) * max(1, operation_count(self.value)) // self.context.machine.lanes
+        threads = self.context.threads and work > SERIAL_WORK
         extent = constant(self.extents[-1])
         if extent is None:
             return self._symbolic(threads)
@@ -97,8 +105,8 @@ class _Sweep:
         if threads and not outer:
             return self._blocks(extent)
         cuts = breakpoints(self.value, self.axes[-1], extent)
-        segments = [(a, b, within(self.value, self.axes[-1], a, b)) for a, b in pairwise(cuts)]
-        patterns = [along(v, self.axes[-1]) for _, _, v in segments]
+        segments = [(a, b, specialized(self.value, self.axes[-1], a, b)) for a, b in pairwise(cuts)]
+        patterns = [access_pattern(v, self.axes[-1]) for _, _, v in segments]
         if outer and len(segments) == 1 and not patterns[0].contiguous and patterns[0].linear:
             across = self._gathered_axis()
             if across is not None:
@@ -113,7 +121,7 @@ class _Sweep:
 
     def _outer(self, extents: list[Expr], row: Callable[[list[Expr]], tirx.Stmt], threads: bool) -> tirx.Stmt:
         """Leading axes shared between the threads until there are enough, the others as plain loops."""
-        enough = TASKS_PER_THREAD * self.frame.machine.threads
+        enough = TASKS_PER_THREAD * self.context.machine.threads
         split = 0
         while split < len(extents) and elements(extents[:split], unknown=1) < enough:
             split += 1
@@ -123,23 +131,23 @@ class _Sweep:
         """One element: the axes replaced by `at`."""
         names = dict(zip(self.axes, at, strict=True))
         indices = [names.get(i, i) if isinstance(i, Var) else i for i in self.indices]
-        return self.frame.write(self.stage, [*self.frame.prefix, *indices], Rewriter(names).visit(value))
+        return self.context.write(self.stage, [*self.context.prefix, *indices], Rewriter(names).visit(value))
 
-    def _run(self, outer: list[Expr], start: Expr, extent: int, value: Expr, pattern: Along) -> tirx.Stmt:
+    def _run(self, outer: list[Expr], start: Expr, extent: int, value: Expr, pattern: AccessPattern) -> tirx.Stmt:
         """A run along the last axis: vectors where it suits, one element at a time elsewhere."""
         if not pattern.linear:
             return loop(extent, lambda i: lanes(1, lambda _: self._write([*outer, start + i], value)))
         return vectors(
             start,
             extent,
-            self.frame.machine,
+            self.context.machine,
             lambda first, width: lanes(width, lambda lane: self._write([*outer, first + lane], value)),
         )
 
     def _blocks(self, extent: int) -> tirx.Stmt:
         """One axis only: cut into blocks for the threads, the tail after them."""
-        block = self.frame.machine.lanes * 32
-        pattern = along(self.value, self.axes[-1])
+        block = self.context.machine.lanes * 32
+        pattern = access_pattern(self.value, self.axes[-1])
 
         def task(at: list[Expr]) -> tirx.Stmt:
             return self._run([], at[0] * block, block, self.value, pattern)
@@ -155,8 +163,8 @@ class _Sweep:
 
     def _symbolic(self, threads: bool) -> tirx.Stmt:
         """A last axis whose extent is known at run time: whole vectors, then single elements."""
-        extent, width = self.extents[-1], self.frame.machine.lanes
-        vector = along(self.value, self.axes[-1]).contiguous
+        extent, width = self.extents[-1], self.context.machine.lanes
+        vector = access_pattern(self.value, self.axes[-1]).contiguous
         whole = tirx.floordiv(extent, index(width)) if vector else index(0)
 
         def several(at: list[Expr], block: Expr) -> tirx.Stmt:
@@ -188,7 +196,7 @@ class _Sweep:
         tile = 16
         height = constant(self.extents[across]) or 1
         others = [*self.extents[:across], as_index(-(-height // tile)), *self.extents[across + 1 : -1]]
-        pattern = along(self.value, self.axes[-1])
+        pattern = access_pattern(self.value, self.axes[-1])
         rows = height if height < tile else tile
 
         def columns(at: list[Expr], start: Expr, count: int) -> tirx.Stmt:

@@ -24,11 +24,11 @@ from zmq_offload.schedules.emit import (
 )
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.machine import CACHE_BYTES, Machine
-from zmq_offload.schedules.microkernel import Block
+from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import Unsupported, constant, loads
 from zmq_offload.schedules.stages import Stage
-from zmq_offload.schedules.tiles import Tile, choose
+from zmq_offload.schedules.tiles import Tile, choose_tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ def dense(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     depth = _static(stage.reduce_extents[-1])
     rows = product(stage.extents[:-1])
     known = constant(rows)
-    tile = Tile(choose(machine, known, columns).rows, _static(weight.shape[-1]))
+    tile = Tile(choose_tile(machine, known, columns).rows, _static(weight.shape[-1]))
     lead = stage.extents[:-1]
     zeros: list[Expr] = [index(0)] * (len(lead) - 1) if lead else []
     flat = epilogue.flatten_rows() if lead else False
@@ -68,7 +68,7 @@ def dense(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
         return [*zeros, row] if flat or len(lead) == 1 else _unfold(row, lead)
 
     def block(first: Expr, height: int, chunk: Expr, width: int) -> tirx.Stmt:
-        return Block(
+        return MicroKernel(
             machine,
             height,
             width,
@@ -150,7 +150,7 @@ def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     a, b = loads(stage.value)
     rows, columns, depth = _static(stage.extents[-2]), _static(stage.extents[-1]), _static(stage.reduce_extents[-1])
     batch = stage.extents[:-2]
-    tile = choose(machine, rows, columns)
+    tile = choose_tile(machine, rows, columns)
     whole, tail = divmod(columns, tile.columns)
     # Packing costs as much as computing one row with it.
     pack = rows > 2 and depth * tile.columns * 4 <= 4 * CACHE_BYTES
@@ -179,7 +179,7 @@ def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
 
         def block(row: Expr, height: int) -> tirx.Stmt:
             def part(start: int, size: int) -> tirx.Stmt:
-                return Block(
+                return MicroKernel(
                     machine,
                     height,
                     size,
@@ -190,7 +190,7 @@ def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
                     epilogue.long,
                 ).statement()
 
-            return sequence(part(start, size) for start, size in _exact(width, machine))
+            return sequence(part(start, size) for start, size in _column_runs(width, machine))
 
         tiles, rest = divmod(rows, tile.rows)
         main = loop(share.extent, lambda t: block((share.first + t) * tile.rows, tile.rows), "tile") if tiles else None
@@ -227,7 +227,7 @@ def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     return parallel([*batch, index(parts)], lambda p: task(p[:-1], p[-1]), threads)
 
 
-def _exact(width: int, machine: Machine) -> list[tuple[int, int]]:
+def _column_runs(width: int, machine: Machine) -> list[tuple[int, int]]:
     """The columns of a panel whose last vector may not be read beyond its end: whole vectors, then the tail's parts."""
     whole = width // machine.lanes * machine.lanes
     parts = [(0, whole)] if whole else []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.access import along, weight
+from zmq_offload.schedules.access import access_pattern, operation_count
 from zmq_offload.schedules.emit import (
     elements,
     index,
@@ -21,10 +21,10 @@ from zmq_offload.schedules.emit import (
     sequence,
     with_buffers,
 )
-from zmq_offload.schedules.nests import SERIAL_WORK, Frame, fresh
+from zmq_offload.schedules.nests import SERIAL_WORK, NestContext, fresh
 from zmq_offload.schedules.rewrite import Rewriter, constant
 from zmq_offload.schedules.stages import Inliner, Stage, same_indices
-from zmq_offload.schedules.vector_math import extremum, vectorisable
+from zmq_offload.schedules.vector_math import extremum, vectorizable
 
 # Independent accumulators that hide the latency of an addition (4 cycles, one or two issued per cycle).
 CHAINS = 4
@@ -37,17 +37,17 @@ class Reduction:
     stage: Stage
     final: Stage
 
-    def result(self, frame: Frame, at: Sequence[Expr], total: Expr) -> tirx.Stmt:
+    def result(self, context: NestContext, at: Sequence[Expr], total: Expr) -> tirx.Stmt:
         """Store what `final` is at `at`, `total` being the reduction there."""
 
         def substitute(buffer: Var, indices: list[Expr]) -> Expr | None:
             return total if buffer.same_as(self.stage.buffer) and same_indices(indices, list(at)) else None
 
         if self.final is self.stage:
-            return frame.write(self.final, list(at), total)
-        base = frame.inliner()
+            return context.write(self.final, list(at), total)
+        base = context.inliner()
         value = Inliner(base.program, base.kept, _first(substitute, base.substitute)).expand(self.final, at)
-        return frame.write(self.final, list(at), vectorisable(value))
+        return context.write(self.final, list(at), vectorizable(value))
 
 
 def _first(one: Callable[..., Expr | None], other: Callable[..., Expr | None] | None) -> Callable[..., Expr | None]:
@@ -58,20 +58,24 @@ def _first(one: Callable[..., Expr | None], other: Callable[..., Expr | None] | 
     return both
 
 
-def reduction(frame: Frame, nest_: Reduction) -> tirx.Stmt:
+def reduction(context: NestContext, nest_: Reduction) -> tirx.Stmt:
     """The nest of a reduction, by what its operands look like along the last axis of the result and of the sum."""
-    stage, fixed = nest_.stage, len(frame.prefix)
+    stage, fixed = nest_.stage, len(context.prefix)
     axes, extents = fresh(stage.axes[fixed:]), stage.extents[fixed:]
-    value = vectorisable(frame.inliner().expand(stage, [*frame.prefix, *axes]))
-    work = elements([*extents, *stage.reduce_extents], unknown=16) * max(1, weight(value)) // frame.machine.lanes
-    threads = frame.threads and work > SERIAL_WORK
+    value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]))
+    work = (
+        elements([*extents, *stage.reduce_extents], unknown=16)
+        * max(1, operation_count(value))
+        // context.machine.lanes
+    )
+    threads = context.threads and work > SERIAL_WORK
     last = constant(extents[-1]) if axes else None
-    if last is not None and last > 1 and along(value, axes[-1]).contiguous:
-        return _across(frame, nest_, axes, extents, value, threads)
+    if last is not None and last > 1 and access_pattern(value, axes[-1]).contiguous:
+        return _across(context, nest_, axes, extents, value, threads)
     inner = constant(stage.reduce_extents[-1])
-    if inner is not None and inner >= frame.machine.lanes and along(value, stage.reduce_axes[-1]).contiguous:
-        return _within(frame, nest_, axes, extents, value, threads)
-    return _scalar(frame, nest_, axes, extents, value, threads)
+    if inner is not None and inner >= context.machine.lanes and access_pattern(value, stage.reduce_axes[-1]).contiguous:
+        return _within(context, nest_, axes, extents, value, threads)
+    return _scalar(context, nest_, axes, extents, value, threads)
 
 
 def _combine(stage: Stage, total: Expr, value: Expr) -> Expr:
@@ -82,19 +86,19 @@ def _combine(stage: Stage, total: Expr, value: Expr) -> Expr:
 
 
 def _across(
-    frame: Frame, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
+    context: NestContext, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
 ) -> tirx.Stmt:
     """A few vectors of results at once, everything that belongs to them summed up in registers."""
     stage = nest_.stage
     last = constant(extents[-1]) or 1
     dtype = str(stage.buffer.dtype)
     # Few rows: share the columns between the threads too, one vector a task.
-    few = elements(extents[:-1], unknown=64) < 2 * frame.machine.threads
+    few = elements(extents[:-1], unknown=64) < 2 * context.machine.threads
     group = 1 if few else CHAINS
 
     def block(head: list[Expr], start: Expr, width: int, count: int) -> tirx.Stmt:
         total = local("total", [count * width], dtype)
-        out = [*frame.prefix, *head]
+        out = [*context.prefix, *head]
 
         def each(i: int, body: Callable[[Expr, Expr], tirx.Stmt]) -> tirx.Stmt:
             return lanes(width, lambda lane: body(start + i * width + lane, index(i * width) + lane))
@@ -110,7 +114,7 @@ def _across(
 
         init = sequence(each(i, lambda _, s: tirx.BufferStore(total, stage.init, [s])) for i in range(count))
         done = sequence(
-            each(i, lambda c, s: nest_.result(frame, [*out, c], tirx.BufferLoad(total, [s]))) for i in range(count)
+            each(i, lambda c, s: nest_.result(context, [*out, c], tirx.BufferLoad(total, [s]))) for i in range(count)
         )
         return with_buffers([total], sequence([init, nest(stage.reduce_extents, step), done]))
 
@@ -126,7 +130,7 @@ def _across(
     def columns(head: list[Expr], runs: list[tuple[int, int, int]]) -> tirx.Stmt:
         return sequence(run(head, *piece) for piece in runs)
 
-    runs = pieces(last, frame.machine)
+    runs = pieces(last, context.machine)
     if not (few and threads and len(runs[0:1]) and runs[0][2] > 1):
         return parallel(extents[:-1], lambda head: columns(head, runs), threads)
     at, width, count = runs[0]
@@ -136,10 +140,10 @@ def _across(
 
 
 def _within(
-    frame: Frame, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
+    context: NestContext, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
 ) -> tirx.Stmt:
     """One result at a time: partial results in the lanes of several vectors, combined at the end."""
-    stage, machine = nest_.stage, frame.machine
+    stage, machine = nest_.stage, context.machine
     inner = constant(stage.reduce_extents[-1]) or 1
     dtype = str(stage.buffer.dtype)
     width = machine.lanes
@@ -181,8 +185,8 @@ def _within(
                 tirx.BufferStore(total, stage.init, [index(0)]),
             ]
         )
-        done = [*frame.prefix, *at]
-        result = lanes(1, lambda _: nest_.result(frame, done, tirx.BufferLoad(total, [index(0)])))
+        done = [*context.prefix, *at]
+        result = lanes(1, lambda _: nest_.result(context, done, tirx.BufferLoad(total, [index(0)])))
         return with_buffers(
             [partial, total],
             sequence(
@@ -214,7 +218,7 @@ def _fold(stage: Stage, partial: Var, total: Var, chains: int, width: int) -> ti
 
 
 def _scalar(
-    frame: Frame, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
+    context: NestContext, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
 ) -> tirx.Stmt:
     """One result at a time, one operand at a time."""
     stage = nest_.stage
@@ -227,8 +231,8 @@ def _scalar(
             combined = _combine(stage, tirx.BufferLoad(total, [index(0)]), Rewriter(names).visit(value))
             return lanes(1, lambda _: tirx.BufferStore(total, combined, [index(0)]))
 
-        done = [*frame.prefix, *at]
-        result = lanes(1, lambda _: nest_.result(frame, done, tirx.BufferLoad(total, [index(0)])))
+        done = [*context.prefix, *at]
+        result = lanes(1, lambda _: nest_.result(context, done, tirx.BufferLoad(total, [index(0)])))
         start = tirx.BufferStore(total, stage.init, [index(0)])
         return with_buffers([total], sequence([start, nest(stage.reduce_extents, step), result]))
 

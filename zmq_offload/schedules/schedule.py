@@ -12,11 +12,11 @@ from tvm.ir import Expr, IRModule, Var
 from zmq_offload.schedules import products
 from zmq_offload.schedules.convolutions import conv2d
 from zmq_offload.schedules.depthwise import depthwise
-from zmq_offload.schedules.emit import Flat, finish, sequence, with_buffers
+from zmq_offload.schedules.emit import FlatBuffer, finish, sequence, with_buffers
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.generic import generic
 from zmq_offload.schedules.machine import Machine
-from zmq_offload.schedules.nests import Frame, elementwise
+from zmq_offload.schedules.nests import NestContext, elementwise
 from zmq_offload.schedules.rewrite import Unsupported, loads
 from zmq_offload.schedules.stages import Inliner, Program, Stage, parse
 from zmq_offload.schedules.statements import with_safe_values
@@ -59,14 +59,14 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
         if final is stage:
             raise
     # What follows cannot be computed in the kernel's nest: store its result and go over it.
-    result = Flat(str(stage.buffer.name), stage.extents)
+    result = FlatBuffer(str(stage.buffer.name), stage.extents)
 
     def read(buffer: Var, indices: list[Expr]) -> Expr | None:
         return result.load(indices) if buffer.same_as(stage.buffer) else None
 
     first = _kernel(machine, program, stage, Epilogue(Inliner(program, []), stage, stage, result.store))
-    frame = Frame(machine, lambda: Inliner(program, [final.buffer], read))
-    return with_buffers([result.buffer], sequence([first, elementwise(frame, final)]))
+    context = NestContext(machine, lambda: Inliner(program, [final.buffer], read))
+    return with_buffers([result.buffer], sequence([first, elementwise(context, final)]))
 
 
 def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:

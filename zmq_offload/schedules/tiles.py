@@ -26,7 +26,7 @@ def most_rows(machine: Machine, vectors: int) -> int:
     return max(1, (machine.registers - vectors - 1) // vectors)
 
 
-def choose(machine: Machine, rows: int | None, columns: int) -> Tile:
+def choose_tile(machine: Machine, rows: int | None, columns: int) -> Tile:
     """The tile that computes a rows x columns result in the fewest cycles; `rows` None is many, but unknown."""
     candidates = []
     for vectors in range(1, MOST_VECTORS * 2 + 1 if rows is not None and rows < 4 else MOST_VECTORS + 1):

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import (
-    Flat,
+    FlatBuffer,
     elements,
     index,
     loop,
@@ -22,12 +22,12 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.images import Image
 from zmq_offload.schedules.machine import CACHE_BYTES, Machine
-from zmq_offload.schedules.microkernel import Block
+from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.operators import Conv
 from zmq_offload.schedules.rewrite import Unsupported, constant, loads
 from zmq_offload.schedules.stages import Stage
-from zmq_offload.schedules.tiles import choose
+from zmq_offload.schedules.tiles import choose_tile
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _Kernel:
                 count = tirx.Min(count, index(steps) - at[1] * share)
             if not edges:
                 return sequence(self._phase(at[0], top, count, p, q, None, 0, 0) for p, q in self._pairs())
-            window = Flat("window", [share + above, width + before, image.channels])
+            window = FlatBuffer("window", [share + above, width + before, image.channels])
             corner = (at[0], top - above, index(-before))
             fill = image.copy(self.machine, window, corner, count + above, width + before)
             body = [self._phase(at[0], top, count, p, q, window, above, before) for p, q in self._pairs()]
@@ -120,14 +120,14 @@ class _Kernel:
         count: Expr,
         p: _Phase,
         q: _Phase,
-        window: Flat | None,
+        window: FlatBuffer | None,
         above: int,
         before: int,
     ) -> tirx.Stmt:
         """All results of one pair of residues in rows [top, top + count) of t."""
         conv, width = self.image.conv, q.last - q.first + 1
         lanes = constant(self.weight.shape[-1]) or 1
-        height = choose(self.machine, width, conv.out_channels).rows
+        height = choose_tile(self.machine, width, conv.out_channels).rows
         whole, tail = divmod(conv.out_channels, lanes)
 
         def block(t: Expr, x: Expr, many: int, chunk: Expr, columns: int) -> tirx.Stmt:
@@ -147,7 +147,7 @@ class _Kernel:
 
             reduce = [index(p.taps), index(q.taps), index(self.image.channels)]
             long = self.epilogue.long
-            return Block(self.machine, many, columns, reduce, data, weights, store, long).statement()
+            return MicroKernel(self.machine, many, columns, reduce, data, weights, store, long).statement()
 
         def row(t: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
             tiles, rest = divmod(width, height)

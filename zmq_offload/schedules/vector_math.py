@@ -286,7 +286,7 @@ class Safe(Rewriter):
 _SMOOTH = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, tirx.Var, tirx.FloatImm, TensorLoad, Call)
 
 
-class _Vectorisable(Safe):
+class _Vectorizable(Safe):
     """Replaces the calls, and divisions by a literal where a multiplication by its reciprocal is as good, too."""
 
     def __init__(self) -> None:
@@ -331,9 +331,9 @@ class _Vectorisable(Safe):
             self._in_smooth = before
 
 
-def vectorisable(value: Expr) -> Expr:
+def vectorizable(value: Expr) -> Expr:
     """`value` with transcendental functions written out, and with NaN kept by maxima and minima."""
-    return _Vectorisable().visit(value)
+    return _Vectorizable().visit(value)
 
 
 def is_cheap(value: Expr) -> bool:
