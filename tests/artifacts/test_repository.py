@@ -83,25 +83,36 @@ def edit(repository: Repository, **changes: Any) -> None:
     file.write_text(json.dumps({k: v for k, v in described.items() if v != "DELETE"}))
 
 
+FIXED = {"name": "x", "datatype": "FP32", "shape": [2]}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"format_version": 2}, "format_version is 2"),
         ({"name": "other"}, "describes 'other'"),
-        ({"version": "1"}, "not a whole number"),
+        ({"version": "1"}, "version is '1'; expected int"),
         ({"inputs": "DELETE"}, "'inputs' is missing"),
-        ({"inputs": {}}, "must be lists"),
+        ({"inputs": {}}, "inputs is {}; expected array"),
         ({"inputs": [{"name": "x", "datatype": "F32", "shape": []}]}, "'F32' is not one of"),
         ({"outputs": [{"name": "x", "datatype": "FP32", "shape": [-2]}]}, "not a list of extents"),
         ({"checksum": "sha256:00"}, "is damaged"),
-        ({"tvm_version": 1}, "must be strings"),
+        ({"cpu": []}, r"cpu is \[\]; expected object"),
+        ({"cpu": {"architecture": "x"}}, "cpu: key 'features' is missing"),
+        ({"batching": {"max_batch": 0}}, "batching: max_batch 0 is not a whole number of rows from 1"),
+        ({"batching": {"max_batch": 2, "delay": 1}}, "batching: key 'delay' is not known"),
+        (
+            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}], "batching": {"max_batch": 2}},
+            "no symbolic batch",
+        ),
+        ({"tvm_version": 1}, "tvm_version is 1; expected str"),
         # What no message could carry: a worker that announced it would lose all its models.
-        ({"version": 2**31}, "2147483648 is not a whole number from 1 to 2147483647"),
+        ({"version": 2**31}, "version is 2147483648; expected int <= 2147483647"),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2**64]}]}, "one from 2\\*\\*40"),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1] * 17}]}, "more than 16 extents"),
         ({"inputs": [{"name": "", "datatype": "FP32", "shape": []}]}, "1 to 512 bytes, not 0"),
         ({"inputs": [{"name": "é" * 257, "datatype": "FP32", "shape": []}]}, "1 to 512 bytes, not 514"),
-        ({"inputs": [{"name": "\ud800", "datatype": "FP32", "shape": []}]}, "not valid Unicode"),
+        ({"inputs": [{"name": "\ud800", "datatype": "FP32", "shape": []}]}, "surrogate"),
         ({"outputs": [{"name": "x", "datatype": "FP32", "shape": []}] * 2}, "two outputs have the name 'x'"),
         ({"inputs": [{"name": f"x{i}", "datatype": "FP32", "shape": []} for i in range(257)]}, "257 inputs; a message"),
     ],

@@ -131,17 +131,17 @@ OTHER = [{"name": "h2", "datatype": "FP32", "shape": [3, 16]}]
         ({"copy_model": "mlp2", "copy_library": "fallback_mlp2.so"}, "is of 'mlp2', which the device does not call"),
         (
             {"copy_library": "../device.so"},
-            r"damaged: the fallback of 'mlp' is not fallback_mlp\.so: '\.\./device\.so'",
+            r"damaged: fallback\[0\]: library of model 'mlp' is '\.\./device\.so'; expected 'fallback_mlp\.so'",
         ),
-        ({"copy_version": 0}, "damaged: version 0"),
+        ({"copy_version": 0}, r"damaged: fallback\[0\]\.version is 0; expected int >= 1"),
         (
             {"copy_version": 2, "offloaded_version": 1},
             "the two halves of 'mlp' differ: the fallback is of version 2, the device asks for 1; compile",
         ),
         ({"sealed": True}, "damaged: sealed is True, with 1 fallback entries"),
         ({"fallback": []}, "damaged: sealed is False, with 0 fallback entries"),
-        ({"fallback": [{}]}, "damaged: key 'model' is missing"),
-        ({"fallback": 3}, "is damaged"),
+        ({"fallback": [{}]}, r"damaged: fallback\[0\]: key 'model' is missing"),
+        ({"fallback": 3}, "is damaged: fallback is 3; expected array"),
     ],
 )
 def test_a_bundle_whose_halves_differ_is_refused(

@@ -323,6 +323,9 @@ def edit(bundle: Path, **changes: Any) -> None:
     file.write_text(json.dumps({k: v for k, v in described.items() if v is not None}))
 
 
+REGION = {"symbol": "s", "version": 1, "model": "m", "inputs": [], "outputs": []}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -331,10 +334,23 @@ def edit(bundle: Path, **changes: Any) -> None:
         ({"checksum": "sha256:00"}, f"{LIBRARY} is damaged: its checksum is sha256:[0-9a-f]+, manifest.json says"),
         ({"inputs": None}, "is damaged: key 'inputs' is missing"),
         ({"inputs": [{"name": "x", "datatype": "FP33", "shape": []}]}, "is damaged: tensor 'x': datatype 'FP33'"),
-        ({"offloaded": [{"symbol": "", "version": 1, "model": "m", "inputs": [], "outputs": []}]}, "symbol ''"),
-        ({"offloaded": [{"symbol": "s", "version": 0, "model": "m", "inputs": [], "outputs": []}]}, "version 0 is not"),
-        ({"offloaded": 3}, "is damaged"),
-        ({"checksum": 3}, "must be strings"),
+        (
+            {"offloaded": [{**REGION, "symbol": ""}]},
+            r"offloaded\[0\]: symbol is empty",
+        ),
+        (
+            {"offloaded": [{**REGION, "version": 0}]},
+            r"offloaded\[0\]\.version is 0; expected int >= 1",
+        ),
+        (
+            {"offloaded": [{**REGION, "version": "last"}]},
+            r"offloaded\[0\]\.version is 'last'; expected int or 'latest'",
+        ),
+        ({"offloaded": [{**REGION, "model": "../m"}]}, r"offloaded\[0\]: model name '\.\./m': use 1 to 128"),
+        ({"cpu": 3}, "cpu is 3; expected object"),
+        ({"cpu": {"architecture": "x86_64", "features": [1]}}, r"cpu\.features\[0\] is 1; expected str"),
+        ({"offloaded": 3}, "is damaged: offloaded is 3; expected array"),
+        ({"checksum": 3}, "checksum is 3; expected str"),
     ],
 )
 def test_a_damaged_manifest_is_refused_by_name(fresh_mlp: Path, changes: dict[str, Any], message: str) -> None:

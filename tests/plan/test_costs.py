@@ -266,12 +266,12 @@ def test_a_plan_comes_back_as_it_was(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format_version": 99}, f"format version 99, this release reads {FORMAT_VERSION}"),
+        ({"format_version": 99}, f"format_version is 99, this release reads {FORMAT_VERSION}"),
         ({"format": "zmq-offload profile of cuts"}, "is not a zmq-offload plan; create one with"),
-        ({"wire": "int4"}, "is damaged: wire 'int4'"),
-        ({"cut": "small"}, "is damaged: cut, until and sealed are lists of names"),
-        ({"model": 3}, "is damaged"),
-        ({"predicted": None}, "is damaged"),
+        ({"wire": "int4"}, "is damaged: wire is 'int4'; expected 'float32' or 'float16' or 'int8'"),
+        ({"cut": "small"}, "is damaged: cut is 'small'; expected array"),
+        ({"model": 3}, "is damaged: model is 3; expected object"),
+        ({"predicted": None}, "is damaged: predicted is None; expected object"),
     ],
 )
 def test_files_of_another_kind_or_version_or_damaged_ones(
@@ -283,7 +283,7 @@ def test_files_of_another_kind_or_version_or_damaged_ones(
     with pytest.raises(InvalidArgument, match=says):
         Plan.read(file)
     file.write_text("{")
-    with pytest.raises(InvalidArgument, match="is not JSON"):
+    with pytest.raises(InvalidArgument, match="is not a zmq-offload plan: it is not JSON"):
         Plan.read(file)
     with pytest.raises(InvalidArgument, match="cannot be read"):
         Plan.read(tmp_path / "missing.json")

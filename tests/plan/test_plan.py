@@ -220,7 +220,7 @@ def test_what_is_refused_before_anything_slow(
         "--device-profile", str(other)
     )
     other.write_text(json.dumps(json.loads(other.read_text()) | {"format_version": 7}))
-    assert "format version 7, this release reads 1" in refused("--server-profile", str(other))
+    assert "format_version is 7, this release reads 1" in refused("--server-profile", str(other))
     assert main(["profile", str(tmp_path), "--save", str(other)]) == 1
     assert "--save is for ONNX files" in capsys.readouterr().err
     with pytest.raises(SystemExit):

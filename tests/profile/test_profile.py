@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from tests.support.local_client import LocalClient
@@ -212,7 +212,7 @@ def test_a_model_that_nobody_serves_is_found_out_before_anything_slow(compiled_m
     check(latest, ("mlp", 3))
     with pytest.raises(NotFound, match=r"'mlp', which the bundle calls; served are mpl; did you mean 'mpl'\?"):
         check(latest, ("mpl", 3))
-    pinned = replace(latest, offloaded=tuple(replace(part, version=2) for part in latest.offloaded))
+    pinned = replace(latest, offloaded=tuple(replace(region, version=2) for region in latest.offloaded))
     check(pinned, ("mlp", 2), ("mlp", 3))
     with pytest.raises(NotFound, match="version 2 of 'mlp'"):
         check(pinned, ("mlp", 3))

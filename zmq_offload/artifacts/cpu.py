@@ -1,20 +1,20 @@
-"""Whether this machine's CPU can run a library: the instruction sets it was built for, against those that are here.
+"""Whether this machine's CPU has the instruction sets that a library was built for.
 
-A library built for AVX-512 ends the process by an illegal instruction on a CPU without it, so what it needs is written
-beside it when it is built and compared before it is loaded. Only instruction sets that LLVM's code generator uses by
-itself count: a target such as znver4 also names features (protection keys, mwaitx) that no generated code has, and that
-virtual machines like to hide.
+On a CPU without AVX-512, a library that was built for it ends the process with an illegal instruction. So a build
+records what its library needs, and the record is compared with the CPU before the library is loaded. Only instruction
+sets that LLVM's code generator uses by itself count. A target such as znver4 also has features (protection keys,
+mwaitx) that no generated code uses and that virtual machines often hide.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from zmq_offload.errors import FailedPrecondition, InvalidArgument
+import msgspec
+
+from zmq_offload.errors import FailedPrecondition
 
 # LLVM's name -> Linux's. (llvm/lib/TargetParser/Host.cpp; arch/x86/include/asm/cpufeatures.h and
 # arch/arm64/kernel/cpuinfo.c)
@@ -47,7 +47,7 @@ _X86 = {
     "avx512bitalg": "avx512_bitalg",
     "avx512vpopcntdq": "avx512_vpopcntdq",
     "avxvnni": "avx_vnni",
-    # AMD's own; all but the first ended with Zen.
+    # AMD only; Zen dropped all but the first.
     "sse4a": "sse4a",
     "fma4": "fma4",
     "xop": "xop",
@@ -68,9 +68,8 @@ _LINUX = {"x86_64": _X86, "aarch64": _ARM}
 _SAME = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
-@dataclass(frozen=True, slots=True)
-class CpuNeeds:
-    """What a library needs: an `architecture` (x86_64, aarch64, ...) and `features`, by LLVM's names."""
+class CpuNeeds(msgspec.Struct, frozen=True):
+    """What a library needs of a CPU: an `architecture` (x86_64, aarch64, ...) and `features`, by LLVM's names."""
 
     architecture: str
     features: tuple[str, ...]
@@ -83,28 +82,16 @@ class CpuNeeds:
         known = _LINUX.get(architecture, {})
         return cls(architecture, tuple(sorted(known.keys() & set(llvm_features))))
 
-    def to_json(self) -> dict[str, Any]:
-        return {"architecture": self.architecture, "features": list(self.features)}
-
-    @classmethod
-    def from_json(cls, value: Any) -> CpuNeeds:
-        """Raises InvalidArgument saying what is wrong with `value`."""
-        features = value.get("features") if isinstance(value, dict) else None
-        if (
-            not isinstance(features, list)
-            or not all(isinstance(name, str) for name in features)
-            or not isinstance(value.get("architecture"), str)
-        ):
-            raise InvalidArgument(f"cpu must be an object with architecture and features, not {value!r}")
-        return cls(value["architecture"], tuple(features))
-
     def check(self, what: str) -> None:
-        """Raises FailedPrecondition, beginning with `what`, if this machine cannot run it."""
+        """Raises FailedPrecondition if this machine cannot run the library. The message calls the library `what`."""
         architecture, flags = this_cpu()
         if self.architecture != architecture:
-            raise FailedPrecondition(f"{what} was built for {self.architecture}, this CPU is {architecture}")
+            raise FailedPrecondition(
+                f"{what} was built for {self.architecture}, this CPU is {architecture}; "
+                "compile it with --target for this CPU"
+            )
         if not flags:
-            return  # not Linux, or it does not say: then the operating system has the last word
+            return  # not Linux, or no list of features: the library is tried
         linux = _LINUX.get(architecture, {})
         missing = [name for name in self.features if linux.get(name, name) not in flags]
         if missing:
@@ -114,7 +101,7 @@ class CpuNeeds:
             )
 
     def met(self) -> bool:
-        """Whether this machine can run it."""
+        """Whether this machine can run the library."""
         try:
             self.check("it")
         except FailedPrecondition:
@@ -123,7 +110,7 @@ class CpuNeeds:
 
 
 def this_cpu() -> tuple[str, frozenset[str]]:
-    """This machine's architecture and its features by Linux's names (none where they are not known)."""
+    """This machine's architecture, and its features by Linux's names (empty if they are not known)."""
     machine = platform.machine().lower()
     try:
         text = Path("/proc/cpuinfo").read_text()

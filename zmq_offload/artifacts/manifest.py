@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
+from zmq_offload.artifacts import jsonfile
 from zmq_offload.artifacts.cpu import CpuNeeds
-from zmq_offload.artifacts.repository import checksum
+from zmq_offload.artifacts.repository import Version, checksum
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.names import check_model_name, check_version
 from zmq_offload.protocol.tensors import TensorSpec
@@ -19,15 +20,14 @@ LIBRARY = "device.so"
 MANIFEST = "manifest.json"
 
 SEND, RECEIVE = "_send", "_receive"
-"""Behind the symbol of an offloaded part: the two halves of its call, which a library has where they are apart."""
+"""Appended to the symbol of a region: the two halves of its call, in a library that calls them separately."""
 
-VersionPolicy = int | Literal["latest"]
+VersionPolicy = Version | Literal["latest"]
 """Which version of a model the device asks for: a number, or the latest that is served."""
 
 
-@dataclass(frozen=True, slots=True)
-class OffloadedRegion:
-    """One offloaded part: the symbol by which the device's library calls it, and the model that answers."""
+class OffloadedRegion(msgspec.Struct, frozen=True):
+    """One region: the symbol by which the device's library calls it, and the model that replies."""
 
     symbol: str
     model: str
@@ -35,69 +35,57 @@ class OffloadedRegion:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "symbol": self.symbol,
-            "model": self.model,
-            "version": self.version,
-            "inputs": [t.to_json() for t in self.inputs],
-            "outputs": [t.to_json() for t in self.outputs],
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> OffloadedRegion:
-        """Raises InvalidArgument saying what is wrong with `value`; KeyError for what is missing."""
-        symbol, version = value["symbol"], check_policy(value["version"])
-        if not isinstance(symbol, str) or not symbol:
-            raise InvalidArgument(f"symbol {symbol!r} is not a name")
-        return cls(symbol, check_model_name(value["model"]), version, _specs(value["inputs"]), _specs(value["outputs"]))
+    def __post_init__(self) -> None:
+        if not self.symbol:
+            raise InvalidArgument("symbol is empty; it names a function of the library")
+        check_model_name(self.model)
+        _check_specs(*self.inputs, *self.outputs)
 
 
-@dataclass(frozen=True, slots=True)
-class Fallback:
-    """The bundle's own copy of an offloaded part: which version of its model it is a copy of, the library beside the
-    device's, that one's checksum, and its signature."""
+class Fallback(msgspec.Struct, frozen=True):
+    """A region that is compiled into the bundle, too: the model and version that it stands for, the file of its library
+    in the bundle, that file's checksum, and its signature."""
 
     model: str
-    version: int
+    version: Version
     library: str
     checksum: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "version": self.version,
-            "library": self.library,
-            "checksum": self.checksum,
-            "inputs": [t.to_json() for t in self.inputs],
-            "outputs": [t.to_json() for t in self.outputs],
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> Fallback:
-        """Raises InvalidArgument saying what is wrong with `value`; KeyError for what is missing."""
-        model = check_model_name(value["model"])
-        if value["library"] != fallback_library(model):
-            raise InvalidArgument(f"the fallback of {model!r} is not {fallback_library(model)}: {value['library']!r}")
-        if not isinstance(value["checksum"], str):
-            raise InvalidArgument("checksum must be a string")
-        signature = _specs(value["inputs"]), _specs(value["outputs"])
-        return cls(model, check_version(value["version"]), value["library"], value["checksum"], *signature)
+    def __post_init__(self) -> None:
+        right = fallback_library(check_model_name(self.model))
+        if self.library != right:
+            raise InvalidArgument(f"library of model {self.model!r} is {self.library!r}; expected {right!r}")
+        _check_specs(*self.inputs, *self.outputs)
 
 
 def fallback_library(model: str) -> str:
-    """The file name of the copy of a model."""
+    """The file name of the fallback of a model."""
     return f"fallback_{model}.so"
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a device bundle is: the whole model's signature, in the model's order, and what is offloaded.
+class Manifest(msgspec.Struct, frozen=True):
+    """What `manifest.json` says of a device bundle.
 
-    `checksum` is "sha256:<hex>" of the library, `target` the TVM target that it is for as JSON-able data, `cpu` what
-    that needs of the device's CPU. A bundle with a `fallback` is not sealed: it holds the offloaded parts, too.
+    Parameters
+    ----------
+    inputs, outputs : tuple of TensorSpec
+        The signature of the whole model, in the model's order.
+    offloaded : tuple of OffloadedRegion
+        The regions that workers compute.
+    target : JSON-able
+        The TVM target that the library is for.
+    cpu : CpuNeeds
+        What the library needs of the device's CPU.
+    tvm_version : str
+        The version of TVM that built the library.
+    checksum : str
+        "sha256:<hex>" of the library.
+    flops : dict, optional
+        Floating-point operations of the library's functions, by name.
+    fallback : tuple of Fallback, optional
+        The regions that the bundle holds, too. A bundle without any is sealed.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -107,74 +95,98 @@ class Manifest:
     cpu: CpuNeeds
     tvm_version: str
     checksum: str
-    flops: dict[str, Any] = field(default_factory=dict)
+    flops: dict[str, Any] = {}
     fallback: tuple[Fallback, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_specs(*self.inputs, *self.outputs)
+
     def write(self, folder: Path) -> None:
-        described = {
-            "format_version": FORMAT_VERSION,
-            "inputs": [t.to_json() for t in self.inputs],
-            "outputs": [t.to_json() for t in self.outputs],
-            "offloaded": [o.to_json() for o in self.offloaded],
-            "sealed": not self.fallback,
-            "fallback": [f.to_json() for f in self.fallback],
-            "target": self.target,
-            "cpu": self.cpu.to_json(),
-            "tvm_version": self.tvm_version,
-            "checksum": self.checksum,
-            "flops": self.flops,
-        }
-        (folder / MANIFEST).write_text(json.dumps(described, indent=2) + "\n")
+        """Write `manifest.json` into a folder.
+
+        Parameters
+        ----------
+        folder : Path
+            The device bundle.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        described = {"format_version": FORMAT_VERSION, **msgspec.to_builtins(self), "sealed": not self.fallback}
+        (folder / MANIFEST).write_bytes(jsonfile.encode(described))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises FailedPrecondition naming the file that is missing or damaged; the library is not looked at."""
+        """Read the manifest of a device bundle. The library is not looked at.
+
+        Parameters
+        ----------
+        folder : Path
+            The device bundle.
+
+        Returns
+        -------
+        Manifest
+
+        Raises
+        ------
+        FailedPrecondition
+            If the file is missing or damaged; the message names the file and the key.
+        """
         file = folder / MANIFEST
         try:
-            value = json.loads(file.read_bytes())
+            value = jsonfile.parse(file.read_bytes())
+            jsonfile.check_format_version(value, FORMAT_VERSION)
+            found = jsonfile.convert(value, cls)
+            sealed = value.get("sealed", True)
+            if sealed is not (not found.fallback):
+                raise InvalidArgument(f"sealed is {sealed!r}, with {len(found.fallback)} fallback entries")
         except OSError as error:
             raise FailedPrecondition(f"{file}: {error.strerror or error}; is {folder} a device bundle?") from None
-        except (ValueError, RecursionError) as error:
+        except InvalidArgument as error:
             raise FailedPrecondition(f"{file} is damaged: {error}") from None
-        try:
-            found = value["format_version"]
-            if found != FORMAT_VERSION:
-                raise InvalidArgument(f"format_version is {found!r}, this release reads {FORMAT_VERSION}")
-            offloaded = tuple(map(OffloadedRegion.from_json, value["offloaded"]))
-            described = _specs(value["inputs"]), _specs(value["outputs"])
-            version, digest = value["tvm_version"], value["checksum"]
-            if not isinstance(version, str) or not isinstance(digest, str):
-                raise InvalidArgument("tvm_version and checksum must be strings")
-            cpu = CpuNeeds.from_json(value["cpu"])
-            flops = value.get("flops")
-            fallback = tuple(map(Fallback.from_json, value.get("fallback", ())))
-            if value.get("sealed", True) is not (not fallback):
-                raise InvalidArgument(f"sealed is {value.get('sealed', True)!r}, with {len(fallback)} fallback entries")
-            return cls(
-                *described,
-                offloaded,
-                value["target"],
-                cpu,
-                version,
-                digest,
-                flops if isinstance(flops, dict) else {},
-                fallback,
-            )
-        except KeyError as missing:
-            raise FailedPrecondition(f"{file} is damaged: key {missing} is missing") from None
-        except (InvalidArgument, TypeError) as error:
-            raise FailedPrecondition(f"{file} is damaged: {error}") from None
+        return found
 
     def check_library(self, folder: Path) -> Path:
-        """The library's path. Raises FailedPrecondition if it is missing or not the one that was described."""
+        """Check that the library is the one that the manifest describes.
+
+        Parameters
+        ----------
+        folder : Path
+            The device bundle.
+
+        Returns
+        -------
+        Path
+            The library.
+
+        Raises
+        ------
+        FailedPrecondition
+            If the library is missing, or has another checksum.
+        """
         return _checked(folder / LIBRARY, self.checksum)
 
     def check_fallback(self, folder: Path) -> dict[Fallback, Path]:
-        """The copies of offloaded parts, and where they are.
+        """Check that each fallback is the one that the manifest describes, and that it fits its region.
 
-        Raises FailedPrecondition if one is missing, not the one that was described, or not of an offloaded part: of
-        another model, of another version than the one that is asked for, or with other inputs or outputs; or if a part
-        has two.
+        Parameters
+        ----------
+        folder : Path
+            The device bundle.
+
+        Returns
+        -------
+        dict of Fallback to Path
+            The library of each fallback.
+
+        Raises
+        ------
+        FailedPrecondition
+            If a library is missing or has another checksum; if a region has two fallbacks; if a fallback is of a model
+            that the device does not call, of another version than the one it asks for, or has another signature.
         """
         called = {region.model: region for region in self.offloaded}
         if len({fallback.model for fallback in self.fallback}) != len(self.fallback):
@@ -188,8 +200,7 @@ class Manifest:
             if region.version not in ("latest", fallback.version):
                 raise FailedPrecondition(
                     f"{folder}: the two halves of {fallback.model!r} differ: the fallback is of version "
-                    f"{fallback.version}, "
-                    f"the device asks for {region.version}; compile the bundle again"
+                    f"{fallback.version}, the device asks for {region.version}; compile the bundle again"
                 )
             for kind, here, there in (
                 ("inputs", fallback.inputs, region.inputs),
@@ -213,20 +224,19 @@ def _checked(library: Path, described: str) -> Path:
     return library
 
 
+def _check_specs(*specs: TensorSpec) -> None:
+    for spec in specs:
+        spec.check()
+
+
 def _listed(specs: Iterable[TensorSpec]) -> str:
     return "; ".join(map(str, specs)) or "none"
 
 
 def check_policy(version: Any) -> VersionPolicy:
-    """`version`, if it is "latest" or a number from 1; raises InvalidArgument otherwise."""
+    """`version`, if it is "latest" or a version number. Raises InvalidArgument otherwise."""
     if version == "latest":
         return "latest"
     if type(version) is not int:
         raise InvalidArgument(f"version {version!r} is neither a whole number from 1 nor 'latest'")
     return check_version(version)
-
-
-def _specs(value: Any) -> tuple[TensorSpec, ...]:
-    if not isinstance(value, list):
-        raise InvalidArgument("inputs and outputs must be lists")
-    return tuple(map(TensorSpec.from_json, value))

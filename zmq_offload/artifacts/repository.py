@@ -1,25 +1,27 @@
 """The model repository: `<repository>/<model>/<version>/{subgraph.so, model.json}`.
 
-Written by `zmq_offload.compile`, read by workers. A version is complete or absent: it is put together in a hidden
-folder beside its place and renamed into it, so that a worker never sees half of one.
+`zmq_offload.compile` writes it and workers read it. A version is complete or absent: it is put together in a hidden
+folder next to its place and then renamed, so that a worker never sees half of one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from zmq_offload.artifacts import jsonfile
 from zmq_offload.artifacts.cpu import CpuNeeds
 from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from zmq_offload.protocol.names import NAME_PATTERN, check_model_name, check_version
+from zmq_offload.protocol import limits
+from zmq_offload.protocol.names import NAME_PATTERN, check_model_name
 from zmq_offload.protocol.tensors import ANY, TensorSpec, check_signature
 
 FORMAT_VERSION = 1
@@ -27,10 +29,12 @@ LIBRARY = "subgraph.so"
 DESCRIPTION = "model.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Batching:
-    """How requests of one model may run together: at most `max_batch` rows at a time (dimension 0 of every tensor), the
-    first of them waiting at most `delay_us` microseconds for others."""
+Version = Annotated[int, msgspec.Meta(ge=1, le=limits.VERSION)]
+
+
+class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How requests of one model may run together: at most `max_batch` rows at a time (dimension 0 of every tensor). The
+    first of them waits at most `delay_us` microseconds for others."""
 
     max_batch: int
     delay_us: int = 0
@@ -42,7 +46,7 @@ class Batching:
             raise InvalidArgument(f"batch delay {self.delay_us!r} is not a whole number of microseconds from 0")
 
     def check(self, tensors: Iterable[TensorSpec]) -> None:
-        """Raises InvalidArgument naming the first tensor that has no rows to put together."""
+        """Raises InvalidArgument naming the first tensor whose dimension 0 is not symbolic."""
         for tensor in tensors:
             if not tensor.shape or tensor.shape[0] != ANY:
                 raise InvalidArgument(
@@ -51,17 +55,38 @@ class Batching:
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class ModelVersion:
+class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True):
     """What `model.json` says of one version of a model.
 
-    `batching` is None where requests run one at a time. `cpu` is what the library needs of the CPU, `target` the TVM
-    target as a JSON-able value, `checksum` "sha256:<hex>" of `subgraph.so`, `tvm_version` the version of TVM that
-    built it. `extra` keeps the keys that this release does not know.
+    Parameters
+    ----------
+    name : str
+        The model's name.
+    version : int
+        The version's number, from 1.
+    inputs, outputs : tuple of TensorSpec
+        The signature, in the order of the library's arguments and results.
+    target : JSON-able
+        The TVM target that the library is for.
+    tvm_version : str
+        The version of TVM that built the library.
+    checksum : str
+        "sha256:<hex>" of `subgraph.so`.
+    cpu : CpuNeeds, optional
+        What the library needs of the worker's CPU.
+    batching : Batching, optional
+        How requests may run together. None: one at a time.
+    extra : dict, optional
+        Keys of the file that this release does not know.
+
+    Raises
+    ------
+    InvalidArgument
+        For a name, a tensor or a combination of them that no request could carry.
     """
 
     name: str
-    version: int
+    version: Version
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     target: Any
@@ -69,68 +94,59 @@ class ModelVersion:
     checksum: str
     cpu: CpuNeeds | None = None
     batching: Batching | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        check_model_name(self.name)
+        check_signature(self.inputs, self.outputs)
+        if self.batching is not None:
+            self.batching.check((*self.inputs, *self.outputs))
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "name": self.name,
-            "version": self.version,
-            "inputs": [t.to_json() for t in self.inputs],
-            "outputs": [t.to_json() for t in self.outputs],
-            "target": self.target,
-            "tvm_version": self.tvm_version,
-            "checksum": self.checksum,
-            **({"cpu": self.cpu.to_json()} if self.cpu else {}),
-            **({"batching": asdict(self.batching)} if self.batching else {}),
-            **self.extra,
-        }
+        """The content of `model.json`.
+
+        Returns
+        -------
+        dict
+        """
+        known = msgspec.to_builtins(self)
+        known.pop("extra", None)
+        return {"format_version": FORMAT_VERSION, **known, **self.extra}
 
     @classmethod
-    def from_json(cls, value: Any) -> ModelVersion:
-        """Raises InvalidArgument saying what is wrong with `value`."""
-        if not isinstance(value, dict):
-            raise InvalidArgument("it is not a JSON object")
-        rest = dict(value)
-        known = rest.pop("format_version", None)
-        if known != FORMAT_VERSION:
-            raise InvalidArgument(f"format_version is {known!r}, this release reads {FORMAT_VERSION}")
-        try:
-            name, version = check_model_name(rest.pop("name")), rest.pop("version")
-            inputs, outputs = rest.pop("inputs"), rest.pop("outputs")
-            target, tvm_version, checksum = rest.pop("target"), rest.pop("tvm_version"), rest.pop("checksum")
-        except KeyError as missing:
-            raise InvalidArgument(f"key {missing} is missing") from None
-        check_version(version)
-        if not isinstance(inputs, list) or not isinstance(outputs, list):
-            raise InvalidArgument("inputs and outputs must be lists")
-        if not isinstance(tvm_version, str) or not isinstance(checksum, str):
-            raise InvalidArgument("tvm_version and checksum must be strings")
-        specs = [tuple(TensorSpec.from_json(t) for t in tensors) for tensors in (inputs, outputs)]
-        check_signature(*specs)
-        batching = _batching(rest.pop("batching", None))
-        if batching is not None:
-            batching.check((*specs[0], *specs[1]))
-        cpu = CpuNeeds.from_json(rest.pop("cpu")) if "cpu" in rest else None
-        return cls(name, version, specs[0], specs[1], target, tvm_version, checksum, cpu, batching, rest)
+    def from_json(cls, value: dict[str, Any]) -> ModelVersion:
+        """The description that a `model.json` holds.
 
+        Parameters
+        ----------
+        value : dict
+            The content of the file.
 
-def _batching(value: Any) -> Batching | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict) or not value.keys() <= {"max_batch", "delay_us"} or "max_batch" not in value:
-        raise InvalidArgument(f"batching must be an object with max_batch and delay_us, not {value!r}")
-    return Batching(**value)
+        Returns
+        -------
+        ModelVersion
+
+        Raises
+        ------
+        InvalidArgument
+            For another format version, or a key that is missing or wrong; the message names it.
+        """
+        jsonfile.check_format_version(value, FORMAT_VERSION)
+        known = {key: part for key, part in value.items() if key in cls.__struct_fields__ and key != "extra"}
+        extra = {key: part for key, part in value.items() if key not in known and key != "format_version"}
+        return jsonfile.convert({**known, "extra": extra}, cls)
 
 
 def loadable(library: Path) -> str:
-    """The name by which to load a library. The system's loader does not look at a file whose name belongs to a library
-    that is still in use. So a file that replaced another gets its own spelling of the same path, made from its inode:
-    "./" for each bit that is 0, ".//" for each bit that is 1. A library in use keeps its inode, so no two that are in
-    use share a name. (It is for `tvm_ffi.load_module`; that of `tvm.runtime` would spell it as before.)
+    """The path by which to load a library.
+
+    The system's loader does not open a file if a library with the same path is in use. A file that replaced another
+    would therefore not be loaded. So each file gets a spelling of its path that is made from its inode: "./" for each
+    bit that is 0, ".//" for each bit that is 1. A library in use keeps its inode, so no two that are in use share a
+    path. (Only `tvm_ffi.load_module` passes the spelling on; `tvm.runtime.load_module` normalizes it.)
     """
     place = library.resolve()
-    with contextlib.suppress(OSError):  # of a file that is not there: loading it says so
+    with contextlib.suppress(OSError):  # a missing file: loading it says so
         state = place.stat()
         bits = f"{state.st_dev:b}{state.st_ino:064b}"
         return f"{place.parent}/{''.join('.//' if bit == '1' else './' for bit in bits)}{place.name}"
@@ -147,37 +163,109 @@ def checksum(path: Path) -> str:
 
 
 class Repository:
-    """A model repository on disk. Nothing is cached: what is on disk is what counts."""
+    """A model repository on disk. Nothing is cached: each call looks at the disk.
+
+    Parameters
+    ----------
+    root : str or path
+        The repository's folder. It need not exist.
+
+    Examples
+    --------
+    >>> repository = Repository("dist/repository")
+    >>> for name in repository.models():
+    ...     print(name, repository.versions(name))
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
 
     def path(self, name: str, version: int) -> Path:
-        """The folder of one version, there or not."""
+        """The folder of one version, which need not exist.
+
+        Parameters
+        ----------
+        name : str
+            The model's name.
+        version : int
+            The version's number.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        InvalidArgument
+            If `name` cannot be a model's name.
+        """
         return self.root / check_model_name(name) / str(version)
 
     def models(self) -> list[str]:
-        """Names of the models that have a folder, sorted; an absent repository has none."""
+        """The names of the models that have a folder.
+
+        Returns
+        -------
+        list of str
+            Sorted; empty if the repository does not exist.
+
+        Raises
+        ------
+        FailedPrecondition
+            If the folder cannot be read.
+        """
         return sorted(p.name for p in _folders(self.root) if NAME_PATTERN.fullmatch(p.name))
 
     def versions(self, name: str) -> list[int]:
-        """Version numbers that have a folder, ascending."""
+        """The versions of a model that have a folder.
+
+        Parameters
+        ----------
+        name : str
+            The model's name.
+
+        Returns
+        -------
+        list of int
+            Ascending; empty if the model does not exist.
+
+        Raises
+        ------
+        InvalidArgument
+            If `name` cannot be a model's name.
+        FailedPrecondition
+            If the folder cannot be read.
+        """
         folders = _folders(self.root / check_model_name(name))
         return sorted(int(p.name) for p in folders if re.fullmatch(r"[1-9][0-9]*", p.name))
 
     def read(self, name: str, version: int) -> ModelVersion:
-        """The checked description of one version, its library's checksum included.
+        """Read the description of one version, and check its library against the checksum.
 
-        Raises FailedPrecondition naming the file that is missing, unreadable or damaged.
+        Parameters
+        ----------
+        name : str
+            The model's name.
+        version : int
+            The version's number.
+
+        Returns
+        -------
+        ModelVersion
+
+        Raises
+        ------
+        FailedPrecondition
+            If a file is missing, unreadable, damaged or outside the repository; the message names it.
         """
         folder = self.path(name, version)
         file, library = folder / DESCRIPTION, folder / LIBRARY
         self._check_inside(file)
         try:
-            found = ModelVersion.from_json(json.loads(file.read_bytes()))
+            found = ModelVersion.from_json(jsonfile.parse(file.read_bytes()))
         except OSError as error:
             raise FailedPrecondition(f"{file}: {error.strerror or error}") from None
-        except (ValueError, RecursionError) as error:  # InvalidArgument and JSONDecodeError are ValueErrors
+        except InvalidArgument as error:
             raise FailedPrecondition(f"{file} is damaged: {error}") from None
         if (found.name, found.version) != (name, version):
             raise FailedPrecondition(f"{file} describes {found.name!r} version {found.version}, not what its path says")
@@ -193,11 +281,11 @@ class Repository:
         return found
 
     def _check_inside(self, file: Path) -> None:
-        """Raises FailedPrecondition for what a link leads out of the repository to, and for what is no file: to open a
-        pipe would wait for ever."""
+        """Raises FailedPrecondition for a link that leads out of the repository, and for anything but a regular file: a
+        pipe would block the reader."""
         try:
             place = file.resolve(strict=True)
-        except (OSError, RuntimeError) as error:  # of links that lead in a circle
+        except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
             raise FailedPrecondition(f"{file}: {getattr(error, 'strerror', None) or error}") from None
         if not place.is_relative_to(self.root.resolve()):
             raise FailedPrecondition(f"{file} leads out of the repository, to {place}")
@@ -212,10 +300,31 @@ class Repository:
         *,
         force: bool = False,
     ) -> ModelVersion:
-        """Add one version. `build` gets an empty folder, writes `subgraph.so` there and returns the description,
-        whose `checksum` is filled in here.
+        """Add one version.
 
-        Raises AlreadyExists if the version is there and not `force`, FailedPrecondition if it cannot be written.
+        Parameters
+        ----------
+        name : str
+            The model's name.
+        version : int
+            The version's number.
+        build : callable
+            Gets an empty folder, writes `subgraph.so` there and returns the description. Its `checksum` is filled in
+            here.
+        force : bool, optional
+            Replace a version that exists.
+
+        Returns
+        -------
+        ModelVersion
+            The description that was written.
+
+        Raises
+        ------
+        AlreadyExists
+            If the version exists, without `force`.
+        FailedPrecondition
+            If it cannot be written.
         """
         place = self.path(name, version)
         if place.exists() and not force:
@@ -224,14 +333,13 @@ class Repository:
             with folders_made(place.parent), scratch_folder(place.parent, f".{version}-") as scratch:
                 draft = scratch / "new"
                 draft.mkdir()
-                found = build(draft)
-                described = found.to_json() | {"checksum": checksum(draft / LIBRARY)}
-                (draft / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+                found = msgspec.structs.replace(build(draft), checksum=checksum(draft / LIBRARY))
+                (draft / DESCRIPTION).write_bytes(jsonfile.encode(found.to_json()))
                 draft.chmod(0o755)
                 put_in_place(draft, place)
         except OSError as error:
             raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
-        return ModelVersion.from_json(described)
+        return found
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
+
+from zmq_offload.artifacts import jsonfile
 from zmq_offload.artifacts.repository import checksum
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.plan.costs import WIRES, CutPoint, Times, Wire
@@ -17,26 +18,20 @@ FORMAT_VERSION = 1
 PROFILE = "zmq-offload profile of cuts"
 PLAN = "zmq-offload plan"
 
+Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class PlannedModel:
+
+class PlannedModel(msgspec.Struct, frozen=True):
     """Which model a file is of: the ONNX file's name and checksum, and its inputs' shapes."""
 
     file: str
     checksum: str
-    inputs: Mapping[str, tuple[int, ...]]
+    inputs: dict[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, model: Path, inputs: Sequence[TensorSpec]) -> PlannedModel:
         return cls(model.name, checksum(model), {spec.name: spec.shape for spec in inputs})
-
-    def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "checksum": self.checksum, "inputs": {n: list(s) for n, s in self.inputs.items()}}
-
-    @classmethod
-    def from_json(cls, value: Any) -> PlannedModel:
-        inputs = {str(name): tuple(int(d) for d in shape) for name, shape in value["inputs"].items()}
-        return cls(str(value["file"]), str(value["checksum"]), inputs)
 
     def check(self, model: Path, file: Path, inputs: Mapping[str, Sequence[int | str]] | None = None) -> None:
         """Raises InvalidArgument if `file`, which this was read from, is of another model than the file `model`, or of
@@ -55,8 +50,7 @@ class PlannedModel:
                 raise InvalidArgument(f"{file} is of inputs {known}, not of {name}={given}")
 
 
-@dataclass(frozen=True)
-class CutTimes:
+class CutTimes(msgspec.Struct, frozen=True):
     """The times of a model's parts on one machine, to be carried to another."""
 
     model: PlannedModel
@@ -66,44 +60,19 @@ class CutTimes:
     times: Times
 
     def write(self, file: Path) -> None:
-        times = self.times
-        _write(
-            file,
-            PROFILE,
-            {
-                "model": self.model.to_json(),
-                "machine": self.machine,
-                "threads": self.threads,
-                "places": [[t.to_json() for t in point.tensors] for point in self.points],
-                "seconds": {
-                    "before": times.before,
-                    "behind": times.after,
-                    "encode": times.encode,
-                    "decode": times.decode,
-                },
-            },
-        )
+        places = tuple(point.tensors for point in self.points)
+        t = self.times
+        seconds = _Seconds(t.before, t.after, _by_name(t.encode), _by_name(t.decode))
+        _write(file, PROFILE, _CutTimes(self.model, self.machine, self.threads, places, seconds))
 
     @classmethod
     def read(cls, file: Path) -> CutTimes:
-        """Raises InvalidArgument for a file that is none, of another format version, or damaged."""
-        value = _read(file, PROFILE, "zmq-offload profile MODEL.onnx --save FILE")
-        try:
-            points = tuple(CutPoint(tuple(map(TensorSpec.from_json, point))) for point in value["places"])
-            seconds = value["seconds"]
-            size = len(points)
-            times = Times(
-                _seconds(seconds["before"], size),
-                _seconds(seconds["behind"], size),
-                _coding(seconds["encode"], size),
-                _coding(seconds["decode"], size),
-            )
-            model = PlannedModel.from_json(value["model"])
-            return cls(model, str(value["machine"]), int(value["threads"]), points, times)
-        except KeyError as missing:
-            raise InvalidArgument(f"{file} is damaged: key {missing} is missing") from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InvalidArgument(f"{file} is damaged: {error}") from None
+        """Raises InvalidArgument for a file that is not a profile of cuts, of another format version, or damaged."""
+        found = _read(file, PROFILE, _CutTimes, "zmq-offload profile MODEL.onnx --save FILE")
+        s = found.seconds
+        encode, decode = ({wire: coding[wire] for wire in WIRES} for coding in (s.encode, s.decode))
+        points = tuple(map(CutPoint, found.places))
+        return cls(found.model, found.machine, found.threads, points, Times(s.before, s.behind, encode, decode))
 
     def times_for(self, model: Path, points: Sequence[CutPoint], file: Path) -> Times:
         """The times, if they are of this model and its points. Raises InvalidArgument otherwise."""
@@ -113,8 +82,37 @@ class CutTimes:
         return self.times
 
 
-@dataclass(frozen=True)
-class Plan:
+class _Seconds(msgspec.Struct):
+    """`Times`, as the file has them."""
+
+    before: tuple[Seconds, ...]
+    behind: tuple[Seconds, ...]
+    encode: dict[str, tuple[Seconds, ...]]
+    decode: dict[str, tuple[Seconds, ...]]
+
+
+class _CutTimes(msgspec.Struct):
+    """`CutTimes`, as the file has them."""
+
+    model: PlannedModel
+    machine: str
+    threads: int
+    places: tuple[tuple[TensorSpec, ...], ...]
+    seconds: _Seconds
+
+    def __post_init__(self) -> None:
+        for tensor in (tensor for place in self.places for tensor in place):
+            tensor.check()
+        s = self.seconds
+        for name, coding in (("encode", s.encode), ("decode", s.decode)):
+            if missing := [wire for wire in WIRES if wire not in coding]:
+                raise InvalidArgument(f"seconds.{name}: key {missing[0]!r} is missing")
+        for times in (s.before, s.behind, *s.encode.values(), *s.decode.values()):
+            if len(times) != len(self.places):
+                raise InvalidArgument(f"seconds has {len(times)} times for {len(self.places)} places; expected as many")
+
+
+class Plan(msgspec.Struct, frozen=True):
     """What was chosen for a model. `cut` is empty if all of it stays on the device; an `until` that is empty stands for
     the model's outputs. `predicted` are the prediction's figures, for a reader. `sealed` are the weights that were to
     be kept off the device."""
@@ -124,7 +122,7 @@ class Plan:
     until: tuple[str, ...]
     wire: Wire
     objective: str
-    predicted: Mapping[str, Any]
+    predicted: dict[str, Any]
     sealed: tuple[str, ...] = ()
 
     @property
@@ -132,73 +130,40 @@ class Plan:
         return not self.cut
 
     def write(self, file: Path) -> None:
-        _write(
-            file,
-            PLAN,
-            {
-                "model": self.model.to_json(),
-                "cut": self.cut,
-                "until": self.until,
-                "wire": self.wire,
-                "objective": self.objective,
-                "sealed": self.sealed,
-                "predicted": self.predicted,
-            },
-        )
+        _write(file, PLAN, self)
 
     @classmethod
     def read(cls, file: Path) -> Plan:
-        """Raises InvalidArgument for a file that is none, of another format version, or damaged."""
-        value = _read(file, PLAN, "zmq-offload plan ... --save FILE")
-        try:
-            wire = value["wire"]
-            if wire not in WIRES:
-                raise ValueError(f"wire {wire!r} is not one of {', '.join(WIRES)}")
-            cut, until = _names(value["cut"]), _names(value["until"])
-            model, predicted = PlannedModel.from_json(value["model"]), dict(value["predicted"])
-            return cls(model, cut, until, wire, str(value["objective"]), predicted, _names(value.get("sealed", [])))
-        except KeyError as missing:
-            raise InvalidArgument(f"{file} is damaged: key {missing} is missing") from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InvalidArgument(f"{file} is damaged: {error}") from None
+        """Raises InvalidArgument for a file that is not a plan, of another format version, or damaged."""
+        return _read(file, PLAN, cls, "zmq-offload plan ... --save FILE")
 
 
-def _write(file: Path, kind: str, value: Mapping[str, Any]) -> None:
+def _by_name(coding: Mapping[Wire, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    return {str(wire): seconds for wire, seconds in coding.items()}
+
+
+def _write(file: Path, kind: str, value: msgspec.Struct) -> None:
+    described = {"format": kind, "format_version": FORMAT_VERSION, **msgspec.to_builtins(value)}
     try:
-        file.write_text(json.dumps({"format": kind, "format_version": FORMAT_VERSION, **value}, indent=2) + "\n")
+        file.write_bytes(jsonfile.encode(described))
     except OSError as error:
         raise FailedPrecondition(f"{file} cannot be written: {error.strerror or error}") from None
 
 
-def _read(file: Path, kind: str, made_by: str) -> dict[str, Any]:
+def _read(file: Path, kind: str, type_: type[T], made_by: str) -> T:
     try:
-        value = json.loads(file.read_bytes())
+        value = jsonfile.parse(file.read_bytes())
     except OSError as error:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{file} is not JSON: {error}") from None
-    if not isinstance(value, dict) or value.get("format") != kind:
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{file} is not a {kind}: {error}; create one with: {made_by}") from None
+    if value.get("format") != kind:
         raise InvalidArgument(f"{file} is not a {kind}; create one with: {made_by}")
-    if value.get("format_version") != FORMAT_VERSION:
-        raise InvalidArgument(
-            f"{file} has format version {value.get('format_version')!r}, this release reads {FORMAT_VERSION}; "
-            f"make it again by: {made_by}"
-        )
-    return value
-
-
-def _seconds(values: Any, size: int) -> tuple[float, ...]:
-    found = tuple(float(v) for v in values)
-    if len(found) != size or not all(0 <= v < 1e6 for v in found):
-        raise ValueError(f"{len(found)} times for {size} points, each to be from 0 and below 1e6 seconds")
-    return found
-
-
-def _coding(value: Mapping[str, Any], size: int) -> dict[Wire, tuple[float, ...]]:
-    return {wire: _seconds(value[wire], size) for wire in WIRES}
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError("cut, until and sealed are lists of names")
-    return tuple(value)
+    try:
+        jsonfile.check_format_version(value, FORMAT_VERSION)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{file}: {error}; create it again with: {made_by}") from None
+    try:
+        return jsonfile.convert(value, type_)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{file} is damaged: {error}") from None

@@ -103,18 +103,16 @@ class TensorSpec:
         name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
         if not isinstance(name, str):
             raise InvalidArgument(f"a tensor's name must be a string, not {reprlib.repr(name)}")
-        if not isinstance(datatype, str) or datatype not in DATATYPES:
-            raise InvalidArgument(
-                f"tensor {name!r}: datatype {reprlib.repr(datatype)} is not one of {', '.join(DATATYPES)}"
-            )
-        if not isinstance(shape, list) or not all(type(d) is int and d >= ANY for d in shape):
+        if not isinstance(datatype, str):
+            raise InvalidArgument(f"tensor {name!r}: datatype must be a string, not {reprlib.repr(datatype)}")
+        if not isinstance(shape, list) or not all(type(d) is int for d in shape):
             raise InvalidArgument(f"tensor {name!r}: shape {reprlib.repr(shape)} is not a list of extents (-1: any)")
         spec = cls(name, datatype, tuple(shape))
         spec.check()
         return spec
 
     def check(self) -> None:
-        """Raises InvalidArgument for a name or a shape beyond the protocol's limits: no message could carry it."""
+        """Raises InvalidArgument for a datatype, a name or a shape that no message could carry."""
         try:
             length = len(self.name.encode())
         except UnicodeEncodeError:
@@ -122,6 +120,14 @@ class TensorSpec:
         if not 0 < length <= limits.NAME_BYTES:
             raise InvalidArgument(
                 f"a tensor's name has 1 to {limits.NAME_BYTES} bytes, not {length}: {reprlib.repr(self.name)}"
+            )
+        if self.datatype not in DATATYPES:
+            raise InvalidArgument(
+                f"tensor {self.name!r}: datatype {reprlib.repr(self.datatype)} is not one of {', '.join(DATATYPES)}"
+            )
+        if any(d < ANY for d in self.shape):
+            raise InvalidArgument(
+                f"tensor {self.name!r}: shape {reprlib.repr(list(self.shape))} is not a list of extents (-1: any)"
             )
         if len(self.shape) > limits.RANK or any(d >= limits.EXTENT for d in self.shape):
             raise InvalidArgument(
