@@ -19,8 +19,10 @@ import tvm
 from tvm.runtime import vm
 
 from examples.mask_rcnn.model import FEATURES, OUTPUTS, SMALL, Config, mask_rcnn
-from examples.mask_rcnn.timeline import draw
+from examples.mask_rcnn.timeline import timeline
 from zmq_offload import load
+from zmq_offload.charts.style import save
+from zmq_offload.charts.timeline import draw
 from zmq_offload.client.sync import Client
 from zmq_offload.common import units
 from zmq_offload.compile import Compiled, compile_module, cut_module
@@ -90,9 +92,8 @@ def run(args: argparse.Namespace) -> int:
             results += offloaded(compiled, link.endpoint, name, picture, args)
     conditions = Network(units.bandwidth(args.bandwidth), units.duration(args.rtt))
     with progress.step("draw"):
-        draw(results[-1].seen, conditions, f"Pipelined over {name}, device slowed down {args.slowdown:g} times").png(
-            args.output
-        )
+        title = f"Pipelined over {name}, device slowed down {args.slowdown:g} times"
+        save(draw(timeline(results[-1].seen, conditions, title)), args.output)
     print(describe(compiled, results, conditions, args))
     return 0
 

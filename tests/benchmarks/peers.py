@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tests.benchmarks.fabric import SIZES
 from tests.benchmarks.peer_servers import SERVERS, Missing, client
-from zmq_offload.charts.chart import COLORS, FAINT, GRID, INK
-from zmq_offload.charts.draw import Box, Drawing, Line, Text
+from zmq_offload.charts.bars import Bars, draw
+from zmq_offload.charts.style import save
 
 Medians = dict[str, dict[int, float]]
 
@@ -77,34 +77,13 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms" if seconds < 0.01 else f"{seconds * 1e3:.1f} ms"
 
 
-def picture(medians: Medians, sizes: list[int]) -> Drawing:
-    """A panel for each size, a bar for each peer; each panel has a scale of its own."""
-    row, left, gap = 22, 170, 74
-    height = 80 + len(sizes) * (gap + row * len(medians))
-    drawing = Drawing(900, height)
-    drawing.add(Text(30, 40, "Round trip, median of interleaved runs", 19, INK, bold=True))
-    y = 62.0
-    for size in sizes:
-        y += 34
-        drawing.add(Text(left, y, f"{size:,} bytes each way", 13, INK, bold=True))
-        y += 12
-        most = max(own[size] for own in medians.values() if size in own)
-        drawing.add(Line([(left, y), (left, y + row * len(medians))], GRID))
-        for peer, own in medians.items():
-            color = COLORS[0] if peer.startswith("zmq-offload") else FAINT if peer.startswith("bare") else COLORS[1]
-            drawing.add(Text(left - 10, y + 15, peer, 11, INK, "end"))
-            if size not in own:
-                drawing.add(Text(left + 8, y + 15, "failed", 11, FAINT))
-                y += row
-                continue
-            width = 600 * own[size] / most
-            drawing.add(
-                Box(left, y + 4, max(1.0, width), row - 8, color),
-            )
-            drawing.add(Text(left + width + 8, y + 15, _ms(own[size]), 11, FAINT))
-            y += row
-        y += gap - 46
-    return drawing
+def chart(medians: Medians, sizes: list[int]) -> Bars:
+    """A panel for each size and a bar for each peer."""
+    panels = {
+        f"{size:,} bytes each way": {peer: own[size] for peer, own in medians.items() if size in own} for size in sizes
+    }
+    groups = {peer: 0 if peer.startswith("zmq-offload") else 1 if peer.startswith("bare") else 2 for peer in medians}
+    return Bars("Round trip, median of interleaved runs", panels, list(medians), groups, _ms)
 
 
 def main() -> None:
@@ -122,7 +101,7 @@ def main() -> None:
     medians = measure(args.sizes, args.seconds, pythons, args.only)
     print(table(medians, args.sizes))
     if args.output:
-        picture(medians, args.sizes).png(args.output)
+        save(draw(chart(medians, args.sizes)), args.output)
 
 
 if __name__ == "__main__":

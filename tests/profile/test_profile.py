@@ -49,7 +49,7 @@ def test_an_onnx_file_is_compiled_and_shown_as_table_picture_csv_and_json(
     with table.open(newline="") as file:
         assert [row["function"] for row in csv.DictReader(file)] == [f["function"] for f in functions]
     with Image.open(picture) as image:
-        assert image.width == 1680
+        assert image.width == 1400
         assert len(image.getcolors(1 << 20) or ()) > 20
 
 

@@ -106,8 +106,12 @@ def run(args: argparse.Namespace) -> int:
     server_threads = args.server_threads or usable_cores()
     os.environ["TVM_NUM_THREADS"] = str(server_threads)
     with needs("compile"):
+        import matplotlib  # noqa: F401  the first use would be minutes later
+
+        from zmq_offload.charts import cuts
+        from zmq_offload.charts.style import save
         from zmq_offload.compile import importer
-        from zmq_offload.plan import chart, halves, report, restrictions
+        from zmq_offload.plan import halves, report, restrictions
     check_outputs(args.save, args.output)
     profiles = {file: CutTimes.read(file) for file in (args.device_profile, args.server_profile) if file is not None}
     inputs = importer.parse_shapes(args.input)
@@ -126,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     decision = _decide(args, model, costs, splits, server_threads, progress)
 
     title = f"{args.model.name} over {units.bandwidth_text(args.bandwidth)}, {args.rtt * 1e3:g} ms"
-    chart.draw(costs, decision, wires, title).png(args.output)
+    save(cuts.draw(report.chart(costs, decision, wires, title)), args.output)
     plan = _plan(model, planned, decision, args.seal)
     if args.save is not None:
         plan.write(args.save)

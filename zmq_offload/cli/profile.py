@@ -75,12 +75,16 @@ def run(args: argparse.Namespace) -> int:
     if args.save is not None and args.target is not None:
         raise InvalidArgument("--save measures this machine as it is; leave --target out")
     with needs("compile"):
-        from zmq_offload.profile import chart, report
+        import matplotlib  # noqa: F401  the first use would be minutes later
+
+        from zmq_offload.charts import functions
+        from zmq_offload.charts.style import save
+        from zmq_offload.profile import report
     profile = take(args, threads)
     if args.save is not None:
         save_cuts(args, threads)
     # Before anything is said: who reads it may close the pipe after the first lines.
-    chart.draw(profile, args.top).save(args.output, format="PNG")
+    save(functions.draw(report.chart(profile, args.top)), args.output)
     for file, text in ((args.csv, report.to_csv), (args.json, report.to_json)):
         if file is not None:
             file.write_text(text(profile), encoding="utf-8")

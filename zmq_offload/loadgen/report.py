@@ -12,14 +12,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from zmq_offload.charts.chart import FAINT, INK, Panel, bars, lines
-from zmq_offload.charts.draw import Drawing, Text
+from zmq_offload.charts import load, style
 from zmq_offload.common.extras import needs
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import MISMATCH
 from zmq_offload.loadgen.stats import LATENCIES, PARTS, Summary
-
-_WIDTH, _HEIGHT = 1000, 880
 
 
 @dataclass(frozen=True)
@@ -129,15 +126,14 @@ def as_json(path: Path, report: Report) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def check_png() -> None:
-    """Raises FailedPrecondition where a picture cannot be written."""
+def check_charts() -> None:
+    """Raises FailedPrecondition where charts cannot be drawn."""
     with needs("load"):
-        import PIL.Image  # noqa: F401
+        import plotly  # noqa: F401
 
 
 def png(path: Path, report: Report) -> None:
-    check_png()
-    _picture(report).png(path)
+    style.save(load.draw(chart(report)), path)
 
 
 def html(path: Path, report: Report) -> None:
@@ -159,7 +155,8 @@ def html(path: Path, report: Report) -> None:
     path.write_text(
         _PAGE.format(
             title=escape(report.title),
-            picture=_picture(report).svg(),
+            setting=escape(report.setting),
+            charts=load.interactive_html(chart(report)),
             head="".join(f"<th>{escape(name)}</th>" for name in head),
             rows=cells,
             marks=escape(". ".join(notes(report.summaries))),
@@ -173,29 +170,18 @@ def html(path: Path, report: Report) -> None:
 WRITERS: dict[str, Callable[[Path, Report], None]] = {"csv": csv, "json": as_json, "png": png, "html": html}
 
 
-def _picture(report: Report) -> Drawing:
-    drawing = Drawing(_WIDTH, _HEIGHT)
-    drawing.add(Text(40, 44, report.title, 21, INK, bold=True), Text(40, 66, report.setting, 12, FAINT))
+def chart(report: Report) -> load.LoadChart:
+    """The numbers of a report for its charts."""
     summaries = report.summaries
-    lines(
-        drawing,
-        Panel(90, 130, 870, 290),
-        "Latency over throughput",
-        "requests/s",
-        "ms",
-        {name: [(s.throughput, s.latency[name]) for s in summaries] for name in ("p50", "p95", "p99")},
-        [str(s.level) for s in summaries],
-    )
-    bars(
-        drawing,
-        Panel(90, 530, 870, 270),
-        "Where the time goes",
+    return load.LoadChart(
+        report.title,
+        report.setting,
         "requests begun a second" if summaries[0].level.rate else "requests in flight",
-        "ms, mean",
-        [f"{s.level.rate or s.level.concurrency:g}" for s in summaries],
+        [f"{s.level.rate or s.level.concurrency:,.10g}" for s in summaries],
+        [s.throughput for s in summaries],
+        {name: [s.latency[name] for s in summaries] for name in ("p50", "p95", "p99")},
         {name: [s.parts[name] for s in summaries] for name in PARTS},
     )
-    return drawing
 
 
 def _ms(value: float) -> str:
@@ -215,7 +201,7 @@ _PAGE = """<!DOCTYPE html>
 <style>
 body {{ margin: 2rem auto; max-width: 1040px; padding: 0 1rem; color: #1f2937; background: #fff;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }}
-svg {{ width: 100%; height: auto; }}
+h1 {{ font-size: 1.4rem; margin-bottom: 0; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e5e7eb; }}
@@ -225,7 +211,9 @@ footer, .note {{ color: #6b7280; font-size: .85rem; }}
 </style>
 </head>
 <body>
-{picture}
+<h1>{title}</h1>
+<p class="note">{setting}</p>
+{charts}
 <h2>All figures</h2>
 <div class="wide"><table>
 <thead><tr>{head}</tr></thead>

@@ -1,4 +1,4 @@
-"""A plan as text."""
+"""A plan as text, and the numbers for its chart."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zmq_offload.charts.cuts import Curve, CutsChart, Point
 from zmq_offload.common.units import bandwidth_text
-from zmq_offload.plan.costs import Costs, Prediction
+from zmq_offload.plan.costs import Costs, Prediction, Split, Wire
 from zmq_offload.plan.rules import Rules
 from zmq_offload.plan.search import Decision
 
@@ -93,6 +94,26 @@ def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
     if chosen.split.wire != "float32":
         text += " What the encoding costs in accuracy, `zmq-offload compile --wire` measures."
     return text
+
+
+def chart(costs: Costs, decision: Decision, wires: Sequence[Wire], title: str) -> CutsChart:
+    """The splits of which all after the cut runs on the server, as far as they are allowed."""
+    last = len(costs.points) - 1
+    allowed = {p.split: p for p in decision.ranking}
+
+    def curve(wire: Wire) -> Curve:
+        found = ((at, allowed.get(Split(at, last, wire))) for at in range(last))
+        points = [Point(at, p.latency * 1e3, p.measured) for at, p in found if p is not None]
+        return Curve(wire, points, [sum(t.nbytes for t in point.sent(wire)) for point in costs.points[:last]])
+
+    chosen, local = decision.chosen, decision.local.latency * 1e3
+    names = [point.name for point in costs.points]
+    if chosen.local:
+        return CutsChart(title, f"Chosen: device only, {local:.1f} ms", names[:-1], [*map(curve, wires)], local, None)
+    until = "" if chosen.split.end == last else f" until {names[chosen.split.end]}"
+    summary = f"Chosen: {names[chosen.split.start]}{until} as {chosen.split.wire}, {chosen.latency * 1e3:.1f} ms"
+    ring = Point(chosen.split.start, chosen.latency * 1e3, chosen.measured)
+    return CutsChart(title, summary, names[:-1], [*map(curve, wires)], local, ring)
 
 
 def compile_command(model: Path, plan: Path) -> str:

@@ -1,4 +1,4 @@
-"""A profile as text, CSV and JSON. No TVM in here."""
+"""A profile as text, CSV and JSON, and the numbers for its chart. No TVM in here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from zmq_offload.charts.functions import FunctionsChart, Row
 from zmq_offload.common.units import counted
-from zmq_offload.profile.result import Function, Profile
+from zmq_offload.profile.result import VM, Function, Profile
 
 HEADINGS = ("FUNCTION", "OUTPUT", "CALLS", "TIME", "SHARE", "GFLOP/S", "OF PEAK")
 
@@ -54,6 +55,33 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         ratio = measured.total / measured.reference
         found.append(("beside", f"ONNX Runtime {duration(measured.reference)}: TVM takes {ratio:.2f} times as long"))
     return [*found, *(("note", note) for note in profile.notes)]
+
+
+def chart(profile: Profile, top: int) -> FunctionsChart:
+    """The `top` functions by time."""
+    functions = profile.shown(top)
+    unit, factor = unit_for(max(f.seconds for f in functions))
+    title = f"Where the time goes: {profile.title}"
+    return FunctionsChart(title, facts(profile), unit, [_bar(profile, f, unit, factor) for f in functions])
+
+
+def _bar(profile: Profile, function: Function, unit: str, factor: float) -> Row:
+    rate, of_peak = profile.rate(function), profile.of_peak(function)
+    calls = counted(function.calls, "call")
+    notes = [f"{profile.share(function):.1%}"]
+    if rate is not None:
+        notes.append(f"{rate / 1e9:.1f} GFLOP/s")
+    if of_peak is not None:
+        notes.append(f"{of_peak:.1%} of peak")
+    return Row(
+        name_of(function, 44),
+        f"{function.output}   {calls}" if function.output else calls,
+        function.seconds * factor,
+        f"{function.seconds * factor:.2f} {unit}",
+        ", ".join(notes),
+        "offloaded" if function.model else "machine" if function.name == VM else "model",
+        of_peak,
+    )
 
 
 def to_json(profile: Profile) -> str:
