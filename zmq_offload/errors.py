@@ -4,21 +4,32 @@ The tree, with the status code that each class carries (names and meanings follo
 
     OffloadError                        (abstract)
     ├── InvalidArgument                 INVALID_ARGUMENT     the caller's input is wrong; the same call fails again
-    │   └── ProtocolError               INVALID_ARGUMENT     bytes that are no message of this protocol
+    │   └── ProtocolError               INVALID_ARGUMENT     bytes from a peer are not a message of this protocol
     ├── NotFound                        NOT_FOUND            no such model or version; the message lists what is served
-    ├── AlreadyExists                   ALREADY_EXISTS       a version or a folder is there; it is not overwritten
-    ├── FailedPrecondition              FAILED_PRECONDITION  something on disk or in a library does not fit
-    ├── DeadlineExceeded                DEADLINE_EXCEEDED    the time budget ran out (also a TimeoutError)
-    ├── ResourceExhausted               RESOURCE_EXHAUSTED   a queue or a limit is full; try later or elsewhere
-    ├── Unavailable                     UNAVAILABLE          nobody there to serve it now; may be tried again
-    ├── Cancelled                       CANCELLED            the caller, or the end of the client, took it back
-    ├── Aborted                         ABORTED              every attempt lost its worker; given up
-    ├── Internal                        INTERNAL             the subgraph or the fabric failed while running it
+    ├── AlreadyExists                   ALREADY_EXISTS       a version or folder exists and is not overwritten
+    ├── FailedPrecondition              FAILED_PRECONDITION  a file, library or version does not fit
+    ├── DeadlineExceeded                DEADLINE_EXCEEDED    the request's time ran out (also a TimeoutError)
+    ├── ResourceExhausted               RESOURCE_EXHAUSTED   a queue or limit is full; try later or elsewhere
+    ├── Unavailable                     UNAVAILABLE          nobody can serve the request now; try again
+    ├── Cancelled                       CANCELLED            the caller cancelled, or the client was closed
+    ├── Aborted                         ABORTED              every attempt lost its worker; not tried again
+    ├── Internal                        INTERNAL             the subgraph or the fabric failed
     ├── Unauthenticated                 UNAUTHENTICATED      the peer's key is not known
-    └── PermissionDenied                PERMISSION_DENIED    the peer's key is known but not for this
+    └── PermissionDenied                PERMISSION_DENIED    the peer's key does not allow this
 
-The code travels on the wire (docs/errors.md says when each comes and what to do); `from_status` turns it back
-into the class. Names are enough for other languages, so the wire carries the name and not a number.
+The code travels on the wire by its name; `from_status` turns it back into the class. docs/errors.md says when each
+error occurs and what to do.
+
+Every message has the same form, so that all of them read as one voice:
+
+- One line: `<what is wrong, with the value>; <what would be right>`. The second half is left out if nobody could guess
+  wrong: "the client is closed".
+- Lower case at the start, no period at the end. Names, flags and paths keep their spelling.
+- Present tense and a subject: "m.json is not a plan file", not "no plan", "bad plan" or "could not load plan".
+- The value as it was given: `repr` for what a user typed (`priority 1000`, `endpoint 'tcp:/x'`), plain for a path.
+- What would be right is an instruction ("use tcp://HOST:PORT", "compile it with --with-fallback") or a bound ("at most
+  63 characters").
+- The text of another library is last, after a colon, in one line (`one_line`); a peer's text is escaped (`printable`).
 """
 
 from __future__ import annotations
@@ -27,7 +38,7 @@ import enum
 
 
 class Status(str, enum.Enum):
-    """Status codes, by the names that travel on the wire."""
+    """The status codes of errors; each value is the name that travels on the wire."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     NOT_FOUND = "NOT_FOUND"
@@ -44,7 +55,27 @@ class Status(str, enum.Enum):
 
 
 class OffloadError(Exception):
-    """Base of all errors of this project; `code` is its `Status`, `message` one line for a person."""
+    """Base of all errors of this project.
+
+    Parameters
+    ----------
+    message : str
+        One line for a person.
+
+    Attributes
+    ----------
+    code : Status
+        The status code of the class.
+    message : str
+        The message, as it was given.
+
+    Examples
+    --------
+    >>> try:
+    ...     client.infer("ocr", {"image": image}, timeout=0.5)
+    ... except OffloadError as error:
+    ...     print(error.code.value, error.message)
+    """
 
     code: Status = Status.INTERNAL
 
@@ -54,82 +85,91 @@ class OffloadError(Exception):
 
 
 class InvalidArgument(OffloadError, ValueError):
-    """The caller's input is wrong: a tensor's name, shape or datatype, an option, a model file."""
+    """The caller's input is wrong: the name, shape or datatype of a tensor, an option, a model file.
+
+    The same call fails again. Also a `ValueError`.
+    """
 
     code = Status.INVALID_ARGUMENT
 
 
 class ProtocolError(InvalidArgument):
-    """Bytes from a peer that are no message of this protocol; raised by `zmq_offload.protocol` and nowhere else.
+    """Bytes from a peer are not a message of this protocol, or exceed its limits.
 
-    `key` is the (session, id) of the request at fault, where the bytes say so much.
+    Attributes
+    ----------
+    key : tuple of (bytes, int), or None
+        Session and id of the request that the bytes belong to, if they could be read.
     """
 
     key: tuple[bytes, int] | None = None
 
 
 class NotFound(OffloadError, LookupError):
-    """No such model or version; the message lists what is served."""
+    """No worker serves the model or version; the message lists what is served. Also a `LookupError`."""
 
     code = Status.NOT_FOUND
 
 
 class AlreadyExists(OffloadError):
-    """The version or the folder to write is there already and was not to be overwritten."""
+    """The version, folder or file to write exists and was not to be overwritten."""
 
     code = Status.ALREADY_EXISTS
 
 
 class FailedPrecondition(OffloadError):
-    """A file, a library or a version that does not fit: damaged, for another TVM, for another CPU."""
+    """A file, a library or a version does not fit: it is missing, damaged, or made for another TVM or CPU."""
 
     code = Status.FAILED_PRECONDITION
 
 
 class DeadlineExceeded(OffloadError, TimeoutError):
-    """The time budget of the request ran out before an answer came."""
+    """The request's time ran out before its reply arrived. Also a `TimeoutError`."""
 
     code = Status.DEADLINE_EXCEEDED
 
 
 class ResourceExhausted(OffloadError):
-    """A queue or a limit of the fabric is full."""
+    """A queue or a limit of the fabric is full. Try later, or with another broker."""
 
     code = Status.RESOURCE_EXHAUSTED
 
 
 class Unavailable(OffloadError, ConnectionError):
-    """Nobody is there to serve the request now: no broker answers, or no worker holds the model."""
+    """Nobody can serve the request now: no broker answers, or no worker that holds the model.
+
+    Trying again, or elsewhere, may help. Also a `ConnectionError`.
+    """
 
     code = Status.UNAVAILABLE
 
 
 class Cancelled(OffloadError):
-    """The request was taken back by its caller, or its client was closed."""
+    """The caller cancelled the request, or its client was closed."""
 
     code = Status.CANCELLED
 
 
 class Aborted(OffloadError):
-    """The request lost its worker in every attempt, so that it is taken for the cause and given up."""
+    """Every attempt at the request lost its worker, so the request is likely the cause and is not tried again."""
 
     code = Status.ABORTED
 
 
 class Internal(OffloadError):
-    """The subgraph, or the fabric itself, failed while it ran the request."""
+    """The subgraph, or the fabric itself, failed while it ran the request; the log has details."""
 
     code = Status.INTERNAL
 
 
 class Unauthenticated(OffloadError):
-    """The peer's key is not known here."""
+    """The broker does not know this client's key, or the two ends use different keys."""
 
     code = Status.UNAUTHENTICATED
 
 
 class PermissionDenied(OffloadError):
-    """The peer's key is known but does not allow this."""
+    """The client's key is known but does not allow this model or session."""
 
     code = Status.PERMISSION_DENIED
 
@@ -138,17 +178,17 @@ _CLASSES: dict[str, type[OffloadError]] = {cls.code.value: cls for cls in Offloa
 
 
 def printable(text: str) -> str:
-    """A peer's text, safe for a terminal and a log: control characters, line ends among them, are escaped."""
+    """Escape control characters in a peer's text, line ends included, for terminals and logs."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def from_status(code: str, message: str) -> OffloadError:
-    """The error that a status code from the wire stands for; a code of a newer peer becomes `Internal`."""
+    """The error of a status code from the wire; an unknown code, from a newer peer, becomes `Internal`."""
     message = printable(message)
     known = _CLASSES.get(code)
     return known(message) if known else Internal(f"{code}: {message}")
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of another library says, as part of a message of ours: in one line, and not all of a long one."""
+    """The text of another library's error in one line, cut to 500 characters, for a message of ours."""
     return " ".join(str(error).split())[:500]
