@@ -217,8 +217,16 @@ def test_what_leaves_nothing_says_what_excludes_what() -> None:
         "--seal 'w' excludes cutting at 'small'"
     )
 
+    # Nothing can be cut after a weight that only the last part needs: only sending is to blame there.
+    with pytest.raises(InvalidArgument) as caught:
+        allowed_splits(POINTS, ["float32"], rules("   w", "www ", "xxx "))
+    assert caught.value.message == (
+        "nothing is allowed: --seal 'w' excludes device only; --private 'x' excludes sending 'x', 'big', 'small'"
+    )
+
 
 def test_unknown_names_come_with_the_nearest() -> None:
+    check_names("--seal", ["head.w"], ["head.w", "stem.w"], "weight")
     with pytest.raises(InvalidArgument, match=r"--seal: the model has no weight 'hed.w'; did you mean 'head.w'"):
         check_names("--seal", ["hed.w"], ["head.w", "stem.w"], "weight")
 

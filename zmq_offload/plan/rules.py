@@ -54,10 +54,8 @@ def allowed_splits(points: Sequence[CutPoint], wires: Sequence[Wire], rules: Rul
 
 
 def _reasons(points: Sequence[CutPoint], every: Sequence[Split], rules: Rules) -> list[str]:
-    local = every[0]
-    found = []
-    if rules.on_device(local):
-        found.append(f"--seal {_names(rules.on_device(local))} excludes device only")
+    # Only a seal excludes the first, which is device only.
+    found = [f"--seal {_names(rules.on_device(every[0]))} excludes device only"]
     cuts = sorted({split.start for split in every[1:]})
     for name in sorted(frozenset[str]().union(*rules.raw)):
         hit = [at for at in cuts if name in rules.raw[at]]
