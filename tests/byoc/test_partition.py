@@ -85,9 +85,9 @@ def test_bad_partitions_are_refused(mlp: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="partition it with partition_for_zmq_offload"):
         compile_module(mod, name="m", output=tmp_path)
     partitioned = partition_for_zmq_offload(mod, [MATMUL])
-    with pytest.raises(InvalidArgument, match="2 offloaded functions, but 1 model names"):
+    with pytest.raises(InvalidArgument, match="1 model names are given, but the module has 2 offloaded functions"):
         compile_module(partitioned, name=["one"], output=tmp_path)
-    with pytest.raises(InvalidArgument, match="a model name of its own, not m, m"):
+    with pytest.raises(InvalidArgument, match="the model names m, m are not distinct"):
         compile_module(partitioned, name=["m", "m"], output=tmp_path)
-    with pytest.raises(InvalidArgument, match="has 1 outputs, 2 names"):
+    with pytest.raises(InvalidArgument, match="2 output names are given, but the model has 1 outputs"):
         compile_module(partitioned, name="m", outputs=["a", "b"], output=tmp_path)

@@ -182,10 +182,10 @@ def test_regions_that_are_none_are_refused(branches: Path, tmp_path: Path, regio
 
 def test_one_region_or_several_are_given_in_one_way(branches: Path, tmp_path: Path) -> None:
     shapes = {"x": (1, 3, 8, 8)}
-    with pytest.raises(InvalidArgument, match="either cut, until and name of one region, or regions"):
+    with pytest.raises(InvalidArgument, match="regions cannot be combined with cut, until or name"):
         compile_model(branches, inputs=shapes, regions=[LEFT], cut="features", output=tmp_path)
     for one in ({"cut": "features"}, {"name": "n"}, {}):
-        with pytest.raises(InvalidArgument, match="cut and name are needed for one region, regions for several"):
+        with pytest.raises(InvalidArgument, match="cut or name is missing; give cut and name for one region"):
             compile_model(branches, inputs=shapes, output=tmp_path, **one)  # type: ignore[arg-type]
 
 

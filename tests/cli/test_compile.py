@@ -37,8 +37,8 @@ def test_it_writes_device_and_repository_and_says_so(
     assert steps == [
         "[1/5] import and split the model ... T",
         "[2/5] compile the subgraph 'mlp' ... T",
-        "[3/5] compile the device's part ... T",
-        "[4/5] compare it with the file ... T",
+        "[3/5] compile the device bundle ... T",
+        "[4/5] compare with the ONNX file ... T",
         f"[5/5] write {output} ... T",
     ]
     assert Repository(repository).read("mlp", 1).version == 1
@@ -199,10 +199,10 @@ ARM = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu"}'
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--tuning-db", "nowhere"], "--tuning-db: there is no folder"),
+        (["--tuning-db", "nowhere"], "--tuning-db: the folder nowhere does not exist"),
         (
             ["--tune", "4", "--target", '{"kind":"llvm","mtriple":"aarch64-linux-gnu"}'],
-            "--tune measures on this machine",
+            "--tune: this machine cannot run code",
         ),
         (["--tune", "4", "--tuning-db", "/dev/null/db"], "/dev/null/db"),
     ],

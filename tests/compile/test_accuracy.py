@@ -129,7 +129,7 @@ def test_a_sample_must_have_the_models_inputs(convnet: Path, tmp_path: Path) -> 
     two = (*SPECS, TensorSpec("z", "FP32", (1,)))
     for sample, specs, message in (
         ({"y": x}, SPECS, "arrays 'y' are given; the model's inputs are 'x'"),
-        ({}, SPECS, "arrays of no name are given"),
+        ({}, SPECS, "arrays without names are given"),
         (x, two, "one array is given; the model's inputs are 'x', 'z'"),
     ):
         with pytest.raises(InvalidArgument, match=message):

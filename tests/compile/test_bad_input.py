@@ -18,7 +18,8 @@ from tests.support.local_client import LocalClient
 from zmq_offload.artifacts.manifest import MANIFEST
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.compile import Region, compile_model, compile_module, cut_module
-from zmq_offload.compile.importer import import_onnx, parse_shape, parse_shapes
+from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.shapes import parse_shape, parse_shapes
 from zmq_offload.device.model import load
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 
@@ -171,7 +172,7 @@ def test_shapes_that_do_not_go_together(tmp_path: Path) -> None:
     [
         ({"target": "nonsense"}, "target 'nonsense': Target kind"),
         ({"target": "{broken"}, "target '{broken': Failed to parse"),
-        ({"device_target": {"kind": "llvm", "mcpu": "pentium99"}}, "LLVM knows no CPU 'pentium99'"),
+        ({"device_target": {"kind": "llvm", "mcpu": "pentium99"}}, "LLVM does not know the CPU 'pentium99'"),
         ({"target": "c"}, "only CPUs are supported"),
         ({"name": "-x"}, "model name '-x'"),
         ({"name": "a/b"}, "model name 'a/b'"),
@@ -201,7 +202,7 @@ def test_a_name_that_is_too_long_for_a_folder_is_an_error_like_others(convnet: P
 def test_force_replaces_a_device_bundle_and_no_other_folder(convnet: Path, tmp_path: Path) -> None:
     (tmp_path / "device").mkdir()
     (tmp_path / "device" / "thesis.tex").touch()
-    with pytest.raises(FailedPrecondition, match="device is not a device bundle, and is not replaced"):
+    with pytest.raises(FailedPrecondition, match="device is not a device bundle and is not replaced"):
         compile_model(convnet, cut=["features"], output=tmp_path, force=True, **NET)
     assert (tmp_path / "device" / "thesis.tex").exists()
 
@@ -458,7 +459,7 @@ def test_a_cut_inside_a_loop_is_refused(tmp_path: Path, tensor: str) -> None:
         with pytest.raises(InvalidArgument) as caught:
             compile_model(looping(tmp_path / "m.onnx"), name="m", output=tmp_path, **where)  # type: ignore[arg-type]
         assert f"tensor {tensor!r} is inside the body of Loop 'again'" in str(caught.value)
-        assert "before it or behind it, at 'l' for example" in str(caught.value)
+        assert "before it or after it, at 'l' for example" in str(caught.value)
 
 
 def test_a_cut_inside_a_branch_is_refused_and_one_before_or_behind_it_computes_the_same(tmp_path: Path) -> None:

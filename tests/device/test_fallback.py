@@ -170,7 +170,7 @@ def test_a_part_has_one_copy(bundle: Path, client: LocalClient) -> None:
 
 def test_a_copy_of_another_version_than_the_device_asks_for_is_not_built(mlp: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"inputs": {"x": (2, 8)}, "cut": "h2", "name": "m", "output": tmp_path}
-    with pytest.raises(InvalidArgument, match="copy of 'm' would be of version 1, but the device would ask for versi"):
+    with pytest.raises(InvalidArgument, match="fallback of 'm' would be version 1, but the device asks for versi"):
         compile_model(mlp, **options, with_fallback=True, policy=3)
     compiled = compile_model(mlp, **options, with_fallback=True, policy=3, version=3)
     assert [copy.version for copy in compiled.manifest.fallback] == [3]
@@ -190,7 +190,7 @@ def test_the_command_writes_it_and_says_so(mlp: Path, tmp_path: Path, capsys: py
     assert "not sealed" in capsys.readouterr().out
     assert (tmp_path / "device" / "fallback_m.so").is_file()
     assert main([*command, "--with-fallback", "--only-subgraph"]) == 1
-    assert "--with-fallback is for a device bundle" in capsys.readouterr().err
+    assert "--with-fallback changes the device bundle" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
     assert not (tmp_path / "device" / "fallback_m.so").exists()
 

@@ -174,8 +174,8 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_delay is not None and args.max_batch is None:
         args.usage_error("--batch-delay goes with --max-batch")
     with needs("compile"):
-        from zmq_offload.compile import accuracy, api, importer
-    inputs = importer.parse_shapes(args.input)
+        from zmq_offload.compile import accuracy, api, importer, shapes
+    inputs = shapes.parse_shapes(args.input)
     if args.list_cuts:
         print(cut_table(api.list_cuts(args.model, inputs=inputs)))
         return 0

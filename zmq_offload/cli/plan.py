@@ -110,11 +110,11 @@ def run(args: argparse.Namespace) -> int:
 
         from zmq_offload.charts import cuts
         from zmq_offload.charts.style import save
-        from zmq_offload.compile import importer
+        from zmq_offload.compile import importer, shapes
         from zmq_offload.plan import halves, report, restrictions
     check_outputs(args.save, args.output)
     profiles = {file: CutTimes.read(file) for file in (args.device_profile, args.server_profile) if file is not None}
-    inputs = importer.parse_shapes(args.input)
+    inputs = shapes.parse_shapes(args.input)
     wires = [w for w in WIRES if w in args.wire]
     progress = Progress(3, quiet=args.quiet)
     with progress.step(f"import {args.model}"):

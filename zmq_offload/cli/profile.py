@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 def save_cuts(args: argparse.Namespace, threads: int) -> None:
     """Measure what `zmq-offload plan` asks of another machine."""
     with needs("compile"):
-        from zmq_offload.compile.importer import parse_shapes
+        from zmq_offload.compile.shapes import parse_shapes
         from zmq_offload.plan.halves import take_profile
     with Progress(1, quiet=args.quiet).step("measure both parts of every cut"):
         take_profile(args.model, parse_shapes(args.input), threads, args.repeat).write(args.save)
@@ -107,7 +107,7 @@ def save_cuts(args: argparse.Namespace, threads: int) -> None:
 def take(args: argparse.Namespace, threads: int) -> Profile:
     """Measure what the arguments say."""
     with needs("compile"):
-        from zmq_offload.compile.importer import parse_shapes
+        from zmq_offload.compile.shapes import parse_shapes
         from zmq_offload.compile.target import resolve_target
         from zmq_offload.profile import measure, peak, result, subject
     inputs = parse_shapes(args.input)

@@ -1,40 +1,58 @@
-"""Model file -> device bundle and model repository.
+"""Compile a model into a device bundle for the device and subgraphs for the workers.
 
-Imported on first use, so that the command line can describe the subcommand where TVM is not installed.
+Names are imported on first use, so that the command line can show its help where TVM is not installed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zmq_offload.byoc.cut import cut_module
     from zmq_offload.byoc.partition import partition_for_zmq_offload
-    from zmq_offload.compile.api import Compiled, CutPoint, Region, compile_model, compile_module, list_cuts
+    from zmq_offload.byoc.region import Region
+    from zmq_offload.compile.accuracy import Loss, measure_losses
+    from zmq_offload.compile.api import compile_model, compile_module, list_cuts
+    from zmq_offload.compile.bundle import Compiled
+    from zmq_offload.compile.cuts import CutPoint
+    from zmq_offload.compile.options import BuildOptions
+    from zmq_offload.compile.uncut import UncutModel, compile_uncut
 
 __all__ = [
+    "BuildOptions",
     "Compiled",
     "CutPoint",
+    "Loss",
     "Region",
+    "UncutModel",
     "compile_model",
     "compile_module",
+    "compile_uncut",
     "cut_module",
     "list_cuts",
+    "measure_losses",
     "partition_for_zmq_offload",
 ]
 
+_MODULES = {
+    "BuildOptions": "compile.options",
+    "Compiled": "compile.bundle",
+    "CutPoint": "compile.cuts",
+    "Loss": "compile.accuracy",
+    "Region": "byoc.region",
+    "UncutModel": "compile.uncut",
+    "compile_model": "compile.api",
+    "compile_module": "compile.api",
+    "compile_uncut": "compile.uncut",
+    "cut_module": "byoc.cut",
+    "list_cuts": "compile.api",
+    "measure_losses": "compile.accuracy",
+    "partition_for_zmq_offload": "byoc.partition",
+}
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "partition_for_zmq_offload":
-        from zmq_offload.byoc import partition
-
-        return getattr(partition, name)
-    if name == "cut_module":
-        from zmq_offload.byoc import cut
-
-        return getattr(cut, name)
-    from zmq_offload.compile import api
-
-    return getattr(api, name)
+    return getattr(import_module(f"zmq_offload.{_MODULES[name]}"), name)

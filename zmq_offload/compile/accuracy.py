@@ -1,4 +1,4 @@
-"""What an encoding of the boundary costs in accuracy: the split model against the uncut one, both in this process."""
+"""Measure how far a split model is from the uncut one. Both run in this process."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from zmq_offload.artifacts.repository import LIBRARY
 from zmq_offload.compile.bundle import Compiled
-from zmq_offload.compile.importer import Dim
+from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
 
 if TYPE_CHECKING:
@@ -25,16 +26,33 @@ if TYPE_CHECKING:
 
     from zmq_offload.client.options import InferOptions
 
-Array = np.ndarray[Any, Any]
-
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Loss:
-    """How far an output of the split model is from that of the uncut one: `absolute` is the largest difference of all
-    elements and samples, `largest` the largest magnitude in the uncut one's. NaN and infinities that both have in the
-    same place are no difference; where only one of them has them, it is infinite. `finite`: there is anything else."""
+    """How far an output of the split model is from the same output of a reference.
+
+    NaN and infinities in the same place of both are not a difference. Where only one of them has a NaN or an infinity,
+    the difference is infinite.
+
+    Attributes
+    ----------
+    output : TensorSpec
+        Name, datatype and shape of the output.
+    absolute : float
+        Largest difference of any element in any sample.
+    largest : float
+        Largest magnitude in the reference's output.
+    finite : bool
+        Whether the reference's output has a finite element.
+
+    Examples
+    --------
+    >>> from zmq_offload.protocol.tensors import TensorSpec
+    >>> print(Loss(TensorSpec("y", "FP32", (1, 10)), absolute=0.025, largest=5.0))
+    y FP32[1,10]: off by at most 2.50e-02, 0.50% of the largest value (5)
+    """
 
     output: TensorSpec
     absolute: float
@@ -43,14 +61,14 @@ class Loss:
 
     @property
     def relative(self) -> float:
-        """The largest difference as a part of the largest value; infinite where that is 0 and there is a difference."""
+        """`absolute` as a fraction of `largest`; infinite where only `largest` is 0."""
         if self.absolute == 0:
             return 0.0
         return self.absolute / self.largest if self.largest else float("inf")
 
     def __str__(self) -> str:
         if not self.finite and self.absolute == 0:
-            return f"{self.output}: nothing but NaN and infinities, the same in both"
+            return f"{self.output}: only NaN and infinities, the same in both"
         return (
             f"{self.output}: off by at most {self.absolute:.2e}, {self.relative:.2%} of the largest value "
             f"({self.largest:.3g})"
@@ -65,27 +83,55 @@ def measure_losses(
     inputs: Mapping[str, Sequence[Dim]] | None = None,
     again: Callable[[Path], Compiled] | None = None,
 ) -> list[Loss]:
-    """Run an ONNX model uncut and split on the same samples and compare each output.
+    """Run an ONNX model split and uncut on the same samples and compare each output.
 
-    `inputs` are the shapes that it was compiled with. Libraries that are for another kind of CPU cannot run here, nor
-    can a device bundle that calls more models than were compiled (`only_subgraph` of one of several regions): `again`
-    compiles the split model once more, for this one, into a folder that it is given.
+    Parameters
+    ----------
+    model : path
+        ONNX file that `compiled` was built from.
+    compiled : Compiled
+        Result of `compile_model`.
+    samples : sequence of mapping of str to numpy.ndarray
+        Inputs by name, with the datatypes and shapes of the model's inputs.
+    inputs : mapping of str to sequence of int or str, optional
+        Input shapes, as for `compile_model`.
+    again : callable, optional
+        Compiles the split model for this machine into the folder that it is given. Called if `compiled` cannot run
+        here: it is for another kind of CPU, or its device bundle calls models that it does not include
+        (`only_subgraph` for one of several regions).
 
-    Raises InvalidArgument for samples that do not fit the model, and FailedPrecondition for what cannot run here
-    without `again`.
+    Returns
+    -------
+    list of Loss
+        One for each output of the model, over all samples.
+
+    Raises
+    ------
+    InvalidArgument
+        A sample does not fit the model.
+    FailedPrecondition
+        The libraries cannot run here, and `again` is not given.
+
+    Examples
+    --------
+    >>> compiled = compile_model("m.onnx", cut="features", name="m", wire="int8")  # doctest: +SKIP
+    >>> print(*measure_losses("m.onnx", compiled, [random_sample(compiled.manifest.inputs)]))  # doctest: +SKIP
+    y FP32[1,10]: off by at most 2.50e-02, 0.50% of the largest value (5)
     """
     with tempfile.TemporaryDirectory(prefix="zmq-offload-accuracy-") as scratch:
-        others = {part.model for part in compiled.manifest.offloaded} - {model.name for model in compiled.models}
+        others = {called.model for called in compiled.manifest.offloaded} - {model.name for model in compiled.models}
         if again is not None and (others or not _runs_here(compiled)):
             compiled = again(Path(scratch) / "split")
         elif others:
-            raise FailedPrecondition(f"{compiled.device} calls {', '.join(sorted(others))}, too, which is not at hand")
+            raise FailedPrecondition(
+                f"{compiled.device} also calls {', '.join(sorted(others))}, which this build does not include"
+            )
         library = Path(scratch) / "uncut.so"
         compile_uncut(model, library, inputs=inputs)
         uncut = UncutModel(library)
         specs = compiled.manifest.outputs
         differences = [[0.0, 0.0] for _ in specs]
-        with load(compiled.device, client=InProcess(_parts(compiled))) as split:
+        with load(compiled.device, client=InProcess(_libraries(compiled))) as split:
             for sample in samples:
                 found = split(**sample)
                 expected = uncut(*(np.asarray(sample[spec.name]) for spec in split.inputs))
@@ -98,8 +144,29 @@ def measure_losses(
 
 
 def random_sample(specs: Sequence[TensorSpec], seed: int = SEED) -> dict[str, Array]:
-    """One input of each tensor: floats from a normal distribution, integers from 0 to 9. A symbolic extent is 2 at
-    dimension 0, 64 elsewhere."""
+    """Make a random array for each input.
+
+    Floats come from a normal distribution, integers are 0 to 9, booleans 0 or 1. A symbolic extent is 2 at dimension 0
+    and 64 elsewhere.
+
+    Parameters
+    ----------
+    specs : sequence of TensorSpec
+        Name, datatype and shape of each input.
+    seed : int
+        Seed of the generator. The same seed gives the same arrays.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Arrays by input name.
+
+    Examples
+    --------
+    >>> from zmq_offload.protocol.tensors import TensorSpec
+    >>> random_sample([TensorSpec("x", "FP32", (-1, 3))])["x"].shape
+    (2, 3)
+    """
     generator = np.random.default_rng(seed)
     sample = {}
     for spec in specs:
@@ -112,9 +179,28 @@ def random_sample(specs: Sequence[TensorSpec], seed: int = SEED) -> dict[str, Ar
 
 
 def read_sample(file: str | os.PathLike[str]) -> Mapping[str, Array] | Array:
-    """What is in a .npz (arrays by name) or .npy file. Raises InvalidArgument, naming it, if it cannot be read."""
+    """Read a sample from a file.
+
+    Parameters
+    ----------
+    file : path
+        A ``.npy`` file with one array, or an ``.npz`` file with arrays by input name. Pickled objects are refused.
+
+    Returns
+    -------
+    numpy.ndarray or mapping of str to numpy.ndarray
+
+    Raises
+    ------
+    InvalidArgument
+        The file cannot be read.
+
+    Examples
+    --------
+    >>> sample = read_sample("inputs.npz")  # doctest: +SKIP
+    """
     try:
-        # Opened here, because NumPy leaves a file open that it cannot read.
+        # NumPy would leave a file open that it fails to read.
         with open(file, "rb") as opened:
             content = np.load(opened, allow_pickle=False)
             return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
@@ -125,9 +211,25 @@ def read_sample(file: str | os.PathLike[str]) -> Mapping[str, Array] | Array:
 
 
 def read_samples(texts: Sequence[str]) -> list[Mapping[str, Array] | Array]:
-    """The samples that `NAME=FILE.npy` and `FILE.npz` (or `FILE.npy`) give: all NAME=FILE together are one.
+    """Read samples from texts as the command line takes them.
 
-    Raises InvalidArgument for what cannot be read.
+    Parameters
+    ----------
+    texts : sequence of str
+        ``FILE.npz`` or ``FILE.npy`` for one sample each; all ``NAME=FILE.npy`` together are one more sample.
+
+    Returns
+    -------
+    list of numpy.ndarray or mapping of str to numpy.ndarray
+
+    Raises
+    ------
+    InvalidArgument
+        A file cannot be read, or an input is given twice.
+
+    Examples
+    --------
+    >>> samples = read_samples(["ids=ids.npy", "mask=mask.npy", "another.npz"])  # doctest: +SKIP
     """
     samples: list[Mapping[str, Array] | Array] = []
     one: dict[str, Array] = {}
@@ -138,7 +240,7 @@ def read_samples(texts: Sequence[str]) -> list[Mapping[str, Array] | Array]:
             continue
         content = read_sample(file)
         if isinstance(content, Mapping):
-            raise InvalidArgument(f"{text}: {file} has several arrays; give it without a name")
+            raise InvalidArgument(f"{text}: {file} has several arrays; give the file without a name")
         if name in one:
             raise InvalidArgument(
                 f"{text}: {name!r} is given twice; write each of several samples into a file: "
@@ -149,9 +251,30 @@ def read_samples(texts: Sequence[str]) -> list[Mapping[str, Array] | Array]:
 
 
 def named(sample: Mapping[str, Array] | Array, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """A sample by the names of the model's inputs; one array is for a model that has one.
+    """Return a sample by the names of the model's inputs.
 
-    Raises InvalidArgument if it has other tensors, or tensors of another datatype or shape.
+    Parameters
+    ----------
+    sample : numpy.ndarray or mapping of str to numpy.ndarray
+        One array for a model with one input, or arrays by input name.
+    specs : sequence of TensorSpec
+        Name, datatype and shape of each input.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+
+    Raises
+    ------
+    InvalidArgument
+        The sample has other names, datatypes or shapes than the inputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from zmq_offload.protocol.tensors import TensorSpec
+    >>> list(named(np.zeros((1, 3), "float32"), [TensorSpec("x", "FP32", (1, 3))]))
+    ['x']
     """
     names = [spec.name for spec in specs]
     if isinstance(sample, Mapping):
@@ -162,7 +285,7 @@ def named(sample: Mapping[str, Array] | Array, specs: Sequence[TensorSpec]) -> d
         raise InvalidArgument(f"one array is given; the model's inputs are {', '.join(map(repr, names))}")
     if set(given) != set(names):
         raise InvalidArgument(
-            f"arrays {', '.join(map(repr, given)) or 'of no name'} are given; the model's inputs are "
+            f"arrays {', '.join(map(repr, given)) or 'without names'} are given; the model's inputs are "
             f"{', '.join(map(repr, names))}: write them with numpy.savez(FILE, NAME=array, ...)"
         )
     arrays = {name: (datatype_of(array.dtype), array.shape) for name, array in given.items()}
@@ -171,7 +294,26 @@ def named(sample: Mapping[str, Array] | Array, specs: Sequence[TensorSpec]) -> d
 
 
 def compare(ours: Array, theirs: Array) -> tuple[float, float]:
-    """The largest difference of two arrays and the largest magnitude in `theirs`; see `Loss`."""
+    """Compare two arrays, as `Loss` describes.
+
+    Parameters
+    ----------
+    ours, theirs : numpy.ndarray
+        Arrays of numbers or booleans. Arrays of different shapes differ infinitely.
+
+    Returns
+    -------
+    difference : float
+        Largest absolute difference.
+    largest : float
+        Largest finite magnitude in `theirs`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> compare(np.array([1.0, 2.5]), np.array([1.0, 2.0]))
+    (0.5, 2.0)
+    """
     if ours.shape != theirs.shape:
         return float("inf"), 0.0
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
@@ -190,14 +332,14 @@ def _runs_here(compiled: Compiled) -> bool:
     return all(cpu is None or cpu.met() for cpu in needs)
 
 
-def _parts(compiled: Compiled) -> dict[str, tuple[Signed, Path]]:
+def _libraries(compiled: Compiled) -> dict[str, tuple[Signed, Path]]:
     return {
         model.name: (model, folder / LIBRARY) for folder, model in zip(compiled.subgraphs, compiled.models, strict=True)
     }
 
 
 class Signed(Protocol):
-    """What tells the inputs and outputs of a subgraph, in order."""
+    """Anything with the inputs and outputs of a subgraph, in order."""
 
     @property
     def inputs(self) -> Sequence[TensorSpec]: ...
@@ -207,10 +349,10 @@ class Signed(Protocol):
 
 
 class InProcess:
-    """A client that runs libraries of subgraphs, by the models' names, here. Not for several threads at a time."""
+    """A client that runs subgraphs in this process, from libraries by model name. Not safe for concurrent calls."""
 
-    def __init__(self, parts: Mapping[str, tuple[Signed, Path]]) -> None:
-        self._models = {name: (signed, UncutModel(library)) for name, (signed, library) in parts.items()}
+    def __init__(self, libraries: Mapping[str, tuple[Signed, Path]]) -> None:
+        self._models = {name: (signed, UncutModel(library)) for name, (signed, library) in libraries.items()}
 
     def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> dict[str, Array]:
         described, run = self._models[model]

@@ -1,4 +1,4 @@
-"""The back half of compiling: a partitioned module -> device bundle and model repository entries."""
+"""The second half of compiling: from a partitioned module to a device bundle and versions in a model repository."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING
 
 import tvm
 
-from zmq_offload.artifacts.manifest import (
-    LIBRARY,
-    Fallback,
-    Manifest,
-    OffloadedRegion,
-    fallback_library,
-)
+from zmq_offload.artifacts.manifest import LIBRARY, Fallback, Manifest, OffloadedRegion, fallback_library
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.artifacts.repository import ModelVersion, checksum
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
@@ -39,8 +33,29 @@ if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, an
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling wrote: the device bundle's folder and manifest, and each subgraph's folder and description; and
-    what tuning and the check found, where there was any."""
+    """The results of `compile_model` and `compile_module`.
+
+    Attributes
+    ----------
+    device : pathlib.Path
+        Folder of the device bundle.
+    manifest : Manifest
+        What the device bundle holds: the model's signature and its calls of subgraphs.
+    subgraphs : tuple of pathlib.Path
+        Folder of each subgraph's version in the model repository.
+    models : tuple of ModelVersion
+        Name, version number and signature of each subgraph, in the same order.
+    tuning : Summary, optional
+        What tuning found, if there was any.
+    check : Checked, optional
+        The result of the check against the ONNX file, if there was one.
+
+    Examples
+    --------
+    >>> import zmq_offload
+    >>> compiled = compile_model("m.onnx", cut="features", name="m")  # doctest: +SKIP
+    >>> model = zmq_offload.load(compiled.device, "tcp://127.0.0.1:5555")  # doctest: +SKIP
+    """
 
     device: Path
     manifest: Manifest
@@ -50,168 +65,193 @@ class Compiled:
     check: Checked | None = None
 
 
-def write(
-    mod: tvm.IRModule,
-    models: Sequence[str],
-    signature: tuple[Sequence[TensorSpec], Sequence[TensorSpec]],
-    destination: Destination,
-    target: tvm.target.Target,
-    device_target: tvm.target.Target,
-    progress: Progress,
-    tuning: Tuning | None = None,
-    check: Check | None = None,
-) -> Compiled:
-    """Compile a partitioned module and write the results; `models` is in the order of its offloaded functions.
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of the whole model, in its order."""
 
-    `signature` has the inputs and outputs of the whole model. Nothing is written until everything is compiled, and
-    `check`, if there is one, has passed.
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """Checked options of one build. `models` names the subgraphs, in the order of the module's offloaded functions."""
+
+    models: tuple[str, ...]
+    destination: Destination
+    target: tvm.target.Target
+    device_target: tvm.target.Target
+    progress: Progress
+    tuning: Tuning | None = None
+
+    @property
+    def tuned(self) -> Path | None:
+        """The folder with tuning results."""
+        return self.tuning.folder if self.tuning is not None else None
+
+    def expect(self, *, import_steps: int = 0, checks: bool = False) -> None:
+        """Tell the progress display how many steps the build has."""
+        options = self.destination.options
+        libraries = len(self.models) * (1 + options.with_fallback) + (not options.only_subgraph)
+        self.progress.expect(import_steps + bool(options.tune) + libraries + checks + 1)
+
+
+@dataclass(frozen=True)
+class _Library:
+    """A subgraph that is compiled: its library, and the operations of each function in it."""
+
+    subgraph: Subgraph
+    file: Path
+    flops: dict[str, Count]
+
+
+def write(mod: tvm.IRModule, signature: Signature, job: BuildJob, check: Check | None = None) -> Compiled:
+    """Compile a partitioned module and write the results.
+
+    Nothing is written before everything is compiled and the `check`, if given, has passed.
     """
-    if len(models) != len(offloaded_functions(mod)):
-        raise InvalidArgument(
-            f"the module has {len(offloaded_functions(mod))} offloaded functions, but {len(models)} model names are "
-            "given; partition it first, and name each"
-        )
-    if len(set(models)) != len(models):
-        raise InvalidArgument(f"each offloaded function needs a model name of its own, not {', '.join(models)}")
-    device, subgraphs = split(mod, models)
-    for subgraph in subgraphs:
-        check_signature(subgraph.inputs, subgraph.outputs)
-    destination.check_signature(subgraphs)
-    if destination.batching is not None:
-        for subgraph in subgraphs:
-            destination.batching.check((*subgraph.inputs, *subgraph.outputs))
-    parts = [(s.module, target) for s in subgraphs]
-    parts += [] if destination.only_subgraph else [(device, device_target)]
-    found = _tune(parts, tuning, progress) if tuning is not None and tuning.trials else None
-    folder = tuning.folder if tuning is not None else None
+    device, subgraphs = _split(mod, job)
+    tuning = _tune(device, subgraphs, job) if job.tuning is not None and job.tuning.trials else None
+    destination = job.destination
     try:
         with (
             folders_made(destination.output, destination.repository.root),
             scratch_folder(destination.output, ".compile-") as scratch,
         ):
-            libraries, work = [], []
-            for subgraph in subgraphs:
-                with progress.step(f"compile the subgraph {subgraph.model!r}"):
-                    libraries.append(scratch / f"{subgraph.symbol}.so")
-                    with counting() as flops:
-                        export(build(subgraph.module, target, folder), libraries[-1], target)
-                    work.append(flops)
+            libraries = [_compile_subgraph(subgraph, scratch, job) for subgraph in subgraphs]
             draft = None
-            if not destination.only_subgraph:
-                draft = scratch / "device"
-                draft.mkdir(mode=0o755)
-                with progress.step("compile the device's part"), counting() as flops:
-                    export(build(device, device_target, folder), draft / LIBRARY, device_target)
-                copies = [
-                    _fallback(destination, subgraph, draft, device_target, folder, progress)
-                    for subgraph in (subgraphs if destination.with_fallback else ())
-                ]
-                _manifest(destination, subgraphs, signature, draft, device_target, flops, copies).write(draft)
-            checked = None
-            if check is not None:
-                operations = sum(fixed + rows for counts in work for fixed, rows in counts.values())
-                with progress.step("compare it with the file"):
-                    built = list(zip(subgraphs, libraries, strict=True))
-                    checked = check(draft or destination.device, built, operations)
-            with progress.step(f"write {destination.output}"):
-                written = _publish(destination, list(zip(subgraphs, libraries, work, strict=True)), target, draft)
+            if not destination.options.only_subgraph:
+                draft = _compile_bundle(device, subgraphs, signature, scratch, job)
+            checked = _checked(check, draft or destination.device, libraries, job) if check is not None else None
+            with job.progress.step(f"write {destination.output}"):
+                versions = _publish(libraries, draft, job)
     except OSError as error:
         raise FailedPrecondition(f"{destination.output} cannot be written: {error.strerror or error}") from None
-    folders = tuple(destination.repository.path(m.name, m.version) for m in written)
-    return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(written), found, checked)
+    folders = tuple(destination.repository.path(v.name, v.version) for v in versions)
+    return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(versions), tuning, checked)
 
 
-def _fallback(
-    destination: Destination,
-    subgraph: Subgraph,
-    draft: Path,
-    target: tvm.target.Target,
-    tuned: Path | None,
-    progress: Progress,
-) -> Fallback:
-    """Compile the device's copy of a subgraph into its bundle."""
-    with progress.step(f"compile the device's copy of {subgraph.model!r}"):
-        name = fallback_library(subgraph.model)
-        export(build(subgraph.module, target, tuned), draft / name, target)
-        number, digest = destination.number(subgraph.model), checksum(draft / name)
-        return Fallback(subgraph.model, number, name, digest, subgraph.inputs, subgraph.outputs)
+def _split(mod: tvm.IRModule, job: BuildJob) -> tuple[tvm.IRModule, list[Subgraph]]:
+    """The device's module and the subgraphs, checked against what the destination has."""
+    functions = len(offloaded_functions(mod))
+    if len(job.models) != functions:
+        raise InvalidArgument(
+            f"{len(job.models)} model names are given, but the module has {functions} offloaded functions; name each"
+        )
+    if len(set(job.models)) != len(job.models):
+        raise InvalidArgument(
+            f"the model names {', '.join(job.models)} are not distinct; give each offloaded function its own"
+        )
+    device, subgraphs = split(mod, job.models)
+    for subgraph in subgraphs:
+        check_signature(subgraph.inputs, subgraph.outputs)
+    job.destination.check_signature(subgraphs)
+    batching = job.destination.options.batching
+    if batching is not None:
+        for subgraph in subgraphs:
+            batching.check((*subgraph.inputs, *subgraph.outputs))
+    return device, subgraphs
 
 
-def _manifest(
-    destination: Destination,
-    subgraphs: Sequence[Subgraph],
-    signature: tuple[Sequence[TensorSpec], Sequence[TensorSpec]],
-    draft: Path,
-    target: tvm.target.Target,
-    flops: dict[str, Count],
-    copies: Sequence[Fallback],
-) -> Manifest:
-    return Manifest(
-        tuple(signature[0]),
-        tuple(signature[1]),
-        tuple(OffloadedRegion(s.symbol, s.model, destination.policy, s.inputs, s.outputs) for s in subgraphs),
+def _tune(device: tvm.IRModule, subgraphs: Sequence[Subgraph], job: BuildJob) -> Summary:
+    """Tune the modules whose target this machine can run."""
+    assert job.tuning is not None
+    with needs("tune"):
+        from zmq_offload.compile.tuning.run import tune
+    modules = [(subgraph.module, job.target) for subgraph in subgraphs]
+    if not job.destination.options.only_subgraph:
+        modules.append((device, job.device_target))
+    runnable = [(prepared(mod), target) for mod, target in modules if runs_here(target)]
+    with job.progress.step(f"tune with {job.tuning.trials} trials") as report:
+        return tune(runnable, job.tuning.folder, job.tuning.trials, lambda progress: report(str(progress)))
+
+
+def _compile_subgraph(subgraph: Subgraph, scratch: Path, job: BuildJob) -> _Library:
+    file = scratch / f"{subgraph.symbol}.so"
+    with job.progress.step(f"compile the subgraph {subgraph.model!r}"), counting() as flops:
+        export(build(subgraph.module, job.target, job.tuned), file, job.target)
+    return _Library(subgraph, file, flops)
+
+
+def _compile_bundle(
+    device: tvm.IRModule, subgraphs: Sequence[Subgraph], signature: Signature, scratch: Path, job: BuildJob
+) -> Path:
+    """Compile the device bundle into a folder in `scratch`, with its fallbacks and manifest."""
+    options, target = job.destination.options, job.device_target
+    draft = scratch / "device"
+    draft.mkdir(mode=0o755)
+    with job.progress.step("compile the device bundle"), counting() as flops:
+        export(build(device, target, job.tuned), draft / LIBRARY, target)
+    fallbacks = [_compile_fallback(s, draft, job) for s in subgraphs] if options.with_fallback else []
+    manifest = Manifest(
+        signature.inputs,
+        signature.outputs,
+        tuple(OffloadedRegion(s.symbol, s.model, options.policy, s.inputs, s.outputs) for s in subgraphs),
         target_json(target),
         cpu_needs(target),
         tvm.__version__,
         checksum(draft / LIBRARY),
         flops,
-        tuple(copies),
+        tuple(fallbacks),
     )
+    manifest.write(draft)
+    return draft
 
 
-def _publish(
-    destination: Destination,
-    parts: Sequence[tuple[Subgraph, Path, dict[str, Count]]],
-    target: tvm.target.Target,
-    draft: Path | None,
-) -> list[ModelVersion]:
-    """Put the subgraphs and the device bundle, if there is one, in their places: all, or none that was not there."""
+def _compile_fallback(subgraph: Subgraph, draft: Path, job: BuildJob) -> Fallback:
+    """Compile a subgraph for the device, into its bundle."""
+    name = fallback_library(subgraph.model)
+    with job.progress.step(f"compile the fallback of {subgraph.model!r}"):
+        export(build(subgraph.module, job.device_target, job.tuned), draft / name, job.device_target)
+    number = job.destination.number(subgraph.model)
+    return Fallback(subgraph.model, number, name, checksum(draft / name), subgraph.inputs, subgraph.outputs)
+
+
+def _checked(check: Check, device: Path, libraries: Sequence[_Library], job: BuildJob) -> Checked:
+    operations = sum(fixed + rows for library in libraries for fixed, rows in library.flops.values())
+    with job.progress.step("compare with the ONNX file") as report:
+        return check(device, [(library.subgraph, library.file) for library in libraries], operations, report)
+
+
+def _publish(libraries: Sequence[_Library], draft: Path | None, job: BuildJob) -> list[ModelVersion]:
+    """Move the subgraphs and the device bundle, if any, to their places. On an error new versions are removed again."""
+    destination = job.destination
     written: list[ModelVersion] = []
-    fresh: list[Path] = []
+    new: list[Path] = []
     try:
-        for subgraph, library, work in parts:
-            place = destination.repository.path(subgraph.model, destination.number(subgraph.model))
+        for library in libraries:
+            place = destination.repository.path(library.subgraph.model, destination.number(library.subgraph.model))
             if not place.exists():
-                fresh.append(place)
-            written.append(_add(destination, subgraph, library, work, target))
+                new.append(place)
+            written.append(_add_version(library, job))
         if draft is not None:
             put_in_place(draft, destination.device)
     except BaseException:
-        for place in fresh:
+        for place in new:
             shutil.rmtree(place, ignore_errors=True)
-            with contextlib.suppress(OSError):  # there are other versions
+            with contextlib.suppress(OSError):  # the model has other versions
                 place.parent.rmdir()
         raise
     return written
 
 
-def _tune(parts: Sequence[tuple[tvm.IRModule, tvm.target.Target]], tuning: Tuning, progress: Progress) -> Summary:
-    """Measure candidates for the parts that this machine can run."""
-    with needs("tune"):
-        from zmq_offload.compile.tuning.run import tune
-    ours = [(prepared(mod), target) for mod, target in parts if runs_here(target)]
-    with progress.step(f"tune with {tuning.trials} trials") as say:
-        return tune(ours, tuning.folder, tuning.trials, lambda p: say(str(p)))
-
-
-def _add(
-    destination: Destination, subgraph: Subgraph, library: Path, flops: dict[str, Count], target: tvm.target.Target
-) -> ModelVersion:
+def _add_version(library: _Library, job: BuildJob) -> ModelVersion:
+    subgraph, destination = library.subgraph, job.destination
     number = destination.number(subgraph.model)
 
     def fill(folder: Path) -> ModelVersion:
-        shutil.move(library, folder / SUBGRAPH)
+        shutil.move(library.file, folder / SUBGRAPH)
         return ModelVersion(
             subgraph.model,
             number,
             subgraph.inputs,
             subgraph.outputs,
-            target_json(target),
+            target_json(job.target),
             tvm.__version__,
             checksum="",
-            cpu=cpu_needs(target),
-            batching=destination.batching,
-            extra={"flops": flops} if flops else {},
+            cpu=cpu_needs(job.target),
+            batching=destination.options.batching,
+            extra={"flops": library.flops} if library.flops else {},
         )
 
-    return destination.repository.write(subgraph.model, number, fill, force=destination.force)
+    return destination.repository.write(subgraph.model, number, fill, force=destination.options.force)

@@ -1,44 +1,44 @@
-"""Whether what was compiled computes what the ONNX file means: both halves, run as a device runs them, against it."""
+"""Compare a compiled model with its ONNX file: the device bundle and its subgraphs run, and outputs are compared."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import tvm
 
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.byoc.codegen import Subgraph
 from zmq_offload.byoc.encoding import Wire
-from zmq_offload.compile.accuracy import Array, InProcess, Loss, compare, named
-from zmq_offload.compile.importer import Dim
+from zmq_offload.compile.accuracy import InProcess, Loss, compare, named
 from zmq_offload.compile.onnx_file import read_onnx
 from zmq_offload.compile.reference import ROUNDS, CannotRun, Reference, open_reference, random_inputs
+from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import runs_here
-from zmq_offload.device.model import load
+from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.errors import FailedPrecondition, OffloadError, one_line
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 
 TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 2e-2}
-"""The largest difference that passes, as a part of the largest value of the output, by its datatype."""
+"""The largest difference that passes, as a fraction of the output's largest value, by datatype."""
 
 WIRE_TOLERANCE: dict[Wire, float | None] = {"float32": 0.0, "float16": 5e-2, "int8": None}
-"""The same where tensors travel as something smaller. What int8 costs depends on the model: it is told, not judged."""
+"""The same for each encoding. None: the difference is reported and always passes, since it depends on the model."""
 
 FEW = 0.01
-"""The part of an output's integers and booleans that may differ: those next to a threshold, or a tie."""
-
+"""The fraction of an output's integers and booleans that may differ, because they are near a threshold or a tie."""
 
 MASK = 1e8
-"""An element that is larger than the median by this factor hides others (-3.4e38, -1e9) and is compared by itself."""
+"""Elements that exceed the median by this factor (-3.4e38, -1e9) mask others. They are compared separately."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check compared with, on what inputs, and how far each output is off; or why it was skipped."""
+    """The result of a check: the reference, the inputs, and how far each output is off; or why it was skipped."""
 
     against: str = ""
     on: str = ""
@@ -53,32 +53,35 @@ class Checked:
 
 @dataclass(frozen=True)
 class Check:
-    """What is to be checked: the file, the shapes that it was compiled for, the wires, and the inputs to try.
+    """A check against an ONNX file that was compiled with shapes `inputs`, encodings `wires` and `targets`.
 
-    Without `samples` random ones are made, one for a model of fixed shapes, two with other extents each otherwise.
+    Without `samples` it makes a random input, or two with different extents for a model with symbolic dimensions.
     """
 
     model: str | os.PathLike[str]
     inputs: Mapping[str, Sequence[Dim]]
     wires: Sequence[Wire]
     samples: Sequence[Mapping[str, Array] | Array] = ()
-    targets: Sequence[Any] = ()
+    targets: Sequence[tvm.target.Target] = ()
 
-    def __call__(self, device: Path, subgraphs: Sequence[tuple[Subgraph, Path]], operations: int = 0) -> Checked:
-        """Compare a device bundle and the libraries of its subgraphs, of so many floating-point operations, with the
-        file.
+    def __call__(
+        self,
+        device: Path,
+        subgraphs: Sequence[tuple[Subgraph, Path]],
+        operations: int = 0,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> Checked:
+        """Compare a device bundle and the libraries of its subgraphs with the file.
 
-        Raises FailedPrecondition, naming the output and the place, if they compute something else, and InvalidArgument
-        for samples that do not fit the model.
+        `operations` is the number of floating-point operations of one run, `report` shows the progress.
+
+        Raises FailedPrecondition, with the output and the place, for a difference, and InvalidArgument for samples that
+        do not fit the model.
         """
         manifest = Manifest.read(device)
-        if not all(map(runs_here, self.targets)) or not (manifest.cpu is None or manifest.cpu.met()):
-            return Checked(
-                skipped="this machine cannot run code for the target; check on one that can, or build for it"
-            )
-        others = {part.model for part in manifest.offloaded} - {subgraph.model for subgraph, _ in subgraphs}
-        if others:
-            return Checked(skipped=f"{device} also calls {', '.join(sorted(others))}, which is not at hand")
+        reason = self._cannot_run(device, manifest, {subgraph.model for subgraph, _ in subgraphs})
+        if reason is not None:
+            return Checked(skipped=reason)
         try:
             reference = open_reference(self.model)
         except CannotRun as error:
@@ -88,35 +91,38 @@ class Check:
                 skipped=f"{operations:.1e} operations take {reference.name} too long (at most "
                 f"{reference.most_operations:.0e})"
             )
-        parts = {subgraph.model: (subgraph, library) for subgraph, library in subgraphs}
+        libraries = {subgraph.model: (subgraph, library) for subgraph, library in subgraphs}
+        samples = self._samples(manifest.inputs)
         worst: dict[str, Loss] = {}
-        tried, reason = 0, ""
-        with load(device, client=InProcess(parts)) as split:
-            for sample in self._samples(manifest.inputs):
+        tried, skipped = 0, ""
+        with load(device, client=InProcess(libraries)) as split:
+            for number, sample in enumerate(samples, 1):
+                report(f"{reference.name}, input {number} of {len(samples)}")
                 try:
-                    right = _right(reference, sample)
+                    losses = self._compared(reference, split, manifest.outputs, sample)
                 except CannotRun as error:
                     if self.samples:
                         raise FailedPrecondition(f"--check-input: {error}") from None
-                    reason = f"{error}; give inputs that it takes (--check-input)"
+                    skipped = f"{error}; give inputs that it takes (--check-input)"
                     continue
-                try:
-                    found = split(**sample)
-                except OffloadError as error:
-                    raise FailedPrecondition(
-                        f"the compiled model fails where {reference.name} does not: {one_line(error)}"
-                    ) from error
                 tried += 1
-                results = found if isinstance(found, tuple) else (found,)
-                for spec, ours in zip(manifest.outputs, results, strict=True):
-                    loss = self._compared(spec, ours, right[spec.name], reference.name)
-                    before = worst.get(spec.name)
-                    worst[spec.name] = loss if before is None else _worse(before, loss)
+                for loss in losses:
+                    before = worst.get(loss.output.name)
+                    worst[loss.output.name] = loss if before is None else _worse(before, loss)
         if not tried:
-            return Checked(skipped=reason)
+            return Checked(skipped=skipped)
         kind = "given" if self.samples else "random"
         on = f"{tried} {kind} inputs" if tried > 1 else f"a {kind} input"
         return Checked(reference.name, on, tuple(worst.values()))
+
+    def _cannot_run(self, device: Path, manifest: Manifest, models: set[str]) -> str | None:
+        """Why the device bundle cannot run here with the subgraphs of these models; None if it can."""
+        if not all(map(runs_here, self.targets)) or not (manifest.cpu is None or manifest.cpu.met()):
+            return "this machine cannot run code for the target; check on a machine that can, or build for this one"
+        others = {called.model for called in manifest.offloaded} - models
+        if others:
+            return f"{device} also calls {', '.join(sorted(others))}, which this build does not include"
+        return None
 
     def _samples(self, specs: Sequence[TensorSpec]) -> list[dict[str, Array]]:
         if self.samples:
@@ -125,8 +131,25 @@ class Check:
         rounds = ROUNDS if any(ANY in spec.shape for spec in specs) else 1
         return [random_inputs(model, specs, self.inputs, number) for number in range(rounds)]
 
-    def _compared(self, spec: TensorSpec, ours: Array, right: Array, reference: str) -> Loss:
-        """How far an output is off. Raises FailedPrecondition if that is too far."""
+    def _compared(
+        self, reference: Reference, split: OffloadedModel, outputs: Sequence[TensorSpec], sample: Mapping[str, Array]
+    ) -> list[Loss]:
+        """Run both on a sample. Raises CannotRun if the reference cannot, FailedPrecondition for a difference."""
+        right = _right(reference, sample)
+        try:
+            found = split(**sample)
+        except OffloadError as error:
+            raise FailedPrecondition(
+                f"the compiled model fails where {reference.name} does not: {one_line(error)}"
+            ) from error
+        results = found if isinstance(found, tuple) else (found,)
+        return [
+            self._loss(spec, ours, right[spec.name], reference.name)
+            for spec, ours in zip(outputs, results, strict=True)
+        ]
+
+    def _loss(self, spec: TensorSpec, ours: Array, right: Array, reference: str) -> Loss:
+        """Compare an output. Raises FailedPrecondition if the difference is too large."""
         file = os.fspath(self.model)
         what = f"the compiled model does not compute what {file} means in {reference}: output {spec.name!r}"
         more = "leave the operator out, report it, or accept it (--no-check)"
@@ -136,7 +159,7 @@ class Check:
             )
         masks = _masks(right)
         if masks.any():
-            ours = np.where(masks & np.isclose(ours, right, self._part(right), 0), right, ours)
+            ours = np.where(masks & np.isclose(ours, right, self._fraction(right), 0), right, ours)
         difference, _ = compare(ours, right)
         _, largest = compare(right[~masks], right[~masks])
         finite = right.dtype.kind != "f" or not right.size or bool(np.isfinite(right).any())
@@ -153,23 +176,23 @@ class Check:
         allowances = [WIRE_TOLERANCE[wire] for wire in self.wires]
         if right.dtype.kind in "biu":
             if right.dtype.itemsize == 1 and right.dtype.kind != "b" and difference <= 1:
-                return "", True  # a rounding of what was quantized
+                return "", True  # rounding of a quantized value
             lossy = any(a is None or a > 0 for a in allowances)
             return f"{FEW:.0%} of its elements", lossy or (ours != right).mean() <= FEW
         if not np.isfinite(difference):
-            return "no NaN or infinity that the file has not, nor the other way round", False
+            return "NaN and infinities where the reference has them", False
         if any(a is None for a in allowances):
             return "", True
-        part = self._part(right)
-        return f"{part:.1%} of the largest value ({largest:.3g})", difference <= part * largest + 1e-6
+        fraction = self._fraction(right)
+        return f"{fraction:.1%} of the largest value ({largest:.3g})", difference <= fraction * largest + 1e-6
 
-    def _part(self, right: Array) -> float:
-        """The difference that passes, as a part of the largest value."""
+    def _fraction(self, right: Array) -> float:
+        """The difference that passes, as a fraction of the largest value."""
         return max(TOLERANCE[str(right.dtype)], *(WIRE_TOLERANCE[wire] or 0.0 for wire in self.wires))
 
 
 def _masks(right: Array) -> Array:
-    """Where an output has numbers that are far larger than its others."""
+    """True for elements that are far larger than the others."""
     if right.dtype.kind != "f":
         return np.zeros(right.shape, bool)
     sizes = np.abs(right.astype(np.float64))
@@ -184,13 +207,13 @@ def _right(reference: Reference, sample: Mapping[str, Array]) -> Mapping[str, Ar
         raise CannotRun(f"{reference.name} does not take the input: {one_line(error)}") from None
 
 
-def _place(ours: Array, right: Array) -> tuple[list[int], Any, Any]:
-    """Where two arrays differ most, and both values."""
+def _place(ours: Array, right: Array) -> tuple[list[int], float, float]:
+    """The place where two arrays differ most, and both values."""
     a, b = ours.astype(np.float64), right.astype(np.float64)
     with np.errstate(invalid="ignore"):
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.nan_to_num(np.abs(a - b), nan=np.inf))
     at = np.unravel_index(int(apart.argmax()), apart.shape)
-    return [int(i) for i in at], a[at], b[at]
+    return [int(i) for i in at], float(a[at]), float(b[at])
 
 
 def _worse(one: Loss, other: Loss) -> Loss:

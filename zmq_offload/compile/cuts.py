@@ -1,11 +1,10 @@
-"""Where a model can be cut cleanly, and what each cut would cost and save."""
+"""Find the tensors at which a model can be cut, with the bytes and the work behind each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import ir, relax, tirx
 
@@ -19,8 +18,21 @@ from zmq_offload.protocol.tensors import TensorSpec
 class CutPoint:
     """A tensor that alone separates the model's inputs from its outputs.
 
-    `share` is the part (0 to 1) of the model's multiply-adds (convolutions and matrix products) that a cut here
-    offloads. Symbolic extents count as 1, in `nbytes`, too.
+    Attributes
+    ----------
+    tensor : TensorSpec
+        Name, datatype and shape.
+    share : float
+        Fraction, 0 to 1, of the model's multiply-adds (convolutions and matrix products) that a cut here offloads.
+    name : str
+        The tensor's name, which `compile_model` takes as `cut`.
+    nbytes : int
+        Size of the tensor in bytes. Symbolic extents count as 1, here and in `share`.
+
+    Examples
+    --------
+    >>> small = min(list_cuts("m.onnx"), key=lambda point: point.nbytes)  # doctest: +SKIP
+    >>> compile_model("m.onnx", cut=small.name, name="m")  # doctest: +SKIP
     """
 
     tensor: TensorSpec
@@ -36,7 +48,7 @@ class CutPoint:
 
 
 def cut_points(graph: Graph) -> list[CutPoint]:
-    """The clean cuts of a model, in graph order. The outputs are none of them: nothing would be behind."""
+    """The cut points of a model, in graph order. Its outputs are not among them: nothing comes after them."""
     live = graph.from_inputs() & graph.upstream(graph.result_vars())
     end = len(graph.bindings)
     last_use = dict.fromkeys(graph.result_vars(), end)
@@ -45,19 +57,19 @@ def cut_points(graph: Graph) -> list[CutPoint]:
             if binding.var in live:
                 last_use[var] = max(last_use.get(var, 0), position)
     costs = [multiply_adds(b.value) if b.var in live else 0 for b in graph.bindings]
-    total, behind = sum(costs), sum(costs)
+    total = remaining = sum(costs)
     found = []
-    # Everything live is before or behind a separator, so it is one if it alone is waited for at its place.
-    waiting = {p for p in graph.params if p in live}
-    if len(waiting) == 1:
-        found += _point(graph, next(iter(waiting)), 1.0, end, last_use)
+    # A tensor separates inputs from outputs if, right after it is computed, no other live tensor is still needed.
+    needed = {p for p in graph.params if p in live}
+    if len(needed) == 1:
+        found += _point(graph, next(iter(needed)), 1.0, end, last_use)
     for position, (binding, cost) in enumerate(zip(graph.bindings, costs, strict=True)):
-        behind -= cost
+        remaining -= cost
         if binding.var in live:
-            waiting.add(binding.var)
-        waiting = {v for v in waiting if last_use.get(v, -1) > position}
-        if waiting == {binding.var}:
-            found += _point(graph, binding.var, behind / total if total else 0.0, end, last_use)
+            needed.add(binding.var)
+        needed = {v for v in needed if last_use.get(v, -1) > position}
+        if needed == {binding.var}:
+            found += _point(graph, binding.var, remaining / total if total else 0.0, end, last_use)
     return found
 
 
@@ -66,7 +78,7 @@ def _point(graph: Graph, var: ir.Var, share: float, end: int, last_use: dict[ir.
         return []
     try:
         return [CutPoint(tensor_spec(graph.name(var), var.ty), share)]
-    except InvalidArgument:  # a shape, or a datatype that does not travel
+    except InvalidArgument:  # a shape, or a datatype that messages do not support
         return []
 
 
@@ -79,14 +91,14 @@ def multiply_adds(value: relax.Expr) -> int:
         inner = _extents(value.args[0].ty)[-1:]
         return math.prod(_extents(value.ty)) * math.prod(inner)
     if kind in ("conv1d", "conv2d", "conv3d"):
-        # Every output element is a sum over one filter: (out channels, in channels of the group, *kernel).
+        # Each output element is a sum over one filter (out channels, in channels of the group, *kernel).
         return math.prod(_extents(value.ty)) * math.prod(_extents(value.args[1].ty)[1:])
     if kind in ("conv1d_transpose", "conv2d_transpose", "conv3d_transpose"):
-        # Every input element is spread over one filter: (in channels, out channels of the group, *kernel).
+        # Each input element is spread over one filter (in channels, out channels of the group, *kernel).
         return math.prod(_extents(value.args[0].ty)) * math.prod(_extents(value.args[1].ty)[1:])
     return 0
 
 
-def _extents(ty: Any) -> Sequence[int]:
+def _extents(ty: ir.Type) -> Sequence[int]:
     shape = ty.shape if isinstance(ty, relax.TensorType) and ty.shape is not None else ()
     return [int(d) if isinstance(d, tirx.IntImm) else 1 for d in shape]

@@ -1,4 +1,4 @@
-"""Where compiling writes: what is there already, what may be replaced, and whether a new version fits."""
+"""The folders that a build writes to: what exists there, what may be replaced, and whether a new version fits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zmq_offload.artifacts.manifest import MANIFEST, Manifest, OffloadedRegion, VersionPolicy, check_policy
-from zmq_offload.artifacts.repository import Batching, ModelVersion, Repository
+from zmq_offload.artifacts.manifest import MANIFEST, Manifest, OffloadedRegion, check_policy
+from zmq_offload.artifacts.repository import ModelVersion, Repository
 from zmq_offload.byoc.codegen import Subgraph
 from zmq_offload.common.suggest import did_you_mean
+from zmq_offload.compile.options import BuildOptions
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.names import check_model_name, check_version
 from zmq_offload.protocol.tensors import TensorSpec
@@ -20,92 +21,89 @@ from zmq_offload.protocol.tensors import TensorSpec
 
 @dataclass(frozen=True)
 class Destination:
-    """Where compiling writes, and what it may replace.
+    """The folders that a build writes to, and the rules for what it may replace there."""
 
-    `output` gets the folder `device`, and `repository` (default: a folder in `output`) the subgraphs. `version` is
-    the subgraphs' version number: 1 unless given, the next free one with `only_subgraph`, which leaves an existing
-    device bundle as it is. `policy` is what the device asks for. `force` allows to replace what is there. `batching`
-    is how workers may put requests together, None for one at a time. `with_fallback` puts a copy of each subgraph into
-    the device bundle, which then is not sealed. `new_signature` allows a version whose inputs or outputs differ from
-    those of the highest version that is there.
-    """
+    options: BuildOptions
 
-    output: Path
-    repository: Repository
-    version: int | None = None
-    policy: VersionPolicy = "latest"
-    force: bool = False
-    only_subgraph: bool = False
-    batching: Batching | None = None
-    with_fallback: bool = False
-    new_signature: bool = False
+    @property
+    def output(self) -> Path:
+        return Path(self.options.output)
 
     @property
     def device(self) -> Path:
         return self.output / "device"
 
+    @property
+    def repository(self) -> Repository:
+        given = self.options.repository
+        return Repository(Path(given) if given is not None else self.output / "repository")
+
     def number(self, model: str) -> int:
-        """The version that `model` will get."""
-        if self.version is not None:
-            return self.version
-        return max(self.repository.versions(model), default=0) + 1 if self.only_subgraph else 1
+        """The version number that `model` gets."""
+        if self.options.version is not None:
+            return self.options.version
+        return max(self.repository.versions(model), default=0) + 1 if self.options.only_subgraph else 1
 
     def check_names(self, models: Sequence[str]) -> None:
-        """Raises InvalidArgument for a bad name or version, and for what cannot go together. The disk is not written
-        to, and looked at for the next free version only."""
-        check_policy(self.policy)
-        if self.only_subgraph and self.with_fallback:
-            raise InvalidArgument("--with-fallback is for a device bundle, which --only-subgraph leaves as it is")
+        """Raises InvalidArgument for a bad name or version, and for options that exclude each other.
+
+        Writes nothing, and reads the disk only for the next free version.
+        """
+        check_policy(self.options.policy)
+        if self.options.only_subgraph and self.options.with_fallback:
+            raise InvalidArgument(
+                "--with-fallback changes the device bundle, which --only-subgraph keeps; leave one out"
+            )
         for model in models:
             number = check_version(self.number(check_model_name(model)))
-            if self.with_fallback and self.policy not in ("latest", number):
+            if self.options.with_fallback and self.options.policy not in ("latest", number):
                 raise InvalidArgument(
-                    f"--with-fallback: the copy of {model!r} would be of version {number}, but the device would ask "
-                    f"for version {self.policy}; compile that one"
+                    f"--with-fallback: the fallback of {model!r} would be version {number}, but the device asks for "
+                    f"version {self.options.policy}; compile that version"
                 )
 
     def check(self, models: Sequence[str]) -> None:
-        """Find out before the slow part whether the result can be written, after `check_names`.
+        """Check, before anything slow, that the results can be written. Call it after `check_names`.
 
-        Raises AlreadyExists for what is there and not to be replaced, FailedPrecondition where nothing can be written,
-        for a device bundle that is missing or of other models, and for a folder in its place that is none: that is not
-        replaced even by `force`.
+        Raises AlreadyExists for a version or bundle that `force` would replace, and FailedPrecondition for folders that
+        cannot be written, for a device bundle that is missing or calls other models, and for a folder in its place
+        that is not a device bundle (not even `force` replaces that).
         """
         for model in models:
             place = self.repository.path(model, self.number(model))
-            if _there(place) and not self.force:
+            if _exists(place) and not self.options.force:
                 free = max(self.repository.versions(model), default=0) + 1
                 raise AlreadyExists(
                     f"{place} exists; choose another version (--version {free}) or replace it (--force)"
                 )
-        if self.only_subgraph:
+        if self.options.only_subgraph:
             self._called(models)
-        elif _there(self.device):
-            if not self.force:
+        elif _exists(self.device):
+            if not self.options.force:
                 raise AlreadyExists(
                     f"{self.device} exists; keep it and add a subgraph (--only-subgraph), replace it (--force), or "
                     "choose another folder (-o)"
                 )
             if not (self.device / MANIFEST).is_file():
                 raise FailedPrecondition(
-                    f"{self.device} is not a device bundle, and is not replaced; remove it yourself"
+                    f"{self.device} is not a device bundle and is not replaced; remove it, or choose another folder"
                 )
         for folder in (self.output, self.repository.root):
             _check_writable(folder)
 
     def check_signature(self, subgraphs: Sequence[Subgraph]) -> None:
-        """Raises FailedPrecondition naming the tensor by which a subgraph does not fit the existing device bundle that
-        it is compiled for, or differs from the highest version in the repository (without `new_signature`)."""
-        if self.only_subgraph:
+        """Raises FailedPrecondition, with the tensor, for a subgraph that does not fit the existing device bundle
+        (`only_subgraph`), or that differs from the highest version in the repository (without `new_signature`)."""
+        if self.options.only_subgraph:
             self._check_device(subgraphs)
-        if not self.new_signature:
+        if not self.options.new_signature:
             for subgraph in subgraphs:
                 self._check_version(subgraph)
 
     def _check_version(self, subgraph: Subgraph) -> None:
-        """Devices ask for the latest version: one that takes or returns something else fails all that are in use."""
+        """Devices ask for the latest version. One with another signature would fail on every device in use."""
         number = self.number(subgraph.model)
-        before = self._before(subgraph.model, number)
+        before = self._highest_other(subgraph.model, number)
         if before is None:
             return
         who = f"version {before.version}"
@@ -118,14 +116,14 @@ class Destination:
                 f"{self.repository.root}: {fault}; {who} "
                 f"{_signature(before.inputs, before.outputs)}, the new one "
                 f"{_signature(subgraph.inputs, subgraph.outputs)}. Devices that were built for {who} cannot "
-                "use the new one: choose another --name, or allow it by --new-signature"
+                "use the new one: choose another --name, or allow it with --new-signature"
             )
 
-    def _before(self, model: str, number: int) -> ModelVersion | None:
-        """The highest version of a model that stays and that workers can load."""
+    def _highest_other(self, model: str, number: int) -> ModelVersion | None:
+        """The highest version of a model that workers can load, apart from version `number`."""
         for version in reversed(self.repository.versions(model)):
             if version != number:
-                with contextlib.suppress(FailedPrecondition):  # damaged: no worker serves it
+                with contextlib.suppress(FailedPrecondition):  # a damaged version, which no worker serves
                     return self.repository.read(model, version)
         return None
 
@@ -152,15 +150,15 @@ class Destination:
         return called
 
 
-def _there(place: Path) -> bool:
+def _exists(place: Path) -> bool:
     try:
         return place.exists()
-    except OSError as error:  # a name that is too long, a folder that is not ours to look into
+    except OSError as error:  # the name is too long, or the folder may not be read
         raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
 
 
 def _check_writable(folder: Path) -> None:
-    """Whether a folder can be written, or made. It is not made yet: what is still to be checked may fail."""
+    """Raises FailedPrecondition if a folder cannot be written or created. Does not create it."""
     place = folder
     try:
         while not place.exists():
@@ -174,7 +172,10 @@ def _check_writable(folder: Path) -> None:
 
 
 def signature_difference(kind: str, ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec], who: str) -> str | None:
-    """In which tensor (`kind`: "input" or "output") ours differ from theirs, by name in any order; `who` theirs are."""
+    """Describe the first tensor in which two signatures differ, by name in any order; None if they agree.
+
+    `kind` is "input" or "output", `who` the owner of `theirs`, for the text.
+    """
     found = {t.name: t for t in ours}
     for spec in theirs:
         if spec.name not in found:

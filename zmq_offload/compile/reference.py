@@ -1,4 +1,4 @@
-"""What an ONNX file means: its outputs as ONNX Runtime, or ONNX's own reference, computes them."""
+"""Run an ONNX file in ONNX Runtime, or in ONNX's own reference, and make random inputs for it."""
 
 from __future__ import annotations
 
@@ -6,47 +6,45 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 
-from zmq_offload.compile.importer import Dim
+from zmq_offload.compile.shapes import Dim
 from zmq_offload.errors import one_line
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 
-Array = np.ndarray[Any, Any]
-
 ROUNDS = 2
-"""How many random inputs are tried where dimensions are symbolic: with other extents each."""
+"""Random inputs for a model with symbolic dimensions. Each has other extents."""
 
 EXTENTS = ((2, 64), (3, 96))
-"""What a symbolic extent is in each round: at dimension 0, elsewhere."""
+"""A symbolic extent in each round: at dimension 0, elsewhere."""
 
 
 class CannotRun(Exception):
-    """The file cannot be run here, or not on this input; the text says why."""
+    """The file cannot run here, or not on this input. The text says why."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Something that runs a file: its name, and a function of the inputs by name that gives the outputs by name."""
+    """A program that runs an ONNX file: its name, and a function from inputs by name to outputs by name."""
 
     name: str
     run: Callable[[Mapping[str, Array]], Mapping[str, Array]]
     most_operations: float
-    """Floating-point operations that it does in a minute or so."""
+    """Floating-point operations that it computes in about a minute."""
 
 
 def open_reference(path: str | os.PathLike[str]) -> Reference:
-    """The file in ONNX Runtime where that is installed, in `onnx.reference` otherwise. Raises CannotRun."""
+    """Open a file in ONNX Runtime, or in `onnx.reference` where that is not installed. Raises CannotRun."""
     try:
         import onnxruntime
     except ImportError:
         return _onnx_reference(path)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it has to say comes as an exception, too
-    # As the file has it: optimizations may compute other roundings, and some kernels know less than the plain ones.
+    options.log_severity_level = 4  # errors are raised as well
+    # Without optimizations: they round differently, and some fused kernels lack attributes of the plain operators.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -83,11 +81,11 @@ def _onnx_reference(path: str | os.PathLike[str]) -> Reference:
 def random_inputs(
     model: onnx.ModelProto, specs: Sequence[TensorSpec], inputs: Mapping[str, Sequence[Dim]], round_: int
 ) -> dict[str, Array]:
-    """One input of each tensor, of a kind that the model can take.
+    """Make a random array for each input, with values that the model can use.
 
-    Floats are from a normal distribution, positive where a logarithm, a square root or a power is taken of them.
-    Integers are indices where they are used as such, 0 or 1 in what is called a mask, else 0 to 9; bytes are 0 to 255.
-    Symbolic extents of one name are the same.
+    Floats come from a normal distribution; their absolute values are used if the model computes a logarithm, a square
+    root or a power of them. Integers that index a weight are within its bounds, those of a mask are 0 or 1, bytes are 0
+    to 255, others 0 to 9. Symbolic extents with the same name are equal.
     """
     generator = np.random.default_rng(round_)
     chosen: dict[str, int] = {}
@@ -111,7 +109,7 @@ def random_inputs(
 
 
 def _extent(name: Dim, extent: int, axis: int, round_: int, chosen: dict[str, int]) -> int:
-    """An extent as the signature has it, or one for a symbolic one: the same for each name, and for each batch."""
+    """The extent of a dimension. A symbolic one is chosen once for each name, and once for all batches."""
     if extent != ANY:
         return extent
     usual = EXTENTS[round_][axis > 0]
@@ -120,18 +118,18 @@ def _extent(name: Dim, extent: int, axis: int, round_: int, chosen: dict[str, in
     return chosen.setdefault(str(name), usual)
 
 
-PLAIN = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
-"""Operators that hand values on as they are."""
+PASS_ON = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
+"""Operators that do not change values."""
 
 
 def _users(graph: onnx.GraphProto, name: str) -> list[tuple[onnx.NodeProto, int]]:
-    """The nodes that use a tensor, or what is the same values, each with the number of the input."""
+    """The nodes that use a tensor's values, each with the number of the input."""
     found, wanted = [], {name}
     for node in graph.node:
         for index, used in enumerate(node.input):
             if used in wanted:
                 found.append((node, index))
-                if node.op_type in PLAIN and index == 0:
+                if node.op_type in PASS_ON and index == 0:
                     wanted.update(node.output)
     return found
 
@@ -141,7 +139,7 @@ def _positive(users: Sequence[tuple[onnx.NodeProto, int]]) -> bool:
 
 
 def _bound(graph: onnx.GraphProto, users: Sequence[tuple[onnx.NodeProto, int]]) -> int | None:
-    """How many rows there are for a tensor of indices to choose from; None if it is not one, or that is not known."""
+    """The number of rows that a tensor of indices chooses from; None if unknown, or if it does not hold indices."""
     weights = {weight.name: weight for weight in graph.initializer}
     bounds = []
     for node, index in users:

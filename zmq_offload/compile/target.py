@@ -1,9 +1,10 @@
-"""TVM targets: what the user writes, checked; the host's own CPU by default."""
+"""TVM targets: what the user gives is checked, and the default is this machine's CPU."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import tvm
 from tvm.target import codegen
@@ -12,18 +13,21 @@ from zmq_offload.artifacts.cpu import CpuNeeds
 from zmq_offload.common.cores import usable_cores
 from zmq_offload.errors import InvalidArgument
 
+TargetLike: TypeAlias = str | Mapping[str, object] | tvm.target.Target | None
+"""A target as a user gives it: a name such as "llvm", JSON, a TVM target, or None for this machine's CPU."""
+
 
 def host_target() -> tvm.target.Target:
-    """This machine's CPU under the name that LLVM has for it (it refuses "native"), with the cores we may use."""
+    """The target for this machine's CPU, by LLVM's name for it (TVM refuses "native"), with the usable cores."""
     cores = usable_cores()
     return tvm.target.Target({"kind": "llvm", "mcpu": str(codegen.llvm_get_system_cpu()), "num-cores": cores})
 
 
-def resolve_target(given: str | dict[str, Any] | tvm.target.Target | None) -> tvm.target.Target:
-    """The target for what the user gave: None (the host), a TVM target, its JSON, or a name such as "llvm".
+def resolve_target(given: TargetLike) -> tvm.target.Target:
+    """Return the TVM target that the user gave.
 
-    Raises InvalidArgument for what TVM does not know, for a target that is not a CPU, and for a CPU that its LLVM does
-    not know (which would quietly become a generic one).
+    Raises InvalidArgument for a target that TVM does not know, for one that is not a CPU, and for a CPU that TVM's LLVM
+    does not know (LLVM would compile for a generic CPU without a word).
     """
     if given is None:
         return host_target()
@@ -32,29 +36,32 @@ def resolve_target(given: str | dict[str, Any] | tvm.target.Target | None) -> tv
     except (ValueError, TypeError, tvm.error.InternalError) as error:
         raise InvalidArgument(f"target {given!r}: {' '.join(str(error).split())}") from None
     if target.kind.name != "llvm":
-        raise InvalidArgument(f"target {given!r}: only CPUs are supported (kind llvm, not {target.kind.name})")
-    cpu, triple = target.attrs.get("mcpu"), target.attrs.get("mtriple") or codegen.llvm_get_system_triple()
-    if cpu is not None and not codegen.llvm_is_valid_cpu(str(cpu), str(triple)):
-        raise InvalidArgument(f"target {given!r}: LLVM knows no CPU {str(cpu)!r} for it")
+        raise InvalidArgument(f"target {given!r} is of kind {target.kind.name}; only CPUs are supported (kind llvm)")
+    cpu, triple = target.attrs.get("mcpu"), triple_of(target)
+    if cpu is not None and not codegen.llvm_is_valid_cpu(str(cpu), triple):
+        raise InvalidArgument(f"target {given!r}: LLVM does not know the CPU {str(cpu)!r} for {triple}")
     return target
 
 
+def triple_of(target: tvm.target.Target) -> str:
+    return str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())
+
+
 def target_json(target: tvm.target.Target) -> Any:
-    """A target as JSON-able data, for model.json and the manifest."""
+    """The target as JSON-able data, for model.json and the manifest."""
     return json.loads(str(target))
 
 
 def cpu_needs(target: tvm.target.Target) -> CpuNeeds:
-    """What a CPU must have to run code for `target`."""
-    triple = str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())
-    return CpuNeeds.of(triple, map(str, codegen.llvm_get_cpu_features(target)))
+    """The instruction sets that a CPU needs to run code for `target`."""
+    return CpuNeeds.of(triple_of(target), map(str, codegen.llvm_get_cpu_features(target)))
 
 
 def runs_here(target: tvm.target.Target) -> bool:
-    """Whether this machine can run code for a target, and so measure it."""
+    """Whether this machine can run code for `target`."""
     return cpu_needs(target).met()
 
 
 def toolchain() -> dict[str, Any]:
-    """What a library that is compiled here for here depends on, besides the model: as JSON-able data."""
+    """JSON-able data on which a library compiled here depends, besides the model."""
     return {"tvm": tvm.__version__, "target": target_json(host_target())}

@@ -1,25 +1,23 @@
-"""The whole model in one library: what a split one is compared with."""
+"""Compile and run a whole model as one library, to compare a split one with."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import tvm
 import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.artifacts.repository import loadable
 from zmq_offload.compile.build import build, export
-from zmq_offload.compile.importer import Dim, import_uncut
-from zmq_offload.compile.target import resolve_target
+from zmq_offload.compile.importer import import_uncut
+from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.target import TargetLike, resolve_target
 from zmq_offload.device.pools import THREADS
 from zmq_offload.errors import FailedPrecondition
-
-Array = np.ndarray[Any, Any]
+from zmq_offload.protocol.payload import Array
 
 
 def compile_uncut(
@@ -27,22 +25,58 @@ def compile_uncut(
     library: str | os.PathLike[str],
     *,
     inputs: Mapping[str, Sequence[Dim]] | None = None,
-    target: str | dict[str, Any] | tvm.target.Target | None = None,
+    target: TargetLike = None,
 ) -> None:
-    """Compile an ONNX model as it is into the shared library `library`. The arguments are those of `compile_model`.
+    """Compile an ONNX model, without a cut, into one shared library.
 
-    Raises InvalidArgument for a model, shape or target that cannot be used, FailedPrecondition if the library cannot be
-    linked, Internal if TVM fails to compile.
+    Parameters
+    ----------
+    model : path
+        ONNX file.
+    library : path
+        File to write, for `UncutModel`.
+    inputs : mapping of str to sequence of int or str, optional
+        Input shapes, as for `compile_model`.
+    target : str, dict or tvm.target.Target, optional
+        TVM target. Default: this machine's CPU.
+
+    Raises
+    ------
+    InvalidArgument
+        A model, shape or target that cannot be used.
+    FailedPrecondition
+        The library cannot be linked.
+    Internal
+        TVM fails to compile.
+
+    Examples
+    --------
+    >>> compile_uncut("m.onnx", "m.so", inputs={"x": (1, 3, 320, 320)})  # doctest: +SKIP
+    >>> (y,) = UncutModel("m.so")(x)  # doctest: +SKIP
     """
     chosen = resolve_target(target)
     export(build(import_uncut(model, inputs or {}), chosen), Path(library), chosen)
 
 
 class UncutModel:
-    """A library of `compile_uncut`, to be called with the model's inputs in order. Not for several threads at a time.
+    """A library from `compile_uncut`, ready to run. Not safe for concurrent calls.
 
-    Raises FailedPrecondition, naming the file, if it cannot be loaded, and in a forked child of a process in which TVM
-    ran.
+    Call it with the model's inputs in order, NumPy arrays of the model's datatypes and shapes. It returns a list of
+    the outputs.
+
+    Parameters
+    ----------
+    library : path
+        File that `compile_uncut` wrote.
+
+    Raises
+    ------
+    FailedPrecondition
+        The library cannot be loaded, or this is a forked child of a process in which TVM ran.
+
+    Examples
+    --------
+    >>> (y,) = UncutModel("m.so")(x)  # doctest: +SKIP
     """
 
     def __init__(self, library: str | os.PathLike[str]) -> None:

@@ -28,7 +28,8 @@ from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
-from zmq_offload.compile.importer import Dim, Imported, import_onnx
+from zmq_offload.compile.importer import Imported, import_onnx
+from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import host_target
 from zmq_offload.device.pools import THREADS
 from zmq_offload.errors import InvalidArgument

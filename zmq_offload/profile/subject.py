@@ -18,7 +18,8 @@ from zmq_offload.artifacts.repository import DESCRIPTION, Repository, loadable
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.flops import counting, flops_of
-from zmq_offload.compile.importer import Dim, import_onnx
+from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.shapes import Dim
 from zmq_offload.device.pools import THREADS
 from zmq_offload.device.remote import Array, InferenceClient, RemoteModule, Underway, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
