@@ -13,6 +13,8 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
 
 SESSION = bytes(range(16))
+BASE64 = "AAECAwQFBgcICQoLDA0ODw=="
+"""SESSION as text: msgspec would take it for bytes."""
 ALL = wire.FROM_CLIENT | wire.TO_CLIENT | wire.FROM_WORKER | wire.TO_WORKER
 
 MESSAGES = [
@@ -63,7 +65,7 @@ def envelope(*fields: object) -> bytes:
     [
         (b"", "2 to 8192 bytes, not 0"),
         (b"\x03", "not 1"),
-        (b"\x01" + msgpack.packb([4, SESSION, []]), "protocol version 1 is not spoken"),
+        (b"\x01" + msgpack.packb([4, SESSION, []]), "protocol version 1 is not supported"),
         (b"\x03\xc1", "is not msgpack"),
         (b"\x03" + b"\x91" * 5000, "is not msgpack"),
         (b"\x03\xdd\xff\xff\xff\xff", "is not msgpack"),
@@ -88,6 +90,11 @@ def envelope(*fields: object) -> bytes:
         (envelope(4, SESSION, [1] * 600), "'ids'"),
         (envelope(4, SESSION, [-1]), "'ids'"),
         (envelope(49, "w", 0, 1), "'slots'"),
+        (envelope(49, "w\n", 1, 1), "'name'"),
+        (envelope(2, BASE64, 1), "'session'"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 0, BASE64, 1), "'signature'"),
+        (envelope(2, SESSION, 1, 2), "Cancel has 2 fields, not 3"),
+        (envelope(2, SESSION, 1.0), "'id'"),
     ],
 )
 def test_what_is_no_message_is_refused(frame: bytes, says: str) -> None:

@@ -256,7 +256,7 @@ class Connection:
 
 def _decoded(frame: bytes) -> wire.ToClient | None:
     try:
-        return wire.decode(frame, wire.TO_CLIENT)  # type: ignore[no-any-return]
+        return wire.decode(frame, wire.TO_CLIENT)
     except ProtocolError:
         return None
 
