@@ -28,7 +28,7 @@ from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
 from zmq_offload.net import transport
-from zmq_offload.net.handshake import Security, Watch
+from zmq_offload.net.handshake import HandshakeMonitor, Security
 from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("workers")
@@ -92,7 +92,7 @@ class Worker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
         self._security = Security(config.key, config.broker_key)
-        self._watches: dict[int, Watch] = {}
+        self._watches: dict[int, HandshakeMonitor] = {}
         self._inboxes = [self._connect(broker) for broker in range(len(config.brokers))]
         self._find_sources()
         self.session = WorkerSession.open(
@@ -255,7 +255,7 @@ class Worker:
         # A broker sends no more than there are slots, and Probes; what one that lies sends stays in its own memory.
         socket.setsockopt(zmq.RCVHWM, 1000 + 4 * self._config.slots)
         self._security.protect(socket)
-        self._watches[broker] = Watch(socket)
+        self._watches[broker] = HandshakeMonitor(socket)
         transport.connect(socket, self._config.brokers[broker])
         return transport.Inbox(socket)
 

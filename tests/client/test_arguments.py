@@ -27,9 +27,9 @@ NO_TIMES += [np.True_, "1", None, [1.0], np.ones(2), 1j, Fraction(1, 2)]
 
 @pytest.mark.parametrize("timeout", NO_TIMES)
 def test_what_is_no_time_is_refused(timeout: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"timeout .* is not a time above 0"):
+    with pytest.raises(InvalidArgument, match=r"timeout .* is not a number of seconds above 0"):
         check_timeout(timeout)
-    with pytest.raises(InvalidArgument, match=r"timeout .* is not a time above 0"):
+    with pytest.raises(InvalidArgument, match=r"timeout .* is not a number of seconds above 0"):
         check_call("echo", timeout, None, 0)
 
 
@@ -62,7 +62,7 @@ def test_a_policys_fields_become_floats_and_may_be_infinite() -> None:
 @pytest.mark.parametrize("field", ["heartbeat", "patience", "slowest_link"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), np.float32("nan"), True, "1", None])
 def test_a_policy_with_a_field_that_is_none_is_refused_by_its_name(field: str, value: Any) -> None:
-    with pytest.raises(InvalidArgument, match=f"policy: {field} .* is not a number above 0"):
+    with pytest.raises(InvalidArgument, match=f"{field} .* of the policy is not a number above 0"):
         check_policy(RetryPolicy(**{field: value}))
 
 
@@ -81,5 +81,5 @@ def test_max_frame_bytes_is_a_whole_number() -> None:
 def test_a_signature_stands_in_for_a_version() -> None:
     assert check_call("echo", 1.0, Latest(b"s" * 16), 0) == (1.0, 0, 0, b"s" * 16)
     for wrong in (b"", b"s" * 15, "s" * 16, None):
-        with pytest.raises(InvalidArgument, match="is not 16 bytes, as signature_of makes them"):
+        with pytest.raises(InvalidArgument, match="is not 16 bytes; make it with signature_of"):
             check_call("echo", 1.0, Latest(wrong), 0)  # type: ignore[arg-type]

@@ -230,7 +230,7 @@ def test_an_answer_that_cannot_be_taken_in_ends_its_call_and_no_other(
         with monkeypatch.context() as patch:
             patch.setattr("zmq_offload.client.connection.decode_tensors", broken(MemoryError("none left")))
             for error in errors_of_threads(client):
-                assert kinds([error]) == {(Internal, "the answer cannot be taken in: MemoryError: none left")}
+                assert kinds([error]) == {(Internal, "the reply cannot be read: MemoryError: none left")}
         assert client.infer("echo", X)["x"].shape == (3, 4)
 
 

@@ -55,9 +55,9 @@ def test_results_go_into_the_callers_arrays(client: Client) -> None:
     outputs = client.infer("echo", {"x": X}, outputs={"x": place})
     assert outputs["x"] is place
     np.testing.assert_array_equal(place, X)
-    with pytest.raises(InvalidArgument, match=r"output 'x' of 'echo' is float32\[3, 4\], the array for it is float64"):
+    with pytest.raises(InvalidArgument, match=r"'x' of model 'echo' is float32\[3, 4\]; the array for it is float64"):
         client.infer("echo", {"x": X}, outputs={"x": np.zeros((3, 4))})
-    with pytest.raises(InvalidArgument, match="returns x; arrays are for y"):
+    with pytest.raises(InvalidArgument, match="returns x; the arrays are for y"):
         client.infer("echo", {"x": X}, outputs={"y": place})
 
 
@@ -164,7 +164,7 @@ def test_a_tensor_over_the_limit_is_refused_before_it_is_sent(echo_fabric: Fabri
     with Client(echo_fabric.frontend, max_frame_bytes=1000) as client:
         with pytest.raises(InvalidArgument, match="input 'y' has 1001 bytes; max_frame_bytes allows 1000"):
             client.infer("echo", {"x": X, "y": np.zeros(1001, "u1")})
-        with pytest.raises(InvalidArgument, match=r"all small inputs together have \d+ bytes"):
+        with pytest.raises(InvalidArgument, match=r"the small inputs together have \d+ bytes"):
             client.infer("echo", {"x": X, "y": np.zeros(990, "u1")})
         client.infer("echo", {"x": X})
 

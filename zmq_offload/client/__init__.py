@@ -1,2 +1,2 @@
-"""The client: what a program calls (`sync`, `aio`), its decisions (`session`, pure), and the loops that drive its
-socket (`driver`, `aiodriver`)."""
+"""Clients: what a program calls (`sync`, `aio`), the decisions (`session`, pure), and the loops that drive a client's
+socket (`driver` and `exchange`, `aiodriver`)."""

@@ -1,14 +1,15 @@
-"""The asyncio client: what a program calls. `zmq_offload.client.aiodriver` does the rest."""
+"""The asyncio client, as programs see it. `zmq_offload.client.aiodriver` moves its messages."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmq_offload.client.aiodriver import AsyncDriver
 from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.connection import DEFAULT_TIMEOUT, Connection, answer_of, outputs_of
-from zmq_offload.client.places import Signatures, check_places, fill
+from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
@@ -17,13 +18,50 @@ from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 
 class AsyncClient:
-    """Calls models through a broker, from one event loop. The arguments are those of `zmq_offload.Client`.
+    """Call models through a broker from one asyncio event loop.
 
-    Any number of calls may be awaited at once (`asyncio.gather`); cancelling one takes the request back. Close it in
-    its loop, or use it in an `async with` statement. One that is dropped gives a ResourceWarning and disconnects. In a
-    forked child the parent's raises FailedPrecondition; make another there.
+    Any number of calls may be awaited at once (`asyncio.gather`); cancelling one cancels its request. Close the client
+    in its loop, or use it in an `async with` statement. A client that is dropped unclosed gives a ResourceWarning and
+    disconnects. After a fork the child needs a client of its own: the parent's raises FailedPrecondition there.
+
+    Parameters
+    ----------
+    broker : str or sequence of str
+        Endpoint of a broker's frontend, such as ``"tcp://edge:5555"`` or ``"ipc:///run/broker"``, or several. While a
+        broker does not answer, the client tries the next one and sends outstanding calls there.
+    timeout : float, default 10.0
+        Seconds for calls that give no timeout of their own. No call waits forever.
+    max_frame_bytes : int, default 256 MiB
+        Largest input or output in bytes. The broker and the workers have limits of their own.
+    policy : RetryPolicy, optional
+        Times that decide when a silent broker is left for the next one (`zmq_offload.client.session.RetryPolicy`).
+    key : path, optional
+        This client's key pair, a file ``NAME.key_secret``. Default: the variable ``ZMQ_OFFLOAD_CLIENT_KEY``.
+    broker_key : path, optional
+        The broker's public key, a file ``NAME.key``. Default: the variable ``ZMQ_OFFLOAD_BROKER_KEY``. With both keys
+        the connection is encrypted and authenticated (docs/security.md).
+
+    Raises
+    ------
+    InvalidArgument
+        An argument cannot be used, or only one of the two keys is given.
+    FailedPrecondition
+        A key file cannot be read.
+    Unavailable
+        The system has no files or sockets left.
+
+    Examples
+    --------
+    >>> async def main():
+    ...     async with AsyncClient("tcp://edge:5555") as client:
+    ...         calls = [client.infer("ocr", {"image": image}) for image in images]
+    ...         return await asyncio.gather(*calls)
+    >>> asyncio.run(main())
     """
 
     def __init__(
@@ -33,8 +71,8 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
         policy: RetryPolicy | None = None,
-        key: str | None = None,
-        broker_key: str | None = None,
+        key: str | os.PathLike[str] | None = None,
+        broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
         self._connection = Connection(broker, policy, max_frame_bytes, key, broker_key)
@@ -47,18 +85,64 @@ class AsyncClient:
     async def infer(
         self,
         model: str,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, ArrayLike],
         *,
         version: int | Latest | None = None,
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
     ) -> Outputs:
-        """As `Client.infer`."""
+        """Run a model on named arrays and await its named outputs.
+
+        Parameters
+        ----------
+        model : str
+            Name of the model.
+        inputs : mapping of str to array
+            The model's inputs by name, each of the shape and datatype of the model's signature. Arrays must not change
+            before the call returns. Anything that `numpy.asarray` accepts will do; an array is sent from its own
+            memory, without a copy.
+        version : int or Latest, optional
+            Version of the model. Default: the latest that is served (docs/operations.md says which that is).
+            ``Latest(signature)`` is the latest version with that signature.
+        timeout : float, optional
+            Seconds until the call fails. Default: the client's.
+        priority : int, default 0
+            From -100 to 100. Requests of a higher priority leave the broker's queue first.
+        outputs : mapping of str to numpy.ndarray, optional
+            Arrays that receive the results, by name, of the model's shapes and datatypes. They may be inputs, too. An
+            array that is known not to fit is refused before the model runs; to make sure, the client may first ask the
+            broker for the model's signature.
+
+        Returns
+        -------
+        Outputs
+            A dict of the output arrays by name, with `model`, `version` and `timings`. Where `outputs` were given,
+            it holds those arrays.
+
+        Raises
+        ------
+        InvalidArgument
+            An argument, or an input that does not fit the model's signature.
+        NotFound
+            No worker serves the model or version.
+        DeadlineExceeded
+            No reply within the timeout.
+        Unavailable
+            No broker answered, or no worker serves the model now.
+        FailedPrecondition
+            The client was first used in another event loop, or before a fork.
+        OffloadError
+            All other errors of `zmq_offload.errors`; docs/errors.md says when each occurs and what to do.
+
+        Examples
+        --------
+        >>> outputs = await client.infer("ocr", {"image": image}, timeout=0.5)
+        """
         timeout = self._timeout if timeout is None else timeout
         arguments = self._connection.request(model, inputs, version, timeout, priority)
         if outputs is not None:
-            check_places(outputs)
+            check_output_arrays(outputs)
             await self._check_fit(model, version, outputs, timeout)
         loop = self._driver.attach()
         started = loop.time()
@@ -72,16 +156,59 @@ class AsyncClient:
         return result
 
     async def models(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
-        """As `Client.models`."""
+        """List the models that are served now.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds until the call fails. Default: the client's.
+
+        Returns
+        -------
+        list of dict
+            For each model and version: `name`, `version`, `inputs` and `outputs` (each a list of dicts with `name`,
+            `datatype` and `shape`; an extent of -1 may be any), and the number of `workers` that serve it.
+
+        Raises
+        ------
+        Unavailable
+            No broker answered within the timeout.
+
+        Examples
+        --------
+        >>> [(model["name"], model["version"]) for model in await client.models()]
+        """
         return await self._query("models", timeout)  # type: ignore[no-any-return]
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """As `Client.status`."""
+        """Describe the broker: its workers, models, queues, and the numbers of requests served and failed.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds until the call fails. Default: the client's.
+
+        Returns
+        -------
+        dict
+            docs/operations.md explains the keys.
+
+        Raises
+        ------
+        Unavailable
+            No broker answered within the timeout.
+
+        Examples
+        --------
+        >>> [worker["name"] for worker in (await client.status())["workers"]]
+        """
         return await self._query("status", timeout)  # type: ignore[no-any-return]
 
     async def close(self) -> None:
-        """Take back what is outstanding (those calls raise Cancelled) and disconnect. Closing again does nothing, nor
-        does closing the parent's in a forked child."""
+        """Cancel outstanding calls (they raise Cancelled) and disconnect.
+
+        A second `close` does nothing. In a forked child, to close the parent's client does nothing.
+        """
         self._warns = False
         self._driver.close()
 
@@ -99,24 +226,24 @@ class AsyncClient:
         reader, endpoints = self._driver.reader, self._connection.endpoints
         return shown(self, endpoints, self._driver.outstanding, closed=reader.closed, forgotten=reader.forgotten)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise refuse_pickling("an AsyncClient")
 
-    # --- details --------------------------------------------------------------------------------------------
+    # --- private --------------------------------------------------------------------------------------------
 
     async def _check_fit(
         self, model: str, version: int | Latest | None, outputs: Mapping[str, Array], timeout: float
     ) -> None:
-        """Raises InvalidArgument for arrays that the outputs are known not to fit."""
-        if self._signatures.complaint(model, version, outputs) is not None:
+        """Raise InvalidArgument for arrays that the outputs are known not to fit."""
+        if self._signatures.mismatch(model, version, outputs) is not None:
             self._signatures.announced(await self.models(timeout=timeout))
-            if (why := self._signatures.complaint(model, version, outputs)) is not None:
+            if (why := self._signatures.mismatch(model, version, outputs)) is not None:
                 raise InvalidArgument(why)
 
-    async def _query(self, what: str, timeout: float | None) -> Any:
+    async def _query(self, kind: str, timeout: float | None) -> Any:
         timeout = self._timeout if timeout is None else check_timeout(timeout)
         loop = self._driver.attach()
-        body = answer_of(await self._driver.call(loop, self._session.query, what, timeout))
+        body = answer_of(await self._driver.call(loop, self._session.query, kind, timeout))
         if isinstance(body, OffloadError):
             raise body
         return body

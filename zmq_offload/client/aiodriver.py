@@ -1,6 +1,6 @@
 """How an event loop drives the asyncio client's socket.
 
-The loop watches the socket's own file descriptor; `zmq.asyncio` adds a future and a task switch to every frame.
+The loop watches the socket's own file descriptor. `zmq.asyncio` would add a future and a task switch to each frame.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger("zmq_offload")
 
 
 class Reader:
-    """The connection, and the loop that watches it. A `lifetime.Resource`: it does not refer to who reads."""
+    """The connection, and the loop that watches it. A `lifetime.Resource`, so it does not refer to the client."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -30,7 +30,7 @@ class Reader:
         self._watched: int | None = None
 
     def watch(self, ready: Callable[[], None]) -> None:
-        """Have `ready` called when there is something to read."""
+        """Call `ready` whenever the socket becomes readable."""
         assert self.loop is not None
         self.unwatch()
         descriptor = self.connection.socket.fileno()
@@ -38,40 +38,43 @@ class Reader:
         self._watched = descriptor
 
     def unwatch(self) -> None:
-        """Before the socket is closed: its successor may well have the same descriptor."""
+        """Stop watching, before the socket is closed: the next socket may get the same descriptor."""
         descriptor, self._watched = self._watched, None
         if descriptor is not None and self.loop is not None and not self.loop.is_closed():
             self.loop.remove_reader(descriptor)
 
     def close(self, linger: int = 100) -> None:
-        """`linger`: milliseconds for a last Cancel."""
+        """Disconnect. `linger` is in milliseconds, for a last Cancel."""
         if not self.closed and not self.forgotten:
             self.closed = True
             self.unwatch()
             self.connection.close(linger)
 
     def release(self) -> None:
-        """In the loop's own thread, where there is one that runs."""
+        """Disconnect, in the loop's thread if the loop runs."""
         if self.loop is not None and self.loop.is_running():
-            with contextlib.suppress(RuntimeError):  # it has been closed just now
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 self.loop.call_soon_threadsafe(self.close)
                 return
         self.close()
 
     def leave(self) -> None:
-        """The loop's thread, a daemon, may run still and use the socket; then the system closes it."""
+        """Disconnect when the interpreter ends, unless a daemon thread still runs the loop and may use the socket."""
         if self.loop is None or not self.loop.is_running():
             self.close(linger=0)
 
     def forget(self) -> None:
-        # The loop's own descriptor is the parent's, too: to remove a reader here would remove it there.
+        """Let go of the connection in a forked child.
+
+        The reader stays: parent and child share the loop's descriptor, so removing it here would remove it there.
+        """
         self.forgotten = True
         self._watched = None
         self.connection.forget()
 
 
 class AsyncDriver:
-    """Belongs to the event loop that it is first used in, and to its thread."""
+    """Makes the calls of a connection. It belongs to the event loop in which it is first used."""
 
     def __init__(self, connection: Connection) -> None:
         self.reader = Reader(connection)
@@ -83,20 +86,20 @@ class AsyncDriver:
         tell_of_forks(self)
 
     def forget(self) -> None:
-        """In a forked child: a task that waits here, in the parent's loop, is told."""
+        """Fail all calls in a forked child, whose copy of the parent's loop may run on."""
         futures = list(self._futures.values())
         self._futures.clear()
         for future in futures:
             if not future.done() and not future.get_loop().is_closed():
                 future.set_exception(made_before_fork("client"))
-                future.exception()  # nobody need ask for it
+                future.exception()  # so that asyncio does not warn that nobody asked for it
 
     @property
     def outstanding(self) -> int:
         return len(self._futures)
 
     def attach(self) -> asyncio.AbstractEventLoop:
-        """The running loop. Raises FailedPrecondition in another one than before, and in a forked child."""
+        """Return the running loop. Raises FailedPrecondition in another loop than the first, and in a forked child."""
         reader = self.reader
         if reader.forgotten:
             raise made_before_fork("client")
@@ -106,7 +109,7 @@ class AsyncDriver:
         if reader.loop is not loop:
             if reader.loop is not None:
                 raise FailedPrecondition(
-                    "an AsyncClient belongs to the event loop that it was first used in; make one in each loop"
+                    "an AsyncClient belongs to the event loop in which it was first used; make one in each loop"
                 )
             reader.loop = loop
             reader.watch(self._ready)
@@ -115,7 +118,7 @@ class AsyncDriver:
     async def call(
         self, loop: asyncio.AbstractEventLoop, start: Callable[..., tuple[int, list[Action]]], *args: object
     ) -> Complete:
-        """Begin a call in the session and wait for its answer. Cancelling takes it back."""
+        """Begin a call by the session's method `start` and await its reply. Cancelling the task cancels the call."""
         number, actions = start(*args, now=loop.time())
         future: asyncio.Future[Complete] = loop.create_future()
         self._futures[number] = future
@@ -128,7 +131,7 @@ class AsyncDriver:
             raise
 
     def close(self) -> None:
-        """Take back what is outstanding and disconnect."""
+        """Cancel what is outstanding and disconnect."""
         if self.reader.closed or self.reader.forgotten:
             return
         if self._timer is not None:
@@ -143,19 +146,19 @@ class AsyncDriver:
             self._do(self._take_in)
 
     def _do(self, work: Callable[..., None], *args: object) -> None:
-        """What fails in the loop's callbacks is told to nobody; the calls wait for it."""
+        """Run `work`. If it fails, fail all calls: nobody sees an exception in a callback of the loop."""
         try:
             work(*args)
         except Exception as error:
-            self._break(error)
+            self._fail(error)
 
-    def _break(self, error: Exception) -> None:
-        """As `Driver._break`."""
+    def _fail(self, error: Exception) -> None:
+        """Fail all outstanding calls. The next call reconnects."""
         failure = self._connection.failure
         if isinstance(failure(error), Internal):
-            log.exception("the client failed; so do its %d calls", len(self._futures))
+            log.exception("the client failed; %d outstanding calls fail", len(self._futures))
         else:
-            log.warning("%s; %d calls fail", failure(error).message, len(self._futures))
+            log.warning("%s; %d outstanding calls fail", failure(error).message, len(self._futures))
         with contextlib.suppress(OSError):
             self.reader.unwatch()
         self._connection.reset()
@@ -169,18 +172,18 @@ class AsyncDriver:
     def _take_in(self) -> None:
         connection, loop = self._connection, self.reader.loop
         assert loop is not None
-        # Until none waits: the descriptor tells only of what comes after that.
+        # Read all: the descriptor is edge-triggered and says nothing of messages that are left.
         while connection.is_open and connection.waiting():
             socket = connection.socket
             for message in connection.receive():
                 self._perform(self._session.received(*message, loop.time()))
                 if connection.socket is not socket or not connection.is_open:
-                    break  # what a broker that was left said besides is void
+                    break  # the other messages are of the broker that was left
         self._keep_time(loop)
 
     def _keep_time(self, loop: asyncio.AbstractEventLoop) -> None:
-        """See to it that the session is told when its next deadline comes. A timer that is early is left to fire, so
-        that a call does not cost a new one."""
+        """Do what is due, and set the timer for the next deadline. A timer that is early stays, to save a new one for
+        each call."""
         now = loop.time()
         deadline = self._session.next_deadline()
         if deadline is not None and deadline <= now:
@@ -209,7 +212,7 @@ class AsyncDriver:
             else:
                 self._end(action)
         if sent and self.reader.loop is not None and not self.reader.closed:
-            # The descriptor is edge-triggered: sending may have taken note of what came in, and then it stays silent.
+            # The descriptor is edge-triggered: sending may have noticed incoming messages, and then it does not fire.
             self.reader.loop.call_soon(self._ready)
 
     def _end(self, action: Complete | Fail) -> None:
@@ -227,7 +230,7 @@ class AsyncDriver:
             future.set_result(action)
 
     def _exchange(self, connect: Callable[[], None]) -> None:
-        """Have the connection make a new socket."""
+        """Replace the connection's socket by `connect`."""
         self.reader.unwatch()
         connect()
         self.reader.watch(self._ready)

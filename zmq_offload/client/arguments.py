@@ -1,4 +1,4 @@
-"""Arguments of a call: each is checked before anything is sent, and becomes a plain Python number."""
+"""Checks of arguments, before anything is sent. Numbers become plain Python numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import reprlib
-from typing import Any
 
 import numpy as np
 
@@ -21,14 +20,17 @@ from zmq_offload.protocol.tensors import Latest
 def check_call(
     model: str, timeout: float, version: int | Latest | None, priority: int
 ) -> tuple[float, int, int, bytes]:
-    """Timeout, version, priority and signature as they are sent. Raises InvalidArgument naming the wrong argument."""
+    """Return timeout, version, priority and signature as the session takes them.
+
+    Raises InvalidArgument naming the wrong argument.
+    """
     try:
         return _checked(model, timeout, version, priority)
-    except TypeError:  # an argument that cannot be hashed is wrong, too
+    except TypeError:  # an argument that cannot be hashed is wrong; find out which
         return _checked.__wrapped__(model, timeout, version, priority)
 
 
-@functools.lru_cache(256, typed=True)  # a program calls with the same few again and again
+@functools.lru_cache(256, typed=True)  # a program repeats a few combinations
 def _checked(model: str, timeout: float, version: int | Latest | None, priority: int) -> tuple[float, int, int, bytes]:
     check_model_name(model)
     seconds = check_timeout(timeout)
@@ -37,7 +39,7 @@ def _checked(model: str, timeout: float, version: int | Latest | None, priority:
         signature, version = version.signature, None
         if type(signature) is not bytes or len(signature) != wire.SIGNATURE_BYTES:
             shown = reprlib.repr(signature)
-            raise InvalidArgument(f"signature {shown} is not {wire.SIGNATURE_BYTES} bytes, as signature_of makes them")
+            raise InvalidArgument(f"signature {shown} is not {wire.SIGNATURE_BYTES} bytes; make it with signature_of")
     wanted = wire.LATEST if version is None else whole(version)
     if wanted is None or not (version is None or 0 < wanted <= limits.VERSION):
         shown = reprlib.repr(version)
@@ -51,16 +53,18 @@ def _checked(model: str, timeout: float, version: int | Latest | None, priority:
 
 
 def check_timeout(timeout: float) -> float:
-    """A call's time limit in seconds. Raises InvalidArgument for what is not a number that a call can have."""
+    """Return a call's time limit in seconds. Raises InvalidArgument for anything that is not one."""
     seconds = real(timeout)
     most = limits.BUDGET_US / 1e6
     if seconds is None or not 0 < seconds <= most:
-        raise InvalidArgument(f"timeout {reprlib.repr(timeout)} is not a time above 0 and at most {most:.0f} seconds")
+        raise InvalidArgument(
+            f"timeout {reprlib.repr(timeout)} is not a number of seconds above 0 and at most {most:.0f}"
+        )
     return seconds
 
 
 def check_policy(policy: RetryPolicy | None) -> RetryPolicy:
-    """A policy whose fields are all plain numbers above 0. Raises InvalidArgument naming the field that is wrong."""
+    """Return a policy whose fields are plain numbers above 0. Raises InvalidArgument naming the wrong field."""
     if policy is None:
         return RetryPolicy()
     if not isinstance(policy, RetryPolicy):
@@ -70,21 +74,21 @@ def check_policy(policy: RetryPolicy | None) -> RetryPolicy:
         given = getattr(policy, field.name)
         number = real(given)
         if number is None or not number > 0:
-            raise InvalidArgument(f"policy: {field.name} {given!r} is not a number above 0")
+            raise InvalidArgument(f"{field.name} {given!r} of the policy is not a number above 0")
         numbers[field.name] = number
     return RetryPolicy(**numbers)
 
 
 def check_max_frame_bytes(given: int) -> int:
-    """Raises InvalidArgument for what is not a whole number of bytes from 1."""
+    """Return it as an int. Raises InvalidArgument for anything but a whole number from 1."""
     number = whole(given)
     if number is None or not 0 < number < 2**63:
         raise InvalidArgument(f"max_frame_bytes {given!r} is not a whole number of bytes from 1")
     return number
 
 
-def whole(value: Any) -> int | None:
-    """A whole number, of Python or NumPy, as an int; None for anything else, truth values included."""
+def whole(value: object) -> int | None:
+    """A whole number of Python or NumPy as an int; None for anything else, bool included."""
     if type(value) is int:
         return value
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
@@ -92,8 +96,8 @@ def whole(value: Any) -> int | None:
     return None
 
 
-def real(value: Any) -> float | None:
-    """A number, of Python or NumPy, as a float; None for anything else, truth values included."""
+def real(value: object) -> float | None:
+    """A number of Python or NumPy as a float; None for anything else, bool included."""
     if type(value) is float:
         return value
     if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The synchronous client's calls, from their beginning to their value."""
+"""Calls of the synchronous client, from start to value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from zmq_offload.client.session import Complete, Fail
 from zmq_offload.common.future_internals import fail_in_child
@@ -17,21 +17,21 @@ T = TypeVar("T")
 
 
 class Owner(Protocol):
-    """What a future needs of the client's driver."""
+    """The part of the client's driver that a future needs."""
 
-    def wait(self, done: Callable[[], bool], follow: Callable[[float | None], Any], until: float | None) -> None: ...
+    def wait(self, done: Callable[[], bool], follow: Callable[[float | None], object], until: float | None) -> None: ...
 
     def cancel(self, number: int) -> None: ...
 
-    def refuse_callback(self, what: str) -> None: ...
+    def refuse_callback(self, method: str) -> None: ...
 
 
 Finish: TypeAlias = Callable[[Complete, float, str], "T | OffloadError"]
-"""Makes a call's value of the message that completes it, the seconds that it took, and the model's name."""
+"""Make a call's value from the message that completes it, the seconds that it took, and the model's name."""
 
 
 class Call(Generic[T]):
-    """A call that one thread waits for. A Future has a lock, a condition and a list, which a call of 200 µs notices."""
+    """A call that one thread waits for. A `Future` has a lock, a condition and a list, which slow a call of 200 µs."""
 
     __slots__ = ("_action", "_event", "_finish", "_model", "_started", "number")
 
@@ -44,8 +44,9 @@ class Call(Generic[T]):
         self._event: threading.Event | None = None
 
     def end(self, action: Complete | Fail) -> None:
+        """Complete or fail the call."""
         self._action = action
-        # Looked at after `_action` is set, and made before that is looked at: one of the two threads sees the other.
+        # `wait` makes the event and then reads `_action`; here it is the other way round. So one thread sees the other.
         if self._event is not None:
             self._event.set()
 
@@ -53,14 +54,14 @@ class Call(Generic[T]):
         return self._action is not None
 
     def wait(self, timeout: float | None = None) -> None:
-        """Until another thread ends it."""
+        """Wait until another thread ends the call."""
         self._event = threading.Event()
         if self._action is None:
             self._event.wait(timeout)
 
     def result(self) -> T:
-        """Its value, once; raises its error."""
-        action, self._action = self._action, None  # an error must not refer to itself through this frame's call
+        """Return the value, once, or raise the call's error."""
+        action, self._action = self._action, None  # else the error would refer to itself through this frame
         assert action is not None
         value = self._outcome(action)
         if isinstance(value, OffloadError):
@@ -75,15 +76,15 @@ class Call(Generic[T]):
             return action.error
         try:
             return self._finish(action, time.monotonic() - self._started, self._model)
-        except Exception as error:  # say, no memory is left; whoever waits must be told
-            return Internal(f"the answer cannot be taken in: {type(error).__name__}: {one_line(error)}")
+        except Exception as error:  # for instance MemoryError; the caller must get it
+            return Internal(f"the reply cannot be read: {type(error).__name__}: {one_line(error)}")
 
     def forget(self) -> None:
-        """In a forked child: who waited for it is another process's thread."""
+        """Do nothing in a forked child: the thread that waits is the parent's."""
 
 
 class Submitted(Call[T]):
-    """A call whose value goes into a future, whose `cancel` reaches the broker."""
+    """A call whose value goes into a future."""
 
     __slots__ = ("future",)
 
@@ -100,22 +101,22 @@ class Submitted(Call[T]):
                 future.set_exception(value)
             else:
                 future.set_result(value)
-        except InvalidStateError:  # it was cancelled; whoever waits for several futures is told now
+        except InvalidStateError:  # it was cancelled; `futures.wait` learns of it now
             future.set_running_or_notify_cancel()
 
     def forget(self) -> None:
-        """In a forked child: the answer goes to the parent."""
+        """Fail the future in a forked child: the reply goes to the parent."""
         self.future.ended = True
         fail_in_child(self.future, made_before_fork("client"))
 
 
 class CallFuture(Future[T]):
-    """A future whose `cancel` reaches the broker, and whose `result` helps to bring it about."""
+    """A future whose `cancel` reaches the broker, and whose `result` drives the socket."""
 
     def __init__(self, owner: Owner) -> None:
         super().__init__()
         self.number = 0
-        self.ended = False  # as `done`, without a lock
+        self.ended = False  # like `done`, without a lock
         self._owner = owner
 
     def is_ended(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the clients have in common: their socket, their options, and tensors in and out of calls."""
+"""What both clients share: the socket, the options, and the tensors of calls."""
 
 from __future__ import annotations
 
@@ -7,51 +7,56 @@ import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zmq
 
 from zmq_offload.client.arguments import check_call, check_max_frame_bytes, check_policy
 from zmq_offload.client.results import Outputs, Timings
-from zmq_offload.client.session import ClientSession, Complete, RetryPolicy, Send
+from zmq_offload.client.session import ClientSession, Complete, Payload, RetryPolicy, Send
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
 from zmq_offload.net import transport
 from zmq_offload.net.endpoints import check_brokers
-from zmq_offload.net.handshake import Watch, clients_security
+from zmq_offload.net.handshake import HandshakeMonitor, clients_security
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import Latest, array_of
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 log = logging.getLogger("zmq_offload")
 
 DEFAULT_TIMEOUT = 10.0
-"""Seconds that a call may take unless it says otherwise."""
+"""Seconds that a call may take by default."""
 
 _FILES = 12
-"""Files that a client opens: of libzmq's threads, the socket and what watches it, the connection, the driver."""
+"""Files that a client opens: for libzmq's threads, the socket, its monitor, the connection and the driver."""
 
 _BATCH = 64
 """Messages taken from the socket at a time."""
 
 _SHARED = 8192
-"""libzmq reads into buffers of this size, and frames that fit share one: a result that small is copied out, so that
-keeping it does not keep its neighbours."""
+"""Bytes of libzmq's receive buffers, which small frames share. A smaller output is copied, so that keeping it does not
+keep the whole buffer."""
 
 _RECLAIM_AT_EASE = 0.02
 _RECLAIM_BY_FORCE = 5.0
-"""Seconds: for memory that is on its way back, and for libzmq to drop what it still holds of a closed connection."""
+"""Seconds to wait for lent memory: while its connection is open, and after it was closed."""
 
+
+_STILL_READ = "the memory of a request's inputs is still being read after its connection was closed"
 
 _inherited: list[object] = []
-"""Sockets of the process that this one was forked from. To collect them would warn of what cannot be closed here."""
+"""Sockets of the parent process. They cannot be closed here, and collecting them would give warnings."""
 
 
 class Connection:
     """A socket to one of several brokers. Not thread-safe.
 
     Raises InvalidArgument for endpoints, numbers and keys that cannot be used, FailedPrecondition for unreadable keys,
-    Unavailable where the system has no socket to give.
+    Unavailable if the system has no sockets left.
     """
 
     def __init__(
@@ -59,8 +64,8 @@ class Connection:
         broker: str | Sequence[str],
         policy: RetryPolicy | None,
         max_frame_bytes: int,
-        key: str | None = None,
-        broker_key: str | None = None,
+        key: str | os.PathLike[str] | None = None,
+        broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
         self.endpoints = check_brokers(broker)
         self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
@@ -83,12 +88,14 @@ class Connection:
             raise
 
     def _check_files(self) -> None:
-        """Raises Unavailable if the system has too few files left. libzmq ends the process when it gets some, but not
-        all, of those that its threads need."""
+        """Raise Unavailable if the system has too few files left.
+
+        libzmq aborts the process if its threads get only some of the files that they need.
+        """
         pipes: list[tuple[int, int]] = []
         try:
             for _ in range(_FILES // 2):
-                pipes.append(os.pipe())  # noqa: PERF401  (what was opened must be closed)
+                pipes.append(os.pipe())  # noqa: PERF401  (the pipes opened before an error must be closed)
         except OSError as error:
             raise self._unavailable(error) from None
         finally:
@@ -97,7 +104,7 @@ class Connection:
 
     @property
     def endpoint(self) -> str:
-        """Of the broker that it is connected to, or will be."""
+        """Endpoint of the current broker."""
         return self.endpoints[self._endpoint]
 
     def _open(self) -> None:
@@ -110,19 +117,19 @@ class Connection:
             )
         except (zmq.ZMQError, OSError) as error:
             raise self._unavailable(error) from None
-        watch: Watch | None = None
+        monitor: HandshakeMonitor | None = None
         try:
             self._security.protect(socket)
-            watch = Watch(socket)
+            monitor = HandshakeMonitor(socket)
             transport.connect(socket, self.endpoint)
         except BaseException as error:
-            if watch is not None:
-                watch.close()
+            if monitor is not None:
+                monitor.close()
             socket.close(linger=0)
             if isinstance(error, (zmq.ZMQError, OSError)):
                 raise self._unavailable(error) from None
             raise
-        self.socket, self._watch = socket, watch
+        self.socket, self._monitor = socket, monitor
         self._inbox = transport.Inbox(socket)
         self.is_open = True
 
@@ -130,7 +137,7 @@ class Connection:
         return Unavailable(f"cannot connect to {self.endpoint}: {error.strerror or one_line(error)}")
 
     def reopen(self) -> None:
-        """Connect after a failure: to the broker that was left, or to the first after it for which that works."""
+        """Connect after a failure, to the current broker or the first one after it for which that works."""
         for _ in self.endpoints[1:]:
             with contextlib.suppress(OffloadError):
                 self._open()
@@ -139,15 +146,15 @@ class Connection:
         self._open()
 
     def reset(self) -> None:
-        """Disconnect after a failure, whatever its cause. What was lent is its owners' again."""
+        """Disconnect after any failure, so that no lent memory is read any more."""
         lent = [tracker for trackers in self._lent.values() for tracker in trackers]
         self._lent.clear()
         self._shut(linger=0)
         if lent and not _wait_for(lent, _RECLAIM_BY_FORCE):
-            log.error("the memory of a request's inputs is still being read after its connection was closed")
+            log.error(_STILL_READ)
 
     def failure(self, error: Exception) -> OffloadError:
-        """What calls end with when driving the connection fails; a new one for each call."""
+        """Return the error of a call when driving the connection has failed; a new one for each call."""
         if isinstance(error, OffloadError):
             return type(error)(error.message)
         if isinstance(error, (zmq.ZMQError, OSError)):
@@ -158,48 +165,47 @@ class Connection:
         if self.is_open:
             self.is_open = False
             with contextlib.suppress(zmq.ZMQError):
-                self._watch.close()
+                self._monitor.close()
             with contextlib.suppress(zmq.ZMQError):
                 self.socket.close(linger=linger)
 
     def request(
-        self, model: str, inputs: Mapping[str, Any], version: int | Latest | None, timeout: float, priority: int
-    ) -> tuple[Any, ...]:
-        """What begins a request in the session: the arguments of its `request`, but for the time. All that is wrong
-        with them is found here.
+        self, model: str, inputs: Mapping[str, ArrayLike], version: int | Latest | None, timeout: float, priority: int
+    ) -> tuple[str, Payload, float, int, int, bytes]:
+        """Validate a call and return the positional arguments for `ClientSession.request`.
 
         Raises InvalidArgument naming the argument or input.
         """
         timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
         return model, self._payload(inputs), timeout, wanted, priority, signature
 
-    def _payload(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """`[header, frame, ...]` of a call's inputs; what is an array already is sent from its own memory.
+    def _payload(self, inputs: Mapping[str, ArrayLike]) -> Payload:
+        """Return `[header, frame, ...]` of a call's inputs. Large arrays are sent from their own memory.
 
         Raises InvalidArgument naming the input that cannot be sent.
         """
         arrays = _arrays(inputs)
         payload = encode_tensors(arrays)
-        # What the broker takes is the session's affair.
+        # The session checks the broker's limit.
         most = self._max_frame_bytes
         if max(map(len, payload)) > most:
             for name, array in arrays.items():
                 if array.nbytes > most:
                     raise InvalidArgument(f"input {name!r} has {array.nbytes} bytes; max_frame_bytes allows {most}")
             raise InvalidArgument(
-                f"all small inputs together have {len(payload[0])} bytes, names included; max_frame_bytes allows {most}"
+                f"the small inputs together have {len(payload[0])} bytes, names included; max_frame_bytes allows {most}"
             )
         return payload
 
     def reconnect(self, endpoint: int) -> None:
-        """Connect to endpoint number `endpoint`; what is queued in the old connection is lost."""
+        """Connect to endpoint number `endpoint`, dropping what is queued in the old connection."""
         self._shut(linger=0)
         self._endpoint = endpoint
         self._open()
 
     def refusal(self) -> str | None:
-        """Why the broker does not let this client in, or None if nothing says so."""
-        why = self._watch.refusal()
+        """Say why the broker refuses this client, or return None."""
+        why = self._monitor.refusal()
         return None if why is None else f"the broker at {self.endpoint} {why}"
 
     def send(self, action: Send) -> None:
@@ -207,12 +213,12 @@ class Connection:
         try:
             lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=True)
         except zmq.Again:
-            return  # a connection whose key was refused takes nothing; the session hears of that by `refusal`
+            return  # its key was refused, so the socket takes nothing; the session learns that from `refusal`
         if lent and isinstance(message, wire.Request):
             self._lent.setdefault(message.id, []).extend(lent)
 
     def still_lent(self, number: int) -> Sequence[zmq.MessageTracker]:
-        """The memory that was lent for a call that ends now, so far as it is not back yet.
+        """Return trackers of the input memory of a call that ends now, if libzmq still reads it.
 
         A worker that replies has read all of the request, so the memory is nearly always free. If it is not, because
         the broker does not read or because the request was sent twice, `reclaim` it before the call ends.
@@ -223,15 +229,17 @@ class Connection:
         return lent
 
     def reclaim(self, lent: Sequence[zmq.MessageTracker]) -> None:
-        """Have memory back by giving up the connection, and what is queued there, for a new one."""
+        """Reclaim lent memory by closing the socket, which drops anything queued in it, and reconnecting."""
         self.reconnect(self._endpoint)
         if not _wait_for(lent, _RECLAIM_BY_FORCE):
-            raise Internal("the memory of a request's inputs is still being read after its connection was closed")
+            raise Internal(_STILL_READ)
 
-    def receive(self, most: int = _BATCH) -> list[tuple[wire.ToClient, Sequence[Any]]]:
-        """The messages that wait, at most so many, without waiting for more; the socket was said to have one. What is
-        no message is dropped: no call can be told of it."""
-        messages: list[tuple[wire.ToClient, Sequence[Any]]] = []
+    def receive(self, most: int = _BATCH) -> list[tuple[wire.ToClient, Sequence[object]]]:
+        """Return up to `most` messages that have arrived, after a poll said that there is one.
+
+        Bytes that are not a message are dropped, since they belong to no call.
+        """
+        messages: list[tuple[wire.ToClient, Sequence[object]]] = []
         for frames in self._inbox.take(min(most, _BATCH)):
             message = _decoded(frames[0])
             if message is not None:
@@ -239,19 +247,19 @@ class Connection:
         return messages
 
     def waiting(self) -> bool:
-        """Whether there is a message."""
+        """Whether a message has arrived."""
         return self._inbox.waiting()
 
     def close(self, linger: int = 100) -> None:
-        """`linger`: milliseconds for a last Cancel."""
+        """Disconnect. `linger` is in milliseconds, for a last Cancel."""
         self._shut(linger)
         self._context.term()
 
     def forget(self) -> None:
-        """In a forked child: it is the parent's."""
+        """Let go of the parent's socket in a forked child."""
         self.is_open = False
         self._lent.clear()
-        _inherited.append((self._context, self.socket, self._watch))
+        _inherited.append((self._context, self.socket, self._monitor))
 
 
 def _decoded(frame: bytes) -> wire.ToClient | None:
@@ -262,7 +270,7 @@ def _decoded(frame: bytes) -> wire.ToClient | None:
 
 
 def _wait_for(trackers: Sequence[zmq.MessageTracker], seconds: float) -> bool:
-    """Whether all are done within so many seconds each."""
+    """Whether each tracker is done within `seconds`."""
     try:
         for tracker in trackers:
             tracker.wait(seconds)
@@ -271,16 +279,16 @@ def _wait_for(trackers: Sequence[zmq.MessageTracker], seconds: float) -> bool:
     return True
 
 
-def _arrays(inputs: Mapping[str, Any]) -> Mapping[str, Array]:
-    if type(inputs) is not dict and not isinstance(inputs, Mapping):  # asking an ABC is slow
-        raise InvalidArgument(f"inputs are a mapping of names to arrays, not {type(inputs).__name__}")
+def _arrays(inputs: Mapping[str, ArrayLike]) -> Mapping[str, Array]:
+    if type(inputs) is not dict and not isinstance(inputs, Mapping):  # a check against an abstract class is slow
+        raise InvalidArgument(f"inputs is a {type(inputs).__name__}; use a mapping of names to arrays")
     for value in inputs.values():
         if type(value) is not np.ndarray:
             return {name: _array(name, value) for name, value in inputs.items()}
-    return inputs
+    return inputs  # type: ignore[return-value]  # all values are arrays
 
 
-def _array(name: str, value: Any) -> Array:
+def _array(name: str, value: object) -> Array:
     try:
         return array_of(value)
     except ValueError as error:
@@ -288,7 +296,7 @@ def _array(name: str, value: Any) -> Array:
 
 
 def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
-    """A Result as outputs, or why it is none."""
+    """Decode a Result. Returns the error if its tensors cannot be decoded."""
     message = done.message
     assert isinstance(message, wire.Result)
     timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
@@ -303,7 +311,7 @@ def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadErr
 
 
 def answer_of(done: Complete, total: float = 0.0, model: str = "") -> Any:
-    """An Answer's body, or the error that it is none."""
+    """Decode an Answer. Returns the error if its body cannot be decoded."""
     try:
         return decode_body(done.payload, "an Answer")
     except ProtocolError as error:

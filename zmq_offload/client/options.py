@@ -21,6 +21,6 @@ class SubmitOptions(TypedDict, total=False):
 
 
 class InferOptions(SubmitOptions, total=False):
-    """Options of `infer`; `outputs` are arrays for the results."""
+    """Options of `infer`; `outputs` are arrays that receive the results."""
 
     outputs: Mapping[str, Array] | None

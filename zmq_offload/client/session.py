@@ -1,13 +1,14 @@
-"""The client's decisions: request numbers, deadlines, what to send again, when to try another broker. Pure: no socket,
-no clock; time is passed in as seconds that never go back.
+"""The client's decisions: request numbers, deadlines, what to send again, when to try another broker.
 
-A session is a random token. Every call of it has a number and a deadline and is answered exactly once: by a `Complete`
-or a `Fail`. While calls are outstanding the broker must be heard: it is asked about them with Pings, what it does not
-hold is sent again, and a broker that stays silent, or has nobody to serve a call now, is given up for the next
-endpoint, where all is sent again. Answers to calls that ended already are late and dropped.
+Pure: no socket and no clock. Time is passed in, in seconds of a clock that never goes back.
 
-A broker says in each Pong how large a frame it takes. A call with a frame over `limits.UNASKED_BYTES` waits for the
-first Pong; a call with a frame over the broker's limit fails at once.
+A session has a random token. Each of its calls has a number and a deadline and ends exactly once, with a `Complete` or
+a `Fail`. While calls are outstanding, Pings ask the broker about them, and calls that the broker does not hold are sent
+again. If a broker stays silent, or has nobody to serve a call, the session goes to the next endpoint and sends all
+outstanding calls there. A reply to a call that has ended is dropped.
+
+Each Pong says how large a frame the broker accepts. A call with a frame over `limits.UNASKED_BYTES` waits for the first
+Pong. A call with a frame over the broker's limit fails at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from zmq_offload.errors import (
     Cancelled,
@@ -37,29 +38,45 @@ from zmq_offload.protocol.messages import LATEST
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Times in seconds."""
+    """Times that decide when a silent broker is left for the next one.
+
+    Parameters
+    ----------
+    heartbeat : float, default 0.5
+        Seconds between two Pings while calls are outstanding.
+    patience : float, default 1.5
+        Seconds that a broker may be silent while calls are outstanding.
+    slowest_link : float, default 1e6
+        Bytes per second. The time to send all outstanding inputs at this rate is added to `patience`, because a Ping
+        is sent after them.
+
+    Examples
+    --------
+    >>> Client(["tcp://edge-1:5555", "tcp://edge-2:5555"], policy=RetryPolicy(heartbeat=0.1, patience=0.3))
+    """
 
     heartbeat: float = 0.5
-    """Between two Pings while calls are outstanding."""
     patience: float = 1.5
-    """How long a broker may be silent then before the next endpoint is tried."""
     slowest_link: float = 1e6
-    """Bytes per second. What is sent at this rate is added to the patience: a Ping waits behind the tensors."""
+
+
+Payload: TypeAlias = Sequence["bytes | memoryview"]
+"""Frames of a call's inputs, as `encode_tensors` makes them."""
 
 
 class Send(NamedTuple):
     """Send this to the broker."""
 
     message: wire.FromClient
-    payload: Sequence[Any] = ()
+    payload: Payload = ()
 
 
 class Complete(NamedTuple):
-    """Call `id` got its Result or Answer."""
+    """Call `id` has its Result or Answer."""
 
     id: int
     message: wire.Result | wire.Answer
-    payload: Sequence[Any]
+    payload: Sequence[object]
 
 
 class Fail(NamedTuple):
@@ -70,7 +87,7 @@ class Fail(NamedTuple):
 
 
 class Reconnect(NamedTuple):
-    """Give up the connection, with all that is queued in it, and connect to endpoint number `endpoint`."""
+    """Close the connection, dropping what is queued in it, and connect to endpoint number `endpoint`."""
 
     endpoint: int
 
@@ -83,15 +100,15 @@ class _Call:
     started: float
     deadline: float
     message: wire.Request | wire.Query
-    payload: Sequence[Any]
+    payload: Payload
     nbytes: int
     sent_at: float
     refusals: int = 0
-    """Brokers that were there and could not serve it."""
+    """Brokers that answered and could not serve it."""
 
 
 class ClientSession:
-    """One client's calls. `endpoints` are only named and counted here."""
+    """One client's calls. `endpoints` are used only to name and count them."""
 
     def __init__(
         self, token: bytes, endpoints: Sequence[str], policy: RetryPolicy, max_frame_bytes: int = limits.MESSAGE_BYTES
@@ -100,23 +117,23 @@ class ClientSession:
         self._endpoints = endpoints
         self._policy = policy
         self._max_frame_bytes = max_frame_bytes
-        self._broker_takes: int | None = None  # the largest frame, if the broker said so
-        self._unsent: set[int] = set()  # calls that wait to know that
+        self._broker_limit: int | None = None  # bytes of a frame, once the broker has said so
+        self._unsent: set[int] = set()  # calls that wait for that
         self._calls: dict[int, _Call] = {}
         self._deadlines: Timers[int] = Timers()
         self._last_id = 0
         self._endpoint = 0
         self._bytes = 0  # of outstanding requests
-        self._heard_at = 0.0  # since calls are outstanding: when that began, or the last message after it
-        self._answered = False  # whether there was one
-        self._complaint = ""  # what a broker said about what was sent to it, and of no call
+        self._heard_at = 0.0  # the last message since calls are outstanding, or when they began to be
+        self._answered = False  # whether there was such a message
+        self._complaint = ""  # the text of an Error that belongs to no call
         self._ping_at = 0.0
         self._switched_at = -math.inf
-        self._refused = 0  # endpoints in a row that did not let this client in
+        self._refused = 0  # endpoints in a row that refused this client's key
 
     @property
     def outstanding(self) -> int:
-        """Calls that wait for their answer."""
+        """Number of calls that have not ended."""
         return len(self._calls)
 
     # --- calls ----------------------------------------------------------------------------------------------
@@ -124,7 +141,7 @@ class ClientSession:
     def request(
         self,
         model: str,
-        payload: Sequence[Any],
+        payload: Payload,
         timeout: float,
         version: int = LATEST,
         priority: int = 0,
@@ -132,7 +149,7 @@ class ClientSession:
         *,
         now: float,
     ) -> tuple[int, list[Action]]:
-        """Run a model; its number, and what to do."""
+        """Begin a call of a model. Returns its number and the actions to take."""
         number = self._last_id + 1
         message = wire.Request(
             self.token, number, model, version, _budget(timeout), priority, signature, self._max_frame_bytes
@@ -140,40 +157,40 @@ class ClientSession:
         return number, self._begin(message, payload, sum(map(len, payload)), timeout, now)
 
     def query(self, what: str, timeout: float, *, now: float) -> tuple[int, list[Action]]:
-        """Ask the broker for "models" or "status"."""
+        """Begin a call that asks the broker for "models" or "status"."""
         number = self._last_id + 1
         return number, self._begin(wire.Query(self.token, number, what), (), 0, timeout, now)
 
     def cancel(self, number: int) -> list[Action]:
-        """Take a call back; nothing happens if it ended already."""
+        """Cancel a call, unless it has ended."""
         if number not in self._calls:
             return []
         self._end(number)
         return [Send(wire.Cancel(self.token, number)), Fail(number, Cancelled("cancelled by the caller"))]
 
     def close(self) -> list[Action]:
-        """Take all calls back, and expect nothing of the broker that comes next."""
-        self._broker_takes = None
+        """Cancel all calls, and forget what is known of the broker."""
+        self._broker_limit = None
         return [action for number in list(self._calls) for action in self.cancel(number)]
 
     def _begin(
-        self, message: wire.Request | wire.Query, payload: Sequence[Any], nbytes: int, timeout: float, now: float
+        self, message: wire.Request | wire.Query, payload: Payload, nbytes: int, timeout: float, now: float
     ) -> list[Action]:
         if not self._calls:
-            # Nothing was expected while no call was outstanding, so that silence says nothing.
+            # While no call was outstanding no message was expected, so silence until now means nothing.
             self._heard_at, self._answered = now, False
             self._ping_at = now + self._policy.heartbeat
         self._last_id += 1
         call = self._calls[self._last_id] = _Call(now, now + timeout, message, payload, nbytes, now)
         self._deadlines.set(self._last_id, now + timeout)
         self._bytes += nbytes
-        if nbytes > limits.UNASKED_BYTES or (self._broker_takes is not None and nbytes > self._broker_takes):
+        if nbytes > limits.UNASKED_BYTES or (self._broker_limit is not None and nbytes > self._broker_limit):
             return self._send_if_it_fits(self._last_id, call, message)
         return [Send(message, payload)]
 
     def _send_if_it_fits(self, number: int, call: _Call, message: wire.Request | wire.Query) -> list[Action]:
-        """Send a call, unless a frame of it is more than the broker takes. Where that is not known, ask first."""
-        longest, most = max(map(len, call.payload), default=0), self._broker_takes
+        """Send a call, or fail it if it has a frame over the broker's limit. If the limit is not known, ask first."""
+        longest, most = max(map(len, call.payload), default=0), self._broker_limit
         if most is None and longest > limits.UNASKED_BYTES:
             ask = not self._unsent
             self._unsent.add(number)
@@ -181,8 +198,8 @@ class ClientSession:
         if most is not None and longest > most:
             self._end(number)
             text = (
-                f"the inputs have a frame of {longest} bytes; the broker at {self._endpoints[self._endpoint]} takes at "
-                f"most {most} (its --max-frame-bytes), this client {self._max_frame_bytes} (max_frame_bytes)"
+                f"the inputs have a frame of {longest} bytes; the broker at {self._endpoints[self._endpoint]} takes "
+                f"at most {most} (its --max-frame-bytes), this client {self._max_frame_bytes} (max_frame_bytes)"
             )
             return [Fail(number, InvalidArgument(text))]
         return [Send(message, call.payload)]
@@ -196,21 +213,21 @@ class ClientSession:
 
     # --- events ---------------------------------------------------------------------------------------------
 
-    def received(self, message: wire.ToClient, payload: Sequence[Any], now: float) -> list[Action]:
-        """A message of the broker came in."""
+    def received(self, message: wire.ToClient, payload: Sequence[object], now: float) -> list[Action]:
+        """Take a message of the broker."""
         self._heard_at, self._answered, self._refused = now, True, 0
         if message.session != self.token:
             if isinstance(message, wire.Error) and message.id == 0:
                 self._complaint = message.text
             return []
         if isinstance(message, wire.Pong):
-            self._broker_takes = message.max_frame_bytes
+            self._broker_limit = message.max_frame_bytes
             unsent, self._unsent = sorted(self._unsent.difference(message.ids)), set()
             return self._send_again([*message.ids, *unsent], now)
         number = message.id
         call = self._calls.get(number)
         if call is None:
-            return []  # late
+            return []  # it has ended
         if isinstance(message, wire.Error):
             if message.code == Status.UNAVAILABLE.value and self._may_switch(call, now):
                 call.refusals += 1
@@ -224,7 +241,7 @@ class ClientSession:
         return [Complete(number, message, payload)]
 
     def tick(self, now: float) -> list[Action]:
-        """Time passed."""
+        """Do what is due: expire calls, send Pings, leave a silent broker."""
         actions: list[Action] = []
         while (number := self._deadlines.pop(now)) is not None:
             actions += self._expire(number, now)
@@ -234,7 +251,7 @@ class ClientSession:
             actions += self._switch(now)
         elif now >= self._ping_at:
             self._ping_at = now + self._policy.heartbeat
-            # What was sent a moment ago is not worth asking about.
+            # A call that was sent a moment ago is not asked about.
             old = [n for n, call in self._calls.items() if call.sent_at + self._policy.heartbeat <= now]
             actions += [
                 Send(wire.Ping(self.token, old[at : at + limits.PING_IDS]))
@@ -243,8 +260,7 @@ class ClientSession:
         return actions
 
     def refused(self, why: str, now: float) -> list[Action]:
-        """The broker does not let this client in. Each endpoint is tried; then it is told to whoever calls, and the
-        next call tries again."""
+        """The broker refuses this client's key. Try each endpoint, then fail all calls; the next call tries again."""
         self._refused += 1
         if self._calls and self._refused < len(self._endpoints):
             return self._switch(now)
@@ -256,32 +272,35 @@ class ClientSession:
         return [Reconnect(self._endpoint), *failed]
 
     def reconnected(self, now: float) -> list[Action]:
-        """The connection was made anew, not because of a Reconnect: what was queued in the old one is lost."""
+        """Send all calls again after the connection was replaced for another reason than a Reconnect."""
         self._unsent = set()
         return self._send_again(list(self._calls), now)
 
     def next_deadline(self) -> float | None:
-        """When `tick` has something to do, or None."""
+        """Return when `tick` is due, or None."""
         deadline = self._deadlines.next()
         return None if deadline is None else min(deadline, self._ping_at, self._silent_at())
 
     def _silent_at(self) -> float:
         sent = self._bytes
-        if self._unsent:  # no Ping waits for what was not sent
+        if self._unsent:  # a Ping does not wait for these
             sent -= sum(self._calls[number].nbytes for number in self._unsent)
         return self._heard_at + self._policy.patience + sent / self._policy.slowest_link
 
     def _may_switch(self, call: _Call, now: float) -> bool:
-        """Whether a call that this broker cannot serve is worth taking to the next. Each broker is asked once, and not
-        more often than a silent one would be left: all that is outstanding moves too."""
+        """Whether to take a call that this broker cannot serve to the next.
+
+        A call goes to each broker once. All outstanding calls move with it, so this happens no more often than silent
+        brokers would be left.
+        """
         return call.refusals < len(self._endpoints) - 1 and now >= self._switched_at + self._policy.patience
 
     def _switch(self, now: float) -> list[Action]:
-        """Go to the next endpoint with all that is outstanding."""
+        """Go to the next endpoint with all outstanding calls."""
         self._endpoint = (self._endpoint + 1) % len(self._endpoints)
         self._switched_at = self._heard_at = now
         self._ping_at = now + self._policy.heartbeat
-        self._broker_takes, self._unsent = None, set()
+        self._broker_limit, self._unsent = None, set()
         return [Reconnect(self._endpoint), *self._send_again(list(self._calls), now)]
 
     def _expire(self, number: int, now: float) -> list[Action]:
@@ -289,8 +308,8 @@ class ClientSession:
         spent = call.deadline - call.started
         cancel = Send(wire.Cancel(self.token, number))
         if self._answered:
-            said = f"; the broker says: {self._complaint}" if self._complaint else ""
-            return [cancel, Fail(number, DeadlineExceeded(f"no result within {spent:.3f} s{said}"))]
+            said = f"; the broker said: {self._complaint}" if self._complaint else ""
+            return [cancel, Fail(number, DeadlineExceeded(f"deadline exceeded after {spent:.3f} s{said}"))]
         where = " or ".join(self._endpoints)
         return [cancel, Fail(number, Unavailable(f"no broker answered at {where} within {spent:.3f} s"))]
 
@@ -313,6 +332,9 @@ _ANSWERED_BY: dict[type, type] = {wire.Request: wire.Result, wire.Query: wire.An
 
 @functools.lru_cache(64)
 def _budget(timeout: float) -> int:
-    """The broker's time for a call, in microseconds. A little less than the caller's: the broker knows where the
-    request was when time ran out, so its error should arrive before ours is due."""
+    """The broker's time for a call, in microseconds.
+
+    A little less than the caller's: the broker's error says where the request was when time ran out, so it should
+    arrive before this client's own.
+    """
     return max(0, int((timeout - min(0.02, timeout / 20)) * 1e6))

@@ -1,16 +1,17 @@
-"""The synchronous client: what a program calls, and its arguments. `zmq_offload.client.driver` does the rest."""
+"""The synchronous client, as programs see it. `zmq_offload.client.driver` moves its messages."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.calls import Call, Submitted
 from zmq_offload.client.connection import DEFAULT_TIMEOUT, Connection, answer_of, outputs_of
 from zmq_offload.client.driver import Driver
-from zmq_offload.client.places import Signatures, check_places, fill
+from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
@@ -19,18 +20,48 @@ from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 
 class Client:
-    """Calls models through a broker; safe to share between threads, not between processes.
+    """Call models through a broker. Threads may share a client; processes may not.
 
-    Close it, or use it in a `with` statement. One that is dropped gives a ResourceWarning and disconnects when what was
-    submitted has ended. In a forked child the parent's raises FailedPrecondition; make another there.
+    Close the client, or use it in a `with` statement. A client that is dropped unclosed gives a ResourceWarning, and
+    disconnects when its submitted calls have ended. After a fork the child needs a client of its own: the parent's
+    raises FailedPrecondition there.
 
-    `broker` is the endpoint of a broker's frontend, or several: while one does not answer, the next is tried, and what
-    was outstanding is sent there. `timeout` (seconds) is for calls that give none: no call waits for ever.
-    An input or output of more than `max_frame_bytes` is refused; the broker and the workers have limits, too.
-    `key` (this client's NAME.key_secret) and `broker_key` (the broker's NAME.key) encrypt and authenticate
-    (docs/security.md); their defaults are in ZMQ_OFFLOAD_CLIENT_KEY and ZMQ_OFFLOAD_BROKER_KEY.
+    Parameters
+    ----------
+    broker : str or sequence of str
+        Endpoint of a broker's frontend, such as ``"tcp://edge:5555"`` or ``"ipc:///run/broker"``, or several. While a
+        broker does not answer, the client tries the next one and sends outstanding calls there.
+    timeout : float, default 10.0
+        Seconds for calls that give no timeout of their own. No call waits forever.
+    max_frame_bytes : int, default 256 MiB
+        Largest input or output in bytes. The broker and the workers have limits of their own.
+    policy : RetryPolicy, optional
+        Times that decide when a silent broker is left for the next one (`zmq_offload.client.session.RetryPolicy`).
+    key : path, optional
+        This client's key pair, a file ``NAME.key_secret``. Default: the variable ``ZMQ_OFFLOAD_CLIENT_KEY``.
+    broker_key : path, optional
+        The broker's public key, a file ``NAME.key``. Default: the variable ``ZMQ_OFFLOAD_BROKER_KEY``. With both keys
+        the connection is encrypted and authenticated (docs/security.md).
+
+    Raises
+    ------
+    InvalidArgument
+        An argument cannot be used, or only one of the two keys is given.
+    FailedPrecondition
+        A key file cannot be read.
+    Unavailable
+        The system has no files or sockets left.
+
+    Examples
+    --------
+    >>> with Client("tcp://edge:5555") as client:
+    ...     outputs = client.infer("ocr", {"image": image})
+    >>> outputs["text"].shape, outputs.timings.compute
     """
 
     def __init__(
@@ -40,8 +71,8 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
         policy: RetryPolicy | None = None,
-        key: str | None = None,
-        broker_key: str | None = None,
+        key: str | os.PathLike[str] | None = None,
+        broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
         self._connection = Connection(broker, policy, max_frame_bytes, key, broker_key)
@@ -55,34 +86,70 @@ class Client:
         self._release = hold(self, self._driver)
         self._warns = True
 
-    # --- the face -------------------------------------------------------------------------------------------
+    # --- public ---------------------------------------------------------------------------------------------
 
     def infer(
         self,
         model: str,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, ArrayLike],
         *,
         version: int | Latest | None = None,
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
     ) -> Outputs:
-        """Run `model` on named arrays and return its named outputs.
+        """Run a model on named arrays and wait for its named outputs.
 
-        `version` None is the latest that is served (docs/operations.md says when a new one becomes that), a
-        `zmq_offload.Latest(signature)` the latest with that signature. `timeout` is in seconds. Requests of a higher
-        `priority` (-100 to 100) leave the broker's queue first. `outputs`: arrays that the results are put into (and
-        that are returned), by name, of the model's shapes and datatypes; they may be inputs, too. What is known not to
-        fit is refused before the model runs: where an earlier answer was different, the broker is asked what the model
-        returns now. The input arrays must not change before this returns.
+        Parameters
+        ----------
+        model : str
+            Name of the model.
+        inputs : mapping of str to array
+            The model's inputs by name, each of the shape and datatype of the model's signature. Arrays must not change
+            before the call returns. Anything that `numpy.asarray` accepts will do; an array is sent from its own
+            memory, without a copy.
+        version : int or Latest, optional
+            Version of the model. Default: the latest that is served (docs/operations.md says which that is).
+            ``Latest(signature)`` is the latest version with that signature.
+        timeout : float, optional
+            Seconds until the call fails. Default: the client's.
+        priority : int, default 0
+            From -100 to 100. Requests of a higher priority leave the broker's queue first.
+        outputs : mapping of str to numpy.ndarray, optional
+            Arrays that receive the results, by name, of the model's shapes and datatypes. They may be inputs, too. An
+            array that is known not to fit is refused before the model runs; to make sure, the client may first ask the
+            broker for the model's signature.
 
-        Raises the errors of `zmq_offload.errors`; docs/errors.md says when each comes and what to do.
+        Returns
+        -------
+        Outputs
+            A dict of the output arrays by name, with `model`, `version` and `timings`. Where `outputs` were given,
+            it holds those arrays.
+
+        Raises
+        ------
+        InvalidArgument
+            An argument, or an input that does not fit the model's signature. Also for a call from a future's callback.
+        NotFound
+            No worker serves the model or version.
+        DeadlineExceeded
+            No reply within the timeout.
+        Unavailable
+            No broker answered, or no worker serves the model now.
+        OffloadError
+            All other errors of `zmq_offload.errors`; docs/errors.md says when each occurs and what to do.
+
+        Examples
+        --------
+        >>> outputs = client.infer("ocr", {"image": image}, timeout=0.5)
+        >>> text = np.empty((1, 80), np.int64)
+        >>> client.infer("ocr", {"image": image}, outputs={"text": text})
         """
         self._driver.refuse_callback("infer")
         timeout = self._timeout if timeout is None else timeout
         arguments = self._connection.request(model, inputs, version, timeout, priority)
         if outputs is not None:
-            check_places(outputs)
+            check_output_arrays(outputs)
             self._check_fit(model, version, outputs, timeout)
         call: Call[Outputs] = Call(outputs_of, model)
         self._driver.begin(call, self._session.request, *arguments)
@@ -96,14 +163,49 @@ class Client:
     def submit(
         self,
         model: str,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, ArrayLike],
         *,
         version: int | Latest | None = None,
         timeout: float | None = None,
         priority: int = 0,
     ) -> Future[Outputs]:
-        """As `infer`, but return a future at once. The input arrays must not change before it is done. Cancelling the
-        future takes the request back, out of the broker's queue if it is still there."""
+        """Run a model on named arrays and return a future at once.
+
+        Parameters
+        ----------
+        model : str
+            Name of the model.
+        inputs : mapping of str to array
+            The model's inputs by name. Arrays must not change before the future is done.
+        version : int or Latest, optional
+            Version of the model. Default: the latest that is served.
+        timeout : float, optional
+            Seconds until the future fails. Default: the client's.
+        priority : int, default 0
+            From -100 to 100. Requests of a higher priority leave the broker's queue first.
+
+        Returns
+        -------
+        concurrent.futures.Future of Outputs
+            Its `cancel` removes the request from the broker's queue if it is still there. Its callbacks must not wait
+            for other calls of this client.
+
+        Raises
+        ------
+        InvalidArgument
+            An argument is wrong; nothing is sent.
+        Unavailable
+            The client cannot connect, or cannot start a thread to wait for the reply.
+        Cancelled
+            The client is closed.
+        OffloadError
+            All other errors, as `infer` raises them, are raised by the future's `result`.
+
+        Examples
+        --------
+        >>> futures = [client.submit("ocr", {"image": image}) for image in images]
+        >>> texts = [future.result()["text"] for future in futures]
+        """
         timeout = self._timeout if timeout is None else timeout
         arguments = self._connection.request(model, inputs, version, timeout, priority)
         call: Submitted[Outputs] = Submitted(self._driver, outputs_of, model)
@@ -117,17 +219,65 @@ class Client:
         return call.future
 
     def models(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
-        """What is served now: for each model and version its `name`, `version`, `inputs`, `outputs` (name, datatype,
-        shape; -1 for any extent) and the number of `workers` that hold it."""
+        """List the models that are served now.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds until the call fails. Default: the client's.
+
+        Returns
+        -------
+        list of dict
+            For each model and version: `name`, `version`, `inputs` and `outputs` (each a list of dicts with `name`,
+            `datatype` and `shape`; an extent of -1 may be any), and the number of `workers` that serve it.
+
+        Raises
+        ------
+        Unavailable
+            No broker answered within the timeout.
+
+        Examples
+        --------
+        >>> [(model["name"], model["version"], model["workers"]) for model in client.models()]
+        [('ocr', 3, 4)]
+        """
         return self._query("models", timeout)  # type: ignore[no-any-return]
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """The broker's state: its workers, models, queues, and the requests served and failed (docs/operations.md)."""
+        """Describe the broker: its workers, models, queues, and the numbers of requests served and failed.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds until the call fails. Default: the client's.
+
+        Returns
+        -------
+        dict
+            docs/operations.md explains the keys.
+
+        Raises
+        ------
+        Unavailable
+            No broker answered within the timeout.
+
+        Examples
+        --------
+        >>> [worker["name"] for worker in client.status()["workers"]]
+        """
         return self._query("status", timeout)  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Take back what is outstanding (those calls raise Cancelled) and disconnect. Closing again does nothing, nor
-        does closing the parent's in a forked child."""
+        """Cancel outstanding calls (they raise Cancelled) and disconnect.
+
+        A second `close` does nothing. In a forked child, to close the parent's client does nothing.
+
+        Raises
+        ------
+        InvalidArgument
+            The call comes from a future's callback.
+        """
         self._warns = False
         self._driver.refuse_callback("close")
         self._driver.close()
@@ -143,31 +293,31 @@ class Client:
             warn_unclosed(self, self._release)
 
     def belongs_to_another(self) -> None:
-        """It is closed with what holds it, which gives the warning for both."""
+        """Leave the warning about an unclosed client to the object that holds this one."""
         self._warns = False
 
     def __repr__(self) -> str:
         driver, endpoints = self._driver, self._connection.endpoints
         return shown(self, endpoints, driver.outstanding, closed=driver.closed, forgotten=driver.forgotten)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise refuse_pickling("a Client")
 
-    # --- calls ----------------------------------------------------------------------------------------------
+    # --- private --------------------------------------------------------------------------------------------
 
     def _check_fit(
         self, model: str, version: int | Latest | None, outputs: Mapping[str, Array], timeout: float
     ) -> None:
-        """Raises InvalidArgument for arrays that the outputs are known not to fit."""
-        if self._signatures.complaint(model, version, outputs) is not None:
+        """Raise InvalidArgument for arrays that the outputs are known not to fit."""
+        if self._signatures.mismatch(model, version, outputs) is not None:
             self._signatures.announced(self.models(timeout=timeout))
-            if (why := self._signatures.complaint(model, version, outputs)) is not None:
+            if (why := self._signatures.mismatch(model, version, outputs)) is not None:
                 raise InvalidArgument(why)
 
-    def _query(self, what: str, timeout: float | None) -> Any:
-        self._driver.refuse_callback(what)
+    def _query(self, kind: str, timeout: float | None) -> Any:
+        self._driver.refuse_callback(kind)
         timeout = self._timeout if timeout is None else check_timeout(timeout)
         call: Call[Any] = Call(answer_of)
-        self._driver.begin(call, self._session.query, what, timeout)
+        self._driver.begin(call, self._session.query, kind, timeout)
         self._driver.run(call)
         return call.result()

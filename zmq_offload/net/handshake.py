@@ -65,7 +65,7 @@ def clients_security(key: str | os.PathLike[str] | None, broker_key: str | os.Pa
 _VARIABLES = {"key": "ZMQ_OFFLOAD_CLIENT_KEY", "broker_key": "ZMQ_OFFLOAD_BROKER_KEY"}
 
 
-class Watch:
+class HandshakeMonitor:
     """Of one socket, made before it connects; closed before the socket is."""
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
