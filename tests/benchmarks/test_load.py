@@ -13,8 +13,9 @@ import pytest
 from tests.benchmarks.fabric import fabric
 from tests.support.processes import Fabric, running, wait_for_workers
 from zmq_offload import Client
+from zmq_offload.console.progress import Progress
 from zmq_offload.loadgen.levels import Level
-from zmq_offload.loadgen.measure import Progress, measure
+from zmq_offload.loadgen.measure import measure
 from zmq_offload.loadgen.sender import SendPlan
 from zmq_offload.loadgen.stats import Summary
 

@@ -27,6 +27,7 @@ from broker.invariants import validate
 from broker.liveness import LivenessPolicy
 from broker.status import describe_status
 from zmq_offload.cli.status import describe
+from zmq_offload.console.tables import text
 from zmq_offload.errors import ProtocolError
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import messages as wire
@@ -988,12 +989,12 @@ def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_st
         (1, True, 4, 4),
         (2, False, 2, 4),
     ]
-    lines = [" ".join(line.split()) for line in describe(status).splitlines() if line.startswith("  m ")]
+    lines = [" ".join(line.split()) for line in text(describe(status)).splitlines() if line.startswith("  m ")]
     assert lines == ["m 1 2 yes", "m 2 1 not yet: 1 of 2 workers with 2 of 4 slots have it"]
     bench.announce(b"W2", ("m", 1), ("m", 2), slots=2)
     assert said(bench) == ["worker W2 changes: serves m:1, m:2", "model 'm': version 2 is the latest now"]
     status = describe_status(bench.core, bench.now, lambda _: True)
-    lines = [" ".join(line.split()) for line in describe(status).splitlines() if line.startswith("  m ")]
+    lines = [" ".join(line.split()) for line in text(describe(status)).splitlines() if line.startswith("  m ")]
     assert lines == ["m 1 2", "m 2 2 yes"]
 
 

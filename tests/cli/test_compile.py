@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ import tvm
 from tests.support import onnx_models
 from zmq_offload.artifacts.repository import Batching, Repository
 from zmq_offload.cli.main import main
-from zmq_offload.console.progress import Progress
 
 
 def test_it_writes_device_and_repository_and_says_so(
@@ -241,55 +238,7 @@ sys.exit(main(sys.argv[1:]))
     assert failed.stderr.count("\n") == 1 and "pip install 'zmq-offload[compile]'" in failed.stderr
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_counts_seconds_on_a_terminal_and_writes_plain_lines_elsewhere() -> None:
-    terminal, plain = Terminal(), io.StringIO()
-    for stream in (terminal, plain):
-        progress = Progress(2, stream=stream)
-        with progress.step("first"):
-            time.sleep(0.25)
-        with pytest.raises(ValueError, match="no"), progress.step("second"):
-            raise ValueError("no")
-    assert re.fullmatch(r"\[1/2\] first \.\.\. 0\.[2-9] s\n\[2/2\] second \.\.\. failed\n", plain.getvalue())
-    assert terminal.getvalue().count("\r\x1b[K[1/2] first ...") >= 3
-    assert terminal.getvalue().endswith("\r\x1b[K[2/2] second ... failed\n")
-
-
-def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal, plain = Terminal(), io.StringIO()
-    monkeypatch.setattr("zmq_offload.console.progress.REPORT_S", 0.4)
-    for stream in (terminal, plain):
-        with Progress(1, stream=stream).step("tune") as say:
-            for done in range(4):
-                say(f"{done}/4")
-                time.sleep(0.25)
-    assert "[1/1] tune ... 3/4, 0." in terminal.getvalue()
-    lines = plain.getvalue().splitlines()
-    assert 1 < len(lines) < 5  # not every word of it, where each takes a line
-    assert re.fullmatch(r"\[1/1\] tune \.\.\. [123]/4", lines[0])
-
-
-def test_a_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "30")
-    terminal = Terminal()
-    with Progress(1, stream=terminal).step("tune") as say:
-        say("x" * 100)
-        time.sleep(0.3)
-    assert all(len(shown) < 30 for shown in terminal.getvalue().split("\r\x1b[K")[:-1])
-
-
-def test_quiet_progress_shows_nothing() -> None:
-    silent = io.StringIO()
-    with Progress(1, stream=silent, quiet=True).step("nothing"):
-        pass
-    assert silent.getvalue() == ""
-
-
-def test_regions_are_spelled_one_behind_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_regions_are_spelled_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = onnx_models.branches(tmp_path / "m.onnx")
     arguments = ["compile", str(path), "--input", "x=1,3,8,8", "--quiet", "-o", str(tmp_path), "--wire", "float16"]
     arguments += ["--region", "left", "--cut", "features", "--until", "left"]

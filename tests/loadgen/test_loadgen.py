@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from html.parser import HTMLParser
@@ -17,7 +16,7 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
 from zmq_offload.loadgen import report
 from zmq_offload.loadgen.inputs import difference, make_inputs, parse_file, parse_shape, served_signature
 from zmq_offload.loadgen.levels import Level, concurrencies, rates
-from zmq_offload.loadgen.measure import Progress
+from zmq_offload.loadgen.measure import described
 from zmq_offload.loadgen.stats import PARTS, Samples, Summary, record, stable, summarize
 from zmq_offload.protocol.tensors import DATATYPES, TensorSpec
 
@@ -247,10 +246,13 @@ REPORT = report.Report("a <model> & more", "two processes", summaries())
 
 
 def test_the_table_has_a_line_for_each_level() -> None:
-    lines = report.table(REPORT.summaries).splitlines()
-    assert lines[0].split()[:3] == ["load", "requests/s", "p50"]
-    assert lines[1].startswith("1 in flight") and "10.0" in lines[1]
-    assert lines[4].startswith("64 in flight *") and " - " in lines[4]
+    columns, widths = report.columns([s.level for s in REPORT.summaries])
+    assert [column.heading for column in columns[:3]] == ["in flight", "requests/s", "p50"]
+    rows = [report.row(s) for s in REPORT.summaries]
+    assert all(len(row) == len(columns) == len(widths) for row in rows)
+    assert rows[0][:3] == ["1", "100.0", "10.0"]
+    assert rows[3][0] == "64 *" and rows[3][2] == "-"
+    assert sum(widths) + len(widths) <= 100, "fits a terminal of 100 columns"
     assert "64 in flight: 1 x UNAVAILABLE: in window 0" in report.error_lines(REPORT.summaries)
 
 
@@ -261,18 +263,11 @@ def test_a_level_in_which_nothing_ended_says_so() -> None:
     assert not [line for line in report.notes(REPORT.summaries) if "no request ended" in line]
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "30")
-    screen = Terminal()
+def test_a_level_that_runs_shows_its_last_window() -> None:
     some = samples([100], [0.01], Level(concurrency=16))
-    Progress(stream=screen).show(some, some.windows(1.0, 101.0)[0], 1.0, 1.0)
-    line = screen.getvalue().removeprefix("\r\x1b[K")
-    assert line.startswith("16 in flight: 1 s, 100/s") and line.endswith("...") and len(line) == 29
+    assert described(some, some.windows(1.0, 101.0)[0], 1.0) == "100/s, p50 10.00 ms, p99 10.00 ms, 1 error"
+    nothing = Samples(Level(concurrency=16), 100.0)
+    assert described(nothing, nothing.windows(1.0, 101.0)[0], 1.0) == "0/s, p50 nan ms, p99 nan ms"
 
 
 def test_csv_and_json_say_the_same(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from zmq_offload.cli.main import main
 from zmq_offload.cli.profile import check_served
 from zmq_offload.compile import Compiled, compile_model
 from zmq_offload.compile.flops import counting, flops_of
+from zmq_offload.console.tables import text
 from zmq_offload.errors import NotFound
 from zmq_offload.profile.measure import measure
 from zmq_offload.profile.report import describe, name_of
@@ -168,11 +169,11 @@ def profile(*functions: Function) -> Profile:
 
 def test_the_table_shows_the_slowest_and_sums_up_the_others() -> None:
     many = [Function(f"f{at}", 1, (9 - at) * 1e-3, 1_000_000) for at in range(6)]
-    lines = describe(profile(*many), 3).splitlines()[-5:]
+    lines = text(describe(profile(*many), 3)).splitlines()[-5:]
     assert lines[0].split() == ["FUNCTION", "OUTPUT", "CALLS", "TIME", "ms", "SHARE", "GFLOP/S", "OF", "PEAK"]
     assert lines[1].split() == ["f0", "1", "9.000", "23.1%", "0.1", "11.1%"]
     assert lines[4].split() == ["(3", "others)", "3", "15.000", "38.5%", "0.2", "20.0%"]
-    assert "TVM takes 2.00 times as long" in describe(profile(*many), 3)
+    assert "TVM takes 2.00 times as long" in text(describe(profile(*many), 3))
 
 
 def test_long_names_are_shortened_in_the_middle() -> None:

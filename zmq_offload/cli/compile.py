@@ -15,6 +15,7 @@ from zmq_offload.console import settings
 from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import count, microseconds
 from zmq_offload.console.silence import add_verbose, silent
+from zmq_offload.console.tables import Column, Part, Table, show
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
         from zmq_offload.compile import accuracy, api, importer, shapes
     inputs = shapes.parse_shapes(args.input)
     if args.list_cuts:
-        print(cut_table(api.list_cuts(args.model, inputs=inputs)))
+        show(cut_table(api.list_cuts(args.model, inputs=inputs)))
         return 0
     args.wire = args.wire or "float32"
     if args.plan is not None:
@@ -269,11 +270,15 @@ def take_plan(args: argparse.Namespace, inputs: Mapping[str, Sequence[int | str]
     return {name: tuple(shape) for name, shape in plan.model.inputs.items()}
 
 
-def cut_table(cuts: list[CutPoint]) -> str:
-    """The cuts as lines for a person: tensor, datatype and shape, bytes, share of multiply-adds offloaded."""
+def cut_table(cuts: list[CutPoint]) -> Part:
+    """The cuts for a person: tensor, datatype and shape, bytes, share of multiply-adds offloaded."""
     if not cuts:
-        return "no single tensor separates the model's inputs from its outputs; give --cut several"
-    rows = [("TENSOR", "SHAPE", "BYTES", "OFFLOADED")]
-    rows += [(c.name, str(c.tensor).removeprefix(f"{c.name} "), f"{c.nbytes:,}", f"{c.share:.1%}") for c in cuts]
-    name, shape, size = (max(len(row[i]) for row in rows) for i in range(3))
-    return "\n".join(f"{r[0]:<{name}}  {r[1]:<{shape}}  {r[2]:>{size}}  {r[3]:>9}" for r in rows)
+        return "no single tensor separates the model's inputs from its outputs; give several to --cut"
+    columns = (
+        Column("TENSOR", folds=True),
+        Column("SHAPE"),
+        Column("BYTES", right=True),
+        Column("OFFLOADED", right=True),
+    )
+    rows = [(c.name, str(c.tensor).removeprefix(f"{c.name} "), f"{c.nbytes:,}", f"{c.share:.1%}") for c in cuts]
+    return Table(columns, rows)

@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zmq_offload.common.cores import usable_cores
 from zmq_offload.common.units import counted
 from zmq_offload.console.interrupts import raising_ctrl_c
 from zmq_offload.console.outputs import check_writable
+from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import (
     add_frontend,
     add_option,
@@ -24,9 +25,13 @@ from zmq_offload.console.settings import (
     seconds,
     seed,
 )
+from zmq_offload.console.tables import Lines, show
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.loadgen.levels import Level, concurrencies, rates
 from zmq_offload.protocol import limits
+
+if TYPE_CHECKING:
+    from zmq_offload.loadgen.stats import Summary
 
 levels_closed = checked(concurrencies, bool, "a list of concurrencies")
 levels_open = checked(rates, bool, "rates")
@@ -101,7 +106,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from zmq_offload.loadgen import report
-    from zmq_offload.loadgen.measure import Interrupted, Progress, measure
+    from zmq_offload.loadgen.measure import Interrupted, measure
 
     window = args.window or min(1.0, args.duration / 3)
     if window > args.duration:
@@ -109,19 +114,29 @@ def run(args: argparse.Namespace) -> int:
     files = _files(args)
     plan = _plan(args)
     levels: Sequence[Level] = args.rate or args.concurrency
-    table = report.Table(levels)
-    print(table.head(), flush=True)
-    progress = Progress(quiet=args.quiet, finished=lambda summary: print(table.row(summary), flush=True))
+    table = Lines(*report.columns(levels))
+    table.head()
+
+    def finished(summary: Summary) -> None:
+        table.row(report.row(summary), wrong=bool(summary.errors))
+
     interrupted = False
     try:
         with raising_ctrl_c():
             summaries = measure(
-                plan, levels, processes=args.processes, window=window, duration=args.duration, progress=progress
+                plan,
+                levels,
+                processes=args.processes,
+                window=window,
+                duration=args.duration,
+                progress=Progress(len(levels), quiet=args.quiet),
+                finished=finished,
             )
     except Interrupted as stopped:
         interrupted, summaries = True, stopped.summaries
-    for line in [*report.notes(summaries), *report.error_lines(summaries)]:
-        print(line)
+    if table.hidden:
+        print(f"(a wider terminal also shows {', '.join(table.hidden)})")
+    show(report.UNITS, *report.notes(summaries), *report.error_lines(summaries))
     title = f"{plan.model}: {sum(a.nbytes for a in plan.inputs.values()):,} bytes a request"
     senders = counted(args.processes, "sending process", "es")
     setting = f"{senders} on a machine of {usable_cores()} CPUs; broker {', '.join(plan.brokers)}"

@@ -17,6 +17,7 @@ from zmq_offload.console.outputs import check_outputs
 from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import checked, count, threads, whole
 from zmq_offload.console.silence import add_verbose, silent
+from zmq_offload.console.tables import Facts, show
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Costs, Network, Overhead, Split, Stages, Times
 from zmq_offload.plan.files import CutTimes, Plan, PlannedModel
 from zmq_offload.plan.rules import allowed_splits
@@ -136,8 +137,9 @@ def run(args: argparse.Namespace) -> int:
         plan.write(args.save)
     machines = [("model", f"{args.model.name}, {'; '.join(map(str, model.imported.inputs))}")]
     machines += _machines(args, profiles, server_threads)
-    print("\n".join(f"{word:<10} {text}" for word, text in report.facts(costs, decision, machines)))
-    print(f"\n{report.table(costs, decision, rules, args.top)}\n\n{report.verdict(costs, decision, rules)}")
+    table = report.table(costs, decision, rules, args.top)
+    show(Facts(report.facts(costs, decision, machines), 10), "", table, "", report.UNITS, "")
+    show(report.verdict(costs, decision, rules))
     if args.save is not None and not plan.local:
         print(report.compile_command(args.model, args.save))
     print(f"drawn in {args.output}")

@@ -18,6 +18,7 @@ from zmq_offload.console.outputs import check_outputs
 from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import add_option, add_optional_frontend, count, seconds, threads
 from zmq_offload.console.silence import add_verbose, silent
+from zmq_offload.console.tables import show
 from zmq_offload.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     for file, text in ((args.csv, report.to_csv), (args.json, report.to_json)):
         if file is not None:
             file.write_text(text(profile), encoding="utf-8")
-    print(report.describe(profile, args.top))
+    show(*report.describe(profile, args.top))
     print(f"\ndrawn in {args.output}")
     if args.save is not None:
         print(f"times of the cuts in {args.save}")

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from zmq_offload.console.settings import add_frontend, add_option, seconds
+from zmq_offload.console.tables import Column, Facts, Part, Table, show
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,39 +27,64 @@ def run(args: argparse.Namespace) -> int:
 
     with Client(args.broker, timeout=args.timeout) as client:
         status = client.status()
-    print(json.dumps(status, indent=2) if args.json else describe(status))
+    if args.json:
+        print(json.dumps(status, indent=2))
+    else:
+        show(*describe(status))
     return 0
 
 
-def describe(status: dict[str, Any]) -> str:
+def describe(status: dict[str, Any]) -> list[Part]:
     """A status (see docs/operations.md) for a person."""
     requests = status["requests"]
-    lines = [
-        f"broker   up {status['uptime']:.0f} s{', stopping' if status['stopping'] else ''}",
-        f"requests {requests['served']} served, {_total(requests['failed'])} failed, "
-        f"{_total(requests['refused'])} refused, {requests['outstanding']} outstanding, "
-        f"{requests['queued']} queued ({requests['queued_bytes']:,} bytes)",
+    facts = [
+        ("broker", f"up {status['uptime']:.0f} s{', stopping' if status['stopping'] else ''}"),
+        (
+            "requests",
+            f"{requests['served']} served, {_total(requests['failed'])} failed, {_total(requests['refused'])} refused, "
+            f"{requests['outstanding']} outstanding, {requests['queued']} queued ({requests['queued_bytes']:,} bytes)",
+        ),
     ]
     for what in ("failed", "refused"):
-        lines += [f"  {what:8} {code}: {count}" for code, count in requests[what].items()]
+        facts += [(f"  {what}", f"{' ' * (8 - len(what))}{code}: {count}") for code, count in requests[what].items()]
     dropped = ", ".join(f"{count} {name}" for name, count in status["dropped"].items())
-    lines += [
-        f"workers  {status['lost_workers']} lost, {requests['retried']} attempts repeated for it",
-        f"dropped  {dropped}",
+    facts += [
+        ("workers", f"{status['lost_workers']} lost, {requests['retried']} attempts repeated for it"),
+        ("dropped", dropped),
     ]
     models = [m | {"latest": _latest(m, status["models"])} for m in status["models"]]
-    lines += ["", *_table("models", models, ("name", "version", "workers", "latest"))]
-    lines += ["", *_table("queues", status["queues"], ("model", "version", "queued", "bytes"))]
     workers = [
         w | {"models": ", ".join(w["models"]), "silent": f"{w['silent']:.1f} s", "address": w.get("address", "")}
         for w in status["workers"]
     ]
-    columns = ("name", "address", "slots", "outstanding", "served", "failed", "silent", "state", "models")
-    return "\n".join([*lines, "", *_table("workers", workers, columns)])
+    return [
+        Facts(facts),
+        "",
+        _table("models", models, _MODELS),
+        "",
+        _table("queues", status["queues"], _QUEUES),
+        "",
+        _table("workers", workers, _WORKERS),
+    ]
+
+
+_MODELS = (Column("name"), Column("version"), Column("workers"), Column("latest", folds=True))
+_QUEUES = tuple(map(Column, ("model", "version", "queued", "bytes")))
+_WORKERS = (
+    Column("name"),
+    Column("address", spare=4),
+    Column("slots", spare=3),
+    Column("outstanding", spare=1),
+    Column("served"),
+    Column("failed"),
+    Column("silent", spare=2),
+    Column("state"),
+    Column("models", folds=True),
+)
 
 
 def _latest(model: dict[str, Any], models: list[dict[str, Any]]) -> str:
-    """Whether a version is the latest of its model, and if it is newer than that, why not."""
+    """Whether a version is the latest of its model; for a newer one that is not, why."""
     if model.get("latest"):
         return "yes"
     latest = next((m for m in models if m["name"] == model["name"] and m.get("latest")), None)
@@ -72,10 +98,5 @@ def _total(by_code: dict[str, int]) -> int:
     return sum(by_code.values())
 
 
-def _table(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
-    if not rows:
-        return [f"{title}: none"]
-    cells = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return [f"{title}:", *(f"  {line}" for line in lines)]
+def _table(title: str, rows: list[dict[str, Any]], columns: tuple[Column, ...]) -> Table:
+    return Table(columns, [[str(row[column.heading]) for column in columns] for row in rows], title)

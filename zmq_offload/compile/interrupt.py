@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zmq_offload.common.scratch import remove_live, scratch_folder
-from zmq_offload.console.progress import CLEAR
+from zmq_offload.console.terminal import CLEAR
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, TextIO
 
 import numpy as np
 
+from zmq_offload.common.units import counted
 from zmq_offload.console.programs import module
-from zmq_offload.console.progress import CLEAR, fitted
+from zmq_offload.console.progress import Progress, Say
 from zmq_offload.errors import Internal
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import SendPlan
@@ -67,8 +66,8 @@ class Senders:
             self._send(pipe, dataclasses.replace(self._plan, seed=self._plan.seed + number))
         self._await(Samples(Level(), 0.0), _START_WITHIN, "start")
 
-    def run(self, level: Level, window: float, duration: float, progress: Progress) -> Summary:
-        """Press until the windows agree, or for `duration` seconds."""
+    def run(self, level: Level, window: float, duration: float, say: Say) -> Summary:
+        """Send until the windows agree, or for `duration` seconds, and `say` how it goes."""
         samples = Samples(level, time.monotonic())
         for pipe, share in zip(self._pipes, level.share(len(self._pipes)), strict=True):
             self._send(pipe, share)
@@ -82,7 +81,7 @@ class Senders:
                     continue
                 seen += 1
                 windows = samples.windows(window, now)
-                progress.show(samples, windows[-1], window, now - samples.began)
+                say(described(samples, windows[-1], window), (now - samples.began) / duration)
         except KeyboardInterrupt:
             raise Interrupted([summarize(samples, windows, window)] if windows else []) from None
         elapsed = time.monotonic() - samples.began
@@ -144,52 +143,39 @@ def started(plan: SendPlan, processes: int) -> Iterator[Senders]:
         senders.close()
 
 
-class Progress:
-    """One line on stderr that follows the load while it is measured, if that is a terminal; `finished` then gets each
-    level's summary."""
-
-    def __init__(
-        self,
-        *,
-        stream: TextIO | None = None,
-        quiet: bool = False,
-        finished: Callable[[Summary], None] = lambda _: None,
-    ) -> None:
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty() and not quiet
-        self._finished = finished
-
-    def show(self, samples: Samples, window: Any, length: float, elapsed: float) -> None:
-        if self._live:
-            p50, p99 = np.percentile(window[:, 1], [50, 99]) * 1e3 if len(window) else (float("nan"),) * 2
-            text = (
-                f"{samples.level}: {elapsed:.0f} s, {len(window) / length:,.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
-            )
-            errors = samples.errors.total()
-            self._stream.write(CLEAR + fitted(f"{text}{f', {errors} errors' if errors else ''}"))
-            self._stream.flush()
-
-    def finished(self, summary: Summary) -> None:
-        if self._live:
-            self._stream.write(CLEAR)
-            self._stream.flush()
-        self._finished(summary)
+def described(samples: Samples, window: Array, length: float) -> str:
+    """How a level goes: the throughput and latency of its last window of `length` seconds."""
+    p50, p99 = np.percentile(window[:, 1], [50, 99]) * 1e3 if len(window) else (float("nan"),) * 2
+    errors = samples.errors.total()
+    text = f"{len(window) / length:,.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+    return f"{text}, {counted(errors, 'error')}" if errors else text
 
 
 def measure(
-    plan: SendPlan, levels: Sequence[Level], *, processes: int, window: float, duration: float, progress: Progress
+    plan: SendPlan,
+    levels: Sequence[Level],
+    *,
+    processes: int,
+    window: float,
+    duration: float,
+    progress: Progress,
+    finished: Callable[[Summary], None] = lambda _: None,
 ) -> list[Summary]:
-    """A summary for each level, in order. Raises Interrupted, with those so far, at Ctrl-C."""
+    """A summary for each level, in order; `finished` gets each at once.
+
+    Raises Interrupted, with the summaries so far, at Ctrl-C.
+    """
     summaries: list[Summary] = []
     try:
         with started(plan, processes) as senders:
             for level in levels:
-                summary = senders.run(level, window, duration, progress)
+                with progress.watch(str(level)) as say:
+                    summary = senders.run(level, window, duration, say)
                 summaries.append(summary)
-                progress.finished(summary)
+                finished(summary)
     except (KeyboardInterrupt, Interrupted) as stopped:
         last = stopped.summaries if isinstance(stopped, Interrupted) else []
         for summary in last:
-            progress.finished(summary)
+            finished(summary)
         raise Interrupted([*summaries, *last]) from None
     return summaries

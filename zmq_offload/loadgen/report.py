@@ -14,6 +14,7 @@ from typing import Any
 
 from zmq_offload.charts import load, style
 from zmq_offload.common.extras import needs
+from zmq_offload.console.tables import Column
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import MISMATCH
 from zmq_offload.loadgen.stats import LATENCIES, PARTS, Summary
@@ -33,6 +34,8 @@ def wrong(summary: Summary) -> bool:
     return MISMATCH in summary.errors
 
 
+UNITS = "latencies and their parts (client, queue, compute, network) in ms"
+
 MARKS = {
     "*": "windows did not agree within 10 %: all but the first are counted",
     "+": "the sender fell short of the rate, so the fabric was not asked for that much: use more --processes",
@@ -40,39 +43,33 @@ MARKS = {
 
 
 def marks(summary: Summary) -> str:
-    """What stands beside a level's name; `MARKS` says what they mean."""
+    """The marks after a level's name; `MARKS` says what they mean."""
     return f"{'' if summary.stable else '*'}{'+' if summary.short else ''}"
 
 
-class Table:
-    """A table that can be printed line by line, as levels end: the widths are known before."""
-
-    def __init__(self, levels: Sequence[Level]) -> None:
-        latency = [f"{name} ms" for name in LATENCIES]
-        self._head = ["load", "requests/s", *latency, *(f"{name} ms" for name in PARTS), "errors"]
-        # What is longer makes its own line wider.
-        self._widths = [max(len(str(level)) for level in levels) + 3, *(max(7, len(name)) for name in self._head[1:])]
-
-    def head(self) -> str:
-        return self._line(self._head)
-
-    def row(self, s: Summary) -> str:
-        times = (*s.latency.values(), *s.parts.values())
-        name = f"{s.level} {marks(s)}".rstrip()
-        return self._line([name, f"{s.throughput:,.1f}", *map(_ms, times), f"{sum(s.errors.values()):,}"])
-
-    def _line(self, cells: Sequence[str]) -> str:
-        first, *others = (
-            f"{cell:<{width}}" if at == 0 else f"{cell:>{width}}"
-            for at, (cell, width) in enumerate(zip(cells, self._widths, strict=True))
-        )
-        return "  ".join([first, *others])
+def columns(levels: Sequence[Level]) -> tuple[list[Column], list[int]]:
+    """The columns of the table for a person, and their widths: rows are printed as levels end."""
+    heading = "rate" if levels[0].rate else "in flight"
+    made = [Column(heading), Column("requests/s", right=True)]
+    made += [Column(name, right=True, spare=_SPARE.get(name, 0)) for name in (*LATENCIES, *PARTS)]
+    made.append(Column("errors", right=True))
+    widths = [max(len(heading), *(len(_name(level)) + 3 for level in levels))]
+    return made, [*widths, *(max(6, len(column.heading)) for column in made[1:])]
 
 
-def table(summaries: Sequence[Summary]) -> str:
-    """Times in milliseconds, and below it what its marks mean."""
-    made = Table([s.level for s in summaries])
-    return "\n".join([made.head(), *map(made.row, summaries), *notes(summaries)])
+def row(s: Summary) -> list[str]:
+    """A level's cells under `columns`; times in milliseconds."""
+    times = (*s.latency.values(), *s.parts.values())
+    name = f"{_name(s.level)} {marks(s)}".rstrip()
+    return [name, f"{s.throughput:,.1f}", *map(_ms, times), f"{sum(s.errors.values()):,}"]
+
+
+_SPARE = {"p90": 3, "max": 2, "p95": 1}
+"""Latencies that a narrow terminal does without."""
+
+
+def _name(level: Level) -> str:
+    return str(level) if level.rate else str(level.concurrency)
 
 
 def notes(summaries: Sequence[Summary]) -> list[str]:

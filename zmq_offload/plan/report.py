@@ -9,15 +9,29 @@ from typing import Any
 
 from zmq_offload.charts.cuts import Curve, CutsChart, Point
 from zmq_offload.common.units import bandwidth_text
+from zmq_offload.console.tables import Column, Table
 from zmq_offload.plan.costs import Costs, Prediction, Split, Wire
 from zmq_offload.plan.rules import Rules
 from zmq_offload.plan.search import Decision
 
-HEADINGS = (
-    "CUT", "UNTIL", "WIRE", "SENT", "BACK", "DEVICE", "ENCODE", "UPLINK", "SERVER", "DOWN", "REST", "FIXED", "LATENCY",
-    "RATE", "",
-)  # fmt: skip
-_TEXTS = (0, 1, 2, 14)
+COLUMNS = (
+    Column("CUT", folds=True),
+    Column("UNTIL", folds=True),
+    Column("WIRE"),
+    Column("SENT", right=True, spare=3),
+    Column("BACK", right=True, spare=5),
+    Column("DEVICE", right=True),
+    Column("ENCODE", right=True, spare=8),
+    Column("UPLINK", right=True),
+    Column("SERVER", right=True, spare=1),
+    Column("DOWN", right=True, spare=4),
+    Column("REST", right=True, spare=6),
+    Column("FIXED", right=True, spare=7),
+    Column("LATENCY", right=True),
+    Column("RATE", right=True, spare=2),
+    Column(""),
+)
+UNITS = "times in ms, sizes in bytes, rate in frames a second when frames are pipelined"
 _NAME = 26
 
 
@@ -33,19 +47,14 @@ def facts(costs: Costs, decision: Decision, machines: Sequence[tuple[str, str]])
     ]
 
 
-def table(costs: Costs, decision: Decision, rules: Rules, top: int) -> str:
+def table(costs: Costs, decision: Decision, rules: Rules, top: int) -> Table:
     """The best splits, and beside them the choice, device only and server only, in milliseconds."""
     shown = list(decision.ranking[:top])
     ends = [decision.chosen, decision.local]
     ends += [p for p in decision.ranking if p.split.start == 0 and p.split.end == len(costs.points) - 1][:1]
     shown += [p for p in ends if p.split not in {s.split for s in shown}]
-    rows = [HEADINGS, *(_row(costs, p, decision, rules) for p in shown)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADINGS))]
-    lines = []
-    for row in rows:
-        cells = enumerate(zip(row, widths, strict=True))
-        lines.append("  ".join(f"{c:<{w}}" if at in _TEXTS else f"{c:>{w}}" for at, (c, w) in cells).rstrip())
-    return "\n".join([*lines, "", "times in ms, sizes in bytes, rate in frames a second when frames are pipelined"])
+    chosen = [at for at, p in enumerate(shown) if p.split == decision.chosen.split]
+    return Table(COLUMNS, [_row(costs, p, decision, rules) for p in shown], bold=chosen)
 
 
 def _row(costs: Costs, p: Prediction, decision: Decision, rules: Rules) -> tuple[str, ...]:

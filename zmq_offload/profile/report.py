@@ -10,27 +10,24 @@ from typing import Any
 
 from zmq_offload.charts.functions import FunctionsChart, Row
 from zmq_offload.common.units import counted
+from zmq_offload.console.tables import Column, Facts, Part, Table
 from zmq_offload.profile.result import VM, Function, Profile
 
-HEADINGS = ("FUNCTION", "OUTPUT", "CALLS", "TIME", "SHARE", "GFLOP/S", "OF PEAK")
 
-
-def describe(profile: Profile, top: int) -> str:
-    """The table for a person."""
+def describe(profile: Profile, top: int) -> list[Part]:
+    """The facts and the table for a person."""
     functions = profile.shown(top)
     unit, factor = unit_for(max(f.seconds for f in functions))
-    rows: list[tuple[str, ...]] = [(*HEADINGS[:3], f"TIME {unit}", *HEADINGS[4:])]
-    rows += [_row(profile, function, factor) for function in functions]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADINGS))]
-    aligned = [
-        [
-            f"{cell:<{width}}" if at < 2 else f"{cell:>{width}}"
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-    table = ["  ".join(cells).rstrip() for cells in aligned]
-    return "\n".join([*(f"{word:<8} {text}" for word, text in facts(profile)), "", *table])
+    columns = (
+        Column("FUNCTION", folds=True),
+        Column("OUTPUT", spare=3),
+        Column("CALLS", right=True, spare=2),
+        Column(f"TIME {unit}", right=True),
+        Column("SHARE", right=True),
+        Column("GFLOP/S", right=True),
+        Column("OF PEAK", right=True, spare=1),
+    )
+    return [Facts(facts(profile)), "", Table(columns, [_row(profile, function, factor) for function in functions])]
 
 
 def facts(profile: Profile) -> list[tuple[str, str]]:

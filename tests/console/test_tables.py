@@ -1,0 +1,83 @@
+"""Tables and facts: aligned text in files and pipes, color and fewer columns on a narrow terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+
+import pytest
+
+from tests.console.test_progress import Terminal, plain
+from zmq_offload.console.tables import Column, Facts, Lines, Table, fitting, show, text
+
+COLUMNS = (Column("NAME", folds=True), Column("BYTES", right=True), Column("NOTE", spare=1), Column("MORE", spare=2))
+TABLE = Table(COLUMNS, [("a", "1,000", "first", ""), ("[bold]long[/]", "2", "", "m")], bold=[1])
+
+
+def on_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, *parts: str | Table | Facts) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    show(*parts, stream=stream)
+    return stream.getvalue()
+
+
+def test_a_table_is_aligned_text() -> None:
+    assert str(TABLE).splitlines() == [
+        "NAME           BYTES  NOTE   MORE",
+        "a              1,000  first",
+        "[bold]long[/]      2         m",
+    ]
+
+
+def test_a_title_stands_above_and_tells_of_no_rows() -> None:
+    assert str(Table([Column("name")], [("a",)], "workers")) == "workers:\n  name\n  a"
+    assert str(Table([Column("name")], [], "workers")) == "workers: none"
+
+
+def test_without_a_terminal_or_rich_parts_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = (Facts([("model", "m"), ("target", "t")]), "", TABLE)
+    stream = io.StringIO()
+    show(*parts, stream=stream)
+    assert stream.getvalue() == text(parts) + "\n"
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert on_terminal(80, monkeypatch, *parts) == stream.getvalue()
+
+
+def test_a_terminal_gets_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = (Facts([("model", "[m]")]), TABLE, Table([Column("name")], [], "queues"))
+    shown = on_terminal(80, monkeypatch, *parts)
+    assert "\x1b[" in shown
+    assert plain(shown).split() == text(parts).split()
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = plain(on_terminal(30, monkeypatch, TABLE)).splitlines()
+    assert lines[0].split() == ["NAME", "BYTES", "NOTE"]
+    assert "".join(lines[-2:]).startswith("(a wider terminal")
+    assert max(map(len, lines[:-2])) <= 30
+
+
+def test_spare_columns_go_in_order() -> None:
+    widths = [4, 5, 5, 4]
+    assert fitting(COLUMNS, widths, 24) == [0, 1, 2, 3]
+    assert fitting(COLUMNS, widths, 23) == [0, 1, 2]
+    assert fitting(COLUMNS, widths, 17) == [0, 1]
+    assert fitting(COLUMNS, widths, 1) == [0, 1], "the others always stay"
+
+
+def test_lines_come_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    lines = Lines(COLUMNS, [6, 5, 4, 4], stream)
+    lines.head()
+    lines.row(["a", "10", "n", "m"], wrong=True)
+    assert stream.getvalue() == "NAME   BYTES NOTE MORE\na         10 n    m\n"
+    monkeypatch.setenv("COLUMNS", "18")
+    narrow = Terminal()
+    lines = Lines(COLUMNS, [6, 5, 4, 4], narrow)
+    lines.head()
+    lines.row(["a", "10", "n", "m"], wrong=True)
+    assert plain(narrow.getvalue()) == "NAME   BYTES NOTE\na         10 n\n"
+    assert lines.hidden == ["MORE"]
+    assert re.search(r"\x1b\[31m", narrow.getvalue()), "red"

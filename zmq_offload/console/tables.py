@@ -1,0 +1,180 @@
+"""Tables and lists of facts: aligned plain text, and on a terminal with `rich` the same in color.
+
+A narrow terminal gets fewer columns, never wrapped numbers. Files and pipes get all columns.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeAlias
+
+from zmq_offload.console.terminal import console_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GAP = 2
+"""Spaces between two columns."""
+
+_FOLDED = 16
+"""The least width of a column whose cells are wrapped."""
+
+
+class Column(NamedTuple):
+    """A heading and how its cells are shown."""
+
+    heading: str
+    right: bool = False
+    """Aligned to the right: numbers."""
+    folds: bool = False
+    """Long cells are wrapped within the column on a narrow terminal."""
+    spare: int = 0
+    """Left out on a terminal that is too narrow, the highest number first; 0 is always shown."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headings. With a title the rows are indented, and a table without rows says "none"."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    bold: Collection[int] = ()
+    """Numbers of the rows that stand out."""
+
+    def __str__(self) -> str:
+        if self.title and not self.rows:
+            return f"{self.title}: none"
+        indent = "  " if self.title else ""
+        widths = self.widths()
+        cells = [[column.heading for column in self.columns], *self.rows]
+        lines = [indent + aligned(self.columns, widths, row) for row in cells]
+        return "\n".join([f"{self.title}:", *lines] if self.title else lines)
+
+    def widths(self) -> list[int]:
+        cells = [[column.heading for column in self.columns], *self.rows]
+        return [max(len(row[at]) for row in cells) for at in range(len(self.columns))]
+
+    def fitted(self, width: int) -> tuple[Table, list[str]]:
+        """The table without the spare columns that `width` has no room for, and the headings of those."""
+        columns = list(self.columns)
+        least = [min(w, _FOLDED) if c.folds else w for c, w in zip(columns, self.widths(), strict=True)]
+        keep = fitting(columns, least, width)
+        hidden = [column.heading for at, column in enumerate(columns) if at not in keep]
+        rows = [[row[at] for at in keep] for row in self.rows]
+        return Table([columns[at] for at in keep], rows, self.title, self.bold), hidden
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Lines of a word and what there is to say of it."""
+
+    rows: Sequence[tuple[str, str]]
+    width: int = 8
+
+    def __str__(self) -> str:
+        return "\n".join(f"{word:<{self.width}} {text}" for word, text in self.rows)
+
+
+class Lines:
+    """A table that is printed line by line, as rows come in: the widths are known before.
+
+    On a narrow terminal it has fewer columns, as a `Table` has.
+    """
+
+    def __init__(self, columns: Sequence[Column], widths: Sequence[int], stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._console = console_of(self._stream)
+        most = self._console.width if self._console is not None else sys.maxsize
+        self._keep = fitting(columns, widths, most, gap=1)
+        self._columns = [columns[at] for at in self._keep]
+        self._widths = [widths[at] for at in self._keep]
+        self.hidden = [column.heading for at, column in enumerate(columns) if at not in self._keep]
+
+    def head(self) -> None:
+        self._print([column.heading for column in self._columns], "bold")
+
+    def row(self, cells: Sequence[str], *, wrong: bool = False) -> None:
+        """Print a row; a `wrong` one is red."""
+        self._print([cells[at] for at in self._keep], "red" if wrong else "")
+
+    def _print(self, cells: Sequence[str], style: str) -> None:
+        text = aligned(self._columns, self._widths, cells, gap=1)
+        if self._console is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._console.print(text, style=style, soft_wrap=True)
+
+
+Part: TypeAlias = str | Table | Facts
+
+
+def show(*parts: Part, stream: TextIO | None = None) -> None:
+    """Print parts one below the other."""
+    stream = stream or sys.stdout
+    console = console_of(stream)
+    if console is None:
+        print(text(parts), file=stream)
+        return
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part)
+        else:
+            _print(console, part)
+
+
+def text(parts: Iterable[Part]) -> str:
+    """Parts as plain text."""
+    return "\n".join(map(str, parts))
+
+
+def aligned(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[str], gap: int = GAP) -> str:
+    """A row as text: each cell as wide as its column. A cell that is longer makes its own line longer."""
+    padded = (f"{c:>{w}}" if column.right else f"{c:<{w}}" for column, w, c in zip(columns, widths, cells, strict=True))
+    return (" " * gap).join(padded).rstrip()
+
+
+def fitting(columns: Sequence[Column], widths: Sequence[int], most: int, gap: int = GAP) -> list[int]:
+    """The columns that are shown where there is room for `most` characters."""
+    keep = list(range(len(columns)))
+    for at in sorted(keep, key=lambda at: -columns[at].spare):
+        if not columns[at].spare or sum(widths[i] + gap for i in keep) - gap <= most:
+            break
+        keep.remove(at)
+    return keep
+
+
+def _print(console: Console, part: Table | Facts) -> None:
+    from rich.padding import Padding
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    if isinstance(part, Facts):
+        grid = Drawn.grid(padding=(0, 1))
+        grid.add_column(style="cyan", no_wrap=True, min_width=part.width)
+        grid.add_column(overflow="fold")
+        for word, said in part.rows:
+            grid.add_row(Text(word), Text(said))
+        console.print(grid)
+        return
+    if part.title:
+        console.print(Text(f"{part.title}:" if part.rows else f"{part.title}: none", style="bold cyan"))
+        if not part.rows:
+            return
+    indent = 2 if part.title else 0
+    shown, hidden = part.fitted(console.width - indent)
+    drawn = Drawn(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    for column in shown.columns:
+        drawn.add_column(
+            Text(column.heading),
+            justify="right" if column.right else "left",
+            no_wrap=not column.folds,
+            overflow="fold" if column.folds else "ellipsis",
+        )
+    for number, row in enumerate(shown.rows):
+        drawn.add_row(*map(Text, row), style="bold green" if number in part.bold else None)
+    console.print(Padding(drawn, (0, 0, 0, indent)))
+    if hidden:
+        console.print(Text(f"{' ' * indent}(a wider terminal also shows {', '.join(hidden)})", style="dim"))
