@@ -179,7 +179,7 @@ def test_a_link_that_is_bad_enough_keeps_everything_on_the_device() -> None:
     decision = decide(found, all_splits(POINTS, WIRES), "latency", 4, lambda s: asked.append(s) or Stages(9, 9))
     assert decision.chosen.local
     assert verdict(found, decision, Rules.none(4)).startswith("No cut beats staying local: the whole model takes 48.00")
-    shown = table(found, decision, Rules.none(4), 3)
+    shown = str(table(found, decision, Rules.none(4), 3))
     assert "(device only)" in shown and "(server only)" in shown
 
 
