@@ -163,7 +163,7 @@ def _tune(device: tvm.IRModule, subgraphs: Sequence[Subgraph], job: BuildJob) ->
         modules.append((device, job.device_target))
     runnable = [(prepared(mod), target) for mod, target in modules if runs_here(target)]
     with job.progress.step(f"tune with {job.tuning.trials} trials") as report:
-        return tune(runnable, job.tuning.folder, job.tuning.trials, lambda progress: report(str(progress)))
+        return tune(runnable, job.tuning.folder, job.tuning.trials, lambda p: report(str(p), p.trials / p.total_trials))
 
 
 def _compile_subgraph(subgraph: Subgraph, scratch: Path, job: BuildJob) -> _Library:
@@ -235,23 +235,8 @@ def _publish(libraries: Sequence[_Library], draft: Path | None, job: BuildJob) -
     return written
 
 
-<<<<<<< HEAD
 def _add_version(library: _Library, job: BuildJob) -> ModelVersion:
     subgraph, destination = library.subgraph, job.destination
-=======
-def _tune(parts: Sequence[tuple[tvm.IRModule, tvm.target.Target]], tuning: Tuning, progress: Progress) -> Summary:
-    """Measure candidates for the parts that this machine can run."""
-    with needs("tune"):
-        from zmq_offload.compile.tuning.run import tune
-    ours = [(prepared(mod), target) for mod, target in parts if runs_here(target)]
-    with progress.step(f"tune with {tuning.trials} trials") as say:
-        return tune(ours, tuning.folder, tuning.trials, lambda p: say(str(p), p.trials / max(p.total_trials, 1)))
-
-
-def _add(
-    destination: Destination, subgraph: Subgraph, library: Path, flops: dict[str, Count], target: tvm.target.Target
-) -> ModelVersion:
->>>>>>> 1c88ff9 (Terminal: tables, facts and progress bars by rich, plain text elsewhere; the table of load fits 92 columns)
     number = destination.number(subgraph.model)
 
     def fill(folder: Path) -> ModelVersion:
