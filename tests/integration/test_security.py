@@ -107,7 +107,7 @@ def test_the_brokers_log_names_a_key_that_is_refused(tmp_path: Path) -> None:
     [
         ("stranger", "broker", "does not know this key"),
         ("worker", "broker", "does not know this key"),
-        ("alice", "stranger", "its key is not the one expected"),
+        ("alice", "stranger", "its key is not the expected one"),
     ],
 )
 def test_who_is_not_authorized_is_told_so_in_time(site: Site, name: str, broker: str, says: str) -> None:

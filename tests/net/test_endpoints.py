@@ -24,30 +24,30 @@ GOOD = [
     "ipc:///" + "x" * 106,
 ]
 BAD = [
-    ("tcp://127.0.0.1:*", r"cannot connect to tcp://127\.0\.0\.1:\*: \* is for a program that listens"),
-    ("tcp://*:5555", "is for a program that listens"),
+    ("tcp://127.0.0.1:*", r"cannot connect to tcp://127\.0\.0\.1:\*: \* is for the end that listens"),
+    ("tcp://*:5555", "is for the end that listens"),
     ("tcp://edge:0", "port 0 is not from 1 to 65535"),
     ("tcp://edge:65536", "use tcp://HOST:PORT"),
     ("tcp://edge", "use tcp://HOST:PORT"),
     ("edge:5555", "use tcp://HOST:PORT"),
-    ("tcp://-edge:5555", "begins with a letter or a digit"),
+    ("tcp://-edge:5555", "with a letter or digit first"),
     ("tcp://bücher:5555", "xn-- form"),
     ("tcp://user@edge:5555", "letters, digits"),
     ("tcp://eth0;edge:5555", "letters, digits"),
-    ("tcp://lo:5555", "lo is a network interface, which is for a broker to listen on"),
+    ("tcp://lo:5555", "lo is a network interface, which is for the end that listens"),
     ("tcp://256.1.1.1:5555", "is not an IPv4 address"),
     ("tcp://[1::2::3]:5555", "is not an IPv6 address"),
     ("tcp://[127.0.0.1]:5555", "is not an IPv6 address"),
     ("tcp://" + "x" * 64 + ":5555", "host name is too long"),
     ("tcp://" + "x." * 127 + "x:5555", "host name is too long"),
-    ("ipc:///" + "x" * 107, "the path has 108 bytes; a socket's path has at most 107"),
+    ("ipc:///" + "x" * 107, "the path has 108 bytes; use at most 107"),
     ("ipc:///" + "é" * 54, "the path has 109 bytes"),
-    ("ipc://*", "is for a program that listens"),
-    ("inproc://broker", "by tcp:// or ipc://"),
-    ("tcp://one:1,tcp://two:2", "several endpoints as a list"),
-    (b"tcp://edge:5555", "is not a text"),
-    (None, "is not a text"),
-    (5555, "is not a text"),
+    ("ipc://*", "is for the end that listens"),
+    ("inproc://broker", "use tcp:// or ipc://"),
+    ("tcp://one:1,tcp://two:2", "is several endpoints; give them as a list"),
+    (b"tcp://edge:5555", "is not a string"),
+    (None, "is not a string"),
+    (5555, "is not a string"),
 ]
 
 
@@ -70,5 +70,5 @@ def test_what_leads_nowhere_is_refused_wherever_it_stands_in_the_list(endpoint: 
 
 @pytest.mark.parametrize("broker", [[], None, 5555, b"tcp://edge:5555", {"tcp://edge:5555"}])
 def test_what_is_no_endpoint_or_list_is_refused(broker: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"at least one broker endpoint|nor a list of endpoints"):
+    with pytest.raises(InvalidArgument, match=r"at least one endpoint|or a list of endpoints"):
         check_brokers(broker)

@@ -1,1 +1,1 @@
-"""Sockets, endpoints and keys, as client, broker and workers use them. No decision is made here."""
+"""Sockets, endpoints and keys for clients, broker and workers."""

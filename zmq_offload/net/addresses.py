@@ -1,8 +1,8 @@
-"""Hosts of tcp:// endpoints: which family of addresses a name has, and what is loopback.
+"""Hosts of tcp:// endpoints: IPv4 or IPv6, loopback or not.
 
-libzmq looks a name up for one family only, by the option IPV6 of the socket. Without it, names that have only an IPv6
-address never connect; with it, a name that has both is connected by IPv6 alone, also where the other end listens on
-IPv4 (`localhost`, on most machines). So names are looked up here first: IPv4 where there is such an address, else IPv6.
+libzmq looks a name up for one address family only, which the socket's option IPV6 chooses. Without the option, a name
+with only an IPv6 address never connects. With it, a name that has both connects by IPv6 alone, even if the other end
+listens on IPv4 (`localhost`, on most machines). So names are looked up here first: IPv4 if there is one, else IPv6.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import socket
 import threading
 
 LOOKUP_S = 0.25
-"""How long a connection waits for the first look-up of a name. One that takes longer counts for the next connection:
-these are made in threads that keep deadlines."""
+"""Seconds that a connection waits for the first look-up of a name: the threads that connect keep deadlines. The result
+of a slower look-up serves the next connection."""
 
 _families: dict[str, int] = {}
 _looking: set[str] = set()
@@ -21,15 +21,17 @@ _lock = threading.Lock()
 
 
 def host_of(endpoint: str) -> str | None:
-    """The host of tcp://HOST:PORT, with the brackets of an IPv6 address; None for another transport."""
+    """Return the host of tcp://HOST:PORT, with the brackets of an IPv6 address; None for another transport."""
     if not endpoint.startswith("tcp://"):
         return None
     return endpoint.removeprefix("tcp://").rpartition(":")[0]
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Whether nobody on another machine can connect to what binds to this endpoint. Names but `localhost` do not count:
-    what they stand for can change."""
+    """Whether only this machine can connect to a socket bound to this endpoint.
+
+    Of names only `localhost` counts: the addresses of others may change.
+    """
     host = host_of(endpoint)
     if host is None or host == "localhost":
         return True
@@ -41,7 +43,7 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def needs_ipv6(endpoint: str) -> bool:
-    """Whether a socket needs ZMQ's option IPV6 to connect to this endpoint. Looks a name up, for at most LOOKUP_S."""
+    """Whether a socket needs the option IPV6 to connect to this endpoint. Waits at most LOOKUP_S for a look-up."""
     host = host_of(endpoint)
     if host is None or host == "*" or literal(host) is not None:
         return host is not None and host.startswith("[")
@@ -52,8 +54,10 @@ def needs_ipv6(endpoint: str) -> bool:
 
 
 def to_bind(endpoint: str) -> str:
-    """The endpoint with an address of this machine in place of its name, which libzmq would not look up. What is an
-    address, "*" or the name of a network interface stays as it is, and so does a name that is not known."""
+    """Replace a host name by its address: libzmq does not look names up to bind.
+
+    An address, "*", the name of a network interface and an unknown name stay as they are.
+    """
     host = host_of(endpoint)
     if host is None or host == "*" or literal(host) is not None or host in _interfaces():
         return endpoint
@@ -65,19 +69,19 @@ def to_bind(endpoint: str) -> str:
 
 
 def is_interface(host: str) -> bool:
-    """Whether this names a network interface of this machine, and no host: nobody can connect to that."""
+    """Whether this is the name of a network interface and not of a host. Nobody can connect to that."""
     return host in _interfaces() and _resolved(host) is None
 
 
 def _interfaces() -> list[str]:
     try:
         return [name for _, name in socket.if_nameindex()]
-    except OSError:  # no files are left; whoever goes on from here is told that
+    except OSError:  # no files are left; the caller will see that itself
         return []
 
 
 def literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is written as, an IPv6 one with or without brackets; None for a name."""
+    """Parse an address, IPv6 with or without brackets; None for a name."""
     try:
         return ipaddress.ip_address(host[1:-1] if host.startswith("[") else host)
     except ValueError:
@@ -85,7 +89,7 @@ def literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _look_up(host: str) -> threading.Thread | None:
-    """Look a name up in a thread, if none does so already."""
+    """Look a name up in a thread, unless one does so already."""
     with _lock:
         if host in _looking:
             return None
@@ -109,7 +113,7 @@ def _look_up(host: str) -> threading.Thread | None:
 
 
 def _resolved(host: str) -> tuple[int, str] | None:
-    """Family and address of a name: IPv4 if it has one, as libzmq does without the option; None if it is not known."""
+    """Return family and address of a name, IPv4 if it has one; None if it is not known."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

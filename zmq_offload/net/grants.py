@@ -1,4 +1,4 @@
-"""What a key is for, as the broker's decisions see it."""
+"""The permissions of a key, as the broker's decisions see them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a key is for. `models` None: all."""
+    """The name of a key, and the models that it may use (None: all)."""
 
     name: str
     models: frozenset[str] | None = None

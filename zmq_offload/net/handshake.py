@@ -1,14 +1,13 @@
-"""Why a connection does not come about: what libzmq tells of handshakes, put into words.
+"""Keys of a connection, and the reasons why its handshake fails.
 
-A peer whose key is not known, or that has the wrong key of the broker, is never connected; libzmq says so only to who
-watches the socket.
+libzmq never connects a peer with an unknown key, or with the wrong key of the broker. It reports that only to a monitor
+of the socket.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from typing import Any
 
 import zmq
 
@@ -17,14 +16,14 @@ from zmq_offload.net import transport
 from zmq_offload.net.keys import KeyPair, read_pair, read_public
 
 _FAILURES = 3
-"""Handshakes that must fail in a row before the other side is blamed: a broker killed in the middle of one looks
-the same."""
+"""Handshakes in a row that must fail before the keys are blamed: a broker that is killed in a handshake looks the
+same."""
 
-_MISMATCH = "does not complete the handshake: its key is not the one expected, or only one side has keys"
+_MISMATCH = "does not complete the handshake: its key is not the expected one, or only one side has keys"
 
 
 class Security:
-    """A client's or a worker's keys; both files or none."""
+    """The keys of a client or a worker: both files or none."""
 
     def __init__(self, key: str | None, broker_key: str | None) -> None:
         self._pair: KeyPair | None = read_pair(key) if key else None
@@ -37,22 +36,21 @@ class Security:
 
 
 def clients_security(key: str | os.PathLike[str] | None, broker_key: str | os.PathLike[str] | None) -> Security:
-    """A client's keys: arguments over environment variables over none. An error names the one that was used.
+    """Find a client's keys: arguments first, then environment variables. Errors name the one that was used.
 
-    Raises InvalidArgument where only one of the two is given, FailedPrecondition for a file that cannot be read.
+    Raises InvalidArgument if only one of the two is given, FailedPrecondition for a file that cannot be read.
     """
     files = []
     for argument, path in (("key", key), ("broker_key", broker_key)):
         variable = _VARIABLES[argument]
         given = path or os.environ.get(variable)
         if given and not isinstance(given, (str, os.PathLike)):
-            raise InvalidArgument(f"{argument} {given!r} is not the path of a key's file")
+            raise InvalidArgument(f"{argument} {given!r} is not the path of a key file")
         files.append((argument if path else variable, os.fspath(given) if given else None))
     (source, secret), (broker_source, public) = files
     if bool(secret) != bool(public):
         given, missing = (source, "broker_key") if secret else (broker_source, "key")
-        what = "a client's key and its broker's key belong together"
-        raise InvalidArgument(f"{what}: {given} is given; give {missing} or set {_VARIABLES[missing]}, too")
+        raise InvalidArgument(f"{given} is given without {missing}; give {missing}, too, or set {_VARIABLES[missing]}")
     for name, path, read in ((source, secret, read_pair), (broker_source, public, read_public)):
         if path:
             try:
@@ -66,7 +64,7 @@ _VARIABLES = {"key": "ZMQ_OFFLOAD_CLIENT_KEY", "broker_key": "ZMQ_OFFLOAD_BROKER
 
 
 class HandshakeMonitor:
-    """Of one socket, made before it connects; closed before the socket is."""
+    """Follows the handshakes of one socket. Make it before the socket connects, close it before the socket."""
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
@@ -80,7 +78,7 @@ class HandshakeMonitor:
         self._failures = 0
 
     def refusal(self) -> str | None:
-        """Why the broker cannot be talked to, or None if nothing says so."""
+        """Say why the broker cannot be reached, or return None."""
         while (frames := transport.receive(self._events)) is not None:
             event = _event(frames)
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -88,7 +86,7 @@ class HandshakeMonitor:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return "does not know this key"
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                # The two have different mechanisms; libzmq does not try again.
+                # The two sides have different mechanisms; libzmq does not try again.
                 return _MISMATCH
             else:
                 self._failures += 1
@@ -99,5 +97,5 @@ class HandshakeMonitor:
         self._events.close(linger=0)
 
 
-def _event(frames: list[Any]) -> int:
+def _event(frames: transport.Frames) -> int:
     return int(struct.unpack("=H", bytes(frames[0])[:2])[0])

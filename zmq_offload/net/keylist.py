@@ -1,12 +1,12 @@
-"""Lists of the keys that a broker lets in, and the only two ways to change them.
+"""Lists of the keys that a broker accepts, and the two ways to change them.
 
-A list has a line for each key: the public key, a name for people and logs, and, if the key is not for every model, the
-models that it is for, separated by commas. A name with spaces, quotes or line ends stands in double quotes, written as
-JSON writes a string. Lines that begin with "#" are comments. (It is a digit of Z85, too, but the highest one: five
-digits that begin with it are more than 32 bits, so that no key does.)
+A list has a line for each key: the public key, a name for people and logs, and the models that the key may use,
+separated by commas, or nothing for all models. A name with spaces, quotes or line ends is written as a JSON string.
+Lines that begin with "#" are comments. ("#" is also a digit of Z85, but no key begins with it: it is the highest digit,
+and five digits that begin with it exceed 32 bits.)
 
-`authorize` and `revoke` touch the lines of the key in question; all other lines stay as they are, comments included.
-They lock the list, and replace it by a rename, so that a broker never reads half of one and no change gets lost.
+`authorize` and `revoke` change only the lines of one key or name. They lock the list and replace it by a rename, so
+that a broker never reads half a list and no change is lost.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from zmq_offload.net.keys import check_key
 from zmq_offload.protocol.names import check_model_name
 
 _LOCK_WITHIN = 10.0
-"""Seconds to wait for another program that changes the list. One takes milliseconds."""
+"""Seconds to wait for another program that changes the list, which takes milliseconds."""
 
 _NEW_MODE = 0o644
-"""Of a list that is made: it holds public keys and names."""
+"""Permissions of a new list, which holds public keys and names."""
 
 
 class Entry(NamedTuple):
-    """One line of a list; `key` is None for a comment or an empty line."""
+    """A line of a list; `key` is None for a comment or an empty line."""
 
     text: str
     key: str | None = None
@@ -45,8 +45,11 @@ class Entry(NamedTuple):
 
 
 def read_list(path: str | os.PathLike[str]) -> dict[str, Grant]:
-    """Public key -> what it is for. Raises FailedPrecondition naming file and line, also for a key that has two lines
-    that differ: which one was meant is not for a broker to guess."""
+    """Return the grants of a list by public key.
+
+    Raises FailedPrecondition naming file and line, also for a key with two lines that differ: a broker must not guess
+    which one is meant.
+    """
     found: dict[str, tuple[int, Grant]] = {}
     for number, entry in enumerate(_read(Path(path)), 1):
         if entry.key is None:
@@ -54,21 +57,21 @@ def read_list(path: str | os.PathLike[str]) -> dict[str, Grant]:
         before, grant = found.setdefault(entry.key, (number, entry.grant))
         if grant != entry.grant:
             raise FailedPrecondition(
-                f"{path}, line {number}: this key is for something else in line {before}; remove one of the two lines"
+                f"{path}, line {number}: the key has another grant in line {before}; remove one of the two lines"
             )
     return {key: grant for key, (_, grant) in found.items()}
 
 
 def authorize(path: Path, public: bytes, grant: Grant) -> Grant | None:
-    """Add a key to a list, which is created if it does not exist; what the key was for until now.
+    """Add a key to a list, or replace its grant, and return the grant that it had. A missing list is created.
 
     Raises FailedPrecondition for a list that cannot be read, locked or replaced, and InvalidArgument for a name that is
-    empty or not text, or for models that are none.
+    empty or not UTF-8, or for an empty set of models.
     """
     if not grant.name.strip():
-        raise InvalidArgument("a key needs a name that is not empty")
+        raise InvalidArgument("the name of the key is empty; give it a name")
     if grant.models is not None and not grant.models:
-        raise InvalidArgument("a key that is for no model: name at least one, or leave the models out for all of them")
+        raise InvalidArgument("the list of models is empty; name at least one model, or leave the models out for all")
     _check_text(grant.name)
     key = public.decode()
     before: list[Grant] = []
@@ -85,14 +88,14 @@ def authorize(path: Path, public: bytes, grant: Grant) -> Grant | None:
 
 
 def revoke(path: Path, name: str) -> None:
-    """Take all keys of a name out of a list. Raises NotFound, and FailedPrecondition as `authorize` does."""
+    """Remove all keys of a name from a list. Raises NotFound, and FailedPrecondition as `authorize` does."""
 
     def change(entries: Sequence[Entry]) -> list[Entry]:
         kept = [entry for entry in entries if entry.key is None or entry.grant.name != name]
         if len(kept) == len(entries):
             names = dict.fromkeys(printable(entry.grant.name) for entry in entries if entry.key is not None)
             raise NotFound(
-                f"{path} has no key of {name!r}; it has {', '.join(names) or 'none'}{did_you_mean(name, names)}"
+                f"{path} has no key named {name!r}; it has {', '.join(names) or 'none'}{did_you_mean(name, names)}"
             )
         return kept
 
@@ -100,13 +103,14 @@ def revoke(path: Path, name: str) -> None:
 
 
 def parse_models(text: str) -> frozenset[str]:
-    """Models of "ocr,echo". Raises InvalidArgument where a name is empty: it may be that of an unset variable, and a
-    list without models would let the key use all of them."""
+    """Parse "ocr,echo". Raises InvalidArgument if a name is empty.
+
+    An empty name may come from an unset variable, and a key without models may use all of them.
+    """
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise InvalidArgument(
-            f"models {text!r}: {'a name is empty' if any(names) else 'no model is named'}; "
-            "use NAME or NAME,NAME, or leave the option out for all models"
+            f"models {text!r} has an empty name; use NAME or NAME,NAME, or leave the option out for all models"
         )
     return frozenset(map(check_model_name, names))
 
@@ -119,8 +123,8 @@ def _read(path: Path) -> list[Entry]:
         raise FailedPrecondition(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        raise FailedPrecondition(f"{path}, line {number}: not UTF-8 text") from None
-    # Not splitlines(): it also splits at characters that a comment may hold.
+        raise FailedPrecondition(f"{path}, line {number} is not UTF-8 text") from None
+    # splitlines() would also split at characters that a comment may contain.
     lines = text.removesuffix("\n").split("\n") if text else []
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
@@ -140,7 +144,7 @@ def _parse(line: str, place: str) -> Entry:
         raise FailedPrecondition(f"{place}: {error.message}") from None
     except ValueError:
         raise FailedPrecondition(
-            f"{place}: a line has a key, a name (with spaces: in double quotes) and perhaps models, separated by commas"
+            f"{place} is not a key, a name and perhaps models; separate models by commas, and quote a name with spaces"
         ) from None
 
 
@@ -165,7 +169,7 @@ def _check_text(name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InvalidArgument(f"the name {printable(name)} is not UTF-8; rename the key's file") from None
+        raise InvalidArgument(f"the name {printable(name)} is not UTF-8; rename the key file") from None
 
 
 def _edit(path: Path, change: Callable[[Sequence[Entry]], list[Entry]], *, create: bool) -> None:
@@ -184,7 +188,7 @@ def _edit(path: Path, change: Callable[[Sequence[Entry]], list[Entry]], *, creat
 
 @contextlib.contextmanager
 def _locked(target: Path, path: Path, *, create: bool) -> Iterator[bool]:
-    """Keep other programs from changing the list meanwhile. Yields whether the file was created for that."""
+    """Keep other programs from changing the list. Yields whether the file was created for that."""
     end = time.monotonic() + _LOCK_WITHIN
     while True:
         descriptor, created = _open(target, create=create)
@@ -195,10 +199,10 @@ def _locked(target: Path, path: Path, *, create: bool) -> Iterator[bool]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > end:
-                    raise FailedPrecondition(f"{path} is locked by another program") from None
+                    raise FailedPrecondition(f"{path} is locked by another program; try again") from None
                 time.sleep(0.01)
                 continue
-            # Who waited for the lock may hold that of a file that was replaced meanwhile.
+            # After a wait, this may be the lock of a file that has been replaced.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), target.stat()):
                     yield created
@@ -208,7 +212,7 @@ def _locked(target: Path, path: Path, *, create: bool) -> Iterator[bool]:
 
 
 def _open(target: Path, *, create: bool) -> tuple[int, bool]:
-    # Not blocking: to open a FIFO would wait for its other end.
+    # O_NONBLOCK, because opening a FIFO would wait for its other end.
     flags = os.O_CLOEXEC | os.O_NONBLOCK
     try:
         return os.open(target, os.O_RDONLY | flags), False
@@ -222,7 +226,7 @@ def _open(target: Path, *, create: bool) -> tuple[int, bool]:
 
 
 def _replace(target: Path, entries: Sequence[Entry]) -> None:
-    """Put a file with the same owner and permissions in the list's place, once all of it is on the disk."""
+    """Replace the list, once all of it is on disk, by a file with the same owner and permissions."""
     descriptor, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
     try:
         with open(descriptor, "w", encoding="utf-8", newline="") as file:
@@ -233,7 +237,7 @@ def _replace(target: Path, entries: Sequence[Entry]) -> None:
                 os.fchown(file.fileno(), old.st_uid, old.st_gid)
             shutil.copystat(target, draft)  # permissions, and extended attributes such as access control lists
             file.flush()
-            os.utime(file.fileno())  # it is new all the same
+            os.utime(file.fileno())  # copystat set the old time
             os.fsync(file.fileno())
         os.replace(draft, target)
     except BaseException:

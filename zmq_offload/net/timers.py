@@ -1,4 +1,4 @@
-"""Deadlines by key, with the time passed in: what every session and the broker's core keep their time by."""
+"""Deadlines by key, with the time passed in: the clockwork of sessions and of the broker."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Timers(Generic[K]):
-    """At most one deadline a key; the earliest is found in O(1), setting and cancelling are O(log n).
+    """At most one deadline for each key. Finding the earliest is O(1), setting one is O(log n).
 
-    A cancelled or moved deadline leaves a stale entry in the heap; the heap is built anew when those outnumber the
-    live ones, so that a fabric that answers 20,000 requests/s does not carry each request until its deadline.
+    A cancelled or moved deadline leaves a stale entry in the heap. The heap is rebuilt when stale entries outnumber
+    live ones; otherwise, at 20,000 requests/s, each request would stay in it until its deadline.
     """
 
     _SLACK = 64
@@ -30,7 +30,7 @@ class Timers(Generic[K]):
         return key in self._at
 
     def set(self, key: K, at: float) -> None:
-        """Let `key` be due at `at`, instead of any time it had."""
+        """Set the deadline of `key`, in place of an earlier one."""
         known, heap = self._at, self._heap
         if known.get(key) == at:
             return
@@ -42,11 +42,11 @@ class Timers(Generic[K]):
             heapify(self._heap)
 
     def cancel(self, key: K) -> None:
-        """Forget `key`; it need not be there."""
+        """Remove the deadline of `key`, if it has one."""
         self._at.pop(key, None)
 
     def next(self) -> float | None:
-        """When the next key is due, or None."""
+        """Return the earliest deadline, or None."""
         heap, known = self._heap, self._at
         while heap:
             at, _, key = heap[0]
@@ -56,12 +56,12 @@ class Timers(Generic[K]):
         return None
 
     def may_be_due(self, now: float) -> bool:
-        """False if no key is due at `now`; cheaper than to find out which is."""
+        """False if no key is due at `now`. Cheaper than `next`, which skips stale entries."""
         heap = self._heap
         return bool(heap) and heap[0][0] <= now
 
     def pop(self, now: float) -> K | None:
-        """Take a key that is due at `now`, the earliest first, or None."""
+        """Remove and return the earliest key that is due at `now`, or None."""
         at = self.next()
         if at is None or at > now:
             return None

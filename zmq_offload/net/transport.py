@@ -1,4 +1,4 @@
-"""Sockets as all three packages use them: options, endpoints, and messages in and out. No decision is made here."""
+"""ZeroMQ sockets as client, broker and workers use them: options, endpoints, sending and receiving."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import re
 import socket as socketlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import zmq
 
@@ -21,20 +21,24 @@ POLLIN = int(zmq.POLLIN)
 _DONTWAIT = int(zmq.DONTWAIT)
 _DONTWAIT_SNDMORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 
+Frames: TypeAlias = list[Any]
+"""A received message: two frames as bytes (identity and envelope, or envelope and header), the others as `zmq.Frame`,
+whose memory belongs to libzmq."""
+
 LENT = 512 * 1024
-"""Bytes from which a buffer is sent from its own memory. Giving that back goes through a thread of pyzmq's, which costs
-as much as copying so much. (pyzmq's own COPY_THRESHOLD of 64 KiB has no say: it is for copy=False, not for Frames.)"""
+"""Bytes from which a buffer is lent to libzmq instead of copied. Returning lent memory goes through a thread of pyzmq,
+which costs as much as copying this many bytes. (pyzmq's COPY_THRESHOLD of 64 KiB does not apply to Frames.)"""
 
 _HANDSHAKE_MS = 5000
-"""For libzmq, whose own 30 s are a long time for a stranger to hold memory that nobody knows the sender of."""
+"""Limit of a handshake. libzmq's default of 30 s is long for a stranger to hold memory."""
 
 CLIENTS_HEARTBEAT = 5.0
-"""Seconds between ZMTP heartbeats of a client and its broker. A client that waits for something asks for it by itself
-(`zmq_offload.client.session`); these find out about the others. They are as many as there are connections: at an
-interval of half a second those of 2,000 idle clients took 15 % of a core in the broker, of 5 s they take 2 %."""
+"""Seconds between ZMTP heartbeats of a client and its broker. A client that waits for a reply sends Pings of its own
+(`zmq_offload.client.session`); heartbeats find out about idle clients. At an interval of 0.5 s those of 2,000 idle
+clients took 15 % of a core in the broker, at 5 s they take 2 %."""
 
 _IPC_PEER = re.compile(r"\w+:\d+:\d+:(\d+)")
-"""What libzmq calls the other end of a Unix socket: a name, and the numbers of its user, group and process."""
+"""How libzmq writes the other end of a Unix socket: a name, and the numbers of its user, group and process."""
 
 _LAST_PORT = 65535
 _ENDPOINT = re.compile(
@@ -43,7 +47,7 @@ _ENDPOINT = re.compile(
 
 
 def check_endpoint(text: str) -> str:
-    """`text`, if it is a ZeroMQ endpoint; raises InvalidArgument otherwise."""
+    """Return `text` if it is a ZeroMQ endpoint. Raises InvalidArgument otherwise."""
     match = _ENDPOINT.fullmatch(text)
     if not match or (match[2] and match[2] != "*" and int(match[2]) > _LAST_PORT):
         raise InvalidArgument(f"endpoint {text!r}: {_fault(text)}use tcp://HOST:PORT (or ipc://PATH)")
@@ -51,7 +55,7 @@ def check_endpoint(text: str) -> str:
 
 
 def _fault(text: str) -> str:
-    """What people often get wrong, with "; " after it; "" for anything else."""
+    """Say what is wrong, with "; " after it."""
     scheme, separator, place = text.partition("://")
     host, colon, port = place.rpartition(":")
     if any(map(str.isspace, text)):
@@ -60,32 +64,38 @@ def _fault(text: str) -> str:
         return "the transport is missing; " if text else "it is empty; "
     if scheme not in ("tcp", "ipc", "inproc"):
         known = f"write {scheme.lower()}" if scheme.lower() in ("tcp", "ipc") else "use tcp or ipc"
-        return f"the transport {scheme!r} is not known, {known}; "
+        return f"transport {scheme!r} is not known, {known}; "
     if scheme != "tcp":
         return "the path is missing; "
     if "/" in place:
-        return "a path, or a slash, does not belong there; "
+        return "a path or slash does not belong there; "
     if ":" in host and not host.startswith("["):
-        return "an IPv6 address stands in brackets; "
+        return "an IPv6 address needs brackets; "
     if not colon or not port or place.endswith("]"):
         return "the port is missing; "
     if not host:
         return "the host is missing; "
     if not (port.isascii() and port.isdecimal() and int(port[:6]) <= _LAST_PORT):
         return f"the port is not a number from 0 to {_LAST_PORT}; "
-    return ""
+    return "this is not an endpoint; "
 
 
 def make_socket(
-    context: zmq.Context[Any], kind: int, *, max_frame_bytes: int, heartbeat: float, high_water_mark: int = 0
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    *,
+    max_frame_bytes: int,
+    heartbeat: float,
+    high_water_mark: int = 0,
 ) -> zmq.Socket[bytes]:
-    """A socket with this project's options.
+    """Make a socket with this project's options.
 
-    `heartbeat` (seconds) is the interval of ZMTP heartbeats, which libzmq's I/O thread exchanges by itself: a
-    connection whose other end does not answer for three of them is closed. libzmq closes the connection, without a
-    word, when the other end begins a frame over its limit. So its limit is `max_frame_bytes`, but at least
-    `limits.UNASKED_BYTES`: who does not know this peer's limit yet gets an error instead, from whoever reads the frame.
-    `high_water_mark` 0 queues without bound.
+    `heartbeat` is the interval of ZMTP heartbeats in seconds. libzmq's I/O thread exchanges them, and closes a
+    connection whose other end misses three. `high_water_mark` 0 queues without bound.
+
+    libzmq closes a connection silently when the other end begins a frame over the limit. The limit is therefore
+    `max_frame_bytes`, but at least `limits.UNASKED_BYTES`: a peer that does not know this end's limit yet gets an error
+    message instead.
     """
     socket: zmq.Socket[bytes] = context.socket(kind)
     interval = max(1, round(heartbeat * 1000))
@@ -100,15 +110,15 @@ def make_socket(
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
     if kind == zmq.ROUTER:
-        # Without it a message to a peer that is gone, or whose pipe is full, is dropped in silence.
+        # Otherwise a message to a peer that has left, or whose pipe is full, is dropped silently.
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     return socket
 
 
 def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Connect, now or whenever the other end comes up. A host name may have IPv4 or IPv6 addresses.
+    """Connect, now or when the other end comes up. A host name may have IPv4 or IPv6 addresses.
 
-    Raises InvalidArgument for what is only an endpoint to bind to, and for a path that is too long.
+    Raises InvalidArgument for an endpoint that one can only bind to, and for a path that is too long.
     """
     socket.setsockopt(zmq.IPV6, int(addresses.needs_ipv6(endpoint)))
     try:
@@ -118,10 +128,10 @@ def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> tuple[str, ipc.SocketFile | None]:
-    """Bind; the endpoint with the port that it got, and its file if it has one, to be removed in the end.
+    """Bind, and return the endpoint with its port, and its file (to be removed at the end) if it has one.
 
-    The host is an address, `*` (IPv4), the name of a network interface, or a host name of this machine; `[::]` takes
-    IPv4, too. Raises FailedPrecondition where the address is taken or not this machine's.
+    The host is an address, `*` (IPv4), the name of a network interface, or a host name of this machine; `[::]` accepts
+    IPv4, too. Raises FailedPrecondition if the address is taken or belongs to another machine.
     """
     numeric = addresses.to_bind(check_endpoint(endpoint))
     socket.setsockopt(zmq.IPV6, int("[" in numeric))
@@ -133,10 +143,11 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> tuple[str, ipc.SocketFile 
 
 
 def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
-    """A socket from which to `receive` these events of `socket`; end it by `socket.disable_monitor()` and its `close`.
+    """Return a socket from which to `receive` these events of `socket`.
 
-    It has no limit, unlike `get_monitor_socket`'s. libzmq's I/O thread waits, with all of its connections, while a
-    monitor is full: 2000 refused connections would stop a broker, and `disable_monitor` would wait for ever.
+    End it by `socket.disable_monitor()` and its own `close`. It queues without bound, unlike `get_monitor_socket`'s:
+    while a monitor is full, libzmq's I/O thread waits, and with it all connections. 2000 refused connections would stop
+    a broker, and `disable_monitor` would wait forever.
     """
     endpoint = f"inproc://monitor-{id(socket)}-{next(_numbers)}"
     socket.monitor(endpoint, events)
@@ -150,7 +161,7 @@ _numbers = itertools.count()
 
 
 class Wake:
-    """Ends another thread's poll: `set` from any thread or signal handler, `clear` by the one that polls it."""
+    """Ends another thread's poll. Any thread or signal handler may `set` it; the thread that polls it calls `clear`."""
 
     def __init__(self) -> None:
         self._read, self._write = socketlib.socketpair()
@@ -161,7 +172,7 @@ class Wake:
         return self._read.fileno()
 
     def set(self) -> None:
-        # Full means that enough is there to wake; closed, that nobody polls any more.
+        # If the socket is full, it is readable; if it is closed, nobody polls it any more.
         with contextlib.suppress(BlockingIOError, OSError):
             self._write.send(b"x")
 
@@ -175,11 +186,12 @@ class Wake:
 
 
 class Peer(bytes):
-    """A ROUTER's name for a connection, with the key of whoever is there."""
+    """A ROUTER's name for a connection, with the public key of the peer."""
 
     user: str
     frame: zmq.Frame
-    """A few bytes of libzmq's; it knows the address, which costs as much as receiving and is seldom asked for."""
+    """The name as a frame, from which `address_of` reads the address. That costs as much as receiving, so it is done
+    on demand."""
 
 
 def _peer(frame: zmq.Frame) -> Peer:
@@ -190,7 +202,7 @@ def _peer(frame: zmq.Frame) -> Peer:
 
 
 def address_of(frame: zmq.Frame) -> str:
-    """Where a frame came from: an IP address, of an ipc peer "pid 123"; "" where that is not known."""
+    """Return the sender's IP address, "pid 123" for an ipc peer, or "" if that is not known."""
     try:
         address = str(frame.get("Peer-Address"))
     except zmq.ZMQError:
@@ -199,8 +211,8 @@ def address_of(frame: zmq.Frame) -> str:
     return f"pid {ipc_peer[1]}" if ipc_peer else address
 
 
-def receive_from(socket: zmq.Socket[bytes]) -> list[Any] | None:
-    """As `receive`, from a socket with keys: the first frame is a `Peer`."""
+def receive_from(socket: zmq.Socket[bytes]) -> Frames | None:
+    """Receive as `receive` does, from a socket with keys: the first frame is a `Peer`."""
     try:
         frame = socket.recv(zmq.DONTWAIT, copy=False)
     except zmq.Again:
@@ -208,15 +220,14 @@ def receive_from(socket: zmq.Socket[bytes]) -> list[Any] | None:
     return [_peer(frame), *(receive(socket) or ())] if frame.more else [_peer(frame)]
 
 
-def receive(socket: zmq.Socket[bytes]) -> list[Any] | None:
-    """One message without waiting, or None: two frames as bytes (identity and envelope, or envelope and header), the
-    others as `zmq.Frame`, whose memory is libzmq's own."""
+def receive(socket: zmq.Socket[bytes]) -> Frames | None:
+    """Receive one message without waiting, or return None."""
     try:
         frame = socket.recv(_DONTWAIT, False)
     except zmq.Again:
         return None
-    # A frame knows whether more follow; asking the socket (RCVMORE) costs as much as receiving.
-    frames: list[Any] = [frame.bytes]
+    # A frame knows whether others follow; asking the socket (RCVMORE) costs as much as receiving.
+    frames: Frames = [frame.bytes]
     if frame.more:
         frame = socket.recv(0, False)
         frames.append(frame.bytes)
@@ -227,23 +238,23 @@ def receive(socket: zmq.Socket[bytes]) -> list[Any] | None:
 
 
 class Inbox:
-    """The messages that wait at a socket, for a loop that was told by a poll that there is at least one.
+    """Reads the messages that have arrived at a socket, after a poll said that there is at least one.
 
-    To find that there are no more costs as much as to receive several: being refused makes an exception, asking costs
-    a fifth of that. So a socket that had one message last time is asked after each, and one that had several is read
-    until it refuses.
+    Finding out that there are no more costs as much as receiving several, if `recv` raises; a poll costs a fifth of
+    that. So a socket that had one message last time is polled after each message, and a socket that had several is read
+    until `recv` raises.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], *, keyed: bool = False) -> None:
         self.socket = socket
         self._receive = receive_from if keyed else receive
-        self._source: list[tuple[Any, int]] = [(socket, POLLIN)]
+        self._source = [(socket, POLLIN)]
         self._busy = False
 
-    def take(self, most: int) -> list[list[Any]]:
-        """At most so many messages, as `receive` returns them."""
+    def take(self, most: int) -> list[Frames]:
+        """Return up to `most` messages, as `receive` does."""
         receive, socket = self._receive, self.socket
-        messages: list[list[Any]] = []
+        messages: list[Frames] = []
         while len(messages) < most:
             frames = receive(socket)
             if frames is None:
@@ -257,30 +268,32 @@ class Inbox:
         return messages
 
     def waiting(self) -> bool:
-        """Whether there is a message."""
+        """Whether a message has arrived."""
         return bool(zmq.zmq_poll(self._source, 0))
 
 
 def forward(socket: zmq.Socket[bytes], frames: Sequence[Sendable]) -> None:
-    """As `send`, with nothing lent: a `zmq.Frame` is passed on, all else is copied."""
+    """Send a message without waiting and without lending memory: a `zmq.Frame` is passed on, all else is copied."""
     for frame in frames[:-1]:
         send_frame(socket, frame, _DONTWAIT_SNDMORE)
     send_frame(socket, frames[-1], _DONTWAIT)
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Sendable], *, track: bool = False) -> Sequence[zmq.MessageTracker]:
-    """One message without waiting. A `zmq.Frame` is passed on, bytes are copied, and so is a memoryview (of bytes)
-    shorter than `LENT`. A longer one is lent: libzmq sends it from its own memory, which must not change meanwhile.
-    With `track` a tracker is returned for each that is lent; it is done when that memory is free again.
+    """Send a message without waiting.
 
-    Raises zmq.Again where the pipe is full and zmq.ZMQError (EHOSTUNREACH) where a ROUTER does not know the peer.
+    A `zmq.Frame` is passed on. Bytes are copied, and so is a memoryview (of bytes) shorter than `LENT`. A longer one is
+    lent: libzmq reads its memory, which must not change meanwhile. With `track`, a tracker is returned for each; it is
+    done when the memory is free again.
+
+    Raises zmq.Again if the pipe is full, and zmq.ZMQError (EHOSTUNREACH) if a ROUTER does not know the peer.
     """
     trackers: list[zmq.MessageTracker] = []
     if max(map(len, frames)) >= LENT:
         frames = [*frames]
         for at, frame in enumerate(frames):
             if type(frame) is memoryview and len(frame) >= LENT:
-                # Each frame by itself: pyzmq's send_multipart tracks the last one only.
+                # Not by send_multipart, which tracks the last frame only.
                 lent = zmq.Frame(frame, track=track, copy=False)
                 if lent.tracker is not None:
                     trackers.append(lent.tracker)
