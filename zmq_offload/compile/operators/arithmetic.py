@@ -1,21 +1,20 @@
-"""Arithmetic of single elements, and products of matrices, as ONNX defines them."""
+"""Element-wise arithmetic and matrix products, as ONNX defines them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from tvm import relax
 
 from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, refuse
+from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 
 op = relax.op
 
 
-def is_inf(bb: Any, node: Node) -> Any:
-    """TVM ignores which infinities are asked for."""
+def is_inf(bb: Builder, node: Node) -> Expr:
+    """TVM ignores the attributes that say which infinities to detect."""
     x = node.inputs[0]
-    signs = [node.attributes.get("detect_negative", 1), node.attributes.get("detect_positive", 1)]
+    signs = [node.attributes.flag("detect_negative", True), node.attributes.flag("detect_positive", True)]
     limit = [relax.const(sign * np.inf, dtype_of(x)) for sign in (-1, 1)]
     found = [op.equal(x, end) for wanted, end in zip(signs, limit, strict=True) if wanted]
     if not found:
@@ -23,31 +22,31 @@ def is_inf(bb: Any, node: Node) -> Any:
     return found[0] if len(found) == 1 else op.logical_or(*found)
 
 
-def thresholded_relu(bb: Any, node: Node) -> Any:
-    """TVM multiplies by a mask of float32: NaN for minus infinity."""
+def thresholded_relu(bb: Builder, node: Node) -> Expr:
+    """TVM multiplies by a float32 mask, which gives NaN for minus infinity."""
     x = node.inputs[0]
-    alpha = relax.const(float(node.attributes.get("alpha", 1.0)), dtype_of(x))
+    alpha = relax.const(node.attributes.number("alpha", 1.0), dtype_of(x))
     return op.where(op.greater(x, alpha), x, relax.const(0, dtype_of(x)))
 
 
-def elu(bb: Any, node: Node) -> Any:
-    """TVM's constants are float32, whatever the input."""
+def elu(bb: Builder, node: Node) -> Expr:
+    """TVM's constants are float32 for every datatype."""
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
-    alpha = relax.const(float(node.attributes.get("alpha", 1.0)), kind)
+    alpha = relax.const(node.attributes.number("alpha", 1.0), kind)
     low = op.multiply(alpha, op.subtract(op.exp(x), relax.const(1, kind)))
     return op.where(op.less(x, relax.const(0, kind)), low, x)
 
 
-def selu(bb: Any, node: Node) -> Any:
+def selu(bb: Builder, node: Node) -> Expr:
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
-    alpha = float(node.attributes.get("alpha", 1.67326319217681884765625))
-    gamma = relax.const(float(node.attributes.get("gamma", 1.05070102214813232421875)), kind)
+    alpha = node.attributes.number("alpha", 1.67326319217681884765625)
+    gamma = relax.const(node.attributes.number("gamma", 1.05070102214813232421875), kind)
     low = op.multiply(relax.const(alpha, kind), op.subtract(op.exp(x), relax.const(1, kind)))
     return op.multiply(gamma, op.where(op.greater(x, relax.const(0, kind)), x, low))
 
 
-def power(bb: Any, node: Node) -> Any:
-    """ONNX allows an exponent of another datatype, and integers, which TVM cannot raise: those by way of float64."""
+def power(bb: Builder, node: Node) -> Expr:
+    """ONNX allows an exponent of another datatype, and integers; TVM does neither. Integers are computed in float64."""
     x, y = node.inputs[0], node.inputs[1]
     if not isinstance(x, relax.Expr) or not isinstance(y, relax.Expr):
         return by_tvm(bb, node)
@@ -59,8 +58,8 @@ def power(bb: Any, node: Node) -> Any:
     return op.astype(op.power(op.astype(x, "float64"), op.astype(y, "float64")), base)
 
 
-def sinh(bb: Any, node: Node) -> Any:
-    """TVM's compiler has no sinh. Half of e^|x| in two factors, which does not overflow early; a series near to 0."""
+def sinh(bb: Builder, node: Node) -> Expr:
+    """TVM's compiler has no sinh. It is e^|x| / 2 in two factors, to avoid overflow, and a series near 0."""
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
     one, half = relax.const(1, kind), relax.const(0.5, kind)
     size = bb.normalize(op.abs(x))
@@ -74,16 +73,16 @@ def sinh(bb: Any, node: Node) -> Any:
     return op.where(op.less(size, one), op.multiply(series, x), signed)
 
 
-def cosh(bb: Any, node: Node) -> Any:
-    """As `sinh`."""
+def cosh(bb: Builder, node: Node) -> Expr:
+    """Computed as `sinh` is."""
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
     half = bb.normalize(op.exp(op.multiply(op.abs(x), relax.const(0.5, kind))))
     large = op.multiply(op.multiply(half, relax.const(0.5, kind)), half)
     return op.add(large, op.divide(relax.const(0.5, kind), op.multiply(half, half)))
 
 
-def bit_shift(bb: Any, node: Node) -> Any:
-    """A shift by as many bits as there are, or more, leaves nothing. The processor's takes the number modulo that."""
+def bit_shift(bb: Builder, node: Node) -> Expr:
+    """A shift by the width of the datatype or more leaves nothing. The CPU takes the shift modulo the width."""
     x, by = node.inputs[0], node.inputs[1]
     kind = dtype_of(x)
     bits = relax.const(int(kind.strip("uint")), kind)
@@ -96,31 +95,31 @@ def bit_shift(bb: Any, node: Node) -> Any:
     return op.where(inside, op.right_shift(x, safe), gone)
 
 
-def modulo(bb: Any, node: Node) -> Any:
+def modulo(bb: Builder, node: Node) -> Expr:
     x = node.inputs[0]
     real = isinstance(x.ty, relax.TensorType) and not dtype_of(x).strip("u").startswith("int")
-    if real and not node.attributes.get("fmod", 0):
+    if real and not node.attributes.flag("fmod"):
         refuse(node, "fmod", 0, f"use fmod=1 for {dtype_of(x)}")
     return by_tvm(bb, node)
 
 
-def matmul(bb: Any, node: Node) -> Any:
-    """Sums of float16 are float32, as in ONNX Runtime."""
+def matmul(bb: Builder, node: Node) -> Expr:
+    """Sum float16 products in float32, as ONNX Runtime does."""
     a, b = node.inputs[0], node.inputs[1]
     if dtype_of(a) != "float16":
         return by_tvm(bb, node)
     return op.astype(op.matmul(a, b, out_dtype="float32"), "float16")
 
 
-def gemm(bb: Any, node: Node) -> Any:
-    """As `matmul`."""
+def gemm(bb: Builder, node: Node) -> Expr:
+    """Sum float16 products in float32, as `matmul` does."""
     kind, attributes = dtype_of(node.inputs[0]), node.attributes
     if kind != "float16":
         return by_tvm(bb, node)
     a, b, c = node.inputs[0], node.inputs[1], node.inputs[2]
-    a = op.permute_dims(a) if attributes.get("transA", 0) else a
-    b = op.permute_dims(b) if attributes.get("transB", 0) else b
-    alpha, beta = (relax.const(float(attributes.get(name, 1.0)), "float32") for name in ("alpha", "beta"))
+    a = op.permute_dims(a) if attributes.flag("transA") else a
+    b = op.permute_dims(b) if attributes.flag("transB") else b
+    alpha, beta = (relax.const(attributes.number(name, 1.0), "float32") for name in ("alpha", "beta"))
     result = op.multiply(op.matmul(a, b, out_dtype="float32"), alpha)
     if c is not None:
         result = op.add(result, op.multiply(op.astype(c, "float32"), beta))

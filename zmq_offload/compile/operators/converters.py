@@ -1,31 +1,30 @@
-"""Operators that TVM's importer reads wrongly or in part, each as ONNX defines it."""
+"""Operators that TVM's importer converts wrongly or incompletely, converted as ONNX defines them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax, te
-from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from zmq_offload.compile.operators import arithmetic, pools, reductions
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.resize import resize, upsample
+from zmq_offload.compile.operators.tvm_importer import Builder, Expr, datatype
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol.payload import Array
 
 op = relax.op
 
 
-def one_hot(bb: Any, node: Node) -> Any:
-    """TVM's has the datatype of Python's numbers, not of the values."""
+def one_hot(bb: Builder, node: Node) -> Expr:
+    """TVM's result has the datatype of Python's numbers, not that of the values."""
     indices, depth, values = node.inputs[0], node.constant(1), node.constant(2)
     assert depth is not None and values is not None
     extent, kind = int(depth.reshape(-1)[0]), str(values.dtype)
     indices = bb.normalize(op.astype(indices, "int64"))
     zero = relax.const(0, "int64")
     indices = bb.normalize(op.where(op.less(indices, zero), op.add(indices, relax.const(extent, "int64")), indices))
-    axis = int(node.attributes.get("axis", -1))
+    axis = node.attributes.integer("axis", -1)
     places = bb.normalize(op.expand_dims(indices, axis))
     shape = [1] * places.ty.ndim
     shape[axis] = extent
@@ -33,15 +32,15 @@ def one_hot(bb: Any, node: Node) -> Any:
     return op.where(hit, relax.const(values.reshape(-1)[1], kind), relax.const(values.reshape(-1)[0], kind))
 
 
-def eye_like(bb: Any, node: Node) -> Any:
-    """TVM takes no other datatype than the input's."""
+def eye_like(bb: Builder, node: Node) -> Expr:
+    """TVM accepts only the datatype of the input."""
     kind = node.attributes.get("dtype")
-    wanted = frontend.get_type(kind) if kind is not None else dtype_of(node.inputs[0])
-    return op.astype(op.eye_like(node.inputs[0], int(node.attributes.get("k", 0))), wanted)
+    wanted = datatype(kind) if kind is not None else dtype_of(node.inputs[0])
+    return op.astype(op.eye_like(node.inputs[0], node.attributes.integer("k", 0)), wanted)
 
 
-def equal(bb: Any, node: Node) -> Any:
-    """For TVM a symbolic extent is never equal to a number; for a positive number that is known only at run time."""
+def equal(bb: Builder, node: Node) -> Expr:
+    """TVM says that a symbolic extent never equals a number. For a positive number only the run time can tell."""
     values = [node.inputs[0], node.inputs[1]]
     if any(isinstance(v, relax.ShapeExpr) for v in values):
         extents = [list(v.values) if isinstance(v, relax.ShapeExpr) else v for v in values]
@@ -57,12 +56,12 @@ def equal(bb: Any, node: Node) -> Any:
     elif all(
         isinstance(v, relax.Expr) and isinstance(v.ty, relax.TensorType) and dtype_of(v) == "bool" for v in values
     ):
-        # TVM's compiler compares booleans as if they were floats.
+        # TVM's compiler compares booleans as floats.
         return op.equal(*(bb.normalize(op.astype(v, "uint8")) for v in values))
     return by_tvm(bb, node)
 
 
-def constant(bb: Any, node: Node) -> Any:
+def constant(bb: Builder, node: Node) -> Expr:
     for name, kind in (
         ("value_float", "float32"),
         ("value_floats", "float32"),
@@ -77,11 +76,11 @@ def constant(bb: Any, node: Node) -> Any:
     return by_tvm(bb, node)
 
 
-def layer_norm(bb: Any, node: Node) -> Any:
-    """TVM normalizes over as many axes as the scale has, and has nothing for the second and third output."""
+def layer_norm(bb: Builder, node: Node) -> Expr:
+    """TVM takes the number of axes from the scale's rank, and does not compute the second and third output."""
     x, scale, bias = node.inputs[0], node.inputs[1], node.inputs[2]
     rank = x.ty.ndim
-    axis = int(node.attributes.get("axis", -1)) % rank
+    axis = node.attributes.integer("axis", -1) % rank
     if node.outputs == 1 and len(scale.ty.shape) == rank - axis and (bias is None or len(bias.ty.shape) == rank - axis):
         shape = static_shape(x)
         if shape is None or all(v is None or static_shape(v) == shape[axis:] for v in (scale, bias)):
@@ -92,7 +91,7 @@ def layer_norm(bb: Any, node: Node) -> Any:
     mean = bb.normalize(op.mean(x, axes, True))
     centred = bb.normalize(op.subtract(x, mean))
     variance = op.mean(op.multiply(centred, centred), axes, True)
-    epsilon = relax.const(float(node.attributes.get("epsilon", 1e-5)), wide)
+    epsilon = relax.const(node.attributes.number("epsilon", 1e-5), wide)
     inverse = bb.normalize(op.divide(relax.const(1, wide), op.sqrt(op.add(variance, epsilon))))
     result = op.multiply(centred, inverse)
     result = op.multiply(op.astype(result, kind) if kind != wide else result, scale)
@@ -100,10 +99,10 @@ def layer_norm(bb: Any, node: Node) -> Any:
     return relax.Tuple([bb.normalize(result), mean, inverse][: max(node.outputs, 1)]) if node.outputs > 1 else result
 
 
-def non_max_suppression(bb: Any, node: Node) -> Any:
-    """TVM keeps nothing where the most boxes are computed, and takes 0.5 and 0 for thresholds that are left out."""
+def non_max_suppression(bb: Builder, node: Node) -> Expr:
+    """TVM keeps no box if the maximum is computed at run time, and has defaults of 0.5 and 0 for the thresholds."""
     most, overlap, least = node.constant(2), node.constant(3), node.constant(4)
-    # A box is dropped at more than the threshold, TVM's at as much: take the next number.
+    # ONNX drops a box above the threshold, TVM at the threshold: use the next larger number.
     threshold = np.float32(0.0 if overlap is None else overlap.reshape(-1)[0])
     values = [
         relax.const(np.array([0 if most is None else int(most.reshape(-1)[0])]), "int64"),
@@ -114,41 +113,41 @@ def non_max_suppression(bb: Any, node: Node) -> Any:
     return by_tvm(bb, node)
 
 
-def batch_normalization(bb: Any, node: Node) -> Any:
-    training = node.attributes.get("training_mode", 0)
+def batch_normalization(bb: Builder, node: Node) -> Expr:
+    training = node.attributes.integer("training_mode", 0)
     if training and node.outputs > 1:
         refuse(node, "training_mode", training, "export the model for inference: its statistics would not be ONNX's")
     return by_tvm(bb, node)
 
 
-def rms_normalization(bb: Any, node: Node) -> Any:
+def rms_normalization(bb: Builder, node: Node) -> Expr:
     """TVM's kernel cannot normalize over all axes."""
     x, scale, kind = node.inputs[0], node.inputs[1], dtype_of(node.inputs[0])
     rank = x.ty.ndim
-    axes = list(range(int(node.attributes.get("axis", -1)) % rank, rank))
-    wide = "float32" if node.attributes.get("stash_type", 1) == 1 and kind != "float64" else kind
+    axes = list(range(node.attributes.integer("axis", -1) % rank, rank))
+    wide = "float32" if node.attributes.integer("stash_type", 1) == 1 and kind != "float64" else kind
     x = bb.normalize(op.astype(x, wide)) if kind != wide else x
     square = op.mean(op.multiply(x, x), axes, True)
-    epsilon = relax.const(float(node.attributes.get("epsilon", 1e-5)), wide)
+    epsilon = relax.const(node.attributes.number("epsilon", 1e-5), wide)
     result = op.divide(x, op.sqrt(op.add(square, epsilon)))
     return op.multiply(op.astype(result, kind) if kind != wide else result, scale)
 
 
-def constant_of_shape(bb: Any, node: Node) -> Any:
+def constant_of_shape(bb: Builder, node: Node) -> Expr:
     if not isinstance(node.inputs[0], relax.ShapeExpr):
         node.constant(0)
     return by_tvm(bb, node)
 
 
-def expand(bb: Any, node: Node) -> Any:
-    """For a shape that is computed TVM takes an extent of 1 for the result's, not for the input's."""
+def expand(bb: Builder, node: Node) -> Expr:
+    """For a shape computed at run time TVM takes an extent of 1 as the result's instead of the input's."""
     if not isinstance(node.inputs[1], relax.ShapeExpr):
         node.constant(1)
     return by_tvm(bb, node)
 
 
-def range_(bb: Any, node: Node) -> Any:
-    """0, 1, ... to a symbolic extent: as many as that is, which TVM forgets."""
+def range_(bb: Builder, node: Node) -> Expr:
+    """A range to a symbolic extent has that extent. TVM makes it unknown."""
     start, limit, delta = node.inputs[0], node.inputs[1], node.inputs[2]
     symbolic = isinstance(limit, tvm.ir.Expr) and tvm.ir.is_prim_expr(limit)
     steps = [int(v.value.numpy()) if isinstance(v, tvm.ir.GenericConst) else None for v in (start, delta)]
@@ -157,8 +156,8 @@ def range_(bb: Any, node: Node) -> Any:
     return by_tvm(bb, node)
 
 
-def reshape(bb: Any, node: Node) -> Any:
-    """To numbers only, a symbolic extent would be lost: TVM then takes as many elements, also where there are fewer."""
+def reshape(bb: Builder, node: Node) -> Expr:
+    """Refuse to reshape a symbolic extent to numbers: TVM would read that many elements, even past the tensor's end."""
     x, result = node.inputs[0], by_tvm(bb, node)
     if not isinstance(x, relax.Expr) or not isinstance(x.ty, relax.TensorType) or not isinstance(result, relax.Expr):
         return result
@@ -175,32 +174,32 @@ def reshape(bb: Any, node: Node) -> Any:
     return result
 
 
-def scatter(bb: Any, node: Node) -> Any:
-    """What ONNX calls ScatterElements since opset 11."""
-    return op.scatter_elements(*node.inputs, axis=int(node.attributes.get("axis", 0)))
+def scatter(bb: Builder, node: Node) -> Expr:
+    """The old name of ScatterElements, before opset 11."""
+    return op.scatter_elements(*node.inputs, axis=node.attributes.integer("axis", 0))
 
 
-def roi_align(bb: Any, node: Node) -> Any:
+def roi_align(bb: Builder, node: Node) -> Expr:
     mode = node.attributes.text("mode", "avg")
     if mode != "avg":
         refuse(node, "mode", mode, "use avg: TVM's maximum is of interpolated values, ONNX's of weighted ones")
     usual = "half_pixel" if node.opset >= 16 else "output_half_pixel"
-    scale = float(node.attributes.get("spatial_scale", 1.0))
+    scale = node.attributes.number("spatial_scale", 1.0)
     if node.attributes.text("coordinate_transformation_mode", usual) == "half_pixel" and scale != 1:
-        # TVM shifts the boxes by half a pixel before they are scaled, ONNX after that.
+        # TVM shifts the boxes by half a pixel before it scales them, ONNX after.
         boxes = node.inputs[1]
         node.inputs[1] = bb.normalize(op.add(boxes, relax.const(0.5 - 0.5 / scale, dtype_of(boxes))))
     return by_tvm(bb, node)
 
 
-def lrn(bb: Any, node: Node) -> Any:
+def lrn(bb: Builder, node: Node) -> Expr:
     size = int(node.attributes["size"])
     if size % 2 == 0:
-        refuse(node, "size", size, "use an odd one, as ONNX Runtime")
+        refuse(node, "size", size, "use an odd one, as ONNX Runtime requires")
     return by_tvm(bb, node)
 
 
-def max_unpool(bb: Any, node: Node) -> Any:
+def max_unpool(bb: Builder, node: Node) -> Expr:
     if node.inputs[2] is not None:
         raise InvalidArgument(
             f"TVM cannot import the operator MaxUnpool ({node.name!r}) with its input 3, {node.input_name(2)}, the "
@@ -209,9 +208,9 @@ def max_unpool(bb: Any, node: Node) -> Any:
     return by_tvm(bb, node)
 
 
-def pad(bb: Any, node: Node) -> Any:
+def pad(bb: Builder, node: Node) -> Expr:
     mode = node.attributes.text("mode", "constant")
-    given = node.attributes.get("pads")
+    given = node.attributes.integers("pads")
     pads = np.asarray(given) if given is not None else node.constant(1)
     node.constant(2)
     if mode != "constant" and pads is not None and (pads < 0).any():
@@ -221,8 +220,8 @@ def pad(bb: Any, node: Node) -> Any:
     return by_tvm(bb, node)
 
 
-def _reflected(bb: Any, node: Node, pads: Any) -> Any:
-    """TVM's reflects once and does not look whether that is still inside of the tensor."""
+def _reflected(bb: Builder, node: Node, pads: Array) -> Expr:
+    """TVM reflects once and does not check that the result is inside the tensor."""
     x, axes = node.inputs[0], node.constant(3)
     rank = x.ty.ndim
     before, after = [0] * rank, [0] * rank
@@ -234,13 +233,13 @@ def _reflected(bb: Any, node: Node, pads: Any) -> Any:
             refuse(node, "mode", "reflect", f"at axis {axis} pads must be less than its extent, {int(extents[axis])}")
 
     def compute(data: te.Tensor) -> te.Tensor:
-        def place(axis: int, i: Any) -> Any:
+        def place(axis: int, i: Expr) -> Expr:
             last, j = data.shape[axis] - 1, i - before[axis]
             j = last - tvm.tirx.abs(last - tvm.tirx.abs(j))
-            # A symbolic extent may be too small.
+            # A symbolic extent may be smaller than the padding.
             return tvm.tirx.max(tvm.tirx.min(j, last), 0) if not isinstance(last, tvm.tirx.IntImm) else j
 
-        def element(*at: Any) -> Any:
+        def element(*at: Expr) -> Expr:
             return data[tuple(i if not before[a] and not after[a] else place(a, i) for a, i in enumerate(at))]
 
         shape = [d + before[a] + after[a] for a, d in enumerate(data.shape)]
@@ -249,11 +248,11 @@ def _reflected(bb: Any, node: Node, pads: Any) -> Any:
     return bb.emit_te(compute, x, primfunc_name_hint="reflect")
 
 
-def split(bb: Any, node: Node) -> Any:
-    """TVM divides in equal parts only where no sizes are given. It has no empty ones, which rotary embeddings have."""
+def split(bb: Builder, node: Node) -> Expr:
+    """TVM makes equal pieces if no sizes are given, and has no empty pieces, which rotary embeddings use."""
     x, count = node.inputs[0], node.outputs
-    axis = int(node.attributes.get("axis", 0)) % x.ty.ndim
-    given = node.attributes.get("split")
+    axis = node.attributes.integer("axis", 0) % x.ty.ndim
+    given = node.attributes.integers("split")
     sizes = np.asarray(given) if given is not None else node.constant(1)
     extent = x.ty.shape.values[axis]
     if sizes is None:
@@ -267,11 +266,11 @@ def split(bb: Any, node: Node) -> Any:
     if (sizes > 0).all():
         return op.split(x, ends[:-1], axis)
     slices = [op.strided_slice(x, [axis], [begin], [end]) for begin, end in zip([0, *ends], ends, strict=False)]
-    return relax.Tuple([bb.normalize(part) for part in slices])
+    return relax.Tuple([bb.normalize(piece) for piece in slices])
 
 
-def dropout(bb: Any, node: Node) -> Any:
-    """Nothing is dropped at inference, and the mask is all true."""
+def dropout(bb: Builder, node: Node) -> Expr:
+    """Inference drops nothing, and the mask is all true."""
     node.attributes.get("ratio")
     ratio, training = node.inputs[1], node.inputs[2]
     if training is not None:
@@ -282,24 +281,25 @@ def dropout(bb: Any, node: Node) -> Any:
     return x if node.outputs == 1 else relax.Tuple([x, bb.normalize(op.ones(x.ty.shape, "bool"))])
 
 
-def _is_zero(value: Any) -> bool:
+def _is_zero(value: Expr) -> bool:
     return isinstance(value, tvm.ir.GenericConst) and not value.value.numpy().any()
 
 
-def top_k(bb: Any, node: Node) -> Any:
+def top_k(bb: Builder, node: Node) -> Expr:
     if dtype_of(node.inputs[0]) not in ("float16", "float32", "float64", "int8", "uint8", "int32", "int64"):
         raise InvalidArgument(
             f"TVM cannot import the operator TopK ({node.name!r}) of {dtype_of(node.inputs[0])}; "
             "cast to int64 or float32"
         )
-    node.attributes.pop("sorted", None)  # in any order: sorted, too
+    node.attributes.pop("sorted", None)  # sorted is one of the allowed orders
     return by_tvm(bb, node)
 
 
-def mean_variance(bb: Any, node: Node) -> Any:
-    """In the datatype of the input, without TVM's cancellation, and guarded against a variance of 0 as in ONNX."""
+def mean_variance(bb: Builder, node: Node) -> Expr:
+    """Keep the input's datatype, avoid TVM's cancellation, and add ONNX's epsilon to the deviation."""
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
-    axes = [int(a) for a in node.attributes.get("axes", (0, 2, 3))]
+    given = node.attributes.integers("axes")
+    axes = [0, 2, 3] if given is None else given
     centred = bb.normalize(op.subtract(x, op.mean(x, axes, True)))
     deviation = op.sqrt(op.mean(op.multiply(centred, centred), axes, True))
     return op.divide(centred, op.add(deviation, relax.const(1e-9, kind)))

@@ -1,30 +1,29 @@
-"""A node as converters see it: its attributes and inputs note what was read."""
+"""A node as converters see it. Its attributes and inputs record which of them a converter reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, SupportsIndex, TypeAlias
 
 import numpy as np
 import onnx
 import tvm
 from tvm import relax
-from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
+from zmq_offload.compile.operators.tvm_importer import NODE_INFO, AttributeValue, Builder, Expr, convert
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol.payload import Array
 
-Array = np.ndarray[Any, Any]
 
+class Attributes(dict[str, AttributeValue]):
+    """The attributes of a node by name. An attribute that nobody reads would be ignored."""
 
-class Attributes(dict[str, Any]):
-    """The attributes of a node by name. What a converter never asks for, it ignores."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, AttributeValue]) -> None:
         super().__init__(values)
-        self._given = set(values) - {"tvm_custom"}
+        self._given = set(values) - {NODE_INFO}
         self._read: set[str] = set()
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> AttributeValue:
         self._read.add(name)
         return super().__getitem__(name)
 
@@ -32,45 +31,60 @@ class Attributes(dict[str, Any]):
         self._read.add(str(name))
         return super().__contains__(name)
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: AttributeValue = None) -> AttributeValue:
         self._read.add(name)
         return super().get(name, default)
 
-    def pop(self, name: str, *default: Any) -> Any:
+    def pop(self, name: str, *default: AttributeValue) -> AttributeValue:
         self._read.add(name)
         return super().pop(name, *default)
 
     def unread(self) -> list[str]:
         return sorted(self._given - self._read)
 
-    def peek(self, name: str) -> Any:
-        """The value, without a note that it was read."""
+    def peek(self, name: str) -> AttributeValue:
+        """The value, without a record that it was read."""
         return super().get(name)
+
+    def integer(self, name: str, default: int) -> int:
+        return int(self.get(name, default))
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        return bool(self.get(name, default))
+
+    def number(self, name: str, default: float) -> float:
+        return float(self.get(name, default))
+
+    def integers(self, name: str) -> list[int] | None:
+        """A list of integers; None if the attribute is absent."""
+        value = self.get(name)
+        return None if value is None else [int(v) for v in value]
 
     def text(self, name: str, default: str) -> str:
         value = self.get(name, default)
         return value.decode() if isinstance(value, bytes) else str(value)
 
 
-class Inputs(list[Any]):
-    """The inputs of a node, None for one that is left out, also past the last."""
+class Inputs(list[Expr]):
+    """The inputs of a node. An omitted input is None, and so is each past the last one."""
 
-    def __init__(self, values: list[Any]) -> None:
+    def __init__(self, values: Sequence[Expr]) -> None:
         super().__init__(values)
         self._read: set[int] = set()
 
-    def __getitem__(self, item: Any) -> Any:
+    def __getitem__(self, item: SupportsIndex | slice) -> Expr:
         if isinstance(item, slice):
             return [self[i] for i in range(len(self) if item.stop is None else item.stop)[item]]
-        self._read.add(item % len(self) if len(self) else item)
-        return super().__getitem__(item) if -len(self) <= item < len(self) else None
+        index = int(item)
+        self._read.add(index % len(self) if len(self) else index)
+        return super().__getitem__(index) if -len(self) <= index < len(self) else None
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Expr]:
         self._read.update(range(len(self)))
         return super().__iter__()
 
-    def __add__(self, other: list[Any]) -> Inputs:
-        """Longer by `other`, as converters of an old opset give inputs to that of a new one."""
+    def __add__(self, other: list[Expr]) -> Inputs:
+        """Append inputs, as a converter of an old opset does to call that of a newer one."""
         longer = Inputs([super(Inputs, self).__getitem__(i) for i in range(len(self))] + list(other))
         longer._read = self._read
         return longer
@@ -80,14 +94,14 @@ class Inputs(list[Any]):
 
 
 class Node:
-    """What a converter gets: the operator and name of a node, its inputs and attributes, and the opset."""
+    """The argument of a converter: operator, name, inputs, attributes, opset and number of outputs of a node."""
 
     def __init__(
         self,
         operator: str,
         name: str,
-        inputs: list[Any],
-        attributes: dict[str, Any],
+        inputs: Sequence[Expr],
+        attributes: dict[str, AttributeValue],
         opset: int,
         outputs: int,
         proto: onnx.NodeProto | None,
@@ -100,7 +114,7 @@ class Node:
         return repr(self.proto.input[index]) if self.proto is not None else "inside a branch"
 
     def constant(self, index: int) -> Array | None:
-        """An input that is a constant as an array; None for one that is left out. Raises InvalidArgument otherwise."""
+        """A constant input as an array; None if it is omitted. Raises InvalidArgument if it is not a constant."""
         value = self.inputs[index]
         if value is None:
             return None
@@ -114,8 +128,8 @@ class Node:
         )
 
 
-def refuse(node: Node, attribute: str, value: Any, right: str = "") -> NoReturn:
-    """Raises InvalidArgument for an attribute's value; `right` says which would do."""
+def refuse(node: Node, attribute: str, value: object, right: str = "") -> NoReturn:
+    """Raises InvalidArgument for an attribute's value; `right` says which value can be used."""
     shown = value.decode(errors="replace") if isinstance(value, bytes) else value
     instead = right or "export the model without it"
     raise InvalidArgument(
@@ -123,23 +137,22 @@ def refuse(node: Node, attribute: str, value: Any, right: str = "") -> NoReturn:
     )
 
 
-def static_shape(value: Any) -> list[int] | None:
-    """The extents of a tensor; None if one of them is known only when the model runs."""
+def static_shape(value: Expr) -> list[int] | None:
+    """The extents of a tensor; None if one of them is symbolic."""
     shape = value.ty.shape
     if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(d, tvm.tirx.IntImm) for d in shape.values):
         return None
     return [int(d) for d in shape.values]
 
 
-def dtype_of(value: Any) -> str:
+def dtype_of(value: Expr) -> str:
     return str(value.ty.dtype.dtype)
 
 
-Converter = Callable[[Any, Node], Any]
-"""What makes Relax of a node, with a block builder."""
+Converter: TypeAlias = Callable[[Builder, Node], Expr]
+"""A function that converts a node to Relax."""
 
 
-def by_tvm(bb: Any, node: Node) -> Any:
-    """As TVM's importer has it."""
-    convert = frontend._get_convert_map()[node.operator].get_converter(node.opset)
-    return convert(bb, node.inputs, node.attributes, [{}, {}])
+def by_tvm(bb: Builder, node: Node) -> Expr:
+    """Convert a node as TVM's importer does."""
+    return convert(bb, node.operator, node.opset, node.inputs, node.attributes)

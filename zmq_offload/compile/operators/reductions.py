@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relax
 
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, static_shape
+from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 from zmq_offload.errors import InvalidArgument
 
 op = relax.op
 
 
-def reduce_mean(bb: Any, node: Node) -> Any:
-    """The mean of integers is rounded towards zero, and an integer of the same size."""
+def reduce_mean(bb: Builder, node: Node) -> Expr:
+    """The mean of integers is rounded toward zero and keeps their datatype."""
     x = node.inputs[0]
     kind = dtype_of(x)
     if kind.startswith("float") or kind == "bfloat16":
         return by_tvm(bb, node)
-    axes, keep = _axes(node), bool(node.attributes.get("keepdims", 1))
+    axes, keep = _axes(node), node.attributes.flag("keepdims", True)
     if axes == []:
         return x
     shape = static_shape(x)
@@ -35,18 +34,19 @@ def reduce_mean(bb: Any, node: Node) -> Any:
 
 def _axes(node: Node) -> list[int] | None:
     """The axes of a reduction; None for all, [] for none (`noop_with_empty_axes`)."""
-    given = node.attributes.get("axes")
-    if given is None and node.opset >= 13:
+    axes = node.attributes.integers("axes")
+    if axes is None and node.opset >= 13:
         given = node.constant(1)
-    if given is not None and len(given):
-        return [int(a) for a in given]
-    return [] if node.attributes.get("noop_with_empty_axes", 0) else None
+        axes = None if given is None else [int(a) for a in given]
+    if axes:
+        return axes
+    return [] if node.attributes.flag("noop_with_empty_axes") else None
 
 
 def reduction(before: Converter | None, after: Converter | None) -> Converter:
-    """A reduction of which ONNX keeps the arithmetic where no axis is reduced; TVM gives back the input."""
+    """A reduction that computes `before` and `after` even if no axis is reduced. TVM would return the input."""
 
-    def convert(bb: Any, node: Node) -> Any:
+    def convert(bb: Builder, node: Node) -> Expr:
         if _axes(node) != []:
             return by_tvm(bb, node)
         node.attributes.get("keepdims")
@@ -58,9 +58,9 @@ def reduction(before: Converter | None, after: Converter | None) -> Converter:
     return convert
 
 
-def reduce_log_sum_exp(bb: Any, node: Node) -> Any:
-    """TVM's is NaN where all are minus infinity."""
-    x, axes, keep = node.inputs[0], _axes(node), bool(node.attributes.get("keepdims", 1))
+def reduce_log_sum_exp(bb: Builder, node: Node) -> Expr:
+    """TVM returns NaN where all elements are minus infinity."""
+    x, axes, keep = node.inputs[0], _axes(node), node.attributes.flag("keepdims", True)
     if axes == []:
         return x
     if not dtype_of(x).startswith("float"):
@@ -73,11 +73,11 @@ def reduce_log_sum_exp(bb: Any, node: Node) -> Any:
     return result if keep else op.squeeze(result, axes)
 
 
-def reduce_extreme(bb: Any, node: Node) -> Any:
-    """TVM knows no smallest boolean."""
+def reduce_extreme(bb: Builder, node: Node) -> Expr:
+    """TVM has no minimum and maximum of booleans."""
     if dtype_of(node.inputs[0]) != "bool":
         return by_tvm(bb, node)
     reduce = op.max if node.operator == "ReduceMax" else op.min
     axes = _axes(node)
     x = bb.normalize(op.astype(node.inputs[0], "uint8"))
-    return op.astype(x if axes == [] else reduce(x, axes, bool(node.attributes.get("keepdims", 1))), "bool")
+    return op.astype(x if axes == [] else reduce(x, axes, node.attributes.flag("keepdims", True)), "bool")

@@ -1,16 +1,18 @@
-"""Resize and Upsample as ONNX defines them. TVM takes the scale from rounded sizes, and ignores half of the options."""
+"""Resize and Upsample as ONNX defines them. TVM derives the scale from rounded sizes and ignores several attributes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
-from zmq_offload.compile.operators.node import Array, Node, dtype_of, refuse, static_shape
+from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
+from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol.payload import Array
 
 COORDINATES = (
     "half_pixel",
@@ -21,8 +23,8 @@ COORDINATES = (
     "tf_crop_and_resize",
     "tf_half_pixel_for_nn",
 )
-EVERYWHERE = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
-"""Where TVM's kernels agree with ONNX, if the scale is the ratio of the sizes."""
+SHARED = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+"""Modes in which TVM's kernels agree with ONNX, if the scale is the ratio of the sizes."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis to be resized: extents before and after, the scale, and the part of the input, from 0 to 1."""
+    """One axis to resize: extents before and after, the scale, and the cropped interval of the input, 0 to 1."""
 
     axis: int
     before: int
@@ -55,15 +57,15 @@ class Axis:
         return bool(abs(float(self.scale) * self.before - self.after) < 1e-4)
 
 
-def upsample(bb: Any, node: Node) -> Any:
-    """Upsample, of opset 7 and 9: what became Resize with asymmetric coordinates."""
+def upsample(bb: Builder, node: Node) -> Expr:
+    """Upsample of opsets 7 and 9 is Resize with asymmetric coordinates."""
     given = node.attributes.get("scales")
     scales = np.asarray(given, np.float32) if given is not None else node.constant(1)
     options = _options(node, "asymmetric", "floor")
     return _resized(bb, node, options, None, scales, None)
 
 
-def resize(bb: Any, node: Node) -> Any:
+def resize(bb: Builder, node: Node) -> Expr:
     if node.opset < 11:
         return _resized(bb, node, _options(node, "asymmetric", "floor"), None, node.constant(1), None)
     options = _options(node, "half_pixel", "round_prefer_floor")
@@ -81,10 +83,10 @@ def _options(node: Node, coordinates: str, nearest: str) -> Options:
         attributes.text("mode", "nearest"),
         attributes.text("coordinate_transformation_mode", coordinates),
         attributes.text("nearest_mode", nearest),
-        float(attributes.get("cubic_coeff_a", -0.75)),
-        bool(attributes.get("exclude_outside", 0)),
-        bool(attributes.get("antialias", 0)),
-        float(attributes.get("extrapolation_value", 0.0)),
+        attributes.number("cubic_coeff_a", -0.75),
+        attributes.flag("exclude_outside"),
+        attributes.flag("antialias"),
+        attributes.number("extrapolation_value", 0.0),
     )
     if options.coordinates not in COORDINATES:
         refuse(node, "coordinate_transformation_mode", options.coordinates, f"use {', '.join(COORDINATES)}")
@@ -96,11 +98,11 @@ def _options(node: Node, coordinates: str, nearest: str) -> Options:
 
 
 def _resized(
-    bb: Any, node: Node, options: Options, roi: Array | None, scales: Array | None, sizes: Array | None
-) -> Any:
+    bb: Builder, node: Node, options: Options, roi: Array | None, scales: Array | None, sizes: Array | None
+) -> Expr:
     x = node.inputs[0]
     dims = list(x.ty.shape.values)
-    axes = [a % len(dims) for a in node.attributes.get("axes") or range(len(dims))]
+    axes = [a % len(dims) for a in node.attributes.integers("axes") or range(len(dims))]
     if (scales is None) == (sizes is None):
         raise InvalidArgument(
             f"TVM cannot import the operator {node.operator} ({node.name!r}): it needs scales or sizes"
@@ -141,25 +143,25 @@ def _resized(
 
 
 def _same_by_tvm(options: Options, plans: list[Axis], rank: int) -> bool:
-    """Whether TVM's own kernel, which schedules know, computes the same."""
-    if rank != 4 or any(p.axis < 2 or not p.exact for p in plans) or options.coordinates not in EVERYWHERE:
+    """Whether TVM's own kernel, for which there are schedules, computes the same."""
+    if rank != 4 or any(p.axis < 2 or not p.exact for p in plans) or options.coordinates not in SHARED:
         return False
     if options.antialias or (options.mode == "cubic" and options.exclude_outside):
         return False
     if options.mode != "nearest":
         return options.coordinates != "pytorch_half_pixel" or all(p.after > 1 for p in plans)
-    # The kernel's arithmetic is float32: whole ratios only, where no coordinate is near to a tie by rounding.
+    # The kernel computes in float32. With whole ratios no coordinate is near a tie.
     return all(
         p.after % p.before == 0 and (_taps(p, options)[0][:, 0] == np.arange(p.after) // (p.after // p.before)).all()
         for p in plans
     )
 
 
-def _by_tvm(bb: Any, node: Node, options: Options, sizes: list[Any]) -> Any:
+def _by_tvm(bb: Builder, node: Node, options: Options, sizes: Sequence[Expr]) -> Expr:
     x = node.inputs[0]
-    exotic = options.coordinates not in EVERYWHERE or options.antialias or options.exclude_outside
-    if exotic or len(sizes) != 4:
-        name = "coordinate_transformation_mode" if options.coordinates not in EVERYWHERE else "mode"
+    special = options.coordinates not in SHARED or options.antialias or options.exclude_outside
+    if special or len(sizes) != 4:
+        name = "coordinate_transformation_mode" if options.coordinates not in SHARED else "mode"
         refuse(
             node, name, getattr(options, "coordinates" if "coord" in name else "mode"), "give the image a fixed size"
         )
@@ -180,8 +182,8 @@ def _by_tvm(bb: Any, node: Node, options: Options, sizes: list[Any]) -> Any:
     )
 
 
-def _along(bb: Any, x: Any, plan: Axis, options: Options) -> Any:
-    """A tensor resized along one axis: a sum of slices that are taken where `_taps` says."""
+def _along(bb: Builder, x: Expr, plan: Axis, options: Options) -> Expr:
+    """Resize along one axis: a weighted sum of slices, at the places and with the weights of `_taps`."""
     indices, weights = _taps(plan, options)
     kind = dtype_of(x)
     shape = [1] * x.ty.ndim
@@ -205,7 +207,7 @@ def _along(bb: Any, x: Any, plan: Axis, options: Options) -> Any:
 
 
 def _coordinates(plan: Axis, mode: str) -> Array:
-    """Where in the input each output lies. In float32, as ONNX Runtime, so that ties fall the same way."""
+    """The input coordinate of each output, in float32 as in ONNX Runtime, so that ties are rounded alike."""
     x, scale, before = np.arange(plan.after, dtype=np.float32), np.float32(plan.scale), plan.before
     half = np.float32(0.5)
     if mode == "align_corners":
@@ -221,14 +223,14 @@ def _coordinates(plan: Axis, mode: str) -> Array:
         return (plan.start * (before - 1) + x * step).astype(np.float32)
     if mode == "pytorch_half_pixel" and plan.after == 1:
         return np.asarray(x * 0)
-    centre = (x + half) / scale - half
+    center = (x + half) / scale - half
     if mode == "half_pixel_symmetric":
-        return np.asarray(centre + before / 2 * (1 - plan.after / (float(scale) * before)), np.float32)
-    return np.asarray(centre)
+        return np.asarray(center + before / 2 * (1 - plan.after / (float(scale) * before)), np.float32)
+    return np.asarray(center)
 
 
 def _taps(plan: Axis, options: Options) -> tuple[Array, Array]:
-    """For each output the inputs that it is made of, and their weights: [outputs, taps] each."""
+    """The inputs that each output is computed from, and their weights; both are [outputs, taps]."""
     at = _coordinates(plan, options.coordinates)
     last = plan.before - 1
     if options.mode == "nearest":

@@ -1,4 +1,4 @@
-"""ONNX -> ONNX, before anything else: operators that are made of others are replaced by those."""
+"""Rewrite an ONNX model before it is imported: replace operators that ONNX defines by simpler ones."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import inspect
 import numpy as np
 import onnx
 import onnx.inliner
-from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from zmq_offload.compile.operators.converters import CONVERTERS
+from zmq_offload.compile.operators.tvm_importer import known_operators
 
 NOT_ONNX = {"Attention"}
-"""TVM's operator of this name is that of ONNX Runtime (com.microsoft), which differs."""
+"""Operators for which TVM has the different one of ONNX Runtime (com.microsoft) under the same name."""
 
 
 def resized_as_before(model: onnx.ModelProto) -> None:
-    """Give each Resize of a model that was converted from an opset before 11 the coordinates that it had there.
+    """Give each Resize of a model converted from an opset before 11 the coordinates of that opset.
 
-    onnx.version_converter leaves them out, and the defaults of opset 11 are others.
+    onnx.version_converter omits them, and opset 11 has other defaults.
     """
     for node in model.graph.node:
         given = {attribute.name for attribute in node.attribute}
@@ -28,30 +28,30 @@ def resized_as_before(model: onnx.ModelProto) -> None:
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model without functions of its own, and without operators that TVM does not know or takes for
-    others where ONNX itself defines them by operators that it does know."""
+    """Return a copy of the model in which functions are inlined: its own, and ONNX's definitions of operators that TVM
+    does not know or confuses with others."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     if copy.functions:
         copy = onnx.inliner.inline_local_functions(copy)
-    _write_out_parts(copy)
-    known = (set(frontend._get_convert_map()) | set(CONVERTERS)) - NOT_ONNX
+    _write_out_splits(copy)
+    known = (known_operators() | set(CONVERTERS)) - NOT_ONNX
     names = {node.op_type for node in copy.graph.node if node.domain in ("", "ai.onnx")} - known
     opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
     chosen = [("", name) for name in sorted(names) if _defined_by_others(name, opset)]
-    # Before ONNX 1.17 the inliner knows the model's own functions only: such operators stay, and are refused.
+    # Before ONNX 1.17 the inliner handles the model's own functions only. Other operators stay and are refused.
     if chosen and "inline_schema_functions" in inspect.signature(onnx.inliner.inline_selected_functions).parameters:
         try:
             return onnx.inliner.inline_selected_functions(_typed(copy), chosen, inline_schema_functions=True)
-        except Exception:  # a tensor whose type ONNX cannot infer: the operator stays, and is refused by name
+        except Exception:  # ONNX cannot infer a type; the operator stays and is refused by name
             return copy
     return copy
 
 
-def _write_out_parts(model: onnx.ModelProto) -> None:
-    """Give each Split in a number of parts that are not equal its sizes: onnxslim and TVM have others than ONNX.
+def _write_out_splits(model: onnx.ModelProto) -> None:
+    """Write out the sizes of each Split into a number of unequal pieces, which onnxslim and TVM divide differently.
 
-    Each part is as large as the first, the last one smaller.
+    In ONNX all pieces have the same size, except for a smaller last one.
     """
     nodes = [n for n in model.graph.node if n.op_type == "Split" and any(a.name == "num_outputs" for a in n.attribute)]
     if not nodes:
@@ -59,11 +59,11 @@ def _write_out_parts(model: onnx.ModelProto) -> None:
     typed = onnx.shape_inference.infer_shapes(model)
     known = {v.name: v.type.tensor_type for v in (*typed.graph.input, *typed.graph.value_info, *typed.graph.output)}
     for number, node in enumerate(nodes):
-        parts = [known.get(name) for name in node.output]
+        pieces = [known.get(name) for name in node.output]
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        dims = [part.shape.dim[axis] for part in parts if part is not None and len(part.shape.dim)]
+        dims = [piece.shape.dim[axis] for piece in pieces if piece is not None and len(piece.shape.dim)]
         sizes = [dim.dim_value for dim in dims if dim.HasField("dim_value")]
-        if len(sizes) < len(parts) or len(set(sizes)) < 2:
+        if len(sizes) < len(pieces) or len(set(sizes)) < 2:
             continue
         name = f"{node.output[0]}.sizes.{number}"
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(sizes, "int64"), name))
@@ -74,7 +74,7 @@ def _write_out_parts(model: onnx.ModelProto) -> None:
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the types of its tensors, weights included, on which the definitions of some operators depend."""
+    """Infer the types of all tensors, weights included. Some operators' definitions depend on them."""
     typed = onnx.shape_inference.infer_shapes(model)
     known = {v.name for v in (*typed.graph.input, *typed.graph.value_info)}
     typed.graph.value_info.extend(

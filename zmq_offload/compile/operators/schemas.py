@@ -1,8 +1,6 @@
-"""What ONNX says of an operator."""
+"""ONNX's schemas of operators."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import onnx
 
@@ -18,11 +16,11 @@ CONTRIB = {
         "SkipLayerNormalization",
     )
 }
-"""Operators of ONNX Runtime's own that TVM imports."""
+"""Operators of ONNX Runtime (contrib operators) that TVM imports."""
 
 
-def schema_of(node: onnx.NodeProto | None, opset: int) -> Any:
-    """The schema of a node's operator at an opset; None if ONNX has none."""
+def schema_of(node: onnx.NodeProto | None, opset: int) -> onnx.defs.OpSchema | None:
+    """The schema of a node's operator at an opset; None if ONNX does not have the operator."""
     if node is None or node.domain not in ("", "ai.onnx"):
         return None
     try:

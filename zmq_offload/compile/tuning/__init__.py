@@ -1,4 +1,4 @@
-"""Tuning on top of the rules: candidates are measured on this machine, and kept where they are the faster ones.
+"""Tuning: measure candidate schedules on this machine, and keep those that are faster than the rules'.
 
-`run.tune` fills a folder; `database.tuned_or_none` is what a later build reads it by.
+`run.tune` writes results to a folder, and `database.tuned_or_none` reads them in a build.
 """

@@ -1,7 +1,7 @@
-"""What tuning found, in a folder: one database for each target, which only grows.
+"""Tuning results in a folder: one database for each target, which only grows.
 
-Within a target's folder `choices.json` says for each function how long it takes by the rules and as the best candidate,
-and which that is; MetaSchedule's own records are beside it.
+In a target's folder `choices.json` has for each function the time with the rules' schedule, the best candidate and
+its time. MetaSchedule's own records are next to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.ir import IRModule
@@ -27,19 +27,22 @@ from zmq_offload.errors import FailedPrecondition
 from zmq_offload.schedules.machine import Machine, machine_of
 from zmq_offload.schedules.schedule import schedule
 
+if TYPE_CHECKING:  # takes as long to import as all the rest
+    from tvm.s_tir import meta_schedule as ms
+
 logger = logging.getLogger(__name__)
 
 METASCHEDULE = "metaschedule"
 _WORKLOADS, _RECORDS = "workloads.json", "records.json"
-# A candidate is used if it is faster by more than two measurements of the same code differ by.
+# A candidate is used if it is faster by more than the noise between two measurements of the same code.
 LEAST_GAIN = 0.03
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is known of a function on a target; times in microseconds.
+    """The results for a function on a target. Times are in microseconds.
 
-    `form` is what the best candidate was made by, METASCHEDULE or a name of `variants`; None while there is none.
+    `form` is the origin of the best candidate: METASCHEDULE or a name from `variants`; None while there is none.
     """
 
     name: str
@@ -50,18 +53,21 @@ class Choice:
 
     @property
     def tuned(self) -> bool:
-        """Whether the best candidate beats the rules."""
+        """Whether the best candidate is faster than the rules' schedule."""
         return self.tuned_us is not None and self.tuned_us < self.rule_us * (1 - LEAST_GAIN)
 
     @property
     def used_us(self) -> float:
-        """The time of what a build uses."""
+        """The time of the schedule that a build uses."""
         return self.tuned_us if self.tuned and self.tuned_us is not None else self.rule_us
 
 
 def variants(machine: Machine) -> dict[str, Machine]:
-    """The rules' own parameters, changed: candidates that cost no search. Narrower vectors waste less on odd sizes,
-    fewer registers leave some to what the compiler adds, more tasks than cores even out what is unequal."""
+    """Candidates without a search: the rules with changed parameters.
+
+    Narrower vectors waste less on odd sizes, fewer registers leave some to the compiler, and more tasks than cores
+    balance unequal work.
+    """
     return {
         "half-lanes": replace(machine, lanes=max(1, machine.lanes // 2)),
         "half-registers": replace(machine, registers=machine.registers // 2),
@@ -71,9 +77,9 @@ def variants(machine: Machine) -> dict[str, Machine]:
 
 
 class Database:
-    """The records for one target in a folder, which may be read-only until `writing`.
+    """The results for one target in a folder. The folder may be read-only, except for `writing`.
 
-    Raises FailedPrecondition where a file of it cannot be used.
+    Methods raise FailedPrecondition for a file that cannot be used.
     """
 
     def __init__(self, folder: Path, target: Target) -> None:
@@ -82,13 +88,15 @@ class Database:
         name = f"{target.attrs.get('mcpu', 'generic')}-{hashlib.sha256(self._text.encode()).hexdigest()[:12]}"
         self.path = folder / name
         self._choices = self.path / "choices.json"
-        self._records: Any = None
+        self._records: ms.database.JSONDatabase | None = None
         self._writing = False
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """For the one process that may add to it: MetaSchedule's records name workloads by their line, and two that
-        add lines would each give the other's a wrong name. Raises FailedPrecondition while there is another."""
+        """Lock the database for writing. Raises FailedPrecondition while another process writes.
+
+        MetaSchedule's records refer to workloads by line number, which would be wrong if two processes added lines.
+        """
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -96,9 +104,9 @@ class Database:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 (self.path / "target.json").write_text(self._text + "\n")
                 for name in (_WORKLOADS, _RECORDS):
-                    _drop_half_a_line(self.path / name)
+                    _drop_incomplete_line(self.path / name)
             except BlockingIOError:
-                raise FailedPrecondition(f"another process is tuning with {self.path}; wait for it") from None
+                raise FailedPrecondition(f"another process is tuning with {self.path}; wait until it ends") from None
             except OSError as error:
                 raise FailedPrecondition(f"{self.path} cannot be written: {error.strerror or error}") from None
             self._records, self._writing = None, True
@@ -108,14 +116,14 @@ class Database:
                 self._records, self._writing = None, False
 
     @property
-    def records(self) -> Any:
-        """MetaSchedule's database, opened when first needed: it takes as long to import as all the rest."""
+    def records(self) -> ms.database.JSONDatabase:
+        """MetaSchedule's database, opened on first use, because MetaSchedule is slow to import."""
         if self._records is None:
             with needs("tune"):
                 from tvm.s_tir import meta_schedule as ms
             with contextlib.ExitStack() as stack:
                 folder = self.path
-                if not self._writing:  # of a copy: another process may be adding a line, or the folder be read-only
+                if not self._writing:  # read a copy: another process may be writing, or the folder may be read-only
                     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zmq-offload-")))
                     self._copy(folder)
                 try:
@@ -124,28 +132,28 @@ class Database:
                     )
                 except Exception as error:
                     why = " ".join(str(error).split())[:300]
-                    raise FailedPrecondition(f"{self.path} is damaged, remove it to begin anew: {why}") from None
+                    raise FailedPrecondition(f"{self.path} is damaged: {why}; remove it to start over") from None
         return self._records
 
     def _copy(self, folder: Path) -> None:
         try:
-            for name in (_RECORDS, _WORKLOADS):  # in this order: what a record names is there before it
+            for name in (_RECORDS, _WORKLOADS):  # in this order: a workload is written before its records
                 whole, newline, _ = _read(self.path / name).rpartition(b"\n")
                 (folder / name).write_bytes(whole + newline)
         except OSError as error:
             raise FailedPrecondition(f"{self.path} cannot be read: {error.strerror or error}") from None
 
     def choices(self) -> dict[str, Choice]:
-        """What was measured, by the function's key."""
+        """The choices by function key."""
         if not self._choices.exists():
             return {}
         try:
             return {key: Choice(**value) for key, value in json.loads(self._choices.read_text()).items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise FailedPrecondition(f"{self._choices} is damaged, remove it to begin anew: {error}") from None
+            raise FailedPrecondition(f"{self._choices} is damaged: {error}; remove it to start over") from None
 
     def choose(self, key: str, choice: Choice) -> None:
-        """Add a choice; the file is replaced in one step, so that stopping never leaves half of it."""
+        """Add a choice. The file is replaced atomically."""
         merged = {**self.choices(), key: choice}
         fresh = self._choices.with_suffix(".new")
         try:
@@ -155,14 +163,16 @@ class Database:
             raise FailedPrecondition(f"{self._choices} cannot be written: {error.strerror or error}") from None
 
     def made(self, func: tirx.PrimFunc, form: str) -> tirx.PrimFunc | None:
-        """`func` in the form that a choice names, None if there is none (any more)."""
+        """`func` in the form of a choice; None if it is not available."""
         machine = machine_of(self.target)
         if form == METASCHEDULE:
             records = self.records
             try:
                 found = records.query_ir_module(module_of(func), self.target, "main")
-            except Exception:  # a record of another TVM, whose steps do not apply to what this one makes
-                logger.warning("a tuned schedule in %s cannot be used, the rules' is", self.path, exc_info=True)
+            except Exception:  # a record of another TVM version, whose steps do not apply
+                logger.warning(
+                    "a tuned schedule in %s cannot be used; the rules' schedule is used", self.path, exc_info=True
+                )
                 return None
             if found is None:
                 return None
@@ -179,25 +189,25 @@ def _read(file: Path) -> bytes:
         return b""
 
 
-def _drop_half_a_line(file: Path) -> None:
-    """What a process that was killed left at the end of a file of lines."""
+def _drop_incomplete_line(file: Path) -> None:
+    """Truncate an incomplete last line, which a killed process may leave."""
     content = _read(file)
     if content and not content.endswith(b"\n"):
         os.truncate(file, content.rfind(b"\n") + 1)
 
 
 def module_of(func: tirx.PrimFunc) -> IRModule:
-    """A module whose `main` the function is: what MetaSchedule takes."""
+    """A module with the function as its `main`, as MetaSchedule expects."""
     return IRModule({"main": func.with_attr("global_symbol", "main")})
 
 
 def key_of(func: tirx.PrimFunc) -> str:
-    """A name for what a function computes that is the same in every process."""
+    """A key for what a function computes, the same in every process."""
     return hashlib.sha256(module_of(func).script(show_meta=True).encode()).hexdigest()[:32]
 
 
 def tuned_or_none(folder: Path, target: Target) -> Callable[[tirx.PrimFunc], tirx.PrimFunc | None]:
-    """A rule for the scheduler: the tuned form of a function where that was measured to be the faster one."""
+    """A rule for the scheduler: the tuned form of a function, if it was faster than the rules' schedule."""
     database = Database(folder, target)
     choices = database.choices()
 

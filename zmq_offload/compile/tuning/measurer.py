@@ -1,8 +1,8 @@
-"""A process that compiles candidates and times them, so that one that crashes or never ends takes nothing with it.
+"""Compile and time candidates in a separate process, so that a crash or an endless loop does no harm.
 
-Run as a program it reads lines of JSON from stdin (a module, a target) and answers each with a line (`seconds`, or an
-`error`). TVM's own pool starts a process for every round, and each imports the GPU's intrinsics, which takes 16 s; this
-one stays and needs none of them.
+As a program it reads lines of JSON from stdin (a module, a target) and answers each with a line (`seconds` or `error`).
+TVM's own pool starts a process for every round, and each spends 16 s on importing intrinsics for GPUs. This process
+keeps running and imports none of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from typing import IO, Any
+from typing import IO
 
 import tvm
 from tvm.target import Target
@@ -24,16 +24,16 @@ from zmq_offload.console.programs import ROOT
 from zmq_offload.schedules.machine import machine_of
 from zmq_offload.schedules.measure import arguments, built, seconds
 
-# A candidate that takes longer than this, compiling included, is none. TVM's own runner gives up after as long.
+# Seconds for a candidate, compilation included. TVM's own runner has the same limit.
 PATIENCE_S = 30.0
-# After this the process ends by itself: whoever would end it was killed before.
+# Seconds after which the process ends by itself, in case its parent was killed.
 _LAST_S = 2 * int(PATIENCE_S)
-# Runs of a candidate; the shortest counts.
+# Runs of a candidate. The fastest counts.
 RUNS = 5
 
 
 class Measurer:
-    """The process, started when first needed and again after a candidate killed it. Close it, or use it with `with`."""
+    """The measuring process, started on first use and again after a crash. Close it, or use it with `with`."""
 
     def __init__(self, target: Target, *, patience: float = PATIENCE_S) -> None:
         self._target = str(target)
@@ -42,9 +42,9 @@ class Measurer:
         self._process: subprocess.Popen[str] | None = None
 
     def seconds(self, module: str) -> float:
-        """Seconds that `main` of a module (as tvm.ir.save_json writes it) takes with random arguments.
+        """Time `main` of a module, given as text from tvm.ir.save_json, with random arguments, in seconds.
 
-        Raises RuntimeError saying why there are none: it does not compile, crashes, or takes too long.
+        Raises RuntimeError, with the reason, for a candidate that does not compile, crashes, or takes too long.
         """
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
@@ -63,7 +63,7 @@ class Measurer:
         return float(result["seconds"])
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -78,17 +78,17 @@ class Measurer:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
-            # What this process can import the other must find, too: also where nothing is installed.
+            # The other process must find this package, also where it is not installed.
             here = str(ROOT)
             path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "zmq_offload.compile.tuning.measurer"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # TVM's warnings about candidates that are none
+                stderr=subprocess.DEVNULL,  # TVM's warnings about invalid candidates
                 text=True,
                 env={**os.environ, "PYTHONPATH": path, "TVM_NUM_THREADS": str(self._threads)},
-                start_new_session=True,  # Ctrl-C is for the process that tunes: it ends the round first
+                start_new_session=True,  # Ctrl-C goes to the parent only, which finishes the round
             )
         return self._process
 
@@ -98,8 +98,8 @@ class Measurer:
             return stream.readline() if selector.select(self._patience) else ""
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """What the process says to one request."""
+def answer(request: dict[str, str]) -> dict[str, float | str]:
+    """Answer one request."""
     try:
         module = tvm.ir.load_json(request["module"])
         func = module["main"]
@@ -113,8 +113,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also where a candidate never comes back
-    os.dup2(2, 1)  # whatever a library prints must not come between the answers
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, even if a candidate never returns
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     with contextlib.suppress(KeyboardInterrupt):
         for line in sys.stdin:
             signal.alarm(_LAST_S)

@@ -1,4 +1,4 @@
-"""What is asked of tuning, how the trials are shared out among functions, and when they will be done. Pure."""
+"""The request for tuning, and the division of its trials among functions. Pure."""
 
 from __future__ import annotations
 
@@ -6,25 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Fewer candidates than this tell nothing of a function.
+# With fewer candidates the search finds nothing.
 LEAST_TRIALS = 8
-# A day has time for less.
+# More than fit into a day.
 MOST_TRIALS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Use what was found in `folder`, after `trials` candidates (0: none, no time spent) in all."""
+    """A request to use the tuning results in a folder, and to add to them first.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        Folder with a database for each target.
+    trials : int
+        Candidates to measure, in total over all functions. 0 measures nothing.
+    """
 
     folder: Path
     trials: int = 0
 
 
 def share_out(trials: int, costs: Mapping[str, float]) -> dict[str, int]:
-    """How many of `trials` each function gets, by its part of the time (`costs`): exactly `trials` in all.
+    """Divide `trials` among functions in proportion to their time (`costs`). The sum is exactly `trials`.
 
-    Functions whose part comes to less than LEAST_TRIALS get none, and what they would have had goes to the others; the
-    costliest always has some. Ties are settled by name, so that the same costs give the same shares.
+    A function that would get fewer than LEAST_TRIALS gets none, and the others share its trials; the slowest function
+    always gets some. Ties are broken by name, so that the same costs give the same shares.
     """
     chosen = sorted((key for key in costs if costs[key] > 0), key=lambda key: (-costs[key], key))
     while len(chosen) > 1 and trials * costs[chosen[-1]] / sum(costs[key] for key in chosen) < LEAST_TRIALS:
@@ -37,5 +45,5 @@ def share_out(trials: int, costs: Mapping[str, float]) -> dict[str, int]:
 
 
 def seconds_left(elapsed: float, done: int, left: int) -> float | None:
-    """How long `left` trials will take if they go on as `done` did in `elapsed` seconds; None while none is done."""
+    """Estimate the seconds for `left` trials from `done` trials in `elapsed` seconds; None before the first."""
     return elapsed / done * left if done else None

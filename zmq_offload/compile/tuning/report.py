@@ -1,4 +1,4 @@
-"""What tuning says of itself: while it runs, and at its end."""
+"""Progress and result of tuning, with their texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zmq_offload.compile.tuning.database import Choice
 
 @dataclass(frozen=True)
 class TuningProgress:
-    """How far tuning is; times in microseconds, `seconds_left` None until something was measured."""
+    """How far tuning is. Times are in microseconds; `seconds_left` is None until a candidate is measured."""
 
     function: str
     trials: int
@@ -27,7 +27,7 @@ class TuningProgress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one run of tuning did: the choices for the model's functions, and their times over a whole run of it."""
+    """The result of tuning: a choice for each function, and the time of all functions in one run of the model."""
 
     choices: dict[str, Choice]
     trials: int
@@ -37,7 +37,7 @@ class Summary:
 
     def __str__(self) -> str:
         if not self.choices:
-            return "no function has a fixed shape, there is nothing to tune"
+            return "nothing to tune: no function has a static shape"
         faster = sum(choice.tuned for choice in self.choices.values())
         end = ", interrupted" if self.interrupted else ""
         return (

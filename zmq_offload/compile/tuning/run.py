@@ -1,4 +1,4 @@
-"""Tune the functions of a model: the loop over rounds, and what is kept of each."""
+"""Tune the functions of a model: spend trials in rounds, and keep the fastest schedule after each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import numpy as np
 import tvm
@@ -28,23 +28,24 @@ from zmq_offload.compile.tuning.measurer import Measurer
 from zmq_offload.compile.tuning.plan import seconds_left, share_out
 from zmq_offload.compile.tuning.report import Summary, TuningProgress
 from zmq_offload.compile.tuning.search import search
+from zmq_offload.compile.tuning.tvm_internals import use_cores
 from zmq_offload.errors import OffloadError
+from zmq_offload.protocol.payload import Array
 from zmq_offload.schedules.machine import machine_of
 from zmq_offload.schedules.measure import arguments, built, seconds
 from zmq_offload.schedules.schedule import schedule_or_default
 
 logger = logging.getLogger(__name__)
 
-# Candidates of one search: then what was found is kept, and it is looked at whether to stop.
+# Candidates of one search. After each the results are kept, and an interruption takes effect.
 ROUND = 16
-_ONE_CORE_PER_THREAD = -2  # tvm::runtime::threading::ThreadGroup::kSpecifyOneCorePerThread
-# Of a candidate's result from the rules', relative to the largest value: sums in another order differ by less.
+# Relative to the largest value. A sum in another order differs by less.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """A function to tune, the times it is called in a run of the model, and how long it takes by the rules."""
+    """A function to tune, the number of calls in one run of the model, and its time with the rules' schedule."""
 
     func: tirx.PrimFunc
     key: str
@@ -59,24 +60,24 @@ class _Task:
 
 
 def tune(
-    parts: Sequence[tuple[IRModule, Target]],
+    modules: Sequence[tuple[IRModule, Target]],
     folder: Path,
     trials: int,
     progress: Callable[[TuningProgress], None] | None = None,
 ) -> Summary:
-    """Spend `trials` on the functions of modules for this machine's CPU, shared out by how long they take.
+    """Spend `trials` on the functions of modules for this machine's CPU, in proportion to the time that each takes.
 
-    What was tried before, for the same function and target, counts: tuning again with as many trials does nothing, with
-    more goes on. Ctrl-C ends it within a few seconds, with everything found so far kept; the second one is raised.
+    Earlier trials for the same function and target count: the same number of trials again does nothing, and a larger
+    number continues. The first Ctrl-C stops tuning within a few seconds and keeps the results; the second is raised.
 
-    Raises FailedPrecondition for a folder that cannot be written or is damaged, or that another process tunes with.
+    Raises FailedPrecondition for a folder that cannot be written, is damaged, or is in use by another process.
     """
-    databases = {str(target): Database(folder, target) for _, target in parts}
+    databases = {str(target): Database(folder, target) for _, target in modules}
     with contextlib.ExitStack() as stack:
-        stopped = stack.enter_context(_interruptible())
+        stopped = stack.enter_context(_recorded_interrupt())
         for database in databases.values():
             stack.enter_context(database.writing())
-        return _tune(_tasks(parts, databases, stopped), trials, stopped, progress)
+        return _tune(_tasks(modules, databases, stopped), trials, stopped, progress)
 
 
 def _tune(
@@ -109,14 +110,14 @@ def _tune(
 
 
 def _tasks(
-    parts: Sequence[tuple[IRModule, Target]],
+    modules: Sequence[tuple[IRModule, Target]],
     databases: Mapping[str, Database],
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, _Task]:
-    """The functions, static shapes only, until `stopped`. The same function in both parts for one target is one task,
-    for two targets it is one in each database."""
+    """The functions with static shapes, found until `stopped`. A function that several modules have for the same target
+    is one task; for two targets it is a task in each database."""
     tasks: dict[str, _Task] = {}
-    for mod, target in parts:
+    for mod, target in modules:
         _use_all_cores(target)
         database = databases[str(target)]
         with target:
@@ -137,22 +138,22 @@ def _tasks(
     return tasks
 
 
-def _by_rule(func: tirx.PrimFunc, target: Target) -> Any:
-    """A function built as without tuning."""
+def _by_rule(func: tirx.PrimFunc, target: Target) -> tvm.ffi.Function:
+    """Build a function as it is built without tuning."""
     return built(schedule_or_default(func, machine_of(target), "a function") or func, target)
 
 
 def _use_all_cores(target: Target) -> None:
-    """Have TVM run on the cores that the schedules are for: by itself it takes half of an x86 machine's."""
+    """Have TVM run on the cores that the schedules are for. By default it takes half of an x86 machine's cores."""
     cores = sorted(os.sched_getaffinity(0))[: min(machine_of(target).threads, usable_cores())]
     if len(cores) > 1:
-        tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, len(cores), [str(c) for c in cores])
+        use_cores(cores)
 
 
 def _round(
     task: _Task, choice: Choice, most: int, measurer: Measurer, stopped: Callable[[], bool]
 ) -> tuple[int, Choice]:
-    """One round of at most `most` candidates: how many there were, and the choice behind it."""
+    """Run one round of at most `most` candidates. Returns how many there were, and the choice after it."""
     if choice.trials == 0:
         forms = list(variants(machine_of(task.target)))[:most]
         return len(forms), replace(_better(task, choice, forms), trials=len(forms))
@@ -160,13 +161,13 @@ def _round(
     tried = _searched(task, choice, most, measurer, stopped)
     if tried == 0 and stopped():
         return 0, choice
-    # Where there are no more candidates, those that are missing count as tried, or it would never end.
+    # If there are no more candidates, missing ones count as tried. Otherwise tuning would never end.
     spent = tried if stopped() else most
     return spent, replace(_better(task, choice, [METASCHEDULE]), trials=choice.trials + spent)
 
 
 def _searched(task: _Task, choice: Choice, most: int, measurer: Measurer, stopped: Callable[[], bool]) -> int:
-    """How many candidates MetaSchedule tried. What it cannot schedule at all keeps what it has."""
+    """Search with MetaSchedule and return the number of candidates tried: 0 for a function that it cannot schedule."""
     try:
         with interruptible():
             return search(
@@ -182,14 +183,14 @@ def _searched(task: _Task, choice: Choice, most: int, measurer: Measurer, stoppe
     except OffloadError:
         raise
     except Exception:
-        logger.warning("MetaSchedule fails on %s, which is not tuned by it", task.name, exc_info=True)
+        logger.warning("MetaSchedule fails on %s; it is not tuned further", task.name, exc_info=True)
         return 0
 
 
 def _better(task: _Task, choice: Choice, forms: Sequence[str]) -> Choice:
-    """The best of the rules, the choice so far and the new forms: timed now, in turns, on the same machine."""
+    """The fastest of the rules' schedule, the choice so far and the new forms, timed now and in turns."""
     tensors = arguments(task.func)
-    assert tensors is not None  # or it would be no task
+    assert tensors is not None  # every task has static shapes
     by_rule = _by_rule(task.func, task.target)
     expected = _results(by_rule, task.func)
     candidates = {}
@@ -207,15 +208,15 @@ def _better(task: _Task, choice: Choice, forms: Sequence[str]) -> Choice:
     return replace(choice, rule_us=rule_us, tuned_us=times[best], form=best)
 
 
-def _results(function: Any, func: tirx.PrimFunc) -> list[np.ndarray[Any, Any]]:
-    """All arguments behind a call, of new tensors: in used ones an older result would pass for this one."""
+def _results(function: tvm.ffi.Function, func: tirx.PrimFunc) -> list[Array]:
+    """All arguments after a call. The tensors are new: used ones could hold an older result."""
     tensors = arguments(func) or []
     function(*tensors)
     return [t.numpy() for t in tensors]
 
 
-def _agree(got: Sequence[np.ndarray[Any, Any]], expected: Sequence[np.ndarray[Any, Any]]) -> bool:
-    """Whether a candidate computed what the rules did; where it wrote to an argument, also that is seen."""
+def _agree(got: Sequence[Array], expected: Sequence[Array]) -> bool:
+    """Whether a candidate computed the same as the rules' schedule, and left its inputs unchanged."""
     for one, other in zip(got, expected, strict=True):
         if other.dtype.kind == "f":
             scale = float(np.max(np.abs(other), initial=0.0, where=np.isfinite(other)))
@@ -227,16 +228,18 @@ def _agree(got: Sequence[np.ndarray[Any, Any]], expected: Sequence[np.ndarray[An
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """While it lasts, Ctrl-C is remembered instead of raised; a second one is raised. Where it is ignored, as in a job
-    that a shell put into the background, it stays so."""
+def _recorded_interrupt() -> Iterator[Callable[[], bool]]:
+    """Record the first Ctrl-C in the body instead of raising it; the second is raised.
+
+    Where Ctrl-C is ignored, as in a background job of a shell, it stays ignored.
+    """
     asked = threading.Event()
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield asked.is_set
         return
 
-    def remember(number: int, frame: Any) -> None:
+    def remember(number: int, frame: FrameType | None) -> None:
         if asked.is_set() and callable(before):
             before(number, frame)
         asked.set()
