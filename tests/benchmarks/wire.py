@@ -29,8 +29,7 @@ from zmq_offload.compile.accuracy import measure_losses
 from zmq_offload.compile.build import build
 from zmq_offload.compile.target import host_target
 from zmq_offload.demo.model import CUT, find_model
-from zmq_offload.demo.page import render
-from zmq_offload.demo.picture import to_tensor
+from zmq_offload.demo.picture import pages, to_tensor
 from zmq_offload.device.model import load
 
 Array = np.ndarray[Any, Any]
@@ -90,7 +89,7 @@ class Listening:
 
 def real_maps(wire: Wire) -> str:
     size = (640, 640)
-    x = to_tensor(render(0).image, size)
+    x = to_tensor(pages()[0], size)
     shapes = {"x": x.shape}
     with tempfile.TemporaryDirectory() as folder:
         split = compile_model(find_model(), inputs=shapes, cut=CUT, name="ocr", wire=wire, output=Path(folder))

@@ -66,5 +66,5 @@ def test_what_is_compiled_is_kept_under_another_name_for_another_job(tmp_path: P
 
 def test_without_the_networks_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "_PACKAGE", "no_such_package_is_installed")
-    with pytest.raises(FailedPrecondition, match=r"zmq-offload\[demo\].*--model"):
+    with pytest.raises(FailedPrecondition, match=r"zmq-offload\[demo\].*ignore-requires-python"):
         model.find_model()

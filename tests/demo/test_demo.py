@@ -99,7 +99,7 @@ def test_it_runs_and_a_second_run_compiles_nothing(arguments: list[str], folder:
     for shown in (
         "sent           61,440 bytes  features FP32[1,4,48,80]",
         "received       61,440 bytes  map FP32[1,1,96,160]",
-        "9 frames of 3 clients at a time on 2 workers",
+        "9 items of 3 devices at a time on 2 workers",
         "2 text regions found",
     ):
         assert shown in first.stdout
@@ -108,7 +108,7 @@ def test_it_runs_and_a_second_run_compiles_nothing(arguments: list[str], folder:
     second = run(*arguments, "--frames", "1", **mine)
     assert second.returncode == 0, second.stderr
     assert "compile" not in second.stderr
-    assert "1 frame of 1 client on 2 workers" in second.stdout
+    assert "1 item of 1 device on 2 workers" in second.stdout
     assert processes(mark) == {}
     assert len(list((folder / "cache").iterdir())) == 1  # no log, no draft
 
@@ -203,7 +203,7 @@ def test_when_a_process_of_the_fabric_dies_it_says_so_and_leaves_nothing_behind(
         assert process.returncode == 1
         last = said.splitlines()[-1]
     assert "the broker ended with code -9" in last
-    (logs,) = re.findall(r"what the broker and the workers said is in (\S+)\)", last)
+    (logs,) = re.findall(r"the logs of broker and workers are in (\S+)\)", last)
     assert "is served" in (Path(logs) / "workers.log").read_text()
     assert processes(mark) == {}
 

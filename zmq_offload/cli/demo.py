@@ -10,7 +10,7 @@ from typing import Any
 from zmq_offload.common.extras import needs
 from zmq_offload.compile.interrupt import say_interrupted
 from zmq_offload.console.settings import checked, count
-from zmq_offload.demo.model import CUT, find_model
+from zmq_offload.demo.model import CUT, find_model, find_package
 from zmq_offload.errors import InvalidArgument
 
 side = checked(int, lambda n: 32 <= n <= 4096, "a whole number from 32 to 4096")
@@ -49,9 +49,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.model is not None and not args.model.is_file():
         raise InvalidArgument(f"--model {args.model}: there is no such file")
+    find_package()
     try:
         with needs("demo"):
-            import onnxruntime  # noqa: F401  the first use would be a minute later
+            # Their first use would be a minute later.
+            import onnxruntime  # noqa: F401
+            from rapidocr_onnxruntime.ch_ppocr_det import utils  # noqa: F401
 
             from zmq_offload.compile import api  # noqa: F401
             from zmq_offload.demo.scene import Options, play

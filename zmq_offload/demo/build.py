@@ -1,7 +1,7 @@
-"""What the demo compiles, kept between runs.
+"""Compiles the demo's models and keeps them between runs.
 
-Compiling is a process of its own (`python -m zmq_offload.demo.build`): it runs for seconds inside TVM's compiler, where
-no Ctrl-C gets through, but a process can be ended.
+A process of its own compiles (`python -m zmq_offload.demo.build`). TVM's compiler runs for seconds without a look at
+Ctrl-C, but a process can be ended.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from zmq_offload.testing.processes import Children, kill_session
 
 NAME = "ocr_head"
 STEPS = 5
-"""Steps that compiling shows."""
+"""Steps of the progress that compiling shows."""
 
 _FAILURE = "failure.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile: an ONNX file for a picture of `size` (width, height), cut at the tensors `cut`."""
+    """An ONNX file to compile for a picture of `size` (width, height), cut at the tensors `cut`."""
 
     model: Path
     size: tuple[int, int]
@@ -48,7 +48,7 @@ class Job:
         return 1, 3, height, width
 
     def key(self) -> str:
-        """A name for the result, another one for everything that it depends on."""
+        """A name for the result. It changes with everything that the result depends on."""
         from zmq_offload.compile.target import toolchain
 
         parts = [checksum(self.model), self.shape, self.cut, toolchain(), __version__]
@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Built:
-    """A folder with the device bundle, the model repository and the uncut model's library."""
+    """A folder with the device bundle, the model repository and the library of the uncut model."""
 
     folder: Path
 
@@ -75,12 +75,12 @@ class Built:
 
 
 def default_cache() -> Path:
-    """Where users' caches belong."""
+    """The folder for caches of this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zmq-offload"
 
 
 def cached(job: Job, cache: Path) -> Built | None:
-    """What was built for `job` by an earlier run, if it was. What is damaged, or of another format, is removed."""
+    """The result of an earlier run for `job`. A damaged one, or one of another format, is removed."""
     built = Built(cache / job.key())
     if not built.folder.is_dir():
         return None
@@ -99,7 +99,7 @@ def cached(job: Job, cache: Path) -> Built | None:
 def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet: bool) -> Built:
     """Compile in a child process, which shows its progress as the first of `steps` steps.
 
-    A folder of the cache is complete or absent. Raises what compiling raises.
+    A folder appears in the cache when it is complete. Errors of the compiler are raised here.
     """
     with scratch_folder(cache, ".building-") as scratch:
         draft = scratch / "draft"
@@ -110,20 +110,20 @@ def compile_into(job: Job, cache: Path, children: Children, steps: int, *, quiet
         try:
             code = process.wait()
         finally:
-            children.stop()  # an interrupted one must not write while the draft is removed
+            children.stop()  # an interrupted compiler must not write while the draft is removed
         failure = draft / _FAILURE
         if failure.exists():
             raise from_status(*json.loads(failure.read_text()))
         if code:
-            raise Internal(f"the process that compiles ended with code {code}")
-        place = cache / job.key()
+            raise Internal(f"the compiler process ended with code {code}")
+        final = cache / job.key()
         with contextlib.suppress(OSError):  # another demo was faster
-            draft.rename(place)
-    return Built(place)
+            draft.rename(final)
+    return Built(final)
 
 
 def check_cache(cache: Path) -> None:
-    """Raises FailedPrecondition if nothing can be kept there."""
+    """Raises FailedPrecondition if the cache cannot be written."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
@@ -133,7 +133,7 @@ def check_cache(cache: Path) -> None:
 
 
 def main() -> int:
-    """Compile what the first argument describes, as JSON: see `compile_into`."""
+    """Compile what the first argument describes, the JSON that `compile_into` passes."""
     from zmq_offload.compile.api import compile_model
     from zmq_offload.compile.uncut import compile_uncut
 

@@ -1,4 +1,4 @@
-"""Several devices at once: each a thread with its own client and its own loaded model, all timed."""
+"""Runs items on several devices at once and times them. Each device is a thread with a client and a model."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 TIMEOUT = 120.0
-"""Seconds for one offloaded call: generous, for code that nobody has tuned on a machine that nobody knows."""
+"""Seconds for one offloaded call: long enough for untuned code on a slow machine."""
 
 
 class StageTimes(NamedTuple):
-    """Where the time of one frame went, in seconds.
+    """Where the time of one item went, in seconds.
 
-    `device`: the device's part. `wire`: the client, and both ways between it and the broker. `queue`: in the broker and
-    in the slot of a worker that is busy with another one, both ways between them included. `compute`: the offloaded
-    part. `total`: all of it.
+    `device` is the part that runs on the device, `compute` the region that runs on a worker. `wire` is the client and
+    both ways between it and the broker. `queue` is the broker, both ways between it and the worker, and the wait in the
+    slot of a busy worker. `total` is the sum.
     """
 
     device: float
@@ -43,7 +43,7 @@ class StageTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """One frame that was run: by which device, which picture it was, what came out, how long it took."""
+    """One item that ran: the numbers of its device and its picture, the output, and the times."""
 
     device: int
     picture: int
@@ -52,17 +52,17 @@ class Item:
 
 
 @dataclass
-class Run:
-    """What all clients did. `sent` and `received` are the tensors of one offloaded call, `seconds` the wall time."""
+class Results:
+    """What all devices did. `sent` and `received` are the tensors of one offloaded call, `seconds` the wall time."""
 
-    frames: list[Item]
+    items: list[Item]
     sent: list[TensorSpec]
     received: list[TensorSpec]
     seconds: float
 
 
 class MeteredClient:
-    """A client, for `zmq_offload.load`, that notes what goes through it."""
+    """A client for `zmq_offload.load` that records tensors and times of each call."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -79,27 +79,27 @@ class MeteredClient:
 
 
 class Devices:
-    """`devices` devices that run `frames` frames together. Each has one of the pictures, or the only one."""
+    """`devices` devices that run `items` items together. They take the pictures in turn."""
 
-    def __init__(self, bundle: Path, broker: str, pictures: Sequence[Array], devices: int, frames: int) -> None:
+    def __init__(self, bundle: Path, broker: str, pictures: Sequence[Array], devices: int, items: int) -> None:
         self._bundle, self._broker = bundle, broker
         self._pictures = pictures
-        self._shares = [len(range(device, frames, devices)) for device in range(devices)]
+        self._shares = [len(range(device, items, devices)) for device in range(devices)]
         self._stopping = threading.Event()
         self._clients: list[Client] = []
         self._failures: list[BaseException] = []
         self._start = threading.Barrier(devices, action=lambda: self._times.append(time.perf_counter()))
         self._times: list[float] = []
 
-    def run(self, watch: Callable[[], None]) -> Run:
-        """Run all frames, each device after one that does not count, which warms it up.
+    def run(self, watch: Callable[[], None]) -> Results:
+        """Run all items. Each device first runs one that does not count, to warm up.
 
-        `watch` is called now and then; what it raises ends the run. Raises the error of the device that failed first.
-        Interrupted, it takes the outstanding requests back.
+        `watch` is called every 0.1 seconds, and an error of it ends the run. Raises the first error of a device. All
+        clients are closed at the end, however it comes.
         """
-        run = Run([], [], [], 0.0)
+        results = Results([], [], [], 0.0)
         threads = [
-            threading.Thread(target=self._guarded, args=(device, run), daemon=True)
+            threading.Thread(target=self._guarded, args=(device, results), daemon=True)
             for device in range(len(self._shares))
         ]
         try:
@@ -116,8 +116,8 @@ class Devices:
                     thread.join()
         if self._failures:
             raise self._failures[0]
-        run.seconds = max(self._times) - min(self._times)
-        return run
+        results.seconds = max(self._times) - min(self._times)
+        return results
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -125,17 +125,17 @@ class Devices:
         for client in list(self._clients):
             client.close()
 
-    def _guarded(self, device: int, run: Run) -> None:
+    def _guarded(self, device: int, results: Results) -> None:
         try:
-            self._device(device, run)
+            self._device(device, results)
         except threading.BrokenBarrierError:
-            pass  # another one failed, or all of it was interrupted
+            pass  # another device failed, or the run was interrupted
         except BaseException as error:
             self._failures.append(error)
             self._stopping.set()
             self._start.abort()
 
-    def _device(self, device: int, run: Run) -> None:
+    def _device(self, device: int, results: Results) -> None:
         from zmq_offload.device.model import load
 
         number = device % len(self._pictures)
@@ -147,7 +147,7 @@ class Devices:
             metered = MeteredClient(client)
             with load(self._bundle, client=metered) as model:
                 model(picture)
-                run.sent, run.received = metered.sent, metered.received
+                results.sent, results.received = metered.sent, metered.received
                 self._start.wait()
                 kept: Array | None = None
                 for _ in range(self._shares[device]):
@@ -157,13 +157,13 @@ class Devices:
                     output, total = _timed(lambda: model(picture))
                     assert isinstance(output, np.ndarray)
                     if kept is None or not np.array_equal(output, kept):
-                        kept = output  # as a rule once: the same picture gives the same output
-                    run.frames.append(Item(device, number, kept, stages(total, metered.calls)))
+                        kept = output  # outputs of one picture are equal and share memory
+                    results.items.append(Item(device, number, kept, stages(total, metered.calls)))
                 self._times.append(time.perf_counter())
 
 
 def stages(total: float, calls: Sequence[tuple[float, Outputs]]) -> StageTimes:
-    """The stages of one frame that took `total` seconds: its offloaded calls, each with the seconds that it took."""
+    """The times of one item that took `total` seconds, by its offloaded calls with the seconds of each."""
     remote = sum(seconds for seconds, _ in calls)
     timings = [outputs.timings for _, outputs in calls]
     compute = sum(t.compute for t in timings)

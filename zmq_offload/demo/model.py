@@ -1,4 +1,4 @@
-"""The demo's network: PP-OCRv4 text detection, as the PyPI package rapidocr-onnxruntime ships it."""
+"""The demo's network: text detection of PP-OCRv4, as the PyPI package rapidocr-onnxruntime ships it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from zmq_offload.errors import FailedPrecondition
 
 CUT = ("conv2d_469.tmp_0", "conv2d_470.tmp_0", "conv2d_471.tmp_0", "conv2d_472.tmp_0")
-"""The four outputs of its backbone (PP-LCNetV3), at 1/4, 1/8, 1/16 and 1/32 of the page's size. Behind them are the
-neck, which merges them, and the head."""
+"""The four outputs of its backbone (PP-LCNetV3), at 1/4, 1/8, 1/16 and 1/32 of the page's size. The neck, which merges
+them, and the head follow."""
 
 INPUT = "x"
 
@@ -17,18 +17,20 @@ _PACKAGE = "rapidocr_onnxruntime"
 _FILE = "models/ch_PP-OCRv4_det_infer.onnx"
 
 
-def find_model() -> Path:
-    """The network's file. The package is not imported: that would take OpenCV along.
+def find_package() -> Path:
+    """The folder of rapidocr-onnxruntime, which is not imported.
 
-    Raises FailedPrecondition, saying what to install, if it is not there.
+    Raises FailedPrecondition, with the command that installs it, if it is missing.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        file = Path(folder) / _FILE
-        if file.is_file():
-            return file
+        return Path(folder)
     raise FailedPrecondition(
-        "the demo's network is not installed: pip install 'zmq-offload[demo]' (on Python 3.13 and later, for which "
-        "rapidocr-onnxruntime has no release, unpack its wheel and name the file: --model "
-        "ch_PP-OCRv4_det_infer.onnx)"
+        "the demo's network is not installed; install it with: pip install 'zmq-offload[demo]' (on Python 3.13 and "
+        "later also: pip install --ignore-requires-python rapidocr-onnxruntime==1.4.4)"
     )
+
+
+def find_model() -> Path:
+    """The network's ONNX file. Raises as `find_package` does."""
+    return find_package() / _FILE

@@ -1,4 +1,4 @@
-"""Pictures in and out: a file or a rendered page, the tensor that the network takes, the page with its regions."""
+"""The demo's pictures: read from files, converted to the network's input, and drawn with their text regions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument
 Array = np.ndarray[Any, Any]
 
 STRIDE = 32
-"""The network halves its input five times."""
+"""The network halves the size of its input five times."""
 
 # (value / 255 - 0.5) / 0.5 for each value of a byte.
-_NORMALISED = ((np.arange(256) / 255 - 0.5) / 0.5).astype(np.float32)
+_NORMALIZED = ((np.arange(256) / 255 - 0.5) / 0.5).astype(np.float32)
+
+
+def pages() -> list[Image.Image]:
+    """The pages that the package contains: headings, two columns of text, a table, a stamp at an angle."""
+    return [read(file) for file in sorted((Path(__file__).parent / "pages").glob("*.png"))]
 
 
 def read(path: Path) -> Image.Image:
-    """A picture file as RGB, upright, transparent parts white. Raises InvalidArgument if it cannot be read."""
+    """A picture file as RGB, upright, on white paper. Raises InvalidArgument if it cannot be read."""
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGBA")
@@ -34,22 +39,22 @@ def read(path: Path) -> Image.Image:
 
 
 def network_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """(width, height) of the network's input for a picture of `size`: no side over `longest`, multiples of 32."""
+    """Width and height of the network's input for a picture of `size`: at most `longest`, and multiples of 32."""
     ratio = min(1.0, longest / max(size))
     width, height = (max(STRIDE, round(side * ratio / STRIDE) * STRIDE) for side in size)
     return width, height
 
 
 def to_tensor(picture: Image.Image, size: tuple[int, int]) -> Array:
-    """A picture as PP-OCR's networks take it: resized, blue before green before red, -1 to 1, in a batch of one."""
+    """A picture as PP-OCR's networks take it: float32 [1,3,height,width] from -1 to 1, blue first."""
     resized = picture.resize(size, Image.Resampling.BILINEAR)
     channels = np.asarray(resized)[:, :, ::-1].transpose(2, 0, 1)
-    return np.ascontiguousarray(_NORMALISED[channels][None])
+    return np.ascontiguousarray(_NORMALIZED[channels][None])
 
 
 def draw(picture: Image.Image, regions: Sequence[TextRegion]) -> Image.Image:
     """A copy of the picture with the regions outlined and tinted."""
-    # Drawn at twice the size: Pillow does not smooth slanted lines.
+    # Twice as large and scaled down, because Pillow does not smooth slanted lines.
     width = max(3, round(max(picture.size) / 250))
     tint = Image.new("RGBA", (2 * picture.width, 2 * picture.height), (0, 160, 90, 0))
     pen = ImageDraw.Draw(tint)
@@ -62,14 +67,13 @@ def draw(picture: Image.Image, regions: Sequence[TextRegion]) -> Image.Image:
 
 
 def target_file(output: Path) -> Path:
-    """The PNG file that `output` means: itself, or a file in it if it is a folder. Its folder is made.
+    """The PNG file that `output` stands for: `output` itself, or a file in it if it is a folder, which is created.
 
-    Raises, before anything slow is done, InvalidArgument for a picture file of another kind, and FailedPrecondition if
-    it cannot be written.
+    Raises InvalidArgument for a picture file of another kind, and FailedPrecondition if the file cannot be written.
     """
     suffix = output.suffix.lower()
     if suffix != ".png" and suffix in Image.registered_extensions() and not output.is_dir():
-        raise InvalidArgument(f"{output}: what is written is a PNG; name it {output.with_suffix('.png')}")
+        raise InvalidArgument(f"{output} is not a PNG file; use {output.with_suffix('.png')}")
     file = output if suffix == ".png" and not output.is_dir() else output / "text-regions.png"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

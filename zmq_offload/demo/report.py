@@ -1,4 +1,4 @@
-"""What the demo says, as text."""
+"""The demo's output as text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from zmq_offload.common.units import counted
 from zmq_offload.demo.build import Built, Job
 from zmq_offload.demo.check import Verdict
-from zmq_offload.demo.items import Run, StageTimes
+from zmq_offload.demo.items import Results, StageTimes
 from zmq_offload.protocol.tensors import TensorSpec
 
 _STAGES = {
     "device": "the backbone, on the device",
     "wire": "between device and broker, both ways",
     "queue": "waiting for a worker",
-    "compute": "the rest, on a worker",
+    "compute": "neck and head, on a worker",
     "total": "",
 }
 
@@ -33,31 +33,31 @@ def describe_built(built: Built) -> str:
     device, subgraph = (
         sum(file.stat().st_size for file in folder.rglob("*.so")) for folder in (built.device, built.repository)
     )
-    return f"compiled in {built.folder}: the device's part {_bytes(device)}, the offloaded part {_bytes(subgraph)}"
+    return f"compiled in {built.folder}: {_bytes(device)} for the device, {_bytes(subgraph)} for workers"
 
 
-def describe_run(run: Run, workers: int) -> str:
-    lines = ["What crossed the wire for each frame, in one message each way:"]
-    for word, tensors in (("sent", run.sent), ("received", run.received)):
+def describe_results(results: Results, workers: int) -> str:
+    lines = ["Crossed the wire for each item, in one message each way:"]
+    for word, tensors in (("sent", results.sent), ("received", results.received)):
         lines += [f"  {word:<9} {_tensor(tensor)}" for tensor in tensors]
         lines.append(f"  {'':<9} {sum(tensor.nbytes for tensor in tensors):>11,} bytes {word}")
-    lines += ["", f"{'Time of a frame, in ms':<24} {'mean':>9} {'longest':>9}"]
+    lines += ["", f"{'Time of an item, in ms':<24} {'mean':>9} {'longest':>9}"]
     for at, stage in enumerate(StageTimes._fields):
-        times = [frame.stages[at] * 1000 for frame in run.frames]
+        times = [item.stages[at] * 1000 for item in results.items]
         row = f"  {stage:<22} {sum(times) / len(times):>9.1f} {max(times):>9.1f}   {_STAGES[stage]}"
         lines.append(row.rstrip())
-    devices = len({frame.device for frame in run.frames})
+    devices = len({item.device for item in results.items})
     lines += [
         "",
-        f"{counted(len(run.frames), 'frame')} of {counted(devices, 'client')}{' at a time' if devices > 1 else ''} "
-        f"on {counted(workers, 'worker')} in {run.seconds:.2f} s: "
-        f"{len(run.frames) / run.seconds:.2f} frames per second",
+        f"{counted(len(results.items), 'item')} of {counted(devices, 'device')}{' at a time' if devices > 1 else ''} "
+        f"on {counted(workers, 'worker')} in {results.seconds:.2f} s: "
+        f"{len(results.items) / results.seconds:.2f} items per second",
     ]
     return "\n".join(lines)
 
 
 def describe_verdicts(verdicts: Sequence[Verdict]) -> str:
-    return "\n".join(["Largest difference of any frame from", *(f"  {verdict}" for verdict in verdicts)])
+    return "\n".join(["Largest difference of any item from", *(f"  {verdict}" for verdict in verdicts)])
 
 
 def _tensor(tensor: TensorSpec) -> str:
