@@ -90,19 +90,12 @@ def test_the_names_of_the_recipes_exist(name: str, file: str) -> None:
     assert re.search(rf"\b{name}\b", (ROOT / file).read_text())
 
 
-def test_every_public_name_has_a_page_of_the_reference() -> None:
-    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
-    shown = re.findall(r"^::: ([\w.]+)", pages, re.M)
-    for name in zmq_offload.__all__:
-        whole_module = getattr(zmq_offload, name, None) in vars(zmq_offload.errors).values()
-        assert name == "__version__" or whole_module or any(s.endswith(f".{name}") for s in shown), name
-    for name in zmq_offload.compile.__all__:
-        assert f"zmq_offload.compile.{name}" in shown
-
-
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built without a warning."""
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
@@ -110,4 +103,26 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "api" / "client.html").is_file()
+    return folder
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        loaded = re.findall(
+            r"<(?:script|img)[^>]* src=\"([^\"]*)|<link[^>]*stylesheet[^>]* href=\"([^\"]*)", page.read_text()
+        )
+        assert not [link for links in loaded for link in links if "//" in link], page
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    shown = {
+        id for page in (site / "api").glob("*.html") for id in re.findall(r'id="(zmq_offload[\w.]+)"', page.read_text())
+    }
+    errors = [name for name, value in vars(zmq_offload.errors).items() if isinstance(value, type)]
+    assert {f"zmq_offload.errors.{name}" for name in errors} <= shown
+    assert {f"zmq_offload.compile.{name}" for name in zmq_offload.compile.__all__} <= shown
+    names = set(zmq_offload.__all__) - set(errors) - {"__version__", "load"}
+    assert {f"zmq_offload.{name}" for name in names} <= shown
+    assert "zmq_offload.device.model.load" in shown
