@@ -31,6 +31,7 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     from zmq_offload.console import dotenv
     from zmq_offload.console.variables import warn_of_unknown
     from zmq_offload.errors import InvalidArgument
+    from zmq_offload.runtime import runtime_only
 
     dotenv.load()
     config = parse(arguments, prog)
@@ -44,8 +45,7 @@ def _run(arguments: Sequence[str], prog: str) -> int:
         os.fstat(parent)
     except (OSError, OverflowError, ValueError):
         raise InvalidArgument(f"{PARENT_FD} and {CORES} are for a supervisor to set; unset them") from None
-    # A worker runs subgraphs and compiles none: half the memory and the time to start.
-    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+    runtime_only.use()
     from workers.loop import serve
 
     return serve(config, parent, cores)

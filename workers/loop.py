@@ -72,7 +72,8 @@ class Worker:
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
             with needs("tvm"):  # which an echo worker does without
-                from workers.executor import GraphExecutor, bind_threads, give_back
+                from workers.executor import GraphExecutor, bind_threads
+                from zmq_offload.runtime.machine import release_memory
 
             if cores:
                 bind_threads(cores)
@@ -83,7 +84,7 @@ class Worker:
                 return executor
 
             repository = Repository(config.repository)
-            self._deployment = Deployment(repository, GraphExecutor, self._news.set, give_back)
+            self._deployment = Deployment(repository, GraphExecutor, self._news.set, release_memory)
             # Here, at once and without a turn: nothing is served yet that it could disturb.
             self._deployment.refresh()
             self._executors = dict(self._deployment.executors)

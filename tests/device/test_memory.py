@@ -49,10 +49,11 @@ def run():
     executor = GraphExecutor(Repository(place), "wide", 1)
     ((result,),) = executor.run([[np.ones((1, 1448), "f4")]])
     del executor
-    give_back()
+    release_memory()
     return result
 
-from workers.executor import GraphExecutor, give_back
+from workers.executor import GraphExecutor
+from zmq_offload.runtime.machine import release_memory
 from zmq_offload.artifacts.repository import Repository
 """
 

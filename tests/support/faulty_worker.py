@@ -23,6 +23,7 @@ import workers.loop
 import workers.serving
 import workers.supervisor
 from workers.supervisor import Supervisor
+from zmq_offload.runtime import runtime_only
 
 
 def meet(folder: Path, name: str, many: int) -> None:
@@ -66,7 +67,7 @@ class FaultySupervisor(Supervisor):
 
 if __name__ == "__main__":
     if "HOLD_LOADS" in os.environ and workers.supervisor.PARENT_FD in os.environ:
-        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+        runtime_only.use()
         hold_loads(Path(os.environ["HOLD_LOADS"]))
     workers.loop.execute = execute  # type: ignore[assignment]
     workers.supervisor.Supervisor = FaultySupervisor  # type: ignore[misc]

@@ -136,7 +136,7 @@ def test_a_subgraph_of_another_tvm_is_refused_with_both_versions(fresh_mlp: Path
         FailedPrecondition, match=r"built by TVM 0\.26\.0, this is TVM 0\.27.*compile it again"
     ) as caught:
         GraphExecutor(repository, "mlp", 1)
-    assert str(file) in str(caught.value)
+    assert str(file.parent) in str(caught.value)
 
 
 def test_tvms_runtime_library_alone_is_enough_for_worker_and_device(compiled_mlp: Compiled) -> None:
@@ -167,20 +167,6 @@ print("fine")
         check=False,
     )
     assert done.stdout == "fine\n", done.stderr
-
-
-def test_sorting_is_there_with_tvms_runtime_alone() -> None:
-    """Else topk and NMS fail, on a worker as on a device."""
-    for module in ("workers.executor", "zmq_offload.device.model"):
-        program = f"import {module}, tvm_ffi; assert tvm_ffi.get_global_func('tvm.contrib.sort.topk'); print('fine')"
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program],
-            env={**os.environ, "TVM_USE_RUNTIME_LIB": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.stdout == "fine\n", done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import tvm
-import tvm_ffi
-from tvm.runtime import vm
-
-from zmq_offload.artifacts.repository import loadable
 from zmq_offload.compile.build import build, export
 from zmq_offload.compile.importer import import_uncut
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import TargetLike, resolve_target
-from zmq_offload.device.pools import THREADS
-from zmq_offload.errors import FailedPrecondition
 from zmq_offload.protocol.payload import Array
+from zmq_offload.runtime.forks import THREADS
+from zmq_offload.runtime.machine import Machine, load_library, loading
 
 
 def compile_uncut(
@@ -80,13 +75,9 @@ class UncutModel:
     """
 
     def __init__(self, library: str | os.PathLike[str]) -> None:
-        try:
-            module = tvm_ffi.load_module(loadable(Path(library)), keep_module_alive=False)
-            self._main = vm.VirtualMachine(module, tvm.cpu())["main"]
-        except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
-            raise FailedPrecondition(f"{library} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+        with loading(library):
+            self._machine = Machine(load_library(library))
 
     def __call__(self, *inputs: Array) -> list[Array]:
         THREADS.use()
-        result = self._main(*(tvm.runtime.tensor(array) for array in inputs))
-        return [r.numpy() for r in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
+        return self._machine.run(inputs)

@@ -16,14 +16,16 @@ from zmq_offload.artifacts.manifest import LIBRARY, Manifest
 from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.sync import Client
 from zmq_offload.common.lifetime import made_before_fork, refuse_pickling, tell_of_forks, warn_unclosed
-from zmq_offload.device.machine import TURNS, Machines, load_library
+from zmq_offload.device.machine import TURNS, Machines
 from zmq_offload.device.offload import Mode, Offload, Statistics
 from zmq_offload.device.pipeline import check_depth, in_order, in_order_async
-from zmq_offload.device.pools import THREADS
-from zmq_offload.device.remote import Array, InferenceClient, RemoteModule, Underway
+from zmq_offload.device.remote import InferenceClient, RemoteModule, Underway
 from zmq_offload.device.runs import OUTSTANDING, CancelScope, Results, Run
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec, array_of, check_tensors, datatype_of
+from zmq_offload.runtime.forks import THREADS
+from zmq_offload.runtime.machine import check_tvm_version, load_library
 
 
 def load(
@@ -50,10 +52,7 @@ def load(
         raise InvalidArgument(f"bundle {bundle!r} is not a path")
     folder = Path(bundle)
     manifest = Manifest.read(folder)
-    if manifest.tvm_version != tvm.__version__:
-        raise FailedPrecondition(
-            f"{folder} was built by TVM {manifest.tvm_version}, this is TVM {tvm.__version__}; compile it again"
-        )
+    check_tvm_version(folder, manifest.tvm_version)
     library = manifest.check_library(folder)
     manifest.cpu.check(str(library))
     if (broker is None) == (client is None):

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias,
 
 from zmq_offload.artifacts.manifest import OffloadedRegion
 from zmq_offload.device.choice import Choice, Decision
-from zmq_offload.device.remote import Array, InferenceClient
+from zmq_offload.device.remote import InferenceClient
 from zmq_offload.device.runs import current
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Cancelled, FailedPrecondition, InvalidArgument, OffloadError, ProtocolError
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import tvm_ffi
 
 from zmq_offload.artifacts.manifest import RECEIVE, SEND, OffloadedRegion
 from zmq_offload.errors import Cancelled, Internal
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest, signature_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from zmq_offload.client.options import InferOptions
 
-Array = np.ndarray[Any, Any]
 Answer: TypeAlias = Mapping[str, Array]
 
 _registry = threading.Lock()

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 from zmq_offload.common.future_internals import fail_in_child
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.device.crew import Crew
-from zmq_offload.device.remote import Array
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Unavailable
+from zmq_offload.protocol.payload import Array
 
 Results: TypeAlias = "Array | tuple[Array, ...]"
 

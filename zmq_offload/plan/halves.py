@@ -20,9 +20,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import tvm
-import tvm_ffi
 from tvm import ir, relax
-from tvm.runtime import vm
 
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
@@ -31,17 +29,16 @@ from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.importer import Imported, import_onnx
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import host_target
-from zmq_offload.device.pools import THREADS
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import WIRES, CutPoint, Times, Wire
 from zmq_offload.plan.files import CutTimes, PlannedModel
 from zmq_offload.protocol.tensors import ANY
+from zmq_offload.runtime.forks import THREADS
+from zmq_offload.runtime.machine import virtual_machine
+from zmq_offload.runtime.threads import Affinity, configure_pool
 
 _WEIGHTS = 256_000_000
 """Bytes of weights that the parts of one module may have together: each part has its own copy."""
-
-_BIG_CORES = 1
-"""tvm::runtime::threading::ThreadGroup::kBig"""
 
 Calls: TypeAlias = dict[str, Callable[[], object]]
 
@@ -120,13 +117,12 @@ class thread_count:
 
     def __init__(self, threads: int, restored: int) -> None:
         self._threads, self._restored = threads, restored
-        self._configure = tvm_ffi.get_global_func("runtime.config_threadpool")
 
     def __enter__(self) -> None:
-        self._configure(_BIG_CORES, self._threads)
+        configure_pool(Affinity.BIG_CORES, self._threads)
 
     def __exit__(self, *_: object) -> None:
-        self._configure(_BIG_CORES, self._restored)
+        configure_pool(Affinity.BIG_CORES, self._restored)
 
 
 def timed(calls: Calls, repeat: int, seconds: float) -> dict[str, float]:
@@ -178,7 +174,7 @@ def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whol
         ]
     )
     THREADS.use()
-    machine = vm.VirtualMachine(build(tidy(builder.get()), target), tvm.cpu())
+    machine = virtual_machine(build(tidy(builder.get()), target))
 
     def caller(name: str) -> Callable[[], object]:
         function, tensors = machine[name], [tvm.runtime.tensor(array) for array in arguments[name]]

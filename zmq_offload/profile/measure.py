@@ -16,10 +16,10 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from zmq_offload.device.remote import Array
 from zmq_offload.errors import Internal
 from zmq_offload.profile.result import VM, Function, Measured
 from zmq_offload.profile.subject import Subject
+from zmq_offload.protocol.payload import Array
 
 BUILTIN = "vm.builtin."
 

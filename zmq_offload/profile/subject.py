@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tvm
-import tvm_ffi
 from tvm.runtime import vm
 
 from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
-from zmq_offload.artifacts.repository import DESCRIPTION, Repository, loadable
+from zmq_offload.artifacts.repository import DESCRIPTION, Repository
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.compile.importer import import_onnx
 from zmq_offload.compile.shapes import Dim
-from zmq_offload.device.pools import THREADS
-from zmq_offload.device.remote import Array, InferenceClient, RemoteModule, Underway, registered
-from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
+from zmq_offload.device.remote import InferenceClient, RemoteModule, Underway, registered
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.runtime.forks import THREADS
+from zmq_offload.runtime.machine import check_tvm_version, load_library, loading, virtual_machine
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,11 +60,8 @@ class Subject:
     def machine(self) -> vm.VirtualMachine:
         """A VM of its own on the library. Raises FailedPrecondition if it cannot be loaded."""
         THREADS.use()
-        try:
-            with registered(self.remote) if self.remote else nullcontext():
-                return vm.VirtualMachine(self.module, tvm.cpu())
-        except (tvm.error.InternalError, AttributeError, RuntimeError) as error:
-            raise FailedPrecondition(f"{self.title} cannot be loaded: {one_line(error)}") from None
+        with loading(self.title), registered(self.remote) if self.remote else nullcontext():
+            return virtual_machine(self.module)
 
     def arrays(self, given: Mapping[str, Sequence[Dim]]) -> list[Array]:
         """Inputs to run with: random numbers, and zeros where integers may be indices."""
@@ -140,41 +137,27 @@ def _version(folder: Path) -> Subject:
     if not place.name.isdigit():
         raise FailedPrecondition(f"{folder} does not look like repository/MODEL/VERSION")
     model = Repository(place.parent.parent).read(place.parent.name, int(place.name))
-    _check_tvm(folder, model.tvm_version)
+    check_tvm_version(folder, model.tvm_version)
     if model.cpu is not None:
         model.cpu.check(str(folder / SUBGRAPH))
     title = f"{model.name} version {model.version}"
-    module = _load(folder / SUBGRAPH)
+    module = load_library(folder / SUBGRAPH)
     flops = model.extra.get("flops")
     return Subject(title, "subgraph", module, model.inputs, model.target, flops if isinstance(flops, dict) else {})
 
 
 def _bundle(folder: Path, client: InferenceClient) -> Subject:
     manifest = Manifest.read(folder)
-    _check_tvm(folder, manifest.tvm_version)
+    check_tvm_version(folder, manifest.tvm_version)
     library = manifest.check_library(folder)
     manifest.cpu.check(str(library))
     subject = Subject(
-        str(folder), "device part", _load(folder / LIBRARY), manifest.inputs, manifest.target, manifest.flops
+        str(folder), "device part", load_library(folder / LIBRARY), manifest.inputs, manifest.target, manifest.flops
     )
     for part in manifest.offloaded:
         subject.offloaded |= {part.symbol + half: part.model for half in ("", SEND, RECEIVE)}
         subject.remote[part.symbol] = RemoteModule(part, client, None, subject.failure)
     return subject
-
-
-def _check_tvm(folder: Path, built_by: str) -> None:
-    if built_by != tvm.__version__:
-        raise FailedPrecondition(
-            f"{folder} was built by TVM {built_by}, this is TVM {tvm.__version__}; compile it again"
-        )
-
-
-def _load(library: Path) -> Any:
-    try:
-        return tvm_ffi.load_module(loadable(library), keep_module_alive=False)
-    except (tvm.error.InternalError, RuntimeError) as error:
-        raise FailedPrecondition(f"{library} cannot be loaded: {one_line(error)}") from None
 
 
 def _shape(spec: TensorSpec, given: Sequence[Dim] | None) -> tuple[int, ...]:

@@ -28,9 +28,9 @@ from zmq_offload.compile.tuning.measurer import Measurer
 from zmq_offload.compile.tuning.plan import seconds_left, share_out
 from zmq_offload.compile.tuning.report import Summary, TuningProgress
 from zmq_offload.compile.tuning.search import search
-from zmq_offload.compile.tuning.tvm_internals import use_cores
 from zmq_offload.errors import OffloadError
 from zmq_offload.protocol.payload import Array
+from zmq_offload.runtime.threads import bind_pool
 from zmq_offload.schedules.machine import machine_of
 from zmq_offload.schedules.measure import arguments, built, seconds
 from zmq_offload.schedules.schedule import schedule_or_default
@@ -146,8 +146,7 @@ def _by_rule(func: tirx.PrimFunc, target: Target) -> tvm.ffi.Function:
 def _use_all_cores(target: Target) -> None:
     """Have TVM run on the cores that the schedules are for. By default it takes half of an x86 machine's cores."""
     cores = sorted(os.sched_getaffinity(0))[: min(machine_of(target).threads, usable_cores())]
-    if len(cores) > 1:
-        use_cores(cores)
+    bind_pool(len(cores), cores)
 
 
 def _round(

@@ -1,4 +1,4 @@
-"""Every use of TVM's internals in tuning: MetaSchedule's results, its imports, its log, and the thread pool.
+"""Every use of TVM's internals in tuning: MetaSchedule's results, its imports and its log.
 
 `tests/compile/test_internals.py` compares them with the installed TVM, and fails where a new release changes them.
 """
@@ -10,17 +10,14 @@ import importlib
 import logging
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
-
-import tvm
 
 if TYPE_CHECKING:  # takes as long to import as all the rest
     from tvm.s_tir.meta_schedule.runner import RunnerFuture
 
 INTRINSICS = "tvm.s_tir.tensor_intrin"
 _GPUS = ("cuda", "rocm", "hexagon")
-_ONE_CORE_PER_THREAD = -2  # tvm::runtime::threading::ThreadGroup::kSpecifyOneCorePerThread
 
 
 def measured(seconds: float) -> RunnerFuture:
@@ -66,8 +63,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-
-
-def use_cores(cores: Sequence[int]) -> None:
-    """Have TVM's thread pool run one thread on each of the cores."""
-    tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, len(cores), [str(c) for c in cores])

@@ -1,0 +1,109 @@
+"""One virtual machine on one library: load it, run its `main` on arrays, give its memory back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm.runtime import vm
+
+from zmq_offload.artifacts.repository import loadable
+from zmq_offload.common.memory import trim
+from zmq_offload.errors import FailedPrecondition, one_line
+from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.runtime import extra  # noqa: F401  (importing it loads sorting)
+
+Memory: TypeAlias = tuple[tvm.runtime.Tensor, Array]
+"""A tensor of TVM's, and a view of it."""
+
+_LOAD_ERRORS = (tvm.error.InternalError, AttributeError, RuntimeError)
+
+
+@contextmanager
+def loading(what: object) -> Iterator[None]:
+    """In the body, errors of TVM's become FailedPrecondition: `what`, a file for instance, cannot be loaded."""
+    try:
+        yield
+    except _LOAD_ERRORS as error:
+        raise FailedPrecondition(f"{what} cannot be loaded: {one_line(error)}") from None
+
+
+def check_tvm_version(what: object, built_by: str) -> None:
+    """Raises FailedPrecondition, naming `what`, if it was built by another version of TVM than this one."""
+    if built_by != tvm.__version__:
+        raise FailedPrecondition(f"{what} was built by TVM {built_by}, this is TVM {tvm.__version__}; compile it again")
+
+
+def load_library(path: str | os.PathLike[str]) -> tvm.runtime.Module:
+    """A compiled Relax module, which is unloaded when it is dropped. Raises FailedPrecondition, naming the file, if the
+    file is not one."""
+    with loading(path):
+        module = tvm_ffi.load_module(loadable(Path(path)), keep_module_alive=False)
+        module["vm_load_executable"]
+    return module
+
+
+def virtual_machine(library: tvm.runtime.Module) -> vm.VirtualMachine:
+    return vm.VirtualMachine(library, tvm.cpu())
+
+
+def release_memory() -> None:
+    """Return to the system the memory of virtual machines that were dropped. TVM pools it, for all of them, and never
+    gives it back by itself."""
+    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+    trim()
+
+
+class Machine:
+    """Runs `main` of one library. For one thread at a time.
+
+    `inputs` is the signature of `main`; memory of inputs with known shapes is made once. Without a signature, memory is
+    made for each run. When the machine is dropped, results that are still held stay valid.
+    """
+
+    def __init__(self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec] = ()) -> None:
+        self._main = virtual_machine(library)["main"]
+        self._inputs = [None if ANY in spec.shape else _memory(spec.shape, spec.dtype) for spec in inputs]
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """The results of `main` for arrays that fit the signature. The arrays are copied; the results are the caller's.
+
+        TVM assumes memory that is aligned to 64 bytes, which a caller's array or a frame need not be. So the inputs are
+        copied into tensors of this machine.
+        """
+        own = self._inputs or [None] * len(arrays)
+        memories = [m or _memory(array.shape, array.dtype) for m, array in zip(own, arrays, strict=True)]
+        for (_, view), array in zip(memories, arrays, strict=True):
+            view[...] = array
+        return self._call(memories)
+
+    def run_together(self, requests: Sequence[Sequence[Array]]) -> list[Array]:
+        """The results of `main` for the inputs of several requests, one after the other along dimension 0."""
+        rows = sum(request[0].shape[0] for request in requests)
+        memories = []
+        for own, *arrays in zip(self._inputs, *requests, strict=True):
+            memory = own or _memory((rows, *arrays[0].shape[1:]), arrays[0].dtype)
+            np.concatenate(arrays, out=memory[1])
+            memories.append(memory)
+        return self._call(memories)
+
+    def _call(self, memories: Sequence[Memory]) -> list[Array]:
+        result = self._main(*[tensor for tensor, _ in memories])
+        results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
+        # A result's memory lives as long as the array. But a model may hand an input through, perhaps under another
+        # shape, and the next run writes to an input's memory.
+        for _, view in memories:
+            results = [r.copy() if np.may_share_memory(r, view) else r for r in results]
+        return results
+
+
+def _memory(shape: Sequence[int], dtype: np.dtype[Any]) -> Memory:
+    tensor = tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())
+    return tensor, np.from_dlpack(tensor)
