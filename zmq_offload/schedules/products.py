@@ -1,11 +1,16 @@
-"""Kernels of matrix products: with a constant matrix packed at build time, and with two operands known at run time."""
+"""Rules for matrix products: `dense` for a matrix that is packed before, `matmul` for two operands at run time.
+
+Both compute the result in tiles that fit the vector registers (`tiles.choose_tile`, `microkernel.MicroKernel`).
+`dense` reads a matrix that `operators.pack_matrix` packed into chunks of columns when the model was compiled.
+`matmul` packs one chunk of its right operand at a time into a panel, where enough rows use the panel.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.ir import Expr, Var
+from tvm.ir import Expr, TensorLoad, Var
 
 from zmq_offload.schedules.emit import (
     elements,
@@ -33,11 +38,16 @@ from zmq_offload.schedules.tiles import Tile, choose_tile
 
 @dataclass(frozen=True, eq=False)
 class _Share:
-    """A thread's part of `count` things, as a range."""
+    """The contiguous range of `count` items that task `part` of `parts` computes."""
 
     count: Expr
     part: Expr
     parts: int
+
+    @staticmethod
+    def whole(count: Expr) -> _Share:
+        """All items: the range of a single task."""
+        return _Share(count, index(0), 1)
 
     @property
     def first(self) -> Expr:
@@ -49,81 +59,122 @@ class _Share:
             return self.count
         return tirx.floordiv((self.part + 1) * self.count, self.parts) - self.first
 
+    def in_last(self, statement: tirx.Stmt | None) -> tirx.Stmt | None:
+        """`statement` for the last task only."""
+        if statement is None or self.parts == 1:
+            return statement
+        return when(tirx.EQ(self.part, index(self.parts - 1)), statement)
+
 
 def dense(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
-    """Rows of x times a packed matrix: rows are shared between the threads, or chunks of columns where rows are few."""
+    """Schedule x (..., depth) times a matrix packed as (chunks, depth, tile columns).
+
+    All leading axes of x count as rows; their extents may be symbolic. A chunk of the matrix is read for all rows of a
+    task before the next one. Threads share the rows, or the chunks if there are fewer rows than tiles for all threads.
+    """
     x, weight = _operands(stage)
-    columns = _static(stage.extents[-1])
-    depth = _static(stage.reduce_extents[-1])
-    rows = product(stage.extents[:-1])
-    known = constant(rows)
-    tile = Tile(choose_tile(machine, known, columns).rows, _static(weight.shape[-1]))
+    columns, depth = _static(stage.extents[-1]), _static(stage.reduce_extents[-1])
     lead = stage.extents[:-1]
-    zeros: list[Expr] = [index(0)] * (len(lead) - 1) if lead else []
+    tile = Tile(choose_tile(machine, constant(product(lead)), columns).rows, _static(weight.shape[-1]))
     flat = epilogue.flatten_rows() if lead else False
+    return _Dense(machine, epilogue, x, weight, lead, columns, depth, tile, flat).statement()
 
-    def position(row: Expr) -> list[Expr]:
-        if not lead:
-            return []
-        return [*zeros, row] if flat or len(lead) == 1 else _unfold(row, lead)
 
-    def block(first: Expr, height: int, chunk: Expr, width: int) -> tirx.Stmt:
-        return MicroKernel(
-            machine,
-            height,
-            width,
-            [index(depth)],
-            lambda r, k: tirx.BufferLoad(x, [*zeros, first + r, k[0]] if lead else [k[0]]),
-            lambda k, at, size: tirx.BufferLoad(weight, [chunk, k[0], ramp(at, size)]),
-            lambda r, c, value: epilogue.store([*position(first + r), chunk * tile.columns + c], value),
-            epilogue.long,
-        ).statement()
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    machine: Machine
+    epilogue: Epilogue
+    x: Var
+    weight: Var
+    lead: list[Expr]  # extents of the leading axes
+    columns: int
+    depth: int
+    tile: Tile
+    flat: bool  # the epilogue addresses all leading axes as one
 
-    whole, tail = divmod(columns, tile.columns)
-    tiles = tirx.floordiv(rows, tile.rows)
-    rest = rows - tiles * tile.rows
-    by_columns = known is not None and known < machine.threads * tile.rows
-    work = elements(lead, unknown=64) * columns * depth // machine.lanes
-    threads = machine.threads if work > SERIAL_WORK else 1
-    parts = threads
-    if not by_columns and threads > 1:
-        # Rows of x that stay in cache while all chunks of the matrix go by.
-        panel = elements(lead, unknown=threads * 64) * depth * 4
-        parts = threads * max(1, -(-panel // (threads * CACHE_BYTES)))
+    @property
+    def rows(self) -> Expr:
+        return product(self.lead)
 
-    def over_rows(share: _Share, chunk: Expr, width: int) -> tirx.Stmt:
-        def last() -> tirx.Stmt | None:
-            if known is None:
-                each = loop(rest, lambda r: block(tiles * tile.rows + r, 1, chunk, width), "row")
-            elif known % tile.rows:
-                each = block(tiles * tile.rows, known % tile.rows, chunk, width)
-            else:
-                return None
-            return each if share.parts == 1 else when(tirx.EQ(share.part, index(share.parts - 1)), each)
+    @property
+    def tiles(self) -> Expr:
+        """Whole tiles of rows."""
+        return tirx.floordiv(self.rows, self.tile.rows)
 
-        main = None
-        if known is None or known >= tile.rows:
-            main = loop(share.extent, lambda t: block((share.first + t) * tile.rows, tile.rows, chunk, width), "tile")
-        return sequence([main, last()])
+    @property
+    def by_columns(self) -> bool:
+        """Whether threads share the columns, because there are too few rows."""
+        known = constant(self.rows)
+        return known is not None and known < self.machine.threads * self.tile.rows
 
-    def task(part: Expr) -> tirx.Stmt:
-        on_rows = _Share(tiles, part if not by_columns else index(0), 1 if by_columns else parts)
-        on_columns = _Share(index(whole), part if by_columns else index(0), parts if by_columns else 1)
+    def statement(self) -> tirx.Stmt:
+        tasks = self._tasks()
+        return parallel([index(tasks)], lambda p: self._task(p[0], tasks), tasks > 1)
+
+    def _tasks(self) -> int:
+        work = elements(self.lead, unknown=64) * self.columns * self.depth // self.machine.lanes
+        threads = self.machine.threads if work > SERIAL_WORK else 1
+        if self.by_columns:
+            return min(threads, max(1, -(-self.columns // self.tile.columns)))
+        if threads == 1:
+            return 1
+        # The rows of x of one task stay in cache while all chunks of the matrix pass.
+        x_bytes = elements(self.lead, unknown=threads * 64) * self.depth * 4
+        return threads * max(1, -(-x_bytes // (threads * CACHE_BYTES)))
+
+    def _task(self, part: Expr, tasks: int) -> tirx.Stmt:
+        whole, tail = divmod(self.columns, self.tile.columns)
+        if self.by_columns:
+            rows, chunks = _Share.whole(self.tiles), _Share(index(whole), part, tasks)
+        else:
+            rows, chunks = _Share(self.tiles, part, tasks), _Share.whole(index(whole))
         main = None
         if whole:
-            main = loop(on_columns.extent, lambda c: over_rows(on_rows, on_columns.first + c, tile.columns), "chunk")
-        end = over_rows(on_rows, index(whole), tail) if tail else None
-        if end is not None and by_columns and parts > 1:
-            end = when(tirx.EQ(part, index(parts - 1)), end)
-        return sequence([main, end])
+            main = loop(chunks.extent, lambda c: self._chunk(rows, chunks.first + c, self.tile.columns), "chunk")
+        end = self._chunk(rows, index(whole), tail) if tail else None
+        return sequence([main, chunks.in_last(end)])
 
-    if by_columns:
-        parts = min(parts, max(1, whole + bool(tail)))
-    return parallel([index(parts)], lambda p: task(p[0]), parts > 1)
+    def _chunk(self, rows: _Share, chunk: Expr, width: int) -> tirx.Stmt:
+        """A share of the rows times one chunk of the matrix, of which `width` columns are used."""
+        height, known = self.tile.rows, constant(self.rows)
+        main = None
+        if known is None or known >= height:
+            main = loop(rows.extent, lambda t: self._tile((rows.first + t) * height, height, chunk, width), "tile")
+        return sequence([main, rows.in_last(self._rows_after_tiles(chunk, width))])
+
+    def _rows_after_tiles(self, chunk: Expr, width: int) -> tirx.Stmt | None:
+        height, known = self.tile.rows, constant(self.rows)
+        first = self.tiles * height
+        if known is None:
+            return loop(self.rows - first, lambda r: self._tile(first + r, 1, chunk, width), "row")
+        return self._tile(first, known % height, chunk, width) if known % height else None
+
+    def _tile(self, first: Expr, height: int, chunk: Expr, width: int) -> tirx.Stmt:
+        zeros = self._zeros()
+        return MicroKernel(
+            self.machine,
+            height,
+            width,
+            [index(self.depth)],
+            lambda r, k: tirx.BufferLoad(self.x, [*zeros, first + r, k[0]] if self.lead else [k[0]]),
+            lambda k, at, size: tirx.BufferLoad(self.weight, [chunk, k[0], ramp(at, size)]),
+            lambda r, c, value: self.epilogue.store([*self._position(first + r), chunk * self.tile.columns + c], value),
+            self.epilogue.long,
+        ).statement()
+
+    def _zeros(self) -> list[Expr]:
+        """Indices of all leading axes but the last; the last one runs over all rows."""
+        return [index(0)] * (len(self.lead) - 1) if self.lead else []
+
+    def _position(self, row: Expr) -> list[Expr]:
+        """Indices of a row in the result."""
+        if not self.lead:
+            return []
+        return [*self._zeros(), row] if self.flat or len(self.lead) == 1 else _unfold(row, self.lead)
 
 
 def _operands(stage: Stage) -> tuple[Var, Var]:
-    """The two buffers that a product reads, in the order of its factors."""
+    """Return the two buffers that a product reads, in the order of its factors."""
     found = loads(stage.value)
     if len(found) != 2:
         raise Unsupported("a product of more than two loads")
@@ -146,94 +197,132 @@ def _unfold(flat: Expr, extents: list[Expr]) -> list[Expr]:
 
 
 def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
-    """Two operands of run time: a panel of the right one is packed for each batch, then used by all rows."""
+    """Schedule a (..., rows, depth) times b (..., depth, columns), both known at run time only.
+
+    For each batch and each chunk of columns, a panel of b is packed and then used by all rows. If there are at most
+    two rows, or if the panel would not stay in the cache, b is read in place. Threads share the batches, the chunks of
+    columns or the rows, in this order: with the first two, nothing is packed twice.
+    """
     a, b = loads(stage.value)
     rows, columns, depth = _static(stage.extents[-2]), _static(stage.extents[-1]), _static(stage.reduce_extents[-1])
-    batch = stage.extents[:-2]
     tile = choose_tile(machine, rows, columns)
-    whole, tail = divmod(columns, tile.columns)
-    # Packing costs as much as computing one row with it.
+    # Packing costs as much as computing one row.
     pack = rows > 2 and depth * tile.columns * 4 <= 4 * CACHE_BYTES
-    names = dict(zip(stage.axes[:-2], range(len(batch)), strict=True))
+    return _Matmul(machine, stage, epilogue, a, b, rows, columns, depth, tile, pack).statement()
 
-    def operand(load: tirx.BufferLoad, at: list[Expr], row: Expr, column: Expr) -> Expr:
-        lead = [at[names[i]] if isinstance(i, Var) else i for i in load.indices[:-2]]
+
+@dataclass(frozen=True, eq=False)
+class _Matmul:
+    machine: Machine
+    stage: Stage
+    epilogue: Epilogue
+    a: TensorLoad
+    b: TensorLoad
+    rows: int
+    columns: int
+    depth: int
+    tile: Tile
+    pack: bool
+
+    @property
+    def batch(self) -> list[Expr]:
+        """Extents of the leading axes."""
+        return self.stage.extents[:-2]
+
+    @property
+    def tiles(self) -> Expr:
+        """Whole tiles of rows."""
+        return index(self.rows // self.tile.rows)
+
+    def statement(self) -> tirx.Stmt:
+        work = elements(self.batch, unknown=4) * self.rows * self.columns * self.depth // self.machine.lanes
+        most = self.machine.threads
+        threads = work > SERIAL_WORK
+        batches = elements(self.batch, unknown=most)
+        if threads and batches < 2 * most and self.columns // self.tile.columns >= most:
+            return self._chunks_in_parallel()
+        parts = most if threads and batches == 1 and self.rows >= 2 * self.tile.rows else 1
+
+        def task(at: list[Expr]) -> tirx.Stmt:
+            return self._chunks(at[:-1], _Share(self.tiles, at[-1], parts))
+
+        return parallel([*self.batch, index(parts)], task, threads)
+
+    def _chunks_in_parallel(self) -> tirx.Stmt:
+        whole, tail = divmod(self.columns, self.tile.columns)
+        rows, width = _Share.whole(self.tiles), self.tile.columns
+        main = parallel([*self.batch, index(whole)], lambda p: self._chunk(p[:-1], p[-1] * width, width, rows))
+        end = nest(self.batch, lambda p: self._chunk(p, index(whole * width), tail, rows)) if tail else None
+        return sequence([main, end])
+
+    def _chunks(self, at: list[Expr], rows: _Share) -> tirx.Stmt:
+        whole, tail = divmod(self.columns, self.tile.columns)
+        width = self.tile.columns
+        main = loop(whole, lambda c: self._chunk(at, c * width, width, rows), "chunk") if whole else None
+        end = self._chunk(at, index(whole * width), tail, rows) if tail else None
+        return sequence([main, end])
+
+    def _chunk(self, at: list[Expr], first: Expr, width: int, rows: _Share) -> tirx.Stmt:
+        """A share of the rows for columns [first, first + width) of batch `at`."""
+        panel = scratch("panel", [self.depth, width]) if self.pack else None
+        height = self.tile.rows
+        tiles, rest = divmod(self.rows, height)
+
+        def tile(row: Expr, count: int) -> tirx.Stmt:
+            return self._tile(at, row, count, first, width, panel)
+
+        main = loop(rows.extent, lambda t: tile((rows.first + t) * height, height), "tile") if tiles else None
+        end = tile(index(tiles * height), rest) if rest else None
+        body = sequence([main, rows.in_last(end)])
+        if panel is None:
+            return body
+        fill = loop(self.depth, lambda k: self._pack_row(panel, at, k, first, width), "k")
+        return with_buffers([panel], sequence([fill, body]))
+
+    def _pack_row(self, panel: Var, at: list[Expr], k: Expr, first: Expr, width: int) -> tirx.Stmt:
+        def copy(column: Expr, size: int) -> tirx.Stmt:
+            def lane(i: Expr) -> tirx.Stmt:
+                value = self._operand(self.b, at, k, first + column + i)
+                return tirx.BufferStore(panel, value, [k, column + i])
+
+            return lanes(size, lane)
+
+        return vectors(index(0), width, self.machine, copy)
+
+    def _tile(self, at: list[Expr], row: Expr, height: int, first: Expr, width: int, panel: Var | None) -> tirx.Stmt:
+        def right(k: list[Expr], offset: int, size: int) -> Expr:
+            if panel is not None:
+                return tirx.BufferLoad(panel, [k[0], ramp(offset, size)])
+            return self._operand(self.b, at, k[0], ramp(first + offset, size))
+
+        def part(start: int, size: int) -> tirx.Stmt:
+            return MicroKernel(
+                self.machine,
+                height,
+                size,
+                [index(self.depth)],
+                lambda r, k: self._operand(self.a, at, row + r, k[0]),
+                lambda k, offset, count: right(k, start + offset, count),
+                lambda r, c, value: self.epilogue.store([*at, row + r, first + start + c], value),
+                self.epilogue.long,
+            ).statement()
+
+        return sequence(part(start, size) for start, size in _exact_vectors(width, self.machine))
+
+    def _operand(self, load: TensorLoad, at: list[Expr], row: Expr, column: Expr) -> Expr:
+        """An element, or a vector of columns, of one operand; broadcast batch axes keep their index 0."""
+        places = dict(zip(self.stage.axes[:-2], range(len(self.batch)), strict=True))
+        lead = [at[places[i]] if isinstance(i, Var) else i for i in load.indices[:-2]]
         return tirx.BufferLoad(load.source, [*lead, row, column])
 
-    def chunk(at: list[Expr], first: Expr, width: int, share: _Share) -> tirx.Stmt:
-        panel = scratch("panel", [depth, width])
 
-        def fill(k: Expr) -> tirx.Stmt:
-            def run(column: Expr, size: int) -> tirx.Stmt:
-                return lanes(
-                    size,
-                    lambda i: tirx.BufferStore(panel, operand(b, at, k, first + column + i), [k, column + i]),
-                )
-
-            return vectors(index(0), width, machine, run)
-
-        def right(k: list[Expr], offset: int, size: int) -> Expr:
-            if pack:
-                return tirx.BufferLoad(panel, [k[0], ramp(offset, size)])
-            return operand(b, at, k[0], ramp(first + offset, size))
-
-        def block(row: Expr, height: int) -> tirx.Stmt:
-            def part(start: int, size: int) -> tirx.Stmt:
-                return MicroKernel(
-                    machine,
-                    height,
-                    size,
-                    [index(depth)],
-                    lambda r, k: operand(a, at, row + r, k[0]),
-                    lambda k, offset, lanes_: right(k, start + offset, lanes_),
-                    lambda r, c, value: epilogue.store([*at, row + r, first + start + c], value),
-                    epilogue.long,
-                ).statement()
-
-            return sequence(part(start, size) for start, size in _column_runs(width, machine))
-
-        tiles, rest = divmod(rows, tile.rows)
-        main = loop(share.extent, lambda t: block((share.first + t) * tile.rows, tile.rows), "tile") if tiles else None
-        end = block(index(tiles * tile.rows), rest) if rest else None
-        if end is not None and share.parts > 1:
-            end = when(tirx.EQ(share.part, index(share.parts - 1)), end)
-        body = sequence([main, end])
-        return with_buffers([panel], sequence([loop(depth, fill, "k"), body])) if pack else body
-
-    work = elements(batch, unknown=4) * rows * columns * depth // machine.lanes
-    threads = work > SERIAL_WORK
-    batches = elements(batch, unknown=machine.threads)
-    tiles = index(rows // tile.rows)
-    # Batches first, then chunks of columns, then rows: the order in which nothing is packed twice.
-    by_chunk = threads and batches < 2 * machine.threads and whole >= machine.threads
-    parts = machine.threads if threads and batches == 1 and not by_chunk and rows >= 2 * tile.rows else 1
-
-    def task(at: list[Expr], part: Expr) -> tirx.Stmt:
-        share = _Share(tiles, part, parts)
-        return sequence(
-            [
-                loop(whole, lambda c: chunk(at, c * tile.columns, tile.columns, share), "chunk") if whole else None,
-                chunk(at, index(whole * tile.columns), tail, share) if tail else None,
-            ]
-        )
-
-    if by_chunk:
-        share = _Share(tiles, index(0), 1)
-        main = parallel(
-            [*batch, index(whole)], lambda p: chunk(p[:-1], p[-1] * tile.columns, tile.columns, share), threads
-        )
-        end = nest(batch, lambda p: chunk(p, index(whole * tile.columns), tail, share)) if tail else None
-        return sequence([main, end])
-    return parallel([*batch, index(parts)], lambda p: task(p[:-1], p[-1]), threads)
-
-
-def _column_runs(width: int, machine: Machine) -> list[tuple[int, int]]:
-    """The columns of a panel whose last vector may not be read beyond its end: whole vectors, then the tail's parts."""
+def _exact_vectors(width: int, machine: Machine) -> list[tuple[int, int]]:
+    """Split the columns of a panel into (start, size) runs that never read past its end: whole vectors, then halves."""
     whole = width // machine.lanes * machine.lanes
-    parts = [(0, whole)] if whole else []
+    runs = [(0, whole)] if whole else []
     start = whole
     for size in machine.widths[1:]:
         if width - start >= size:
-            parts.append((start, size))
+            runs.append((start, size))
             start += size
-    return parts
+    return runs
