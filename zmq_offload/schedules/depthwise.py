@@ -1,9 +1,11 @@
-"""The kernel of convolutions with one filter a channel."""
+"""The rule for depthwise convolutions: one filter for each channel."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm import tirx
-from tvm.ir import Expr
+from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import (
     FlatBuffer,
@@ -17,7 +19,7 @@ from zmq_offload.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.images import image_of, result_size
+from zmq_offload.schedules.images import Image, image_of, result_size
 from zmq_offload.schedules.machine import L1_BYTES, Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
@@ -25,78 +27,131 @@ from zmq_offload.schedules.stages import Program, Stage
 
 
 def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
-    """One filter a channel: vectors of channels, a few neighbouring results at once so that they share loads."""
+    """Schedule a depthwise convolution over (n, h, w, c) with filters (kh, kw, c).
+
+    Threads share the batch and bands of rows. Within a band, one vector of channels is computed after the other, so
+    that the band's rows of that vector stay in L1 while the window moves over them. A padded image is copied for each
+    band and vector, with zeros around. A micro-kernel computes a few neighboring results at once: they share loads.
+    """
     image, weight = image_of(program, stage)
-    conv = image.conv
     height, width, channels = result_size(stage)
-    (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilation
-    at_once = _depthwise_tile(machine, width)
+    kh, kw = image.conv.kernel
     batch = elements(stage.extents[:1], unknown=1)
     work = batch * height * width * channels * kh * kw // machine.lanes
     threads = machine.threads if work > SERIAL_WORK else 1
+    rows = _band_rows(machine, image, height, width, threads)
+    return _Depthwise(machine, stage, epilogue, image, weight, height, width, channels, rows, threads).statement()
+
+
+def _band_rows(machine: Machine, image: Image, height: int, width: int, threads: int) -> int:
+    """Return the rows of a band: one vector of channels should stay in L1, and threads get equal numbers of bands."""
     _, columns = image.window((1, width))
-    # A band's rows of one vector of channels should stay in L1 while the window moves over them.
-    row_bytes = columns * machine.lanes * 4 * sh
+    row_bytes = columns * machine.lanes * 4 * image.conv.strides[0]
     rows = max(1, min(-(-height // threads), max(4, 2 * L1_BYTES // row_bytes)))
     bands = -(-height // rows)
     if bands > 1 and bands % threads:
         bands += threads - bands % threads
         rows = max(1, -(-height // bands))
-        bands = -(-height // rows)
-
-    def task(at: list[Expr]) -> tirx.Stmt:
-        batch_, band = at
-        top = band * rows
-        count: Expr = index(rows) if height % rows == 0 else tirx.Min(index(rows), index(height) - top)
-        return vectors(index(0), channels, machine, lambda c, lanes_: channel(batch_, top, count, c, lanes_))
-
-    def channel(batch_: Expr, top: Expr, count: Expr, first: Expr, size: int) -> tirx.Stmt:
-        copy = None
-        if image.padded:
-            copy_height, copy_width = image.window((rows, width))
-            copy = FlatBuffer("window", [copy_height, copy_width, size])
-
-        def row(y: Expr) -> tirx.Stmt:
-            whole, rest = divmod(width, at_once)
-            return sequence(
-                [
-                    loop(whole, lambda t: block(y, t * at_once, at_once), "tile") if whole else None,
-                    block(y, index(whole * at_once), rest) if rest else None,
-                ]
-            )
-
-        def block(y: Expr, x: Expr, many: int) -> tirx.Stmt:
-            def data(r: int, k: list[Expr]) -> Expr:
-                row_, column = y * sh + k[0] * dh, (x + r) * sw + k[1] * dw
-                if copy is not None:
-                    return copy.load([row_, column, ramp(0, size)])
-                return tirx.BufferLoad(image.buffer, image.at(batch_, top * sh + row_, column, ramp(first, size)))
-
-            return MicroKernel(
-                machine,
-                many,
-                size,
-                [index(kh), index(kw)],
-                data,
-                lambda k, _, w: tirx.BufferLoad(weight, [k[0], k[1], ramp(first, w)]),
-                lambda r, c, value: epilogue.store(image.at(batch_, top + y, x + r, first + c), value),
-                rolled_store=epilogue.long,
-                unrolled=True,
-            ).statement()
-
-        body = loop(count, row, "row")
-        if copy is None:
-            return body
-        corner = (batch_, top * sh - conv.padding[0], index(-conv.padding[1]))
-        needed = (count - 1) * sh + (kh - 1) * dh + 1
-        fill = image.copy(machine, copy, corner, needed, copy_width, first)
-        return with_buffers([copy.buffer], sequence([fill, body]))
-
-    return parallel([stage.extents[0], index(bands)], task, threads > 1)
+    return rows
 
 
-def _depthwise_tile(machine: Machine, width: int) -> int:
-    """Neighbours at once: a quarter of the registers hold results, as many hold the data they share."""
+def _tile_width(machine: Machine, width: int) -> int:
+    """Return how many neighbors to compute at once: results fill a quarter of the registers, their data another."""
     most = max(1, machine.registers // 4)
     tiles = -(-width // most)
     return -(-width // tiles)
+
+
+@dataclass(frozen=True, eq=False)
+class _Depthwise:
+    machine: Machine
+    stage: Stage
+    epilogue: Epilogue
+    image: Image
+    weight: Var
+    height: int
+    width: int
+    channels: int
+    rows: int  # of a band
+    threads: int
+
+    def statement(self) -> tirx.Stmt:
+        bands = -(-self.height // self.rows)
+        return parallel([self.stage.extents[0], index(bands)], self._band, self.threads > 1)
+
+    def _band(self, at: list[Expr]) -> tirx.Stmt:
+        batch, band = at
+        top, rows = band * self.rows, self.rows
+        count: Expr = index(rows)
+        if self.height % rows:
+            count = tirx.Min(index(rows), index(self.height) - top)
+        return vectors(
+            index(0),
+            self.channels,
+            self.machine,
+            lambda first, size: self._channels(batch, top, count, first, size),
+        )
+
+    def _channels(self, batch: Expr, top: Expr, rows: Expr, first: Expr, size: int) -> tirx.Stmt:
+        """A band of one vector of channels, [first, first + size)."""
+        image, conv = self.image, self.image.conv
+        if not image.padded:
+            return _Strip(self, batch, top, first, size, None).rows(rows)
+        height, width = image.window((self.rows, self.width))
+        copy = FlatBuffer("window", [height, width, size])
+        corner = (batch, top * conv.strides[0] - conv.padding[0], index(-conv.padding[1]))
+        needed = (rows - 1) * conv.strides[0] + (conv.kernel[0] - 1) * conv.dilation[0] + 1
+        fill = image.copy(self.machine, copy, corner, needed, width, first)
+        body = _Strip(self, batch, top, first, size, copy).rows(rows)
+        return with_buffers([copy.buffer], sequence([fill, body]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Strip:
+    """A band of rows from `top` on, of the channels [first, first + size)."""
+
+    parent: _Depthwise
+    batch: Expr
+    top: Expr
+    first: Expr
+    size: int
+    copy: FlatBuffer | None  # the padded window, None to read the image in place
+
+    def rows(self, count: Expr) -> tirx.Stmt:
+        return loop(count, self._row, "row")
+
+    def _row(self, y: Expr) -> tirx.Stmt:
+        width = _tile_width(self.parent.machine, self.parent.width)
+        whole, rest = divmod(self.parent.width, width)
+        return sequence(
+            [
+                loop(whole, lambda t: self._tile(y, t * width, width), "tile") if whole else None,
+                self._tile(y, index(whole * width), rest) if rest else None,
+            ]
+        )
+
+    def _tile(self, y: Expr, x: Expr, width: int) -> tirx.Stmt:
+        p, image = self.parent, self.parent.image
+        (kh, kw), (sh, sw), (dh, dw) = image.conv.kernel, image.conv.strides, image.conv.dilation
+
+        def data(r: int, k: list[Expr]) -> Expr:
+            row, column = y * sh + k[0] * dh, (x + r) * sw + k[1] * dw
+            if self.copy is not None:
+                return self.copy.load([row, column, ramp(0, self.size)])
+            at = image.at(self.batch, self.top * sh + row, column, ramp(self.first, self.size))
+            return tirx.BufferLoad(image.buffer, at)
+
+        def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
+            return p.epilogue.store(image.at(self.batch, self.top + y, x + r, self.first + c), value)
+
+        return MicroKernel(
+            p.machine,
+            width,
+            self.size,
+            [index(kh), index(kw)],
+            data,
+            lambda k, _, size: tirx.BufferLoad(p.weight, [k[0], k[1], ramp(self.first, size)]),
+            store,
+            rolled_store=p.epilogue.long,
+            unrolled=True,
+        ).statement()

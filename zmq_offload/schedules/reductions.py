@@ -1,4 +1,7 @@
-"""Loop nests for reductions: along the vector (sums of rows) and across vectors (pooling, sums of columns)."""
+"""Loop nests for reductions: across vectors (pooling, sums of columns), along them (sums of rows), or scalar.
+
+Each emits the reduction together with the element-wise stage that follows, such as a mean's division.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,19 @@ from zmq_offload.schedules.rewrite import Rewriter, constant
 from zmq_offload.schedules.stages import Inliner, Stage, same_indices
 from zmq_offload.schedules.vector_math import extremum, vectorizable
 
-# Independent accumulators that hide the latency of an addition (4 cycles, one or two issued per cycle).
+# Independent accumulators: they hide the latency of an addition (4 cycles, with one or two issued per cycle).
 CHAINS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Reduction:
-    """A reduction stage and the stage that is computed from it element by element (itself where there is none)."""
+    """A reduction, and the element-wise stage computed from it (`final is stage` if there is none)."""
 
     stage: Stage
     final: Stage
 
     def result(self, context: NestContext, at: Sequence[Expr], total: Expr) -> tirx.Stmt:
-        """Store what `final` is at `at`, `total` being the reduction there."""
+        """Store `final` at `at`, where the reduction is `total`."""
 
         def substitute(buffer: Var, indices: list[Expr]) -> Expr | None:
             return total if buffer.same_as(self.stage.buffer) and same_indices(indices, list(at)) else None
@@ -58,24 +61,29 @@ def _first(one: Callable[..., Expr | None], other: Callable[..., Expr | None] | 
     return both
 
 
-def reduction(context: NestContext, nest_: Reduction) -> tirx.Stmt:
-    """The nest of a reduction, by what its operands look like along the last axis of the result and of the sum."""
-    stage, fixed = nest_.stage, len(context.prefix)
+def reduction(context: NestContext, pair: Reduction) -> tirx.Stmt:
+    """Emit a reduction, in the first of three forms that suits its operands.
+
+    1. Results are contiguous along the last axis: vectors of results (`_Across`).
+    2. Operands are contiguous along the last reduced axis: vectors of partial results (`_Along`).
+    3. Otherwise one result and one operand at a time (`_Scalar`).
+    """
+    stage, fixed = pair.stage, len(context.prefix)
     axes, extents = fresh(stage.axes[fixed:]), stage.extents[fixed:]
     value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]))
-    work = (
-        elements([*extents, *stage.reduce_extents], unknown=16)
-        * max(1, operation_count(value))
-        // context.machine.lanes
-    )
+    count = elements([*extents, *stage.reduce_extents], unknown=16)
+    work = count * max(1, operation_count(value)) // context.machine.lanes
     threads = context.threads and work > SERIAL_WORK
     last = constant(extents[-1]) if axes else None
+    form: type[_Across | _Along | _Scalar] = _Scalar
     if last is not None and last > 1 and access_pattern(value, axes[-1]).contiguous:
-        return _across(context, nest_, axes, extents, value, threads)
-    inner = constant(stage.reduce_extents[-1])
-    if inner is not None and inner >= context.machine.lanes and access_pattern(value, stage.reduce_axes[-1]).contiguous:
-        return _within(context, nest_, axes, extents, value, threads)
-    return _scalar(context, nest_, axes, extents, value, threads)
+        form = _Across
+    else:
+        inner = constant(stage.reduce_extents[-1])
+        wide = inner is not None and inner >= context.machine.lanes
+        if wide and access_pattern(value, stage.reduce_axes[-1]).contiguous:
+            form = _Along
+    return form(context, pair, axes, extents, value, threads).statement()
 
 
 def _combine(stage: Stage, total: Expr, value: Expr) -> Expr:
@@ -85,155 +93,174 @@ def _combine(stage: Stage, total: Expr, value: Expr) -> Expr:
     return stage.combine(total, value)
 
 
-def _across(
-    context: NestContext, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
-) -> tirx.Stmt:
-    """A few vectors of results at once, everything that belongs to them summed up in registers."""
-    stage = nest_.stage
-    last = constant(extents[-1]) or 1
-    dtype = str(stage.buffer.dtype)
-    # Few rows: share the columns between the threads too, one vector a task.
-    few = elements(extents[:-1], unknown=64) < 2 * context.machine.threads
-    group = 1 if few else CHAINS
+@dataclass(frozen=True, eq=False)
+class _Nest:
+    """A reduction's nest: `value` is the operand at `axes` and the stage's reduce axes."""
 
-    def block(head: list[Expr], start: Expr, width: int, count: int) -> tirx.Stmt:
-        total = local("total", [count * width], dtype)
-        out = [*context.prefix, *head]
+    context: NestContext
+    pair: Reduction
+    axes: list[Var]
+    extents: list[Expr]
+    value: Expr
+    threads: bool
 
-        def each(i: int, body: Callable[[Expr, Expr], tirx.Stmt]) -> tirx.Stmt:
-            return lanes(width, lambda lane: body(start + i * width + lane, index(i * width) + lane))
+    @property
+    def stage(self) -> Stage:
+        return self.pair.stage
 
-        def step(at: list[Expr]) -> tirx.Stmt:
-            names = dict(zip([*axes[:-1], *stage.reduce_axes], [*head, *at], strict=True))
+    @property
+    def dtype(self) -> str:
+        return str(self.stage.buffer.dtype)
 
-            def add(column: Expr, slot: Expr) -> tirx.Stmt:
-                operand = Rewriter({**names, axes[-1]: column}).visit(value)
-                return tirx.BufferStore(total, _combine(stage, tirx.BufferLoad(total, [slot]), operand), [slot])
+    def _accumulate(self, total: Var, slot: Expr, at: Sequence[Expr], reduce: Sequence[Expr]) -> tirx.Stmt:
+        """Combine the operand at `at` and `reduce` into `total[slot]`."""
+        names = dict(zip([*self.axes, *self.stage.reduce_axes], [*at, *reduce], strict=True))
+        operand = Rewriter(names).visit(self.value)
+        combined = _combine(self.stage, tirx.BufferLoad(total, [slot]), operand)
+        return tirx.BufferStore(total, combined, [slot])
 
-            return sequence(each(i, add) for i in range(count))
+    def _initialize(self, total: Var, slot: Expr) -> tirx.Stmt:
+        return tirx.BufferStore(total, self.stage.init, [slot])
 
-        init = sequence(each(i, lambda _, s: tirx.BufferStore(total, stage.init, [s])) for i in range(count))
-        done = sequence(
-            each(i, lambda c, s: nest_.result(context, [*out, c], tirx.BufferLoad(total, [s]))) for i in range(count)
+    def _store(self, at: Sequence[Expr], total: Var, slot: Expr) -> tirx.Stmt:
+        """Store the result at `at`, from `total[slot]`."""
+        return self.pair.result(self.context, [*self.context.prefix, *at], tirx.BufferLoad(total, [slot]))
+
+
+class _Across(_Nest):
+    """Vectors of neighboring results: a few at once, each summed up in registers over all reduced axes."""
+
+    def statement(self) -> tirx.Stmt:
+        last, machine = constant(self.extents[-1]) or 1, self.context.machine
+        # With few rows, threads also share the columns: one vector for each task.
+        few = elements(self.extents[:-1], unknown=64) < 2 * machine.threads
+        group = 1 if few else CHAINS
+        runs = pieces(last, machine)
+        if not (few and self.threads and runs and runs[0][2] > 1):
+            return parallel(self.extents[:-1], lambda head: self._columns(head, runs, group), self.threads)
+        at, width, count = runs[0]
+        main = parallel(
+            [*self.extents[:-1], index(count)], lambda p: self._vectors(p[:-1], at + p[-1] * width, width, 1)
         )
-        return with_buffers([total], sequence([init, nest(stage.reduce_extents, step), done]))
+        tail = nest(self.extents[:-1], lambda head: self._columns(head, runs[1:], group)) if runs[1:] else None
+        return sequence([main, tail])
 
-    def run(head: list[Expr], at: int, width: int, count: int) -> tirx.Stmt:
+    def _columns(self, head: list[Expr], runs: list[tuple[int, int, int]], group: int) -> tirx.Stmt:
+        return sequence(self._run(head, *run, group) for run in runs)
+
+    def _run(self, head: list[Expr], at: int, width: int, count: int, group: int) -> tirx.Stmt:
+        """`count` vectors from column `at` on, `group` at once."""
         whole, rest = divmod(count, group)
+        step = group * width
         return sequence(
             [
-                loop(whole, lambda i: block(head, at + i * (group * width), width, group), "c") if whole else None,
-                block(head, index(at + whole * group * width), width, rest) if rest else None,
+                loop(whole, lambda i: self._vectors(head, at + i * step, width, group), "c") if whole else None,
+                self._vectors(head, index(at + whole * step), width, rest) if rest else None,
             ]
         )
 
-    def columns(head: list[Expr], runs: list[tuple[int, int, int]]) -> tirx.Stmt:
-        return sequence(run(head, *piece) for piece in runs)
+    def _vectors(self, head: list[Expr], start: Expr, width: int, count: int) -> tirx.Stmt:
+        """`count` vectors of results, complete."""
+        total = local("total", [count * width], self.dtype)
 
-    runs = pieces(last, context.machine)
-    if not (few and threads and len(runs[0:1]) and runs[0][2] > 1):
-        return parallel(extents[:-1], lambda head: columns(head, runs), threads)
-    at, width, count = runs[0]
-    main = parallel([*extents[:-1], index(count)], lambda p: block(p[:-1], at + p[-1] * width, width, 1))
-    tail = nest(extents[:-1], lambda head: columns(head, runs[1:])) if runs[1:] else None
-    return sequence([main, tail])
+        def each(body: Callable[[Expr, Expr], tirx.Stmt]) -> tirx.Stmt:
+            """`body(column, slot)` for every lane."""
 
+            def one(i: int) -> tirx.Stmt:
+                return lanes(width, lambda lane: body(start + i * width + lane, index(i * width) + lane))
 
-def _within(
-    context: NestContext, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
-) -> tirx.Stmt:
-    """One result at a time: partial results in the lanes of several vectors, combined at the end."""
-    stage, machine = nest_.stage, context.machine
-    inner = constant(stage.reduce_extents[-1]) or 1
-    dtype = str(stage.buffer.dtype)
-    width = machine.lanes
-    chains = min(CHAINS, inner // width)
-
-    def one(at: list[Expr]) -> tirx.Stmt:
-        partial, total = local("partial", [chains * width], dtype), local("total", [1], dtype)
-
-        def accumulate(buffer: Var, slot: Expr, reduce: list[Expr]) -> tirx.Stmt:
-            names = dict(zip([*axes, *stage.reduce_axes], [*at, *reduce], strict=True))
-            operand = Rewriter(names).visit(value)
-            return tirx.BufferStore(buffer, _combine(stage, tirx.BufferLoad(buffer, [slot]), operand), [slot])
-
-        def clear(chain: int) -> tirx.Stmt:
-            return lanes(width, lambda i: tirx.BufferStore(partial, stage.init, [index(chain * width) + i]))
-
-        def single(k: int, outer: list[Expr]) -> tirx.Stmt:
-            return lanes(1, lambda _: accumulate(total, index(0), [*outer, index(k)]))
-
-        def step(outer: list[Expr]) -> tirx.Stmt:
-            block = chains * width
-            whole, rest = divmod(inner, block)
-
-            def vector(start: Expr, chain: int) -> tirx.Stmt:
-                return lanes(width, lambda i: accumulate(partial, index(chain * width) + i, [*outer, start + i]))
-
-            done = whole * block + rest // width * width
-            return sequence(
-                [
-                    loop(whole, lambda i: sequence(vector(i * block + c * width, c) for c in range(chains)), "k"),
-                    *(vector(index(whole * block + c * width), c) for c in range(rest // width)),
-                    *(single(k, outer) for k in range(done, inner)),
-                ]
-            )
-
-        init = sequence(
-            [
-                *(clear(c) for c in range(chains)),
-                tirx.BufferStore(total, stage.init, [index(0)]),
-            ]
-        )
-        done = [*context.prefix, *at]
-        result = lanes(1, lambda _: nest_.result(context, done, tirx.BufferLoad(total, [index(0)])))
-        return with_buffers(
-            [partial, total],
-            sequence(
-                [init, nest(stage.reduce_extents[:-1], step), _fold(stage, partial, total, chains, width), result]
-            ),
-        )
-
-    return parallel(extents, one, threads)
-
-
-def _fold(stage: Stage, partial: Var, total: Var, chains: int, width: int) -> tirx.Stmt:
-    """Combine the lanes of all chains into `total[0]`: chains first, then halves of the vector."""
-    statements = []
-
-    def merge(into: int, source: int, count: int) -> tirx.Stmt:
-        def lane(i: Expr) -> tirx.Stmt:
-            a, b = tirx.BufferLoad(partial, [index(into) + i]), tirx.BufferLoad(partial, [index(source) + i])
-            return tirx.BufferStore(partial, _combine(stage, a, b), [index(into) + i])
-
-        return lanes(count, lane)
-
-    statements = [merge(0, c * width, width) for c in range(1, chains)]
-    half = width // 2
-    while half:
-        statements.append(merge(0, half, half))
-        half //= 2
-    both = _combine(stage, tirx.BufferLoad(total, [index(0)]), tirx.BufferLoad(partial, [index(0)]))
-    return sequence([*statements, tirx.BufferStore(total, both, [index(0)])])
-
-
-def _scalar(
-    context: NestContext, nest_: Reduction, axes: list[Var], extents: list[Expr], value: Expr, threads: bool
-) -> tirx.Stmt:
-    """One result at a time, one operand at a time."""
-    stage = nest_.stage
-
-    def one(at: list[Expr]) -> tirx.Stmt:
-        total = local("total", [1], str(stage.buffer.dtype))
+            return sequence(one(i) for i in range(count))
 
         def step(reduce: list[Expr]) -> tirx.Stmt:
-            names = dict(zip([*axes, *stage.reduce_axes], [*at, *reduce], strict=True))
-            combined = _combine(stage, tirx.BufferLoad(total, [index(0)]), Rewriter(names).visit(value))
-            return lanes(1, lambda _: tirx.BufferStore(total, combined, [index(0)]))
+            return each(lambda column, slot: self._accumulate(total, slot, [*head, column], reduce))
 
-        done = [*context.prefix, *at]
-        result = lanes(1, lambda _: nest_.result(context, done, tirx.BufferLoad(total, [index(0)])))
-        start = tirx.BufferStore(total, stage.init, [index(0)])
-        return with_buffers([total], sequence([start, nest(stage.reduce_extents, step), result]))
+        init = each(lambda _, slot: self._initialize(total, slot))
+        done = each(lambda column, slot: self._store([*head, column], total, slot))
+        return with_buffers([total], sequence([init, nest(self.stage.reduce_extents, step), done]))
 
-    return parallel(extents, one, threads)
+
+class _Along(_Nest):
+    """One result at a time: partial results in the lanes of several vectors, combined at the end."""
+
+    @property
+    def inner(self) -> int:
+        """Extent of the last reduced axis."""
+        return constant(self.stage.reduce_extents[-1]) or 1
+
+    @property
+    def chains(self) -> int:
+        """Vectors of partial results."""
+        return min(CHAINS, self.inner // self.context.machine.lanes)
+
+    def statement(self) -> tirx.Stmt:
+        return parallel(self.extents, self._one, self.threads)
+
+    def _one(self, at: list[Expr]) -> tirx.Stmt:
+        width = self.context.machine.lanes
+        partial, total = local("partial", [self.chains * width], self.dtype), local("total", [1], self.dtype)
+
+        def clear(chain: int) -> tirx.Stmt:
+            return lanes(width, lambda i: self._initialize(partial, index(chain * width) + i))
+
+        init = [*(clear(c) for c in range(self.chains)), self._initialize(total, index(0))]
+        sums = nest(self.stage.reduce_extents[:-1], lambda outer: self._row(at, outer, partial, total))
+        result = lanes(1, lambda _: self._store(at, total, index(0)))
+        return with_buffers([partial, total], sequence([sequence(init), sums, self._fold(partial, total), result]))
+
+    def _row(self, at: list[Expr], outer: list[Expr], partial: Var, total: Var) -> tirx.Stmt:
+        """The last reduced axis: all chains in a loop, then single vectors, then single elements."""
+        width, chains = self.context.machine.lanes, self.chains
+        block = chains * width
+        whole, rest = divmod(self.inner, block)
+        done = whole * block + rest // width * width
+
+        def vector(start: Expr, chain: int) -> tirx.Stmt:
+            slot = index(chain * width)
+            return lanes(width, lambda i: self._accumulate(partial, slot + i, at, [*outer, start + i]))
+
+        def single(k: int) -> tirx.Stmt:
+            return lanes(1, lambda _: self._accumulate(total, index(0), at, [*outer, index(k)]))
+
+        return sequence(
+            [
+                loop(whole, lambda i: sequence(vector(i * block + c * width, c) for c in range(chains)), "k"),
+                *(vector(index(whole * block + c * width), c) for c in range(rest // width)),
+                *(single(k) for k in range(done, self.inner)),
+            ]
+        )
+
+    def _fold(self, partial: Var, total: Var) -> tirx.Stmt:
+        """Combine all lanes into `total[0]`: chains first, then halves of the vector."""
+        width = self.context.machine.lanes
+
+        def merge(into: int, source: int, count: int) -> tirx.Stmt:
+            def lane(i: Expr) -> tirx.Stmt:
+                a, b = tirx.BufferLoad(partial, [index(into) + i]), tirx.BufferLoad(partial, [index(source) + i])
+                return tirx.BufferStore(partial, _combine(self.stage, a, b), [index(into) + i])
+
+            return lanes(count, lane)
+
+        statements = [merge(0, c * width, width) for c in range(1, self.chains)]
+        half = width // 2
+        while half:
+            statements.append(merge(0, half, half))
+            half //= 2
+        both = _combine(self.stage, tirx.BufferLoad(total, [index(0)]), tirx.BufferLoad(partial, [index(0)]))
+        return sequence([*statements, tirx.BufferStore(total, both, [index(0)])])
+
+
+class _Scalar(_Nest):
+    """One result at a time, one operand at a time."""
+
+    def statement(self) -> tirx.Stmt:
+        return parallel(self.extents, self._one, self.threads)
+
+    def _one(self, at: list[Expr]) -> tirx.Stmt:
+        total = local("total", [1], self.dtype)
+
+        def step(reduce: list[Expr]) -> tirx.Stmt:
+            return lanes(1, lambda _: self._accumulate(total, index(0), at, reduce))
+
+        result = lanes(1, lambda _: self._store(at, total, index(0)))
+        start = self._initialize(total, index(0))
+        return with_buffers([total], sequence([start, nest(self.stage.reduce_extents, step), result]))

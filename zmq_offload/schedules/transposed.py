@@ -1,4 +1,9 @@
-"""The kernel of transposed convolutions: one ordinary convolution for each residue of the result's position."""
+"""The rule for transposed convolutions: one ordinary convolution for each residue of the result's position.
+
+With stride s, the results at positions p with (p + padding) % s == r read the same taps of the kernel, r, r + s, ...
+Each pair of residues of rows and columns, a *phase*, is therefore a convolution of stride 1, without the zeros that
+ONNX's definition inserts between the inputs.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +37,17 @@ from zmq_offload.schedules.tiles import choose_tile
 
 @dataclass(frozen=True)
 class _Phase:
-    """Positions p of the result with (p + padding) % stride == residue, along one axis: p = stride * t + offset."""
+    """Positions p of the result along one axis with (p + padding) % stride == residue: p = stride * t + offset."""
 
     residue: int
     taps: int
     offset: int
-    first: int  # the range of t
-    last: int
+    first: int  # first t
+    last: int  # last t
 
 
 def _phases(size: int, kernel: int, stride: int, padding: int) -> list[_Phase]:
-    """The phases of an axis of the result."""
+    """Return the phases of an axis of the result."""
     phases = []
     for residue in range(min(stride, size + padding)):
         offset = residue - padding
@@ -54,7 +59,12 @@ def _phases(size: int, kernel: int, stride: int, padding: int) -> list[_Phase]:
 
 
 def transposed(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
-    """A transposed convolution; stage reads (data, weights)."""
+    """Schedule a transposed convolution over (n, h, w, c) with packed weights (chunks, kh, kw, c, tile columns).
+
+    Threads share the batch and bands of t, the input's rows. Each task copies the rows that it reads into a window
+    with zeros around, where a phase reads beyond the edges, and then runs all phases on it. Symbolic sizes, and kernels
+    smaller than the stride, whose results are partly constant, are left to TVM.
+    """
     data, weight = (e.source for e in loads(stage.value))
     conv = Conv.of(stage.annotations)
     sizes = [constant(s) for s in (*data.shape[1:], *stage.extents[1:])]
@@ -64,7 +74,7 @@ def transposed(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     (kh, kw), (sh, sw), (top, left, *_) = conv.kernel, conv.strides, conv.padding
     rows, columns = _phases(oh, kh, sh, top), _phases(ow, kw, sw, left)
     if any(p.taps == 0 for p in (*rows, *columns)):
-        raise Unsupported("positions that nothing contributes to")
+        raise Unsupported("results to which no input contributes")
     return _Kernel(machine, stage, epilogue, Image(data, conv, h, w, channels), weight, rows, columns).statement()
 
 
@@ -78,95 +88,130 @@ class _Kernel:
     rows: list[_Phase]
     columns: list[_Phase]
 
+    @property
+    def above(self) -> int:
+        """Rows of the window above t: taps beyond the first."""
+        return max(p.taps for p in self.rows) - 1
+
+    @property
+    def before(self) -> int:
+        """Columns of the window before t."""
+        return max(p.taps for p in self.columns) - 1
+
+    @property
+    def first(self) -> int:
+        """The first t of all rows."""
+        return min(p.first for p in self.rows)
+
+    @property
+    def last(self) -> int:
+        """The last t of all rows."""
+        return max(p.last for p in self.rows)
+
     def statement(self) -> tirx.Stmt:
-        image, conv = self.image, self.image.conv
-        above = max(p.taps for p in self.rows) - 1
-        before = max(p.taps for p in self.columns) - 1
-        first = min(p.first for p in self.rows)
-        steps = max(p.last for p in self.rows) - first + 1
+        image = self.image
+        steps = self.last - self.first + 1
         width = max(p.last for p in self.columns) + 1
-        edges = above or before or first + steps > image.height or width > image.width
-        batch = elements(self.stage.extents[:1], unknown=1)
-        (kh, kw) = conv.kernel
-        work = batch * image.height * image.width * image.channels * kh * kw * conv.out_channels
-        threads = work // self.machine.lanes > SERIAL_WORK
-        share = max(1, -(-steps // self.machine.threads)) if batch < self.machine.threads else steps
-        while edges and share > 4 and share * width * image.channels * 4 > CACHE_BYTES:
-            share = -(-share // 2)
+        edges = bool(self.above or self.before or self.first + steps > image.height or width > image.width)
+        share = self._band(steps, width, edges)
         bands = -(-steps // share)
 
         def task(at: list[Expr]) -> tirx.Stmt:
-            top = at[1] * share + first
+            top = at[1] * share + self.first
             count: Expr = index(share)
             if steps % share:
                 count = tirx.Min(count, index(steps) - at[1] * share)
             if not edges:
-                return sequence(self._phase(at[0], top, count, p, q, None, 0, 0) for p, q in self._pairs())
-            window = FlatBuffer("window", [share + above, width + before, image.channels])
-            corner = (at[0], top - above, index(-before))
-            fill = image.copy(self.machine, window, corner, count + above, width + before)
-            body = [self._phase(at[0], top, count, p, q, window, above, before) for p, q in self._pairs()]
-            return with_buffers([window.buffer], sequence([fill, *body]))
+                return sequence(self._phases(at[0], top, count, None))
+            window = FlatBuffer("window", [share + self.above, width + self.before, image.channels])
+            corner = (at[0], top - self.above, index(-self.before))
+            fill = image.copy(self.machine, window, corner, count + self.above, width + self.before)
+            return with_buffers([window.buffer], sequence([fill, *self._phases(at[0], top, count, window)]))
 
-        return parallel([self.stage.extents[0], index(bands)], task, threads)
+        return parallel([self.stage.extents[0], index(bands)], task, self._threads())
 
-    def _pairs(self) -> Iterator[tuple[_Phase, _Phase]]:
-        return ((p, q) for p in self.rows for q in self.columns)
+    def _threads(self) -> bool:
+        image, (kh, kw) = self.image, self.image.conv.kernel
+        batch = elements(self.stage.extents[:1], unknown=1)
+        work = batch * image.height * image.width * image.channels * kh * kw * image.conv.out_channels
+        return work // self.machine.lanes > SERIAL_WORK
 
-    def _phase(
-        self,
-        batch: Expr,
-        top: Expr,
-        count: Expr,
-        p: _Phase,
-        q: _Phase,
-        window: FlatBuffer | None,
-        above: int,
-        before: int,
-    ) -> tirx.Stmt:
-        """All results of one pair of residues in rows [top, top + count) of t."""
-        conv, width = self.image.conv, q.last - q.first + 1
-        lanes = constant(self.weight.shape[-1]) or 1
-        height = choose_tile(self.machine, width, conv.out_channels).rows
-        whole, tail = divmod(conv.out_channels, lanes)
+    def _band(self, steps: int, width: int, edges: bool) -> int:
+        """Return the number of t in a task: an equal share for each thread, whose window fits the cache."""
+        batch = elements(self.stage.extents[:1], unknown=1)
+        share = max(1, -(-steps // self.machine.threads)) if batch < self.machine.threads else steps
+        while edges and share > 4 and share * width * self.image.channels * 4 > CACHE_BYTES:
+            share = -(-share // 2)
+        return share
 
-        def block(t: Expr, x: Expr, many: int, chunk: Expr, columns: int) -> tirx.Stmt:
-            def data(r: int, k: list[Expr]) -> Expr:
-                if window is not None:
-                    return window.load([t - k[0] + above, x + q.first + r - k[1] + before, k[2]])
-                return tirx.BufferLoad(self.image.buffer, [batch, top + t - k[0], x + q.first + r - k[1], k[2]])
+    def _phases(self, batch: Expr, top: Expr, count: Expr, window: FlatBuffer | None) -> Iterator[tirx.Stmt]:
+        for p in self.rows:
+            for q in self.columns:
+                yield _PhaseKernel(self, batch, top, p, q, window).statement(count)
 
-            def weights(k: list[Expr], offset: int, size: int) -> Expr:
-                y, z = k[0] * conv.strides[0] + p.residue, k[1] * conv.strides[1] + q.residue
-                return tirx.BufferLoad(self.weight, [chunk, y, z, k[2], ramp(offset, size)])
 
-            def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
-                y = (top + t) * conv.strides[0] + p.offset
-                z = (x + q.first + r) * conv.strides[1] + q.offset
-                return self.epilogue.store([batch, y, z, chunk * lanes + c], value)
+@dataclass(frozen=True, eq=False)
+class _PhaseKernel:
+    """The results of the phases `p` of rows and `q` of columns, for t from `top` on."""
 
-            reduce = [index(p.taps), index(q.taps), index(self.image.channels)]
-            long = self.epilogue.long
-            return MicroKernel(self.machine, many, columns, reduce, data, weights, store, long).statement()
+    parent: _Kernel
+    batch: Expr
+    top: Expr
+    p: _Phase
+    q: _Phase
+    window: FlatBuffer | None  # the padded input, None to read the image in place
 
-        def row(t: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
-            tiles, rest = divmod(width, height)
-            body = sequence(
-                [
-                    loop(tiles, lambda x: block(t, x * height, height, chunk, columns), "tile") if tiles else None,
-                    block(t, index(tiles * height), rest, chunk, columns) if rest else None,
-                ]
-            )
-            inside = tirx.all(top + t >= p.first, top + t <= p.last)
-            same = p.first == min(r.first for r in self.rows) and p.last == max(r.last for r in self.rows)
-            return body if same else when(inside, body)
+    @property
+    def lanes(self) -> int:
+        """Output channels of a chunk of packed weights."""
+        return constant(self.parent.weight.shape[-1]) or 1
+
+    def statement(self, count: Expr) -> tirx.Stmt:
+        whole, tail = divmod(self.parent.image.conv.out_channels, self.lanes)
 
         def chunk(at: Expr, columns: int) -> tirx.Stmt:
-            return loop(count, lambda t: row(t, at, columns), "row")
+            return loop(count, lambda t: self._row(t, at, columns), "row")
 
         return sequence(
             [
-                loop(whole, lambda c: chunk(c, lanes), "chunk") if whole else None,
+                loop(whole, lambda c: chunk(c, self.lanes), "chunk") if whole else None,
                 chunk(index(whole), tail) if tail else None,
             ]
         )
+
+    def _row(self, t: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
+        width = self.q.last - self.q.first + 1
+        height = choose_tile(self.parent.machine, width, self.parent.image.conv.out_channels).rows
+        tiles, rest = divmod(width, height)
+        body = sequence(
+            [
+                loop(tiles, lambda x: self._tile(t, x * height, height, chunk, columns), "tile") if tiles else None,
+                self._tile(t, index(tiles * height), rest, chunk, columns) if rest else None,
+            ]
+        )
+        if self.p.first == self.parent.first and self.p.last == self.parent.last:
+            return body
+        return when(tirx.all(self.top + t >= self.p.first, self.top + t <= self.p.last), body)
+
+    def _tile(self, t: Expr, x: Expr, height: int, chunk: Expr, columns: int) -> tirx.Stmt:
+        kernel, p, q = self.parent, self.p, self.q
+        conv, image = kernel.image.conv, kernel.image
+
+        def data(r: int, k: list[Expr]) -> Expr:
+            column = x + q.first + r - k[1]
+            if self.window is not None:
+                return self.window.load([t - k[0] + kernel.above, column + kernel.before, k[2]])
+            return tirx.BufferLoad(image.buffer, [self.batch, self.top + t - k[0], column, k[2]])
+
+        def weights(k: list[Expr], offset: int, size: int) -> Expr:
+            y, z = k[0] * conv.strides[0] + p.residue, k[1] * conv.strides[1] + q.residue
+            return tirx.BufferLoad(kernel.weight, [chunk, y, z, k[2], ramp(offset, size)])
+
+        def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
+            y = (self.top + t) * conv.strides[0] + p.offset
+            z = (x + q.first + r) * conv.strides[1] + q.offset
+            return kernel.epilogue.store([self.batch, y, z, chunk * self.lanes + c], value)
+
+        reduce = [index(p.taps), index(q.taps), index(image.channels)]
+        long = kernel.epilogue.long
+        return MicroKernel(kernel.machine, height, columns, reduce, data, weights, store, long).statement()
