@@ -26,10 +26,7 @@ RAN = (
     "FailedPrecondition: TVM ran in this process before it was forked, and its threads are not in the child: load and "
     "run models only after the fork, or start processes by spawn"
 )
-OLD = (
-    "FailedPrecondition: this model was made before a fork; make it after the fork, in each process, or start "
-    "processes by spawn"
-)
+OLD = "FailedPrecondition: this model was made before a fork; make one in each process, or start processes by spawn"
 
 AFTER_A_RUN = """
 model, waiting = new(), new("always")

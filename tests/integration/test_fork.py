@@ -21,7 +21,7 @@ from zmq_offload.testing.link import Link
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}
-REFUSED = "FailedPrecondition: this client was made before a fork; make it after the fork, in each process, or start "
+REFUSED = "FailedPrecondition: this client was made before a fork; make one in each process, or start "
 
 
 def within(client: Client) -> str:

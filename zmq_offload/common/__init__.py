@@ -1,1 +1,1 @@
-"""Small helpers without a domain: they know nothing of models, messages or sockets."""
+"""Small helpers that know nothing of models, messages or sockets."""

@@ -1,4 +1,4 @@
-"""How many cores this process may use: those that the scheduler grants, and no more than a container's CPU quota."""
+"""The number of cores that this process may use, by its affinity and by its container's CPU quota."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNLIMITED = math.inf
 
 
 class _Mount(NamedTuple):
-    """Where a cgroup hierarchy is mounted. `root` is the cgroup that is seen at `point`."""
+    """Where a cgroup hierarchy is mounted: the cgroup `root` appears at the folder `point`."""
 
     root: PurePosixPath
     point: Path
@@ -20,18 +20,21 @@ class _Mount(NamedTuple):
 
 
 def usable_cores() -> int:
-    """Threads that can compute at a time: the cores of this process's affinity, limited by its CPU quota rounded down
-    (one thread more than that is throttled in every period), and at least one."""
+    """Return how many threads can compute at a time, at least 1.
+
+    These are the cores of the process's affinity, but no more than its CPU quota rounded down: with a thread more than
+    that, it is throttled in every period.
+    """
     granted = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     return granted if quota is None else max(1, min(granted, math.floor(quota)))
 
 
 def cpu_quota(system: Path = Path("/")) -> float | None:
-    """The CPU quota of this process's cgroup, in cores (1.5: 150 ms of CPU time in 100 ms), or None if there is none.
+    """Return the CPU quota of this process's cgroup in cores, or None. 1.5 is 150 ms of CPU time in 100 ms.
 
-    Reads cgroup v1 and v2, as mounted; the tightest limit on the way up from the process's own group counts. What
-    cannot be read limits nothing. `system` is the folder in which /proc and the mounts are looked for.
+    Reads cgroup v1 and v2. The tightest limit of the process's group and all groups around it counts. A file that
+    cannot be read sets no limit. `system` is the folder that holds /proc and the mounts.
     """
     groups = _groups(_read(system / "proc/self/cgroup"))
     least = _UNLIMITED
@@ -46,7 +49,7 @@ def cpu_quota(system: Path = Path("/")) -> float | None:
 
 
 def _groups(text: str) -> dict[int, PurePosixPath]:
-    """The process's group by cgroup version, from lines such as "4:cpu,cpuacct:/docker/1f" and "0::/user.slice"."""
+    """Return the process's group by cgroup version, from lines like "4:cpu,cpuacct:/docker/1f" and "0::/user.slice"."""
     found = {}
     for line in text.splitlines():
         number, _, rest = line.partition(":")
@@ -59,7 +62,7 @@ def _groups(text: str) -> dict[int, PurePosixPath]:
 
 
 def _mounts(text: str) -> Iterator[_Mount]:
-    """The cgroup hierarchies that can have a CPU quota, from /proc/self/mountinfo (see proc_pid_mountinfo(5))."""
+    """Yield the cgroup hierarchies that can have a CPU quota, from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
     for line in text.splitlines():
         mounted, _, source = line.partition(" - ")
         fields, of = mounted.split(), source.split()
@@ -73,17 +76,17 @@ def _mounts(text: str) -> Iterator[_Mount]:
 
 
 def _unescaped(path: str) -> str:
-    """mountinfo writes a space, a tab, a line feed and a backslash as \\ and three octal digits."""
+    """Decode a path of mountinfo, where spaces, tabs, line ends and backslashes are \\ and three octal digits."""
     for code in ("040", "011", "012", "134"):
         path = path.replace(f"\\{code}", chr(int(code, 8)))
     return path
 
 
 def _way_up(mount: _Mount, group: PurePosixPath) -> Iterator[Path]:
-    """The folders of a group and of the groups around it, as far as the mount shows them.
+    """Yield the folders of a group and of the groups around it, as far as the mount shows them.
 
-    In a container the mount often shows the process's own group as its root, or the group is written relative to a
-    namespace that the mount does not have (/../..). Then the mount itself is all there is to look at.
+    In a container the mount often has the process's own group as its root, or the group is written relative to another
+    namespace (/../..). Then only the mount itself is yielded.
     """
     inside = PurePosixPath("")
     if ".." not in group.parts and group.is_relative_to(mount.root):
@@ -96,12 +99,12 @@ def _way_up(mount: _Mount, group: PurePosixPath) -> Iterator[Path]:
 
 
 def _limit_v2(folder: Path) -> float:
-    """cpu.max is "QUOTA PERIOD" in microseconds, and "max" for no quota."""
+    """Read cpu.max: "QUOTA PERIOD" in microseconds; a QUOTA of "max" is none."""
     return _ratio(_read(folder / "cpu.max").split())
 
 
 def _limit_v1(folder: Path) -> float:
-    """A quota of -1 is none."""
+    """Read cpu.cfs_quota_us and cpu.cfs_period_us; a quota of -1 is none."""
     return _ratio([*_read(folder / "cpu.cfs_quota_us").split(), *_read(folder / "cpu.cfs_period_us").split()])
 
 

@@ -1,4 +1,4 @@
-"""What is missing when an optional package is."""
+"""Errors for missing optional packages."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from zmq_offload.errors import FailedPrecondition
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Turn an ImportError inside into the advice to install that extra of the distribution."""
+    """Turn an ImportError in the body into advice to install an extra of this distribution."""
     try:
         yield
     except ImportError as error:
         raise FailedPrecondition(
-            f"a package is missing ({error}): install it by pip install 'zmq-offload[{extra}]'"
+            f"a package is missing ({error}); install it with pip install 'zmq-offload[{extra}]'"
         ) from None

@@ -1,8 +1,7 @@
-"""What becomes of a client that nobody closes: it is collected, or open when the interpreter ends, or copied into a
-forked child.
+"""The end of clients that nobody closes: they are collected, the interpreter ends, or the process is forked.
 
-A finalizer may run in any thread and at any allocation, even in a thread that holds a lock of what it finalizes. So it
-waits for no lock: another thread disconnects.
+A finalizer may run in any thread and at any allocation, even in a thread that holds a lock of the object that is
+finalized. So a finalizer waits for no lock; another thread disconnects.
 """
 
 from __future__ import annotations
@@ -15,47 +14,47 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from zmq_offload.errors import FailedPrecondition
 
 _AT_ONCE = 0.1
-"""Seconds that a finalizer waits for the other thread, so that files and threads are nearly always gone when the object
-is. It takes about a millisecond."""
+"""Seconds that a finalizer waits for the other thread, which needs about a millisecond. So files and threads are nearly
+always gone together with the object."""
 
 
 class Resource(Protocol):
-    """What a client holds: threads, sockets. It must not refer to the client."""
+    """The threads and sockets of a client. It must not refer to the client."""
 
     @property
     def forgotten(self) -> bool:
         """Whether it belongs to the process that this one was forked from."""
 
     def release(self) -> None:
-        """The client was collected: disconnect, when what is outstanding has ended. Runs in a thread of its own."""
+        """Disconnect when all outstanding calls have ended, after the client was collected. Runs in its own thread."""
 
     def leave(self) -> None:
-        """The interpreter ends: disconnect now, and wait for nothing that may take long."""
+        """Disconnect now, without waiting for long: the interpreter ends."""
 
     def forget(self) -> None:
-        """This process was forked, and the resource is the parent's: let go of it without touching it."""
+        """Let go of the resource without touching it: this is a forked child, and the parent uses it."""
 
 
 class Forgetful(Protocol):
-    """What must know that this process was forked."""
+    """An object that must know that its process was forked."""
 
     def forget(self) -> None:
-        """In the child: only the thread that forked is here, and any lock may be held by another one's ghost."""
+        """Called in the child. Only the thread that forked exists there, and the others may have held any lock."""
 
 
-_held: weakref.WeakSet[Any] = weakref.WeakSet()
-_forgetful: weakref.WeakSet[Any] = weakref.WeakSet()
+_held: weakref.WeakSet[Resource] = weakref.WeakSet()
+_forgetful: weakref.WeakSet[Forgetful] = weakref.WeakSet()
 _dropped: list[Resource] = []
 _ending = False
 
 
 def hold(owner: object, resource: Resource) -> Callable[[], object]:
-    """See to it that `resource` does not outlive `owner`; what is returned releases it now."""
+    """Release `resource` when `owner` is collected. The returned function releases it at once."""
     _held.add(resource)
     finalizer = weakref.finalize(owner, _collected, resource)
     finalizer.atexit = False
@@ -63,34 +62,36 @@ def hold(owner: object, resource: Resource) -> Callable[[], object]:
 
 
 def tell_of_forks(one: Forgetful) -> None:
-    """Have its `forget` called in a child, as long as it is referred to."""
+    """Call the object's `forget` in every forked child, as long as it exists."""
     _forgetful.add(one)
 
 
 def warn_unclosed(owner: object, release: Callable[[], object]) -> None:
-    """For the `__del__` of an object that nobody closed. Released first: whoever records the warning holds the object,
-    and where warnings are errors it raises."""
-    text = f"unclosed {owner!r}"  # releasing it makes it a closed one
+    """Release and warn, in the `__del__` of an object that nobody closed.
+
+    Release comes first, because `warn` raises where warnings are errors, and a recorded warning keeps the object.
+    """
+    text = f"unclosed {owner!r}"  # before the release, which changes the repr
     release()
     if not _ending:
         warnings.warn(text, ResourceWarning, stacklevel=3, source=owner)
 
 
 def shown(client: object, endpoints: Iterable[str], outstanding: int, *, closed: bool, forgotten: bool) -> str:
-    """The `repr` of a client."""
+    """Return the `repr` of a client."""
     state = "made before a fork" if forgotten else "closed" if closed else f"{outstanding} outstanding"
     return f"<{type(client).__name__} of {', '.join(endpoints)}: {state}>"
 
 
 def made_before_fork(what: str) -> FailedPrecondition:
-    """The error of every use of the parent's `what` in a forked child."""
+    """Return the error for using the parent's `what` in a forked child."""
     return FailedPrecondition(
-        f"this {what} was made before a fork; make it after the fork, in each process, or start processes by spawn"
+        f"this {what} was made before a fork; make one in each process, or start processes by spawn"
     )
 
 
 def refuse_pickling(what: str) -> TypeError:
-    """`pickle` expects a TypeError."""
+    """Return the error for pickling, which is a TypeError by convention."""
     return TypeError(f"{what} belongs to the process that made it and cannot be pickled; make one in each process")
 
 
@@ -100,9 +101,9 @@ def _collected(resource: Resource) -> None:
     done = threading.Event()
     _dropped.append(resource)
     try:
-        # threading.Thread has locks of its own, which this thread may hold.
+        # Not threading.Thread, which has locks that this thread may hold.
         _thread.start_new_thread(_release_all, (done,))
-    except RuntimeError:  # no more threads; the next one to be collected takes this one along
+    except RuntimeError:  # no threads left; the next finalizer releases this resource, too
         return
     done.wait(_AT_ONCE)
 

@@ -1,4 +1,4 @@
-"""Memory that this process freed goes back to the system."""
+"""Returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import ctypes
 
 
 def trim() -> None:
-    """Return freed memory to the system. glibc keeps it for later allocations: after a model of hundreds of megabytes
-    is dropped, most of it still counts as this process's. Other C libraries have no such call and need none."""
+    """Return freed memory to the system.
+
+    glibc keeps it for later allocations: after a model of hundreds of megabytes is dropped, most of its memory still
+    belongs to the process. Other C libraries have no such function and need none.
+    """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(ctypes.c_size_t(0))

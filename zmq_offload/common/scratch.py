@@ -1,7 +1,7 @@
-"""Folders for work in progress: hidden, next to the place of the result, and removed whatever happens.
+"""Folders for work in progress: hidden, next to the result, and always removed.
 
-A folder is locked while its process lives. If the process is killed, the next one that works in the same place finds
-the folder unlocked and removes it.
+A folder is locked while its process lives. If the process is killed, the next process that works in the same place
+finds the folder unlocked and removes it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _live: set[Path] = set()
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in `parent`, which exists; `prefix` begins with a dot. It is gone after the body, unless the body
-    has renamed it. What killed processes left under the same prefix is removed first.
+    """Make a folder in `parent`, which exists; `prefix` begins with a dot.
 
-    Raises OSError if nothing can be written there.
+    The folder is removed after the body, unless the body has renamed it. Folders that killed processes left under the
+    same prefix are removed first. Raises OSError if nothing can be written there.
     """
     remove_stale(parent, prefix)
     folder, descriptor = _made(parent, prefix)
@@ -37,10 +37,10 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def put_in_place(folder: Path, place: Path) -> None:
-    """Rename a folder inside a scratch folder to its place, and what is there into that scratch folder first: deleting
-    takes longer than two renames, and nobody must see half of it. If the second one fails, the first is undone.
+    """Move a folder from a scratch folder to its place, after moving an existing one into the scratch folder.
 
-    Raises OSError if it cannot be done.
+    Two renames are faster than deleting, so that nobody sees half a folder. If the second fails, the first is undone.
+    Raises OSError if a folder cannot be moved.
     """
     old = folder.with_name(f"{folder.name}.old")
     replaced = place.exists()
@@ -65,14 +65,14 @@ def remove_stale(parent: Path, prefix: str) -> None:
 
 
 def remove_live() -> None:
-    """Remove all scratch folders of this process, which is about to end without leaving their contexts."""
+    """Remove all scratch folders of this process, when it ends without leaving their contexts."""
     for folder in list(_live):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def folders_made(*folders: Path) -> Iterator[None]:
-    """Make these folders, with their parents. If the body fails, those that were made and are empty are removed.
+    """Make folders, with their parents. If the body fails, those that were made here and are empty are removed.
 
     Raises OSError if one cannot be made.
     """
@@ -89,26 +89,26 @@ def folders_made(*folders: Path) -> Iterator[None]:
         yield
     except BaseException:
         for place in reversed(missing):
-            with contextlib.suppress(OSError):  # not empty, or not made
+            with contextlib.suppress(OSError):  # not empty, or never made
                 place.rmdir()
         raise
 
 
 def _made(parent: Path, prefix: str) -> tuple[Path, int]:
-    """A folder and the descriptor that holds its lock; another process may take a new one for stale before that."""
+    """Make a folder and lock it. Returns the descriptor that holds the lock, too."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            with contextlib.suppress(OSError):  # a file system without locks: nothing there is ever taken for stale
+            with contextlib.suppress(OSError):  # the file system has no locks; nothing there is ever removed as stale
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if folder.exists():
+            if folder.exists():  # else another process removed it, before it was locked, as stale
                 return folder, descriptor
             os.close(descriptor)
 
 
 def _locked(folder: Path) -> int | None:
-    """The descriptor of a folder that no process works in, which is locked now; else None."""
+    """Lock a folder in which no process works, and return the descriptor. Returns None for others."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

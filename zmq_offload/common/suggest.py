@@ -1,4 +1,4 @@
-"""Suggest the name that a person probably meant."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 _CUTOFF = 0.6
-"""`difflib`'s ratio from which two names count as alike: one or two letters apart in a short word."""
+"""`difflib`'s ratio from which two names count as close: one or two letters differ in a short word."""
 
 
 def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
-    """What an error message says after an unknown name: "; did you mean 'ocr'?", or "" if nothing in `known` is close.
+    """Return the end of a message about an unknown name: "; did you mean 'ocr'?", or "" if no known name is close.
 
-    Letter case counts least: "OCR" suggests "ocr". `word` itself is never suggested. A `prefix` that all names have is
-    not compared: it alone would make any two of them alike.
+    Letter case does not matter: "OCR" suggests "ocr". `word` itself is never suggested. A `prefix` that all names share
+    is not compared, since it would make any two names close.
 
     >>> did_you_mean("orc", ["ocr", "echo"])
     "; did you mean 'ocr'?"
@@ -28,7 +28,7 @@ def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """As `did_you_mean`, but if nothing is close, the three names that are closest: "; the nearest are 'x', 'y'"."""
+    """Like `did_you_mean`, but if no name is close, list the three closest: "; the nearest are 'x', 'y'"."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.0)
     return did_you_mean(word, names) or f"; the nearest are {', '.join(map(repr, near)) or 'none'}"

@@ -1,4 +1,4 @@
-"""Quantities as a person writes them: bandwidths and times, each with its unit."""
+"""Bandwidths and times as a person writes them, with units."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
 
 FASTEST = 1e12
-"""Bits a second, above which a bandwidth is taken for a slip of the pen."""
+"""Bits per second. A higher bandwidth is taken for a typing error."""
 
 LONGEST = 3600.0
-"""Seconds, likewise."""
+"""Seconds. A longer time is taken for a typing error."""
 
 
 def counted(count: int, noun: str, more: str = "s") -> str:
-    """ "1 thread", "2 threads"; of another plural, `more` is its ending: counted(2, "process", "es")."""
+    """Return "1 thread" or "2 threads". `more` is the ending of the plural: counted(2, "process", "es")."""
     return f"{count} {noun}{more if count != 1 else ''}"
 
 
 def bandwidth(text: str) -> float:
-    """Bits a second, of "50Mbit", "1.5 Gbit" or "800kbit/s".
+    """Parse "50Mbit", "1.5 Gbit" or "800kbit/s" as bits per second.
 
-    Raises InvalidArgument for anything else, a number without a unit included: it could be bits or bytes.
+    Raises InvalidArgument for anything else, also for a number without a unit, which could be bits or bytes.
     """
     value = _parse("bandwidth", text.removesuffix("/s"), text, _BANDWIDTHS, "Mbit")
     if not 0 < value <= FASTEST:
-        raise InvalidArgument(f"bandwidth {text!r} is not above 0 and at most 1000Gbit")
+        raise InvalidArgument(f"bandwidth {text!r} is out of range; use more than 0 and at most 1000Gbit")
     return value
 
 
 def duration(text: str) -> float:
-    """Seconds, of "10ms", "250us" or "1.5s". Raises InvalidArgument for anything else, a bare number included."""
+    """Parse "10ms", "250us" or "1.5s" as seconds. Raises InvalidArgument for anything else, also a bare number."""
     value = _parse("time", text, text, _TIMES, "ms")
     if value > LONGEST:
-        raise InvalidArgument(f"time {text!r} is more than an hour")
+        raise InvalidArgument(f"time {text!r} is out of range; use at most an hour")
     return value
 
 
 def bandwidth_text(bits: float) -> str:
-    """As `bandwidth` reads it, to three figures: "50Mbit"."""
+    """Write bits per second as `bandwidth` reads them, to three digits: "50Mbit"."""
     unit = next(u for u in ("Gbit", "Mbit", "kbit", "bit") if bits >= _BANDWIDTHS[u] or u == "bit")
     return f"{bits / _BANDWIDTHS[unit]:.3g}{unit}"
 
@@ -51,11 +51,11 @@ def bandwidth_text(bits: float) -> str:
 def _parse(what: str, text: str, given: str, units: Mapping[str, float], usual: str) -> float:
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
-        raise InvalidArgument(f"{what} {given!r} is not a number with a unit; write {what} as 50{usual}")
+        raise InvalidArgument(f"{what} {given!r} is not a number with a unit; write it like 50{usual}")
     number, unit = match.groups()
     if not unit:
         raise InvalidArgument(f"{what} {given!r} has no unit; did you mean {number}{usual}?")
     known = {name.lower(): factor for name, factor in units.items()}
     if unit.lower() not in known:
-        raise InvalidArgument(f"{what} {given!r}: the unit {unit!r} is not known; use {', '.join(units)}")
+        raise InvalidArgument(f"{what} {given!r} has an unknown unit; use {', '.join(units)}")
     return float(number) * known[unit.lower()]
