@@ -1,24 +1,25 @@
 """Keep indices inside the tensors that they point into.
 
 TVM compiles gathers, scatters and RoiAlign without bounds checks. The inputs of a subgraph come from the network, and
-an index out of range would read what is not the sender's, or take the worker down. Such an index is clamped to the
-nearest that exists (ONNX leaves what happens undefined).
+an index out of range would read other data in memory, or crash the worker. Such an index is clamped to the nearest
+valid one (ONNX leaves the result undefined).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tvm
 from tvm import ir, relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+Extents: TypeAlias = Sequence[ir.Expr]
+
 
 def clamp_indices(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module with the indices clamped of all gathers and scatters by indices that are computed, and the boxes of
-    RoiAlign."""
+    """Clamp the indices of gathers and scatters that are computed at run time, and the boxes of RoiAlign."""
     clamper = _Clamper(mod)
     for gv, function in mod.functions.items():
         if isinstance(function, relax.Function):
@@ -47,15 +48,15 @@ class _Clamper(PyExprMutator):  # type: ignore[misc]  # TVM has no types
         first = relax.const(np.zeros(len(limits), dtype), dtype)
         emit = self.builder_.emit
         if name == "relax.scatter_elements":
-            # It counts negative indices from the end itself; for the others the importer has done it.
+            # This operator counts negative indices from the end itself. For the others the importer converts them.
             first = self._constant([-d for d in limits], dtype)
         inside = emit(relax.op.minimum(emit(relax.op.maximum(indices, first)), last))
         return relax.Call(call.op, [data, inside, *updates], call.attrs, call.ty_args)
 
     def _boxes(self, call: ir.Call) -> relax.Expr:
-        """Boxes of images that exist, and of finite size: RoiAlign samples them in a loop as long as they are large.
+        """Clamp boxes to existing images and to a finite size: RoiAlign's loop is as long as a box is large.
 
-        A box is (image, x1, y1, x2, y2). One that is wholly within `FAR` images' extents of the image stays as it is.
+        A box is (image, x1, y1, x2, y2). It does not change if it is within `FAR` times the image's extents.
         """
         data, boxes = call.args
         dtype = str(boxes.ty.dtype)
@@ -66,27 +67,27 @@ class _Clamper(PyExprMutator):  # type: ignore[misc]  # TVM has no types
         last = self._constant([tirx.Cast("float32", count - 1), *far], dtype)
         first = self._constant([tirx.const(0.0, "float32"), *(-limit for limit in far)], dtype)
         emit = self.builder_.emit
-        # Comparisons with NaN are false: it becomes `last`.
+        # Comparisons with NaN are false, so that NaN becomes `last`.
         above = emit(relax.op.where(emit(relax.op.greater_equal(boxes, first)), boxes, first))
         inside = emit(relax.op.where(emit(relax.op.less_equal(boxes, last)), above, last))
         result = relax.Call(call.op, [data, inside], call.attrs, call.ty_args)
         return self._without_empty(result, inside) if call.op.name == "relax.vision.roi_align" else result
 
     def _without_empty(self, result: ir.Call, boxes: relax.Expr) -> relax.Expr:
-        """0 for boxes without an extent, as in ONNX Runtime: TVM leaves a sum of no samples as the memory was."""
+        """Return 0 for boxes without an extent, as ONNX Runtime does. TVM leaves an empty sum uninitialized."""
         dtype, emit, op = str(boxes.ty.dtype), self.builder_.emit, relax.op
         if not result.attrs.aligned or int(result.attrs.sample_ratio) > 0:
-            return result  # then there is always a sample
+            return result  # every box has a sample
         near, far = (emit(op.strided_slice(boxes, [1], [a], [a + 2])) for a in (1, 3))
-        # An extent that rounding may have taken away is none, either.
+        # Extents within the rounding error count as 0.
         rounding = emit(op.multiply(emit(op.add(emit(op.abs(near)), emit(op.abs(far)))), relax.const(1e-6, dtype)))
         least = emit(op.add(rounding, relax.const(1e-30, dtype)))
         extent = emit(op.min(emit(op.subtract(emit(op.subtract(far, near)), least)), 1))
         there = emit(op.reshape(emit(op.greater(extent, relax.const(0, dtype))), (-1, 1, 1, 1)))
         return op.where(there, emit(result), relax.const(0, str(result.args[0].ty.dtype)))
 
-    def _constant(self, values: Sequence[Any], dtype: str) -> relax.Expr:
-        """A tensor of one dimension of numbers that are known, or that depend on symbolic extents."""
+    def _constant(self, values: Sequence[ir.Expr | float], dtype: str) -> relax.Expr:
+        """A one-dimensional tensor of numbers, which may depend on symbolic extents."""
         values = [tirx.Cast(dtype, v) for v in values]
         simple = [tvm.sym.Analyzer().simplify(v) for v in values]
         if all(isinstance(v, tirx.IntImm | tirx.FloatImm) for v in simple):
@@ -107,23 +108,23 @@ class _Clamper(PyExprMutator):  # type: ignore[misc]  # TVM has no types
 BOXES = ("relax.vision.roi_align", "relax.vision.roi_pool")
 
 FAR = 4
-"""How far from an image a box of RoiAlign may reach, in extents of the image."""
+"""The maximum distance of a box of RoiAlign from the image, in multiples of the image's extent."""
 
 
-def _along_axis(attrs: Any, data: Sequence[Any], _indices: Sequence[Any]) -> Sequence[Any]:
+def _along_axis(attrs: tvm.Object, data: Extents, _indices: Extents) -> Extents:
     return [data[int(attrs.axis)]]
 
 
-def _gathered(attrs: Any, data: Sequence[Any], indices: Sequence[Any]) -> Sequence[Any]:
+def _gathered(attrs: tvm.Object, data: Extents, indices: Extents) -> Extents:
     first = int(attrs.batch_dims)
     return data[first : first + int(indices[-1])]
 
 
-def _scattered(_attrs: Any, data: Sequence[Any], indices: Sequence[Any]) -> Sequence[Any]:
+def _scattered(_attrs: tvm.Object, data: Extents, indices: Extents) -> Extents:
     return data[: int(indices[-1])]
 
 
-# Operator -> the extents that its indices point into: one, or one for each coordinate.
+# For each operator the extents that its indices point into: one, or one for each coordinate.
 INDEXED = {
     "relax.take": _along_axis,
     "relax.gather_elements": _along_axis,

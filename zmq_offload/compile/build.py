@@ -1,4 +1,4 @@
-"""Relax module -> shared library: the one place where TVM's compiler, and a linker, are called."""
+"""Build a Relax module into a shared library. Only this module calls TVM's compiler and a linker."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.pipeline import cpu_pipeline
+from zmq_offload.compile.target import triple_of
 from zmq_offload.compile.tuning.database import tuned_or_none
 from zmq_offload.errors import FailedPrecondition, Internal
 
 
 def prepared(mod: tvm.IRModule) -> tvm.IRModule:
-    """A module as the pipeline takes it: what is built, and so what is tuned."""
+    """Prepare a module for the pipeline: for a build and for tuning alike, so that their functions are the same."""
     return clamp_indices(fold_constants(mod))
 
 
 def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = None) -> tvm.runtime.Executable:
-    """Compile a module for a CPU, with what tuning left in the folder `tuning`. Raises Internal, with TVM's message, if
-    TVM cannot."""
+    """Compile a module for a CPU, with the tuning results in the folder `tuning`.
+
+    Raises Internal, with TVM's message, if TVM fails.
+    """
     try:
         with target, interruptible():
             first = tuned_or_none(tuning, target) if tuning is not None else None
@@ -37,32 +40,34 @@ def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = No
     except FailedPrecondition:  # a damaged database is not TVM's fault
         raise
     except Exception as error:
-        raise Internal(f"TVM cannot compile it: {' '.join(str(error).split())[:1000]}") from error
+        raise Internal(f"TVM cannot compile the module: {' '.join(str(error).split())[:1000]}") from error
 
 
 def export(executable: tvm.runtime.Executable, path: Path, target: tvm.target.Target) -> None:
-    """Link an executable into a shared library. Raises FailedPrecondition if there is no linker, it fails, or the disk
-    is full."""
+    """Link an executable into a shared library.
+
+    Raises FailedPrecondition if there is no linker, the linker fails, or the disk is full.
+    """
     try:
         executable.export_library(str(path), fcompile=_linker(target))
     except Exception as error:
         if "No space left on device" in str(error):
             raise FailedPrecondition(
-                f"{path.name} cannot be linked: no space left in {path.parent}, or in the folder for temporary files, "
-                f"{tempfile.gettempdir()} ($TMPDIR chooses another)"
+                f"{path.name} cannot be linked: no space left in {path.parent}, or in the temporary folder "
+                f"{tempfile.gettempdir()}; free some, or set $TMPDIR to another folder"
             ) from error
         raise FailedPrecondition(
-            f"{path.name} cannot be linked for {_triple(target)} (that needs a C++ compiler for it: g++ or clang++, or "
+            f"{path.name} cannot be linked for {triple_of(target)} (it needs a C++ compiler for it: g++, clang++ or "
             f"the one that $CXX names; or the package ziglang): {' '.join(str(error).split())[:500]}"
         ) from error
 
 
 def _linker(target: tvm.target.Target) -> Callable[..., None] | None:
-    """None for TVM's own choice, a C++ compiler; LLD where that is not there or is for another architecture.
+    """Choose a linker: None for TVM's default, a C++ compiler; LLD if there is none for the target's architecture.
 
-    The PyPI package ziglang has LLD in it: it links for any architecture, where there is nothing but Python and pip.
+    LLD comes with the PyPI package ziglang. It links for any architecture and needs only Python and pip.
     """
-    native = _triple(target).split("-")[0] == str(codegen.llvm_get_system_triple()).split("-")[0]
+    native = triple_of(target).split("-")[0] == str(codegen.llvm_get_system_triple()).split("-")[0]
     chosen = os.environ.get("CXX") or os.environ.get("CC")
     if chosen or (native and cc.get_cc()) or importlib.util.find_spec("ziglang") is None:
         return None
@@ -70,12 +75,8 @@ def _linker(target: tvm.target.Target) -> Callable[..., None] | None:
 
 
 def _link_with_lld(output: str, objects: Sequence[str], **_: object) -> None:
-    # Functions of libc and libm stay undefined in the library: every process that has TVM has them loaded.
+    # Functions of libc and libm stay undefined in the library. Every process with TVM has them loaded.
     command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", output, *objects]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
-
-
-def _triple(target: tvm.target.Target) -> str:
-    return str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())

@@ -1,15 +1,14 @@
-"""How many floating-point operations each function of a library does: counted while it is compiled.
+"""Count the floating-point operations of each function while a library is compiled.
 
-An exported library has no loops left that could be counted, so the numbers are written beside it and `zmq-offload
-profile` finds them there. They are TVM's estimate of the fused functions before anybody schedules them: the work that
-is asked for, whatever a schedule makes of it.
+An exported library has no loops to count, so the numbers are written next to it, for `zmq-offload profile`. They are
+TVM's estimates for the fused functions before scheduling: the work that is asked for, independent of the schedule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import tvm
 from tvm import tirx
@@ -17,18 +16,18 @@ from tvm.ir.instrument import pass_instrument
 from tvm.s_tir.analysis import estimate_tir_flops
 
 Count: TypeAlias = tuple[int, int]
-"""Operations of one call: so many, and so many more for each row of a symbolic batch."""
+"""Operations of one call: a fixed number, and a number for each row of a symbolic batch."""
 
 
 @contextmanager
 def counting() -> Iterator[dict[str, Count]]:
-    """The counts of what the body compiles, by function; complete when it ends."""
+    """Count the operations of the functions that the body compiles. The counts are complete when it ends."""
     counts: dict[str, Count] = {}
 
     @pass_instrument
     class Counter:
-        def run_after_pass(self, mod: Any, info: Any) -> None:
-            # From here on the functions keep their names, and they are not scheduled yet.
+        def run_after_pass(self, mod: tvm.IRModule, info: tvm.transform.PassInfo) -> None:
+            # After this pass functions keep their names. They are not scheduled yet.
             if str(info.name) == "FuseTIR":
                 for gv, function in mod.functions.items():
                     found = count(function) if isinstance(function, tirx.PrimFunc) else None
@@ -41,8 +40,8 @@ def counting() -> Iterator[dict[str, Count]]:
 
 
 def count(function: tirx.PrimFunc) -> Count | None:
-    """None where it cannot be told: several symbolic extents, work that does not grow with the one in a straight line,
-    or statements that TVM's estimate does not know."""
+    """The operations of a function; None if there are several symbolic extents, if the work is not linear in the only
+    one, or if TVM's estimate does not support a statement."""
     try:
         symbols = {var.name: var for var in _symbols(function)}
         if not symbols:
@@ -51,16 +50,16 @@ def count(function: tirx.PrimFunc) -> Count | None:
             return None
         (symbol,) = symbols.values()
         one, two, nine = (_estimate(_with_extent(function, symbol, rows)) for rows in (1, 2, 9))
-    except Exception:  # whatever TVM cannot count: compiling goes on
+    except Exception:  # TVM cannot count it; compiling continues
         return None
     each = two - one
     return (one - each, each) if nine == one + 8 * each else None
 
 
-def flops_of(counts: Mapping[str, Any], function: str, rows: int | None) -> int | None:
-    """What `counts`, as it was written beside a library, says of one call; None if it says nothing.
+def flops_of(counts: Mapping[str, object], function: str, rows: int | None) -> int | None:
+    """The operations of one call, from `counts` as written next to a library; None if unknown.
 
-    `rows` is the extent of the symbolic batch, None where there is none or others beside it.
+    `rows` is the extent of the symbolic batch; None if there is no batch, or other symbolic extents.
     """
     found = counts.get(function)
     if not isinstance(found, list | tuple) or len(found) != 2 or not all(type(n) is int for n in found):
@@ -71,15 +70,15 @@ def flops_of(counts: Mapping[str, Any], function: str, rows: int | None) -> int 
     return int(fixed + per_row * (rows or 0))
 
 
-def _symbols(function: tirx.PrimFunc) -> Iterator[Any]:
+def _symbols(function: tirx.PrimFunc) -> Iterator[tirx.Var]:
     for parameter in function.params:
         for extent in getattr(parameter.ty, "shape", None) or ():
             if isinstance(extent, tirx.Var):
                 yield extent
 
 
-def _with_extent(function: tirx.PrimFunc, symbol: Any, rows: int) -> tirx.PrimFunc:
-    """The function for one extent: TVM specializes parameters, and one of them has it as a dimension."""
+def _with_extent(function: tirx.PrimFunc, symbol: tirx.Var, rows: int) -> tirx.PrimFunc:
+    """The function for one extent. TVM specializes parameters, so the symbol is replaced in the shape of one."""
     parameter = next(p for p in function.params if any(symbol.same_as(d) for d in getattr(p.ty, "shape", None) or ()))
     kind = parameter.ty
     shape = [tirx.IntImm("int64", rows) if symbol.same_as(extent) else extent for extent in kind.shape]

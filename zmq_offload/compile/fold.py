@@ -1,21 +1,20 @@
 """Fold operators on constants with NumPy.
 
-TVM's own FoldConstant compiles a library for each operator that it folds, which is half of the time that compiling a
-real network takes. The few operators that its ONNX importer puts on weights and limits are done here, at once; what is
-not known here is left to it.
+TVM's FoldConstant compiles a library for each operator that it folds, which takes half of the time of compiling a real
+network. This pass folds the few operators that TVM's ONNX importer applies to weights and limits. FoldConstant does the
+rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tvm
 from tvm import ir, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-Array = np.ndarray[Any, Any]
+from zmq_offload.protocol.payload import Array
 
 
 def _reshape(call: ir.Call, value: Array) -> Array:
@@ -43,7 +42,7 @@ FOLDERS: dict[str, Callable[..., Array]] = {
 
 
 def fold_constants(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module without operators of `FOLDERS` on constants."""
+    """Fold the operators of `FOLDERS` whose inputs are constants."""
     folded = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gv, function in mod.functions.items():
         if isinstance(function, relax.Function):
@@ -59,7 +58,7 @@ class _Folder(PyExprMutator):  # type: ignore[misc]  # TVM has no types
         shape = getattr(call.ty, "shape", None)
         if fold is None or shape is None or not all(isinstance(d, tirx.IntImm) for d in shape):
             return call
-        # A reshape's target is no tensor, and stands in the type of the result already.
+        # The target of a reshape is not a tensor, and the result's type already has it.
         values = [self._constant(a) for a in call.args if not isinstance(a, relax.ShapeExpr)]
         if any(v is None for v in values):
             return call

@@ -1,4 +1,4 @@
-"""Ctrl-C and other ends, while TVM runs."""
+"""Handle Ctrl-C and other signals that end a program, also while TVM runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import TypeAlias, TypeVar
 
 from zmq_offload.common.scratch import remove_live, scratch_folder
 from zmq_offload.console.terminal import CLEAR
@@ -19,19 +20,20 @@ from zmq_offload.console.terminal import CLEAR
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE_S = 1.0
-"""How long the main thread may take to end after a signal. TVM's compiler runs for seconds without a look at one."""
+"""Seconds that the main thread has to end after a signal. TVM's compiler ignores signals for seconds."""
 
 Options = TypeVar("Options")
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
-_patient = 0
+_first_sigint_is_handled = False
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a KeyboardInterrupt through TVM.
+    """Raise KeyboardInterrupt for one that passed through TVM.
 
-    One that is raised in a Python function which TVM called comes out as a RuntimeError without a text, which would be
-    reported as a fault of the model.
+    TVM turns a KeyboardInterrupt in a Python function that it calls into a RuntimeError without a text, which would be
+    reported as an error of the model.
     """
     try:
         yield
@@ -42,19 +44,22 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def patiently() -> Iterator[None]:
-    """While the body runs, the first Ctrl-C is the body's own affair: it has a handler that ends it in good order."""
-    global _patient
-    _patient = 1
+def handling_first_interrupt() -> Iterator[None]:
+    """Leave the first Ctrl-C to the body, which has its own handler."""
+    global _first_sigint_is_handled
+    _first_sigint_is_handled = True
     try:
         yield
     finally:
-        _patient = 0
+        _first_sigint_is_handled = False
 
 
 def stoppable(run: Callable[[Options], int]) -> Callable[[Options], int]:
-    """A command that Ctrl-C, SIGTERM and SIGHUP end within a second or two: with one line on stderr, the exit code
-    128 + the signal's number, and no temporary folder or child process left."""
+    """Have Ctrl-C, SIGTERM and SIGHUP end a command within two seconds.
+
+    The command prints one line to stderr, exits with 128 + the signal's number, and leaves no temporary folder and no
+    child process.
+    """
 
     def command(args: Options) -> int:
         with _Watch() as watch:
@@ -62,7 +67,7 @@ def stoppable(run: Callable[[Options], int]) -> Callable[[Options], int]:
                 with _own_temporary_folder():
                     return run(args)
             except BaseException as error:
-                # A linker gets the terminal's Ctrl-C, too, and fails; so may an import. That is not what happened.
+                # Ctrl-C also reaches a linker, which fails, and may break an import. Such errors are not reported.
                 if watch.number is None and not isinstance(error, KeyboardInterrupt):
                     raise
                 watch.kill_children()
@@ -74,7 +79,7 @@ def stoppable(run: Callable[[Options], int]) -> Callable[[Options], int]:
 
 @contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """Have TVM, and the compiler that it starts, put their temporary files into a folder that is always removed."""
+    """Have TVM and its linker use a temporary folder that is always removed."""
     before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
     with scratch_folder(Path(tempfile.gettempdir()), ".zmq-offload-") as folder:
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
@@ -89,12 +94,14 @@ def _own_temporary_folder() -> Iterator[None]:
 
 
 class _Watch:
-    """Turns the signals that end a program into one KeyboardInterrupt in the main thread. If that does not end the body
-    within GRACE_S, because it is inside a library, ends the process from another thread."""
+    """Turn the signals that end a program into one KeyboardInterrupt in the main thread.
+
+    If the body does not end within GRACE_S, because it is inside a library, another thread ends the process.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[int, Handler] = {}
         self._raised = False
         self._ended = threading.Event()
         self._before = _children()
@@ -105,10 +112,10 @@ class _Watch:
         self._read, self._write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._write, False)
         for number in SIGNALS:
-            # What is ignored stays ignored: a job in the background, or one under nohup.
+            # A signal that is ignored stays ignored, for background jobs and nohup.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)
-        # Written to at once, also while the main thread is inside a library and runs no handler.
+        # Python writes to this pipe at once, even while the main thread is inside a library and runs no handler.
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="interrupt", daemon=True)
         self._thread.start()
@@ -126,25 +133,25 @@ class _Watch:
         os.close(self._read)
 
     def kill_children(self) -> None:
-        """End the processes that the body has started: a linker, or what measures candidates."""
+        """Kill the processes that the body started, such as a linker."""
         for child in _children() - self._before:
             with contextlib.suppress(OSError):
                 os.kill(child, signal.SIGKILL)
 
     def _on_signal(self, number: int, _: object) -> None:
         self.number = self.number or number
-        if not self._raised:  # only once, so that the clean-up that it sets off is not interrupted in turn
+        if not self._raised:  # once only, so that the cleanup is not interrupted
             self._raised = True
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
-        global _patient
+        global _first_sigint_is_handled
         while numbers := os.read(self._read, 16):
             for number in numbers:
-                if number == signal.SIGINT and _patient:
-                    _patient = 0
+                if number == signal.SIGINT and _first_sigint_is_handled:
+                    _first_sigint_is_handled = False
                 elif number in self._previous:
-                    self.number = self.number or number  # also where the body has a handler of its own
+                    self.number = self.number or number  # the body may have its own handler
                     if not self._ended.wait(GRACE_S):
                         self._end(self.number)
 
@@ -156,9 +163,9 @@ class _Watch:
 
 
 def say_interrupted() -> None:
-    """The one line with which a command that a signal ended says so."""
+    """Print the line of a command that a signal ended."""
     with contextlib.suppress(OSError, ValueError):
-        start = CLEAR if sys.stderr.isatty() else ""  # a step may be shown there
+        start = CLEAR if sys.stderr.isatty() else ""  # a progress line may be shown
         print(f"{start}zmq-offload: interrupted", file=sys.stderr, flush=True)
 
 

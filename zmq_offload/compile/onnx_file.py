@@ -1,4 +1,4 @@
-"""ONNX file -> a model in memory: with its external data, and in an opset that TVM's importer reads."""
+"""Read an ONNX file with its external data, and convert it to an opset that TVM's importer supports."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from zmq_offload.compile.operators.rewrite import resized_as_before
 from zmq_offload.errors import InvalidArgument, one_line
 
 OLDEST_OPSET = 7
-"""The oldest opset that is converted; operators before it have other attributes and broadcast differently."""
+"""The oldest opset that can be converted. Earlier operators have other attributes and broadcasting rules."""
 
 IMPORTED_OPSET = 11
-"""TVM's importer reads models from this opset on; older ones are converted to it."""
+"""The oldest opset that TVM's importer supports. Older models are converted to it."""
 
 
 def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """The model in a file, with its external data and in opset 11 or later.
+    """Read a model, with its external data, and convert it to opset 11 if it is older.
 
-    Raises InvalidArgument, naming the file, if it cannot be read, is not ONNX, lacks external data, or is of an opset
-    that cannot be used.
+    Raises InvalidArgument, with the file's name, if the file cannot be read, is not ONNX, lacks external data, or has
+    an unsupported opset.
     """
     file = Path(path)
     try:
@@ -35,9 +35,9 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
             model = onnx.load(file, load_external_data=False)
     except OSError as error:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # by its suffix onnx takes a file for protobuf, JSON or text: each has its own errors
+    except Exception as error:  # the suffix decides on protobuf, JSON or text; each raises other errors
         raise InvalidArgument(f"{file} is not an ONNX model: {one_line(error)}") from None
-    # An empty file is a valid protobuf message, and so are many that are none of ONNX's.
+    # An empty file is a valid protobuf message, and so are many files of other formats.
     if not model.ir_version or not model.graph.node or not model.graph.output:
         raise InvalidArgument(f"{file} is not an ONNX model: it has no graph")
     _load_external_data(model, file)
@@ -57,7 +57,7 @@ def _load_external_data(model: onnx.ModelProto, file: Path) -> None:
 
 
 def _check_external(tensor: onnx.TensorProto, file: Path) -> None:
-    """Raises InvalidArgument naming the file of a tensor's data if it is missing or too short."""
+    """Raises InvalidArgument, with the file's name, if the file with a tensor's data is missing or too short."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -70,7 +70,7 @@ def _check_external(tensor: onnx.TensorProto, file: Path) -> None:
     except OSError as error:
         raise InvalidArgument(
             f"{file} keeps the weight {tensor.name!r} in the external data file {info.location!r}, which cannot be "
-            f"read ({error.strerror or error}): it was looked for at {place}; put it beside the model"
+            f"read ({error.strerror or error}): it was looked for at {place}; put it next to the model"
         ) from None
     end = (info.offset or 0) + (_bytes(tensor) if info.length is None else info.length)
     if place.is_file() and size < end:
@@ -81,7 +81,7 @@ def _check_external(tensor: onnx.TensorProto, file: Path) -> None:
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    """How many bytes a tensor needs, for external data without a length; 0 where elements share bytes."""
+    """The size of a tensor in bytes, for external data without a length; 0 for elements smaller than a byte."""
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except KeyError:
@@ -90,7 +90,7 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The weights and constants of a graph and of the bodies of its loops and branches."""
+    """The weights and constants of a graph, and of the bodies of its loops and branches."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -102,7 +102,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _modern(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    """The model itself, or converted if its opset is too old for TVM's importer."""
+    """The model, converted if its opset is too old for TVM's importer."""
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=None)
     newest = onnx.defs.onnx_opset_version()
     if opset is None or IMPORTED_OPSET <= opset <= newest:
@@ -131,7 +131,7 @@ def _modern(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with a datatype for each of its outputs; a file may leave them to be inferred."""
+    """The model with a datatype for each output, inferred where the file omits it."""
     if all(output.type.WhichOneof("value") for output in model.graph.output):
         return model
     inferred = onnx.shape_inference.infer_shapes(model)

@@ -1,4 +1,4 @@
-"""The compilation pipeline for CPUs: layout, fusion, schedules; TVM's own passes before and after."""
+"""The compilation pipeline for CPUs: layout, fusion and schedules, between TVM's own passes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from zmq_offload.schedules.simplify import simplify
 
 
 def _plain(function: Callable[[IRModule], IRModule], name: str) -> Pass:
-    """A pass that needs nothing but the module."""
+    """Make a pass from a function of the module."""
     return module_pass(lambda mod, _: function(mod), opt_level=0, name=name)
 
 
 def graph_passes(machine: Machine) -> list[Pass]:
-    """From operators to fused functions that are not scheduled yet: what tuning starts from."""
+    """Passes from operators to fused functions, which are not scheduled yet. Tuning starts from these functions."""
 
     def layout(mod: IRModule, _: PassContext) -> IRModule:
         return exact(channels_last(simplify(mod), machine))
@@ -41,7 +41,7 @@ def graph_passes(machine: Machine) -> list[Pass]:
         _plain(isolate_joins, "zmq_offload.isolate_joins"),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
-        # Reads the functions' blocks, which scheduling removes.
+        # Before scheduling, which removes the functions' blocks.
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),
         _plain(overlap, "zmq_offload.overlap"),
@@ -49,7 +49,7 @@ def graph_passes(machine: Machine) -> list[Pass]:
 
 
 def lowering_passes() -> list[Pass]:
-    """From scheduled functions to what the virtual machine runs."""
+    """Passes from scheduled functions to code for the Relax virtual machine."""
     return [
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
@@ -65,16 +65,17 @@ def lowering_passes() -> list[Pass]:
 
 
 def fusing(target: Target) -> list[Pass]:
-    """`graph_passes` for a target."""
+    """`graph_passes` for a target. Raises ValueError if it is not a CPU."""
     if not is_cpu(target):
-        raise ValueError(f"the CPU schedules are for LLVM targets, not for {target.kind.name}")
+        raise ValueError(f"target {target} is not a CPU; use kind llvm")
     return graph_passes(machine_of(target))
 
 
 def cpu_pipeline(target: Target | str, first: Rule | None = None) -> Pass:
-    """The `relax_pipeline` for `tvm.compile(mod, target, relax_pipeline=...)`.
+    """The whole pipeline, for `tvm.compile(mod, target, relax_pipeline=...)`.
 
-    It needs no tuning; `first` is what tuning found (`zmq_offload.compile.tuning.database.tuned_or_none`).
+    `first` is a rule that is tried before the others, such as tuning results
+    (`zmq_offload.compile.tuning.database.tuned_or_none`).
     """
     target = Target(target) if isinstance(target, str) else target
     steps = [*fusing(target), schedule_pass(machine_of(target), first), *lowering_passes()]

@@ -21,7 +21,7 @@ from tvm.ir.transform import Sequential
 from tvm.target import Target
 
 from zmq_offload.common.cores import usable_cores
-from zmq_offload.compile.interrupt import interruptible, patiently
+from zmq_offload.compile.interrupt import handling_first_interrupt, interruptible
 from zmq_offload.compile.pipeline import fusing
 from zmq_offload.compile.tuning.database import METASCHEDULE, Choice, Database, key_of, module_of, variants
 from zmq_offload.compile.tuning.measurer import Measurer
@@ -243,7 +243,7 @@ def _recorded_interrupt() -> Iterator[Callable[[], bool]]:
             before(number, frame)
         asked.set()
 
-    with patiently():
+    with handling_first_interrupt():
         signal.signal(signal.SIGINT, remember)
         try:
             yield asked.is_set
