@@ -69,14 +69,14 @@ def test_results_are_compared_with_what_is_expected(fabric: Fabric, tmp_path: Pa
     assert fine.returncode == 0, fine.stderr
     wrong = load(fabric, *given, "--expect", f"x={tmp_path / 'other.npy'}")
     assert wrong.returncode == 1
-    assert "MISMATCH: output 'x' differs from what was expected by up to 1" in wrong.stdout
+    assert "MISMATCH: output 'x' differs from the expected one by up to 1" in wrong.stdout
 
 
 def test_expected_outputs_that_cannot_come_are_found_before_measuring(fabric: Fabric, tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.arange(3, dtype=np.float32))
     given = ["--model", "echo", "--shape", "x=4", "--verify"]
     for name, says in (
-        ("y", "there is no output 'y'; there is 'x'"),
+        ("y", "the model has no output 'y'; it has 'x'"),
         ("x", "output 'x' is float32[4], not float32[3]"),
     ):
         ran = load(fabric, *given, "--expect", f"{name}={tmp_path / 'y.npy'}")
@@ -88,7 +88,7 @@ def test_expected_outputs_that_cannot_come_are_found_before_measuring(fabric: Fa
     ("arguments", "code", "says"),
     [
         (["--model", "nobody"], 1, "model 'nobody' is not served; served are: echo (version 1)"),
-        (["--model", "echo"], 1, "say which by --shape or --input"),
+        (["--model", "echo"], 1, "describe them with --shape or --input"),
         ([], 1, "Give --model or --bundle"),
         (["--model", "echo", "--shape", "x=1", "--expect", "x=f.npy"], 1, "f.npy cannot be read"),
         (["--bundle", "nowhere"], 1, "is nowhere a device bundle?"),
@@ -102,7 +102,7 @@ def test_expected_outputs_that_cannot_come_are_found_before_measuring(fabric: Fa
             "f.npy cannot be read as a .npy file: No such file or directory",
         ),
         (["--model", "echo", "--shape", "x=1", "--window", "3", "--duration", "2"], 2, "--window 3 is longer than"),
-        (["--model", "echo", "--shape", "x=100000000000:INT8"], 1, "has 100,000,000,000 bytes; the fabric takes"),
+        (["--model", "echo", "--shape", "x=100000000000:INT8"], 1, "has 100,000,000,000 bytes; the limit is"),
         (["--model", "echo", "--shape", "x=1", "--json", "/no/such/a.json"], 1, "a.json cannot be written"),
         (["--model", "echo", "--shape", "x=1", "--json", "same", "--csv", "same"], 1, "are the same file, same"),
     ],
@@ -133,7 +133,7 @@ def test_a_sender_that_falls_short_says_so(fabric: Fabric, tmp_path: Path) -> No
     arguments = ["--model", "echo", "--shape", "x=1", "--rate", "1000000", "--timeout", "1", *SHORT]
     ran = load(fabric, *arguments, "--json", str(tmp_path / "o.json"))
     assert re.match(r"1,000,000/s \*?\+ ", ran.stdout.splitlines()[1]), ran.stdout
-    assert "+ the sender fell short of the rate" in ran.stdout
+    assert "+ the sender did not reach the rate" in ran.stdout
     (level,) = json.loads((tmp_path / "o.json").read_text())["levels"]
     assert level["short"] and 0 < level["sent"] < 950_000
 

@@ -31,7 +31,7 @@ def test_levels_of_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1,,2", "x", "1.5", "70000"])
-def test_what_is_no_concurrency_is_refused(text: str) -> None:
+def test_bad_concurrencies_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="1,4,16"):
         concurrencies(text)
 
@@ -40,7 +40,7 @@ def test_what_is_no_concurrency_is_refused(text: str) -> None:
     "text",
     ["", "0", "10:5:1", "1:2:0", "1:2:-1", "1:2", "1:2:3:4", "nan", "inf", "1e9", "1:inf:1", "nan:1:1", "1:1:nan"],
 )
-def test_what_is_no_rate_is_refused(text: str) -> None:
+def test_bad_rates_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="FROM:TO:STEP"):
         rates(text)
 
@@ -49,7 +49,7 @@ def test_a_level_that_is_named_twice_is_one_and_too_many_are_refused() -> None:
     assert [level.concurrency for level in concurrencies("4,1,4")] == [4, 1]
     assert [level.rate for level in rates("5,5.0,7")] == [5, 7]
     for text in ("1:100000:1", "1:1e6:1e-9", ",".join(map(str, range(1, 2000)))):
-        with pytest.raises(InvalidArgument, match="more than 1000 levels"):
+        with pytest.raises(InvalidArgument, match="use at most 1,000"):
             rates(text)
 
 
@@ -64,7 +64,7 @@ def test_processes_share_a_level(concurrency: int, processes: int) -> None:
 
 
 def samples(counts: list[int], latencies: list[float], level: Level | None = None) -> Samples:
-    """Windows of one second with so many requests of that latency each."""
+    """Windows of one second, each with `counts` requests of one latency."""
     made = Samples(level or Level(concurrency=1), 100.0)
     for at, (count, latency) in enumerate(zip(counts, latencies, strict=True)):
         made.add(
@@ -120,11 +120,11 @@ def test_a_level_without_one_result_is_a_summary_too() -> None:
 
 def test_a_sender_that_is_late_for_long_falls_short() -> None:
     made = samples([100] * 4, [0.01] * 4, Level(rate=200.0))
-    made.add([], [], sent=400, behind=0.5, process=7)
-    made.add([], [], sent=200, behind=0.01, process=8)
+    made.add([], [], sent=400, late=0.5, process=7)
+    made.add([], [], sent=200, late=0.01, process=8)
     summary = summarize(made, made.windows(1.0, 104.0), 1.0, 4.0)
     assert summary.short and summary.sent == pytest.approx(150)
-    made.add([], [], behind=0.15, process=7)  # it caught up: 4 % of the time
+    made.add([], [], late=0.15, process=7)  # it caught up: 4 % of the time
     assert not summarize(made, made.windows(1.0, 104.0), 1.0, 4.0).short
 
 
@@ -176,7 +176,7 @@ def test_random_inputs_have_their_datatypes_and_take_no_more_memory() -> None:
 
 
 def test_a_tensor_that_no_message_holds_is_refused_before_it_is_made() -> None:
-    with pytest.raises(InvalidArgument, match="has 1,099,511,627,775 bytes; the fabric takes 268,435,456"):
+    with pytest.raises(InvalidArgument, match="has 1,099,511,627,775 bytes; the limit is 268,435,456"):
         make_inputs((), {}, {"x": ("INT8", (2**40 - 1,))}, "echo")
     assert make_inputs((), {}, {"x": ("INT8", (9,))}, "echo", max_frame_bytes=9)["x"].nbytes == 9
     with pytest.raises(InvalidArgument, match="has 10 bytes"):
@@ -198,13 +198,13 @@ def test_a_tensor_that_no_message_holds_is_refused_before_it_is_made() -> None:
         "x=" + "1," * 16 + "1",
     ],
 )
-def test_what_is_no_shape_is_refused(text: str) -> None:
+def test_bad_shapes_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_shape(text)
 
 
-def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.npy").write_bytes(b"no array")
+def test_a_file_without_one_array_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.npy").write_bytes(b"text")
     np.savez(tmp_path / "many.npz", a=np.zeros(1))
     np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
     for name in ("bad.npy", "many.npz", "missing.npy", "pickled.npy"):
@@ -225,7 +225,7 @@ def test_differences_are_found() -> None:
     x = np.ones((2, 2), np.float32)
     assert difference({"y": x + 1e-5}, {"y": x}) is None
     assert "missing" in (difference({}, {"y": x}) or "")
-    assert "expected was float32[2, 2]" in (difference({"y": x[0]}, {"y": x}) or "")
+    assert "float32[2, 2] was expected" in (difference({"y": x[0]}, {"y": x}) or "")
     assert "by up to 0.5" in (difference({"y": x + np.float32(0.5)}, {"y": x}) or "")
     assert difference({"n": np.array([1, 2])}, {"n": np.array([1, 3])}) is not None
 

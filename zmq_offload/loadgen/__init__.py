@@ -1,1 +1,1 @@
-"""`zmq-offload load`: puts a fabric under load and says what it did (docs/performance.md)."""
+"""`zmq-offload load`: sends requests at given levels and reports throughput and latency (docs/performance.md)."""

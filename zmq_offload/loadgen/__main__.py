@@ -1,4 +1,4 @@
-"""A sending process of `zmq-offload load`; its argument is the number of the pipe's file."""
+"""A sending process of `zmq-offload load`. Its argument is the file descriptor of its pipe."""
 
 from __future__ import annotations
 

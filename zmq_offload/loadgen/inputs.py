@@ -1,4 +1,4 @@
-"""What is sent, and what must come back."""
+"""The tensors that a load test sends, and the outputs that it expects."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec, check_tenso
 T = TypeVar("T")
 
 TOLERANCE = 1e-3
-"""Relative and absolute: another batch, another worker's CPU, and sums are taken in another order."""
+"""Relative and absolute: another batch size or another CPU adds up sums in another order."""
 
 
 def served_signature(models: Sequence[Mapping[str, Any]], name: str, version: int | None) -> tuple[TensorSpec, ...]:
-    """The inputs of a model by what the broker says is served; raises NotFound."""
+    """The inputs of a model, from the broker's list of served models. Raises NotFound if it is not in the list."""
     of_name = [model for model in models if model["name"] == name and version in (None, model["version"])]
     if not of_name:
         listing = ", ".join(f"{model['name']} (version {model['version']})" for model in models) or "nothing"
@@ -42,21 +42,24 @@ def parse_shape(text: str) -> tuple[str, str, tuple[int, ...]]:
     except ValueError:
         shape = (-1,)
     if not name or not rest or any(extent < 0 for extent in shape):
-        raise InvalidArgument(f"shape {text!r}: use NAME=EXTENTS or NAME=EXTENTS:DATATYPE, x=1,3,320,320:FP32")
+        raise InvalidArgument(
+            f"{text!r} is not a shape; use NAME=EXTENTS or NAME=EXTENTS:DATATYPE, e.g. x=1,3,320,320:FP32"
+        )
     datatype = datatype or "FP32"
     if datatype not in DATATYPES:
         raise InvalidArgument(
-            f"shape {text!r}: {datatype!r} is not one of {', '.join(DATATYPES)}{did_you_mean(datatype, DATATYPES)}"
+            f"shape {text!r} has datatype {datatype!r}; use one of {', '.join(DATATYPES)}"
+            f"{did_you_mean(datatype, DATATYPES)}"
         )
     TensorSpec(name, datatype, shape).check()
     return name, datatype, shape
 
 
 def parse_file(text: str) -> tuple[str, Array]:
-    """Name and array of "x=features.npy". Raises FailedPrecondition naming the file that cannot be read."""
+    """Name and array of "x=features.npy". Raises FailedPrecondition if the file cannot be read."""
     name, _, file = text.partition("=")
     if not name or not file:
-        raise InvalidArgument(f"{text!r}: use NAME=FILE.npy")
+        raise InvalidArgument(f"{text!r} does not name a file; use NAME=FILE.npy")
     try:
         array = np.load(Path(file), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -68,25 +71,28 @@ def parse_file(text: str) -> tuple[str, Array]:
 
 
 def once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """What an option gives for each name. Raises InvalidArgument for a name that is given twice."""
+    """The values of a repeatable option by name. Raises InvalidArgument for a name that is given twice."""
     found: dict[str, T] = {}
     for name, value in pairs:
         if name in found:
-            raise InvalidArgument(f"{option}: {name!r} is given twice")
+            raise InvalidArgument(f"{option}: {name!r} is given twice; give it once")
         found[name] = value
     return found
 
 
 def check_expected(expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """Raises InvalidArgument if the expected outputs could not be any results of a model that returned `outputs`."""
+    """Raises InvalidArgument if `expected` has other names, shapes or datatypes than `outputs`, a first result."""
     for name, wanted in expected.items():
         got = outputs.get(name)
         if got is None:
             has = ", ".join(map(repr, outputs)) or "none"
-            raise InvalidArgument(f"--expect: there is no output {name!r}; there is {has}{did_you_mean(name, outputs)}")
+            raise InvalidArgument(
+                f"--expect: the model has no output {name!r}; it has {has}{did_you_mean(name, outputs)}"
+            )
         if (got.shape, got.dtype) != (wanted.shape, wanted.dtype.newbyteorder("=")):
             raise InvalidArgument(
-                f"--expect: output {name!r} is {got.dtype}{list(got.shape)}, not {wanted.dtype}{list(wanted.shape)}"
+                f"--expect: {name!r} is {wanted.dtype}{list(wanted.shape)}; the model's output is "
+                f"{got.dtype}{list(got.shape)}"
             )
 
 
@@ -98,16 +104,16 @@ def make_inputs(
     seed: int = 0,
     max_frame_bytes: int = limits.MESSAGE_BYTES,
 ) -> dict[str, Array]:
-    """Files where there are some, random data elsewhere. `shapes` say what a signature leaves open, or, where there is
-    none (a model that takes anything), all.
+    """The inputs of a request: arrays from `files`, and random data for all others.
 
-    Raises InvalidArgument for what the model does not take, and, before it is made, for a tensor of more than
-    `max_frame_bytes`.
+    `shapes` are datatypes and shapes by name. They fill in symbolic extents of the signature, or describe all inputs
+    of a model without one. Raises InvalidArgument for an input that the model does not take, and for one of more than
+    `max_frame_bytes`, before its memory is allocated.
     """
     rng = np.random.default_rng(seed)
     if not signature:
         if not files and not shapes:
-            raise InvalidArgument(f"{what} takes any tensors: say which by --shape or --input")
+            raise InvalidArgument(f"{what} takes any tensors; describe them with --shape or --input")
         made = {name: _random(rng, name, *described, max_frame_bytes) for name, described in shapes.items()}
         return made | dict(files)
     inputs = {}
@@ -132,28 +138,28 @@ def _random(rng: np.random.Generator, name: str, datatype: str, shape: tuple[int
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes > most:
         raise InvalidArgument(
-            f"input {name!r} of shape {list(shape)} has {nbytes:,} bytes; the fabric takes {most:,} (--max-frame-bytes)"
+            f"input {name!r} of shape {list(shape)} has {nbytes:,} bytes; the limit is {most:,} (--max-frame-bytes)"
         )
     if dtype.kind == "f":
         single: Any = np.float64 if dtype.itemsize == 8 else np.float32
         return rng.random(shape, dtype=single).astype(dtype, copy=False)
-    # Whole numbers may be indices: small ones are the most likely to be fine.
+    # Integers may be indices, and small ones are in range more often.
     return rng.integers(0, 2, shape, dtype=dtype)
 
 
 def difference(outputs: Mapping[str, Array], expected: Mapping[str, Array]) -> str | None:
-    """How outputs are not what was expected; None if they are."""
+    """The first difference between outputs and expected ones, or None."""
     for name, wanted in expected.items():
         got = outputs.get(name)
         if got is None:
             return f"output {name!r} is missing"
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
-            return f"output {name!r} is {got.dtype}{list(got.shape)}, expected was {wanted.dtype}{list(wanted.shape)}"
+            return f"output {name!r} is {got.dtype}{list(got.shape)}; {wanted.dtype}{list(wanted.shape)} was expected"
         if got.dtype.kind == "f":
             same = np.allclose(got, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
         else:
             same = np.array_equal(got, wanted)
         if not same:
             worst = np.max(np.abs(got.astype(np.float64) - wanted.astype(np.float64)))
-            return f"output {name!r} differs from what was expected by up to {worst:.3g}"
+            return f"output {name!r} differs from the expected one by up to {worst:.3g}"
     return None

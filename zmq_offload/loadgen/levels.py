@@ -1,4 +1,4 @@
-"""How hard to press: the number of requests in flight, or of requests begun a second."""
+"""The levels of a load test: requests in flight, or requests begun per second."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True)
 class Level:
-    """One load: `concurrency` requests in flight at any time (closed loop), or `rate` begun a second, however long the
-    answers take (open loop). The other is 0."""
+    """Either `concurrency` requests in flight at any time (closed loop), or `rate` requests begun per second, however
+    long replies take (open loop). The other is 0."""
 
     concurrency: int = 0
     rate: float = 0.0
@@ -24,7 +24,7 @@ class Level:
         return f"{self.rate:,.10g}/s" if self.rate else f"{self.concurrency} in flight"
 
     def share(self, processes: int) -> list[Level]:
-        """What each of the processes does; a part of a concurrency that is smaller than they are many is 0."""
+        """The level of each process. The shares of a concurrency are whole numbers and may be 0."""
         if self.rate:
             return [Level(rate=self.rate / processes)] * processes
         least, more = divmod(self.concurrency, processes)
@@ -32,18 +32,20 @@ class Level:
 
 
 def concurrencies(text: str) -> list[Level]:
-    """Of "1,4,16"."""
+    """Levels from "1,4,16"."""
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError:
         values = []
     if not values or not all(0 < value <= 65536 for value in values):
-        raise InvalidArgument(f"concurrency {text!r}: use whole numbers from 1 to 65536, separated by commas: 1,4,16")
+        raise InvalidArgument(
+            f"{text!r} is not a list of concurrencies; use whole numbers from 1 to 65536, e.g. 1,4,16"
+        )
     return [Level(concurrency=value) for value in _once(values, text)]
 
 
 def rates(text: str) -> list[Level]:
-    """Of "100:1000:100" (from, to, step), "100,250" or "100"; requests a second."""
+    """Levels from "100:1000:100" (from, to, step), "100,250" or "100", in requests per second."""
     try:
         if ":" in text:
             first, last, step = (float(part) for part in text.split(":"))
@@ -56,13 +58,15 @@ def rates(text: str) -> list[Level]:
     except ValueError:
         values = []
     if not values or not all(0 < value <= 1e6 for value in values):
-        raise InvalidArgument(f"rate {text!r}: use FROM:TO:STEP or a list, in requests a second: 100:1000:100")
+        raise InvalidArgument(
+            f"{text!r} is not a rate; use FROM:TO:STEP or a list in requests per second, e.g. 100:1000:100"
+        )
     return [Level(rate=value) for value in _once(values, text)]
 
 
 def _once(values: list[_Number], text: str) -> list[_Number]:
-    """Each value once, in order: a level that is named twice would be measured and shown twice."""
+    """Each value once, in order."""
     once = list(dict.fromkeys(values))
     if len(once) > _MOST_LEVELS:
-        raise InvalidArgument(f"{text!r} makes more than {_MOST_LEVELS} levels")
+        raise InvalidArgument(f"{text!r} makes {len(once):,} levels; use at most {_MOST_LEVELS:,}")
     return once

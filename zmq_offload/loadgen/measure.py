@@ -1,4 +1,4 @@
-"""Level after level: processes that send, windows until they agree."""
+"""Measures level after level: starts processes that send, and waits until windows agree."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from zmq_offload.loadgen.stats import Array, Samples, Summary, stable, summarize
 
 _START_WITHIN = 60.0
 _STOP_WITHIN = 30.0
-"""Seconds that a process may take to start, and, on top of a request's timeout, to stop."""
+"""Seconds that a process may take to start, and to stop after the timeout of a request."""
 
 
 _ENDED = "a process of the load generator ended; its error is above"
 
 
 class Interrupted(Exception):
-    """Ctrl-C while it measured; `summaries` is what was measured until then."""
+    """Ctrl-C interrupted the measurement. `summaries` are those of the levels until then."""
 
     def __init__(self, summaries: Sequence[Summary]) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Interrupted(Exception):
 
 
 class Senders:
-    """The processes, for as long as the body of `started` runs."""
+    """The sending processes."""
 
     def __init__(self, plan: SendPlan) -> None:
         self._plan = plan
@@ -45,16 +45,16 @@ class Senders:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, processes: int) -> None:
-        """Until all are up: what a level takes is not to include that.
+        """Start the processes and wait until all are ready, so that no level includes it.
 
-        They are not multiprocessing's: those look into the current folder first, where a file signal.py would run
-        instead of the library's, and run the program's main module once more.
+        multiprocessing would run the program's main module again, and would import modules from the current folder:
+        a file signal.py there would replace the standard library's.
         """
         for _ in range(processes):
             ours, theirs = Pipe()
             with theirs:
                 self._pipes.append(ours)
-                # In a session of its own it does not get the terminal's Ctrl-C: this process ends it.
+                # In its own session, it does not get Ctrl-C from the terminal; this process ends it.
                 process = subprocess.Popen(
                     [*module("zmq_offload.loadgen"), str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
@@ -89,7 +89,7 @@ class Senders:
         return summarize(samples, windows, window, elapsed)
 
     def _receive(self, samples: Samples, timeout: float) -> int:
-        """Take in reports; how many processes said that they are ready."""
+        """Read reports. Returns how many processes said that they are ready."""
         ready = 0
         for pipe in wait(self._pipes, timeout):
             assert isinstance(pipe, Connection)
@@ -100,8 +100,8 @@ class Senders:
             if message is None:
                 ready += 1
             else:
-                records, errors, sent, behind = message
-                samples.add(records, errors, sent, behind, pipe.fileno())
+                records, errors, sent, late = message
+                samples.add(records, errors, sent, late, pipe.fileno())
         return ready
 
     def _stop(self, samples: Samples) -> None:
@@ -116,20 +116,20 @@ class Senders:
             raise Internal(_ENDED) from None
 
     def _await(self, samples: Samples, timeout: float, what: str) -> None:
-        """Until every process said that it did what it was to do."""
+        """Wait until every process has said that it is ready."""
         left, end = len(self._pipes), time.monotonic() + timeout
         while left:
             if time.monotonic() > end:
-                raise Internal(f"a process of the load generator does not {what}")
+                raise Internal(f"a process of the load generator did not {what} within {timeout:g} s")
             left -= self._receive(samples, 0.5)
 
     def close(self) -> None:
         for pipe in self._pipes:
-            pipe.close()  # a process that waits for a level reads the end of file
+            pipe.close()  # a process that waits for a level reads end of file
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(5)
-            process.kill()  # of one that ended this does nothing
+            process.kill()  # does nothing to a process that ended
             process.wait()
 
 
@@ -144,7 +144,7 @@ def started(plan: SendPlan, processes: int) -> Iterator[Senders]:
 
 
 def described(samples: Samples, window: Array, length: float) -> str:
-    """How a level goes: the throughput and latency of its last window of `length` seconds."""
+    """Throughput and latency of the last window, which is `length` seconds long."""
     p50, p99 = np.percentile(window[:, 1], [50, 99]) * 1e3 if len(window) else (float("nan"),) * 2
     errors = samples.errors.total()
     text = f"{len(window) / length:,.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms"
@@ -161,7 +161,7 @@ def measure(
     progress: Progress,
     finished: Callable[[Summary], None] = lambda _: None,
 ) -> list[Summary]:
-    """A summary for each level, in order; `finished` gets each at once.
+    """Measure all levels. `finished` gets each summary at once.
 
     Raises Interrupted, with the summaries so far, at Ctrl-C.
     """

@@ -1,4 +1,4 @@
-"""What a load test found: as a table for a person, CSV, JSON, a picture, and a page."""
+"""The results of a load test as rows of a table, CSV, JSON, a picture and an interactive page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zmq_offload.loadgen.stats import LATENCIES, PARTS, Summary
 
 @dataclass(frozen=True)
 class Report:
-    """`setting`: what else a reader must know."""
+    """`setting` says how it was measured."""
 
     title: str
     setting: str
@@ -30,15 +30,15 @@ class Report:
 
 
 def wrong(summary: Summary) -> bool:
-    """Whether a result was not what was expected."""
+    """Whether an output differed from the expected one."""
     return MISMATCH in summary.errors
 
 
 UNITS = "latencies and their parts (client, queue, compute, network) in ms"
 
 MARKS = {
-    "*": "windows did not agree within 10 %: all but the first are counted",
-    "+": "the sender fell short of the rate, so the fabric was not asked for that much: use more --processes",
+    "*": "windows did not agree within 10 %; all but the first are counted",
+    "+": "the sender did not reach the rate, so this level says little about the fabric; use more --processes",
 }
 
 
@@ -65,7 +65,7 @@ def row(s: Summary) -> list[str]:
 
 
 _SPARE = {"p90": 3, "max": 2, "p95": 1}
-"""Latencies that a narrow terminal does without."""
+"""Latencies to leave out on a narrow terminal."""
 
 
 def _name(level: Level) -> str:
@@ -73,7 +73,7 @@ def _name(level: Level) -> str:
 
 
 def notes(summaries: Sequence[Summary]) -> list[str]:
-    """What the marks of a table mean, and by how much a sender fell short."""
+    """The meaning of the marks in a table, and the rates of senders that fell short."""
     used = {mark for s in summaries for mark in marks(s)}
     lines = [f"{mark} {text}" for mark, text in MARKS.items() if mark in used]
     lines += [f"  {s.level}: {s.sent:,.1f}/s were sent" for s in summaries if s.short]
@@ -85,7 +85,7 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
 
 
 def error_lines(summaries: Sequence[Summary]) -> list[str]:
-    """Each code of an error with its count and the first message."""
+    """Each error code with its count and its first message."""
     return [
         f"{s.level}: {count} x {code}: {s.texts[code]}" for s in summaries for code, count in sorted(s.errors.items())
     ]
@@ -134,7 +134,7 @@ def png(path: Path, report: Report) -> None:
 
 
 def html(path: Path, report: Report) -> None:
-    """One file that needs no other, and no network."""
+    """One file that needs no other file and no network."""
     head = ("Load", "Requests/s", *(name for name in report.summaries[0].latency), *PARTS, "Requests", "Errors")
     rows = [
         (
@@ -218,9 +218,9 @@ footer, .note {{ color: #6b7280; font-size: .85rem; }}
 {rows}
 </tbody>
 </table></div>
-<p class="note">Times in milliseconds. Client, queue, compute and network are means and add up to the latency: the
-client with the way to the broker, the broker's queue, the worker's computing, and the way between broker and worker.
-{marks}</p>
+<p class="note">Times in milliseconds. Client, queue, compute and network are means, and their sum is the mean latency:
+the client and the way to the broker, the queue in the broker, computing in the worker, and the way between broker and
+worker. {marks}</p>
 {errors}
 <footer>Measured by zmq-offload load, {when}.</footer>
 </body>

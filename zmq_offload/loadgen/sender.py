@@ -1,4 +1,4 @@
-"""A process that sends: told a level at a time, it reports each request that ended."""
+"""A process that sends requests at the levels that it is told, and reports each request that ended."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from zmq_offload.loadgen.stats import record
 from zmq_offload.protocol.payload import Array
 
 MISMATCH = "MISMATCH"
-"""Counted among the errors: a result that is not what was expected."""
+"""The error code of an output that differs from the expected one."""
 
 _REPORT = 0.1
-"""Seconds between two reports of a process, and how soon it notices that it is to stop."""
+"""Seconds between two reports of a process. It also looks this often whether it shall stop."""
 
 _AFTER_ERROR = 0.01
-"""Seconds that a closed loop waits after an error: what is refused at once must not be sent at once again."""
+"""Seconds that a closed loop waits after an error: requests may be refused at once."""
 
 _clock = time.monotonic  # one clock for all processes of the machine
 
 
 @dataclass(frozen=True)
 class SendPlan:
-    """What every process sends, whatever the level."""
+    """What every process sends at every level. `seed` is for the times of an open loop; each process has its own."""
 
     brokers: tuple[str, ...]
     model: str
@@ -47,7 +47,6 @@ class SendPlan:
     poisson: bool
     max_frame_bytes: int
     seed: int
-    """Of the times at which an open loop sends; each process has its own."""
 
     @property
     def call(self) -> dict[str, Any]:
@@ -59,14 +58,17 @@ Taken: TypeAlias = "tuple[list[tuple[float, ...]], list[tuple[str, str]], int, f
 
 @dataclass
 class Tally:
-    """Requests that ended since the last report. Futures end in another thread; appending to a list is atomic."""
+    """Requests that ended since the last report.
+
+    `sent` and `late` are of an open loop: requests begun since the last report, and the seconds by which the next one
+    is late. Futures end in another thread; appending to a list is atomic.
+    """
 
     plan: SendPlan
     records: list[tuple[float, ...]] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)
     sent: int = 0
-    behind: float = 0.0
-    """Of an open loop: requests begun since the last report, and by how many seconds the next one is late."""
+    late: float = 0.0
 
     def served(self, began: float, outputs: Outputs) -> None:
         end = _clock()
@@ -84,12 +86,14 @@ class Tally:
         records, self.records = self.records, []
         errors, self.errors = self.errors, []
         sent, self.sent = self.sent, 0
-        return records, errors, sent, self.behind
+        return records, errors, sent, self.late
 
 
 def main(pipe: Connection) -> None:
-    """Take a plan. Until told None: run levels, each until told to stop, and answer the stop with the last report and
-    None. The first None says that the process is up."""
+    """Receive a plan, then levels until None. Each level runs until the next message.
+
+    The process sends None when it is ready: after it has the plan, and after the last report of each level.
+    """
     try:
         plan = pipe.recv()
         pipe.send(None)
@@ -106,11 +110,11 @@ def main(pipe: Connection) -> None:
             pipe.send(tally.take())
             pipe.send(None)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # whoever started this is gone
+        pass  # the parent process ended
 
 
 def _one(pipe: Connection, tally: Tally) -> None:
-    """One request at a time, as a device does it."""
+    """One request at a time, as a device sends them."""
     plan = tally.plan
     with Client(plan.brokers, max_frame_bytes=plan.max_frame_bytes) as client:
         while not _report(pipe, tally):
@@ -147,14 +151,16 @@ async def _several(pipe: Connection, tally: Tally, level: Level) -> None:
 
 
 def _open_loop(pipe: Connection, tally: Tally, level: Level) -> None:
-    """Send when it is time, whatever is under way. Latency counts from the time at which a request was to be sent: a
-    fabric that stalls makes late what should have been sent meanwhile, and must not get away with it."""
+    """Send at the times of the plan, whatever is in flight.
+
+    Latency counts from the planned time, so that a fabric that stalls also pays for the requests that it delays.
+    """
     plan, rng = tally.plan, random.Random(tally.plan.seed)
     stopped = False
 
     def ended(began: float, future: Future[Outputs]) -> None:
         if stopped:
-            return  # taken back below
+            return  # closing the client cancels it
         error = future.exception()
         if error is None:
             tally.served(began, future.result())
@@ -162,12 +168,12 @@ def _open_loop(pipe: Connection, tally: Tally, level: Level) -> None:
             tally.failed(error)
 
     with Client(plan.brokers, max_frame_bytes=plan.max_frame_bytes) as client:
-        client.status()  # connects, so that the first request does not wait for that
+        client.status()  # connects, so that the first request does not wait for it
         send_at = report_at = _clock()
         while not stopped:
             now = _clock()
             if now >= report_at:
-                tally.behind = max(0.0, now - send_at)
+                tally.late = max(0.0, now - send_at)
                 stopped = _report(pipe, tally)
                 report_at = now + _REPORT
             elif now >= send_at:
@@ -180,6 +186,6 @@ def _open_loop(pipe: Connection, tally: Tally, level: Level) -> None:
 
 
 def _report(pipe: Connection, tally: Tally) -> bool:
-    """Send what ended; whether to stop."""
+    """Send a report. Returns whether to stop."""
     pipe.send(tally.take())
     return pipe.poll() and pipe.recv() is None

@@ -1,4 +1,4 @@
-"""From single requests to what is reported of a level. Pure."""
+"""Sums up the requests of a level. Pure."""
 
 from __future__ import annotations
 
@@ -14,66 +14,71 @@ from zmq_offload.loadgen.levels import Level
 Array = np.ndarray[Any, Any]
 
 STABLE = 3
-"""Windows that must agree."""
+"""Consecutive windows that must agree."""
 
 _AGREE = 0.10
-"""By how much of their mean they may differ from it, in throughput and in median latency."""
+"""The largest distance from their mean, as a share of it, in throughput and in median latency."""
 
-_BEHIND = 0.05
-"""An open loop that is late by more than this share of the time falls short of its rate by as much."""
+_LATE = 0.05
+"""An open loop that is late by more than this share of the time has not reached its rate."""
 
 _HICCUP = 0.1
-"""Seconds by which it may be late for a moment, because the machine is busy."""
+"""Seconds by which an open loop may be late on a busy machine."""
 
 COLUMNS = ("end", "latency", "client", "queue", "compute", "network")
-"""Of a record, in seconds; `end` by the clock that all processes share."""
+"""The values of a record, in seconds. `end` is by the clock that all processes share."""
 
 PARTS = COLUMNS[2:]
 
 _PERCENTILES = (50, 90, 95, 99)
 
 LATENCIES = (*(f"p{p}" for p in _PERCENTILES), "max")
-"""What a summary has of the latency."""
+"""The latencies of a summary."""
 
 
 def record(end: float, latency: float, queue: float, compute: float, broker: float) -> tuple[float, ...]:
-    """A served request. Its latency is the sum of four parts: `queue` in the broker, `compute` in the worker, `network`
-    between broker and worker and back, and `client`, which is the rest: the client, the way between it and the broker,
-    and in an open loop how late it was sent."""
+    """The record of a served request.
+
+    The latency has four parts: `queue` in the broker, `compute` in the worker, `network` between broker and worker and
+    back, and `client`, the rest: the client, the way between it and the broker, and in an open loop the delay of
+    sending.
+    """
     return end, latency, latency - broker, queue, compute, broker - queue - compute
 
 
 @dataclass
 class Samples:
-    """What came in of a level so far."""
+    """The reports on a level so far.
+
+    `texts` has the first message of each error code; `late` has, for each process of an open loop, the seconds by
+    which its next request is late.
+    """
 
     level: Level
     began: float
     records: list[tuple[float, ...]] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     texts: dict[str, str] = field(default_factory=dict)
-    """For each code of an error, the first one's message."""
     sent: int = 0
-    behind: dict[int, float] = field(default_factory=dict)
-    """For each process of an open loop, by how many seconds it is late with its next request."""
+    late: dict[int, float] = field(default_factory=dict)
 
     def add(
         self,
         records: Iterable[tuple[float, ...]],
         errors: Iterable[tuple[str, str]],
         sent: int = 0,
-        behind: float = 0.0,
+        late: float = 0.0,
         process: int = 0,
     ) -> None:
         self.records.extend(records)
         self.sent += sent
-        self.behind[process] = behind
+        self.late[process] = late
         for code, text in errors:
             self.errors[code] += 1
             self.texts.setdefault(code, text)
 
     def windows(self, length: float, now: float) -> list[Array]:
-        """The records of each window that is over, by the time at which they ended."""
+        """The records of each window that is over, by the time at which requests ended."""
         count = int((now - self.began) / length)
         table = self._table()
         at = np.floor((table[:, 0] - self.began) / length).astype(int)
@@ -96,7 +101,11 @@ def stable(windows: Sequence[Array]) -> bool:
 
 @dataclass(frozen=True)
 class Summary:
-    """One level's line in the report; times in milliseconds."""
+    """The figures of one level, times in milliseconds.
+
+    `parts` has the mean of each of `PARTS`, `sent` the requests that an open loop began per second, and `short` says
+    that the sender did not reach the rate.
+    """
 
     level: Level
     stable: bool
@@ -105,16 +114,13 @@ class Summary:
     throughput: float
     latency: dict[str, float]
     parts: dict[str, float]
-    """Mean of each of `PARTS`."""
     errors: dict[str, int]
     texts: dict[str, str]
     sent: float = 0.0
-    """Requests begun a second, of an open loop."""
     short: bool = False
-    """Whether the sender, not the fabric, fell short of the rate."""
 
     def row(self) -> dict[str, Any]:
-        """Flat, for a table."""
+        """The figures as one row of a CSV file."""
         return {
             "concurrency": self.level.concurrency or "",
             "rate": self.level.rate or "",
@@ -131,13 +137,15 @@ class Summary:
 
 
 def falls_short(samples: Samples, elapsed: float) -> bool:
-    """Whether a process of an open loop cannot send as fast as it should, `elapsed` seconds after its beginning."""
-    return max(samples.behind.values(), default=0.0) > max(_BEHIND * elapsed, _HICCUP)
+    """Whether a process of an open loop is too late, `elapsed` seconds after its start."""
+    return max(samples.late.values(), default=0.0) > max(_LATE * elapsed, _HICCUP)
 
 
 def summarize(samples: Samples, windows: Sequence[Array], length: float, elapsed: float | None = None) -> Summary:
-    """Of the last windows, if they agree; else of all but the first, in which connections are made. `elapsed` is how
-    long the level took (seconds), by default all windows."""
+    """Sum up the last windows if they agree, and else all but the first, in which connections are made.
+
+    `elapsed` is the duration of the level in seconds, by default that of all windows.
+    """
     elapsed = length * len(windows) if elapsed is None else elapsed
     agree = stable(windows)
     used = list(windows[-STABLE:] if agree else windows[1:] or windows)
