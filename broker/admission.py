@@ -8,12 +8,26 @@ session; whoever opens many of them has many parts. docs/security.md says what t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from broker.liveness import LivenessPolicy
 from broker.queues import Shares
 from broker.scheduler import Scheduler
 from broker.state import PendingRequest
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait."""
+
+    max_queued: int = 8192
+    """Requests in total."""
+    max_queued_bytes: int = 1 << 30
+    """Bytes of all requests."""
+    max_queued_per_model: int = 4096
+    """Requests for one model."""
+    max_queued_per_client: int = 1024
+    """Requests of one client for one model."""
 
 
 class _Bound(NamedTuple):
@@ -35,23 +49,23 @@ class _Bound(NamedTuple):
         return own * self.shares.clients_with(owner) <= self.most
 
 
-def refusal(scheduler: Scheduler, policy: LivenessPolicy, request: PendingRequest) -> str | None:
+def refusal(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) -> str | None:
     """Why a request may not wait, or None if it may, once `evicted` made room."""
     queue = scheduler.queues.get(request.wanted)
     own = queue.shares.of(request.owner)[0] if queue else 0
-    if own >= policy.max_queued_per_client:
+    if own >= bounds.max_queued_per_client:
         return f"{own} requests of this client wait for {request.wanted.model!r} already"
-    for bound in _bounds(scheduler, policy, request):
+    for bound in _bounds(scheduler, bounds, request):
         if bound.exceeded(request.nbytes) and not bound.entitled(request.owner, request.nbytes):
             return bound.text
     return None
 
 
-def evicted(scheduler: Scheduler, policy: LivenessPolicy, request: PendingRequest) -> Iterator[PendingRequest]:
+def evicted(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) -> Iterator[PendingRequest]:
     """The requests, one after the other, that give way to one that is not refused. The caller takes each out of its
     queue before it asks for the next."""
     while True:
-        for bound in _bounds(scheduler, policy, request):
+        for bound in _bounds(scheduler, bounds, request):
             if bound.exceeded(request.nbytes):
                 most = bound.shares.largest(by_bytes=bound.by_bytes)
                 queue = scheduler.queues.get(request.wanted)
@@ -62,12 +76,12 @@ def evicted(scheduler: Scheduler, policy: LivenessPolicy, request: PendingReques
             return
 
 
-def _bounds(scheduler: Scheduler, policy: LivenessPolicy, request: PendingRequest) -> Iterator[_Bound]:
+def _bounds(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) -> Iterator[_Bound]:
     queue = scheduler.queues.get(request.wanted)
     if queue is not None:
         text = f"{len(queue)} requests wait for model {request.wanted.model!r} already"
-        yield _Bound(queue.shares, policy.max_queued_per_model, False, text)
+        yield _Bound(queue.shares, bounds.max_queued_per_model, False, text)
     shares = scheduler.shares
-    yield _Bound(shares, policy.max_queued, False, f"{shares.count} requests wait already")
-    text = f"{shares.nbytes} bytes wait already; {request.nbytes} more exceed {policy.max_queued_bytes}"
-    yield _Bound(shares, policy.max_queued_bytes, True, text)
+    yield _Bound(shares, bounds.max_queued, False, f"{shares.count} requests wait already")
+    text = f"{shares.nbytes} bytes wait already; {request.nbytes} more exceed {bounds.max_queued_bytes}"
+    yield _Bound(shares, bounds.max_queued_bytes, True, text)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
+from broker.admission import QueueLimits
 from broker.liveness import LivenessPolicy
 from zmq_offload.console.settings import (
     Parser,
@@ -29,6 +30,8 @@ _POLICY = {
     "worker_grace": (seconds, "seconds a request waits for a worker that holds its model to appear"),
     "restart_grace": (seconds, "seconds requests wait for a worker that was lost to come back"),
     "max_attempts": (count, "workers a request may lose before it is given up"),
+}
+_QUEUE_LIMITS = {
     "max_queued": (count, "requests that may wait in total"),
     "max_queued_bytes": (bytes_, "bytes of the requests that may wait in total"),
     "max_queued_per_model": (count, "requests that may wait for one model"),
@@ -49,6 +52,7 @@ class Config:
     authorized_workers: str = ""
     insecure: bool = False
     policy: LivenessPolicy = field(default_factory=LivenessPolicy)
+    queue_limits: QueueLimits = field(default_factory=QueueLimits)
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> Config:
@@ -62,11 +66,13 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker"
     add_option(parser, "--authorized-clients", file, None, "the keys of clients that may connect", metavar="FILE")
     add_option(parser, "--authorized-workers", file, None, "the keys of workers that may connect", metavar="FILE")
     parser.add_argument("--insecure", action="store_true", help="listen beyond loopback without keys")
-    for name, (kind, text) in _POLICY.items():
-        flag, metavar = "--" + name.replace("_", "-"), "S" if kind in (seconds, heartbeat) else "N"
-        add_option(parser, flag, kind, getattr(LivenessPolicy(), name), text, metavar=metavar)
+    for options, defaults in ((_POLICY, LivenessPolicy()), (_QUEUE_LIMITS, QueueLimits())):
+        for name, (kind, text) in options.items():
+            flag, metavar = "--" + name.replace("_", "-"), "S" if kind in (seconds, heartbeat) else "N"
+            add_option(parser, flag, kind, getattr(defaults, name), text, metavar=metavar)
     parsed = parser.parse_args(arguments)
     check_together(parser, parsed, "--server-key", "--authorized-clients", "--authorized-workers")
     given = vars(parsed)
-    policy = LivenessPolicy(**{field.name: given.pop(field.name) for field in fields(LivenessPolicy)})
-    return Config(**given, policy=policy)
+    policy = LivenessPolicy(**{name: given.pop(name) for name in _POLICY})
+    queue_limits = QueueLimits(**{name: given.pop(name) for name in _QUEUE_LIMITS})
+    return Config(**given, policy=policy, queue_limits=queue_limits)

@@ -1,64 +1,65 @@
-"""What must hold between any two events, recomputed from scratch. For tests and for a person who suspects the core."""
+"""Invariants of the broker, which hold between any two events. They are recomputed from scratch, for tests."""
 
 from __future__ import annotations
 
 from broker.core import Core
-from broker.ledger import STOP
+from broker.ledger import STOP, Ledger
 from broker.lifecycle import RequestState, WorkerState
 from broker.queues import FairQueue, Shares
 from broker.state import PendingRequest, Wanted, Worker
 
 
 def validate(core: Core) -> None:
-    """Raises AssertionError naming the first thing that does not hold."""
-    queued = [request for queue in core.scheduler.queues.values() for request in queue]
-    _validate_requests(core, queued)
-    _validate_workers(core)
-    _validate_queues(core, queued)
-    _validate_models(core)
-    timed = {*core.requests, *core.workers, *([STOP] if STOP in core._timers else [])}
-    assert len(core._timers) == len(timed), "a timer is left of what is gone"
+    """Raise AssertionError for the first invariant that does not hold."""
+    ledger = core.ledger
+    queued = [request for queue in ledger.scheduler.queues.values() for request in queue]
+    _validate_requests(ledger, queued)
+    _validate_workers(ledger)
+    _validate_queues(ledger, queued)
+    _validate_models(ledger)
+    timed = {*ledger.requests, *ledger.workers, *([STOP] if STOP in ledger.timers else [])}
+    assert len(ledger.timers) == len(timed), "a timer is left of what is gone"
 
 
-def _validate_requests(core: Core, queued: list[PendingRequest]) -> None:
+def _validate_requests(ledger: Ledger, queued: list[PendingRequest]) -> None:
     """Every request is in exactly one place, and the counts know of each what became of it."""
     assert len(queued) == len(set(queued)), "a request queues twice"
     for request in queued:
-        assert core.requests.get(request.key) is request, f"{request.key} queues but was answered"
+        assert ledger.requests.get(request.key) is request, f"{request.key} queues but was answered"
         assert request.state is RequestState.QUEUED, f"{request.key} queues but is {request.state.value}"
-    for key, request in core.requests.items():
+    for key, request in ledger.requests.items():
         assert key == request.key
-        assert key in core._timers, f"{key} has no deadline"
+        assert key in ledger.timers, f"{key} has no deadline"
         if request.state is RequestState.QUEUED:
             assert request.worker is None, f"{key} queues and is held"
-            assert core.scheduler.holds(request), f"{key} is nowhere"
+            assert ledger.scheduler.holds(request), f"{key} is nowhere"
         else:
             assert request.state is RequestState.HELD, f"{key} is {request.state.value}"
             worker = request.worker
-            assert worker is not None and core.workers.get(worker.peer) is worker, f"{key}: its worker is gone"
+            assert worker is not None and ledger.workers.get(worker.peer) is worker, f"{key}: its worker is gone"
             assert worker.held.get((key, request.attempt)) is request, f"{key} is held by nobody"
-        assert len(request.lost) < core.policy.max_attempts, f"{key} should have been given up"
-    counts = core.counts
+        assert len(request.lost) < ledger.policy.max_attempts, f"{key} should have been given up"
+    counts = ledger.counts
     ended = counts["served"] + sum(count for name, count in counts.items() if name.startswith("failed."))
-    assert counts["accepted"] == ended + len(core.requests), "a request was lost, or answered twice"
+    assert counts["accepted"] == ended + len(ledger.requests), "a request was lost, or answered twice"
 
 
-def _validate_workers(core: Core) -> None:
-    for peer, worker in core.workers.items():
+def _validate_workers(ledger: Ledger) -> None:
+    for peer, worker in ledger.workers.items():
         assert peer == worker.peer
-        assert worker.peer in core._timers, f"{worker.name} is not watched"
+        assert worker.peer in ledger.timers, f"{worker.name} is not watched"
         assert worker.state is not WorkerState.GONE, f"{worker.name} is gone"
         assert len(worker.held) <= max(worker.slots, worker.most_slots), f"{worker.name} holds more than its slots"
         assert worker.nbytes == sum(request.nbytes for request in worker.held.values()), f"{worker.name}: its bytes"
         for (key, attempt), request in worker.held.items():
             assert key == request.key
             assert 1 <= attempt <= request.attempt, f"{key}: attempt {attempt} was never made"
-            wanted = core._waits_for(worker, request, attempt)
+            wanted = ledger.awaits(worker, request, attempt)
             assert wanted <= (request.state is RequestState.HELD), f"{key} is held but {request.state.value}"
 
 
-def _validate_queues(core: Core, queued: list[PendingRequest]) -> None:
-    scheduler, policy = core.scheduler, core.policy
+def _validate_queues(ledger: Ledger, queued: list[PendingRequest]) -> None:
+    scheduler, bounds = ledger.scheduler, ledger.queue_limits
     _validate_shares(scheduler.shares, queued)
     for wanted, queue in scheduler.queues.items():
         assert len(queue), "an empty queue is kept"
@@ -74,10 +75,10 @@ def _validate_queues(core: Core, queued: list[PendingRequest]) -> None:
         assert queue.unserved is not scheduler.served(wanted), f"{wanted} is served and unserved, or neither"
         # Requests that came back from a lost worker queue again without being refused.
         again = sum(request.attempt > 0 for request in queue)
-        assert len(queue) - again <= policy.max_queued_per_model, f"more requests wait for {wanted} than may"
+        assert len(queue) - again <= bounds.max_queued_per_model, f"more requests wait for {wanted} than may"
     new = [request for request in queued if request.attempt == 0]
-    assert len(new) <= policy.max_queued, "more requests wait than may"
-    assert sum(request.nbytes for request in new) <= policy.max_queued_bytes, "more bytes wait than may"
+    assert len(new) <= bounds.max_queued, "more requests wait than may"
+    assert sum(request.nbytes for request in new) <= bounds.max_queued_bytes, "more bytes wait than may"
 
 
 def _validate_shares(shares: Shares, requests: list[PendingRequest]) -> None:
@@ -91,8 +92,8 @@ def _validate_shares(shares: Shares, requests: list[PendingRequest]) -> None:
 
 
 def _validate_turns(queue: FairQueue) -> None:
-    assert queue._top == sorted(queue._levels)
-    for priority, level in queue._levels.items():
+    assert queue.priorities == sorted(queue.levels)
+    for priority, level in queue.levels.items():
         assert level, "an empty priority is kept"
         assert all(line for line in level.values()), "an empty line is kept"
         turns = [line.turn for line in level.values()]
@@ -100,12 +101,12 @@ def _validate_turns(queue: FairQueue) -> None:
         assert all(r.priority == priority and r.owner == owner for owner, ln in level.items() for r in ln.values())
 
 
-def _validate_models(core: Core) -> None:
+def _validate_models(ledger: Ledger) -> None:
     """The index of who serves what agrees with the workers."""
-    scheduler = core.scheduler
+    scheduler = ledger.scheduler
     holders: dict[str, dict[bytes, Worker]] = {}
     asked: dict[Wanted, set[bytes]] = {}
-    for peer, worker in core.workers.items():
+    for peer, worker in ledger.workers.items():
         if worker.state is not WorkerState.DRAINING:
             for (name, _), model in worker.models.items():
                 holders.setdefault(name, {})[peer] = worker

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from broker.catalog import Catalog
 from broker.scheduler import Scheduler
 from broker.state import Wanted
 from broker.versions import Pool
 from zmq_offload.common.suggest import did_you_mean
+from zmq_offload.errors import Status
 from zmq_offload.protocol.messages import LATEST
 from zmq_offload.protocol.tensors import TensorSpec
 
@@ -37,7 +39,7 @@ def served_listing(scheduler: Scheduler, allows: Allows, most: int = 20) -> str:
     return ", ".join([*names[:most], *more]) or "none"
 
 
-def suggestion(scheduler: Scheduler, allows: Allows, name: str) -> str:
+def _suggestion(scheduler: Scheduler, allows: Allows, name: str) -> str:
     """The served model that was probably meant, as part of a message. Compares few and short names only: a comparison
     of long ones takes a millisecond, which a client that asks for nonsense must not get for each request."""
     served = {served for (served, _, _), _ in served_versions(scheduler) if allows(served)}
@@ -45,7 +47,36 @@ def suggestion(scheduler: Scheduler, allows: Allows, name: str) -> str:
     return did_you_mean(name, alike[:8]) if len(name) <= 24 else ""
 
 
-def no_version_fits(scheduler: Scheduler, name: str) -> str:
+def newer_version(scheduler: Scheduler, name: str) -> str | None:
+    """Why the newest version of a model is not the latest; None if it is."""
+    newer = scheduler.newer(name)
+    if newer is None:
+        return None
+    version, with_it, without = newer
+    slots, more = sum(worker.slots for worker in with_it), sum(worker.slots for worker in without)
+    have = f"{len(with_it)} of {len(with_it + without)} workers with {slots} of {slots + more} slots have it"
+    return (
+        f"model {name!r}: version {version} is not the latest yet; {have}, and it needs more than half of both. "
+        f"Without it: {', '.join(worker.name for worker in without)}"
+    )
+
+
+def unserved(scheduler: Scheduler, catalog: Catalog, allows: Allows, wanted: Wanted) -> tuple[Status, str]:
+    """The error of a request that no worker serves."""
+    name, version, signature = wanted
+    what = f"model {name!r}" + ("" if version == LATEST else f" version {version}")
+    if not catalog:
+        # Workers that load a large subgraph start more slowly than the broker.
+        return Status.UNAVAILABLE, f"no worker has announced itself yet, so {what} is not served"
+    if signature and scheduler.served(Wanted(name)):
+        return Status.FAILED_PRECONDITION, _no_version_fits(scheduler, name)
+    served = f"served are: {served_listing(scheduler, allows)}"
+    if catalog.has(wanted):
+        return Status.UNAVAILABLE, f"no worker that holds {what} is there now; {served}"
+    return Status.NOT_FOUND, f"no worker ever announced {what}; {served}{_suggestion(scheduler, allows, name)}"
+
+
+def _no_version_fits(scheduler: Scheduler, name: str) -> str:
     """That no version of a model fits who asks for it, for a person."""
     versions = [
         f"version {version} takes {_signature(model, 'inputs')} and returns {_signature(model, 'outputs')}"

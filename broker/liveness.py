@@ -36,14 +36,6 @@ class LivenessPolicy:
     another at once. What was at a lost worker waits until its own deadline."""
     max_attempts: int = 3
     """Workers that a request may lose before it is given up."""
-    max_queued: int = 8192
-    """Requests that wait, in total."""
-    max_queued_bytes: int = 1 << 30
-    """Bytes of the requests that wait, in total."""
-    max_queued_per_model: int = 4096
-    """Requests that wait for one model."""
-    max_queued_per_client: int = 1024
-    """Requests of one client that wait for one model."""
 
 
 def lost(worker: Worker, policy: LivenessPolicy, now: float) -> str | None:

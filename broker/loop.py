@@ -58,7 +58,7 @@ class Broker:
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._clock = clock
-        self.core = Core(config.policy, clock(), config.max_frame_bytes)
+        self.core = Core(config.policy, clock(), config.max_frame_bytes, config.queue_limits)
         routing_ids.randomize()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 65536)
@@ -149,11 +149,13 @@ class Broker:
                         self._handle(Disconnected())
                 else:
                     self._wake.clear()
-                    log.info("stopping: finishing %d requests within %.1f s", len(core.requests), self._config.grace)
+                    log.info(
+                        "stopping: finishing %d requests within %.1f s", len(core.ledger.requests), self._config.grace
+                    )
                     self._handle(Stop(self._config.grace))
             if self._undelivered:
                 self._report_undelivered()
-            if core.notes:
+            if core.ledger.notes:
                 self._write_notes()
             wait = self._keep_time(clock())
         self._write_notes()
@@ -178,7 +180,7 @@ class Broker:
             self._handle(authorized)
 
     def _write_notes(self) -> None:
-        for level, text in self.core.notes.take():
+        for level, text in self.core.ledger.notes.take():
             log.log(level, "%s", text)
 
     def _drain_monitor(self, monitor: zmq.Socket[bytes], whom: str) -> bool:
@@ -189,13 +191,13 @@ class Broker:
                 ended = True
             else:
                 text = f"a connection to the port of {whom} is refused: it has no keys, or another key of this broker"
-                self.core.notes.add(self._clock(), "keys", text)
+                self.core.ledger.notes.add(self._clock(), "keys", text)
         return ended
 
     def _report_undelivered(self) -> None:
         """Tell the core what could not be sent. A worker's last results may be here still when its connection is gone
         already; they come first, or they would be computed again."""
-        for _ in range((len(self.core.workers) + 1) * _UNREAD_HERE // _BATCH):
+        for _ in range((len(self.core.ledger.workers) + 1) * _UNREAD_HERE // _BATCH):
             if not self._from_workers.waiting():
                 break
             self._drain(self._from_workers, self._from_back)

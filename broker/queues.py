@@ -49,7 +49,7 @@ class Shares:
         self.nbytes -= request.nbytes
 
 
-class _Line(OrderedDict[Key, PendingRequest]):
+class ClientQueue(OrderedDict[Key, PendingRequest]):
     """One client's requests of one priority. `turn`: when it last had its turn, or came, as a count."""
 
     __slots__ = ("turn",)
@@ -61,8 +61,8 @@ class FairQueue:
 
     def __init__(self) -> None:
         # priority -> owner -> its requests; the owner whose turn is longest ago comes first
-        self._levels: dict[int, OrderedDict[bytes, _Line]] = {}
-        self._top: list[int] = []  # priorities present, ascending: the last is the most urgent
+        self.levels: dict[int, OrderedDict[bytes, ClientQueue]] = {}
+        self.priorities: list[int] = []  # priorities present, ascending: the last is the most urgent
         self.shares = Shares()
         self.unserved = False
         """Whether nobody serves it, and its requests wait for somebody to appear."""
@@ -77,25 +77,25 @@ class FairQueue:
         return self.shares.nbytes
 
     def __iter__(self) -> Iterator[PendingRequest]:
-        for level in self._levels.values():
+        for level in self.levels.values():
             for line in level.values():
                 yield from line.values()
 
     def __contains__(self, request: PendingRequest) -> bool:
-        level = self._levels.get(request.priority)
+        level = self.levels.get(request.priority)
         line = level.get(request.owner) if level else None
         return line is not None and line.get(request.key) is request
 
     def push(self, request: PendingRequest, turn: int, *, again: bool = False) -> None:
         """Add a request; `again` puts one that had its turn already before all others of its priority."""
         self.longest = max(self.longest, request.longest)
-        level = self._levels.get(request.priority)
+        level = self.levels.get(request.priority)
         if level is None:
-            level = self._levels[request.priority] = OrderedDict()
-            self._top = sorted(self._levels)
+            level = self.levels[request.priority] = OrderedDict()
+            self.priorities = sorted(self.levels)
         line = level.get(request.owner)
         if line is None:
-            line = level[request.owner] = _Line()
+            line = level[request.owner] = ClientQueue()
             line.turn = turn
         line[request.key] = request
         if again:
@@ -106,8 +106,8 @@ class FairQueue:
 
     def first(self, most: int) -> PendingRequest | None:
         """The request whose turn it is, of those without a frame of more than `most` bytes."""
-        for priority in reversed(self._top):
-            for line in self._levels[priority].values():
+        for priority in reversed(self.priorities):
+            for line in self.levels[priority].values():
                 for request in line.values():
                     if request.longest <= most:
                         return request
@@ -115,31 +115,31 @@ class FairQueue:
 
     def rank(self, request: PendingRequest) -> tuple[int, int]:
         """Of a request that is here: smaller is to be served before."""
-        return -request.priority, self._levels[request.priority][request.owner].turn
+        return -request.priority, self.levels[request.priority][request.owner].turn
 
     def pop(self, request: PendingRequest, turn: int) -> None:
         """Take a request whose turn it is; its client's next one waits until the others had theirs."""
-        level = self._levels[request.priority]
+        level = self.levels[request.priority]
         level.move_to_end(request.owner)
         level[request.owner].turn = turn
         self.remove(request)
 
     def last(self, owner: bytes) -> PendingRequest:
         """The newest of a client's requests of its least priority; it must have one."""
-        for priority in self._top:
-            line = self._levels[priority].get(owner)
+        for priority in self.priorities:
+            line = self.levels[priority].get(owner)
             if line:
                 return line[next(reversed(line))]
         raise KeyError(owner)
 
     def remove(self, request: PendingRequest) -> None:
         """Take out a request that is here."""
-        level = self._levels[request.priority]
+        level = self.levels[request.priority]
         line = level[request.owner]
         del line[request.key]
         self.shares.take(request)
         if not line:
             del level[request.owner]
             if not level:
-                del self._levels[request.priority]
-                self._top = sorted(self._levels)
+                del self.levels[request.priority]
+                self.priorities = sorted(self.levels)

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from broker.ledger import Ledger
-from broker.listing import served_versions
+from broker.listing import Allows, served_versions
 from broker.scheduler import Scheduler
 from broker.state import Wanted
 
 
-def describe_models(scheduler: Scheduler) -> list[dict[str, Any]]:
+def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, Any]]:
     """The body of the answer to Query "models": each (model, version) that a worker takes requests for."""
     return [
         pool.first[0].models[model, version].description | {"workers": len(pool.runs)}
         for (model, version, _), pool in served_versions(scheduler)
+        if allows(model)
     ]
 
 
-def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> dict[str, Any]:
+def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, Any]:
     """The body of the answer to Query "status", of the models that the asking key is for. Times are in seconds."""
-    counts, scheduler = core.counts, core.scheduler
+    counts, scheduler = ledger.counts, ledger.scheduler
     return {
-        "uptime": now - core.started,
-        "stopping": core.stopping,
+        "uptime": now - ledger.started,
+        "stopping": ledger.stopping,
         "requests": {
             "accepted": counts["accepted"],
-            "outstanding": len(core.requests),
+            "outstanding": len(ledger.requests),
             "queued": scheduler.queued,
             "queued_bytes": scheduler.queued_bytes,
             "served": counts["served"],
@@ -43,7 +43,7 @@ def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> 
                 "version": version,
                 "workers": len(pool.runs),
                 "latest": scheduler.pools[Wanted(name)].version == version,
-                "slots": sum(core.workers[peer].slots for peer in pool.runs),
+                "slots": sum(ledger.workers[peer].slots for peer in pool.runs),
                 "of_workers": len(scheduler.holders[name]),
                 "of_slots": sum(worker.slots for worker in scheduler.holders[name].values()),
             }
@@ -67,7 +67,7 @@ def describe_status(core: Ledger, now: float, allows: Callable[[str], bool]) -> 
                 "failed": worker.failed,
                 "silent": now - worker.heard_at,
             }
-            for worker in core.workers.values()
+            for worker in ledger.workers.values()
         ],
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from broker.admission import QueueLimits
 from broker.core import Core
 from broker.events import (
     Action,
@@ -34,10 +35,8 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, encode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
 
-POLICY = LivenessPolicy(
-    heartbeat=1, patience=3, hang_grace=10, worker_grace=2, max_attempts=3, max_queued=8, max_queued_bytes=1000,
-    max_queued_per_model=6, max_queued_per_client=4,
-)  # fmt: skip
+POLICY = LivenessPolicy(heartbeat=1, patience=3, hang_grace=10, worker_grace=2, max_attempts=3)
+LIMITS = QueueLimits(max_queued=8, max_queued_bytes=1000, max_queued_per_model=6, max_queued_per_client=4)
 ALICE, BOB, CAROL = b"a" * 16, b"b" * 16, b"c" * 16
 
 
@@ -46,7 +45,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.core = Core(POLICY, self.now)
+        self.core = Core(POLICY, self.now, queue_limits=LIMITS)
         self.seen: list[Action] = []
 
     def handle(self, event: Any) -> list[Action]:
@@ -124,7 +123,7 @@ def test_a_request_goes_to_a_worker_and_its_result_comes_back(bench: Bench) -> N
     bench.now += 0.5
     (reply,) = bench.done(dispatch, [b"out", b"y"])
     assert reply == ToClient(b"a", wire.Result(ALICE, 1, 1, 0, 5, 500_000), [b"out", b"y"])
-    assert not bench.core.requests
+    assert not bench.core.ledger.requests
 
 
 def test_a_request_waits_for_a_worker_that_is_to_come(bench: Bench) -> None:
@@ -336,7 +335,7 @@ def test_a_client_that_floods_makes_room_for_one_that_does_not(bench: Bench) -> 
     actions = bench.request(1, CAROL)
     (error,) = replies(actions)
     assert (error.session, error.id, error.code) == (ALICE, 4, "RESOURCE_EXHAUSTED")
-    assert wire.Key(CAROL, 1) in bench.core.requests
+    assert wire.Key(CAROL, 1) in bench.core.ledger.requests
 
 
 def test_a_client_with_its_part_of_a_full_queue_is_refused_and_nobody_suffers(bench: Bench) -> None:
@@ -345,7 +344,7 @@ def test_a_client_with_its_part_of_a_full_queue_is_refused_and_nobody_suffers(be
         bench.request(n + 1, BOB)
     (error,) = replies(bench.request(9, ALICE))
     assert (error.session, error.id, error.code) == (ALICE, 9, "RESOURCE_EXHAUSTED")
-    assert len(bench.core.requests) == 6
+    assert len(bench.core.ledger.requests) == 6
 
 
 def test_of_who_has_most_the_least_urgent_gives_way(bench: Bench) -> None:
@@ -391,12 +390,12 @@ def test_a_request_has_a_story(bench: Bench) -> None:
     bench.announce(b"W2")
     bench.now += 1
     bench.after(60)
-    steps = [line.split(None, 1) for line in bench.core.history(wire.Key(ALICE, 1))]
+    steps = [line.split(None, 1) for line in bench.core.ledger.history(wire.Key(ALICE, 1))]
     assert [text for _, text in steps] == [
         "accepted: m", "queued", "dispatched: W1", "lost: W1", "queued", "dispatched: W2", "expired",
     ]  # fmt: skip
     assert [time for time, _ in steps[:3]] == ["0.000", "0.000", "1.000"]
-    assert bench.core.history(b"W1")[-1].endswith("lost: its connection is gone")
+    assert bench.core.ledger.history(b"W1")[-1].endswith("lost: its connection is gone")
 
 
 # --- deadlines and cancelling -------------------------------------------------------------------------------
@@ -420,7 +419,7 @@ def test_a_request_that_expires_in_flight_is_answered_on_time_and_its_late_resul
     actions = bench.done(dispatch)
     assert replies(actions) == []
     assert [d.message.id for d in dispatches(actions)] == [2]
-    assert bench.core.counts["late"] == 1
+    assert bench.core.ledger.counts["late"] == 1
 
 
 def test_a_request_without_time_left_is_not_begun(bench: Bench) -> None:
@@ -552,7 +551,7 @@ def test_an_idle_worker_that_says_nothing_for_long_is_lost(bench: Bench) -> None
         bench.after(2)
         bench.handle(FromWorker(b"W1", wire.Heartbeat(), []))
     bench.after(POLICY.patience + POLICY.hang_grace + 1)
-    assert not bench.core.workers
+    assert not bench.core.ledger.workers
     assert bench.handle(FromWorker(b"W1", wire.Heartbeat(), [])) == [ToWorker(b"W1", wire.Identify())]
 
 
@@ -667,9 +666,9 @@ def test_a_request_that_no_worker_takes_is_refused_at_once_and_both_limits_named
     (error,) = replies(bench.request(1, payload=[b"head", b"x" * 201]))
     assert error.code == "INVALID_ARGUMENT"
     assert "a frame of 201 bytes; the workers of 'm' take at most 200" in error.text
-    assert f"this broker {bench.core.max_frame_bytes}" in error.text
-    assert any("201 bytes" in text for _, text in bench.core.notes.take())
-    assert bench.core.counts["lost_workers"] == 0
+    assert f"this broker {bench.core.ledger.max_frame_bytes}" in error.text
+    assert any("201 bytes" in text for _, text in bench.core.ledger.notes.take())
+    assert bench.core.ledger.counts["lost_workers"] == 0
 
 
 def test_a_request_goes_to_a_worker_that_takes_its_frames(bench: Bench) -> None:
@@ -694,7 +693,7 @@ def test_a_request_that_waits_fails_when_the_last_worker_that_takes_it_goes(benc
 
 
 def test_frames_over_the_brokers_own_limit_and_the_clients_are_refused(bench: Bench) -> None:
-    bench.core.max_frame_bytes = 50
+    bench.core.ledger.max_frame_bytes = 50
     probe = bench.announce(b"W1", slots=2)[0]
     assert probe == ToWorker(b"W1", wire.Probe(50)), "a worker knows the limit before its first Dispatch"
     (error,) = replies(bench.request(1, payload=[b"x" * 51]))
@@ -737,7 +736,7 @@ def test_a_request_that_lost_the_only_worker_waits_for_it_to_come_back_until_its
     bench.handle(Undelivered(ToWorker(b"W2", wire.Probe()), False))
     (error,) = replies(bench.after(2))
     assert error.code == "DEADLINE_EXCEEDED"
-    assert "while it waited for a worker; it lost W1, W2, and none came back" in error.text
+    assert "while waiting for a worker; it lost W1, W2, and none came back" in error.text
 
 
 def test_what_takes_down_the_only_worker_again_and_again_is_given_up_and_the_others_are_served(bench: Bench) -> None:
@@ -763,7 +762,7 @@ def test_where_a_worker_was_lost_moments_ago_new_requests_wait_for_it_too(bench:
 
 
 def test_nobody_waits_for_a_worker_whose_key_was_revoked() -> None:
-    core = Core(POLICY, 0.0)
+    core = Core(POLICY, 0.0, queue_limits=LIMITS)
     core.handle(Authorized({"c": Grant("c")}, {"w": Grant("w")}), 100.0)
     body = encode_body([{"name": "m", "version": 1, "inputs": [], "outputs": []}])
     core.handle(FromWorker(b"W", wire.Announce("W", 1), [body], "w"), 100.0)
@@ -801,7 +800,7 @@ def test_a_worker_that_says_goodbye_finishes_what_it_holds_and_gets_no_more(benc
     assert [type(m) for m in replies(actions)] == [wire.Result]
     assert dispatches(actions) == []
     bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False))
-    assert bench.core.counts["lost_workers"] == 0
+    assert bench.core.ledger.counts["lost_workers"] == 0
 
 
 def test_a_worker_that_announces_anew_serves_what_it_says_now(bench: Bench) -> None:
@@ -894,7 +893,7 @@ def test_what_is_no_message_is_answered_and_changes_nothing(bench: Bench) -> Non
 def test_an_announcement_that_makes_no_sense_is_refused(bench: Bench, body: Any) -> None:
     (answer,) = bench.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body(body)]))
     assert isinstance(answer.message, wire.Error)
-    assert not bench.core.workers
+    assert not bench.core.ledger.workers
 
 
 def test_an_answer_to_an_attempt_that_the_worker_does_not_hold_is_dropped(bench: Bench) -> None:
@@ -949,7 +948,7 @@ def test_a_worker_that_takes_no_more_messages_is_lost(bench: Bench) -> None:
     bench.announce(b"W2")
     (again,) = dispatches(bench.handle(Undelivered(dispatch, True)))
     assert again.peer == b"W2"
-    assert b"W1" not in bench.core.workers
+    assert b"W1" not in bench.core.ledger.workers
 
 
 def test_all_first_attempts_of_a_lost_worker_are_suspects_and_of_later_ones_the_first(bench: Bench) -> None:
@@ -958,10 +957,10 @@ def test_all_first_attempts_of_a_lost_worker_are_suspects_and_of_later_ones_the_
         bench.request(number)
     bench.announce(b"W2", slots=3)
     again = dispatches(bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False)))
-    assert [len(request.lost) for request in bench.core.requests.values()] == [1, 1, 1]
+    assert [len(request.lost) for request in bench.core.ledger.requests.values()] == [1, 1, 1]
     bench.announce(b"W3", slots=3)
     bench.handle(Undelivered(ToWorker(b"W2", wire.Probe()), False))
-    blamed = [key.id for key, request in bench.core.requests.items() if len(request.lost) == 2]
+    blamed = [key.id for key, request in bench.core.ledger.requests.items() if len(request.lost) == 2]
     assert blamed == [key_of(again[0])[1]]
 
 
@@ -969,14 +968,14 @@ def test_all_first_attempts_of_a_lost_worker_are_suspects_and_of_later_ones_the_
 
 
 def said(bench: Bench) -> list[str]:
-    return [text for _, text in bench.core.notes.take()]
+    return [text for _, text in bench.core.ledger.notes.take()]
 
 
 def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_status(bench: Bench) -> None:
     """Two workers, one of which cannot load version 2: it stays so, and somebody asks why."""
     bench.announce(b"W1", ("m", 1), slots=2)
     bench.announce(b"W2", ("m", 1), slots=2)
-    bench.core.notes.take()
+    bench.core.ledger.notes.take()
     bench.announce(b"W1", ("m", 1), ("m", 2), slots=2)
     bench.announce(b"W1", ("m", 1), ("m", 2), slots=2)
     assert said(bench) == [
@@ -984,7 +983,7 @@ def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_st
         "model 'm': version 2 is not the latest yet; 1 of 2 workers with 2 of 4 slots have it, and it needs more than "
         "half of both. Without it: W2",
     ], "and nothing of what stays as it is"
-    status = describe_status(bench.core, bench.now, lambda _: True)
+    status = describe_status(bench.core.ledger, bench.now, lambda _: True)
     assert [(m["version"], m["latest"], m["slots"], m["of_slots"]) for m in status["models"]] == [
         (1, True, 4, 4),
         (2, False, 2, 4),
@@ -993,7 +992,7 @@ def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_st
     assert lines == ["m 1 2 yes", "m 2 1 not yet: 1 of 2 workers with 2 of 4 slots have it"]
     bench.announce(b"W2", ("m", 1), ("m", 2), slots=2)
     assert said(bench) == ["worker W2 changes: serves m:1, m:2", "model 'm': version 2 is the latest now"]
-    status = describe_status(bench.core, bench.now, lambda _: True)
+    status = describe_status(bench.core.ledger, bench.now, lambda _: True)
     lines = [" ".join(line.split()) for line in text(describe(status)).splitlines() if line.startswith("  m ")]
     assert lines == ["m 1 2", "m 2 2 yes"]
 
@@ -1015,7 +1014,7 @@ def test_the_log_says_when_workers_come_change_fall_silent_and_go(bench: Bench) 
     bench.request(1)
     bench.handle(Undelivered(ToWorker(b"W1", wire.Probe()), False))
     assert said(bench) == [
-        "model 'm': nobody serves it any more",
+        "model 'm': no worker serves it any longer",
         "worker one at 10.0.0.7 is lost: its connection is gone; it held 1 requests",
     ]
     bench.announce(b"W2")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from broker.admission import QueueLimits
 from broker.core import Core
 from broker.events import Action, Authorized, FromClient, FromWorker, ToClient, ToWorker, Undelivered
 from broker.invariants import validate
@@ -61,10 +62,10 @@ def test_who_is_authorized_is_served(bench: Bench) -> None:
 
 def test_the_log_names_a_key_as_its_list_does(bench: Bench) -> None:
     bench.handle(Authorized({"k" * 40: Grant("gate camera", frozenset({"n"}))}, {"w" * 40: Grant("shed", frozenset())}))
-    bench.core.notes.take()
+    bench.core.ledger.notes.take()
     bench.request("k" * 40, model="m")
     bench.announce("w" * 40, b"V")
-    client, worker = [text for _, text in bench.core.notes.take()][:2]
+    client, worker = [text for _, text in bench.core.ledger.notes.take()][:2]
     assert client == f"key {'k' * 40} (gate camera) of a client is refused: this key is not for model 'm'"
     assert worker.startswith(f"key {'w' * 40} (shed) of worker W: this key is not for 'm', 'n'")
 
@@ -129,20 +130,20 @@ def test_a_session_belongs_to_the_key_that_opened_it(bench: Bench) -> None:
 
 
 def test_all_sessions_of_a_key_have_one_share() -> None:
-    core = Core(LivenessPolicy(max_queued_per_model=4, worker_grace=100), 0.0)
+    core = Core(LivenessPolicy(worker_grace=100), 0.0, queue_limits=QueueLimits(max_queued_per_model=4))
     core.handle(Authorized(CLIENTS, WORKERS), 0.0)
     for number in range(4):
         core.handle(FromClient(b"a", wire.Request(bytes([number]) * 16, 1, "n", 0, 10**8, 0), [], "alice"), 1.0)
     actions = core.handle(FromClient(b"b", wire.Request(OTHER, 1, "n", 0, 10**8, 0), [], "bob"), 1.0)
     assert codes(actions) == [(b"a", "RESOURCE_EXHAUSTED")]
-    assert wire.Key(OTHER, 1) in core.requests
+    assert wire.Key(OTHER, 1) in core.ledger.requests
 
 
 def test_a_worker_serves_only_what_its_key_is_for(bench: Bench) -> None:
     bench.handle(Authorized(CLIENTS, {"worker": Grant("worker", frozenset({"n"}))}))
-    assert bench.core.workers == {}, "it served more before"
+    assert bench.core.ledger.workers == {}, "it served more before"
     assert codes(bench.announce()) == [(b"W", "PERMISSION_DENIED")]
-    assert bench.core.workers[b"W"].models.keys() == {("n", 1)}
+    assert bench.core.ledger.workers[b"W"].models.keys() == {("n", 1)}
     assert dispatches(bench.request("alice", 1, "n"))
     assert not dispatches(bench.request("alice", 2, "m"))
 
@@ -162,12 +163,12 @@ def test_what_became_of_a_request_is_told_to_the_key_that_asked(bench: Bench) ->
     bench.request("alice")
     for peer in (b"W", b"W2", b"W3"):
         bench.announce("worker", peer)
-        (worker,) = [w for w in bench.core.workers.values() if w.held] or [None]
+        (worker,) = [w for w in bench.core.ledger.workers.values() if w.held] or [None]
         if worker is not None:
             actions = bench.handle(Undelivered(ToWorker(worker.peer, wire.Probe()), False))
     bench.announce("worker", b"W4")
     while not (told := codes(actions)):
-        (worker,) = [w for w in bench.core.workers.values() if w.held]
+        (worker,) = [w for w in bench.core.ledger.workers.values() if w.held]
         actions = bench.handle(Undelivered(ToWorker(worker.peer, wire.Probe()), False))
     assert told == [(b"alice", "ABORTED")]
     assert codes(bench.request("alice")) == [(b"alice", "ABORTED")], "it is not run again"

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from broker.admission import QueueLimits
 from broker.core import Core
 from broker.events import Disconnected, FromClient, FromWorker, Malformed, Stop, Tick, ToClient, ToWorker, Undelivered
 from broker.invariants import validate
@@ -18,10 +19,8 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
 
-POLICY = LivenessPolicy(
-    heartbeat=1, patience=3, hang_grace=5, worker_grace=2, max_attempts=2, max_queued=6, max_queued_bytes=60,
-    max_queued_per_model=4, max_queued_per_client=3,
-)  # fmt: skip
+POLICY = LivenessPolicy(heartbeat=1, patience=3, hang_grace=5, worker_grace=2, max_attempts=2)
+LIMITS = QueueLimits(max_queued=6, max_queued_bytes=60, max_queued_per_model=4, max_queued_per_client=3)
 CLIENTS = [bytes([65 + n]) * 16 for n in range(4)]
 PEERS = [b"W%d" % n for n in range(3)]
 MODELS = [("m", 1), ("m", 2), ("m", 3), ("n", 1)]
@@ -43,17 +42,17 @@ class Broker(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.core = Core(POLICY, 0.0, 25)
+        self.core = Core(POLICY, 0.0, 25, LIMITS)
         self.out: list[ToWorker] = []  # dispatches that no worker answered
         self.slots: dict[bytes, int] = {}
 
     def handle(self, event: Any) -> None:
-        promised = dict(self.core.requests)
+        promised = dict(self.core.ledger.requests)
         for action in self.core.handle(event, self.now):
             if isinstance(action, ToWorker):
                 if isinstance(action.message, wire.Dispatch):
                     self.out.append(action)
-                    worker = self.core.workers.get(action.peer)
+                    worker = self.core.ledger.workers.get(action.peer)
                     if worker is not None:  # else it was lost in the same breath
                         assert max(map(len, action.payload)) <= worker.max_frame_bytes
                         assert len(worker.held) <= max(worker.slots, worker.most_slots)
@@ -63,8 +62,8 @@ class Broker(RuleBasedStateMachine):
                 wire.decode(wire.encode(action.message), wire.TO_CLIENT)
                 key = action.message[:2]
                 if isinstance(action.message, wire.Result | wire.Error) and key in promised:
-                    assert self.core.requests.get(key) is not promised.pop(key), "answered, and still promised"
-        assert promised.items() <= self.core.requests.items(), "a promise was dropped"
+                    assert self.core.ledger.requests.get(key) is not promised.pop(key), "answered, and still promised"
+        assert promised.items() <= self.core.ledger.requests.items(), "a promise was dropped"
 
     @rule(
         session=clients, number=numbers, model=st.sampled_from(["m", "n", "?"]), version=st.integers(0, 3),
@@ -146,7 +145,8 @@ class Broker(RuleBasedStateMachine):
 
     @invariant()
     def nothing_outlives_its_deadline(self) -> None:
-        assert all(request.deadline >= self.now - 1e-9 for request in self.core.requests.values() if self._ticked())
+        requests = self.core.ledger.requests.values() if self._ticked() else ()
+        assert all(request.deadline >= self.now - 1e-9 for request in requests)
 
     def _ticked(self) -> bool:
         due = self.core.next_deadline()
@@ -155,7 +155,7 @@ class Broker(RuleBasedStateMachine):
     def teardown(self) -> None:
         """In the end all that was promised is answered, if only by the deadline."""
         self.time_passes(120)
-        assert not self.core.requests
+        assert not self.core.ledger.requests
 
 
 TestBroker = Broker.TestCase

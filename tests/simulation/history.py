@@ -70,8 +70,8 @@ class History:
         lines = [f"{time:9.4f}  " + " ".join(map(str, what)) for time, *what in self.world.log[-last:]]
         for broker in self.brokers:
             lines.append(f"--- {broker.name}")
-            for key in broker.core.requests:
-                lines += [f"{key}:", *broker.core.history(key)]
+            for key in broker.core.ledger.requests:
+                lines += [f"{key}:", *broker.core.ledger.history(key)]
         return "\n".join(lines)
 
     # --- what is asked --------------------------------------------------------------------------------------
@@ -166,11 +166,11 @@ class History:
             if self.fair and set(client.outcomes.values()) != {"served"}:
                 raise Fault(f"nothing went wrong, but {client.name} got {client.outcomes}")
         for broker in self.brokers:
-            counts = broker.core.counts
+            counts = broker.core.ledger.counts
             if self.calm and (counts["lost_workers"] or counts["retried"]):
                 raise Fault(f"nothing went wrong, but {broker.name} lost a worker: {counts}")
-            if broker.core.requests:
-                raise Fault(f"{broker.name} still holds {[str(key) for key in broker.core.requests]}")
+            if broker.core.ledger.requests:
+                raise Fault(f"{broker.name} still holds {[str(key) for key in broker.core.ledger.requests]}")
 
 
 _FAULTS = (

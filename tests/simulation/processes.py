@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from broker.admission import QueueLimits
 from broker.core import Core
 from broker.events import Disconnected, FromClient, FromWorker, Stop, Tick, ToClient, Undelivered
 from broker.invariants import validate
@@ -18,10 +19,8 @@ from zmq_offload.client.session import ClientSession, Complete, Fail, Reconnect,
 from zmq_offload.errors import NotFound, Status
 from zmq_offload.protocol import messages as wire
 
-BROKER = LivenessPolicy(
-    heartbeat=1, patience=3, hang_grace=2, worker_grace=2, max_attempts=3, max_queued=12, max_queued_bytes=4000,
-    max_queued_per_model=8, max_queued_per_client=5,
-)  # fmt: skip
+BROKER = LivenessPolicy(heartbeat=1, patience=3, hang_grace=2, worker_grace=2, max_attempts=3)
+BROKER_LIMITS = QueueLimits(max_queued=12, max_queued_bytes=4000, max_queued_per_model=8, max_queued_per_client=5)
 CLIENT = RetryPolicy(heartbeat=0.5, patience=1.5)
 WORKER = WorkerPolicy(heartbeat=1, patience=3, drain=3)
 
@@ -43,7 +42,7 @@ class Broker:
             return
         self.alive = True
         self.stopped_until = 0.0
-        self.core = Core(BROKER, self.world.now)
+        self.core = Core(BROKER, self.world.now, queue_limits=BROKER_LIMITS)
         self._peers: dict[bytes, Connection] = {}
         self._count = 0
         self._wake_at: float | None = None
@@ -117,22 +116,22 @@ class Broker:
 
     def _decide(self, event: Any) -> list[Any]:
         core, now = self.core, self.world.now
-        promised = dict(core.requests)
+        promised = dict(core.ledger.requests)
         actions = core.handle(event, now)
         for action in actions:
             message = action.message
             kind = type(message)
             if kind is wire.Dispatch:
                 key = wire.Key(message.session, message.id)
-                request = core.requests.get(key) or promised.get(key)
+                request = core.ledger.requests.get(key) or promised.get(key)
                 if request is not None and request.deadline <= now:
                     raise Fault(f"{self.name} dispatches {request.key} after its deadline")
             elif type(action) is ToClient and kind in (wire.Result, wire.Error):
                 request = promised.pop(message[:2], None)
-                if request is not None and core.requests.get(request.key) is request:
+                if request is not None and core.ledger.requests.get(request.key) is request:
                     raise Fault(f"{self.name} answered {request.key} and still promises to")
         for key, request in promised.items():
-            if core.requests.get(key) is not request:
+            if core.ledger.requests.get(key) is not request:
                 raise Fault(f"{self.name} dropped {key} without a word")
         validate(core)
         return actions

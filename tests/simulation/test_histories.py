@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from broker.core import Core
+from broker.backend import Backend
 from broker.events import ToClient
 from broker.ledger import Ledger
 from broker.scheduler import Scheduler
@@ -54,26 +54,26 @@ def test_nothing_is_lost_in_ten_thousand_histories() -> None:
 def forgets_what_a_lost_worker_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Majordomo's fault: only workers that wait are watched, and a busy one takes its requests along."""
 
-    def lose(self: Core, worker: Worker, why: str, now: float) -> None:
+    def lose(self: Ledger, worker: Worker, why: str, now: float) -> None:
         del self.workers[worker.peer]
-        self._timers.cancel(worker.peer)
+        self.timers.cancel(worker.peer)
         self.scheduler.remove(worker)
-        self._settle(now)
+        self.pools_changed(now)
 
-    monkeypatch.setattr(Ledger, "_lose", lose)
+    monkeypatch.setattr(Ledger, "lose", lose)
 
 
 def keeps_the_slot_of_an_answer_that_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot leaks with each request that was cancelled or expired while it ran."""
 
-    def answered(self: Core, worker: Worker, message: Any) -> PendingRequest | None:
+    def answered(self: Backend, worker: Worker, message: Any) -> PendingRequest | None:
         held = worker.held.get((wire.Key(message.session, message.id), message.attempt))
-        if held is not None and self._waits_for(worker, held, message.attempt):
+        if held is not None and self._ledger.awaits(worker, held, message.attempt):
             del worker.held[held.key, message.attempt]
             return held
         return None
 
-    monkeypatch.setattr(Core, "_answered", answered)
+    monkeypatch.setattr(Backend, "_answered", answered)
 
 
 def gives_one_more_than_there_are_slots(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,20 +86,20 @@ def a_worker_does_not_introduce_itself_to_a_restarted_broker(monkeypatch: pytest
 
 def a_cancelled_request_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client that took it back does not care; but what is promised is counted."""
-    fail = Ledger._fail
+    fail = Ledger.fail
 
-    def silent(self: Core, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:
+    def silent(self: Ledger, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:
         fail(self, request, event, now, status, text)
         if status is Status.CANCELLED:
-            self._actions = [a for a in self._actions if not isinstance(a, ToClient)]
+            self.actions = [a for a in self.actions if not isinstance(a, ToClient)]
             self.counts["failed.CANCELLED"] -= 1
 
-    monkeypatch.setattr(Ledger, "_fail", silent)
+    monkeypatch.setattr(Ledger, "fail", silent)
 
 
 def an_idle_version_is_not_fed_when_the_latest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """This one was in the core until `validate` looked for it."""
-    monkeypatch.setattr(Ledger, "_settle", lambda self, now: None)
+    monkeypatch.setattr(Ledger, "pools_changed", lambda self, now: None)
 
 
 def ties_go_to_whoever_is_full(monkeypatch: pytest.MonkeyPatch) -> None:

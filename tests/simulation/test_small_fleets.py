@@ -60,7 +60,7 @@ def test_a_roll_out_under_load_serves_all_and_ends_on_the_new_version(workers: i
         outcomes = Counter(outcome for client in clients for outcome in client.outcomes.values())
         assert outcomes == {"served": 450}, f"seed {seed}: {outcomes}"
         last = [client.call(5.0, "m", 0, 0, {"sleep": 0.01}) for client in clients]
-        versions = brokers[0].core.scheduler.pools
+        versions = brokers[0].core.ledger.scheduler.pools
         assert {pool.version for wanted, pool in versions.items() if wanted.version == 0} == {2}
         world.run_until(50)
         assert all(client.outcomes[number] == "served" for client, number in zip(clients, last, strict=True))
