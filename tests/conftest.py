@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hypothesis import settings
 
 pytest_plugins = ["tests.support.compiled", "tests.support.fabrics"]
 
-# The tests' models are tiny: a pool of threads per process only costs.
+# The models of the tests are tiny; a thread pool in each process would only cost time.
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 
-# A shell starts background jobs with SIGINT ignored, and what they start inherits that; here Ctrl-C is tested.
+# A shell starts background jobs with SIGINT ignored, and their children inherit that. The tests send Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes is the machine's affair: a figure of speed is no test.
+# No deadline for an example: its time depends on the machine.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")

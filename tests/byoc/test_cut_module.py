@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.runtime import vm
 
 from examples.mask_rcnn.model import FEATURES, OUTPUTS, SMALL, mask_rcnn
-from tests.support.bundle_secrets import contents, found, words
+from tests.support.bundle_secrets import contents, four_byte_values, share_found
 from tests.support.local_client import LocalClient
 from zmq_offload.byoc.cut import cut_module
 from zmq_offload.compile import Compiled, compile_module
@@ -80,12 +80,12 @@ def test_the_picture_stays_on_the_device_and_the_heads_weights_on_the_server(
     assert not np.isin(sent[0].view("u4"), pixels).any()
 
     backbone, heads = weights_of(module)
-    device, server = words(contents(split.device)), words(contents(split.subgraphs[0]))
+    device, server = four_byte_values(contents(split.device)), four_byte_values(contents(split.subgraphs[0]))
     assert len(heads) >= 8 and len(backbone) >= 8
     for weight in heads:
-        assert found(weight, device) < 0.25
-    assert np.mean([found(weight, server) for weight in heads]) > 0.75
-    assert np.mean([found(weight, device) for weight in backbone]) > 0.75
+        assert share_found(weight, device) < 0.25
+    assert np.mean([share_found(weight, server) for weight in heads]) > 0.75
+    assert np.mean([share_found(weight, device) for weight in backbone]) > 0.75
 
 
 def weights_of(module: tvm.IRModule) -> tuple[list[np.ndarray], list[np.ndarray]]:

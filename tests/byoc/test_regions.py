@@ -17,7 +17,7 @@ from tvm.runtime import vm
 
 from tests.compile.test_cuts import evaluate, graphs, imported
 from tests.support import onnx_models
-from tests.support.bundle_secrets import contents, found, words
+from tests.support.bundle_secrets import contents, four_byte_values, share_found
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.artifacts.manifest import OffloadedRegion
 from zmq_offload.artifacts.repository import Batching, Repository
@@ -198,7 +198,7 @@ def test_nothing_of_a_region_is_on_the_device_or_in_another(branches: Path, tmp_
         for channels, seed in its:
             weight = onnx_models.random(8, channels, 3, 3, seed=seed)
             for place, content in places.items():
-                share = found(weight, words(content))
+                share = share_found(weight, four_byte_values(content))
                 assert share > 0.9 if place == owner else share < 0.1, (owner, place, share)
     # An operator that only one has, and names that begin with whose they are.
     operators = {"left": b"tanh", "right": b"sigmoid"}
@@ -246,7 +246,7 @@ def test_another_backend_keeps_its_functions_in_the_device_library(tmp_path: Pat
     results = load(compiled.device, client=client)(a)
     np.testing.assert_allclose(results, (np.exp(a) + 1) @ weight + np.maximum(a, 0) + 1, atol=1e-4)
     assert len(client.calls) == 1
-    assert found(weight, words(contents(compiled.device))) < 0.1
+    assert share_found(weight, four_byte_values(contents(compiled.device))) < 0.1
 
 
 class Subgraphs:

@@ -16,7 +16,7 @@ from tvm import relax, tirx
 from tvm.runtime import vm
 
 from tests.support import onnx_models
-from tests.support.bundle_secrets import check_secrets
+from tests.support.bundle_secrets import assert_sealed
 from tests.support.local_client import LocalClient, run_uncut
 from workers.executor import GraphExecutor
 from zmq_offload.artifacts.repository import Batching, Repository
@@ -160,7 +160,7 @@ def test_a_split_model_computes_the_same_as_exactly_as_its_encoding_allows(
     for row in range(3):
         np.testing.assert_allclose(model(x[row : row + 1])[0], found[row], atol=1e-6)
     assert np.abs(found - expected).max() > 1e-7  # it was encoded
-    check_secrets(convnet, compiled, "features")
+    assert_sealed(convnet, compiled, "features")
 
 
 def test_workers_put_rows_of_several_requests_together(mlp: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import time
 import pytest
 import zmq
 
-from tests.support.hostile import BACK, FRONT, SESSION, TENSORS, Deceiver, Liar, lie
-from tests.support.memory import MB, resident
+from tests.support.hostile import SESSION, TENSORS, TO_BACKEND, TO_FRONTEND, FakePeer, MalformedSender, malformed
+from tests.support.memory import MB, resident_bytes
 from tests.support.processes import (
     eventually,
     faulty_workers,
@@ -40,18 +40,18 @@ def test_a_million_lies_to_the_broker(side: str) -> None:
         with traffic(broker.frontend, clients=2) as load:
             half = None
             started = time.monotonic()
-            endpoint, valid = (broker.frontend, FRONT) if side == "frontend" else (broker.backend, BACK)
-            liars = [Liar(endpoint, valid, seed, MANY // 2) for seed in (1, 2)]
-            while any(liar.is_alive() for liar in liars):
-                for liar in liars:
-                    liar.join(0.2)
-                if half is None and sum(liar.sent for liar in liars) > MANY // 2:
-                    half = resident(pid)
+            endpoint, valid = (broker.frontend, TO_FRONTEND) if side == "frontend" else (broker.backend, TO_BACKEND)
+            senders = [MalformedSender(endpoint, valid, seed, MANY // 2) for seed in (1, 2)]
+            while any(sender.is_alive() for sender in senders):
+                for sender in senders:
+                    sender.join(0.2)
+                if half is None and sum(sender.sent for sender in senders) > MANY // 2:
+                    half = resident_bytes(pid)
             took, before = time.monotonic() - started, load.served
             eventually(lambda: load.served > before + 200)
             eventually(lambda: _all_taken_in(broker.frontend), timeout=120)
-        end = resident(pid)
-        sent = sum(liar.sent for liar in liars)
+        end = resident_bytes(pid)
+        sent = sum(sender.sent for sender in senders)
         now = status(broker.frontend)
         print(f"\n{sent} spoiled messages at the {side} in {took:.0f} s: {now['dropped']['malformed']} were none")
         print(f"memory at half {(half or 0) / MB:.1f} MB, at the end {end / MB:.1f} MB; beside it: {load}")
@@ -68,46 +68,46 @@ def _all_taken_in(frontend: str) -> bool:
 
 
 def test_a_million_lies_to_a_worker() -> None:
-    deceiver = Deceiver()
+    fake = FakePeer()
     chance = random.Random(5)
     try:
-        with running_workers(deceiver.endpoint, "--executor", "echo", "--drain", "1") as supervisor:
+        with running_workers(fake.endpoint, "--executor", "echo", "--drain", "1") as supervisor:
             pid = int(supervisor.wait_for(r"worker 0 is process (\d+)")[1])
-            peer, envelope, _ = deceiver.receive(20)
+            peer, envelope, _ = fake.receive(20)
             assert isinstance(wire.decode(envelope, wire.FROM_WORKER), wire.Announce)
             dispatch = [wire.encode(wire.Dispatch(SESSION, 7, 1, "echo", 1, 10**7)), *TENSORS]
             valid = [dispatch, [wire.encode(wire.Revoke(SESSION, 7, 1))], [wire.encode(wire.Probe())]]
             half = 0
             started = time.monotonic()
             for count in range(MANY):
-                deceiver.socket.send_multipart([peer, *lie(valid, chance)])
-                while deceiver.socket.poll(0):
-                    deceiver.socket.recv()
+                fake.socket.send_multipart([peer, *malformed(valid, chance)])
+                while fake.socket.poll(0):
+                    fake.socket.recv()
                 if count == MANY // 2:
-                    half = resident(pid)
+                    half = resident_bytes(pid)
             honest = wire.encode(wire.Dispatch(SESSION, 10**6, 1, "echo", 1, 10**7))
-            deceiver.socket.send_multipart([peer, honest, *TENSORS])
+            fake.socket.send_multipart([peer, honest, *TENSORS])
             message = None
             while not (isinstance(message, wire.Done) and message.id == 10**6):
-                message = wire.decode(deceiver.receive()[1], wire.FROM_WORKER)
-            took, end = time.monotonic() - started, resident(pid)
+                message = wire.decode(fake.receive()[1], wire.FROM_WORKER)
+            took, end = time.monotonic() - started, resident_bytes(pid)
             print(f"\n{MANY} spoiled messages at a worker in {took:.0f} s; memory at half {half / MB:.1f} MB, ", end="")
             print(f"at the end {end / MB:.1f} MB")
             assert end - half < 16 * MB
             assert not any("ended with code" in line for line in supervisor.seen())
     finally:
-        deceiver.close()
+        fake.close()
 
 
 def test_a_million_lies_to_a_client() -> None:
-    deceiver = Deceiver()
+    fake = FakePeer()
     chance = random.Random(6)
     try:
-        with Client(deceiver.endpoint, timeout=600) as client:
+        with Client(fake.endpoint, timeout=600) as client:
             future = client.submit("echo", {"x": [1.0]})
-            peer, envelope, *payload = deceiver.receive()
+            peer, envelope, *payload = fake.receive()
             request = wire.decode(envelope, wire.FROM_CLIENT)
-            other = request.id + 1000  # never asked for, so that no lie happens to be the answer
+            other = request.id + 1000  # never asked for, so that no malformed message happens to be the answer
             valid = [
                 [wire.encode(wire.Result(request.session, other, 1, 0, 0, 0)), *payload],
                 [wire.encode(wire.Pong(request.session, [other]))],
@@ -117,35 +117,35 @@ def test_a_million_lies_to_a_client() -> None:
             half = 0
             started = time.monotonic()
             for count in range(MANY):
-                deceiver.socket.send_multipart([peer, *lie(valid, chance)])
-                while deceiver.socket.poll(0):
-                    deceiver.socket.recv()
+                fake.socket.send_multipart([peer, *malformed(valid, chance)])
+                while fake.socket.poll(0):
+                    fake.socket.recv()
                 if count == MANY // 2:
-                    half = resident(os.getpid())
-            deceiver.socket.send_multipart(
+                    half = resident_bytes(os.getpid())
+            fake.socket.send_multipart(
                 [peer, wire.encode(wire.Result(request.session, request.id, 1, 0, 0, 0)), *payload]
             )
             error = future.exception(60)
-            took, end = time.monotonic() - started, resident(os.getpid())
+            took, end = time.monotonic() - started, resident_bytes(os.getpid())
             print(f"\n{MANY} spoiled messages at a client in {took:.0f} s; memory at half {half / MB:.1f} MB, ", end="")
             print(f"at the end {end / MB:.1f} MB; the honest answer: {error or 'served'}")
             assert end - half < 16 * MB
     finally:
-        deceiver.close()
+        fake.close()
 
 
 def test_a_frame_over_the_limit_is_never_held() -> None:
     """libzmq drops the connection at the frame's announced length."""
     with running_broker("--max-frame-bytes", "1000000") as broker, traffic(broker.frontend, clients=1, timeout=2):
         pid = broker.broker.popen.pid
-        before = resident(pid)
+        before = resident_bytes(pid)
         context = zmq.Context()
         with context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.connect(broker.frontend)
             for _ in range(20):
-                socket.send_multipart([FRONT[0][0], FRONT[0][1], bytes(50_000_000)])
+                socket.send_multipart([TO_FRONTEND[0][0], TO_FRONTEND[0][1], bytes(50_000_000)])
                 assert not socket.poll(100)
         context.term()
-        print(f"\n20 messages of 50 MB over the limit of 1 MB: {(resident(pid) - before) / MB:.1f} MB more")
-        assert resident(pid) - before < 20 * MB
+        print(f"\n20 messages of 50 MB over the limit of 1 MB: {(resident_bytes(pid) - before) / MB:.1f} MB more")
+        assert resident_bytes(pid) - before < 20 * MB

@@ -75,7 +75,7 @@ def assert_each_ended_once(frontend: str) -> None:
 def test_a_worker_is_killed_every_half_second_for_a_minute() -> None:
     chance = random.Random(1)
     with fabric() as (broker, _):
-        with traffic(broker.frontend, clients=8, depth=8, more={"sleep": np.array(0.002)}) as load:
+        with traffic(broker.frontend, clients=8, depth=8, extra={"sleep": np.array(0.002)}) as load:
             kills, end = 0, time.monotonic() + 60
             while time.monotonic() < end:
                 if pids := worker_pids(broker.frontend):
@@ -137,7 +137,7 @@ def test_both_of_two_brokers_use_the_same_workers() -> None:
 
 
 def test_a_stopped_workers_requests_go_to_others() -> None:
-    with fabric() as (broker, _), traffic(broker.frontend, more={"sleep": np.array(0.002)}) as load:
+    with fabric() as (broker, _), traffic(broker.frontend, extra={"sleep": np.array(0.002)}) as load:
         eventually(lambda: load.served > 500)
         late = 0
         for _ in range(6):  # what it answers may be lost with the old connection, too

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.support.memory import MB, Memory
+from tests.support.memory import MB, MemoryWatch
 from tests.support.processes import Fabric, faulty_workers, running, running_broker, wait_for_workers
 from tests.support.traffic import traffic
 from zmq_offload.protocol import messages as wire
@@ -24,17 +24,17 @@ BOUND = 64 * MB
 
 
 @contextmanager
-def watched() -> Iterator[tuple[Fabric, Memory]]:
+def watched() -> Iterator[tuple[Fabric, MemoryWatch]]:
     with (
         running_broker("--max-queued-bytes", str(BOUND)) as broker,
         faulty_workers(broker.backend, "--processes", "2", "--drain", "2", slots=2),
     ):
         wait_for_workers(broker.frontend, 2)
-        memory = Memory(broker.broker.popen.pid)
+        memory = MemoryWatch(broker.broker.popen.pid)
         try:
             yield broker, memory
         finally:
-            memory.end()
+            memory.stop()
 
 
 def test_a_client_that_floods_harms_itself_only() -> None:

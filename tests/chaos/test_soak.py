@@ -15,7 +15,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from tests.support.memory import MB, open_files, resident
+from tests.support.memory import MB, open_files, resident_bytes
 from tests.support.processes import (
     Fabric,
     Process,
@@ -56,8 +56,8 @@ def _soak(broker: Fabric, supervisor: Process) -> None:
     with (
         traffic(broker.frontend, clients=2, depth=4, elements=100) as small,
         traffic(broker.frontend, clients=2, depth=2, elements=100_000) as large,
-        traffic(broker.frontend, clients=1, depth=2, more={"sleep": np.array(0.05)}) as slow,
-        traffic(broker.frontend, clients=1, depth=8, timeout=0.01, more={"sleep": np.array(0.02)}) as hasty,
+        traffic(broker.frontend, clients=1, depth=2, extra={"sleep": np.array(0.05)}) as slow,
+        traffic(broker.frontend, clients=1, depth=8, timeout=0.01, extra={"sleep": np.array(0.02)}) as hasty,
     ):
         loads = {"small": small, "large": large, "slow": slow, "hasty": hasty}
         broker_pid = broker.broker.popen.pid
@@ -69,7 +69,7 @@ def _soak(broker: Fabric, supervisor: Process) -> None:
         next_kill = started + EVERY
         while (now := time.monotonic()) < started + SECONDS:
             for name, pid in watched.items():
-                memory[name].append((now - started, resident(pid) / MB))
+                memory[name].append((now - started, resident_bytes(pid) / MB))
                 files[name].append((now - started, open_files(pid)))
             for load in loads.values():
                 load.latencies.clear()  # the test's own memory is watched too

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.support.bundle_secrets import check_secrets
+from tests.support.bundle_secrets import assert_sealed
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.device.model import load
@@ -35,7 +35,7 @@ def test_it_is_cut_before_its_head_and_computes_the_same(network: Path, tmp_path
     np.testing.assert_allclose(found, run_uncut(network, SHAPE, [x])[0], atol=1e-4, rtol=0)
     (reference,) = onnxruntime.InferenceSession(network).run(None, {"x": x})
     np.testing.assert_allclose(found, reference, atol=1e-3, rtol=0)
-    check_secrets(network, compiled, CUT)
+    assert_sealed(network, compiled, CUT)
 
 
 def test_its_cuts_are_listed(network: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.bundle_secrets import check_secrets, contents
+from tests.support.bundle_secrets import assert_sealed, contents
 from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST
 from zmq_offload.compile import Compiled, compile_model
 
@@ -24,7 +24,7 @@ def cut_convnet(convnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Comp
 
 
 def test_no_offloaded_weight_is_in_the_device_bundle(convnet: Path, cut_convnet: Compiled) -> None:
-    check_secrets(convnet, cut_convnet, "features")
+    assert_sealed(convnet, cut_convnet, "features")
 
 
 def test_no_offloaded_operator_or_tensor_name_is_in_the_device_bundle(cut_convnet: Compiled) -> None:

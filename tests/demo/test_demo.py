@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from tests.support.leftovers import MARK, new_mark, processes
+from tests.support.leftovers import MARK_VARIABLE, new_mark, processes_marked
 from tests.support.processes import ROOT, eventually
 from zmq_offload.demo import model as network
 from zmq_offload.errors import FailedPrecondition
@@ -92,7 +92,7 @@ def test_it_runs_and_a_second_run_compiles_nothing(arguments: list[str], folder:
     mark = new_mark()
     # Variables of the user's own fabric have no say in the demo's.
     keys = dict.fromkeys(("ZMQ_OFFLOAD_CLIENT_KEY", "ZMQ_OFFLOAD_BROKER_KEY"), "/no/such/key")
-    mine = {MARK: mark, "ZMQ_OFFLOAD_EXECUTOR": "echo", "ZMQ_OFFLOAD_FRONTEND": "tcp://127.0.0.1:1"} | keys
+    mine = {MARK_VARIABLE: mark, "ZMQ_OFFLOAD_EXECUTOR": "echo", "ZMQ_OFFLOAD_FRONTEND": "tcp://127.0.0.1:1"} | keys
     first = run(*arguments, **mine)
     assert first.returncode == 0, first.stderr
     assert "compile the uncut model" in first.stderr
@@ -109,7 +109,7 @@ def test_it_runs_and_a_second_run_compiles_nothing(arguments: list[str], folder:
     assert second.returncode == 0, second.stderr
     assert "compile" not in second.stderr
     assert "1 item of 1 device on 2 workers" in second.stdout
-    assert processes(mark) == {}
+    assert processes_marked(mark) == {}
     assert len(list((folder / "cache").iterdir())) == 1  # no log, no draft
 
 
@@ -129,7 +129,7 @@ def started(arguments: Sequence[str], mark: str) -> Iterator[subprocess.Popen[st
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "zmq_offload", "demo", *arguments],
         cwd=ROOT,
-        env=os.environ | {MARK: mark},
+        env=os.environ | {MARK_VARIABLE: mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -165,12 +165,12 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 def test_a_signal_at_any_stage_leaves_nothing_behind(
     number: signal.Signals, stage: str, cached: bool, many: int, arguments: list[str], tmp_path: Path
 ) -> None:
-    """At `stage`, which is when a line like that is written and `many` processes, the demo among them, run."""
+    """At `stage`, which is when a line like that is written and `count` processes, the demo among them, run."""
     mark, cache = new_mark(), tmp_path / "cache"
     arguments = [*arguments, "--frames", "1000000", *([] if cached else ["--cache", str(cache)])]
     with started(arguments, mark) as process:
         read_until(process, stage)
-        eventually(lambda: len(processes(mark)) >= many)
+        eventually(lambda: len(processes_marked(mark)) >= many)
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # Ctrl-C goes to the whole foreground group
         else:
@@ -178,7 +178,7 @@ def test_a_signal_at_any_stage_leaves_nothing_behind(
         said, _ = process.communicate(timeout=30)
         assert process.returncode == 128 + number
         assert "Traceback" not in said
-    assert processes(mark) == {}
+    assert processes_marked(mark) == {}
     assert not cache.exists() or list(cache.iterdir()) == []
 
 
@@ -190,14 +190,14 @@ def test_a_second_ctrl_c_does_not_interrupt_the_clean_up(arguments: list[str]) -
             process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
         assert process.returncode == 130
-    assert processes(mark) == {}
+    assert processes_marked(mark) == {}
 
 
 def test_when_a_process_of_the_fabric_dies_it_says_so_and_leaves_nothing_behind(arguments: list[str]) -> None:
     mark = new_mark()
     with started([*arguments, "--frames", "1000000"], mark) as process:
         read_until(process, "start a broker")
-        (broker,) = [pid for pid, command in processes(mark).items() if " broker " in command]
+        (broker,) = [pid for pid, command in processes_marked(mark).items() if " broker " in command]
         os.kill(broker, signal.SIGKILL)
         said, _ = process.communicate(timeout=30)
         assert process.returncode == 1
@@ -205,7 +205,7 @@ def test_when_a_process_of_the_fabric_dies_it_says_so_and_leaves_nothing_behind(
     assert "the broker ended with code -9" in last
     (logs,) = re.findall(r"the logs of broker and workers are in (\S+)\)", last)
     assert "is served" in (Path(logs) / "workers.log").read_text()
-    assert processes(mark) == {}
+    assert processes_marked(mark) == {}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support import onnx_models
-from tests.support.bundle_secrets import contents, words
+from tests.support.bundle_secrets import contents, four_byte_values
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.artifacts.manifest import MANIFEST, Manifest
 from zmq_offload.artifacts.repository import checksum
@@ -62,8 +62,8 @@ def test_the_manifest_says_that_it_is_not_sealed_and_what_the_copy_is(
     assert sealed["sealed"] is True and sealed["fallback"] == []
     # The weights are where it says: in the copy, and without one nowhere.
     weights = onnx_models.random(16, 8, seed=2).view("u4")
-    assert np.isin(weights, words((compiled.device / COPY).read_bytes())).all()
-    assert not np.isin(weights, words(contents(compiled_mlp.device))).any()
+    assert np.isin(weights, four_byte_values((compiled.device / COPY).read_bytes())).all()
+    assert not np.isin(weights, four_byte_values(contents(compiled_mlp.device))).any()
 
 
 def test_all_ways_compute_the_same(compiled: Compiled, client: LocalClient, mlp: Path) -> None:

@@ -15,7 +15,7 @@ HEAD = """
 import gc, sys, threading
 import numpy as np
 import zmq_offload
-from tests.support.forks import in_child
+from tests.support.forks import run_in_fork
 from zmq_offload.device.model import load
 NOBODY = "tcp://127.0.0.1:9"
 x = np.ones((1, 1448), "f4")
@@ -44,7 +44,7 @@ for work in (
     lambda: next(stream), frame.result, new, model.close, lambda: model.__exit__(), dropped,
     lambda: repr(waiting).rpartition(": ")[2],
 ):
-    print(in_child(work))
+    print(run_in_fork(work))
 print(model(x).shape)
 frame.cancel(), model.close(), waiting.close()
 """
@@ -55,7 +55,7 @@ def own():
         return mine(x).shape, [y.shape for y in mine.map([x, x])], mine.submit(x).result().shape
 model, other = new(), new("always")
 for work in (lambda: model(x).shape, lambda: [y.shape for y in model.map([x, x])], lambda: other(x), own):
-    print(in_child(work))
+    print(run_in_fork(work))
 print(own())
 model.close(), other.close()
 """
@@ -92,7 +92,7 @@ compile_uncut(onnx, library)
 uncut = UncutModel(library)
 uncut(x)
 for work in (lambda: uncut(x), new):
-    print(in_child(work))
+    print(run_in_fork(work))
 """
     assert run(code, compiled_wide) == [RAN, RAN]
 

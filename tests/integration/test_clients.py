@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.support.mutation import head
+from tests.support.mutation import with_length
 from tests.support.processes import Fabric, eventually, running_broker, running_workers
 from zmq_offload import AsyncClient, Client
 from zmq_offload.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -419,7 +419,7 @@ def test_a_name_that_is_too_long_in_bytes_does_not_end_the_worker(echo_fabric: F
     socket = raw_dealer(echo_fabric.frontend)
     for number in (1, 2):
         request = wire.encode(wire.Request(SESSION, number, "echo", 0, 10**7, 0))
-        socket.send_multipart([request, head(header) + b"1234"])
+        socket.send_multipart([request, with_length(header) + b"1234"])
         error = wire.decode(socket.recv_multipart()[0], wire.TO_CLIENT)
         assert (error.id, error.code) == (number, "INVALID_ARGUMENT")
     socket.close()

@@ -14,14 +14,14 @@ import msgpack
 import numpy as np
 import pytest
 
-from tests.support.hostile import BACK, FRONT, SESSION, Deceiver, Liar
+from tests.support.hostile import SESSION, TO_BACKEND, TO_FRONTEND, FakePeer, MalformedSender
 from tests.support.mutation import mutate
 from tests.support.processes import (
     Fabric,
     Process,
-    alive,
     eventually,
     faulty_workers,
+    is_running,
     running_broker,
     running_workers,
     status,
@@ -89,7 +89,7 @@ def test_a_killed_workers_requests_are_served_by_others() -> None:
 
 
 def test_a_stopped_workers_requests_are_served_by_others_and_its_late_answers_dropped() -> None:
-    with fabric(workers=2) as (broker, _), traffic(broker.frontend, more={"sleep": np.array(0.005)}) as load:
+    with fabric(workers=2) as (broker, _), traffic(broker.frontend, extra={"sleep": np.array(0.005)}) as load:
         served_more(load, 20)
         victim = worker_pids(broker.frontend)[0]
         os.kill(victim, signal.SIGSTOP)
@@ -180,7 +180,7 @@ def test_a_worker_that_dies_again_and_again_is_started_with_growing_delays() -> 
         delays = []
         for count in range(4):
             pid = int(supervisor.wait_for(r"worker 0 is process (\d+)", count)[1])
-            eventually(lambda pid=pid: alive(pid))
+            eventually(lambda pid=pid: is_running(pid))
             os.kill(pid, signal.SIGKILL)
             delays.append(float(supervisor.wait_for(r"starting another in (\S+) s", count)[1]))
         assert delays == sorted(delays)
@@ -194,7 +194,7 @@ def test_workers_end_when_their_supervisor_is_killed() -> None:
     with fabric(workers=2) as (broker, supervisor):
         pids = worker_pids(broker.frontend)
         supervisor.end(signal.SIGKILL)
-        eventually(lambda: not any(map(alive, pids)))
+        eventually(lambda: not any(map(is_running, pids)))
         eventually(lambda: not worker_pids(broker.frontend))
 
 
@@ -218,7 +218,7 @@ def test_workers_that_are_told_to_stop_under_load_lose_nothing() -> None:
 
 
 def test_a_broker_that_is_told_to_stop_finishes_what_it_has_and_refuses_the_rest() -> None:
-    with fabric() as (broker, _), traffic(broker.frontend, more={"sleep": np.array(0.02)}, timeout=2) as load:
+    with fabric() as (broker, _), traffic(broker.frontend, extra={"sleep": np.array(0.02)}, timeout=2) as load:
         served_more(load, 50)
         assert broker.broker.end(signal.SIGTERM) == 0
         load.stop()
@@ -274,10 +274,13 @@ def test_without_a_broker_the_error_is_typed_and_comes_in_time() -> None:
 def test_garbage_on_both_sockets_does_no_harm() -> None:
     with fabric() as (broker, _), traffic(broker.frontend) as load:
         served_more(load, 50)
-        liars = [Liar(broker.frontend, FRONT, 1, 5000), Liar(broker.backend, BACK, 2, 5000)]
-        for liar in liars:
-            liar.join(60)
-            assert not liar.is_alive()
+        senders = [
+            MalformedSender(broker.frontend, TO_FRONTEND, 1, 5000),
+            MalformedSender(broker.backend, TO_BACKEND, 2, 5000),
+        ]
+        for sender in senders:
+            sender.join(60)
+            assert not sender.is_alive()
         served_more(load, 100)
         now = status(broker.frontend)
         assert now["dropped"]["malformed"] > 1000
@@ -287,44 +290,44 @@ def test_garbage_on_both_sockets_does_no_harm() -> None:
 
 
 @pytest.fixture
-def deceiver() -> Iterator[Deceiver]:
-    deceiver = Deceiver()
-    yield deceiver
-    deceiver.close()
+def fake() -> Iterator[FakePeer]:
+    fake = FakePeer()
+    yield fake
+    fake.close()
 
 
-def test_a_client_survives_whatever_a_broker_sends(deceiver: Deceiver) -> None:
+def test_a_client_survives_whatever_a_broker_sends(fake: FakePeer) -> None:
     chance = random.Random(3)
-    with Client(deceiver.endpoint) as client:
+    with Client(fake.endpoint) as client:
         for count in range(20):
             future = client.submit("echo", {"x": X}, timeout=10)
             request = None
             # A Pong that was made up may have had the one before sent again.
             while not (isinstance(request, wire.Request) and request.id == count + 1):
-                peer, envelope, *payload = deceiver.receive()
+                peer, envelope, *payload = fake.receive()
                 request = wire.decode(envelope, wire.FROM_CLIENT)
             result = [wire.encode(wire.Result(request.session, request.id, 1, 0, 0, 0)), *payload]
             valid = [result, [wire.encode(wire.Pong(request.session, [request.id]))], [*result[:1], b"\x90"]]
             for _ in range(50):
-                deceiver.socket.send_multipart([peer, *mutate(chance.choice(valid), chance)])
+                fake.socket.send_multipart([peer, *mutate(chance.choice(valid), chance)])
             # An Answer to a request, the wrong kind of reply, once killed the thread that all calls depend on.
-            deceiver.socket.send_multipart(
+            fake.socket.send_multipart(
                 [peer, wire.encode(wire.Answer(request.session, request.id)), msgpack.packb(count)]
             )
-            deceiver.socket.send_multipart([peer, *result])
+            fake.socket.send_multipart([peer, *result])
             error = future.exception(10)
             assert error is None or isinstance(error, OffloadError), error
 
 
-def test_a_worker_survives_whatever_a_broker_sends(deceiver: Deceiver) -> None:
+def test_a_worker_survives_whatever_a_broker_sends(fake: FakePeer) -> None:
     chance = random.Random(4)
     frames = list(map(bytes, encode_tensors({"x": X})))
 
     def dispatch(number: int) -> list[bytes]:
         return [wire.encode(wire.Dispatch(SESSION, number, 1, "echo", 1, 10**7)), *frames]
 
-    with running_workers(deceiver.endpoint, "--executor", "echo", "--drain", "1") as supervisor:
-        peer, envelope, _ = deceiver.receive(20)
+    with running_workers(fake.endpoint, "--executor", "echo", "--drain", "1") as supervisor:
+        peer, envelope, _ = fake.receive(20)
         assert isinstance(wire.decode(envelope, wire.FROM_WORKER), wire.Announce)
         valid: list[list[Any]] = [
             dispatch(7),
@@ -332,27 +335,27 @@ def test_a_worker_survives_whatever_a_broker_sends(deceiver: Deceiver) -> None:
             [wire.encode(wire.Identify())],
         ]
         for _ in range(3000):
-            deceiver.socket.send_multipart([peer, *mutate(chance.choice(valid), chance)])
-        deceiver.socket.send_multipart([peer, *dispatch(10**6)])
+            fake.socket.send_multipart([peer, *mutate(chance.choice(valid), chance)])
+        fake.socket.send_multipart([peer, *dispatch(10**6)])
 
         message = None
         while not (isinstance(message, wire.Done) and message.id == 10**6):
-            message = wire.decode(deceiver.receive()[1], wire.FROM_WORKER)
+            message = wire.decode(fake.receive()[1], wire.FROM_WORKER)
         assert not any("ended with code" in line for line in supervisor.seen())
 
 
-def test_a_broker_that_lies_fills_neither_a_workers_log_nor_its_memory(deceiver: Deceiver) -> None:
+def test_a_broker_that_lies_fills_neither_a_workers_log_nor_its_memory(fake: FakePeer) -> None:
     frames = list(map(bytes, encode_tensors({"sleep": np.array(0.05)})))
-    with faulty_workers(deceiver.endpoint, "--drain", "1", slots=2) as supervisor:
-        peer, envelope, _ = deceiver.receive(20)
+    with faulty_workers(fake.endpoint, "--drain", "1", slots=2) as supervisor:
+        peer, envelope, _ = fake.receive(20)
         assert isinstance(wire.decode(envelope, wire.FROM_WORKER), wire.Announce)
         before = len(supervisor.seen())
         for _ in range(1000):
-            deceiver.socket.send_multipart([peer, wire.encode(wire.Error(SESSION, 0, "INTERNAL", "a\nb"))])
+            fake.socket.send_multipart([peer, wire.encode(wire.Error(SESSION, 0, "INTERNAL", "a\nb"))])
         for number in range(200):
             dispatch = wire.Dispatch(SESSION, number, 1, "echo", 1, 10**8)
-            deceiver.socket.send_multipart([peer, wire.encode(dispatch), *frames])
-        refused = [wire.decode(deceiver.receive(20)[1], wire.FROM_WORKER) for _ in range(120)]
+            fake.socket.send_multipart([peer, wire.encode(dispatch), *frames])
+        refused = [wire.decode(fake.receive(20)[1], wire.FROM_WORKER) for _ in range(120)]
         codes = [message.code for message in refused if isinstance(message, wire.Failed)]
         assert codes.count("RESOURCE_EXHAUSTED") > 100
         said = supervisor.seen()[before:]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.forks import in_child
+from tests.support.forks import run_in_fork
 from tests.support.processes import Fabric, eventually
 from zmq_offload import AsyncClient, Client
 from zmq_offload.testing.link import Link
@@ -66,10 +66,10 @@ def test_the_parents_client_refuses_and_lets_go_at_once(echo_fabric: Fabric, bus
         try:
             for _ in range(1 + busy):
                 for call in CALLS:
-                    assert in_child(lambda call=call: call(client)).startswith(REFUSED)  # type: ignore[misc]
-                assert in_child(client.close) == "None"
-                assert in_child(lambda: within(client)) == "left"
-                assert in_child(lambda: repr(client)).endswith(": made before a fork>")
+                    assert run_in_fork(lambda call=call: call(client)).startswith(REFUSED)  # type: ignore[misc]
+                assert run_in_fork(client.close) == "None"
+                assert run_in_fork(lambda: within(client)) == "left"
+                assert run_in_fork(lambda: repr(client)).endswith(": made before a fork>")
         finally:
             stop.set()
             for thread in threads:
@@ -88,7 +88,7 @@ def test_one_that_is_dropped_in_the_child_is_the_parents_still(echo_fabric: Fabr
             del client
             return dropped(held)
 
-        assert in_child(drop) == "dropped with 0 warnings"
+        assert run_in_fork(drop) == "dropped with 0 warnings"
         assert client.infer("echo", X)["x"].shape == (3, 4)
 
 
@@ -104,16 +104,16 @@ def test_a_client_made_in_the_child_works(echo_fabric: Fabric) -> None:
     large = {"x": np.zeros(1_000_000)}  # lent to libzmq: pyzmq has a thread for that
     with Client(echo_fabric.frontend) as client:
         client.infer("echo", large)
-        assert in_child(own) == "((3, 4), (3, 4))"
-        assert in_child(lambda: asyncio.run(asynchronous())) == "(3, 4)"
-        assert in_child(lambda: Client(echo_fabric.frontend).infer("echo", large)["x"].shape) == "(1000000,)"
+        assert run_in_fork(own) == "((3, 4), (3, 4))"
+        assert run_in_fork(lambda: asyncio.run(asynchronous())) == "(3, 4)"
+        assert run_in_fork(lambda: Client(echo_fabric.frontend).infer("echo", large)["x"].shape) == "(1000000,)"
         client.infer("echo", large)
 
 
 def test_a_child_of_a_child_is_told_the_same(echo_fabric: Fabric) -> None:
     with Client(echo_fabric.frontend) as client:
         client.infer("echo", X)
-        said = in_child(lambda: in_child(lambda: client.infer("echo", X)))
+        said = run_in_fork(lambda: run_in_fork(lambda: client.infer("echo", X)))
         assert said.startswith(("AssertionError: daemonic", REFUSED))
 
 
@@ -124,7 +124,7 @@ def test_futures_of_the_parent_fail_in_the_child_and_call_nothing_back() -> None
         future.add_done_callback(called.append)
 
         def outcome(of: Callable[[], Any]) -> str:
-            return in_child(of)
+            return run_in_fork(of)
 
         assert outcome(future.result).startswith(REFUSED)
         assert outcome(future.exception).startswith(REFUSED.partition(": ")[2])
@@ -139,13 +139,13 @@ def test_futures_of_the_parent_fail_in_the_child_and_call_nothing_back() -> None
 def test_a_result_that_was_there_before_is_there_after(client: Client) -> None:
     future = client.submit("echo", X)
     future.result()
-    assert in_child(lambda: future.result()["x"].shape) == "(3, 4)"
+    assert run_in_fork(lambda: future.result()["x"].shape) == "(3, 4)"
 
 
 def test_a_callback_may_fork(client: Client) -> None:
     said: list[str] = []
     future = client.submit("echo", {"x": np.zeros(40_000)})
-    future.add_done_callback(lambda _: said.append(in_child(lambda: client.infer("echo", X))))
+    future.add_done_callback(lambda _: said.append(run_in_fork(lambda: client.infer("echo", X))))
     eventually(lambda: said)
     assert said[0].startswith(REFUSED)
     assert client.infer("echo", X)["x"].shape == (3, 4)
@@ -167,10 +167,10 @@ def test_the_parents_asyncio_client_refuses_and_lets_go_at_once(echo_fabric: Fab
     try:
         assert loop.run_until_complete(infer()) == (3, 4)
         task = loop.run_until_complete(begin())
-        assert in_child(lambda: asyncio.run(infer())).startswith(REFUSED)
-        assert in_child(lambda: asyncio.run(client.close())) == "None"
-        assert in_child(lambda: loop.run_until_complete(infer())).startswith(REFUSED)
-        assert in_child(lambda: loop.run_until_complete(task)).startswith(REFUSED)
+        assert run_in_fork(lambda: asyncio.run(infer())).startswith(REFUSED)
+        assert run_in_fork(lambda: asyncio.run(client.close())) == "None"
+        assert run_in_fork(lambda: loop.run_until_complete(infer())).startswith(REFUSED)
+        assert run_in_fork(lambda: loop.run_until_complete(task)).startswith(REFUSED)
         assert loop.run_until_complete(infer()) == (3, 4), "the parent's loop watches its socket still"
         task.cancel()
         loop.run_until_complete(client.close())
@@ -194,6 +194,6 @@ def test_a_child_that_ends_as_a_program_does_ends_well(client: Client) -> None:
 
 def test_the_parents_link_refuses_and_lets_go_at_once(echo_fabric: Fabric) -> None:
     with Link(echo_fabric.frontend) as link, Client(link.endpoint) as client:
-        assert in_child(link.close) == "None"
-        assert in_child(link.cut).startswith("FailedPrecondition: this link was made before a fork")
+        assert run_in_fork(link.close) == "None"
+        assert run_in_fork(link.cut).startswith("FailedPrecondition: this link was made before a fork")
         assert client.infer("echo", X)["x"].shape == (3, 4)

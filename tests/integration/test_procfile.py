@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.leftovers import MARK, new_mark, processes
+from tests.support.leftovers import MARK_VARIABLE, new_mark, processes_marked
 from tests.support.processes import Process, eventually, running
 from zmq_offload import Client
 
@@ -30,7 +30,7 @@ def test_honcho_brings_up_a_fabric_from_environment_variables(order: list[str]) 
     mark = new_mark()
     environment = {
         "PATH": PATH,
-        MARK: mark,
+        MARK_VARIABLE: mark,
         "ZMQ_OFFLOAD_FRONTEND": frontend,
         "ZMQ_OFFLOAD_BACKEND": backend,
         "ZMQ_OFFLOAD_BROKER": backend,
@@ -39,7 +39,7 @@ def test_honcho_brings_up_a_fabric_from_environment_variables(order: list[str]) 
     }
     with running("-m", "honcho", "start", *order, **environment) as honcho:
         serve_and_stop(honcho, frontend)
-    assert processes(mark) == {}
+    assert processes_marked(mark) == {}
 
 
 def serve_and_stop(honcho: Process, frontend: str) -> None:

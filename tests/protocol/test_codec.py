@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.announcement import parse_models
-from tests.support.mutation import deep, head, mutate
+from tests.support.mutation import mutate, nested_arrays, with_length
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -79,7 +79,7 @@ def decodes_or_refuses(frames: list[bytes]) -> None:
         pass
     else:
         assert wire.decode(wire.encode(message), ALL) == message
-    as_header = [head(frame) for frame in frames[1:2]] + frames[2:]
+    as_header = [with_length(frame) for frame in frames[1:2]] + frames[2:]
     for read, rest in (
         (decode_tensors, frames[1:]),
         (decode_tensors, as_header),
@@ -107,11 +107,11 @@ def test_tensors_survive_their_way(tensors: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
-@example([VERSION + deep(1000)])
-@example([VERSION + b"\x93\x04" + deep(1000) + b"\xc0", b"\x91" + deep(1000)])
-@example([b"", b"\x91\x93" + deep(1000) + b"\x01\x01", b""])
+@example([VERSION + nested_arrays(1000)])
+@example([VERSION + b"\x93\x04" + nested_arrays(1000) + b"\xc0", b"\x91" + nested_arrays(1000)])
+@example([b"", b"\x91\x93" + nested_arrays(1000) + b"\x01\x01", b""])
 @example([b"", msgpack.packb([["x", "FP32", [0, 2**39, 2**39]]])])
-@example([b"", b"\x91\x81\xa4name" + deep(1000)])
+@example([b"", b"\x91\x81\xa4name" + nested_arrays(1000)])
 @example([b"", msgpack.packb([{"name": "m", "version": 1, "inputs": [{"name": "x", "datatype": [], "shape": []}]}])])
 def test_any_bytes(frames: list[bytes]) -> None:
     decodes_or_refuses(frames)

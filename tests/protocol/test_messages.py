@@ -6,7 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from tests.support.mutation import head
+from tests.support.mutation import with_length
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -170,7 +170,7 @@ def test_what_cannot_be_sent_is_named(inputs: dict[str, np.ndarray], says: str) 
 
 
 def header(*entries: object, packed: bytes = b"") -> bytes:
-    return head(msgpack.packb(entries)) + packed
+    return with_length(msgpack.packb(entries)) + packed
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def header(*entries: object, packed: bytes = b"") -> bytes:
         ([b""], "a header of 0 bytes does not end in its frame of 0"),
         ([b"\0\0\0\1"], "a header of 1 bytes does not end in its frame of 4"),
         ([b"\xff" * 8], "a header of 4294967295 bytes does not end"),
-        ([head(b"\xc1")], "is not msgpack"),
-        ([head(msgpack.packb({}))], "a header is an array"),
+        ([with_length(b"\xc1")], "is not msgpack"),
+        ([with_length(msgpack.packb({}))], "a header is an array"),
         ([header(("x", "FP32"))], "array of name, datatype and shape"),
         ([header(("x", "FP32", [2]))], r"'x': FP32\[2\] needs 8 bytes, 0 are left in its frame"),
         ([header(("x", "FP32", [2]), packed=b"1234")], r"'x': FP32\[2\] needs 8 bytes, 4 are left in its frame"),
@@ -199,7 +199,7 @@ def header(*entries: object, packed: bytes = b"") -> bytes:
         ([header(("x", "FP32", [1]), ("x", "FP32", [1])), b"1234", b"1234"], "a string of its own"),
         ([header((5, "FP32", [1])), b"1234"], "a string of its own"),
         ([header(("é" * 257, "FP32", [1]), packed=b"1234")], "a string of its own"),
-        ([head(b"x" * (limits.HEADER_BYTES + 1))], "a header has at most"),
+        ([with_length(b"x" * (limits.HEADER_BYTES + 1))], "a header has at most"),
     ],
 )
 def test_what_is_no_payload_is_refused(frames: list[bytes], says: str) -> None:

@@ -1,1 +1,1 @@
-"""What several tests need: real processes, traffic, faulty workers, models, and searches for secrets and leftovers."""
+"""Shared by tests: real processes, traffic, faulty peers, compiled models, searches for weights and processes."""

@@ -1,4 +1,4 @@
-"""Small networks, and what `zmq_offload.compile` makes of them: fixtures for all tests, compiled once a run."""
+"""Fixtures: small networks, compiled once for each test process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from zmq_offload.compile import Compiled
 
-# Compiler and ONNX are imported where they are used: tests that need neither start in a moment.
+# Compiler and ONNX are imported in the fixtures, so that tests without them start quickly.
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def diamond(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compiled_mlp(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """The MLP with a batch of 2, offloaded from h2 to h4 as "mlp". Not to be changed: copy it with `fresh_mlp`."""
+    """The MLP with a batch of 2, offloaded from h2 to h4 as "mlp". Do not change it; take a copy with `fresh_mlp`."""
     from zmq_offload.compile import compile_model
 
     output = tmp_path_factory.mktemp("mlp")
@@ -46,7 +46,7 @@ def compiled_mlp(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile
 
 @pytest.fixture(scope="session")
 def compiled_wide(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """8 MB of weights on the device, 8 MB offloaded as "wide" (from h2), and a copy of them on the device."""
+    """8 MB of weights on the device, 8 MB offloaded as "wide" (from h2), with a fallback on the device."""
     import onnx
 
     from tests.support import onnx_models
@@ -65,5 +65,5 @@ def compiled_wide(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
 @pytest.fixture
 def fresh_mlp(compiled_mlp: Compiled, tmp_path: Path) -> Path:
-    """A copy of `compiled_mlp` to spoil: a folder with `device` and `repository`."""
+    """A copy of `compiled_mlp` that the test may change: a folder with `device` and `repository`."""
     return Path(shutil.copytree(compiled_mlp.device.parent, tmp_path / "dist"))

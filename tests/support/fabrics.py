@@ -1,4 +1,4 @@
-"""Real brokers and workers on ports of their own."""
+"""Fixtures: a broker and workers for the tests of a module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zmq_offload import Client
 
 @pytest.fixture(scope="module")
 def echo_fabric() -> Iterator[Fabric]:
-    """A broker and two echo workers, for tests that leave them as they are."""
+    """A broker and two echo workers, for tests that do not stop or change them."""
     with running_broker() as fabric, running_workers(fabric.backend, "--executor", "echo", "--processes", "2"):
         wait_for_workers(fabric.frontend, 2)
         yield fabric

@@ -1,11 +1,12 @@
-"""`python -m tests.support.faulty_worker`: echo workers whose requests ask for trouble by the names of their tensors.
+"""`python -m tests.support.faulty_worker`: echo workers that fail as the tensors of a request say.
 
-`sleep`: compute for that many seconds. `hang`: never end. `kill`: take the process down, as a crash in a library would.
+The name of a tensor is the fault. `sleep`: compute for that many seconds. `hang`: never end. `kill`: end the process,
+as a crash in a library would.
 
-With a folder in RENDEZVOUS, requests for the models that a repository serves wait until so many models as RENDEZVOUS_OF
-says are asked for at the same time: each leaves a file there while it waits.
+RENDEZVOUS names a folder. Requests for the models of a repository wait there until as many models as RENDEZVOUS_OF says
+are requested at the same time; each leaves a file.
 
-With a file in HOLD_LOADS, no version but the first of a model finishes loading while that file exists.
+HOLD_LOADS names a file. While it exists, only the first version of a model finishes loading.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from workers.supervisor import Supervisor
 from zmq_offload.runtime import runtime_only
 
 
-def meet(folder: Path, name: str, many: int) -> None:
+def wait_for_others(folder: Path, name: str, count: int) -> None:
+    """Wait until `count` models have a file in the folder."""
     (folder / name).touch()
-    while len(list(folder.iterdir())) < many:
+    while len(list(folder.iterdir())) < count:
         time.sleep(0.005)
 
 
@@ -36,7 +38,7 @@ def execute(jobs: Sequence[Any]) -> Any:
     folder = os.environ.get("RENDEZVOUS")
     for job in jobs:
         if folder:
-            meet(Path(folder), job.executor.model.name, int(os.environ["RENDEZVOUS_OF"]))
+            wait_for_others(Path(folder), job.executor.model.name, int(os.environ["RENDEZVOUS_OF"]))
         if "sleep" in job.tensors:
             time.sleep(float(job.tensors["sleep"]))
         while "hang" in job.tensors:
@@ -47,6 +49,7 @@ def execute(jobs: Sequence[Any]) -> Any:
 
 
 def hold_loads(file: Path) -> None:
+    """Make versions after the first wait, at the end of their loading, until the file is gone."""
     import workers.executor
 
     init = workers.executor.GraphExecutor.__init__
@@ -60,6 +63,8 @@ def hold_loads(file: Path) -> None:
 
 
 class FaultySupervisor(Supervisor):
+    """Starts this module, not `workers`, as its processes."""
+
     def __init__(self, config: Any, arguments: Sequence[str]) -> None:
         super().__init__(config, arguments)
         self._command = [sys.executable, "-m", "tests.support.faulty_worker", *arguments]

@@ -1,4 +1,4 @@
-"""What a forked child gets from a function, with an end to waiting."""
+"""Run a function in a forked child, with a time limit."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Callable
 
 PATIENCE = 20.0
-"""Seconds until a child counts as one that hangs."""
+"""Seconds after which a child counts as hanging."""
 
 
-def in_child(work: Callable[[], object]) -> str:
-    """The text of what `work` returns, or the name and text of what it raises, in a child that `fork` makes."""
+def run_in_fork(work: Callable[[], object]) -> str:
+    """Call `work` in a child that `fork` makes; return its result as text, or the name and text of its exception."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
 
     def main() -> None:
-        # pyzmq, where the parent lent memory to it, drops a context and sockets of the parent's when it begins anew.
+        # pyzmq, if the parent lent memory to it, drops the parent's context and sockets when it is used in the child.
         warnings.simplefilter("ignore", ResourceWarning)
         try:
             said = str(work())
@@ -26,7 +26,7 @@ def in_child(work: Callable[[], object]) -> str:
 
     child = context.Process(target=main)
     with warnings.catch_warnings():
-        # Python 3.12 warns of a fork among threads, which is what is tried here.
+        # Python 3.12 warns of a fork with threads, which is what these tests do.
         warnings.simplefilter("ignore", DeprecationWarning)
         child.start()
     there.close()

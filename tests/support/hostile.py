@@ -1,4 +1,4 @@
-"""Peers that lie: at a broker's sockets, and brokers that lie to clients and workers."""
+"""Peers that send malformed messages: to a broker, and as a broker to clients and workers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SESSION = b"s" * 16
 X = np.arange(100.0)
 TENSORS = [bytes(frame) for frame in encode_tensors({"x": X, "large": np.arange(1000.0)})]
 MODELS = encode_body([{"name": "other", "version": 1, "inputs": [], "outputs": []}])
-FRONT = [
+TO_FRONTEND = [
     [wire.encode(wire.Request(SESSION, 1, "echo", 0, 10**6, 0)), *TENSORS],
     [wire.encode(wire.Cancel(SESSION, 1))],
     [wire.encode(wire.Ping(SESSION, [1, 2]))],
     [wire.encode(wire.Query(SESSION, 3, "status"))],
 ]
-BACK = [
+TO_BACKEND = [
     [wire.encode(wire.Done(SESSION, 1, 1, 5)), *TENSORS],
     [wire.encode(wire.Failed(SESSION, 1, 1, "INTERNAL", "?"))],
     [wire.encode(wire.Heartbeat())],
@@ -32,36 +32,37 @@ BACK = [
 ]
 
 
-def lie(valid: list[list[bytes]], chance: random.Random) -> list[bytes]:
+def malformed(valid: list[list[bytes]], chance: random.Random) -> list[bytes]:
+    """One of the `valid` messages with faults, or random bytes."""
     return mutate(chance.choice(valid), chance) if chance.random() < 0.8 else noise(chance)
 
 
-class Liar(threading.Thread):
-    """Sends spoiled messages to one endpoint, from a new connection every thousand, until it has sent `many`."""
+class MalformedSender(threading.Thread):
+    """Sends `count` malformed messages to one endpoint, with a new connection for each thousand."""
 
-    def __init__(self, endpoint: str, valid: list[list[bytes]], seed: int, many: int) -> None:
+    def __init__(self, endpoint: str, valid: list[list[bytes]], seed: int, count: int) -> None:
         super().__init__()
         self.sent = 0
-        self._endpoint, self._valid, self._chance, self._many = endpoint, valid, random.Random(seed), many
+        self._endpoint, self._valid, self._chance, self._count = endpoint, valid, random.Random(seed), count
         self.start()
 
     def run(self) -> None:
         context = zmq.Context()
-        while self.sent < self._many:
+        while self.sent < self._count:
             with context.socket(zmq.DEALER) as socket:
-                socket.linger = 10_000  # what was sent shall arrive
+                socket.linger = 10_000  # milliseconds: everything sent must arrive
                 socket.sndtimeo = 10_000
                 socket.connect(self._endpoint)
                 for _ in range(1000):
-                    socket.send_multipart(lie(self._valid, self._chance))
+                    socket.send_multipart(malformed(self._valid, self._chance))
                     self.sent += 1
                     while socket.poll(0):
                         socket.recv_multipart()
         context.term()
 
 
-class Deceiver:
-    """A broker, or both sides of one, that answers with what it likes."""
+class FakePeer:
+    """A ROUTER socket in the place of a broker; the test decides what it answers."""
 
     def __init__(self) -> None:
         self.context: zmq.Context[Any] = zmq.Context()

@@ -1,4 +1,4 @@
-"""Which processes a program has left behind: they have the environment of the test that started it."""
+"""Find processes that a program left running: they inherit an environment variable from the test."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 import uuid
 from pathlib import Path
 
-MARK = "ZMQ_TEST_MARK"
+MARK_VARIABLE = "ZMQ_TEST_MARK"
 
 
 def new_mark() -> str:
+    """A value for `MARK_VARIABLE` that no other test uses."""
     return uuid.uuid4().hex
 
 
-def processes(mark: str) -> dict[int, str]:
-    """The command lines of all processes that were started with `MARK=mark`, by process id."""
+def processes_marked(mark: str) -> dict[int, str]:
+    """The command lines, by process id, of all processes whose environment has the mark."""
     found = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             try:
-                if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                if f"{MARK_VARIABLE}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue  # gone, or another user's

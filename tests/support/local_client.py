@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 
 class LocalClient:
-    """A client that runs the models of a repository in this process; it notes its calls."""
+    """Runs the models of a repository in this process, without a broker, and records its calls."""
 
     def __init__(self, repository: Path) -> None:
         self.repository = Repository(repository)
@@ -52,7 +52,7 @@ class LocalClient:
 
 
 def run_uncut(path: Path, inputs: Mapping[str, Sequence[int | str]], arrays: Sequence[Array]) -> list[Array]:
-    """The outputs of the model as TVM computes it without any cut."""
+    """The outputs of the whole model, compiled by TVM."""
     imported = import_onnx(path, inputs)
     library = build(imported.mod, host_target())
     result = vm.VirtualMachine(library, tvm.cpu())["main"](*map(tvm.runtime.tensor, arrays))

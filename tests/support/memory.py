@@ -1,4 +1,4 @@
-"""What a process holds: memory and open files, while a test runs."""
+"""Measure the memory and the open files of a process."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from pathlib import Path
 MB = 1 << 20
 
 
-def resident(pid: int) -> int:
-    """Bytes."""
+def resident_bytes(pid: int) -> int:
+    """The resident memory of a process in bytes."""
     return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) * 1024
 
 
 def open_files(pid: int) -> int:
+    """The number of open file descriptors."""
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-class Memory(threading.Thread):
-    """Watches a process's resident memory."""
+class MemoryWatch(threading.Thread):
+    """Samples the resident memory of a process until `stop`; `first` and `peak` are in bytes."""
 
     def __init__(self, pid: int) -> None:
         super().__init__()
         self._pid = pid
         self._ended = threading.Event()
-        self.first = self.peak = resident(pid)
+        self.first = self.peak = resident_bytes(pid)
         self.start()
 
     def run(self) -> None:
         while not self._ended.wait(0.02):
-            self.peak = max(self.peak, resident(self._pid))
+            self.peak = max(self.peak, resident_bytes(self._pid))
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._ended.set()
         self.join()
 

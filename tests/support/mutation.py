@@ -1,17 +1,17 @@
-"""Messages spoiled in the ways that find faults: for the fuzzers."""
+"""Put faults into messages, for the fuzzing tests."""
 
 from __future__ import annotations
 
 import random
 
 
-def deep(levels: int) -> bytes:
-    """msgpack of arrays nested so deep that `repr` and recursive code give up."""
+def nested_arrays(levels: int) -> bytes:
+    """msgpack of an array nested `levels` deep; recursive code fails on enough of them."""
     return b"\x91" * levels + b"\x01"
 
 
-def head(header: bytes) -> bytes:
-    """A header as it stands in its frame: behind its length."""
+def with_length(header: bytes) -> bytes:
+    """A header as its frame has it: after its length."""
     return len(header).to_bytes(4, "big") + header
 
 
@@ -43,7 +43,9 @@ def _cut(frame: bytes, chance: random.Random) -> list[bytes]:
 
 def _insert(frame: bytes, chance: random.Random) -> list[bytes]:
     at = chance.randint(0, len(frame))
-    piece = chance.choice((b"\xc0", b"\xdd\xff\xff\xff\xff", b"\xdf\x00\xff\xff\xff", deep(600), chance.randbytes(8)))
+    piece = chance.choice(
+        (b"\xc0", b"\xdd\xff\xff\xff\xff", b"\xdf\x00\xff\xff\xff", nested_arrays(600), chance.randbytes(8))
+    )
     return [frame[:at] + piece + frame[at:]]
 
 

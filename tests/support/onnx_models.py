@@ -1,4 +1,4 @@
-"""Small ONNX models for the tests, written with onnx.helper; weights are random and the same in every run."""
+"""Small ONNX models for the tests; their weights are random and the same in every run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX's own operator tests: each is a model of one node with inputs and what is right for them."""
+"""ONNX's own operator tests: each is a model of one node, with inputs and the right outputs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cases() -> tuple[Case, ...]:
     from onnx.backend.test.loader import load_model_tests
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tests compute what is right when they are loaded, infinities included
+        warnings.simplefilter("ignore")  # loading computes the right outputs, infinities included
         loaded = load_model_tests(kind="node")
     for test in loaded:
         _renew(test.model)
@@ -60,7 +60,7 @@ def cases() -> tuple[Case, ...]:
 
 
 def _renew(model: onnx.ModelProto) -> None:
-    """Opset 11 for a model of an older one whose operators have not changed since: older ones are not imported."""
+    """Raise an older model to opset 11 if its operators have not changed since; older opsets are not imported."""
     (opset,) = [o for o in model.opset_import if o.domain in ("", "ai.onnx")] or [onnx.OperatorSetIdProto(version=11)]
     if opset.version < 11 and all(
         onnx.defs.has(node.op_type) and onnx.defs.get_schema(node.op_type, 11).since_version <= opset.version
@@ -81,7 +81,7 @@ def _of(test: Any) -> Iterator[Case]:
 
 
 def outcome(case: Case, constant: bool) -> Outcome:
-    """What the project makes of a case; with `constant` all inputs but the first are constants of the model."""
+    """Import, compile and run a case; with `constant`, all inputs but the first are constants of the model."""
     model, fed = _given(case, constant)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -108,12 +108,13 @@ def outcome(case: Case, constant: bool) -> Outcome:
 
 
 def difference(ours: Array, right: Array, rtol: float, atol: float) -> str | None:
+    """How an output differs from the right one; None if it does not."""
     if ours.dtype != right.dtype:
         return f"datatype {ours.dtype}, right is {right.dtype}"
     if ours.shape != right.shape:
         return f"shape {ours.shape}, right is {right.shape}"
     if right.dtype.itemsize == 2 and right.dtype.kind == "f":
-        rtol, atol = max(rtol, 2**-9), max(atol, 2**-11)  # two units in the last place: sums are rounded once or often
+        rtol, atol = max(rtol, 2**-9), max(atol, 2**-11)  # two units in the last place: the order of sums differs
     a, b = (x.astype(np.float64) if x.dtype.kind not in "biu" else x for x in (ours, right))
     same = np.isclose(a, b, rtol, atol, equal_nan=True) if a.dtype.kind == "f" else a == b
     if same.all():

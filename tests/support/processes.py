@@ -1,4 +1,4 @@
-"""Real processes for tests: started on port 0, waited for by what they say, ended by whoever started them."""
+"""Start real brokers and workers on free ports, wait for lines of their output, and end them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def eventually(condition: Callable[[], T], timeout: float = 20.0) -> T:
-    """The first true value of `condition`, which is asked again and again until `timeout` (seconds)."""
+    """Call `condition` until its value is true, and return that; fail after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < end, f"{condition} did not come true within {timeout} s"
@@ -33,7 +33,7 @@ def eventually(condition: Callable[[], T], timeout: float = 20.0) -> T:
 
 
 class Process:
-    """`python -m ARGUMENTS` with its output, stderr included, in `lines`."""
+    """`python ARGUMENTS`, with its output, stderr included, in `lines`."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.popen = subprocess.Popen(
@@ -56,7 +56,7 @@ class Process:
         self._new.put(None)
 
     def wait_for(self, pattern: str, skip: int = 0, timeout: float = 30.0) -> re.Match[str]:
-        """The match of the first line, past or to come, in which `pattern` is found, after `skip` others."""
+        """Wait for the first line that matches `pattern`, after `skip` others; lines of the past count."""
         seen = 0
         end = time.monotonic() + timeout
         while True:
@@ -71,11 +71,11 @@ class Process:
             except queue.Empty:
                 pytest.fail(f"no {pattern!r} within {timeout} s in:\n" + "\n".join(self.lines))
             if line is None:
-                pytest.fail(f"it ended with {self.popen.wait()} and no {pattern!r} in:\n" + "\n".join(self.lines))
+                pytest.fail(f"ended with {self.popen.wait()} without {pattern!r} in:\n" + "\n".join(self.lines))
             self.lines.append(line)
 
     def seen(self) -> list[str]:
-        """The lines so far."""
+        """The lines until now."""
         while True:
             try:
                 line = self._new.get_nowait()
@@ -85,12 +85,13 @@ class Process:
                 self.lines.append(line)
 
     def end(self, number: int = signal.SIGTERM, timeout: float = 20.0) -> int:
-        """Send a signal, wait, and return the exit code."""
+        """Send a signal, wait for the end, and return the exit code."""
         if self.popen.poll() is None:
             self.popen.send_signal(number)
         return self.wait(timeout)
 
     def wait(self, timeout: float = 20.0) -> int:
+        """Wait for the end, read the rest of the output, and return the exit code."""
         code = self.popen.wait(timeout)
         self._reader.join(timeout)
         while not self._new.empty():
@@ -110,6 +111,7 @@ class Process:
 
 @contextmanager
 def running(*arguments: str, **environment: str) -> Iterator[Process]:
+    """A `Process` that is killed at the end."""
     process = Process(*arguments, **environment)
     try:
         yield process
@@ -130,6 +132,7 @@ class Fabric:
 def running_broker(
     *options: str, frontend: str = "tcp://127.0.0.1:0", backend: str = "tcp://127.0.0.1:0"
 ) -> Iterator[Fabric]:
+    """A broker, ready for connections; by default on free ports."""
     arguments = ["-m", "broker", "--frontend", frontend, "--backend", backend, *options]
     with running(*arguments) as process:
         ready = process.wait_for(r"ready frontend=(\S+) backend=(\S+)")
@@ -138,38 +141,39 @@ def running_broker(
 
 @contextmanager
 def running_workers(backend: str, *options: str, program: str = "workers", **environment: str) -> Iterator[Process]:
+    """A supervisor with its workers; they may not be connected yet."""
     with running("-m", program, "--broker", backend, *options, **environment) as process:
         yield process
 
 
 @contextmanager
 def faulty_workers(backend: str, *options: str, slots: int = 2) -> Iterator[Process]:
-    """Workers as `tests.support.faulty_worker` describes them."""
+    """Echo workers that sleep, hang or die on request; see `tests.support.faulty_worker`."""
     arguments = ("--executor", "echo", "--slots", str(slots), *options)
     with running_workers(backend, *arguments, program="tests.support.faulty_worker") as process:
         yield process
 
 
 def status(frontend: str) -> dict[str, Any]:
-    """A broker's status."""
+    """The status that a broker answers."""
     with Client(frontend) as client:
         return client.status()
 
 
 def worker_pids(frontend: str) -> list[int]:
-    """The processes of the workers that a broker knows: their names end in their process numbers."""
+    """The process ids of the workers that a broker knows; a worker's name ends in it."""
     return sorted(int(worker["name"].rpartition("-")[2]) for worker in status(frontend)["workers"])
 
 
-def wait_for_workers(frontend: str, many: int, timeout: float = 30.0) -> list[int]:
-    """The workers' processes, once so many are there."""
+def wait_for_workers(frontend: str, count: int, timeout: float = 30.0) -> list[int]:
+    """Wait until the broker knows `count` workers; return their process ids."""
     with Client(frontend) as client:
-        eventually(lambda: len(client.status()["workers"]) == many, timeout)
+        eventually(lambda: len(client.status()["workers"]) == count, timeout)
     return worker_pids(frontend)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie, whose parent has not asked for its end yet, does not."""
+def is_running(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

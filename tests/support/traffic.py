@@ -1,4 +1,4 @@
-"""Load whose every answer is checked, from as many clients as wanted, for as long as a test needs it."""
+"""Load from several clients; every reply is checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zmq_offload import Client, OffloadError
 
 
 class Traffic:
-    """`clients` clients, each with `depth` requests in flight, until `stop`."""
+    """`clients` clients, each with `depth` requests in flight, until `stop`. `extra`: more inputs of each request."""
 
     def __init__(
         self,
@@ -27,20 +27,20 @@ class Traffic:
         depth: int = 4,
         timeout: float = 10.0,
         elements: int = 1000,
-        more: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
     ) -> None:
         self.served = 0
         self.wrong = 0
         self.errors: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.latencies: list[tuple[float, float]] = []
-        """(when it was done, how long it took), in seconds of `time.monotonic`."""
+        """(time of the reply by `time.monotonic`, duration of the call) in seconds."""
         self.queued: list[float] = []
-        """How long each waited in the broker."""
+        """Seconds that each request was queued in the broker."""
         self.overdue = 0
-        """Calls that ended later than their deadline and a second."""
+        """Number of calls that ended more than a second after their deadline."""
         self._broker, self._depth, self._timeout = broker, depth, timeout
-        self._elements, self._more = elements, more or {}
+        self._elements, self._extra = elements, extra or {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(clients)]
@@ -52,19 +52,19 @@ class Traffic:
         return self.served + sum(self.errors.values())
 
     def stop(self) -> None:
-        """Let what is outstanding end."""
+        """Send nothing more, and wait for the requests in flight."""
         self._stop.set()
         for thread in self._threads:
             thread.join(2 * self._timeout + 10)
             assert not thread.is_alive(), "a client hangs"
 
     def longest_gap(self) -> float:
-        """The longest time in which nothing was served."""
+        """The longest time between two replies, in seconds."""
         times = sorted(at for at, _ in self.latencies)
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
     def percentile(self, share: float, *, queued: bool = False) -> float:
-        """Of the time that calls took, or of the part that they waited in the broker."""
+        """A percentile of the duration of calls, or of their time in the queue, in seconds; `share` is 0 to 1."""
         taken = sorted(self.queued if queued else [took for _, took in self.latencies])
         return taken[min(len(taken) - 1, int(share * len(taken)))] if taken else float("nan")
 
@@ -82,7 +82,7 @@ class Traffic:
             while not self._stop.is_set() or window:
                 while len(window) < self._depth and not self._stop.is_set():
                     count += 1
-                    inputs = {"x": np.full(self._elements, which * 1e9 + count), **self._more}
+                    inputs = {"x": np.full(self._elements, which * 1e9 + count), **self._extra}
                     window.append((count, time.monotonic(), client.submit("echo", inputs)))
                 if window:
                     self._take(which, *window.popleft())
@@ -108,7 +108,7 @@ class Traffic:
 
 @contextmanager
 def traffic(broker: str | Sequence[str], **options: Any) -> Iterator[Traffic]:
-    """Load that runs beside the body and has ended after it."""
+    """Load that runs while the body does."""
     running = Traffic(broker, **options)
     try:
         yield running
