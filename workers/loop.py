@@ -1,7 +1,8 @@
-"""A worker process: sockets to its brokers, and the executor, in one thread. Only this module touches zmq or a clock.
+"""A worker process: the sockets to its brokers, and the executor, in one thread. Of the workers' modules, only this one
+touches zmq or a clock.
 
-One thread on purpose: a request that went to another thread and back would cost more than the rest of the fabric.
-While the VM runs, libzmq's I/O thread answers the brokers' heartbeats (see broker.liveness).
+One thread on purpose: handing a request to another thread and back would cost more than the rest of the fabric. While
+the virtual machine runs, libzmq's I/O thread answers the brokers' heartbeats (see broker.liveness).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import zmq
 
@@ -34,26 +35,27 @@ from zmq_offload.protocol import messages as wire
 log = logging.getLogger("workers")
 
 _BATCH = 64
-"""Messages taken from one broker before the next has its turn, and before an attempt runs."""
+"""Messages to receive from one broker before the next one, and before an attempt runs."""
 
-_TURN = 0.0002
-"""Seconds of work after which what came in is taken in: to look for it costs as much as a short run does."""
+_RECEIVE_EVERY = 0.0002
+"""Seconds of work between two looks for messages. A look costs as much as a short run."""
 
 _SETTLE = 0.002
-"""Seconds before an attempt that lost a worker before, for libzmq's thread to send what was answered. Should it take
-this process down as well, an answer that is here still would be lost with it, and another request be blamed."""
+"""Seconds to wait before an attempt whose request lost a worker before. Meanwhile libzmq's thread sends the queued
+answers. If the attempt took this process down first, they would be lost, and other requests would be blamed."""
 
 _STINT = 0.05
-"""Seconds of work between two looks at what else is to do: a stop, another version that is ready."""
+"""Seconds of work between two looks for a stop or for a new version."""
 
-_CONNECTED = "connected to broker %s"
+_Source: TypeAlias = "zmq.Socket[bytes] | int"
+"""What `zmq_poll` takes: a socket or a file descriptor."""
 
 HUNG = 70
-"""Exit code of a worker that ended itself because a subgraph hung."""
+"""Exit code of a worker that ends itself because a subgraph hangs."""
 
 
 class Worker:
-    """Connects on construction; `run` serves until `stop`, or until `parent` (a file descriptor) is closed."""
+    """Connects when it is made. `run` serves until `stop` is called or `parent`, a file descriptor, is closed."""
 
     def __init__(
         self,
@@ -71,45 +73,45 @@ class Worker:
         if config.executor == "echo":
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
-            with needs("tvm"):  # which an echo worker does without
+            with needs("tvm"):  # an echo worker runs without
                 from workers.executor import GraphExecutor, bind_threads
                 from zmq_offload.runtime.machine import release_memory
 
             if cores:
                 bind_threads(cores)
 
-            def load_beside(repository: Repository, name: str, version: int) -> Executor:
+            def load_warm(repository: Repository, name: str, version: int) -> Executor:
                 executor = GraphExecutor(repository, name, version)
                 executor.warm_up(cores)
                 return executor
 
             repository = Repository(config.repository)
             self._deployment = Deployment(repository, GraphExecutor, self._news.set, release_memory)
-            # Here, at once and without a turn: nothing is served yet that it could disturb.
+            # In this thread, and without waiting for other workers: nothing is served yet that loading could slow down.
             self._deployment.refresh()
             self._executors = dict(self._deployment.executors)
-            self.follower = Follower(self._deployment, repository.root, config.refresh, load_beside)
+            self.follower = Follower(self._deployment, repository.root, config.refresh, load_warm)
             self.follower.start()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
         self._security = Security(config.key, config.broker_key)
-        self._watches: dict[int, HandshakeMonitor] = {}
+        self._monitors: dict[int, HandshakeMonitor] = {}
         self._inboxes = [self._connect(broker) for broker in range(len(config.brokers))]
         self._find_sources()
         self.session = WorkerSession.open(
             config.name, config.slots, len(self._inboxes), config.policy, clock(), config.max_frame_bytes
         )
         self._running: list[Attempt] = []
-        self._complain_at = 0.0
-        self._said: dict[int, str] = {}
+        self._warn_at = 0.0
+        self._logged: dict[int, str] = {}
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Drain and return from `run`. May be called from any thread and from a signal handler."""
+        """Have `run` drain and return. May be called from any thread and from a signal handler."""
         self._wake.set()
 
     def run(self) -> None:
-        """Serve until stopped; closes everything."""
+        """Serve until stopped, then close everything."""
         session = self.session
         self._announce()
         while not session.finished:
@@ -119,14 +121,14 @@ class Worker:
         if self.follower is not None:
             self.follower.end()
         for broker, inbox in enumerate(self._inboxes):
-            self._watches[broker].close()
-            inbox.socket.close(linger=2000 if session.answers(broker) else 0)  # the last results still go out
+            self._monitors[broker].close()
+            inbox.socket.close(linger=2000 if session.answers(broker) else 0)  # time to send the last results
         self._context.term()
         self._wake.close()
         self._news.close()
 
     def _poll(self) -> None:
-        """Wait until something comes in or is due, then take in all that is there."""
+        """Wait until a message arrives or something is due, then receive all that is there."""
         session, clock = self.session, self._clock
         due = session.next_deadline()
         deadline = math.inf if due is None else due
@@ -152,38 +154,38 @@ class Worker:
             try:
                 message = wire.decode(frames[0], wire.TO_WORKER)
             except ProtocolError as error:
-                self._complain(broker, f"sent no message: {error}")
+                self._warn(broker, f"sent a malformed message: {error}")
                 continue
             if type(message) is wire.Dispatch:
                 self._take(broker, message, frames[1:])
                 continue
             if type(message) is wire.Error:
-                self._complain(broker, f"says {message.code}: {message.text}")
-            elif type(message) is not wire.Identify:  # which asks a worker that it does not know
-                self._say(broker, logging.INFO, _CONNECTED)
+                self._warn(broker, f"says {message.code}: {message.text}")
+            elif type(message) is not wire.Identify:  # a broker that does not know this worker sends that
+                self._log_state(broker, logging.INFO, f"connected to broker {self._config.brokers[broker]}")
             self._perform(self.session.received(broker, message, self._clock()))
 
-    def _say(self, broker: int, level: int, what: str) -> None:
-        """How it stands with a broker; once, until that changes."""
-        if self._said.get(broker) != what:
-            self._said[broker] = what
-            log.log(level, what, self._config.brokers[broker])
+    def _log_state(self, broker: int, level: int, state: str) -> None:
+        """Log the state of a connection when it changes."""
+        if self._logged.get(broker) != state:
+            self._logged[broker] = state
+            log.log(level, "%s", state)
 
-    def _complain(self, broker: int, what: str) -> None:
-        """Not of each: whoever sends a million of them must not fill the disk."""
-        if self._clock() >= self._complain_at:
-            self._complain_at = self._clock() + 1
+    def _warn(self, broker: int, what: str) -> None:
+        """Log what is wrong with a broker, at most once a second: a million faults must not fill the disk."""
+        if self._clock() >= self._warn_at:
+            self._warn_at = self._clock() + 1
             log.warning("broker %s %s", self._config.brokers[broker], printable(what))
 
-    def _take(self, broker: int, message: wire.Dispatch, payload: list[Any]) -> None:
-        """Hold an attempt. What is wrong with one is found here, so that it never waits nor spoils a batch."""
+    def _take(self, broker: int, message: wire.Dispatch, payload: transport.Frames) -> None:
+        """Hold an attempt, or refuse a faulty one at once, so that it neither waits nor spoils a batch."""
         model = (message.model, message.version)
         executor = self._executors.get(model)
         try:
             if len(self.session.held) >= self.session.most_held:
-                raise ResourceExhausted(f"this worker holds {self.session.most_held} requests already")
+                raise ResourceExhausted(f"this worker holds {self.session.most_held} requests; send it fewer")
             if executor is None:
-                raise NotFound(f"model {message.model!r} version {message.version} is not served here any more")
+                raise NotFound(f"model {message.model!r} version {message.version} is no longer served here")
             job = prepare(executor, payload, self.session.batching.get(model))
         except OffloadError as error:
             self._perform([self.session.refused(broker, message, error, self._clock())])
@@ -191,49 +193,61 @@ class Worker:
             self.session.given(broker, message, job, self._clock(), group=job.group, rows=job.rows)
 
     def _work(self) -> float:
-        """Run what is ready, for a moment: under load there is always more, and a stop must not wait for the end of it.
-        Between runs, take in what came meanwhile: something may be revoked by now, or more may run together. The time
-        at which it ended."""
-        session, clock = self.session, self._clock
+        """Run attempts for a moment. Under load there are always more, and a stop must not wait for the last. Returns
+        the time at the end."""
+        clock = self._clock
         now = clock()
-        end, turn = now + _STINT, now + _TURN
-        while True:
-            attempts, actions = session.next(now)
-            if actions:
-                self._perform(actions)
-            if not attempts:
-                return now
-            if attempts[0].message.attempt > 1:
-                time.sleep(_SETTLE)
-            self._running = attempts
-            start = clock()
-            outcomes = execute([attempt.job for attempt in attempts])
-            self._running = []
-            now = clock()
-            # At once: the next one may take long, or this process down, and then what is unanswered counts as lost with
-            # it.
-            for attempt, outcome in zip(attempts, outcomes, strict=True):
-                outcome = bounded(outcome, session.max_frame_bytes, session.connections[attempt.broker].takes)
-                if isinstance(outcome, OffloadError):
-                    self._send(session.failed_with(attempt, outcome))
-                else:
-                    self._send(session.done(attempt, outcome, now - start))
-            if not session.held or now >= end:
-                return now
-            del attempts, outcomes, attempt, outcome  # their memory is free for what comes next
-            if now >= turn:
-                for broker, inbox in enumerate(self._inboxes):
-                    if inbox.waiting():
-                        self._receive(broker)
+        end, receive_at = now + _STINT, now + _RECEIVE_EVERY
+        while attempts := self._next(now):
+            now = self._run(attempts)
+            if not self.session.held or now >= end:
+                break
+            del attempts  # frees their memory for the next ones
+            if now >= receive_at:
+                self._receive_waiting()
                 now = clock()
-                turn = now + _TURN
+                receive_at = now + _RECEIVE_EVERY
+        return now
+
+    def _next(self, now: float) -> list[Attempt]:
+        """The attempts that run together now. Answers those that need not run."""
+        attempts, actions = self.session.next(now)
+        if actions:
+            self._perform(actions)
+        return attempts
+
+    def _run(self, attempts: list[Attempt]) -> float:
+        """Run attempts together and answer each. Returns the time at which they ended."""
+        if attempts[0].message.attempt > 1:
+            time.sleep(_SETTLE)
+        session, clock = self.session, self._clock
+        self._running = attempts
+        start = clock()
+        outcomes = execute([attempt.job for attempt in attempts])
+        self._running = []
+        now = clock()
+        # At once: if the next run takes this process down, attempts that were not answered count as lost with it.
+        for attempt, outcome in zip(attempts, outcomes, strict=True):
+            outcome = bounded(outcome, session.max_frame_bytes, session.connections[attempt.broker].takes)
+            if isinstance(outcome, OffloadError):
+                self._send(session.failed_with(attempt, outcome))
+            else:
+                self._send(session.done(attempt, outcome, now - start))
+        return now
+
+    def _receive_waiting(self) -> None:
+        """Receive what arrived during a run: an attempt may be revoked by now, or more may run together."""
+        for broker, inbox in enumerate(self._inboxes):
+            if inbox.waiting():
+                self._receive(broker)
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
-                why = (self._watches[action.broker].refusal() or "is silent").replace("%", "%%")
-                self._say(action.broker, logging.WARNING, f"broker %s {why}; connecting again until it answers")
-                self._watches[action.broker].close()
+                why = self._monitors[action.broker].refusal() or "is silent"
+                state = f"broker {self._config.brokers[action.broker]} {why}; connecting again until it answers"
+                self._log_state(action.broker, logging.WARNING, state)
+                self._monitors[action.broker].close()
                 self._inboxes[action.broker].socket.close(linger=0)
                 self._inboxes[action.broker] = self._connect(action.broker)
                 self._find_sources()
@@ -244,7 +258,7 @@ class Worker:
         try:
             transport.send(self._inboxes[action.broker].socket, [wire.encode(action.message), *action.payload])
         except zmq.Again:
-            return  # a connection whose key was refused; it is made anew when the broker was silent for long
+            return  # a connection whose key was refused; the session replaces it when the broker stays silent
 
     def _connect(self, broker: int) -> transport.Inbox:
         socket = transport.make_socket(
@@ -253,22 +267,21 @@ class Worker:
             max_frame_bytes=self._config.max_frame_bytes,
             heartbeat=self._config.policy.heartbeat,
         )
-        # A broker sends no more than there are slots, and Probes; what one that lies sends stays in its own memory.
+        # A broker sends Probes, and attempts for free slots. Beyond this limit, messages stay in the broker's memory.
         socket.setsockopt(zmq.RCVHWM, 1000 + 4 * self._config.slots)
         self._security.protect(socket)
-        self._watches[broker] = HandshakeMonitor(socket)
+        self._monitors[broker] = HandshakeMonitor(socket)
         transport.connect(socket, self._config.brokers[broker])
         return transport.Inbox(socket)
 
     def _find_sources(self) -> None:
-        """What to poll: the brokers' sockets, and what tells that this worker shall stop."""
-        self._brokers_by_socket: dict[Any, int] = {inbox.socket: broker for broker, inbox in enumerate(self._inboxes)}
-        self._sources: list[tuple[Any, int]] = [
-            (s, transport.POLLIN) for s in (*self._stops, self._news.fileno(), *self._brokers_by_socket)
-        ]
+        """What to poll: the brokers' sockets, and the descriptors that tell of a stop or of new versions."""
+        self._brokers_by_socket: dict[_Source, int] = {i.socket: broker for broker, i in enumerate(self._inboxes)}
+        sources: list[_Source] = [*self._stops, self._news.fileno(), *self._brokers_by_socket]
+        self._sources = [(source, transport.POLLIN) for source in sources]
 
     def _announce(self) -> None:
-        """Tell the brokers what is served, and the session what can run together."""
+        """Tell the brokers which models are served, and the session which requests can run together."""
         batching = {}
         for model, executor in self._executors.items():
             found = batching_of(executor.model, self._config.batching)
@@ -277,15 +290,15 @@ class Worker:
         self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
 
     def _take_news(self) -> None:
-        """Serve what the repository holds now."""
+        """Serve the versions that are loaded now."""
         self._news.clear()
         if self._deployment is not None:
             self._executors = dict(self._deployment.executors)
             self._announce()
 
     def _watch(self) -> None:
-        """End the process when a subgraph is still running long after its request's deadline: nothing else can stop
-        it. The supervisor starts another."""
+        """End the process if a subgraph still runs long after its requests' deadlines. Nothing else can stop it. The
+        supervisor starts another worker."""
         while True:
             time.sleep(min(1.0, self._config.hang_grace / 4))
             running = self._running
@@ -296,8 +309,7 @@ class Worker:
 
 
 def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:
-    """Run a worker in this process, which has `cores` to itself, until its supervisor, SIGTERM, SIGINT or SIGHUP ends
-    it."""
+    """Run a worker in this process, on `cores`, until its supervisor ends or SIGTERM, SIGINT or SIGHUP arrives."""
     worker = Worker(config, parent, cores=cores)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
@@ -307,7 +319,7 @@ def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:
     log.info("%s: stopped", config.name)
     sys.stdout.flush()
     if worker.follower is not None and worker.follower.busy:
-        # A load can neither be stopped nor go on while the interpreter is taken down.
+        # A load cannot be stopped, and it cannot go on while the interpreter shuts down.
         logging.shutdown()
         os._exit(0)
     return 0

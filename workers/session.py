@@ -1,4 +1,4 @@
-"""The worker's decisions: what it holds, what it runs next, what it tells which broker. No socket, no clock, no TVM.
+"""The worker's decisions: what it holds, what runs next, what it tells which broker. No socket, no clock, no TVM.
 
 A worker serves one or more brokers, each over a connection of its own. It announces itself, receives attempts, runs
 them in the order of their arrival, alone or, where a model allows it, in batches, and answers each exactly once. If a
@@ -12,13 +12,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import OffloadError, Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
+
+if TYPE_CHECKING:
+    from workers.serving import Job
+    from zmq_offload.net.pyzmq_internals import Sendable
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,34 +32,34 @@ class WorkerPolicy:
     heartbeat: float = 1.0
     """Between two Heartbeats of an idle worker."""
     patience: float = 3.0
-    """How long a broker may be silent before it is connected to anew; it sends a Probe every heartbeat."""
+    """How long a broker may be silent before the worker connects again. A broker sends a Probe every heartbeat."""
     drain: float = 2.0
-    """How long a worker that goes waits for its brokers' Farewells. A broker that is there answers at once; one that
-    was stopped in the same moment never does, and honcho, which does that, kills after five seconds."""
+    """How long a worker that stops waits for its brokers' Farewells. A broker that runs replies at once. One that was
+    stopped at the same time never replies, and honcho, which stops all at once, kills after five seconds."""
 
 
 MOST_SLOTS = 65536
-"""An Announce has no room for more."""
+"""The most slots that an Announce can carry."""
 
 
 _ALONE = Batching(1)
-"""For what was taken for a batch when its model still allowed that."""
+"""For attempts that were grouped when their model still allowed batches."""
 
 
 _MOST_GROUPS = 1000
-"""Shapes that are kept in mind: clients choose them."""
+"""The most groups to remember. Clients choose the shapes that make a group."""
 
 
 class Send(NamedTuple):
-    """Send this to a broker, given by its index."""
+    """Send a message to a broker, given by its index."""
 
     broker: int
     message: wire.FromWorker
-    payload: Sequence[Any] = ()
+    payload: Sequence[Sendable] = ()
 
 
 class Reconnect(NamedTuple):
-    """Give up a broker's connection and make a new one; what is queued in the old one is lost."""
+    """Close the connection to a broker and make a new one. Messages queued in the old one are lost."""
 
     broker: int
 
@@ -65,20 +69,20 @@ Action: TypeAlias = Send | Reconnect
 
 @dataclass(slots=True)
 class BrokerConnection:
-    """One broker."""
+    """The state of the connection to one broker."""
 
     heard_at: float
     heartbeat_at: float
     connected_at: float = -math.inf
-    """When it was last connected to again, because it was silent. `heard_at` is set to that, too."""
+    """When the worker last connected again because of silence. `heard_at` is set to the same time."""
     takes: int = limits.MESSAGE_BYTES
-    """The largest frame that the broker takes, in bytes, once it said so; it does before its first Dispatch."""
+    """The largest frame that the broker accepts, in bytes. The broker says so before its first Dispatch."""
     gone: bool = False
-    """Its Farewell came, or was waited for in vain."""
+    """Its Farewell came, or the wait for it ended."""
     unconfirmed: bool = False
-    """It was answered after the Goodbye, and said nothing since that tells that it has the answer."""
+    """It was sent an answer after the Goodbye, and nothing that came from it since proves that it has the answer."""
     asked_at: float | None = None
-    """When the second Goodbye was sent, whose Farewell tells that."""
+    """When the second Goodbye was sent. Its Farewell is that proof."""
 
 
 @dataclass(slots=True, eq=False)
@@ -89,12 +93,12 @@ class Attempt:
     message: wire.Dispatch
     received_at: float
     deadline: float
-    job: Any
-    """What the loop made of the payload; nothing to the session."""
+    job: Job
+    """The decoded request. The session does not look into it."""
     group: Hashable | None = None
-    """Attempts of one group can run together; None runs alone."""
+    """Attempts of one group can run together. None: runs alone."""
     rows: int = 1
-    """How much of a batch it fills."""
+    """How many rows of a batch it fills."""
     revoked: bool = False
 
 
@@ -107,18 +111,18 @@ class WorkerSession:
     connections: list[BrokerConnection]
     policy: WorkerPolicy
     max_frame_bytes: int = limits.MESSAGE_BYTES
-    models: list[dict[str, Any]] = field(default_factory=list)
+    models: list[dict[str, object]] = field(default_factory=list)
     batching: dict[tuple[str, int], Batching] = field(default_factory=dict)
-    """(model, version) -> how its requests are put together."""
+    """(model, version) -> how its requests may run together."""
     held: deque[Attempt] = field(default_factory=deque)
     most_held: int = 0
-    """A broker gives no more than the slots that it knows of, but for what ran out of time here and was asked for
-    again. From one that lies no more than this is taken, so that it does not fill the memory."""
+    """The most attempts to hold. A broker stays within the slots, except that it replaces attempts that expired here.
+    The limit keeps a faulty broker from filling the memory."""
     draining_since: float | None = None
     _stale_at: float = math.inf
-    """When some attempt that is held need not run any more; not after that."""
+    """The earliest time at which some attempt that is held need not run any more."""
     _crowded: set[Hashable] = field(default_factory=set)
-    """Groups that had company the last time: only there is it worth to wait for more."""
+    """Groups whose last batch held more than one request. Only for these is it worth waiting for more."""
 
     @classmethod
     def open(
@@ -130,32 +134,32 @@ class WorkerSession:
         now: float,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
     ) -> WorkerSession:
-        """A session that serves nothing yet."""
+        """A session that serves no model yet."""
         return cls(name, slots, [BrokerConnection(now, now) for _ in range(brokers)], policy, max_frame_bytes)
 
     # --- events ---------------------------------------------------------------------------------------------
 
     def announce(
-        self, models: list[dict[str, Any]], batching: dict[tuple[str, int], Batching] | None = None
+        self, models: list[dict[str, object]], batching: dict[tuple[str, int], Batching] | None = None
     ) -> list[Action]:
-        """Tell all brokers what is served here from now on."""
+        """Tell all brokers which models are served from now on."""
         self.models, self.batching = models, batching or {}
         self.most_held = max(self.most_held, 64 + 4 * len(self.connections) * self._announced_slots)
         return [self._announcement(at) for at, connection in enumerate(self.connections) if not connection.gone]
 
-    def received(self, broker: int, message: Any, now: float) -> list[Action]:
-        """A message of the broker came in, other than a Dispatch."""
+    def received(self, broker: int, message: wire.ToWorker, now: float) -> list[Action]:
+        """A broker sent a message other than a Dispatch."""
         self.connections[broker].heard_at = now
         act = _ON.get(type(message))
         return act(self, broker, message) if act else []
 
     def given(
-        self, broker: int, message: wire.Dispatch, job: Any, now: float, *, group: Hashable | None = None, rows: int = 1
+        self, broker: int, message: wire.Dispatch, job: Job, now: float, *, group: Hashable | None = None, rows: int = 1
     ) -> None:
-        """The broker gave an attempt.
+        """A broker sent an attempt.
 
-        What lost a worker already runs alone: if it is what took the worker down, it must not take others' requests
-        along again, nor they the blame.
+        An attempt after the first runs alone: its request lost a worker before. If it takes this worker down, too, it
+        must not take others with it, and they must not be blamed.
         """
         self.connections[broker].heard_at = now
         group = group if message.attempt == 1 else None
@@ -164,15 +168,15 @@ class WorkerSession:
         self._stale_at = min(self._stale_at, deadline)
 
     def drain(self, now: float) -> list[Action]:
-        """Take no more, finish what is held."""
+        """Accept no more attempts, finish those that are held."""
         if self.draining_since is not None:
             return []
         self.draining_since = now
         return [Send(at, wire.Goodbye()) for at, connection in enumerate(self.connections) if not connection.gone]
 
     def tick(self, now: float) -> list[Action]:
-        """Time passed; to be called when nothing runs and all that came in was `received`. A worker that is busy for
-        one broker goes on telling the others that it is there."""
+        """Time passed. Call it when nothing runs and every message that arrived was `received`. A worker that is busy
+        for one broker still sends Heartbeats to the others."""
         actions: list[Action] = []
         for at, connection in enumerate(self.connections):
             if connection.gone:
@@ -203,8 +207,11 @@ class WorkerSession:
         return None if earliest == math.inf else earliest
 
     def _confirm(self, at: int, connection: BrokerConnection, now: float) -> list[Action]:
-        """Before this worker goes: ask a broker whether it has all answers. What it still sent, a Probe for instance,
-        would otherwise make TCP reset the connection when it is closed, and what is under way would be lost."""
+        """Before this worker ends: ask a broker whether it has all answers.
+
+        If the connection is closed while a message of the broker's, a Probe for instance, is unread, TCP resets it, and
+        answers in flight are lost.
+        """
         if not connection.unconfirmed or self.held:
             return []
         if connection.asked_at is None:
@@ -216,40 +223,38 @@ class WorkerSession:
     # --- attempts -------------------------------------------------------------------------------------------
 
     def next(self, now: float) -> tuple[list[Attempt], list[Action]]:
-        """Take the attempts to run together now, if there are any, and the answers to those that need not run."""
+        """Take the attempts that run together now, if any, and the answers to those that need not run."""
         actions = self._drop_stale(now) if now >= self._stale_at else []
         if self.held and self.held[0].group is None:
             return [self.held.popleft()], actions
         for batch, ready_at in self._batches():
             if now >= ready_at:
-                self._note_company(batch)
+                self._note_size(batch)
                 for attempt in batch:
                     self.held.remove(attempt)
                 return batch, actions
         return [], actions
 
     def _drop_stale(self, now: float) -> list[Action]:
-        """Answer what need not run any more."""
+        """Drop the attempts that were revoked or whose deadline has passed. Returns the answers to them."""
         actions: list[Action] = []
         for attempt in [a for a in self.held if a.revoked or now >= a.deadline]:
             self.held.remove(attempt)
             if attempt.revoked:
-                actions.append(self.failed(attempt, Status.CANCELLED, "not wanted any more"))
+                actions.append(self.failed(attempt, Status.CANCELLED, "cancelled before it could run"))
             else:
-                actions.append(self.failed(attempt, Status.DEADLINE_EXCEEDED, "its time was up before it could run"))
+                actions.append(self.failed(attempt, Status.DEADLINE_EXCEEDED, "deadline exceeded before it could run"))
         self._stale_at = min((a.deadline for a in self.held), default=math.inf)
         return actions
 
-    def _note_company(self, batch: list[Attempt]) -> None:
+    def _note_size(self, batch: list[Attempt]) -> None:
         group = batch[0].group
-        if group is None:
-            return
         self._crowded.discard(group)
         if len(batch) > 1 and len(self._crowded) < _MOST_GROUPS:
             self._crowded.add(group)
 
     def ready_at(self) -> float | None:
-        """When `next` has something to run, or None while nothing is held."""
+        """When `next` has something to run, or None if nothing is held."""
         return min((at for _, at in self._batches()), default=None)
 
     def _batches(self) -> Iterator[tuple[list[Attempt], float]]:
@@ -273,7 +278,7 @@ class WorkerSession:
                 at_once = full or rows == limits_of.max_batch or alone or self.draining_since is not None
                 yield batch, first.received_at + (0 if at_once else limits_of.delay_us / 1e6)
 
-    def done(self, attempt: Attempt, payload: Sequence[Any], compute: float) -> Send:
+    def done(self, attempt: Attempt, payload: Sequence[Sendable], compute: float) -> Send:
         """`attempt` succeeded after `compute` seconds."""
         message = attempt.message
         self._note_answer(attempt.broker)
@@ -289,7 +294,7 @@ class WorkerSession:
         return self.failed(attempt, error.code, error.message)
 
     def refused(self, broker: int, message: wire.Dispatch, error: OffloadError, now: float) -> Action:
-        """An attempt that was given cannot be run at all."""
+        """A broker sent an attempt that cannot run at all."""
         self.connections[broker].heard_at = now
         self._note_answer(broker)
         return _answer(broker, message, error.code, error.message)
@@ -306,14 +311,14 @@ class WorkerSession:
         return all(connection.gone and not connection.unconfirmed for connection in self.connections)
 
     def answers(self, broker: int) -> bool:
-        """After a drain: whether the broker was heard during it, so that it takes what was sent last."""
-        known = self.connections[broker]
-        return self.draining_since is not None and known.connected_at < known.heard_at >= self.draining_since
+        """After a drain: whether a broker was heard during it, and so receives what was sent last."""
+        connection = self.connections[broker]
+        return self.draining_since is not None and connection.connected_at < connection.heard_at >= self.draining_since
 
     # --- details --------------------------------------------------------------------------------------------
 
     def _introduce(self, broker: int, message: wire.Identify | None) -> list[Action]:
-        """Tell a broker who is here, or, to one that does not know a worker that is going, that it goes."""
+        """Announce this worker to a broker. A worker that drains says Goodbye instead."""
         return [self._announcement(broker) if self.draining_since is None else Send(broker, wire.Goodbye())]
 
     def _revoke(self, broker: int, message: wire.Revoke) -> list[Action]:
@@ -328,17 +333,17 @@ class WorkerSession:
         return []
 
     def _farewell(self, broker: int, message: wire.Farewell) -> list[Action]:
-        # One that was not asked for is a fault of the broker's; to believe it would leave the broker for ever.
-        known = self.connections[broker]
-        if known.gone:
-            known.unconfirmed &= known.asked_at is None
-        known.gone = self.draining_since is not None
+        # A Farewell without a Goodbye is the broker's fault. It is ignored: else the worker would leave forever.
+        connection = self.connections[broker]
+        if connection.gone:
+            connection.unconfirmed &= connection.asked_at is None
+        connection.gone = self.draining_since is not None
         return []
 
     @property
     def _announced_slots(self) -> int:
-        # While one batch runs the next one gathers, so there must be slots for both.
-        # A model.json may allow larger batches than there can be slots: those fill up with what is there.
+        # The next batch gathers while one runs, so there must be slots for two.
+        # A model.json may allow larger batches than an Announce can carry slots. Those stay smaller.
         return min(MOST_SLOTS, max([self.slots, *(2 * b.max_batch for b in self.batching.values())]))
 
     def _announcement(self, broker: int) -> Send:
@@ -353,10 +358,10 @@ _ON: dict[type, Callable[[WorkerSession, int, Any], list[Action]]] = {
     wire.Farewell: WorkerSession._farewell,
     wire.Probe: WorkerSession._probe,
 }
-"""What a broker's message does. An Error only tells that the broker is there; the loop logs it."""
+"""What a message of a broker does. An Error only proves that the broker is there; the loop logs it."""
 
 
 def _answer(broker: int, message: wire.Dispatch, status: Status, text: str) -> Send:
-    # "replace": a path that is no UTF-8 may stand in an exception, and could not be sent.
+    # "replace": an exception's text may contain a path that is not UTF-8.
     text = text[: limits.MESSAGE_CHARS].encode(errors="replace").decode()
     return Send(broker, wire.Failed(message.session, message.id, message.attempt, status.value, text))

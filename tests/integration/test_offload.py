@@ -134,7 +134,7 @@ def test_a_new_version_is_served_without_a_restart_and_a_damaged_one_leaves_the_
     served.workers.wait_for(r"net version 7 is not served: .*/net/7/subgraph\.so is damaged")
     served.workers.wait_for(r"net version 8 is not served: .*/net/8/subgraph\.so cannot be loaded")
     served.workers.wait_for(r"net version 9 is not served: .*/net/9/model\.json is damaged")
-    served.workers.wait_for(r"net version 10 is not served: .*model\.json: built by TVM 0\.1\.2, this is TVM 0\.27")
+    served.workers.wait_for(r"net version 10 is not served: .*/net/10 was built by TVM 0\.1\.2, this is TVM 0\.27")
     with Client(served.fabric.frontend) as client:
         features = {"features": np.zeros((1, 8, 12, 16), "f4")}
         assert client.infer("net", features).version == 1

@@ -306,7 +306,7 @@ class Worker:
             if connection is not self.connections[connection.link]:
                 continue
             if type(message) is wire.Dispatch and (message.model, message.version) not in self._models:
-                gone = NotFound(f"{message.model} version {message.version} is not served here any more")
+                gone = NotFound(f"{message.model} version {message.version} is no longer served here")
                 self._perform([session.refused(connection.link, message, gone, now)])
             elif type(message) is wire.Dispatch:
                 group = message.model if self._batch > 1 else None

@@ -120,7 +120,7 @@ def test_what_is_revoked_before_it_starts_is_answered_and_not_run(bench: Bench) 
     attempt, (answer,) = bench.next()
     assert attempt is not None and attempt.message.id == 2
     assert isinstance(answer, Send)
-    assert answer.message == wire.Failed(CLIENT, 1, 1, "CANCELLED", "not wanted any more")
+    assert answer.message == wire.Failed(CLIENT, 1, 1, "CANCELLED", "cancelled before it could run")
 
 
 def test_only_the_very_attempt_of_that_broker_is_revoked(bench: Bench) -> None:
