@@ -77,7 +77,7 @@ def test_expected_outputs_that_cannot_come_are_found_before_measuring(fabric: Fa
     given = ["--model", "echo", "--shape", "x=4", "--verify"]
     for name, says in (
         ("y", "the model has no output 'y'; it has 'x'"),
-        ("x", "output 'x' is float32[4], not float32[3]"),
+        ("x", "'x' is float32[3]; the model's output is float32[4]"),
     ):
         ran = load(fabric, *given, "--expect", f"{name}={tmp_path / 'y.npy'}")
         assert ran.returncode == 1 and ran.stdout == ""

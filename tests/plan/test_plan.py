@@ -50,7 +50,7 @@ def test_the_places_of_a_model_and_the_times_around_them(convnet: Path) -> None:
 
 
 def test_a_model_of_symbolic_shapes_is_refused(convnet: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InvalidArgument, match=r"input x .* has symbolic dimensions; give numbers by --input x="):
+    with pytest.raises(InvalidArgument, match=r"input x .* has symbolic dimensions; give numbers with --input x="):
         cuttable(import_onnx(convnet, {"x": ("N", 3, 16, 16)}))
 
 
@@ -65,7 +65,7 @@ def test_plan_is_printed_drawn_saved_and_compiled(
     assert "one thread of this machine, slowed down 8 times" in said
     assert "50Mbit each way, round trip 10 ms" in said
     assert "measured, chosen" in said and "measured, not allowed" in said
-    assert "Staying local would have the better latency" in said and "it would hold w3" in said
+    assert "Staying local would have the better latency" in said and "the device would hold w3" in said
     assert f"--plan {file}" in said
     with Image.open(tmp_path / "plan.png") as image:
         assert len(image.getcolors(1 << 20) or ()) > 20
@@ -216,7 +216,7 @@ def test_what_is_refused_before_anything_slow(
     monkeypatch.undo()
     monkeypatch.setattr(command, "_overhead", Overhead)
     take_profile(mlp, {"x": (2, 8)}, 1, 3).write(other)
-    assert "other.json is of another model: of mlp.onnx, not of this convnet.onnx" in refused(
+    assert "other.json belongs to another model, mlp.onnx, and not to this convnet.onnx" in refused(
         "--device-profile", str(other)
     )
     other.write_text(json.dumps(json.loads(other.read_text()) | {"format_version": 7}))

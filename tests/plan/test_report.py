@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.plan.test_costs import POINTS, Network, costs, rules
+from zmq_offload.console.tables import text
 from zmq_offload.plan.costs import Costs, Overhead, Split, Stages
 from zmq_offload.plan.report import chart, compile_command, facts, figures, table, verdict
 from zmq_offload.plan.rules import Rules, allowed_splits
@@ -32,7 +33,7 @@ def test_the_facts_are_the_link_the_overhead_and_the_number_of_splits() -> None:
 
 def test_the_table_has_the_best_then_the_choice_and_both_extremes() -> None:
     found = costs(LINK)
-    heading, first, *others = table(found, decided(found), FREE, top=1).splitlines()[:4]
+    heading, first, *others = text([table(found, decided(found), FREE, top=1)]).splitlines()[:4]
     assert heading.split()[:2] == ["CUT", "UNTIL"]
     assert first.split()[:3] == ["small", "float16", f"{found.predict(Split(2, 3, 'float16')).sent:,}"]
     assert first.endswith("estimated, chosen")
@@ -42,7 +43,7 @@ def test_the_table_has_the_best_then_the_choice_and_both_extremes() -> None:
 def test_a_measured_split_has_no_time_for_encoding() -> None:
     found = costs(Network(8e8, 0.001), coding=0.0001)
     decision = decided(found, measured=Stages(0.001, 0.001, 0.001))
-    heading, row = table(found, decision, FREE, top=0).splitlines()[:2]
+    heading, row = text([table(found, decision, FREE, top=0)]).splitlines()[:2]
     assert row.endswith("measured, chosen")
     column = heading.index("ENCODE")
     assert row[column : column + 6].strip() == ""
@@ -52,7 +53,7 @@ def test_what_the_rules_exclude_is_marked() -> None:
     found = costs(LINK)
     sealed = rules("   w", "www ")  # the last part's weight
     decision = decided(found, sealed)
-    (row,) = (line for line in table(found, decision, sealed, top=1).splitlines() if "device only" in line)
+    (row,) = (line for line in text([table(found, decision, sealed, top=1)]).splitlines() if "device only" in line)
     assert row.endswith("measured, not allowed")
 
 
@@ -61,7 +62,7 @@ def test_the_verdict_names_the_cut_its_end_its_encoding_and_the_gain() -> None:
     said = verdict(found, decided(found), FREE)
     assert said.startswith("Cut at small, float16 on the wire")
     assert "times as good as with all of it on the device" in said
-    assert said.endswith("`zmq-offload compile --wire` measures.")
+    assert said.endswith("`zmq-offload compile --wire` measures what the encoding costs in accuracy.")
 
     until = decide(found, [found.local, Split(1, 2)], "latency")
     forced = Decision(until.ranking, found.predict(Split(1, 2)), until.local, "latency")
@@ -74,7 +75,7 @@ def test_the_verdict_says_that_staying_local_is_best_and_what_excludes_it() -> N
     far = costs(Network(8e3, 10.0))
     assert verdict(far, decided(far), FREE).startswith("No cut beats staying local: the whole model takes 48.00 ms")
     sealed = rules("   w", "www ")
-    assert "it would hold w." in verdict(far, decided(far, sealed), sealed)
+    assert "the device would hold w." in verdict(far, decided(far, sealed), sealed)
 
 
 def test_the_chart_has_a_curve_for_each_encoding_and_a_ring_at_the_choice() -> None:

@@ -38,7 +38,7 @@ def test_an_onnx_file_is_compiled_and_shown_as_table_picture_csv_and_json(
     said = capsys.readouterr().out
     assert re.search(r"^model    convnet\.onnx \(ONNX file, compiled here\), x 1x3x16x16$", said, re.M)
     assert re.search(r"^peak     \d+ GFLOP/s, measured", said, re.M)
-    assert re.search(r"^beside   ONNX Runtime .*TVM takes [0-9.]+ times as long$", said, re.M)
+    assert re.search(r"^compared +ONNX Runtime takes .*, TVM [0-9.]+ times as long$", said, re.M)
     found = json.loads(data.read_text())
     functions = found["functions"]
     assert sum(f["share"] for f in functions) == pytest.approx(1)
@@ -119,7 +119,7 @@ def test_a_device_bundle_counts_the_work_of_the_device_only(compiled_mlp: Compil
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "nothing: there is no such file or folder"),
+        (["nothing"], "nothing does not exist; name an ONNX file"),
         (["."], "is neither an ONNX file nor a folder with model.json"),
         (["{mlp}"], "--input is missing for 'x'"),
         (["{mlp}", "--input", "x=N,8"], "each dimension must be a number"),
@@ -131,7 +131,7 @@ def test_a_device_bundle_counts_the_work_of_the_device_only(compiled_mlp: Compil
         (["{mlp}", "--input", "x=2,8", "-o", "none/p.png"], "none/p.png cannot be written"),
         (["{subgraph}", "--target", "llvm"], "--target is for ONNX files"),
         (["{subgraph}", "--input", "h2=3,16"], "--input h2=3,16 does not fit h2 FP32[2,16]"),
-        (["{subgraph}", "--input", "x=3,16"], "there is no input 'x'; there is h2 FP32[2,16]"),
+        (["{subgraph}", "--input", "x=3,16"], "the model has no input 'x'; it has h2 FP32[2,16]"),
     ],
 )
 def test_failures_are_one_line(
@@ -173,7 +173,7 @@ def test_the_table_shows_the_slowest_and_sums_up_the_others() -> None:
     assert lines[0].split() == ["FUNCTION", "OUTPUT", "CALLS", "TIME", "ms", "SHARE", "GFLOP/S", "OF", "PEAK"]
     assert lines[1].split() == ["f0", "1", "9.000", "23.1%", "0.1", "11.1%"]
     assert lines[4].split() == ["(3", "others)", "3", "15.000", "38.5%", "0.2", "20.0%"]
-    assert "TVM takes 2.00 times as long" in text(describe(profile(*many), 3))
+    assert "TVM 2.00 times as long" in text(describe(profile(*many), 3))
 
 
 def test_long_names_are_shortened_in_the_middle() -> None:

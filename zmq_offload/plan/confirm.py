@@ -1,7 +1,7 @@
-"""The stages of one split, measured as they are: both halves compiled with their encoding, and run one after the other.
+"""Measures the stages of one split: both halves are compiled with their encoding, and run one after the other.
 
-What is put together from the times of parts leaves out how an encoding is fused with what it encodes; the splits that
-look best are looked at closely.
+An estimate from the times of parts does not include how an encoding is fused with the operator before it. So the splits
+that look best are compiled and run.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _NAME = "planned"
 
 _WAIT = 0.004
-"""Seconds between two stages. Who computes after it has waited for the wire finds its caches cold and its core asleep:
-a loop without a pause is up to a tenth faster than what happens."""
+"""Pause between two stages, in seconds. After waiting for the network, caches are cold and the core is idle; a tight
+loop measures up to 10 % too fast."""
 
 
 def measure_split(
@@ -44,7 +44,7 @@ def measure_split(
     threads: tuple[int, int],
     repeat: int,
 ) -> Stages:
-    """The medians of `repeat` runs. `targets` and `threads` are the device's and the server's."""
+    """Median times of `repeat` runs. `targets` and `threads` are pairs: the device's and the server's."""
     cut, until = names_of(model, split)
     with tempfile.TemporaryDirectory(prefix="zmq-offload-plan-") as folder:
         compiled = compile_model(
@@ -65,14 +65,14 @@ def measure_split(
 
 
 def names_of(model: Cuttable, split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What `compile --cut` and `--until` are for a split; no `until` where it ends with the model."""
+    """The values of `compile --cut` and `--until` for a split. The second is empty if it ends with the model."""
     cut = tuple(t.name for t in model.points[split.start].tensors)
     last = len(model.points) - 1
     return cut, () if split.end == last else tuple(t.name for t in model.points[split.end].tensors)
 
 
 class _Server:
-    """Answers by running the subgraph in this process, and takes the time."""
+    """A client that runs the subgraph in this process and measures the time."""
 
     def __init__(self, folder: Path, manifest: Manifest, threads: tuple[int, int]) -> None:
         subject = open_subject(folder, {}, None, None)

@@ -1,8 +1,8 @@
-"""What a split would cost: predicted from measured times, the bytes that cross, and the link. Pure.
+"""Predicts what a split costs, from measured times, the bytes that cross, and the network. Pure.
 
-A model is a line of *points* where it can be cut: the first is its inputs, the last its outputs, those between are
-clean cuts in graph order. A split runs on the device up to one point, on the server from there to another, and on the
-device again behind that. All times are in seconds, sizes in bytes, bandwidths in bits a second.
+A model has *points* where it can be cut. The first is its inputs, the last its outputs, and those between are clean
+cuts in graph order. A split runs on the device up to one point, on the server from there to another point, and on the
+device again from there to the end. All times are in seconds, sizes in bytes, bandwidths in bits per second.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Wire: TypeAlias = Literal["float32", "float16", "int8"]
 WIRES: tuple[Wire, ...] = get_args(Wire)
 
 _FRAME = 255
-"""Bytes of a frame up to which ZMTP puts its length into one byte; into eight above."""
+"""Largest frame, in bytes, whose length ZMTP writes in one byte. It takes eight bytes above."""
 
 
 @dataclass(frozen=True)
 class CutPoint:
-    """Where a model can be cut: the tensors that cross there."""
+    """The tensors that cross at a point where a model can be cut."""
 
     tensors: tuple[TensorSpec, ...]
 
@@ -35,7 +35,7 @@ class CutPoint:
         return ", ".join(t.name for t in self.tensors)
 
     def sent(self, wire: Wire) -> tuple[TensorSpec, ...]:
-        """What travels. Only float32 is encoded; int8 has one scale a tensor, which two numbers stand for."""
+        """The tensors that are sent. Only float32 is encoded. An int8 tensor comes with its scale, two numbers."""
         return tuple(part for tensor in self.tensors for part in _sent(tensor, wire))
 
     def has_integers(self) -> bool:
@@ -55,11 +55,11 @@ def _sent(tensor: TensorSpec, wire: Wire) -> Iterator[TensorSpec]:
 
 
 def message_bytes(tensors: Sequence[TensorSpec], answer: bool) -> int:
-    """What a request, or its answer, is on the wire: envelope, header, tensors and ZMTP's framing of each."""
-    # Memory that is never touched: only the lengths are looked at.
+    """The size of a request or reply on the wire: envelope, header, tensors, and ZMTP's framing of each."""
+    # Only the lengths count, and the memory is never touched.
     frames = encode_tensors([(t.name, np.empty(t.shape, t.dtype)) for t in tensors])
     session = bytes(messages.SESSION_BYTES)
-    many = 2**31  # numbers of a usual length
+    many = 2**31  # a number of usual length
     envelope = (
         messages.encode(messages.Result(session, many, 1, many, many, many))
         if answer
@@ -70,8 +70,11 @@ def message_bytes(tensors: Sequence[TensorSpec], answer: bool) -> int:
 
 @dataclass(frozen=True)
 class Times:
-    """What one machine needs: `before[i]` from the inputs to point i, `after[i]` from point i to the outputs (so that
-    `before[-1]` and `after[0]` are the whole model); `encode[wire][i]` and `decode[wire][i]` of what crosses there."""
+    """The times of one machine.
+
+    `before[i]` is from the inputs to point i, `after[i]` from point i to the outputs, so that `before[-1]` and
+    `after[0]` are the whole model. `encode[wire][i]` and `decode[wire][i]` are of the tensors at point i.
+    """
 
     before: tuple[float, ...]
     after: tuple[float, ...]
@@ -83,8 +86,11 @@ class Times:
         return self.after[0]
 
     def between(self, start: int, end: int) -> float:
-        """From one point to another. Measured are only the parts before and behind each; where neither of the two is
-        the model's end, two differences say it, and their mean is taken."""
+        """The time from one point to another.
+
+        Only the parts before and after each point are measured. If neither point is an end of the model, there are two
+        estimates, each a difference of measured times. Their mean is returned.
+        """
         if end == len(self.before) - 1:
             return self.after[start]
         if start == 0:
@@ -103,23 +109,23 @@ class Times:
 
 @dataclass(frozen=True)
 class Network:
-    """Each way has the bandwidth for itself, and takes half of the round trip."""
+    """The network between device and server. Each direction has the full bandwidth and half of the round trip."""
 
     bandwidth: float
     rtt: float
 
     def occupied(self, nbytes: int) -> float:
-        """How long a message keeps one way busy: what the next one waits."""
+        """How long a message occupies one direction."""
         return nbytes * 8 / self.bandwidth
 
     def transfer(self, nbytes: int) -> float:
-        """From its first byte's sending to its last byte's arrival."""
+        """From sending the first byte to receiving the last one."""
         return self.rtt / 2 + self.occupied(nbytes)
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What client, broker and worker add to each request whatever it computes, and to each byte that they copy."""
+    """What client, broker and worker add to each request, and to each byte that they copy."""
 
     request: float = 0.0
     byte: float = 0.0
@@ -130,7 +136,10 @@ class Overhead:
 
 @dataclass(frozen=True, order=True)
 class Split:
-    """From point `start` to point `end` the server runs, what crosses is encoded as `wire`; both the last: no split."""
+    """The server runs from point `start` to point `end`, and `wire` encodes what crosses.
+
+    Both are the last point if the device runs everything.
+    """
 
     start: int
     end: int
@@ -139,7 +148,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Stages:
-    """The computing of a split, in seconds: the device's before and behind the request, the server's in it."""
+    """The computing times of a split: the device before the request, the server, the device after the reply."""
 
     device: float
     server: float
@@ -148,9 +157,12 @@ class Stages:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a split costs. `device` is the part before the request and `encode` what encoding adds to it, `rest` what
-    is behind the answer, decoding included; `server` decodes, computes and encodes. `measured`: its stages were built
-    and run, not put together from others."""
+    """What a split costs.
+
+    `device` is the part before the request, and `encode` what encoding adds to it. `server` decodes, computes and
+    encodes. `rest` is the part after the reply, with decoding. `busy_up` and `busy_down` are how long the messages
+    occupy the network. `measured` says that the stages were compiled and run, not estimated from other times.
+    """
 
     split: Split
     local: bool
@@ -169,18 +181,21 @@ class Prediction:
 
     @property
     def latency(self) -> float:
-        """From a frame's beginning to its result, when it is the only one."""
+        """From an item to its result, when it is the only one."""
         return self.device + self.encode + self.uplink + self.server + self.downlink + self.rest + self.overhead
 
     @property
     def device_time(self) -> float:
-        """What the device computes for a frame."""
+        """How long the device computes for an item."""
         return self.device + self.encode + self.rest
 
     @property
     def interval(self) -> float:
-        """The time between two results when frames follow each other closely: that of the slowest stage. The device's
-        parts are one stage, for it has one processor; a round trip delays all frames and holds up none."""
+        """The time between two results when items are pipelined: that of the slowest stage.
+
+        Both parts of the device are one stage, because it has one processor. The round trip of the network delays items
+        but occupies nothing.
+        """
         return max(self.device_time, self.busy_up, self.server, self.busy_down)
 
 
@@ -190,23 +205,23 @@ OBJECTIVES: dict[Objective, Callable[[Prediction], float]] = {
     "throughput": lambda p: p.interval,
     "device-time": lambda p: p.device_time,
 }
-"""What is to be least, in seconds."""
+"""The figure to minimize, in seconds, by the name of the objective."""
 
 
 @dataclass
 class Costs:
-    """Everything that predictions are made of. `measured` has the stages of splits that were built and run."""
+    """Everything that predictions need. `measured` has the stages of splits that were compiled and run."""
 
     points: tuple[CutPoint, ...]
     device: Times
     server: Times
-    link: Network
+    network: Network
     overhead: Overhead = Overhead()
     measured: dict[Split, Stages] = field(default_factory=dict)
 
     @property
     def local(self) -> Split:
-        """The split that is none."""
+        """The split that runs everything on the device."""
         last = len(self.points) - 1
         return Split(last, last)
 
@@ -231,18 +246,18 @@ class Costs:
             split,
             False,
             **computing,
-            uplink=self.link.transfer(sent),
-            downlink=self.link.transfer(received),
+            uplink=self.network.transfer(sent),
+            downlink=self.network.transfer(received),
             overhead=self.overhead.of(sent + received),
             sent=sent,
             received=received,
-            busy_up=self.link.occupied(sent),
-            busy_down=self.link.occupied(received),
+            busy_up=self.network.occupied(sent),
+            busy_down=self.network.occupied(received),
             measured=known is not None,
         )
 
 
 def ranked(costs: Costs, splits: Sequence[Split], objective: Objective) -> list[Prediction]:
-    """The best first. What is equal by the objective goes by latency."""
+    """The predictions, best first; those equal by the objective are ordered by latency."""
     least = OBJECTIVES[objective]
     return sorted(map(costs.predict, splits), key=lambda p: (least(p), p.latency, p.split))

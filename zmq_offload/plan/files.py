@@ -1,4 +1,4 @@
-"""Profiles and plans as files: JSON, with the model that they are of and a format version."""
+"""Plans and times of cuts as JSON files, with the model that they belong to and a format version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class PlannedModel(msgspec.Struct, frozen=True):
-    """Which model a file is of: the ONNX file's name and checksum, and its inputs' shapes."""
+    """The model that a file belongs to: name and checksum of the ONNX file, and the shapes of its inputs."""
 
     file: str
     checksum: str
@@ -34,24 +34,26 @@ class PlannedModel(msgspec.Struct, frozen=True):
         return cls(model.name, checksum(model), {spec.name: spec.shape for spec in inputs})
 
     def check(self, model: Path, file: Path, inputs: Mapping[str, Sequence[int | str]] | None = None) -> None:
-        """Raises InvalidArgument if `file`, which this was read from, is of another model than the file `model`, or of
-        other shapes than `inputs`, as far as those are given."""
+        """Raises InvalidArgument if the file `model` is another model, or if `inputs` has other shapes.
+
+        `file` is where this was read from, for the error.
+        """
         try:
             found = checksum(model)
         except OSError as error:
             raise InvalidArgument(f"{model} cannot be read: {error.strerror or error}") from None
         if found != self.checksum:
-            raise InvalidArgument(f"{file} is of another model: of {self.file}, not of this {model.name}")
+            raise InvalidArgument(f"{file} belongs to another model, {self.file}, and not to this {model.name}")
         for name, shape in (inputs or {}).items():
             own = self.inputs.get(name)
             if own is None or tuple(shape) != own:
                 given = ",".join(map(str, shape))
                 known = "; ".join(f"{n}={','.join(map(str, s))}" for n, s in self.inputs.items())
-                raise InvalidArgument(f"{file} is of inputs {known}, not of {name}={given}")
+                raise InvalidArgument(f"{file} was made with --input {known}; {name}={given} is given")
 
 
 class CutTimes(msgspec.Struct, frozen=True):
-    """The times of a model's parts on one machine, to be carried to another."""
+    """The times of a model's parts on one machine, for use on another machine."""
 
     model: PlannedModel
     machine: str
@@ -75,10 +77,10 @@ class CutTimes(msgspec.Struct, frozen=True):
         return cls(found.model, found.machine, found.threads, points, Times(s.before, s.behind, encode, decode))
 
     def times_for(self, model: Path, points: Sequence[CutPoint], file: Path) -> Times:
-        """The times, if they are of this model and its points. Raises InvalidArgument otherwise."""
+        """The times. Raises InvalidArgument if they belong to another model or to other points."""
         self.model.check(model, file, {t.name: t.shape for t in points[0].tensors})
         if tuple(points) != self.points:
-            raise InvalidArgument(f"{file} has other cuts than this release finds in {model.name}; take it again")
+            raise InvalidArgument(f"{file} has other cuts than this release finds in {model.name}; create it again")
         return self.times
 
 
@@ -113,9 +115,11 @@ class _CutTimes(msgspec.Struct):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What was chosen for a model. `cut` is empty if all of it stays on the device; an `until` that is empty stands for
-    the model's outputs. `predicted` are the prediction's figures, for a reader. `sealed` are the weights that were to
-    be kept off the device."""
+    """The choice for a model.
+
+    `cut` is empty if the device runs everything. An empty `until` stands for the outputs of the model. `predicted` has
+    the figures of the prediction, for people. `sealed` are the weights that must stay off the device.
+    """
 
     model: PlannedModel
     cut: tuple[str, ...]

@@ -1,9 +1,9 @@
-"""How long a model takes before and behind each of its clean cuts, measured.
+"""Measures how long a model takes before and after each of its clean cuts.
 
-Both parts of every cut are functions of one module: what they have in common, nearly everything, is scheduled and
-compiled once, so that all parts of a network take little longer to build than the network. They are what a split would
-run, operators fused and layouts changed as there. (Adding up the times of the pieces between neighbouring cuts was
-tried, and is off by a factor of two: each piece converts its layout back and forth.)
+Both parts of every cut are functions of one module. They have nearly all operators in common, which are scheduled and
+compiled once, so building all parts takes little longer than building the network. Operators are fused and layouts
+chosen as in a real split. (The sum of the pieces between neighboring cuts is wrong by a factor of two, because each
+piece converts its layout back and forth.)
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from zmq_offload.runtime.machine import virtual_machine
 from zmq_offload.runtime.threads import Affinity, configure_pool
 
 _WEIGHTS = 256_000_000
-"""Bytes of weights that the parts of one module may have together: each part has its own copy."""
+"""The most bytes of weights in one module. Each part has a copy of its weights."""
 
 Calls: TypeAlias = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Cuttable:
-    """A model and its points: `variables` has those of each point."""
+    """A model with its points; `variables` has the variables of each point."""
 
     imported: Imported
     points: tuple[CutPoint, ...]
@@ -53,16 +53,17 @@ class Cuttable:
 
 
 def cuttable(imported: Imported) -> Cuttable:
-    """The points of a model. Of neighbouring cuts without a convolution or matrix product between them, the one with
-    the fewest bytes stands for all, the last if they are equal: what lies between them costs next to nothing, and would
-    no longer be fused.
+    """Find the points of a model.
 
-    Raises InvalidArgument for a model with symbolic dimensions: there is nothing to be measured without numbers.
+    Of neighboring cuts without a convolution or matrix product between them, only the one with the fewest bytes counts,
+    or the last of equal ones. The operators between them take little time, and a cut there would prevent their fusion.
+
+    Raises InvalidArgument for a model with symbolic dimensions, which cannot run.
     """
     graph = imported.graph
     for spec in imported.inputs:
         if ANY in spec.shape:
-            raise InvalidArgument(f"input {spec} has symbolic dimensions; give numbers by --input {spec.name}=...")
+            raise InvalidArgument(f"input {spec} has symbolic dimensions; give numbers with --input {spec.name}=...")
     needed = graph.upstream(graph.result_vars())
     first, last = [p for p in graph.params if p in needed], list(dict.fromkeys(graph.result_vars()))
     best: dict[float, str] = {}
@@ -77,7 +78,9 @@ def cuttable(imported: Imported) -> Cuttable:
     variables = (tuple(first), *between, tuple(last))
     for var in last:
         if var in first:
-            raise InvalidArgument(f"output {graph.name(var)!r} is an input of the model; it cannot be planned")
+            raise InvalidArgument(
+                f"output {graph.name(var)!r} is an input of the model; a plan needs outputs that are computed"
+            )
     points = tuple(CutPoint(tuple(tensor_spec(graph.name(v), v.ty) for v in point)) for point in variables)
     return Cuttable(imported, points, variables)
 
@@ -85,10 +88,10 @@ def cuttable(imported: Imported) -> Cuttable:
 def measure_halves(
     model: Cuttable, target: tvm.target.Target, threads: Sequence[int], repeat: int, seconds: float = 30.0
 ) -> list[Times]:
-    """The times here on so many TVM threads, one result for each number.
+    """The times on this machine, one result for each number of TVM threads.
 
-    Each part runs `repeat` times, or less often if `seconds` are over, but three times at least; all take turns, so
-    that a disturbance hits all, and medians are taken.
+    Each part runs `repeat` times, or fewer if `seconds` are over, but at least three times. Parts take turns, so that a
+    disturbance affects all of them, and the medians count.
     """
     weights = sum(_weight_bytes(b.value) for b in model.imported.graph.bindings)
     size = max(1, int(_WEIGHTS // max(1, weights)))
@@ -104,7 +107,7 @@ def measure_halves(
 
 
 def take_profile(file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int) -> CutTimes:
-    """What `measure_halves` finds here, to be carried to where the plan is made. Raises as `cuttable` does."""
+    """The times of a model's parts on this machine, for a plan on another one. Raises as `cuttable` does."""
     model = cuttable(import_onnx(file, inputs))
     target = host_target()
     (times,) = measure_halves(model, target, [threads], repeat)
@@ -113,7 +116,7 @@ def take_profile(file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, 
 
 
 class thread_count:
-    """TVM's threads while the body runs, and `restored` ones after it."""
+    """A context in which TVM has `threads` threads, and `restored` ones after it."""
 
     def __init__(self, threads: int, restored: int) -> None:
         self._threads, self._restored = threads, restored
@@ -126,7 +129,7 @@ class thread_count:
 
 
 def timed(calls: Calls, repeat: int, seconds: float) -> dict[str, float]:
-    """The median time of each call, in turns."""
+    """The median time of each call. Calls take turns."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -142,7 +145,7 @@ def timed(calls: Calls, repeat: int, seconds: float) -> dict[str, float]:
 
 
 def random_inputs(tensors: Sequence[Any]) -> list[Any]:
-    """Arrays for the signature of tensors: random numbers, and zeros where integers may be indices."""
+    """Arrays for a signature: random floats, and zeros for integers, which may be indices."""
     rng = np.random.default_rng(0)
     return [
         rng.standard_normal(t.shape).astype(t.dtype) if t.dtype.kind == "f" else np.zeros(t.shape, t.dtype)
@@ -151,7 +154,7 @@ def random_inputs(tensors: Sequence[Any]) -> list[Any]:
 
 
 def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whole: bool) -> Calls:
-    """The calls of the parts before and behind some cuts, of the whole model, and of the encodings."""
+    """Calls of the parts before and after some cuts, of the encodings there, and of the whole model."""
     last = len(model.points) - 1
     parts = {f"before_{at}": (0, at) for at in cuts} | {f"after_{at}": (at, last) for at in cuts}
     if whole:
@@ -199,7 +202,7 @@ def _part(model: Cuttable, start: int, end: int) -> relax.Function:
 
 
 def _coders(model: Cuttable, at: Sequence[int]) -> Iterator[tuple[str, relax.Function, list[Any]]]:
-    """Functions that encode and decode one tensor, for each size at these points."""
+    """Functions that encode and decode one tensor, for each shape at these points."""
     variables = itertools.chain.from_iterable(model.variables[i] for i in at)
     for var, wire in itertools.product(variables, WIRES):
         if encoded_as(var.ty, wire) == "float32":

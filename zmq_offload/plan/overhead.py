@@ -1,4 +1,4 @@
-"""What a request costs besides computing and the link, measured: a broker and an echoing worker, on this machine."""
+"""Measures what a request costs besides computing and the network, with a broker and an echo worker here."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from zmq_offload.testing.processes import Children, Interrupts
 
 _LARGE = 1_000_000
 _CALLS = {1: 100, _LARGE: 30}
-"""Requests of so many floats, and how many of them."""
+"""The number of requests by their size in floats."""
 
 _WAIT = 0.004
-"""Seconds between two: requests come when a device has computed, and find processes that sleep."""
+"""Seconds between two requests. A device computes before each request, and processes are asleep when it comes."""
 
 
 def measure_overhead() -> Overhead:
-    """Seconds for each request, and for each byte of it and its answer. Raises Internal if nothing starts."""
+    """Seconds per request, and per byte of request and reply. Raises Internal if broker or worker do not start."""
     with (
         Interrupts() as interrupts,
         Children(interrupts) as children,

@@ -31,24 +31,24 @@ COLUMNS = (
     Column("RATE", right=True, spare=2),
     Column(""),
 )
-UNITS = "times in ms, sizes in bytes, rate in frames a second when frames are pipelined"
+UNITS = "times in ms, sizes in bytes, rate in items per second when items are pipelined"
 _NAME = 26
 
 
 def facts(costs: Costs, decision: Decision, machines: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What stands above the table: a word, and what there is to say of it."""
-    link, overhead = costs.link, costs.overhead
+    """The lines above the table: a word and a sentence each."""
+    network, overhead = costs.network, costs.overhead
     many = len(costs.points) - 2
     return [
         *machines,
-        ("link", f"{bandwidth_text(link.bandwidth)} each way, round trip {link.rtt * 1e3:g} ms"),
+        ("link", f"{bandwidth_text(network.bandwidth)} each way, round trip {network.rtt * 1e3:g} ms"),
         ("fixed", f"{overhead.request * 1e3:.2f} ms a request and {overhead.byte * 1e9:.2f} ms a MB, measured"),
         ("looked at", f"{many} cuts, {len(decision.ranking):,} splits, for the best {decision.objective}"),
     ]
 
 
 def table(costs: Costs, decision: Decision, rules: Rules, top: int) -> Table:
-    """The best splits, and beside them the choice, device only and server only, in milliseconds."""
+    """The best splits, then the choice, the device alone and the server alone, in milliseconds."""
     shown = list(decision.ranking[:top])
     ends = [decision.chosen, decision.local]
     ends += [p for p in decision.ranking if p.split.start == 0 and p.split.end == len(costs.points) - 1][:1]
@@ -72,13 +72,13 @@ def _row(costs: Costs, p: Prediction, decision: Decision, rules: Rules) -> tuple
     times = (p.device, p.encode, p.uplink, p.server, p.downlink, p.rest, p.overhead)
     cells = [f"{t * 1e3:.2f}" for t in times]
     if p.measured:
-        cells[1] = ""  # fused with what it encodes, it has no time of its own
+        cells[1] = ""  # encoding is fused with the operator before it and has no time of its own
     sizes = f"{p.sent:,}", f"{p.received:,}"
     return (_shortened(cut), _shortened(until), p.split.wire, *sizes, *cells, *tail)
 
 
 def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
-    """What to do, in a sentence or two."""
+    """The recommendation, in a sentence or two."""
     chosen, local, aim = decision.chosen, decision.local, decision.objective
     if chosen.local:
         return (
@@ -90,8 +90,8 @@ def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
     if chosen.split.end < len(costs.points) - 1:
         text += f", until {costs.points[chosen.split.end].name}"
     text += (
-        f", {chosen.split.wire} on the wire: {chosen.latency * 1e3:.2f} ms, {1 / chosen.interval:.1f} frames a second "
-        f"when pipelined, {chosen.device_time * 1e3:.2f} ms of the device's time a frame"
+        f", {chosen.split.wire} on the wire: {chosen.latency * 1e3:.2f} ms, {1 / chosen.interval:.1f} items per second "
+        f"when pipelined, {chosen.device_time * 1e3:.2f} ms of the device's time per item"
     )
     if decision.gain >= 1:
         text += f"; {aim} {decision.gain:.1f} times as good as with all of it on the device."
@@ -99,14 +99,14 @@ def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
         text += f". Staying local would have the better {aim}, by {1 / decision.gain:.1f} times."
     sealed = rules.on_device(costs.local)
     if sealed:
-        text += f" (That the rules exclude: it would hold {', '.join(sorted(sealed))}.)"
+        text += f" (The rules exclude that: the device would hold {', '.join(sorted(sealed))}.)"
     if chosen.split.wire != "float32":
-        text += " What the encoding costs in accuracy, `zmq-offload compile --wire` measures."
+        text += " `zmq-offload compile --wire` measures what the encoding costs in accuracy."
     return text
 
 
 def chart(costs: Costs, decision: Decision, wires: Sequence[Wire], title: str) -> CutsChart:
-    """The splits of which all after the cut runs on the server, as far as they are allowed."""
+    """The allowed splits that run everything after the cut on the server."""
     last = len(costs.points) - 1
     allowed = {p.split: p for p in decision.ranking}
 
@@ -130,7 +130,7 @@ def compile_command(model: Path, plan: Path) -> str:
 
 
 def figures(p: Prediction) -> dict[str, Any]:
-    """A prediction for the plan's file, in seconds and bytes."""
+    """The figures of a prediction for the plan file, in seconds and bytes."""
     times = {
         "device": p.device, "encode": p.encode, "uplink": p.uplink, "server": p.server, "downlink": p.downlink,
         "rest": p.rest, "fixed": p.overhead, "latency": p.latency, "interval": p.interval,

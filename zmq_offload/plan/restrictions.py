@@ -1,4 +1,4 @@
-"""What the tensors of a model give away: which weights a part needs, and where an input can still be had back."""
+"""Finds the weights that each part of a model needs, and the cuts at which an input is still raw."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ _MIXING = {
         "sum", "mean", "median", "prod", "std", "variance", "argmax", "argmin", "size", "shape_of",
     )
 }  # fmt: skip
-"""What makes one number of many. All else leaves a picture a picture: it moves, scales or bends each number by itself,
-as a normalization or an activation does, or makes the picture smaller."""
+"""Operators that mix elements. All others (element-wise, layout, normalization, resizing) leave images recognizable."""
 
 
 def rules_of(model: Cuttable, onnx_model: onnx.ModelProto, seal: Sequence[str], private: Sequence[str]) -> Rules:
-    """The rules for a model by the names of weights and inputs.
+    """The rules for a model. `seal` has names of weights, `private` names of inputs.
 
-    Raises InvalidArgument for a name that the file does not have, with the nearest that it has.
+    Raises InvalidArgument for an unknown name, with the nearest known ones.
     """
     weights = {w.name for w in onnx_model.graph.initializer}
     weights |= {n.output[0] for n in onnx_model.graph.node if n.op_type == "Constant"}
@@ -45,7 +44,7 @@ def rules_of(model: Cuttable, onnx_model: onnx.ModelProto, seal: Sequence[str], 
             before.append(every & _needed(names, sources))
             after.append(every & _needed({t.name for t in outputs.tensors}, sources, stop=names))
         else:
-            # A tensor that simplifying made: what went into it cannot be told, so it is held to have everything.
+            # Simplifying the graph made this tensor. Its sources are unknown, so it counts as made from all weights.
             before.append(every)
             after.append(every)
     raw = [frozenset(private) & _raw(model, variables) for variables in model.variables]
@@ -53,17 +52,17 @@ def rules_of(model: Cuttable, onnx_model: onnx.ModelProto, seal: Sequence[str], 
 
 
 def _sources(model: onnx.ModelProto) -> Mapping[str, tuple[str, ...]]:
-    """For each tensor of the file the tensors that it is computed from directly, weights included."""
+    """For each tensor of the file, the tensors and weights that it is computed from directly."""
     found = {}
     for node in model.graph.node:
         inputs = (*(name for name in node.input if name), *_captured(node))
-        # A Constant is a weight without an input: it is its own source.
+        # A Constant has no inputs; `_needed` finds it by its own name.
         found.update(dict.fromkeys((o for o in node.output if o), inputs))
     return found
 
 
 def _captured(node: onnx.NodeProto) -> Iterable[str]:
-    """What the subgraphs of an If or Loop take from around them, by name; more than that does no harm."""
+    """The names that the subgraphs of an If or Loop use, among them all that they take from the outer graph."""
     graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
     for inner in itertools.chain.from_iterable(graph.node for graph in graphs):
         yield from inner.input
@@ -83,7 +82,7 @@ def _needed(names: Collection[str], sources: Mapping[str, tuple[str, ...]], stop
 
 
 def _raw(model: Cuttable, variables: Sequence[ir.Var]) -> set[str]:
-    """The inputs of the model that these variables are, or are but for what mixes nothing."""
+    """The inputs of the model that reach these variables through operators that do not mix elements."""
     graph = model.imported.graph
     values = {b.var: b.value for b in graph.bindings}
     found, seen, todo = set[str](), set[ir.Var](), list(variables)

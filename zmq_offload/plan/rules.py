@@ -1,4 +1,4 @@
-"""Which splits are allowed: weights that must not be on the device, inputs that must not leave it raw. Pure."""
+"""Which splits are allowed: some weights must stay off the device, some inputs must not leave it raw. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from zmq_offload.plan.costs import CutPoint, Split, Wire
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds at each point. `sealed_before[i]` are the sealed weights that computing point i needs, and
-    `sealed_after[i]` those needed behind it; `raw[i]` are the private inputs that point i would send as they are, or
-    with no more done to it than to each number by itself (reshaped, cast, normalized, activated)."""
+    """The rules at each point of a model.
+
+    `sealed_before[i]` are the sealed weights that are needed up to point i, and `sealed_after[i]` those needed from
+    there on. `raw[i]` are the private inputs that a cut at point i would send raw: unchanged, or changed only number by
+    number (reshaped, cast, normalized, activated).
+    """
 
     sealed_before: tuple[frozenset[str], ...]
     sealed_after: tuple[frozenset[str], ...]
@@ -35,7 +38,7 @@ class Rules:
 
 
 def all_splits(points: Sequence[CutPoint], wires: Sequence[Wire]) -> list[Split]:
-    """Device only, and every pair of points that has something between them, with each encoding that can be."""
+    """The device alone, and every pair of points with every encoding that is possible there."""
     last = len(points) - 1
     found = [Split(last, last)]
     for start in range(last):
@@ -45,11 +48,11 @@ def all_splits(points: Sequence[CutPoint], wires: Sequence[Wire]) -> list[Split]
 
 
 def allowed_splits(points: Sequence[CutPoint], wires: Sequence[Wire], rules: Rules) -> list[Split]:
-    """`all_splits` that the rules allow. Raises InvalidArgument, saying what excludes what, if there is none."""
+    """The splits that the rules allow. Raises InvalidArgument, with the reasons, if there are none."""
     every = all_splits(points, wires)
     allowed = [split for split in every if rules.allow(split)]
     if not allowed:
-        raise InvalidArgument(f"nothing is allowed: {'; '.join(_reasons(points, every, rules))}")
+        raise InvalidArgument(f"no split is allowed: {'; '.join(_reasons(points, every, rules))}")
     return allowed
 
 
@@ -69,7 +72,7 @@ def _reasons(points: Sequence[CutPoint], every: Sequence[Split], rules: Rules) -
 
 
 def check_names(option: str, names: Collection[str], known: Collection[str], what: str) -> None:
-    """Raises InvalidArgument for a name that is not known, with the nearest that are."""
+    """Raises InvalidArgument for an unknown name, with the nearest known ones."""
     for name in names:
         if name not in known:
             raise InvalidArgument(f"{option}: the model has no {what} {name!r}{nearest(name, known)}")

@@ -1,4 +1,4 @@
-"""Which split is best. Pure: what measures a split is given."""
+"""Chooses the best split. Pure: the function that measures one is an argument."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zmq_offload.plan.costs import OBJECTIVES, Costs, Objective, Prediction, Spl
 
 @dataclass(frozen=True)
 class Decision:
-    """All predictions, the best first; the chosen one; and the one of no split, be it allowed or not."""
+    """All predictions, best first; the chosen one; and that of the device alone, whether allowed or not."""
 
     ranking: tuple[Prediction, ...]
     chosen: Prediction
@@ -19,7 +19,7 @@ class Decision:
 
     @property
     def gain(self) -> float:
-        """How many times better than staying local the choice is, by the objective."""
+        """How many times better than the device alone the choice is, by the objective."""
         least = OBJECTIVES[self.objective]
         return least(self.local) / max(least(self.chosen), 1e-12)
 
@@ -31,10 +31,13 @@ def decide(
     confirm: int = 0,
     measure: Callable[[Split], Stages] | None = None,
 ) -> Decision:
-    """Choose among `splits`, at least one. Up to `confirm` of the best are measured by `measure`, until the best is one
-    of them; then only such are chosen. The first is the best of those that end with the model: what runs between two
-    cuts is a difference of measured times, and the least of a thousand such is the luckiest rather than the best. (No
-    split at all counts as measured: the whole model always is.)"""
+    """Choose among `splits`, of which there is at least one.
+
+    With `measure`, up to `confirm` of the best splits are measured, until the best one is measured, and only a measured
+    one is chosen. The device alone counts as measured. The first split to measure is the best of those that end with
+    the model. A part between two cuts is estimated by a difference of measured times, and the best of a thousand such
+    estimates is likely the one with the luckiest error.
+    """
     ranking = ranked(costs, splits, objective)
     if measure is not None and confirm:
         last = costs.local.end

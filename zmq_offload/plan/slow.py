@@ -1,10 +1,9 @@
-"""A device slower than this machine, emulated: for examples and for checking plans.
+"""Emulates a device that is slower than this machine, for examples and for checks of plans.
 
-What the device computes is stretched: each of its stages takes `factor` times the processor time that it took here. The
-rest of that time is slept, not burnt, so that the server's processes have this machine's cores as they would have their
-own. There is one slow processor, whichever thread computes: while one stage is stretched, the next one waits, as it
-would on a device with one core. Run it with one TVM thread (TVM_NUM_THREADS=1), or the processor time of TVM's other
-threads is not seen. What sending and receiving cost is not stretched.
+Each stage of the device takes `factor` times its processor time on this machine. The thread sleeps for the rest of that
+time, so that the cores are free for the processes of the server. All threads share one slow processor: while one stage
+lasts, the next one waits, as on a device with one core. Use one TVM thread (TVM_NUM_THREADS=1), because the processor
+time of TVM's other threads is not measured. Sending and receiving are not slowed down.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ Array = np.ndarray[Any, Any]
 
 
 class SlowProcessor:
-    """When stages end that take `factor` times as long as they took: one after the other. Pure but for its lock."""
+    """Schedules stages one after the other, each `factor` times as long as it took. Pure except for its lock."""
 
     def __init__(self, factor: float) -> None:
         if not 1 <= factor <= 1e4:
-            raise InvalidArgument(f"a device cannot be slowed down by {factor!r}; give a factor from 1 to 10000")
+            raise InvalidArgument(f"{factor!r} is not a slowdown; use a factor from 1 to 10000")
         self.factor = factor
         self._lock = threading.Lock()
         self._free_at = 0.0
 
     def stage(self, now: float, used: float) -> tuple[float, float]:
-        """Begin and end (seconds) of a stage that has just used so much processor time."""
+        """Begin and end, in seconds, of a stage that ended now and used `used` seconds of processor time."""
         with self._lock:
             began = max(self._free_at, now - used)
             self._free_at = began + self.factor * used
@@ -50,8 +49,10 @@ class SlowProcessor:
 
 @dataclass(frozen=True)
 class Seen:
-    """One frame's way, in seconds of time.monotonic: its stage on the device and its request; what the broker and the
-    worker say of that; and how large the answer was."""
+    """The times of one item by time.monotonic, in seconds: its stage on the device, its request and its reply.
+
+    `timings` are those that broker and worker report, `answered` the tensors of the reply.
+    """
 
     began: float
     ended: float
@@ -62,10 +63,10 @@ class Seen:
 
 
 class SlowedClient:
-    """A client for a device model whose stages are to be slow: `zmq_offload.load(bundle, client=SlowedClient(...))`.
+    """A client that slows a device model down: `zmq_offload.load(bundle, client=SlowedClient(...))`.
 
-    A stage is what a thread computes between two requests: what was left of one frame and the beginning of the next.
-    `seen` gets an entry for each request, in the order of the answers.
+    A stage is what a thread computes between two requests: the end of one item and the beginning of the next. `seen`
+    gets an entry for each request, in the order of the replies.
     """
 
     def __init__(self, client: Client, factor: float) -> None:
@@ -77,7 +78,7 @@ class SlowedClient:
 
     def infer(self, model: str, inputs: Mapping[str, Any], **options: Unpack[InferOptions]) -> Outputs:
         before = getattr(self._local, "used", None)
-        # A thread that is seen first has done other things before; it counts as the one before it.
+        # What a new thread did before is unknown; its first stage counts as long as the previous one.
         used = self._usual if before is None else time.thread_time() - before
         self._usual = used
         began, ended = self._processor.stage(time.monotonic(), used)

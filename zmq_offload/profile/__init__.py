@@ -1,1 +1,1 @@
-"""`zmq-offload profile`: where the time of a model goes."""
+"""`zmq-offload profile`: the time of each function of a model."""

@@ -1,7 +1,7 @@
-"""Run a compiled model and tell where its time goes.
+"""Runs a compiled model and measures the time of each function.
 
-The VM calls an instrument before and after each function. It costs some microseconds a call, nearly all of it outside
-of what is timed, so the same model also runs without one, in turns: the two totals must agree.
+The VM calls an instrument before and after each function. That takes some microseconds per call, nearly all of them
+outside of the measured time. The model also runs without an instrument, in turns, so that both totals can be compared.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from zmq_offload.protocol.payload import Array
 BUILTIN = "vm.builtin."
 
 _BLOCKS = 4
-"""Blocks of calls in which the other runtime and TVM take turns: its threads spin between calls, on TVM's cores."""
+"""TVM and ONNX Runtime take turns in this many blocks of calls, because ORT's threads spin between its calls."""
 
 
 @dataclass
 class Recorder:
-    """The instrument: time in each function, without that in functions which it calls in turn."""
+    """The instrument: the time in each function, without the functions that it calls."""
 
     seconds: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -59,9 +59,9 @@ class Recorder:
 def measure(
     subject: Subject, arrays: Sequence[Array], repeat: int, reference: Callable[[], Callable[[], object]] | None = None
 ) -> Measured:
-    """Profile `repeat` runs of the model on `arrays`. `reference` makes another runtime ready and returns its call.
+    """Profile `repeat` runs of the model on `arrays`. `reference` prepares another runtime and returns its call.
 
-    Raises what an offloaded call raises, and Internal if the model fails.
+    Raises the error of an offloaded call, and Internal if the model fails.
     """
     inputs = [tvm.runtime.tensor(array) for array in arrays]
     plain, profiled = subject.machine(), subject.machine()
@@ -98,7 +98,7 @@ def _functions(
     subject: Subject, arrays: Sequence[Array], runs: Sequence[_Run], outputs: Mapping[str, str]
 ) -> tuple[Function, ...]:
     calls = runs[0][1]
-    # Of each by itself: on a busy machine every run has some function that was interrupted. So they add up to less.
+    # The median of each function: on a busy machine every run has an interrupted function. The sum is smaller.
     seconds = {name: statistics.median(run[0].get(name, 0) for run in runs) / 1e9 for name in calls}
     found = []
     for name in calls:
@@ -135,7 +135,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _shape_of(arguments: Sequence[Any]) -> str:
-    """Of the last tensor: functions write to their last argument."""
+    """The shape of the last tensor: functions write to their last argument."""
     for argument in reversed(arguments):
         if isinstance(argument, tvm.runtime.Tensor):
             return "x".join(map(str, argument.shape)) or "1"
@@ -143,12 +143,12 @@ def _shape_of(arguments: Sequence[Any]) -> str:
 
 
 def onnxruntime_caller(path: Any, arrays: dict[str, Array], threads: int) -> Callable[[], Callable[[], object]]:
-    """What `measure` takes as `reference`: a session of its own for each block. Raises ImportError without it."""
+    """The `reference` for `measure`: a new session for each block. Raises ImportError without ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # its warnings on the graph are nothing that a user could act on here
+    options.log_severity_level = 3  # errors only: a user can do nothing about warnings on the graph
 
     def ready() -> Callable[[], object]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

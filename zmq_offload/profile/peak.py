@@ -1,8 +1,8 @@
-"""What this machine can do at best, measured: the arithmetic that a profile compares with.
+"""Measures the peak arithmetic rate of this machine, to which a profile compares its functions.
 
-A kernel compiled by TVM for the same target: on each thread independent chains of multiply-adds in vector registers, so
-many that their latency is hidden, and no memory. The best of short runs counts, because what else the machine does only
-takes away from it.
+TVM compiles a kernel for the same target. Each thread computes independent chains of multiply-adds in vector registers,
+enough of them to hide their latency, and uses no memory. The best of short runs counts, because other work on the
+machine can only lower the rate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from tvm.target import codegen
 
 CHAINS = 12
-"""Two multiply-adds a cycle of four cycles' latency need eight; AVX2 has registers for no more than fourteen."""
+"""Two multiply-adds per cycle with a latency of four cycles need eight; AVX2 has registers for fourteen."""
 
 _STEPS = 50_000
 _SECONDS = 0.5
@@ -23,11 +23,11 @@ _PATIENCE = 3.0
 
 
 def measured_peak(target: tvm.target.Target, threads: int) -> float:
-    """Floating-point operations a second, a multiply-add counting as two, in float32 on `threads` threads."""
+    """Float32 operations per second on `threads` threads. A multiply-add counts as two."""
     best = _best(target, threads, _SECONDS)
     if threads > 1:
-        # Together the threads may do less than alone. But much less, and the machine was busy: then wait for a better
-        # moment.
+        # Threads that run together may each be slower than one alone. If they are much slower, the machine was busy,
+        # and measuring goes on for a while.
         alone = _best(target, 1, _SECONDS)
         end = time.perf_counter() + _PATIENCE
         while best < 0.8 * threads * alone and time.perf_counter() < end:
@@ -45,7 +45,7 @@ def _best(target: tvm.target.Target, threads: int, seconds: float) -> float:
     while (start := time.perf_counter()) < end:
         run(factor, addend, out)
         shortest = min(shortest, time.perf_counter() - start)
-        time.sleep(0.002)  # on a busy machine, that is when the system may move the threads apart
+        time.sleep(0.002)  # gives the system an occasion to move threads to different cores
     return 2 * threads * CHAINS * lanes * _STEPS / shortest
 
 

@@ -15,7 +15,7 @@ from zmq_offload.profile.result import VM, Function, Profile
 
 
 def describe(profile: Profile, top: int) -> list[Part]:
-    """The facts and the table for a person."""
+    """The facts and the table, for people."""
     functions = profile.shown(top)
     unit, factor = unit_for(max(f.seconds for f in functions))
     columns = (
@@ -31,7 +31,7 @@ def describe(profile: Profile, top: int) -> list[Part]:
 
 
 def facts(profile: Profile) -> list[tuple[str, str]]:
-    """What stands above the table: a word, and what there is to say of it."""
+    """The lines above the table: a word and a sentence each."""
     measured, whole = profile.measured, profile.whole()
     found = [
         ("model", f"{profile.title} ({profile.kind}), {profile.inputs}"),
@@ -50,7 +50,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         found.append(("peak", f"{profile.peak / 1e9:.0f} GFLOP/s, measured: float32 multiply-adds in registers"))
     if measured.reference is not None:
         ratio = measured.total / measured.reference
-        found.append(("beside", f"ONNX Runtime {duration(measured.reference)}: TVM takes {ratio:.2f} times as long"))
+        found.append(("compared", f"ONNX Runtime takes {duration(measured.reference)}, TVM {ratio:.2f} times as long"))
     return [*found, *(("note", note) for note in profile.notes)]
 
 
@@ -125,7 +125,7 @@ def to_csv(profile: Profile) -> str:
 
 
 def name_of(function: Function, width: int) -> str:
-    """A function's name, shortened in the middle: how it begins and ends tells most."""
+    """The name of a function, shortened in the middle."""
     name = f"{function.model} (offloaded)" if function.model else function.name
     if len(name) <= width:
         return name
@@ -134,14 +134,14 @@ def name_of(function: Function, width: int) -> str:
 
 
 def target_name(target: Any) -> str:
-    """A target in short: its CPU."""
+    """A short name for a target: its kind and CPU."""
     if isinstance(target, dict):
         return " ".join(str(part) for part in (target.get("kind"), target.get("mtriple"), target.get("mcpu")) if part)
     return str(target)
 
 
 def unit_for(seconds: float) -> tuple[str, float]:
-    """The unit in which `seconds` reads well, and how many of it a second has."""
+    """A unit for `seconds`, and the number of units in a second."""
     return ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
 
 

@@ -1,4 +1,4 @@
-"""What a profile is made of. No TVM in here."""
+"""The data of a profile. Imports no TVM."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 VM = "(virtual machine: memory and shapes)"
-"""The row for what is no function of the model."""
+"""The name of the row for the VM's built-in functions."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """One function of a model: calls and seconds a run (the median of the runs), floating-point operations a run where
-    they are known, and the shape that it writes. `model` is the name of an offloaded model that it calls."""
+    """One function of a model.
+
+    `calls`, `seconds` (the median) and `flops` (floating-point operations, if known) are per run. `output` is the shape
+    that it writes, and `model` the name of the offloaded model that it calls.
+    """
 
     name: str
     calls: int
@@ -24,8 +27,8 @@ class Function:
 
 @dataclass(frozen=True)
 class Measured:
-    """`total` is the median time of a run without the profiler, `profiled` that of one with it, in seconds;
-    `reference` that of the other runtime."""
+    """Times in seconds: `total` is the median of runs without the profiler, `profiled` of runs with it, and
+    `reference` of runs in ONNX Runtime."""
 
     functions: tuple[Function, ...]
     total: float
@@ -35,8 +38,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured of what. `peak` is in operations a second, None where it was not measured; `notes` are what a
-    reader must know."""
+    """A profile and what it was measured on. `peak` is in operations per second, or None if it was not measured."""
 
     title: str
     kind: str
@@ -50,14 +52,14 @@ class Profile:
 
     @property
     def sum(self) -> float:
-        """Time in functions: what shares are shares of."""
+        """The time in all functions, to which shares refer."""
         return sum(f.seconds for f in self.measured.functions) or 1e-12
 
     def share(self, function: Function) -> float:
         return function.seconds / self.sum
 
     def rate(self, function: Function) -> float | None:
-        """Operations a second, where they are known and there are any."""
+        """Operations per second, or None if they are unknown or there are none."""
         return function.flops / function.seconds if function.flops and function.seconds else None
 
     def of_peak(self, function: Function) -> float | None:
@@ -65,7 +67,7 @@ class Profile:
         return rate / self.peak if rate is not None and self.peak else None
 
     def shown(self, top: int) -> list[Function]:
-        """The `top` functions by time, and the rest as one."""
+        """The `top` functions by time, and the others as one row."""
         functions = list(self.measured.functions)
         if len(functions) <= top + 1:
             return functions
@@ -75,6 +77,6 @@ class Profile:
         return [*functions[:top], Function(f"({len(rest)} others)", calls, seconds, flops or None)]
 
     def whole(self) -> Function:
-        """The model as one function, without what the profiler adds."""
+        """The model as one function, measured without the profiler."""
         flops = sum(f.flops or 0 for f in self.measured.functions)
         return Function("whole model", 1, self.measured.total, flops or None)

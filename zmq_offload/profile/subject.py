@@ -1,4 +1,4 @@
-"""What is profiled: an ONNX file, a version in a model repository, or a device bundle, ready to run here."""
+"""Opens a model to profile: an ONNX file, a version in a model repository, or a device bundle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Zeros:
-    """Answers for the workers where none are asked: outputs full of zeros."""
+    """A client that asks no workers: all outputs are zeros."""
 
     def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Mapping[str, Array]:
         outputs = options.get("outputs") or {}
@@ -64,12 +64,12 @@ class Subject:
             return virtual_machine(self.module)
 
     def arrays(self, given: Mapping[str, Sequence[Dim]]) -> list[Array]:
-        """Inputs to run with: random numbers, and zeros where integers may be indices."""
+        """Inputs to run with: random floats, and zeros for integers, which may be indices."""
         names = [spec.name for spec in self.inputs]
         for name in given:
             if name not in names:
                 raise InvalidArgument(
-                    f"--input: there is no input {name!r}; there is {'; '.join(map(str, self.inputs))}"
+                    f"--input: the model has no input {name!r}; it has {'; '.join(map(str, self.inputs))}"
                     f"{did_you_mean(name, names)}"
                 )
         rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ class Subject:
         return found
 
     def flops_of(self, function: str, arrays: Sequence[Array]) -> int | None:
-        """Operations of one call of a function, if they were counted."""
+        """The operations of one call of a function, if they were counted at compile time."""
         batches = {
             array.shape[0] if axis == 0 else None
             for spec, array in zip(self.inputs, arrays, strict=True)
@@ -112,7 +112,9 @@ def open_subject(
     if (path / DESCRIPTION).is_file():
         return _version(path)
     if not path.exists():
-        raise FailedPrecondition(f"{path}: there is no such file or folder")
+        raise FailedPrecondition(
+            f"{path} does not exist; name an ONNX file, repository/MODEL/VERSION or a device bundle"
+        )
     raise FailedPrecondition(
         f"{path} is neither an ONNX file nor a folder with {DESCRIPTION} (repository/MODEL/VERSION) or {MANIFEST} "
         "(a device bundle)"
@@ -163,9 +165,7 @@ def _bundle(folder: Path, client: InferenceClient) -> Subject:
 def _shape(spec: TensorSpec, given: Sequence[Dim] | None) -> tuple[int, ...]:
     if given is None:
         if ANY in spec.shape:
-            raise InvalidArgument(
-                f"input {spec} has symbolic dimensions; give numbers for them by --input {spec.name}=..."
-            )
+            raise InvalidArgument(f"input {spec} has symbolic dimensions; give numbers with --input {spec.name}=...")
         return spec.shape
     shape = tuple(int(dim) for dim in given)
     if len(shape) != len(spec.shape) or any(
