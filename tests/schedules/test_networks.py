@@ -16,7 +16,8 @@ from tests.schedules.schedule_harness import HOST, Net, close, compiled
 from zmq_offload.compile.pipeline import cpu_pipeline, graph_passes
 from zmq_offload.compile.target import host_target
 from zmq_offload.schedules import machine_of
-from zmq_offload.schedules.schedule import SCHEDULED, scheduled
+from zmq_offload.schedules.schedule import scheduled
+from zmq_offload.schedules.tvm_internals import SCHEDULED
 
 
 def residual_block(net: Net, batch: int) -> str:

@@ -1,4 +1,4 @@
-"""How an expression depends on one index: what may be vectorized along it, where it must be cut, what can be merged."""
+"""How an expression depends on one index: whether it can be vectorized, where it must be split, which axes merge."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _COMPARE = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 @dataclass(frozen=True)
 class AccessPattern:
-    """What an expression does along an index variable."""
+    """How an expression reads memory along an index variable."""
 
-    contiguous: bool = True  # every load is one vector load or the same element for all lanes
-    linear: bool = True  # lanes can be computed as vectors (gathers included)
+    contiguous: bool = True  # each load is a vector load, or one element for all lanes
+    linear: bool = True  # vectors can compute it, possibly with gathers
 
 
 def access_pattern(expr: Expr, var: Var) -> AccessPattern:
-    """The access pattern of `expr` along `var`; cuts at `breakpoints` are assumed to have been made."""
+    """Return the access pattern of `expr` along `var`, on a range without `breakpoints`."""
     contiguous = linear = True
     for load in loads(expr):
         for at, position in enumerate(load.indices):
@@ -40,12 +40,12 @@ def access_pattern(expr: Expr, var: Var) -> AccessPattern:
 
 
 def _is_tensor_value(comparison: Expr) -> bool:
-    """Comparisons of floating-point values are data, those of integers are index arithmetic."""
+    """Return whether a comparison is of data (floating point) and not of indices (integers)."""
     return not str(comparison.a.ty).startswith("int")
 
 
 def stride_of(expr: Expr, var: Var) -> int | None:
-    """The coefficient of `var` in an expression linear in it, None where it is not linear."""
+    """Return the coefficient of `var` in `expr`; None if `expr` is not linear in it."""
     if isinstance(expr, Var):
         return int(expr.same_as(var))
     if isinstance(expr, tirx.Add | tirx.Sub):
@@ -62,7 +62,7 @@ def stride_of(expr: Expr, var: Var) -> int | None:
 
 
 def breakpoints(expr: Expr, var: Var, extent: int) -> list[int]:
-    """Where a comparison of `var` with a literal changes its answer, as a partition of [0, extent]."""
+    """Return where comparisons of `var` with literals change their result, as a partition of [0, extent]."""
     cuts = {0, extent}
     for e in walk(expr):
         if isinstance(e, _COMPARE) and (at := _threshold(e, var)) is not None:
@@ -71,7 +71,7 @@ def breakpoints(expr: Expr, var: Var, extent: int) -> list[int]:
 
 
 def _threshold(comparison: Expr, var: Var) -> int | None:
-    """The value of `var` at which both sides are equal, when that is a literal."""
+    """Return the value of `var` at which both sides are equal; None if it is not a literal."""
     difference = tvm.sym.Analyzer().simplify(comparison.a - comparison.b) if uses(comparison, var) else None
     if difference is None:
         return None
@@ -84,7 +84,7 @@ def _threshold(comparison: Expr, var: Var) -> int | None:
 
 
 class _DecideComparisons(Rewriter):
-    """Replaces comparisons that are decided for the whole range that the analyzer knows."""
+    """Replaces comparisons that have one result over the whole range that the analyzer knows."""
 
     def __init__(self, analyzer: tvm.sym.Analyzer) -> None:
         super().__init__({})
@@ -99,7 +99,7 @@ class _DecideComparisons(Rewriter):
 
 
 def specialized(expr: Expr, var: Var, start: int, stop: int) -> Expr:
-    """`expr` with what is known of `var` in [start, stop) decided."""
+    """Return `expr` for `var` in [start, stop), with the comparisons that this decides folded."""
     if not any(isinstance(e, _COMPARE) for e in walk(expr)):
         return expr
     analyzer = tvm.sym.Analyzer()
@@ -108,7 +108,7 @@ def specialized(expr: Expr, var: Var, start: int, stop: int) -> Expr:
 
 
 def mergeable(expr: Expr, outer: Var, inner: Var, extent: Expr) -> bool:
-    """Whether two neighbouring axes of the result are neighbours in every load too, so that they are one axis."""
+    """Return whether two neighboring axes of the result are neighbors in every load, so that they can merge."""
     paired = 0
     for load in loads(expr):
         places = [i for i, e in enumerate(load.indices) if uses(e, outer) or uses(e, inner)]
@@ -120,7 +120,7 @@ def mergeable(expr: Expr, outer: Var, inner: Var, extent: Expr) -> bool:
 
 
 def _is_pair(load: TensorLoad, places: Sequence[int], outer: Var, inner: Var, extent: Expr) -> bool:
-    """The two are whole indices of a load, with nothing but merged axes (index 0) between them."""
+    """Return whether the two are whole indices of a load, with only merged axes (index 0) between them."""
     if len(places) != 2 or not load.indices[places[0]].same_as(outer) or not load.indices[places[1]].same_as(inner):
         return False
     if any(constant(i) != 0 for i in load.indices[places[0] + 1 : places[1]]):
@@ -130,5 +130,5 @@ def _is_pair(load: TensorLoad, places: Sequence[int], outer: Var, inner: Var, ex
 
 
 def operation_count(expr: Expr) -> int:
-    """A rough count of the operations in `expr`."""
+    """Estimate the number of operations in `expr`."""
     return 1 + sum(operation_count(c) for c in children(expr)) if children(expr) else 0

@@ -1,4 +1,4 @@
-"""The kernel of dense and grouped convolutions over (n, h, w, c), weights packed at build time."""
+"""The rule for dense and grouped convolutions over (n, h, w, c)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ from zmq_offload.schedules.tiles import Tile, choose_tile
 
 
 def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
-    """A dense or grouped convolution."""
+    """Schedule a dense or grouped convolution with packed weights (chunks, kh, kw, c, tile columns).
+
+    `images.partition` divides the result into tasks. A task copies its window of the input, with zeros around, if the
+    convolution pads; then, for each chunk of output channels, it goes over its rows in tiles of neighboring results.
+    A micro-kernel sums each tile over the window. Without groups and dilation, the columns and channels of a window
+    are neighbors in memory, so one loop runs over both. Symbolic image sizes are left to TVM.
+    """
     image, weight = image_of(program, stage)
     conv = image.conv
     height, width, _ = result_size(stage)
@@ -82,17 +88,17 @@ class _Dense:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """One task of a dense convolution: some rows, or a part of one, for some channels."""
+    """One task: some rows, or a part of each, for some of the channels."""
 
     parent: _Dense
     batch: Expr
     top: Expr
     rows: Expr
-    first: Expr  # tile
+    first: Expr  # first tile of each row
     tiles: Expr
     rest: int  # columns after the last whole tile
-    last: Expr | None  # whether this task has those columns, None for always
-    group: Expr  # part of the channels
+    last: Expr | None  # whether this task computes those columns; None if all tasks do
+    group: Expr  # which part of the channels
     part: Partition
 
     def statement(self) -> tirx.Stmt:
@@ -153,11 +159,11 @@ class _Task:
     def _block(
         self, copy: FlatBuffer | None, group: Expr, base: Expr, chunk: Expr, columns: int, y: Expr, x: Expr, height: int
     ) -> tirx.Stmt:
-        """`height` neighbouring results for one chunk of channels; y, x count from the task's corner."""
+        """`height` neighboring results for one chunk of channels; y and x count from the task's corner."""
         p, conv = self.parent, self.parent.image.conv
         (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilation
         depth = constant(p.stage.reduce_extents[-1]) or 1
-        # A window's columns and channels are neighbours in memory and in the packed weights: one loop over both.
+        # A window's columns and channels are neighbors in memory and in the packed weights: one loop over both.
         joined = conv.groups == 1 and dw == 1
         reduce = [index(kh), index(kw * depth)] if joined else [index(kh), index(kw), index(depth)]
         left = x + self.first * p.tile.rows

@@ -1,4 +1,4 @@
-"""Small builders for TIR statements: loops, sequences, lanes of a vector with its tail."""
+"""Builders for TIR statements: loops, parallel loops, vectors and their tails, buffers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tvm.tirx import ForKind
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.rewrite import Rewriter, constant
 
-INDEX = "int64"  # TVM's shapes are int64; its NarrowDataType pass makes 32 bits of what fits
+INDEX = "int64"  # as TVM's shapes; its pass NarrowDataType makes int32 of indices that fit
 
 
 def index(value: int) -> Expr:
-    """An index literal."""
+    """Return an index literal."""
     return tirx.IntImm(INDEX, value)
 
 
 def as_index(value: Expr | int) -> Expr:
-    """`value` as an index expression."""
+    """Return `value` as an index expression."""
     return index(value) if isinstance(value, int) else value
 
 
 def sequence(statements: Iterable[tirx.Stmt | None]) -> tirx.Stmt:
-    """The statements one after the other; none where a tensor has no elements."""
+    """Return the statements in sequence, without None; a statement without effect if none is left."""
     flat: list[tirx.Stmt] = []
     for statement in statements:
         if isinstance(statement, tirx.SeqStmt):
@@ -45,7 +45,7 @@ def loop(
     kind: ForKind = ForKind.SERIAL,
     start: Expr | int = 0,
 ) -> tirx.Stmt:
-    """`for name in range(start, start + extent)`; one iteration needs no loop."""
+    """Emit `for name in range(start, start + extent)`; the body alone for a single iteration."""
     if constant(as_index(extent)) == 1:
         return body(as_index(start))
     var = tirx.Var(name, INDEX)
@@ -53,14 +53,14 @@ def loop(
 
 
 def nest(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], kind: ForKind = ForKind.SERIAL) -> tirx.Stmt:
-    """Nested loops over `extents`."""
+    """Emit nested loops over `extents`."""
     if not extents:
         return body([])
     return loop(extents[0], lambda i: nest(extents[1:], lambda rest: body([i, *rest]), kind), kind=kind)
 
 
 def parallel(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], threads: bool = True) -> tirx.Stmt:
-    """One loop over all `extents`, shared between the threads; `threads=False` leaves nested serial loops."""
+    """Emit one loop over all `extents` that threads share; nested serial loops with `threads=False`."""
     if not threads:
         return nest(extents, body)
     total = product(extents)
@@ -76,7 +76,7 @@ def parallel(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], t
 
 
 def product(extents: Iterable[Expr]) -> Expr:
-    """The product of the extents."""
+    """Return the product of the extents as an expression."""
     total: Expr = index(1)
     for extent in extents:
         total = total * extent
@@ -84,7 +84,7 @@ def product(extents: Iterable[Expr]) -> Expr:
 
 
 def elements(extents: Iterable[Expr], unknown: int = 1) -> int:
-    """The product of the extents with `unknown` for each symbolic one."""
+    """Return the product of the extents as a number, with `unknown` for each symbolic one."""
     total = 1
     for extent in extents:
         value = constant(extent)
@@ -93,7 +93,7 @@ def elements(extents: Iterable[Expr], unknown: int = 1) -> int:
 
 
 def pieces(extent: int, machine: Machine) -> list[tuple[int, int, int]]:
-    """`extent` cut into (start, width, count) runs of vectors: full width first, then its halves for the tail."""
+    """Split `extent` into (start, width, count) runs of vectors: the full width first, then its halves for the tail."""
     runs, start = [], 0
     for width in machine.widths:
         count = (extent - start) // width
@@ -104,7 +104,7 @@ def pieces(extent: int, machine: Machine) -> list[tuple[int, int, int]]:
 
 
 def vectors(start: Expr, extent: int, machine: Machine, body: Callable[[Expr, int], tirx.Stmt]) -> tirx.Stmt:
-    """`body(first, width)` for every vector of [start, start + extent)."""
+    """Emit `body(first, width)` for each vector of [start, start + extent)."""
 
     def run(at: int, width: int, count: int) -> tirx.Stmt:
         return loop(count, lambda i: body(start + at + i * width, width), "v")
@@ -113,16 +113,16 @@ def vectors(start: Expr, extent: int, machine: Machine, body: Callable[[Expr, in
 
 
 def when(condition: Expr, statement: tirx.Stmt) -> tirx.Stmt:
-    """`statement` if `condition` holds."""
+    """Emit `statement` under a condition."""
     return tirx.IfThenElse(condition, statement, None)
 
 
 def lanes(width: int, body: Callable[[Expr], tirx.Stmt]) -> tirx.Stmt:
-    """`body(lane)` for the lanes of one vector, what it names by `Let` kept in local buffers."""
+    """Emit the store `body(lane)` for all lanes of one vector; local buffers replace its `Let` bindings."""
     lane: Expr = tirx.Var("lane", INDEX) if width > 1 else index(0)
     statement = body(lane)
     if not isinstance(statement, tirx.BufferStore):
-        raise TypeError("the body of a vector's lanes is one assignment")
+        raise TypeError(f"the body of a vector is a {type(statement).__name__}; it must be a single store")
     names = _Names(lane, width)
     value = names.visit(statement.value)
     statement = sequence([*names.assignments, tirx.BufferStore(statement.buffer, value, statement.indices)])
@@ -132,11 +132,10 @@ def lanes(width: int, body: Callable[[Expr], tirx.Stmt]) -> tirx.Stmt:
 
 
 class _Names(Rewriter):
-    """Turns `Let` into assignments to buffers of a vector's size.
+    """Replaces `Let` bindings by stores to buffers of one vector.
 
-    TVM's simplifier replaces a variable bound by `Let` by its value wherever it is used, while it generates code:
-    time and memory grow exponentially with the depth of nested bindings (a sigmoid of a sigmoid of
-    an exp took minutes).
+    When TVM generates code, its simplifier substitutes the value of a `Let` for each use of the variable. Time and
+    memory grow exponentially with the depth of nested bindings: a sigmoid of a sigmoid of an exp took minutes.
     """
 
     def __init__(self, lane: Expr, width: int) -> None:
@@ -160,17 +159,17 @@ class _Names(Rewriter):
         return self.visit(e.body)
 
     def branch(self, value: Expr) -> Expr:
-        # One side of a conditional may only be computed where the condition holds: its names stay inside of it.
+        # A side of a conditional is computed only if the condition holds: its bindings must stay inside.
         return Rewriter(self.variables).visit(value)
 
 
 def ramp(base: Expr | int, width: int) -> Expr:
-    """The indices of a vector's lanes."""
+    """Return the indices of a vector's lanes."""
     return tirx.Ramp(as_index(base), index(1), width) if width > 1 else as_index(base)
 
 
 def splat(value: Expr, width: int) -> Expr:
-    """`value` in every lane."""
+    """Return `value` in every lane."""
     return tirx.Broadcast(value, width) if width > 1 else value
 
 
@@ -178,24 +177,24 @@ _numbers = itertools.count()
 
 
 def local(name: str, shape: Sequence[int], dtype: str = "float32") -> Var:
-    """A small buffer that LLVM keeps in registers.
+    """Declare a small buffer that LLVM keeps in registers.
 
-    TVM puts global buffers of up to 1 KiB (its kMaxStackAlloca) on the stack, where LLVM finds them; larger ones, and
-    whatever has scope "local", come from its workspace at 0.1 us for each use.
+    TVM allocates buffers of scope "global" and up to 1 KiB (its kMaxStackAlloca) on the stack, where LLVM can promote
+    them. Larger ones, and those of scope "local", come from TVM's workspace, which costs 0.1 us for each allocation.
     """
     return tirx.decl_buffer([index(s) for s in shape], dtype, f"{name}_{next(_numbers)}")
 
 
 def scratch(name: str, shape: Sequence[Expr | int], dtype: str = "float32") -> Var:
-    """A buffer from the thread's workspace."""
+    """Declare a buffer in the thread's workspace."""
     return tirx.decl_buffer([as_index(s) for s in shape], dtype, f"{name}_{next(_numbers)}")
 
 
 class FlatBuffer:
-    """A buffer of ours addressed by several indices, of which inner ones may run over their extent into the next row.
+    """A one-dimensional buffer addressed by several indices, where an inner index may run on into the next row.
 
-    TVM shrinks what is allocated inside a function to the region that indices seem to reach (CompactBufferAllocation),
-    so only a buffer with one dimension keeps its addresses.
+    TVM's pass CompactBufferAllocation shrinks an allocated buffer to the part that its indices seem to reach. Only a
+    one-dimensional buffer keeps its layout.
     """
 
     def __init__(self, name: str, extents: Sequence[Expr | int], dtype: str = "float32") -> None:
@@ -203,7 +202,7 @@ class FlatBuffer:
         self.buffer = scratch(name, [product(self.extents)], dtype)
 
     def position(self, indices: Sequence[Expr]) -> Expr:
-        """The place of an element; the last index may be a vector's."""
+        """Return the flat index of an element; one of the indices may be a vector."""
         place: Expr = index(0)
         for at, extent in zip(indices, self.extents, strict=True):
             scaled = place * extent
@@ -212,7 +211,7 @@ class FlatBuffer:
         return place
 
     def load(self, indices: Sequence[Expr]) -> Expr:
-        """An element, or a vector of them."""
+        """Load an element or a vector."""
         return tirx.BufferLoad(self.buffer, [self.position(indices)])
 
     def store(self, indices: Sequence[Expr], value: Expr) -> tirx.Stmt:
@@ -221,10 +220,10 @@ class FlatBuffer:
 
 
 def with_buffers(buffers: Iterable[Var], body: tirx.Stmt) -> tirx.Stmt:
-    """`body` with `buffers` allocated around it."""
+    """Allocate `buffers` around `body`."""
     return sequence([*(tirx.AllocBuffer(b) for b in buffers), body])
 
 
 def finish(func: tirx.PrimFunc, body: tirx.Stmt) -> tirx.PrimFunc:
-    """`func` with another body: what it takes and gives stays."""
+    """Return `func` with another body and the same signature and attributes."""
     return tirx.PrimFunc(list(func.params), body, func.ret_type, func.attrs)

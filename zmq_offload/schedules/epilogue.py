@@ -1,4 +1,4 @@
-"""What is computed from a kernel's or a reduction's result before it is stored: bias, activation, residual."""
+"""The epilogue of a kernel: bias, activation, residual, and whatever else is computed before a result is stored."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from zmq_offload.schedules.rewrite import Rewriter, Unsupported
 from zmq_offload.schedules.stages import Inliner, Stage, same_indices
 from zmq_offload.schedules.vector_math import vectorizable
 
-# Operations; a bias with a hard-swish and a residual has 12, a sigmoid 40.
+# Operations. A bias with a hard-swish and a residual has 12, a sigmoid 40.
 _LONG = 30
 
 
 class Epilogue:
-    """The value of `final` at an index, given that of `stage` at the same index; expanded once, emitted many times."""
+    """Computes `final` at an index from the result of `stage` at the same index, and stores it.
+
+    The stages between them are expanded once, and emitted for every result of a tile. Raises Unsupported if `final`
+    has another shape or reads `stage` at another index. `write` replaces the store to `final`'s buffer.
+    """
 
     def __init__(
         self,
@@ -49,21 +53,21 @@ class Epilogue:
 
     @property
     def long(self) -> bool:
-        """Whether it is many times the code of a bias and an activation, as what contains an exp is."""
+        """Whether its code is many times that of a bias and an activation; that of an exp is."""
         return operation_count(self._value) > _LONG
 
     def flatten_rows(self) -> bool:
-        """Whether all axes but the last are one in every load; then (0, ..., 0, row, column) addresses an element."""
+        """Merge all axes but the last if every load allows it; then (0, ..., 0, row, column) addresses an element."""
         value, rows = self._value, self._axes[:-1]
         for at in reversed(range(len(rows) - 1)):
             if not mergeable(value, rows[at], rows[-1], product(self.final.extents[at + 1 : -1])):
                 return False
-            # The merged axis: what is left of the pair stands at the inner place, the outer index is 0.
+            # The inner axis now stands for both; the outer index is 0.
             value = Rewriter({rows[at]: index(0)}).visit(value)
         return True
 
     def value(self, at: Sequence[Expr], total: Expr) -> Expr:
-        """The element at `at`."""
+        """Return the element at `at`."""
         names: dict[Var, Expr] = dict(zip(self._axes, at, strict=True))
         return Rewriter({**names, self._total: total}).visit(self._value)
 

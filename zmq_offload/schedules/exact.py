@@ -1,6 +1,8 @@
-"""Operators whose usual expression loses what is small, infinite or NaN, written in another way.
+"""A pass that replaces operators whose usual formula loses small numbers, infinities or NaN.
 
-This runs after the layout is chosen: the functions made here are opaque to it.
+It takes and returns a module of Relax operators, and runs after `layout`: the PrimFuncs that it makes are opaque to
+that pass. It matches single operators, and pairs such as log(1 + x), through their bindings. docs/numbers.md lists the
+results.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from tvm.ir import Call, Expr, IRModule
 from tvm.relax.expr_functor import mutator
 
 from zmq_offload.schedules.simplify import GraphRewriter, rewritten
+from zmq_offload.schedules.tvm_internals import last_part, operator_name
 
 _FLOATS = ("float16", "float32", "float64")
 
@@ -22,24 +25,24 @@ _FLOATS = ("float16", "float32", "float64")
 class _Exact(GraphRewriter):
     def visit_call_(self, call: Call) -> Expr:
         call = self.operands(call)
-        rule = _REWRITES.get(getattr(call.op, "name", ""))
+        rule = _REWRITES.get(operator_name(call))
         if rule is None or getattr(call.ty, "shape", None) is None:
             return call
         other = rule(self, call)
         return call if other is None else other
 
     def called(self, expr: Expr, name: str) -> Call | None:
-        """The call of operator `name` that `expr` is or is bound to."""
+        """Return the call of operator `name` that `expr` is or is bound to."""
         value = self.bound(expr)
-        return value if isinstance(value, Call) and getattr(value.op, "name", "") == name else None
+        return value if operator_name(value) == name else None
 
     def is_number(self, expr: Expr, value: float) -> bool:
-        """Whether it is a constant with one element of this value."""
+        """Return whether `expr` is a constant with one element, `value`."""
         array = self.array(expr)
         return array is not None and array.size == 1 and float(array.item()) == value
 
     def elementwise(self, name: str, x: Expr, value: Callable[[Expr], Expr]) -> Expr:
-        """A function of each element of `x`."""
+        """Emit a function of each element of `x`."""
 
         def compute(tensor: te.Tensor) -> te.Tensor:
             return te.compute(tensor.shape, lambda *at: value(tensor[at]), name=name)
@@ -48,7 +51,7 @@ class _Exact(GraphRewriter):
 
 
 def _log(graph: _Exact, call: Call) -> Expr | None:
-    """log(1 + x), half of Softplus and Mish: 1 + x has no digit left of a small x."""
+    """log(1 + x), a part of Softplus and Mish: 1 + x loses the digits of a small x."""
     added = graph.called(call.args[0], "relax.add")
     if added is None or str(call.ty.dtype) != "float32":
         return None
@@ -59,7 +62,7 @@ def _log(graph: _Exact, call: Call) -> Expr | None:
 
 
 def _subtract(graph: _Exact, call: Call) -> Expr | None:
-    """e^x - 1 and 1 - e^x, as Elu and Selu have it: the difference cancels where x is small."""
+    """e^x - 1 and 1 - e^x, parts of Elu and Selu: the difference cancels for small x."""
     if str(call.ty.dtype) != "float32":
         return None
     a, b = call.args
@@ -72,7 +75,7 @@ def _subtract(graph: _Exact, call: Call) -> Expr | None:
 
 
 def _sign(graph: _Exact, call: Call) -> Expr | None:
-    """NaN has no sign."""
+    """The sign of NaN is NaN."""
     dtype = str(call.ty.dtype)
     if dtype not in _FLOATS:
         return None
@@ -86,7 +89,7 @@ def _sign(graph: _Exact, call: Call) -> Expr | None:
 
 
 def _multiply(graph: _Exact, call: Call) -> Expr | None:
-    """x * (x > limit), ThresholdedRelu as the importer writes it: 0 times an infinity is NaN."""
+    """x * (x > limit), the importer's ThresholdedRelu: 0 times infinity would be NaN."""
     for mask, x in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
         cast = graph.called(mask, "relax.astype")
         above = None if cast is None else graph.called(cast.args[0], "relax.greater")
@@ -96,7 +99,7 @@ def _multiply(graph: _Exact, call: Call) -> Expr | None:
 
 
 def _add(graph: _Exact, call: Call) -> Expr | None:
-    """log(sum(exp(x - m))) + m, m = max(x), as ReduceLogSumExp: where m is infinite, x - m is not a number."""
+    """log(sum(exp(x - m))) + m with m = max(x), ReduceLogSumExp: x - m is NaN if m is infinite."""
     for logarithm, m in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
         log = graph.called(logarithm, "relax.log")
         total = None if log is None else graph.called(log.args[0], "relax.sum")
@@ -118,13 +121,16 @@ def _add(graph: _Exact, call: Call) -> Expr | None:
 
 
 def _position(graph: _Exact, call: Call) -> Expr | None:
-    """The first largest (or smallest) element, the first NaN if there is one: TVM begins with -1 at the datatype's last
-    finite number, which is the answer where all are that (such as bytes of 0) or infinite, and forgets a NaN."""
+    """The index of the first largest (or smallest) element, or of the first NaN.
+
+    TVM starts with index -1 and the datatype's last finite number. It returns -1 if no element is better, as with
+    bytes that are all 0, and ignores NaN.
+    """
     (x,), attrs, dtype = call.args, call.attrs, str(call.ty.dtype)
     kind = str(x.ty.dtype)
     if attrs.axis is None or kind == "bool":
         return None
-    largest = call.op.name == "relax.argmax"
+    largest = operator_name(call) == "relax.argmax"
     rank = x.ty.ndim
     axis = int(attrs.axis) % rank
 
@@ -154,7 +160,7 @@ def _position(graph: _Exact, call: Call) -> Expr | None:
         found, _ = te.compute(kept, element, name="position")
         return te.compute(kept, lambda *at: found[at], name="index")
 
-    return graph.builder_.emit_te(compute, x, primfunc_name_hint=call.op.name.rsplit(".", 1)[1])
+    return graph.builder_.emit_te(compute, x, primfunc_name_hint=last_part(operator_name(call)))
 
 
 _REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
@@ -169,5 +175,5 @@ _REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
 
 
 def exact(mod: IRModule) -> IRModule:
-    """`mod` with those operators replaced."""
+    """Return `mod` with those operators replaced."""
     return rewritten(mod, _Exact(mod))

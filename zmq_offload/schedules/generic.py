@@ -1,4 +1,12 @@
-"""Programs without a kernel: which stages get a nest of their own, and which nests share their rows."""
+"""The rule for programs without a kernel: element-wise stages and reductions, such as softmax or a normalization.
+
+1. A stage is stored if it is the last, if it is a reduction, or if inlining would compute it several times (`_kept`).
+   All others are inlined into their readers.
+2. Each stored stage becomes a loop nest. A reduction and the only stage that reads it, element by element, share one
+   (`_nests`).
+3. If all nests have leading axes in common and use them in step, they run inside one loop over these axes, so that
+   intermediate results are one row and stay in cache (`_shared_rows`). Otherwise they run one after the other.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +29,19 @@ from zmq_offload.schedules.vector_math import is_cheap
 
 @dataclass(frozen=True, eq=False)
 class _Nest:
-    """One loop nest: an element-wise stage, or a reduction with the stage computed from it."""
+    """A loop nest: an element-wise stage, or a reduction and the stage computed from it."""
 
     final: Stage
     reduce: Stage | None = None
 
     def emit(self, context: NestContext) -> tirx.Stmt:
-        """The nest in a context."""
+        """Emit the nest."""
         if self.reduce is None:
             return elementwise(context, self.final)
         return reduction(context, Reduction(self.reduce, self.final))
 
     def sources(self, inliner: Inliner) -> list[tvm.ir.TensorLoad]:
-        """Every load of materialized buffers in it."""
+        """Return all loads of stored buffers in it."""
         found = []
         for stage in {id(s): s for s in (self.reduce, self.final) if s}.values():
             found += loads(inliner.expand(stage, list(stage.axes)))
@@ -41,7 +49,7 @@ class _Nest:
 
 
 def generic(program: Program, machine: Machine) -> tirx.Stmt:
-    """Loop nests for the whole program."""
+    """Emit loop nests for the whole program."""
     kept = _kept(program)
     nests = _nests(program, kept)
     rows = _shared_rows(program, kept, nests) if len(nests) > 1 else 0
@@ -66,7 +74,7 @@ def _context(
     at: Sequence[Expr] = (),
     rows: int = 0,
 ) -> NestContext:
-    """A frame that keeps intermediate results in `stored`, the leading `rows` axes left out."""
+    """Return a context that keeps intermediate results in `stored`, without the leading `rows` axes."""
 
     def inside(indices: list[Expr]) -> list[Expr]:
         return indices[rows:] or [index(0)]
@@ -87,7 +95,7 @@ def _consumers(program: Program, stage: Stage) -> list[tuple[Stage, tvm.ir.Tenso
 
 
 def _kept(program: Program) -> list[Var]:
-    """Buffers that are stored: results, reductions, and what would be computed again and again if inlined."""
+    """Return the buffers to store: the result, reductions, and stages that inlining would compute several times."""
     kept: list[Var] = []
     for stage in program.stages:
         if stage is program.stages[-1] or stage.reduce_axes or _recomputed(program, stage, kept):
@@ -100,13 +108,13 @@ def _recomputed(program: Program, stage: Stage, kept: list[Var]) -> bool:
         return False
     readers = {id(s): s for s, _ in _consumers(program, stage)}.values()
     size = elements(stage.extents, unknown=64)
-    # Evaluated twice and more for an element: by a reader with a larger domain, or by two of which one is a reduction.
+    # Twice or more for each element: by a reader with a larger domain, or by two readers, one of them a reduction.
     reading = [elements([*s.extents, *s.reduce_extents], unknown=64) for s in readers]
     return sum(reading) >= 2 * size and (max(reading) >= 2 * size or any(s.reduce_axes for s in readers))
 
 
 def _nests(program: Program, kept: list[Var]) -> list[_Nest]:
-    """The kept stages in order, reductions joined with the element-wise stage over the same domain that reads them."""
+    """Return the nests in order; a reduction takes the only stage that reads it along, if that has the same domain."""
     stored = [s for s in program.stages if any(s.buffer.same_as(k) for k in kept)]
     nests: list[_Nest] = []
     joined: set[int] = set()
@@ -143,7 +151,7 @@ def _reads(program: Program, kept: list[Var], reader: Stage, stage: Stage) -> bo
 
 
 def _shared_rows(program: Program, kept: list[Var], nests: list[_Nest]) -> int:
-    """How many leading axes all nests have in common and use in step, so that they can run row by row."""
+    """Return how many leading axes all nests share and use in step; 0 if running row by row does not pay."""
     final = nests[-1].final
     most = min(len(n.final.axes) for n in nests)
     inner = [elements(n.final.extents[-1:]) for n in nests if n.reduce is None]
@@ -157,7 +165,7 @@ def _shared_rows(program: Program, kept: list[Var], nests: list[_Nest]) -> int:
             for load in loads(value):
                 if any(load.source.same_as(m.final.buffer) for m in nests):
                     rows = min(rows, _common(list(load.indices), axes))
-    # The last axis of a nest is the vector's, unless that nest is a single value a row.
+    # Vectors need the last axis of a nest, unless each row is a single value.
     if rows and any(i > 1 for i in inner):
         rows = min(rows, min(len(n.final.axes) for n in nests if n.reduce is None) - 1)
     row_bytes = 4 * sum(elements(n.final.extents[rows:], unknown=1024) for n in nests)
@@ -173,7 +181,7 @@ def _common(indices: list[Expr], axes: list[Var]) -> int:
 
 
 def _row_by_row(program: Program, machine: Machine, kept: list[Var], nests: list[_Nest], rows: int) -> tirx.Stmt:
-    """All nests inside one loop over the shared axes, intermediate results as large as one row."""
+    """Emit all nests inside one loop over the shared axes; intermediate results are one row."""
     final = nests[-1].final
     work = sum(
         elements([*n.final.extents, *(n.reduce.reduce_extents if n.reduce else [])], unknown=16)

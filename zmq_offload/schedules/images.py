@@ -1,4 +1,4 @@
-"""What convolutions share: the image they read, copies of its parts, how the work is shared out."""
+"""Shared by the rules for convolutions: the image they read, padded copies of its windows, the division into tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zmq_offload.schedules.stages import Program, Stage
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """The data of a convolution: the buffer as it comes, its static size, the convolution's geometry."""
+    """The input of a convolution: its buffer, its static size, and the convolution's geometry."""
 
     buffer: Var
     conv: Conv
@@ -32,11 +32,11 @@ class Image:
 
     @property
     def padded(self) -> bool:
-        """Whether windows reach over the edge, or the layout has to change: then parts are copied before use."""
+        """Whether tasks copy their window before use: it reaches over the edge, or its layout has to change."""
         return any(self.conv.padding) or self.conv.channels_first
 
     def window(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the data under a block of results."""
+        """Return the rows and columns of the input that a block of results reads."""
         (kh, kw), (sh, sw), (dh, dw) = self.conv.kernel, self.conv.strides, self.conv.dilation
         return (size[0] - 1) * sh + (kh - 1) * dh + 1, (size[1] - 1) * sw + (kw - 1) * dw + 1
 
@@ -49,7 +49,7 @@ class Image:
         columns: Expr | int,
         channel: Expr | int = 0,
     ) -> tirx.Stmt:
-        """Copy a window into `target` (rows, columns, channels), with zeros beyond the edges; `at` is its corner."""
+        """Copy the window at corner `at` into `target` (rows, columns, channels), with zeros beyond the edges."""
         batch, top, left = at
         channels = constant(target.extents[-1]) or 1
 
@@ -89,7 +89,7 @@ class Image:
         return tirx.BufferLoad(self.buffer, self.at(batch, y, x, channel))
 
     def at(self, batch: Expr, y: Expr, x: Expr, channel: Expr) -> list[Expr]:
-        """Indices of data or result: one-dimensional ones have no y."""
+        """Return the indices of an element of input or result; one-dimensional images have no y."""
         return [batch, y, x, channel] if len(self.buffer.shape) == 4 else [batch, x, channel]
 
 
@@ -97,7 +97,10 @@ _ZERO = tirx.FloatImm("float32", 0.0)
 
 
 def image_of(program: Program, stage: Stage) -> tuple[Image, Var]:
-    """The data and the weights that a convolution's stage reads; the copy that pads is the kernel's own business."""
+    """Return the image and the weights that a convolution reads, looking through the stage that pads.
+
+    Raises Unsupported if any extent but the batch is symbolic.
+    """
     conv = Conv.of(stage.annotations)
     data, weight = (e.source for e in loads(stage.value))
     pad = program.producer(data)
@@ -112,14 +115,14 @@ def image_of(program: Program, stage: Stage) -> tuple[Image, Var]:
 
 
 def result_size(stage: Stage) -> tuple[int, int, int]:
-    """Height, width and channels of the result."""
+    """Return height, width and channels of the result."""
     sizes = [constant(e) or 0 for e in stage.extents[1:]]
     return (1, sizes[0], sizes[1]) if len(sizes) == 2 else (sizes[0], sizes[1], sizes[2])
 
 
 @dataclass(frozen=True)
 class Partition:
-    """How a result is shared out: rows of a task, parts of a row, parts of the channels."""
+    """How a result is divided into tasks: rows of a task, parts of a row, parts of the channels."""
 
     rows: int
     across: int
@@ -127,14 +130,14 @@ class Partition:
 
 
 def partition(machine: Machine, batch: int, height: int, tiles: int, chunks: int, row_bytes: int) -> Partition:
-    """Tasks of equal size, by rows where there are enough of them, else by parts of rows or by channels."""
+    """Divide a result into equal tasks: bands of rows, and with too few rows also parts of a row or of the channels."""
     threads = machine.threads
     options = []
     for across, channels in {(1, 1), (min(threads, max(tiles, 1)), 1), (1, min(threads, max(chunks, 1)))}:
         spread = batch * across * channels
         bands = max(1, -(-threads // spread))
         rows = max(1, -(-height // bands))
-        # Copies of rows that overlap cost; so do copies that do not fit the cache.
+        # Small bands copy overlapping rows more often; large ones do not fit the cache.
         while rows > 4 and rows * row_bytes > CACHE_BYTES:
             rows = -(-rows // 2)
         tasks = spread * -(-height // rows)

@@ -1,7 +1,11 @@
-"""Channels last: convolutions in (n, h, w, c), and everything between them that can follow.
+"""The layout pass: convolutions and the operators between them in channels-last layout, (n, h, w, c).
 
-A result in the new layout is bound as a transpose back to the old one. Whoever can use the new layout looks through
-that transpose; whoever cannot uses the transpose; what nobody uses is dead code.
+It takes and returns a module of Relax operators. Convolutions and products become calls of the annotated PrimFuncs of
+`operators`; their constant weights are packed in chunks as wide as the tile that the rules will use. Pools, resizes,
+reductions, concatenations and element-wise operators follow if an operand already is channels last.
+
+An operator in the new layout is bound as a transpose back to the old one. A user that can take the new layout looks
+through that transpose, any other uses it; dead code elimination removes the transposes without users.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Conv, shape_of
 from zmq_offload.schedules.simplify import Array, GraphRewriter, constant_expr, rewritten
 from zmq_offload.schedules.tiles import choose_tile
+from zmq_offload.schedules.tvm_internals import last_part, operator_name
 
 _ELEMENTWISE = frozenset(
     "relax." + name
@@ -23,11 +28,11 @@ _ELEMENTWISE = frozenset(
         *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where", "clip", "astype", "abs"),
         *("exp", "log", "sqrt", "rsqrt", "negative", "sigmoid", "tanh", "erf", "floor", "ceil", "round", "square"),
         *("greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "sin", "cos"),
-        *("nn.relu", "nn.relu6", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.softplus", "nn.selu"),
+        *("nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.softplus", "nn.selu"),
     )
 )
 _REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min", "prod", "variance", "std"))
-# Which method of the rewriter takes an operator.
+# The method of the rewriter for each operator.
 _RULES = {
     "relax.nn.conv1d": "_convolution",
     "relax.nn.conv2d": "_convolution",
@@ -48,17 +53,17 @@ _RULES = {
     **dict.fromkeys(_ELEMENTWISE, "_elementwise"),
     **dict.fromkeys(_REDUCTIONS, "_reduction"),
 }
-# Fewer channels than this are not worth a transpose of their own: the convolution's copy of its window does it.
-_FEW_CHANNELS = 4
+# An image with so few channels is not transposed by itself: the convolution transposes when it copies its window.
+_FEW_CHANNELS = 5
 
 
 def last_axes(rank: int) -> list[int]:
-    """The permutation that moves the channels (axis 1) to the end."""
+    """Return the permutation that moves the channels, axis 1, to the end."""
     return [0, *range(2, rank), 1]
 
 
 def first_axes(rank: int) -> list[int]:
-    """The permutation back."""
+    """Return the permutation that moves the channels back."""
     return [0, rank - 1, *range(1, rank - 1)]
 
 
@@ -72,15 +77,15 @@ class _ChannelsLast(GraphRewriter):
     # -- operands in the new layout ------------------------------------------------------------------------------
 
     def _known_last(self, expr: Expr) -> Expr | None:
-        """The channels-last form of `expr` if there is one already."""
+        """Return the channels-last form of `expr` if it exists already."""
         call = self.bound(expr)
-        if not isinstance(call, Call) or getattr(call.op, "name", "") != "relax.permute_dims" or not call.attrs.axes:
+        if operator_name(call) != "relax.permute_dims" or not call.attrs.axes:
             return None
         moved = call.ty.ndim >= 3 and [int(a) for a in call.attrs.axes] == first_axes(call.ty.ndim)
         return call.args[0] if moved else None
 
     def _last(self, expr: Expr) -> Expr:
-        """The channels-last form of a tensor of rank 3 and more."""
+        """Return the channels-last form of a tensor of rank 3 or more."""
         if (known := self._known_last(expr)) is not None:
             return known
         rank = expr.ty.ndim
@@ -99,7 +104,7 @@ class _ChannelsLast(GraphRewriter):
         return moved
 
     def _back(self, value: Expr) -> Expr:
-        """`value`, channels last, as everybody else expects it."""
+        """Return the transpose of a channels-last `value` to the original layout."""
         value = self.builder_.emit(value)
         return relax.op.permute_dims(value, first_axes(value.ty.ndim))
 
@@ -107,7 +112,7 @@ class _ChannelsLast(GraphRewriter):
 
     def visit_call_(self, call: Call) -> Expr:
         call = self.operands(call)
-        name = getattr(call.op, "name", "")
+        name = operator_name(call)
         rule = _RULES.get(name)
         if rule is None or any(isinstance(a.ty, relax.TensorType) and a.ty.ndim < 0 for a in call.args):
             return call
@@ -135,7 +140,7 @@ class _ChannelsLast(GraphRewriter):
         kernel = [*lift, *kernel]
         first = layouts[0].startswith("NC")
         channels = per_group * int(attrs.groups)
-        keep = first and spatial == 2 and channels < _FEW_CHANNELS + 1 and self._known_last(data) is None
+        keep = first and spatial == 2 and channels < _FEW_CHANNELS and self._known_last(data) is None
         conv = Conv(
             (kernel[0], kernel[1]),
             (strides[0], strides[1]),
@@ -150,7 +155,7 @@ class _ChannelsLast(GraphRewriter):
         return self._back(value) if first else value
 
     def _kernel_order(self, weight: Expr, order: list[int], spatial: int) -> Expr:
-        """The weights as (o, i, kh, kw)."""
+        """Return the weights as (o, i, kh, kw)."""
         array = self.array(weight)
         if array is not None:
             array = array.transpose(order)
@@ -192,7 +197,7 @@ class _ChannelsLast(GraphRewriter):
         return bb.call_te(lambda x, w: operators.conv2d(x, w, conv), data, packed, primfunc_name_hint="conv2d")
 
     def _dense(self, data: Expr, weight: Expr, matrix: Array | None, columns: int) -> Expr:
-        """Rows of `data` times a matrix: constant, or a 1x1 convolution's weights at run time."""
+        """Multiply rows of `data` by a constant matrix, or by the weights of a 1x1 convolution at run time."""
         bb = self.builder_
         sizes = shape_of(data)[:-1]
         rows = None if None in sizes else int(np.prod([s or 1 for s in sizes]))
@@ -248,10 +253,10 @@ class _ChannelsLast(GraphRewriter):
         layout, rank = str(attrs.layout), call.args[0].ty.ndim
         if layout not in ("NCHW", "NCW") or str(attrs.out_layout) != layout:
             return None
-        make = getattr(relax.op.nn, call.op.name.rsplit(".", 1)[1])
+        make = getattr(relax.op.nn, last_part(operator_name(call)))
         last = "NHWC" if rank == 4 else "NWC"
         if rank == 3:
-            return None  # TOPI's one-dimensional pools know (n, c, w) only by this name order
+            return None  # TOPI's one-dimensional pools take (n, c, w) only
         data = self._last(call.args[0])
         if hasattr(attrs, "output_size"):
             return self._back(make(data, attrs.output_size, layout=last))
@@ -299,7 +304,7 @@ class _ChannelsLast(GraphRewriter):
         return self._back(Call(call.op, args, call.attrs, call.ty_args)) if all(a is not None for a in args) else None
 
     def _operand(self, expr: Expr, rank: int) -> Expr | None:
-        """An operand of an operator of `rank`, with the axes it lacks in front."""
+        """Return an operand of an operator of `rank` in the new layout, with missing axes in front."""
         sizes = shape_of(expr)
         if expr.ty.ndim == 0 or (sizes and all(s == 1 for s in sizes) and expr.ty.ndim < rank):
             return expr
@@ -319,7 +324,7 @@ class _ChannelsLast(GraphRewriter):
         rank = call.args[0].ty.ndim
         axes = sorted(int(a) % rank for a in attrs.axis)
         moved = [last_axes(rank).index(a) for a in axes]
-        make = getattr(relax.op, call.op.name.rsplit(".", 1)[1])
+        make = getattr(relax.op, last_part(operator_name(call)))
         if attrs.keepdims:
             return self._back(make(data, moved, True))
         rest = [a for a in last_axes(rank) if a not in axes]
@@ -337,7 +342,7 @@ class _ChannelsLast(GraphRewriter):
         if data is None:
             return None
         axis = last_axes(call.ty.ndim).index(int(call.attrs.axis) % call.ty.ndim)
-        return self._back(getattr(relax.op.nn, call.op.name.rsplit(".", 1)[1])(data, axis))
+        return self._back(getattr(relax.op.nn, last_part(operator_name(call)))(data, axis))
 
     def _pad(self, call: Call) -> Expr | None:
         data = self._known_last(call.args[0])
@@ -357,7 +362,7 @@ class _ChannelsLast(GraphRewriter):
         return data if composed == list(range(rank)) else relax.op.permute_dims(data, composed)
 
     def _reshape(self, call: Call) -> Expr | None:
-        """Where the image is a single pixel both layouts are the same values in the same order."""
+        """Both layouts of a single pixel have the same values in the same order."""
         data = self._known_last(call.args[0])
         sizes = shape_of(call.args[0])
         if data is None or not sizes or any(s != 1 for s in sizes[2:]) or call.ty.shape is None:
@@ -367,7 +372,7 @@ class _ChannelsLast(GraphRewriter):
     def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> Expr:
         item = self.visit_expr_post_order(item)
         call = self.bound(item.tuple_value) if isinstance(item, relax.TupleGetItem) else None
-        if not isinstance(call, Call) or getattr(call.op, "name", "") != "relax.split":
+        if call is None or operator_name(call) != "relax.split":
             return item
         data = self._known_last(call.args[0])
         if data is None:
@@ -383,5 +388,5 @@ class _ChannelsLast(GraphRewriter):
 
 
 def channels_last(mod: IRModule, machine: Machine) -> IRModule:
-    """`mod` with convolutions and what surrounds them in channels-last layout, and the products' weights packed."""
+    """Return `mod` with convolutions and their surroundings channels last, and the weights of products packed."""
     return rewritten(mod, _ChannelsLast(mod, machine))

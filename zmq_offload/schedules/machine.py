@@ -1,4 +1,7 @@
-"""What a schedule needs to know of the CPU: vector width, registers, threads. From features, never from names."""
+"""The machine model of the rules: vector width, vector registers, threads, and two cache sizes.
+
+It comes from the target's instruction-set features, never from CPU names, so that CPUs unknown today fit as well.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,39 @@ import tvm
 from tvm.target import Target
 from tvm.target.codegen import llvm_get_cpu_features
 
-# A share of the L2 cache that a task may fill with data it reads more than once. 256 KiB is half of the smallest L2 of
-# the server and edge cores in use (512 KiB: Zen, Neoverse N1; Cortex-A72 shares 1 MiB or more between four).
+# Bytes of L2 that a task may fill with data that it reads more than once: half of the smallest L2 of current server and
+# edge cores (512 KiB: Zen, Neoverse N1; four Cortex-A72 share 1 MiB or more).
 CACHE_BYTES = 256 * 1024
-# The same for data that should stay in L1 (32 KiB and more everywhere): half of it.
+# The same for L1, which has 32 KiB or more everywhere.
 L1_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The few figures that choose tile sizes."""
+    """The properties of a CPU that decide the sizes of tiles and tasks.
 
-    lanes: int  # float32 values in a vector register
-    registers: int  # architectural vector registers
+    Parameters
+    ----------
+    lanes : int
+        Number of float32 values in a vector register, a power of two.
+    registers : int
+        Number of architectural vector registers.
+    threads : int
+        Number of threads that share a parallel loop.
+
+    Examples
+    --------
+    >>> Machine(lanes=8, registers=16, threads=4).widths
+    (8, 4, 2, 1)
+    """
+
+    lanes: int
+    registers: int
     threads: int
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Vector widths that can be used, widest first: the full one and its halves, down to a scalar."""
+        """Usable vector widths in float32 values, widest first: the full width, its halves, down to a scalar."""
         width, widths = self.lanes, []
         while width:
             widths.append(width)
@@ -34,7 +52,26 @@ class Machine:
 
 
 def machine_of(target: Target) -> Machine:
-    """The machine that `target` describes."""
+    """Derive the machine model from a target.
+
+    The features AVX-512F, AVX or AVX2, and NEON decide the vectors; any other target gets four lanes and 16 registers.
+    `num-cores` of the target is the number of threads; 4 if the target does not say.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        A target of kind "llvm".
+
+    Returns
+    -------
+    Machine
+
+    Examples
+    --------
+    >>> import tvm
+    >>> machine_of(tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}))
+    Machine(lanes=4, registers=32, threads=4)
+    """
     features = llvm_get_cpu_features(target) if target.kind.name == "llvm" else set()
     cores = int(target.attrs.get("num-cores", 0)) or 4
     if "avx512f" in features:
@@ -43,9 +80,9 @@ def machine_of(target: Target) -> Machine:
         return Machine(lanes=8, registers=16, threads=cores)
     if "neon" in features or "aarch64" in str(target.attrs.get("mtriple", "")):
         return Machine(lanes=4, registers=32, threads=cores)
-    return Machine(lanes=4, registers=16, threads=cores)  # SSE2, or something unknown that has no wider vectors
+    return Machine(lanes=4, registers=16, threads=cores)  # SSE2, or unknown
 
 
 def is_cpu(target: Target) -> bool:
-    """Whether `target` is compiled by LLVM for a CPU, the only thing the rules here know."""
+    """Return whether LLVM compiles `target` for a CPU; the rules here know nothing else."""
     return bool(target.kind.name == "llvm" and target.get_target_device_type() == tvm.cpu().dlpack_device_type())

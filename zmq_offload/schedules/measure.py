@@ -1,4 +1,4 @@
-"""Timing of functions and of the machine they run on."""
+"""Time single functions on this machine, for tuning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zmq_offload.schedules.rewrite import constant
 
 
 def arguments(func: tirx.PrimFunc) -> list[tvm.runtime.Tensor] | None:
-    """Random arguments for a function, None where a shape is symbolic."""
+    """Return random arguments for a function; None if a shape is symbolic."""
     rng = np.random.default_rng(0)
     tensors = []
     for param in func.params:
@@ -27,12 +27,12 @@ def arguments(func: tirx.PrimFunc) -> list[tvm.runtime.Tensor] | None:
 
 
 def built(func: tirx.PrimFunc, target: Target) -> Any:
-    """A function compiled on its own, ready to be called."""
+    """Compile a function by itself; the result can be called."""
     return tvm.compile(func.with_attr("global_symbol", "main"), target)["main"]
 
 
 def seconds(call: Any, tensors: list[tvm.runtime.Tensor], repeat: int = 10, least: float = 0.002) -> float:
-    """The shortest of some runs: on a machine that others use as well it is the one that says most."""
+    """Return the shortest of at least `repeat` runs and `least` seconds: other programs only make runs longer."""
     best, spent, runs = float("inf"), 0.0, -1
     while runs < repeat or spent < least:
         start = time.perf_counter()

@@ -1,4 +1,8 @@
-"""The innermost part of convolutions and matrix products: a block of results in registers, summed over everything."""
+"""The micro-kernel of convolutions and matrix products: a tile of results that stays in vector registers.
+
+For each step of the sum, one vector of the right operand is loaded for each vector of columns, one value of the left
+operand is broadcast for each row, and a multiply-add updates each vector of results.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ from zmq_offload.schedules.tiles import column_vectors
 
 @dataclass(frozen=True, eq=False)
 class MicroKernel:
-    """`rows` x `columns` results: sum over `reduce` of left(row, k) * right(k, first column, width)."""
+    """A tile of `rows` x `columns` results: the sum over `reduce` of left(row, k) * right(k, column, width)."""
 
     machine: Machine
     rows: int
@@ -37,11 +41,11 @@ class MicroKernel:
     left: Callable[[int, list[Expr]], Expr]
     right: Callable[[list[Expr], int, int], Expr]
     store: Callable[[Expr, Expr, Expr], tirx.Stmt]  # row, column, result
-    rolled_store: bool = False  # `store` is so long that its code is not repeated for every row
-    unrolled: bool = False  # few steps, whose loads the rows share: `left` gives vectors already
+    rolled_store: bool = False  # store in a loop over rows, because the code of `store` is long
+    unrolled: bool = False  # unroll the sum, so that rows share loads; `left` returns vectors
 
     def statement(self) -> tirx.Stmt:
-        """The block's loops, results stored through `store`."""
+        """Emit the loops of the sum, then a store of each result."""
         vectors = column_vectors(self.columns, self.machine)
         totals = [local("total", [vectors[-1][0] + vectors[-1][1]]) for _ in range(self.rows)]
 
@@ -70,7 +74,7 @@ class MicroKernel:
         return with_buffers(totals, sequence([*start, nest(self.reduce, step, kind), *finish]))
 
     def _rolled(self, totals: list[tirx.Var], body: tirx.Stmt) -> tirx.Stmt:
-        """The results put side by side in memory, and a loop over them: an exp for each row is code for each row."""
+        """Copy the results to memory and store them in a loop over rows, so that a long epilogue is emitted once."""
         vectors = column_vectors(self.columns, self.machine)
         stride = vectors[-1][0] + vectors[-1][1]
         together = scratch("results", [self.rows * stride])
@@ -83,7 +87,7 @@ class MicroKernel:
         return with_buffers([*totals, together], sequence([body, *moves, finish]))
 
     def _finish(self, row: Expr, total: tirx.Var, base: Expr) -> tirx.Stmt:
-        """Store one row: its columns exactly, whatever the vectors computed beyond them."""
+        """Store the columns of one row, without those that the last vector computed beyond them."""
         statements = []
         for start, width, count in pieces(self.columns, self.machine):
             for at in range(start, start + count * width, width):

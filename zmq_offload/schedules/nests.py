@@ -1,4 +1,4 @@
-"""Loop nests for what is not a kernel of its own: element-wise chains, transposes, concatenations, reductions.
+"""Loop nests for element-wise stages, which include transposes, concatenations, paddings and gathers.
 
 A nest writes one buffer. `NestContext` says where in it: loops around several nests may fix the leading axes, so that
 softmax and similar programs run row by row with one row's intermediate results in cache.
@@ -39,37 +39,42 @@ from zmq_offload.schedules.rewrite import Rewriter, constant, loads, uses
 from zmq_offload.schedules.stages import Inliner, Stage
 from zmq_offload.schedules.vector_math import vectorizable
 
-# Operations below which waking the other threads costs more than they save. Measured: a parallel loop costs 1.5 to
-# 3.5 us, in which one core does some 10,000 vector operations.
+# Vector operations below which a parallel loop does not pay. Measured: it costs 1.5 to 3.5 us, in which one core does
+# some 10,000 of them.
 SERIAL_WORK = 8192
-# Iterations of the parallel loop per thread that are enough to share the work evenly.
+# Iterations of a parallel loop for each thread that share the work evenly enough.
 TASKS_PER_THREAD = 8
 
 
 @dataclass(frozen=True, eq=False)
 class NestContext:
-    """Where a nest stands: values of the leading axes, and whether it may start threads."""
+    """Where a nest is emitted: the values of its leading axes, whether it may start threads, where its results go."""
 
     machine: Machine
     inliner: Callable[[], Inliner]
     prefix: Sequence[Expr] = ()
     threads: bool = True
-    store: Callable[[Var, list[Expr], Expr], tirx.Stmt] | None = None  # of (buffer, indices, value)
+    store: Callable[[Var, list[Expr], Expr], tirx.Stmt] | None = None  # None: to the stage's buffer
 
     def write(self, stage: Stage, indices: list[Expr], value: Expr) -> tirx.Stmt:
-        """`stage.buffer[indices] = value`, wherever the buffer lives."""
+        """Emit `stage.buffer[indices] = value`, wherever the buffer is kept."""
         if self.store is not None:
             return self.store(stage.buffer, indices, value)
         return tirx.BufferStore(stage.buffer, value, indices)
 
 
 def fresh(axes: Sequence[Var]) -> list[Var]:
-    """New loop variables named as `axes`."""
+    """Return new loop variables with the names of `axes`."""
     return [tirx.Var(str(a.name), INDEX) for a in axes]
 
 
 def elementwise(context: NestContext, stage: Stage) -> tirx.Stmt:
-    """`stage`, a function of its indices, over its whole domain."""
+    """Emit `stage`, an element-wise function of its indices, over its whole domain.
+
+    Neighboring axes that are neighbors in every load are merged. The last axis is vectorized, in segments within which
+    no comparison of indices changes its result; so a concatenation becomes one copy loop for each operand. A
+    transpose runs in square tiles. A segment that is not linear in the index is scalar.
+    """
     fixed = len(context.prefix)
     axes, extents = fresh(stage.axes[fixed:]), list(stage.extents[fixed:])
     value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]))
@@ -77,7 +82,7 @@ def elementwise(context: NestContext, stage: Stage) -> tirx.Stmt:
     if not axes:
         return lanes(1, lambda _: context.write(stage, list(context.prefix), value))
     while len(axes) > 1 and mergeable(value, axes[-2], axes[-1], extents[-1]):
-        # The last axis stands for both from here on; the outer one's index is 0.
+        # From here on the last axis stands for both, and the index of the outer one is 0.
         value = Rewriter({axes[-2]: index(0)}).visit(value)
         indices = [index(0) if i.same_as(axes[-2]) else i for i in indices]
         axes, extents = [*axes[:-2], axes[-1]], [*extents[:-2], extents[-2] * extents[-1]]
@@ -86,7 +91,7 @@ def elementwise(context: NestContext, stage: Stage) -> tirx.Stmt:
 
 @dataclass(frozen=True, eq=False)
 class _Elementwise:
-    """An element-wise nest whose axes are settled."""
+    """An element-wise nest after its axes are merged."""
 
     context: NestContext
     stage: Stage
@@ -120,7 +125,7 @@ class _Elementwise:
         return self._outer(outer, row, threads)
 
     def _outer(self, extents: list[Expr], row: Callable[[list[Expr]], tirx.Stmt], threads: bool) -> tirx.Stmt:
-        """Leading axes shared between the threads until there are enough, the others as plain loops."""
+        """Emit as many leading axes as give all threads enough tasks as one parallel loop, the others as loops."""
         enough = TASKS_PER_THREAD * self.context.machine.threads
         split = 0
         while split < len(extents) and elements(extents[:split], unknown=1) < enough:
@@ -128,13 +133,13 @@ class _Elementwise:
         return parallel(extents[:split], lambda head: nest(extents[split:], lambda tail: row([*head, *tail])), threads)
 
     def _write(self, at: Sequence[Expr], value: Expr) -> tirx.Stmt:
-        """One element: the axes replaced by `at`."""
+        """Emit one element, with the axes replaced by `at`."""
         names = dict(zip(self.axes, at, strict=True))
         indices = [names.get(i, i) if isinstance(i, Var) else i for i in self.indices]
         return self.context.write(self.stage, [*self.context.prefix, *indices], Rewriter(names).visit(value))
 
     def _run(self, outer: list[Expr], start: Expr, extent: int, value: Expr, pattern: AccessPattern) -> tirx.Stmt:
-        """A run along the last axis: vectors where it suits, one element at a time elsewhere."""
+        """Emit a run along the last axis, in vectors if the access is linear."""
         if not pattern.linear:
             return loop(extent, lambda i: lanes(1, lambda _: self._write([*outer, start + i], value)))
         return vectors(
@@ -145,7 +150,7 @@ class _Elementwise:
         )
 
     def _blocks(self, extent: int) -> tirx.Stmt:
-        """One axis only: cut into blocks for the threads, the tail after them."""
+        """Emit a single axis: blocks for the threads, then the tail."""
         block = self.context.machine.lanes * 32
         pattern = access_pattern(self.value, self.axes[-1])
 
@@ -162,7 +167,7 @@ class _Elementwise:
         )
 
     def _symbolic(self, threads: bool) -> tirx.Stmt:
-        """A last axis whose extent is known at run time: whole vectors, then single elements."""
+        """Emit a last axis of symbolic extent: whole vectors, then single elements."""
         extent, width = self.extents[-1], self.context.machine.lanes
         vector = access_pattern(self.value, self.axes[-1]).contiguous
         whole = tirx.floordiv(extent, index(width)) if vector else index(0)
@@ -182,7 +187,7 @@ class _Elementwise:
         return self._outer(self.extents[:-1], lambda at: row(at, False), threads)
 
     def _gathered_axis(self) -> int | None:
-        """The axis that is contiguous in a load where the last one is not: what a transpose swaps."""
+        """Return the axis that is contiguous in a load where the last axis is not: the one that a transpose swaps."""
         for load in loads(self.value):
             if not load.indices or not any(uses(i, self.axes[-1]) for i in load.indices[:-1]):
                 continue
@@ -192,7 +197,7 @@ class _Elementwise:
         return None
 
     def _tiled(self, across: int, extent: int, threads: bool) -> tirx.Stmt:
-        """Square tiles over the last axis and the one it is swapped with: a line once loaded is used up."""
+        """Emit square tiles over the last axis and the one it is swapped with, so that cache lines are loaded once."""
         tile = 16
         height = constant(self.extents[across]) or 1
         others = [*self.extents[:across], as_index(-(-height // tile)), *self.extents[across + 1 : -1]]

@@ -1,7 +1,7 @@
-"""Tensor expressions of the operators that have a kernel, in the layouts the kernels want.
+"""Tensor expressions of the operators that have a kernel, in the layouts of the kernels.
 
-They say what is computed, so that whatever the kernels do not take falls back to TVM's default; how fast is decided
-later, by the rule that the annotation names.
+They define the result, so that TVM's default schedule is correct where no rule takes a function. The annotation
+`stages.KERNEL` of their block names the rule that schedules them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zmq_offload.schedules.stages import KERNEL
 
 @dataclass(frozen=True)
 class Conv:
-    """Geometry of a convolution over (n, h, w, c); one-dimensional ones have h = 1."""
+    """Geometry of a convolution over (n, h, w, c); h = 1 if it is one-dimensional."""
 
     kernel: tuple[int, int]
     strides: tuple[int, int]
@@ -28,10 +28,10 @@ class Conv:
     dilation: tuple[int, int]
     groups: int
     out_channels: int
-    channels_first: bool = False  # the data are (n, c, h, w); the result never is
+    channels_first: bool = False  # the input is (n, c, h, w); the result is (n, h, w, c)
 
     def out_size(self, height: Expr, width: Expr) -> tuple[Expr, Expr]:
-        """Height and width of the result."""
+        """Return height and width of the result."""
         top, left, bottom, right = self.padding
         sizes = []
         for size, pad, kernel, stride, dilation in zip(
@@ -41,7 +41,7 @@ class Conv:
         return sizes[0], sizes[1]
 
     def attributes(self) -> dict[str, Any]:
-        """The geometry as annotations of a block."""
+        """Return the geometry as annotations of a block."""
         return {
             "kernel": list(self.kernel),
             "strides": list(self.strides),
@@ -54,7 +54,7 @@ class Conv:
 
     @staticmethod
     def of(annotations: dict[str, Any]) -> Conv:
-        """The geometry that `attributes` wrote."""
+        """Return the geometry that `attributes` wrote."""
         numbers = {k: tuple(int(i) for i in annotations[k]) for k in ("kernel", "strides", "padding", "dilation")}
         return Conv(
             **numbers,  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ class Conv:
 
 
 def _padded(x: te.Tensor, conv: Conv) -> te.Tensor:
-    """The data with zeros around, as (n, h, w, c); the data themselves where that changes nothing."""
+    """Return the input as (n, h, w, c) with zeros around; the input itself if nothing changes."""
     n, h, w, c = _extents(x, conv)
     top, left, bottom, right = conv.padding
     if not any(conv.padding) and not conv.channels_first:
@@ -85,7 +85,7 @@ def _padded(x: te.Tensor, conv: Conv) -> te.Tensor:
 
 
 def _extents(x: te.Tensor, conv: Conv) -> tuple[Expr, Expr, Expr, Expr]:
-    """n, h, w, c of the data."""
+    """Return n, h, w, c of the input."""
     if conv.channels_first:
         n, c, h, w = x.shape
         return n, h, w, c
@@ -101,7 +101,7 @@ def _pixel(x: te.Tensor, b: Expr, y: Expr, z: Expr, c: Expr) -> Expr:
 
 
 def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
-    """A dense or grouped convolution; `weight` is packed by `pack_conv`."""
+    """A dense or grouped convolution with weights from `pack_conv`."""
     source = _padded(x, conv)
     n, height, width, _ = _extents(x, conv)
     oh, ow = conv.out_size(height, width)
@@ -131,7 +131,7 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
 
 
 def transposed(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
-    """A transposed convolution; `weight` is packed by `pack_conv`, `conv.padding` is what the result loses."""
+    """A transposed convolution with weights from `pack_conv`; `conv.padding` is cut off the result."""
     n, h, w, ic = x.shape
     _, kh, kw, _, lanes = weight.shape
     sh, sw = conv.strides
@@ -152,7 +152,7 @@ def transposed(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
 
 
 def packed_conv(weight: te.Tensor, groups: int, lanes: int) -> te.Tensor:
-    """`pack_conv` at run time, for weights that are no constants."""
+    """`pack_conv` at run time, for weights that are not constant."""
     out, ic, kh, kw = weight.shape
     per_group = int(out) // groups
     chunks = -(-per_group // lanes)
@@ -166,7 +166,7 @@ def packed_conv(weight: te.Tensor, groups: int, lanes: int) -> te.Tensor:
 
 
 def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
-    """A convolution with one filter a channel; `weight` is (kh, kw, c)."""
+    """A convolution with one filter for each channel; `weight` is (kh, kw, c)."""
     source = _padded(x, conv)
     n, height, width, _ = _extents(x, conv)
     oh, ow = conv.out_size(height, width)
@@ -190,7 +190,7 @@ def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
 
 
 def dense(x: te.Tensor, weight: te.Tensor, columns: int) -> te.Tensor:
-    """x (..., k) times a matrix packed by `pack_matrix`: also the 1x1 convolution."""
+    """x (..., k) times a matrix from `pack_matrix`; also the 1x1 convolution."""
     _, depth, lanes = weight.shape
     k = te.reduce_axis((0, depth), "k")
 
@@ -202,7 +202,7 @@ def dense(x: te.Tensor, weight: te.Tensor, columns: int) -> te.Tensor:
 
 
 def matmul(a: te.Tensor, b: te.Tensor) -> te.Tensor:
-    """a (..., m, k) times b (..., k, n), leading axes broadcast."""
+    """a (..., m, k) times b (..., k, n) with broadcast leading axes."""
     rank = max(len(a.shape), len(b.shape))
     lead = [_broadcast(a, b, rank, i) for i in range(rank - 2)]
     k = te.reduce_axis((0, a.shape[-1]), "k")
@@ -231,7 +231,7 @@ def _is_one(extent: Expr) -> bool:
 
 
 def pack_conv(weight: np.ndarray[Any, Any], groups: int, lanes: int) -> np.ndarray[Any, Any]:
-    """(o, i, kh, kw) -> (chunks, kh, kw, i, lanes), each group's channels padded with zeros to whole chunks."""
+    """Pack (o, i, kh, kw) as (chunks, kh, kw, i, lanes); zeros fill the last chunk of each group."""
     out, ic, kh, kw = weight.shape
     per_group = out // groups
     chunks = -(-per_group // lanes)
@@ -242,7 +242,7 @@ def pack_conv(weight: np.ndarray[Any, Any], groups: int, lanes: int) -> np.ndarr
 
 
 def pack_matrix(matrix: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
-    """(k, n) -> (chunks, k, lanes), padded with zeros to whole chunks."""
+    """Pack (k, n) as (chunks, k, lanes); zeros fill the last chunk."""
     depth, columns = matrix.shape
     chunks = -(-columns // lanes)
     padded = np.zeros((depth, chunks * lanes), matrix.dtype)
@@ -251,7 +251,7 @@ def pack_matrix(matrix: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any
 
 
 def shape_of(value: tvm.ir.Expr) -> list[int | None]:
-    """The static extents of a Relax tensor, None where symbolic or unknown."""
+    """Return the extents of a Relax tensor, None for symbolic ones; [] if the shape is unknown."""
     shape = getattr(value.ty, "shape", None)
     if shape is None:
         return []

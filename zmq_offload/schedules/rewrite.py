@@ -1,4 +1,4 @@
-"""Rebuilding TIR expressions in Python, variables, loads and calls replaced: TVM 0.27 offers no such visitor."""
+"""Walk and rebuild TIR expressions in Python. (TVM 0.27 has no Python mutator for them.)"""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Expr, TensorLoad, Var
 
+from zmq_offload.schedules.tvm_internals import IF_THEN_ELSE
+
 
 class Unsupported(Exception):
-    """This function is not of a form that the rule knows; the next rule, in the end TVM's default, takes it."""
-
-
-IF_THEN_ELSE = tvm.ir.Op.get("prim.if_then_else")
+    """A rule does not take a function; the next rule does, or in the end TVM's default."""
 
 
 def _logical(kind: type, absorbing: int) -> Callable[[Expr, Expr], Expr]:
-    """And, Or with literals folded: what is known of an index decides whole branches of a concatenation."""
+    """Return And or Or with literals folded, which decides whole branches of a concatenation."""
 
     def build(a: Expr, b: Expr) -> Expr:
         for known, other in ((a, b), (b, a)):
@@ -36,7 +35,7 @@ _BINARY: dict[type, Callable[[Any, Any], Expr]] = {
     tirx.Mul: lambda a, b: a * b,
     tirx.FloorDiv: tirx.floordiv,
     tirx.FloorMod: tirx.floormod,
-    # The constructors of the others do not fold constants, and need not: indices are made of the five above.
+    # The constructors of the others do not fold constants. Indices need only the five above.
     tirx.Min: tirx.Min,
     tirx.Max: tirx.Max,
     tirx.And: _logical(tirx.And, 0),
@@ -53,7 +52,7 @@ _BINARY: dict[type, Callable[[Any, Any], Expr]] = {
 
 
 def children(expr: Expr) -> list[Expr]:
-    """The direct operands of an expression."""
+    """Return the direct operands of an expression."""
     if type(expr) in _BINARY:
         return [expr.a, expr.b]
     if isinstance(expr, tirx.Not | tirx.BitwiseNot):
@@ -72,42 +71,42 @@ def children(expr: Expr) -> list[Expr]:
 
 
 def walk(expr: Expr) -> Iterator[Expr]:
-    """`expr` and everything in it."""
+    """Yield `expr` and all expressions in it."""
     yield expr
     for child in children(expr):
         yield from walk(child)
 
 
 def loads(expr: Expr) -> list[TensorLoad]:
-    """Every load in `expr`."""
+    """Return all loads in `expr`."""
     return [e for e in walk(expr) if isinstance(e, TensorLoad)]
 
 
 def uses(expr: Expr, var: Var) -> bool:
-    """Whether `var` occurs in `expr`."""
+    """Return whether `var` occurs in `expr`."""
     return any(isinstance(e, Var) and e.same_as(var) for e in walk(expr))
 
 
 class Rewriter:
-    """Rebuilds an expression with `variables` replaced; subclasses answer another expression for loads and calls."""
+    """Rebuilds an expression with `variables` replaced; subclasses replace loads and calls, too."""
 
     def __init__(self, variables: Mapping[Var, Expr]) -> None:
         self.variables = variables
 
     def load(self, load: TensorLoad, indices: list[Expr]) -> Expr:
-        """The load's replacement, its indices rewritten already."""
+        """Return the replacement of a load, whose indices are rewritten."""
         return tirx.BufferLoad(load.source, indices)
 
     def call(self, call: Call, args: list[Expr]) -> Expr:
-        """The call's replacement, its arguments rewritten already."""
+        """Return the replacement of a call, whose arguments are rewritten."""
         return Call(call.op, args, call.attrs, call.ty_args, call.span, call.ty)
 
     def branch(self, value: Expr) -> Expr:
-        """One side of an `if_then_else`: what it loads may be out of bounds where the condition does not hold."""
+        """Rewrite a side of an `if_then_else`, whose loads may be out of bounds if the condition does not hold."""
         return self.visit(value)
 
     def visit(self, e: Expr) -> Expr:
-        """`e` rewritten."""
+        """Return `e` rewritten."""
         if isinstance(e, Var):
             return self.variables.get(e, e)
         kind = type(e)
@@ -127,12 +126,12 @@ class Rewriter:
                 return self.visit(e.true_value if taken else e.false_value)
             return tirx.Select(condition, self.visit(e.true_value), self.visit(e.false_value))
         if isinstance(e, tirx.Not) and loads(e.a):
-            # TVM keeps a vector of bool as bytes and inverts all their bits: not 1 would be 254, which is true as well.
+            # TVM keeps a vector of bool as bytes and inverts all bits: not 1 would be 254, which is true.
             return tirx.EQ(tirx.Cast("int8", self.visit(e.a)), tirx.IntImm("int8", 0))
         if isinstance(e, tirx.Not | tirx.BitwiseNot):
             return kind(self.visit(e.a))
         if isinstance(e, tirx.Let):
-            # A new variable each time: TIR wants one definition of each, and an expression may be emitted twice.
+            # A new variable: TIR allows one definition of each, and an expression may be emitted twice.
             value, var = self.visit(e.value), Var(e.var.name, e.var.ty)
             self.variables = {**self.variables, e.var: var}
             return tirx.Let(var, value, self.visit(e.body))
@@ -148,12 +147,12 @@ class Rewriter:
 
 
 def constant(value: Expr) -> int | None:
-    """The value of an integer literal, or None."""
+    """Return the value of an integer literal; None for any other expression."""
     return int(value.value) if isinstance(value, tirx.IntImm) else None
 
 
 def same(a: Expr, b: Expr) -> bool:
-    """Whether two expressions are the same, whatever the width of the integers in which their literals are written."""
+    """Return whether two expressions are the same, regardless of the width of integer literals."""
     if (value := constant(a)) is not None:
         return value == constant(b)
     return bool(tvm_ffi.structural_equal(a, b))

@@ -1,4 +1,9 @@
-"""Chooses the rule for each PrimFunc; what no rule takes keeps TVM's default."""
+"""The scheduling pass: choose a rule for each PrimFunc, and leave to TVM's default what no rule takes.
+
+A function is parsed into stages (`stages.parse`). If exactly one stage has a kernel, that kernel's rule schedules the
+function, with the later stages as its epilogue. If there is none, or the rule raises Unsupported, `generic` makes loop
+nests of the stages. If `generic` raises Unsupported, too, the function stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +26,19 @@ from zmq_offload.schedules.rewrite import Unsupported, loads
 from zmq_offload.schedules.stages import Inliner, Program, Stage, parse
 from zmq_offload.schedules.statements import with_safe_values
 from zmq_offload.schedules.transposed import transposed
+from zmq_offload.schedules.tvm_internals import SCHEDULED
 
 logger = logging.getLogger(__name__)
 
 KERNELS = ("conv2d", "depthwise", "transposed", "dense", "matmul")
-# Schedules a function, or answers None to leave it to the next.
+"""Kernels, as `operators` annotates their blocks. (Blocks of the kernel "pad" belong to those of convolutions.)"""
+
 Rule = Callable[[tirx.PrimFunc], tirx.PrimFunc | None]
-SCHEDULED = "tirx.is_scheduled"  # what TVM's own schedulers (dlight, MetaSchedule) mark a function with
+"""Returns a scheduled function, or None to leave it to the next rule."""
 
 
 def schedule(func: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc | None:
-    """`func` with loop nests for `machine`, None where it is of no form that a rule knows."""
+    """Return `func` scheduled for `machine`, or None if no rule takes it."""
     try:
         program = parse(func)
         try:
@@ -39,7 +46,7 @@ def schedule(func: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc | None:
         except Unsupported:
             body = generic(program, machine)
     except Unsupported as reason:
-        logger.debug("%s keeps TVM's default: %s", func.attrs.get("global_symbol", "a function"), reason)
+        logger.debug("%s keeps TVM's default schedule: %s", func.attrs.get("global_symbol", "a function"), reason)
         return None
     return finish(func, body)
 
@@ -51,14 +58,14 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
     stage = anchors[0]
     at = program.stages.index(stage)
     if any(s.kernel != "pad" for s in program.stages[:at]) or any(s.reduce_axes for s in program.stages[at + 1 :]):
-        raise Unsupported("something before a kernel, or a reduction behind it")
+        raise Unsupported("a stage before the kernel, or a reduction after it")
     final = program.stages[-1]
     try:
         return _kernel(machine, program, stage, Epilogue(Inliner(program, [stage.buffer]), stage, final))
     except Unsupported:
         if final is stage:
             raise
-    # What follows cannot be computed in the kernel's nest: store its result and go over it.
+    # The epilogue does not fit the kernel's nest: store the kernel's result and compute the rest in a second nest.
     result = FlatBuffer(str(stage.buffer.name), stage.extents)
 
     def read(buffer: Var, indices: list[Expr]) -> Expr | None:
@@ -71,7 +78,7 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
 
 def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     if any(str(b.dtype) != "float32" for b in (stage.buffer, *(e.source for e in loads(stage.value)))):
-        raise Unsupported("a kernel for other than float32")
+        raise Unsupported("a kernel of another datatype than float32")
     if stage.kernel == "conv2d":
         return conv2d(machine, program, stage, epilogue)
     if stage.kernel == "depthwise":
@@ -84,16 +91,23 @@ def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue
 
 
 def schedule_or_default(func: tirx.PrimFunc, machine: Machine, name: str) -> tirx.PrimFunc | None:
-    """`schedule`, but None also where a rule fails."""
+    """Return `schedule(func, machine)`, or None with a warning if a rule fails."""
     try:
         return schedule(func, machine)
-    except Exception:  # a rule's mistake must cost somebody speed, not their model; the tests make this an error
-        logger.warning("a schedule rule failed on %s, which keeps TVM's default", name, exc_info=True)
+    except Exception:  # a faulty rule costs speed, not the model; the tests make it an error
+        logger.warning("a schedule rule failed on %s; it keeps TVM's default schedule", name, exc_info=True)
         return None
 
 
 def scheduled(mod: IRModule, machine: Machine, first: Rule | None = None) -> IRModule:
-    """`mod` with every PrimFunc scheduled that `first`, or a rule of this package, takes."""
+    """Schedule the PrimFuncs of `mod`.
+
+    Takes fused functions that are not lowered: a root block with one block for each stage. Functions marked as
+    scheduled are left alone, as are Relax functions. `first`, if given, is asked before the rules of this package;
+    tuning passes what it found. Returns a module with the same functions; those that a rule took are marked as
+    scheduled, the others keep their loops. In all of them maxima and minima keep NaN, and integers divided by zero do
+    not trap (`statements.with_safe_values`).
+    """
     result = IRModule(dict(mod.functions), attrs=mod.attrs, global_infos=mod.global_infos)
     for name, func in mod.functions.items():
         if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
@@ -109,7 +123,7 @@ def scheduled(mod: IRModule, machine: Machine, first: Rule | None = None) -> IRM
 
 
 def schedule_pass(machine: Machine, first: Rule | None = None) -> tvm.ir.transform.Pass:
-    """`scheduled` as a pass."""
+    """Return `scheduled` as a module pass."""
 
     def apply(mod: IRModule, _: tvm.ir.transform.PassContext) -> IRModule:
         return scheduled(mod, machine, first)

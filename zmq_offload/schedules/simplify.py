@@ -1,4 +1,9 @@
-"""Graph rewrites before the layout is chosen: constants folded, operators that hide behind others written plainly."""
+"""The pass before `layout`: fold constants, and replace compositions by plain operators that `layout` can move.
+
+It takes and returns a module of Relax operators. Operators of constants are computed by NumPy; batch normalization
+with constant statistics becomes a multiplication and an addition; PrimFuncs that the ONNX importer emits for Clip
+become maximum and minimum. Functions of other code generators are left alone.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,11 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from zmq_offload.schedules.rewrite import Unsupported, loads
 from zmq_offload.schedules.stages import parse
+from zmq_offload.schedules.tvm_internals import operator_name
 
 Array = np.ndarray[Any, Any]
 
-# What numpy computes exactly as TVM does; larger folding is TVM's own FoldConstant's, which compiles each case.
+# Operators that NumPy computes exactly as TVM does. TVM's FoldConstant folds the rest; it compiles each case.
 _FOLDED: dict[str, Callable[..., Array]] = {
     "relax.add": np.add,
     "relax.subtract": np.subtract,
@@ -31,24 +37,24 @@ _FOLDED: dict[str, Callable[..., Array]] = {
 
 
 def constant_array(expr: Expr) -> Array | None:
-    """The value of a constant tensor, None for anything else."""
+    """Return the value of a constant tensor; None for any other expression."""
     if isinstance(expr, tvm.ir.GenericConst) and isinstance(expr.value, tvm.runtime.Tensor):
         return np.asarray(expr.value.numpy())
     return None
 
 
 def constant_expr(value: Array) -> Expr:
-    """A constant tensor."""
+    """Return a constant tensor."""
     return relax.const(np.ascontiguousarray(value), str(value.dtype))
 
 
 class GraphRewriter(PyExprMutator):  # type: ignore[misc]
-    """What the rewrites here share: looking through variables at what they are bound to."""
+    """A mutator that can look through variables at the expressions they are bound to."""
 
     builder_: relax.BlockBuilder
 
     def bound(self, expr: Expr) -> Expr:
-        """What a variable is bound to, any other expression itself."""
+        """Return the expression that a variable is bound to; any other expression itself."""
         while isinstance(expr, Var):
             value = self.lookup_binding(expr)
             if value is None:
@@ -57,14 +63,14 @@ class GraphRewriter(PyExprMutator):  # type: ignore[misc]
         return expr
 
     def array(self, expr: Expr) -> Array | None:
-        """The value of a constant or of a variable that is bound to one."""
+        """Return the value of a constant, or of a variable that is bound to one."""
         return constant_array(self.bound(expr))
 
     def operands(self, call: Call) -> Call:
-        """`call` with its operands rewritten."""
+        """Return `call` with its operands rewritten."""
         result = self.visit_expr_post_order(call)
         if not isinstance(result, Call):
-            raise TypeError("a call was rewritten into something else")
+            raise TypeError(f"rewriting the operands of a call made a {type(result).__name__}; it must stay a call")
         return result
 
 
@@ -72,7 +78,7 @@ class GraphRewriter(PyExprMutator):  # type: ignore[misc]
 class _Simplify(GraphRewriter):
     def visit_call_(self, call: Call) -> Expr:
         call = self.operands(call)
-        name = getattr(call.op, "name", "")
+        name = operator_name(call)
         if name == "relax.call_tir":
             plain = self._plain(call)
             return call if plain is None else plain
@@ -85,8 +91,8 @@ class _Simplify(GraphRewriter):
             return constant_expr(arrays[0].transpose(axes))
         if name in _FOLDED and all(a is not None for a in arrays):
             if name == "relax.divide" and not str(call.ty.dtype).startswith("float"):
-                return call  # integers divide towards zero, and by zero
-            with np.errstate(all="ignore"):  # what a weight of zero or below gives is a value, not a warning
+                return call  # integer division truncates, and may be by zero
+            with np.errstate(all="ignore"):  # a weight of zero or below gives infinity or NaN, not a warning
                 return constant_expr(np.asarray(_FOLDED[name](*arrays), dtype=str(call.ty.dtype)))
         return call
 
@@ -94,13 +100,13 @@ class _Simplify(GraphRewriter):
         item = self.visit_expr_post_order(item)
         if isinstance(item, relax.TupleGetItem) and item.index == 0:
             call = self.bound(item.tuple_value)
-            if isinstance(call, Call) and getattr(call.op, "name", "") == "relax.nn.batch_norm":
+            if operator_name(call) == "relax.nn.batch_norm":
                 normalized = self._normalized(call)
                 return item if normalized is None else normalized
         return item
 
     def _normalized(self, call: Call) -> Expr | None:
-        """Inference's batch normalization is a multiplication and an addition by constants."""
+        """Return batch normalization as a multiplication by and an addition of constants."""
         arrays = [self.array(a) for a in call.args[1:5]]
         if any(a is None for a in arrays) or call.attrs.training:
             return None
@@ -108,14 +114,14 @@ class _Simplify(GraphRewriter):
         shape = [1] * call.args[0].ty.ndim
         shape[int(call.attrs.axis)] = -1
         dtype = str(call.args[0].ty.dtype)
-        with np.errstate(all="ignore"):  # a variance of zero without an epsilon makes infinities, as it does unfolded
+        with np.errstate(all="ignore"):  # a variance of zero without an epsilon gives infinity, as it does unfolded
             scale = (gamma if call.attrs.scale else 1.0) / np.sqrt(variance + float(call.attrs.epsilon))
             shift = (beta if call.attrs.center else 0.0) - mean * scale
             factor, offset = (constant_expr(v.reshape(shape).astype(dtype)) for v in (scale, shift))
         return relax.op.add(self.builder_.emit(relax.op.multiply(call.args[0], factor)), offset)
 
     def _plain(self, call: Call) -> Expr | None:
-        """ONNX's Clip arrives as TIR functions for max and min: as operators they can change layout and be fused."""
+        """Return the maximum or minimum that a PrimFunc computes: the importer emits them for ONNX's Clip."""
         func = self.builder_.get()[call.args[0]]
         if len(call.args[1].fields if hasattr(call.args[1], "fields") else []) not in (1, 2):
             return None
@@ -144,7 +150,7 @@ class _Simplify(GraphRewriter):
 
 
 def rewritten(mod: IRModule, rewriter: GraphRewriter) -> IRModule:
-    """`mod` with the rewriter applied to its Relax functions (those of external compilers excepted)."""
+    """Apply a rewriter to the Relax functions of `mod`, except those of other code generators."""
     for name, func in mod.functions.items():
         if isinstance(func, relax.Function) and not (func.attrs and "Codegen" in func.attrs):
             rewriter.builder_.update_func(name, rewriter.visit_expr(func))
@@ -152,5 +158,5 @@ def rewritten(mod: IRModule, rewriter: GraphRewriter) -> IRModule:
 
 
 def simplify(mod: IRModule) -> IRModule:
-    """`mod` simplified; unused functions and bindings are left to dead code elimination."""
+    """Return `mod` simplified. Dead code elimination must follow."""
     return rewritten(mod, _Simplify(mod))

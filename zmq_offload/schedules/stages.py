@@ -1,4 +1,7 @@
-"""A fused PrimFunc as a list of stages: what each buffer's element is, as an expression of its indices."""
+"""A fused PrimFunc as stages, each defining the elements of one buffer by an expression of its indices.
+
+`parse` makes them of the loops and blocks that FuseTIR leaves. `Inliner` expands stages into each other.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,18 @@ from tvm import s_tir, tirx
 from tvm.ir import Call, Expr, TensorLoad, Var
 
 from zmq_offload.schedules.rewrite import Rewriter, Unsupported, children, constant, loads, same
+from zmq_offload.schedules.tvm_internals import POOL_PADDING, REDUCE_AXIS
 
-KERNEL = "zmq_offload.kernel"  # annotation of the block that a rule of this package emitted through TE
+KERNEL = "zmq_offload.kernel"
+"""Annotation of a block of `operators`: the name of its kernel."""
 
-# Answers another expression for an element of a buffer, or None to leave it.
 Substitute = Callable[[Var, list[Expr]], Expr | None]
-
-_REDUCE_AXIS = 2  # tvm.tirx.IterVar.CommReduce
+"""Returns an expression that replaces an element of a buffer; None to keep the load."""
 
 
 @dataclass(eq=False)
 class Stage:
-    """`buffer[axes] = value`, or with `reduce_axes` the combination of `value` over them, starting at `init`."""
+    """`buffer[axes] = value`; with `reduce_axes`, `value` combined over them, starting with `init`."""
 
     buffer: Var
     axes: list[Var]
@@ -36,24 +39,28 @@ class Stage:
 
     @property
     def kernel(self) -> str | None:
-        """The name of the rule this block asks for."""
+        """The name of the kernel, None if the stage has none."""
         return str(self.annotations[KERNEL]) if KERNEL in self.annotations else None
 
 
 @dataclass(eq=False)
 class Program:
-    """A PrimFunc as stages in an order in which they can run; the last one writes the only output."""
+    """A PrimFunc as stages in an executable order; the last one writes the only output."""
 
     func: tirx.PrimFunc
     stages: list[Stage]
 
     def producer(self, buffer: Var) -> Stage | None:
-        """The stage that writes `buffer`, None for an input."""
+        """Return the stage that writes `buffer`; None for an input."""
         return next((s for s in self.stages if s.buffer.same_as(buffer)), None)
 
 
 def parse(func: tirx.PrimFunc) -> Program:
-    """The stages of `func`; raises `Unsupported` where it is more than a sequence of single assignments."""
+    """Return the stages of `func`.
+
+    Raises Unsupported if `func` is not a root block with a sequence of serial loop nests, each around one block that
+    stores every element of its buffer once, or if it has several outputs.
+    """
     root = func.body
     if not isinstance(root, s_tir.SBlockRealize) or root.block.iter_vars:
         raise Unsupported("no root block")
@@ -61,7 +68,7 @@ def parse(func: tirx.PrimFunc) -> Program:
     stages = [_stage(s) for s in (body.seq if isinstance(body, tirx.SeqStmt) else [body])]
     written = [s.buffer for s in stages]
     if any(a.same_as(b) for i, a in enumerate(written) for b in written[:i]):
-        raise Unsupported("a buffer written twice")
+        raise Unsupported("a buffer that is written twice")
     outputs = [b for b in written if any(b.same_as(p) for p in func.params)]
     if len(outputs) != 1 or not outputs[0].same_as(written[-1]):
         raise Unsupported("several outputs")
@@ -71,10 +78,10 @@ def parse(func: tirx.PrimFunc) -> Program:
 
 
 def _pad_with_identity(stage: Stage, stages: Sequence[Stage]) -> None:
-    """Pooling pads with what its maximum begins with, so that a border of -inf stays that."""
+    """Pad a pool with the identity of its maximum or minimum, so that a window of -inf gives -inf."""
     if stage.combine not in (tirx.Max, tirx.Min):
         return
-    for pad in (s for s in stages if str(s.buffer.name) == "pad_temp"):
+    for pad in (s for s in stages if str(s.buffer.name) == POOL_PADDING):
         call = pad.value
         if (
             isinstance(call, Call)
@@ -96,8 +103,8 @@ def _stage(statement: tirx.Stmt) -> Stage:
     store = block.body
     if not isinstance(store, tirx.BufferStore) or block.alloc_buffers or block.match_buffers:
         raise Unsupported("more than one assignment in a block")
-    spatial = [v for v in block.iter_vars if v.iter_type != _REDUCE_AXIS]
-    reduce = [v for v in block.iter_vars if v.iter_type == _REDUCE_AXIS]
+    spatial = [v for v in block.iter_vars if v.iter_type != REDUCE_AXIS]
+    reduce = [v for v in block.iter_vars if v.iter_type == REDUCE_AXIS]
     if any(constant(v.dom.min) != 0 for v in block.iter_vars):
         raise Unsupported("an axis that does not start at 0")
     if len(store.indices) != len(spatial) or not all(
@@ -121,7 +128,7 @@ def _stage(statement: tirx.Stmt) -> Stage:
 
 
 def _reduction(stage: Stage, init: tirx.Stmt | None, axes: list[Any]) -> None:
-    """Split `out = combine(out, value)`."""
+    """Split `out = combine(out, value)` into its parts."""
     update = stage.value
     if not isinstance(init, tirx.BufferStore) or type(update) not in (tirx.Add, tirx.Mul, tirx.Max, tirx.Min):
         raise Unsupported("an unknown reduction")
@@ -136,7 +143,7 @@ def _reduction(stage: Stage, init: tirx.Stmt | None, axes: list[Any]) -> None:
 
 
 def identity(combine: type | None, given: Expr) -> Expr:
-    """What a reduction begins with: TVM's largest finite number is not above what is infinite."""
+    """Return the initial value of a reduction; an infinity where TVM starts with the last finite number."""
     if combine not in (tirx.Max, tirx.Min) or not isinstance(given, tirx.FloatImm):
         return given
     sign = -1.0 if combine is tirx.Max else 1.0
@@ -145,9 +152,10 @@ def identity(combine: type | None, given: Expr) -> Expr:
 
 
 class Inliner(Rewriter):
-    """Expands a stage's value down to loads of `kept` buffers; what is read twice is computed once (as a `Let`).
+    """Expands a stage's value down to loads of `kept` buffers and inputs.
 
-    What stands under an `if_then_else` is bound inside of it: the condition may guard an index that is out of bounds.
+    An element that is read several times is bound by a `Let`, inside the side of an `if_then_else` that reads it: the
+    condition may guard an index that is out of bounds.
     """
 
     def __init__(self, program: Program, kept: Sequence[Var], substitute: Substitute | None = None) -> None:
@@ -158,7 +166,7 @@ class Inliner(Rewriter):
         self._scopes: list[list[_Binding]] = []
 
     def expand(self, stage: Stage, indices: Sequence[Expr]) -> Expr:
-        """The value of `stage` at `indices` (reduction axes stay free)."""
+        """Return the value of `stage` at `indices`; its reduce axes stay free."""
         self.variables = dict(zip(stage.axes, indices, strict=True))
         return self.branch(stage.value)
 
@@ -199,5 +207,5 @@ class _Binding:
 
 
 def same_indices(a: Sequence[Expr], b: Sequence[Expr]) -> bool:
-    """Whether two index tuples are the same expressions."""
+    """Return whether two index tuples are the same expressions."""
     return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))

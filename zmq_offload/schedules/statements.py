@@ -1,4 +1,4 @@
-"""The values of functions that TVM schedules: maxima and minima keep NaN there, and integer divisions do not trap."""
+"""Make the values of functions that TVM schedules safe: NaN survives maxima, integer divisions do not trap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zmq_offload.schedules.vector_math import Safe
 
 
 def with_safe_values(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """`func` with what it stores computed safely; unchanged where a statement or an expression is of another kind."""
+    """Rewrite all values that `func` stores with `vector_math.Safe`; unchanged if it has other statements."""
     try:
         body = _visit(func.body, lambda value: Safe().visit(value))
     except Unsupported:

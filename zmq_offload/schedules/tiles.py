@@ -1,4 +1,7 @@
-"""Tile sizes of the kernels that keep a block of results in registers."""
+"""Tile sizes: how many rows and columns of results a micro-kernel keeps in vector registers.
+
+`choose_tile` compares all tiles that fit the registers by an estimate of their cycles, and takes the fastest.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,27 @@ from dataclasses import dataclass
 
 from zmq_offload.schedules.machine import Machine
 
-# Results of one instruction that must be in flight to keep the multiply-add units busy: latency 4, two a cycle.
+# Independent multiply-adds that keep both units busy: each takes 4 cycles, and two start per cycle.
 IN_FLIGHT = 8
-# Vectors of columns a tile may have. More would mean less than four rows, where loading columns is what limits.
+# Most vectors of columns in a tile. With more, fewer than four rows fit, and loading the columns is the bottleneck.
 MOST_VECTORS = 4
 
 
 @dataclass(frozen=True)
 class Tile:
-    """`rows` x `columns` results in registers; `columns` is also how wide the weights are packed."""
+    """`rows` x `columns` results in registers; weights are packed in chunks of `columns`."""
 
     rows: int
     columns: int
 
 
 def most_rows(machine: Machine, vectors: int) -> int:
-    """How many rows fit: a register for each result, one for each vector of weights, one for a broadcast value."""
+    """Rows that fit: a register for each vector of results and of weights, and one for the broadcast value."""
     return max(1, (machine.registers - vectors - 1) // vectors)
 
 
 def choose_tile(machine: Machine, rows: int | None, columns: int) -> Tile:
-    """The tile that computes a rows x columns result in the fewest cycles; `rows` None is many, but unknown."""
+    """Choose the tile with the fewest estimated cycles for a result of rows x columns; `rows` is None if symbolic."""
     candidates = []
     for vectors in range(1, MOST_VECTORS * 2 + 1 if rows is not None and rows < 4 else MOST_VECTORS + 1):
         width = vectors * machine.lanes
@@ -43,7 +46,10 @@ def choose_tile(machine: Machine, rows: int | None, columns: int) -> Tile:
 
 
 def _cycles(machine: Machine, rows: int, columns: int, height: int, width: int) -> float:
-    """Cycles for one step of the sum over the whole result: two multiply-adds and two loads a cycle, and latency."""
+    """Estimate the cycles of one step of the sum for the whole result.
+
+    A cycle has two multiply-adds and two loads; a tile with too few results waits for the latency of its multiply-adds.
+    """
     total, blocks = 0.0, 0
     for chunk, chunks in ((width, columns // width), (columns % width, 1)):
         if not chunk or not chunks:
@@ -51,15 +57,15 @@ def _cycles(machine: Machine, rows: int, columns: int, height: int, width: int) 
         vectors = math.ceil(chunk / machine.lanes)
         for tile, tiles in ((height, rows // height), (rows % height, 1)):
             if tile:
-                # Half a cycle for the loop itself, shared by what one pass computes.
+                # Half a cycle is the loop itself.
                 blocks += 1
                 total += chunks * tiles * (max(tile * vectors, tile + vectors, IN_FLIGHT) / 2 + 0.5)
-    # Every block of another size is code to compile and to fetch: it has to save something.
+    # Each further size of tile is code to compile and to fetch: it has to save something.
     return total * (1.0 + 0.03 * (blocks - 1))
 
 
 def column_vectors(columns: int, machine: Machine) -> list[tuple[int, int]]:
-    """(offset, width) of the vectors for `columns` results; the last may be wider than what is left (zero weights)."""
+    """Return (offset, width) of the vectors that cover `columns`; the last may reach further, over zero weights."""
     whole, rest = divmod(columns, machine.lanes)
     vectors = [(i * machine.lanes, machine.lanes) for i in range(whole)]
     if rest:
