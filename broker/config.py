@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from broker.admission import QueueLimits
 from broker.liveness import LivenessPolicy
+from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
-    Parser,
     add_option,
     bytes_,
     check_together,
@@ -24,18 +24,18 @@ from zmq_offload.protocol import limits
 endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
 
 _POLICY = {
-    "heartbeat": (heartbeat, "seconds between probes of a worker"),
-    "patience": (seconds, "seconds an idle worker may be silent and still be given requests"),
-    "hang_grace": (seconds, "seconds a worker may be busy with a request after its deadline, or quiet"),
-    "worker_grace": (seconds, "seconds a request waits for a worker that holds its model to appear"),
-    "restart_grace": (seconds, "seconds requests wait for a worker that was lost to come back"),
-    "max_attempts": (count, "workers a request may lose before it is given up"),
+    "heartbeat": (heartbeat, "seconds between heartbeats to a worker"),
+    "patience": (seconds, "seconds of silence after which an idle worker gets no requests"),
+    "hang_grace": (seconds, "seconds that a worker may be busy after a request's deadline, or quiet"),
+    "worker_grace": (seconds, "seconds that a request waits for a first worker with its model"),
+    "restart_grace": (seconds, "seconds that requests wait for a lost worker to come back"),
+    "max_attempts": (count, "lost workers after which a request is given up"),
 }
 _QUEUE_LIMITS = {
-    "max_queued": (count, "requests that may wait in total"),
-    "max_queued_bytes": (bytes_, "bytes of the requests that may wait in total"),
-    "max_queued_per_model": (count, "requests that may wait for one model"),
-    "max_queued_per_client": (count, "requests of one client that may wait for one model"),
+    "max_queued": (count, "maximum requests in all queues"),
+    "max_queued_bytes": (bytes_, "maximum bytes of the requests in all queues"),
+    "max_queued_per_model": (count, "maximum queued requests for one model"),
+    "max_queued_per_client": (count, "maximum queued requests of one client for one model"),
 }
 
 
@@ -55,21 +55,33 @@ class Config:
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
 
 
-def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> Config:
-    """The options of `zmq-offload broker`, from arguments, environment and defaults."""
-    parser = Parser(prog=prog, description="Balances devices' requests over workers. SIGTERM drains and stops it.")
-    add_option(parser, "--frontend", endpoint, Config.frontend, "where devices connect", metavar="ENDPOINT")
-    add_option(parser, "--backend", endpoint, Config.backend, "where workers connect", metavar="ENDPOINT")
-    add_option(parser, "--grace", seconds, 10.0, "seconds to finish requests in when stopped", metavar="S")
+def add_options(parser: Parser) -> None:
+    """Add the options of `zmq-offload broker`."""
+    parser.description = (
+        "Run a broker, which passes devices' requests to workers. SIGTERM stops it after the requests in progress."
+    )
+    parser.set_example(
+        "zmq-offload broker",
+        "zmq-offload broker --frontend 'tcp://*:5555' --backend 'tcp://*:5556' \\\n    --insecure",
+    )
+    add_option(parser, "--frontend", endpoint, Config.frontend, "endpoint for devices", metavar="ENDPOINT")
+    add_option(parser, "--backend", endpoint, Config.backend, "endpoint for workers", metavar="ENDPOINT")
+    add_option(parser, "--grace", seconds, 10.0, "seconds to finish requests after SIGTERM", metavar="S")
     add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
     add_option(parser, "--server-key", file, None, "this broker's NAME.key_secret", metavar="FILE")
-    add_option(parser, "--authorized-clients", file, None, "the keys of clients that may connect", metavar="FILE")
-    add_option(parser, "--authorized-workers", file, None, "the keys of workers that may connect", metavar="FILE")
-    parser.add_argument("--insecure", action="store_true", help="listen beyond loopback without keys")
+    add_option(parser, "--authorized-clients", file, None, "list of the clients' keys", metavar="FILE")
+    add_option(parser, "--authorized-workers", file, None, "list of the workers' keys", metavar="FILE")
+    parser.add_argument("--insecure", action="store_true", help="listen on a network without keys")
     for options, defaults in ((_POLICY, LivenessPolicy()), (_QUEUE_LIMITS, QueueLimits())):
         for name, (kind, text) in options.items():
             flag, metavar = "--" + name.replace("_", "-"), "S" if kind in (seconds, heartbeat) else "N"
             add_option(parser, flag, kind, getattr(defaults, name), text, metavar=metavar)
+
+
+def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> Config:
+    """The options of `zmq-offload broker`, from arguments, environment and defaults."""
+    parser = Parser(prog=prog)
+    add_options(parser)
     parsed = parser.parse_args(arguments)
     check_together(parser, parsed, "--server-key", "--authorized-clients", "--authorized-workers")
     given = vars(parsed)

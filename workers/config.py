@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from workers.session import MOST_SLOTS, WorkerPolicy
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.common.cores import usable_cores
+from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
-    Parser,
     add_option,
     bytes_,
     check_together,
@@ -73,34 +73,50 @@ class Config:
     policy: WorkerPolicy = field(default_factory=WorkerPolicy)
 
 
-def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers") -> Config:
-    """The options of `zmq-offload worker`, from arguments, environment and defaults."""
-    parser = Parser(
-        prog=prog,
-        description="Serves the subgraphs of a model repository. SIGTERM finishes what is held and stops.",
+def add_options(parser: Parser) -> None:
+    """Add the options of `zmq-offload worker`."""
+    parser.description = (
+        "Run workers, which serve the subgraphs of a model repository. SIGTERM stops them after the requests in "
+        "progress."
+    )
+    parser.set_example(
+        "zmq-offload worker --repository dist/repository --processes auto",
+        "zmq-offload worker --broker tcp://broker.example:5556 --executor echo",
     )
     policy = WorkerPolicy()
-    add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "brokers' backends", metavar="ENDPOINT,...")
+    add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "backends of the brokers", metavar="ENDPOINT,...")
     add_option(parser, "--repository", file, Config.repository, "the model repository", metavar="DIR")
-    add_option(parser, "--executor", kind, "graph", "'graph' runs TVM, 'echo' returns its inputs", metavar="KIND")
-    add_option(parser, "--name", name, None, "name shown in the status, default HOST-PID", metavar="NAME")
-    add_option(parser, "--slots", slots, None, "requests a process may hold, default 2, echo 32", metavar="N")
-    add_option(parser, "--processes", processes, 1, "worker processes; auto: one for each core, at most 4", metavar="N")
-    add_option(parser, "--threads", threads, None, "TVM threads a process, default cores / processes", metavar="N")
-    add_option(parser, "--pin", switch, "on", "keep each process on cores of its own", metavar="on|off")
-    add_option(parser, "--refresh", seconds, 5.0, "seconds between two looks at the repository", metavar="S")
+    add_option(parser, "--executor", kind, "graph", "graph runs TVM, echo returns its inputs", metavar="KIND")
+    add_option(parser, "--name", name, None, "name in the status, default HOST-PID", metavar="NAME")
+    add_option(parser, "--slots", slots, None, "requests that a process may hold, default 2, echo 32", metavar="N")
+    add_option(parser, "--processes", processes, 1, "worker processes; auto: one per core, at most 4", metavar="N")
+    add_option(parser, "--threads", threads, None, "TVM threads per process, default cores / processes", metavar="N")
+    add_option(parser, "--pin", switch, "on", "give each process cores of its own", metavar="on|off")
+    add_option(parser, "--refresh", seconds, 5.0, "seconds between scans of the repository", metavar="S")
     add_option(parser, "--worker-key", file, None, "this worker's NAME.key_secret", metavar="FILE")
     add_option(parser, "--broker-key", file, None, "the brokers' NAME.key", metavar="FILE")
     add_option(parser, "--heartbeat", heartbeat, policy.heartbeat, "seconds between heartbeats", metavar="S")
-    add_option(parser, "--patience", seconds, policy.patience, "seconds a broker may be silent", metavar="S")
-    add_option(parser, "--drain", seconds, policy.drain, "seconds to wait for brokers when stopped", metavar="S")
-    add_option(parser, "--hang-grace", seconds, 30.0, "seconds a subgraph may run past a deadline", metavar="S")
+    add_option(
+        parser, "--patience", seconds, policy.patience, "seconds of silence after which a broker is lost", metavar="S"
+    )
+    add_option(
+        parser, "--drain", seconds, policy.drain, "maximum seconds to wait for brokers after SIGTERM", metavar="S"
+    )
+    add_option(parser, "--hang-grace", seconds, 30.0, "seconds that a subgraph may run after its deadline", metavar="S")
     add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
-    add_option(parser, "--max-batch", rows, None, "rows that may run together, over model.json's", metavar="N")
-    add_option(parser, "--batch-delay", microseconds, None, "how long the first of them waits for others", metavar="US")
+    add_option(parser, "--max-batch", rows, None, "maximum rows per batch, instead of model.json's", metavar="N")
+    add_option(
+        parser, "--batch-delay", microseconds, None, "maximum microseconds that a batch waits for more", metavar="US"
+    )
+
+
+def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers") -> Config:
+    """The options of `zmq-offload worker`, from arguments, environment and defaults."""
+    parser = Parser(prog=prog)
+    add_options(parser)
     given = parser.parse_args(arguments)
     if given.batch_delay is not None and given.max_batch is None:
-        parser.error("--batch-delay goes with --max-batch")
+        parser.error("--batch-delay needs --max-batch")
     check_together(parser, given, "--worker-key", "--broker-key")
     return Config(
         brokers=given.broker,

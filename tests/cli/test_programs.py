@@ -73,8 +73,8 @@ def test_status_without_a_broker_is_one_line() -> None:
         (["zmq_offload", "load", "--ratte", "5"], "unknown option --ratte; did you mean '--rate'?"),
         (["zmq_offload", "broker", "--heartbeet=5"], "unknown option --heartbeet; did you mean '--heartbeat'?"),
         (["zmq_offload", "worker", "extra"], "unexpected argument 'extra'"),
-        (["workers", "--worker-key", "", "--broker-key", ""], "not a file's name"),
-        (["broker", "--server-key", ""], "not a file's name"),
+        (["workers", "--worker-key", "", "--broker-key", ""], "not a file name"),
+        (["broker", "--server-key", ""], "not a file name"),
         (["zmq_offload"], "required"),
     ],
 )

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import broker.config
-import workers.config
-from zmq_offload.cli.main import COMMANDS, main
+from zmq_offload.cli.main import COMMANDS, main, make_parser
 from zmq_offload.console import dotenv, settings
 from zmq_offload.console.variables import INTERNAL, PREFIX, VARIABLES, warn_of_unknown
 from zmq_offload.errors import InvalidArgument
@@ -21,10 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 def readers() -> dict[str, set[str]]:
     """Variable -> the commands with an option that reads it."""
     settings.OPTIONS.clear()
-    for parse in (broker.config.parse, workers.config.parse):
-        parse([], "zmq-offload broker" if parse is broker.config.parse else "zmq-offload worker")
-    with pytest.raises(SystemExit):
-        main(["--help"])
+    make_parser()
     found = defaultdict(set)
     for variable, programs in settings.OPTIONS.items():
         found[variable] = {program.split()[1] for program in programs}
@@ -79,10 +75,10 @@ def test_a_wrong_value_is_said_of_the_variable(
 @pytest.mark.parametrize(
     ("arguments", "variable", "says"),
     [
-        (["worker"], "BROKER_KEY", "variable ZMQ_OFFLOAD_BROKER_KEY without --worker-key"),
-        (["worker", "--worker-key", "x"], "", "--worker-key without --broker-key"),
+        (["worker"], "BROKER_KEY", "variable ZMQ_OFFLOAD_BROKER_KEY given without --worker-key"),
+        (["worker", "--worker-key", "x"], "", "--worker-key given without --broker-key"),
         (["broker", "--authorized-clients", "x"], "SERVER_KEY",
-         "variable ZMQ_OFFLOAD_SERVER_KEY and --authorized-clients without --authorized-workers"),
+         "variable ZMQ_OFFLOAD_SERVER_KEY and --authorized-clients given without --authorized-workers"),
     ],
 )  # fmt: skip
 def test_keys_of_which_one_is_missing_are_named(
@@ -91,7 +87,7 @@ def test_keys_of_which_one_is_missing_are_named(
     monkeypatch.setenv(PREFIX + (variable or "NAME"), "file")
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert capsys.readouterr().err == f"zmq-offload {arguments[0]}: error: {says}: give all of them, or none\n"
+    assert capsys.readouterr().err == f"zmq-offload {arguments[0]}: error: {says}; give all of them or none\n"
 
 
 def test_an_argument_is_taken_over_a_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +126,7 @@ def test_what_a_supervisor_sets_is_not_for_others_to_set(
 def test_all_commands_are_listed_in_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert len(re.findall(r"^    [a-z]+ ", capsys.readouterr().out, flags=re.M)) == len(COMMANDS) + 2
+    assert len(re.findall(r"^    [a-z]+\s", capsys.readouterr().out, flags=re.M)) == len(COMMANDS) + 2
 
 
 FILE = """

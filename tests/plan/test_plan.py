@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.support import onnx_models
-from zmq_offload.cli import plan as command
 from zmq_offload.cli.main import main
 from zmq_offload.compile.importer import import_onnx, read_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.plan import planning
 from zmq_offload.plan.costs import WIRES, Overhead
 from zmq_offload.plan.files import Plan
 from zmq_offload.plan.halves import cuttable, measure_halves
@@ -27,7 +27,7 @@ LINK = ["--bandwidth", "50Mbit", "--rtt", "10ms"]
 @pytest.fixture(autouse=True)
 def no_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a request costs by itself is measured with a broker and a worker, in tests/integration/test_plan.py."""
-    monkeypatch.setattr(command, "_overhead", lambda: Overhead(0.0005, 1e-9))
+    monkeypatch.setattr(planning, "measure_overhead", lambda: Overhead(0.0005, 1e-9))
     monkeypatch.setenv("TVM_NUM_THREADS", "1")
 
 
@@ -76,7 +76,7 @@ def test_plan_is_printed_drawn_saved_and_compiled(
     assert saved.sealed == ("w3",)
     copying = ["compile", str(convnet), "--plan", str(file), "--name", "head", "-o", str(tmp_path / "c")]
     assert main([*copying, "--with-fallback"]) == 1
-    assert "keeps 'w3' off the device (--seal); --with-fallback would put a copy there" in capsys.readouterr().err
+    assert "keeps 'w3' off the device (--seal), and --with-fallback would put a copy there" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
 
     dist = tmp_path / "dist"
@@ -96,7 +96,7 @@ def test_a_device_as_fast_as_the_server_keeps_the_model(
     assert "No cut beats staying local" in capsys.readouterr().out
     assert Plan.read(file).local
     assert main(["compile", str(convnet), "--plan", str(file), "--name", "head", "-o", str(tmp_path / "d")]) == 1
-    assert "says: device only" in capsys.readouterr().err
+    assert "keeps the whole model on the device" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
 
 
@@ -214,7 +214,7 @@ def test_what_is_refused_before_anything_slow(
     from zmq_offload.plan.halves import take_profile
 
     monkeypatch.undo()
-    monkeypatch.setattr(command, "_overhead", Overhead)
+    monkeypatch.setattr(planning, "measure_overhead", Overhead)
     take_profile(mlp, {"x": (2, 8)}, 1, 3).write(other)
     assert "other.json belongs to another model, mlp.onnx, and not to this convnet.onnx" in refused(
         "--device-profile", str(other)
@@ -225,7 +225,7 @@ def test_what_is_refused_before_anything_slow(
     assert "--save is for ONNX files" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["compile", str(convnet), "--plan", str(other), "--cut", "relu1", "--name", "n"])
-    assert "--plan has --cut, --until and --wire in it" in capsys.readouterr().err
+    assert "--plan sets --cut, --until and --wire" in capsys.readouterr().err
 
 
 def test_every_operator_that_is_held_to_mix_is_one_of_relax() -> None:

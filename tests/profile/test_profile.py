@@ -15,12 +15,12 @@ from PIL import Image
 from tests.support.local_client import LocalClient
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.cli.main import main
-from zmq_offload.cli.profile import check_served
 from zmq_offload.compile import Compiled, compile_model
 from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.console.tables import text
 from zmq_offload.errors import NotFound
 from zmq_offload.profile.measure import measure
+from zmq_offload.profile.profiling import check_served
 from zmq_offload.profile.report import describe, name_of
 from zmq_offload.profile.result import VM, Function, Measured, Profile
 from zmq_offload.profile.subject import open_subject

@@ -1,14 +1,14 @@
-"""`zmq-offload demo`."""
+"""`zmq-offload demo`: run a split network on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 from pathlib import Path
-from typing import Any
 
 from zmq_offload.common.extras import needs
 from zmq_offload.compile.interrupt import say_interrupted
+from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import checked, count
 from zmq_offload.demo.model import CUT, find_model, find_package
 from zmq_offload.errors import InvalidArgument
@@ -16,24 +16,29 @@ from zmq_offload.errors import InvalidArgument
 side = checked(int, lambda n: 32 <= n <= 4096, "a whole number from 32 to 4096")
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "demo",
-        help="split a text detection network, run it over broker and workers here, and check the results",
-        description="Text detection (PP-OCRv4) on rendered pages or a picture: the backbone runs on three devices, the "
-        "rest on two workers behind a broker, all on this machine. Shows what crosses the wire, times, and differences "
-        "from the uncut model, and draws the regions found.",
+def add_options(parser: Parser) -> None:
+    parser.description = (
+        "Detect text (PP-OCRv4) in pages or a picture, with the backbone on three devices and the rest on two workers, "
+        "all on this machine. Shows the tensors on the wire, the times and the differences from the uncut model, and "
+        "draws the text found."
     )
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to look at (default: rendered pages)")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="the network (default: PP-OCRv4's text detection)")
+    parser.set_example("zmq-offload demo", "zmq-offload demo --image photo.jpg -o found.png")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to read (default: pages of the demo)")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="network (default: PP-OCRv4's text detection)")
     parser.add_argument(
-        "--cut", nargs="+", default=list(CUT), metavar="TENSOR", help="where to cut (default: the backbone's outputs)"
+        "--cut",
+        nargs="+",
+        default=list(CUT),
+        metavar="TENSOR",
+        help="tensors to cut at (default: the backbone's outputs)",
     )
     parser.add_argument(
         "--side", type=side, default=448, metavar="N", help="longest side of the network's input (default: 448)"
     )
-    parser.add_argument("--frames", type=count, default=9, metavar="N", help="frames to run (default: 9)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for what is compiled (default: the user's)")
+    parser.add_argument("--frames", type=count, default=9, metavar="N", help="inputs to run (default: 9)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="folder for compiled models (default: ~/.cache/zmq-offload)"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -48,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.model is not None and not args.model.is_file():
-        raise InvalidArgument(f"--model {args.model}: there is no such file")
+        raise InvalidArgument(f"--model {args.model} is not a file; give an ONNX file")
     find_package()
     try:
         with needs("demo"):

@@ -1,4 +1,4 @@
-"""`zmq-offload link`."""
+"""`zmq-offload link`: emulate a network link to a broker."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ import argparse
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from zmq_offload.console.parser import Parser
 from zmq_offload.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from zmq_offload.testing.link.relay import Relay
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "link",
-        help="emulate a network link to a broker: bandwidth, delay, jitter, outages",
-        description="Pass TCP connections on as a network link would, until interrupted.",
+def add_options(parser: Parser) -> None:
+    parser.description = (
+        "Forward TCP connections as a network link would: with limited bandwidth, delay, jitter and outages. Ctrl-C "
+        "ends it."
     )
-    parser.add_argument("--to", required=True, metavar="ENDPOINT", help="where the link leads, tcp://HOST:PORT")
+    parser.set_example(
+        "zmq-offload link --to tcp://127.0.0.1:5555 --listen tcp://127.0.0.1:6555 \\\n    --bandwidth 50Mbit --rtt 10ms"
+    )
+    parser.add_argument("--to", required=True, metavar="ENDPOINT", help="endpoint to forward to, tcp://HOST:PORT")
     parser.add_argument(
         "--listen",
         default="tcp://127.0.0.1:*",
         metavar="ENDPOINT",
-        help="where it begins (default: %(default)s, a free port, which is printed)",
+        help="endpoint to listen at (default: %(default)s, a free port, which is printed)",
     )
-    parser.add_argument("--bandwidth", metavar="B", help="rate in each direction, 100Mbit (default: unlimited)")
+    parser.add_argument("--bandwidth", metavar="B", help="rate in each direction, e.g. 100Mbit (default: unlimited)")
+    parser.add_argument("--rtt", default="0ms", metavar="T", help="round-trip time, e.g. 10ms (default: 0ms)")
     parser.add_argument(
-        "--rtt", default="0ms", metavar="T", help="delay, there and back together, as 10ms (default: 0ms)"
-    )
-    parser.add_argument(
-        "--jitter", default="0ms", metavar="T", help="how far the round trip varies, up or down (default: 0ms)"
+        "--jitter", default="0ms", metavar="T", help="how far the round-trip time varies, up or down (default: 0ms)"
     )
     parser.add_argument(
         "--outage",
         action="append",
         default=[],
         metavar="START:SECONDS[:refuse]",
-        help="nothing gets through from second START on; with :refuse, connections are reset and refused",
+        help="let nothing through for SECONDS from second START on; with :refuse, reset and refuse connections",
     )
     parser.add_argument(
         "--commands",
         action="store_true",
-        help="obey lines on standard input (stall, refuse, restore, change B RTT JITTER)",
+        help="obey commands on standard input: stall, refuse, restore, change B RTT JITTER",
     )
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Commands:
-    """Lines on standard input, each answered by a line; the end of it ends the link."""
+    """Commands on standard input, one a line, each answered by "ok". The end of the input ends the link."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -98,12 +99,12 @@ class _Commands:
                 self._relay.change(Conditions.parse(given, rtt, jitter))
             case _:
                 raise InvalidArgument(
-                    f"command {' '.join(words)!r} is not one of stall, refuse, restore, change B RTT JITTER"
+                    f"{' '.join(words)!r} is not a command; use stall, refuse, restore or change B RTT JITTER"
                 )
 
 
 def _be_punctual() -> None:
-    """A real link takes no CPU and is never late: ask the scheduler for what comes nearest to that, if it allows it."""
+    """Run before other processes, if the system allows it: a real link needs no CPU and is never late."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     with contextlib.suppress(OSError), open("/proc/self/timerslack_ns", "w") as slack:

@@ -1,36 +1,37 @@
-"""The command line: `zmq-offload <subcommand>`."""
+"""The command line: `zmq-offload COMMAND`."""
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # typing's is not imported: what comes before `main` is not protected from Ctrl-C
+TYPE_CHECKING = False  # typing is not imported: Ctrl-C is not handled before `main` runs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from zmq_offload.console.settings import Parser
+    from zmq_offload.console.parser import Parser
 
-# Each module has add_parser(subparsers) and imports what is heavy when it runs: `status` works without TVM.
-COMMANDS = (
-    "zmq_offload.cli.compile",
-    "zmq_offload.cli.profile",
-    "zmq_offload.cli.plan",
-    "zmq_offload.cli.status",
-    "zmq_offload.cli.load",
-    "zmq_offload.cli.link",
-    "zmq_offload.cli.keys",
-    "zmq_offload.cli.demo",
-)
+# Each module has add_options(parser), and imports slow packages only when it runs: `status` works without TVM.
+COMMANDS = {
+    "compile": ("zmq_offload.cli.compile", "split an ONNX model and compile both sides"),
+    "profile": ("zmq_offload.cli.profile", "show where the time of a model goes, by function"),
+    "plan": ("zmq_offload.cli.plan", "find the best place to cut a model"),
+    "status": ("zmq_offload.cli.status", "show a broker's workers, models and queues"),
+    "load": ("zmq_offload.cli.load", "measure throughput and latency of a model under load"),
+    "link": ("zmq_offload.cli.link", "emulate a network link to a broker"),
+    "keys": ("zmq_offload.cli.keys", "make, authorize and revoke keys"),
+    "demo": ("zmq_offload.cli.demo", "run a split network on this machine and check it"),
+    "completion": ("zmq_offload.cli.completion", "print a completion script for a shell"),
+}
 
-# Each has main(arguments, prog), and is a package of its own, which this one does not import otherwise.
+# Each package has main(arguments, prog) in __main__ and add_options(parser) in config. Nothing else here imports them.
 PROGRAMS = {
-    "broker": ("broker.__main__", "run a broker: it balances devices' requests over workers"),
-    "worker": ("workers.__main__", "run workers, which serve the subgraphs of a model repository"),
+    "broker": ("broker", "run a broker, which passes requests to workers"),
+    "worker": ("workers", "run workers, which serve the models of a repository"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 fine, 1 failed (one line on stderr), 2 wrong usage."""
+    """Run a command. Exit codes: 0 success, 1 failure (one line on stderr), 2 wrong usage."""
     try:
         from zmq_offload.console.interrupts import quiet_ctrl_c
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = list(sys.argv[1:] if argv is None else argv)
             if arguments and arguments[0] in PROGRAMS:
                 name = arguments[0]
-                return int(own(PROGRAMS[name][0]).main(arguments[1:], f"zmq-offload {name}"))
+                return int(own(f"{PROGRAMS[name][0]}.__main__").main(arguments[1:], f"zmq-offload {name}"))
             return run(lambda: _run(arguments), "zmq-offload")
     except KeyboardInterrupt:  # before there is a handler
         return 130
@@ -51,23 +52,30 @@ def _run(arguments: Sequence[str]) -> int:
     from zmq_offload.console.variables import warn_of_unknown
 
     dotenv.load()
-    args = make_parser().parse_args(arguments)
+    # Importing the module of each command would take longer than `status` does.
+    args = make_parser(next((word for word in arguments if not word.startswith("-")), "")).parse_args(arguments)
     warn_of_unknown("zmq-offload")
     return int(args.run(args) or 0)
 
 
-def make_parser() -> Parser:
-    """The parser of all commands."""
+def make_parser(only: str | None = None) -> Parser:
+    """The parser of all commands and programs; with `only`, no options but those of one command are added."""
     import importlib
 
-    from zmq_offload.console.settings import Parser
+    from zmq_offload.console.parser import Parser
+    from zmq_offload.console.programs import own
 
-    parser = Parser(prog="zmq-offload", description="Offload subgraphs of TVM models to workers.")
+    parser = Parser(prog="zmq-offload", description="Offload parts of neural networks to shared workers.")
+    parser.set_example("zmq-offload demo", "zmq-offload compile --help")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (_, text) in PROGRAMS.items():
-        subparsers.add_parser(name, help=text)
-    for module in COMMANDS:
-        importlib.import_module(module).add_parser(subparsers)
+    for name, (package, text) in PROGRAMS.items():
+        program = subparsers.add_parser(name, help=text)
+        if only is None:
+            own(f"{package}.config").add_options(program)
+    for name, (module, text) in COMMANDS.items():
+        command = subparsers.add_parser(name, help=text)
+        if only in (None, name):
+            importlib.import_module(module).add_options(command)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`zmq-offload status`: what a broker says of itself."""
+"""`zmq-offload status`: show the state of a broker."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import argparse
 import json
 from typing import Any
 
+from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import add_frontend, add_option, seconds
 from zmq_offload.console.tables import Column, Facts, Part, Table, show
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "status",
-        help="show a broker's workers, models, queues and requests",
-        description="Show a broker's workers, models, queues, and the requests served and failed.",
-    )
+def add_options(parser: Parser) -> None:
+    parser.description = "Show a broker's workers, models and queues, and the requests that it served and failed."
+    parser.set_example("zmq-offload status", "zmq-offload status --broker tcp://broker.example:5555 --json")
     add_frontend(parser)
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
-    add_option(parser, "--timeout", seconds, 5.0, "seconds to wait for the broker", metavar="S")
+    parser.add_argument("--json", action="store_true", help="print the whole status as JSON")
+    add_option(parser, "--timeout", seconds, 5.0, "maximum seconds to wait for the broker", metavar="S")
     parser.set_defaults(run=run)
 
 

@@ -52,7 +52,7 @@ class Progress:
         """
         self._next()
         if self._quiet:
-            yield _say_nothing
+            yield say_nothing
             return
         began = time.monotonic()
         console = console_of(self._stream)
@@ -77,7 +77,7 @@ class Progress:
         self._next()
         console = None if self._quiet else console_of(self._stream)
         if console is None:
-            yield _say_nothing
+            yield say_nothing
             return
         with self._bar(title, console) as say:
             yield say
@@ -130,16 +130,16 @@ class Progress:
             yield say
 
 
-def _say_nothing(text: str, part: float = 0.0) -> None:
-    """What a step without a display calls."""
+def say_nothing(text: str, part: float = 0.0) -> None:
+    """Show nothing."""
 
 
 Tell = Callable[[int, int], None]
-"""Told how many of how many repetitions are done."""
+"""Takes how many of how many repetitions are done."""
 
 
 def counter(say: Say, what: str = "") -> Tell:
-    """Shows repetitions by `say`: "3 of 20 runs"."""
+    """A function that shows repetitions by `say`: "3 of 20 runs"."""
 
     def tell(done: int, total: int) -> None:
         say(f"{done} of {total}{f' {what}' if what else ''}", done / max(total, 1))

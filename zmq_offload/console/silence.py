@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def add_verbose(parser: Any) -> None:
-    parser.add_argument(
-        "--verbose", action="store_true", help="also show what TVM, its compiler and ONNX Runtime print themselves"
-    )
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="show the output of TVM, its compiler and ONNX Runtime")
 
 
 def silent(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:

@@ -29,6 +29,7 @@ from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.importer import Imported, import_onnx
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import host_target
+from zmq_offload.console.progress import Say, counter, say_nothing
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import WIRES, CutPoint, Times, Wire
 from zmq_offload.plan.files import CutTimes, PlannedModel
@@ -86,7 +87,12 @@ def cuttable(imported: Imported) -> Cuttable:
 
 
 def measure_halves(
-    model: Cuttable, target: tvm.target.Target, threads: Sequence[int], repeat: int, seconds: float = 30.0
+    model: Cuttable,
+    target: tvm.target.Target,
+    threads: Sequence[int],
+    repeat: int,
+    seconds: float = 30.0,
+    say: Say = say_nothing,
 ) -> list[Times]:
     """The times on this machine, one result for each number of TVM threads.
 
@@ -98,7 +104,9 @@ def measure_halves(
     cuts = list(range(1, len(model.points) - 1))
     groups = [cuts[i : i + size] for i in range(0, len(cuts), size)] or [[]]
     taken: dict[int, dict[str, float]] = {many: {} for many in threads}
+    tell = counter(say, "cuts")
     for at, group in enumerate(groups):
+        tell(at * size, len(cuts))
         calls = _build(model, target, group, whole=at == 0)
         for many, found in taken.items():
             with thread_count(many, max(threads)):
@@ -106,11 +114,13 @@ def measure_halves(
     return [_times(model, taken[many]) for many in threads]
 
 
-def take_profile(file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int) -> CutTimes:
+def take_profile(
+    file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int, say: Say = say_nothing
+) -> CutTimes:
     """The times of a model's parts on this machine, for a plan on another one. Raises as `cuttable` does."""
     model = cuttable(import_onnx(file, inputs))
     target = host_target()
-    (times,) = measure_halves(model, target, [threads], repeat)
+    (times,) = measure_halves(model, target, [threads], repeat, say=say)
     machine = f"{platform.node()} ({target.attrs.get('mcpu')})"
     return CutTimes(PlannedModel.of(file, model.imported.inputs), machine, threads, model.points, times)
 

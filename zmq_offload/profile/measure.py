@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 
+from zmq_offload.console.progress import Say, counter, say_nothing
 from zmq_offload.errors import Internal
 from zmq_offload.profile.result import VM, Function, Measured
 from zmq_offload.profile.subject import Subject
@@ -57,7 +58,11 @@ class Recorder:
 
 
 def measure(
-    subject: Subject, arrays: Sequence[Array], repeat: int, reference: Callable[[], Callable[[], object]] | None = None
+    subject: Subject,
+    arrays: Sequence[Array],
+    repeat: int,
+    reference: Callable[[], Callable[[], object]] | None = None,
+    say: Say = say_nothing,
 ) -> Measured:
     """Profile `repeat` runs of the model on `arrays`. `reference` prepares another runtime and returns its call.
 
@@ -73,6 +78,7 @@ def measure(
     times: list[list[float]] = [[], []]
     others: list[float] = []
     runs: list[_Run] = []
+    tell = counter(say, "runs")
     sizes = [repeat // _BLOCKS + (at < repeat % _BLOCKS) for at in range(_BLOCKS)]
     for size in filter(None, sizes):
         for _ in range(size):
@@ -80,6 +86,7 @@ def measure(
             for own, call in zip(times, calls, strict=True):
                 own.append(_timed(call))
             runs.append((recorder.seconds, recorder.calls))
+            tell(len(runs), repeat)
         if reference is not None:
             other = reference()
             other()

@@ -1,0 +1,142 @@
+"""Make a plan: measure a model, or take measured times, predict what each split costs, and choose.
+
+TVM must not have started its threads before: the number of threads is set by the caller, in TVM_NUM_THREADS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from zmq_offload.common.units import counted
+from zmq_offload.compile import importer
+from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.target import host_target
+from zmq_offload.console.progress import Progress
+from zmq_offload.plan import halves, restrictions
+from zmq_offload.plan.confirm import measure_split, names_of
+from zmq_offload.plan.costs import Costs, Network, Objective, Split, Stages, Times, Wire
+from zmq_offload.plan.files import CutTimes, Plan, PlannedModel
+from zmq_offload.plan.halves import Cuttable
+from zmq_offload.plan.overhead import measure_overhead
+from zmq_offload.plan.report import figures
+from zmq_offload.plan.rules import Rules, allowed_splits
+from zmq_offload.plan.search import Decision, decide
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The times of one side, taken on another machine: `file` is a profile that `zmq-offload profile --save` wrote."""
+
+    file: Path
+    times: CutTimes
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to plan for.
+
+    `device` and `server` are None where this machine is measured: the device is then one thread, `slowdown` times
+    slower. `confirm` is the number of splits that are compiled and run, `repeat` the number of runs for a median.
+    """
+
+    model: Path
+    inputs: Mapping[str, Sequence[Dim]]
+    network: Network
+    wires: Sequence[Wire]
+    objective: Objective
+    server_threads: int
+    device: Measured | None = None
+    server: Measured | None = None
+    slowdown: float | None = None
+    sealed: Sequence[str] = ()
+    private: Sequence[str] = ()
+    confirm: int = 4
+    repeat: int = 15
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The plan, and what it was chosen from."""
+
+    plan: Plan
+    costs: Costs
+    decision: Decision
+    rules: Rules
+    facts: tuple[tuple[str, str], ...]
+    """The model and the two machines, in words."""
+
+
+def make_plan(question: Question, progress: Progress) -> Answer:
+    """Choose the best split. Raises InvalidArgument for a model, profile or rule that cannot be used."""
+    with progress.step(f"import {question.model}"):
+        model = halves.cuttable(importer.import_onnx(question.model, question.inputs))
+        planned = PlannedModel.of(question.model, model.imported.inputs)
+        device, server = (_times(side, question, model) for side in (question.device, question.server))
+        rules = restrictions.rules_of(
+            model, importer.read_onnx(question.model), list(question.sealed), list(question.private)
+        )
+        splits = allowed_splits(model.points, list(question.wires), rules)
+    device, server = _measure_missing(question, model, device, server, progress)
+    with progress.step("measure what a request costs by itself"):
+        overhead = measure_overhead()
+    costs = Costs(model.points, device, server, question.network, overhead)
+    confirm = 0 if question.device and question.server else question.confirm
+    measure = partial(_measure, question, model, costs, progress)
+    decision = decide(costs, splits, question.objective, confirm, measure)
+    return Answer(_plan(question, model, planned, decision), costs, decision, rules, _facts(question, model))
+
+
+def _times(side: Measured | None, question: Question, model: Cuttable) -> Times | None:
+    return None if side is None else side.times.times_for(question.model, model.points, side.file)
+
+
+def _measure_missing(
+    question: Question, model: Cuttable, device: Times | None, server: Times | None, progress: Progress
+) -> tuple[Times, Times]:
+    """The times of both sides. Those that are not given are measured here, both in one go."""
+    threads = [*([] if device else [1]), *([] if server else [question.server_threads])]
+    if threads:
+        with progress.step(f"measure both parts of {len(model.points) - 2} cuts") as say:
+            taken = halves.measure_halves(model, host_target(), threads, question.repeat, say=say)
+        device = device or taken[0].slowed(question.slowdown or 1.0)
+        server = server or taken[-1]
+    assert device is not None and server is not None
+    return device, server
+
+
+def _measure(question: Question, model: Cuttable, costs: Costs, progress: Progress, split: Split) -> Stages:
+    """Compile and run a split. What was measured on another machine keeps its predicted times."""
+    target = host_target()
+    threads = (1, question.server_threads)
+    with progress.step(f"compile and run the cut at {model.points[split.start].name} as {split.wire}"):
+        here = measure_split(question.model, model, split, (target, target), threads, question.repeat)
+    factor = question.slowdown or 1.0
+    device, rest, server = here.device * factor, here.rest * factor, here.server
+    predicted = costs.predict(split)
+    if question.device is not None:
+        device, rest = predicted.device + predicted.encode, predicted.rest
+    if question.server is not None:
+        server = predicted.server
+    return Stages(device, server, rest)
+
+
+def _plan(question: Question, model: Cuttable, planned: PlannedModel, decision: Decision) -> Plan:
+    chosen = decision.chosen
+    cut, until = ((), ()) if chosen.local else names_of(model, chosen.split)
+    return Plan(planned, cut, until, chosen.split.wire, decision.objective, figures(chosen), tuple(question.sealed))
+
+
+def _facts(question: Question, model: Cuttable) -> tuple[tuple[str, str], ...]:
+    def elsewhere(side: Measured) -> str:
+        return f"{side.times.machine}, {counted(side.times.threads, 'thread')} (measured there: {side.file})"
+
+    slower = f", slowed down {question.slowdown:g} times" if question.slowdown else ""
+    here = f"this machine, {counted(question.server_threads, 'thread')}"
+    return (
+        ("model", f"{question.model.name}, {'; '.join(map(str, model.imported.inputs))}"),
+        ("device", elsewhere(question.device) if question.device else f"one thread of this machine{slower}"),
+        ("server", elsewhere(question.server) if question.server else here),
+    )
