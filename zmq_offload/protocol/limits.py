@@ -1,22 +1,22 @@
-"""Every bound of the protocol, in one place. What exceeds one is a ProtocolError, never an allocation."""
+"""The bounds of the protocol. A message that exceeds one raises ProtocolError before memory is allocated for it."""
 
 from __future__ import annotations
 
 ENVELOPE_BYTES = 8 * 1024
-"""An envelope; the largest honest one is an Error with a long message."""
+"""An envelope. The largest valid one is an Error with a long text."""
 
 HEADER_BYTES = 256 * 1024
 """The header of a request or result."""
 
 PACKED_BYTES = 4 * 1024
-"""A tensor of at most so many bytes is in the frame of the header."""
+"""A tensor of at most this many bytes is packed into the frame of the header."""
 
 BODY_BYTES = 4 * 1024 * 1024
 """The second frame of an Announce or an Answer: model descriptions, statistics."""
 
 BODY_ITEMS = 8 * 1024
-"""Items of one array or map in a body. msgpack makes an array of the length that is announced before it reads the
-items, so that a few nested headers could otherwise ask for gigabytes."""
+"""Items of one array or map in a body. msgpack allocates an array before it reads the items, so that a few nested array
+headers could otherwise ask for gigabytes."""
 
 TENSORS = 256
 """Tensors in one message."""
@@ -25,10 +25,10 @@ RANK = 16
 """Dimensions of one tensor."""
 
 NAME_BYTES = 512
-"""A tensor's name, in UTF-8. ONNX exporters write paths of modules as names."""
+"""A tensor's name, in UTF-8. ONNX exporters use module paths as names, which are long."""
 
 EXTENT = 2**40
-"""One extent of a shape is below this."""
+"""Every extent of a shape is below this."""
 
 VERSION = 2**31 - 1
 """The highest version number of a model."""
@@ -37,13 +37,13 @@ MODEL_NAME_BYTES = 128
 """A model's name, in UTF-8."""
 
 MESSAGE_CHARS = 1500
-"""The text of an error; a longer one is cut when it is sent."""
+"""The text of an error. A longer one is cut before it is sent."""
 
 PRIORITY = 100
-"""Priorities go from -PRIORITY to PRIORITY; more is more urgent, 0 is the default."""
+"""Priorities go from -PRIORITY to PRIORITY. A higher one is more urgent; 0 is the default."""
 
 PING_IDS = 512
-"""Requests that one Ping asks about; with 9 bytes an id it stays well inside an envelope."""
+"""Requests that one Ping asks about. An id has at most 9 bytes, so that a Ping fits in an envelope."""
 
 FRAMES = TENSORS + 2
 """Frames of one message: envelope, header, tensors."""
@@ -52,8 +52,8 @@ BUDGET_US = 24 * 3600 * 1_000_000
 """The longest time budget of a request, in microseconds: a day."""
 
 MESSAGE_BYTES = 256 * 1024 * 1024
-"""One frame, by default (`--max-frame-bytes`)."""
+"""The default of `--max-frame-bytes`: the largest frame that a peer takes."""
 
 UNASKED_BYTES = BODY_BYTES
-"""A frame of at most this many bytes may be sent to a peer whose limit is not known. What exceeds the receiver's
-limit is answered with an error; a longer frame may end the connection (see `zmq_offload.net.transport.make_socket`)."""
+"""The longest frame that may be sent to a peer whose limit is not known. A peer with a smaller limit answers with an
+error. A longer frame may end the connection (see `zmq_offload.net.transport.make_socket`)."""

@@ -53,7 +53,7 @@ Slots: TypeAlias = Annotated[int, Meta(ge=1, le=65536)]
 
 
 class Key(NamedTuple):
-    """What names a request everywhere: its client's session token and that client's number for it."""
+    """The identity of a request: its client's session token, and that client's number for it."""
 
     session: bytes
     id: int
@@ -66,10 +66,11 @@ class Key(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Run a model; a header and the input tensors follow.
+    """Run a model. A header and the input tensors follow.
 
-    `signature` is what the caller was built for (`zmq_offload.protocol.tensors.signature_of`): a request for the latest
-    version goes to one that has it. Empty: to any. `max_frame_bytes` is the largest frame that the client takes.
+    `signature` is the one that the caller was built for (`zmq_offload.protocol.tensors.signature_of`). A request for
+    the latest version goes to a version with this signature, or to any version if it is empty. `max_frame_bytes` is the
+    largest frame that the client takes.
     """
 
     session: Session
@@ -83,14 +84,14 @@ class Request(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Take a request back; a queued one is not run."""
+    """Cancel a request; a queued one is not run."""
 
     session: Session
     id: Count
 
 
 class Query(NamedTuple):
-    """Ask for "models" or "status"; an Answer comes back."""
+    """Ask for "models" or "status". The reply is an Answer."""
 
     session: Session
     id: Count
@@ -98,9 +99,9 @@ class Query(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """Is the broker there, and does it still hold these requests? A Pong comes back.
+    """Ask whether the broker is there and still holds these requests. The reply is a Pong.
 
-    Requests that it holds are answered on the connection of the Ping from now on.
+    The broker sends the replies of requests that it holds to the connection of the Ping from now on.
     """
 
     session: Session
@@ -111,7 +112,7 @@ class Ping(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The outputs of a request; a header and the output tensors follow."""
+    """The outputs of a request. A header and the output tensors follow."""
 
     session: Session
     id: Count
@@ -122,7 +123,7 @@ class Result(NamedTuple):
 
 
 class Error(NamedTuple):
-    """A request that failed, and why; `id` 0 where the fault is not one request's."""
+    """Why a request failed. `id` is 0 if the error is not about one request."""
 
     session: Session
     id: Count
@@ -131,15 +132,17 @@ class Error(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a Query asked for; a body (msgpack) follows."""
+    """The reply to a Query. A body (msgpack) follows."""
 
     session: Session
     id: Count
 
 
 class Pong(NamedTuple):
-    """The broker is there. It does not hold the requests `ids` of the Ping: they, or their replies, were lost. It takes
-    frames of at most `max_frame_bytes`."""
+    """The broker is there, and takes frames of at most `max_frame_bytes`.
+
+    It does not hold the requests `ids` of the Ping: they, or their replies, were lost.
+    """
 
     session: Session
     ids: Ids
@@ -150,7 +153,7 @@ class Pong(NamedTuple):
 
 
 class Dispatch(NamedTuple):
-    """Run this attempt at a request; the client's header and tensors follow untouched."""
+    """Run this attempt at a request. The client's header and tensors follow unchanged."""
 
     session: Session
     id: Count
@@ -161,7 +164,7 @@ class Dispatch(NamedTuple):
 
 
 class Revoke(NamedTuple):
-    """This attempt is not wanted any more; if it did not start, do not run it. Answered like any attempt."""
+    """Do not run this attempt if it has not started. The worker answers it like any other."""
 
     session: Session
     id: Count
@@ -169,26 +172,30 @@ class Revoke(NamedTuple):
 
 
 class Identify(NamedTuple):
-    """The broker does not know this worker (any more): announce."""
+    """The broker does not know this worker; the worker announces itself."""
 
 
 class Probe(NamedTuple):
-    """Tells an idle worker that the broker is there and takes frames of at most `max_frame_bytes`, and the broker
-    whether the connection still is."""
+    """The broker is there, and takes frames of at most `max_frame_bytes`.
+
+    A Probe that cannot be delivered tells the broker that the connection ended.
+    """
 
     max_frame_bytes: Count = limits.MESSAGE_BYTES
 
 
 class Farewell(NamedTuple):
-    """The answer to a Goodbye: no Dispatch comes after it."""
+    """The reply to a Goodbye. No Dispatch comes after it."""
 
 
 # --- worker -> broker -------------------------------------------------------------------------------------------
 
 
 class Announce(NamedTuple):
-    """Who is here, how many requests it may hold, and the largest frame that it takes; a body with the models'
-    descriptions follows."""
+    """A worker's name, the requests that it may hold, and the largest frame that it takes.
+
+    A body with the descriptions of its models follows.
+    """
 
     name: WorkerName
     slots: Slots
@@ -196,11 +203,11 @@ class Announce(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """The worker is idle and well."""
+    """The worker is idle and works."""
 
 
 class Done(NamedTuple):
-    """An attempt succeeded; a header and the output tensors follow."""
+    """An attempt succeeded. A header and the output tensors follow."""
 
     session: Session
     id: Count
@@ -209,7 +216,7 @@ class Done(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """An attempt failed, and why."""
+    """Why an attempt failed."""
 
     session: Session
     id: Count
@@ -219,7 +226,7 @@ class Failed(NamedTuple):
 
 
 class Goodbye(NamedTuple):
-    """The worker is going: it finishes what it holds and wants no more."""
+    """The worker leaves: it finishes what it holds and takes nothing more."""
 
 
 FromClient: TypeAlias = Request | Cancel | Query | Ping
@@ -228,7 +235,7 @@ FromWorker: TypeAlias = Announce | Heartbeat | Done | Failed | Goodbye
 ToWorker: TypeAlias = Dispatch | Error | Revoke | Identify | Probe | Farewell
 Message: TypeAlias = FromClient | ToClient | FromWorker | ToWorker
 
-_CODES: dict[int, Any] = {
+_CODES: dict[int, type[Message]] = {
     1: Request,
     2: Cancel,
     3: Query,
@@ -353,7 +360,7 @@ def _fault(cls: type[Message], values: Sequence[Any]) -> ProtocolError:
     return error
 
 
-def unpack(data: bytes | memoryview, what: str, items: int) -> Any:
+def unpack(data: bytes | memoryview, what: str, items: int) -> object:
     """Decode msgpack with at most `items` in each array or map; the caller has bounded the size of `data`.
 
     Raises ProtocolError, which calls the data `what`.
@@ -373,6 +380,6 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
-def shown(value: Any) -> str:
-    """A peer's value in an error's text: short, and safe for what is nested deeper than `repr` can follow."""
+def shown(value: object) -> str:
+    """A short `repr` of a peer's value for an error's text; safe for values nested deeper than `repr` can follow."""
     return _SHORT.repr(value)

@@ -1,9 +1,9 @@
-"""What follows the envelope: a frame with the header and all small tensors, and one for each other tensor; or a body.
+"""The frames after the envelope: a head frame and a frame for each large tensor, or one body frame.
 
-The header is a msgpack array with `[name, datatype, shape]` for each tensor, in order; four bytes before it tell its
-length, big-endian. A tensor's bytes are its elements, row-major, little-endian, without padding, so many as datatype
-and shape say. A tensor of at most `limits.PACKED_BYTES` follows the header in the same frame, in order: a frame more,
-which four sockets send and four receive on the way there and back, costs more than to copy so much.
+The head frame has the header's length (four bytes, big-endian), the header, and the small tensors. The header is a
+msgpack array with `[name, datatype, shape]` for each tensor, in order. A tensor's bytes are its elements, row-major,
+little-endian, without padding. A tensor of at most `limits.PACKED_BYTES` is small: a frame of its own, which four
+sockets send and four receive on the way there and back, would cost more than the copy.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from zmq_offload.protocol.tensors import DATATYPES, datatype_of
 Array = np.ndarray[Any, Any]
 
 
-def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> list[Any]:
-    """`[head, frame, ...]` of named arrays. A frame is a view of the array's own memory where that is contiguous and
-    little-endian (no copy), else of a copy of it.
+def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> list[bytes | memoryview]:
+    """Encode named arrays as `[head, frame, ...]`.
 
-    Raises InvalidArgument naming the tensor that cannot be sent.
+    A frame is a view of the array's own memory if that is contiguous and little-endian, and of a copy otherwise. Raises
+    InvalidArgument, which names the tensor that cannot be sent.
     """
     pairs = list(tensors.items() if type(tensors) is dict or isinstance(tensors, Mapping) else tensors)
     head, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in pairs]))
-    packed, frames = [head], list[Any]()
+    packed, frames = [head], list[bytes | memoryview]()
     for (_, array), dtype in zip(pairs, dtypes, strict=True):
         if array.nbytes <= _PACKED:
             packed.append(array.tobytes() if array.dtype is dtype else array.astype(dtype).tobytes())
@@ -46,21 +46,21 @@ _LENGTH = 4
 """Bytes before the header."""
 
 _SIGNATURES = 256
-"""Headers that are remembered: a model's are the same in every request."""
+"""Headers that are cached: those of a model are the same in every request."""
 
 
 @functools.lru_cache(_SIGNATURES)
 def _encode_header(
     entries: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
 ) -> tuple[bytes, list[np.dtype[Any]]]:
-    """The head frame without tensors, and each tensor's dtype on the wire."""
+    """The start of the head frame, up to the tensors, and each tensor's dtype on the wire."""
     if len(entries) > limits.TENSORS:
         raise InvalidArgument(f"{len(entries)} tensors in one message; the limit is {limits.TENSORS}")
     header = []
     for name, dtype, shape in entries:
-        # "replace": a lone surrogate has no UTF-8; it is refused below, where msgpack meets it.
+        # "replace": a lone surrogate has no UTF-8. It is refused below, when msgpack encodes it.
         if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= limits.NAME_BYTES:
-            raise InvalidArgument(f"a tensor's name is a string of 1 to {limits.NAME_BYTES} bytes, not {name!r:.80}")
+            raise InvalidArgument(f"tensor name {name!r:.80} is not a string of 1 to {limits.NAME_BYTES} bytes")
         try:
             datatype = datatype_of(dtype)
         except InvalidArgument as error:
@@ -71,12 +71,12 @@ def _encode_header(
     try:
         encoded = msgpack.packb(header)
     except UnicodeEncodeError as error:
-        raise InvalidArgument(f"a tensor's name is not valid Unicode: {error.object!r:.80}") from None
+        raise InvalidArgument(f"tensor name {error.object!r:.80} is not valid Unicode") from None
     return len(encoded).to_bytes(_LENGTH, "big") + encoded, [DATATYPES[datatype] for _, datatype, _ in header]
 
 
-def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
-    """`(name, datatype, shape)` of each tensor. Raises ProtocolError."""
+def decode_header(frame: bytes) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Decode a header to `(name, datatype, shape)` of each tensor. Raises ProtocolError."""
     entries = unpack(frame, "a header", limits.TENSORS)
     if type(entries) is not list or len(entries) > limits.TENSORS:
         raise ProtocolError(f"a header is an array of at most {limits.TENSORS} tensors")
@@ -98,10 +98,9 @@ def decode_header(frame: Any) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
-    """Named arrays that view the memory of `[head, frame, ...]` (the head as bytes, the others bytes or `zmq.Frame`),
-    without a copy.
+    """Decode `[head, frame, ...]` to named arrays that view the frames' memory.
 
-    Raises ProtocolError.
+    The head is bytes; the other frames are bytes or `zmq.Frame`. Raises ProtocolError.
     """
     if not frames:
         raise ProtocolError("the header is missing")
@@ -111,7 +110,7 @@ def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
         raise ProtocolError(f"a header of {at - _LENGTH} bytes does not end in its frame of {len(head)}")
     if at > _LENGTH + limits.HEADER_BYTES:
         raise ProtocolError(f"a header has at most {limits.HEADER_BYTES} bytes, not {at - _LENGTH}")
-    layout = (_remembered_layout if at <= _SHORT else _layout)(head[_LENGTH:at])
+    layout = (_cached_layout if at <= _SHORT else _layout)(head[_LENGTH:at])
     tensors: dict[str, Array] = {}
     used = 1
     for name, dtype, shape, nbytes in layout:
@@ -143,10 +142,10 @@ def _named(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], nbytes: int)
 
 
 _SHORT = 1024
-"""Bytes of a header that is worth remembering; what strangers send must not fill the memory."""
+"""The largest header that is cached, in bytes: a peer's headers must not fill the memory."""
 
 
-def _layout(header: Any) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]:
+def _layout(header: bytes) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]:
     """Name, dtype, shape and bytes of each tensor."""
     return tuple(
         (name, dtype := DATATYPES[datatype], shape, math.prod(shape) * dtype.itemsize)
@@ -154,16 +153,16 @@ def _layout(header: Any) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int
     )
 
 
-_remembered_layout = functools.lru_cache(_SIGNATURES)(_layout)
+_cached_layout = functools.lru_cache(_SIGNATURES)(_layout)
 
 
-def encode_body(body: Any) -> bytes:
-    """The second frame of an Announce or an Answer."""
+def encode_body(body: object) -> bytes:
+    """Encode the body of an Announce or an Answer."""
     return msgpack.packb(body)  # type: ignore[no-any-return]
 
 
-def decode_body(frames: Sequence[Any], what: str) -> Any:
-    """The content of `[body]`. Raises ProtocolError."""
+def decode_body(frames: Sequence[Any], what: str) -> object:
+    """Decode `[body]`. Raises ProtocolError, which calls the message `what`."""
     if len(frames) != 1:
         raise ProtocolError(f"{what} has one frame after its envelope, not {len(frames)}")
     data = memoryview(frames[0])

@@ -1,8 +1,8 @@
-"""Datatypes and tensor signatures, by the names of the Open Inference Protocol (KServe v2).
+"""Datatypes and signatures of tensors, with the names of the Open Inference Protocol (KServe v2).
 
-A `TensorSpec` says what a tensor of a model must be: its name, datatype and shape. A dimension of `ANY` (-1, as in the
-Open Inference Protocol) is symbolic: it may have any extent, and every `ANY` at dimension 0 of one model's tensors is
-the batch and must agree.
+A `TensorSpec` is the name, datatype and shape of one input or output of a model. An extent of `ANY` (-1, as in the Open
+Inference Protocol) is symbolic: any extent fits. `ANY` at dimension 0 is the batch, which is the same in all inputs of
+a request.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
+import numpy.typing as npt
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
@@ -42,10 +43,10 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
-def datatype_of(dtype: Any) -> str:
-    """The datatype name of a NumPy dtype (or of what `np.dtype` takes, such as "float32").
+def datatype_of(dtype: npt.DTypeLike) -> str:
+    """Return the datatype name of a NumPy dtype, or of a value that `np.dtype` takes, such as "float32".
 
-    Raises InvalidArgument for a dtype that has no name on the wire (object, strings, complex, datetimes).
+    Raises InvalidArgument for a dtype that cannot be sent: objects, strings, complex numbers, datetimes.
     """
     try:
         known = np.dtype(dtype)
@@ -57,11 +58,13 @@ def datatype_of(dtype: Any) -> str:
     return name
 
 
-def array_of(value: Any) -> np.ndarray[Any, Any]:
-    """What `np.asarray` makes of it. Raises ValueError for lists of lists of different lengths, and for masked values:
-    NumPy would uncover them."""
+def array_of(value: object) -> npt.NDArray[Any]:
+    """Convert a value with `np.asarray`.
+
+    Raises ValueError for nested lists of different lengths, and for masked values, whose masks NumPy would drop.
+    """
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise ValueError("it has masked values; replace them first, as by filled(0)")
+        raise ValueError("it has masked values; replace them first, for example with filled(0)")
     return np.asarray(value)
 
 
@@ -83,19 +86,19 @@ class TensorSpec:
         return math.prod(1 if d == ANY else d for d in self.shape) * self.dtype.itemsize
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a concrete shape is one of those that this signature allows."""
+        """Whether a tensor of this shape can be passed."""
         return len(shape) == len(self.shape) and all(w in (ANY, d) for w, d in zip(self.shape, shape, strict=True))
 
     def __str__(self) -> str:
         dims = ",".join("?" if d == ANY else str(d) for d in self.shape)
         return f"{self.name} {self.datatype}[{dims}]"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
     @classmethod
-    def from_json(cls, value: Any) -> TensorSpec:
-        """Raises InvalidArgument saying what is wrong with `value`."""
+    def from_json(cls, value: object) -> TensorSpec:
+        """Parse what `to_json` returns. Raises InvalidArgument, which says what is wrong."""
         if not isinstance(value, Mapping):
             raise InvalidArgument(
                 f"a tensor must be an object with name, datatype and shape, not {reprlib.repr(value)}"
@@ -112,11 +115,11 @@ class TensorSpec:
         return spec
 
     def check(self) -> None:
-        """Raises InvalidArgument for a datatype, a name or a shape that no message could carry."""
+        """Raise InvalidArgument for a datatype, a name or a shape that a message cannot carry."""
         try:
             length = len(self.name.encode())
         except UnicodeEncodeError:
-            raise InvalidArgument(f"a tensor's name is not valid Unicode: {reprlib.repr(self.name)}") from None
+            raise InvalidArgument(f"tensor name {reprlib.repr(self.name)} is not valid Unicode") from None
         if not 0 < length <= limits.NAME_BYTES:
             raise InvalidArgument(
                 f"a tensor's name has 1 to {limits.NAME_BYTES} bytes, not {length}: {reprlib.repr(self.name)}"
@@ -137,20 +140,23 @@ class TensorSpec:
 
 
 class Latest(NamedTuple):
-    """In place of a version's number: the latest version whose signature is this one (see `signature_of`)."""
+    """The latest version with this signature (see `signature_of`), in place of a version number."""
 
     signature: bytes
 
 
 def signature_of(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> bytes:
-    """16 bytes that stand for names, datatypes and shapes of a model's tensors, whatever their order: the beginning of
-    the SHA-256 of the msgpack array `[inputs, outputs]`, each an array of `[name, datatype, shape]` sorted by name."""
+    """Return 16 bytes that stand for the names, datatypes and shapes of a model's tensors, in any order.
+
+    They are the start of the SHA-256 of the msgpack array `[inputs, outputs]`, each an array of
+    `[name, datatype, shape]` sorted by name.
+    """
     parts = [sorted([t.name, t.datatype, list(t.shape)] for t in tensors) for tensors in (inputs, outputs)]
     return hashlib.sha256(msgpack.packb(parts)).digest()[:SIGNATURE_BYTES]
 
 
 def check_signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Raises InvalidArgument for tensors of a model that no request or result could carry."""
+    """Raise InvalidArgument for tensors that a message cannot carry."""
     for kind, tensors in (("inputs", inputs), ("outputs", outputs)):
         if len(tensors) > limits.TENSORS:
             raise InvalidArgument(f"{len(tensors)} {kind}; a message has at most {limits.TENSORS} tensors")
@@ -158,15 +164,15 @@ def check_signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec])
         for tensor in tensors:
             tensor.check()
             if tensor.name in names:
-                raise InvalidArgument(f"two {kind} have the name {tensor.name!r}")
+                raise InvalidArgument(f"two {kind} have the name {tensor.name!r}; names must differ")
             names.add(tensor.name)
 
 
 def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tuple[int, ...]]], *, what: str) -> None:
     """Check tensors, given as name -> (datatype, shape), against a signature.
 
-    Raises InvalidArgument naming the first tensor that is missing, extra, or differs, and what would be right.
-    `what` opens the message, for instance "model 'ocr' version 1".
+    Raises InvalidArgument, which names the first tensor that is missing, unknown or different, and says what would be
+    right. `what` begins the message, for example "model 'ocr' version 1".
     """
     wanted = {spec.name: spec for spec in specs}
     listing = "; ".join(map(str, wanted.values())) or "no tensors"
