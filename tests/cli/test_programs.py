@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from tests.support.processes import ROOT, Fabric, running_broker, running_workers
+from tests.support.processes import ROOT, running_broker, running_workers
+from zmq_offload.testing import Fabric
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tests.support.processes import ROOT, Fabric, eventually
+from tests.support.processes import ROOT, eventually
 from zmq_offload import AsyncClient, Client
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.session import RetryPolicy, Send
@@ -28,6 +28,7 @@ from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, Of
 from zmq_offload.net.keys import new_keys
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_tensors
+from zmq_offload.testing import Fabric
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}
@@ -286,9 +287,7 @@ def test_errors_of_keys_name_the_variable_or_the_argument(tmp_path: Path, monkey
     missing = tmp_path / "missing.key"
     monkeypatch.setenv("ZMQ_OFFLOAD_CLIENT_KEY", str(secret))
     for kind in (Client, AsyncClient):
-        with pytest.raises(
-            InvalidArgument, match="ZMQ_OFFLOAD_CLIENT_KEY is given; give broker_key or set ZMQ_OFFLOAD_BROKER_KEY"
-        ):
+        with pytest.raises(InvalidArgument, match="CLIENT_KEY is given without broker_key; give broker_key or set"):
             kind(NOBODY)
     monkeypatch.setenv("ZMQ_OFFLOAD_BROKER_KEY", str(missing))
     with pytest.raises(FailedPrecondition, match=f"^ZMQ_OFFLOAD_BROKER_KEY: {missing}: "):
@@ -296,11 +295,11 @@ def test_errors_of_keys_name_the_variable_or_the_argument(tmp_path: Path, monkey
     with pytest.raises(FailedPrecondition, match=f"^key: {public} has no secret key"):
         Client(NOBODY, key=str(public), broker_key=str(public))
     with pytest.raises(FailedPrecondition, match=f"^broker_key: {missing}: "):
-        Client(NOBODY, broker_key=missing)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgument, match="broker_key 7 is not the path of a key's file"):
+        Client(NOBODY, broker_key=missing)
+    with pytest.raises(InvalidArgument, match="broker_key 7 is not the path of a key file"):
         Client(NOBODY, broker_key=7)  # type: ignore[arg-type]
     monkeypatch.delenv("ZMQ_OFFLOAD_CLIENT_KEY")
-    with pytest.raises(InvalidArgument, match="broker_key is given; give key or set ZMQ_OFFLOAD_CLIENT_KEY, too"):
+    with pytest.raises(InvalidArgument, match="broker_key is given without key; give key or set ZMQ_OFFLOAD_CL"):
         Client(NOBODY, broker_key=str(public))
 
 

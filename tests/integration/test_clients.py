@@ -18,11 +18,12 @@ import pytest
 import zmq
 
 from tests.support.mutation import with_length
-from tests.support.processes import Fabric, eventually, running_broker, running_workers
+from tests.support.processes import eventually, running_broker, running_workers
 from zmq_offload import AsyncClient, Client
 from zmq_offload.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_tensors
+from zmq_offload.testing import Fabric
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = np.arange(12, dtype="f4").reshape(3, 4)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import onnx_models
-from tests.support.processes import ROOT, Fabric, running_broker, running_workers, wait_for_workers
+from tests.support.processes import ROOT, running_broker, running_workers, wait_for_workers
 from zmq_offload.cli.main import main
+from zmq_offload.testing import Fabric
 
 EXAMPLES = ROOT / "examples"
 

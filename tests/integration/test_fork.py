@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from tests.support.forks import run_in_fork
-from tests.support.processes import Fabric, eventually
+from tests.support.processes import eventually
 from zmq_offload import AsyncClient, Client
+from zmq_offload.testing import Fabric
 from zmq_offload.testing.link import Link
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there

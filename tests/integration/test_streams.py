@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.processes import ROOT, Fabric, eventually, running_broker, running_workers, status
+from tests.support.processes import ROOT, eventually, running_broker, running_workers, status
 from zmq_offload import Client
 from zmq_offload.console.programs import command
+from zmq_offload.testing import Fabric
 
 LOOPBACK = ("--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0")
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.processes import ROOT, Fabric, eventually
+from tests.support.processes import ROOT, eventually
 from zmq_offload import AsyncClient, Client
 from zmq_offload.errors import FailedPrecondition
+from zmq_offload.testing import Fabric
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = np.arange(12, dtype="f4").reshape(3, 4)

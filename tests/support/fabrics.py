@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.processes import Fabric, running_broker, running_workers, wait_for_workers
 from zmq_offload import Client
+from zmq_offload.testing import Fabric
 
 
 @pytest.fixture(scope="module")
 def echo_fabric() -> Iterator[Fabric]:
     """A broker and two echo workers, for tests that do not stop or change them."""
-    with running_broker() as fabric, running_workers(fabric.backend, "--executor", "echo", "--processes", "2"):
-        wait_for_workers(fabric.frontend, 2)
+    with Fabric(workers=2) as fabric:
         yield fabric
 
 

@@ -151,7 +151,7 @@ def test_a_link_that_is_closed_or_impossible_says_so() -> None:
             link.cut()
         with pytest.raises(FailedPrecondition, match=r"cannot listen at 127\.0\.0\.1:\d+: Address already in use"):
             Link(endpoint(listening), listen=endpoint(listening))
-    for to, says in (("ipc:///tmp/x", "a link is between TCP endpoints"), ("tcp://x", r"use tcp://HOST:PORT")):
+    for to, says in (("ipc:///tmp/x", "is not a TCP endpoint"), ("tcp://x", r"use tcp://HOST:PORT")):
         with pytest.raises(InvalidArgument, match=says):
             Link(to)
 

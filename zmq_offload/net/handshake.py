@@ -50,7 +50,7 @@ def clients_security(key: str | os.PathLike[str] | None, broker_key: str | os.Pa
     (source, secret), (broker_source, public) = files
     if bool(secret) != bool(public):
         given, missing = (source, "broker_key") if secret else (broker_source, "key")
-        raise InvalidArgument(f"{given} is given without {missing}; give {missing}, too, or set {_VARIABLES[missing]}")
+        raise InvalidArgument(f"{given} is given without {missing}; give {missing} or set {_VARIABLES[missing]}")
     for name, path, read in ((source, secret, read_pair), (broker_source, public, read_public)):
         if path:
             try:

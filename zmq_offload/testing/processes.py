@@ -1,4 +1,4 @@
-"""The demo's child processes and the signals that end it: whatever happens, no process is left behind."""
+"""Child processes that never outlive their program, and the signals that end the program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import FrameType
+from typing import TypeAlias
 
 from zmq_offload.console.dotenv import FILE_VARIABLE
 from zmq_offload.console.variables import PREFIX
@@ -23,21 +24,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """Turns the signals that end a program into one KeyboardInterrupt in the main thread; use as a context manager.
+    """A context in which the signals that end a program raise one KeyboardInterrupt in the main thread.
 
-    Only the first signal interrupts, so that the clean-up which it sets off is not interrupted in turn. `number` is
-    that signal.
+    Only the first signal interrupts, so that the cleanup is not interrupted. `number` is that signal.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._raised = False
         self._held = 0
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Interrupts:
         for number in SIGNALS:
-            # What is ignored stays ignored: a job in the background, or one under nohup.
+            # An ignored signal stays ignored, as in a background job or under nohup.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
@@ -48,7 +48,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A signal that comes while the body runs interrupts after it."""
+        """Delay the interrupt of a signal that arrives during the body until its end."""
         self._held += 1
         try:
             yield
@@ -75,13 +75,14 @@ class _Child:
 
 
 class Children:
-    """Processes that are ended, the youngest first, when the context is left.
+    """A context that ends its processes when it is left, the youngest first.
 
-    Each is in a session of its own: Ctrl-C reaches this process only, which then ends them in order.
+    Each process has a session of its own, so Ctrl-C reaches only this process, which then ends them in order. With
+    `interrupts`, no signal interrupts starting and ending a process.
     """
 
-    def __init__(self, interrupts: Interrupts) -> None:
-        self._interrupts = interrupts
+    def __init__(self, interrupts: Interrupts | None = None) -> None:
+        self._held = contextlib.nullcontext if interrupts is None else interrupts.held
         self._running: list[_Child] = []
 
     def __enter__(self) -> Children:
@@ -99,16 +100,16 @@ class Children:
         stdout: int | None = None,
         log: Path | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start `python ARGUMENTS`; `stop` is how to end it. What it writes goes to `log`, if given.
+        """Start `python ARGUMENTS`, to be ended by `stop`. Its output goes to `log`, if given.
 
-        It gets none of this project's variables, neither of the environment nor of a file .env: they are meant for the
+        The process gets no variables of this project, from the environment or a file .env: they are meant for the
         user's own broker and workers.
         """
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         environment[FILE_VARIABLE] = os.devnull
         with contextlib.ExitStack() as opened:
             errors = opened.enter_context(log.open("wb")) if log else None
-            with self._interrupts.held():  # else a signal could come before the process is known to `stop`
+            with self._held():  # else a signal could arrive before `stop` knows the process
                 process = subprocess.Popen(
                     [sys.executable, *arguments],
                     stdin=subprocess.DEVNULL,
@@ -121,15 +122,15 @@ class Children:
         return process
 
     def check(self) -> None:
-        """Raises Internal if one of them has ended."""
+        """Raise Internal if a process has ended."""
         for child in self._running:
             code = child.process.poll()
             if code is not None:
                 raise Internal(f"the {child.name} ended with code {code}")
 
     def stop(self) -> None:
-        """End all of them and wait for it. Idempotent."""
-        with self._interrupts.held():
+        """End all processes and wait for them. A second call does nothing."""
+        with self._held():
             while self._running:
                 child = self._running[-1]
                 child.stop(child.process)
@@ -139,7 +140,7 @@ class Children:
 
 
 def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """SIGTERM, and SIGKILL if that does not end it within `patience` seconds."""
+    """End a process by SIGTERM, or by SIGKILL if it does not end within `patience` seconds."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -150,7 +151,7 @@ def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL for the process and what it has started in its session, such as a linker."""
+    """Kill a process and the processes of its session, such as a linker."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """An emulated network link: a TCP relay with bandwidth, delay, jitter and outages.
 
-`path` decides when which bytes arrive, `relay` moves them, `process` runs a relay from Python and
-`zmq-offload link` from the command line. It runs in user space, so that it needs neither root nor a kernel with netem.
+`path` decides when bytes arrive, `relay` moves them. `process` runs a relay from Python, `zmq-offload link` from the
+command line. All of it is in user space and needs neither root nor a kernel with netem.
 """
 
 from zmq_offload.testing.link.conditions import Conditions, Outage

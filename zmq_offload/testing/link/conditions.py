@@ -1,4 +1,4 @@
-"""What a link is like, as a person says it."""
+"""Bandwidth, delay, jitter and outages of an emulated link, as a person writes them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,28 @@ from zmq_offload.errors import InvalidArgument
 Kind = Literal["stall", "refuse"]
 
 _LATEST = 1e6
-"""Seconds: eleven days. Waiting for much longer overflows."""
+"""Seconds (eleven days). Much longer waits overflow."""
 
 _OUTAGE = re.compile(r"([^:]+):([^:]+?)(?::(stall|refuse))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """A link's conditions; the bandwidth is each way's own.
+    """Bandwidth, delay and jitter of a link.
 
-    `bandwidth` is in bits of payload a second, None for as fast as it goes. `rtt` and `jitter` are in seconds: a byte
-    is under way for half of `rtt`, more or less by up to half of `jitter`.
+    Parameters
+    ----------
+    bandwidth : float, optional
+        Bits of payload per second in each direction. Default: unlimited.
+    rtt : float, default 0.0
+        Round-trip time in seconds. A byte travels for half of it.
+    jitter : float, default 0.0
+        Seconds. A byte travels longer or shorter by up to half of it.
+
+    Examples
+    --------
+    >>> print(Conditions(bandwidth=100e6, rtt=0.01))
+    bandwidth 100Mbit, rtt 10 ms, jitter 0 ms
     """
 
     bandwidth: float | None = None
@@ -33,11 +44,33 @@ class Conditions:
 
     @classmethod
     def parse(cls, bandwidth_: str | None = None, rtt: str = "0ms", jitter: str = "0ms") -> Conditions:
-        """Of "100Mbit", "10ms", "1ms". Raises InvalidArgument saying what is wrong, and for more jitter than delay."""
+        """Make conditions from text.
+
+        Parameters
+        ----------
+        bandwidth_ : str, optional
+            Such as ``"100Mbit"`` or ``"1.5Gbit"``. Default: unlimited.
+        rtt, jitter : str
+            Such as ``"10ms"`` or ``"250us"``.
+
+        Returns
+        -------
+        Conditions
+
+        Raises
+        ------
+        InvalidArgument
+            A quantity has no unit or is out of range, or the jitter exceeds the delay.
+
+        Examples
+        --------
+        >>> Conditions.parse("100Mbit", rtt="10ms").rtt
+        0.01
+        """
         found = cls(None if bandwidth_ is None else bandwidth(bandwidth_), duration(rtt), duration(jitter))
         if found.jitter > found.rtt:
             raise InvalidArgument(
-                f"jitter {jitter} is more than the rtt {rtt}: bytes would arrive before they are sent"
+                f"jitter {jitter} is more than the rtt {rtt}; use less, or bytes would arrive before they are sent"
             )
         return found
 
@@ -48,9 +81,20 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """`start` and `seconds` are in seconds; `start` counts from when the link comes up.
+    """A time during which a link carries nothing.
 
-    "stall": packets vanish, connections stay and wait. "refuse": connections are reset, new ones refused.
+    Parameters
+    ----------
+    start : float
+        Seconds after the link comes up.
+    seconds : float
+        Length of the outage in seconds.
+    kind : {"stall", "refuse"}, default "stall"
+        "stall": packets are lost; connections stay and wait. "refuse": connections are reset and new ones refused.
+
+    Examples
+    --------
+    >>> Link("tcp://127.0.0.1:5555", outages=[Outage(5.0, 2.0), Outage(10.0, 1.0, "refuse")])
     """
 
     start: float
@@ -59,7 +103,27 @@ class Outage:
 
     @classmethod
     def parse(cls, text: str) -> Outage:
-        """Of "START:SECONDS" or "START:SECONDS:refuse", both in seconds. Raises InvalidArgument otherwise."""
+        """Make an outage from text.
+
+        Parameters
+        ----------
+        text : str
+            ``"START:SECONDS"`` or ``"START:SECONDS:refuse"``, both in seconds.
+
+        Returns
+        -------
+        Outage
+
+        Raises
+        ------
+        InvalidArgument
+            The text has another form, or a time is out of range.
+
+        Examples
+        --------
+        >>> Outage.parse("5:2")
+        Outage(start=5.0, seconds=2.0, kind='stall')
+        """
         match = _OUTAGE.fullmatch(text)
         try:
             if match is None:
@@ -69,14 +133,13 @@ class Outage:
             raise InvalidArgument(f"outage {text!r} is not START:SECONDS or START:SECONDS:refuse, as in 5:2") from None
         if not (0 <= found.start <= _LATEST and 0 < found.seconds <= _LATEST):
             raise InvalidArgument(
-                f"outage {text!r}: it starts at 0 seconds or later, lasts more than 0, and neither is over {_LATEST:g}"
+                f"outage {text!r} is out of range; use a start from 0, a length above 0, both at most {_LATEST:g} s"
             )
         return found
 
 
 def timetable(outages: Sequence[Outage]) -> list[tuple[float, Kind | None]]:
-    """When the link goes to which state, None for up, in order of time. Raises InvalidArgument for outages that
-    overlap."""
+    """List when the link changes to which state, None for up. Raises InvalidArgument for outages that overlap."""
     ordered = sorted(outages, key=lambda o: o.start)
     for before, after in itertools.pairwise(ordered):
         if after.start < before.start + before.seconds:

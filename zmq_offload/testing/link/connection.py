@@ -1,4 +1,4 @@
-"""A connection through the relay: two sockets, and a pipe each way."""
+"""A connection through the relay: two sockets, and a pipe in each direction."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zmq_offload.testing.link.path import Path
 _RESET = struct.pack("ii", 1, 0)  # struct linger: closing resets the connection
 
 _UNREAD = 1 << 20
-"""Bytes that have arrived and that their receiver has not read: above this, their sender is not read either."""
+"""Bytes that have arrived and that the receiver has not read. Above this, the relay stops reading the sender."""
 
 
 class Pipe:
-    """One direction: from a socket by a path to the other socket."""
+    """One direction: from a socket through a path to the other socket."""
 
     def __init__(self, connection: Connection, source: socket.socket, sink: socket.socket, path: Path[Pipe]) -> None:
         self.connection = connection
@@ -33,7 +33,7 @@ class Pipe:
         return bool(self._unread)
 
     def read(self, now: float) -> None:
-        """Take what the source sends in. Raises OSError if it is gone."""
+        """Read from the source. Raises OSError if its connection is lost."""
         try:
             data = self.source.recv(self.path.step)
         except BlockingIOError:
@@ -42,7 +42,7 @@ class Pipe:
         self.path.take(self, data, now)
 
     def push(self, data: bytes) -> None:
-        """What has arrived; no bytes are the end."""
+        """Take bytes that have arrived. Empty `data` is the end."""
         if data:
             self._unread.append(memoryview(data))
             self._bytes += len(data)
@@ -50,7 +50,7 @@ class Pipe:
             self._ending = True
 
     def write(self) -> None:
-        """Pass on what has arrived, as far as the sink takes it. Raises OSError if that is gone."""
+        """Write to the sink as much as it takes. Raises OSError if its connection is lost."""
         while self._unread:
             first = self._unread[0]
             try:
@@ -68,20 +68,20 @@ class Pipe:
 
 
 class Connection:
-    """A client's connection, `near`, and the one that was made for it, `far`; `connected` once that is there."""
+    """A client's connection, `near`, and the relay's own to the target, `far`; `connected` once that is made."""
 
     def __init__(self, near: socket.socket, far: socket.socket, there: Path[Pipe], back: Path[Pipe]) -> None:
         self.near, self.far = near, far
         self.connected = False
         self.pipes = Pipe(self, near, far, there), Pipe(self, far, near, back)
         self.watched = {near: 0, far: 0}
-        """What the relay waits for at each socket."""
+        """The events that the relay waits for, by socket."""
         for end in (near, far):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def wanted(self, now: float) -> dict[socket.socket, int]:
-        """What to wait for at each socket."""
+        """Return the events to wait for, by socket."""
         if not self.connected:
             return {self.near: 0, self.far: selectors.EVENT_WRITE}
         masks = {self.near: 0, self.far: 0}
@@ -93,7 +93,7 @@ class Connection:
         return masks
 
     def ready(self, end: socket.socket, mask: int, now: float) -> None:
-        """Read and write what can be. Raises OSError if one of the two is gone."""
+        """Read and write after an event. Raises OSError if one of the connections is lost."""
         if not self.connected:
             error = self.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
@@ -110,7 +110,7 @@ class Connection:
         return all(pipe.ended for pipe in self.pipes)
 
     def close(self) -> None:
-        """Both ends; what was not ended by both sides is reset, as their peers would have seen it."""
+        """Close both sockets. Connections that the peers have not ended are reset, as on a real link."""
         for end in (self.near, self.far):
             if not self.ended:
                 with contextlib.suppress(OSError):

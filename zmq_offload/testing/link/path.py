@@ -1,7 +1,7 @@
-"""One direction of an emulated link: what is put in at one end comes out at the other, later. Pure.
+"""One direction of an emulated link: when bytes that enter it arrive. Pure.
 
-Bytes queue for the link's bandwidth, one after the other, whatever connection they are of. Then they are under way for
-the delay, as many at a time as that takes, and never overtake each other.
+Bytes of all connections share one queue for the link's bandwidth. Then they travel for the delay, any number at a time,
+and never overtake each other.
 """
 
 from __future__ import annotations
@@ -15,72 +15,72 @@ from zmq_offload.testing.link.conditions import Conditions
 K = TypeVar("K")
 
 QUEUE = 0.02
-"""Seconds of sending that may wait for the bandwidth. What is more than that waits with its sender. It must outlast the
-relay's being late, or the link would stand idle with senders waiting."""
+"""Length of the queue for the bandwidth, in seconds of sending. Further bytes wait at their sender. The queue must last
+longer than the relay may be late, or the link would be idle while senders wait."""
 
 HELD = 32 << 20
-"""Bytes that a path holds at most, also where no bandwidth bounds them."""
+"""Maximum number of bytes that a path holds, even with unlimited bandwidth."""
 
 _STEP = 0.001
 _SMALLEST, _LARGEST = 1460, 65536
-"""Seconds of sending that are taken in at a time, and the bounds of that in bytes: a packet, and what a read gives."""
+"""Size of one read: seconds of sending, and its bounds in bytes (a packet, and what one read returns)."""
 
 
 class Path(Generic[K]):
-    """`take` what is put in, `arrived` is what comes out; `next_change` says when to look again.
+    """Bytes enter by `take` and leave by `arrived`; `next_change` says when to look again.
 
-    `K` is what the bytes belong to. `random` gives numbers from 0 to 1, for the jitter.
+    `K` is the type of the keys to which bytes belong. `random` returns numbers from 0 to 1, for the jitter.
     """
 
     def __init__(self, conditions: Conditions, random: Callable[[], float]) -> None:
         self._random = random
-        self._under_way: deque[tuple[float, K, bytes]] = deque()
+        self._in_flight: deque[tuple[float, K, bytes]] = deque()
         self._held = 0
-        self._free_at = 0.0  # when all that was taken has been sent
-        self._last = 0.0  # when the last of it arrives
+        self._free_at = 0.0  # when the queue is empty
+        self._last = 0.0  # when the last byte arrives
         self._stalled_at: float | None = None
         self.change(conditions)
 
     def change(self, conditions: Conditions) -> None:
-        """New conditions, for what is taken from now on."""
+        """Use other conditions for bytes that enter from now on."""
         self._conditions = conditions
         rate = conditions.bandwidth
         self.step = _LARGEST if rate is None else int(min(max(rate / 8 * _STEP, _SMALLEST), _LARGEST))
-        """Bytes to take in at a time."""
+        """Bytes to read at a time."""
 
     @property
     def held(self) -> int:
-        """Bytes taken that have not arrived."""
+        """Bytes that have entered and not yet arrived."""
         return self._held
 
     def has_room(self, now: float) -> bool:
-        """Whether more may be taken: what does not fit waits with its sender."""
+        """Whether more bytes may enter; otherwise they wait at their sender."""
         return self._stalled_at is None and self._held < HELD and self._free_at - now < QUEUE
 
     def take(self, key: K, data: bytes, now: float) -> None:
-        """Take bytes in; none of them stands for the end of what `key` sends."""
+        """Let bytes enter. Empty `data` marks the end of what `key` sends."""
         rate = self._conditions.bandwidth
         began = max(now, self._free_at)
         self._free_at = began if rate is None else began + len(data) * 8 / rate
         delay = self._conditions.rtt / 2 + (self._random() - 0.5) * self._conditions.jitter
         self._last = max(self._last, self._free_at + delay)
-        self._under_way.append((self._last, key, data))
+        self._in_flight.append((self._last, key, data))
         self._held += len(data)
 
     def arrived(self, now: float) -> Iterator[tuple[K, bytes]]:
-        """What has arrived by now, in order."""
-        while self._stalled_at is None and self._under_way and self._under_way[0][0] <= now:
-            _, key, data = self._under_way.popleft()
+        """Yield the bytes that have arrived by now, in order."""
+        while self._stalled_at is None and self._in_flight and self._in_flight[0][0] <= now:
+            _, key, data = self._in_flight.popleft()
             self._held -= len(data)
             yield key, data
 
     def next_change(self, now: float) -> float | None:
-        """When something arrives, or room is there again; None if neither is to come."""
+        """Return when bytes arrive or room becomes free, or None."""
         if self._stalled_at is not None:
             return None
-        times = [self._under_way[0][0]] if self._under_way else []
+        times = [self._in_flight[0][0]] if self._in_flight else []
         if self._free_at - now >= QUEUE:
-            times.append(self._free_at - QUEUE / 2)  # not for each step that gets free
+            times.append(self._free_at - QUEUE / 2)  # not for each read that fits
         return min(times, default=None)
 
     def stall(self, now: float) -> None:
@@ -89,16 +89,16 @@ class Path(Generic[K]):
             self._stalled_at = now
 
     def resume(self, now: float) -> None:
-        """Everything goes on from where it was."""
+        """End a stall; everything continues from where it was."""
         if self._stalled_at is not None:
             lost = now - self._stalled_at
             self._stalled_at = None
-            self._under_way = deque((at + lost, key, data) for at, key, data in self._under_way)
+            self._in_flight = deque((at + lost, key, data) for at, key, data in self._in_flight)
             self._free_at += lost
             self._last += lost
 
     def clear(self) -> None:
-        """Forget what is under way: its connections are gone."""
-        self._under_way.clear()
+        """Drop all bytes, when their connections are closed."""
+        self._in_flight.clear()
         self._held = 0
         self._free_at = self._last = 0.0

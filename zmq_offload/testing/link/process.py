@@ -1,4 +1,4 @@
-"""A link as a program of its own, to be started and told from Python."""
+"""A link in a process of its own, started and controlled from Python."""
 
 from __future__ import annotations
 
@@ -13,17 +13,43 @@ from zmq_offload.testing.link.conditions import Conditions, Outage, timetable
 
 
 class Link:
-    """An emulated link to a broker, for as long as the body of `with` lasts::
+    """An emulated network link to a broker, for as long as the body of `with` lasts.
 
-        with Link("tcp://127.0.0.1:5555", bandwidth="100Mbit", rtt="10ms") as link, Client(link.endpoint) as client:
-            client.infer(...)
+    The link runs in a process of its own, so that threads of this process do not disturb its timing. In a forked child,
+    the parent's link raises FailedPrecondition, and `close` does nothing.
 
-    `bandwidth` is each way's own, None without a bound. `rtt` is divided equally; `jitter` makes it longer or shorter
-    by up to so much. It runs in a process of its own, whose timing this one's threads do not disturb. In a forked
-    child, the parent's link refuses, and `close` does nothing.
+    Parameters
+    ----------
+    to : str
+        Endpoint of the broker, ``"tcp://HOST:PORT"``.
+    bandwidth : str, optional
+        Bits of payload per second in each direction, such as ``"100Mbit"``. Default: unlimited.
+    rtt : str, default "0ms"
+        Round-trip time; each direction takes half of it.
+    jitter : str, default "0ms"
+        Each direction takes longer or shorter by up to half of it. At most `rtt`.
+    outages : sequence of Outage, optional
+        Times during which the link carries nothing.
+    listen : str, default "tcp://127.0.0.1:*"
+        Endpoint to listen at; ``*`` is a free port.
 
-    Raises InvalidArgument for quantities without a unit or conditions that cannot be, FailedPrecondition if it cannot
-    listen at `listen`.
+    Attributes
+    ----------
+    endpoint : str
+        Endpoint to connect to instead of `to`.
+
+    Raises
+    ------
+    InvalidArgument
+        A quantity has no unit or is out of range, outages overlap, or an endpoint is not TCP.
+    FailedPrecondition
+        The link cannot listen at `listen`, or `to` has an unknown host.
+
+    Examples
+    --------
+    >>> with Link("tcp://127.0.0.1:5555", bandwidth="100Mbit", rtt="10ms") as link, Client(link.endpoint) as client:
+    ...     outputs = client.infer("ocr", {"image": image})
+    ...     link.cut()
     """
 
     def __init__(
@@ -54,27 +80,37 @@ class Link:
             bufsize=1,
         )
         self.endpoint = self._answer().split()[0]
-        """Where to connect instead of `to`."""
 
     def cut(self) -> None:
-        """Packets vanish: connections stay, and nothing gets through until `restore`."""
+        """Lose all packets until `restore`; connections stay."""
         self._tell("stall")
 
     def refuse(self) -> None:
-        """Connections are reset and new ones refused until `restore`."""
+        """Reset connections and refuse new ones until `restore`."""
         self._tell("refuse")
 
     def restore(self) -> None:
-        """The end of an outage. What waited goes on from where it was."""
+        """End an outage. Connections that stayed continue from where they were."""
         self._tell("restore")
 
     def change(self, *, bandwidth: str | None = None, rtt: str = "0ms", jitter: str = "0ms") -> None:
-        """Other conditions for what is sent from now on."""
+        """Use other conditions for bytes that are sent from now on.
+
+        Parameters
+        ----------
+        bandwidth, rtt, jitter : str
+            As for `Link`.
+
+        Raises
+        ------
+        InvalidArgument
+            A quantity has no unit or is out of range.
+        """
         Conditions.parse(bandwidth, rtt, jitter)
         self._tell(f"change {bandwidth or 'unlimited'} {rtt} {jitter}")
 
     def close(self) -> None:
-        """The end of it, and of all connections by it. Closing again does nothing."""
+        """End the link and its connections. A second `close` does nothing."""
         if self._forgotten:
             return
         with self._lock:
@@ -91,8 +127,7 @@ class Link:
         self.close()
 
     def forget(self) -> None:
-        """This process was forked: the link's process is the parent's child, and a thread of the parent's that is not
-        here may have held the lock."""
+        """Let go of the parent's process in a forked child. Another thread of the parent may have held the lock."""
         self._forgotten = True
         self._lock = threading.Lock()
 
@@ -107,7 +142,7 @@ class Link:
             self._answer()
 
     def _answer(self) -> str:
-        """Its next line; raises what it ended with if there is none."""
+        """Read the link's next line. Raises its error if it has ended."""
         assert self._process.stdout is not None and self._process.stderr is not None
         line = self._process.stdout.readline()
         if not line:

@@ -1,4 +1,4 @@
-"""The relay: the clock, and all sockets at once. When what is passed on is decided by `path`."""
+"""The relay: a loop that moves bytes between sockets at the times that `path` decides."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from zmq_offload.testing.link.connection import Connection, Pipe
 from zmq_offload.testing.link.path import Path
 
 _LATEST = 0.0005
-"""Seconds: what is later than that was kept from running, which says nothing of the next time."""
+"""Seconds. A longer delay means that the process was not running, and is not learned from."""
 
 
 class Relay:
-    """A link from `listen` to `to`, both tcp:// endpoints. `run` it in one thread, which is the only one to touch it.
+    """A link from `listen` to `to`, both tcp:// endpoints. Only the thread that calls `run` may use it.
 
-    Raises InvalidArgument for endpoints of another kind, FailedPrecondition where it cannot listen.
+    Raises InvalidArgument for endpoints of another kind, FailedPrecondition if it cannot listen.
     """
 
     def __init__(self, to: str, listen: str, conditions: Conditions, outages: Sequence[Outage] = ()) -> None:
@@ -34,8 +34,8 @@ class Relay:
         self._paths = there, back
         self._connections: set[Connection] = set()
         self._state: Kind | None = None
-        self._early = 0.0  # seconds that a wake-up takes: what comes in was there before, what goes out would be late
-        # Holds the port while nobody listens on it, so that no other process gets it during an outage.
+        self._early = 0.0  # seconds that a wake-up takes: bytes came in before it, and would go out after it
+        # Keeps the port during an outage, when nobody listens on it.
         self._reserved = _bound(_resolved(_address(listen)))
         host, port = self._reserved.getsockname()[:2]
         self._place = host, port
@@ -49,7 +49,7 @@ class Relay:
         self.endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
     def go(self, state: Kind | None) -> None:
-        """Into an outage of a kind, or with None out of it."""
+        """Begin an outage of a kind, or end it with None."""
         now = time.monotonic()
         if self._state == "refuse" and state != "refuse":
             self._listener = _listening(self._place)
@@ -69,12 +69,12 @@ class Relay:
         self._state = state
 
     def change(self, conditions: Conditions) -> None:
-        """Other conditions from now on."""
+        """Use other conditions from now on."""
         for path in self._paths:
             path.change(conditions)
 
     def run(self, commands: int | None = None, obey: Callable[[], bool] = lambda: False) -> None:
-        """For ever, or until `obey`, which is called whenever descriptor `commands` is readable, says False."""
+        """Run until `obey` returns False. It is called whenever the descriptor `commands` is readable."""
         if commands is not None:
             self._selector.register(commands, selectors.EVENT_READ, obey)
         began = time.monotonic()
@@ -106,18 +106,18 @@ class Relay:
         self._reserved.close()
 
     def _wait(self, began: float) -> tuple[bool, float | None]:
-        """Whether a socket is ready, and if it was time that ended the wait, what time that was to be."""
+        """Wait. Returns whether a socket is ready and, if the time ended the wait, that time."""
         times = [at for path in self._paths if (at := path.next_change(time.monotonic())) is not None]
         if self._changes:
             times.append(began + self._changes[0][0])
         due = min(times) if times else None
         wait = None if due is None else max(0.0, due - self._early - time.monotonic())
-        # epoll_wait() counts in milliseconds, select() in microseconds: so select the epoll's own descriptor.
+        # epoll_wait() counts milliseconds, select() microseconds: so `select` waits for the epoll's descriptor.
         ready = bool(select.select([self._selector], [], [], wait)[0])
         return ready, None if ready or not wait else due
 
     def _learn(self, late: float) -> None:
-        """By how much what was planned went out late: so much earlier is the next to be."""
+        """Learn from a delay, in seconds, how much earlier to wake up."""
         if late < _LATEST:
             self._early = min(max(self._early + late / 16, 0.0), _LATEST)
 
@@ -129,7 +129,7 @@ class Relay:
                     self._do(pipe.connection, pipe.write)
 
     def _watch(self, now: float) -> None:
-        """Wait for nothing that could not be dealt with: it would be ready at once, again and again."""
+        """Register only events that can be handled; others would end each wait at once."""
         idle = self._state is not None
         for connection in self._connections:
             for end, mask in (dict.fromkeys(connection.watched, 0) if idle else connection.wanted(now)).items():
@@ -148,7 +148,7 @@ class Relay:
             return
         try:
             near, _ = self._listener.accept()
-        except OSError:  # whoever came is gone again, or too many files are open
+        except OSError:  # the client has left, or too many files are open
             return
         connection = Connection(near, _socket(self._target), *self._paths)
         self._connections.add(connection)
@@ -156,7 +156,7 @@ class Relay:
             self._do(connection, connection.far.connect, self._target)
 
     def _do(self, connection: Connection, what: Callable[..., None], *args: object) -> None:
-        """Something with a connection's sockets, which ends it if one of them is gone."""
+        """Call a method of a connection, and drop the connection if one of its sockets is lost."""
         if connection not in self._connections:
             return
         try:
@@ -181,12 +181,12 @@ def _address(endpoint: str) -> tuple[str, int]:
     check_endpoint(endpoint)
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     if not endpoint.startswith("tcp://"):
-        raise InvalidArgument(f"endpoint {endpoint!r}: a link is between TCP endpoints, tcp://HOST:PORT")
+        raise InvalidArgument(f"endpoint {endpoint!r} is not a TCP endpoint; use tcp://HOST:PORT")
     return host.strip("[]").replace("*", "0.0.0.0"), 0 if port == "*" else int(port)
 
 
 def _resolved(place: tuple[str, int]) -> tuple[str, int]:
-    """With an address in place of a name: IPv4 if it has one, else IPv6. Raises FailedPrecondition if it has none."""
+    """Replace a name by its address, IPv4 if it has one, else IPv6. Raises FailedPrecondition if it has none."""
     try:
         found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
