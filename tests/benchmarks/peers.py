@@ -1,14 +1,15 @@
-"""The fabric beside what one would use instead: `python -m tests.benchmarks.peers`.
+"""The fabric compared with its alternatives: `python -m tests.benchmarks.peers`.
 
-The same bytes each way, in the same minute: each peer's client, in a process and where need be an environment of its
-own, has its turn for a fraction of a second, then the next one's. Writes a table and, with -o, a picture. A peer that
-is not installed is skipped by name.
+All send the same bytes each way. Each peer has a client process, in an environment of its own where it needs one, and
+clients take turns of a fraction of a second. Prints a table and, with -o, draws it. A peer that is not installed is
+skipped by name. `--recorded FILE.md` measures nothing and draws the table in that file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ Medians = dict[str, dict[int, float]]
 
 
 def measure(sizes: list[int], seconds: float, pythons: dict[str, str], only: list[str]) -> Medians:
-    """peer -> bytes -> median of its round trips, in seconds."""
+    """The median round trip, in seconds, by peer and bytes."""
     with ExitStack() as stack:
         clients: dict[str, subprocess.Popen[str]] = {}
         for name in only:
@@ -48,7 +49,7 @@ def measure(sizes: list[int], seconds: float, pythons: dict[str, str], only: lis
                     if not answer:
                         print(f"failed: {peer} at {size:,} bytes; its error is above", file=sys.stderr)
                         times.pop(peer)
-                    elif number:  # the first turn warms up
+                    elif number:  # the first turn is a warm-up
                         times[peer] += json.loads(answer)
                 clients = {peer: process for peer, process in clients.items() if peer in times}
             for peer, own in times.items():
@@ -58,7 +59,7 @@ def measure(sizes: list[int], seconds: float, pythons: dict[str, str], only: lis
 
 
 def table(medians: Medians, sizes: list[int]) -> str:
-    """Milliseconds, and in brackets how many times that of the fabric with an echo worker."""
+    """Milliseconds, and in brackets the ratio to the fabric with an echo worker."""
     ours = medians.get("zmq-offload, echo")
     lines = [
         "| bytes each way | " + " | ".join(f"{size:,}" for size in sizes) + " |",
@@ -77,12 +78,31 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms" if seconds < 0.01 else f"{seconds * 1e3:.1f} ms"
 
 
+def recorded(text: str) -> tuple[Medians, list[int]]:
+    """The medians and sizes of a text that contains a `table`."""
+    lines = text.splitlines()
+    head = next(at for at, line in enumerate(lines) if re.match(r"\| bytes each way \| \d", line))
+    sizes = [int(cell.replace(",", "")) for cell in _cells(lines[head])[1:]]
+    medians: Medians = {}
+    for line in lines[head + 2 :]:
+        if not line.startswith("|"):
+            break
+        peer, *cells = _cells(line)
+        known = [(size, cell) for size, cell in zip(sizes, cells, strict=True) if cell != "failed"]
+        medians[peer] = {size: float(cell.split()[0]) / 1e3 for size, cell in known}
+    return medians, sizes
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def chart(medians: Medians, sizes: list[int]) -> Bars:
     """A panel for each size and a bar for each peer."""
     panels = {
         f"{size:,} bytes each way": {peer: own[size] for peer, own in medians.items() if size in own} for size in sizes
     }
-    groups = {peer: 0 if peer.startswith("zmq-offload") else 1 if peer.startswith("bare") else 2 for peer in medians}
+    groups = {peer: 0 if peer.startswith("zmq-offload") else None if peer.startswith("bare") else 1 for peer in medians}
     return Bars("Round trip, median of interleaved runs", panels, list(medians), groups, _ms)
 
 
@@ -95,13 +115,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SERVERS), default=list(SERVERS))
     parser.add_argument("--triton-python", default=sys.executable, metavar="FILE", help="of Triton's environment")
     parser.add_argument("--mosec-python", default=sys.executable, metavar="FILE", help="of mosec's environment")
+    parser.add_argument("--recorded", type=Path, metavar="FILE.md", help="draw the table in this file")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="write a picture")
     args = parser.parse_args()
     pythons = {"triton": args.triton_python, "mosec": args.mosec_python}
-    medians = measure(args.sizes, args.seconds, pythons, args.only)
-    print(table(medians, args.sizes))
+    sizes: list[int] = args.sizes
+    if args.recorded:
+        medians, sizes = recorded(args.recorded.read_text())
+    else:
+        medians = measure(sizes, args.seconds, pythons, args.only)
+        print(table(medians, sizes))
     if args.output:
-        save(draw(chart(medians, args.sizes)), args.output)
+        save(draw(chart(medians, sizes)), args.output)
 
 
 if __name__ == "__main__":

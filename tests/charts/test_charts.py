@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from tests.benchmarks import peers
 from zmq_offload.charts import bars, cuts, functions, load, timeline
 from zmq_offload.charts.style import DPI, WIDTH, every_nth, save
 
@@ -180,3 +181,12 @@ def test_matplotlib_is_imported_when_a_chart_is_drawn_and_pyplot_never() -> None
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_recorded_table_of_peers_is_drawn_again() -> None:
+    medians = {"zmq-offload, echo": {1024: 0.000325, 1 << 20: 0.0204}, "mosec, HTTP": {1024: 0.000209}}
+    again, sizes = peers.recorded(f"text\n\n{peers.table(medians, [1024, 1 << 20])}\n\ntext")
+    assert sizes == [1024, 1 << 20] and list(again) == list(medians)
+    assert again["zmq-offload, echo"] == pytest.approx(medians["zmq-offload, echo"])
+    assert again["mosec, HTTP"] == pytest.approx({1024: 0.000209}), "what failed has no value"
+    assert peers.chart(medians, [1024, 1 << 20]).groups == {"zmq-offload, echo": 0, "mosec, HTTP": 1}

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Bars:
     """`panels` has a value for each name, by the panel's title; a name without a value is shown as failed. `groups`
-    gives each name the number of its color."""
+    gives each name the number of its color, or None for gray."""
 
     title: str
     panels: Mapping[str, Mapping[str, float]]
     names: Sequence[str]
-    groups: Mapping[str, int]
+    groups: Mapping[str, int | None]
     text: Callable[[float], str] = str
 
 
@@ -29,14 +29,15 @@ def draw(chart: Bars) -> Figure:
     """Two panels side by side; the names stand left of the first."""
     columns = min(2, len(chart.panels))
     rows = math.ceil(len(chart.panels) / columns)
-    with styled(rows * (0.4 + 0.21 * len(chart.names)), chart.title) as figure:
+    with styled(rows * (0.4 + 0.21 * len(chart.names)), chart.title, ["Each panel has a scale of its own."]) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in grid.flat[len(chart.panels) :]:
             axes.set_axis_off()
         places = range(len(chart.names))
         for axes, (title, values) in zip(grid.flat, chart.panels.items(), strict=False):
             axes.set_title(title)
-            colors = [COLORS[chart.groups[name] % len(COLORS)] for name in chart.names]
+            groups = [chart.groups[name] for name in chart.names]
+            colors = [FAINT if group is None else COLORS[group % len(COLORS)] for group in groups]
             axes.barh(places, [values.get(name, 0.0) for name in chart.names], 0.62, color=colors)
             for at, name in enumerate(chart.names):
                 text = chart.text(values[name]) if name in values else "failed"
