@@ -1,10 +1,10 @@
-"""`zmq-offload worker`, or `python -m workers`: the supervisor, or with its pipe in the environment one worker."""
+"""`zmq-offload worker`, or `python -m workers`: a supervisor, or its worker if the environment has its pipe."""
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # typing's is not imported: what comes before `main` is not protected from Ctrl-C
+TYPE_CHECKING = False  # without importing typing: Ctrl-C during an import before `main` would print a traceback
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m workers"
             from zmq_offload.console.programs import run
 
             return run(lambda: _run(sys.argv[1:] if arguments is None else arguments, prog), "workers")
-    except KeyboardInterrupt:  # before there is a handler
+    except KeyboardInterrupt:  # before the handler is installed
         return 130
 
 
@@ -36,15 +36,15 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     dotenv.load()
     config = parse(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    given, places = os.environ.pop(PARENT_FD, None), os.environ.pop(CORES, "")
+    given, listed = os.environ.pop(PARENT_FD, None), os.environ.pop(CORES, "")
     if given is None:
         warn_of_unknown("workers")
         return Supervisor(config, arguments).run()
     try:
-        parent, cores = int(given), [int(core) for core in places.split(",") if core]
+        parent, cores = int(given), [int(core) for core in listed.split(",") if core]
         os.fstat(parent)
     except (OSError, OverflowError, ValueError):
-        raise InvalidArgument(f"{PARENT_FD} and {CORES} are for a supervisor to set; unset them") from None
+        raise InvalidArgument(f"{PARENT_FD} and {CORES} are set by a supervisor for its workers; unset them") from None
     runtime_only.use()
     from workers.loop import serve
 

@@ -33,7 +33,7 @@ def _endpoints(text: str) -> tuple[str, ...]:
 endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
 kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph or echo")
 MOST_BY_ITSELF = 4
-"""Processes of `--processes auto` at most: each has the weights of all models in its memory."""
+"""The most processes that `--processes auto` starts. Each keeps the weights of all models in its memory."""
 
 
 def _processes(text: str) -> int:
@@ -53,7 +53,7 @@ switch = checked(str, lambda text: text in ("on", "off"), "on or off")
 
 @dataclass(frozen=True)
 class Config:
-    """What one worker process serves, and where."""
+    """The options of a supervisor and its workers."""
 
     brokers: tuple[str, ...] = ("tcp://127.0.0.1:5556",)
     repository: str = "dist/repository"
@@ -62,7 +62,7 @@ class Config:
     slots: int = 2
     processes: int = 1
     threads: int | None = None
-    """TVM threads of a process; None: its part of the cores."""
+    """TVM threads of a process. None: its share of the cores."""
     pin: bool = True
     refresh: float = 5.0
     hang_grace: float = 30.0

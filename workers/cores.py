@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another supervisor on this machine: the cores that it may use, how many processes it has or will have, and the
-    cores that each of its running processes is kept on."""
+    """Another supervisor on this machine: the cores that it may use, the number of its processes, running or not, and
+    the cores that each running process is bound to."""
 
     cores: tuple[int, ...]
     processes: int
@@ -19,18 +19,18 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where one worker process runs. `cores` is None where the system decides."""
+    """Where one worker process runs. If `cores` is None, the system decides."""
 
     threads: int
     cores: tuple[int, ...] | None
 
 
 def share_of(seat: int, processes: int, threads: int, cores: Sequence[int]) -> tuple[int, ...] | None:
-    """The cores of process `seat` of `processes`, of which each runs `threads` threads.
+    """The cores of process `seat` of `processes`, each of which runs `threads` threads.
 
-    A block of its own for each, as equal as it goes; where there are more processes than cores, one core for each,
-    which they share in turn. None (the system decides) where a process was given more threads than its block has
-    cores: they would wait for each other.
+    Each process has a block of its own; blocks differ by at most one core. With more processes than cores, each process
+    has one core and the cores are shared in turn. None (the system decides) if a process has more threads than its
+    block has cores: the threads would wait for each other.
     """
     if processes > len(cores):
         share: Sequence[int] = (cores[seat % len(cores)],)
@@ -50,13 +50,13 @@ def place(
     later: Sequence[Peer] = (),
     held: Iterable[tuple[int, ...]] = (),
 ) -> Placement:
-    """The place of process `seat` of a supervisor's `processes`, which shares `cores` with the supervisors that were
-    started `earlier` and `later`.
+    """The placement of process `seat` of a supervisor's `processes`.
 
-    All processes of the machine have equal parts. A process that runs keeps its cores, so one that starts gets those
-    that the fewest others are kept on (`held`: the supervisor's own), its own block before others. `usable` is how many
-    threads may compute at a time (a CPU quota may be less than the cores); each process gets its part of that, unless
-    `threads` says otherwise.
+    The supervisor shares `cores` with those that started `earlier` and `later`. All processes of the machine have equal
+    shares. A process that runs keeps its cores. So a process that starts gets the cores to which the fewest others are
+    bound (`held`: those of this supervisor's own processes), and of these first the cores of its own block. `usable` is
+    the number of threads that may compute at a time; a CPU quota may make it less than the cores. Each process gets its
+    share of it, unless `threads` is given.
     """
     own = set(cores)
     earlier = [peer for peer in earlier if own & set(peer.cores)]

@@ -1,4 +1,4 @@
-"""Follows the repository in a thread of its own, so that loading a version does not stop the requests of others."""
+"""Follows the repository in a thread of its own, so that requests do not wait while a version loads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from workers.loading import Turn
 log = logging.getLogger("workers")
 
 _NICER = 5
-"""How much nicer than the worker's other threads it is."""
+"""How much the thread's nice value is above that of the worker's other threads."""
 
-_ASK = 0.05
-"""Seconds between two tries to take the turn."""
+_RETRY = 0.05
+"""Seconds between two attempts to take the turn."""
 
 
 class Follower(threading.Thread):
-    """Refreshes a deployment every `every` seconds, from one such time after `start` on until `end`."""
+    """Refreshes a deployment every `every` seconds until `end`, the first time `every` seconds after `start`."""
 
     def __init__(self, deployment: Deployment, root: Path, every: float, load: Loader) -> None:
         super().__init__(name="follower", daemon=True)
@@ -33,31 +33,31 @@ class Follower(threading.Thread):
         self.busy = False
 
     def end(self) -> None:
-        """Load nothing more. A load that runs now cannot be stopped: `busy` tells."""
+        """Load nothing more. A load in progress cannot be stopped; `busy` says whether there is one."""
         self._ended.set()
 
     def run(self) -> None:
         with suppress(OSError):
-            # On Linux a thread has a priority of its own. A third of the usual weight: it gives way, but is not kept
-            # waiting for seconds on a busy machine (as with SCHED_IDLE) while it holds Python's lock, for which the
-            # serving thread waits then.
+            # On Linux each thread has its own priority. This one gives it a third of the usual weight. With less, as
+            # with SCHED_IDLE, it could stop for seconds on a busy machine while it holds Python's global lock, and the
+            # serving thread would wait for that.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
         while not self._ended.wait(self._every):
             self.busy = True
             try:
                 self._deployment.refresh(self._load, lambda: turn(self._root, self._ended.is_set), self._ended.is_set)
             except Exception:
-                log.exception("looking at the repository failed; trying again in %g s", self._every)
+                log.exception("scan of the repository failed; trying again in %g s", self._every)
             finally:
                 self.busy = False
 
 
 @contextmanager
 def turn(root: Path, stopped: Callable[[], bool]) -> Iterator[None]:
-    """Wait until no other worker of this machine loads from the repository, and be the one in the body.
+    """Wait until no other worker of this machine loads from the repository, and keep others waiting in the body.
 
-    The turn is a lock on the repository's folder, which works where nothing can be written and is free when its holder
-    dies. Where the file system has no locks, or the folder is gone, there is nothing to wait for.
+    The turn is a lock on the repository's folder. That needs no permission to write, and the system releases the lock
+    when its holder dies. If the file system has no locks, or the folder is gone, there is no wait.
     """
     waiting = Turn()
     try:
@@ -67,7 +67,7 @@ def turn(root: Path, stopped: Callable[[], bool]) -> Iterator[None]:
         return
     try:
         while not stopped() and not waiting.granted(_locked(folder), time.monotonic()):
-            time.sleep(_ASK)
+            time.sleep(_RETRY)
         yield
     finally:
         os.close(folder)

@@ -1,4 +1,4 @@
-"""What a worker loads next, and when it is its turn. Pure."""
+"""Which version a worker loads next, and when it may. Pure."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ INCOMPLETE = 0
 
 @dataclass(slots=True)
 class Loading:
-    """Versions by stamps, which change when a version is replaced. One version is loaded at a time; until it is ready,
-    what was served before goes on being served."""
+    """The versions of a repository, each with a stamp that changes when the version is replaced.
+
+    One version is loaded at a time. Until it is ready, the one that it replaces is served.
+    """
 
     there: dict[Model, int] = field(default_factory=dict)
-    """What the repository held at the last look."""
+    """Versions in the repository at the last scan."""
     settled: dict[Model, int] = field(default_factory=dict)
-    """What was loaded, or failed to load, as it is now."""
+    """Versions that were loaded, or failed to load, with the stamp that they had."""
     vanishing: set[Model] = field(default_factory=set)
-    """What was complete and lacks a file now: somebody removes or copies it, file by file. It is not loaded in this
-    refresh. If it is still incomplete in the next one, loading it says what is wrong."""
+    """Versions that were complete and now lack a file, as while they are removed or copied file by file. They are not
+    loaded in this refresh. If one is still incomplete in the next refresh, loading it reports what is wrong."""
 
-    def looked(self, there: Mapping[Model, int], first: bool = True) -> list[Model]:
-        """The repository holds `there` now. Returns the settled versions that are gone.
+    def scanned(self, there: Mapping[Model, int], first: bool = True) -> list[Model]:
+        """A scan found the versions `there`. Returns the settled versions that are gone.
 
-        `first` says whether this is the first look of a refresh.
+        `first` says whether this is the first scan of a refresh.
         """
         incomplete = {model for model, stamp in there.items() if stamp == INCOMPLETE}
         lately = {model for model in incomplete if self.there.get(model, INCOMPLETE) != INCOMPLETE}
@@ -41,7 +43,7 @@ class Loading:
         return gone
 
     def next(self) -> tuple[Model, int] | None:
-        """The version to load next, with its stamp: the newest of each model before older ones, which fewer ask for."""
+        """The version to load next, with its stamp. The newest of each model comes first: most requests are for it."""
         due = ((model, stamp) for model, stamp in self.there.items() if model not in self.vanishing)
         waiting = [model for model, stamp in due if self.settled.get(model) != stamp]
         if not waiting:
@@ -54,7 +56,8 @@ class Loading:
         return sum(other[0] == name and other[1] > version for other in self.there)
 
     def ended(self, model: Model, stamp: int) -> bool:
-        """Loading ended, well or not. Whether that counts: not if the version was removed or replaced meanwhile."""
+        """Loading ended, with success or not. Returns whether the result counts: it does not if the version was removed
+        or replaced meanwhile."""
         if self.there.get(model) != stamp:
             return False
         self.settled[model] = stamp
@@ -63,13 +66,13 @@ class Loading:
 
 @dataclass(slots=True)
 class Turn:
-    """Workers of one repository load one after the other, so that they do not all get slower at once."""
+    """Workers of one repository load one after the other, so that they do not all slow down at once."""
 
     patience: float = 60.0
-    """Seconds after which a worker no longer waits: whoever has the turn may hang, or load something very large."""
+    """Seconds after which a worker no longer waits: the worker that loads may hang, or load a very large version."""
     _since: float | None = None
 
     def granted(self, free: bool, now: float) -> bool:
-        """Whether to load now, given whether the turn was free to take."""
+        """Whether to load now. `free`: whether the turn could be taken."""
         self._since = now if self._since is None else self._since
         return free or now >= self._since + self.patience

@@ -1,15 +1,14 @@
-"""The supervisors on this machine tell each other which cores their processes are kept on.
+"""The supervisors of a user on this machine tell each other to which cores their processes are bound.
 
-Each has a file in a folder that the user's supervisors share, and keeps it locked for as long as it lives: a file that
-is not locked belongs to one that is dead, and is removed. Where that does not work (no such folder, a file system
-without locks, another container) a supervisor takes itself for the only one.
+They share a folder. Each has a file there and keeps it locked while it lives. A file that is not locked belongs to a
+supervisor that is dead, and is removed. Where this does not work (no such folder, a file system without locks, another
+container), a supervisor assumes that it is alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import stat
@@ -18,13 +17,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from workers.cores import Peer
 
 log = logging.getLogger("workers.supervisor")
 
 _PATIENCE = 1.0
-"""Seconds to wait for the folder's lock, which is held for a moment only. A supervisor that was stopped (SIGSTOP) in
-that moment must not stop the others."""
+"""Seconds to wait for the folder's lock. It is held briefly, but a supervisor that is stopped (SIGSTOP) while it holds
+the lock must not stop the others."""
 
 
 def default_folder() -> Path:
@@ -32,20 +33,20 @@ def default_folder() -> Path:
 
 
 class Peers:
-    """This supervisor among those of the machine. `close` it at the end."""
+    """This supervisor and the others on the machine. Call `close` at the end."""
 
     def __init__(self, cores: Sequence[int], processes: int, folder: Path | None = None) -> None:
         self._me = Peer(tuple(cores), processes)
         self._file: Path | None = None
         self._fd = -1
         try:
-            self._folder = folder or default_folder()  # which may find no place at all
+            self._folder = folder or default_folder()  # raises where no temporary folder can be written
             self._register()
         except (OSError, ValueError) as error:
             self._give_up(error)
 
     def look(self) -> tuple[list[Peer], list[Peer]]:
-        """The other supervisors that live: those that were started before this one, and those after it."""
+        """The other supervisors: those that started before this one, and those that started after it."""
         if self._file is None:
             return [], []
         earlier: list[Peer] = []
@@ -60,7 +61,7 @@ class Peers:
         return earlier, later
 
     def hold(self, held: Sequence[tuple[int, ...]]) -> None:
-        """Tell the others which cores this supervisor's processes are kept on."""
+        """Tell the others to which cores this supervisor's processes are bound."""
         self._me = Peer(self._me.cores, self._me.processes, tuple(held))
         if self._file is None:
             return
@@ -82,7 +83,7 @@ class Peers:
             self._folder.mkdir(mode=0o700)
         state = self._folder.lstat()
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o022:
-            raise OSError(f"{self._folder} is not a folder that only this user can write to")
+            raise OSError(f"{self._folder} is not a folder that only this user can write to; remove it")
         with self._locked():
             file = self._folder / f"{time.monotonic_ns():020d}-{os.getpid()}.json"
             self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -91,13 +92,12 @@ class Peers:
             self._write()
 
     def _write(self) -> None:
-        me = self._me
-        text = json.dumps({"cores": me.cores, "processes": me.processes, "held": me.held}).encode()
+        text = msgspec.json.encode(self._me)
         os.pwrite(self._fd, text, 0)
         os.ftruncate(self._fd, len(text))
 
     def _give_up(self, error: Exception) -> None:
-        log.warning("cores are not shared with other supervisors: %s", error)
+        log.warning("cores are not shared with other supervisors: %s; using all cores", error)
         self.close()
 
     @contextlib.contextmanager
@@ -119,21 +119,19 @@ class Peers:
 
 
 def _read(file: Path) -> Peer | None:
-    """The supervisor whose file that is, or None, removing the file, if it is dead."""
+    """The supervisor that a file belongs to. If it is dead, the file is removed, and None is returned."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for somebody to write
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # to open a pipe would block
     except FileNotFoundError:
         return None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            value = json.loads(os.pread(fd, 1 << 20, 0))
-            held = tuple(tuple(map(int, kept)) for kept in value["held"])
-            return Peer(tuple(map(int, value["cores"])), int(value["processes"]), held)
+            return msgspec.json.decode(os.pread(fd, 1 << 20, 0), type=Peer)
         file.unlink()
-    except (ValueError, KeyError, TypeError):
-        pass  # another release's
+    except (msgspec.DecodeError, RecursionError):
+        pass  # of another release
     finally:
         os.close(fd)
     return None

@@ -1,18 +1,25 @@
-"""From requests' frames to results': decode, check against the signature, execute together, encode."""
+"""From the frames of requests to the frames of results: decode, check against the signature, execute, encode."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from zmq_offload.artifacts.repository import Batching, ModelVersion
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError
 from zmq_offload.protocol.payload import Array, decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
 
+if TYPE_CHECKING:
+    from zmq_offload.net.pyzmq_internals import Sendable
+    from zmq_offload.net.transport import Frames
+
 log = logging.getLogger("workers")
+
+Outcome: TypeAlias = "list[Sendable] | OffloadError"
+"""The frames of a result, or the error."""
 
 
 class Executor(Protocol):
@@ -22,23 +29,24 @@ class Executor(Protocol):
     def model(self) -> ModelVersion: ...
 
     def run(self, requests: Sequence[Sequence[Array]]) -> list[list[Array]]:
-        """The outputs of each request, in the order of `model.outputs`, for its inputs, in that of `model.inputs`.
+        """The outputs of each request, in the order of `model.outputs`. Inputs are in the order of `model.inputs`.
 
-        The inputs fit the signature and, where there are several requests, differ in dimension 0 only: they run
-        together. They may be unaligned and read-only and are valid only during the call; the outputs must stay as they
-        are for as long as they are referred to.
+        The inputs fit the signature. Those of several requests differ in dimension 0 only, so that they can run
+        together. They may be unaligned and read-only, and are valid only during the call. The outputs must not change
+        while they are referenced.
         """
 
 
 class Echo:
-    """The model `echo`: returns its inputs, whatever they are. For load tests: what it costs is the fabric's cost."""
+    """The model `echo`: returns its inputs, which may be any tensors. It computes nothing, so load tests measure the
+    fabric."""
 
     model = ModelVersion("echo", 1, (), (), None, "", "")
 
 
 @dataclass(slots=True)
 class Job:
-    """A request that is fit to run. `group` and `rows` are for batching: see `workers.session.Attempt`."""
+    """A request that can run. `group` and `rows` are for batching: see `workers.session.Attempt`."""
 
     executor: Executor | Echo
     tensors: dict[str, Array]
@@ -46,7 +54,7 @@ class Job:
     rows: int = 1
 
 
-def describe(executor: Executor | Echo) -> dict[str, Any]:
+def describe(executor: Executor | Echo) -> dict[str, object]:
     """A model's entry in the Announce."""
     model = executor.model
     return {
@@ -58,8 +66,8 @@ def describe(executor: Executor | Echo) -> dict[str, Any]:
 
 
 def batching_of(model: ModelVersion, override: Batching | None) -> Batching | None:
-    """How requests for a model are put together: as this worker was told, else as its description says, and not at all
-    where its tensors have no rows."""
+    """How requests for a model may run together: by this worker's option, else by `model.json`. None if the tensors
+    have no symbolic batch."""
     wanted = override or model.batching
     try:
         if wanted is not None and model.inputs:
@@ -70,11 +78,11 @@ def batching_of(model: ModelVersion, override: Batching | None) -> Batching | No
     return None
 
 
-def prepare(executor: Executor | Echo, frames: Sequence[Any], batching: Batching | None) -> Job:
-    """A request's frames as something to execute.
+def prepare(executor: Executor | Echo, frames: Frames, batching: Batching | None) -> Job:
+    """The job of a request's frames.
 
-    Raises InvalidArgument for frames that are no tensors, do not fit the signature (naming the tensor) or have more
-    rows than the model takes.
+    Raises InvalidArgument if the frames are not tensors, if a tensor, which is named, does not fit the signature, or if
+    there are more rows than a batch may have.
     """
     tensors = decode_tensors(frames)
     if isinstance(executor, Echo):
@@ -88,12 +96,12 @@ def prepare(executor: Executor | Echo, frames: Sequence[Any], batching: Batching
     ordered = [tensors[spec.name] for spec in model.inputs]
     rows = ordered[0].shape[0]
     if rows > batching.max_batch:
-        raise InvalidArgument(f"{what}: a batch of {rows} rows, it takes at most {batching.max_batch}")
+        raise InvalidArgument(f"{what}: the batch has {rows} rows; it takes at most {batching.max_batch}")
     return Job(executor, tensors, (model.name, model.version, *(array.shape[1:] for array in ordered)), rows)
 
 
-def execute(jobs: Sequence[Job]) -> list[list[Any] | OffloadError]:
-    """`[header, frame, ...]` of the outputs of each job, or how it failed. Several jobs are of one group."""
+def execute(jobs: Sequence[Job]) -> list[Outcome]:
+    """For each job, `[header, frame, ...]` of the outputs, or the error. Several jobs have the same group."""
     executor = jobs[0].executor
     try:
         if isinstance(executor, Echo):
@@ -103,7 +111,7 @@ def execute(jobs: Sequence[Job]) -> list[list[Any] | OffloadError]:
         return [encode_tensors(list(zip(names, outputs, strict=True))) for outputs in results]
     except Exception as error:
         if len(jobs) > 1:
-            # One of them may be at fault; alone, the others succeed.
+            # One job may be at fault. Alone, the others succeed.
             return [outcome for job in jobs for outcome in execute([job])]
         if isinstance(error, OffloadError):
             return [error]
@@ -111,9 +119,9 @@ def execute(jobs: Sequence[Job]) -> list[list[Any] | OffloadError]:
         return [Internal(f"{type(error).__name__}: {error}")]
 
 
-def bounded(outcome: list[Any] | OffloadError, own: int, brokers: int) -> list[Any] | OffloadError:
-    """An outcome, or the error that it has a frame of more bytes than this worker or the broker takes. A broker would
-    close the connection for it, and take the request for one that takes workers down."""
+def bounded(outcome: Outcome, own: int, brokers: int) -> Outcome:
+    """An outcome, or an error if one of its frames exceeds the limit of this worker or of the broker. For such a frame
+    a broker closes the connection, and blames the request for the loss of the worker."""
     if isinstance(outcome, OffloadError) or (longest := max(map(len, outcome))) <= min(own, brokers):
         return outcome
     return InvalidArgument(

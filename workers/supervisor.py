@@ -1,4 +1,4 @@
-"""Starts worker processes, restarts the dead with back-off, and passes SIGTERM on."""
+"""Starts worker processes, restarts those that end, and passes SIGTERM on."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ from zmq_offload.console import programs
 log = logging.getLogger("workers.supervisor")
 
 PARENT_FD = "ZMQ_OFFLOAD_PARENT_FD"
-"""Names, to a child, the pipe whose end tells that its supervisor is gone."""
+"""Variable with a pipe's descriptor, for a child: the pipe is closed when its supervisor is gone."""
 
 _SETTLE = 0.3
-"""Seconds in which supervisors that are started together find each other, before they share the cores out."""
+"""Seconds in which supervisors that start together find each other before they share the cores."""
 
 CORES = "ZMQ_OFFLOAD_CORES"
-"""Names, to a child that is kept on them, its cores, separated by commas."""
+"""Variable with the cores that a child is bound to, separated by commas."""
 
 
 @dataclass(slots=True)
 class Backoff:
-    """When to start a process again (seconds): at once, but later and later if it ends soon after each start. A second
-    that it lived takes a second off, so that one that is killed while it serves is back at once. Pure."""
+    """When to start a process again, in seconds. Pure.
+
+    At once after a long life; with a delay that doubles if it ends soon after each start. Each second of life takes one
+    off the delay.
+    """
 
     least: float = 0.1
     most: float = 10.0
     delay: float = 0.0
 
     def ended(self, lived: float) -> float:
-        """How long to wait before the next start, after a process that lived for `lived` seconds."""
+        """Seconds to wait before the next start, after a process that lived for `lived` seconds."""
         wait = max(0.0, self.delay - lived)
         self.delay = min(self.most, max(self.least, 2 * wait))
         return wait
@@ -51,23 +54,23 @@ class Backoff:
 
 @dataclass(slots=True)
 class _Seat:
-    """A place for one process."""
+    """One of the processes that a supervisor keeps running."""
 
     backoff: Backoff
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     start_at: float = 0.0
-    told: bool = False
+    terminated: bool = False
     kept: tuple[int, ...] = ()
-    """The cores that its process is kept on."""
+    """The cores that its process is bound to."""
 
 
 class Supervisor:
-    """`processes` children, each `zmq-offload worker` with the same arguments."""
+    """Keeps `processes` children running, each `zmq-offload worker` with the same arguments."""
 
     def __init__(self, config: Config, arguments: Sequence[str]) -> None:
         if config.executor == "graph" and importlib.util.find_spec("tvm") is None:
-            # Said once, here, and not by every child at every start.
+            # Reported once here, and not by every child at every start.
             with needs("tvm"):
                 raise ImportError("No module named 'tvm'")
         self._config = config
@@ -76,12 +79,12 @@ class Supervisor:
         self._stopping = False
         self._cores = sorted(os.sched_getaffinity(0))
         self._peers: Peers | None = None
-        # Never written to: a child reads the end of file when this process ends, however it ends.
+        # Nothing is written to it. When this process ends, for any reason, its children read the end of file.
         self._alive_read, self._alive_write = os.pipe()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> int:
-        """Until SIGTERM, SIGINT or SIGHUP; 0 if every child then ended well."""
+        """Run until SIGTERM, SIGINT or SIGHUP. Returns 0 if then every child stops without an error."""
         quota = cpu_quota()
         log.info(
             "%s on %s%s",
@@ -100,13 +103,13 @@ class Supervisor:
                 select.select([self._wake_read], [], [], _SETTLE)
             codes: list[int] = []
             while True:
-                # One look a round: a signal between two would blame the stop for an earlier end.
+                # Read once a round: after a signal, children that ended before it do not count as stopped by it.
                 stopping = self._stopping
                 codes += self._reap()
                 if stopping:
                     self._terminate()
                     if not any(seat.process for seat in self._seats):
-                        # One that was told to stop before it could listen ends by the signal, and that is well.
+                        # A child that had no handler yet ends by the signal. That is not an error.
                         return int(any(code not in (0, -signal.SIGTERM) for code in codes))
                 else:
                     codes.clear()
@@ -119,13 +122,13 @@ class Supervisor:
                 self._peers.close()
 
     def _stop(self, *_: object) -> None:
-        self._stopping = True  # the loop acts: a handler may run in the middle of a start
+        self._stopping = True  # the loop acts on it: a handler may run while a process is being started
 
     def _terminate(self) -> None:
         for seat in self._seats:
-            if seat.process is not None and not seat.told:
+            if seat.process is not None and not seat.terminated:
                 seat.process.terminate()
-                seat.told = True
+                seat.terminated = True
 
     def _start(self) -> None:
         now = time.monotonic()
@@ -134,17 +137,17 @@ class Supervisor:
                 where = self._place(at)
                 environment = os.environ | {
                     PARENT_FD: str(self._alive_read),
-                    # Each process has a thread pool of its own: together they must not exceed the cores.
+                    # Each process has its own thread pool. Together they must not exceed the cores.
                     "TVM_NUM_THREADS": str(where.threads),
                 }
                 if where.cores is not None:
-                    # A device application that started this may have told TVM not to bind its threads.
+                    # The environment of a device application may tell TVM not to bind its threads.
                     environment |= {CORES: ",".join(map(str, where.cores)), "TVM_BIND_THREADS": "1"}
                 else:
-                    # By itself TVM keeps its threads on the first cores, those of all processes on the same ones.
+                    # By default TVM binds its threads to the first cores, in every process to the same ones.
                     environment["TVM_BIND_THREADS"] = "0"
                 with _on(where.cores):
-                    # A child of its own group does not get the terminal's Ctrl-C, which this process passes on.
+                    # In its own session, a child does not get the terminal's Ctrl-C; this process passes it on.
                     seat.process = subprocess.Popen(
                         self._command, env=environment, pass_fds=[self._alive_read], start_new_session=True
                     )
@@ -156,11 +159,11 @@ class Supervisor:
                     counted(where.threads, "thread"),
                     ""
                     if where.cores is None
-                    else f", kept on core{'s' * (len(where.cores) > 1)} {','.join(map(str, where.cores))}",
+                    else f", bound to core{'s' * (len(where.cores) > 1)} {','.join(map(str, where.cores))}",
                 )
 
     def _place(self, at: int) -> Placement:
-        """Where the process of a seat is to run, which the other supervisors are told."""
+        """The placement of the process of a seat. The other supervisors are told."""
         config, own = self._config, self._seats[at]
         own.kept = ()
         earlier, later = ([], []) if self._peers is None else self._peers.look()
@@ -194,7 +197,7 @@ class Supervisor:
         return codes
 
     def _sleep(self) -> None:
-        """Until a signal comes or a seat is due."""
+        """Wait until a signal arrives or a process is due to start."""
         due = [seat.start_at for seat in self._seats if seat.process is None]
         wait = max(0.0, min(due) - time.monotonic()) if due and not self._stopping else None
         if select.select([self._wake_read], [], [], wait)[0]:
@@ -203,7 +206,7 @@ class Supervisor:
 
 @contextmanager
 def _on(cores: Sequence[int] | None) -> Iterator[None]:
-    """What is started in the body runs on `cores` only, and so do all threads that it will have."""
+    """Bind processes that are started in the body, with all their threads, to `cores`."""
     if cores is None:
         yield
         return

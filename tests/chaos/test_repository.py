@@ -150,7 +150,7 @@ def test_a_repository_that_goes_wrong_costs_no_request(tmp_path: Path) -> None:
         callers.go_on()
 
         point(link, link)  # to itself: whoever reads it gets an error, whatever their rights
-        workers.wait_for("serving on with what is loaded")
+        workers.wait_for("serving the loaded versions")
         callers.go_on()
         assert versions(frontend) == {1: 2, 2: 2}
         point(link, dist / "repository")

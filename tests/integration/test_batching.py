@@ -88,7 +88,7 @@ def test_requests_that_do_not_fit_fail_alone(endpoint: str) -> None:
         for future in wrong.values():
             with pytest.raises(InvalidArgument):
                 future.result()
-        with pytest.raises(InvalidArgument, match="a batch of 9 rows, it takes at most 8"):
+        with pytest.raises(InvalidArgument, match="the batch has 9 rows; it takes at most 8"):
             wrong["many", 0].result()
 
 
@@ -113,7 +113,7 @@ def test_the_worker_may_say_otherwise_and_the_deadline_counts_while_a_batch_gath
         Client(frontend) as client,
     ):
         for model in ("mlp", "plain"):
-            with pytest.raises(InvalidArgument, match="a batch of 3 rows, it takes at most 2"):
+            with pytest.raises(InvalidArgument, match="the batch has 3 rows; it takes at most 2"):
                 client.infer(model, {"h2": rows(3, seed=0)})
         assert eventually(lambda: _gathers(client), timeout=60)
         pair = [client.submit("plain", {"h2": rows(1, seed=at)}, timeout=30) for at in range(2)]

@@ -41,7 +41,7 @@ def test_a_repository_that_is_not_there_is_named_and_nothing_else_is_said_of_it(
     with running_broker() as broker:
         options = ["--repository", str(place), "--refresh", "0.1"]
         with running_workers(broker.backend, *options) as workers:
-            workers.wait_for(f"--repository {place}: no such folder; looking for it again and again")
+            workers.wait_for(f"--repository {place}: no such folder; waiting for it")
             wait_for_workers(broker.frontend, 1)
             place.mkdir()
             workers.wait_for(f"nothing is served: no model in {place} loads")

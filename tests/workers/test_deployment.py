@@ -123,8 +123,8 @@ def test_a_folder_that_cannot_be_read_leaves_the_others_alone_and_is_named_once(
     assert not deployment.refresh()
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert said == [
-        f"{repository.root / 'a'} cannot be read: Permission denied; serving on with what is loaded of it",
-        f"{repository.root} cannot be read: Permission denied; serving on with what is loaded",
+        f"{repository.root / 'a'} cannot be read: Permission denied; serving its loaded versions",
+        f"{repository.root} cannot be read: Permission denied; serving the loaded versions",
     ]
 
 
@@ -175,7 +175,7 @@ def test_a_file_in_the_place_of_a_repository_is_named(tmp_path: Path, caplog: py
     (tmp_path / "file").touch()
     Deployment(Repository(tmp_path / "file"), Loader()).refresh()
     (record,) = caplog.records
-    assert record.getMessage() == f"--repository {tmp_path}/file: not a folder; looking for it again and again"
+    assert record.getMessage() == f"--repository {tmp_path}/file: not a folder; waiting for it"
 
 
 @pytest.mark.parametrize("loaded", [False, True])
@@ -193,7 +193,7 @@ def test_a_repository_that_is_not_there_is_named_and_looked_for(
     (record,) = caplog.records
     assert record.getMessage() == (
         f"--repository {repository.root}: no such folder; "
-        + ("serving on with what is loaded" if loaded else "looking for it again and again")
+        + ("serving the loaded versions" if loaded else "waiting for it")
     )
     assert set(deployment.executors) == ({("a", 1)} if loaded else set())
     add(repository, "b", 1)

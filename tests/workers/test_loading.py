@@ -21,7 +21,7 @@ from zmq_offload.artifacts.repository import Repository
 
 def test_the_newest_version_of_each_model_is_loaded_first() -> None:
     loading = Loading()
-    loading.looked({("a", 1): 7, ("a", 2): 7, ("b", 1): 7, ("b", 10): 7, ("b", 9): 7})
+    loading.scanned({("a", 1): 7, ("a", 2): 7, ("b", 1): 7, ("b", 10): 7, ("b", 9): 7})
     order = []
     while (chosen := loading.next()) is not None:
         order.append(chosen[0])
@@ -31,45 +31,45 @@ def test_the_newest_version_of_each_model_is_loaded_first() -> None:
 
 def test_only_what_changed_is_loaded_again() -> None:
     loading = Loading()
-    loading.looked({("a", 1): 1, ("a", 2): 1})
+    loading.scanned({("a", 1): 1, ("a", 2): 1})
     loading.ended(("a", 1), 1)
     loading.ended(("a", 2), 1)
-    assert loading.looked({("a", 1): 2, ("a", 2): 1}) == []
+    assert loading.scanned({("a", 1): 2, ("a", 2): 1}) == []
     assert loading.next() == (("a", 1), 2)
 
 
 def test_what_is_removed_or_replaced_while_it_loads_does_not_count() -> None:
     loading = Loading()
-    loading.looked({("a", 1): 1})
+    loading.scanned({("a", 1): 1})
     assert loading.next() == (("a", 1), 1)
-    loading.looked({})
+    loading.scanned({})
     assert not loading.ended(("a", 1), 1)
     assert loading.next() is None
-    loading.looked({("a", 1): 2})
+    loading.scanned({("a", 1): 2})
     assert not loading.ended(("a", 1), 1)
     assert loading.next() == (("a", 1), 2)
 
 
 def test_a_version_that_loses_a_file_is_loaded_only_if_it_still_lacks_it_in_the_next_refresh() -> None:
     loading = Loading()
-    loading.looked({("a", 1): 5, ("a", 2): INCOMPLETE})
+    loading.scanned({("a", 1): 5, ("a", 2): INCOMPLETE})
     assert loading.next() == (("a", 2), INCOMPLETE)  # it never was complete: loading it says what is wrong
     assert loading.ended(("a", 2), INCOMPLETE)
     assert loading.next() == (("a", 1), 5)
-    loading.looked({("a", 1): INCOMPLETE}, first=False)
+    loading.scanned({("a", 1): INCOMPLETE}, first=False)
     assert not loading.ended(("a", 1), 5) and loading.next() is None
-    loading.looked({("a", 1): INCOMPLETE}, first=False)
+    loading.scanned({("a", 1): INCOMPLETE}, first=False)
     assert loading.next() is None
-    loading.looked({("a", 1): INCOMPLETE})
+    loading.scanned({("a", 1): INCOMPLETE})
     assert loading.next() == (("a", 1), INCOMPLETE)
 
 
 def test_removed_versions_are_told_once() -> None:
     loading = Loading()
-    loading.looked({("a", 1): 1})
+    loading.scanned({("a", 1): 1})
     loading.ended(("a", 1), 1)
-    assert loading.looked({}) == [("a", 1)]
-    assert loading.looked({}) == []
+    assert loading.scanned({}) == [("a", 1)]
+    assert loading.scanned({}) == []
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -46,7 +46,7 @@ def test_requests_of_one_group_have_equal_shapes_but_for_the_batch() -> None:
 
 
 def test_a_batch_larger_than_the_model_takes_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="a batch of 5 rows, it takes at most 4"):
+    with pytest.raises(InvalidArgument, match="the batch has 5 rows; it takes at most 4"):
         prepare(Doubling(), frames(np.ones((5, 2), "f4")), MODEL.batching)
 
 

@@ -43,7 +43,7 @@ VARIABLES: Mapping[str, Variable] = {
             "worker processes of a supervisor, or `auto`: one for each core, at most four", ("worker",)
         ),
         "THREADS": Variable("TVM threads of a worker process", ("worker",)),
-        "PIN": Variable("whether each worker process is kept on cores of its own, `on` or `off`", ("worker",)),
+        "PIN": Variable("whether each worker process is bound to its own cores, `on` or `off`", ("worker",)),
         "REFRESH": Variable("seconds between two looks at the repository", ("worker",)),
         "MAX_BATCH": Variable("rows that may run together, instead of what `model.json` says", ("worker",)),
         "BATCH_DELAY": Variable("microseconds that the first of them waits for others", ("worker",)),
