@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workers")
 
-Outcome: TypeAlias = "list[Sendable] | OffloadError"
+Outcome: TypeAlias = "Sequence[Sendable] | OffloadError"
 """The frames of a result, or the error."""
 
 
