@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # typing's is not imported: what comes before `main` is not protected from Ctrl-C
+TYPE_CHECKING = False  # importing typing takes time, in which Ctrl-C would print a traceback
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> int:
-    """Exit codes: 0 stopped as told, 1 failed (one line on stderr), 2 wrong usage."""
+    """Run a broker. Exit codes: 0 stopped, 1 failed (one line on stderr), 2 wrong usage."""
     try:
         from zmq_offload.console.interrupts import quiet_ctrl_c
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m broker")
             from zmq_offload.console.programs import run
 
             return run(lambda: _serve(arguments, prog), "broker")
-    except KeyboardInterrupt:  # before there is a handler
+    except KeyboardInterrupt:  # before the handler is set
         return 130
 
 

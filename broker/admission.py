@@ -1,8 +1,8 @@
 """Which requests may wait. Pure.
 
-Queues are bounded. Where a bound is reached, each client that waits may have an equal part of it: one that has less
-gets its place from the one that has most, so that a client that floods cannot keep a polite one out. (A client is a
-session; whoever opens many of them has many parts. docs/security.md says what to do about that.)
+Queues are bounded. When a bound is reached, each waiting client may have an equal part of it. A client with less than
+its part takes a place from the client with the most, so that one that floods cannot keep the others out. A client is a
+session, so that a program with many sessions has many parts; docs/security.md says how to prevent that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class QueueLimits:
 
 
 class _Bound(NamedTuple):
-    """`shares` may hold `most` requests, or bytes."""
+    """A limit on the requests, or their bytes, in `shares`."""
 
     shares: Shares
     most: int
@@ -44,17 +44,17 @@ class _Bound(NamedTuple):
         return self.shares.count + 1 > self.most
 
     def entitled(self, owner: bytes, nbytes: int) -> bool:
-        """Whether a client has less than an equal part, this request included."""
+        """Whether a client has at most an equal part, this request included."""
         own = self.shares.of(owner)[self.by_bytes] + (nbytes if self.by_bytes else 1)
         return own * self.shares.clients_with(owner) <= self.most
 
 
 def refusal(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) -> str | None:
-    """Why a request may not wait, or None if it may, once `evicted` made room."""
+    """Why a request may not wait; None if it may, after `evicted` made room."""
     queue = scheduler.queues.get(request.wanted)
     own = queue.shares.of(request.owner)[0] if queue else 0
     if own >= bounds.max_queued_per_client:
-        return f"{own} requests of this client wait for {request.wanted.model!r} already"
+        return f"{own} requests of this client already wait for model {request.wanted.model!r}"
     for bound in _bounds(scheduler, bounds, request):
         if bound.exceeded(request.nbytes) and not bound.entitled(request.owner, request.nbytes):
             return bound.text
@@ -62,8 +62,10 @@ def refusal(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) 
 
 
 def evicted(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) -> Iterator[PendingRequest]:
-    """The requests, one after the other, that give way to one that is not refused. The caller takes each out of its
-    queue before it asks for the next."""
+    """Choose the requests that give way to a request that is not refused.
+
+    The caller removes each from its queue before it asks for the next.
+    """
     while True:
         for bound in _bounds(scheduler, bounds, request):
             if bound.exceeded(request.nbytes):
@@ -79,9 +81,9 @@ def evicted(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) 
 def _bounds(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) -> Iterator[_Bound]:
     queue = scheduler.queues.get(request.wanted)
     if queue is not None:
-        text = f"{len(queue)} requests wait for model {request.wanted.model!r} already"
+        text = f"{len(queue)} requests already wait for model {request.wanted.model!r}"
         yield _Bound(queue.shares, bounds.max_queued_per_model, False, text)
     shares = scheduler.shares
-    yield _Bound(shares, bounds.max_queued, False, f"{shares.count} requests wait already")
-    text = f"{shares.nbytes} bytes wait already; {request.nbytes} more exceed {bounds.max_queued_bytes}"
+    yield _Bound(shares, bounds.max_queued, False, f"{shares.count} requests already wait")
+    text = f"{shares.nbytes} bytes already wait; {request.nbytes} more exceed {bounds.max_queued_bytes}"
     yield _Bound(shares, bounds.max_queued_bytes, True, text)

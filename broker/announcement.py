@@ -1,8 +1,6 @@
-"""What a worker announces: the body of an Announce, checked. Pure."""
+"""The body of a worker's Announce: the models that it serves. Pure."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from broker.state import Model, Payload, Wanted
 from zmq_offload.errors import InvalidArgument, ProtocolError
@@ -14,7 +12,7 @@ from zmq_offload.protocol.tensors import TensorSpec, signature_of
 
 
 def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
-    """(model, version) -> what an Announce's body says of it. Raises ProtocolError.
+    """Parse the body of an Announce. Raises ProtocolError.
 
     The body is an array of maps with `name`, `version`, `inputs` and `outputs` (the tensors' signatures).
     """
@@ -45,7 +43,7 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
     return models
 
 
-def _tensors(model: str, value: Any) -> list[TensorSpec]:
+def _tensors(model: str, value: object) -> list[TensorSpec]:
     if type(value) is not list or len(value) > limits.TENSORS:
         raise ProtocolError(f"announced model {model!r}: inputs and outputs are arrays of tensors")
     try:

@@ -41,7 +41,7 @@ _QUEUE_LIMITS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Where to listen and by which policy."""
+    """The options of one broker."""
 
     frontend: str = "tcp://127.0.0.1:5555"
     backend: str = "tcp://127.0.0.1:5556"

@@ -1,4 +1,4 @@
-"""What happens to the broker's core, and what it wants done."""
+"""The events that the broker's core handles, and the actions that it returns. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zmq_offload.protocol import messages as wire
 
 
 class FromClient(NamedTuple):
-    """A message came in at the frontend, from the holder of the key `user` where there are keys."""
+    """A message came in at the frontend. `user` is the client's key, empty on a broker without keys."""
 
     peer: bytes
     message: wire.FromClient
@@ -21,7 +21,7 @@ class FromClient(NamedTuple):
 
 
 class FromWorker(NamedTuple):
-    """A message came in at the backend. `address` is the worker's, where it is known: with an Announce."""
+    """A message came in at the backend. `address` is the worker's; it is known with an Announce."""
 
     peer: bytes
     message: wire.FromWorker
@@ -31,14 +31,14 @@ class FromWorker(NamedTuple):
 
 
 class Authorized(NamedTuple):
-    """These keys may be used from now on, and no others. Before the first one there are no keys."""
+    """Only these keys may be used from now on. A broker without keys never gets this event."""
 
     clients: Mapping[str, Grant]
     workers: Mapping[str, Grant]
 
 
 class Malformed(NamedTuple):
-    """Bytes came in that are no message."""
+    """Bytes came in that are not a message."""
 
     peer: bytes
     frontend: bool
@@ -47,28 +47,28 @@ class Malformed(NamedTuple):
 
 
 class Undelivered(NamedTuple):
-    """An action could not be carried out: its peer is gone, or (`full`) takes no more."""
+    """An action could not be done: its peer is gone or, if `full`, takes no more messages."""
 
     action: ToClient | ToWorker
     full: bool
 
 
 class Disconnected(NamedTuple):
-    """Some worker's connection ended; ZeroMQ does not say whose."""
+    """The connection of a worker ended; ZeroMQ does not say which."""
 
 
 class Tick(NamedTuple):
-    """Nothing happened but time."""
+    """Time passed."""
 
 
 class Stop(NamedTuple):
-    """Take no more requests, finish what is here within `grace` seconds."""
+    """Stop: take no more requests, and finish the accepted ones within `grace` seconds."""
 
     grace: float
 
 
 class ToClient(NamedTuple):
-    """Send this to a client."""
+    """Send a message to a client."""
 
     peer: bytes
     message: wire.ToClient
@@ -76,7 +76,7 @@ class ToClient(NamedTuple):
 
 
 class ToWorker(NamedTuple):
-    """Send this to a worker."""
+    """Send a message to a worker."""
 
     peer: bytes
     message: wire.ToWorker

@@ -1,4 +1,4 @@
-"""Open files: each client and worker that is connected takes one."""
+"""The limit of open files: each connected client and worker takes one."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import resource
 log = logging.getLogger("broker")
 
 WANTED = 65536
-"""As many as the broker's ZeroMQ context takes sockets."""
+"""The number of sockets that the broker's ZeroMQ context takes."""
 
 _OWN = 64
-"""What the broker has open itself, by a generous count."""
+"""Files that the broker itself has open, estimated generously."""
 
 
 def raise_file_limit(wanted: int = WANTED) -> int:
-    """Let this process have as many files open as it may, up to `wanted`; how many connections that makes.
+    """Raise the limit of open files as far as allowed, up to `wanted`; return how many connections fit.
 
-    Most systems start a process with 1024, which it may raise by itself. A connection over the limit is not refused but
-    never answered, so a limit that is low is said here.
+    Most systems start a process with a limit of 1024, which it may raise itself. A connection over the limit is not
+    refused but never answered, so a low limit is logged.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -1,11 +1,11 @@
-"""The lives of a request and of a worker at the broker, as tables, and the story of what happened in them.
+"""The states and transitions of requests and workers, as tables, and the history of transitions. Pure.
 
     accepted ──queued──► QUEUED ──dispatched──► HELD ──served, failed──► ENDED
         ▲                   │                    │
         │                   └─ expired, ... ─► ENDED ◄── expired, cancelled, stopped
         └────────── lost (its worker), returned ─┘
 
-What is not in a table is a fault of the broker's; the step raises KeyError then, and nothing goes on quietly.
+A transition that is not in a table is a bug of the broker; it raises KeyError.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from collections.abc import Hashable
 
 
 class RequestState(enum.Enum):
-    """Where a request is."""
+    """The state of a request."""
 
-    __hash__ = object.__hash__  # enum's own is a function in Python, called at each step of each request
+    __hash__ = object.__hash__  # enum's own is written in Python, and each transition calls it
 
     ACCEPTED = "accepted"
-    """To be placed, now or again; never between two events."""
+    """To be placed, for the first time or again; no request has this state between two events."""
     QUEUED = "queued"
     HELD = "held by a worker"
     ENDED = "ended"
-    """It had its one terminal reply."""
+    """Its one terminal reply was sent."""
 
 
 class WorkerState(enum.Enum):
-    """What a worker may be given."""
+    """The state of a worker."""
 
     READY = "ready"
     QUIET = "quiet"
-    """Idle and silent for too long: nothing, until it is heard again."""
+    """Idle and silent for too long: it gets no requests until it is heard again."""
     DRAINING = "draining"
-    """Nothing more; it finishes what it holds."""
+    """It finishes what it holds and gets no more requests."""
     GONE = "gone"
 
 
@@ -78,7 +78,7 @@ WORKER_TRANSITIONS: dict[WorkerState, dict[str, WorkerState]] = {
 
 
 class History:
-    """The last steps of all requests and workers: for a person who asks why."""
+    """The last transitions of all requests and workers, for debugging."""
 
     def __init__(self, length: int = 10_000) -> None:
         self._steps: deque[tuple[float, Hashable, str, object]] = deque(maxlen=length)
@@ -87,7 +87,7 @@ class History:
         self._steps.append((now, subject, event, detail))
 
     def of(self, subject: Hashable, since: float = 0.0) -> list[str]:
-        """One line for each step of a request (by its Key) or of a worker (by its peer)."""
+        """A line for each event of a request (its Key) or a worker (its peer)."""
         return [
             f"{now - since:9.3f}  {event}" + (f": {detail}" if detail != "" else "")
             for now, whose, event, detail in self._steps

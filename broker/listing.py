@@ -1,9 +1,9 @@
-"""The versions that are served, as text for error messages. Pure."""
+"""What is served and why a request is not, as text for messages. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from broker.catalog import Catalog
 from broker.scheduler import Scheduler
@@ -19,7 +19,7 @@ Allows: TypeAlias = Callable[[str], bool]
 
 
 def served_versions(scheduler: Scheduler) -> list[tuple[Wanted, Pool]]:
-    """The versions that are served, sorted by name and number."""
+    """The served versions, sorted by name and number."""
     return sorted(
         ((wanted, pool) for wanted, pool in scheduler.pools.items() if wanted.version != LATEST),
         key=lambda item: item[0],
@@ -27,7 +27,7 @@ def served_versions(scheduler: Scheduler) -> list[tuple[Wanted, Pool]]:
 
 
 def served_listing(scheduler: Scheduler, allows: Allows, most: int = 20) -> str:
-    """The models that are served and that `allows` lets through, as text: "echo (version 1), ocr (versions 1, 2)"."""
+    """The served models that a key is for, as text: "echo (version 1), ocr (versions 1, 2)"."""
     versions: dict[str, list[int]] = {}
     for (name, version, _), _ in served_versions(scheduler):
         if allows(name):
@@ -40,8 +40,11 @@ def served_listing(scheduler: Scheduler, allows: Allows, most: int = 20) -> str:
 
 
 def _suggestion(scheduler: Scheduler, allows: Allows, name: str) -> str:
-    """The served model that was probably meant, as part of a message. Compares few and short names only: a comparison
-    of long ones takes a millisecond, which a client that asks for nonsense must not get for each request."""
+    """The served model that was probably meant, as part of a message.
+
+    It compares only a few short names. A comparison of long ones takes a millisecond, and a client could cause it with
+    every request.
+    """
     served = {served for (served, _, _), _ in served_versions(scheduler) if allows(served)}
     alike = sorted(other for other in served if abs(len(other) - len(name)) <= 2 and len(other) <= 24)
     return did_you_mean(name, alike[:8]) if len(name) <= 24 else ""
@@ -77,15 +80,15 @@ def unserved(scheduler: Scheduler, catalog: Catalog, allows: Allows, wanted: Wan
 
 
 def _no_version_fits(scheduler: Scheduler, name: str) -> str:
-    """That no version of a model fits who asks for it, for a person."""
+    """The message that no served version of a model has the signature that was asked for."""
     versions = [
-        f"version {version} takes {_signature(model, 'inputs')} and returns {_signature(model, 'outputs')}"
+        f"version {version} takes {_tensors(description['inputs'])} and returns {_tensors(description['outputs'])}"
         for (served, version, _), pool in served_versions(scheduler)
         if served == name
-        for model in [pool.first[0].models[name, version].description]
+        for description in [pool.first[0].models[name, version].description]
     ]
-    return f"no version of model {name!r} that is served fits what was asked for: {'; '.join(reversed(versions))}"
+    return f"no served version of model {name!r} fits the signature that was asked for: {'; '.join(reversed(versions))}"
 
 
-def _signature(description: dict[str, Any], part: str) -> str:
-    return ", ".join(str(TensorSpec.from_json(tensor)) for tensor in description[part]) or "nothing"
+def _tensors(specs: list[dict[str, object]]) -> str:
+    return ", ".join(str(TensorSpec.from_json(spec)) for spec in specs) or "nothing"

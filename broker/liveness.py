@@ -1,15 +1,15 @@
-"""When a worker counts as lost. Pure.
+"""The rules by which a worker counts as lost. Pure.
 
-A worker runs subgraphs in the thread that talks to the broker, so a busy one is silent for as long as the subgraph
-takes. That is no sign of death. What is:
+A worker runs subgraphs in the thread that talks to the broker, so that a busy worker is silent. Silence alone is not a
+sign that it is lost. These are:
 
-- its connection is gone: libzmq's I/O thread exchanges ZMTP heartbeats whatever Python or TVM do, closes a connection
-  that does not answer them, and the broker's next Probe then comes back undelivered. This finds a killed, a stopped
-  (SIGSTOP) or an unreachable worker, busy or idle;
-- it holds nothing and yet said nothing for `patience` seconds, although an idle worker sends a Heartbeat every
-  `heartbeat` seconds. It may be busy for another broker, or load a model; it is given nothing until it is heard again,
-  and requests wait for it. After `hang_grace` more its process is there but does not work;
-- it still holds an attempt `hang_grace` seconds after that request's deadline: it hangs.
+- Its connection ended. libzmq's I/O thread exchanges ZMTP heartbeats independently of Python and TVM, and closes a
+  connection that does not answer them. The broker's next Probe then comes back undelivered. This finds a killed,
+  stopped (SIGSTOP) or unreachable worker, busy or idle.
+- It holds nothing and was silent for `patience` seconds, although an idle worker sends a Heartbeat every `heartbeat`
+  seconds. It may be busy for another broker, or be loading a model. It is quiet: it gets no requests until it is heard
+  again, and requests wait for it. After `hang_grace` more seconds it is lost.
+- It still holds an attempt `hang_grace` seconds after that request's deadline. It hangs.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from broker.state import Worker
 
 @dataclass(frozen=True, slots=True)
 class LivenessPolicy:
-    """What the broker may be told (seconds, bytes, counts). `broker.config` says where the values come from."""
+    """How long the broker waits for workers, in seconds, and how often it retries. `broker.config` reads the values."""
 
     heartbeat: float = 1.0
-    """Between two Probes of a worker."""
+    """The time between two Probes of a worker."""
     patience: float = 3.0
     """How long an idle worker may be silent and still be given requests."""
     hang_grace: float = 30.0
-    """How long after a request's deadline its worker may still be busy with it, and how long a quiet one may be so."""
+    """How long a worker may work on a request after its deadline, and how long it may be quiet."""
     worker_grace: float = 2.0
-    """How long a request waits for a worker to appear that holds its model."""
+    """How long a request waits for a worker that has its model."""
     restart_grace: float = 5.0
-    """How long after a worker was lost requests wait for one that holds its models to come back: a supervisor starts
-    another at once. What was at a lost worker waits until its own deadline."""
+    """How long requests wait after a worker with their model was lost: its supervisor starts another at once. Requests
+    that were at the lost worker wait until their deadlines."""
     max_attempts: int = 3
-    """Workers that a request may lose before it is given up."""
+    """Workers that a request may lose before it fails."""
 
 
 def lost(worker: Worker, policy: LivenessPolicy, now: float) -> str | None:
-    """Why this worker counts as lost, or None if it does not."""
+    """Why a worker counts as lost; None if it does not."""
     if not worker.held:
         silent = now - worker.heard_at
         return f"it was idle and silent for {silent:.1f} s" if silent >= policy.patience + policy.hang_grace else None
@@ -48,6 +48,6 @@ def lost(worker: Worker, policy: LivenessPolicy, now: float) -> str | None:
 
 
 def quiet(worker: Worker, policy: LivenessPolicy, now: float) -> str | None:
-    """Why this worker is to be given nothing for now, or None if it may be."""
+    """How long a worker has been silent, if that is too long; None if it may get requests."""
     silent = now - worker.heard_at
     return f"{silent:.1f} s" if not worker.held and silent >= policy.patience else None

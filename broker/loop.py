@@ -1,4 +1,4 @@
-"""The broker's sockets: frames in, events to the core, actions out. Only this module touches zmq or a clock."""
+"""The broker's sockets: frames in, events to the core, actions out. The core uses neither zmq nor a clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 
@@ -42,18 +42,20 @@ _BATCH = 16
 """Messages taken from one socket before the other has its turn."""
 
 _UNREAD_BY_PEER = 256
-"""Messages that wait for one peer that does not read; beyond it they come back undelivered. libzmq counts no bytes."""
+"""Messages queued for one peer that does not read. Further ones come back undelivered. libzmq counts no bytes."""
 
 _KEYS_EVERY = 1.0
-"""Seconds between two looks at the lists of authorized keys."""
+"""Seconds between two looks at the key lists."""
+
+_M = TypeVar("_M")
 
 _UNREAD_HERE = 64
-"""Messages of one peer that wait to be taken in; beyond it they stay in its own memory. A client that floods fills its
-queue and not the broker's memory."""
+"""Messages of one peer that wait at the broker. Further ones stay in the peer's memory, so that a client that floods
+does not fill the broker's."""
 
 
 class Broker:
-    """Binds on construction (`frontend` and `backend` then name the real ports); `run` serves until stopped."""
+    """A broker process. The constructor binds, so that `frontend` and `backend` have the real ports; `run` serves."""
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
@@ -109,11 +111,11 @@ class Broker:
             file.remove()
 
     def stop(self) -> None:
-        """Drain and return from `run`. May be called from any thread and from a signal handler."""
+        """Make `run` drain and return. May be called from any thread and from a signal handler."""
         self._wake.set()
 
     def run(self) -> None:
-        """Serve until `stop`; closes everything."""
+        """Serve until `stop`, then close everything."""
         try:
             self._serve()
         finally:
@@ -122,7 +124,7 @@ class Broker:
                     socket.disable_monitor()
                     monitor.close(linger=0)
             self._remove_files()
-            # What was sent last, replies to those who were waiting among it, still goes out.
+            # The last messages, which include replies, still go out.
             self._front.close(linger=1000)
             self._back.close(linger=1000)
             if self._security is not None:
@@ -131,7 +133,7 @@ class Broker:
             self._wake.close()
 
     def _serve(self) -> None:
-        # The monitor and the wake as descriptors: the poll looks into each ZeroMQ socket, at a system call each.
+        # The monitor and the wake are polled as descriptors: a ZeroMQ socket costs a system call for each poll.
         wake, monitor = self._wake.fileno(), self._monitor.fileno()
         back, front = self._back, self._front
         sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (wake, monitor, back, front)]
@@ -161,7 +163,7 @@ class Broker:
         self._write_notes()
 
     def _keep_time(self, now: float) -> int:
-        """Do what is due, and the milliseconds until something is again; -1: nothing is to come."""
+        """Do what is due; return the milliseconds until something is due again, or -1 for never."""
         due = self.core.next_deadline()
         if due is not None and due <= now:
             self._handle(Tick())
@@ -184,19 +186,21 @@ class Broker:
             log.log(level, "%s", text)
 
     def _drain_monitor(self, monitor: zmq.Socket[bytes], whom: str) -> bool:
-        """Whether a connection ended. Read until refused: the descriptor tells only of what comes after that."""
+        """Read all events of a monitor, since its descriptor tells only of later ones. Whether a connection ended."""
         ended = False
         while (frames := transport.receive(monitor)) is not None:
             if struct.unpack_from("=H", frames[0])[0] == zmq.EVENT_DISCONNECTED:
                 ended = True
             else:
-                text = f"a connection to the port of {whom} is refused: it has no keys, or another key of this broker"
+                text = f"a connection to the port of {whom} is refused: it has no keys, or a wrong key of this broker"
                 self.core.ledger.notes.add(self._clock(), "keys", text)
         return ended
 
     def _report_undelivered(self) -> None:
-        """Tell the core what could not be sent. A worker's last results may be here still when its connection is gone
-        already; they come first, or they would be computed again."""
+        """Tell the core what could not be sent.
+
+        Messages that workers sent before their connections ended come first, or finished work would be done again.
+        """
         for _ in range((len(self.core.ledger.workers) + 1) * _UNREAD_HERE // _BATCH):
             if not self._from_workers.waiting():
                 break
@@ -206,8 +210,8 @@ class Broker:
             self._handle(event)
 
     def _drain(self, inbox: transport.Inbox, read: Callable[[list[Any]], Event]) -> None:
-        """Take in a batch of messages, then do what the core says to all of them: what is sent without a pause goes
-        out in fewer system calls."""
+        """Handle a batch of messages, then perform all actions: messages that are sent together need fewer system
+        calls."""
         handle, clock = self.core.handle, self._clock
         actions: list[Action] = []
         for frames in inbox.take(_BATCH):
@@ -229,7 +233,7 @@ class Broker:
             return Malformed(frames[0], False, error, _address(frames))
 
     def _handle(self, event: Event) -> None:
-        """Tell the core and do what it says."""
+        """Pass an event to the core and perform its actions."""
         self._perform(self.core.handle(event, self._clock()))
 
     def _perform(self, actions: list[Action]) -> None:
@@ -248,19 +252,19 @@ def _user(peer: bytes) -> str:
 
 
 def _address(frames: list[Any]) -> str:
-    """Where a message came from, if it has a part that knows."""
+    """The address of a message's sender; empty if no frame has it."""
     if type(frames[0]) is transport.Peer:
         return transport.address_of(frames[0].frame)
     return transport.address_of(frames[2]) if len(frames) > 2 else ""
 
 
-def _decode(frames: list[Any], expected: frozenset[type]) -> Any:
+def _decode(frames: list[Any], expected: frozenset[type[_M]]) -> _M:
     if len(frames) < 2:
-        raise ProtocolError("a message without an envelope")
+        raise ProtocolError("the message has no envelope")
     if len(frames) > limits.FRAMES + 1:
         raise ProtocolError(f"a message has at most {limits.FRAMES} frames")
-    if frames[0][0]:  # libzmq's begin with a zero
-        raise ProtocolError("do not set a routing id: the broker makes them, so that nobody can take another's")
+    if frames[0][0]:  # those of libzmq begin with a zero
+        raise ProtocolError("the connection has a routing id of its own; do not set one, the broker assigns it")
     return wire.decode(frames[1], expected)
 
 
@@ -270,9 +274,9 @@ def serve(config: Config) -> int:
     raise_file_limit()
     broker = Broker(config)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets this
             signal.signal(number, lambda *_: broker.stop())
-    # For whoever started this with port 0 and needs the ports that it got.
+    # A program that starts a broker with port 0 reads the ports here.
     print(f"ready frontend={broker.frontend} backend={broker.backend}", flush=True)
     broker.run()
     log.info("stopped")

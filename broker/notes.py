@@ -1,7 +1,7 @@
-"""What the broker's log says, and how often. Pure: lines are collected here, and the loop writes them.
+"""Lines for the broker's log, limited in rate. Pure: lines are collected here, and the loop writes them.
 
-A peer can cause lines: by messages that make no sense, by keys that are refused. So each kind has a budget. What does
-not fit is counted, and the next line of that kind says how many were left out.
+A peer can cause lines, for example with malformed messages or refused keys. So each kind of line has a budget. Lines
+over the budget are counted, and the next line of that kind says how many were left out.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import logging
 from zmq_offload.errors import printable
 
 _BURST = {"workers": 1000}
-"""Lines of a kind that may come at once; `_OTHERS` of all other kinds."""
+"""Lines of a kind that may come at once; `_OTHERS` for all other kinds."""
 _OTHERS = 20
 _EVERY = 1.0
-"""Seconds for one more line."""
+"""Seconds until one more line may come."""
 _LONGEST = 500
 """Characters of a line."""
 
 
 class Notes:
-    """Lines for the log that were not written yet."""
+    """Lines that were not written yet."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[int, str]] = []
-        self._spent: dict[str, float] = {}  # kind -> lines, less one for each `_EVERY` since
+        self._spent: dict[str, float] = {}  # kind -> lines, minus one for each `_EVERY` since
         self._spent_at: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
@@ -32,7 +32,7 @@ class Notes:
         return bool(self._lines)
 
     def add(self, now: float, kind: str, text: str, level: int = logging.WARNING) -> None:
-        """Note a line of a kind at time `now`, unless there were too many of them lately."""
+        """Add a line of a kind at time `now`, unless the budget of the kind is spent."""
         spent = max(0.0, self._spent.get(kind, 0.0) - (now - self._spent_at.get(kind, now)) / _EVERY)
         self._spent_at[kind] = now
         if spent + 1 > _BURST.get(kind, _OTHERS):
@@ -45,6 +45,6 @@ class Notes:
         self._lines.append((level, printable(text[:_LONGEST]) + more))
 
     def take(self) -> list[tuple[int, str]]:
-        """The lines, with their levels of `logging`, once."""
+        """Return the lines with their levels of `logging`, and forget them."""
         lines, self._lines = self._lines, []
         return lines

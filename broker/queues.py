@@ -1,4 +1,4 @@
-"""Queues in which clients take turns, and what part of them each client has. Pure."""
+"""Queues in which clients take turns, and the share of each client. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from zmq_offload.protocol.messages import Key
 
 
 class Shares:
-    """How many requests, and bytes of them, each client has somewhere."""
+    """The number of requests, and their bytes, of each client."""
 
     def __init__(self) -> None:
         self.count = 0
         self.nbytes = 0
         self.by_owner: dict[bytes, tuple[int, int]] = {}
-        """owner -> (requests, bytes); nobody with none."""
+        """owner -> (requests, bytes), for owners with at least one request."""
 
     def __contains__(self, owner: bytes) -> bool:
         return owner in self.by_owner
@@ -25,11 +25,11 @@ class Shares:
         return self.by_owner.get(owner, (0, 0))
 
     def clients_with(self, owner: bytes) -> int:
-        """How many share, `owner` included."""
+        """The number of clients, `owner` included."""
         return len(self.by_owner) + (owner not in self.by_owner)
 
     def largest(self, *, by_bytes: bool) -> bytes:
-        """Who has most."""
+        """The client with the most requests or bytes."""
         by_owner = self.by_owner
         return max(by_owner, key=lambda owner: by_owner[owner][by_bytes])
 
@@ -50,7 +50,7 @@ class Shares:
 
 
 class ClientQueue(OrderedDict[Key, PendingRequest]):
-    """One client's requests of one priority. `turn`: when it last had its turn, or came, as a count."""
+    """One client's requests of one priority. `turn` is a count of when the client last had its turn, or came."""
 
     __slots__ = ("turn",)
     turn: int
@@ -60,14 +60,14 @@ class FairQueue:
     """Requests for one model, in the order in which workers should take them."""
 
     def __init__(self) -> None:
-        # priority -> owner -> its requests; the owner whose turn is longest ago comes first
+        # priority -> owner -> its requests; first is the owner whose last turn is longest ago
         self.levels: dict[int, OrderedDict[bytes, ClientQueue]] = {}
-        self.priorities: list[int] = []  # priorities present, ascending: the last is the most urgent
+        self.priorities: list[int] = []  # ascending: the last is the most urgent
         self.shares = Shares()
         self.unserved = False
-        """Whether nobody serves it, and its requests wait for somebody to appear."""
+        """Whether no worker serves it, so that its requests wait for one."""
         self.longest = 0
-        """Bytes of the longest frame of all requests that were here since it was empty."""
+        """Bytes of the longest frame of all requests since the queue was empty."""
 
     def __len__(self) -> int:
         return self.shares.count
@@ -87,7 +87,7 @@ class FairQueue:
         return line is not None and line.get(request.key) is request
 
     def push(self, request: PendingRequest, turn: int, *, again: bool = False) -> None:
-        """Add a request; `again` puts one that had its turn already before all others of its priority."""
+        """Add a request. `again`: it had its turn already, and goes before all others of its priority."""
         self.longest = max(self.longest, request.longest)
         level = self.levels.get(request.priority)
         if level is None:
@@ -105,7 +105,7 @@ class FairQueue:
         self.shares.add(request)
 
     def first(self, most: int) -> PendingRequest | None:
-        """The request whose turn it is, of those without a frame of more than `most` bytes."""
+        """The request whose turn it is, of those whose frames have at most `most` bytes."""
         for priority in reversed(self.priorities):
             for line in self.levels[priority].values():
                 for request in line.values():
@@ -114,18 +114,18 @@ class FairQueue:
         return None
 
     def rank(self, request: PendingRequest) -> tuple[int, int]:
-        """Of a request that is here: smaller is to be served before."""
+        """The order of a queued request over all queues: the smallest is served first."""
         return -request.priority, self.levels[request.priority][request.owner].turn
 
     def pop(self, request: PendingRequest, turn: int) -> None:
-        """Take a request whose turn it is; its client's next one waits until the others had theirs."""
+        """Remove the request whose turn it is; its client's next one waits until the others had their turns."""
         level = self.levels[request.priority]
         level.move_to_end(request.owner)
         level[request.owner].turn = turn
         self.remove(request)
 
     def last(self, owner: bytes) -> PendingRequest:
-        """The newest of a client's requests of its least priority; it must have one."""
+        """The newest of a client's requests of its lowest priority; the client must have one."""
         for priority in self.priorities:
             line = self.levels[priority].get(owner)
             if line:
@@ -133,7 +133,7 @@ class FairQueue:
         raise KeyError(owner)
 
     def remove(self, request: PendingRequest) -> None:
-        """Take out a request that is here."""
+        """Remove a queued request."""
         level = self.levels[request.priority]
         line = level[request.owner]
         del line[request.key]

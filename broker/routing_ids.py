@@ -1,9 +1,9 @@
-"""The names that libzmq gives to connections, and why no peer can know one.
+"""Unguessable routing ids for the broker's connections.
 
-A ROUTER names a connection by a zero byte and a number that it counts on from a start. libzmq draws the start from the
-C library's rand(), which it never seeds, so that it would be the same in each broker; and a peer may claim any name
-that nobody has. One that claims the next number in advance ends the process by an assertion (libzmq 4.3.5,
-socket_base.cpp: `ok` in add_out_pipe); one that claims a number whose connection is gone gets what is sent there.
+A ROUTER's routing id for a connection is a zero byte and a number. libzmq counts the numbers up from a start that it
+takes from the C library's rand(). It never seeds rand(), so that the start would be the same in every broker. A peer
+may claim any free routing id. A peer that claims the next number crashes the process with an assertion (libzmq 4.3.5,
+socket_base.cpp: `ok` in add_out_pipe); a peer that claims the number of a closed connection gets its messages.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ import os
 
 
 def randomize() -> None:
-    """Let sockets that are made from now on begin at numbers that nobody can guess."""
+    """Make the routing ids of sockets that are created from now on start at a random number."""
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))

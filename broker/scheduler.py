@@ -1,15 +1,15 @@
-"""Who gets which request: fair queues and the choice of a worker. Pure.
+"""Which worker gets which request: fair queues and the choice of a worker. Pure.
 
 The rules (docs/architecture.md):
 
-- a request goes to the worker with the least outstanding per slot among those that hold the model; a tie goes to the
-  one with fewer bytes outstanding, behind which a small request waits less, and then to the one that waited longest; a
-  worker is never given more than its slots, nor a frame that is larger than it takes;
-- which version a worker runs for a request for the latest, and whether it only helps out, is in `broker.versions`;
-- a queue hands out the highest priority first; inside a priority the clients take turns, and each client's requests
-  keep their order;
-- a worker with a free slot takes the request, over all queues that it can serve, of the highest priority and then of
-  the client whose turn is longest ago: a backlog for one model does not keep another model's clients waiting.
+- A request goes to the worker of its pool with the fewest outstanding requests per slot. A tie goes to the worker with
+  fewer bytes outstanding, where a small request waits less, and then to the one that waited longest. A worker never
+  gets more requests than it has slots, nor a frame that is larger than it takes.
+- `broker.versions` decides which version a worker runs for a request for the latest, and whether it only helps out.
+- A queue hands out the highest priority first. Within a priority the clients take turns, and each client's requests
+  keep their order.
+- A worker with a free slot takes, from all queues that it serves, the request of the highest priority and then of the
+  client whose turn is longest ago. A backlog for one model does not keep the clients of another waiting.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from zmq_offload.protocol.messages import LATEST
 
 
 class Scheduler:
-    """The queues, and which workers hold which model."""
+    """The queues, and the workers by model."""
 
     def __init__(self) -> None:
         self.queues: dict[Wanted, FairQueue] = {}
-        """The requests that wait, by what they ask for; no empty ones."""
+        """The queued requests, by what they ask for; there are no empty queues."""
         self.holders: dict[str, dict[bytes, Worker]] = {}
-        """model -> the workers that take requests for it, by peer; no empty ones."""
+        """model -> the workers that take requests for it, by peer; there are no empty entries."""
         self.pools: dict[Wanted, Pool] = {}
-        """What requests may ask for -> the workers that may run them; no empty ones."""
+        """What requests may ask for -> the workers that may run them; there are no empty pools."""
         self.shares = Shares()
-        """What each client has in all queues."""
+        """The share of each client in all queues."""
         self._pools_of: dict[str, dict[Wanted, Pool]] = {}
         """`pools` by model."""
         self._turns = 0
@@ -96,8 +96,7 @@ class Scheduler:
         return self.pools[wanted].runs[worker.peer]
 
     def newer(self, name: str) -> tuple[int, list[Worker], list[Worker]] | None:
-        """The newest version of a model, if it is not the latest because too few slots have it; the workers that hold
-        it, and those that do not."""
+        """The newest version of a model, the workers that have it, and those that do not; None if it is the latest."""
         holders = self.holders.get(name, {}).values()
         newest = max((max(worker.versions[name]) for worker in holders), default=LATEST)
         if not holders or newest <= self.pools[Wanted(name)].version:
@@ -109,7 +108,7 @@ class Scheduler:
         return wanted in self.pools
 
     def choose(self, wanted: Wanted, longest: int = 0) -> Worker | None:
-        """The worker that should run a request with a frame of `longest` bytes now, or None while all that could are
+        """Choose the worker that should run a request with a frame of `longest` bytes now; None if all that could are
         full."""
         pool = self.pools.get(wanted)
         best: Worker | None = None
@@ -146,12 +145,12 @@ class Scheduler:
         return queue is not None and request in queue
 
     def discard(self, request: PendingRequest) -> None:
-        """Take a queued request out."""
+        """Remove a queued request."""
         self.queues[request.wanted].remove(request)
         self._left(request)
 
     def next_for(self, worker: Worker) -> PendingRequest | None:
-        """Take the request that a worker with a free slot should run, or None."""
+        """Remove and return the request that a worker with a free slot should run; None if there is none."""
         best: tuple[int, int] | None = None
         chosen: PendingRequest | None = None
         for model in worker.models.values():
@@ -168,7 +167,7 @@ class Scheduler:
         return chosen
 
     def last_of(self, owner: bytes) -> PendingRequest:
-        """Of a client that waits somewhere, the request to give up first: of its least priority the newest."""
+        """The request of a waiting client to evict first: the newest of its lowest priority."""
         lasts = [queue.last(owner) for queue in self.queues.values() if owner in queue.shares]
         return max(lasts, key=lambda request: (-request.priority, request.accepted_at))
 

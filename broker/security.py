@@ -1,4 +1,4 @@
-"""Who may connect: CurveZMQ on both sockets, decided by pyzmq's ZAP authenticator, from lists that may change."""
+"""Access control: CurveZMQ on both sockets, and pyzmq's ZAP authenticator with key lists that may change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -22,19 +22,22 @@ from zmq_offload.net.keys import read_pair
 
 log = logging.getLogger("broker")
 
+_Stamp: TypeAlias = tuple[int, int, int, int] | int | None
+"""What tells whether a file changed: parts of its status, or the error."""
+
 
 def check_exposure(endpoints: tuple[str, ...], *, secured: bool, insecure: bool) -> None:
-    """Raises InvalidArgument where anybody on the network could connect and nobody said that this is meant."""
+    """Raise InvalidArgument if others on the network could connect without a key and `insecure` is not set."""
     for endpoint in endpoints:
         if not (secured or insecure or is_loopback(endpoint)):
             raise InvalidArgument(
-                f"{endpoint} can be reached from other machines, and there are no keys: give --server-key, "
-                "--authorized-clients and --authorized-workers, or --insecure if the network is trusted"
+                f"{endpoint} can be reached from other machines without keys; give --server-key, --authorized-clients "
+                "and --authorized-workers, or --insecure if the network is trusted"
             )
 
 
 class _Provider:
-    """What pyzmq's authenticator asks. It does so from a thread of its own; `keys` is replaced, never changed."""
+    """The callback of pyzmq's authenticator. It runs in another thread, so that `keys` is replaced, never changed."""
 
     def __init__(self, file: str) -> None:
         self.keys: Mapping[str, Grant] = {}
@@ -43,7 +46,7 @@ class _Provider:
 
     def callback(self, domain: str, key: bytes) -> bool:
         if (allowed := key.decode() in self.keys) is False:
-            text = f"a connection is refused: key {key.decode()} is not in {self._file}, the list of {domain}"
+            text = f"a connection is refused: key {key.decode()} is not in {self._file}, the key list of {domain}"
             self._notes.add(time.monotonic(), "keys", text)
             for level, line in self._notes.take():
                 log.log(level, "%s", line)
@@ -51,13 +54,13 @@ class _Provider:
 
 
 class Security:
-    """The lists of one broker. A key in one opens that socket alone."""
+    """The key lists of one broker. A key in one list opens only that socket."""
 
-    def __init__(self, context: zmq.Context[Any], key: str, clients: str, workers: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: str, clients: str, workers: str) -> None:
         self._pair = read_pair(key)
         self._files = {"clients": clients, "workers": workers}
         self._providers = {name: _Provider(file) for name, file in self._files.items()}
-        self._stamps: dict[str, Any] = {}
+        self._stamps: dict[str, _Stamp] = {}
         self._complaints: dict[str, str] = {}
         self.authorized = self._read()
         self._authenticator = ThreadAuthenticator(context)
@@ -66,14 +69,17 @@ class Security:
             self._authenticator.configure_curve_callback(name, provider)
 
     def protect(self, socket: zmq.Socket[bytes], whom: str) -> None:
-        """Let only the keys of list `whom` connect to a socket that is not bound yet."""
+        """Let only the keys of list `whom` connect to a socket, before it is bound."""
         socket.curve_secretkey, socket.curve_publickey = self._pair.secret, self._pair.public
         socket.curve_server = True
         socket.zap_domain = whom.encode()
 
     def reload(self) -> Authorized | None:
-        """The lists, if one changed. One that cannot be read keeps its keys as they were, says so once, and is tried
-        again at each call: a revocation must not be lost because no file could be opened for a moment."""
+        """Read the lists again; return them if one changed.
+
+        A list that cannot be read keeps its keys, which is logged once, and each call tries again: a revocation must
+        not be lost because a file could not be opened for a moment.
+        """
         changed = [name for name, path in self._files.items() if _stamp(path) != self._stamps.get(name)]
         read = [name for name in changed if self._read_again(name)]
         return self._authorized() if read else None
@@ -94,7 +100,7 @@ class Security:
         return self._authorized()
 
     def _read_one(self, name: str) -> None:
-        stamp = _stamp(self._files[name])  # before it is read: a change meanwhile is seen next time
+        stamp = _stamp(self._files[name])  # before the file is read, so that a change in between is seen next time
         self._providers[name].keys = read_list(self._files[name])
         self._stamps[name] = stamp
         self._complaints.pop(name, None)
@@ -108,7 +114,7 @@ class Security:
         self._authenticator.stop()
 
 
-def _stamp(path: str) -> Any:
+def _stamp(path: str) -> _Stamp:
     try:
         found = os.stat(path)
     except OSError as error:

@@ -1,44 +1,56 @@
-"""What the broker knows: requests that it accepted and workers that announced themselves. Data only."""
+"""Data of the broker: accepted requests and announced workers. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict
 
 from broker.lifecycle import RequestState, WorkerState
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import LATEST, Key
 
-Payload: TypeAlias = Sequence[Any]
-"""The frames after an envelope, which the broker forwards and never reads."""
+if TYPE_CHECKING:
+    import zmq
+
+Payload: TypeAlias = "Sequence[bytes | memoryview | zmq.Frame]"
+"""The frames after an envelope. The broker forwards them and looks only at their lengths."""
 
 
 class Wanted(NamedTuple):
-    """What a request asks for. `signature` is empty where `version` is a number, and where any signature will do."""
+    """What a request asks for. `signature` is empty if `version` is a number, or if any signature will do."""
 
     model: str
     version: int = LATEST
     signature: bytes = b""
 
 
-class Model(NamedTuple):
-    """A version of a model as a worker announced it: its description, its signature, and what requests that ask for it
-    may have asked for."""
+class Description(TypedDict):
+    """A version of a model, as the reply to a Query describes it."""
 
-    description: dict[str, Any]
+    name: str
+    version: int
+    inputs: list[dict[str, object]]
+    outputs: list[dict[str, object]]
+
+
+class Model(NamedTuple):
+    """A version of a model, as a worker announced it."""
+
+    description: Description
     signature: bytes
     satisfies: tuple[Wanted, ...]
+    """What requests for it may ask for."""
 
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """An accepted request without a terminal reply. `worker` is set while an attempt is out, None while it queues."""
+    """An accepted request without a terminal reply. `worker` is None while the request is queued."""
 
     key: Key
     client: bytes
     owner: bytes
-    """Whom it counts for where clients share: its key where there are keys, else its session."""
+    """The client in shares of queues: its key, or its session on a broker without keys."""
     wanted: Wanted
     priority: int
     deadline: float
@@ -48,9 +60,9 @@ class PendingRequest:
     longest: int
     """Bytes of its longest frame."""
     max_frame_bytes: int = limits.MESSAGE_BYTES
-    """The longest frame of a result that its client takes."""
+    """The largest frame of a result that its client takes."""
     user: str = ""
-    """The key that it was asked with."""
+    """The client's key."""
     state: RequestState = RequestState.ACCEPTED
     attempt: int = 0
     worker: Worker | None = None
@@ -58,7 +70,7 @@ class PendingRequest:
     runs: int = 0
     """The version that the last attempt runs."""
     lost: tuple[str, ...] = ()
-    """Names of the workers that were lost while they ran it."""
+    """Names of the workers that were lost while they may have run it."""
 
     @property
     def runs_as(self) -> tuple[str, int]:
@@ -68,15 +80,18 @@ class PendingRequest:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A worker's connection. `held` are its attempts, in the order of dispatch, which is the order it runs them in;
-    an attempt stays there until the worker answers it, wanted or not, because until then it takes a slot."""
+    """A worker's connection.
+
+    `held` are its attempts, in the order in which it runs them. An attempt stays there, and takes a slot, until the
+    worker answers it, even if the request ended earlier.
+    """
 
     peer: bytes
     name: str
     slots: int
     heard_at: float
     user: str = ""
-    """The key that it connected with."""
+    """The worker's key."""
     address: str = ""
     max_frame_bytes: int = limits.MESSAGE_BYTES
     models: dict[tuple[str, int], Model] = field(default_factory=dict)
@@ -85,20 +100,20 @@ class Worker:
     state: WorkerState = WorkerState.READY
     held: dict[tuple[Key, int], PendingRequest] = field(default_factory=dict)
     nbytes: int = 0
-    """Of the payloads of `held`."""
+    """Bytes of the payloads of `held`."""
     most_slots: int = 0
-    """The most slots that it had since it held nothing: one that has fewer now may hold more for a while."""
+    """The most slots that it had since it held nothing: if it has fewer now, it may hold more for a while."""
     chosen: int = 0
-    """When it was last given a request, as a count: ties go to the one that waited longest."""
+    """A count of when it was last given a request: ties go to the worker that waited longest."""
     served: int = 0
     failed: int = 0
 
     def __str__(self) -> str:
-        """For the log: its name and where it is."""
+        """Its name and address, for the log."""
         return f"{self.name} at {self.address}" if self.address else self.name
 
     def serve(self, models: dict[tuple[str, int], Model]) -> None:
-        """Take what was announced in place of what was before."""
+        """Replace the models by those that were announced."""
         self.models, self.versions = models, {}
         for (name, version), model in models.items():
             self.versions.setdefault(name, {})[version] = model

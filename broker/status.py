@@ -1,8 +1,6 @@
-"""The broker's answers to Query: which models are served, and its status. Pure."""
+"""The bodies of the replies to Query: the served models, and the broker's status. Pure."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from broker.ledger import Ledger
 from broker.listing import Allows, served_versions
@@ -10,17 +8,17 @@ from broker.scheduler import Scheduler
 from broker.state import Wanted
 
 
-def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, Any]]:
-    """The body of the answer to Query "models": each (model, version) that a worker takes requests for."""
+def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, object]]:
+    """The reply to Query "models": the served versions that the asking key is for."""
     return [
-        pool.first[0].models[model, version].description | {"workers": len(pool.runs)}
+        {**pool.first[0].models[model, version].description, "workers": len(pool.runs)}
         for (model, version, _), pool in served_versions(scheduler)
         if allows(model)
     ]
 
 
-def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, Any]:
-    """The body of the answer to Query "status", of the models that the asking key is for. Times are in seconds."""
+def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, object]:
+    """The reply to Query "status", for the models that the asking key is for. Times are in seconds."""
     counts, scheduler = ledger.counts, ledger.scheduler
     return {
         "uptime": now - ledger.started,

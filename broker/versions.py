@@ -1,20 +1,19 @@
-"""Which worker runs which version for a request. Pure.
+"""The rule for the latest version, and which worker runs which version for a request. Pure.
 
 A request names a version, or asks for the latest. With a signature (names, datatypes and shapes of inputs and outputs)
-it asks for the latest version that has it; every device does. The rule for "latest":
+it asks for the latest version that has this signature; every device does. The rule for "latest":
 
-- It is the highest version that more than half of the model's workers hold, with more than half of its slots. Until
-  then load stays on all workers: those that hold the adopted version run that, those that only hold a newer one run
-  the newer one.
-- It stays while at least a quarter of the workers hold it, with at least a quarter of the slots, so that a worker that
-  restarts in the middle of a roll-out does not take everybody back. It does not stay when a worker takes it out of
-  service: that is a roll-back.
-- Once it is adopted, workers that only hold an older version help out while all others are full; otherwise they get
-  nothing.
-- Only versions of the adopted version's signature are mixed.
+- It is the highest version that more than half of the model's workers have, with more than half of its slots. Until
+  then all workers get requests: those that have the adopted version run it, those that have only a newer one run that.
+- It stays while at least a quarter of the workers have it, with at least a quarter of the slots. So a worker that
+  restarts during a roll-out does not take all others back. It does not stay if a worker removes it: that is a
+  roll-back.
+- After it is adopted, workers that have only an older version help out while all others are full, and get nothing
+  otherwise.
+- Only versions with the signature of the adopted version are mixed.
 
-Slots say how much of the load a worker takes. Workers count, too, because a version that runs in batches makes its
-worker announce many more slots: by slots alone the first worker that has it would get all of the load.
+Slots measure how much of the load a worker takes. Workers count as well, because a version that runs in batches makes
+its worker announce many more slots. By slots alone, the first worker that has it would get all of the load.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from zmq_offload.protocol.messages import LATEST
 
 @dataclass(slots=True)
 class Pool:
-    """The workers that may run what is `Wanted`."""
+    """The workers that may run what requests ask for."""
 
     version: int
-    """The version that is wanted, or adopted as the latest."""
+    """The version that is asked for, or adopted as the latest."""
     runs: dict[bytes, int] = field(default_factory=dict)
-    """peer -> the version that this worker runs."""
+    """peer -> the version that the worker runs."""
     first: list[Worker] = field(default_factory=list)
     helpers: list[Worker] = field(default_factory=list)
-    """Only while all of `first` are full."""
+    """Workers that get requests only while all of `first` are full."""
     takes: int = 0
     """The largest frame, in bytes, that any of the workers takes."""
 
@@ -47,8 +46,10 @@ class Pool:
 
 
 def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *, reset: bool) -> dict[Wanted, Pool]:
-    """The pools of one model, of the workers that hold it. `before`: what was adopted until now. `reset`: a version was
-    taken out of service, so that what was adopted has no preference."""
+    """The pools of one model, of the workers that have it.
+
+    `before`: the versions that were adopted until now. `reset`: they have no preference, because a version was removed.
+    """
     found: dict[Wanted, Pool] = {}
     held: dict[bytes, dict[bytes, list[int]]] = {}  # signature, b"" for any -> peer -> versions
     by_peer = {worker.peer: worker for worker in workers}
@@ -81,8 +82,11 @@ def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *
 
 
 def adopt(share: Mapping[int, int], total: int, before: int, *, reset: bool) -> int:
-    """The version that "latest" means. `share`: version -> how much of the fleet holds it; `total`: the whole fleet;
-    `before`: what it was until now (LATEST: nothing)."""
+    """The version that "latest" means.
+
+    `share`: version -> how much of the fleet has it; `total`: the whole fleet; `before`: the latest version until now,
+    or LATEST if there was none.
+    """
     most = max((version for version, count in share.items() if 2 * count > total), default=LATEST)
     if before not in share:
         return most or max(share, key=lambda version: (share[version], version))

@@ -638,7 +638,7 @@ def test_where_no_version_fits_the_error_says_what_is_served(bench: Bench) -> No
     bench.after(POLICY.worker_grace)
     (error,) = replies(ask(bench, 1, X2))
     assert error.code == "FAILED_PRECONDITION"
-    assert "no version of model 'm' that is served fits" in error.text
+    assert "no served version of model 'm' fits" in error.text
     assert "version 3 takes x FP32[1] and returns nothing; version 1 takes" in error.text
 
 

@@ -97,7 +97,7 @@ def test_the_brokers_log_names_a_key_that_is_refused(tmp_path: Path) -> None:
         key = re.search(r'public-key = "(\S+)"', Path(site.path("stranger")).read_text())
         assert key is not None
         line = broker.broker.wait_for(
-            r"WARNING a connection is refused: key (\S+) is not in (\S+), the list of clients"
+            r"WARNING a connection is refused: key (\S+) is not in (\S+), the key list of clients"
         )
         assert (line[1], line[2]) == (key[1], str(site.clients))
 
