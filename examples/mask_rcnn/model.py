@@ -1,11 +1,10 @@
-"""A Mask R-CNN in Relax, with random weights from a seed: the network of the proposal, as far as its shapes are told.
+"""A Mask R-CNN in Relax with random weights from a seed, the network of the proposal as far as its shapes are known.
 
-A picture of 640 x 480 goes in. A MobileNetV2-like backbone (inverted residuals, ReLU6) makes the feature map
-(1,16,40,30) of it; everything behind that is the heads: a region proposal network with its NMS, ROIAlign, a box head
-with NMS per class, and a mask head for the eight best. Weights that nobody trained find nothing in a picture, but each
-step is the real one and costs what it costs.
+The input is a picture of 640 x 480. A MobileNetV2-like backbone (inverted residuals, ReLU6) computes the feature map
+(1,16,40,30). The heads follow: a region proposal network with NMS, ROIAlign, a box head with NMS per class, and a mask
+head for the eight best boxes. Random weights find nothing in a picture, but each step takes its real time.
 
-All shapes are static: what is not there is filled up with the best box at score 0.
+All shapes are static: where there are fewer boxes, the best one is repeated with score 0.
 """
 
 from __future__ import annotations
@@ -28,8 +27,11 @@ OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 @dataclass(frozen=True)
 class Config:
-    """The network's sizes. `blocks` are the backbone's: (expansion, channels, stride) each; four strides of 2 with the
-    stem's. `anchors` is how many of the best anchors go to the first NMS, `proposals` how many boxes it leaves."""
+    """The sizes of the network.
+
+    `blocks` are those of the backbone: expansion, channels and stride of each. With the stem there are four strides of
+    2. `anchors` is the number of best anchors for the first NMS, `proposals` the number of boxes that it keeps.
+    """
 
     height: int = 640
     width: int = 480
@@ -59,7 +61,7 @@ STRIDE = 16
 SIZES, RATIOS = (32.0, 96.0, 256.0), (0.5, 1.0, 2.0)
 
 SMALL = Config(64, 48, 4, ((2, 4, 2), (2, 8, 2), (2, 8, 2)), 16, 8, 32, 6, 16, 4, 8)
-"""The same network, so small that a test can compile and run it."""
+"""The same network, small enough for a test."""
 
 
 def mask_rcnn(config: Config | None = None, seed: int = 0) -> tvm.IRModule:
@@ -95,11 +97,11 @@ class _Layers:
         return self.builder.emit(value, name)
 
     def weight(self, *shape: int, fan_in: int) -> relax.Expr:
-        # He's initialization: through ReLUs the signal neither dies away nor blows up.
+        # He initialization keeps the magnitude of signals through ReLUs.
         return relax.const((self._rng.standard_normal(shape) * (2.0 / fan_in) ** 0.5).astype("float32"))
 
     def conv(self, x: Any, out: int, kernel: int, stride: int = 1, groups: int = 1, name: str = "") -> Any:
-        """Convolution and bias (a batch normalization is no more than that when nobody trains)."""
+        """Convolution and bias. Without training, a batch normalization is the same."""
         into = int(x.ty.shape[1]) // groups
         weight = self.weight(out, into, kernel, kernel, fan_in=into * kernel * kernel)
         padding = kernel // 2
@@ -136,7 +138,7 @@ def _backbone(layers: _Layers, image: Any, config: Config) -> Any:
 
 
 def _proposals(layers: _Layers, features: Any, config: Config) -> Any:
-    """(proposals, 4): boxes that may hold something."""
+    """(proposals, 4): boxes that may contain an object."""
     emit = layers.emit
     each = len(SIZES) * len(RATIOS)
     x = layers.relu(layers.conv(features, config.rpn, 3))
@@ -172,7 +174,7 @@ def _boxes(layers: _Layers, features: Any, proposals: Any, config: Config) -> tu
     flat = emit(relax.op.reshape(real, (total,)))
     best = emit(relax.op.topk(flat, count, axis=0, ret_type="both", dtype="int32"))
     scores, chosen = emit(best[0]), emit(best[1])
-    # Candidate i is class i % (classes - 1) of proposal i // (classes - 1): looked up, so that no division is needed.
+    # Candidate i is class i % (classes - 1) of proposal i // (classes - 1); tables replace the division.
     owner = np.repeat(np.arange(config.proposals, dtype="int32"), classes - 1)
     label = np.tile(np.arange(1, classes, dtype="int32"), config.proposals)
     labels = emit(relax.op.take(relax.const(label), chosen, axis=0))
@@ -233,10 +235,10 @@ def _decoded(layers: _Layers, base: Any, deltas: Any, config: Config) -> Any:
 
 
 def _suppressed(layers: _Layers, classes: Any, scores: Any, boxes: Any, keep: int, overlap: float) -> tuple[Any, Any]:
-    """Indices (keep) of the boxes that NMS leaves, the best first, and (keep) 1.0 or 0.0 for what only fills up."""
+    """Indices (keep) of the boxes after NMS, best first, and (keep) 1.0, or 0.0 for a repeated box."""
     emit, op = layers.emit, relax.op
     many = int(boxes.ty.shape[0])
-    column = emit(op.reshape(emit(op.sigmoid(scores)), (many, 1)))  # NMS takes scores up to 0 for nothing
+    column = emit(op.reshape(emit(op.sigmoid(scores)), (many, 1)))  # NMS ignores scores of 0 and below
     data = emit(op.reshape(emit(op.concat([classes, column, boxes], axis=1)), (1, many, 6)))
     every = relax.const(np.arange(many, dtype="int32").reshape(1, many))
     found = emit(
@@ -250,8 +252,8 @@ def _suppressed(layers: _Layers, classes: Any, scores: Any, boxes: Any, keep: in
 
 
 def anchors(rows: int, columns: int) -> Array:
-    """(rows * columns * 9, 4): the boxes that the proposals start from, at each place of the feature map."""
+    """(rows * columns * 9, 4): nine initial boxes at each position of the feature map."""
     shapes = np.array([(s * r**-0.5, s * r**0.5) for s in SIZES for r in RATIOS], "float32")
     y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    centres = (np.stack([x, y], -1).astype("float32") + 0.5)[:, :, None, :] * STRIDE
-    return np.concatenate([centres - shapes / 2, centres + shapes / 2], -1).reshape(-1, 4)
+    centers = (np.stack([x, y], -1).astype("float32") + 0.5)[:, :, None, :] * STRIDE
+    return np.concatenate([centers - shapes / 2, centers + shapes / 2], -1).reshape(-1, 4)

@@ -13,11 +13,11 @@ SHOWN = 10
 
 
 def spans(seen: Seen, network: Network) -> dict[str, tuple[float, float]]:
-    """Begin and end of a frame's stages by the device's clock.
+    """Begin and end of each stage of an item, by the clock of the device.
 
-    The device's stage and the request are measured here; how long the broker had it, and how long the worker computed,
-    they say. When the broker sent the answer follows from the link: so long ago as the answer takes on it. The rest of
-    the request is the uplink, with waiting for it.
+    The device measures its own stage and the request. Broker and worker report how long they had the request. The
+    broker sent the reply as long before it arrived as the reply takes on the network. The uplink is the rest of the
+    request, with the wait for it.
     """
     left = seen.received - network.transfer(message_bytes(seen.answered, answer=True))
     arrived = max(seen.sent, left - seen.timings.broker)

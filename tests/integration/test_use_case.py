@@ -39,7 +39,7 @@ def test_the_small_mask_rcnn_runs_every_way(tmp_path: Path) -> None:
     rows = re.findall(r"^(device only|one by one|pipelined) .*? ([\d.]+) +([\d.]+) +[\d.]+$", said, re.M)
     assert [row[0] for row in rows] == ["device only", "one by one", "pipelined", "one by one", "pipelined"]
     assert all(float(rate) > 0 and float(latency) > 0 for _, rate, latency in rows)
-    # A round trip of 4 ms is in each frame's latency, be it as it may.
+    # Every latency includes the round trip of 4 ms.
     assert all(float(latency) > 4 for _, _, latency in rows[3:])
     assert re.search(r"^bound:  (device|uplink|server|downlink), ", said, re.M)
     with Image.open(picture) as image:
@@ -57,7 +57,7 @@ def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert says in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_timeline_shows_when_each_stage_had_each_frame() -> None:
+def test_the_timeline_shows_when_each_stage_had_each_item() -> None:
     answer = (TensorSpec("boxes", "FP32", (8, 4)),)
     link = Network(8e6, 0.010)
 
