@@ -101,6 +101,11 @@ def test_what_is_announced_is_compared_in_names_datatypes_and_shapes() -> None:
     assert swapped == "output 'y' of model 'm' is float32[?, 4]; the array for it is >f4[7, 4]"
 
 
+def test_a_name_that_the_model_does_not_return_is_refused_after_the_reply() -> None:
+    with pytest.raises(InvalidArgument, match="model 'm' returns y; the arrays are for none"):
+        fill(outputs(y=np.ones(2)), {})
+
+
 def test_for_the_latest_any_version_that_is_served_may_fit() -> None:
     known = Signatures()
     known.announced([listed(1, ("y", "FP32", [1])), listed(2, ("z", "FP32", [1]))])

@@ -185,6 +185,20 @@ def test_an_idle_client_asks_for_nothing(bench: Bench) -> None:
     assert bench.after(0.4) == [], "an hour's silence while nothing was outstanding says nothing"
 
 
+def test_a_tick_before_anything_is_due_does_nothing(bench: Bench) -> None:
+    bench.request()
+    assert bench.session.tick(bench.now) == []
+
+
+def test_what_a_broker_says_of_no_call_is_told_when_time_runs_out(bench: Bench) -> None:
+    """For instance, that it cannot read what this client sends."""
+    bench.request(timeout=1)
+    assert bench.got(wire.Error(bytes(16), 0, "INVALID_ARGUMENT", "no such message")) == []
+    assert bench.got(wire.Pong(b"o" * 16, [])) == [], "of another session"
+    (error,) = errors(bench.after(1))
+    assert error.message == "deadline exceeded after 1.000 s; the broker said: no such message"
+
+
 # --- a broker that forgets, is silent, or cannot serve ------------------------------------------------------
 
 
@@ -275,6 +289,11 @@ def test_an_answer_ends_the_count_of_refusals(several: Bench) -> None:
     for _ in range(3):
         assert not errors(several.note(several.session.refused("?", several.now)))
         several.got(wire.Pong(TOKEN, []))
+
+
+def test_after_a_new_connection_all_is_sent_again(bench: Bench) -> None:
+    numbers = [bench.request(), bench.request()]
+    assert [message.id for message in sent(bench.session.reconnected(bench.now), wire.Request)] == numbers
 
 
 def test_with_one_endpoint_unavailable_fails_at_once(bench: Bench) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zmq_offload.common.suggest import did_you_mean
+from zmq_offload.common.suggest import did_you_mean, nearest
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,15 @@ def test_nothing_is_suggested_where_nothing_is_close(word, known):
 
 def test_any_iterable_will_do():
     assert did_you_mean("eco", (name for name in ("ocr", "echo"))) == "; did you mean 'echo'?"
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "says"),
+    [
+        ("conv1", ["conv_1", "pool", "relu"], "; did you mean 'conv_1'?"),
+        ("conv", ["xyz_1", "pool", "relu", "softmax"], "; the nearest are 'pool', 'softmax', 'xyz_1'"),
+        ("conv", [], "; the nearest are none"),
+    ],
+)
+def test_the_nearest_are_listed_where_nothing_is_close(word, known, says):
+    assert nearest(word, known) == says

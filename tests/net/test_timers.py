@@ -36,6 +36,7 @@ def test_it_agrees_with_a_dictionary(steps: list[tuple[str, int, int]]) -> None:
             else:
                 assert model[taken] == min(model.values()) <= at
                 del model[taken]
+        assert timers.may_be_due(50) or not model, "it may say yes in vain, but never no"
         assert timers.next() == min(model.values(), default=None)
         assert len(timers) == len(model)
         assert all(key in timers for key in model)
@@ -47,3 +48,11 @@ def test_what_is_cancelled_does_not_pile_up() -> None:
         timers.set(n, 1e9)
         timers.cancel(n)
     assert len(timers._heap) < 200
+
+
+def test_nothing_is_due_before_the_first_deadline() -> None:
+    timers: Timers[int] = Timers()
+    assert not timers.may_be_due(1e9)
+    timers.set(1, 5.0)
+    assert not timers.may_be_due(4.9)
+    assert timers.may_be_due(5.0)

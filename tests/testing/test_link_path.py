@@ -92,6 +92,25 @@ def test_nothing_moves_in_an_outage_and_all_goes_on_after_it() -> None:
     assert [at for at, _, _ in arrivals(link)] == pytest.approx([2.009])
 
 
+def test_an_outage_that_is_told_twice_counts_once() -> None:
+    link = path(rtt=0.01)
+    link.take("a", b"x", 0.0)
+    link.stall(0.001)
+    link.stall(0.002)
+    link.resume(0.003)
+    link.resume(0.004)
+    assert [at for at, _, _ in arrivals(link)] == pytest.approx([0.007])
+
+
+def test_what_is_cleared_never_arrives_and_holds_nothing_up() -> None:
+    link = path(bandwidth=8e6, rtt=0.01)
+    link.take("a", bytes(100_000), 0.0)
+    link.clear()
+    assert link.held == 0 and link.has_room(0.0) and link.next_change(0.0) is None
+    link.take("a", b"x", 0.0)
+    assert [key for _, key, _ in arrivals(link)] == ["a"]
+
+
 def test_changed_conditions_are_for_what_comes_after_and_do_not_let_it_overtake() -> None:
     link = path(rtt=1.0)
     link.take("a", b"1", 0.0)
