@@ -1,4 +1,4 @@
-"""What an encoding costs in accuracy is measured and said."""
+"""The loss of accuracy by an encoding is measured and reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.support import onnx_models
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.cli.main import main
-from zmq_offload.compile import compile_model
+from zmq_offload.compile import Compiled, compile_model
 from zmq_offload.compile.accuracy import Loss, compare, measure_losses, named, random_sample, read_sample
 from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
@@ -74,7 +74,7 @@ def test_the_command_prints_it_for_given_inputs_and_for_random_ones(
     assert said[-1].startswith("  y FP32[1,10]: off by at most ")
     np.savez(tmp_path / "one.npz", x=onnx_models.random(1, 3, 12, 12))
     np.save(tmp_path / "two.npy", onnx_models.random(1, 3, 12, 12, seed=1))
-    # A device of another architecture: what cannot run here is compiled once more.
+    # The device has another architecture, so that the model is compiled again for this one.
     files = [str(tmp_path / "one.npz"), str(tmp_path / "two.npy")]
     assert main([*arguments, "--device-target", BOARD, "--wire-check", *files]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -123,7 +123,7 @@ def test_files_that_are_no_inputs_are_refused_before_anything_is_compiled(
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_sample_must_have_the_models_inputs(convnet: Path, tmp_path: Path) -> None:
+def test_a_sample_must_have_the_models_inputs(convnet: Path, compiled_convnet: Compiled) -> None:
     x = np.zeros((1, 3, 12, 12), "f4")
     assert named(x, SPECS)["x"] is x
     two = (*SPECS, TensorSpec("z", "FP32", (1,)))
@@ -134,9 +134,8 @@ def test_a_sample_must_have_the_models_inputs(convnet: Path, tmp_path: Path) -> 
     ):
         with pytest.raises(InvalidArgument, match=message):
             named(sample, specs)
-    compiled = compile_model(convnet, inputs=SHAPES, cut="features", name="net", output=tmp_path)
     with pytest.raises(InvalidArgument, match=r"input 'x' has shape \[2\]"):
-        measure_losses(convnet, compiled, [{"x": np.zeros(2, "f4")}], inputs=SHAPES)
+        measure_losses(convnet, compiled_convnet, [{"x": np.zeros(2, "f4")}], inputs=SHAPES)
 
 
 def test_random_inputs_are_the_same_in_every_run_and_of_every_datatype() -> None:

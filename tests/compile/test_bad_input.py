@@ -1,4 +1,4 @@
-"""What compile refuses, and what it says."""
+"""Input that compile refuses, and the messages."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_what_is_wrong_with_the_arguments_is_said_before_what_is_there_already(f
 
 
 class TestAnotherSignature:
-    """Devices ask for the latest version: one that takes or returns something else would fail all of them."""
+    """Devices ask for the latest version. One with another signature would fail on all of them."""
 
     OPTIONS: dict[str, Any] = {"inputs": {"x": (2, 8)}, "cut": ["h2"], "until": ["h4"], "name": "mlp"}  # noqa: RUF012
 
@@ -502,7 +502,7 @@ def test_an_input_that_is_not_numbers_is_named(tmp_path: Path, kind: str) -> Non
 
 
 def test_a_reshape_that_loses_a_symbolic_extent_is_refused(tmp_path: Path) -> None:
-    """Exported for a batch of 2: of 3 a row would get lost, and of 1 it would read what is behind the tensor."""
+    """Exported for a batch of 2: a batch of 3 would lose a row, a batch of 1 would read past the tensor's end."""
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Reshape", ["h", "to"], ["y"], "flat")],

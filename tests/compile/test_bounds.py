@@ -1,4 +1,4 @@
-"""Indices that point outside of a tensor are clamped: they come from the network."""
+"""Indices outside of a tensor are clamped, because they come from the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HUGE = 10**12
 
 
 def clamp(indices: Any, extents: Any) -> Any:
-    """Negative indices count from the end, and what is still outside is the first or the last."""
+    """Negative indices count from the end; an index that is still outside becomes the first or the last."""
     indices = np.where(indices < 0, indices + np.array(extents), indices)
     return np.clip(indices, 0, np.array(extents) - 1)
 
@@ -73,7 +73,7 @@ def test_indices_out_of_range_neither_crash_nor_read_elsewhere(
         helper.make_node(operator, inputs, ["found"], **attributes),
         helper.make_node("Identity", ["found"], ["y"]),
     ]
-    # Rows 1, 2, ...: clamping to either end meets none of them, so that what a scatter leaves is certain.
+    # Rows 1, 2, ...: clamping to an end hits none of them, so that the result of a scatter is unambiguous.
     ids = np.arange(np.prod(shape), dtype="i8").reshape(shape) // shape[-1] % 3 + 1
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -97,7 +97,7 @@ def test_indices_out_of_range_neither_crash_nor_read_elsewhere(
 def split_at_inputs(
     tmp_path: Path, node: onnx.NodeProto, inputs: dict[str, Any], shapes: dict[str, Any], opset: int = 17
 ) -> Any:
-    """A model of one node, all of it offloaded, that is called with arrays by name."""
+    """A model of one node, offloaded as a whole, to call with arrays by name."""
     info, kind = helper.make_tensor_value_info, helper.np_dtype_to_tensor_dtype
     graph = helper.make_graph(
         [helper.make_node("Identity", [name], [f"{name}_"]) for name in inputs] + [node],
@@ -138,7 +138,7 @@ def test_boxes_outside_of_all_images_are_clamped(tmp_path: Path, operator: str, 
 
     assert found([2, 0, 1], boxes)[:, 0, 0, 0].tolist() == [3, 1, 2]
     assert found([10**9, -(10**9), 1], boxes)[:, 0, 0, 0].tolist() == [3, 1, 2]
-    # These would be sampled for years, and at places that are not the images'.
+    # Unclamped, these would be sampled for years, and outside of the images.
     wild = found([0, 1, 2], [[NAN] * 4, [-1e30, -INF, INF, 1e30], [1e9, 1e9, 3e9, NAN]])
     assert np.isfinite(wild).all() and wild.min() >= 0 and wild.max() <= 3
 

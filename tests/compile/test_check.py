@@ -1,4 +1,4 @@
-"""`compile --check`: what was compiled computes what the file means, or nothing is written."""
+"""`compile --check`: the compiled model computes what the ONNX file means, or nothing is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvm import relax
 
 from tests.support import onnx_models
 from zmq_offload.cli.main import main
-from zmq_offload.compile import Region, compile_model
+from zmq_offload.compile import Compiled, Region, compile_model
 from zmq_offload.compile.accuracy import read_samples
 from zmq_offload.compile.operators import converters
 from zmq_offload.compile.reference import random_inputs
@@ -27,12 +27,12 @@ BOARD = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}'
 
 @pytest.fixture
 def wrong_relu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An importer that computes another slope for what is negative, as if an attribute was ignored."""
+    """Import Relu with another slope for negative values, as if an attribute was ignored."""
     monkeypatch.setitem(converters.CONVERTERS, "Relu", lambda bb, node: relax.op.nn.leakyrelu(node.inputs[0], 0.1))
 
 
-def test_a_right_model_passes_and_says_how_near_it_is(convnet: Path, tmp_path: Path) -> None:
-    compiled = compile_model(convnet, inputs=SHAPES, cut="features", name="net", output=tmp_path, check=True)
+def test_a_right_model_passes_and_says_how_near_it_is(compiled_convnet: Compiled) -> None:
+    compiled = compiled_convnet
     assert compiled.check is not None and compiled.check.skipped is None
     assert compiled.check.against.startswith("ONNX Runtime ") and compiled.check.on == "a random input"
     (loss,) = compiled.check.losses
@@ -152,7 +152,7 @@ def test_samples_that_do_not_fit_are_refused(convnet: Path, tmp_path: Path) -> N
 
 
 def masked(path: Path, mask: float) -> Path:
-    """y = Relu(x) where x is above a limit, else `mask`, behind a cut at h."""
+    """y = Relu(x) where x is above a limit, else `mask`; the cut is at h."""
     nodes = [
         helper.make_node("Mul", ["x", "one"], ["h"]),
         helper.make_node("Greater", ["h", "limit"], ["seen"]),
@@ -177,7 +177,7 @@ def test_a_mask_hides_no_difference(tmp_path: Path, mask: float, monkeypatch: py
     model = masked(tmp_path / "m.onnx", mask)
     compiled = compile_model(model, cut="h", name="m", output=tmp_path / "right", check=True)
     assert compiled.check is not None and compiled.check.losses[0].largest < 10
-    # Of the other elements: the mask itself is right.
+    # The mask is right, the other elements are not.
     monkeypatch.setitem(converters.CONVERTERS, "Relu", lambda bb, node: relax.op.nn.leakyrelu(node.inputs[0], 0.1))
     with pytest.raises(FailedPrecondition, match=r"output 'y' is off by 0\.\d+"):
         compile_model(model, cut="h", name="m", output=tmp_path / "wrong", check=True)

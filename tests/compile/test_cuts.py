@@ -1,4 +1,4 @@
-"""Where a model can be cut, and that what is offered is accepted."""
+"""The cuts that are listed separate the model, and all of them are accepted."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ OPERATORS = ("Add", "Mul", "Relu", "Tanh", "MatMul")
 
 @st.composite
 def graphs(draw: st.DrawFn) -> list[tuple[str, list[str], str]]:
-    """Nodes (operator, inputs, output) of a random acyclic graph over inputs x0, x1."""
+    """Nodes (operator, inputs, output) of a random acyclic graph with inputs x0 and x1."""
     tensors = ["x0", "x1"][: draw(st.integers(1, 2))]
     nodes = []
     for i in range(draw(st.integers(2, 9))):
@@ -94,7 +94,7 @@ def imported(nodes: list[tuple[str, list[str], str]], folder: Path, tensors: Seq
 
 
 def separators(graph: Graph) -> list[str]:
-    """By the definition: without the tensor, no input reaches an output."""
+    """The tensors that separate by definition: without one of them, no input reaches an output."""
     names = {}
     results, params = set(graph.result_vars()), set(graph.params)
     for var in (*graph.params, *(b.var for b in graph.bindings)):

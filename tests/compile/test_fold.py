@@ -1,4 +1,4 @@
-"""Folding with NumPy changes nothing but the time that compiling takes."""
+"""Folding with NumPy changes the time of compiling, and no result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linking: with the compiler that is there, without one, and for another architecture."""
+"""Linking with a compiler, without one, and for another architecture."""
 
 from __future__ import annotations
 

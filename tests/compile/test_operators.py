@@ -1,4 +1,4 @@
-"""What an ONNX operator means is what is computed, or it is refused by name."""
+"""An ONNX operator is computed as ONNX defines it, or it is refused by name."""
 
 from __future__ import annotations
 
@@ -26,21 +26,25 @@ Array = np.ndarray[Any, Any]
 
 
 def chosen() -> list[Case]:
-    """One of ONNX's tests for each of its operators, and all of those of which TVM's importer ignores attributes."""
+    """One of ONNX's tests for each operator that this project converts itself or that TVM does not know, and more for
+    those of which TVM's importer ignores attributes. `-m operators` runs all of ONNX's tests."""
     subtle = (
         "test_isinf",
         "test_convtranspose_output",
         "test_onehot",
-        "test_resize_downsample",
-        "test_lppool",
-        "test_bitshift",
+        "test_resize_downsample_scales_linear",
+        "test_resize_downsample_sizes_nearest",
+        "test_lppool_2d_same",
+        "test_bitshift_left_uint8",
+        "test_bitshift_right_int32",
     )
+    unknown = {name for case in operator_cases.cases() for name in case.operators} - known_operators()
     taken: dict[frozenset[str], Case] = {}
     more = []
     for case in operator_cases.cases():
         if case.name.startswith(subtle):
             more.append(case)
-        elif "expanded" not in case.name:
+        elif "expanded" not in case.name and case.operators & (CONVERTERS.keys() | unknown):
             taken.setdefault(frozenset(case.operators), case)
     return [*taken.values(), *more]
 
@@ -55,7 +59,7 @@ def check(case: Case, constant: bool) -> str:
 
 def test_an_operator_is_right_or_refused() -> None:
     kinds = Counter(check(case, constant=len(case.inputs) > 1) for case in chosen())
-    assert kinds[RIGHT] > 150
+    assert kinds[RIGHT] > 60 and kinds[REFUSED] > 30
 
 
 @pytest.mark.operators
@@ -71,7 +75,7 @@ def test_all_operator_tests_of_onnx() -> None:
 
 
 def run(nodes: list[onnx.NodeProto], x: Array, constants: dict[str, Array], opset: int = 17, outputs: int = 1) -> Case:
-    """A case of nodes that make `y` of `x`; what is right for it is what ONNX Runtime says."""
+    """A case of nodes from `x` to `y`, with the result of ONNX Runtime as the expected one."""
     import onnxruntime
 
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
@@ -279,7 +283,7 @@ def test_the_page_of_operators_says_what_happens() -> None:
         assert bool(refused) == bool(why)
         if right == 0 and "not known to TVM" in why:
             assert name not in importer_knows, f"{name} is said to be unknown"
-    # The smallest cases of a few operators, as the page says: all right, or all refused.
+    # A case of a few operators: right or refused, as the page says.
     for name in ("Add", "IsInf", "Einsum", "LSTM", "StringNormalizer", "Loop", "Celu"):
         mine = [case for case in operator_cases.cases() if operator_table.operator_of(case) == name]
         if mine and 0 in page[name][:2]:
@@ -289,7 +293,7 @@ def test_the_page_of_operators_says_what_happens() -> None:
 
 @pytest.mark.parametrize("extents", [("N", 4), (3, "L"), ("N", "L")])
 def test_positions_of_a_symbolic_extent(tmp_path: Path, extents: tuple[int | str, int | str]) -> None:
-    """What exporters write for positions: Range to an extent of the input, something looked up by it, added."""
+    """Positions as exporters write them: Range to an extent of the input, a look-up by it, and an addition."""
     axis = 0 if extents[1] == 4 else 1
     nodes = [
         N("Relu", ["x"], ["h"]),

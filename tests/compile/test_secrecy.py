@@ -1,35 +1,22 @@
-"""The device bundle has nothing of the offloaded part: no weight, no operator, no tensor's name."""
+"""The device bundle holds nothing of the offloaded region: no weight, no operator, no tensor's name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.bundle_secrets import assert_sealed, contents
 from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST
 from zmq_offload.compile import Compiled, compile_model
 
 
-@pytest.fixture(scope="module")
-def cut_convnet(convnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    return compile_model(
-        convnet,
-        inputs={"x": (1, 3, 12, 12)},
-        cut=["features"],
-        name="head",
-        output=tmp_path_factory.mktemp("net"),
-    )
+def test_no_offloaded_weight_is_in_the_device_bundle(convnet: Path, compiled_convnet: Compiled) -> None:
+    assert_sealed(convnet, compiled_convnet, "features")
 
 
-def test_no_offloaded_weight_is_in_the_device_bundle(convnet: Path, cut_convnet: Compiled) -> None:
-    assert_sealed(convnet, cut_convnet, "features")
-
-
-def test_no_offloaded_operator_or_tensor_name_is_in_the_device_bundle(cut_convnet: Compiled) -> None:
-    device, subgraph = contents(cut_convnet.device).lower(), contents(cut_convnet.subgraphs[0]).lower()
-    assert b"conv2d" in device and b"conv2d" not in subgraph  # operators' names do stand in libraries
+def test_no_offloaded_operator_or_tensor_name_is_in_the_device_bundle(compiled_convnet: Compiled) -> None:
+    device, subgraph = contents(compiled_convnet.device).lower(), contents(compiled_convnet.subgraphs[0]).lower()
+    assert b"conv2d" in device and b"conv2d" not in subgraph  # libraries have the names of operators
     for operator in (b"tanh", b"softmax", b"matmul", b"dense", b"adaptive_avg_pool", b"mean", b"permute"):
         assert operator not in device
     assert b"softmax" in subgraph and b"dense" in subgraph
@@ -37,10 +24,10 @@ def test_no_offloaded_operator_or_tensor_name_is_in_the_device_bundle(cut_convne
     assert b"const_0" not in device
 
 
-def test_the_bundle_has_two_files_and_the_symbol_says_nothing(cut_convnet: Compiled, convnet: Path) -> None:
-    assert sorted(p.name for p in cut_convnet.device.iterdir()) == [LIBRARY, MANIFEST]
-    (part,) = cut_convnet.manifest.offloaded
-    prefix, _, digest = part.symbol.rpartition("_")
+def test_the_bundle_has_two_files_and_the_symbol_says_nothing(compiled_convnet: Compiled, convnet: Path) -> None:
+    assert sorted(p.name for p in compiled_convnet.device.iterdir()) == [LIBRARY, MANIFEST]
+    (region,) = compiled_convnet.manifest.offloaded
+    prefix, _, digest = region.symbol.rpartition("_")
     assert prefix == "zmq_offload" and len(digest) == 24 and int(digest, 16)
 
 

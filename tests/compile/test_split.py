@@ -1,4 +1,4 @@
-"""A model that is split computes what it computed uncut, wherever it is cut."""
+"""A split model computes the same as the uncut one, for every cut."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def check(path: Path, inputs: Dims, arrays: list[np.ndarray[Any, Any]], compiled
     [
         (["features"], None),
         (["x"], None),  # all of it
-        (["relu1"], ["features"]),  # a part in the middle, with the skip inside
-        (["conv2", "relu1"], None),  # a skip across the cut: both are sent
-        (["conv1"], ["features", "relu1"]),  # what the offloaded part and nobody else needs is returned, too
+        (["relu1"], ["features"]),  # a region in the middle, with the skip connection inside
+        (["conv2", "relu1"], None),  # a skip connection across the cut: both are sent
+        (["conv1"], ["features", "relu1"]),  # a tensor that only the region needs is returned, too
         (["inner_logits"], ["y"]),
     ],
 )
@@ -61,7 +61,7 @@ def test_every_region_of_a_convolutional_net_computes_the_same(
         (["a", "b"], ["p", "t"]),
         (["s"], ["t"]),  # t is an output's only source and feeds the other, too
         (["t"], ["v"]),
-        (["t"], ["second"]),  # an output of the model ends the part, another stays on the device
+        (["t"], ["second"]),  # an output of the model ends the region, another stays on the device
         (["t"], ["second", "v"]),
         (["a1"], ["p", "u", "first", "v", "t", "second", "s"]),
     ],

@@ -45,6 +45,15 @@ def compiled_mlp(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile
 
 
 @pytest.fixture(scope="session")
+def compiled_convnet(convnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The convolutional net for an image of 12 x 12, offloaded from "features" as "net", and checked. Do not change."""
+    from zmq_offload.compile import compile_model
+
+    output = tmp_path_factory.mktemp("net")
+    return compile_model(convnet, inputs={"x": (1, 3, 12, 12)}, cut=["features"], name="net", output=output, check=True)
+
+
+@pytest.fixture(scope="session")
 def compiled_wide(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """8 MB of weights on the device, 8 MB offloaded as "wide" (from h2), with a fallback on the device."""
     import onnx
