@@ -132,7 +132,7 @@ def tensor_spec(name: str, ty: Any) -> TensorSpec:
     if not isinstance(ty, relax.TensorType) or ty.shape is None:
         raise InvalidArgument(f"{name!r} is not a tensor with a shape that is known before the model runs: {ty}")
     shape = tuple(int(d) if isinstance(d, tirx.IntImm) else ANY for d in ty.shape)
-    return TensorSpec(name, datatype_of(str(ty.dtype)), shape)
+    return TensorSpec(str(name), datatype_of(str(ty.dtype)), shape)  # msgspec does not write TVM's strings
 
 
 def _called_in_order(function: relax.Function) -> list[ir.GlobalVar]:
