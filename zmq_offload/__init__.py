@@ -1,14 +1,14 @@
 """Offload subgraphs of Apache TVM models to shared workers over ZeroMQ.
 
-`Client` and `AsyncClient` call models through a broker; `load` runs a device bundle, whose offloaded subgraphs are
-called through one. What goes wrong is an `OffloadError`; `zmq_offload.errors` draws the tree.
+`Client` and `AsyncClient` call models through a broker. `load` runs a device bundle, which calls its offloaded
+subgraphs through a broker. Every error is an `OffloadError`; `zmq_offload.errors` draws the tree.
 """
 
 from __future__ import annotations
 
 from zmq_offload.common.version import __version__
 
-TYPE_CHECKING = False  # typing's would be imported before `zmq_offload.cli.main` can handle Ctrl-C
+TYPE_CHECKING = False  # importing typing would take time before `zmq_offload.cli.main` can handle Ctrl-C
 if TYPE_CHECKING:
     from typing import Any
 
@@ -32,14 +32,14 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is first used: the programs must handle Ctrl-C before NumPy and ZeroMQ are imported.
+    # Imported on first use, because programs must handle Ctrl-C before they import NumPy and ZeroMQ.
     if name in _PLACES:
         import importlib
 
         found = getattr(importlib.import_module(_PLACES[name]), name)
         globals()[name] = found
         return found
-    # Only a device that runs a bundle needs TVM; a plain client and the broker do without.
+    # Only a device that runs a bundle needs TVM; clients and the broker do not.
     if name == "load":
         from zmq_offload.common.extras import needs
 

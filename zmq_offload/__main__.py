@@ -1,11 +1,11 @@
-"""`python -m zmq_offload`, and what `zmq_offload.console.programs.command` runs as a file."""
+"""The program `python -m zmq_offload`. `zmq_offload.console.programs.command` runs it as a file."""
 
 from __future__ import annotations
 
 import sys
 
 if not __package__:
-    # Run as a file: its folder comes first on the path, and would shadow others' modules named `client` or `status`.
+    # As a file: its folder is first on the path, and would hide other packages named `client` or `testing`.
     import importlib.machinery
     import importlib.util
     import os
@@ -13,14 +13,14 @@ if not __package__:
     folder = os.path.dirname(os.path.realpath(__file__))
     if sys.path and os.path.realpath(sys.path[0]) == folder:
         del sys.path[0]
-    if "zmq_offload" not in sys.modules:  # in a process of multiprocessing's it may be there
+    if "zmq_offload" not in sys.modules:  # in a process of `multiprocessing` it may be imported already
         spec = importlib.machinery.PathFinder.find_spec("zmq_offload", [os.path.dirname(folder)])
         assert spec is not None and spec.loader is not None
         sys.modules["zmq_offload"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["zmq_offload"])
 
 elif __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
-    # `python -m`: the current folder comes first, and would shadow the standard library. Nothing of it is wanted here.
+    # `python -m`: the current folder is first on the path, and would hide the standard library.
     del sys.path[0]
 
 if __name__ == "__main__":

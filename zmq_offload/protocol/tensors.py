@@ -140,7 +140,21 @@ class TensorSpec:
 
 
 class Latest(NamedTuple):
-    """The latest version with this signature (see `signature_of`), in place of a version number."""
+    """In place of a version number: the latest version of a model that has this signature.
+
+    A device uses it so that a new version with other inputs or outputs is never chosen for it.
+
+    Parameters
+    ----------
+    signature : bytes
+        16 bytes, as `signature_of` makes them from the inputs and outputs.
+
+    Examples
+    --------
+    >>> inputs = [TensorSpec("image", "FP32", (1, 3, 320, 320))]
+    >>> outputs = [TensorSpec("text", "INT64", (1, 80))]
+    >>> client.infer("ocr", {"image": image}, version=Latest(signature_of(inputs, outputs)))
+    """
 
     signature: bytes
 
