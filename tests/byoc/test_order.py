@@ -35,5 +35,5 @@ def test_each_step_comes_once_behind_what_it_needs_and_never_behind_one_that_cou
 
 
 def test_steps_that_need_each_other_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"need each other: \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"need each other in a cycle: \[1, 2\]"):
         topological_order([set(), {2}, {1, 0}], [0, 0, 0])

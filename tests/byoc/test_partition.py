@@ -76,7 +76,7 @@ def test_merged_functions_with_several_inputs_and_outputs_work(diamond: Path, tm
 
 def test_bad_partitions_are_refused(mlp: Path, tmp_path: Path) -> None:
     mod = module(mlp, x=(2, 8))
-    with pytest.raises(InvalidArgument, match=r"'dnnl.matmul': its name must begin with 'zmq_offload\.'"):
+    with pytest.raises(InvalidArgument, match=r"'dnnl.matmul' is not ours; its name must begin with 'zmq_offload\.'"):
         partition_for_zmq_offload(mod, [("dnnl.matmul", MATMUL[1])])
     with pytest.raises(InvalidArgument, match=r"nothing in the module's 'main' matches zmq_offload.add"):
         partition_for_zmq_offload(mod, [ADD])

@@ -170,7 +170,10 @@ def test_a_circle_of_three_is_found_too(tmp_path: Path) -> None:
         ([Region("A", [], ["left"]), RIGHT], "region 'A': --cut: name at least one tensor"),
         ([], "name at least one region"),
         ([Region("A/B", ["features"], ["left"])], "model name 'A/B'"),
-        ([Region("A", ["features"], ["left"], wire="float8"), RIGHT], "wire 'float8' is not one of"),  # type: ignore
+        (
+            [Region("A", ["features"], ["left"], wire="float8"), RIGHT],
+            "wire 'float8' is not an encoding; choose",
+        ),  # type: ignore
     ],
 )
 def test_regions_that_are_none_are_refused(branches: Path, tmp_path: Path, regions: list[Region], message: str) -> None:

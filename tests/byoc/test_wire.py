@@ -120,7 +120,7 @@ def test_float32_is_left_alone(coders: dict[str, Coder]) -> None:
 
 @pytest.mark.parametrize("wire", ["bfloat16", "int4", "", None, 8, np.array([1])])
 def test_an_encoding_that_is_none_is_refused(wire: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"wire .* is not one of float32, float16, int8"):
+    with pytest.raises(InvalidArgument, match=r"wire .* is not an encoding; choose one of float32, float16, int8"):
         check_wire(wire)
 
 

@@ -1,8 +1,8 @@
-"""The code generator `relax.ext.zmq_offload`, and what it leaves of a partitioned model.
+"""The BYOC code generator `relax.ext.zmq_offload`: split a partitioned module into device and subgraphs.
 
-TVM's RunCodegen hands every function with `Codegen = "zmq_offload"` to it. There is nothing to generate on the device:
-the call that RunCodegen leaves in its place, `R.call_dps_packed("<symbol>", inputs, outputs)`, is the whole of it, and
-`zmq_offload.device.remote` gives the symbol its meaning when the library is loaded.
+RunCodegen hands the code generator each function with `Codegen = "zmq_offload"` and replaces its calls by
+`R.call_dps_packed("<symbol>", inputs, outputs)`. The device needs no other code: `zmq_offload.device.remote` registers
+a packed function under the symbol when the library is loaded.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ import tvm
 import tvm_ffi
 from tvm import ir, relax, tirx
 
+from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE, codegen_of, without_constants
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
 
 CODEGEN = "zmq_offload"
 INPUT_NAMES = "zmq_offload_inputs"
 OUTPUT_NAMES = "zmq_offload_outputs"
-"""Function attributes with the wire names of an offloaded function's tensors; TVM's own variable names without them."""
+"""Attributes of an offloaded function: its tensors' names on the wire. Default: the names of its parameters, and
+output_0, output_1, ..."""
 
 
 @dataclass(frozen=True)
 class Subgraph:
-    """One offloaded part: `module` has it as `main`, ready to compile; `symbol` is what the device calls it by."""
+    """A region as a module of its own: its `main` is ready to compile, and the device calls it by `symbol`."""
 
     model: str
     symbol: str
@@ -38,7 +40,8 @@ class Subgraph:
     outputs: tuple[TensorSpec, ...]
 
 
-def _generate_nothing(_functions: Any, _options: Any, _constant_names: Any) -> list[Any]:
+def _generate_nothing(*_: object) -> list[tvm.runtime.Module]:
+    """Return no runtime module: a call by symbol is all that the device needs."""
     return []
 
 
@@ -46,8 +49,8 @@ tvm.register_global_func(f"relax.ext.{CODEGEN}", _generate_nothing, override=Tru
 
 
 def offloaded_functions(mod: tvm.IRModule) -> list[ir.GlobalVar]:
-    """The functions of `mod` that are to be offloaded, in the order in which `main` first calls them."""
-    marked = {gv.name_hint: gv for gv, f in mod.functions.items() if f.attrs and f.attrs.get("Codegen") == CODEGEN}
+    """Return the functions of `mod` marked for offloading, in the order in which `main` first calls them."""
+    marked = {gv.name_hint: gv for gv, f in mod.functions.items() if codegen_of(f) == CODEGEN}
     called = [gv.name_hint for gv in _called_in_order(mod["main"])]
     return [marked[name] for name in dict.fromkeys(called) if name in marked]
 
@@ -55,13 +58,16 @@ def offloaded_functions(mod: tvm.IRModule) -> list[ir.GlobalVar]:
 def split(mod: tvm.IRModule, models: Sequence[str]) -> tuple[tvm.IRModule, list[Subgraph]]:
     """Split a partitioned module into the device's module and the subgraphs.
 
-    `models` names the model that each offloaded function becomes, in the order of `offloaded_functions`. The device's
-    module has nothing of the subgraphs but calls by symbol.
+    `models` names the models that the offloaded functions become, in the order of `offloaded_functions`.
+
+    In the device's module, calls by symbol replace those functions; it has none of their weights, operators or names.
+    Functions of other BYOC backends are handed to their code generators. A subgraph has its function as `main`, with
+    composite functions inlined. Symbols are a hash of what the device knows: the same in every build, different for
+    each model.
     """
     mod = _rename(mod, [f"offloaded_{i}" for i in range(len(models))])
-    # TVM's names of merged functions list their operators; the symbols may not. They are derived from what the device
-    # knows anyway, so that they are the same in every build, differ between models, and tell nothing of the subgraph.
-    # (The functions that main calls are free in it; unmapped, they would be hashed by their addresses.)
+    # TVM's names of merged functions list their operators, which the device must not know.
+    # Without map_free_vars, the functions that main calls would be hashed by their addresses.
     fingerprint = tvm_ffi.structural_hash(mod["main"], map_free_vars=True)
     functions = offloaded_functions(mod)
     specs = [signature(mod[gv]) for gv in functions]
@@ -71,32 +77,26 @@ def split(mod: tvm.IRModule, models: Sequence[str]) -> tuple[tvm.IRModule, list[
         Subgraph(model, symbol, _standalone(mod, symbol), *spec)
         for model, symbol, spec in zip(models, symbols, specs, strict=True)
     ]
-    return relax.transform.DeadCodeElimination()(_device(mod)), subgraphs
+    return relax.transform.DeadCodeElimination()(_device_module(mod)), subgraphs
 
 
-def _device(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module with calls by symbol in the place of functions that a code generator takes: ours, and others'."""
-    others = {
-        gv: str(f.attrs["Codegen"])
-        for gv, f in mod.functions.items()
-        if f.attrs and f.attrs.get("Codegen") not in (None, CODEGEN)
-    }
+def _device_module(mod: tvm.IRModule) -> tvm.IRModule:
+    """Run the code generators: ours first, then those of other backends, whose attributes the module keeps."""
+    others = {gv: backend for gv, f in mod.functions.items() if (backend := codegen_of(f)) not in (None, CODEGEN)}
     ours = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gv in others:
-        ours[gv] = mod[gv].without_attr("Codegen")
-    done = relax.transform.RunCodegen()(ours)
-    # RunCodegen hangs the offloaded weights on the module (const_name_to_constant), and they would be exported with it.
-    device = tvm.IRModule(done.functions, attrs=mod.attrs)
+        ours[gv] = mod[gv].without_attr(CODEGEN_ATTRIBUTE)
+    device = without_constants(relax.transform.RunCodegen()(ours), mod.attrs)
     if others:
         for gv, codegen in others.items():
-            device[gv] = device[gv].with_attr("Codegen", codegen)
-        # What this hangs on the module, libraries and weights, belongs there.
+            device[gv] = device[gv].with_attr(CODEGEN_ATTRIBUTE, codegen)
+        # Libraries and weights of these functions belong to the device.
         device = relax.transform.RunCodegen()(device)
     return device
 
 
 def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of an offloaded function, by the names they have on the wire."""
+    """Return inputs and outputs of an offloaded function, with their names on the wire."""
     attrs = function.attrs or {}
     names = [str(n) for n in attrs[INPUT_NAMES]] if INPUT_NAMES in attrs else [p.name for p in function.params]
     inputs = input_specs(names, [p.ty for p in function.params])
@@ -109,10 +109,10 @@ def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[T
 
 
 def input_specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec, ...]:
-    """The signatures of inputs of one function.
+    """Return the specifications of the inputs of one function.
 
-    Raises InvalidArgument for one that has none, and for symbolic extents at dimension 0 that are not the same: a
-    signature has no names of extents, and workers take that dimension for the batch.
+    Raises InvalidArgument for an input without one, and if symbolic extents of dimension 0 differ: a signature does not
+    name extents, and workers take dimension 0 as the batch.
     """
     specs = tuple(tensor_spec(name, ty) for name, ty in zip(names, types, strict=True))
     batches = [(s.name, ty.shape[0]) for s, ty in zip(specs, types, strict=True) if s.shape and s.shape[0] == ANY]
@@ -121,18 +121,18 @@ def input_specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec,
         if not tvm_ffi.structural_equal(extent, batch):
             one, other = (re.sub(r"T\.int64\((\d+)\)", r"\1", str(e)) for e in (batch, extent))
             raise InvalidArgument(
-                f"dimension 0 of input {first!r} is {one}, of input {name!r} {other}: symbolic extents there are the "
-                "batch and must be the same; fix one of them, or cut elsewhere"
+                f"dimension 0 is {one} for input {first!r} and {other} for input {name!r}; symbolic extents there are "
+                "the batch and must be the same: fix one of them, or cut elsewhere"
             )
     return specs
 
 
 def tensor_spec(name: str, ty: Any) -> TensorSpec:
-    """The signature of a tensor of a Relax type. Raises InvalidArgument if it has none."""
+    """Return the specification of a tensor of a Relax type; raise InvalidArgument if the type has none."""
     if not isinstance(ty, relax.TensorType) or ty.shape is None:
-        raise InvalidArgument(f"{name!r} is not a tensor with a shape that is known before the model runs: {ty}")
+        raise InvalidArgument(f"{name!r} has type {ty}; it must be a tensor of known rank and shape")
     shape = tuple(int(d) if isinstance(d, tirx.IntImm) else ANY for d in ty.shape)
-    return TensorSpec(str(name), datatype_of(str(ty.dtype)), shape)  # msgspec does not write TVM's strings
+    return TensorSpec(str(name), datatype_of(str(ty.dtype)), shape)  # msgspec cannot encode TVM's String
 
 
 def _called_in_order(function: relax.Function) -> list[ir.GlobalVar]:
@@ -161,7 +161,7 @@ def _symbol(
 
 
 def _standalone(mod: tvm.IRModule, symbol: str) -> tvm.IRModule:
-    """A module whose `main` is the offloaded function, with its composite functions inlined."""
+    """Return a module whose `main` is the offloaded function, with its composite functions inlined."""
     functions = {gv.name_hint: f for gv, f in mod.functions.items()}
     needed: dict[str, Any] = {}
     todo = [symbol]
@@ -172,7 +172,7 @@ def _standalone(mod: tvm.IRModule, symbol: str) -> tvm.IRModule:
             if isinstance(functions[name], relax.Function):
                 todo += [gv.name_hint for gv in relax.analysis.all_global_vars(functions[name])]
     main = needed.pop(symbol)
-    for attr in ("Codegen", INPUT_NAMES, OUTPUT_NAMES):
+    for attr in (CODEGEN_ATTRIBUTE, INPUT_NAMES, OUTPUT_NAMES):
         main = main.without_attr(attr)
     others = {gv: f for gv, f in mod.functions.items() if gv.name_hint in needed}
     builder = relax.BlockBuilder(tvm.IRModule(others))

@@ -1,4 +1,4 @@
-"""Cut a Relax module by the names of its variables."""
+"""Mark a region of a Relax module by the names of its variables."""
 
 from __future__ import annotations
 
@@ -14,14 +14,33 @@ from zmq_offload.errors import InvalidArgument
 
 
 def cut_module(mod: tvm.IRModule, cut: str | Sequence[str], until: str | Sequence[str] | None = None) -> tvm.IRModule:
-    """Split `main` at the variables that `cut` names, and end the offloaded part at those of `until` (default: the
-    results that depend on `cut`).
+    """Split `main` of a module at named variables.
 
-    A variable's name is the one that it was given when it was made, `builder.emit(value, "features")`, or that stands
-    in TVMScript; it must be the only one of that name. Returns a module for `zmq_offload.compile.compile_module`.
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        A module with a Relax function `main` without branches. Weights are constants (`relax.transform.BindParams`).
+    cut : str or sequence of str
+        Variables at which the region begins. A variable has the name that it was given, as in
+        `builder.emit(value, "features")` or in TVMScript; it must be unique.
+    until : str or sequence of str, optional
+        Variables at which the region ends. Default: all results that depend on `cut`.
 
-    Raises InvalidArgument for a module without a `main`, a `main` with branches, names that are not there or not
-    unique, and for tensors that do not enclose a part of the graph.
+    Returns
+    -------
+    tvm.IRModule
+        A module for `zmq_offload.compile.compile_module`: `main` calls the region as one function.
+
+    Raises
+    ------
+    InvalidArgument
+        The module has no `main`, or `main` has branches; a name does not exist or is not unique; or the variables do
+        not enclose a region, for example because an input of the model reaches it around the cut.
+
+    Examples
+    --------
+    >>> from zmq_offload.compile import compile_module, cut_module
+    >>> compile_module(cut_module(mod, "features"), name="heads", output="dist")  # doctest: +SKIP
     """
     cut = [cut] if isinstance(cut, str) else cut
     until = [until] if isinstance(until, str) else until
@@ -30,13 +49,13 @@ def cut_module(mod: tvm.IRModule, cut: str | Sequence[str], until: str | Sequenc
 
 
 def module_graph(mod: tvm.IRModule, asked: Sequence[str] = ()) -> Graph:
-    """The `main` of a module as a graph by its variables' names. `asked` are names that must be unique in it."""
+    """Return the `main` of a module as a graph of its variables. Names in `asked` must be unique."""
     if not any(gv.name_hint == "main" for gv in mod.get_global_vars()):
-        raise InvalidArgument("the module has no function 'main'")
+        raise InvalidArgument("the module has no function 'main'; name the one to split 'main'")
     main = mod["main"]
     bindings = [b for block in main.body.blocks for b in block.bindings]
     if any(isinstance(b.value, relax.If) for b in bindings):
-        raise InvalidArgument("the module's 'main' has branches (If); it cannot be cut by a tensor's name")
+        raise InvalidArgument("the module's 'main' has branches (If); only one without can be cut by names")
     dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
     result = main.body.body
     if bindings and bindings[-1].var == result and isinstance(bindings[-1].value, ir.Var | relax.Tuple):
@@ -46,13 +65,13 @@ def module_graph(mod: tvm.IRModule, asked: Sequence[str] = ()) -> Graph:
     often = Counter(str(v.name) for v in variables)
     for name in asked:
         if often[name] > 1:
-            raise InvalidArgument(f"the module has {often[name]} variables {name!r}; give the one that is meant a name")
+            raise InvalidArgument(f"the module has {often[name]} variables {name!r}; rename the others")
     tensors = {str(v.name): v for v in variables if often[str(v.name)] == 1}
     known = {var: name for name, var in tensors.items()}
     outputs = []
     for at, value in enumerate(results):
         own = known.get(value) if isinstance(value, ir.Var) else None
-        # One that has no name of its own gets one that no variable can have.
+        # A result without a unique name gets one that no variable can have.
         outputs.append(own or f"output {at}")
         tensors.setdefault(outputs[-1], value)
     return Graph(tuple(main.params), tuple(bindings), tensors, tuple(outputs), dataflow=dataflow).pruned()

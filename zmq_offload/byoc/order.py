@@ -1,4 +1,4 @@
-"""Steps that need each other's results, in an order in which each can be taken. No TVM in here."""
+"""Order steps that need each other's results. (This module does not import TVM.)"""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def topological_order(needs: Sequence[Collection[int]], priorities: Sequence[Any]) -> list[int]:
-    """The steps' numbers, each behind those that it needs; of those that could be next, the one of lowest priority.
+    """Return the numbers of the steps in topological order; of the steps that are ready, the lowest priority is next.
 
-    `needs[i]` are the steps that step i needs, without repetition. Raises ValueError if some need each other in a
-    circle.
+    `needs[i]` are the steps that step i needs, without repetition. Steps of equal priority keep their order. This is
+    Kahn's algorithm with a heap. Raises ValueError if steps need each other in a cycle.
     """
     missing = [len(needed) for needed in needs]
     followers: list[list[int]] = [[] for _ in needs]
@@ -29,5 +29,5 @@ def topological_order(needs: Sequence[Collection[int]], priorities: Sequence[Any
             if not missing[follower]:
                 heapq.heappush(ready, (priorities[follower], follower))
     if len(found) != len(needs):
-        raise ValueError(f"steps need each other: {[i for i, count in enumerate(missing) if count]}")
+        raise ValueError(f"steps need each other in a cycle: {[i for i, count in enumerate(missing) if count]}")
     return found

@@ -1,7 +1,7 @@
-"""Cut regions out of a model by the tensors where they begin and end.
+"""Outline regions of a model: each becomes a function that `main` calls once.
 
-A region becomes a function of its own with the attributes of BYOC (`Codegen`, `global_symbol`), called once from
-`main`: the same form that `partition` reaches by patterns, so that everything behind it is shared.
+The functions have BYOC's attributes (`Codegen`, `global_symbol`), as those that `partition` makes by patterns, so all
+later steps are shared.
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ from zmq_offload.byoc.codegen import CODEGEN, INPUT_NAMES, OUTPUT_NAMES, offload
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.order import topological_order
 from zmq_offload.byoc.region import Region, ResolvedRegion, resolve_regions
+from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE
 from zmq_offload.errors import InvalidArgument
 
 REGION = "offloaded_"
-"""What the functions of regions are called: this, and the number of the region."""
+"""Prefix of the names of regions' functions; the number of the region follows."""
 
 
 def outline(mod: tvm.IRModule, graph: Graph, cut: Sequence[str], until: Sequence[str] | None = None) -> tvm.IRModule:
-    """`outline_regions` for a single one, from `cut` to `until`."""
+    """Outline a single region, from `cut` to `until`."""
     return outline_regions(mod, graph, [Region("region", cut, until)])[0]
 
 
 def outline_regions(mod: tvm.IRModule, graph: Graph, regions: Sequence[Region]) -> tuple[tvm.IRModule, list[Region]]:
-    """Split `graph`, the `main` of `mod`, into `main` and one offloaded function for each region.
+    """Split `graph`, the `main` of `mod`, into `main` and one function for each region.
+
+    A region's function takes the tensors of its cuts and returns those of its ends; both keep the user's names as
+    attributes. `main` keeps all other bindings, and calls each region as early as its inputs allow. Bindings that no
+    result needs are removed; other functions of `mod` stay.
 
     Returns the module, and the regions in the order of its `offloaded_functions`. Raises InvalidArgument as
-    `resolve_regions` does.
+    `resolve_regions` does, and if a region needs a symbolic extent that none of its inputs has.
     """
     resolved = resolve_regions(graph, regions)
     builder = relax.BlockBuilder(tvm.IRModule({gv: f for gv, f in mod.functions.items() if gv.name_hint != "main"}))
@@ -53,7 +58,7 @@ def outline_regions(mod: tvm.IRModule, graph: Graph, regions: Sequence[Region]) 
 
 def _region_function(graph: Graph, region: ResolvedRegion, symbol: str) -> relax.Function:
     params = [relax.Var(name, var.ty) for var, name in region.cuts.items()]
-    # Binding each cut variable to its parameter lets the region's own bindings be used unchanged.
+    # Each cut variable is bound to its parameter, so that the region's bindings need no change.
     body = [relax.VarBinding(var, param) for var, param in zip(region.cuts, params, strict=True)]
     body += [b for b in graph.bindings if b.var in region.inside]
     result = relax.Tuple(list(region.untils)) if len(region.untils) > 1 else next(iter(region.untils))
@@ -61,11 +66,11 @@ def _region_function(graph: Graph, region: ResolvedRegion, symbol: str) -> relax
     unknown = relax.analysis.free_symbolic_vars(function)
     if unknown:
         raise InvalidArgument(
-            f"--cut: the offloaded region needs the symbolic extent {unknown[0].name}, which no dimension of "
-            f"{', '.join(map(repr, region.cuts.values()))} is; cut at a tensor that has it"
+            f"--cut: the region needs the symbolic extent {unknown[0].name}, which is not a dimension of "
+            f"{', '.join(map(repr, region.cuts.values()))}; cut at a tensor that has it"
         )
     attrs = {
-        "Codegen": CODEGEN,
+        CODEGEN_ATTRIBUTE: CODEGEN,
         "global_symbol": symbol,
         INPUT_NAMES: list(region.cuts.values()),
         OUTPUT_NAMES: list(region.untils.values()),
@@ -88,8 +93,7 @@ def _main_function(
 
 
 def _ordered_steps(graph: Graph, resolved: Sequence[ResolvedRegion]) -> list[relax.Binding | ResolvedRegion]:
-    """The steps of the device in an order in which each has what it needs: regions as soon as they can be called, the
-    others as they stood in the graph, which may have had steps before and after a region in any order."""
+    """Return the device's steps in topological order: regions as early as possible, the others as in the graph."""
     offloaded = {var for region in resolved for var in region.varying}
     steps: list[relax.Binding | ResolvedRegion] = [*resolved, *(b for b in graph.bindings if b.var not in offloaded)]
     makers = {var: i for i, step in enumerate(steps) for var in _made_by(step)}

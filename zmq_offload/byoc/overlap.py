@@ -1,10 +1,9 @@
-"""Let the device's own work, and requests of several offloaded parts, go on at the same time.
+"""Two passes that overlap requests with each other and with the device's own work.
 
-A virtual machine calls one function after the other. Where something could run while an offloaded part is away, its one
-call becomes two: one that sends the inputs and leaves a number in a token, and one that waits for the outputs. The
-first is called as soon as the inputs exist, the second when nothing else is left to do without it.
-
-Two passes, around the fusion of operators: `isolate_joins` before it, `overlap` after it.
+Relax's virtual machine calls one function after the other. `overlap`, after FuseOps, splits the call of a region into a
+send and a receive wherever other work can run between them. The send begins the request and returns its number in a
+token, a scalar int64 tensor; the receive waits for the reply. `isolate_joins`, before FuseOps, keeps operators that
+combine a reply with local results out of fused kernels: fused, the local work would have to wait for the reply, too.
 """
 
 from __future__ import annotations
@@ -19,17 +18,19 @@ from zmq_offload.artifacts.manifest import RECEIVE, SEND
 from zmq_offload.byoc.codegen import CODEGEN
 from zmq_offload.byoc.graph import variables_of
 from zmq_offload.byoc.order import topological_order
-
-_OPAQUE = 8
-"""TVM's OpPatternKind for a function that is not fused with anything."""
+from zmq_offload.byoc.tvm_internals import CALL_PACKED, CALL_TIR, is_call_of, unfusable
 
 CONSTANT, SENDING, NEEDED_TO_SEND, WORK, RECEIVING = range(5)
-"""Kinds of steps, in the order in which they are taken when several could be."""
+"""Kinds of steps. Of the steps that are ready, the lowest kind is next."""
 
 
 def isolate_joins(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module with what joins an answer and the device's own results not to be fused with what computes the latter:
-    fused, that would wait for the answer, too."""
+    """Keep operators that combine a reply with local results from being fused with the operators of those results.
+
+    Takes a module after LegalizeOps and AnnotateTIROpPattern. A call_tir joins if it waits, directly or not, for a
+    reply for which one of its operands does not wait, unless that operand is constant or needed for the request
+    itself. It gets a copy of its PrimFunc that FuseOps leaves alone. Blocks that are not dataflow are left alone.
+    """
     builder = relax.BlockBuilder(tvm.IRModule(mod.functions, attrs=mod.attrs))
     functions = {}
     for gv, function in _device_functions(mod):
@@ -39,7 +40,13 @@ def isolate_joins(mod: tvm.IRModule) -> tvm.IRModule:
 
 
 def overlap(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module with calls of offloaded parts taken in two where something can happen in between."""
+    """Split each call of a region into a send and a receive wherever other work can run between them.
+
+    Takes a module after FuseOps, and returns one in which the bindings of dataflow blocks that call regions are in a
+    new topological order: constants, then sends, then what a send needs, then other work, then receives. A call stays
+    one blocking call, the cheaper path, if no kernel, packed function or other reply comes between its send and its
+    receive. Blocks that are not dataflow, or that match shapes at run time, are left alone.
+    """
     functions = {}
     for gv, function in _device_functions(mod):
         blocks = [_overlapped(b) if _may_move(b) else b for b in function.body.blocks]
@@ -49,7 +56,7 @@ def overlap(mod: tvm.IRModule) -> tvm.IRModule:
 
 @dataclass(frozen=True)
 class _Steps:
-    """A block's bindings by their numbers: what each needs, which call offloaded parts, which are constant."""
+    """A block's bindings by number: which others each needs, which call regions, which are constant."""
 
     bindings: list[relax.Binding]
     needs: list[set[int]]
@@ -57,7 +64,7 @@ class _Steps:
     constant: set[int]
 
     def upstream(self, steps: Iterable[int]) -> set[int]:
-        """The steps and all that they need."""
+        """Return the steps and all steps that they need, directly or not."""
         found, todo = set[int](), list(steps)
         while todo:
             i = todo.pop()
@@ -81,88 +88,106 @@ def _steps(block: relax.DataflowBlock) -> _Steps:
 
 def _overlapped(block: relax.DataflowBlock) -> relax.DataflowBlock:
     steps = _steps(block)
-    count, calls = len(steps.bindings), steps.calls
-    # Of an offloaded part, step i is the sending; the receiving is a step of its own, which is what others need.
-    receiving = {call: count + at for at, call in enumerate(calls)}
-    needs = [{receiving.get(n, n) for n in needed} for needed in steps.needs] + [{call} for call in calls]
-    kinds = _kinds(steps) + [RECEIVING] * len(calls)
-    order = topological_order(needs, kinds)
+    # Step `call` is the send. The receive is a new step, which users of the result need.
+    receives = {call: len(steps.bindings) + at for at, call in enumerate(steps.calls)}
+    order = _order(steps, receives)
+    split = _calls_to_split(steps, receives, order)
+    return _with_calls_split(steps, receives, order, split) if split else block
+
+
+def _order(steps: _Steps, receives: Mapping[int, int]) -> list[int]:
+    """Return the bindings' steps and the receives in the order in which they run."""
+    needs = [{receives.get(n, n) for n in needed} for needed in steps.needs] + [{call} for call in steps.calls]
+    return topological_order(needs, _kinds(steps) + [RECEIVING] * len(steps.calls))
+
+
+def _calls_to_split(steps: _Steps, receives: Mapping[int, int], order: Sequence[int]) -> set[int]:
+    """Return the calls with another receive, or a binding that takes time, between their send and their receive."""
     place = {step: at for at, step in enumerate(order)}
 
-    def waits(call: int) -> bool:
-        between = order[place[call] + 1 : place[receiving[call]]]
-        return any(i >= count or _takes_time(steps.bindings[i].value) for i in between)
+    def takes_time(step: int) -> bool:
+        return step >= len(steps.bindings) or _takes_time(steps.bindings[step].value)
 
-    apart = {call for call in calls if waits(call)}
-    if not apart:
-        return block
+    return {c for c in steps.calls if any(takes_time(s) for s in order[place[c] + 1 : place[receives[c]]])}
+
+
+def _with_calls_split(
+    steps: _Steps, receives: Mapping[int, int], order: Sequence[int], split: set[int]
+) -> relax.DataflowBlock:
+    """Return the block in its new order; the calls in `split` are a send and a receive, the others stay one call."""
+    call_of = {receive: call for call, receive in receives.items()}
+    token_type = relax.TensorType([], "int64")
+    tokens = {call: relax.DataflowVar(f"token_{at}", token_type) for at, call in enumerate(steps.calls)}
     found: list[relax.Binding] = []
-    tokens = {call: relax.DataflowVar(f"token_{at}", relax.TensorType([], "int64")) for at, call in enumerate(calls)}
-    for i in order:
-        call = calls[i - count] if i >= count else i
+    for step in order:
+        call = call_of.get(step, step)
         binding = steps.bindings[call]
-        if call in apart:
-            token = tokens[call]
-            if i < count:
-                found.append(relax.VarBinding(token, _half(binding.value, SEND, [], token.ty)))
-            else:
-                found.append(relax.VarBinding(binding.var, _half(binding.value, RECEIVE, [token], binding.value.ty)))
-        elif i < count:
-            found.append(binding)
+        if call not in split:
+            if step == call:
+                found.append(binding)
+        elif step == call:
+            found.append(relax.VarBinding(tokens[call], _half(binding.value, SEND, [], token_type)))
+        else:
+            received = _half(binding.value, RECEIVE, [tokens[call]], binding.value.ty)
+            found.append(relax.VarBinding(binding.var, received))
     return relax.DataflowBlock(found)
 
 
 def _kinds(steps: _Steps) -> list[int]:
-    feeding = steps.upstream(n for call in steps.calls for n in steps.needs[call])
-    return [
-        SENDING if i in steps.calls else CONSTANT if i in steps.constant else NEEDED_TO_SEND if i in feeding else WORK
-        for i in range(len(steps.bindings))
-    ]
+    needed_to_send = steps.upstream(n for call in steps.calls for n in steps.needs[call])
+
+    def kind(step: int) -> int:
+        if step in steps.calls:
+            return SENDING
+        if step in steps.constant:
+            return CONSTANT
+        return NEEDED_TO_SEND if step in needed_to_send else WORK
+
+    return [kind(step) for step in range(len(steps.bindings))]
 
 
 def _half(call: ir.Call, suffix: str, first: Sequence[relax.Expr], returns: relax.Type) -> ir.Call:
-    """A call of one half. The inputs go to both: their memory is in use until the answer is there."""
+    """Return the call of a send or a receive. Both take the inputs, whose memory is in use until the reply arrives."""
     name, inputs = call.args
     types = list(returns.fields) if isinstance(returns, relax.TupleType) else returns
     return relax.op.call_dps_packed(f"{name.global_symbol}{suffix}", relax.Tuple([*first, *inputs.fields]), types)
 
 
 def _with_joins_apart(builder: relax.BlockBuilder, block: relax.DataflowBlock) -> relax.DataflowBlock:
-    """The block with those calls replaced; what they call is added to the builder's module."""
+    """Return the block with joining calls replaced; the builder's module gets their PrimFuncs."""
     steps = _steps(block)
     before = {call: steps.upstream(steps.needs[call]) for call in steps.calls}
-    answers: list[set[int]] = []  # those for which a step waits
+    replies: list[set[int]] = []  # the calls for whose replies a step waits
     found = []
     for i, binding in enumerate(steps.bindings):
-        answers.append(set[int]().union(*(answers[n] for n in steps.needs[i]), {i} if i in before else ()))
-        # What an offloaded part is called with, directly or not, is computed before it anyway.
+        replies.append(set[int]().union(*(replies[n] for n in steps.needs[i]), {i} if i in before else ()))
+        # An operand from which the call's inputs are computed is there before the request.
         joins = any(
-            not any(n in before[call] for call in answers[i] - answers[n])
+            not any(n in before[call] for call in replies[i] - replies[n])
             for n in steps.needs[i]
-            if answers[n] < answers[i] and n not in steps.constant
+            if replies[n] < replies[i] and n not in steps.constant
         )
-        found.append(_apart(builder, binding) if joins and _is_call_of(binding.value, "relax.call_tir") else binding)
+        found.append(_isolated(builder, binding) if joins and is_call_of(binding.value, CALL_TIR) else binding)
     return relax.DataflowBlock(found)
 
 
-def _apart(builder: relax.BlockBuilder, binding: relax.Binding) -> relax.Binding:
+def _isolated(builder: relax.BlockBuilder, binding: relax.Binding) -> relax.Binding:
     call = binding.value
     callee, *rest = call.args
-    function = builder.get()[callee].with_attr("op_pattern", _OPAQUE)
-    own = builder.add_func(function, f"{callee.name_hint}_joining")
+    own = builder.add_func(unfusable(builder.get()[callee]), f"{callee.name_hint}_joining")
     return relax.VarBinding(binding.var, ir.Call(call.op, [own, *rest], call.attrs, call.ty_args))
 
 
 def symbol_of(value: relax.Expr) -> str | None:
-    """The symbol of the offloaded part that an expression calls."""
-    if not _is_call_of(value, "relax.call_dps_packed"):
+    """Return the symbol of the region that an expression calls as a whole; None if it calls none."""
+    if not is_call_of(value, CALL_PACKED):
         return None
     symbol = str(value.args[0].global_symbol)
     return symbol if symbol.startswith(f"{CODEGEN}_") and not symbol.endswith((SEND, RECEIVE)) else None
 
 
 def _device_functions(mod: tvm.IRModule) -> list[tuple[ir.GlobalVar, relax.Function]]:
-    """Those that call offloaded parts."""
+    """Return the functions that call regions."""
     return [
         (gv, function)
         for gv, function in mod.functions.items()
@@ -173,17 +198,13 @@ def _device_functions(mod: tvm.IRModule) -> list[tuple[ir.GlobalVar, relax.Funct
 
 
 def _may_move(block: relax.BindingBlock) -> bool:
-    """Whether the order of a block's steps is free but for what they need of each other. (What is matched at run time
-    names extents, which others use without a word.)"""
+    """Return whether only their needs order a block's bindings. (A match at run time defines extents, which other
+    bindings use without naming it.)"""
     return isinstance(block, relax.DataflowBlock) and all(isinstance(b, relax.VarBinding) for b in block.bindings)
 
 
 def _takes_time(value: relax.Expr) -> bool:
-    return _is_call_of(value, "relax.call_tir") or _is_call_of(value, "relax.call_dps_packed")
-
-
-def _is_call_of(value: relax.Expr, name: str) -> bool:
-    return isinstance(value, ir.Call) and isinstance(value.op, ir.Op) and value.op.name == name
+    return is_call_of(value, CALL_TIR) or is_call_of(value, CALL_PACKED)
 
 
 def _with_blocks(function: relax.Function, blocks: Sequence[relax.BindingBlock]) -> relax.Function:
@@ -195,5 +216,5 @@ def _updated(mod: tvm.IRModule, functions: Mapping[ir.GlobalVar, relax.Function]
     changed = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gv, function in functions.items():
         changed[gv] = function
-    # Calls that are made by hand have no type; a pass that fills it in later trips over the change.
+    # New calls have no type yet, and later passes rely on it.
     return relax.transform.Normalize()(changed)

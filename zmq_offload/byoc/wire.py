@@ -1,4 +1,4 @@
-"""Put the encoding of what crosses a cut into the graphs on its two sides."""
+"""Add the encoding of boundary tensors to the graphs on both sides of a cut."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from zmq_offload.protocol.tensors import TensorSpec
 
 
 def encode_boundary(mod: tvm.IRModule, wires: Sequence[Wire]) -> tvm.IRModule:
-    """A partitioned module whose offloaded functions take and return encoded tensors, and whose `main` sends such.
+    """Make offloaded functions take and return encoded tensors, and make `main` encode and decode them.
 
-    `wires` has the encoding of each function, in the order of `offloaded_functions`. The scales of an int8 tensor "t"
-    are the tensor "t.scale" behind it (docs/splitting.md). Raises InvalidArgument, naming the tensor, for an input of
-    integers that is to travel as int8.
+    Takes a partitioned module; `wires` has the encoding of each function, in the order of `offloaded_functions`.
+    Returns a partitioned module in which those functions decode their inputs first and encode their outputs last.
+    Their wire names follow: an int8 tensor "t" is followed by its scales, "t.scale" (docs/splitting.md). A tensor that
+    goes to several functions in one encoding is encoded once. Functions with "float32" and those of other backends are
+    left alone. Raises InvalidArgument for an integer input with int8.
     """
     functions = offloaded_functions(mod)
     chosen = {gv: wire for gv, wire in zip(functions, wires, strict=True) if wire != "float32"}
@@ -30,46 +32,47 @@ def encode_boundary(mod: tvm.IRModule, wires: Sequence[Wire]) -> tvm.IRModule:
     builder = relax.BlockBuilder(
         tvm.IRModule({gv: f for gv, f in mod.functions.items() if gv not in chosen}, attrs=mod.attrs)
     )
-    callees = {gv: builder.add_func(_receiver(mod, mod[gv], wire), gv.name_hint) for gv, wire in chosen.items()}
-    sender = _Sender(builder.get(), callees, chosen)
-    builder.update_func(builder.get().get_global_var("main"), sender.visit_expr(mod["main"]))
+    callees = {gv: builder.add_func(_encoded_function(mod, mod[gv], wire), gv.name_hint) for gv, wire in chosen.items()}
+    encode_calls = _EncodeCalls(builder.get(), callees, chosen)
+    builder.update_func(builder.get().get_global_var("main"), encode_calls.visit_expr(mod["main"]))
     return relax.transform.CanonicalizeBindings()(relax.transform.Normalize()(builder.get()))
 
 
-def _receiver(mod: tvm.IRModule, function: relax.Function, wire: Wire) -> relax.Function:
-    """An offloaded function with its inputs decoded at its head and its outputs encoded at its end."""
+def _encoded_function(mod: tvm.IRModule, function: relax.Function, wire: Wire) -> relax.Function:
+    """Return an offloaded function that decodes its inputs first and encodes its outputs last."""
     inputs, outputs = signature(function)
     for spec in inputs:
         if wire == "int8" and spec.dtype.kind in "iu":
             raise InvalidArgument(
-                f"--wire int8: tensor {spec} has integers, which do not stand for a range of values; cut elsewhere, or "
-                "use float16, which leaves them as they are"
+                f"--wire int8: tensor {spec} has integers, which must arrive exactly; use float16, which keeps "
+                "them, or cut elsewhere"
             )
     builder = relax.BlockBuilder(tvm.IRModule(mod.functions))
-    params = [
-        [relax.Var(_beside(p.name, i, "_scale"), ty) for i, ty in enumerate(wire_types(p.ty, encoded_as(p.ty, wire)))]
-        for p in function.params
-    ]
+    params = [_wire_params(param, encoded_as(param.ty, wire)) for param in function.params]
     blocks = function.body.blocks
     dataflow = all(isinstance(block, relax.DataflowBlock) for block in blocks)
-    with builder.function("receiver", [part for parts in params for part in parts]):
+    with builder.function("encoded", [tensor for tensors in params for tensor in tensors]):
         with builder.dataflow() if dataflow else contextlib.nullcontext():
-            for param, parts in zip(function.params, params, strict=True):
-                value = decode(builder, parts, encoded_as(param.ty, wire))
+            for param, tensors in zip(function.params, params, strict=True):
+                value = decode(builder, tensors, encoded_as(param.ty, wire))
                 builder.emit_normalized(relax.VarBinding(param, value))
             for block in blocks:
                 for binding in block.bindings:
                     builder.emit_normalized(binding)
             results = _fields(function.body.body)
-            parts = [p for r in results for p in encode(builder, r, encoded_as(r.ty, wire))]
-            result = relax.Tuple(parts) if len(parts) > 1 else parts[0]
+            encoded = [t for r in results for t in encode(builder, r, encoded_as(r.ty, wire))]
+            result = relax.Tuple(encoded) if len(encoded) > 1 else encoded[0]
             returned = builder.emit_output(result) if dataflow else builder.emit(result)
         builder.emit_func_output(returned)
     attrs = dict(function.attrs) | {
         INPUT_NAMES: _wire_names(inputs, [p.ty for p in function.params], wire),
         OUTPUT_NAMES: _wire_names(outputs, [r.ty for r in results], wire),
     }
-    return relax.utils.copy_with_new_vars(builder.get()["receiver"].with_attrs(attrs))
+    return relax.utils.copy_with_new_vars(builder.get()["encoded"].with_attrs(attrs))
+
+
+def _wire_params(param: relax.Var, wire: Wire) -> list[relax.Var]:
+    return [relax.Var(_with_suffix(param.name, i, "_scale"), ty) for i, ty in enumerate(wire_types(param.ty, wire))]
 
 
 def _wire_names(specs: Sequence[TensorSpec], types: Sequence[relax.TensorType], wire: Wire) -> list[str]:
@@ -77,7 +80,7 @@ def _wire_names(specs: Sequence[TensorSpec], types: Sequence[relax.TensorType], 
     found = []
     for spec, ty in zip(specs, types, strict=True):
         for i, _ in enumerate(wire_types(ty, encoded_as(ty, wire))):
-            own = _beside(spec.name, i, ".scale")
+            own = _with_suffix(spec.name, i, ".scale")
             while i and own in taken:
                 own += "_"
             taken.add(own)
@@ -85,20 +88,20 @@ def _wire_names(specs: Sequence[TensorSpec], types: Sequence[relax.TensorType], 
     return found
 
 
-def _beside(name: str, index: int, suffix: str) -> str:
+def _with_suffix(name: str, index: int, suffix: str) -> str:
     return name + suffix if index else name
 
 
 def _fields(value: relax.Expr) -> list[relax.Expr]:
-    """What a function returned, each by itself."""
+    """Return the results of a function one by one."""
     if not isinstance(value.ty, relax.TupleType):
         return [value]
     return [relax.TupleGetItem(value, i) for i in range(len(value.ty.fields))]
 
 
 @mutator
-class _Sender(PyExprMutator):  # type: ignore[misc]  # TVM has no types
-    """Encodes what `main` hands to offloaded functions and decodes what they return."""
+class _EncodeCalls(PyExprMutator):  # type: ignore[misc]  # TVM has no types
+    """Encodes the arguments of offloaded functions in `main` and decodes their results."""
 
     def __init__(
         self, mod: tvm.IRModule, callees: Mapping[ir.GlobalVar, ir.GlobalVar], wires: Mapping[ir.GlobalVar, Wire]
@@ -114,21 +117,21 @@ class _Sender(PyExprMutator):  # type: ignore[misc]  # TVM has no types
         if not isinstance(old, ir.GlobalVar) or old not in self._callees:
             return call
         wire, builder = self._wires[old], self.builder_
-        arguments = [part for value in call.args for part in self._encoded(value, wire)]
+        arguments = [tensor for value in call.args for tensor in self._encoded(value, wire)]
         received = builder.emit(relax.Call(self._callees[old], arguments))
-        parts = iter(
-            [builder.emit(p) for p in _fields(received)] if isinstance(received.ty, relax.TupleType) else [received]
+        tensors = iter(
+            [builder.emit(t) for t in _fields(received)] if isinstance(received.ty, relax.TupleType) else [received]
         )
         types = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
         values = [
-            decode(builder, [next(parts) for _ in wire_types(ty, encoded_as(ty, wire))], encoded_as(ty, wire))
+            decode(builder, [next(tensors) for _ in wire_types(ty, encoded_as(ty, wire))], encoded_as(ty, wire))
             for ty in types
         ]
         return relax.Tuple(values) if isinstance(call.ty, relax.TupleType) else values[0]
 
     def _encoded(self, value: relax.Expr, wire: Wire) -> list[relax.Expr]:
-        """A tensor that goes to several models is encoded once (unless it is used beyond its dataflow block, where
-        what is emitted here is not to be had)."""
+        """Encode a tensor once, also if it goes to several functions. (Not if it leaves its dataflow block: the
+        encoded tensors are visible inside only.)"""
         if not isinstance(value, relax.DataflowVar):
             return encode(self.builder_, value, encoded_as(value.ty, wire))
         if (value, wire) not in self._sent:
