@@ -34,7 +34,7 @@ def weights_of(model: onnx.ModelProto, offloaded: set[str]) -> tuple[list[Array]
 def four_byte_values(content: bytes) -> Array:
     """Each value that four adjacent bytes of `content` have, sorted."""
     shifted = [content[at : at + (len(content) - at) // 4 * 4] for at in range(4)]
-    return np.sort(np.concatenate([np.frombuffer(part, "u4") for part in shifted]))  # np.unique takes 10 times as long
+    return np.sort(np.concatenate([np.frombuffer(part, "u4") for part in shifted]))  # np.unique is slower
 
 
 def share_found(weight: Array, content: Array) -> float:

@@ -1,6 +1,6 @@
-"""Which of ONNX's operators are imported: the table in docs/operators.md, from ONNX's own tests.
+"""Write docs/operators.md: the ONNX operators that can be imported, by ONNX's own tests.
 
-`python -m tests.support.operator_table` runs them all (10 minutes or so) and writes docs/operators.md.
+`python -m tests.support.operator_table` runs all tests, which takes about 10 minutes, and writes the page.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
 
 HEAD = """# Operators
 
-What `zmq-offload compile` makes of each ONNX operator, by ONNX's own tests of it: the number of tests that
-compute what ONNX says, and of those that are refused. Each test is tried with all inputs computed at run time,
-and with all but the first constant; one of the two has to be right. What is refused is refused when the model is
-compiled, by name: the message has the operator, the node, and the attribute or input that cannot be used.
+This page lists for each ONNX operator how many of ONNX's own tests compute the right result after `zmq-offload
+compile`, and how many are refused. Each test runs twice: with all inputs computed at run time, and with all inputs
+but the first as constants. One of the two has to be right. A model with a refused operator does not compile. The
+message names the operator, the node, and the attribute or input that cannot be used.
 
-An attribute or input that the importer does not read is refused, too, and so is a result of another datatype or
-shape than ONNX says. Of ONNX Runtime's own operators (`com.microsoft`) these are imported:
-{contrib}.
+The importer also refuses a node with an attribute or an input that it does not read, and a result whose datatype or
+shape differs from ONNX's. These operators of ONNX Runtime (`com.microsoft`) are imported: {contrib}.
 
-Where ONNX and ONNX Runtime disagree (`Resize` with `align_corners` and a scale that gives no whole size) and where
-TVM has other definitions (`RoiAlign` with `mode=max`, `LRN` of an even size) the node is refused.
-`Shape` is refused as an output of the model, as here; within a model it can be used.
+A node is refused where ONNX and ONNX Runtime disagree (`Resize` with `align_corners` and a scale that does not give
+whole sizes), and where TVM defines the operator differently (`RoiAlign` with `mode=max`, `LRN` with an even size).
+`Shape` can be used inside a model. As an output of the model, as in ONNX's tests, it is refused.
 
-Written by `python -m tests.support.operator_table` with onnx {version}; a test compares it with what happens.
+`python -m tests.support.operator_table` writes this page (here with onnx {version}). A test compares it with the
+importer.
 
-| operator | right | refused | why |
+| operator | right | refused | reason |
 |---|---:|---:|---|
 """
 
