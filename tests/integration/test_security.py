@@ -316,8 +316,8 @@ def test_a_broker_does_not_listen_to_the_network_without_keys() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("broker", "--server-key", "x"), "give all of them, or none"),
-        (("workers", "--worker-key", "x"), "give all of them, or none"),
+        (("broker", "--server-key", "x"), "give all of them or none"),
+        (("workers", "--worker-key", "x"), "give all of them or none"),
     ],
 )
 def test_half_of_the_keys_is_wrong_usage(arguments: tuple[str, ...], says: str) -> None:
