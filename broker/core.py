@@ -128,14 +128,14 @@ class Core:
         ledger = self.ledger
         # Requests first: one whose time is up must not be given to another worker because its own is lost.
         for subject in sorted(self._due(now), key=lambda subject: not isinstance(subject, Key)):
-            if subject == STOP:
+            if isinstance(subject, Key):
+                self._request_due(ledger.requests[subject], now)
+            elif isinstance(subject, bytes):
+                self._worker_due(ledger.workers[subject], now)
+            else:
                 for request in list(ledger.requests.values()):
                     text = "the broker shut down before the request was done"
                     ledger.fail(request, "stopped", now, Status.UNAVAILABLE, text)
-            elif isinstance(subject, Key):
-                self._request_due(ledger.requests[subject], now)
-            elif isinstance(subject, bytes) and subject in ledger.workers:
-                self._worker_due(ledger.workers[subject], now)
 
     def _due(self, now: float) -> Iterator[Subject]:
         while (subject := self.ledger.timers.pop(now)) is not None:

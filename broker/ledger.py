@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from broker.admission import QueueLimits
 from broker.catalog import Catalog
@@ -26,7 +26,7 @@ from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import LATEST, SESSION_BYTES, Key
 
-STOP = "stop"
+STOP: Literal["stop"] = "stop"
 """The timer that ends a stop's grace."""
 
 NO_REQUEST = Key(bytes(SESSION_BYTES), 0)
@@ -35,7 +35,7 @@ NO_REQUEST = Key(bytes(SESSION_BYTES), 0)
 _POISON_KEPT = 1000
 """Poison requests that are remembered."""
 
-Subject: TypeAlias = Key | bytes | str
+Subject: TypeAlias = Key | bytes | Literal["stop"]
 """A timer's: a request's Key, a worker's peer, or STOP."""
 
 

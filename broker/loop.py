@@ -264,7 +264,7 @@ def _decode(frames: list[Any], expected: frozenset[type[_M]]) -> _M:
     if len(frames) > limits.FRAMES + 1:
         raise ProtocolError(f"a message has at most {limits.FRAMES} frames")
     if frames[0][0]:  # those of libzmq begin with a zero
-        raise ProtocolError("the connection has a routing id of its own; do not set a routing id, the broker assigns it")
+        raise ProtocolError("a routing id was set; do not set a routing id, the broker assigns it")
     return wire.decode(frames[1], expected)
 
 

@@ -126,11 +126,8 @@ class FairQueue:
 
     def last(self, owner: bytes) -> PendingRequest:
         """The newest of a client's requests of its lowest priority; the client must have one."""
-        for priority in self.priorities:
-            line = self.levels[priority].get(owner)
-            if line:
-                return line[next(reversed(line))]
-        raise KeyError(owner)
+        line = next(self.levels[priority][owner] for priority in self.priorities if owner in self.levels[priority])
+        return line[next(reversed(line))]
 
     def remove(self, request: PendingRequest) -> None:
         """Remove a queued request."""

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.protocol.tensors import DATATYPES, TensorSpec, check_tensors, datatype_of
+from zmq_offload.protocol.tensors import (
+    DATATYPES,
+    TensorSpec,
+    array_of,
+    check_signature,
+    check_tensors,
+    datatype_of,
+)
 
 IMAGE = TensorSpec("image", "FP32", (-1, 3, 8, 8))
 SIZE = TensorSpec("size", "INT64", (-1, 2))
@@ -48,3 +55,54 @@ def test_what_fits_passes_whatever_its_batch() -> None:
 def test_what_does_not_fit_is_named(given: dict[str, tuple[str, tuple[int, ...]]], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         check(**{name: np.zeros(shape, dtype) for name, (dtype, shape) in given.items()})
+
+
+def test_tensors_of_one_batch_may_have_other_extents_fixed() -> None:
+    specs = [TensorSpec("x", "FP32", (2, -1)), TensorSpec("scalar", "FP32", ())]
+    check_tensors(specs, {"x": ("FP32", (2, 7)), "scalar": ("FP32", ())}, what="model 'm'")
+
+
+def test_a_spec_knows_its_size_and_its_text() -> None:
+    assert IMAGE.nbytes == 3 * 8 * 8 * 4
+    assert SIZE.dtype == np.dtype("<i8")
+    assert str(IMAGE) == "image FP32[?,3,8,8]"
+
+
+def test_a_spec_survives_json() -> None:
+    assert TensorSpec.from_json(IMAGE.to_json()) == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([], "must be an object with name, datatype and shape"),
+        ({"name": 3}, "name must be a string, not 3"),
+        ({"name": "x", "datatype": 3}, "datatype must be a string, not 3"),
+        ({"name": "x", "datatype": "float", "shape": []}, "datatype 'float' is not one of BOOL"),
+        ({"name": "x", "datatype": "FP32", "shape": "2"}, "shape '2' is not a list of extents"),
+        ({"name": "x", "datatype": "FP32", "shape": [True]}, "is not a list of extents"),
+        ({"name": "x", "datatype": "FP32", "shape": [-2]}, "is not a list of extents"),
+        ({"name": "x", "datatype": "FP32", "shape": [1] * 17}, "more than 16 extents"),
+        ({"name": "x", "datatype": "FP32", "shape": [2**40]}, r"one from 2\*\*40"),
+        ({"name": "", "datatype": "FP32", "shape": []}, "1 to 512 bytes, not 0"),
+        ({"name": "\ud800", "datatype": "FP32", "shape": []}, "Unicode"),
+    ],
+)
+def test_a_spec_that_no_message_carries_is_refused(value: object, says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        TensorSpec.from_json(value)
+
+
+def test_a_models_tensors_have_different_names_and_a_limit() -> None:
+    check_signature([IMAGE, SIZE], [IMAGE])
+    with pytest.raises(InvalidArgument, match="two outputs have the name 'size'"):
+        check_signature([IMAGE], [SIZE, SIZE])
+    with pytest.raises(InvalidArgument, match="257 inputs"):
+        check_signature([TensorSpec(str(number), "FP32", ()) for number in range(257)], [])
+
+
+def test_masked_values_are_refused_and_masks_without_any_are_not() -> None:
+    with pytest.raises(ValueError, match="masked values"):
+        array_of(np.ma.masked_equal([1, 2], 2))
+    np.testing.assert_array_equal(array_of(np.ma.masked_equal([1, 2], 3)), [1, 2])
+    np.testing.assert_array_equal(array_of([[1], [2]]), [[1], [2]])
