@@ -97,6 +97,12 @@ def test_relax_module(tmp_path: Path) -> None:
     assert (tmp_path / "dist/repository/relax/1/subgraph.so").is_file()
 
 
+def test_own_fabric() -> None:
+    match = re.fullmatch(r"400000 bytes there and back: [\d.]+ ms, over the link ([\d.]+) ms\n", run("own_fabric.py"))
+    assert match is not None
+    assert float(match[1]) > 20  # which the link takes, however fast the rest is
+
+
 def test_the_table_lists_each_example() -> None:
     listed = re.findall(r"^\| \[([\w.]+)\]", (EXAMPLES / "README.md").read_text(), re.M)
     present = [file.name for file in EXAMPLES.glob("[!_]*") if file.suffix == ".py" or (file / "README.md").is_file()]

@@ -15,6 +15,7 @@ import pytest
 import zmq_offload
 import zmq_offload.compile
 import zmq_offload.errors
+import zmq_offload.testing
 
 ROOT = Path(__file__).parent.parent.parent
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
@@ -62,12 +63,10 @@ def test_the_modules_that_contributing_runs_exist() -> None:
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("_lose", "broker/ledger.py"),
+        ("lose", "broker/ledger.py"),
         ("_CODES", "zmq_offload/protocol/messages.py"),
         ("FROM_CLIENT", "zmq_offload/protocol/messages.py"),
         ("VERSION", "zmq_offload/protocol/messages.py"),
-        ("_ON", "broker/frontend.py"),
-        ("_ON", "broker/backend.py"),
         ("_ON", "workers/session.py"),
         ("received", "zmq_offload/client/session.py"),
         ("ToClient", "broker/events.py"),
@@ -77,6 +76,7 @@ def test_the_modules_that_contributing_runs_exist() -> None:
         ("_kernel", "zmq_offload/schedules/schedule.py"),
         ("Unsupported", "zmq_offload/schedules/rewrite.py"),
         ("COMMANDS", "zmq_offload/cli/main.py"),
+        ("add_options", "zmq_offload/cli/status.py"),
         ("add_option", "zmq_offload/console/settings.py"),
         ("wire_types", "zmq_offload/byoc/encoding.py"),
         ("WIRE_TOLERANCE", "zmq_offload/compile/check.py"),
@@ -123,6 +123,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     errors = [name for name, value in vars(zmq_offload.errors).items() if isinstance(value, type)]
     assert {f"zmq_offload.errors.{name}" for name in errors} <= shown
     assert {f"zmq_offload.compile.{name}" for name in zmq_offload.compile.__all__} <= shown
+    assert {f"zmq_offload.testing.{name}" for name in zmq_offload.testing.__all__} <= shown
     names = set(zmq_offload.__all__) - set(errors) - {"__version__", "load"}
     assert {f"zmq_offload.{name}" for name in names} <= shown
     assert "zmq_offload.device.model.load" in shown
