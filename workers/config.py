@@ -91,7 +91,7 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--slots", slots, None, "requests that a process may hold, default 2, echo 32", metavar="N")
     add_option(parser, "--processes", processes, 1, "worker processes; auto: one per core, at most 4", metavar="N")
     add_option(parser, "--threads", threads, None, "TVM threads per process, default cores / processes", metavar="N")
-    add_option(parser, "--pin", switch, "on", "give each process cores of its own", metavar="on|off")
+    add_option(parser, "--pin", switch, "on", "bind each process to its own cores", metavar="on|off")
     add_option(parser, "--refresh", seconds, 5.0, "seconds between scans of the repository", metavar="S")
     add_option(parser, "--worker-key", file, None, "this worker's NAME.key_secret", metavar="FILE")
     add_option(parser, "--broker-key", file, None, "the brokers' NAME.key", metavar="FILE")

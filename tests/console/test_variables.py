@@ -98,7 +98,7 @@ def test_an_argument_is_taken_over_a_wrong_variable(monkeypatch: pytest.MonkeyPa
 def test_a_variable_that_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     warn_of_unknown("broker", {f"{PREFIX}HEARTBAET": "1", f"{PREFIX}GRACE": "1", f"{PREFIX}CORES": "1", "PATH": "x"})
     (line,) = capsys.readouterr().err.splitlines()
-    wanted = f"{PREFIX}HEARTBAET is set and has no meaning; did you mean '{PREFIX}HEARTBEAT'?"
+    wanted = f"unknown variable {PREFIX}HEARTBAET; did you mean '{PREFIX}HEARTBEAT'?"
     assert line == f"broker: warning: {wanted}"
 
 
@@ -110,7 +110,7 @@ def test_a_variable_is_compared_without_the_prefix(name: str, meant: str, capsys
     """The prefix alone makes any two names alike."""
     warn_of_unknown("broker", {PREFIX + name: "1"})
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"; did you mean '{PREFIX}{meant}'?" if meant else "has no meaning")
+    assert line.endswith(f"; did you mean '{PREFIX}{meant}'?") if meant else "did you mean" not in line
 
 
 @pytest.mark.parametrize("value", ["abc", "99999", "-1", "9" * 30])

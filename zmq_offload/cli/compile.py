@@ -57,7 +57,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload compile model.onnx --input x=1,3,320,320 --list-cuts",
         "zmq-offload compile model.onnx --input x=1,3,320,320 --cut features \\\n    --name ocr -o dist",
     )
-    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument("model", metavar="MODEL.onnx", help="an ONNX file")
     parser.add_argument(
         "--input",
         action="append",

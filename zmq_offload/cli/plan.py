@@ -36,7 +36,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload plan model.onnx --input x=1,3,320,320 --bandwidth 50Mbit \\\n"
         "    --rtt 10ms --device-slowdown 8 --save plan.json"
     )
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="an ONNX file")
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=DIMS", help="input shape in numbers, e.g. x=1,3,320,320"
     )

@@ -1,1 +1,1 @@
-"""What all programs share at a terminal: options, environment variables, Ctrl-C, exit codes, progress."""
+"""What all programs share at a terminal: options, environment variables, Ctrl-C, exit codes, tables, progress."""

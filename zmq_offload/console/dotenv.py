@@ -1,6 +1,7 @@
-"""The file `.env` of the current folder, which honcho gives to what the Procfile names.
+"""Read the file `.env` of the current folder.
 
-The commands read it, too, so that `zmq-offload status` beside a Procfile asks the broker that was started there.
+honcho passes it to the processes of a Procfile. The commands read it, too, so that `zmq-offload status` in the same
+folder finds the broker that honcho started.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _LINE = re.compile(r"\s*(?:export\s+)?([^=]*?)\s*=(.*)")
 
 
 def load(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables of this project that the file has and the environment has not.
+    """Set this project's variables from the file, unless they are set already.
 
-    Raises InvalidArgument naming the line that cannot be read, or the file that ZMQ_OFFLOAD_ENV_FILE names if it
-    cannot be read. A missing `.env` is not an error.
+    A missing `.env` is not an error. Raises InvalidArgument for a line that cannot be read, and for a file that
+    ZMQ_OFFLOAD_ENV_FILE names and that cannot be read.
     """
     named = environment.get(FILE_VARIABLE)
     path = Path(named or ".env")
@@ -35,7 +36,7 @@ def load(environment: MutableMapping[str, str] = os.environ) -> None:
         if named:
             raise InvalidArgument(f"{FILE_VARIABLE}: {named}: {error.strerror or error}") from None
         if isinstance(error, PermissionError):
-            return  # somebody else's
+            return  # the file of another user
         raise
     for name, value in parse(text, str(path)).items():
         if not environment.get(name):
@@ -43,8 +44,10 @@ def load(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def parse(text: str, file: str) -> dict[str, str]:
-    """This project's variables in a file of lines NAME=VALUE, by honcho's rules: quotes as in a shell, # begins a
-    comment. Other programs' lines are passed over. Raises InvalidArgument naming the line."""
+    """This project's variables in a file of lines NAME=VALUE. Lines for other programs are ignored.
+
+    The rules are honcho's: quotes as in a shell, and # begins a comment. Raises InvalidArgument, naming the line.
+    """
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.match(line)
@@ -52,7 +55,7 @@ def parse(text: str, file: str) -> dict[str, str]:
             continue
         name = match[1]
         if "\0" in line:
-            raise InvalidArgument(f"{file}, line {number}: a zero byte, which no variable can hold")
+            raise InvalidArgument(f"{file}, line {number}: a zero byte; a variable cannot hold one")
         lexer = shlex.shlex(match[2], posix=True)
         lexer.whitespace_split = True
         try:

@@ -1,4 +1,7 @@
-"""What Ctrl-C does to a program. Imports next to nothing: `main` functions enter `quiet_ctrl_c` before all else."""
+"""Handlers for Ctrl-C.
+
+This module imports next to nothing, because the programs enter `quiet_ctrl_c` before they import anything else.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import signal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from types import FrameType
 
 
 @contextlib.contextmanager
 def quiet_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends the process at once in the body, unless that sets a handler of its own.
+    """Let Ctrl-C end the process at once while the body runs, unless the body sets a handler of its own.
 
-    A KeyboardInterrupt would not do: libraries that are being imported catch it, or report it as a damaged package.
+    A KeyboardInterrupt does not work during imports: libraries catch it, or report a damaged package.
     """
     replaced = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with _handler(lambda *_: os._exit(128 + signal.SIGINT)) if replaced else contextlib.nullcontext():
@@ -25,9 +28,9 @@ def quiet_ctrl_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def raising_ctrl_c() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt in the body, which cleans up.
+    """Let Ctrl-C raise KeyboardInterrupt in the body, so that the body can clean up.
 
-    A job in the background ignores it, and still does.
+    A job in the background ignores Ctrl-C, and this keeps it so.
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     with contextlib.nullcontext() if ignored else _handler(signal.default_int_handler):
@@ -35,10 +38,10 @@ def raising_ctrl_c() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handler(handler: Callable[..., Any]) -> Iterator[None]:
+def _handler(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     try:
         before = signal.signal(signal.SIGINT, handler)
-    except ValueError:  # only the main thread may; the others never get a KeyboardInterrupt
+    except ValueError:  # not the main thread, which alone sets handlers and gets KeyboardInterrupt
         yield
         return
     try:

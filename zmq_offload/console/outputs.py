@@ -1,4 +1,4 @@
-"""Files that a command writes when its work is done, checked before it begins."""
+"""Check the files that a command will write, before its work begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 
 def check_writable(file: Path | None) -> None:
-    """Raises FailedPrecondition, before anything slow is done, if a file cannot be written."""
+    """Raise FailedPrecondition if a file cannot be written."""
     if file is None:
         return
     try:
@@ -22,7 +22,7 @@ def check_writable(file: Path | None) -> None:
 
 
 def check_outputs(*given: Path | None) -> None:
-    """`check_writable` for several files; also raises InvalidArgument if one is given twice."""
+    """`check_writable` for several files. Raises InvalidArgument if a file is given twice."""
     files = [file for file in given if file is not None]
     for at, file in enumerate(files):
         if file in files[:at]:

@@ -102,6 +102,12 @@ class Parser(argparse.ArgumentParser):
 class _Formatter(argparse.HelpFormatter):
     """Wraps all text but the example."""
 
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            # argparse forgets that commands are indented, and would break the line after the longest one.
+            self._action_max_length += self._indent_increment
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith(EXAMPLE) else super()._fill_text(text, width, indent)
 
@@ -114,7 +120,7 @@ def _color_formatter() -> type[argparse.HelpFormatter]:
     except ImportError:
         return _Formatter
 
-    class ColorFormatter(RichHelpFormatter):
+    class ColorFormatter(RichHelpFormatter, _Formatter):
         text_markup = False
         help_markup = False
         group_name_formatter = str

@@ -1,4 +1,4 @@
-"""What all programs do at their beginning and end: streams, exit codes, and how one starts another."""
+"""The beginning and end of all programs: streams and exit codes. Also how one program starts another."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TextIO
 
 from zmq_offload.console.interrupts import quiet_ctrl_c
 from zmq_offload.errors import OffloadError, one_line, printable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-"""The folder of all three packages."""
+"""The folder with the three packages of this project."""
 
 
 def run(main: Callable[[], int | None], program: str) -> int:
-    """Run a program; an error that a user can meet is one line on stderr and exit code 1.
+    """Run a program and return its exit code. An error that a user can cause is one line on stderr and exit code 1.
 
-    Wrong usage exits with 2 (argparse's SystemExit passes), Ctrl-C with 130, a reader that went away (`| head`) with
-    141. A program whose standard output is closed does its work and says nothing.
+    Wrong usage exits with 2 (argparse's SystemExit passes through), Ctrl-C with 130, and a closed pipe (`| head`) with
+    141. A program with a closed standard output works silently.
     """
     open_streams()
     try:
@@ -49,10 +49,10 @@ def run(main: Callable[[], int | None], program: str) -> int:
 
 
 def open_streams() -> None:
-    """Make the three standard streams usable whatever this process was started with.
+    """Make the three standard streams usable, however this process was started.
 
-    A closed one (`>&-`) becomes /dev/null: else the next file or socket would get its number, and receive what a
-    library prints. Characters that the terminal cannot show are escaped.
+    A closed stream (`>&-`) becomes /dev/null. Otherwise the next file or socket would get its number, and with it the
+    output of libraries. Characters that the terminal cannot show are escaped.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
@@ -71,26 +71,26 @@ def open_streams() -> None:
 
 
 def command() -> list[str]:
-    """The command line that runs `zmq-offload` of this very installation; append its arguments.
+    """The command that runs this installation's `zmq-offload`. The caller appends the arguments.
 
-    `python -m` looks into the current folder first: a file workers.py or zmq_offload.py there would run instead.
+    `python -m zmq_offload` would prefer a file zmq_offload.py in the current folder.
     """
     return [sys.executable, str(ROOT / "zmq_offload" / "__main__.py")]
 
 
 def shortened(text: str, most: int = 600) -> str:
-    """A message as one line; of a long one, which repeats what was given, the beginning and the end."""
+    """A message as one line. A long one, which quotes its input, keeps its beginning and its end."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-most // 3 :]}"
 
 
 def module(name: str) -> list[str]:
-    """As `command`, the command line that runs a module of this installation."""
+    """The command that runs a module of this installation; see `command`."""
     return [*command(), "--module", name]
 
 
 def own(name: str) -> ModuleType:
-    """Import a module of this installation, whatever has the same name in the current folder."""
+    """Import a module of this installation, even if the current folder has one of the same name."""
     top = name.partition(".")[0]
     if top not in sys.modules:
         spec = importlib.machinery.PathFinder.find_spec(top, [str(ROOT)])
@@ -101,10 +101,10 @@ def own(name: str) -> ModuleType:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error is one that a user can meet, and no fault of this code."""
+    """Whether a user can cause this error; any other is a bug in this code."""
     if isinstance(error, (OffloadError, OSError, MemoryError)):
         return True
-    import zmq  # only now: it is not needed to say that an option is wrong
+    import zmq  # imported late: most errors, such as wrong options, do not need it
 
     return isinstance(error, zmq.ZMQError)
 
@@ -114,8 +114,8 @@ def _complain(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _discard(stream: Any) -> None:
-    """Drop what a stream could not write: the interpreter would try, and complain, once more when it ends."""
+def _discard(stream: TextIO) -> None:
+    """Drop the output that a stream could not write. At exit the interpreter would try again, and complain."""
     try:
         stream.flush()
     except OSError:

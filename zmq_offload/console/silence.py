@@ -1,4 +1,4 @@
-"""Keep what libraries print out of the user's terminal."""
+"""Keep the output of libraries away from the user's terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TextIO
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 
 
 def silent(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """A command during which libraries print nothing, unless it is called with --verbose."""
+    """Wrap a command so that libraries print nothing, unless it is called with --verbose."""
 
     def command(args: argparse.Namespace) -> int:
         if args.verbose:
@@ -31,14 +31,14 @@ def silent(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Names
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Hold back what C++ code writes to file descriptor 2, and Python's warnings; `sys.stderr` still reaches the user.
+    """Hold back Python's warnings, and what C++ code writes to file descriptor 2. `sys.stderr` still works.
 
-    If a library ends the process, as LLVM does where the disk is full, what it wrote last is shown after all.
+    If a library ends the process, as LLVM does when the disk is full, its last output is shown.
     """
     sys.stderr.flush()
     try:
         kept = os.dup(2)
-    except OSError:  # closed: there is nothing to keep clean
+    except OSError:  # stderr is closed
         yield
         return
     before = sys.stderr
@@ -47,7 +47,7 @@ def silenced() -> Iterator[None]:
     )
     assert keeper.stdin is not None
     os.dup2(keeper.stdin.fileno(), 2)
-    # A test, or whoever embeds this, may have put something else in its place, which needs no descriptor.
+    # A test or an embedding program may have replaced sys.stderr; that one needs no descriptor.
     own = open(kept, "w", buffering=1, errors="backslashreplace", closefd=False) if _number(before) == 2 else before  # noqa: SIM115
     sys.stderr = own
     try:
@@ -57,7 +57,7 @@ def silenced() -> Iterator[None]:
     finally:
         own.flush()
         sys.stderr = before
-        with contextlib.suppress(OSError):  # an interrupted command has ended it
+        with contextlib.suppress(OSError):  # an interrupted command may have killed it
             keeper.stdin.write(_DONE)
             keeper.stdin.flush()
         os.dup2(kept, 2)
@@ -79,10 +79,10 @@ while chunk := os.read(0, 65536):
 else:
     os.write(2, held)
 """
-"""A process that holds what comes in, and shows it if the input ends without the word that all is well."""
+"""A process that keeps its input, and prints it if the input ends without `_DONE`."""
 
 
-def _number(stream: Any) -> int | None:
+def _number(stream: TextIO) -> int | None:
     try:
         return int(stream.fileno())
     except (AttributeError, OSError, ValueError):

@@ -1,9 +1,9 @@
-"""Whether a stream is a terminal that shows colors and bars. Only here is `rich` found, and only when it is needed."""
+"""Find out whether a stream is a terminal with colors and bars. `rich` is imported only if it is."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +27,8 @@ def console_of(stream: TextIO) -> Console | None:
         def show_cursor(self, show: bool = True) -> bool:
             return False
 
-    width: dict[str, Any] = {} if os.environ.get("COLUMNS") else {"width": _columns(stream)}
-    return VisibleCursor(file=stream, highlight=False, markup=False, emoji=False, **width)
+    width = None if os.environ.get("COLUMNS") else _columns(stream)
+    return VisibleCursor(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def _columns(stream: TextIO) -> int | None:
