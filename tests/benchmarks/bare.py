@@ -1,11 +1,11 @@
-"""What the fabric is measured against, as processes of their own: bare pyzmq, with nothing that a fabric needs.
+"""Bare pyzmq, to which the fabric is compared, in processes of its own.
 
 `python -m tests.benchmarks.bare proxy` and `... minimal` print their two endpoints; `... echo BACKEND` and
-`... credit-echo BACKEND` connect to the one for workers.
+`... credit-echo BACKEND` connect to the endpoint for workers.
 
-- proxy: libzmq's own `zmq.proxy`, which runs no Python for a message and can only do round-robin;
-- minimal: the least that a broker in Python can do and still choose a worker: two ROUTERs, a msgpack envelope each way,
-  credits, least outstanding. No deadlines, no liveness, no retries, no limits.
+- proxy: `zmq.proxy` of libzmq, which runs no Python for a message and can only do round-robin.
+- minimal: a minimal broker in Python that chooses a worker: two ROUTERs, a msgpack envelope each way, credits, least
+  outstanding. It has no deadlines, no liveness, no retries and no limits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgpack
 import zmq
 
 SMALL = 32 * 1024
-"""Frames up to here are cheaper copied than handed over; a user of pyzmq who measures finds the same."""
+"""Up to this size a copy of a frame is cheaper than passing it on."""
 
 Sock = zmq.Socket[bytes]
 
@@ -56,7 +56,7 @@ def _receive(socket: Sock) -> list[Any] | None:
 
 
 def minimal() -> None:
-    """Client: [envelope, tensor]; worker: [client, envelope, tensor] each way, and [b"", slots] to begin with."""
+    """Clients send [envelope, tensor]; workers [b"", slots] first, then [client, envelope, tensor] each way."""
     front, back = _bound(zmq.ROUTER), _bound(zmq.ROUTER)
     _ready(front, back)
     poller = zmq.Poller()
@@ -97,7 +97,7 @@ def echo(backend: str, credit: bool = False) -> None:
 
 
 class BareClient:
-    """A round trip as a user of bare pyzmq writes it; `envelope` for the minimal broker."""
+    """A round trip with bare pyzmq. The minimal broker needs an `envelope`."""
 
     def __init__(self, endpoint: str, envelope: bool = False) -> None:
         self._context: zmq.Context[Sock] = zmq.Context()

@@ -1,8 +1,8 @@
-"""What batching is worth: `python -m tests.benchmarks.batching`.
+"""Measures what batching gains: `python -m tests.benchmarks.batching`.
 
-Requests a second at 16 concurrent clients, and the median round trip of one client alone, with and without batching:
-the same subgraph, two fabrics of one worker each, up at the same time and loaded in turns. The subgraph is deep and
-narrow, as recurrent nets are: what a call costs hardly depends on the rows.
+Requests per second of 16 concurrent clients, and the median round trip of one client alone, with and without batching.
+Two fabrics with one worker each serve the same subgraph and are loaded in turns. The subgraph is deep and narrow, as
+recurrent networks are, so that the cost of a call hardly depends on the number of rows.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def fabric(repository: Path, *options: str) -> Iterator[str]:
 
 
 def load(endpoint: str, clients: int, seconds: float) -> tuple[float, float]:
-    """Requests a second, and the median round trip in seconds."""
+    """Requests per second, and the median round trip in seconds."""
     x = np.random.default_rng(0).random((1, WIDTH), np.float32)
     times: list[float] = []
     end = time.monotonic() + seconds
@@ -74,7 +74,7 @@ def load(endpoint: str, clients: int, seconds: float) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.batching", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.5, help="for each, in a round")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each fabric in a round")
     parser.add_argument("--delay", type=int, default=500, metavar="US", help="--batch-delay of the workers")
     args = parser.parse_args()
     kinds = {"one at a time": [], f"--max-batch {MAX_BATCH}": ["--max-batch", str(MAX_BATCH)]}

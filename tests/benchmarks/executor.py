@@ -1,8 +1,8 @@
-"""What the executor adds to the bare VM call: `python -m tests.benchmarks.executor`.
+"""Measures what the executor adds to a bare call of the VM: `python -m tests.benchmarks.executor`.
 
-CPU time of `GraphExecutor.run` and of the VM's function on tensors that are there already, in turns in one run, on a
-subgraph that takes and returns 38,400 bytes and does next to nothing. What is between the two copies the inputs in and
-makes arrays of the outputs.
+CPU time of `GraphExecutor.run`, and of the VM's function on existing tensors, in turns in one run, on a subgraph that
+takes and returns 38,400 bytes and computes next to nothing. The difference is copying the inputs and making arrays of
+the outputs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def cpu_each(call: Callable[[], object], calls: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.executor", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--calls", type=int, default=200, help="in a round, of each")
+    parser.add_argument("--calls", type=int, default=200, help="of each in a round")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         repository = subgraph(Path(scratch))

@@ -1,8 +1,8 @@
-"""The quick benchmark: what the fabric costs beside what the sockets cost. `python -m tests.benchmarks.fabric`.
+"""Measures what the fabric costs, compared with bare sockets: `python -m tests.benchmarks.fabric`.
 
-p50 round trips of `Client.infer` through a broker and an echo worker, of bare pyzmq through `zmq.proxy`, and through
-the least broker that Python can be; the same bytes, interleaved in one run, each far end in a process of its own. Then
-the brokers' CPU time a request, and the throughput of small requests with clients that pipeline.
+Median round trips of `Client.infer` through a broker and an echo worker, of bare pyzmq through `zmq.proxy`, and through
+a minimal broker in Python. All send the same bytes, interleaved in one run, with the far end in a process of its own.
+Then the brokers' CPU time per request, and the throughput of small requests with clients that pipeline.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def fabric(workers: int = 1) -> Iterator[Fabric]:
 
 
 def until_served(client: Client, model: str, workers: int = 1) -> None:
-    """Wait for so many workers that hold the model."""
+    """Wait until that many workers hold the model."""
     end = time.monotonic() + 30
     while not any(m["name"] == model and m["workers"] >= workers for m in client.models()):
         assert time.monotonic() < end, f"no {workers} workers for {model}"
@@ -46,7 +46,7 @@ def until_served(client: Client, model: str, workers: int = 1) -> None:
 
 @contextmanager
 def bare(kind: str, far_end: str) -> Iterator[tuple[str, str, int]]:
-    """Both endpoints, and the process id, of a bare broker with an echo behind it."""
+    """Both endpoints and the process id of a bare broker with an echo worker."""
     with running("-m", "tests.benchmarks.bare", kind) as broker:
         ready = broker.wait_for(r"ready (\S+) (\S+)")
         with running("-m", "tests.benchmarks.bare", far_end, ready[2]):
@@ -106,14 +106,14 @@ def _pipeline(kind: str, endpoint: str, size: int, depth: int, seconds: float, a
 
 @dataclass(frozen=True)
 class Rate:
-    """Requests a second, and the broker's CPU time for each."""
+    """Requests per second, and the broker's CPU time for each."""
 
     requests: float
     broker_cpu: float
 
 
 def throughput(kind: str, seconds: float, *, size: int = 1024, clients: int = 2, depth: int = 64) -> Rate:
-    """Of `clients` processes that keep `depth` requests under way each, and two workers."""
+    """The throughput of `clients` processes with `depth` requests in flight each, and two workers."""
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         if kind == "fabric":
@@ -162,7 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     print(report(latency(tuple(args.sizes), args.seconds)), flush=True)
     if not args.no_throughput:
-        print("\n1 KB, two clients with 64 requests under way each, two workers:")
+        print("\n1 KB, two clients with 64 requests in flight each, two workers:")
         for kind in ("minimal", "fabric"):
             rate = throughput(kind, args.seconds)
             print(f"{kind}: {rate.requests:,.0f} requests/s, {rate.broker_cpu * 1e6:.0f} µs of broker CPU each")

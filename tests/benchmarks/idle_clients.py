@@ -1,6 +1,6 @@
-"""Connected clients that do nothing, many to a process: `python -m tests.benchmarks.idle_clients ENDPOINT COUNT`.
+"""Connected clients that do nothing, many in a process: `python -m tests.benchmarks.idle_clients ENDPOINT COUNT`.
 
-Says "connected" when each has had an answer of the broker, and holds them until it is ended.
+Prints "connected" when the broker has replied to each of them, and holds them until the process ends.
 """
 
 from __future__ import annotations

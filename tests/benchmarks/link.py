@@ -1,8 +1,8 @@
-"""Does the emulated link deliver what it is told? `python -m tests.benchmarks.link`.
+"""Checks that the emulated link delivers what it is told: `python -m tests.benchmarks.link`.
 
-For each bandwidth and rtt: the median round trip of single bytes on an idle connection, and the rate at which bytes
-come out while both directions are full at once. Both are plain sockets' figures, with nothing taken off for the
-machine's own share. Exit code 1 if one is more than `--within` off.
+For each bandwidth and round trip: the median round trip of single bytes on an idle connection, and the rate of bytes
+while both directions are full at once. Plain sockets are measured, and nothing is subtracted for the machine itself.
+The exit code is 1 if a figure is wrong by more than `--within`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RTTS = ("2ms", "10ms", "50ms")
 
 @contextmanager
 def through(link_options: dict[str, str]) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of a connection by a link."""
+    """Both ends of a connection over a link."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         with Link(f"tcp://{host}:{port}", **link_options) as link:  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def round_trip(near: socket.socket, far: socket.socket, seconds: float) -> float
 
 
 def rate(ends: tuple[socket.socket, socket.socket], bits: float, seconds: float) -> tuple[float, float]:
-    """Bits a second, there and back, both at once, from the first bytes' arrival to the last's."""
+    """Bits per second in both directions at once, from the arrival of the first bytes to that of the last."""
     size = max(int(bits * seconds / 8), 1 << 16)
     rates = [0.0, 0.0]
 
@@ -84,7 +84,7 @@ def rate(ends: tuple[socket.socket, socket.socket], bits: float, seconds: float)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
-    parser.add_argument("--within", type=float, default=0.05, help="what a figure may be off, as a share")
+    parser.add_argument("--within", type=float, default=0.05, help="how much a figure may be wrong, as a share")
     args = parser.parse_args()
     worst = 0.0
     print("| bandwidth | rtt | round trip | off | rate there | rate back | off |\n|---|---|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""Measuring side by side: round trips interleaved in one run, medians, and CPU time of processes."""
+"""Interleaved round trips in one run, medians, and CPU time of processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Call = Callable[[], object]
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads, libzmq's included. Nanoseconds exact, unlike /proc."""
+    """User and system time of all threads of a process, in nanoseconds (which /proc does not have)."""
     return time.clock_gettime(~pid << 3 | 2)  # clock_getcpuclockid(3)
 
 
 @dataclass
 class Series:
-    """One peer's round trips of one size, in seconds, and the CPU time that was watched meanwhile."""
+    """The round trips of one peer with one size, in seconds, and the CPU time of the watched process."""
 
     times: list[float] = field(default_factory=list)
     cpu: float = 0.0

@@ -1,4 +1,4 @@
-"""Networks to measure schedules with: generated with random weights, and the OCR networks where they are installed."""
+"""Networks for measuring schedules: generated with random weights, and the OCR networks if they are installed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def three_convolutions() -> onnx.ModelProto:
 
 
 def mobilenet() -> onnx.ModelProto:
-    """MobileNetV2's shape: inverted residuals, expansion 6, ReLU6."""
+    """A network like MobileNetV2: inverted residuals, expansion 6, ReLU6."""
     g = Graph()
     low, high = g.constant(np.float32(0.0)), g.constant(np.float32(6.0))
 
@@ -99,7 +99,7 @@ def mobilenet() -> onnx.ModelProto:
 
 
 def resnet() -> onnx.ModelProto:
-    """ResNet-18's shape."""
+    """A network like ResNet-18."""
     g = Graph()
     x = g.op("Relu", g.conv("x", 3, 64, 7, 2))
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
@@ -144,7 +144,7 @@ def transformer(length: int = 128, width: int = 384, heads: int = 6) -> onnx.Mod
 
 
 def convolutions_1d() -> onnx.ModelProto:
-    """A stack for waveforms: strided convolutions down, dilation-free residual blocks."""
+    """A network for waveforms: strided convolutions and residual blocks without dilation."""
     g, x, channels = Graph(), "x", 1
     for oc, kernel, stride in ((32, 9, 4), (64, 5, 2), (128, 5, 2)):
         x = g.op("Relu", g.conv(x, channels, oc, kernel, stride, rank=1))
@@ -170,7 +170,7 @@ def decoder() -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Case:
-    """A network with the shape of its input."""
+    """A network and the shape of its input."""
 
     name: str
     model: Callable[[], onnx.ModelProto]
@@ -181,7 +181,7 @@ def _packaged(file: str) -> Callable[[], onnx.ModelProto]:
     def load() -> onnx.ModelProto:
         spec = importlib.util.find_spec("rapidocr_onnxruntime")
         if spec is None or spec.submodule_search_locations is None:
-            raise FileNotFoundError("rapidocr-onnxruntime is not installed (its networks are used, never its code)")
+            raise FileNotFoundError("rapidocr-onnxruntime is not installed (it contains the networks)")
         return onnx.load(Path(spec.submodule_search_locations[0]) / "models" / file)
 
     return load

@@ -1,7 +1,7 @@
-"""One peer's client, in a process of its own: `python peer_client.py KIND ARGUMENT...`.
+"""The client of one peer, in a process of its own: `python peer_client.py KIND ARGUMENT...`.
 
-It is told a size in bytes and a time in seconds on a line, makes round trips for so long, and answers with their times.
-Runs in the peer's own environment, so it needs NumPy, that peer's client, and nothing of this project but its peer is.
+It reads a size in bytes and a time in seconds per line, makes round trips for that time, and prints their durations. It
+runs in the peer's own environment, so it needs only NumPy and the client of that peer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fabric(endpoint: str, model: str) -> Infer:
 
 
 def compiled(endpoint: str, bundles: str) -> Infer:
-    """The device's part of the split model, which calls the rest: what `model(x)` costs."""
+    """The device model of a split, which calls the region: the cost of `model(x)`."""
     import zmq_offload
 
     models: dict[int, Any] = {}
@@ -111,7 +111,7 @@ def main() -> None:
     for line in sys.stdin:
         size, seconds = json.loads(line)
         x = np.random.default_rng(0).random(size // 4, dtype=np.float32)
-        # All inputs are positive, so that a ReLU's result is what an echo's is.
+        # Inputs are positive, so that a ReLU returns them unchanged.
         assert np.array_equal(infer(x), x), f"{sys.argv[1]} returned something else"
         times = []
         end = clock() + seconds

@@ -1,4 +1,4 @@
-"""The far ends that the fabric is compared with, each in processes of its own."""
+"""The servers to which the fabric is compared, each in processes of its own."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from zmq_offload import Client
 from zmq_offload.compile import compile_model
 
 Command = list[str]
-"""The client's command line, from its Python on."""
+"""The command line of a client, from its Python on."""
 
 
 class Missing(Exception):
-    """A peer is not installed; says how it would be."""
+    """A peer is not installed. The message says how to install it."""
 
 
 def free_port() -> int:
-    """A port that is free now. A race, but these servers cannot say which port they got."""
+    """A port that is free now. Another process may take it, but these servers cannot choose one themselves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -79,7 +79,7 @@ def zmq_proxy(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str,
 
 @contextmanager
 def this_fabric(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
-    """With an echo worker, and with a ReLU that TVM runs."""
+    """The fabric with an echo worker, and with a ReLU in TVM."""
     bundles = folder / "bundles"
     for size in sizes:
         nodes = [
@@ -146,7 +146,7 @@ output [{ name: "y", data_type: TYPE_FP32, dims: [-1] }]
 
 @contextmanager
 def triton(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
-    """The server that the package nvidia-pytriton carries, with its Python backend; no GPU, no container."""
+    """The server in the package nvidia-pytriton, with its Python backend, without GPU or container."""
     found = subprocess.run(
         [python, "-c", "import pytriton, tritonclient.grpc, tritonclient.http, sys, sysconfig; "
          "print(pytriton.__path__[0], '%d.%d' % sys.version_info[:2], sysconfig.get_config_var('LIBDIR'), sep='\\n')"],
@@ -220,7 +220,7 @@ CLIENT = str(ROOT / "tests/benchmarks/peer_client.py")
 
 @contextmanager
 def client(command: Command) -> Iterator[subprocess.Popen[str]]:
-    """A client's process, which is ready."""
+    """The process of a client that is ready."""
     python, *arguments = command
     process = subprocess.Popen(
         [python, CLIENT, *arguments],

@@ -1,9 +1,9 @@
-"""How much of the slowest stage's rate a pipeline reaches: `python -m tests.benchmarks.pipeline`.
+"""Measures how much of the slowest stage's rate a pipeline reaches: `python -m tests.benchmarks.pipeline`.
 
 A stack of convolutions is cut at a tensor of shape (1,16,40,30). The device's process and the worker have a core and a
-thread each. Measured alone: the device stage (a client that answers at once), the server stage (requests without a
-device, always some of them waiting), and the wire (the bytes at the link's bandwidth). Then the whole, one by one and
-pipelined, over loopback and over the emulated link. Exit code 1 if a pipeline is below `--bar` of its slowest stage.
+thread each. Measured alone are the device stage (with a client that replies at once), the server stage (with requests
+that always wait), and the wire (the bytes at the bandwidth of the link). Then everything runs one by one and pipelined,
+over loopback and over the emulated link. The exit code is 1 if a pipeline is below `--bar` of its slowest stage.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def network(path: Path, device: int, server: int) -> Path:
 
 
 class Instant:
-    """A client that answers at once, with what was never computed."""
+    """A client that replies at once without computing."""
 
     def infer(self, _model: str, _inputs: Any, *, outputs: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
         return outputs
 
 
 def rate(results: Iterator[Any], seconds: float, warm: int = 10) -> float:
-    """Results a second."""
+    """Results per second."""
     for _ in range(warm):
         next(results)
     done, began = 0, time.perf_counter()
@@ -71,7 +71,7 @@ def rate(results: Iterator[Any], seconds: float, warm: int = 10) -> float:
 
 
 def saturated(client: Client, x: Any) -> Iterator[Any]:
-    """Answers of a worker that always has something to do."""
+    """Replies of a worker that always has a request."""
     waiting = deque(client.submit("net", {"features": x}) for _ in range(8))
     while True:
         yield waiting.popleft().result()
@@ -87,7 +87,7 @@ def bind(pid: int, cores: set[int]) -> None:
 def case(
     compiled: Compiled, others: set[int], link: dict[str, str], depth: int, seconds: float
 ) -> tuple[dict[str, float], float, float]:
-    """The stages' own rates, the rate one by one, and the pipelined one. Broker and link run on the cores `others`."""
+    """The rates of the stages, one by one, and pipelined. Broker and link run on the cores `others`."""
     stages: dict[str, float] = {}
     repository = str(compiled.device.parent / "repository")
     x, features = onnx_models.random(*SHAPE, seed=7), np.zeros((1, 16, 40, 30), np.float32)
@@ -126,7 +126,7 @@ def main() -> int:
     worst = 9.9
     with tempfile.TemporaryDirectory() as folder:
         built = {}
-        # Broker and link are elsewhere in earnest: here they run beside the stage that has time to spare, if one has.
+        # In production, broker and link run elsewhere; here they share a core with the faster stage.
         for name, sizes, others in (
             ("device slower", (5, 3), {1}),
             ("server slower", (3, 5), {0}),

@@ -1,11 +1,10 @@
-"""Is what `zmq-offload plan` predicts what happens? `python -m tests.benchmarks.plan_check`.
+"""Compares the predictions of `zmq-offload plan` with real runs: `python -m tests.benchmarks.plan_check`.
 
-Takes some minutes and wants the machine to itself.
+It takes some minutes and needs the machine for itself.
 
-For each network and link: plan, compile what was chosen by `zmq-offload compile --plan`, and run it, a broker and a
-worker in processes of their own, the emulated link between them and a device that is slowed down as the plan supposed.
-The latency is that of frames one at a time, the rate that of `model.map`. Predictions come from plans, runs from runs:
-nothing is fitted between the two.
+For each network and link, it plans, compiles with `zmq-offload compile --plan`, and runs the result: broker and worker
+in processes of their own, the emulated link, and a device that is slowed down as in the plan. The latency is that of
+items one at a time, the rate that of `model.map`. Nothing is fitted between predictions and runs.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def command(*arguments: str) -> str:
 
 
 def check(file: Path, shape: str, link: tuple[str, str], folder: Path, args: argparse.Namespace) -> list[str]:
-    """One row: what was chosen, predicted and measured."""
+    """One row: the choice, the prediction and the measurement."""
     bandwidth, rtt = link
     plan = folder / f"{file.stem}-{bandwidth}.json"
     options = ["--input", f"x={shape}", "--bandwidth", bandwidth, "--rtt", rtt, "--device-slowdown", str(args.slowdown)]
@@ -81,19 +80,19 @@ def check(file: Path, shape: str, link: tuple[str, str], folder: Path, args: arg
 
 
 def compared(predicted: float, measured: float, rate: bool = False) -> list[str]:
-    """Both, in milliseconds or as a rate, and by how much the prediction is off."""
+    """Both in milliseconds, or as rates, and the relative error of the prediction."""
     one, other = (1 / predicted, 1 / measured) if rate else (predicted * 1e3, measured * 1e3)
     return [f"{one:.1f}", f"{other:.1f}", f"{one / other - 1:+.1%}"]
 
 
 def run_whole(file: Path, shape: Sequence[int], library: Path, args: argparse.Namespace) -> float:
-    """Median seconds of a frame of the whole model on the slow device."""
+    """Median seconds of an item on the slow device alone."""
     compile_uncut(file, library, inputs={"x": shape})
     whole, processor = UncutModel(library), SlowProcessor(args.slowdown)
     x = np.random.default_rng(0).standard_normal(shape).astype("float32")
     whole(x)
     times = []
-    for _ in range(args.frames):
+    for _ in range(args.items):
         start, used = time.monotonic(), time.thread_time()
         whole(x)
         _, end = processor.stage(time.monotonic(), time.thread_time() - used)
@@ -105,7 +104,7 @@ def run_whole(file: Path, shape: Sequence[int], library: Path, args: argparse.Na
 def run(
     dist: Path, shape: Sequence[int], link: tuple[str, str], args: argparse.Namespace, expected: float
 ) -> tuple[float, float]:
-    """Median seconds of a frame by itself, and seconds between pipelined frames."""
+    """Median seconds of a single item, and seconds between pipelined items."""
     x = np.random.default_rng(0).standard_normal(shape).astype("float32")
     with Interrupts() as interrupts, Children(interrupts) as children, tempfile.TemporaryDirectory() as logs:
         options = ("--threads", str(SERVER_THREADS))
@@ -116,14 +115,14 @@ def run(
                 for _ in range(5):
                     model(x)
                 times = []
-                for _ in range(args.frames):
+                for _ in range(args.items):
                     start = time.perf_counter()
                     model(x)
                     times.append(time.perf_counter() - start)
                 latency = statistics.median(times)
                 depth = 2 + int(latency / expected)
-                ends = [time.perf_counter() for _ in model.map([x] * (2 * args.frames), depth=depth)]
-    skipped = args.frames // 4
+                ends = [time.perf_counter() for _ in model.map([x] * (2 * args.items), depth=depth)]
+    skipped = args.items // 4
     return latency, (ends[-1] - ends[skipped]) / (len(ends) - 1 - skipped)
 
 
@@ -132,9 +131,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--slowdown", type=float, default=8.0)
     parser.add_argument("--objective", default="latency")
-    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--frames", type=int, default=40, dest="items", help="items to run")
     parser.add_argument("--keep", type=Path, help="folder for plans, pictures and bundles (default: none are kept)")
-    parser.add_argument("plan_option", nargs="*", help="more options of plan, behind --")
+    parser.add_argument("plan_option", nargs="*", help="more options of plan, after --")
     args = parser.parse_args()
     head = ["network", "link", "cut", "until", "wire", "predicted ms", "measured ms", "off"]
     head += ["predicted fps", "measured fps", "off"]

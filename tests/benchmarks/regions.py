@@ -1,8 +1,8 @@
-"""What it is worth to have two regions under way together: `python -m tests.benchmarks.regions`.
+"""Measures the gain of two regions in flight at once: `python -m tests.benchmarks.regions`.
 
-A model with two heads on two models and a branch of the device's own, two workers of one thread, loopback. The same
-bundle is called in turns with a client that can submit and with one that cannot, which makes one request after the
-other.
+The model has two heads on two served models and a branch on the device; two workers have one thread each, over
+loopback. The same bundle is called in turns with a client that can submit, and with one that cannot and makes one
+request after the other.
 """
 
 from __future__ import annotations

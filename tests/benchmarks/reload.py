@@ -1,8 +1,8 @@
-"""What loading a version costs the requests of other models: `python -m tests.benchmarks.reload`.
+"""Measures what loading a version costs the requests of other models: `python -m tests.benchmarks.reload`.
 
-One client calls a small model all the time, in windows by turns: nothing else happens, and a new version of a large
-model is loaded (from its appearing in the repository until all workers serve it). The files are there before that.
-Nothing else is measured twice: how much the two differ is what the machine does by itself.
+One client calls a small model without a pause. Windows alternate: in one nothing else happens, in the other a new
+version of a large model is loaded, from its appearance in the repository until all workers serve it. Its files are
+written before. The quiet windows are measured twice; their difference is the noise of the machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def product(folder: Path, name: str, side: int) -> Path:
 
 
 def draft(source: Path, version: int) -> Path:
-    """A copy under another version, in a hidden folder beside it."""
+    """A copy as another version, in a hidden folder next to it."""
     place = Path(shutil.copytree(source, source.with_name(f".{version}")))
     described = json.loads((place / DESCRIPTION).read_text()) | {"version": version}
     (place / DESCRIPTION).write_text(json.dumps(described))
@@ -45,7 +45,7 @@ def draft(source: Path, version: int) -> Path:
 
 
 class Calls:
-    """Latencies of calls of the small model, in ms."""
+    """Latencies of calls of the small model, in milliseconds."""
 
     def __init__(self, client: Client, side: int) -> None:
         self._client, self._x = client, np.ones((1, side), np.float32)

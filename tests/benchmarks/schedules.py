@@ -1,9 +1,9 @@
-"""TVM with the CPU schedules against ONNX Runtime, same threads, same process: `python -m tests.benchmarks.schedules`.
+"""TVM with the CPU schedules against ONNX Runtime, same threads and process: `python -m tests.benchmarks.schedules`.
 
-`--tuning-db DIR` adds the same network with what tuning left in DIR, `--tune TRIALS` tunes it first.
-The two take turns in short rounds, so that whatever else the machine does hits both. ONNX Runtime's threads spin
-between calls, which would take a core from TVM: its session lives for its own round only (`--spin 0` turns its
-spinning off instead and changes over at every call).
+`--tuning-db DIR` adds the same network with the tuning results in DIR; `--tune TRIALS` tunes it first. Both runtimes
+take turns in short rounds, so that other work on the machine affects both. ONNX Runtime's threads spin between calls
+and would take a core from TVM, so its session lives only for its own round. (`--spin 0` turns spinning off instead, and
+alternates at every call.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.benchmarks.models import CASES, Case
 
 
 def timed(call: Callable[[], object], count: int, warm: int = 2) -> list[float]:
-    """Milliseconds of `count` calls after `warm` ones that are not counted."""
+    """Milliseconds of each of `count` calls, after `warm` calls that do not count."""
     times = []
     for i in range(count + warm):
         start = time.perf_counter()
@@ -34,7 +34,7 @@ def timed(call: Callable[[], object], count: int, warm: int = 2) -> list[float]:
 
 
 def prepared(case: Case) -> onnx.ModelProto:
-    """The model with its input's shape fixed and shapes folded."""
+    """The model with a fixed input shape and constant shapes folded."""
     import onnxslim
 
     model = case.model()
@@ -123,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--spin", type=int, default=1, choices=(0, 1), help="let ONNX Runtime's threads spin")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4.0, help="time for the calls of one case, roughly")
-    parser.add_argument("--default", action="store_true", help="TVM's default pipeline beside it: slow")
-    parser.add_argument("--tuning-db", type=Path, metavar="DIR", help="a column for what tuning found")
+    parser.add_argument("--default", action="store_true", help="also TVM's default pipeline (slow)")
+    parser.add_argument("--tuning-db", type=Path, metavar="DIR", help="add a column with the tuning results in DIR")
     parser.add_argument("--tune", type=int, metavar="TRIALS", default=0, help="tune first")
     args = parser.parse_args(argv)
     os.environ["TVM_NUM_THREADS"] = str(args.threads)

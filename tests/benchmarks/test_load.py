@@ -1,4 +1,4 @@
-"""Load tests: `pytest -m load -s`. All must be served and right; how fast is printed, for a person to judge."""
+"""Load tests: `pytest -m load -s`. Every request must be served and every result right; speeds are printed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def served() -> Iterator[Fabric]:
 
 
 def press(served: Fabric, level: Level, nbytes: int, *, processes: int = 1, duration: float = 6.0) -> Summary:
-    """Load with every result compared; none may fail."""
+    """Run a load and compare every result. None may fail."""
     x = np.random.default_rng(0).random(max(1, nbytes // 4), dtype=np.float32)
     plan = SendPlan((served.frontend,), "echo", None, {"x": x}, {"x": x}, 60.0, 0, True, 1 << 28, 0)
     quiet = Progress(quiet=True)
@@ -49,7 +49,7 @@ def test_ladder_of_sizes(served: Fabric, nbytes: int) -> None:
 
 @pytest.mark.parametrize("clients", [1, 4, 16, 64])
 def test_concurrent_clients(served: Fabric, clients: int) -> None:
-    """Clients with a connection and a thread each."""
+    """Load from clients with a connection and a thread each."""
     x = np.arange(256, dtype=np.float32)
     end = time.monotonic() + 5
     served_of = [0] * clients
@@ -107,9 +107,9 @@ def test_large_tensors_do_not_ruin_small_requests(served: Fabric) -> None:
     thread = threading.Thread(target=send_large)
     thread.start()
     try:
-        beside = press(served, Level(rate=200), 1024, duration=10)
+        mixed = press(served, Level(rate=200), 1024, duration=10)
     finally:
         stop.set()
         thread.join(60)
-    print(f"{sent[0]} tensors of 16 MB beside: p99 {alone.latency['p99']:.2f} -> {beside.latency['p99']:.2f} ms")
+    print(f"{sent[0]} tensors of 16 MB at once: p99 {alone.latency['p99']:.2f} -> {mixed.latency['p99']:.2f} ms")
     assert sent[0] > 0

@@ -1,8 +1,8 @@
 """Threads or processes: `python -m tests.benchmarks.threads`.
 
-Requests a second of a compute-bound subgraph (convolutions) on all cores of this host: one worker process with a
-thread for each core against a process for each core with one thread, and against a single process with one thread; all
-fabrics up at the same time and loaded in turns, by twice as many clients as cores.
+Requests per second of a compute-bound subgraph (convolutions) on all cores of this machine: one worker process with a
+thread per core, one process with one thread per core, and a single process with one thread. All fabrics run at the same
+time and are loaded in turns, by twice as many clients as cores.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def fabric(repository: Path, processes: int, threads: int) -> Iterator[str]:
 
 
 def rate(endpoint: str, clients: int, seconds: float) -> float:
-    """Requests a second."""
+    """Requests per second."""
     x = np.random.default_rng(0).random((1, CHANNELS, SIDE, SIDE), np.float32)
     done = [0] * clients
     end = time.monotonic() + seconds
@@ -80,8 +80,8 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.threads", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each, in a round")
-    parser.add_argument("--layers", type=int, default=3, help="convolutions: the more, the less the way there counts")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each fabric in a round")
+    parser.add_argument("--layers", type=int, default=3, help="convolutions: with more, the network counts less")
     args = parser.parse_args()
     shapes = {
         f"1 process x {cores} threads": (1, cores),

@@ -1,8 +1,8 @@
-"""What encodings of a boundary cost and save: `python -m tests.benchmarks.wire`.
+"""Measures the cost and the gain of encodings: `python -m tests.benchmarks.wire`.
 
-Time of the kernels that encode and decode, each compiled by itself, one thread; and what zlib (level 1) would still
-take from the bytes that cross the cut of a real network, PP-OCRv4's text detection on the demo's page, as they leave
-the device. Compression pays on a link if what it saves there is more than what it takes on both sides.
+The time of the kernels that encode and decode, each compiled alone, with one thread; and how much zlib (level 1) could
+still compress the bytes that cross the cut of a real network, PP-OCRv4's text detection on a page of the demo.
+Compression pays on a link if it saves more time there than it takes on both sides.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def compiled(types: list[Any], body: Callable[[relax.BlockBuilder, Any], list[An
 
 
 class Listening:
-    """A client that keeps what is sent, and answers with zeros."""
+    """A client that keeps what is sent and replies with zeros."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []

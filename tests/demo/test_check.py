@@ -1,4 +1,4 @@
-"""The demo's figures: differences against their bars, the stages of a frame."""
+"""The demo's figures: differences and what is allowed, the stages of an item."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def frame(number: int, *values: float) -> Item:
     return Item(0, number, np.array(values, np.float32), NOTHING)
 
 
-def test_the_largest_difference_is_of_all_frames_each_from_its_own_picture() -> None:
+def test_the_largest_difference_is_of_all_items_each_from_its_own_picture() -> None:
     references = [np.array([1, 2], np.float32), np.array([3, 4], np.float32)]
     frames = [frame(0, 1, 2), frame(1, 3, 4.5), frame(0, 1.25, 2)]
     verdict = compare("it", frames, references, bar=0.5)

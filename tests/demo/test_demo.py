@@ -1,4 +1,4 @@
-"""`zmq-offload demo` as a person runs it: what it shows, and that it leaves nothing behind however it ends."""
+"""`zmq-offload demo` as a user runs it: its output, and that it leaves no processes and files, however it ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ink_detector(folder: Path) -> Path:
-    """A network like the demo's that compiles in no time: dark pixels are text. `features` is where to cut it."""
+    """A small network in place of the demo's: dark pixels are text. `features` is the tensor to cut at."""
     darkness = np.full((4, 3, 2, 2), -1 / 12, np.float32)
     spread = np.full((4, 1, 2, 2), 1.0, np.float32)
     graph = helper.make_graph(
@@ -83,14 +83,14 @@ def size(picture: Path) -> tuple[int, int]:
 
 @pytest.fixture
 def arguments(ink_detector: Path, picture: Path, folder: Path, tmp_path: Path) -> list[str]:
-    """Of a demo on the small network, with a cache that the tests share."""
+    """Arguments for a demo of the small network, with a cache that the tests share."""
     files = ["--model", str(ink_detector), "--image", str(picture), "--cache", str(folder / "cache")]
     return [*files, "--cut", "features", "-o", str(tmp_path / "found.png")]
 
 
 def test_it_runs_and_a_second_run_compiles_nothing(arguments: list[str], folder: Path, tmp_path: Path) -> None:
     mark = new_mark()
-    # Variables of the user's own fabric have no say in the demo's.
+    # Variables for the user's own fabric do not affect the demo.
     keys = dict.fromkeys(("ZMQ_OFFLOAD_CLIENT_KEY", "ZMQ_OFFLOAD_BROKER_KEY"), "/no/such/key")
     mine = {MARK_VARIABLE: mark, "ZMQ_OFFLOAD_EXECUTOR": "echo", "ZMQ_OFFLOAD_FRONTEND": "tcp://127.0.0.1:1"} | keys
     first = run(*arguments, **mine)
@@ -125,7 +125,7 @@ def test_what_an_earlier_run_left_damaged_is_compiled_again(arguments: list[str]
 
 @contextmanager
 def started(arguments: Sequence[str], mark: str) -> Iterator[subprocess.Popen[str]]:
-    """A demo in a process group of its own, as a shell would start it."""
+    """A demo in a process group of its own, as a shell starts it."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "zmq_offload", "demo", *arguments],
         cwd=ROOT,
@@ -165,7 +165,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 def test_a_signal_at_any_stage_leaves_nothing_behind(
     number: signal.Signals, stage: str, cached: bool, many: int, arguments: list[str], tmp_path: Path
 ) -> None:
-    """At `stage`, which is when a line like that is written and `count` processes, the demo among them, run."""
+    """The stage begins with a line that matches `stage`, and when `count` processes run, with the demo."""
     mark, cache = new_mark(), tmp_path / "cache"
     arguments = [*arguments, "--frames", "1000000", *([] if cached else ["--cache", str(cache)])]
     with started(arguments, mark) as process:

@@ -1,4 +1,4 @@
-"""The load generator's parts that need no fabric: levels, windows, inputs, charts, reports."""
+"""The parts of the load generator that need no fabric: levels, windows, inputs, reports."""
 
 from __future__ import annotations
 

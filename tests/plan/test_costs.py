@@ -1,4 +1,4 @@
-"""What `zmq-offload plan` predicts, allows and chooses: without TVM, a clock or a link."""
+"""The predictions, rules and choices of `zmq-offload plan`, without TVM, a clock or a network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ POINTS = (point("x", 10_000), point("big", 50_000), point("small", 1_000), point
 
 
 def times(pieces: Sequence[float], coding: float = 0.0) -> Times:
-    """Of a model whose pieces between neighbouring points take so long, whoever runs them together."""
+    """The times of a model whose pieces between neighboring points take `pieces` seconds."""
     size = len(pieces) + 1
     before = tuple(sum(pieces[:at]) for at in range(size))
     coders = {w: (0.0 if w == "float32" else coding,) * size for w in WIRES}
@@ -110,7 +110,7 @@ def test_only_float32_is_encoded_and_nothing_that_would_not_be_smaller() -> None
     assert point("f", 2).sent("int8") == point("f", 2).tensors
     assert [t.datatype for t in point("f", 3).sent("int8")] == ["INT8", "FP32"]
     wires = {s.wire for s in all_splits((point("i", 5, "INT64"), point("y", 5)), WIRES)}
-    assert wires == {"float32", "float16"}  # eight bits are for a range of values
+    assert wires == {"float32", "float16"}  # int8 scales a range of values, which indices are not
 
 
 positive = st.floats(1e-6, 1.0)
@@ -169,7 +169,7 @@ def test_the_best_are_measured_until_the_best_is_measured_and_only_then_chosen()
 
     splits = all_splits(POINTS, WIRES)
     decision = decide(found, splits, "latency", 3, measure)
-    assert asked[0].start == 0 and asked[0].end == 3  # the best guess was wrong by far
+    assert asked[0].start == 0 and asked[0].end == 3  # the best estimate was far too low
     assert decision.chosen.measured
     assert len(asked) == len(set(asked)) <= 3
     assert decide(costs(Network(1e9, 0.001)), splits, "latency").chosen.split == asked[0]
@@ -192,7 +192,7 @@ W = frozenset({"w"})
 
 
 def rules(before: str, after: str, raw: str = "    ") -> Rules:
-    """One letter a point: "w" where the sealed weight is needed, "x" where the private input is had raw."""
+    """One letter per point: "w" where the sealed weight is needed, "x" where the private input is raw."""
     return Rules(
         tuple(W if c == "w" else NONE for c in before),
         tuple(W if c == "w" else NONE for c in after),
@@ -219,7 +219,7 @@ def test_what_leaves_nothing_says_what_excludes_what() -> None:
         "--seal 'w' excludes cutting at 'small'"
     )
 
-    # Nothing can be cut after a weight that only the last part needs: only sending is to blame there.
+    # Only the last part needs the weight, so no cut is excluded for it.
     with pytest.raises(InvalidArgument) as caught:
         allowed_splits(POINTS, ["float32"], rules("   w", "www ", "xxx "))
     assert caught.value.message == (
@@ -315,7 +315,7 @@ def test_a_damaged_profile_is_refused(model: Path, tmp_path: Path) -> None:
 def test_stages_of_a_slow_processor_are_stretched_and_follow_each_other() -> None:
     slow = SlowProcessor(4)
     assert slow.stage(10.0, 0.5) == pytest.approx((9.5, 11.5))
-    # Computed meanwhile by another thread: it had to wait for the processor.
+    # Another thread computed at the same time and waits for the processor.
     assert slow.stage(10.5, 0.5) == pytest.approx((11.5, 13.5))
     assert slow.stage(20.0, 0.5) == pytest.approx((19.5, 21.5))
     with pytest.raises(InvalidArgument, match="0 is not a slowdown"):

@@ -1,4 +1,4 @@
-"""`zmq-offload plan` on small models: what it measures, allows, writes and refuses. No figure of speed is asserted."""
+"""`zmq-offload plan` on small models: measurements, rules, files and errors. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINK = ["--bandwidth", "50Mbit", "--rtt", "10ms"]
 
 @pytest.fixture(autouse=True)
 def no_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a request costs by itself is measured with a broker and a worker, in tests/integration/test_plan.py."""
+    """Do not start a broker and a worker; tests/integration/test_use_case.py measures their cost."""
     monkeypatch.setattr(planning, "measure_overhead", lambda: Overhead(0.0005, 1e-9))
     monkeypatch.setenv("TVM_NUM_THREADS", "1")
 
@@ -36,9 +36,9 @@ def plan(model: Path, folder: Path, *options: str) -> int:
     return main(["plan", str(model), "--input", "x=1,3,16,16", *LINK, *always, *options])
 
 
-def test_the_places_of_a_model_and_the_times_around_them(convnet: Path) -> None:
+def test_the_points_of_a_model_and_the_times_around_them(convnet: Path) -> None:
     model = cuttable(import_onnx(convnet, SHAPE))
-    # conv1 and relu1 are one cut, and so is what follows the second convolution: no products between them.
+    # conv1 and relu1 count as one cut, as do the operators after the second convolution: no products between them.
     assert [p.name for p in model.points] == ["x", "relu1", "inner_flat", "inner_logits", "y"]
     (times,) = measure_halves(model, host_target(), [1], 3)
     assert times.before[0] == times.after[-1] == 0
@@ -58,7 +58,7 @@ def test_plan_is_printed_drawn_saved_and_compiled(
     convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "plan.json"
-    # For so small a model nothing pays; what the device must not hold leaves it no choice.
+    # For a small model no split pays; the rules exclude the device alone.
     options = ["--device-slowdown", "8", "--seal", "w3", "--private", "x", "--confirm", "1", "--save", str(file)]
     assert plan(convnet, tmp_path, *options) == 0
     said = capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_plan_is_printed_drawn_saved_and_compiled(
     saved = Plan.read(file)
     assert saved.cut in {("relu1",), ("inner_flat",)}
     assert saved.predicted["latency"] > 0.01
-    # What is to be kept off the device is not put there by another option.
+    # Another option must not put sealed weights on the device.
     assert saved.sealed == ("w3",)
     copying = ["compile", str(convnet), "--plan", str(file), "--name", "head", "-o", str(tmp_path / "c")]
     assert main([*copying, "--with-fallback"]) == 1
@@ -206,7 +206,7 @@ def test_what_is_refused_before_anything_slow(
 
     monkeypatch.setattr("zmq_offload.plan.halves.measure_halves", None)
     assert "no weight 'w9'; the nearest are" in refused("--seal", "w9")
-    # The first convolution's weight is behind nothing but the input, which must stay.
+    # Only the input comes before the first convolution's weight, and the input is private.
     said = refused("--seal", "w1", "--private", "x")
     assert "--seal 'w1' excludes device only" in said and "--private 'x' excludes sending 'x'" in said
     assert "--seal 'w1' excludes cutting at 'relu1'" in said

@@ -1,4 +1,4 @@
-"""`zmq-offload profile`: what it counts, and what a person gets to see. No figure of speed is asserted."""
+"""`zmq-offload profile`: its counts and its output. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_flops_of_a_symbolic_batch_grow_with_its_rows(mlp: Path, tmp_path: Path)
     assert total(symbolic, None) == 0
 
 
-def test_what_is_written_beside_a_library_may_be_anything() -> None:
+def test_counts_in_a_file_may_be_anything() -> None:
     for counts in ({}, {"f": 3}, {"f": [1]}, {"f": ["1", 2]}, {"f": None}):
         assert flops_of(counts, "f", 2) is None
     assert flops_of({"f": [1, 2]}, "f", 3) == 7
@@ -190,7 +190,7 @@ def test_inputs_are_the_same_in_every_run_and_integers_are_zeros(compiled_mlp: C
 def test_a_broker_that_is_not_there_is_found_out_within_the_timeout(
     compiled_mlp: Compiled, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zmq_offload.profile.peak.measured_peak", None)  # nothing slow is begun
+    monkeypatch.setattr("zmq_offload.profile.peak.measured_peak", None)  # nothing slow starts
     arguments = ["profile", str(compiled_mlp.device), "--broker", "tcp://127.0.0.1:1", "--timeout", "0.2", *FAST]
     assert main([*arguments, "-o", str(tmp_path / "p.png")]) == 1
     said = capsys.readouterr().err
