@@ -1,4 +1,4 @@
-"""Numbers of NumPy are numbers; NaN, infinities where they make no sense, truth values and texts are refused."""
+"""NumPy's numbers are accepted. NaN, senseless infinities, bools and strings are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_TIMES += [np.True_, "1", None, [1.0], np.ones(2), 1j, Fraction(1, 2)]
 
 
 @pytest.mark.parametrize("timeout", NO_TIMES)
-def test_what_is_no_time_is_refused(timeout: Any) -> None:
+def test_a_wrong_timeout_is_refused(timeout: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"timeout .* is not a number of seconds above 0"):
         check_timeout(timeout)
     with pytest.raises(InvalidArgument, match=r"timeout .* is not a number of seconds above 0"):
@@ -41,13 +41,13 @@ def test_versions_and_priorities_become_plain_integers() -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, 2**31, True, np.True_, 1.0, np.float32(1), "1", np.array([1]), [1]])
-def test_what_is_no_version_is_refused(version: Any) -> None:
+def test_a_wrong_version_is_refused(version: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"version .* is not a whole number from 1"):
         check_call("echo", 1.0, version, 0)
 
 
 @pytest.mark.parametrize("priority", [101, np.int16(-101), True, 0.0, np.float32(0), None, "0"])
-def test_what_is_no_priority_is_refused(priority: Any) -> None:
+def test_a_wrong_priority_is_refused(priority: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"priority .* is not a whole number from -100 to 100"):
         check_call("echo", 1.0, None, priority)
 
@@ -61,12 +61,12 @@ def test_a_policys_fields_become_floats_and_may_be_infinite() -> None:
 
 @pytest.mark.parametrize("field", ["heartbeat", "patience", "slowest_link"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), np.float32("nan"), True, "1", None])
-def test_a_policy_with_a_field_that_is_none_is_refused_by_its_name(field: str, value: Any) -> None:
+def test_a_wrong_field_of_a_policy_is_named(field: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"{field} .* of the policy is not a number above 0"):
         check_policy(RetryPolicy(**{field: value}))
 
 
-def test_what_is_no_policy_is_refused() -> None:
+def test_a_value_that_is_not_a_policy_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"is not a zmq_offload.client.session.RetryPolicy"):
         check_policy({"heartbeat": 1.0})  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Who drives the socket of a client: the tables, and when the pump leaves the socket alone."""
+"""Which thread drives a client's socket: the tables of states, and the pump's pauses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_one_thread_at_a_time_drives(turn: Turn) -> None:
 
 
 @pytest.mark.parametrize("turn", Turn)
-def test_a_thread_that_asked_may_give_up_in_any_state_and_changes_who_drives_in_none(turn: Turn) -> None:
+def test_withdrawing_is_possible_in_any_state_and_never_changes_who_drives(turn: Turn) -> None:
     to = TURN[turn]["withdraw"]
     assert (to in PUMP_DRIVES, to in LEADER_DRIVES) == (turn in PUMP_DRIVES, turn in LEADER_DRIVES)
 
@@ -63,7 +63,7 @@ def test_the_pump_makes_way_for_a_thread_that_asks() -> None:
     assert lifecycle.is_led
 
 
-def test_a_pump_that_is_asked_in_vain_goes_on() -> None:
+def test_the_pump_goes_on_if_the_thread_that_asked_gives_up() -> None:
     assert after("wake", "drive", "ask", "withdraw").turn is Turn.PUMPED
 
 

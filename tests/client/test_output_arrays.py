@@ -1,4 +1,4 @@
-"""Arrays for outputs: what cannot fit is refused before the model runs, and then nothing is written."""
+"""Arrays for outputs: one that cannot fit is refused before the model runs, and nothing is written."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def listed(version: int, *tensors: tuple[str, str, list[int]]) -> dict[str, Any]
         ),
     ],
 )
-def test_what_can_never_be_filled_is_refused(arrays: Any, says: str) -> None:
+def test_arrays_that_can_never_be_filled_are_refused(arrays: Any, says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         check_output_arrays(arrays)
 
@@ -68,11 +68,11 @@ def test_what_can_never_be_filled_is_refused(arrays: Any, says: str) -> None:
         {"y": np.zeros((4, 6))[::-2, ::3].T, "z": np.zeros((4, 1, 6))[1:2, :, ::-1]},
     ],
 )
-def test_views_and_any_order_are_taken(arrays: Any) -> None:
+def test_views_in_any_memory_order_are_accepted(arrays: Any) -> None:
     check_output_arrays(arrays)
 
 
-def test_results_go_into_views_and_come_back_as_them() -> None:
+def test_results_are_written_into_views() -> None:
     whole = np.zeros((2, 6))
     result = outputs(y=np.arange(6.0).reshape(2, 3))
     fill(result, {"y": whole[:, ::2]})
@@ -80,14 +80,14 @@ def test_results_go_into_views_and_come_back_as_them() -> None:
     np.testing.assert_array_equal(whole, [[0, 0, 1, 0, 2, 0], [3, 0, 4, 0, 5, 0]])
 
 
-def test_where_one_does_not_fit_none_is_written() -> None:
+def test_if_one_array_does_not_fit_none_is_written() -> None:
     first = np.zeros(2)
     with pytest.raises(InvalidArgument, match=r"'z' of model 'm' is float64\[2\]; the array for it is float64\[3\]"):
         fill(outputs(y=np.ones(2), z=np.ones(2)), {"y": first, "z": np.zeros(3)})
     np.testing.assert_array_equal(first, 0)
 
 
-def test_what_is_announced_is_compared_in_names_datatypes_and_shapes() -> None:
+def test_announced_signatures_are_compared_by_names_datatypes_and_shapes() -> None:
     known = Signatures()
     known.announced([listed(3, ("y", "FP32", [-1, 4]), ("n", "INT64", []))])
     fits = {"n": np.zeros((), np.int64), "y": np.zeros((7, 4), np.float32)}
@@ -115,7 +115,7 @@ def test_for_the_latest_any_version_that_is_served_may_fit() -> None:
     assert known.mismatch("m", 1, {"z": np.zeros(1, np.float32)}) == "model 'm' returns y; the arrays are for z"
 
 
-def test_an_answer_makes_suspicious_until_the_list_says_nothing_of_the_model() -> None:
+def test_earlier_replies_are_doubted_until_the_brokers_list_is_known() -> None:
     known = Signatures()
     known.answered(outputs(y=np.ones(2)), None)
     assert known.mismatch("m", None, {"y": np.zeros(5)}) is None, "another input may give another shape"
@@ -123,11 +123,11 @@ def test_an_answer_makes_suspicious_until_the_list_says_nothing_of_the_model() -
     assert known.mismatch("m", None, {"y": np.zeros(2, "f4")}) == (
         "output 'y' of model 'm' is float64; the array for it is float32[2]"
     )
-    known.announced([listed(1)])  # an echo worker: it returns what it is given
+    known.announced([listed(1)])  # an echo worker returns its inputs
     assert known.mismatch("m", None, {"z": np.zeros(2)}) is None
 
 
-def test_what_a_newer_broker_lists_otherwise_is_left_out() -> None:
+def test_entries_of_a_newer_broker_are_ignored() -> None:
     known = Signatures()
     known.announced([{"name": "m"}, {}, listed(1, ("y", "FP8", [1]))])
     assert known.mismatch("m", None, {"z": np.zeros(2)}) is None

@@ -1,4 +1,4 @@
-"""What a client decides, read as a specification. No sockets; time is passed in."""
+"""The decisions of a client, as a specification. No sockets; time is passed in."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Bench:
         return self.note(self.session.received(message, payload, self.now))
 
     def after(self, seconds: float, *, alive: bool = False) -> list[Action]:
-        """Let time pass, stopping wherever the session wants to be called; `alive`: the broker answers each Ping."""
+        """Let time pass and call `tick` at each deadline. If `alive`, the broker answers each Ping."""
         end, actions = self.now + seconds, list[Action]()
         while (due := self.session.next_deadline()) is not None and due <= end:
             self.now = max(self.now, due)
@@ -91,7 +91,7 @@ def several() -> Bench:
     return Bench("tcp://a:1", "tcp://b:1", "tcp://c:1")
 
 
-# --- the straight way ---------------------------------------------------------------------------------------
+# --- calls and replies --------------------------------------------------------------------------------------
 
 
 def test_a_request_is_one_message_and_its_result_completes_it(bench: Bench) -> None:
@@ -100,8 +100,8 @@ def test_a_request_is_one_message_and_its_result_completes_it(bench: Bench) -> N
     assert bench.session.next_deadline() is None
 
 
-def test_the_brokers_budget_is_a_little_less_than_the_callers_time(bench: Bench) -> None:
-    """So that the broker's error, which says where the request was, comes before the caller gives up."""
+def test_the_brokers_time_budget_is_a_little_less_than_the_callers(bench: Bench) -> None:
+    """So the broker's error, which says where the request was, arrives before the deadline."""
     _, (send,) = bench.session.request("m", (), 10, now=bench.now)
     assert isinstance(send, Send) and isinstance(send.message, wire.Request)
     assert send.message.budget_us == 9_980_000
@@ -124,23 +124,23 @@ def test_an_error_fails_the_call_as_its_class(bench: Bench) -> None:
     assert error.message == "no model 'm'"
 
 
-# --- what must not fool it ----------------------------------------------------------------------------------
+# --- unexpected replies -------------------------------------------------------------------------------------
 
 
-def test_an_answer_to_a_call_that_ended_is_late_and_dropped(bench: Bench) -> None:
+def test_a_reply_to_a_call_that_ended_is_dropped(bench: Bench) -> None:
     number = bench.request()
     bench.got(result(number))
     assert bench.got(result(number)) == []
     assert bench.got(wire.Error(TOKEN, number, "INTERNAL", "?")) == []
 
 
-def test_an_answer_to_somebody_elses_call_is_dropped(bench: Bench) -> None:
+def test_a_reply_to_another_session_is_dropped(bench: Bench) -> None:
     number = bench.request()
     assert bench.got(result(number, b"o" * 16)) == []
     assert bench.session.outstanding == 1
 
 
-def test_an_answer_of_the_wrong_kind_fails_the_call(bench: Bench) -> None:
+def test_a_reply_of_the_wrong_kind_fails_the_call(bench: Bench) -> None:
     number, query = bench.request(), bench.query()
     assert isinstance(errors(bench.got(wire.Answer(TOKEN, number), [b"\x90"]))[0], ProtocolError)
     assert isinstance(errors(bench.got(result(query)))[0], ProtocolError)
@@ -149,7 +149,7 @@ def test_an_answer_of_the_wrong_kind_fails_the_call(bench: Bench) -> None:
 # --- time ---------------------------------------------------------------------------------------------------
 
 
-def test_a_call_ends_at_its_deadline_though_the_broker_is_well(bench: Bench) -> None:
+def test_a_call_ends_at_its_deadline_even_if_the_broker_answers_pings(bench: Bench) -> None:
     number = bench.request(timeout=5)
     actions = bench.after(5, alive=True)
     (error,) = errors(actions)
@@ -157,14 +157,14 @@ def test_a_call_ends_at_its_deadline_though_the_broker_is_well(bench: Bench) -> 
     assert wire.Cancel(TOKEN, number) in sent(actions, wire.Cancel)
 
 
-def test_without_any_answer_the_error_says_that_no_broker_is_there(bench: Bench) -> None:
+def test_without_any_reply_the_error_says_that_no_broker_answered(bench: Bench) -> None:
     bench.request(timeout=5)
     (error,) = errors(bench.after(5))
     assert isinstance(error, Unavailable)
     assert "tcp://a:1" in error.message
 
 
-def test_a_call_that_is_taken_back_is_cancelled_at_the_broker(bench: Bench) -> None:
+def test_cancelling_a_call_cancels_it_at_the_broker(bench: Bench) -> None:
     number = bench.request()
     send, fail = bench.note(bench.session.cancel(number))
     assert send == Send(wire.Cancel(TOKEN, number))
@@ -172,17 +172,17 @@ def test_a_call_that_is_taken_back_is_cancelled_at_the_broker(bench: Bench) -> N
     assert bench.session.cancel(number) == []
 
 
-def test_closing_takes_all_back(bench: Bench) -> None:
+def test_closing_cancels_all_calls(bench: Bench) -> None:
     bench.request(), bench.query()
     assert [type(error) for error in errors(bench.note(bench.session.close()))] == [Cancelled, Cancelled]
 
 
-def test_an_idle_client_asks_for_nothing(bench: Bench) -> None:
+def test_an_idle_client_sends_nothing(bench: Bench) -> None:
     bench.got(result(bench.request()))
     assert bench.session.next_deadline() is None
     bench.now += 3600
     bench.request()
-    assert bench.after(0.4) == [], "an hour's silence while nothing was outstanding says nothing"
+    assert bench.after(0.4) == [], "silence does not count while nothing is outstanding"
 
 
 def test_a_tick_before_anything_is_due_does_nothing(bench: Bench) -> None:
@@ -190,8 +190,8 @@ def test_a_tick_before_anything_is_due_does_nothing(bench: Bench) -> None:
     assert bench.session.tick(bench.now) == []
 
 
-def test_what_a_broker_says_of_no_call_is_told_when_time_runs_out(bench: Bench) -> None:
-    """For instance, that it cannot read what this client sends."""
+def test_an_error_that_belongs_to_no_call_is_reported_at_the_deadline(bench: Bench) -> None:
+    """For instance, the broker cannot decode the messages of this client."""
     bench.request(timeout=1)
     assert bench.got(wire.Error(bytes(16), 0, "INVALID_ARGUMENT", "no such message")) == []
     assert bench.got(wire.Pong(b"o" * 16, [])) == [], "of another session"
@@ -199,17 +199,17 @@ def test_what_a_broker_says_of_no_call_is_told_when_time_runs_out(bench: Bench) 
     assert error.message == "deadline exceeded after 1.000 s; the broker said: no such message"
 
 
-# --- a broker that forgets, is silent, or cannot serve ------------------------------------------------------
+# --- brokers that forget, are silent, or cannot serve -------------------------------------------------------
 
 
-def test_while_calls_are_outstanding_the_broker_is_asked_about_them(bench: Bench) -> None:
+def test_pings_ask_about_outstanding_calls(bench: Bench) -> None:
     first = bench.request()
     bench.now += 0.3
     bench.request()
-    assert sent(bench.after(0.2), wire.Ping) == [wire.Ping(TOKEN, [first])], "not about what was just sent"
+    assert sent(bench.after(0.2), wire.Ping) == [wire.Ping(TOKEN, [first])], "not about the call that was just sent"
 
 
-def test_what_the_broker_does_not_hold_is_sent_again_with_the_time_that_is_left(bench: Bench) -> None:
+def test_a_request_that_the_broker_does_not_hold_is_sent_again_with_the_remaining_time(bench: Bench) -> None:
     number = bench.request(timeout=10)
     bench.after(1)
     (again,) = sent(bench.got(wire.Pong(TOKEN, [number, 99])), wire.Request)
@@ -217,7 +217,7 @@ def test_what_the_broker_does_not_hold_is_sent_again_with_the_time_that_is_left(
     assert again.budget_us == pytest.approx(9e6, rel=0.01)
 
 
-def test_all_are_asked_about_however_many_they_are(bench: Bench) -> None:
+def test_pings_ask_about_any_number_of_calls(bench: Bench) -> None:
     numbers = [bench.request() for _ in range(limits.PING_IDS + 10)]
     pings = sent(bench.after(0.5), wire.Ping)
     assert [number for ping in pings for number in ping.ids] == numbers
@@ -225,7 +225,7 @@ def test_all_are_asked_about_however_many_they_are(bench: Bench) -> None:
         wire.decode(wire.encode(ping), wire.FROM_CLIENT)
 
 
-def test_a_silent_broker_is_left_for_the_next_and_everything_sent_there(several: Bench) -> None:
+def test_a_silent_broker_is_left_for_the_next_and_all_calls_are_sent_there(several: Bench) -> None:
     numbers = [several.request(), several.query()]
     actions = several.after(1.6)
     at = actions.index(Reconnect(1))
@@ -234,12 +234,12 @@ def test_a_silent_broker_is_left_for_the_next_and_everything_sent_there(several:
     assert Reconnect(0) in several.after(1.6)
 
 
-def test_with_one_endpoint_the_connection_is_made_anew(bench: Bench) -> None:
+def test_with_one_endpoint_the_client_reconnects(bench: Bench) -> None:
     bench.request()
     assert Reconnect(0) in bench.after(1.6)
 
 
-def test_what_takes_long_to_send_is_not_taken_for_silence(bench: Bench) -> None:
+def test_a_long_upload_does_not_count_as_silence(bench: Bench) -> None:
     bench.request(payload=(b"x" * 3_000_000,))
     assert not any(isinstance(action, Reconnect) for action in bench.after(4.4))
     assert any(isinstance(action, Reconnect) for action in bench.after(0.2))
@@ -267,13 +267,13 @@ def test_if_no_broker_can_serve_a_call_it_fails(several: Bench) -> None:
     assert isinstance(error, Unavailable)
 
 
-def test_calls_that_nobody_can_serve_do_not_make_the_others_wander(several: Bench) -> None:
+def test_calls_that_nobody_can_serve_do_not_move_the_others_again_and_again(several: Bench) -> None:
     first, second = several.request(), several.request()
     several.got(wire.Error(TOKEN, first, "UNAVAILABLE", "?"))
     assert errors(several.got(wire.Error(TOKEN, second, "UNAVAILABLE", "?"))), "too soon after the last switch"
 
 
-def test_a_broker_that_does_not_let_it_in_is_left_for_the_next(several: Bench) -> None:
+def test_a_broker_that_refuses_the_key_is_left_for_the_next(several: Bench) -> None:
     number = several.request()
     for endpoint in (1, 2):
         actions = several.note(several.session.refused("does not know this key", several.now))
@@ -281,17 +281,17 @@ def test_a_broker_that_does_not_let_it_in_is_left_for_the_next(several: Bench) -
         assert [message.id for message in sent(actions, wire.Request)] == [number]
     actions = several.note(several.session.refused("does not know this key", several.now))
     assert isinstance(errors(actions)[0], Unauthenticated)
-    assert any(isinstance(action, Reconnect) for action in actions), "the next call tries anew"
+    assert any(isinstance(action, Reconnect) for action in actions), "the next call tries again"
 
 
-def test_an_answer_ends_the_count_of_refusals(several: Bench) -> None:
+def test_a_message_resets_the_count_of_refusals(several: Bench) -> None:
     several.request(timeout=60)
     for _ in range(3):
         assert not errors(several.note(several.session.refused("?", several.now)))
         several.got(wire.Pong(TOKEN, []))
 
 
-def test_after_a_new_connection_all_is_sent_again(bench: Bench) -> None:
+def test_after_a_new_connection_all_calls_are_sent_again(bench: Bench) -> None:
     numbers = [bench.request(), bench.request()]
     assert [message.id for message in sent(bench.session.reconnected(bench.now), wire.Request)] == numbers
 
@@ -312,19 +312,19 @@ def begin(bench: Bench, payload: Any) -> list[Action]:
     return bench.note(actions)
 
 
-def test_a_large_request_waits_until_the_broker_has_said_what_it_takes(bench: Bench) -> None:
+def test_a_large_request_waits_for_the_brokers_limit(bench: Bench) -> None:
     assert [action.message for action in begin(bench, LARGE) if isinstance(action, Send)] == [wire.Ping(TOKEN, [])]
-    assert begin(bench, LARGE) == [], "one question is enough"
+    assert begin(bench, LARGE) == [], "one Ping is enough"
     (small,) = sent(begin(bench, [b"head", b"x"]), wire.Request)
-    assert small.id == 3, "and nobody waits who need not"
+    assert small.id == 3, "a small request does not wait"
     requests = sent(bench.got(wire.Pong(TOKEN, [], 1 << 30)), wire.Request)
     assert [request.id for request in requests] == [1, 2]
-    assert sent(begin(bench, LARGE), wire.Request), "now it knows"
+    assert sent(begin(bench, LARGE), wire.Request), "the limit is known now"
     for number in (1, 2, 3, 4):
         bench.got(result(number))
 
 
-def test_a_request_that_the_broker_does_not_take_fails_at_once_and_names_both_limits(bench: Bench) -> None:
+def test_a_request_over_the_brokers_limit_fails_at_once_and_names_both_limits(bench: Bench) -> None:
     begin(bench, LARGE)
     (error,) = errors(bench.got(wire.Pong(TOKEN, [], 1000)))
     assert isinstance(error, InvalidArgument)
@@ -336,7 +336,7 @@ def test_a_request_that_the_broker_does_not_take_fails_at_once_and_names_both_li
     bench.got(result(request.id))
 
 
-def test_what_a_broker_takes_is_asked_again_at_the_next_one_and_after_a_restart() -> None:
+def test_the_limit_is_asked_again_at_the_next_broker_and_after_a_restart() -> None:
     bench = Bench("tcp://a:1", "tcp://b:1")
     begin(bench, LARGE)
     bench.got(wire.Pong(TOKEN, [], 1 << 30))
@@ -344,19 +344,19 @@ def test_what_a_broker_takes_is_asked_again_at_the_next_one_and_after_a_restart(
     at = next(at for at, action in enumerate(actions) if isinstance(action, Reconnect))
     assert [type(action.message) for action in actions[at + 1 :] if isinstance(action, Send)] == [wire.Ping]
     (again,) = sent(bench.got(wire.Pong(TOKEN, [], 1 << 30)), wire.Request)
-    # A broker that was started again with a lower limit: the connection ends, and the next Pong tells why.
+    # The broker has restarted with a lower limit; the next Pong says so.
     assert [type(error) for error in errors(bench.got(wire.Pong(TOKEN, [again.id], 5000)))] == [InvalidArgument]
 
 
-def test_a_question_that_is_lost_is_asked_again(bench: Bench) -> None:
+def test_a_lost_question_for_the_limit_is_asked_again(bench: Bench) -> None:
     begin(bench, LARGE)
     assert sent(bench.after(POLICY.heartbeat), wire.Ping)
     assert [r.id for r in sent(bench.got(wire.Pong(TOKEN, [1], 1 << 30)), wire.Request)] == [1], "once, not twice"
     bench.got(result(1))
 
 
-def test_a_broker_that_is_not_there_is_left_at_once_for_a_large_request_too() -> None:
-    """It was not sent, so the Ping did not have to wait for it."""
+def test_a_large_request_leaves_a_silent_broker_as_fast_as_a_small_one() -> None:
+    """The request was not sent, so the Ping did not wait for it."""
     bench = Bench("tcp://a:1", "tcp://b:1")
     begin(bench, [b"head", bytes(20_000_000)])
     assert [action.endpoint for action in bench.after(POLICY.patience) if isinstance(action, Reconnect)] == [1]

@@ -95,7 +95,7 @@ def test_the_tightest_limit_counts(
 @pytest.mark.parametrize(
     ("granted", "quota", "expected"), [(8, None, 8), (8, 3.9, 3), (8, 0.5, 1), (2, 4.0, 2), (1, None, 1)]
 )
-def test_cores_are_those_granted_and_no_more_than_the_quota(
+def test_usable_cores_are_limited_by_affinity_and_quota(
     granted: int, quota: float | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: set(range(granted)))

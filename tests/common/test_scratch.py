@@ -1,4 +1,4 @@
-"""Folders for work in progress: what stays, what goes, and what another process may take away."""
+"""Folders for work in progress: when they stay, when they are removed, and by which process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def holding(place: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_a_folder_of_a_process_that_lives_stays_and_one_of_a_process_that_was_killed_goes(tmp_path: Path) -> None:
+def test_the_folder_of_a_live_process_stays_and_that_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     with holding(tmp_path) as other:
         assert other.stdout is not None
         folder = Path(other.stdout.readline().strip())
@@ -53,7 +53,7 @@ def test_a_folder_of_a_process_that_lives_stays_and_one_of_a_process_that_was_ki
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_is_gone_after_a_failure_and_when_the_process_ends_in_a_hurry(tmp_path: Path) -> None:
+def test_a_scratch_folder_is_removed_after_a_failure_and_at_a_sudden_end(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"), scratch_folder(tmp_path, ".work-"):
         raise ValueError("no")
     assert list(tmp_path.iterdir()) == []
@@ -63,7 +63,7 @@ def test_it_is_gone_after_a_failure_and_when_the_process_ends_in_a_hurry(tmp_pat
         assert not folder.exists()
 
 
-def test_a_link_of_that_name_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_with_the_prefix_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").touch()
     place = tmp_path / "place"
@@ -74,7 +74,7 @@ def test_a_link_of_that_name_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "precious" / "thesis.tex").exists()
 
 
-def test_what_is_replaced_comes_back_if_the_new_one_cannot_be_put_there(
+def test_the_old_folder_comes_back_if_the_new_one_cannot_be_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "place"
@@ -98,7 +98,7 @@ def test_what_is_replaced_comes_back_if_the_new_one_cannot_be_put_there(
     assert list(tmp_path.iterdir()) == [place]
 
 
-def test_folders_that_were_made_for_nothing_are_removed(tmp_path: Path) -> None:
+def test_folders_made_in_vain_are_removed(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     folders = tmp_path / "mine" / "a" / "b", tmp_path / "c", tmp_path / "mine"
     with pytest.raises(ValueError, match="no"), folders_made(*folders):  # noqa: PT012

@@ -1,4 +1,4 @@
-"""What an error message suggests for a name that is not known."""
+"""Suggestions for unknown names."""
 
 import pytest
 
@@ -22,11 +22,11 @@ def test_the_closest_name_is_suggested(word, known, meant):
 @pytest.mark.parametrize(
     ("word", "known"), [("ocr", []), ("ocr", ["mask_rcnn", "echo"]), ("ocr", ["ocr"]), ("", ["a"])]
 )
-def test_nothing_is_suggested_where_nothing_is_close(word, known):
+def test_nothing_is_suggested_if_no_name_is_close(word, known):
     assert did_you_mean(word, known) == ""
 
 
-def test_any_iterable_will_do():
+def test_any_iterable_is_accepted():
     assert did_you_mean("eco", (name for name in ("ocr", "echo"))) == "; did you mean 'echo'?"
 
 
@@ -38,5 +38,5 @@ def test_any_iterable_will_do():
         ("conv", [], "; the nearest are none"),
     ],
 )
-def test_the_nearest_are_listed_where_nothing_is_close(word, known, says):
+def test_the_nearest_names_are_listed_if_none_is_close(word, known, says):
     assert nearest(word, known) == says

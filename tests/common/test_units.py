@@ -1,4 +1,4 @@
-"""Quantities with their units."""
+"""Bandwidths and times with units."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zmq_offload.common.units import bandwidth, bandwidth_text, counted, duratio
 from zmq_offload.errors import InvalidArgument
 
 
-def test_what_is_counted_has_its_plural() -> None:
+def test_counted_nouns_have_their_plural() -> None:
     assert [counted(n, "thread") for n in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
     assert [counted(n, "process", "es") for n in (1, 2)] == ["1 process", "2 processes"]
 
@@ -41,7 +41,7 @@ def test_times(text: str, seconds: float) -> None:
         ("nanMbit", "is not a number with a unit"),
     ],
 )
-def test_what_is_no_bandwidth_is_refused_with_what_would_be_one(text: str, says: str) -> None:
+def test_a_wrong_bandwidth_is_refused_with_a_right_one(text: str, says: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         bandwidth(text)
     assert says in caught.value.message
@@ -51,12 +51,12 @@ def test_what_is_no_bandwidth_is_refused_with_what_would_be_one(text: str, says:
     ("text", "says"),
     [("10", "time '10' has no unit; did you mean 10ms?"), ("10min", "use us, ms, s"), ("4000s", "use at most an hour")],
 )
-def test_what_is_no_time_is_refused_with_what_would_be_one(text: str, says: str) -> None:
+def test_a_wrong_time_is_refused_with_a_right_one(text: str, says: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         duration(text)
     assert says in caught.value.message
 
 
-def test_a_bandwidth_is_shown_as_it_is_read() -> None:
+def test_a_bandwidth_is_written_as_it_is_read() -> None:
     for text in ("50Mbit", "1.5Gbit", "800kbit", "64bit"):
         assert bandwidth_text(bandwidth(text)) == text

@@ -1,4 +1,4 @@
-"""Requests that run together on a real worker: each gets its own rows, and nobody suffers from another."""
+"""Requests that run together on a real worker: each gets its own rows, and a wrong one fails alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHT = onnx_models.random(WIDTH, 8, seed=2)
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`mlp` batches up to 8 rows, `plain` is as it but says nothing of batches, `fixed` has two rows."""
+    """`mlp` batches up to 8 rows, `plain` is the same without batching, `fixed` has two rows."""
     folder = tmp_path_factory.mktemp("batching")
     path = onnx_models.mlp(folder / "mlp.onnx", WIDTH)
     for name, rows, batching in (("mlp", "N", Batching(8, 2000)), ("plain", "N", None), ("fixed", 2, None)):
@@ -106,8 +106,8 @@ def test_a_client_that_sends_full_batches_itself_is_served(endpoint: str) -> Non
             np.testing.assert_allclose(future.result()["h4"], expected(rows(8, seed=at)), atol=1e-5)
 
 
-def test_the_worker_may_say_otherwise_and_the_deadline_counts_while_a_batch_gathers(repository: Path) -> None:
-    # A minute of waiting: whoever is answered before was in a full batch, or alone where nobody had company yet.
+def test_a_workers_options_override_the_model_and_deadlines_count_while_a_batch_gathers(repository: Path) -> None:
+    # The delay is a minute. A request that is answered earlier was in a full batch, or ran alone in a new group.
     with (
         serving(repository, "--max-batch", "2", "--batch-delay", "60000000") as frontend,
         Client(frontend) as client,
@@ -122,10 +122,8 @@ def test_the_worker_may_say_otherwise_and_the_deadline_counts_while_a_batch_gath
 
 
 def _gathers(client: Client) -> bool:
-    """Send a crowd, of which some run together; whether a lone request then waits for company, until its time is up.
-
-    Of the crowd, too, the last may find nobody to fill its batch.
-    """
+    """Send many requests, so that some run together. Returns whether a single one then waits for a batch until its
+    deadline. The last of the many may wait so, too."""
     crowd = [client.submit("plain", {"h2": rows(1, seed=at)}, timeout=1.5) for at in range(9)]
     for at, future in enumerate(crowd):
         error = future.exception()

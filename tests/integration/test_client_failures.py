@@ -1,4 +1,4 @@
-"""What fails while a client is driven fails its calls, within their deadlines; the next call starts afresh."""
+"""A failure while a client is driven fails its calls, within their deadlines; the next call reconnects."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MANY = 5
 
 @contextmanager
 def no_files() -> Iterator[None]:
-    """No file can be opened, and so no socket made."""
+    """No file can be opened in the body, and so no socket made."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
@@ -52,7 +52,7 @@ def kinds(errors: list[OffloadError]) -> set[tuple[type, str]]:
 
 
 def errors_of_threads(client: Client, timeout: float = 20.0) -> list[OffloadError]:
-    """Of calls that wait in threads, and of futures."""
+    """The errors of calls that wait in threads, and of futures."""
 
     def call(number: int) -> OffloadError:
         with pytest.raises(OffloadError) as caught:
@@ -104,7 +104,7 @@ async def call():
     async with AsyncClient(sys.argv[1]) as client:
         return await client.infer("echo", x)
 loop = asyncio.new_event_loop()
-loop.run_until_complete(call())  # imports what is imported late
+loop.run_until_complete(call())  # so that late imports are done
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 for free in range(16):
     held = []
@@ -127,7 +127,7 @@ for free in range(16):
 """
 
 
-def test_with_few_files_a_client_is_refused_and_libzmq_does_not_end_the_process(echo_fabric: Fabric) -> None:
+def test_with_few_files_a_client_is_refused_and_libzmq_does_not_abort(echo_fabric: Fabric) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", FEW, echo_fabric.frontend], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -179,7 +179,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("method", "error", "expected"), FAULTS)
-def test_whatever_fails_in_driving_fails_every_call_and_the_next_ones_work(
+def test_any_failure_in_driving_fails_every_call_and_later_calls_work(
     echo_fabric: Fabric,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -187,13 +187,13 @@ def test_whatever_fails_in_driving_fails_every_call_and_the_next_ones_work(
     error: Exception,
     expected: tuple[type[OffloadError], str],
 ) -> None:
-    """`refusal` is asked when a deadline comes, and so that of a Ping."""
+    """`refusal` is called at each deadline, so Pings make it fail often."""
     caplog.set_level(logging.CRITICAL)
     kind, text = expected[0], expected[1].replace("ENDPOINT", echo_fabric.frontend)
     silent = {"policy": IMPATIENT} if method == "refusal" else {}
 
     def right(errors: list[OffloadError]) -> bool:
-        # One that is not begun yet when the others fail meets the fault itself.
+        # A call that begins after the others failed meets the fault itself.
         return all(type(one) is kind and one.message.startswith(text) for one in errors)
 
     endpoint = NOBODY if method == "refusal" else echo_fabric.frontend
@@ -224,7 +224,7 @@ def test_whatever_fails_in_driving_fails_every_call_and_the_next_ones_work(
             assert client.infer("echo", X)["x"].shape == (3, 4)
 
 
-def test_an_answer_that_cannot_be_taken_in_ends_its_call_and_no_other(
+def test_a_reply_that_cannot_be_read_fails_its_call_and_no_other(
     echo_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Client(echo_fabric.frontend) as client:
@@ -252,7 +252,7 @@ def test_deadlines_hold_while_connecting_fails_again_and_again(monkeypatch: pyte
 def test_a_second_endpoint_that_fails_does_not_keep_the_client_from_the_first(
     echo_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An endpoint that no check finds wrong, but connecting does."""
+    """An endpoint that passes all checks and fails to connect."""
     opened = Connection._open
 
     def only_the_first(self: Connection) -> None:
@@ -268,7 +268,7 @@ def test_a_second_endpoint_that_fails_does_not_keep_the_client_from_the_first(
         assert client.infer("echo", X)["x"].shape == (3, 4)
 
 
-def test_the_memory_of_inputs_is_back_when_calls_failed() -> None:
+def test_the_memory_of_inputs_is_free_after_a_failure() -> None:
     connection = Connection(NOBODY, None, 2**30)
     try:
         payload = encode_tensors({"x": np.zeros(1_000_000)})
@@ -303,7 +303,7 @@ def test_errors_of_keys_name_the_variable_or_the_argument(tmp_path: Path, monkey
         Client(NOBODY, broker_key=str(public))
 
 
-def test_numpys_numbers_are_taken_by_real_calls(echo_fabric: Fabric) -> None:
+def test_numpys_numbers_are_accepted_as_arguments(echo_fabric: Fabric) -> None:
     numbers = {"version": np.int64(1), "timeout": np.float32(5), "priority": np.int8(-1)}
     with Client(echo_fabric.frontend, timeout=np.float32(20), max_frame_bytes=np.int64(2**20)) as client:  # type: ignore[arg-type]
         assert client.infer("echo", X, **numbers)["x"].shape == (3, 4)  # type: ignore[arg-type]
@@ -336,6 +336,6 @@ def test_outputs_that_do_not_fit_are_refused_before_the_model_runs(echo_fabric: 
             with pytest.raises(InvalidArgument, match="output"):
                 client.infer("echo", X, outputs=wrong)  # type: ignore[arg-type]
         assert client.status()["requests"]["served"] == served
-        # Echo workers announce no outputs: what an earlier answer had says nothing of the next.
+        # Echo workers announce no outputs, so an earlier reply does not count.
         assert client.infer("echo", X, outputs={"x": np.zeros_like(x)})
         assert client.infer("echo", {"y": x}, outputs={"y": np.zeros_like(x)})["y"].shape == x.shape

@@ -41,7 +41,7 @@ def test_inputs_come_back_under_their_names(client: Client) -> None:
     assert 0 <= timings.compute <= timings.broker <= timings.total
 
 
-def test_lists_and_numbers_are_taken_as_arrays(client: Client) -> None:
+def test_lists_and_numbers_are_accepted_as_arrays(client: Client) -> None:
     np.testing.assert_array_equal(client.infer("echo", {"x": [1.5, 2.5]})["x"], [1.5, 2.5])
 
 
@@ -175,9 +175,7 @@ LIMITED = ("--max-frame-bytes", "1000000")
 
 @pytest.mark.parametrize("nbytes", [1_000_001, 8_000_000])  # below and above what may be sent without asking
 @pytest.mark.parametrize("who", ["broker", "workers", "client"])
-def test_a_tensor_that_somebody_does_not_take_is_refused_at_once_and_nobody_is_disconnected(
-    who: str, nbytes: int
-) -> None:
+def test_a_tensor_over_any_limit_is_refused_at_once_and_nobody_is_disconnected(who: str, nbytes: int) -> None:
     with (
         running_broker(*(LIMITED if who == "broker" else ())) as fabric,
         running_workers(fabric.backend, "--executor", "echo", *(LIMITED if who == "workers" else ())),
@@ -185,20 +183,20 @@ def test_a_tensor_that_somebody_does_not_take_is_refused_at_once_and_nobody_is_d
     ):
         eventually(client.models)
         if who == "client":
-            # The answer is as large as the request, which another client's limit lets pass.
+            # The reply is as large as the request; another client's limit is higher.
             client._session._max_frame_bytes = 1_000_000
         start = time.monotonic()
         with pytest.raises(InvalidArgument, match=rf"a frame of {nbytes} bytes; .* 1000000 .* 268435456"):
             client.infer("echo", {"x": np.zeros(nbytes, "u1")}, timeout=20)
         assert time.monotonic() - start < 10
-        if who != "broker":  # whose limit the client may know already
+        if who != "broker":  # the client may know the broker's limit already
             fabric.broker.wait_for(rf"WARNING .*a frame of {nbytes} bytes")
         client.infer("echo", {"x": X}, timeout=1)
         now = client.status()
         assert now["lost_workers"] == now["requests"]["retried"] == 0
 
 
-def test_the_workers_port_says_that_it_is_not_for_clients(echo_fabric: Fabric) -> None:
+def test_the_workers_port_refuses_clients_and_says_why(echo_fabric: Fabric) -> None:
     with (
         Client(echo_fabric.backend) as client,
         pytest.raises(
@@ -209,7 +207,7 @@ def test_the_workers_port_says_that_it_is_not_for_clients(echo_fabric: Fabric) -
         client.infer("echo", {"x": X}, timeout=0.5)
 
 
-def test_a_client_from_before_a_fork_says_so(client: Client) -> None:
+def test_a_client_from_before_a_fork_is_refused(client: Client) -> None:
     client.infer("echo", {"x": X})
     child = os.fork()
     if child == 0:
@@ -236,7 +234,7 @@ def test_a_callback_that_ends_its_thread_does_not_end_the_client(client: Client)
     assert second.result()["x"].shape == X.shape
 
 
-def test_closing_takes_back_what_is_outstanding() -> None:
+def test_closing_cancels_outstanding_calls() -> None:
     client = Client(NOBODY)
     future = client.submit("echo", {"x": X})
     waiting: list[BaseException] = []
@@ -316,7 +314,7 @@ def test_an_asyncio_call_without_a_broker_ends_and_can_be_cancelled() -> None:
 
 
 def test_an_inference_is_one_message_each_way(echo_fabric: Fabric) -> None:
-    """Counted between client and broker, by a relay that passes whole messages on."""
+    """Count messages by a relay between client and broker that forwards whole messages."""
     context: zmq.Context[Any] = zmq.Context()
     front, back = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
     counts = {"in": 0, "out": 0}
@@ -375,10 +373,12 @@ SESSION = b"s" * 16
         [bytes(range(256)) * 100],
     ],
 )
-def test_a_message_that_is_none_is_answered_with_an_error(echo_fabric: Fabric, client: Client, frames: Any) -> None:
+def test_bytes_that_are_not_a_message_are_answered_with_an_error(
+    echo_fabric: Fabric, client: Client, frames: Any
+) -> None:
     for endpoint, expected in ((echo_fabric.frontend, wire.TO_CLIENT), (echo_fabric.backend, wire.TO_WORKER)):
         if endpoint == echo_fabric.backend and frames == [wire.encode(wire.Heartbeat())]:
-            continue  # which is one there
+            continue  # it is right there
         socket = raw_dealer(endpoint)
         socket.send_multipart(frames)
         error = wire.decode(socket.recv_multipart()[0], expected)
@@ -406,7 +406,7 @@ def test_the_example_of_the_protocols_description_is_a_client(echo_fabric: Fabri
         ([encode_tensors({"x": np.zeros(5000)})[0]], "0 frames follow"),
     ],
 )
-def test_a_payload_that_is_none_fails_its_request(echo_fabric: Fabric, payload: list[bytes], says: str) -> None:
+def test_a_damaged_payload_fails_its_request(echo_fabric: Fabric, payload: list[bytes], says: str) -> None:
     socket = raw_dealer(echo_fabric.frontend)
     socket.send_multipart([wire.encode(wire.Request(SESSION, 1, "echo", 0, 10**7, 0)), *payload])
     error = wire.decode(socket.recv_multipart()[0], wire.TO_CLIENT)
@@ -427,8 +427,8 @@ def test_a_name_that_is_too_long_in_bytes_does_not_end_the_worker(echo_fabric: F
     assert client.status()["lost_workers"] == 0
 
 
-def test_a_request_that_nobody_takes_in_time_says_where_it_was(echo_fabric: Fabric) -> None:
-    """The broker's own error arrives before the client's deadline."""
+def test_the_error_at_the_deadline_says_where_the_request_was(echo_fabric: Fabric) -> None:
+    """The error is the broker's, which arrives before the client's deadline."""
     socket = raw_dealer(echo_fabric.backend)
     body = msgpack.packb([{"name": "slow", "version": 1, "inputs": [], "outputs": []}])
     socket.send_multipart([wire.encode(wire.Announce("slow-worker", 1)), body])

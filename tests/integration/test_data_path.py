@@ -1,4 +1,4 @@
-"""Whose memory is whose: inputs are the caller's again when a call ends, results are the caller's for good."""
+"""Ownership of memory: inputs belong to the caller again when a call ends; results always belong to the caller."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fabric() -> Iterator[Fabric]:
 
 @pytest.fixture
 def stuck() -> Iterator[zmq.Socket[bytes]]:
-    """A broker that takes next to nothing from its connections until it is read."""
+    """A broker that reads next to nothing from its connections."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.rcvhwm = 1
@@ -60,7 +60,7 @@ def test_inputs_may_be_overwritten_when_infer_returned_and_results_stay(fabric: 
     for value, result in enumerate(results):
         assert (result == value).all()
         assert not any(np.shares_memory(result, other) for other in results[:value])
-        result[:] = 0  # theirs to write to
+        result[:] = 0  # the caller may write to it
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -75,7 +75,7 @@ def test_outputs_are_received_into_the_callers_arrays(fabric: Fabric, size: int)
 
 
 def tensors_taken_by(router: zmq.Socket[bytes]) -> list[bytes]:
-    """All that was sent to a stuck broker and did not end with its connection."""
+    """Return everything that was sent to a stuck broker and was not dropped with its connection."""
     tensors = []
     while router.poll(300):
         tensors += [frame for frame in router.recv_multipart() if len(frame) >= LENT]
@@ -84,7 +84,7 @@ def tensors_taken_by(router: zmq.Socket[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_inputs_may_be_overwritten_when_infer_raised(stuck: zmq.Socket[bytes], asynchronous: bool) -> None:
-    """What goes out later, if anything, is what was there when infer was called."""
+    """Bytes that are sent later are those at the time of the call."""
     x = np.full(16_000_000, 7, np.uint8)
 
     async def call_all() -> None:
@@ -122,7 +122,7 @@ def test_nothing_holds_inputs_after_a_call_that_failed() -> None:
         assert alive() is None
 
 
-def test_closing_gives_inputs_of_futures_back() -> None:
+def test_closing_frees_the_inputs_of_futures() -> None:
     with socketlib.create_server(("127.0.0.1", 0)) as deaf:
         client = Client(f"tcp://127.0.0.1:{deaf.getsockname()[1]}")
         x = np.zeros(2 * LENT, np.uint8)
@@ -136,8 +136,8 @@ def test_closing_gives_inputs_of_futures_back() -> None:
         assert alive() is None
 
 
-def test_others_calls_survive_that_a_connection_is_given_up_for_memory(fabric: Fabric) -> None:
-    """A request that the broker reads too slowly for its caller's patience takes nobody along."""
+def test_other_calls_survive_a_reconnect_that_reclaims_memory(fabric: Fabric) -> None:
+    """A request that the broker reads too slowly fails at its deadline, and no other call with it."""
     x = np.zeros(40_000_000, np.uint8)
     with Client(fabric.frontend) as client:
         wanted = [client.submit("echo", {"x": np.full(1_000_000, n, np.uint8)}, timeout=20) for n in range(5)]
@@ -153,8 +153,8 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_memory_goes_back_when_results_are_dropped(fabric: Fabric) -> None:
-    size, count = 40_000_000, 8  # as large as malloc always asks the system for
+def test_memory_is_freed_when_results_are_dropped(fabric: Fabric) -> None:
+    size, count = 40_000_000, 8  # large enough for malloc to map it separately
     x = np.ones(size, np.uint8)
     with Client(fabric.frontend) as client:
         client.infer("echo", {"x": x})
@@ -166,7 +166,7 @@ def test_memory_goes_back_when_results_are_dropped(fabric: Fabric) -> None:
         eventually(lambda: resident(fabric.broker.popen.pid) - broker < size)
 
 
-def test_a_thread_that_waits_for_a_future_takes_the_pumps_place_and_gives_it_back(fabric: Fabric) -> None:
+def test_a_thread_that_waits_for_a_future_replaces_the_pump_meanwhile(fabric: Fabric) -> None:
     x = np.arange(100, dtype=np.float32)
     ended = threading.Event()
     with Client(fabric.frontend) as client:

@@ -1,4 +1,4 @@
-"""Real processes that are killed, stopped, drained and lied to under load. Nothing is lost, nobody hangs."""
+"""Real processes that are killed, stopped, drained, or sent wrong messages under load. No call is lost or hangs."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_tensors
 
 QUICK = ("--heartbeat", "0.3", "--patience", "1")
-"""For tests that wait until a silence is noticed."""
+"""Options for tests that wait until a silent peer is noticed."""
 IMPATIENT = (*QUICK, "--drain", "1")
-"""Workers that do not wait long for a broker that was killed."""
+"""Options of workers that do not wait long for a killed broker."""
 X = np.arange(100.0)
 
 
 @contextmanager
 def fabric(*options: str, workers: int = 2, slots: int = 4) -> Iterator[tuple[Fabric, Process]]:
-    """A broker and its workers, which may be asked for trouble."""
+    """A broker and workers that misbehave on request."""
     with (
         running_broker(*QUICK, *options) as broker,
         faulty_workers(broker.backend, "--processes", str(workers), *IMPATIENT, slots=slots) as supervisor,
@@ -54,7 +54,7 @@ def fabric(*options: str, workers: int = 2, slots: int = 4) -> Iterator[tuple[Fa
 
 @contextmanager
 def two_brokers(workers: int = 2) -> Iterator[tuple[Fabric, Fabric]]:
-    """Two brokers and workers that serve both."""
+    """Two brokers, and workers that serve both."""
     with (
         running_broker(*QUICK) as one,
         running_broker(*QUICK) as two,
@@ -104,7 +104,7 @@ def test_a_stopped_workers_requests_are_served_by_others_and_its_late_answers_dr
     assert_all_served(load)
 
 
-def test_a_worker_that_hangs_in_its_executor_is_ended_and_started_anew() -> None:
+def test_a_worker_that_hangs_in_its_executor_is_restarted() -> None:
     with (
         running_broker(*QUICK) as broker,
         faulty_workers(broker.backend, "--hang-grace", "0.5", *IMPATIENT) as supervisor,
@@ -130,7 +130,7 @@ def test_a_worker_that_computes_for_one_broker_stays_known_to_the_other() -> Non
     with two_brokers(workers=1) as (one, two), Client(one.frontend) as client, Client(two.frontend) as other:
         long = client.submit("echo", {"sleep": np.array(4.0)}, timeout=10)
         eventually(lambda: status(two.frontend)["workers"][0]["silent"] > 1.5)
-        # It waits in line there instead of being refused: the worker is busy, not gone.
+        # It queues there instead of being refused: the worker is busy, not lost.
         np.testing.assert_array_equal(other.infer("echo", {"x": X}, timeout=10)["x"], X)
         long.result()
         assert status(two.frontend)["lost_workers"] == 0
@@ -148,7 +148,7 @@ def test_a_request_that_kills_its_workers_is_given_up_and_the_others_served() ->
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_request_that_kills_the_only_worker_is_given_up_and_what_else_is_asked_is_served(workers: int) -> None:
+def test_a_request_that_kills_the_only_worker_is_given_up_and_the_others_are_served(workers: int) -> None:
     with (
         fabric("--restart-grace", "60", workers=workers) as (broker, supervisor),
         traffic(broker.frontend, clients=2, timeout=60) as load,
@@ -162,9 +162,9 @@ def test_a_request_that_kills_the_only_worker_is_given_up_and_what_else_is_asked
     assert_all_served(load)
 
 
-def test_an_answer_does_not_wait_for_the_run_behind_it() -> None:
+def test_a_reply_does_not_wait_for_the_next_run() -> None:
     with fabric(workers=1, slots=4) as (broker, _), Client(broker.frontend) as client:
-        held = client.submit("echo", {"sleep": np.array(0.3)})  # so that the two are at the worker when it is done
+        held = client.submit("echo", {"sleep": np.array(0.3)})  # so that both others are at the worker when it ends
         quick, slow = client.submit("echo", {"x": X}), client.submit("echo", {"sleep": np.array(3.0)})
         held.result(10)
         quick.result(2)
@@ -186,7 +186,7 @@ def test_a_worker_that_dies_again_and_again_is_started_with_growing_delays() -> 
         assert delays == sorted(delays)
         assert delays[0] == 0
         assert delays[-1] >= 0.2
-        # Between two starts nothing is told; the stop must come through nevertheless.
+        # Between two starts there are no messages; a stop must work nevertheless.
         assert supervisor.end() == 0
 
 
@@ -217,7 +217,7 @@ def test_workers_that_are_told_to_stop_under_load_lose_nothing() -> None:
         assert now["requests"]["retried"] == now["lost_workers"] == 0
 
 
-def test_a_broker_that_is_told_to_stop_finishes_what_it_has_and_refuses_the_rest() -> None:
+def test_a_stopping_broker_finishes_its_requests_and_refuses_new_ones() -> None:
     with fabric() as (broker, _), traffic(broker.frontend, extra={"sleep": np.array(0.02)}, timeout=2) as load:
         served_more(load, 50)
         assert broker.broker.end(signal.SIGTERM) == 0
@@ -226,7 +226,7 @@ def test_a_broker_that_is_told_to_stop_finishes_what_it_has_and_refuses_the_rest
     assert load.wrong == load.overdue == 0
 
 
-def test_clients_of_two_brokers_do_not_notice_that_one_is_stopped() -> None:
+def test_clients_of_two_brokers_survive_the_stop_of_one() -> None:
     with two_brokers() as (one, two), traffic([one.frontend, two.frontend]) as load:
         served_more(load, 100)
         assert one.broker.end(signal.SIGTERM) == 0
@@ -237,7 +237,7 @@ def test_clients_of_two_brokers_do_not_notice_that_one_is_stopped() -> None:
 # --- brokers that die ---------------------------------------------------------------------------------------
 
 
-def test_a_broker_that_is_killed_and_restarted_serves_all_that_was_outstanding() -> None:
+def test_a_killed_and_restarted_broker_serves_all_outstanding_requests() -> None:
     with ExitStack() as stack:
         broker = stack.enter_context(running_broker(*QUICK))
         stack.enter_context(faulty_workers(broker.backend, "--processes", "2", *IMPATIENT))
@@ -260,7 +260,7 @@ def test_clients_go_to_the_second_broker_when_the_first_is_killed() -> None:
     assert_all_served(load)
 
 
-def test_without_a_broker_the_error_is_typed_and_comes_in_time() -> None:
+def test_without_a_broker_the_error_is_typed_and_in_time() -> None:
     with Client("tcp://127.0.0.1:9") as client:
         started = time.monotonic()
         with pytest.raises(Unavailable, match="no broker answered"):
@@ -268,7 +268,7 @@ def test_without_a_broker_the_error_is_typed_and_comes_in_time() -> None:
         assert time.monotonic() - started < 2
 
 
-# --- lies ---------------------------------------------------------------------------------------------------
+# --- wrong messages -----------------------------------------------------------------------------------------
 
 
 def test_garbage_on_both_sockets_does_no_harm() -> None:
@@ -302,7 +302,7 @@ def test_a_client_survives_whatever_a_broker_sends(fake: FakePeer) -> None:
         for count in range(20):
             future = client.submit("echo", {"x": X}, timeout=10)
             request = None
-            # A Pong that was made up may have had the one before sent again.
+            # An invented Pong may have caused the previous request to be sent again.
             while not (isinstance(request, wire.Request) and request.id == count + 1):
                 peer, envelope, *payload = fake.receive()
                 request = wire.decode(envelope, wire.FROM_CLIENT)
@@ -310,7 +310,7 @@ def test_a_client_survives_whatever_a_broker_sends(fake: FakePeer) -> None:
             valid = [result, [wire.encode(wire.Pong(request.session, [request.id]))], [*result[:1], b"\x90"]]
             for _ in range(50):
                 fake.socket.send_multipart([peer, *mutate(chance.choice(valid), chance)])
-            # An Answer to a request, the wrong kind of reply, once killed the thread that all calls depend on.
+            # An Answer to a request is the wrong kind of reply. It once killed the thread that drives.
             fake.socket.send_multipart(
                 [peer, wire.encode(wire.Answer(request.session, request.id)), msgpack.packb(count)]
             )

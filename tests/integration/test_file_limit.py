@@ -1,4 +1,4 @@
-"""The broker raises its limit of open files by itself, or says what keeps it from that."""
+"""The broker raises its limit of open files, or says why it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients in forked children: the parent's refuse and let go at once, their own work, the parent notices nothing."""
+"""Clients in forked children: the parent's refuse all calls, the child's own work, and the parent is not affected."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ CALLS: list[Callable[[Client], object]] = [
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_the_parents_client_refuses_and_lets_go_at_once(echo_fabric: Fabric, busy: bool) -> None:
-    """In a busy parent other threads hold its locks when it forks."""
+def test_the_parents_client_refuses_calls_and_closes_at_once(echo_fabric: Fabric, busy: bool) -> None:
+    """In a busy parent, other threads hold its locks while it forks."""
     stop = threading.Event()
     errors: list[Exception] = []
 
@@ -79,7 +79,7 @@ def test_the_parents_client_refuses_and_lets_go_at_once(echo_fabric: Fabric, bus
         assert client.infer("echo", X)["x"].shape == (3, 4)
 
 
-def test_one_that_is_dropped_in_the_child_is_the_parents_still(echo_fabric: Fabric) -> None:
+def test_dropping_the_parents_client_in_the_child_does_not_close_it(echo_fabric: Fabric) -> None:
     with Client(echo_fabric.frontend) as client:
         held = [client]
         client.infer("echo", X)
@@ -102,7 +102,7 @@ def test_a_client_made_in_the_child_works(echo_fabric: Fabric) -> None:
         async with AsyncClient(echo_fabric.frontend) as mine:
             return (await mine.infer("echo", X))["x"].shape
 
-    large = {"x": np.zeros(1_000_000)}  # lent to libzmq: pyzmq has a thread for that
+    large = {"x": np.zeros(1_000_000)}  # lent to libzmq, for which pyzmq has a thread
     with Client(echo_fabric.frontend) as client:
         client.infer("echo", large)
         assert run_in_fork(own) == "((3, 4), (3, 4))"
@@ -111,7 +111,7 @@ def test_a_client_made_in_the_child_works(echo_fabric: Fabric) -> None:
         client.infer("echo", large)
 
 
-def test_a_child_of_a_child_is_told_the_same(echo_fabric: Fabric) -> None:
+def test_a_grandchild_gets_the_same_error(echo_fabric: Fabric) -> None:
     with Client(echo_fabric.frontend) as client:
         client.infer("echo", X)
         said = run_in_fork(lambda: run_in_fork(lambda: client.infer("echo", X)))
@@ -137,7 +137,7 @@ def test_futures_of_the_parent_fail_in_the_child_and_call_nothing_back() -> None
         eventually(lambda: called)
 
 
-def test_a_result_that_was_there_before_is_there_after(client: Client) -> None:
+def test_a_result_from_before_the_fork_stays(client: Client) -> None:
     future = client.submit("echo", X)
     future.result()
     assert run_in_fork(lambda: future.result()["x"].shape) == "(3, 4)"
@@ -152,7 +152,7 @@ def test_a_callback_may_fork(client: Client) -> None:
     assert client.infer("echo", X)["x"].shape == (3, 4)
 
 
-def test_the_parents_asyncio_client_refuses_and_lets_go_at_once(echo_fabric: Fabric) -> None:
+def test_the_parents_asyncio_client_refuses_calls_and_closes_at_once(echo_fabric: Fabric) -> None:
     loop = asyncio.new_event_loop()
     client = AsyncClient(echo_fabric.frontend)
     waiting = AsyncClient(NOBODY)
@@ -180,8 +180,8 @@ def test_the_parents_asyncio_client_refuses_and_lets_go_at_once(echo_fabric: Fab
         loop.close()
 
 
-def test_a_child_that_ends_as_a_program_does_ends_well(client: Client) -> None:
-    """As gunicorn's workers do, not by os._exit as those of multiprocessing."""
+def test_a_child_that_ends_like_a_program_ends_well(client: Client) -> None:
+    """As workers of gunicorn do; those of multiprocessing end by os._exit."""
     client.infer("echo", X)
     process = os.fork()
     if process == 0:
@@ -193,7 +193,7 @@ def test_a_child_that_ends_as_a_program_does_ends_well(client: Client) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
 
 
-def test_the_parents_link_refuses_and_lets_go_at_once(echo_fabric: Fabric) -> None:
+def test_the_parents_link_refuses_commands_and_closes_at_once(echo_fabric: Fabric) -> None:
     with Link(echo_fabric.frontend) as link, Client(link.endpoint) as client:
         assert run_in_fork(link.close) == "None"
         assert run_in_fork(link.cut).startswith("FailedPrecondition: this link was made before a fork")

@@ -1,4 +1,4 @@
-"""Brokers on ipc:// paths: one does not take another's, and no file stays."""
+"""Brokers on ipc:// paths: none takes over the path of another, and no file stays."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_killed_brokers_file_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("precious")
     with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
         with pytest.raises(FailedPrecondition, match="is not a socket"):
@@ -63,7 +63,7 @@ def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_text() == "precious"
 
 
-def test_the_file_of_who_came_after_stays(tmp_path: Path) -> None:
+def test_the_file_of_a_later_broker_stays(tmp_path: Path) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
         _, file = transport.bind(server, f"ipc://{tmp_path}/f")
         assert file is not None

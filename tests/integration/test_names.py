@@ -1,4 +1,4 @@
-"""Files in the current folder that have the names of this project's packages are not run in their place."""
+"""Files in the current folder with the names of this project's packages are not imported."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def program(*arguments: str) -> list[str]:
-    """`zmq-offload`, as its console script does it: with the script's folder on the path, not the current one."""
+    """Run `zmq-offload` as its console script does, with the script's folder on the path and not the current one."""
     return [*command()[1:], *arguments]
 
 
-def test_broker_and_workers_start_beside_files_of_their_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broker_and_workers_start_next_to_files_of_their_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.support.processes.ROOT", folder)
     loopback = "tcp://127.0.0.1:0"
     with running(*program("broker", "--frontend", loopback, "--backend", loopback)) as broker:

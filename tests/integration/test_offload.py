@@ -1,4 +1,4 @@
-"""The whole path: a model file is split, its subgraph served by real workers, and the device bundle called."""
+"""The whole path: split a model file, serve its subgraph by real workers, and run the device bundle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = (1, 3, 12, 16)
 
 @dataclass
 class Served:
-    """A fabric that serves `net`, the split net and its uncut twin."""
+    """A fabric that serves `net`, with the split model and the uncut one."""
 
     fabric: Fabric
     workers: Process
@@ -83,7 +83,7 @@ def test_many_devices_and_threads_share_the_workers(served: Served) -> None:
         assert all(worker["served"] for worker in client.status()["workers"])
 
 
-def test_models_tells_the_signature(served: Served) -> None:
+def test_models_lists_the_signature(served: Served) -> None:
     with Client(served.fabric.frontend) as client:
         (model,) = (m for m in client.models() if m["version"] == 1)
     assert model["inputs"] == [{"name": "features", "datatype": "FP32", "shape": [1, 8, 12, 16]}]
@@ -111,7 +111,7 @@ def test_nan_passes_through(served: Served) -> None:
     assert np.isnan(outputs["y"]).all()
 
 
-def test_the_errors_of_the_fabric_come_out_of_the_model(served: Served, tmp_path: Path) -> None:
+def test_the_model_raises_the_errors_of_the_fabric(served: Served, tmp_path: Path) -> None:
     device = Path(shutil.copytree(served.dist / "device", tmp_path / "device"))
     manifest = json.loads((device / "manifest.json").read_text())
     manifest["offloaded"][0]["model"] = "gone"
@@ -125,7 +125,7 @@ def test_the_errors_of_the_fabric_come_out_of_the_model(served: Served, tmp_path
 
 def test_a_new_version_is_served_without_a_restart_and_a_damaged_one_leaves_the_others_alone(served: Served) -> None:
     repository = served.dist / "repository" / "net"
-    # Damaged: truncated library, library that is none although its checksum fits, no JSON, another TVM.
+    # Damaged: a truncated library, a file with the right checksum that is not a library, bad JSON, another TVM.
     for version, spoil in ((7, truncate), (8, replace), (9, garble), (10, age)):
         draft = Path(shutil.copytree(repository / "1", repository / f".{version}"))
         edit(draft, version=version)
@@ -153,7 +153,7 @@ def test_a_new_version_is_served_without_a_restart_and_a_damaged_one_leaves_the_
         eventually(lambda: client.infer("net", features).version == 1, timeout=30)
 
 
-def test_a_version_with_another_signature_is_not_chosen_for_a_device_and_says_so_where_it_is_alone(
+def test_a_version_with_another_signature_is_not_chosen_for_a_device_and_the_error_names_it(
     served: Served, tmp_path: Path
 ) -> None:
     dist = Path(shutil.copytree(served.dist, tmp_path / "dist", ignore=shutil.ignore_patterns("7", "8", "9", "10")))
@@ -177,7 +177,7 @@ def test_a_version_with_another_signature_is_not_chosen_for_a_device_and_says_so
         eventually(lambda: [m["version"] for m in client.models()] == [1, 2], timeout=60)
         assert [m["latest"] for m in client.status()["models"]] == [False, True]
         np.testing.assert_allclose(model(image(0)), served.expected(image(0)), rtol=1e-3, atol=1e-4)
-        # Who does not say what it was built for gets the latest.
+        # Without a signature, a client gets the latest version.
         assert client.infer("net", {"features": np.zeros((1, 8, 6, 8), "f4")}).version == 2
         shutil.rmtree(repository / "net" / "1")
         eventually(lambda: [m["version"] for m in client.models()] == [2], timeout=30)
@@ -220,8 +220,8 @@ def test_a_bundle_for_another_tvm_is_refused(served: Served, tmp_path: Path) -> 
         zmq_offload.load(device, broker=served.fabric.frontend)
 
 
-def test_two_regions_of_a_model_are_with_two_workers_at_the_same_time(tmp_path: Path) -> None:
-    """Neither worker answers before both have a request: called one after the other, they would wait for ever."""
+def test_two_regions_of_a_model_run_at_two_workers_at_once(tmp_path: Path) -> None:
+    """Each worker replies only when both have a request. One call after the other would wait forever."""
     path = onnx_models.branches(tmp_path / "branches.onnx")
     regions = [Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"], wire="float16")]
     compiled = compile_model(path, inputs={"x": SHAPE}, regions=regions, output=tmp_path)
@@ -243,7 +243,7 @@ def test_two_regions_of_a_model_are_with_two_workers_at_the_same_time(tmp_path: 
         assert client.status()["requests"]["accepted"] == 2
 
 
-def test_a_region_whose_model_is_gone_fails_the_call_with_its_error(tmp_path: Path) -> None:
+def test_a_region_whose_model_is_removed_fails_the_call_with_its_error(tmp_path: Path) -> None:
     path = onnx_models.branches(tmp_path / "branches.onnx")
     regions = [Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])]
     compiled = compile_model(path, inputs={"x": SHAPE}, regions=regions, output=tmp_path)

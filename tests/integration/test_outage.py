@@ -1,4 +1,4 @@
-"""Outages of the link between a device and its broker: what is lost, and what is not."""
+"""Outages of the link between a device and its broker: no frame is lost with a fallback."""
 
 from __future__ import annotations
 
@@ -60,14 +60,13 @@ def test_with_a_fallback_no_frame_is_lost_and_the_link_is_used_again_when_it_is_
         Link(served.broker, rtt="2ms") as link,
         zmq_offload.load(served.dist / "device", broker=link.endpoint, offload="auto") as model,
     ):
-        # Computing it here takes microseconds and any link milliseconds, so that the policy has to be told: here
-        # it is the device that is slow.
+        # Computing takes microseconds here, and any link milliseconds. So the policy is told that the device is slow.
         copy = model._offload.fallbacks["mlp"]
         model._offload.fallbacks["mlp"] = Slowed(copy, 0.03)
         stream = model.map(source(), depth=3)
 
         def until(way: str, at_least: int = 10, timeout: float = 30.0) -> None:
-            """Take results until the way is this, and then some more."""
+            """Take results until they go this way, and then a few more."""
             nonlocal results
             end = time.monotonic() + timeout
             while model.statistics.ways["mlp"] != way or at_least:
@@ -85,7 +84,7 @@ def test_with_a_fallback_no_frame_is_lost_and_the_link_is_used_again_when_it_is_
         counts = model.statistics
     print(f"{kind}: {frames} frames taken, {results} results, {counts}")
     assert counts.failed == 0 and counts.fell_back >= 1
-    assert 0 <= frames - results <= 3  # those under way when it was closed
+    assert 0 <= frames - results <= 3  # those in flight when it was closed
 
 
 class Slowed:

@@ -1,4 +1,4 @@
-"""The Procfile: what `honcho start` brings up serves, whatever the order, and is gone after SIGTERM."""
+"""The Procfile: `honcho start` starts a working fabric, in any order, and SIGTERM ends all of it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.leftovers import MARK_VARIABLE, new_mark, processes_marked
 from tests.support.processes import Process, eventually, running
 from zmq_offload import Client
 
-# `python` in the Procfile is the activated environment's.
+# The Procfile runs the `python` of the activated environment.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def free_ports() -> tuple[int, int]:
-    """Two ports that were free a moment ago: honcho's processes cannot tell each other which ones they got."""
+    """Two ports that were free a moment ago. Processes of honcho cannot tell each other their ports."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         return one.getsockname()[1], two.getsockname()[1]
 

@@ -1,4 +1,4 @@
-"""A version is loaded beside serving, in turn, and announced when it is ready."""
+"""Workers load a new version while they serve, in turn, and announce it when it is ready."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def served(repository: Path, tmp_path: Path) -> Iterator[Served]:
-    """Two workers, one version, and a file while which there is none other is loaded."""
+    """Two workers, one version, and a file: while it exists, no other version finishes loading."""
     own = Path(shutil.copytree(repository, tmp_path / "repository"))
     hold = tmp_path / "hold"
     hold.touch()
@@ -70,7 +70,7 @@ def test_the_old_version_is_served_while_workers_load_the_new_one_in_turn(served
         for _ in range(20):
             assert client.infer("mlp", H2).version == 1
         assert versions(client) == [(1, 2)]
-        # It is announced when it is ready, and the other worker's turn comes then.
+        # A worker announces it when it is ready; then the other worker loads it.
         assert sum("is loading" in line for line in served.workers.seen()) == 3
         served.hold.unlink()
         eventually(lambda: versions(client) == [(1, 2), (2, 2)])

@@ -1,4 +1,4 @@
-"""Keys on both sockets, against real processes: who gets in, what others are told, who can take over what."""
+"""Keys on both sockets, with real processes: who is accepted, which errors others get, and what stays protected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PEOPLE = ("broker", "stranger", "alice", "bob", "worker")
 
 
 class Site:
-    """A broker and a worker with keys, and people with theirs."""
+    """A broker and a worker with keys, and users with theirs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
             yield site
 
 
-def test_who_is_authorized_is_served(site: Site) -> None:
+def test_an_authorized_client_is_served(site: Site) -> None:
     with site.client("alice") as client:
         np.testing.assert_array_equal(client.infer("echo", {"x": X})["x"], X)
 
@@ -110,7 +110,7 @@ def test_the_brokers_log_names_a_key_that_is_refused(tmp_path: Path) -> None:
         ("alice", "stranger", "its key is not the expected one"),
     ],
 )
-def test_who_is_not_authorized_is_told_so_in_time(site: Site, name: str, broker: str, says: str) -> None:
+def test_a_wrong_key_fails_in_time_and_says_so(site: Site, name: str, broker: str, says: str) -> None:
     with site.client(name, broker=broker) as client:
         for _ in range(2):
             started = time.monotonic()
@@ -127,12 +127,12 @@ def test_who_is_not_authorized_is_told_so_in_time(site: Site, name: str, broker:
         asyncio.run(infer())
 
 
-def test_a_client_without_keys_is_told_so(site: Site) -> None:
+def test_a_client_without_keys_learns_that(site: Site) -> None:
     with Client(site.frontend) as client, pytest.raises(Unauthenticated, match="only one side has keys"):
         client.infer("echo", {"x": X})
 
 
-def test_a_client_with_keys_at_a_broker_without_is_told_so(site: Site) -> None:
+def test_a_client_with_keys_at_a_broker_without_learns_that(site: Site) -> None:
     with running_broker() as open_broker:
         keys = {"key": site.path("alice", "key_secret"), "broker_key": site.path("broker")}
         with Client(open_broker.frontend, **keys) as client, pytest.raises(Unauthenticated, match="only one side"):
@@ -146,7 +146,7 @@ def test_a_key_for_some_models_is_denied_the_others(site: Site) -> None:
         assert client.models() == []
 
 
-def test_a_key_that_is_added_is_let_in_without_a_restart(site: Site) -> None:
+def test_an_added_key_is_accepted_without_a_restart(site: Site) -> None:
     with site.client("stranger", timeout=2) as client:
         with pytest.raises(Unauthenticated):
             client.infer("echo", {"x": X})
@@ -162,7 +162,7 @@ def test_a_key_that_is_added_is_let_in_without_a_restart(site: Site) -> None:
 
 
 def code(client: Client) -> str:
-    """How a request ends."""
+    """Return the result or error of a request."""
     try:
         client.infer("echo", {"x": X})
     except OffloadError as error:
@@ -178,8 +178,8 @@ def test_revoking_a_key_ends_its_live_session(site: Site) -> None:
         eventually(lambda: code(client) == "UNAUTHENTICATED")
 
 
-def test_a_revocation_is_not_lost_because_a_list_could_not_be_read(site: Site) -> None:
-    """Neither by the other list's fault, nor by its own that was mended without a change of its content."""
+def test_a_revocation_survives_an_unreadable_list(site: Site) -> None:
+    """Neither because of the other list, nor because the list itself became readable again without a change."""
 
     with site.client("alice") as client:
         assert code(client) == "served"
@@ -191,7 +191,7 @@ def test_a_revocation_is_not_lost_because_a_list_could_not_be_read(site: Site) -
     with site.client("bob") as client:
         assert code(client) == "PERMISSION_DENIED"
         kept = site.folder / "kept"
-        site.clients.rename(kept)  # nobody can read it for a while
+        site.clients.rename(kept)  # for a while it is missing
         time.sleep(1.5)
         site.revoke("bob", kept)
         kept.rename(site.clients)
@@ -209,7 +209,7 @@ def test_a_damaged_list_changes_nothing(site: Site) -> None:
         site.clients.write_text("this is no list\n")
         for _ in range(8):
             client.infer("echo", {"x": X}, timeout=5)
-            time.sleep(0.2)  # until the broker has looked at it
+            time.sleep(0.2)  # the broker reads it meanwhile
 
 
 def socket_of(site: Site, name: str, endpoint: str, identity: bytes = b"") -> zmq.Socket[bytes]:
@@ -234,11 +234,11 @@ def test_a_clients_key_does_not_open_the_backend(site: Site) -> None:
 
 
 def test_a_session_cannot_be_taken_over_though_its_token_is_known(site: Site) -> None:
-    """Bob knows Alice's token and her request's number: he neither gets her result nor takes her request back."""
+    """Bob knows Alice's token and the number of her request, but cannot get her result or cancel her request."""
     site.authorize("stranger")
     session = b"s" * 16
     payload = [bytes(frame) for frame in encode_tensors({"x": X})]
-    with running_broker(*site.options) as broker:  # nobody serves there yet: the request waits
+    with running_broker(*site.options) as broker:  # without workers the request waits
         alice = socket_of(site, "alice", broker.frontend)
         alice.send_multipart([wire.encode(wire.Request(session, 1, "echo", 0, 30_000_000, 0)), *payload])
         alice.send_multipart([wire.encode(wire.Query(session, 2, "status"))])
@@ -271,7 +271,7 @@ def claiming(endpoint: str, identity: bytes) -> zmq.Socket[bytes]:
     return socket
 
 
-def test_a_peer_does_not_pick_its_identity() -> None:
+def test_a_peer_cannot_choose_its_routing_id() -> None:
     with running_broker() as broker:
         for endpoint, expected in ((broker.frontend, wire.TO_CLIENT), (broker.backend, wire.TO_WORKER)):
             with claiming(endpoint, b"mine") as socket:
@@ -282,9 +282,9 @@ def test_a_peer_does_not_pick_its_identity() -> None:
 
 
 @pytest.mark.parametrize("start", [0x6B8B4567, 0xE43C9869])
-def test_nobody_knows_the_next_connections_identity(start: int) -> None:
-    """libzmq counts on from a number that is the same in every process, unless somebody sees to it. Whoever claimed the
-    next ones ended the broker by an assertion, or got what was meant for a connection that was gone."""
+def test_routing_ids_are_unguessable(start: int) -> None:
+    """libzmq counts routing ids up from a fixed start. A peer that claimed the next one crashed the broker by an
+    assertion, or got the replies of a client that had left. So the broker starts from a random number."""
     with running_broker() as broker:
         claims = [claiming(broker.frontend, b"\0" + (start + n).to_bytes(4, "big")) for n in range(12)]
         for socket in claims:

@@ -1,4 +1,4 @@
-"""Programs whose output nobody takes, that are interrupted early, or that run at the ends of their options."""
+"""Programs whose output nobody reads, that are interrupted early, or that run at the limits of their options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOOPBACK = ("--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0")
 
 
 def shell(line: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `zmq-offload ARGUMENTS` as "$@" in a line for the shell."""
+    """Run `zmq-offload ARGUMENTS` as "$@" in a shell command."""
     return subprocess.run(
         ["bash", "-c", line, "bash", *command(), *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
@@ -29,7 +29,7 @@ COMMANDS = (("--help",), ("--version",), ("load", "--help"), ("broker", "--help"
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_closed_streams_are_no_error(arguments: tuple[str, ...]) -> None:
+def test_closed_streams_are_not_an_error(arguments: tuple[str, ...]) -> None:
     for closed in (">&-", "<&-", "2>&-", ">&- 2>&- <&-"):
         done = shell(f'"$@" {closed}', *arguments)
         assert (done.returncode, done.stderr) == (0, ""), closed
@@ -59,7 +59,7 @@ def test_a_full_disk_is_one_line(echo_fabric: Fabric) -> None:
     assert line.startswith("zmq-offload: error: ") and "No space left" in line
 
 
-def test_broker_and_workers_with_closed_outputs_stop_as_told() -> None:
+def test_broker_and_workers_with_closed_outputs_stop_when_told() -> None:
     with running_broker() as fabric:
         worker = ["bash", "-c", 'exec "$@" >&- 2>&-', "bash", *command(), "worker", "--executor", "echo"]
         with subprocess.Popen([*worker, "--broker", fabric.backend]) as process:
@@ -85,7 +85,7 @@ except BaseException as error:  # as NumPy's own modules do
 
 @pytest.mark.parametrize("name", ["numpy", "zmq"])
 @pytest.mark.parametrize("program", ["broker", "worker", "status", "load", "link", "demo", "plan", "keys"])
-def test_ctrl_c_while_modules_are_imported_is_quiet(program: str, name: str, tmp_path: Path) -> None:
+def test_ctrl_c_during_imports_is_quiet(program: str, name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.py").write_text(FAKE)
     (tmp_path / "m.onnx").touch()
     arguments = {

@@ -1,4 +1,4 @@
-"""Worker processes keep to their share of the cores, TVM's threads included."""
+"""Each worker process uses only its share of the cores, TVM's threads included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that nobody closes: the garbage collector disconnects them, says so, and never waits."""
+"""Clients that nobody closes: the garbage collector disconnects them with a warning, and never waits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def threads() -> int:
 
 @contextmanager
 def nothing_left(clients: int = 1) -> Iterator[None]:
-    """The body drops clients; each warns once, and then their threads and files are gone."""
+    """The body drops clients. Each warns once, and its threads and files are gone afterwards."""
     gc.collect()
     before = descriptors(), threads()
     known = threading.active_count()
@@ -62,7 +62,7 @@ class Circle:
 def test_a_client_that_is_dropped_leaves_nothing(echo_fabric: Fabric, wrap: Callable[[Any], Any]) -> None:
     def use() -> None:
         client = Client(echo_fabric.frontend)
-        assert client.submit("echo", {"x": X}).result()["x"].shape == X.shape  # the pump is up
+        assert client.submit("echo", {"x": X}).result()["x"].shape == X.shape  # the pump runs
         wrap(client)
 
     with nothing_left(4):
@@ -70,7 +70,7 @@ def test_a_client_that_is_dropped_leaves_nothing(echo_fabric: Fabric, wrap: Call
             use()
 
 
-def test_one_that_was_never_used_and_one_without_a_broker_leave_nothing() -> None:
+def test_clients_that_were_never_used_or_have_no_broker_leave_nothing() -> None:
     with nothing_left(3):
         Client(NOBODY)
         Circle(Client(NOBODY))
@@ -85,7 +85,7 @@ def test_a_future_outlives_the_client_that_was_dropped(echo_fabric: Fabric) -> N
         assert seen.result(timeout=20)["x"].shape == X.shape
 
 
-def test_futures_without_a_broker_end_by_their_deadlines_though_the_client_was_dropped() -> None:
+def test_futures_of_a_dropped_client_without_a_broker_end_at_their_deadlines() -> None:
     with nothing_left():
         future = Client(NOBODY).submit("echo", {"x": X}, timeout=0.3)
         assert "no broker" in str(future.exception(timeout=20))
@@ -106,7 +106,7 @@ def test_dropped_by_a_callback_in_the_thread_that_drives(echo_fabric: Fabric) ->
 
 
 def test_collected_while_its_own_lock_is_held(echo_fabric: Fabric) -> None:
-    """The collector runs wherever something is allocated."""
+    """The collector may run at any allocation, even while a thread holds the client's lock."""
     with nothing_left():
         client = Client(echo_fabric.frontend)
         client.infer("echo", {"x": X})
@@ -130,7 +130,7 @@ def test_a_warning_that_is_an_error_does_not_keep_the_client_open(echo_fabric: F
     assert int(done.stdout) <= before
 
 
-def test_closing_says_nothing(echo_fabric: Fabric) -> None:
+def test_a_closed_client_does_not_warn(echo_fabric: Fabric) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with Client(echo_fabric.frontend) as client:
@@ -190,7 +190,7 @@ def test_a_loop_that_is_closed_with_a_call_outstanding_leaves_nothing() -> None:
         loop.close()
 
 
-def test_an_asyncio_client_in_another_loop_says_so(echo_fabric: Fabric) -> None:
+def test_an_asyncio_client_in_another_loop_is_refused(echo_fabric: Fabric) -> None:
     client = AsyncClient(echo_fabric.frontend)
 
     async def use() -> None:

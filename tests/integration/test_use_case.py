@@ -1,4 +1,4 @@
-"""The example's Mask R-CNN from end to end, and what a plan measures with real processes. No speed is asserted."""
+"""The example's Mask R-CNN from end to end, and a plan's measurements with real processes. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zmq_offload.plan.slow import Seen
 from zmq_offload.protocol.tensors import TensorSpec
 
 
-def test_what_a_request_costs_by_itself_is_measured() -> None:
+def test_the_overhead_of_a_request_is_measured() -> None:
     overhead = measure_overhead()
     assert 0 < overhead.request < 1
     assert 0 <= overhead.byte < 1e-3
@@ -70,7 +70,7 @@ def test_the_timeline_shows_when_each_stage_had_each_item() -> None:
     assert stages["device"] == (1.0, 1.010)
     down = stages["downlink"]
     assert down[1] == 1.040
-    assert 0.005 < down[1] - down[0] < 0.006  # half of the round trip, and some hundred bytes
+    assert 0.005 < down[1] - down[0] < 0.006  # half of the round trip, and a few hundred bytes
     assert stages["server"][1] == down[0]
     assert abs(stages["server"][1] - stages["server"][0] - 0.008) < 1e-9
     assert abs(stages["uplink"][1] - (down[0] - 0.012)) < 1e-9 and stages["uplink"][0] == 1.010

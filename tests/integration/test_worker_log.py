@@ -1,4 +1,4 @@
-"""What a worker's log says of its brokers and its repository, and how a worker ends."""
+"""A worker's log about its brokers and its repository, and the end of a worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.processes import running_broker, running_workers, wait_for_wo
 QUICK = ("--heartbeat", "0.05", "--patience", "0.2")
 
 
-def test_connected_is_said_when_the_broker_answers_and_silence_once(tmp_path: Path) -> None:
+def test_the_log_says_connected_when_the_broker_answers_and_silent_once(tmp_path: Path) -> None:
     backend = f"ipc://{tmp_path}/backend"
     with running_workers(backend, "--executor", "echo", *QUICK) as workers:
         workers.wait_for(f"connecting to {backend}")
@@ -36,7 +36,7 @@ def test_a_signal_drains_the_workers(number: signal.Signals) -> None:
         broker.broker.wait_for("says goodbye, with 0 requests")
 
 
-def test_a_repository_that_is_not_there_is_named_and_nothing_else_is_said_of_it(tmp_path: Path) -> None:
+def test_a_missing_repository_is_named_once(tmp_path: Path) -> None:
     place = tmp_path / "nowhere"
     with running_broker() as broker:
         options = ["--repository", str(place), "--refresh", "0.1"]

@@ -1,4 +1,4 @@
-"""Hosts of endpoints: which are loopback, which need IPv6, and what is bound to."""
+"""Hosts of endpoints: which are loopback, which need IPv6, and which address is bound."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tcp://127.example.org:5555", False),
     ],
 )
-def test_who_can_connect_from_elsewhere(endpoint: str, loopback: bool) -> None:
+def test_loopback_endpoints(endpoint: str, loopback: bool) -> None:
     assert transport.check_endpoint(endpoint) == endpoint
     assert is_loopback(endpoint) is loopback
 
@@ -61,7 +61,7 @@ def test_who_can_connect_from_elsewhere(endpoint: str, loopback: bool) -> None:
 @pytest.mark.parametrize(
     "endpoint", ["tcp://[::1:5555", "tcp://::1:5555", "tcp://[fe80::1%]:1", "tcp://[x]:1", "tcp://a]:1"]
 )
-def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
+def test_a_wrong_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(InvalidArgument, match="use tcp://HOST:PORT"):
         transport.check_endpoint(endpoint)
 
@@ -88,7 +88,7 @@ def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
         ("tcp://localhost:\u0663", "the port is not a number from 0 to 65535"),
     ],
 )
-def test_what_is_wrong_with_an_endpoint_is_said(endpoint: str, fault: str) -> None:
+def test_the_error_says_what_is_wrong_with_an_endpoint(endpoint: str, fault: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         transport.check_endpoint(endpoint)
     assert caught.value.message == f"endpoint {endpoint!r}: {fault}; use tcp://HOST:PORT (or ipc://PATH)"
@@ -122,14 +122,14 @@ def test_a_name_is_bound_to_by_its_address() -> None:
 
 
 @pytest.mark.usefixtures("names")
-def test_a_link_leads_to_names_too() -> None:
+def test_a_link_connects_to_a_name() -> None:
     assert _resolved(_address("tcp://both:7")) == ("10.0.0.2", 7)
     assert _resolved(_address("tcp://six:7")) == ("2001:db8::1", 7)
     with pytest.raises(FailedPrecondition, match="'unknown' cannot be looked up"):
         _resolved(_address("tcp://unknown:7"))
 
 
-def test_a_slow_look_up_does_not_hold_a_connection_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_look_up_does_not_delay_a_connection_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     go = threading.Event()
@@ -158,6 +158,6 @@ def test_interfaces_names_and_zones_are_bound_to(endpoint: str) -> None:
             if "[" in endpoint and not socket.has_dualstack_ipv6():
                 pytest.skip("no IPv6 here")
             raise
-        transport.connect(client, bound.replace("[::]", "127.0.0.1"))  # [::] takes IPv4, too
+        transport.connect(client, bound.replace("[::]", "127.0.0.1"))  # [::] accepts IPv4, too
         client.send(b"x")
         assert server.poll(10_000)

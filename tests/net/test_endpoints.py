@@ -1,4 +1,4 @@
-"""Which endpoints a client takes: none that libzmq refuses, and none that could never lead to a broker."""
+"""A client accepts no endpoint that libzmq refuses, and none that can never reach a broker."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("endpoint", GOOD)
-def test_what_is_taken_is_taken_by_libzmq_too(endpoint: str) -> None:
+def test_accepted_endpoints_are_accepted_by_libzmq(endpoint: str) -> None:
     assert check_connectable(endpoint) == endpoint
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
@@ -60,7 +60,7 @@ def test_what_is_taken_is_taken_by_libzmq_too(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize(("endpoint", "says"), BAD)
-def test_what_leads_nowhere_is_refused_wherever_it_stands_in_the_list(endpoint: Any, says: str) -> None:
+def test_a_wrong_endpoint_is_refused_at_any_place_in_the_list(endpoint: Any, says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         check_brokers(["tcp://127.0.0.1:5555", endpoint])
     for kind in (Client, AsyncClient):
@@ -69,6 +69,6 @@ def test_what_leads_nowhere_is_refused_wherever_it_stands_in_the_list(endpoint: 
 
 
 @pytest.mark.parametrize("broker", [[], None, 5555, b"tcp://edge:5555", {"tcp://edge:5555"}])
-def test_what_is_no_endpoint_or_list_is_refused(broker: Any) -> None:
+def test_a_value_that_is_not_an_endpoint_or_list_is_refused(broker: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"at least one endpoint|or a list of endpoints"):
         check_brokers(broker)

@@ -1,4 +1,4 @@
-"""Key files, lists of keys, and what is wrong with them."""
+"""Key files, lists of keys, and their errors."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_a_pair_is_two_files_and_the_secret_is_for_its_owner_alone(tmp_path: Pat
     assert pair.secret.decode() not in public.read_text()
 
 
-def test_a_pair_is_not_replaced_unless_it_is_meant(tmp_path: Path) -> None:
+def test_a_pair_is_replaced_only_by_force(tmp_path: Path) -> None:
     new_keys("edge", tmp_path)
     with pytest.raises(AlreadyExists, match=r"edge\.key exists"):
         new_keys("edge", tmp_path)
     new_keys("edge", tmp_path, force=True)
 
 
-def test_lists_are_added_to_and_taken_from(tmp_path: Path) -> None:
+def test_keys_are_added_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "clients"
     keys = {}
     for name in ("a", "b"):
@@ -48,7 +48,7 @@ def test_lists_are_added_to_and_taken_from(tmp_path: Path) -> None:
         revoke(path, "a")
 
 
-def test_comments_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
+def test_comments_and_empty_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "clients"
     path.write_text("# the doors\n\n" + "x" * 40 + " door\n")
     assert read_list(path) == {"x" * 40: Grant("door")}
@@ -68,15 +68,15 @@ def test_comments_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
         "%nSc1" * 8 + " door",
     ],
 )
-def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
+def test_a_wrong_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "clients"
     path.write_text("# one\n" + line + "\n")
     with pytest.raises(FailedPrecondition, match="clients, line 2"):
         read_list(path)
 
 
-def test_a_line_of_signs_is_a_comment(tmp_path: Path) -> None:
-    """Of 40 it is as long as a key. No key begins with the sign."""
+def test_a_line_of_number_signs_is_a_comment(tmp_path: Path) -> None:
+    """40 of them are as long as a key, but no key begins with this character."""
     path = tmp_path / "clients"
     path.write_text("#" * 40 + f"\n# the doors\n{'x' * 40} door\n#{'0' * 39} end\n")
     assert read_list(path) == {"x" * 40: Grant("door")}
@@ -87,7 +87,7 @@ def test_a_line_of_signs_is_a_comment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lines", [("door ocr", "door"), ("door", "door ocr"), ("door", "gate")])
 def test_a_key_with_two_lines_that_differ_is_refused(tmp_path: Path, lines: tuple[str, str]) -> None:
-    """The last one would win: that could open all models, or outlive the revocation of the other name."""
+    """The last line would win, and could grant all models, or outlive the revocation of the other name."""
     path = tmp_path / "clients"
     path.write_text("# the doors\n" + "".join(f"{'x' * 40} {line}\n" for line in lines))
     with pytest.raises(FailedPrecondition, match=r"clients, line 3: .* in line 2"):
@@ -113,7 +113,7 @@ def test_a_key_with_two_lines_that_differ_is_refused(tmp_path: Path, lines: tupl
         (["revoke", "Gate", "--list", "list"], 1, "did you mean 'gate'?"),
     ],
 )
-def test_what_is_wrong_with_arguments_is_said(
+def test_errors_of_arguments_say_what_is_wrong(
     arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -170,7 +170,7 @@ EDITED = """# the camera at the gate; ask Ann before revoking
 """
 
 
-def test_an_edit_leaves_all_other_lines_as_they_are(tmp_path: Path) -> None:
+def test_an_edit_keeps_all_other_lines(tmp_path: Path) -> None:
     path = tmp_path / "clients"
     a, b, c = (read_public(new_keys(name, tmp_path)[0]) for name in "abc")
     before = EDITED.format(a=a.decode(), b=b.decode())
@@ -191,7 +191,7 @@ def test_a_list_that_does_not_end_with_a_line_end_gets_a_line_of_its_own(tmp_pat
     assert list(read_list(path)) == ["x" * 40, "y" * 40]
 
 
-def test_an_unreadable_list_is_left_as_it_is(tmp_path: Path) -> None:
+def test_an_unreadable_list_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "clients"
     path.write_text("nonsense\n")
     for change in (lambda: authorize(path, b"y" * 40, Grant("gate")), lambda: revoke(path, "gate")):
@@ -235,7 +235,7 @@ def test_a_key_without_a_name_and_a_grant_of_no_model_are_refused(tmp_path: Path
     assert not (tmp_path / "l").exists()
 
 
-def test_changes_at_the_same_time_all_count(tmp_path: Path) -> None:
+def test_no_concurrent_change_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "clients"
     alphabet = "abcdefghij"
     code = (
@@ -278,7 +278,7 @@ def test_an_edit_keeps_the_owner(tmp_path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346)
 
 
-def test_a_list_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_list_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path / "pipe", tmp_path, tmp_path / "no" / "where", Path("/dev/null")):
         with pytest.raises(FailedPrecondition, match=r"regular file|cannot be changed"):
@@ -286,7 +286,7 @@ def test_a_list_that_is_no_file_is_refused(tmp_path: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-def test_keys_that_do_not_belong_together_are_found(tmp_path: Path) -> None:
+def test_two_keys_that_are_not_a_pair_are_found(tmp_path: Path) -> None:
     (_, one), (two, _) = new_keys("one", tmp_path), new_keys("two", tmp_path)
     one.write_text(one.read_text().replace(read_public(one).decode(), read_public(two).decode()))
     with pytest.raises(FailedPrecondition, match="its two keys are not a pair"):

@@ -14,11 +14,11 @@ from zmq_offload.net import pyzmq_internals
 ADVICE = "pyzmq has changed: adapt zmq_offload/net/pyzmq_internals.py"
 
 
-def test_the_backend_sends_what_socket_send_passes_on() -> None:
+def test_the_backends_send_lacks_only_arguments_that_are_not_used() -> None:
     assert issubclass(zmq.Socket, zmq.backend.Socket), ADVICE
     backend = list(inspect.signature(zmq.backend.Socket.send).parameters)
     assert backend[:3] == ["self", "data", "flags"], ADVICE
-    # These two are all that is lost by calling the backend.
+    # Calling the backend directly loses only these two.
     skipped = set(inspect.signature(zmq.Socket.send).parameters) - set(backend)
     assert skipped == {"routing_id", "group"}, ADVICE
 

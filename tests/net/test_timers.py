@@ -19,7 +19,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_it_agrees_with_a_dictionary(steps: list[tuple[str, int, int]]) -> None:
+def test_timers_agree_with_a_dictionary(steps: list[tuple[str, int, int]]) -> None:
     timers: Timers[int] = Timers()
     model: dict[int, int] = {}
     for what, key, at in steps:
@@ -42,7 +42,7 @@ def test_it_agrees_with_a_dictionary(steps: list[tuple[str, int, int]]) -> None:
         assert all(key in timers for key in model)
 
 
-def test_what_is_cancelled_does_not_pile_up() -> None:
+def test_cancelled_deadlines_do_not_accumulate() -> None:
     timers: Timers[int] = Timers()
     for n in range(10_000):
         timers.set(n, 1e9)

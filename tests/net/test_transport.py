@@ -1,4 +1,4 @@
-"""What is copied, what is lent, and when it is back."""
+"""Frames that are copied, frames that are lent, and when lent memory is free again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """Two ends of an inproc connection, over which a message is the very memory that was sent."""
+    """Two ends of an inproc connection, which passes the memory of a message on without a copy."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     one, other = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
     one.bind("inproc://pair")
@@ -35,7 +35,7 @@ def received(socket: zmq.Socket[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("size", [1, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, LENT - 1])
-def test_what_is_short_is_copied_and_may_change_at_once(pair: Pair, size: int) -> None:
+def test_a_short_frame_is_copied_and_may_change_at_once(pair: Pair, size: int) -> None:
     memory = bytearray(b"a" * size)
     assert transport.send(pair[0], [b"envelope", memoryview(memory)], track=True) == []
     memory[:] = b"b" * size
@@ -43,11 +43,11 @@ def test_what_is_short_is_copied_and_may_change_at_once(pair: Pair, size: int) -
 
 
 @pytest.mark.parametrize("size", [LENT, 4 * LENT])
-def test_what_is_long_is_sent_from_its_own_memory(pair: Pair, size: int) -> None:
+def test_a_long_frame_is_sent_from_its_own_memory(pair: Pair, size: int) -> None:
     memory = bytearray(b"a" * size)
     (tracker,) = transport.send(pair[0], [b"envelope", memoryview(memory)], track=True)
     memory[-1:] = b"b"
-    assert received(pair[1])[1].endswith(b"ab"), "it was copied"
+    assert received(pair[1])[1].endswith(b"ab"), "the frame was copied"
     eventually(lambda: tracker.done)
 
 
@@ -64,7 +64,7 @@ def test_each_long_frame_is_tracked_and_not_only_the_last(pair: Pair) -> None:
         eventually(lambda tracker=tracker: tracker.done)
 
 
-def test_memory_of_a_closed_connection_is_back() -> None:
+def test_lent_memory_is_free_after_its_connection_is_closed() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.connect("tcp://127.0.0.1:1")  # nobody is there
@@ -76,7 +76,7 @@ def test_memory_of_a_closed_connection_is_back() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3, 64])
-def test_an_inbox_hands_out_all_in_order_and_at_most_so_many(pair: Pair, most: int) -> None:
+def test_an_inbox_returns_all_messages_in_order_and_at_most_the_given_number(pair: Pair, most: int) -> None:
     inbox = Inbox(pair[1])
     for burst in (1, 5, 1, 70, 2):
         for number in range(burst):
@@ -109,8 +109,8 @@ print(read)
 """
 
 
-def test_events_that_nobody_reads_stop_nothing() -> None:
-    """libzmq's I/O thread, which serves all connections, tells of events in the same way as the thread that binds. In a
-    process of its own: what waits there, waits for ever."""
+def test_unread_monitor_events_do_not_block() -> None:
+    """libzmq's I/O thread, which serves all connections, reports events as the binding thread does here. This runs in a
+    process of its own, because a thread that is blocked there stays blocked."""
     done = subprocess.run([sys.executable, "-c", LISTEN_OFTEN], stdout=subprocess.PIPE, timeout=60, check=True)
     assert done.stdout == b"2500\n"

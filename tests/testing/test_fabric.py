@@ -19,7 +19,7 @@ from zmq_offload.testing import Fabric
 X = np.arange(12, dtype="f4")
 
 
-def test_it_serves_in_its_body_and_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_fabric_serves_in_its_body_and_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mark = new_mark()
     monkeypatch.setenv(MARK, mark)
     monkeypatch.setenv("ZMQ_OFFLOAD_CLIENT_KEY", "/no/such/file")  # the keys of the user's own broker
@@ -41,7 +41,7 @@ def test_it_serves_in_its_body_and_leaves_no_process(monkeypatch: pytest.MonkeyP
     assert {log.name for log in tmp_path.iterdir()} == {"broker.log", "workers.log"}
 
 
-def test_a_program_that_does_not_start_says_why_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_does_not_start_says_why_and_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     mark = new_mark()
     monkeypatch.setenv(MARK, mark)
     wrong = ["--no-such-option"]
@@ -51,13 +51,13 @@ def test_a_program_that_does_not_start_says_why_and_leaves_none(monkeypatch: pyt
     assert not processes(mark)
 
 
-def test_a_repository_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_missing_repository_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="missing is not a folder"):
         Fabric(tmp_path / "missing")
 
 
-def test_what_is_imported_is_what_is_used() -> None:
-    """The command `link` imports no client, and NumPy with it."""
+def test_a_link_imports_no_client() -> None:
+    """The command `link` starts faster without a client, which imports NumPy."""
     code = "import sys, zmq_offload.testing.link; sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     with pytest.raises(ImportError, match="cannot import name 'Nothing'"):

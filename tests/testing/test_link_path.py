@@ -1,4 +1,4 @@
-"""One direction of the emulated link, with a clock of the test's own; and what a link is told."""
+"""One direction of the emulated link, with a clock of the test's own; and the parsing of conditions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def path(bandwidth: float | None = None, rtt: float = 0.0, jitter: float = 0.0, 
 
 
 def arrivals(link: Path[str], until: float = 1e9) -> list[tuple[float, str, bytes]]:
-    """Everything under way, with the time at which it comes out, as a relay with a perfect clock sees it."""
+    """All bytes in flight with their arrival times, as a relay with a perfect clock would deliver them."""
     found, now = [], 0.0
     while link.held and (at := link.next_change(now)) is not None and at <= until:
         now = max(now, at)
@@ -34,15 +34,15 @@ def test_bytes_take_half_the_rtt() -> None:
 
 
 def test_bytes_of_all_connections_queue_for_the_bandwidth() -> None:
-    link = path(bandwidth=8e6)  # a byte a microsecond
+    link = path(bandwidth=8e6)  # one byte per microsecond
     link.take("a", bytes(1000), 0.0)
     link.take("b", bytes(500), 0.0)
-    link.take("a", bytes(100), 0.01)  # the link has been idle for long
+    link.take("a", bytes(100), 0.01)  # the link is idle by then
     times = [at for at, _, _ in arrivals(link)]
     assert times == pytest.approx([0.001, 0.0015, 0.0101])
 
 
-def test_a_sender_waits_where_the_bandwidth_is_used_up_and_is_told_when_to_go_on() -> None:
+def test_a_sender_waits_while_the_queue_is_full_and_learns_when_it_is_not() -> None:
     link = path(bandwidth=8e6, rtt=1.0)
     for _ in range(int(QUEUE * 1000)):
         assert link.has_room(0.0)
@@ -53,15 +53,15 @@ def test_a_sender_waits_where_the_bandwidth_is_used_up_and_is_told_when_to_go_on
     assert link.has_room(again)
 
 
-def test_what_is_under_way_for_long_does_not_hold_the_sender_back() -> None:
+def test_bytes_in_flight_do_not_delay_the_sender() -> None:
     link = path(bandwidth=8e6, rtt=2.0)
-    for at in range(1000):  # a second of sending: all of it under way at once
+    for at in range(1000):  # a second of sending, all in flight at once
         assert link.has_room(at / 1000)
         link.take("a", bytes(1000), at / 1000)
     assert link.held == 1_000_000
 
 
-def test_memory_is_bounded_where_no_bandwidth_bounds_it() -> None:
+def test_memory_is_bounded_even_with_unlimited_bandwidth() -> None:
     link = path(rtt=1.0)
     taken = 0
     while link.has_room(0.0):
@@ -72,14 +72,14 @@ def test_memory_is_bounded_where_no_bandwidth_bounds_it() -> None:
     assert link.has_room(0.5)
 
 
-def test_jitter_is_around_the_delay() -> None:
+def test_jitter_varies_the_delay_both_ways() -> None:
     for chance, delay in ((0.0, 0.004), (0.5, 0.005), (1.0, 0.006)):
         link = path(rtt=0.01, jitter=0.002, chance=chance)
         link.take("a", b"x", 0.0)
         assert link.next_change(0.0) == pytest.approx(delay)
 
 
-def test_nothing_moves_in_an_outage_and_all_goes_on_after_it() -> None:
+def test_nothing_moves_in_a_stall_and_everything_continues_after_it() -> None:
     link = path(bandwidth=8e6, rtt=0.01)
     link.take("a", bytes(1000), 0.0)
     link.stall(0.003)
@@ -92,7 +92,7 @@ def test_nothing_moves_in_an_outage_and_all_goes_on_after_it() -> None:
     assert [at for at, _, _ in arrivals(link)] == pytest.approx([2.009])
 
 
-def test_an_outage_that_is_told_twice_counts_once() -> None:
+def test_a_stall_that_is_repeated_counts_once() -> None:
     link = path(rtt=0.01)
     link.take("a", b"x", 0.0)
     link.stall(0.001)
@@ -102,7 +102,7 @@ def test_an_outage_that_is_told_twice_counts_once() -> None:
     assert [at for at, _, _ in arrivals(link)] == pytest.approx([0.007])
 
 
-def test_what_is_cleared_never_arrives_and_holds_nothing_up() -> None:
+def test_cleared_bytes_never_arrive_and_delay_nothing() -> None:
     link = path(bandwidth=8e6, rtt=0.01)
     link.take("a", bytes(100_000), 0.0)
     link.clear()
@@ -111,7 +111,7 @@ def test_what_is_cleared_never_arrives_and_holds_nothing_up() -> None:
     assert [key for _, key, _ in arrivals(link)] == ["a"]
 
 
-def test_changed_conditions_are_for_what_comes_after_and_do_not_let_it_overtake() -> None:
+def test_changed_conditions_are_for_later_bytes_which_do_not_overtake() -> None:
     link = path(rtt=1.0)
     link.take("a", b"1", 0.0)
     link.change(Conditions(None, 0.01, 0.0))
@@ -129,7 +129,7 @@ def test_changed_conditions_are_for_what_comes_after_and_do_not_let_it_overtake(
     chances=st.lists(st.floats(0, 1), min_size=1, max_size=7),
     outages=st.lists(st.tuples(st.integers(0, 39), st.floats(0, 0.1)), max_size=3),
 )
-def test_everything_arrives_in_order_not_sooner_than_it_can_and_not_later(
+def test_everything_arrives_in_order_and_within_its_bounds(
     bandwidth: float | None,
     rtt: float,
     share: float,
@@ -166,7 +166,7 @@ def test_everything_arrives_in_order_not_sooner_than_it_can_and_not_later(
         assert arrived <= taken[key] + work + (rtt + jitter) / 2 + lost + 1e-9
 
 
-def test_conditions_are_read_with_their_units() -> None:
+def test_conditions_are_parsed_with_units() -> None:
     found = Conditions.parse("100Mbit", "10ms", "1ms")
     assert (found.bandwidth, found.rtt, found.jitter) == (1e8, 0.01, 0.001)
     assert str(found) == "bandwidth 100Mbit, rtt 10 ms, jitter 1 ms"
@@ -178,7 +178,7 @@ def test_conditions_are_read_with_their_units() -> None:
         Conditions.parse("50Mbit", "10ms", "11ms")
 
 
-def test_outages_are_read_and_put_in_order() -> None:
+def test_outages_are_parsed_and_sorted() -> None:
     outages = [Outage.parse("5:2:refuse"), Outage.parse("0.5:0.25")]
     assert outages == [Outage(5, 2, "refuse"), Outage(0.5, 0.25, "stall")]
     assert timetable(outages) == [(0.5, "stall"), (0.75, None), (5, "refuse"), (7, None)]
@@ -187,6 +187,6 @@ def test_outages_are_read_and_put_in_order() -> None:
 
 
 @pytest.mark.parametrize("text", ["5", "5:", "a:1", "5:2:stall it", "-1:2", "1:0", "nan:1", "1:inf"])
-def test_what_is_no_outage_is_refused(text: str) -> None:
+def test_a_wrong_outage_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match=f"outage '{text}'"):
         Outage.parse(text)
