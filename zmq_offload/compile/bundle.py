@@ -1,4 +1,4 @@
-"""The second half of compiling: from a partitioned module to a device bundle and versions in a model repository."""
+"""Compile a partitioned module into a device bundle and versions in a model repository, and write them."""
 
 from __future__ import annotations
 

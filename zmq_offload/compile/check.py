@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from zmq_offload.compile.onnx_file import read_onnx
 from zmq_offload.compile.reference import ROUNDS, CannotRun, Reference, open_reference, random_inputs
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import runs_here
+from zmq_offload.console.progress import Say, say_nothing
 from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.errors import FailedPrecondition, OffloadError, one_line
 from zmq_offload.protocol.payload import Array
@@ -69,7 +70,7 @@ class Check:
         device: Path,
         subgraphs: Sequence[tuple[Subgraph, Path]],
         operations: int = 0,
-        report: Callable[[str], None] = lambda _: None,
+        report: Say = say_nothing,
     ) -> Checked:
         """Compare a device bundle and the libraries of its subgraphs with the file.
 
@@ -97,7 +98,7 @@ class Check:
         tried, skipped = 0, ""
         with load(device, client=InProcess(libraries)) as split:
             for number, sample in enumerate(samples, 1):
-                report(f"{reference.name}, input {number} of {len(samples)}")
+                report(f"{reference.name}, input {number} of {len(samples)}", (number - 1) / len(samples))
                 try:
                     losses = self._compared(reference, split, manifest.outputs, sample)
                 except CannotRun as error:

@@ -1,4 +1,4 @@
-"""Find the tensors at which a model can be cut, with the bytes and the work behind each."""
+"""Find the tensors at which a model can be cut, with the bytes that cross each cut and the work after it."""
 
 from __future__ import annotations
 

@@ -108,52 +108,64 @@ def _resized(
             f"TVM cannot import the operator {node.operator} ({node.name!r}): it needs scales or sizes"
         )
     policy = node.attributes.text("keep_aspect_ratio_policy", "stretch")
-    whole = [d for d, a in enumerate(dims) if not isinstance(a, tvm.tirx.IntImm) and d in axes]
-    if whole and any(scales is None or scales[axes.index(d)] != 1 for d in whole):
-        if scales is None or policy != "stretch":
-            refuse(node, "keep_aspect_ratio_policy", policy, "with symbolic dimensions give scales")
-        factors = dict(zip(axes, scales, strict=True))
-        if any(factor != int(factor) for factor in factors.values()):
-            refuse(node, "scales", [float(s) for s in scales], "with symbolic dimensions use whole numbers")
-        return _by_tvm(bb, node, options, [d * int(factors.get(a, 1)) for a, d in enumerate(dims)])
-    fixed = [axis for axis in axes if axis not in whole]
-    extents = np.array([int(dims[a]) for a in fixed])
-    given = np.asarray(scales if scales is not None else sizes)[[axes.index(a) for a in fixed]]
-    if scales is not None:
-        factors_, after = given.astype(np.float32), np.floor(given.astype(np.float32) * extents.astype(np.float32))
-    elif policy == "stretch":
-        factors_, after = (given / extents).astype(np.float32), given
-    else:
-        one = (min if policy == "not_larger" else max)(given / extents)
-        factors_, after = np.full(len(fixed), one, np.float32), np.floor(one * extents + 0.5)
-    plans = []
-    for i, a in enumerate(fixed):
-        part = (0.0, 1.0) if roi is None else (float(roi[axes.index(a)]), float(roi[axes.index(a) + len(axes)]))
-        plan = Axis(a, int(extents[i]), int(after[i]), factors_[i], *part)
-        if plan.before != plan.after or plan.scale != 1 or part != (0.0, 1.0):
-            plans.append(plan)
-    if any(not p.exact for p in plans) and options.coordinates == "align_corners":
+    symbolic = [d for d, extent in enumerate(dims) if not isinstance(extent, tvm.tirx.IntImm) and d in axes]
+    if symbolic and any(scales is None or scales[axes.index(d)] != 1 for d in symbolic):
+        return _symbolic(bb, node, options, axes, scales, policy)
+    static = [axis for axis in axes if axis not in symbolic]
+    given = np.asarray(scales if scales is not None else sizes)[[axes.index(a) for a in static]]
+    factors, after = _extents(given, scales is not None, np.array([int(dims[a]) for a in static]), policy)
+    changed = []
+    for a, factor, extent in zip(static, factors, after, strict=True):
+        crop = (0.0, 1.0) if roi is None else (float(roi[axes.index(a)]), float(roi[axes.index(a) + len(axes)]))
+        axis = Axis(a, int(dims[a]), int(extent), factor, *crop)
+        if axis.before != axis.after or axis.scale != 1 or crop != (0.0, 1.0):
+            changed.append(axis)
+    if any(not axis.exact for axis in changed) and options.coordinates == "align_corners":
         refuse(node, "coordinate_transformation_mode", "align_corners", "ONNX and ONNX Runtime disagree; give sizes")
-    if _same_by_tvm(options, plans, len(dims)):
-        sizes_ = [next((p.after for p in plans if p.axis == a), d) for a, d in enumerate(dims)]
-        return _by_tvm(bb, node, options, sizes_)
-    for plan in plans:
-        x = _along(bb, x, plan, options)
+    if _same_by_tvm(options, changed, len(dims)):
+        return _by_tvm(
+            bb, node, options, [next((c.after for c in changed if c.axis == a), d) for a, d in enumerate(dims)]
+        )
+    for axis in changed:
+        x = _along(bb, x, axis, options)
     return x
 
 
-def _same_by_tvm(options: Options, plans: list[Axis], rank: int) -> bool:
+def _symbolic(bb: Builder, node: Node, options: Options, axes: list[int], scales: Array | None, policy: str) -> Expr:
+    """Resize symbolic dimensions, by whole factors only."""
+    if scales is None or policy != "stretch":
+        refuse(node, "keep_aspect_ratio_policy", policy, "with symbolic dimensions give scales")
+    factors = dict(zip(axes, scales, strict=True))
+    if any(factor != int(factor) for factor in factors.values()):
+        refuse(node, "scales", [float(s) for s in scales], "with symbolic dimensions use whole numbers")
+    dims = node.inputs[0].ty.shape.values
+    return _by_tvm(bb, node, options, [d * int(factors.get(a, 1)) for a, d in enumerate(dims)])
+
+
+def _extents(given: Array, are_scales: bool, before: Array, policy: str) -> tuple[Array, Array]:
+    """The scale and the new extent of each axis, from scales or sizes."""
+    if are_scales:
+        scales = given.astype(np.float32)
+        return scales, np.floor(scales * before.astype(np.float32))
+    if policy == "stretch":
+        return (given / before).astype(np.float32), given
+    one = (min if policy == "not_larger" else max)(given / before)
+    return np.full(len(before), one, np.float32), np.floor(one * before + 0.5)
+
+
+def _same_by_tvm(options: Options, changed: Sequence[Axis], rank: int) -> bool:
     """Whether TVM's own kernel, for which there are schedules, computes the same."""
-    if rank != 4 or any(p.axis < 2 or not p.exact for p in plans) or options.coordinates not in SHARED:
+    if rank != 4 or any(axis.axis < 2 or not axis.exact for axis in changed) or options.coordinates not in SHARED:
         return False
     if options.antialias or (options.mode == "cubic" and options.exclude_outside):
         return False
     if options.mode != "nearest":
-        return options.coordinates != "pytorch_half_pixel" or all(p.after > 1 for p in plans)
+        return options.coordinates != "pytorch_half_pixel" or all(axis.after > 1 for axis in changed)
     # The kernel computes in float32. With whole ratios no coordinate is near a tie.
     return all(
-        p.after % p.before == 0 and (_taps(p, options)[0][:, 0] == np.arange(p.after) // (p.after // p.before)).all()
-        for p in plans
+        axis.after % axis.before == 0
+        and (_taps(axis, options)[0][:, 0] == np.arange(axis.after) // (axis.after // axis.before)).all()
+        for axis in changed
     )
 
 
@@ -182,57 +194,57 @@ def _by_tvm(bb: Builder, node: Node, options: Options, sizes: Sequence[Expr]) ->
     )
 
 
-def _along(bb: Builder, x: Expr, plan: Axis, options: Options) -> Expr:
+def _along(bb: Builder, x: Expr, axis: Axis, options: Options) -> Expr:
     """Resize along one axis: a weighted sum of slices, at the places and with the weights of `_taps`."""
-    indices, weights = _taps(plan, options)
+    indices, weights = _taps(axis, options)
     kind = dtype_of(x)
     shape = [1] * x.ty.ndim
-    shape[plan.axis] = plan.after
+    shape[axis.axis] = axis.after
     if options.mode == "nearest":
-        result = relax.op.take(x, relax.const(indices[:, 0], "int64"), plan.axis, mode="clip")
+        result = relax.op.take(x, relax.const(indices[:, 0], "int64"), axis.axis, mode="clip")
     else:
         wide = "float64" if kind == "float64" else "float32"
         x = bb.normalize(relax.op.astype(x, wide)) if kind != wide else x
         result = None
         for tap in range(indices.shape[1]):
-            taken = relax.op.take(x, relax.const(indices[:, tap], "int64"), plan.axis, mode="clip")
+            taken = relax.op.take(x, relax.const(indices[:, tap], "int64"), axis.axis, mode="clip")
             term = relax.op.multiply(taken, relax.const(weights[:, tap].reshape(shape).astype(wide), wide))
             result = term if result is None else relax.op.add(result, term)
         result = relax.op.astype(result, kind) if kind != wide else result
     if options.coordinates == "tf_crop_and_resize":
-        at = _coordinates(plan, options.coordinates)
-        inside = ((at >= 0) & (at <= plan.before - 1)).reshape(shape)
+        at = _coordinates(axis, options.coordinates)
+        inside = ((at >= 0) & (at <= axis.before - 1)).reshape(shape)
         result = relax.op.where(relax.const(inside, "bool"), result, relax.const(options.extrapolation, kind))
     return bb.normalize(result)
 
 
-def _coordinates(plan: Axis, mode: str) -> Array:
+def _coordinates(axis: Axis, mode: str) -> Array:
     """The input coordinate of each output, in float32 as in ONNX Runtime, so that ties are rounded alike."""
-    x, scale, before = np.arange(plan.after, dtype=np.float32), np.float32(plan.scale), plan.before
+    x, scale, before = np.arange(axis.after, dtype=np.float32), np.float32(axis.scale), axis.before
     half = np.float32(0.5)
     if mode == "align_corners":
-        return np.asarray(x * np.float32(before - 1) / np.float32(max(plan.after - 1, 1)))
+        return np.asarray(x * np.float32(before - 1) / np.float32(max(axis.after - 1, 1)))
     if mode == "asymmetric":
         return np.asarray(x / scale)
     if mode == "tf_half_pixel_for_nn":
         return np.asarray((x + half) / scale)
     if mode == "tf_crop_and_resize":
-        if plan.after == 1:
-            return np.array([0.5 * (plan.start + plan.end) * (before - 1)], np.float32)
-        step = (plan.end - plan.start) * (before - 1) / (plan.after - 1)
-        return (plan.start * (before - 1) + x * step).astype(np.float32)
-    if mode == "pytorch_half_pixel" and plan.after == 1:
+        if axis.after == 1:
+            return np.array([0.5 * (axis.start + axis.end) * (before - 1)], np.float32)
+        step = (axis.end - axis.start) * (before - 1) / (axis.after - 1)
+        return (axis.start * (before - 1) + x * step).astype(np.float32)
+    if mode == "pytorch_half_pixel" and axis.after == 1:
         return np.asarray(x * 0)
     center = (x + half) / scale - half
     if mode == "half_pixel_symmetric":
-        return np.asarray(center + before / 2 * (1 - plan.after / (float(scale) * before)), np.float32)
+        return np.asarray(center + before / 2 * (1 - axis.after / (float(scale) * before)), np.float32)
     return np.asarray(center)
 
 
-def _taps(plan: Axis, options: Options) -> tuple[Array, Array]:
+def _taps(axis: Axis, options: Options) -> tuple[Array, Array]:
     """The inputs that each output is computed from, and their weights; both are [outputs, taps]."""
-    at = _coordinates(plan, options.coordinates)
-    last = plan.before - 1
+    at = _coordinates(axis, options.coordinates)
+    last = axis.before - 1
     if options.mode == "nearest":
         half = np.float32(0.5)
         modes = {
@@ -241,8 +253,8 @@ def _taps(plan: Axis, options: Options) -> tuple[Array, Array]:
             "floor": np.floor(at),
             "ceil": np.ceil(at),
         }
-        return np.clip(modes[options.nearest], 0, last).astype(np.int64)[:, None], np.ones((plan.after, 1))
-    narrow = min(float(plan.scale), 1.0) if options.antialias else 1.0
+        return np.clip(modes[options.nearest], 0, last).astype(np.int64)[:, None], np.ones((axis.after, 1))
+    narrow = min(float(axis.scale), 1.0) if options.antialias else 1.0
     reach = (1 if options.mode == "linear" else 2) / narrow
     first = int(np.floor(-reach)) + 1
     steps = np.arange(first, 2 - first)
