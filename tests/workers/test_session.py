@@ -64,6 +64,15 @@ def bench() -> Iterator[Bench]:
 # --- who is here --------------------------------------------------------------------------------------------
 
 
+def test_an_attempt_that_cannot_run_is_answered_at_once_and_its_broker_counts_as_heard(bench: Bench) -> None:
+    bench.now += POLICY.patience - 0.1
+    message = wire.Dispatch(CLIENT, 7, 1, "other", 1, 60_000_000)
+    sent = bench.session.refused(0, message, NotFound("no model 'other'"), bench.now)
+    assert sent == Send(0, wire.Failed(CLIENT, 7, 1, "NOT_FOUND", "no model 'other'"))
+    bench.got(1, wire.Probe())
+    assert not [action for action in bench.tick(0.2) if isinstance(action, Reconnect)]
+
+
 def test_it_tells_every_broker_what_it_serves(bench: Bench) -> None:
     first, second = bench.session.announce(MODELS)
     assert isinstance(first, Send) and isinstance(second, Send)
