@@ -36,4 +36,5 @@ def timeline(seen: Sequence[Seen], network: Network, title: str) -> Timeline:
         first + at: {stage: (1e3 * begin, 1e3 * end) for stage, (begin, end) in spans(own, network).items()}
         for at, own in enumerate(seen[first : first + SHOWN])
     }
-    return Timeline(title, items, ("uplink", "downlink"))
+    # Requests are in flight together, and several workers compute at once.
+    return Timeline(title, items, ("uplink", "server", "downlink"))

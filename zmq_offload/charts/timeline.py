@@ -11,8 +11,8 @@ from zmq_offload.charts.style import COLORS, FAINT, INK, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NUMBERED = 0.022
-"""Share of the axis from which a box is wide enough for a number."""
+_DIGIT = 0.011
+"""Share of the axis that a digit of a number takes."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Timeline:
 def draw(chart: Timeline) -> Figure:
     """A lane for each stage and a color for each item."""
     lanes = list(next(iter(chart.items.values()), {}))
-    note = "Each color is one item, with its number. Boxes that overlap in time are at work at the same time."
+    note = "Each color is one item, with its number. Stages that overlap in time work at the same time."
     with styled(0.6 + 0.55 * max(1, len(lanes)), chart.title, [note]) as figure:
         axes = figure.subplots()
         zero = min((begin for own in chart.items.values() for begin, _ in own.values()), default=0.0)
@@ -43,9 +43,11 @@ def draw(chart: Timeline) -> Figure:
                     [(begin - zero, end - begin)], (low, height), color=COLORS[number % len(COLORS)], edgecolor="white",
                     linewidth=0.6, gid=f"{name} {number}",
                 )  # fmt: skip
-                if end - begin > _NUMBERED * (last - zero):
+                if end - begin > _DIGIT * len(str(number)) * (last - zero):
                     middle = (begin + end) / 2 - zero, low + height / 2
-                    axes.text(*middle, str(number), color="white", fontsize=7, ha="center", va="center", weight="bold")
+                    axes.text(
+                        *middle, str(number), color="white", fontsize=6.5, ha="center", va="center", weight="bold"
+                    )
         axes.set_xlim(0, 1.01 * (last - zero))
         axes.set_ylim(max(1, len(lanes)) - 0.5, -0.5)
         axes.set_yticks(range(len(lanes)), lanes, fontsize=9, color=INK)
