@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.leftovers import MARK, new_mark, processes
+from tests.support.leftovers import MARK_VARIABLE, new_mark, processes_marked
 from tests.support.processes import ROOT
 from zmq_offload import Client
 from zmq_offload.errors import FailedPrecondition, Internal
@@ -21,11 +21,11 @@ X = np.arange(12, dtype="f4")
 
 def test_a_fabric_serves_in_its_body_and_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mark = new_mark()
-    monkeypatch.setenv(MARK, mark)
+    monkeypatch.setenv(MARK_VARIABLE, mark)
     monkeypatch.setenv("ZMQ_OFFLOAD_CLIENT_KEY", "/no/such/file")  # the keys of the user's own broker
     monkeypatch.setenv("ZMQ_OFFLOAD_FRONTEND", "tcp://192.0.2.1:1")
     with Fabric(workers=2, logs=tmp_path) as fabric:
-        assert processes(mark)
+        assert processes_marked(mark)
         with Client(fabric.frontend) as client:
             np.testing.assert_array_equal(client.infer("echo", {"x": X})["x"], X)
             assert [(model["name"], model["workers"]) for model in client.models()] == [("echo", 2)]
@@ -36,19 +36,19 @@ def test_a_fabric_serves_in_its_body_and_leaves_no_process(monkeypatch: pytest.M
         broker.wait()
         with pytest.raises(Internal, match="the broker ended with code -9"):
             fabric.check()
-    assert not processes(mark)
+    assert not processes_marked(mark)
     assert os.environ["ZMQ_OFFLOAD_CLIENT_KEY"] == "/no/such/file"
     assert {log.name for log in tmp_path.iterdir()} == {"broker.log", "workers.log"}
 
 
 def test_a_program_that_does_not_start_says_why_and_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     mark = new_mark()
-    monkeypatch.setenv(MARK, mark)
+    monkeypatch.setenv(MARK_VARIABLE, mark)
     wrong = ["--no-such-option"]
     for program, fabric in {"broker": Fabric(broker_options=wrong), "workers": Fabric(worker_options=wrong)}.items():
         with pytest.raises(Internal, match=f"the {program} did not start: .*unknown option --no-such-option"), fabric:
             pytest.fail("it started")
-    assert not processes(mark)
+    assert not processes_marked(mark)
 
 
 def test_a_missing_repository_is_refused_at_once(tmp_path: Path) -> None:
