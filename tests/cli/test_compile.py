@@ -1,4 +1,4 @@
-"""`zmq-offload compile` as a person calls it."""
+"""`zmq-offload compile` from the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zmq_offload.artifacts.repository import Batching, Repository
 from zmq_offload.cli.main import main
 
 
-def test_it_writes_device_and_repository_and_says_so(
+def test_compile_writes_bundle_and_repository_and_reports_them(
     mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, repository = tmp_path / "dist", tmp_path / "models"
@@ -65,7 +65,7 @@ def test_list_cuts_is_a_table_of_names_that_cut_takes(
     assert ["features", "FP32[1,8,8,8]", "2,048", "0.2%"] in rows
 
 
-def test_list_cuts_says_so_where_there_are_none(diamond: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_cuts_reports_that_there_are_none(diamond: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", str(diamond), "--list-cuts"]) == 0
     assert "no single tensor separates" in capsys.readouterr().out
 
@@ -124,7 +124,7 @@ def test_failures_are_one_line_and_end_with_1(
     assert re.fullmatch(r"zmq-offload[^\n]*: error: [^\n]+\n", capsys.readouterr().err)
 
 
-def test_ctrl_c_inside_tvm_is_an_interruption_and_no_fault_of_the_model(
+def test_ctrl_c_inside_tvm_is_not_reported_as_an_error_of_the_model(
     mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @tvm.transform.module_pass(opt_level=0)
@@ -137,7 +137,7 @@ def test_ctrl_c_inside_tvm_is_an_interruption_and_no_fault_of_the_model(
     assert "error" not in capsys.readouterr().err
 
 
-def test_how_requests_run_together_is_written_into_the_repository(mlp: Path, tmp_path: Path) -> None:
+def test_batching_is_written_into_the_repository(mlp: Path, tmp_path: Path) -> None:
     arguments = [
         "compile",
         str(mlp),
@@ -159,9 +159,7 @@ def test_how_requests_run_together_is_written_into_the_repository(mlp: Path, tmp
     assert Repository(tmp_path / "repository").read("mlp", 3).batching is None
 
 
-def test_what_tuning_found_is_kept_and_used_by_later_builds(
-    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_later_builds_use_tuning_results(convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "compile",
         str(convnet),
@@ -204,7 +202,7 @@ ARM = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu"}'
         (["--tune", "4", "--tuning-db", "/dev/null/db"], "/dev/null/db"),
     ],
 )
-def test_tuning_that_cannot_be(
+def test_impossible_tuning_is_one_clear_line(
     more: list[str], words: str, mlp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["compile", str(mlp), "--input", "x=2,8", "--cut", "h2", "--name", "m", "-o", str(tmp_path), "--quiet"]
@@ -214,7 +212,7 @@ def test_tuning_that_cannot_be(
     assert error.count("\n") == 1
 
 
-def test_help_works_and_failing_is_clear_where_tvm_is_not_installed(mlp: Path) -> None:
+def test_without_tvm_help_works_and_the_error_is_clear(mlp: Path) -> None:
     program = """
 import sys
 for name in ("tvm", "onnx", "onnxslim"):
@@ -238,7 +236,7 @@ sys.exit(main(sys.argv[1:]))
     assert failed.stderr.count("\n") == 1 and "pip install 'zmq-offload[compile]'" in failed.stderr
 
 
-def test_regions_are_spelled_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_region_has_the_options_after_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = onnx_models.branches(tmp_path / "m.onnx")
     arguments = ["compile", str(path), "--input", "x=1,3,8,8", "--quiet", "-o", str(tmp_path), "--wire", "float16"]
     arguments += ["--region", "left", "--cut", "features", "--until", "left"]

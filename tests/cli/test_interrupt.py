@@ -1,4 +1,4 @@
-"""`compile`, `profile` and `plan` that are stopped: one line, the signal's exit code, and nothing left."""
+"""Stopping `compile`, `profile` and `plan`: one line, the signal's exit code, and no files left."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture
 def linker(tmp_path: Path) -> Path:
-    """A linker that never ends. It says its process id."""
+    """A linker that never ends. It writes its process id."""
     script = tmp_path / "linker"
     script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 60\n")
     script.chmod(0o755)
@@ -91,7 +91,7 @@ def gone(pid: int) -> bool:
     [(IMPORTING, signal.SIGINT), (IN_A_LIBRARY, signal.SIGINT), (IN_A_LIBRARY, signal.SIGTERM)],
     ids=["importing", "in a library", "in a library, SIGTERM"],
 )
-def test_a_signal_ends_it_with_one_line(patch: str, number: signal.Signals, mlp: Path, tmp_path: Path) -> None:
+def test_a_signal_ends_a_command_with_one_line(patch: str, number: signal.Signals, mlp: Path, tmp_path: Path) -> None:
     process = started(patch, mlp, tmp_path)
     with process:
         assert process.stdout is not None and process.stdout.readline() == "here\n"
@@ -102,7 +102,7 @@ def test_a_signal_ends_it_with_one_line(patch: str, number: signal.Signals, mlp:
     assert list((tmp_path / "dist").glob(".*")) == []
 
 
-def test_ctrl_c_that_reaches_the_linker_first_is_no_failure_of_the_linker(
+def test_ctrl_c_that_ends_the_linker_first_is_not_reported_as_its_failure(
     linker: Path, mlp: Path, tmp_path: Path
 ) -> None:
     process = started(LINKING.format(linker=str(linker)), mlp, tmp_path)
@@ -117,7 +117,7 @@ def test_ctrl_c_that_reaches_the_linker_first_is_no_failure_of_the_linker(
     assert not (tmp_path / "dist").exists()
 
 
-def test_a_linker_that_goes_on_is_ended_too(linker: Path, mlp: Path, tmp_path: Path) -> None:
+def test_a_running_linker_is_killed(linker: Path, mlp: Path, tmp_path: Path) -> None:
     process = started(LINKING.format(linker=str(linker)), mlp, tmp_path)
     with process:
         child = int(wait_for(process, tmp_path / "pid"))
@@ -128,7 +128,9 @@ def test_a_linker_that_goes_on_is_ended_too(linker: Path, mlp: Path, tmp_path: P
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_what_a_killed_one_left_is_hidden_and_removed_by_the_next(linker: Path, mlp: Path, tmp_path: Path) -> None:
+def test_files_of_a_killed_build_are_hidden_and_the_next_build_removes_them(
+    linker: Path, mlp: Path, tmp_path: Path
+) -> None:
     process = started(LINKING.format(linker=str(linker)), mlp, tmp_path)
     with process:
         child = int(wait_for(process, tmp_path / "pid"))
@@ -163,13 +165,13 @@ bundle.build = die
 """
 
 
-def test_what_a_library_says_before_it_ends_the_process_is_shown(mlp: Path, tmp_path: Path) -> None:
+def test_the_last_output_of_a_library_that_ends_the_process_is_shown(mlp: Path, tmp_path: Path) -> None:
     with started(DYING, mlp, tmp_path) as process:
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (1, "LLVM ERROR: no space left\n")
 
 
-def test_verbose_shows_what_libraries_print(
+def test_verbose_shows_the_output_of_libraries(
     mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def chatty(*_: object) -> str:

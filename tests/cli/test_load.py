@@ -52,7 +52,7 @@ def test_a_closed_loop_over_processes_is_measured_and_written_down(fabric: Fabri
         assert level["latency_ms"]["p50"] <= level["latency_ms"]["p99"] <= level["latency_ms"]["max"]
 
 
-def test_an_open_loop_begins_as_many_as_it_was_told(fabric: Fabric, tmp_path: Path) -> None:
+def test_an_open_loop_sends_at_its_rate(fabric: Fabric, tmp_path: Path) -> None:
     arguments = ["--model", "echo", "--shape", "x=8", "--rate", "100", "--arrivals", "constant"]
     ran = load(fabric, *arguments, "--window", "0.5", "--duration", "2", "--json", str(tmp_path / "o.json"))
     assert ran.returncode == 0, ran.stderr
@@ -61,7 +61,7 @@ def test_an_open_loop_begins_as_many_as_it_was_told(fabric: Fabric, tmp_path: Pa
     assert 40 < level["throughput"] < 160
 
 
-def test_results_are_compared_with_what_is_expected(fabric: Fabric, tmp_path: Path) -> None:
+def test_results_are_compared_with_the_expected_outputs(fabric: Fabric, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(4, dtype=np.float32))
     np.save(tmp_path / "other.npy", np.arange(4, dtype=np.float32) + 1)
     given = ["--model", "echo", "--input", f"x={tmp_path / 'x.npy'}", "--verify", *SHORT]
@@ -72,7 +72,7 @@ def test_results_are_compared_with_what_is_expected(fabric: Fabric, tmp_path: Pa
     assert "MISMATCH: output 'x' differs from the expected one by up to 1" in wrong.stdout
 
 
-def test_expected_outputs_that_cannot_come_are_found_before_measuring(fabric: Fabric, tmp_path: Path) -> None:
+def test_impossible_expected_outputs_are_found_before_measuring(fabric: Fabric, tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.arange(3, dtype=np.float32))
     given = ["--model", "echo", "--shape", "x=4", "--verify"]
     for name, says in (
@@ -107,13 +107,13 @@ def test_expected_outputs_that_cannot_come_are_found_before_measuring(fabric: Fa
         (["--model", "echo", "--shape", "x=1", "--json", "same", "--csv", "same"], 1, "are the same file, same"),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(fabric: Fabric, arguments: list[str], code: int, says: str) -> None:
+def test_an_impossible_test_is_one_clear_line(fabric: Fabric, arguments: list[str], code: int, says: str) -> None:
     ran = load(fabric, *arguments)
     assert ran.returncode == code
     assert says in ran.stderr.splitlines()[-1] and "Traceback" not in ran.stderr
 
 
-def test_without_a_broker_it_says_so() -> None:
+def test_a_missing_broker_is_one_clear_line() -> None:
     command = [sys.executable, "-m", "zmq_offload", "load", "--model", "echo", "--timeout", "0.3"]
     ran = subprocess.run(
         [*command, "--broker", "tcp://127.0.0.1:1"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
@@ -121,7 +121,7 @@ def test_without_a_broker_it_says_so() -> None:
     assert ran.returncode == 1 and "no broker answered at tcp://127.0.0.1:1" in ran.stderr
 
 
-def test_the_frontends_variable_says_where_the_broker_is(fabric: Fabric) -> None:
+def test_the_frontend_variable_is_where_load_connects(fabric: Fabric) -> None:
     """ZMQ_OFFLOAD_BROKER is the backend, for workers."""
     where = os.environ | {"ZMQ_OFFLOAD_FRONTEND": fabric.frontend, "ZMQ_OFFLOAD_BROKER": fabric.backend}
     command = [sys.executable, "-m", "zmq_offload", "load", "--model", "echo", "--shape", "x=1", *SHORT]
@@ -129,7 +129,7 @@ def test_the_frontends_variable_says_where_the_broker_is(fabric: Fabric) -> None
     assert ran.returncode == 0, ran.stderr
 
 
-def test_a_sender_that_falls_short_says_so(fabric: Fabric, tmp_path: Path) -> None:
+def test_a_sender_that_falls_short_of_its_rate_is_marked(fabric: Fabric, tmp_path: Path) -> None:
     arguments = ["--model", "echo", "--shape", "x=1", "--rate", "1000000", "--timeout", "1", *SHORT]
     ran = load(fabric, *arguments, "--json", str(tmp_path / "o.json"))
     assert re.match(r"1,000,000/s \*?\+ ", ran.stdout.splitlines()[1]), ran.stdout
@@ -139,7 +139,7 @@ def test_a_sender_that_falls_short_says_so(fabric: Fabric, tmp_path: Path) -> No
 
 
 def test_ctrl_c_keeps_what_was_measured(fabric: Fabric, tmp_path: Path) -> None:
-    """As a terminal does it: all processes of the group get the signal."""
+    """All processes of the group get the signal, as from a terminal."""
     arguments = ["--broker", fabric.frontend, "--model", "echo", "--shape", "x=1", "--concurrency", "1,2,3"]
     command = [sys.executable, "-m", "zmq_offload", "load", *arguments, "--json", str(tmp_path / "o.json")]
     with subprocess.Popen(
@@ -173,6 +173,6 @@ def test_ctrl_c_while_its_processes_start_is_one_line(fabric: Fabric) -> None:
     assert process.returncode == 130
 
 
-def test_levels_that_are_named_twice_are_measured_once(fabric: Fabric) -> None:
+def test_a_repeated_level_is_measured_once(fabric: Fabric) -> None:
     ran = load(fabric, "--model", "echo", "--shape", "x=1", "--concurrency", "2,1,2", *SHORT)
     assert re.findall(r"^(\d) ", ran.stdout, flags=re.M) == ["2", "1"]

@@ -6,14 +6,11 @@ import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import broker.config
-import workers.config
+from zmq_offload.cli.completion import parsers
 from zmq_offload.cli.main import main, make_parser
-from zmq_offload.console import settings
 
 NASTY = (
     "", " ", "-1", "0", "-0", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 20, "9" * 5000, "-" + "9" * 20, "0x10",
@@ -22,37 +19,11 @@ NASTY = (
 )  # fmt: skip
 
 
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    """Every parser of every program."""
-    found: dict[str, argparse.ArgumentParser] = {}
-
-    def collect(parser: argparse.ArgumentParser) -> None:
-        found[parser.prog] = parser
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for inner in action.choices.values():
-                    collect(inner)
-
-    collect(make_parser())
-    made: list[settings.Parser] = []
-
-    class Kept(settings.Parser):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            made.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module, prog in ((broker.config, "zmq-offload broker"), (workers.config, "zmq-offload worker")):
-            patch.setattr(module, "Parser", Kept)
-            module.parse([], prog)
-    return found | {parser.prog: parser for parser in made}
-
-
 def typed() -> Iterator[tuple[str, argparse.Action]]:
-    for prog, parser in parsers().items():
+    for parser in parsers(make_parser()):
         for action in parser._actions:
             if action.type is not None:
-                yield f"{prog} {'/'.join(action.option_strings) or action.dest}", action
+                yield f"{parser.prog} {'/'.join(action.option_strings) or action.dest}", action
 
 
 TYPED = dict(typed())

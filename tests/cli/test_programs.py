@@ -1,4 +1,4 @@
-"""The programs as a person starts them: options, exit codes, one clear line."""
+"""The programs from the command line: options, exit codes, errors of one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_status_for_a_person_and_for_a_program(echo_fabric: Fabric) -> None:
     assert len(json.loads(whole.stdout)["workers"]) == 2
 
 
-def test_a_reader_that_goes_away_is_no_error(echo_fabric: Fabric) -> None:
+def test_a_closed_pipe_is_not_an_error(echo_fabric: Fabric) -> None:
     command = [sys.executable, "-m", "zmq_offload", "status", "--json", "--broker", echo_fabric.frontend]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr
@@ -39,8 +39,8 @@ def test_a_reader_that_goes_away_is_no_error(echo_fabric: Fabric) -> None:
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_the_clients_endpoint_is_not_the_workers(echo_fabric: Fabric) -> None:
-    """ZMQ_OFFLOAD_BROKER is the backend, for workers; a file .env has it beside the frontend."""
+def test_status_connects_to_the_frontend(echo_fabric: Fabric) -> None:
+    """ZMQ_OFFLOAD_BROKER is the backend, for workers. A file .env often has both."""
     environment = os.environ | {
         "ZMQ_OFFLOAD_BROKER": echo_fabric.backend,
         "ZMQ_OFFLOAD_FRONTEND": echo_fabric.frontend.replace("127.0.0.1", "*"),
@@ -79,7 +79,7 @@ def test_status_without_a_broker_is_one_line() -> None:
         (["zmq_offload"], "required"),
     ],
 )
-def test_wrong_usage_is_said_in_one_line_and_exits_with_2(arguments: list[str], says: str) -> None:
+def test_wrong_usage_is_one_line_and_exits_with_2(arguments: list[str], says: str) -> None:
     done = run("-m", *arguments)
     assert done.returncode == 2
     assert says in done.stderr.splitlines()[-1]
@@ -106,7 +106,7 @@ def test_an_idle_broker_stops_at_once(number: int) -> None:
         assert fabric.broker.end(number) == 0
 
 
-def test_status_shows_what_the_operator_is_told_that_it_shows() -> None:
+def test_status_shows_what_the_operations_page_promises() -> None:
     with running_broker() as broker, running_workers(broker.backend, "--executor", "echo", "--name", "w") as workers:
         broker.broker.wait_for(r"INFO worker w\S* at 127.0.0.1 came: 32 slots, serves echo:1")
         shown = run("-m", "zmq_offload", "status", "--broker", broker.frontend)

@@ -1,4 +1,4 @@
-"""Environment variables: each is listed once, means one thing, and is named when its value is wrong."""
+"""Environment variables: each is listed once, has one meaning, and is named in the error for a wrong value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def readers() -> dict[str, set[str]]:
-    """Variable -> the commands with an option that reads it."""
+    """The commands that read each variable by an option."""
     settings.OPTIONS.clear()
     make_parser()
     found = defaultdict(set)
@@ -27,7 +27,7 @@ def readers() -> dict[str, set[str]]:
     return found
 
 
-def test_the_options_read_the_variables_that_the_table_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_read_the_variables_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"CLIENT_KEY", "BROKER_KEY", "ENV_FILE"}  # `Client` reads the keys, whichever command makes one
     found = readers()
     assert set(found) | {PREFIX + key for key in keys} == set(VARIABLES)
@@ -62,7 +62,7 @@ def test_code_and_docs_name_no_other_variable() -> None:
         (["load"], "TIMEOUT"),
     ],
 )
-def test_a_wrong_value_is_said_of_the_variable(
+def test_a_wrong_value_names_the_variable(
     arguments: list[str], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(PREFIX + name, "nonsense")
@@ -81,7 +81,7 @@ def test_a_wrong_value_is_said_of_the_variable(
          "variable ZMQ_OFFLOAD_SERVER_KEY and --authorized-clients given without --authorized-workers"),
     ],
 )  # fmt: skip
-def test_keys_of_which_one_is_missing_are_named(
+def test_incomplete_keys_are_named(
     arguments: list[str], variable: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(PREFIX + (variable or "NAME"), "file")
@@ -90,12 +90,12 @@ def test_keys_of_which_one_is_missing_are_named(
     assert capsys.readouterr().err == f"zmq-offload {arguments[0]}: error: {says}; give all of them or none\n"
 
 
-def test_an_argument_is_taken_over_a_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_argument_wins_over_a_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}HEARTBEAT", "nonsense")
     assert broker.config.parse(["--heartbeat", "2"]).policy.heartbeat == 2
 
 
-def test_a_variable_that_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_variable_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     warn_of_unknown("broker", {f"{PREFIX}HEARTBAET": "1", f"{PREFIX}GRACE": "1", f"{PREFIX}CORES": "1", "PATH": "x"})
     (line,) = capsys.readouterr().err.splitlines()
     wanted = f"unknown variable {PREFIX}HEARTBAET; did you mean '{PREFIX}HEARTBEAT'?"
@@ -107,14 +107,14 @@ def test_a_variable_that_is_not_known_is_said(capsys: pytest.CaptureFixture[str]
     [("foo", ""), ("", ""), ("X\nY", ""), ("\udcff", ""), ("slots", "SLOTS"), ("SERVERKEY", "SERVER_KEY")],
 )
 def test_a_variable_is_compared_without_the_prefix(name: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The prefix alone makes any two names alike."""
+    """With the prefix any two names would be similar."""
     warn_of_unknown("broker", {PREFIX + name: "1"})
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(f"; did you mean '{PREFIX}{meant}'?") if meant else "did you mean" not in line
 
 
 @pytest.mark.parametrize("value", ["abc", "99999", "-1", "9" * 30])
-def test_what_a_supervisor_sets_is_not_for_others_to_set(
+def test_variables_of_the_supervisor_are_rejected(
     value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(f"{PREFIX}PARENT_FD", value)
@@ -140,7 +140,7 @@ nonsense
 """
 
 
-def test_a_file_gives_what_the_environment_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_sets_variables_that_the_environment_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     environment = {f"{PREFIX}BACKEND": "tcp://127.0.0.1:1"}
     dotenv.load(environment)
@@ -190,7 +190,7 @@ def test_files_as_editors_and_shells_write_them(content: bytes, tmp_path: Path) 
     assert environment == {dotenv.FILE_VARIABLE: str(tmp_path / "env"), f"{PREFIX}NAME": "a"}
 
 
-def test_a_file_that_is_named_and_cannot_be_read_is_said_with_the_variable(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named_with_its_variable(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(InvalidArgument, match=f"^{dotenv.FILE_VARIABLE}: {path}: ") as caught:
             dotenv.load({dotenv.FILE_VARIABLE: str(path)})

@@ -102,9 +102,9 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     check_outputs(args.csv, args.json, args.save, args.output)
     if args.broker is not None and args.model.exists() and not (args.model / MANIFEST).is_file():
-        raise InvalidArgument(f"--broker is for device bundles, and {args.model} offloads nothing; leave it out")
+        raise InvalidArgument(f"--broker is for device bundles, and {args.model} is not one; leave it out")
     if args.save is not None and not args.model.is_file():
-        raise InvalidArgument(f"--save is for ONNX files, and {args.model} is cut already; give the ONNX file")
+        raise InvalidArgument(f"--save is for ONNX files, and {args.model} is not one; give the ONNX file")
     if args.save is not None and args.target is not None:
         raise InvalidArgument("--save measures this machine as it is; leave --target out")
 

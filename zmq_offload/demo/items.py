@@ -13,6 +13,7 @@ import numpy as np
 
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.sync import Client
+from zmq_offload.console.progress import Tell
 from zmq_offload.protocol.tensors import TensorSpec, datatype_of
 
 if TYPE_CHECKING:
@@ -91,10 +92,11 @@ class Devices:
         self._start = threading.Barrier(devices, action=lambda: self._times.append(time.perf_counter()))
         self._times: list[float] = []
 
-    def run(self, watch: Callable[[], None]) -> Results:
+    def run(self, watch: Callable[[], None], tell: Tell) -> Results:
         """Run all items. Each device first runs one that does not count, to warm up.
 
-        `watch` is called every 0.1 seconds, and an error of it ends the run. Raises the first error of a device. All
+        `watch` is called every 0.1 seconds, and an error of it ends the run. `tell` gets the number of items that are
+        done, and of all. Raises the first error of a device. All
         clients are closed at the end, however it comes.
         """
         results = Results([], [], [], 0.0)
@@ -108,6 +110,7 @@ class Devices:
             for thread in threads:
                 while thread.is_alive():
                     watch()
+                    tell(len(results.items), sum(self._shares))
                     thread.join(0.1)
         finally:
             self._stop()

@@ -13,7 +13,7 @@ from pathlib import Path
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.common.cores import usable_cores
 from zmq_offload.compile.interrupt import say_interrupted
-from zmq_offload.console.progress import Progress
+from zmq_offload.console.progress import Progress, counter
 from zmq_offload.demo import picture, report
 from zmq_offload.demo.build import (
     STEPS,
@@ -111,8 +111,9 @@ def _run(
     with _logs(cache) as logs:
         with progress.step(f"start a broker and {WORKERS} workers"):
             broker = start_fabric(children, built.repository, WORKERS, logs)
-        with progress.step(f"run {items} items, {DEVICES} devices at a time"):
-            results = Devices(built.device, broker, pictures, DEVICES, items).run(children.check)
+        with progress.step(f"run {items} items, {DEVICES} devices at a time") as say:
+            devices = Devices(built.device, broker, pictures, DEVICES, items)
+            results = devices.run(children.check, counter(say, "items"))
         children.stop()
     return results
 
