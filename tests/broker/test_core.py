@@ -41,7 +41,7 @@ ALICE, BOB, CAROL = b"a" * 16, b"b" * 16, b"c" * 16
 
 
 class Bench:
-    """A core and its clock, with short words for what happens to it."""
+    """A core, its clock, and a method for each event."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -55,7 +55,7 @@ class Bench:
         return actions
 
     def after(self, seconds: float) -> list[Action]:
-        """Let time pass, stopping wherever the core wants to be called."""
+        """Let time pass, and call the core at each of its deadlines."""
         end, actions = self.now + seconds, []
         while (due := self.core.next_deadline()) is not None and due <= end:
             self.now = max(self.now, due)
@@ -100,7 +100,7 @@ def codes(actions: list[Action]) -> list[str]:
 def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
-    # Whatever a test did: every accepted request had exactly one terminal reply, or still waits.
+    # After every test, each accepted request got exactly one terminal reply, or still waits.
     terminal = [
         m[:2] for m in replies(bench.seen) if isinstance(m, wire.Result | wire.Error) and m[:2] in bench_accepted(bench)
     ]
@@ -111,10 +111,10 @@ def bench_accepted(bench: Bench) -> set[Any]:
     return {key_of(d)[:2] for d in dispatches(bench.seen)}
 
 
-# --- the straight way ---------------------------------------------------------------------------------------
+# --- without failures ---------------------------------------------------------------------------------------
 
 
-def test_a_request_goes_to_a_worker_and_its_result_comes_back(bench: Bench) -> None:
+def test_a_request_goes_to_a_worker_and_its_result_to_the_client(bench: Bench) -> None:
     bench.announce()
     (dispatch,) = dispatches(bench.request(payload=[b"head", b"tensor"]))
     assert dispatch.peer == b"W1"
@@ -126,7 +126,7 @@ def test_a_request_goes_to_a_worker_and_its_result_comes_back(bench: Bench) -> N
     assert not bench.core.ledger.requests
 
 
-def test_a_request_waits_for_a_worker_that_is_to_come(bench: Bench) -> None:
+def test_a_request_waits_for_a_worker_to_come(bench: Bench) -> None:
     assert bench.request() == []
     bench.now += 1.5
     (dispatch,) = dispatches(bench.announce())
@@ -174,7 +174,7 @@ def test_a_small_request_goes_where_fewer_bytes_are_before_it(bench: Bench) -> N
     (small,) = dispatches(bench.request(2))
     assert small.peer != large.peer
     (tie,) = dispatches(bench.request(3))
-    assert tie.peer == small.peer, "one request each; the other worker's is the longer"
+    assert tie.peer == small.peer, "each has one request; the other worker's is larger"
     (least,) = dispatches(bench.request(4))
     assert least.peer == large.peer, "the number of requests counts first"
 
@@ -270,8 +270,8 @@ def test_a_young_broker_gives_workers_time_to_announce_even_unknown_models(bench
     assert codes(bench.after(0.2)) == ["NOT_FOUND"]
 
 
-def test_before_any_worker_came_nothing_is_said_not_to_exist(bench: Bench) -> None:
-    """The order of starting does not matter, and workers may take long to load."""
+def test_before_the_first_worker_comes_no_model_is_not_found(bench: Bench) -> None:
+    """The order in which programs start does not matter, and workers may take long to load."""
     bench.after(60)
     assert bench.request(1) == []
     (error,) = replies(bench.after(2.1))
@@ -327,7 +327,7 @@ def test_an_error_is_never_longer_than_its_receiver_takes(bench: Bench) -> None:
 
 
 def test_a_client_that_floods_makes_room_for_one_that_does_not(bench: Bench) -> None:
-    """Two clients fill the model's queue; a third gets a place, and who has most gives its newest."""
+    """Two clients fill the queue of a model. A third gets the newest place of the client with the most."""
     for n in range(4):
         bench.request(n + 1, ALICE)
     for n in range(2):
@@ -338,7 +338,7 @@ def test_a_client_that_floods_makes_room_for_one_that_does_not(bench: Bench) -> 
     assert wire.Key(CAROL, 1) in bench.core.ledger.requests
 
 
-def test_a_client_with_its_part_of_a_full_queue_is_refused_and_nobody_suffers(bench: Bench) -> None:
+def test_a_client_with_its_part_of_a_full_queue_is_refused_without_harm_to_others(bench: Bench) -> None:
     for n in range(3):
         bench.request(n + 1, ALICE)
         bench.request(n + 1, BOB)
@@ -347,7 +347,7 @@ def test_a_client_with_its_part_of_a_full_queue_is_refused_and_nobody_suffers(be
     assert len(bench.core.ledger.requests) == 6
 
 
-def test_of_who_has_most_the_least_urgent_gives_way(bench: Bench) -> None:
+def test_the_least_urgent_request_of_the_client_with_the_most_gives_way(bench: Bench) -> None:
     bench.request(1, ALICE, priority=-1)
     for n in (2, 3, 4):
         bench.request(n, ALICE)
@@ -382,7 +382,7 @@ def test_a_backlog_for_one_model_does_not_keep_anothers_clients_waiting(bench: B
 # --- stories ------------------------------------------------------------------------------------------------
 
 
-def test_a_request_has_a_story(bench: Bench) -> None:
+def test_a_request_has_a_history(bench: Bench) -> None:
     bench.request(1)
     bench.now += 1
     bench.announce(b"W1")
@@ -428,7 +428,7 @@ def test_a_request_without_time_left_is_not_begun(bench: Bench) -> None:
 
 
 def test_a_request_that_expired_with_its_worker_is_not_given_to_another(bench: Bench) -> None:
-    """A broker that got no processor for a while finds both due; the simulation found it in seed 3135."""
+    """A broker that was not scheduled for a while finds both due. The simulation found this with seed 3135."""
     bench.announce(b"W1", slots=2)
     bench.request(1, budget=1)
     bench.request(2, budget=11.5)
@@ -472,7 +472,7 @@ def test_a_request_whose_worker_is_lost_runs_on_another(bench: Bench) -> None:
 
 
 def test_the_payloads_that_a_lost_worker_held_are_not_kept(bench: Bench) -> None:
-    """Not even until the garbage collector runs, which is rare: the broker grew in the soak, by 0.6 MB/min."""
+    """Nor until the next garbage collection, which is rare: the broker grew in the soak test by 0.6 MB/min."""
     frame = memoryview(b"large")
     kept = weakref.ref(frame)
     bench.announce(b"W1", slots=2)
@@ -511,7 +511,7 @@ def test_a_request_that_was_given_up_is_not_run_again_when_its_client_did_not_ge
     (reply,) = bench.request(peer=b"new")
     assert reply.peer == b"new"
     assert reply.message.code == "ABORTED"
-    bench.seen.remove(reply)  # the same answer once more, to who asked once more
+    bench.seen.remove(reply)  # the same reply, to the client that sent the request again
     assert dispatches(bench.request(2)), "another request of the same client runs"
 
 
@@ -536,7 +536,7 @@ def test_a_busy_worker_may_be_silent_for_as_long_as_it_computes(bench: Bench) ->
 
 
 def test_an_idle_worker_that_says_nothing_is_given_nothing_until_it_is_heard(bench: Bench) -> None:
-    """It may be busy for another broker, or load a model: its model is served still, and requests wait for it."""
+    """It may be busy for another broker, or be loading a model. Its model is still served, and requests wait for it."""
     bench.announce()
     bench.after(4)
     assert bench.request() == []
@@ -563,7 +563,7 @@ def test_any_message_of_a_worker_counts_as_a_heartbeat(bench: Bench) -> None:
 
 
 def test_a_goodbye_of_a_worker_that_is_not_known_is_answered_as_one(bench: Bench) -> None:
-    """It is going: to ask who it is would make it start again."""
+    """It is leaving: an Identify would make it announce itself."""
     assert bench.handle(FromWorker(b"W9", wire.Goodbye(), [])) == [ToWorker(b"W9", wire.Farewell())]
 
 
@@ -585,7 +585,7 @@ def test_a_worker_with_an_older_version_helps_out_only_while_the_others_are_full
     assert [d.message.version for d in given] == [2, 2, 2, 1, 1]
     assert bench.request(6, session=BOB) == []
     assert bench.request(7, session=BOB, version=2) == []
-    # Who asks for a number gets it, from whoever is free first and has it.
+    # A request for a version number goes to the first free worker that has it.
     assert [d.message.id for d in dispatches(bench.done(given[3]))] == [6]
     assert [d.message.id for d in dispatches(bench.done(given[0]))] == [7]
 
@@ -630,7 +630,7 @@ def test_a_version_that_does_not_fit_what_a_device_was_built_for_is_not_chosen_f
     announce_of_shapes(bench, b"W1", (1, 1), (2, 1), (3, 2))
     assert dispatches(ask(bench, 2, X1))[0].message.version == 2
     assert dispatches(ask(bench, 3, X2))[0].message.version == 3
-    assert dispatches(ask(bench, 4, b""))[0].message.version == 3, "who says nothing takes what is the latest"
+    assert dispatches(ask(bench, 4, b""))[0].message.version == 3, "without a signature, the latest version runs"
 
 
 def test_where_no_version_fits_the_error_says_what_is_served(bench: Bench) -> None:
@@ -676,9 +676,9 @@ def test_a_request_goes_to_a_worker_that_takes_its_frames(bench: Bench) -> None:
     announce_taking(bench, b"large", 200)
     (large,) = dispatches(bench.request(1, payload=[b"x" * 150]))
     assert large.peer == b"large"
-    assert bench.request(2, payload=[b"x" * 150]) == [], "it waits for the one that takes it"
+    assert bench.request(2, payload=[b"x" * 150]) == [], "it waits for the worker that takes its frames"
     (small,) = dispatches(bench.request(3, payload=[b"x"]))
-    assert small.peer == b"small", "and nobody waits behind it"
+    assert small.peer == b"small", "and no other request waits for that"
     assert [d.message.id for d in dispatches(bench.done(large))] == [2]
 
 
@@ -745,7 +745,7 @@ def test_what_takes_down_the_only_worker_again_and_again_is_given_up_and_the_oth
     bench.request(2, session=BOB, budget=60)
     for n in (2, 3):
         bench.handle(Undelivered(ToWorker(b"W%d" % (n - 1), wire.Probe()), False))
-        assert replies(bench.after(POLICY.restart_grace - 0.1)) == [], "a supervisor may need as long"
+        assert replies(bench.after(POLICY.restart_grace - 0.1)) == [], "a supervisor may need that long"
         assert [d.message.id for d in dispatches(bench.announce(b"W%d" % n))] == [1]
     actions = bench.handle(Undelivered(ToWorker(b"W3", wire.Probe()), False))
     assert codes(actions) == ["ABORTED"]
@@ -803,7 +803,7 @@ def test_a_worker_that_says_goodbye_finishes_what_it_holds_and_gets_no_more(benc
     assert bench.core.ledger.counts["lost_workers"] == 0
 
 
-def test_a_worker_that_announces_anew_serves_what_it_says_now(bench: Bench) -> None:
+def test_a_worker_that_announces_again_serves_its_last_announcement(bench: Bench) -> None:
     bench.announce(b"W1", ("m", 1))
     bench.announce(b"W1", ("m", 2), ("n", 1))
     (dispatch,) = dispatches(bench.request())
@@ -972,7 +972,7 @@ def said(bench: Bench) -> list[str]:
 
 
 def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_status(bench: Bench) -> None:
-    """Two workers, one of which cannot load version 2: it stays so, and somebody asks why."""
+    """One of two workers cannot load version 2, so that it never becomes the latest."""
     bench.announce(b"W1", ("m", 1), slots=2)
     bench.announce(b"W2", ("m", 1), slots=2)
     bench.core.ledger.notes.take()
@@ -982,7 +982,7 @@ def test_a_version_that_is_not_the_latest_yet_is_explained_in_the_log_and_the_st
         "worker W1 changes: serves m:1, m:2",
         "model 'm': version 2 is not the latest yet; 1 of 2 workers with 2 of 4 slots have it, and it needs more than "
         "half of both. Without it: W2",
-    ], "and nothing of what stays as it is"
+    ], "and nothing if nothing changed"
     status = describe_status(bench.core.ledger, bench.now, lambda _: True)
     assert [(m["version"], m["latest"], m["slots"], m["of_slots"]) for m in status["models"]] == [
         (1, True, 4, 4),
@@ -1005,7 +1005,7 @@ def test_the_log_says_when_workers_come_change_fall_silent_and_go(bench: Bench) 
     bench.handle(FromWorker(b"W1", wire.Announce("one", 2), [encode_body(body)], "", "10.0.0.7"))
     bench.handle(FromWorker(b"W1", wire.Announce("one", 2), [encode_body(body)], "", "10.0.0.7"))
     changes = ["worker one at 10.0.0.7 changes: serves m:1, m:2", "model 'm': version 2 is the latest now"]
-    assert said(bench) == changes, "and nothing of what stays as it is"
+    assert said(bench) == changes, "and nothing if nothing changed"
     bench.after(POLICY.patience)
     bench.handle(FromWorker(b"W1", wire.Heartbeat(), []))
     silent, heard = said(bench)

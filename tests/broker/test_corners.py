@@ -1,4 +1,4 @@
-"""The broker in rare situations: each decision is reached by a test that does not depend on chance."""
+"""Rare situations. Together with the other tests, these reach every branch of the core without randomness."""
 
 from __future__ import annotations
 

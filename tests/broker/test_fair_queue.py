@@ -1,5 +1,5 @@
-"""Invariant: a queue hands out what was put in, once, the most urgent first, and inside a priority no client has its
-second turn after its arrival before every other one that waits had one."""
+"""Invariants: a queue hands out each request once, the most urgent first. Within a priority, no client has its second
+turn before every other waiting client had one."""
 
 from __future__ import annotations
 

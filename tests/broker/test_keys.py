@@ -1,4 +1,4 @@
-"""What the broker's core makes of keys: who may ask for what, and what a revocation ends. No sockets."""
+"""Keys in the broker's core: which requests they allow, and what a revocation ends. No sockets."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_revoked_worker_is_lost_and_its_requests_run_elsewhere(bench: Bench) -
 
 
 def test_a_session_belongs_to_the_key_that_opened_it(bench: Bench) -> None:
-    """Whoever knows the token and has another key can neither read, nor take back, nor move what is asked."""
+    """A peer with the session's token and another key can neither read, nor cancel, nor redirect its requests."""
     bench.handle(Authorized({**CLIENTS, "thief": Grant("thief")}, WORKERS))
     bench.request("alice")
     assert codes(bench.request("thief")) == [(b"thief", "PERMISSION_DENIED")]
@@ -141,7 +141,7 @@ def test_all_sessions_of_a_key_have_one_share() -> None:
 
 def test_a_worker_serves_only_what_its_key_is_for(bench: Bench) -> None:
     bench.handle(Authorized(CLIENTS, {"worker": Grant("worker", frozenset({"n"}))}))
-    assert bench.core.ledger.workers == {}, "it served more before"
+    assert bench.core.ledger.workers == {}, "it served more models before"
     assert codes(bench.announce()) == [(b"W", "PERMISSION_DENIED")]
     assert bench.core.ledger.workers[b"W"].models.keys() == {("n", 1)}
     assert dispatches(bench.request("alice", 1, "n"))

@@ -1,5 +1,5 @@
-"""Invariant: whatever clients, workers, connections and time do, in any order, `validate` holds, every accepted request
-gets exactly one terminal reply, and no worker is given more than its slots."""
+"""Invariants under random events of clients, workers, connections and time: `validate` holds, every accepted request
+gets exactly one terminal reply, and no worker gets more requests than its slots."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Broker(RuleBasedStateMachine):
                 if isinstance(action.message, wire.Dispatch):
                     self.out.append(action)
                     worker = self.core.ledger.workers.get(action.peer)
-                    if worker is not None:  # else it was lost in the same breath
+                    if worker is not None:  # else it was lost by the same event
                         assert max(map(len, action.payload)) <= worker.max_frame_bytes
                         assert len(worker.held) <= max(worker.slots, worker.most_slots)
                 wire.decode(wire.encode(action.message), wire.TO_WORKER)
@@ -62,8 +62,8 @@ class Broker(RuleBasedStateMachine):
                 wire.decode(wire.encode(action.message), wire.TO_CLIENT)
                 key = action.message[:2]
                 if isinstance(action.message, wire.Result | wire.Error) and key in promised:
-                    assert self.core.ledger.requests.get(key) is not promised.pop(key), "answered, and still promised"
-        assert promised.items() <= self.core.ledger.requests.items(), "a promise was dropped"
+                    assert self.core.ledger.requests.get(key) is not promised.pop(key), "answered, and still held"
+        assert promised.items() <= self.core.ledger.requests.items(), "a request was dropped"
 
     @rule(
         session=clients, number=numbers, model=st.sampled_from(["m", "n", "?"]), version=st.integers(0, 3),
@@ -132,7 +132,7 @@ class Broker(RuleBasedStateMachine):
         while (due := self.core.next_deadline()) is not None and due <= end:
             self.now = max(self.now, due)
             self.handle(Tick())
-            assert self._ticked(), "it would spin"
+            assert self._ticked(), "the loop would spin"
         self.now = end
 
     @rule()
@@ -153,7 +153,7 @@ class Broker(RuleBasedStateMachine):
         return due is None or due > self.now
 
     def teardown(self) -> None:
-        """In the end all that was promised is answered, if only by the deadline."""
+        """At the end every accepted request has its reply, at the latest by its deadline."""
         self.time_passes(120)
         assert not self.core.ledger.requests
 

@@ -1,4 +1,4 @@
-"""What "latest" means while versions come and go, and what the log says of it."""
+"""The latest version while versions come and go, and what the log says."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def models(*versions: int) -> dict[tuple[str, int], Model]:
     [
         ({1: 8}, 8, LATEST, False, 1),
         ({1: 8, 2: 2}, 8, 1, False, 1),
-        ({1: 8, 2: 4}, 8, 1, False, 1),  # half is not enough: with two workers one would get all
+        ({1: 8, 2: 4}, 8, 1, False, 1),  # half is not enough: of two workers, one would get all requests
         ({1: 8, 2: 5}, 8, 1, False, 2),
-        ({1: 3, 2: 5}, 8, 1, False, 2),  # replaced, not added
+        ({1: 3, 2: 5}, 8, 1, False, 2),  # version 2 replaces version 1
         ({1: 4, 2: 4}, 8, 1, False, 1),
-        ({1: 8, 2: 3}, 8, 2, False, 2),  # a worker restarts in the middle
-        ({1: 8, 2: 3}, 8, 2, True, 1),  # a worker takes it out of service
-        ({1: 8, 2: 1}, 8, 2, False, 1),  # almost nobody has it any more
+        ({1: 8, 2: 3}, 8, 2, False, 2),  # a worker restarts during the roll-out
+        ({1: 8, 2: 3}, 8, 2, True, 1),  # a worker removes it
+        ({1: 8, 2: 1}, 8, 2, False, 1),  # hardly any worker has it any longer
         ({1: 8}, 8, 2, False, 1),
         ({1: 3, 2: 3, 3: 3}, 9, 1, False, 1),
         ({2: 3, 3: 3}, 6, 1, False, 3),
@@ -48,7 +48,7 @@ def test_the_rule(slots: dict[int, int], total: int, before: int, reset: bool, a
 
 
 class Fleet:
-    """Workers of one model, and load: as many requests are in flight as there are clients."""
+    """Workers of one model under load: each client has one request in flight."""
 
     def __init__(self, workers: int, slots: int = 4) -> None:
         self.scheduler = Scheduler()
@@ -57,14 +57,14 @@ class Fleet:
             self.scheduler.update(worker, models(1))
 
     def restart(self, at: int, *versions: int) -> None:
-        """Lost, and back under another name of its connection."""
+        """Lose a worker; it comes back with another connection."""
         old = self.workers[at]
         self.scheduler.remove(old)
         worker = self.workers[at] = Worker(old.peer + b"'", old.name, old.slots, 0.0)
         self.scheduler.update(worker, models(*versions))
 
     def load(self, requests: int = 400, clients: int = 3) -> tuple[Counter[str], Counter[int]]:
-        """Requests by worker and by version."""
+        """The number of requests by worker and by version."""
         by_worker, by_version = Counter({worker.name: 0 for worker in self.workers}), Counter[int]()
         chance = random.Random(1)
         running: list[tuple[Worker, int]] = []
@@ -96,17 +96,17 @@ def test_a_roll_out_worker_after_worker_keeps_the_load_spread(workers: int, held
         assert max(by_worker.values()) < 2 * 400 / taking, f"{upgraded} of {workers}: {by_worker}"
         if 2 * upgraded > workers:
             adopted = True
-            assert by_version == {2: 400}, "those that have it are not full"
+            assert by_version == {2: 400}, "the workers that have it are not full"
         elif held == (1, 2):
-            assert by_version == {1: 400}, "no answer changes to and fro"
+            assert by_version == {1: 400}, "the answers do not alternate between versions"
         else:
-            assert min(by_version.values()) >= 400 * upgraded / workers / 2, "old and new in proportion"
+            assert min(by_version.values()) >= 400 * upgraded / workers / 2, "both get load in proportion"
     assert adopted
-    assert fleet.load()[1] == {2: 400}, "in the end all is on the new one"
+    assert fleet.load()[1] == {2: 400}, "at the end all requests run on the new version"
 
 
 def test_a_version_that_runs_in_batches_does_not_take_all_load_by_its_many_slots() -> None:
-    """Its worker announces room for two batches: 64 slots where there were 2."""
+    """Its worker announces slots for two batches: 64 instead of 2."""
     fleet = Fleet(3, slots=2)
     for upgraded, adopted in ((0, 1), (1, 2)):
         fleet.workers[upgraded].slots = 64
@@ -114,7 +114,7 @@ def test_a_version_that_runs_in_batches_does_not_take_all_load_by_its_many_slots
         assert fleet.scheduler.pools[LATEST_M].version == adopted
         assert len(fleet.scheduler.pools[LATEST_M].first) == (3 if adopted == 1 else 2)
     fleet.scheduler.update(fleet.workers[1], models(1))
-    assert fleet.scheduler.pools[LATEST_M].version == 1, "and back"
+    assert fleet.scheduler.pools[LATEST_M].version == 1, "and after the roll-back"
 
 
 def test_a_worker_that_restarts_in_the_middle_takes_nobody_back() -> None:
@@ -196,7 +196,7 @@ def test_a_flood_does_not_flood_the_log() -> None:
 
 
 def test_a_worker_of_thousands_of_models_is_announced_in_linear_time() -> None:
-    """Eight times the models take eight times as many steps, not sixty-four times."""
+    """Eight times as many models take eight times as many steps, not sixty-four times."""
     steps = []
     for many in (100, 800):
         named = {

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.flood ENDPOINT MANY`: that many requests at once, and how they ended, as JSON."""
+"""`python -m tests.chaos.flood ENDPOINT N` sends N requests at once, and prints how they ended, as JSON."""
 
 from __future__ import annotations
 

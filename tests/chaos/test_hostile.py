@@ -1,4 +1,4 @@
-"""A million spoiled messages at each kind of socket, with honest traffic beside them: no crash, no leak, no effect."""
+"""A million malformed messages at each kind of socket during valid traffic: no crash, no leak, no effect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MANY = int(os.environ.get("ZMQ_OFFLOAD_LIES", "1000000"))
 
 
 @pytest.mark.parametrize("side", ["frontend", "backend"])
-def test_a_million_lies_to_the_broker(side: str) -> None:
+def test_a_million_malformed_messages_to_the_broker(side: str) -> None:
     with (
         running_broker() as broker,
         faulty_workers(broker.backend, "--processes", "2", "--drain", "2", slots=4) as supervisor,
@@ -67,7 +67,7 @@ def _all_taken_in(frontend: str) -> bool:
     return before == status(frontend)["dropped"]["malformed"]
 
 
-def test_a_million_lies_to_a_worker() -> None:
+def test_a_million_malformed_messages_to_a_worker() -> None:
     fake = FakePeer()
     chance = random.Random(5)
     try:
@@ -99,7 +99,7 @@ def test_a_million_lies_to_a_worker() -> None:
         fake.close()
 
 
-def test_a_million_lies_to_a_client() -> None:
+def test_a_million_malformed_messages_to_a_client() -> None:
     fake = FakePeer()
     chance = random.Random(6)
     try:
@@ -107,7 +107,7 @@ def test_a_million_lies_to_a_client() -> None:
             future = client.submit("echo", {"x": [1.0]})
             peer, envelope, *payload = fake.receive()
             request = wire.decode(envelope, wire.FROM_CLIENT)
-            other = request.id + 1000  # never asked for, so that no malformed message happens to be the answer
+            other = request.id + 1000  # never sent, so that no malformed message can be its answer
             valid = [
                 [wire.encode(wire.Result(request.session, other, 1, 0, 0, 0)), *payload],
                 [wire.encode(wire.Pong(request.session, [other]))],
@@ -135,7 +135,7 @@ def test_a_million_lies_to_a_client() -> None:
 
 
 def test_a_frame_over_the_limit_is_never_held() -> None:
-    """libzmq drops the connection at the frame's announced length."""
+    """libzmq closes the connection when it reads the frame's length."""
     with running_broker("--max-frame-bytes", "1000000") as broker, traffic(broker.frontend, clients=1, timeout=2):
         pid = broker.broker.popen.pid
         before = resident_bytes(pid)

@@ -1,5 +1,5 @@
-"""Real processes killed, stopped and drained under load, for minutes: `pytest -m chaos -s tests/chaos` prints the
-figures that docs/reliability.md quotes."""
+"""Real processes are killed, stopped and drained under load, for minutes. `pytest -m chaos -s tests/chaos` prints the
+figures of docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def test_a_worker_is_killed_every_half_second_for_a_minute() -> None:
             kills, end = 0, time.monotonic() + 60
             while time.monotonic() < end:
                 if pids := worker_pids(broker.frontend):
-                    with contextlib.suppress(ProcessLookupError):  # the broker may not know yet of the last one
+                    with contextlib.suppress(ProcessLookupError):  # the broker may not have noticed the last kill yet
                         os.kill(chance.choice(pids), signal.SIGKILL)
                         kills += 1
-                time.sleep(0.5)  # the rate is what is tested
+                time.sleep(0.5)  # the test is about this rate
         requests = status(broker.frontend)["requests"]
         report("a worker killed every 0.5 s", load, kills=kills, retried=requests["retried"])
         assert_every_answer_right(load, "ABORTED")
@@ -140,7 +140,7 @@ def test_a_stopped_workers_requests_go_to_others() -> None:
     with fabric() as (broker, _), traffic(broker.frontend, extra={"sleep": np.array(0.002)}) as load:
         eventually(lambda: load.served > 500)
         late = 0
-        for _ in range(6):  # what it answers may be lost with the old connection, too
+        for _ in range(6):  # its answers may be lost with the old connection
             victim = worker_pids(broker.frontend)[0]
             os.kill(victim, signal.SIGSTOP)
             stopped = time.monotonic()
@@ -208,7 +208,7 @@ def test_draining_workers_and_a_draining_broker() -> None:
             assert broker.broker.end(signal.SIGTERM) == 0
             load.stop()
         report("drains of workers and broker", load, ended_before_the_brokers_stop=accepted_before)
-        # What came after the stop is refused, or found nobody at all.
+        # Requests after the stop were refused, or found no broker.
         assert_every_answer_right(load, "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 

@@ -1,4 +1,4 @@
-"""Clients that flood, and clients that never read: what the broker holds of them, and what others notice."""
+"""Clients that flood and clients that never read: the broker's memory, and the effect on other clients."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_client_that_floods_harms_itself_only() -> None:
     with watched() as (broker, memory):
         with traffic(broker.frontend, **polite) as alone:
             time.sleep(5)
-        # In a process of its own: what is measured is what the fabric makes of a flood, not Python's lock.
+        # In another process, so that the test measures the fabric and not Python's GIL.
         with (
             traffic(broker.frontend, **polite) as beside,
             running("-m", "tests.chaos.flood", broker.frontend, "100000") as flood,

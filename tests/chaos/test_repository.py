@@ -1,5 +1,5 @@
-"""The repository goes wrong under load: a full disk, a version that is half there, a folder that cannot be read, a
-version that is taken away. `pytest -m chaos -s tests/chaos/test_repository.py`."""
+"""Faults of the repository under load: a full disk, an incomplete version, an unreadable folder, a removed version. Run
+`pytest -m chaos -s tests/chaos/test_repository.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CALLERS = 4
 
 
 class Callers:
-    """Threads that call the latest version of `m`, which adds one, and compare each answer."""
+    """Threads that call the latest version of `m`, which adds one, and check each result."""
 
     def __init__(self, frontend: str) -> None:
         self.served = self.wrong = 0
@@ -47,7 +47,7 @@ class Callers:
             assert not thread.is_alive(), "a client hangs"
 
     def go_on(self, calls: int = 200) -> None:
-        """Wait until that many more were served."""
+        """Wait until a number of further requests were served."""
         aim = self.served + calls
         eventually(lambda: self.served >= aim, timeout=30)
 
@@ -74,7 +74,7 @@ def model(folder: Path) -> Path:
 
 
 def build(path: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """`zmq-offload compile`."""
+    """Run `zmq-offload compile`."""
     command = [
         sys.executable,
         "-m",
@@ -92,7 +92,7 @@ def build(path: Path, output: Path, *more: str) -> subprocess.CompletedProcess[s
 
 @contextmanager
 def disk(place: Path, nbytes: int) -> Iterator[None]:
-    """A disk of a given size; needs to be root."""
+    """A disk of a given size; needs root."""
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "none", str(place)], check=False).returncode:
         pytest.skip("only root may mount a disk that can be filled")
@@ -103,7 +103,7 @@ def disk(place: Path, nbytes: int) -> Iterator[None]:
 
 
 def point(link: Path, target: Path) -> None:
-    """Let a symbolic link lead elsewhere, in one step."""
+    """Change the target of a symbolic link atomically."""
     fresh = link.with_name("fresh")
     fresh.symlink_to(target)
     os.rename(fresh, link)
@@ -123,12 +123,12 @@ def under_load(repository: Path) -> Iterator[tuple[Callers, Process, str]]:
 
 
 def versions(frontend: str) -> dict[int, int]:
-    """Version -> workers that hold it."""
+    """Version -> the number of workers that have it."""
     with Client(frontend) as client:
         return {m["version"]: m["workers"] for m in client.models()}
 
 
-def test_a_repository_that_goes_wrong_costs_no_request(tmp_path: Path) -> None:
+def test_faults_of_the_repository_cost_no_request(tmp_path: Path) -> None:
     path, dist = model(tmp_path), tmp_path / "dist"
     assert build(path, dist).returncode == 0
     link = tmp_path / "repository"
@@ -149,7 +149,7 @@ def test_a_repository_that_goes_wrong_costs_no_request(tmp_path: Path) -> None:
         eventually(lambda: versions(frontend) == {1: 2, 2: 2})
         callers.go_on()
 
-        point(link, link)  # to itself: whoever reads it gets an error, whatever their rights
+        point(link, link)  # to itself: reading it fails, even for root
         workers.wait_for("serving the loaded versions")
         callers.go_on()
         assert versions(frontend) == {1: 2, 2: 2}

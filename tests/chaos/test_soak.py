@@ -1,4 +1,4 @@
-"""Ten minutes of mixed load with a kill every 20 s: nothing that is held may grow.
+"""Ten minutes of mixed load with a kill every 20 s: memory and open files must not grow.
 
 `pytest -m soak -s tests/chaos`; ZMQ_OFFLOAD_SOAK sets the seconds.
 """
@@ -34,7 +34,7 @@ EVERY = 20.0
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Of the least-squares line, per minute, without the first fifth, in which caches fill."""
+    """The slope of the least-squares line, per minute, without the first fifth, in which caches fill."""
     points = points[len(points) // 5 :]
     times, values = np.array(points).T
     return float(np.polyfit(times, values, 1)[0] * 60)
@@ -61,7 +61,7 @@ def _soak(broker: Fabric, supervisor: Process) -> None:
     ):
         loads = {"small": small, "large": large, "slow": slow, "hasty": hasty}
         broker_pid = broker.broker.popen.pid
-        # A worker that is not killed, so that there is one to watch for all of the time.
+        # This worker is not killed, so that it can be measured all the time.
         kept = worker_pids(broker.frontend)[0]
         watched = {"broker": broker_pid, "worker": kept, "supervisor": supervisor.popen.pid, "clients": os.getpid()}
         started = time.monotonic()
@@ -72,7 +72,7 @@ def _soak(broker: Fabric, supervisor: Process) -> None:
                 memory[name].append((now - started, resident_bytes(pid) / MB))
                 files[name].append((now - started, open_files(pid)))
             for load in loads.values():
-                load.latencies.clear()  # the test's own memory is watched too
+                load.latencies.clear()  # the test's own memory is measured, too
                 load.queued.clear()
             if now >= next_kill:
                 next_kill += EVERY
@@ -93,9 +93,9 @@ def _soak(broker: Fabric, supervisor: Process) -> None:
         )
     for name, load in loads.items():
         assert load.wrong == 0, name
-        # That the test's own threads got no processor for a second says nothing of calls of 10 ms.
+        # If the test's own threads were not scheduled for a second, calls of 10 ms say nothing.
         assert load is hasty or load.overdue == 0, name
-        # Of 10 ms nothing may be left before the broker is heard for the first time.
+        # A deadline of 10 ms may pass before the client hears the broker for the first time.
         allowed = {"DEADLINE_EXCEEDED", "UNAVAILABLE"} if load is hasty else set()
         assert set(load.errors) <= allowed, (load.errors, load.examples)
     for name in watched:

@@ -1,5 +1,5 @@
-"""Invariant: any bytes, on any socket, decode to a message that encodes to the same again, or raise ProtocolError;
-nothing else comes out, and nothing larger than the limits is held."""
+"""Invariant: any bytes on any socket decode to a message that encodes to an equal one, or raise ProtocolError. Memory
+stays within the limits."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ TENSORS = st.dictionaries(
 
 
 def decodes_or_refuses(frames: list[bytes]) -> None:
-    """Everything that some socket's owner does with frames from outside."""
+    """Do with frames from outside all that the programs do with them."""
     try:
         message = wire.decode(frames[0], ALL)
     except ProtocolError:
@@ -91,14 +91,14 @@ def decodes_or_refuses(frames: list[bytes]) -> None:
 
 
 @given(MESSAGES)
-def test_every_message_survives_its_way(message: wire.Message) -> None:
+def test_every_message_survives_a_round_trip(message: wire.Message) -> None:
     again = wire.decode(wire.encode(message), ALL)
     assert again == message
     assert type(again) is type(message)
 
 
 @given(TENSORS)
-def test_tensors_survive_their_way(tensors: dict[str, Any]) -> None:
+def test_tensors_survive_a_round_trip(tensors: dict[str, Any]) -> None:
     again = decode_tensors([bytes(frame) for frame in encode_tensors(tensors)])
     assert list(again) == list(tensors)
     for name, array in tensors.items():
@@ -130,7 +130,7 @@ def test_a_mutated_message(message: wire.Message, tensors: dict[str, Any], seed:
 
 @pytest.mark.parametrize("header", [b"\xdd\x00\x03\xff\xff", b"\xdf\x00\x03\xff\xff", b"\xdc\x40\x00"])
 def test_announced_lengths_are_not_believed(header: bytes) -> None:
-    """Nested arrays that announce more than they bring would make msgpack allocate all of it, level by level."""
+    """Nested arrays with false lengths would make msgpack allocate all of it, level by level."""
     tracemalloc.start()
     try:
         decodes_or_refuses([VERSION + header * 1000, (header * 1000).ljust(limits.HEADER_BYTES, b"\x01")])
@@ -138,4 +138,4 @@ def test_announced_lengths_are_not_believed(header: bytes) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 1100 * 8 * limits.BODY_ITEMS  # levels that msgpack follows, bytes of a pointer
+    assert peak < 1100 * 8 * limits.BODY_ITEMS  # levels that msgpack follows, times the bytes of a pointer

@@ -1,4 +1,4 @@
-"""Messages and payloads: what goes in comes out, and what is wrong is named."""
+"""Messages and payloads survive a round trip, and errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_there_is_an_example_of_every_message() -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
-def test_a_message_survives_its_way(message: wire.Message) -> None:
+def test_a_message_survives_a_round_trip(message: wire.Message) -> None:
     again = wire.decode(wire.encode(message), ALL)
     assert again == message
     assert type(again) is type(message)
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
-def test_a_message_for_somebody_else_is_refused(message: wire.Message) -> None:
+def test_a_message_for_another_socket_is_refused(message: wire.Message) -> None:
     with pytest.raises(ProtocolError, match="unexpected"):
         wire.decode(wire.encode(message), ALL - {type(message)})
 
@@ -97,7 +97,7 @@ def envelope(*fields: object) -> bytes:
         (envelope(2, SESSION, 1.0), "'id'"),
     ],
 )
-def test_what_is_no_message_is_refused(frame: bytes, says: str) -> None:
+def test_bytes_that_are_not_a_message_are_refused(frame: bytes, says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
         wire.decode(frame, ALL)
 
@@ -124,9 +124,9 @@ ARRAYS = {
 }
 
 
-def test_tensors_survive_their_way() -> None:
+def test_tensors_survive_a_round_trip() -> None:
     frames = encode_tensors(ARRAYS)
-    assert len(frames) == 2, "only one of them is not small"
+    assert len(frames) == 2, "only one tensor is not small"
     again = decode_tensors([bytes(frame) for frame in frames])
     assert list(again) == list(ARRAYS)
     for name, array in ARRAYS.items():
@@ -141,7 +141,7 @@ def test_a_contiguous_array_is_sent_from_its_own_memory() -> None:
     assert np.shares_memory(np.frombuffer(frames[1], "f4"), array)
 
 
-def test_a_big_endian_or_strided_array_is_sent_as_the_wire_wants_it() -> None:
+def test_a_big_endian_or_strided_array_is_converted_for_the_wire() -> None:
     rng = np.random.default_rng(0)
     small = (np.arange(6, dtype=">f4"), np.arange(12, dtype="f4")[::2], np.asfortranarray(rng.random((2, 3))))
     large = (np.arange(6000, dtype=">f4"), np.arange(12000, dtype="f4")[::2], np.asfortranarray(rng.random((50, 30))))
@@ -164,7 +164,7 @@ def test_a_big_endian_or_strided_array_is_sent_as_the_wire_wants_it() -> None:
         ({str(n): np.zeros(1) for n in range(257)}, "257 tensors"),
     ],
 )
-def test_what_cannot_be_sent_is_named(inputs: dict[str, np.ndarray], says: str) -> None:
+def test_a_tensor_that_cannot_be_sent_is_named(inputs: dict[str, np.ndarray], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         encode_tensors(inputs)
 
@@ -202,7 +202,7 @@ def header(*entries: object, packed: bytes = b"") -> bytes:
         ([with_length(b"x" * (limits.HEADER_BYTES + 1))], "a header has at most"),
     ],
 )
-def test_what_is_no_payload_is_refused(frames: list[bytes], says: str) -> None:
+def test_frames_that_are_not_a_payload_are_refused(frames: list[bytes], says: str) -> None:
     with pytest.raises(ProtocolError, match=says):
         decode_tensors(frames)
 

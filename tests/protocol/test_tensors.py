@@ -1,4 +1,4 @@
-"""Signatures and what they say of tensors that do not fit."""
+"""Signatures of tensors, and the errors for tensors that do not fit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check(**given: np.ndarray) -> None:
     check_tensors([IMAGE, SIZE], named, what="model 'm'")
 
 
-def test_what_fits_passes_whatever_its_batch() -> None:
+def test_tensors_that_fit_pass_with_any_batch() -> None:
     for batch in (1, 5):
         check(image=np.zeros((batch, 3, 8, 8), "f4"), size=np.zeros((batch, 2), "i8"))
 
@@ -52,7 +52,7 @@ def test_what_fits_passes_whatever_its_batch() -> None:
         ({"image": ("f4", (2, 3, 8, 8)), "size": ("i8", (1, 2))}, "'size' has batch 1 but input 'image' has batch 2"),
     ],
 )
-def test_what_does_not_fit_is_named(given: dict[str, tuple[str, tuple[int, ...]]], says: str) -> None:
+def test_a_tensor_that_does_not_fit_is_named(given: dict[str, tuple[str, tuple[int, ...]]], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         check(**{name: np.zeros(shape, dtype) for name, (dtype, shape) in given.items()})
 

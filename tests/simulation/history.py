@@ -1,4 +1,4 @@
-"""One random history of a fabric, of a seed: `python -m tests.simulation.history SEED` tells it."""
+"""A random history of a fabric, made from a seed: `python -m tests.simulation.history SEED` prints it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from tests.simulation.network import Connection, World
 from tests.simulation.processes import Broker, Client, Fault, Worker
 
 TROUBLE = 5.0
-"""Seconds in which calls are made and faults happen."""
+"""Seconds with calls and faults."""
 SETTLE = 9.0
 """Seconds after which a fabric without further faults must serve again: the longest deadline, the grace of a hang, and
-the patience of those that wait for each other."""
+the patience of all programs that wait for each other."""
 
 
 class History:
-    """A fabric, what is asked of it, and what goes wrong."""
+    """A fabric, calls and faults."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.world = world = World(seed)
         chance = world.chance
         self.fair = chance.random() < 0.1
-        """Whether nothing is asked for that cannot be: then everything must be served."""
+        """Whether all calls can be served; then all must be."""
         self.calm = self.fair or chance.random() < 0.15
-        """Whether nothing goes wrong: then nobody may be lost, though calls are cancelled, fail and run out of time."""
+        """Whether there are no faults. Then no worker may be lost, although calls are cancelled, fail and expire."""
         if not self.calm:
             world.latency = chance.choice((0.0005, 0.005, 0.05))
             world.loss = chance.choice((0.0, 0.0, 0.0, 0.03))
@@ -54,19 +54,19 @@ class History:
                 world.at(chance.uniform(0, TROUBLE), self._go_wrong)
 
     def run(self) -> Counter[str]:
-        """How the calls ended. Raises Fault, with the seed and the story, if an invariant does not hold."""
+        """Return how the calls ended. Raises Fault, with the seed and the log, if an invariant does not hold."""
         try:
             self.world.run_until(TROUBLE)
             self._heal()
             self.world.run_until(TROUBLE + SETTLE)
             self._must_serve()
         except Exception as error:
-            # Whatever a core raises is as much of a fault as an invariant that does not hold.
+            # Any exception of a core is a fault, too.
             where = "" if isinstance(error, Fault) else traceback.format_exc()
-            raise Fault(f"seed {self.seed}: {type(error).__name__}: {error}\n{where}\n{self.story()}") from error
+            raise Fault(f"seed {self.seed}: {type(error).__name__}: {error}\n{where}\n{self.log()}") from error
         return Counter(outcome for client in self.clients for outcome in client.outcomes.values())
 
-    def story(self, last: int = 60) -> str:
+    def log(self, last: int = 60) -> str:
         lines = [f"{time:9.4f}  " + " ".join(map(str, what)) for time, *what in self.world.log[-last:]]
         for broker in self.brokers:
             lines.append(f"--- {broker.name}")
@@ -157,18 +157,18 @@ class History:
                 worker._loop(worker.lives)
 
     def _must_serve(self) -> None:
-        """No slot leaked, nobody is forgotten, nobody waits for somebody who waits for him."""
+        """Check that no slot leaked, no peer is forgotten, and no two programs wait for each other."""
         numbers = {c: c.call(4.0, "m", 1, 0, {"sleep": 0.001}) for c in self.clients if c.alive}
         self.world.run_until(TROUBLE + SETTLE + 4.1)
         for client, number in numbers.items():
             if client.outcomes.get(number) != "served":
-                raise Fault(f"in the end {client.name}'s call {number} is not served: {client.outcomes.get(number)}")
+                raise Fault(f"at the end {client.name}'s call {number} is not served: {client.outcomes.get(number)}")
             if self.fair and set(client.outcomes.values()) != {"served"}:
-                raise Fault(f"nothing went wrong, but {client.name} got {client.outcomes}")
+                raise Fault(f"there was no fault, but {client.name} got {client.outcomes}")
         for broker in self.brokers:
             counts = broker.core.ledger.counts
             if self.calm and (counts["lost_workers"] or counts["retried"]):
-                raise Fault(f"nothing went wrong, but {broker.name} lost a worker: {counts}")
+                raise Fault(f"there was no fault, but {broker.name} lost a worker: {counts}")
             if broker.core.ledger.requests:
                 raise Fault(f"{broker.name} still holds {[str(key) for key in broker.core.ledger.requests]}")
 
@@ -191,5 +191,5 @@ _FAULTS = (
 if __name__ == "__main__":
     history = History(int(sys.argv[1]))
     outcomes = history.run()
-    print(history.story(last=10_000))
+    print(history.log(last=10_000))
     print(dict(outcomes))

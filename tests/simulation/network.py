@@ -1,4 +1,4 @@
-"""Virtual time, and connections that behave as ZeroMQ's do over a network that does not behave.
+"""Virtual time, and connections that behave like ZeroMQ's on a network with faults.
 
 A connection is in order both ways. When it breaks, what was on its way is lost, what was not sent yet waits for the
 next one, and the broker sees the next one as a new peer. Beyond what TCP would do, a history may also lose or double
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tests.simulation.processes import Broker
 
 KEEPALIVE = 3.0
-"""Seconds of silence after which ZeroMQ gives a connection up."""
+"""Seconds of silence after which ZeroMQ closes a connection."""
 
 
 class World:
-    """The clock, chance, and what happened."""
+    """The clock, the random numbers, and the log."""
 
     def __init__(self, seed: int) -> None:
         self.now = 0.0
@@ -49,7 +49,7 @@ class World:
 
 
 class Connection:
-    """From a client or a worker (`owner`, which gets `deliver(link, message, payload)`) to a broker."""
+    """A connection of a client or a worker (`owner`, whose `deliver(link, message, payload)` is called) to a broker."""
 
     def __init__(self, world: World, owner: Any, link: int, broker: Broker) -> None:
         self.world, self.owner, self.link, self.broker = world, owner, link, broker
@@ -57,7 +57,7 @@ class Connection:
         self.up = self.closed = False
         self.blocked_until = 0.0
         self._waiting: deque[tuple[Any, Any]] = deque()
-        self._era = 0  # of this connection; what is on its way from an earlier one is lost
+        self._era = 0  # of this connection; messages in flight from an earlier one are lost
         self._free_at = [0.0, 0.0]  # when the last message of each direction arrives
         self._connect()
 
@@ -76,14 +76,14 @@ class Connection:
             self._transmit(0, *self._waiting.popleft())
 
     def send(self, message: Any, payload: Any) -> None:
-        """From the owner to the broker."""
+        """Send from the owner to the broker."""
         if self.up:
             self._transmit(0, message, payload)
         else:
             self._waiting.append((message, payload))
 
     def send_back(self, message: Any, payload: Any) -> None:
-        """From the broker to the owner."""
+        """Send from the broker to the owner."""
         self._transmit(1, message, payload)
 
     def _transmit(self, direction: int, message: Any, payload: Any) -> None:
@@ -107,7 +107,7 @@ class Connection:
             self.owner.deliver(self, message, payload)
 
     def break_(self) -> None:
-        """Lose what is on its way; the owner's side connects anew."""
+        """Lose the messages in flight; the owner connects again."""
         if not self.up:
             return
         self.world.note(self.owner.name, "connection breaks", self.broker.name)
@@ -117,7 +117,7 @@ class Connection:
             self.world.at(self.world.now + self.world.chance.uniform(0.01, 0.1), self._connect)
 
     def block(self, seconds: float) -> None:
-        """A partition: nothing passes for a while, and if it lasts, the connection is given up."""
+        """A partition: no message passes for a while. If it lasts, ZeroMQ closes the connection."""
         self.blocked_until = self.world.now + seconds
         if seconds > KEEPALIVE:
             self.world.at(self.world.now + KEEPALIVE, self.break_)

@@ -1,4 +1,4 @@
-"""Clients, brokers and workers of a simulation: the real cores, driven as the real loops drive them."""
+"""Clients, brokers and workers of a simulation: the real cores, called as the real loops call them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fault(AssertionError):
 
 
 class Broker:
-    """A broker process; it may die and come back with nothing in mind."""
+    """A broker process. It may die and come back without memory."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
@@ -58,7 +58,7 @@ class Broker:
             self._handle(Stop(2.0))
 
     def pause(self, seconds: float) -> None:
-        """It gets no processor for a while; what comes in waits, and what is due is late."""
+        """It is not scheduled for a while: messages wait, and timers are late."""
         self.stopped_until = self.world.now + seconds
 
     # --- as the loop does -----------------------------------------------------------------------------------
@@ -129,10 +129,10 @@ class Broker:
             elif type(action) is ToClient and kind in (wire.Result, wire.Error):
                 request = promised.pop(message[:2], None)
                 if request is not None and core.ledger.requests.get(request.key) is request:
-                    raise Fault(f"{self.name} answered {request.key} and still promises to")
+                    raise Fault(f"{self.name} answered {request.key} and still holds it")
         for key, request in promised.items():
             if core.ledger.requests.get(key) is not request:
-                raise Fault(f"{self.name} dropped {key} without a word")
+                raise Fault(f"{self.name} dropped {key} without a reply")
         validate(core)
         return actions
 
@@ -144,7 +144,7 @@ class Broker:
 
 
 class Client:
-    """A client process. Every call ends once, in time, and with its own answer."""
+    """A client process. Every call ends once, in time, and with its own result."""
 
     def __init__(self, world: World, number: int, brokers: Sequence[Broker]) -> None:
         self.world, self.name, self.brokers = world, f"client{number}", brokers
@@ -221,7 +221,7 @@ class Client:
 
 
 class Worker:
-    """A worker process: one thread, so that what comes in while it computes waits; its supervisor starts it anew."""
+    """A worker process. It has one thread, so that messages wait while it computes. Its supervisor starts it again."""
 
     def __init__(
         self, world: World, number: int, brokers: Sequence[Broker], slots: int, models: Any, batch: int
@@ -231,7 +231,7 @@ class Worker:
         self.alive = False
         self.lives = 0
         self.deadlines: dict[bytes, dict[int, float]] = {}
-        """When the callers give up, for histories in which messages are never late."""
+        """The callers' deadlines, for histories in which messages are never late."""
         self.start()
 
     def start(self) -> None:
@@ -256,7 +256,7 @@ class Worker:
         self._perform(self.session.announce(models, batching))
 
     def deploy(self, models: Any) -> None:
-        """Its repository has other models from now on."""
+        """Change the models of its repository."""
         self.world.note(self.name, "serves", models)
         self._models = models
         if self.alive and self.session.draining_since is None:
@@ -331,7 +331,7 @@ class Worker:
         for attempt in attempts:
             deadlines = self.deadlines.get(attempt.message.session)
             if deadlines is not None and now > deadlines[attempt.message.id] + 4 * self.world.latency:
-                raise Fault(f"{self.name} runs call {attempt.message.id} when its caller has given up")
+                raise Fault(f"{self.name} runs call {attempt.message.id} after its deadline")
         self.busy = True
         if any("kill" in attempt.job for attempt in attempts):
             self.world.at(now + 0.01, self._killed, self.lives)

@@ -1,6 +1,6 @@
-"""Ten thousand random histories of the real cores, and proof that they would find what matters.
+"""Ten thousand random histories of the real cores, and faults put in on purpose, which they must find.
 
-A history that fails names its seed: `python -m tests.simulation.history SEED` tells it again, step by step.
+A history that fails names its seed: `python -m tests.simulation.history SEED` repeats it and prints each step.
 ZMQ_OFFLOAD_HISTORIES sets how many are run.
 """
 
@@ -38,7 +38,7 @@ def run(first: int, many: int) -> Counter[str]:
 
 def test_nothing_is_lost_in_ten_thousand_histories() -> None:
     portions = range(0, HISTORIES, 250)
-    # "spawn": a fork of a process with threads, as other tests leave them, may find a lock held for ever.
+    # "spawn": other tests leave threads, and a fork may copy a lock that one of them holds.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         outcomes = sum(pool.map(run, portions, [250] * len(portions)), Counter[str]())
@@ -52,7 +52,7 @@ def test_nothing_is_lost_in_ten_thousand_histories() -> None:
 
 
 def forgets_what_a_lost_worker_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Majordomo's fault: only workers that wait are watched, and a busy one takes its requests along."""
+    """The fault of Majordomo: only waiting workers are monitored, and a busy one that dies takes its requests along."""
 
     def lose(self: Ledger, worker: Worker, why: str, now: float) -> None:
         del self.workers[worker.peer]
@@ -80,12 +80,12 @@ def gives_one_more_than_there_are_slots(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Worker, "free", property(lambda self: self.slots + 1 - len(self.held)))
 
 
-def a_worker_does_not_introduce_itself_to_a_restarted_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_worker_does_not_announce_itself_to_a_restarted_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(session._ON, wire.Identify, lambda self, broker, message: [])
 
 
 def a_cancelled_request_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client that took it back does not care; but what is promised is counted."""
+    """The client does not wait for this reply, but every accepted request must get one."""
     fail = Ledger.fail
 
     def silent(self: Ledger, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:
@@ -98,12 +98,12 @@ def a_cancelled_request_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def an_idle_version_is_not_fed_when_the_latest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This one was in the core until `validate` looked for it."""
+    """This fault was in the core until `validate` checked for it."""
     monkeypatch.setattr(Ledger, "pools_changed", lambda self, now: None)
 
 
-def ties_go_to_whoever_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Least outstanding, but the comparison is the wrong way round and forgets who is free."""
+def requests_go_to_full_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison of outstanding requests is reversed, and ignores free slots."""
 
     def choose(self: Scheduler, wanted: Wanted, longest: int = 0) -> Worker | None:
         pool = self.pools.get(wanted)
@@ -118,10 +118,10 @@ def ties_go_to_whoever_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
         forgets_what_a_lost_worker_held,
         keeps_the_slot_of_an_answer_that_is_not_wanted,
         gives_one_more_than_there_are_slots,
-        a_worker_does_not_introduce_itself_to_a_restarted_broker,
+        a_worker_does_not_announce_itself_to_a_restarted_broker,
         a_cancelled_request_is_not_answered,
         an_idle_version_is_not_fed_when_the_latest_goes,
-        ties_go_to_whoever_is_full,
+        requests_go_to_full_workers,
     ],
 )
 def test_a_fault_that_is_put_in_is_found(
@@ -135,7 +135,7 @@ def test_a_fault_that_is_put_in_is_found(
     assert says.startswith("seed ")
 
 
-def test_a_history_is_told_again_by_its_seed() -> None:
+def test_a_seed_repeats_its_history() -> None:
     first, again = History(7), History(7)
     assert first.run() == again.run()
-    assert first.story(10_000) == again.story(10_000)
+    assert first.log(10_000) == again.log(10_000)

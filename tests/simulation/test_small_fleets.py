@@ -1,4 +1,4 @@
-"""Fleets of one or two workers, which one request can take down whole, and roll-outs over small fleets."""
+"""Fleets of one to three workers, which one request can take down, and roll-outs over small fleets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.simulation.network import World
 from tests.simulation.processes import BROKER, Broker, Client, Worker
 
 LONG = 300.0
-"""Seconds: more than a supervisor needs for all starts together."""
+"""Seconds; more than a supervisor needs for all starts together."""
 
 
 class SlowToStart(Worker):
-    """A worker whose supervisor starts another at once, or later where it ends again and again."""
+    """A worker whose supervisor starts another at once, or later if it ends repeatedly."""
 
     def crash(self, back_in: float = 0.2) -> None:
         super().crash(self.world.chance.choice((0.1, 1.0, 4.5)))
