@@ -1,4 +1,4 @@
-"""The layout's rules: who may import whom, and what is installed."""
+"""The rules of the layout: which rooms may import which, and what works without the extras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Style and types, as tests: so there is one command that checks everything."""
+"""Style and types as tests, so that one command checks everything."""
 
 from __future__ import annotations
 
