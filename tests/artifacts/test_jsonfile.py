@@ -87,3 +87,24 @@ def test_what_is_written_is_read_by_any_json_library() -> None:
     content = jsonfile.encode(value)
     assert json.loads(content) == jsonfile.parse(content) == jsonfile.parse(b"\xef\xbb\xbf" + content) == value
     assert content.endswith(b"}\n") and b'\n  "name"' in content
+
+
+def test_values_of_subclasses_are_written_as_their_base_type() -> None:
+    """TVM's strings are a subclass of str."""
+
+    class Text(str):
+        pass
+
+    class Number(int):
+        pass
+
+    class Named(msgspec.Struct):
+        name: str
+        target: Any
+
+    named = Named(Text("a"), {Text("kind"): Text("llvm"), "cores": [Number(2)]})
+    assert jsonfile.encode(jsonfile.to_object(named)) == jsonfile.encode(
+        {"name": "a", "target": {"kind": "llvm", "cores": [2]}}
+    )
+    with pytest.raises(NotImplementedError, match="object is not JSON"):
+        jsonfile.to_object(Named("a", object()))

@@ -29,7 +29,7 @@ from zmq_offload.compile import Compiled, Region, compile_model, compile_module,
 from zmq_offload.compile.build import build
 from zmq_offload.compile.target import host_target
 from zmq_offload.device.model import load
-from zmq_offload.device.remote import RemoteModule, Underway, registered
+from zmq_offload.device.remote import InFlight, RemoteModule, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 LEFT, RIGHT = Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])
@@ -304,7 +304,7 @@ def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject,
     device, subgraphs = split(mod, [r.name for r in placed])
     client = Subgraphs(subgraphs)
     parts = [OffloadedRegion(s.symbol, s.model, "latest", s.inputs, s.outputs) for s in subgraphs]
-    with registered({p.symbol: RemoteModule(p, client, None, Underway()) for p in parts}):
+    with registered({p.symbol: RemoteModule(p, client, None, InFlight()) for p in parts}):
         results = evaluate(device, arrays)
     for got, want in zip(results, expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4)

@@ -146,7 +146,7 @@ def test_before_anything_is_known_a_worker_gets_the_time_of_a_first_packet() -> 
 def test_one_frame_at_a_time_probes() -> None:
     choice = Choice()
     assert [choice.decide(0.0).probe for _ in range(5)] == [True, False, False, False, False]
-    choice.came_to_nothing(choice.decide(0.0)._replace(probe=True))
+    choice.abandoned(choice.decide(0.0)._replace(probe=True))
     assert choice.decide(0.0).probe
 
 

@@ -201,12 +201,12 @@ def test_a_frame_that_does_not_fit_is_named_in_its_place(compiled: Compiled, cli
         results = model.map(frames, depth=3)
         for _ in range(2):
             np.testing.assert_array_equal(next(results), model(X))
-        with pytest.raises(InvalidArgument, match=r"frame 2: the model: input 'x' has shape \[1, 8\], it takes x FP32"):
+        with pytest.raises(InvalidArgument, match=r"item 2: the model: input 'x' has shape \[1, 8\], it takes x FP32"):
             next(results)
         assert list(results) == []
         found = list(model.map(frames, depth=3, return_exceptions=True))
         assert [isinstance(f, InvalidArgument) for f in found] == [False, False, True, False, True, False]
-        assert "frame 4: the model: input 'x' has datatype FP64" in str(found[4])
+        assert "item 4: the model: input 'x' has datatype FP64" in str(found[4])
 
 
 def test_submit_and_asyncio(compiled: Compiled, client: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_submit_and_asyncio(compiled: Compiled, client: LocalClient, monkeypatch
         np.testing.assert_array_equal(found[0], expected)
         np.testing.assert_array_equal(found[6:], [expected] * 5)
         with monkeypatch.context() as patch:
-            patch.setattr("zmq_offload.device.model.OUTSTANDING", 0)
+            patch.setattr("zmq_offload.device.offloaded_model.OUTSTANDING", 0)
             with pytest.raises(ResourceExhausted, match="outstanding; wait for one of them"):
                 model.submit(X)
     late = model.submit(X)

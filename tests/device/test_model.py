@@ -184,7 +184,7 @@ def test_an_answer_of_the_wrong_shape_is_an_error_and_not_broadcast(model: Offlo
             return self.answer
 
     for answer, message in (
-        ({"h4": np.ones((1, 8), "f4")}, r"float32\[1, 8\], the device needs h4 FP32\[2,8\]"),
+        ({"h4": np.ones((1, 8), "f4")}, r"float32\[1, 8\]; the device needs h4 FP32\[2,8\]"),
         ({"h4": np.ones((2, 8), "f8")}, "with float64"),
         ({}, "output 'h4' with nothing"),
     ):
@@ -301,7 +301,7 @@ def test_closing_closes_the_models_own_client_only(model: OffloadedModel) -> Non
 
 def test_a_broker_or_a_client_must_be_given(compiled_mlp: Compiled, client: LocalClient) -> None:
     for options in ({}, {"broker": "tcp://127.0.0.1:5555", "client": client}):
-        with pytest.raises(InvalidArgument, match="either the endpoint of a broker or a client"):
+        with pytest.raises(InvalidArgument, match="needs a broker or a client, and not both"):
             load(compiled_mlp.device, **options)  # type: ignore[arg-type]
 
 

@@ -224,7 +224,7 @@ class Blocked:
         from concurrent.futures import Future
 
         request: Future[int] = Future()
-        scope.holds(request)
+        scope.add(request)
         self.waiting += 1
         return request.result(20)
 
@@ -270,7 +270,7 @@ def test_frames_that_have_not_begun_are_taken_back_without_a_thread() -> None:
         frames = [Run() for _ in range(3)]
         for frame in frames:
             frame.begin(lambda: ran.append(1), turns)  # type: ignore[arg-type, func-returns-value]
-        frames[0].left()
+        frames[0].abandon()
         assert frames[1].cancel()
     frames[2].result(10)
     assert ran == [1]

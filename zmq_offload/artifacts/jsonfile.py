@@ -55,7 +55,23 @@ def convert(value: Mapping[str, Any], kind: type[T]) -> T:
         raise InvalidArgument(_explain(str(error), value, kind)) from None
 
 
-def encode(value: Any) -> bytes:
+def to_object(value: msgspec.Struct) -> Json:
+    """A Struct as a JSON object. Strings and numbers may be of a subclass, as TVM's strings are."""
+    plain: Json = msgspec.to_builtins(value, enc_hook=_of_base_type)
+    return plain
+
+
+def _of_base_type(value: Any) -> Any:
+    if isinstance(value, str):
+        return str.__str__(value)
+    bases: tuple[type[Any], ...] = (int, float, dict, list, tuple)
+    for base in bases:
+        if isinstance(value, base):
+            return base(value)
+    raise NotImplementedError(f"{type(value).__name__} is not JSON")
+
+
+def encode(value: Json) -> bytes:
     """The content of a file: indented, with a newline at its end."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 

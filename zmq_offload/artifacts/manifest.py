@@ -114,7 +114,7 @@ class Manifest(msgspec.Struct, frozen=True):
         OSError
             If the file cannot be written.
         """
-        described = {"format_version": FORMAT_VERSION, **msgspec.to_builtins(self), "sealed": not self.fallback}
+        described = {"format_version": FORMAT_VERSION, **jsonfile.to_object(self), "sealed": not self.fallback}
         (folder / MANIFEST).write_bytes(jsonfile.encode(described))
 
     @classmethod

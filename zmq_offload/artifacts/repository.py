@@ -109,9 +109,9 @@ class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True):
         -------
         dict
         """
-        known = msgspec.to_builtins(self)
-        known.pop("extra", None)
-        return {"format_version": FORMAT_VERSION, **known, **self.extra}
+        known = jsonfile.to_object(self)
+        extra = known.pop("extra", {})
+        return {"format_version": FORMAT_VERSION, **known, **extra}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ModelVersion:
@@ -132,8 +132,8 @@ class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True):
             For another format version, or a key that is missing or wrong; the message names it.
         """
         jsonfile.check_format_version(value, FORMAT_VERSION)
-        known = {key: part for key, part in value.items() if key in cls.__struct_fields__ and key != "extra"}
-        extra = {key: part for key, part in value.items() if key not in known and key != "format_version"}
+        known = {key: v for key, v in value.items() if key in cls.__struct_fields__ and key != "extra"}
+        extra = {key: v for key, v in value.items() if key not in known and key != "format_version"}
         return jsonfile.convert({**known, "extra": extra}, cls)
 
 

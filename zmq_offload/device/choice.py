@@ -1,7 +1,7 @@
-"""Whether an offloaded part runs on a worker or here, by what both have taken lately. Pure: times are passed in.
+"""Whether a region runs on a worker or on this device, by the time that each took lately. Pure: times are passed in.
 
-The way that is in use is measured by every call, the other by a probe now and then. The ways are changed when the other
-is clearly better for a while, so that noise changes nothing, and at once when workers do not answer any more.
+Every call measures the place in use. A probe now and then measures the other place. The place changes when the other is
+clearly faster for a while, so that noise changes nothing, and at once when workers stop replying.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 UNKNOWN = 1.0
-"""Seconds to wait for a worker while nothing is known of it: what TCP waits for a first acknowledgement (RFC 6298)."""
+"""Seconds to wait for a worker before anything was measured, as TCP waits for a first acknowledgment (RFC 6298)."""
 
 LEAST = 0.05
-"""Seconds that a worker in use gets at least: below that it is the scheduler that is late and not the link."""
+"""The least seconds to wait for a worker in use. Below that, the delay is the scheduler's and not the link's."""
 
 BETTER = 0.8
-"""The other way is clearly better if it takes at most this share of the time."""
+"""The other place is clearly faster if it takes at most this share of the time."""
 
 HOLD = 1.0
-"""Seconds for which it must stay so, and `FRESH` probes must have agreed, before the ways are changed."""
+"""Seconds for which it must stay faster, with `FRESH` probes that agree, before the place changes."""
 
 FRESH = 2
 KNOWN = 3
-"""Samples from which on a way counts as known."""
+"""Samples after which the time of a place counts as known."""
 
 MISSES = 2
-"""Calls in a row that a worker fails, each begun after the one before it failed, until it counts as lost."""
+"""Failed calls in a row, each begun after the one before it failed, until workers count as lost."""
 
 EVERY, RARELY = 1.0, 60.0
-"""Seconds between probes, at least and at most."""
+"""The least and the most seconds between probes."""
 
 SHARE = 0.02
-"""Share of the time that probing may cost: a way that takes much longer is tried less often."""
+"""The share of the time that probes may cost: a much slower place is tried less often."""
 
 
 class Decision(NamedTuple):
-    """Where to run a call. `patience`: seconds to wait for a worker. `probe`: it is for measuring the other way."""
+    """Where to run a call. `patience`: seconds to wait for a worker. `probe`: the call measures the other place."""
 
     remote: bool
     patience: float
@@ -45,7 +45,7 @@ class Decision(NamedTuple):
 
 @dataclass(slots=True)
 class Estimate:
-    """A moving average of seconds, and of the deviation from it, as TCP keeps of its round trips (RFC 6298)."""
+    """Moving averages of a time in seconds and of its deviation, as TCP keeps them of its round trips (RFC 6298)."""
 
     mean: float = 0.0
     deviation: float = 0.0
@@ -62,19 +62,19 @@ class Estimate:
 
 
 class Choice:
-    """For one offloaded part: `decide` before each call, then `took` or `missed`."""
+    """For one region: call `decide` before each call, and after it one of `took`, `missed` and `abandoned`."""
 
     def __init__(self) -> None:
         self.remote = True
-        """The way in use."""
+        """Whether workers are in use."""
         self._worker = Estimate()
-        self._here = Estimate()
+        self._local = Estimate()
         self._misses = 0
         self._missed_at = 0.0
         self._probe_at = 0.0
         self._probing = False
         self._better_since: float | None = None
-        self._fresh = 0  # probes since then
+        self._fresh = 0  # probes since `_better_since`
 
     def decide(self, now: float) -> Decision:
         probe = now >= self._probe_at and not self._probing
@@ -83,8 +83,8 @@ class Choice:
         return Decision(remote, self._patience(probe), probe)
 
     def took(self, decision: Decision, seconds: float, now: float) -> bool:
-        """A call was answered within so much time where it was decided to run. Whether the ways change."""
-        (self._worker if decision.remote else self._here).add(seconds)
+        """A call took `seconds` where it was decided to run. Returns whether the place changes."""
+        (self._worker if decision.remote else self._local).add(seconds)
         if decision.remote:
             self._misses = 0
         if decision.probe:
@@ -96,14 +96,14 @@ class Choice:
         return changed
 
     def missed(self, decision: Decision, waited: float, now: float) -> bool:
-        """A worker failed a call, or did not answer within its patience. Whether the ways change."""
+        """A worker failed a call, or did not reply within its patience. Returns whether the place changes."""
         if decision.probe:
             self._probing = False
-            self._worker = Estimate()  # what it was is no longer so
+            self._worker = Estimate()  # its measurements no longer hold
             self._better_since = None
             self._probe_at = now + self._pause(waited)
             return False
-        if now - waited >= self._missed_at:  # else the same moment has hit several at once
+        if now - waited >= self._missed_at:  # otherwise the same event failed several calls
             self._misses += 1
             self._missed_at = now
         if not self.remote or self._misses < MISSES:
@@ -111,27 +111,30 @@ class Choice:
         self._worker = Estimate()
         return self._change(now)
 
-    def came_to_nothing(self, decision: Decision) -> None:
-        """A call was taken back, or failed on this machine, which says nothing of its way."""
+    def abandoned(self, decision: Decision) -> None:
+        """A call was canceled, or failed on this device. That measures nothing."""
         if decision.probe:
             self._probing = False
 
     def fell_back(self, seconds: float) -> None:
-        """A call that a worker missed was computed here in so much time."""
-        self._here.add(seconds)
+        """A call that a worker missed took `seconds` on this device."""
+        self._local.add(seconds)
 
     def _patience(self, probe: bool) -> float:
-        """A worker that is only probed must be faster than this machine to be of use. One in use gets what its answers
-        take when they are late, and at least as long as it would take here: nothing is gained by giving up earlier."""
-        here = self._here.mean
+        """Seconds to wait for a worker.
+
+        A worker that is only probed is of use if it is faster than this device. A worker in use may take as long as its
+        late replies do, and as long as this device would: giving up earlier gains nothing.
+        """
+        local = self._local.mean
         if probe:
-            return here if self._here.samples else UNKNOWN
+            return local if self._local.samples else UNKNOWN
         if not self._worker.samples:
-            return max(UNKNOWN, here)
-        return max(self._worker.mean + 4 * self._worker.deviation, 2 * self._worker.mean, here, LEAST)
+            return max(UNKNOWN, local)
+        return max(self._worker.mean + 4 * self._worker.deviation, 2 * self._worker.mean, local, LEAST)
 
     def _weigh(self, now: float) -> bool:
-        used, other = (self._worker, self._here) if self.remote else (self._here, self._worker)
+        used, other = (self._worker, self._local) if self.remote else (self._local, self._worker)
         if other.samples < KNOWN or not used.samples or other.mean > BETTER * used.mean:
             self._better_since = None
             return False
@@ -147,8 +150,8 @@ class Choice:
         return True
 
     def _plan(self, probe: float, now: float) -> None:
-        """When to probe again, after a probe of so many seconds."""
-        used, other = (self._worker, self._here) if self.remote else (self._here, self._worker)
+        """When to probe again, after a probe that took `probe` seconds."""
+        used, other = (self._worker, self._local) if self.remote else (self._local, self._worker)
         if other.samples < KNOWN:
             self._probe_at = now
         elif self._better_since is not None:

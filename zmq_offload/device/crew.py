@@ -1,7 +1,7 @@
-"""Threads for runs of models. They are the process's and stay, and the one that was busy last is the next to be.
+"""Threads that run models. All pipelines of the process share them, and the thread that was busy last is used next.
 
-TVM makes a pool of threads of its own, and memory to compute in, for each thread that runs a VM, and keeps them for as
-long as the process lives. So threads are not made anew for each pipeline, and no more are used than it takes.
+For each thread that runs a virtual machine, TVM makes a pool of threads and memory to compute in, and keeps them while
+the process lives. So threads are kept for later runs, and no more are made than run at the same time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from zmq_offload.common.lifetime import tell_of_forks
 
 
 class Crew:
-    """Runs jobs, each at once on a thread of its own. A job does not raise."""
+    """Runs each job at once, on a thread of its own. A job must not raise."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -26,7 +26,7 @@ class Crew:
             jobs = self._idle.pop()
         except IndexError:
             jobs = queue.SimpleQueue()
-            # A daemon: a run that waits for a worker does not keep the process from ending.
+            # A daemon: a run that waits for a worker does not delay the end of the process.
             threading.Thread(target=self._work, args=(jobs,), name=self._name, daemon=True).start()
         jobs.put(job)
 
@@ -37,5 +37,5 @@ class Crew:
         while True:
             job = jobs.get()
             job()
-            del job  # and what it refers to
+            del job  # frees what it references
             self._idle.append(jobs)

@@ -1,4 +1,4 @@
-"""Between the device's graph and the client: an offloaded part runs on a worker, or by the bundle's copy of it here."""
+"""Between the device's graph and the client: a region runs on a worker, or on this device by its fallback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias,
 
 from zmq_offload.artifacts.manifest import OffloadedRegion
 from zmq_offload.device.choice import Choice, Decision
-from zmq_offload.device.remote import InferenceClient
+from zmq_offload.device.remote import InferenceClient, Reply
 from zmq_offload.device.runs import current
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Cancelled, FailedPrecondition, InvalidArgument, OffloadError, ProtocolError
@@ -30,9 +30,21 @@ Mode: TypeAlias = Literal["always", "never", "auto"]
 
 
 class Statistics(NamedTuple):
-    """Runs of offloaded parts, each counted once: on a worker; here by choice; here because a worker failed or was too
-    slow; and those that ended in an error. Those taken back are not counted. `ways`: for each model "remote" or
-    "local", where the next call would go."""
+    """How often regions ran where, since the model was loaded. Canceled calls are not counted.
+
+    Attributes
+    ----------
+    offloaded : int
+        Calls that workers computed.
+    local : int
+        Calls that this device computed by choice.
+    fell_back : int
+        Calls that this device computed because a worker failed or was too slow.
+    failed : int
+        Calls that ended in an error.
+    ways : dict of str to str
+        For each model, where the next call runs: ``"remote"`` or ``"local"``.
+    """
 
     offloaded: int
     local: int
@@ -42,15 +54,15 @@ class Statistics(NamedTuple):
 
 
 class LocalSubgraph(Protocol):
-    """A subgraph on this machine."""
+    """A subgraph that runs on this device."""
 
     def run(self, arrays: Sequence[Array]) -> list[Array]: ...
 
 
 class Offload:
-    """An `InferenceClient` that decides for each call. `fallbacks` are of the offloaded parts, by model.
+    """An `InferenceClient` that decides for each call where its region runs. `fallbacks` are by model.
 
-    Safe to share between threads; a thread that waits for a worker lets others have its turn.
+    Threads may share it. A thread that waits for a worker gives its turn to others.
     """
 
     def __init__(
@@ -68,12 +80,12 @@ class Offload:
         self.set_mode(mode)
 
     def forget(self) -> None:
-        """After a fork: a thread that is not here may have held the lock."""
+        """After a fork: a thread of the parent may have held the lock."""
         self._lock = threading.Lock()
 
     def set_mode(self, mode: Mode) -> None:
-        """Raises InvalidArgument for what is none, FailedPrecondition where it needs a copy of each part and one is not
-        there."""
+        """Change the mode. Raises InvalidArgument for an unknown mode, and FailedPrecondition if the mode needs a
+        fallback for each region and one is missing."""
         if mode not in get_args(Mode):
             raise InvalidArgument(f"offload {mode!r} is not one of {', '.join(map(repr, get_args(Mode)))}")
         missing = [model for model in self._regions if model not in self.fallbacks]
@@ -92,15 +104,15 @@ class Offload:
             ways = {model: fixed or ("remote" if c.remote else "local") for model, c in self._choices.items()}
             return Statistics(**self._counts, ways=ways)
 
-    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Mapping[str, Array]:
-        """As `zmq_offload.Client.infer`, or the same computed here. Raises FailedPrecondition if what is served does
-        not fit the bundle."""
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Reply:
+        """As `zmq_offload.Client.infer`, or the same computed on this device. Raises FailedPrecondition if the served
+        version does not fit the bundle."""
         return self._call(_Request(self._regions[model], inputs, **options)).result()
 
     @property
     def submit(self) -> Callable[..., RegionCall]:
-        """As `infer` without outputs, if the client has it: what goes to a worker is begun; what is computed here is
-        when its `result` is asked for."""
+        """As `infer` without outputs, if the client has `submit`. A call to a worker begins at once. A call on this
+        device is computed when its `result` is asked for."""
         if not hasattr(self.client, "submit"):
             raise AttributeError("the client has no submit")
         return self._submit
@@ -133,7 +145,7 @@ class _Request:
 
 
 class RegionCall:
-    """One run of an offloaded region. With a `judge`, what a worker fails is computed here."""
+    """One call of a region. With a `judge`, a call that a worker fails is computed on this device."""
 
     def __init__(self, owner: Offload, request: _Request, remote: bool, judge: _Judge | None) -> None:
         self._owner, self._request, self._remote, self._judge = owner, request, remote, judge
@@ -141,31 +153,31 @@ class RegionCall:
         if remote and judge is not None:
             patience = judge.decision.patience
             self._timeout = patience if request.timeout is None else min(request.timeout, patience)
-        self._sent: Future[Any] | None = None
+        self._sent: Future[Reply] | None = None
         self._began = time.monotonic()
         self._ended: float | None = None
 
     def send(self) -> None:
-        """Begin what a worker is to do, if the client can do that."""
+        """Begin the request to a worker, if the client has `submit`."""
         submit = getattr(self._owner.client, "submit", None)
         if self._remote and submit is not None:
             wanted = self._request
-            sent: Future[Any] = submit(
+            sent: Future[Reply] = submit(
                 wanted.region.model, wanted.inputs, version=wanted.version, timeout=self._timeout
             )
             sent.add_done_callback(self._note_time)
             self._sent = sent
             scope = current()
             if scope is not None:
-                scope.holds(sent)
+                scope.add(sent)
 
-    def result(self) -> Mapping[str, Array]:
-        """Once; waits for it, or computes it."""
+    def result(self) -> Reply:
+        """Wait for the reply, or compute it. To be called once."""
         if not self._remote:
-            return self._here("local")
+            return self._compute("local")
         try:
             with self._owner.turns.pause():
-                answer = self._answer()
+                reply = self._reply()
         except BaseException as error:
             lost = self._judge is not None and isinstance(error, OffloadError) and not isinstance(error, Cancelled)
             if self._judge is not None:
@@ -178,50 +190,50 @@ class RegionCall:
             if self._judge is not None:
                 self._judge.ended(None, self._seconds())
             self._owner.count("offloaded")
-            return answer
-        return self._here("fell_back")
+            return reply
+        return self._compute("fell_back")
 
     @property
     def fails_with(self) -> Future[Any] | None:
-        """The request whose failure is this one's; None where that is computed here instead."""
+        """The request whose failure is this call's. None if a failed request is computed on this device."""
         return self._sent if self._judge is None else None
 
     def cancel(self) -> bool:
-        """Take back what was sent. Its result is not wanted any more."""
+        """Cancel the request. The result is no longer wanted."""
         if self._judge is not None:
-            self._judge.came_to_nothing()
+            self._judge.abandoned()
         return self._sent is not None and self._sent.cancel()
 
-    def _answer(self) -> Mapping[str, Array]:
+    def _reply(self) -> Reply:
         wanted = self._request
         region = wanted.region
         if self._sent is None and current() is not None:
-            self.send()  # so that it can be taken back
+            self.send()  # so that it can be canceled
         try:
             if self._sent is not None:
-                answer: Mapping[str, Array] = self._sent.result()
+                reply: Reply = self._sent.result()
             else:
-                answer = self._owner.client.infer(
+                reply = self._owner.client.infer(
                     region.model, wanted.inputs, version=wanted.version, timeout=self._timeout, outputs=wanted.outputs
                 )
                 self._note_time()
         except CancelledError:
-            raise Cancelled("the frame was taken back") from None
+            raise Cancelled("the run was canceled") from None
         except ProtocolError:
             raise
         except InvalidArgument as error:
-            # The inputs are what the bundle's graph computes: if they are refused, it was built for another version.
-            raise FailedPrecondition(f"what is served does not fit this device bundle: {error.message}") from None
+            # The bundle's graph computes the inputs. If they are refused, the bundle was built for another version.
+            raise FailedPrecondition(f"the served version does not fit this device bundle: {error.message}") from None
         except FailedPrecondition as error:
-            if error.message.startswith("no version of model"):  # the broker does not know what would fit
+            if error.message.startswith("no version of model"):  # the broker does not know which version would fit
                 raise FailedPrecondition(
                     f"{error.message}; this device bundle was built for {_wants(region)}"
                 ) from None
             raise
-        _check_fits(region, answer)
-        return answer
+        _check_fits(region, reply)
+        return reply
 
-    def _here(self, how: str) -> Mapping[str, Array]:
+    def _compute(self, how: str) -> Reply:
         region = self._request.region
         began = time.monotonic()
         try:
@@ -231,7 +243,7 @@ class RegionCall:
             results = fallback.run([self._request.inputs[spec.name] for spec in region.inputs])
         except BaseException:
             if self._judge is not None and how == "local":
-                self._judge.came_to_nothing()
+                self._judge.abandoned()
             self._owner.count("failed")
             raise
         if self._judge is not None:
@@ -247,46 +259,46 @@ class RegionCall:
 
 
 class _Judge:
-    """One call's dealings with the choice of its region: the decision, and how it went."""
+    """Takes the decision for one call, and reports to the region's choice how the call ended."""
 
     def __init__(self, lock: threading.Lock, model: str, choice: Choice) -> None:
         self._lock, self._model, self._choice = lock, model, choice
 
     def decide(self) -> Decision:
-        """Needs the lock."""
+        """The caller holds the lock."""
         self.decision = self._choice.decide(time.monotonic())
         return self.decision
 
     def ended(self, error: BaseException | None, seconds: float) -> None:
-        """A call to a worker was answered, or not."""
+        """A call to a worker ended, with an error or without."""
         with self._lock:
             if error is None:
                 changed = self._choice.took(self.decision, seconds, time.monotonic())
             elif isinstance(error, OffloadError) and not isinstance(error, Cancelled):
                 changed = self._choice.missed(self.decision, seconds, time.monotonic())
             else:
-                self._choice.came_to_nothing(self.decision)
+                self._choice.abandoned(self.decision)
                 changed = False
-        self._tell(changed, "" if error is None else f": {error}")
+        self._log(changed, "" if error is None else f": {error}")
 
-    def came_to_nothing(self) -> None:
+    def abandoned(self) -> None:
         with self._lock:
-            self._choice.came_to_nothing(self.decision)
+            self._choice.abandoned(self.decision)
 
     def computed(self, as_decided: bool, seconds: float) -> None:
-        """It was computed here."""
+        """The call was computed on this device."""
         with self._lock:
             if as_decided:
                 changed = self._choice.took(self.decision, seconds, time.monotonic())
             else:
                 self._choice.fell_back(seconds)
                 changed = False
-        self._tell(changed, "")
+        self._log(changed, "")
 
-    def _tell(self, changed: bool, why: str) -> None:
+    def _log(self, changed: bool, why: str) -> None:
         if changed:
             where = "on workers" if self._choice.remote else "on this device"
-            log.warning("model %r runs %s from now on%s", self._model, where, why)
+            log.warning("model %r now runs %s%s", self._model, where, why)
 
 
 def _wants(region: OffloadedRegion) -> str:
@@ -294,14 +306,14 @@ def _wants(region: OffloadedRegion) -> str:
     return f"one that takes {inputs} and returns {outputs}"
 
 
-def _check_fits(region: OffloadedRegion, answer: Mapping[str, Array]) -> None:
+def _check_fits(region: OffloadedRegion, reply: Reply) -> None:
     for spec in region.outputs:
-        array: Any = answer.get(spec.name)
+        array = reply.get(spec.name)
         if array is None or array.dtype != spec.dtype or not spec.fits(array.shape):
             got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
-            version = getattr(answer, "version", None)
+            version = getattr(reply, "version", None)
             served = f"model {region.model!r}" + (f" version {version}" if version else "")
             raise FailedPrecondition(
-                f"what is served does not fit this device bundle: {served} answers output {spec.name!r} with {got}, "
-                f"the device needs {spec}"
+                f"the served version does not fit this device bundle: {served} replies output {spec.name!r} with "
+                f"{got}; the device needs {spec}"
             )

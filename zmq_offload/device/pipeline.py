@@ -1,4 +1,4 @@
-"""Frame after frame through a model, several at a time: the device computes one while workers compute another."""
+"""A stream of items through a model, several at a time: the device computes one item while workers compute another."""
 
 from __future__ import annotations
 
@@ -6,44 +6,50 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from enum import Enum
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from zmq_offload.client.arguments import whole
 from zmq_offload.device.crew import Crew
 from zmq_offload.device.runs import OUTSTANDING, Results, Run
 from zmq_offload.errors import InvalidArgument, OffloadError, Unavailable
 
-Begin = Callable[[int, Any], Run]
-"""Start frame number so-and-so of a stream; a frame that is wrong fails in its future."""
+T = TypeVar("T")
+
+Begin = Callable[[int, T], Run]
+"""Start the run of an item, given its index in the stream. An item that does not fit the model fails in its future."""
+
+Outcome: TypeAlias = "Results | OffloadError"
+"""The results of an item, or with `return_exceptions` its error."""
 
 
 def check_depth(depth: int) -> int:
-    """`depth`, if a pipeline can have it; raises InvalidArgument otherwise."""
+    """`depth`, if a pipeline can have it. Raises InvalidArgument otherwise."""
     number = whole(depth)
     if number is None or not 1 <= number <= OUTSTANDING:
         raise InvalidArgument(f"depth {depth!r} is not a whole number from 1 to {OUTSTANDING}")
     return number
 
 
-def in_order(frames: Iterable[Any], begin: Begin, depth: int, return_exceptions: bool) -> Iterator[Any]:
-    """The results of each frame, in order, with at most `depth` frames under way.
+def in_order(items: Iterable[T], begin: Begin[T], depth: int, return_exceptions: bool) -> Iterator[Outcome]:
+    """The results of each item, in order, with at most `depth` runs in flight.
 
-    One frame is taken for one result handed out, once `depth` are under way or the first is done: so a slow source does
-    not keep back results that are there, and a slow consumer does not let the pipeline run dry.
+    Once `depth` runs are in flight or the first is done, one item is taken for each result that is yielded. So a slow
+    source does not hold back results that are ready, and a slow consumer does not let the pipeline run dry.
     """
     running: deque[Run] = deque()
     try:
         broken: Exception | None = None
-        source = enumerate(frames)
+        source = enumerate(items)
         while True:
             try:
-                index, frame = next(source)
+                index, item = next(source)
             except StopIteration:
                 break
-            except Exception as error:  # of the source: comes out behind the results of the frames before it
+            except Exception as error:  # of the source: raised after the results of the items before it
                 broken = error
                 break
-            running.append(begin(index, frame))
+            running.append(begin(index, item))
             if len(running) == depth or running[0].done():
                 yield _outcome(running.popleft(), return_exceptions)
         while running:
@@ -51,81 +57,121 @@ def in_order(frames: Iterable[Any], begin: Begin, depth: int, return_exceptions:
         if broken is not None:
             raise broken
     finally:
-        for one in running:
-            one.cancel()
-        for one in running:
-            one.left()
+        for run in running:
+            run.cancel()
+        for run in running:
+            run.abandon()
 
 
 async def in_order_async(
-    frames: Iterable[Any] | AsyncIterable[Any], begin: Begin, depth: int, return_exceptions: bool
-) -> AsyncIterator[Any]:
-    """As `in_order`. Results are handed out as soon as they are there, also while the source is waited for."""
+    items: Iterable[T] | AsyncIterable[T], begin: Begin[T], depth: int, return_exceptions: bool
+) -> AsyncIterator[Outcome]:
+    """As `in_order`. Results are yielded as soon as they are ready, even while the source is waited for."""
     running: deque[tuple[Run, asyncio.Future[Results]]] = deque()
-    take = _taker(frames)
-    taking: asyncio.Future[Any] | None = None
-    broken: Exception | None = None
-    ended, index = False, 0
+    source = _Source(items)
+    index = 0
     try:
         while True:
-            if taking is None and not ended and len(running) < depth:
-                taking = asyncio.ensure_future(take())
-            if taking is None and not running:
+            if len(running) < depth:
+                source.request()
+            first = running[0][1] if running else None
+            waiting: set[asyncio.Future[Results] | asyncio.Future[T | _End]] = set()
+            if source.pending is not None:
+                waiting.add(source.pending)
+            if first is not None:
+                waiting.add(first)
+            if not waiting:
                 break
-            first = {running[0][1]} if running else set()
-            await asyncio.wait(first | ({taking} if taking is not None else set()), return_when=asyncio.FIRST_COMPLETED)
-            if taking is not None and taking.done():
-                try:
-                    frame = taking.result()
-                except Exception as error:
-                    frame, broken = _END, error
-                taking = None
-                if frame is _END:
-                    ended = True
-                else:
-                    one = begin(index, frame)
-                    running.append((one, asyncio.wrap_future(one)))
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if source.ready():
+                item = source.take()
+                if item is not END:
+                    run = begin(index, item)
+                    running.append((run, asyncio.wrap_future(run)))
                     index += 1
-            elif running[0][1].done():
+            elif first is not None and first.done():
                 yield _outcome(running.popleft()[1], return_exceptions)
-        if broken is not None:
-            raise broken
+        if source.error is not None:
+            raise source.error
     finally:
-        if taking is not None:
-            taking.cancel()
-            await asyncio.wait({taking})  # until then nobody else could close the source
-            if not taking.cancelled():
-                taking.exception()  # of its closing; it has been seen to
-        for one, wrapped in running:
-            one.cancel()
-            wrapped.cancel()
-            if not wrapped.cancelled():
-                wrapped.exception()  # it has been seen to
-        for one, _ in running:
-            await _in_thread(one.left)
+        await source.close()
+        await _abandon(running)
 
 
-_END: Any = object()
+class _End(Enum):
+    END = "end"
+
+
+END: Literal[_End.END] = _End.END
+"""Follows the last item of a source."""
+
 _crew = Crew("zmq-offload-source")
 
 
-def _taker(frames: Iterable[Any] | AsyncIterable[Any]) -> Callable[[], Awaitable[Any]]:
-    """What gives the next frame, or `_END`. An iterator that is not asynchronous may wait, so it does in a thread."""
-    if isinstance(frames, AsyncIterable):
-        source = aiter(frames)
-        return lambda: anext(source, _END)
-    plain = iter(frames)
+class _Source(Generic[T]):
+    """The items of a stream for asyncio, taken one at a time. After an error of the stream there are no more."""
 
-    async def take() -> Any:
-        return await _in_thread(lambda: next(plain, _END))
+    def __init__(self, items: Iterable[T] | AsyncIterable[T]) -> None:
+        self.pending: asyncio.Future[T | _End] | None = None
+        """The item that is waited for."""
+        self.error: Exception | None = None
+        self._next = _next_of(items)
+        self._ended = False
 
-    return take
+    def request(self) -> None:
+        """Begin to wait for the next item, unless one is waited for or there are no more."""
+        if self.pending is None and not self._ended:
+            self.pending = asyncio.ensure_future(self._next())
+
+    def ready(self) -> bool:
+        return self.pending is not None and self.pending.done()
+
+    def take(self) -> T | _End:
+        """The item that is ready, or END."""
+        assert self.pending is not None
+        item: T | _End = END
+        try:
+            item = self.pending.result()
+        except Exception as error:
+            self.error = error
+        self.pending = None
+        self._ended = item is END
+        return item
+
+    async def close(self) -> None:
+        """Stop waiting for an item."""
+        if self.pending is not None:
+            self.pending.cancel()
+            await asyncio.wait({self.pending})  # the stream cannot be closed before
+            if not self.pending.cancelled():
+                self.pending.exception()  # marks it as retrieved
 
 
-def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
-    """What `work` returns or raises. Not by the event loop's executor: that has few threads, which sources that wait
-    would take from each other, and the program's end waits for all of them."""
-    done: Future[Any] = Future()
+def _next_of(items: Iterable[T] | AsyncIterable[T]) -> Callable[[], Awaitable[T | _End]]:
+    """A function that waits for the next item, or END. An iterator that is not asynchronous may block, so it runs in a
+    thread."""
+    if isinstance(items, AsyncIterable):
+        source = aiter(items)
+        return lambda: anext(source, END)
+    plain = iter(items)
+    return lambda: _in_thread(lambda: next(plain, END))
+
+
+async def _abandon(running: Iterable[tuple[Run, asyncio.Future[Results]]]) -> None:
+    """Cancel runs, and wait until their threads have finished with them."""
+    for run, wrapped in running:
+        run.cancel()
+        wrapped.cancel()
+        if not wrapped.cancelled():
+            wrapped.exception()  # marks it as retrieved
+    for run, _ in running:
+        await _in_thread(run.abandon)
+
+
+def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """What `work` returns or raises. Not in the event loop's executor: its few threads could all be taken by sources
+    that block, and the end of the program waits for them."""
+    done: Future[T] = Future()
 
     def job() -> None:
         try:
@@ -144,9 +190,9 @@ def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
     return asyncio.wrap_future(done)
 
 
-def _outcome(frame: Run | asyncio.Future[Results], return_exceptions: bool) -> Any:
+def _outcome(run: Run | asyncio.Future[Results], return_exceptions: bool) -> Outcome:
     try:
-        return frame.result()
+        return run.result()
     except OffloadError as error:
         if return_exceptions:
             return error

@@ -1,4 +1,4 @@
-"""What the symbols in a device library do when the VM calls them: one request to the workers and one reply."""
+"""The functions that a device library calls for its regions: one request to the workers and one reply each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
+import tvm
 import tvm_ffi
 
 from zmq_offload.artifacts.manifest import RECEIVE, SEND, OffloadedRegion
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from zmq_offload.client.options import InferOptions
 
-Answer: TypeAlias = Mapping[str, Array]
+Reply: TypeAlias = Mapping[str, Array]
 
 _registry = threading.Lock()
 
@@ -37,35 +38,36 @@ os.register_at_fork(after_in_child=_forget)
 
 
 class InferenceClient(Protocol):
-    """What is needed of a client; `zmq_offload.Client` is one, and a test can bring its own.
+    """What a model needs of a client. `zmq_offload.Client` has it; a test can bring its own.
 
-    Requests that may be under way together are, if it also has `submit`: as `infer` without `outputs`, but it returns
-    at once a Future of the answer, or what has a Future's `result` and `cancel`. The inputs are lent until it is done.
+    With a method `submit`, requests can be in flight together. It takes the arguments of `infer` without `outputs` and
+    returns at once: a Future of the reply, or an object with a Future's `result` and `cancel`. The inputs are lent
+    until it is done.
     """
 
-    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Answer:
-        """Run `model` on a worker. `outputs` are arrays to receive into; they may be filled, or left and others
-        returned. Neither inputs nor outputs may be touched after the return: the memory is the VM's."""
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Reply:
+        """Run `model` on a worker. Results may be written to the arrays in `outputs`, or other arrays returned. After
+        the return, the client must not use inputs and outputs: their memory is the virtual machine's."""
 
 
 class PendingReply(Protocol):
-    """What a client's `submit` returns: a Future has it."""
+    """What a client's `submit` returns."""
 
-    def result(self) -> Answer: ...
+    def result(self) -> Reply: ...
 
     def cancel(self) -> bool: ...
 
 
-def _future(request: PendingReply) -> Future[Any] | None:
-    """What tells that a request has failed: itself, or what it says `fails_with` it."""
+def _future(request: PendingReply) -> Future[Reply] | None:
+    """The future that fails if the request fails: the request itself, or its attribute `fails_with`."""
     return request if isinstance(request, Future) else getattr(request, "fails_with", None)
 
 
-class Underway(threading.local):
-    """What the calling thread's VM has begun and not yet received, and the error that ended its run.
+class InFlight(threading.local):
+    """The requests in flight of the calling thread's virtual machine, and the error that ended its run.
 
-    An error of the client cannot cross the VM as the object it is (TVM makes a RuntimeError of its text), so it is left
-    in `error`, for the caller of the VM to raise.
+    TVM turns an exception that a function raises into a RuntimeError with its text. So the exception itself is kept in
+    `error`, and the caller of the virtual machine raises it.
     """
 
     def __init__(self) -> None:
@@ -74,35 +76,35 @@ class Underway(threading.local):
         self._numbers = itertools.count(1)
 
     def add(self, request: PendingReply) -> int:
-        """The number by which it is to be had. If it fails, the others are taken back at once: the run has failed,
-        whichever of them it waits for."""
+        """Keep a request, and return its number. If one request fails, the others are canceled at once: the run has
+        failed, whichever request it waits for."""
         number = next(self._numbers)
         requests = self._requests
         requests[number] = request
         future = _future(request)
         if future is not None:
-            future.add_done_callback(lambda done: _take_back(requests) if _failed(done) else None)
-        if _failure_of(requests) is not None:  # of one that failed before this was among those to be taken back
-            _take_back(requests)
+            future.add_done_callback(lambda done: _cancel(requests) if _failed(done) else None)
+        if _failure_of(requests) is not None:  # an earlier request failed before this one could be canceled with it
+            _cancel(requests)
         return number
 
-    def answer(self, number: int) -> Answer:
-        """Wait for it. Raises its error, or that of another one for which it was taken back."""
+    def reply(self, number: int) -> Reply:
+        """Wait for a reply. Raises the request's error, or that of the request for which it was canceled."""
         try:
             return self._requests[number].result()
         except (CancelledError, Cancelled):
-            raise _failure_of(self._requests) or Cancelled("the request was taken back") from None
+            raise _failure_of(self._requests) or Cancelled("the request was canceled") from None
         finally:
             del self._requests[number]
 
-    def take_back(self) -> None:
-        """At the end of a run: cancel what nobody will receive any more."""
+    def cancel(self) -> None:
+        """At the end of a run: cancel the requests that nothing will receive."""
         if self._requests:
-            _take_back(self._requests)
+            _cancel(self._requests)
             self._requests = {}
 
 
-def _failed(request: Future[Any]) -> bool:
+def _failed(request: Future[Reply]) -> bool:
     return request.done() and not request.cancelled() and request.exception() is not None
 
 
@@ -112,37 +114,40 @@ def _failure_of(requests: Mapping[int, PendingReply]) -> BaseException | None:
     return None if failed is None else failed.exception()
 
 
-def _take_back(requests: Mapping[int, PendingReply]) -> None:
+def _cancel(requests: Mapping[int, PendingReply]) -> None:
     for request in list(requests.values()):
         request.cancel()
 
 
 class RemoteModule:
-    """One offloaded part of a device library, as the packed functions that stand in for it: called itself, it makes a
-    request and waits; `send` and `receive` are the two halves of that, for graphs that have something to do between."""
+    """One region of a device library, as the packed functions that the library calls for it.
+
+    Called itself, it makes a request and waits for the reply. `send` and `receive` are the two halves, for graphs that
+    have other work in between.
+    """
 
     def __init__(
-        self, region: OffloadedRegion, client: InferenceClient, timeout: float | None, underway: Underway
+        self, region: OffloadedRegion, client: InferenceClient, timeout: float | None, in_flight: InFlight
     ) -> None:
         self.region = region
         self._client = client
-        # A version that this device was not built for must not be chosen for it.
+        # The broker must not choose a version that this device was not built for.
         self._version = (
             Latest(signature_of(region.inputs, region.outputs)) if region.version == "latest" else region.version
         )
         self._timeout = timeout
-        self._underway = underway
+        self._in_flight = in_flight
 
-    def __call__(self, *tensors: Any) -> None:
-        """(inputs, outputs)."""
-        try:  # not `_noting`, which a call of a hundred microseconds notices
+    def __call__(self, *tensors: tvm.runtime.Tensor) -> None:
+        """Arguments: inputs, outputs."""
+        try:  # not `_noting`, which would add to a call of a hundred microseconds
             self._call(*self._named([np.from_dlpack(t) for t in tensors]))
         except BaseException as error:
-            self._underway.error = error
+            self._in_flight.error = error
             raise
 
-    def send(self, *tensors: Any) -> None:
-        """(inputs, token): begin a request; its number is left in the token, 0 where it is made when it is received."""
+    def send(self, *tensors: tvm.runtime.Tensor) -> None:
+        """Arguments: inputs, token. Begin a request and write its number to the token, or 0 if `receive` makes it."""
         with self._noting():
             *views, token = (np.from_dlpack(t) for t in tensors)
             inputs, _ = self._named(views)
@@ -151,46 +156,46 @@ class RemoteModule:
                 token[...] = 0
             else:
                 request = submit(self.region.model, inputs, version=self._version, timeout=self._timeout)
-                token[...] = self._underway.add(request)
+                token[...] = self._in_flight.add(request)
 
-    def receive(self, *tensors: Any) -> None:
-        """(token, inputs, outputs): wait for a request. Its inputs are here because their memory was lent to it."""
+    def receive(self, *tensors: tvm.runtime.Tensor) -> None:
+        """Arguments: token, inputs, outputs. Wait for a request. Passing the inputs keeps their memory until then."""
         with self._noting():
             token, *views = (np.from_dlpack(t) for t in tensors)
             inputs, outputs = self._named(views)
             if token == 0:
                 self._call(inputs, outputs)
             else:
-                self._fill(outputs, self._underway.answer(int(token)))
+                self._fill(outputs, self._in_flight.reply(int(token)))
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            self._underway.error = error
+            self._in_flight.error = error
             raise
 
     def _named(self, views: list[Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Inputs, and outputs where there are any."""
+        """Arrays as inputs by name and outputs by name. There may be no outputs."""
         inputs = {spec.name: view for spec, view in zip(self.region.inputs, views, strict=False)}
         rest = views[len(inputs) :]
         return inputs, {spec.name: view for spec, view in zip(self.region.outputs, rest, strict=bool(rest))}
 
     def _call(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
         region = self.region
-        answer = self._client.infer(region.model, inputs, version=self._version, timeout=self._timeout, outputs=outputs)
-        self._fill(outputs, answer)
+        reply = self._client.infer(region.model, inputs, version=self._version, timeout=self._timeout, outputs=outputs)
+        self._fill(outputs, reply)
 
-    def _fill(self, outputs: Mapping[str, Array], answer: Answer) -> None:
+    def _fill(self, outputs: Mapping[str, Array], reply: Reply) -> None:
         for name, view in outputs.items():
-            array = answer.get(name)
+            array = reply.get(name)
             if array is view:
                 continue
             if array is None or array.dtype != view.dtype or array.shape != view.shape:
                 got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
                 raise Internal(
-                    f"model {self.region.model!r} answered output {name!r} with {got}, "
+                    f"model {self.region.model!r} replied output {name!r} with {got}; "
                     f"the device needs {view.dtype}{list(view.shape)}"
                 )
             view[...] = array
@@ -198,10 +203,12 @@ class RemoteModule:
 
 @contextmanager
 def registered(functions: Mapping[str, Callable[..., None]]) -> Iterator[None]:
-    """Have TVM resolve symbols to these functions while the body creates a VM; those of a RemoteModule's halves, too.
+    """While the body creates a virtual machine, TVM resolves symbols to these functions, and to a RemoteModule's
+    halves.
 
-    The registry belongs to the whole process, and two loads of one bundle have the same symbols. A VM resolves them
-    when it is created and keeps what it found, so they are registered for that long only, one VM at a time.
+    TVM's registry belongs to the process, and two loads of one bundle have the same symbols. A virtual machine resolves
+    symbols when it is created and keeps the functions. So they are registered for that time only, for one virtual
+    machine at a time.
     """
     symbols = dict(functions)
     for symbol, function in functions.items():

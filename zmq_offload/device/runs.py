@@ -1,4 +1,4 @@
-"""One frame's run of a model on a thread of its own, which can be taken back while it waits for a worker."""
+"""One run of a model on a thread of its own. A run can be canceled while it waits for a worker."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from zmq_offload.common.future_internals import fail_in_child
+from zmq_offload.common.future_internals import fail_in_child, lock_of
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.device.crew import Crew
+from zmq_offload.device.remote import Reply
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Unavailable
 from zmq_offload.protocol.payload import Array
@@ -19,8 +20,8 @@ from zmq_offload.protocol.payload import Array
 Results: TypeAlias = "Array | tuple[Array, ...]"
 
 OUTSTANDING = 256
-"""Frames that one pipeline, or the submitted ones of one model, may have under way: each that waits for a worker takes
-a thread and a VM."""
+"""The most runs that one pipeline, or `submit` of one model, may have in flight. Each run that waits for a worker takes
+a thread and a virtual machine."""
 
 _crew = Crew("zmq-offload-run")
 _current = threading.local()
@@ -28,33 +29,33 @@ _numbers = itertools.count()
 
 
 class CancelScope:
-    """One run of a model. The one with the lower `number` began earlier."""
+    """What one run has requested of workers, to be canceled together. The lower `number` began earlier."""
 
     def __init__(self) -> None:
         self.number = next(_numbers)
         self._lock = threading.Lock()
-        self._cancelled = False
-        self._requests: set[Future[Any]] = set()
+        self._canceled = False
+        self._requests: set[Future[Reply]] = set()
 
     def cancel(self) -> None:
-        """Take back what it has requested, and what it will."""
+        """Cancel the requests in flight, and those that will be added."""
         with self._lock:
-            self._cancelled, requests = True, list(self._requests)
+            self._canceled, requests = True, list(self._requests)
         for request in requests:
             request.cancel()
 
-    def holds(self, request: Future[Any]) -> None:
-        """A request is on behalf of this run until it is done."""
+    def add(self, request: Future[Reply]) -> None:
+        """Add a request, until it is done."""
         with self._lock:
             self._requests.add(request)
-            cancelled = self._cancelled
+            canceled = self._canceled
         request.add_done_callback(self._requests.discard)
-        if cancelled:
+        if canceled:
             request.cancel()
 
     @contextmanager
-    def followed(self) -> Iterator[None]:
-        """In the body, what this thread does is on behalf of this run."""
+    def entered(self) -> Iterator[None]:
+        """In the body, requests of this thread belong to this scope."""
         _current.scope = self
         try:
             yield
@@ -63,12 +64,12 @@ class CancelScope:
 
 
 def current() -> CancelScope | None:
-    """The run that this thread works for, if it can be taken back."""
+    """The scope to which this thread's requests belong, if there is one."""
     return getattr(_current, "scope", None)
 
 
 class Run(Future[Results]):
-    """The results of one frame. `cancel` works until they are there: a request on its way is taken back."""
+    """The results of one run. `cancel` works until they are there: requests in flight are canceled, too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,10 +79,10 @@ class Run(Future[Results]):
         tell_of_forks(self)
 
     def begin(self, execute: Callable[[], Results], turns: Turns) -> None:
-        """Have it executed when there is a turn for it."""
+        """Run `execute` when there is a turn for it."""
 
         def begin() -> bool:
-            with self._condition:  # the future's own, which its `cancel` takes
+            with lock_of(self):  # `cancel` takes it, too
                 self._begun = not self.cancelled()
             if self._begun:
                 try:
@@ -90,32 +91,36 @@ class Run(Future[Results]):
                     self._begun = False
                     self.set_exception(Unavailable(f"a run cannot start a thread: {error}"))
             else:
-                self.set_running_or_notify_cancel()  # who waits by `concurrent.futures.wait` is told only by this
+                self.set_running_or_notify_cancel()  # only this wakes `concurrent.futures.wait`
             return self._begun
 
         turns.when_free(self.scope.number, begin)
 
     def cancel(self) -> bool:
-        cancelled = super().cancel()
-        if cancelled:
+        canceled = super().cancel()
+        if canceled:
             self.scope.cancel()
-        return cancelled
+        return canceled
 
-    def left(self) -> None:
-        """Take it back if it is not done, and wait until nothing of it runs any more. (An iterator in a circle of
-        references is dropped by any thread, perhaps by the one that runs this frame, which cannot wait for itself.)"""
+    def abandon(self) -> None:
+        """Cancel the run if it is not done, and wait until its thread has finished with it.
+
+        Any thread may drop an iterator that is in a reference cycle, even the one of this run, which cannot wait for
+        itself.
+        """
         self.cancel()
         if self._begun and current() is not self.scope:
             self._ended.wait()
 
     def forget(self) -> None:
-        self._begun = False  # nothing of it runs here
+        """This process is a forked child: the run's thread is not in it."""
+        self._begun = False
         fail_in_child(self, made_before_fork("model"))
 
     def _work(self, execute: Callable[[], Results], turns: Turns) -> None:
-        # The future stays pending meanwhile, which is why it can be cancelled.
+        # The future stays pending meanwhile, so that it can be canceled.
         try:
-            with turns.granted(), self.scope.followed():
+            with turns.granted(), self.scope.entered():
                 results = execute()
         except BaseException as error:
             if self.set_running_or_notify_cancel():

@@ -1,8 +1,8 @@
-"""Who computes on the device: as many runs at a time as there are cores for, the oldest first.
+"""Which runs compute on the device: as many at a time as there are cores for, the oldest first.
 
-Each thread that runs a VM has a pool of TVM's threads, and memory to compute in, of its own: two at once on the same
-cores get in each other's way. A run that comes back from a worker goes on at once, though. Its rest is short where the
-model ends on workers, and where it is not, the next run begins that much later.
+Each thread that runs a virtual machine has its own pool of TVM's threads and its own memory. Two that compute at once
+on the same cores slow each other down. A run whose reply arrives continues at once, without a turn: its rest is short
+if the model ends on workers. If the rest is long, the next run begins that much later.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from zmq_offload.common.lifetime import tell_of_forks
 
 
 class Turns:
-    """At most `places` runs begin while others compute. Of those that wait, the one with the lowest number is next."""
+    """At most `places` runs begin while others compute. Of the runs that wait, the lowest number is next."""
 
     def __init__(self, places: int) -> None:
         self._places = places
-        self._arrivals = 0  # breaks ties, first come first served
+        self._arrivals = 0  # breaks ties: first come, first served
         self.forget()
         tell_of_forks(self)
 
     def forget(self) -> None:
-        """Nobody has a turn, and nobody waits for one."""
+        """Reset: no run has a turn or waits for one."""
         self._lock = threading.Lock()
-        self._free = self._places  # below 0 while runs that came back go on
+        self._free = self._places  # below 0 while runs continue without a turn
         self._waiting: list[tuple[int, int, Callable[[], bool]]] = []
         self._mine = threading.local()
 
@@ -43,7 +43,7 @@ class Turns:
             yield
 
     def _wait(self, number: int) -> None:
-        """Until the turn is this thread's."""
+        """Wait until this thread has a turn."""
         granted = threading.Event()
         left = False
 
@@ -56,7 +56,7 @@ class Turns:
         self.when_free(number, begin)
         try:
             granted.wait()
-        except BaseException:  # an interrupt: the turn goes to the next, now or when it is granted
+        except BaseException:  # an interrupt: the turn goes to the next run, now or when it is granted
             with self._lock:
                 left = not granted.is_set()
             if not left:
@@ -64,8 +64,8 @@ class Turns:
             raise
 
     def when_free(self, number: int, begin: Callable[[], bool]) -> None:
-        """Call `begin` when there is a turn for it, at once or later from another thread; it says whether it wants it
-        still. Whoever it hands the turn to works in `granted`."""
+        """Call `begin` when there is a turn, at once or later from another thread. `begin` returns whether it takes the
+        turn. The thread that uses the turn works in `granted`."""
         with self._lock:
             self._arrivals += 1
             heapq.heappush(self._waiting, (number, self._arrivals, begin))
@@ -73,7 +73,7 @@ class Turns:
 
     @contextmanager
     def granted(self) -> Iterator[None]:
-        """In the body, this thread has a turn that was granted; it ends with it."""
+        """In the body, this thread has the turn that was granted. The turn ends with the body."""
         self._mine.held = True
         try:
             yield
@@ -83,7 +83,7 @@ class Turns:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Let others have this thread's turn in the body, which waits for something else; nothing without a turn."""
+        """Give this thread's turn, if it has one, to other runs in the body, which waits for something else."""
         if not getattr(self._mine, "held", False):
             yield
             return
@@ -102,7 +102,7 @@ class Turns:
         self._grant()
 
     def _grant(self) -> None:
-        """Give out the turns that are free."""
+        """Grant the turns that are free."""
         while True:
             with self._lock:
                 if self._free <= 0 or not self._waiting:

@@ -147,7 +147,7 @@ def _by_name(coding: Mapping[Wire, tuple[float, ...]]) -> dict[str, tuple[float,
 
 
 def _write(file: Path, kind: str, value: msgspec.Struct) -> None:
-    described = {"format": kind, "format_version": FORMAT_VERSION, **msgspec.to_builtins(value)}
+    described = {"format": kind, "format_version": FORMAT_VERSION, **jsonfile.to_object(value)}
     try:
         file.write_bytes(jsonfile.encode(described))
     except OSError as error:

@@ -130,7 +130,7 @@ def _caller(subject: Subject, main: Any, inputs: Sequence[Any]) -> Callable[[], 
                 raise cause from None
             raise Internal(f"{subject.title} failed: {' '.join(str(error).split())[:500]}") from error
         finally:
-            subject.failure.take_back()
+            subject.failure.cancel()
 
     return call
 

@@ -18,7 +18,7 @@ from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.compile.importer import import_onnx
 from zmq_offload.compile.shapes import Dim
-from zmq_offload.device.remote import InferenceClient, RemoteModule, Underway, registered
+from zmq_offload.device.remote import InferenceClient, InFlight, RemoteModule, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
@@ -55,7 +55,7 @@ class Subject:
     onnx: Path | None = None
     offloaded: dict[str, str] = field(default_factory=dict)
     remote: dict[str, RemoteModule] = field(default_factory=dict)
-    failure: Underway = field(default_factory=Underway)
+    failure: InFlight = field(default_factory=InFlight)
 
     def machine(self) -> vm.VirtualMachine:
         """A VM of its own on the library. Raises FailedPrecondition if it cannot be loaded."""
