@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
 
 from tests.console.test_progress import Terminal, plain
+from tests.support.processes import ROOT
 from zmq_offload.cli.completion import SHELLS, parsers
 from zmq_offload.cli.main import COMMANDS, PROGRAMS, main, make_parser
 from zmq_offload.common.version import __version__
@@ -88,6 +90,18 @@ def test_on_a_terminal_help_has_the_same_words_in_color(monkeypatch: pytest.Monk
         shown = plain(terminal.getvalue())
         assert [word.lower() for word in shown.split()] == [word.lower() for word in words]
         assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_status_imports_no_other_command_and_no_package_for_terminals() -> None:
+    """It is called often, and by scripts."""
+    code = """
+import sys
+from zmq_offload.cli.main import make_parser
+make_parser("status").parse_args(["status"])
+print([n for n in sys.modules if n in ("rich", "shtab", "rich_argparse", "tvm") or n.startswith("zmq_offload.cli.")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "['zmq_offload.cli.main', 'zmq_offload.cli.status']\n"
 
 
 @pytest.mark.parametrize("command", [None, *PROGRAMS, "status", "profile", "keys"])
