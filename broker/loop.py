@@ -209,7 +209,7 @@ class Broker:
         for event in undelivered:
             self._handle(event)
 
-    def _drain(self, inbox: transport.Inbox, read: Callable[[list[Any]], Event]) -> None:
+    def _drain(self, inbox: transport.Inbox, read: Callable[[transport.Frames], Event]) -> None:
         """Handle a batch of messages, then perform all actions: messages that are sent together need fewer system
         calls."""
         handle, clock = self.core.handle, self._clock
@@ -218,13 +218,13 @@ class Broker:
             actions += handle(read(frames), clock())
         self._perform(actions)
 
-    def _from_front(self, frames: list[Any]) -> Event:
+    def _from_front(self, frames: transport.Frames) -> Event:
         try:
             return FromClient(frames[0], _decode(frames, wire.FROM_CLIENT), frames[2:], _user(frames[0]))
         except ProtocolError as error:
             return Malformed(frames[0], True, error, _address(frames))
 
-    def _from_back(self, frames: list[Any]) -> Event:
+    def _from_back(self, frames: transport.Frames) -> Event:
         try:
             message = _decode(frames, wire.FROM_WORKER)
             address = _address(frames) if type(message) is wire.Announce else ""
@@ -251,14 +251,14 @@ def _user(peer: bytes) -> str:
     return peer.user if type(peer) is transport.Peer else ""
 
 
-def _address(frames: list[Any]) -> str:
+def _address(frames: transport.Frames) -> str:
     """The address of a message's sender; empty if no frame has it."""
     if type(frames[0]) is transport.Peer:
         return transport.address_of(frames[0].frame)
     return transport.address_of(frames[2]) if len(frames) > 2 else ""
 
 
-def _decode(frames: list[Any], expected: frozenset[type[_M]]) -> _M:
+def _decode(frames: transport.Frames, expected: frozenset[type[_M]]) -> _M:
     if len(frames) < 2:
         raise ProtocolError("the message has no envelope")
     if len(frames) > limits.FRAMES + 1:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgpack
 import numpy as np
+import numpy.typing as npt
 
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import shown, unpack
-from zmq_offload.protocol.tensors import DATATYPES, datatype_of
+from zmq_offload.protocol.tensors import DATATYPES, DType, datatype_of
 
-Array = np.ndarray[Any, Any]
+Array: TypeAlias = npt.NDArray[Any]
 
 
 def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> list[bytes | memoryview]:
@@ -51,8 +52,8 @@ _SIGNATURES = 256
 
 @functools.lru_cache(_SIGNATURES)
 def _encode_header(
-    entries: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
-) -> tuple[bytes, list[np.dtype[Any]]]:
+    entries: tuple[tuple[str, DType, tuple[int, ...]], ...],
+) -> tuple[bytes, list[DType]]:
     """The start of the head frame, up to the tensors, and each tensor's dtype on the wire."""
     if len(entries) > limits.TENSORS:
         raise InvalidArgument(f"{len(entries)} tensors in one message; the limit is {limits.TENSORS}")
@@ -137,7 +138,7 @@ def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
     return tensors
 
 
-def _named(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], nbytes: int) -> str:
+def _named(name: str, dtype: DType, shape: tuple[int, ...], nbytes: int) -> str:
     return f"tensor {name!r}: {datatype_of(dtype)}{list(shape)} needs {nbytes} bytes"
 
 
@@ -145,7 +146,7 @@ _SHORT = 1024
 """The largest header that is cached, in bytes: a peer's headers must not fill the memory."""
 
 
-def _layout(header: bytes) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]:
+def _layout(header: bytes) -> tuple[tuple[str, DType, tuple[int, ...], int], ...]:
     """Name, dtype, shape and bytes of each tensor."""
     return tuple(
         (name, dtype := DATATYPES[datatype], shape, math.prod(shape) * dtype.itemsize)

@@ -12,7 +12,7 @@ import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 import numpy as np
@@ -24,7 +24,9 @@ from zmq_offload.protocol.messages import SIGNATURE_BYTES
 
 ANY = -1
 
-DATATYPES: dict[str, np.dtype[Any]] = {
+DType: TypeAlias = np.dtype[Any]
+
+DATATYPES: dict[str, DType] = {
     "BOOL": np.dtype("bool"),
     "UINT8": np.dtype("u1"),
     "UINT16": np.dtype("<u2"),
@@ -77,7 +79,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> DType:
         return DATATYPES[self.datatype]
 
     @property
