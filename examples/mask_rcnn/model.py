@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 from tvm.relax.op import vision
 
-Array = np.ndarray[Any, Any]
+from zmq_offload.protocol.payload import Array
 
 FEATURES = "features"
 """The tensor between backbone and heads, where the model is cut."""

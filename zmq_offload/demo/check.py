@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from zmq_offload.demo.items import Item
 from zmq_offload.demo.model import INPUT
-
-Array = np.ndarray[Any, Any]
+from zmq_offload.protocol.payload import Array
 
 TVM_BAR = 1e-4
 ORT_BAR = 1e-3

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.sync import Client
 from zmq_offload.console.progress import Tell
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec, datatype_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from zmq_offload.client.options import InferOptions
 
-Array = np.ndarray[Any, Any]
+
+T = TypeVar("T")
 
 TIMEOUT = 120.0
 """Seconds for one offloaded call: long enough for untuned code on a slow machine."""
@@ -178,6 +180,6 @@ def _specs(tensors: Mapping[str, Array]) -> list[TensorSpec]:
     return [TensorSpec(name, datatype_of(array.dtype), array.shape) for name, array in tensors.items()]
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
     return call(), time.perf_counter() - began

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from zmq_offload.demo.regions import TextRegion
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
-
-Array = np.ndarray[Any, Any]
+from zmq_offload.protocol.payload import Array
 
 STRIDE = 32
 """The network halves the size of its input five times."""

@@ -25,9 +25,10 @@ from zmq_offload.demo.build import (
     default_cache,
 )
 from zmq_offload.demo.check import ORT_BAR, TVM_BAR, Verdict, compare, run_onnxruntime, run_uncut
-from zmq_offload.demo.items import Array, Devices, Results
+from zmq_offload.demo.items import Devices, Results
 from zmq_offload.demo.regions import find_regions
 from zmq_offload.errors import InvalidArgument, OffloadError
+from zmq_offload.protocol.payload import Array
 from zmq_offload.testing.fabric import start_fabric
 from zmq_offload.testing.processes import Children, Interrupts
 

@@ -141,8 +141,9 @@ def _random(rng: np.random.Generator, name: str, datatype: str, shape: tuple[int
             f"input {name!r} of shape {list(shape)} has {nbytes:,} bytes; the limit is {most:,} (--max-frame-bytes)"
         )
     if dtype.kind == "f":
-        single: Any = np.float64 if dtype.itemsize == 8 else np.float32
-        return rng.random(shape, dtype=single).astype(dtype, copy=False)
+        if dtype.itemsize == 8:
+            return rng.random(shape)
+        return rng.random(shape, dtype=np.float32).astype(dtype, copy=False)
     # Integers may be indices, and small ones are in range more often.
     return rng.integers(0, 2, shape, dtype=dtype)
 

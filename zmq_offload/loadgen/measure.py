@@ -17,7 +17,8 @@ from zmq_offload.console.progress import Progress, Say
 from zmq_offload.errors import Internal
 from zmq_offload.loadgen.levels import Level
 from zmq_offload.loadgen.sender import SendPlan
-from zmq_offload.loadgen.stats import Array, Samples, Summary, stable, summarize
+from zmq_offload.loadgen.stats import Samples, Summary, stable, summarize
+from zmq_offload.protocol.payload import Array
 
 _START_WITHIN = 60.0
 _STOP_WITHIN = 30.0

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from zmq_offload.charts import load, style
 from zmq_offload.common.extras import needs
@@ -102,7 +101,7 @@ def csv(path: Path, report: Report) -> None:
 
 
 def as_json(path: Path, report: Report) -> None:
-    levels: list[dict[str, Any]] = [
+    levels: list[dict[str, object]] = [
         {
             "concurrency": s.level.concurrency or None,
             "rate": s.level.rate or None,

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from zmq_offload.loadgen.levels import Level
-
-Array = np.ndarray[Any, Any]
+from zmq_offload.protocol.payload import Array
 
 STABLE = 3
 """Consecutive windows that must agree."""
@@ -119,7 +117,7 @@ class Summary:
     sent: float = 0.0
     short: bool = False
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """The figures as one row of a CSV file."""
         return {
             "concurrency": self.level.concurrency or "",

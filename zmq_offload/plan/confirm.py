@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -93,7 +93,7 @@ class _Server:
             self.seconds = time.perf_counter() - start
         time.sleep(_WAIT)
         results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
-        answer: dict[str, Any] = {n: r.numpy() for n, r in zip(self._outputs, results, strict=True)}
+        answer: dict[str, Array] = {n: r.numpy() for n, r in zip(self._outputs, results, strict=True)}
         self.ended = time.perf_counter()
         return answer
 

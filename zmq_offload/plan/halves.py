@@ -33,7 +33,8 @@ from zmq_offload.console.progress import Say, counter, say_nothing
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import WIRES, CutPoint, Times, Wire
 from zmq_offload.plan.files import CutTimes, PlannedModel
-from zmq_offload.protocol.tensors import ANY
+from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime.forks import THREADS
 from zmq_offload.runtime.machine import virtual_machine
 from zmq_offload.runtime.threads import Affinity, configure_pool
@@ -154,7 +155,7 @@ def timed(calls: Calls, repeat: int, seconds: float) -> dict[str, float]:
     return {name: statistics.median(own) for name, own in times.items()}
 
 
-def random_inputs(tensors: Sequence[Any]) -> list[Any]:
+def random_inputs(tensors: Sequence[TensorSpec]) -> list[Array]:
     """Arrays for a signature: random floats, and zeros for integers, which may be indices."""
     rng = np.random.default_rng(0)
     return [
@@ -171,7 +172,7 @@ def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whol
         parts["whole"] = (0, last)
     others = {gv: f for gv, f in model.imported.mod.functions.items() if gv.name_hint != "main"}
     builder = relax.BlockBuilder(tvm.IRModule(others))
-    arguments: dict[str, list[Any]] = {}
+    arguments: dict[str, list[Array]] = {}
     for name, (start, end) in parts.items():
         builder.add_func(_part(model, start, end).with_attr("global_symbol", name), name)
         arguments[name] = random_inputs(model.points[start].tensors)
@@ -211,7 +212,7 @@ def _part(model: Cuttable, start: int, end: int) -> relax.Function:
     return relax.utils.copy_with_new_vars(function)
 
 
-def _coders(model: Cuttable, at: Sequence[int]) -> Iterator[tuple[str, relax.Function, list[Any]]]:
+def _coders(model: Cuttable, at: Sequence[int]) -> Iterator[tuple[str, relax.Function, list[Array]]]:
     """Functions that encode and decode one tensor, for each shape at these points."""
     variables = itertools.chain.from_iterable(model.variables[i] for i in at)
     for var, wire in itertools.product(variables, WIRES):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from zmq_offload.charts.cuts import Curve, CutsChart, Point
 from zmq_offload.common.units import bandwidth_text
@@ -129,7 +128,7 @@ def compile_command(model: Path, plan: Path) -> str:
     return f"zmq-offload compile {shlex.quote(str(model))} --plan {shlex.quote(str(plan))} --name NAME"
 
 
-def figures(p: Prediction) -> dict[str, Any]:
+def figures(p: Prediction) -> dict[str, float]:
     """The figures of a prediction for the plan file, in seconds and bytes."""
     times = {
         "device": p.device, "encode": p.encode, "uplink": p.uplink, "server": p.server, "downlink": p.downlink,

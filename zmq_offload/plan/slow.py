@@ -12,21 +12,18 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.client.sync import Client
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec, datatype_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from zmq_offload.client.options import InferOptions
-
-Array = np.ndarray[Any, Any]
 
 
 class SlowProcessor:
@@ -76,7 +73,7 @@ class SlowedClient:
         self._local = threading.local()
         self._usual = 0.0
 
-    def infer(self, model: str, inputs: Mapping[str, Any], **options: Unpack[InferOptions]) -> Outputs:
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Outputs:
         before = getattr(self._local, "used", None)
         # What a new thread did before is unknown; its first stage counts as long as the previous one.
         used = self._usual if before is None else time.thread_time() - before

@@ -10,7 +10,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import tvm
@@ -37,7 +38,7 @@ class Recorder:
     outputs: dict[str, str] = field(default_factory=dict)
     _running: list[list[int]] = field(default_factory=list)
 
-    def __call__(self, _function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
+    def __call__(self, _function: object, name: str, before: bool, _result: object, *arguments: object) -> int:
         now = time.perf_counter_ns()
         if before:
             if name not in self.outputs:
@@ -119,7 +120,9 @@ def _functions(
     return tuple(sorted(found, key=lambda function: -function.seconds))
 
 
-def _caller(subject: Subject, main: Any, inputs: Sequence[Any]) -> Callable[[], object]:
+def _caller(
+    subject: Subject, main: Callable[..., object], inputs: Sequence[tvm.runtime.Tensor]
+) -> Callable[[], object]:
     def call() -> object:
         subject.failure.error = None
         try:
@@ -141,7 +144,7 @@ def _timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _shape_of(arguments: Sequence[Any]) -> str:
+def _shape_of(arguments: Sequence[object]) -> str:
     """The shape of the last tensor: functions write to their last argument."""
     for argument in reversed(arguments):
         if isinstance(argument, tvm.runtime.Tensor):
@@ -149,7 +152,7 @@ def _shape_of(arguments: Sequence[Any]) -> str:
     return ""
 
 
-def onnxruntime_caller(path: Any, arrays: dict[str, Array], threads: int) -> Callable[[], Callable[[], object]]:
+def onnxruntime_caller(path: Path, arrays: dict[str, Array], threads: int) -> Callable[[], Callable[[], object]]:
     """The `reference` for `measure`: a new session for each block. Raises ImportError without ONNX Runtime."""
     import onnxruntime
 

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from zmq_offload.charts.functions import FunctionsChart, Row
 from zmq_offload.common.units import counted
@@ -117,7 +116,7 @@ def to_json(profile: Profile) -> str:
 
 def to_csv(profile: Profile) -> str:
     text = io.StringIO()
-    functions: Sequence[dict[str, Any]] = json.loads(to_json(profile))["functions"]
+    functions: Sequence[dict[str, object]] = json.loads(to_json(profile))["functions"]
     writer = csv.DictWriter(text, list(functions[0]))
     writer.writeheader()
     writer.writerows(functions)
@@ -133,7 +132,7 @@ def name_of(function: Function, width: int) -> str:
     return f"{name[: width - 1 - tail]}…{name[-tail:]}"
 
 
-def target_name(target: Any) -> str:
+def target_name(target: object) -> str:
     """A short name for a target: its kind and CPU."""
     if isinstance(target, dict):
         return " ".join(str(part) for part in (target.get("kind"), target.get("mtriple"), target.get("mcpu")) if part)

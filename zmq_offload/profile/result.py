@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 VM = "(virtual machine: memory and shapes)"
 """The name of the row for the VM's built-in functions."""
@@ -43,7 +42,7 @@ class Profile:
     title: str
     kind: str
     inputs: str
-    target: Any
+    target: object
     threads: int
     repeat: int
     measured: Measured
