@@ -212,7 +212,7 @@ def test_when_a_process_of_the_fabric_dies_it_says_so_and_leaves_nothing_behind(
     ("wrong", "says"),
     [
         (["--image", "no-such.png"], "no-such.png cannot be read as a picture"),
-        (["--model", "no-such.onnx"], "--model no-such.onnx: there is no such file"),
+        (["--model", "no-such.onnx"], "--model no-such.onnx is not a file"),
         (["--cut", "featurse"], "no tensor 'featurse'; did you mean 'features'"),
         (["-o", "/dev/null/x.png"], "x.png cannot be written"),
         (["--cache", "/dev/null/x"], "cannot be written: Not a directory; choose --cache DIR"),
