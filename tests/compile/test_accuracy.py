@@ -46,7 +46,7 @@ def test_outputs_are_compared_element_by_element(ours: Any, theirs: Any, differe
     assert compare(ours, theirs) == (difference, largest)
 
 
-def test_a_loss_is_told_in_units_and_as_a_part_of_the_largest_value() -> None:
+def test_a_loss_is_shown_in_units_and_as_a_fraction_of_the_largest_value() -> None:
     spec = TensorSpec("y", "FP32", (1, 10))
     assert str(Loss(spec, 0.025, 5.0)) == "y FP32[1,10]: off by at most 2.50e-02, 0.50% of the largest value (5)"
     assert Loss(spec, 0.0, 0.0).relative == 0 and Loss(spec, 1e-9, 0.0).relative == float("inf")
@@ -103,7 +103,7 @@ def test_libraries_of_another_cpu_are_not_run(convnet: Path, tmp_path: Path) -> 
         measure_losses(convnet, compiled, [random_sample(SPECS)], inputs=SHAPES)
 
 
-def test_files_that_are_no_inputs_are_refused_before_anything_is_compiled(
+def test_files_that_are_not_inputs_are_refused_before_anything_is_compiled(
     convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.npy").write_text("no array")

@@ -31,7 +31,7 @@ def wrong_relu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(converters.CONVERTERS, "Relu", lambda bb, node: relax.op.nn.leakyrelu(node.inputs[0], 0.1))
 
 
-def test_a_right_model_passes_and_says_how_near_it_is(compiled_convnet: Compiled) -> None:
+def test_a_right_model_passes_and_reports_its_differences(compiled_convnet: Compiled) -> None:
     compiled = compiled_convnet
     assert compiled.check is not None and compiled.check.skipped is None
     assert compiled.check.against.startswith("ONNX Runtime ") and compiled.check.on == "a random input"
@@ -46,7 +46,7 @@ def test_without_onnx_runtime_it_is_onnx_reference(mlp: Path, tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("wrong_relu")
-def test_another_computation_fails_names_output_and_place_and_writes_nothing(convnet: Path, tmp_path: Path) -> None:
+def test_a_wrong_result_fails_with_output_and_place_and_writes_nothing(convnet: Path, tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"output 'y' is off by \S+ at \[0, \d+.*right is .*--no-check"):
         compile_model(convnet, inputs=SHAPES, cut="features", name="net", output=tmp_path / "dist", check=True)
     assert not (tmp_path / "dist").exists()
@@ -65,7 +65,7 @@ def test_the_command_checks_unless_told_not_to(
 
 
 @pytest.mark.parametrize("wire", ["float16", "int8"])
-def test_what_a_wire_costs_is_not_a_fault(convnet: Path, tmp_path: Path, wire: Any) -> None:
+def test_the_loss_of_an_encoding_passes(convnet: Path, tmp_path: Path, wire: Any) -> None:
     compiled = compile_model(convnet, inputs=SHAPES, cut="features", name="net", wire=wire, output=tmp_path, check=True)
     assert compiled.check is not None and compiled.check.losses[0].absolute > 0
 
@@ -195,7 +195,7 @@ def test_a_wrong_mask_is_a_difference(tmp_path: Path, monkeypatch: pytest.Monkey
         compile_model(model, cut="h", name="m", output=tmp_path, check=True)
 
 
-def test_outputs_without_a_number_to_compare_are_said_to_be_so(convnet: Path, tmp_path: Path) -> None:
+def test_outputs_without_a_finite_number_are_reported(convnet: Path, tmp_path: Path) -> None:
     sample = np.full((1, 3, 12, 12), np.nan, "f4")
     compiled = compile_model(convnet, inputs=SHAPES, cut="features", name="net", output=tmp_path, check=[sample])
     assert "only NaN and infinities, the same in both" in str(compiled.check)

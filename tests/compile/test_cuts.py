@@ -26,7 +26,7 @@ from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument
 
 
-def test_cuts_come_with_shape_bytes_and_the_share_behind_them(convnet: Path) -> None:
+def test_cuts_have_shape_bytes_and_the_share_after_them(convnet: Path) -> None:
     cuts = list_cuts(convnet, inputs={"x": (1, 3, 8, 8)})
     pixels = 8 * 8
     first, second, third = pixels * 8 * 3 * 9, pixels * 8 * 8 * 9, 8 * 10

@@ -109,9 +109,16 @@ def test_metaschedule_can_be_handed_a_time_and_an_error() -> None:
     assert str(tvm_internals.failed("crashed").result().error_msg) == "crashed"
 
 
+def test_the_intrinsics_for_gpus_are_the_modules_that_are_left_out() -> None:
+    folder = Path(tvm.__file__).parent / "s_tir" / "tensor_intrin"  # importing the package takes seconds
+    found = {file.stem for file in folder.glob("*.py")}
+    assert {"cuda", "rocm", "hexagon", "x86"} <= found, moved("tuning/tvm_internals.py", "its tensor intrinsics")
+
+
+@pytest.mark.tune
 @needs_tune
 def test_tensor_intrinsics_are_imported_without_those_for_gpus() -> None:
-    """In a process of its own: a package that is imported already stays as it is."""
+    """In a process of its own, since an import happens once."""
     code = (
         "import sys\n"
         "from zmq_offload.compile.tuning.tvm_internals import INTRINSICS, cpu_intrinsics_only\n"

@@ -225,7 +225,7 @@ OWN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_what_tvm_reads_wrongly_is_mended(name: str) -> None:
+def test_operators_that_tvm_converts_wrongly_are_right(name: str) -> None:
     found = outcome(OWN[name](), constant=False)
     assert found.kind == RIGHT, found.detail
 
@@ -257,7 +257,7 @@ REFUSALS: dict[str, tuple[onnx.NodeProto, dict[str, Array], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_is_not_computed_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_what_cannot_be_computed_is_refused_by_name(name: str, tmp_path: Path) -> None:
     node, constants, said = REFUSALS[name]
     graph = helper.make_graph(
         [node],

@@ -24,7 +24,7 @@ def test_no_offloaded_operator_or_tensor_name_is_in_the_device_bundle(compiled_c
     assert b"const_0" not in device
 
 
-def test_the_bundle_has_two_files_and_the_symbol_says_nothing(compiled_convnet: Compiled, convnet: Path) -> None:
+def test_the_bundle_has_two_files_and_the_symbol_reveals_nothing(compiled_convnet: Compiled, convnet: Path) -> None:
     assert sorted(p.name for p in compiled_convnet.device.iterdir()) == [LIBRARY, MANIFEST]
     (region,) = compiled_convnet.manifest.offloaded
     prefix, _, digest = region.symbol.rpartition("_")

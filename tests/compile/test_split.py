@@ -130,7 +130,7 @@ def test_a_tensor_that_simplifying_would_fuse_away_can_be_cut_at(tmp_path: Path)
     check(path, {}, [onnx_models.random(1, 3, 4, 4)], compiled)
 
 
-def test_an_output_that_hands_an_input_through_is_not_overwritten_by_the_next_call(tmp_path: Path) -> None:
+def test_an_output_that_is_an_input_is_not_overwritten_by_the_next_call(tmp_path: Path) -> None:
     from onnx import helper
 
     nodes = [

@@ -269,7 +269,7 @@ def _job(options: BuildOptions, models: Sequence[str]) -> BuildJob:
 def _tuning(options: BuildOptions, target: tvm.target.Target) -> Tuning | None:
     trials, folder = options.tune, options.tuning_db
     if type(trials) is not int or not 0 <= trials <= MOST_TRIALS:
-        raise InvalidArgument(f"--tune: {trials!r} is not a number of trials; give a whole number to {MOST_TRIALS:,}")
+        raise InvalidArgument(f"--tune: {trials!r} is not a number of trials; use 0 to {MOST_TRIALS:,}")
     if trials and not runs_here(target):
         raise InvalidArgument(
             f"--tune: this machine cannot run code for the target {target}; tune on a machine that can, and build here "

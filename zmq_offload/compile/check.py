@@ -39,7 +39,19 @@ MASK = 1e8
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of a check: the reference, the inputs, and how far each output is off; or why it was skipped."""
+    """The result of a check against the ONNX file. Its text is what the command prints.
+
+    Attributes
+    ----------
+    against : str
+        The reference, with its version.
+    on : str
+        The inputs: how many, given or random.
+    losses : tuple of Loss
+        The largest difference of each output.
+    skipped : str, optional
+        Why nothing was checked.
+    """
 
     against: str = ""
     on: str = ""

@@ -115,8 +115,8 @@ class Destination:
                 f"version {number} of {subgraph.model!r} would have another signature than {who} in "
                 f"{self.repository.root}: {fault}; {who} "
                 f"{_signature(before.inputs, before.outputs)}, the new one "
-                f"{_signature(subgraph.inputs, subgraph.outputs)}. Devices that were built for {who} cannot "
-                "use the new one: choose another --name, or allow it with --new-signature"
+                f"{_signature(subgraph.inputs, subgraph.outputs)}, and devices built for {who} cannot "
+                "use it; choose another --name, or allow it with --new-signature"
             )
 
     def _highest_other(self, model: str, number: int) -> ModelVersion | None:

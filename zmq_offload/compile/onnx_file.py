@@ -109,12 +109,12 @@ def _modern(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
         return model
     if opset > newest:
         raise InvalidArgument(
-            f"{file} is of ONNX opset {opset}; the installed onnx {onnx.__version__} knows opsets up to {newest}: "
+            f"{file} is of ONNX opset {opset}; the installed onnx {onnx.__version__} knows opsets up to {newest}; "
             f"export it with opset {newest} or older, or upgrade the package onnx"
         )
     if opset < OLDEST_OPSET:
         raise InvalidArgument(
-            f"{file} is of ONNX opset {opset}, which is too old: export it again with opset {IMPORTED_OPSET} or later "
+            f"{file} is of ONNX opset {opset}, which is too old; export it again with opset {IMPORTED_OPSET} or later "
             f"(opsets {OLDEST_OPSET} to {IMPORTED_OPSET - 1} are converted)"
         )
     try:

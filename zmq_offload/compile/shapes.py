@@ -82,8 +82,8 @@ def _check_type(info: onnx.ValueInfoProto) -> None:
     if kind.elem_type in UNUSABLE:
         datatype = onnx.TensorProto.DataType.Name(kind.elem_type)
         raise InvalidArgument(
-            f"input {info.name!r} is of {datatype}; only numbers and booleans can be used: export the model without "
-            "the operators that read it"
+            f"input {info.name!r} is of {datatype}; only numbers and booleans can be used, so export the model "
+            "without the operators that read it"
         )
 
 
