@@ -24,8 +24,8 @@ Value = TypeVar("Value")
 
 def add_picture(parser: Parser, default: str) -> None:
     """Add `--output`, the picture that a command draws."""
-    help = f"picture to write (default: {default})"
-    parser.add_argument("-o", "--output", type=path, default=Path(default), metavar="PNG", help=help)
+    help = f"picture to write, SVG if its name ends so, else PNG (default: {default})"
+    parser.add_argument("-o", "--output", type=path, default=Path(default), metavar="FILE", help=help)
 
 
 def add_option(

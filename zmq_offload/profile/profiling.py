@@ -44,7 +44,7 @@ def take_profile(order: Order, progress: Progress) -> Profile:
             subject = open_subject(order.model, order.inputs, order.target, client)
         if subject.offloaded and client is None:
             names = ", ".join(dict.fromkeys(subject.offloaded.values()))
-            notes.append(f"no --broker: {names} did not run, zeros were taken for what workers would answer")
+            notes.append(f"no --broker: {names} did not run; their outputs are zeros")
         arrays = subject.arrays(order.inputs)
         with progress.step("measure this machine's peak"):
             ceiling = peak.measured_peak(resolve_target(subject.target), order.threads)
@@ -52,7 +52,7 @@ def take_profile(order: Order, progress: Progress) -> Profile:
         with progress.step(f"run it {order.repeat} times with and without the profiler") as say:
             measured = measure.measure(subject, arrays, order.repeat, reference, say)
     if not subject.flops:
-        notes.append("the library was compiled without counts of its work: compile it again for GFLOP/s")
+        notes.append("the library has no counts of operations; compile it again for GFLOP/s")
     shapes = (f"{s.name} {'x'.join(map(str, a.shape))}" for s, a in zip(subject.inputs, arrays, strict=True))
     return Profile(
         subject.title,
