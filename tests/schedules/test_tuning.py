@@ -106,6 +106,7 @@ def test_trials_count_once_and_survive_the_process(pretended: Pretended, tmp_pat
     seen: list[TuningProgress] = []
     first = run.tune([(mod, HOST)], tmp_path, 40, seen.append)
     assert first.trials == sum(pretended.rounds) == 40
+    assert seen[0].trials == 0 and seen[0].rule_us > 0  # the rules' schedules are measured first
     assert [p.trials for p in seen] == sorted(p.trials for p in seen)
     assert seen[-1].trials == seen[-1].total_trials == 40
     assert seen[-1].seconds_left == 0.0

@@ -63,7 +63,7 @@ def tune(
     modules: Sequence[tuple[IRModule, Target]],
     folder: Path,
     trials: int,
-    progress: Callable[[TuningProgress], None] | None = None,
+    progress: Callable[[TuningProgress], None] = lambda _: None,
 ) -> Summary:
     """Spend `trials` on the functions of modules for this machine's CPU, in proportion to the time that each takes.
 
@@ -77,11 +77,17 @@ def tune(
         stopped = stack.enter_context(_recorded_interrupt())
         for database in databases.values():
             stack.enter_context(database.writing())
-        return _tune(_tasks(modules, databases, stopped), trials, stopped, progress)
+        tasks = _tasks(
+            modules,
+            databases,
+            stopped,
+            lambda name, rule_us: progress(TuningProgress(name, 0, trials, None, rule_us, None)),
+        )
+        return _tune(tasks, trials, stopped, progress)
 
 
 def _tune(
-    tasks: dict[str, _Task], trials: int, stopped: Callable[[], bool], progress: Callable[[TuningProgress], None] | None
+    tasks: dict[str, _Task], trials: int, stopped: Callable[[], bool], progress: Callable[[TuningProgress], None]
 ) -> Summary:
     plan = share_out(trials, {key: task.rule_us * task.calls for key, task in tasks.items()})
     known = {key: task.database.choices().get(task.key) for key, task in tasks.items()}
@@ -100,10 +106,9 @@ def _tune(
                 choices[key] = choice
                 task.database.choose(task.key, choice)
                 count, done = count - spent, done + spent
-                if progress is not None:
-                    left_s = seconds_left(time.monotonic() - started, done, total - done)
-                    best_us = choice.tuned_us if choice.tuned else None
-                    progress(TuningProgress(task.name, done, total, left_s, choice.rule_us, best_us))
+                left_s = seconds_left(time.monotonic() - started, done, total - done)
+                best_us = choice.tuned_us if choice.tuned else None
+                progress(TuningProgress(task.name, done, total, left_s, choice.rule_us, best_us))
         before = sum(choices[key].rule_us * task.calls for key, task in tasks.items())
         after = sum(choices[key].used_us * task.calls for key, task in tasks.items())
         return Summary(choices, done, stopped(), before, after)
@@ -113,9 +118,10 @@ def _tasks(
     modules: Sequence[tuple[IRModule, Target]],
     databases: Mapping[str, Database],
     stopped: Callable[[], bool] = lambda: False,
+    report: Callable[[str, float], None] = lambda name, rule_us: None,
 ) -> dict[str, _Task]:
     """The functions with static shapes, found until `stopped`. A function that several modules have for the same target
-    is one task; for two targets it is a task in each database."""
+    is one task; for two targets it is a task in each database. `report` gets the name and the time of each."""
     tasks: dict[str, _Task] = {}
     for mod, target in modules:
         _use_all_cores(target)
@@ -135,6 +141,7 @@ def _tasks(
                 continue
             microseconds = 1e6 * seconds(_by_rule(func, target), tensors, repeat=5)
             tasks[here] = _Task(func, key, name, calls, database, microseconds)
+            report(name, microseconds)
     return tasks
 
 
