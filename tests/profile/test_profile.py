@@ -103,7 +103,7 @@ def test_a_device_bundle_without_a_broker_says_that_it_took_zeros(
 ) -> None:
     assert main(["profile", str(compiled_mlp.device), *FAST, "-o", str(tmp_path / "p.png")]) == 0
     said = capsys.readouterr().out
-    assert "note     no --broker: mlp did not run, their outputs are zeros" in said
+    assert "note     no --broker: mlp did not run; their outputs are zeros" in said
     assert "mlp (offloaded)" in said
 
 
