@@ -72,7 +72,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "-x", "a/b", "..", "ä", "x" * 129, "a b"])
-def test_names_that_are_no_folders_are_refused(repository: Repository, name: str) -> None:
+def test_names_that_cannot_name_a_folder_are_refused(repository: Repository, name: str) -> None:
     with pytest.raises(InvalidArgument, match="model name"):
         repository.path(name, 1)
 
@@ -124,7 +124,7 @@ def test_a_damaged_description_is_named(repository: Repository, changes: dict[st
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"[" * 100_000])
-def test_a_description_that_is_no_json_is_named(repository: Repository, content: bytes) -> None:
+def test_a_description_that_is_not_json_is_named(repository: Repository, content: bytes) -> None:
     (repository.path("m", 1) / "model.json").write_bytes(content)
     with pytest.raises(FailedPrecondition, match=r"model\.json"):
         repository.read("m", 1)
@@ -142,7 +142,7 @@ def test_a_truncated_or_missing_library_is_named(repository: Repository) -> None
         repository.read("m", 2)
 
 
-def test_what_leads_out_of_the_repository_or_is_no_file_is_refused(repository: Repository, tmp_path: Path) -> None:
+def test_links_out_of_the_repository_and_special_files_are_refused(repository: Repository, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (repository.root / "m" / "1").rename(outside)
     (repository.root / "m" / "1").symlink_to(outside)
@@ -157,6 +157,6 @@ def test_what_leads_out_of_the_repository_or_is_no_file_is_refused(repository: R
     with pytest.raises(FailedPrecondition, match=r"subgraph\.so leads out of the repository"):
         repository.read("m", 1)
     library.unlink()
-    os.mkfifo(library)  # to open it would wait for ever
+    os.mkfifo(library)  # to open it would block
     with pytest.raises(FailedPrecondition, match=r"subgraph\.so is not a regular file"):
         repository.read("m", 1)

@@ -94,8 +94,8 @@ def test_one_call_that_a_worker_fails_changes_nothing_nor_do_several_that_one_mo
     device = Device(hiccup, always(0.1)).until(60)
     assert device.changes == [] and device.between(0, 60).count("fell back") == 1
     choice = Device(always(0.02), always(0.1)).until(5).choice
-    under_way = [choice.decide(5.0)._replace(remote=True, probe=False) for _ in range(4)]
-    assert not any(choice.missed(one, 0.1, 5.1) for one in under_way)
+    in_flight = [choice.decide(5.0)._replace(remote=True, probe=False) for _ in range(4)]
+    assert not any(choice.missed(one, 0.1, 5.1) for one in in_flight)
 
 
 def test_a_link_that_gets_slow_is_left_and_taken_again_when_it_is_fast() -> None:
@@ -143,9 +143,11 @@ def test_before_anything_is_known_a_worker_gets_the_time_of_a_first_packet() -> 
     assert choice.decide(0.01).patience == LEAST
 
 
-def test_one_frame_at_a_time_probes() -> None:
+def test_one_call_at_a_time_probes() -> None:
     choice = Choice()
     assert [choice.decide(0.0).probe for _ in range(5)] == [True, False, False, False, False]
+    choice.abandoned(choice.decide(0.0))
+    assert not choice.decide(0.0).probe, "the abandoned call did not probe"
     choice.abandoned(choice.decide(0.0)._replace(probe=True))
     assert choice.decide(0.0).probe
 

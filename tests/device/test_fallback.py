@@ -1,4 +1,4 @@
-"""Device bundles with a local copy of what is offloaded: what is written, what is refused, what they compute."""
+"""Device bundles with fallbacks: what is written, what is refused, what they compute."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 
 X = onnx_models.random(2, 8, seed=11)
-COPY = "fallback_mlp.so"
+LIBRARY_FILE = "fallback_mlp.so"
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def compiled(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
 @pytest.fixture
 def bundle(compiled: Compiled, tmp_path: Path) -> Path:
-    """A copy of it to spoil."""
+    """A bundle to modify."""
     return Path(shutil.copytree(compiled.device, tmp_path / "device"))
 
 
@@ -44,25 +44,25 @@ def client(compiled: Compiled) -> LocalClient:
     return LocalClient(compiled.subgraphs[0].parent.parent)
 
 
-def test_the_manifest_says_that_it_is_not_sealed_and_what_the_copy_is(
+def test_the_manifest_says_that_it_is_not_sealed_and_what_the_fallback_is(
     compiled: Compiled, compiled_mlp: Compiled
 ) -> None:
     said = json.loads((compiled.device / MANIFEST).read_text())
     assert said["sealed"] is False
-    (copy,) = said["fallback"]
-    assert copy == {
+    (fallback,) = said["fallback"]
+    assert fallback == {
         "model": "mlp",
         "version": 1,
-        "library": COPY,
-        "checksum": checksum(compiled.device / COPY),
+        "library": LIBRARY_FILE,
+        "checksum": checksum(compiled.device / LIBRARY_FILE),
         "inputs": said["offloaded"][0]["inputs"],
         "outputs": said["offloaded"][0]["outputs"],
     }
     sealed = json.loads((compiled_mlp.device / MANIFEST).read_text())
     assert sealed["sealed"] is True and sealed["fallback"] == []
-    # The weights are where it says: in the copy, and without one nowhere.
+    # The weights are in the fallback, and without a fallback nowhere.
     weights = onnx_models.random(16, 8, seed=2).view("u4")
-    assert np.isin(weights, four_byte_values((compiled.device / COPY).read_bytes())).all()
+    assert np.isin(weights, four_byte_values((compiled.device / LIBRARY_FILE).read_bytes())).all()
     assert not np.isin(weights, four_byte_values(contents(compiled_mlp.device))).any()
 
 
@@ -99,12 +99,12 @@ def test_a_sealed_bundle_can_only_offload(compiled_mlp: Compiled, client: LocalC
 
 
 def edit(bundle: Path, **changes: Any) -> None:
-    """Change the manifest, and the entries of the offloaded part and its copy by the changes with `offloaded_` and
-    `copy_` before their names."""
+    """Change the manifest. Names that begin with `offloaded_` and `fallback_` change the entry of the region and of its
+    fallback."""
     said = json.loads((bundle / MANIFEST).read_text())
     for key, value in changes.items():
-        if key.startswith("copy_"):
-            said["fallback"][0][key.removeprefix("copy_")] = value
+        if key.startswith("fallback_"):
+            said["fallback"][0][key.removeprefix("fallback_")] = value
         elif key.startswith("offloaded_"):
             said["offloaded"][0][key.removeprefix("offloaded_")] = value
         else:
@@ -119,23 +119,26 @@ OTHER = [{"name": "h2", "datatype": "FP32", "shape": [3, 16]}]
     ("changes", "says"),
     [
         (
-            {"copy_inputs": OTHER},
+            {"fallback_inputs": OTHER},
             r"the two halves of 'mlp' differ: the fallback's inputs are h2 FP32\[3,16\], the region's "
             r"h2 FP32\[2,16\]; compile the bundle again",
         ),
-        ({"copy_outputs": OTHER}, r"the two halves of 'mlp' differ: the fallback's outputs are h2 FP32\[3,16\]"),
+        ({"fallback_outputs": OTHER}, r"the two halves of 'mlp' differ: the fallback's outputs are h2 FP32\[3,16\]"),
         (
-            {"copy_checksum": "sha256:00"},
-            rf"{COPY} is damaged: its checksum is sha256:\w+, manifest\.json says sha256:00",
+            {"fallback_checksum": "sha256:00"},
+            rf"{LIBRARY_FILE} is damaged: its checksum is sha256:\w+, manifest\.json says sha256:00",
         ),
-        ({"copy_model": "mlp2", "copy_library": "fallback_mlp2.so"}, "is of 'mlp2', which the device does not call"),
         (
-            {"copy_library": "../device.so"},
+            {"fallback_model": "mlp2", "fallback_library": "fallback_mlp2.so"},
+            "is of 'mlp2', which the device does not call",
+        ),
+        (
+            {"fallback_library": "../device.so"},
             r"damaged: fallback\[0\]: library of model 'mlp' is '\.\./device\.so'; expected 'fallback_mlp\.so'",
         ),
-        ({"copy_version": 0}, r"damaged: fallback\[0\]\.version is 0; expected int >= 1"),
+        ({"fallback_version": 0}, r"damaged: fallback\[0\]\.version is 0; expected int >= 1"),
         (
-            {"copy_version": 2, "offloaded_version": 1},
+            {"fallback_version": 2, "offloaded_version": 1},
             "the two halves of 'mlp' differ: the fallback is of version 2, the device asks for 1; compile",
         ),
         ({"sealed": True}, "damaged: sealed is True, with 1 fallback entries"),
@@ -152,28 +155,28 @@ def test_a_bundle_whose_halves_differ_is_refused(
         load(bundle, client=client)
 
 
-def test_a_copy_that_is_missing_or_of_another_build_is_refused(bundle: Path, client: LocalClient) -> None:
-    shutil.copy(bundle / "device.so", bundle / COPY)
-    with pytest.raises(FailedPrecondition, match=f"{COPY} is damaged"):
+def test_a_fallback_that_is_missing_or_of_another_build_is_refused(bundle: Path, client: LocalClient) -> None:
+    shutil.copy(bundle / "device.so", bundle / LIBRARY_FILE)
+    with pytest.raises(FailedPrecondition, match=f"{LIBRARY_FILE} is damaged"):
         load(bundle, client=client)
-    (bundle / COPY).unlink()
-    with pytest.raises(FailedPrecondition, match=f"{COPY}: No such file"):
+    (bundle / LIBRARY_FILE).unlink()
+    with pytest.raises(FailedPrecondition, match=f"{LIBRARY_FILE}: No such file"):
         load(bundle, client=client)
 
 
-def test_a_part_has_one_copy(bundle: Path, client: LocalClient) -> None:
+def test_a_region_has_one_fallback(bundle: Path, client: LocalClient) -> None:
     said = json.loads((bundle / MANIFEST).read_text())
     edit(bundle, fallback=said["fallback"] * 2)
     with pytest.raises(FailedPrecondition, match="an offloaded region has two fallbacks"):
         load(bundle, client=client)
 
 
-def test_a_copy_of_another_version_than_the_device_asks_for_is_not_built(mlp: Path, tmp_path: Path) -> None:
+def test_a_fallback_of_another_version_than_the_device_asks_for_is_not_built(mlp: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"inputs": {"x": (2, 8)}, "cut": "h2", "name": "m", "output": tmp_path}
     with pytest.raises(InvalidArgument, match="fallback of 'm' would be version 1, but the device asks for versi"):
         compile_model(mlp, **options, with_fallback=True, policy=3)
     compiled = compile_model(mlp, **options, with_fallback=True, policy=3, version=3)
-    assert [copy.version for copy in compiled.manifest.fallback] == [3]
+    assert [fallback.version for fallback in compiled.manifest.fallback] == [3]
 
 
 def test_a_bundle_from_before_fallbacks_is_sealed(compiled_mlp: Compiled, tmp_path: Path) -> None:
@@ -195,16 +198,16 @@ def test_the_command_writes_it_and_says_so(mlp: Path, tmp_path: Path, capsys: py
     assert not (tmp_path / "device" / "fallback_m.so").exists()
 
 
-def test_a_frame_that_does_not_fit_is_named_in_its_place(compiled: Compiled, client: LocalClient) -> None:
-    frames: list[Any] = [X, X, X[:1], X, X.astype("f8"), X]
+def test_an_item_that_does_not_fit_is_named_in_its_place(compiled: Compiled, client: LocalClient) -> None:
+    items: list[Any] = [X, X, X[:1], X, X.astype("f8"), X]
     with load(compiled.device, client=client, offload="never") as model:
-        results = model.map(frames, depth=3)
+        results = model.map(items, depth=3)
         for _ in range(2):
             np.testing.assert_array_equal(next(results), model(X))
         with pytest.raises(InvalidArgument, match=r"item 2: the model: input 'x' has shape \[1, 8\], it takes x FP32"):
             next(results)
         assert list(results) == []
-        found = list(model.map(frames, depth=3, return_exceptions=True))
+        found = list(model.map(items, depth=3, return_exceptions=True))
         assert [isinstance(f, InvalidArgument) for f in found] == [False, False, True, False, True, False]
         assert "item 4: the model: input 'x' has datatype FP64" in str(found[4])
 

@@ -62,7 +62,7 @@ def test_the_depth_of_a_stream_may_be_numpys(model: OffloadedModel) -> None:
             model.map([X], depth=wrong)
 
 
-def test_without_threads_frames_fail_and_calls_work(
+def test_without_threads_items_fail_and_calls_work(
     compiled_mlp: Compiled, client: LocalClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_thread(_: threading.Thread) -> None:
@@ -164,7 +164,7 @@ class Custom(Unavailable):
 
 
 @pytest.mark.parametrize("error", [Custom("no worker"), KeyError("x"), KeyboardInterrupt()])
-def test_errors_of_the_client_come_out_as_the_objects_they_are(
+def test_errors_of_the_client_are_raised_as_the_same_objects(
     model: OffloadedModel, client: LocalClient, error: BaseException
 ) -> None:
     client.error = error
@@ -194,7 +194,7 @@ def test_an_answer_of_the_wrong_shape_is_an_error_and_not_broadcast(model: Offlo
     np.testing.assert_array_equal(right(X), np.full((2, 2, 4), 0.5, "f4"))
 
 
-def test_results_are_not_touched_by_later_calls(model: OffloadedModel) -> None:
+def test_results_are_not_changed_by_later_calls(model: OffloadedModel) -> None:
     first = model(X)
     assert isinstance(first, np.ndarray)
     copy = first.copy()
@@ -208,9 +208,9 @@ def test_two_loads_of_one_bundle_call_each_their_own_client(compiled_mlp: Compil
     models = [load(compiled_mlp.device, client=c) for c in clients]
     models[0](X), models[1](X), models[0](X)
     assert [len(c.calls) for c in clients] == [2, 1]
-    # Nothing of them stays behind in the process: the next load would find it.
-    (part,) = compiled_mlp.manifest.offloaded
-    assert part.symbol not in tvm_ffi.registry.list_global_func_names()
+    # None of their functions stays registered: the next load would find them.
+    (region,) = compiled_mlp.manifest.offloaded
+    assert region.symbol not in tvm_ffi.registry.list_global_func_names()
 
 
 def test_threads_share_a_model(compiled_mlp: Compiled) -> None:
@@ -252,31 +252,31 @@ class Slow:
         return {"h4": np.full((2, 8), inputs["h2"].sum(), "f4")}
 
 
-def test_map_overlaps_frames_and_keeps_their_order(model: OffloadedModel) -> None:
+def test_map_overlaps_items_and_keeps_their_order(model: OffloadedModel) -> None:
     client = Slow()
     pipelined = load_like(model, client)
-    frames = [onnx_models.random(2, 8, seed=i) for i in range(12)]
-    expected = [pipelined(x) for x in frames]
+    items = [onnx_models.random(2, 8, seed=i) for i in range(12)]
+    expected = [pipelined(x) for x in items]
     client.most = 0
     taken: list[int] = []
 
     def source() -> Any:
-        for i, frame in enumerate(frames):
+        for i, item in enumerate(items):
             taken.append(i)
-            yield frame if i % 2 else (frame,)
+            yield item if i % 2 else (item,)
 
     results = pipelined.map(source(), depth=3)
     np.testing.assert_array_equal(next(results), expected[0])
-    assert len(taken) <= 3  # no frame is taken before its turn
+    assert len(taken) <= 3  # no item is taken before it is needed
     for found, want in zip(results, expected[1:], strict=True):
         np.testing.assert_array_equal(found, want)
     assert 1 < client.most <= 3
     assert list(pipelined.map([])) == []
     with pytest.raises(InvalidArgument, match="depth 0"):
-        pipelined.map(frames, depth=0)
+        pipelined.map(items, depth=0)
 
 
-def test_map_ends_with_the_first_error_and_can_be_left(model: OffloadedModel) -> None:
+def test_map_ends_with_the_first_error_and_can_be_stopped(model: OffloadedModel) -> None:
     client = Slow()
     pipelined = load_like(model, client)
     with pytest.raises(Unavailable):
@@ -305,14 +305,14 @@ def test_a_broker_or_a_client_must_be_given(compiled_mlp: Compiled, client: Loca
             load(compiled_mlp.device, **options)  # type: ignore[arg-type]
 
 
-def test_a_timeout_that_is_none_is_refused_when_loading(compiled_mlp: Compiled, client: LocalClient) -> None:
+def test_an_impossible_timeout_is_refused_when_loading(compiled_mlp: Compiled, client: LocalClient) -> None:
     for timeout in (0, -1.0, float("nan")):
         with pytest.raises(InvalidArgument, match="timeout"):
             load(compiled_mlp.device, client=client, timeout=timeout)
 
 
 @pytest.mark.parametrize("depth", [0, -1, 1.5])
-def test_a_depth_that_is_none_is_refused(model: OffloadedModel, depth: Any) -> None:
+def test_an_impossible_depth_is_refused(model: OffloadedModel, depth: Any) -> None:
     with pytest.raises(InvalidArgument, match="not a whole number from 1"):
         model.map([X], depth=depth)
 

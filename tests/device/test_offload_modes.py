@@ -1,4 +1,4 @@
-"""Where an offloaded part runs: modes, errors, statistics, with a client and a copy of the test's own."""
+"""Where a region runs: modes, errors, statistics. Client and fallback are the test's own."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Worker:
 
 
 class Here:
-    """A copy that answers 3s."""
+    """A fallback that returns 3s."""
 
     error: BaseException | None = None
 
@@ -84,13 +84,13 @@ def test_each_way_and_what_is_counted() -> None:
 
 
 @pytest.mark.parametrize("mode", ["sometimes", "", None, True, ["auto"]])
-def test_a_mode_that_is_none_is_refused(mode: Any) -> None:
+def test_an_unknown_mode_is_refused(mode: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"offload .* is not one of 'always', 'never', 'auto'"):
         offload(mode)
 
 
 @pytest.mark.parametrize("mode", ["never", "auto"])
-def test_without_a_copy_only_always_will_do_and_the_error_says_how_to_get_one(mode: Any) -> None:
+def test_without_a_fallback_only_always_works_and_the_error_says_how_to_get_one(mode: Any) -> None:
     subject = offload("always", fallbacks={})
     with pytest.raises(FailedPrecondition, match="'net' in the device bundle; compile it with --with-fallback"):
         subject.set_mode(mode)
@@ -98,7 +98,7 @@ def test_without_a_copy_only_always_will_do_and_the_error_says_how_to_get_one(mo
 
 
 @pytest.mark.parametrize("error", [Unavailable("gone"), DeadlineExceeded("late"), Aborted("lost"), ProtocolError("?")])
-def test_always_lets_errors_out_and_auto_computes_it_here(error: OffloadError) -> None:
+def test_always_raises_errors_and_auto_computes_the_call_here(error: OffloadError) -> None:
     worker = Worker()
     worker.error = error
     subject = offload("always", worker)
@@ -126,7 +126,7 @@ def test_auto_does_not_wait_for_a_worker_as_long_as_the_caller_would() -> None:
     assert all(t is not None and t <= 0.01 for t in worker.timeouts)
 
 
-def test_a_call_that_was_taken_back_is_not_computed_here() -> None:
+def test_a_canceled_call_is_not_computed_here() -> None:
     worker = Worker()
     subject = offload("auto", worker)
     value(subject)
@@ -135,7 +135,7 @@ def test_a_call_that_was_taken_back_is_not_computed_here() -> None:
         [value(subject) for _ in range(5)]
 
 
-def test_what_fails_here_is_an_error_and_not_taken_for_a_lost_worker() -> None:
+def test_a_failure_on_this_device_does_not_count_as_a_lost_worker() -> None:
     here = Here()
     here.error = RuntimeError("broken")
     subject = offload("auto", fallbacks={"net": here})
@@ -197,7 +197,7 @@ class Submits(Worker):
         return self.requests[-1]
 
 
-def test_requests_of_several_parts_are_under_way_at_once() -> None:
+def test_requests_of_several_regions_are_in_flight_at_once() -> None:
     client = Submits()
     other = OffloadedRegion("other", "other", "latest", (X,), (Y,))
     subject = Offload(client, [REGION, other], {}, Turns(1))
@@ -212,7 +212,7 @@ def test_requests_of_several_parts_are_under_way_at_once() -> None:
         call.result()
 
 
-def test_a_run_that_is_taken_back_takes_its_requests_back() -> None:
+def test_canceling_a_run_cancels_its_requests() -> None:
     client = Submits()
     subject = Offload(client, [REGION], {}, Turns(1))
     scope = CancelScope()

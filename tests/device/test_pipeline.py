@@ -25,7 +25,7 @@ def granted(turns: Turns, number: int, log: list[int]) -> None:
     turns.when_free(number, lambda: log.append(number) is None)
 
 
-def test_turns_are_given_out_by_number() -> None:
+def test_turns_are_granted_by_number() -> None:
     turns, log = Turns(1), list[int]()
     with turns.turn(9):
         for number in (7, 3, 5):
@@ -37,7 +37,7 @@ def test_turns_are_given_out_by_number() -> None:
     assert log == [3, 5]
 
 
-def test_who_waits_for_something_else_lets_others_have_the_turn_and_then_goes_on_at_once() -> None:
+def test_a_run_that_waits_for_a_worker_gives_its_turn_and_then_continues_at_once() -> None:
     turns, log = Turns(1), list[int]()
     with turns.turn(0):
         granted(turns, 1, log)
@@ -52,7 +52,7 @@ def test_who_waits_for_something_else_lets_others_have_the_turn_and_then_goes_on
     assert log == [1, 2]
 
 
-def test_who_does_not_want_its_turn_any_more_leaves_it_to_the_next() -> None:
+def test_a_turn_that_is_not_taken_goes_to_the_next() -> None:
     turns, log = Turns(1), list[int]()
     with turns.turn(0):
         for number in range(1, 5000):  # more than could be nested calls
@@ -89,7 +89,7 @@ def test_the_thread_that_was_busy_last_is_the_next() -> None:
 
 
 class Model:
-    """Runs frames through `run`, and counts what is under way."""
+    """Passes items through `run`, and counts the runs in flight."""
 
     def __init__(self, run: Callable[[Any], Any], places: int = 100) -> None:
         self.run, self.turns = run, Turns(places)
@@ -97,16 +97,16 @@ class Model:
         self.now = self.most = 0
         self._lock = threading.Lock()
 
-    def begin(self, index: int, frame: Any) -> Run:
+    def begin(self, index: int, item: Any) -> Run:
         started = Run()
 
         def execute() -> Any:
             with self._lock:
-                self.begun.append(frame)
+                self.begun.append(item)
                 self.now += 1
                 self.most = max(self.most, self.now)
             try:
-                return self.run(frame)
+                return self.run(item)
             finally:
                 with self._lock:
                     self.now -= 1
@@ -114,33 +114,33 @@ class Model:
         started.begin(execute, self.turns)
         return started
 
-    def map(self, frames: Any, depth: int, return_exceptions: bool = False) -> Iterator[Any]:
-        return in_order(frames, self.begin, depth, return_exceptions)
+    def map(self, items: Any, depth: int, return_exceptions: bool = False) -> Iterator[Any]:
+        return in_order(items, self.begin, depth, return_exceptions)
 
 
 def fails_on(*bad: int) -> Callable[[int], int]:
-    def run(frame: int) -> int:
-        if frame in bad:
-            raise Unavailable(f"no worker for {frame}")
-        return frame * 10
+    def run(item: int) -> int:
+        if item in bad:
+            raise Unavailable(f"no worker for {item}")
+        return item * 10
 
     return run
 
 
-def counted(frames: Any, taken: list[Any]) -> Iterator[Any]:
-    for frame in frames:
-        taken.append(frame)
-        yield frame
+def counted(items: Any, taken: list[Any]) -> Iterator[Any]:
+    for item in items:
+        taken.append(item)
+        yield item
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 30), st.integers(1, 9), st.sets(st.integers(0, 29), max_size=3), st.booleans())
-def test_results_and_errors_come_in_order_and_never_more_than_depth_frames_are_taken(
-    frames: int, depth: int, bad: set[int], return_exceptions: bool
+def test_results_and_errors_come_in_order_and_at_most_depth_items_are_taken(
+    items: int, depth: int, bad: set[int], return_exceptions: bool
 ) -> None:
     taken: list[int] = []
     got: list[Any] = []
-    results = Model(fails_on(*bad)).map(counted(range(frames), taken), depth, return_exceptions)
+    results = Model(fails_on(*bad)).map(counted(range(items), taken), depth, return_exceptions)
     error = None
     try:
         for result in results:
@@ -148,8 +148,8 @@ def test_results_and_errors_come_in_order_and_never_more_than_depth_frames_are_t
             assert len(taken) <= len(got) + depth - 1
     except Unavailable as raised:
         error = raised
-    expected = [f"no worker for {i}" if i in bad else i * 10 for i in range(frames)]
-    first = min((i for i in bad if i < frames), default=None)
+    expected = [f"no worker for {i}" if i in bad else i * 10 for i in range(items)]
+    first = min((i for i in bad if i < items), default=None)
     if first is not None and not return_exceptions:
         assert got == expected[:first] and str(error) == expected[first]
         assert len(taken) <= first + depth
@@ -157,7 +157,7 @@ def test_results_and_errors_come_in_order_and_never_more_than_depth_frames_are_t
         assert [str(g) if isinstance(g, Unavailable) else g for g in got] == expected and error is None
 
 
-def test_an_error_of_the_source_comes_out_behind_the_results() -> None:
+def test_an_error_of_the_source_is_raised_after_the_results() -> None:
     def source() -> Iterator[int]:
         yield from range(3)
         raise OSError("the camera is gone")
@@ -190,18 +190,18 @@ def test_an_endless_source_works_and_memory_stays() -> None:
     assert len(model.begun) == begun <= 2004
 
 
-def test_a_slow_source_does_not_keep_back_a_result_that_is_there() -> None:
+def test_a_slow_source_does_not_hold_back_a_result_that_is_ready() -> None:
     model = Model(fails_on())
-    frames: list[Run] = []
+    items: list[Run] = []
 
-    def begin(index: int, frame: Any) -> Run:
-        frames.append(model.begin(index, frame))
-        return frames[-1]
+    def begin(index: int, item: Any) -> Run:
+        items.append(model.begin(index, item))
+        return items[-1]
 
     def slow() -> Iterator[int]:
         for number in range(5):
-            if frames:
-                frames[-1].result(10)  # each frame comes when the one before it is long done
+            if items:
+                items[-1].result(10)  # each item comes when the one before it is long done
             yield number
 
     taken: list[int] = []
@@ -211,13 +211,13 @@ def test_a_slow_source_does_not_keep_back_a_result_that_is_there() -> None:
 
 
 class Blocked:
-    """A run that waits until it is taken back, as a request does."""
+    """A run that waits until it is canceled, as a request does."""
 
     def __init__(self) -> None:
         self.waiting = 0
 
-    def __call__(self, frame: int) -> int:
-        if frame == 0:
+    def __call__(self, item: int) -> int:
+        if item == 0:
             return 0
         scope = current()
         assert scope is not None
@@ -230,7 +230,7 @@ class Blocked:
 
 
 @pytest.mark.parametrize("how", ["close", "forget", "break"])
-def test_a_consumer_that_leaves_takes_requests_back_and_nothing_runs_on(how: str) -> None:
+def test_when_the_consumer_stops_requests_are_canceled_and_nothing_keeps_running(how: str) -> None:
     blocked = Blocked()
     model = Model(blocked)
     results = model.map(range(100), 5)
@@ -263,33 +263,33 @@ def test_pipelines_do_not_pile_up_threads() -> None:
     assert threading.active_count() <= before + 3
 
 
-def test_frames_that_have_not_begun_are_taken_back_without_a_thread() -> None:
+def test_runs_that_have_not_begun_are_canceled_without_a_thread() -> None:
     turns = Turns(1)
     with turns.turn(-1):
         ran: list[int] = []
-        frames = [Run() for _ in range(3)]
-        for frame in frames:
-            frame.begin(lambda: ran.append(1), turns)  # type: ignore[arg-type, func-returns-value]
-        frames[0].abandon()
-        assert frames[1].cancel()
-    frames[2].result(10)
+        items = [Run() for _ in range(3)]
+        for item in items:
+            item.begin(lambda: ran.append(1), turns)  # type: ignore[arg-type, func-returns-value]
+        items[0].abandon()
+        assert items[1].cancel()
+    items[2].result(10)
     assert ran == [1]
-    assert not wait(frames, 10).not_done  # which is told to who waits for several
+    assert not wait(items, 10).not_done  # `wait` is told, too
 
 
-def test_an_iterator_that_is_dropped_by_the_thread_of_its_own_frame_does_not_wait_for_itself() -> None:
+def test_an_iterator_that_is_dropped_by_the_thread_of_its_own_run_does_not_wait_for_itself() -> None:
     held: list[Any] = []
     second, go, dropped = threading.Event(), threading.Event(), threading.Event()
 
-    def run(frame: int) -> int:
-        if frame == 0:
+    def run(item: int) -> int:
+        if item == 0:
             second.wait(10)
-        elif frame == 1:
+        elif item == 1:
             second.set()
             go.wait(10)
             held.clear()  # as the garbage collector may, which runs in any thread
             dropped.set()
-        return frame
+        return item
 
     held.append(Model(run).map(range(9), 2))
     assert next(held[0]) == 0
@@ -298,6 +298,6 @@ def test_an_iterator_that_is_dropped_by_the_thread_of_its_own_frame_does_not_wai
 
 
 @pytest.mark.parametrize("depth", [0, -1, OUTSTANDING + 1, 1.5, True, None])
-def test_a_depth_that_is_none_is_refused(depth: Any) -> None:
+def test_an_impossible_depth_is_refused(depth: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"depth .* is not a whole number from 1 to 256"):
         check_depth(depth)

@@ -22,38 +22,38 @@ async def collect(results: AsyncIterator[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_asyncio_gives_the_same_results_and_errors_in_order(asynchronous: bool) -> None:
-    async def frames() -> AsyncIterator[int]:
+    async def items() -> AsyncIterator[int]:
         for number in range(12):
             await asyncio.sleep(0)
             yield number
 
     async def main() -> None:
-        source: Any = frames() if asynchronous else range(12)
+        source: Any = items() if asynchronous else range(12)
         model = Model(fails_on())
         assert await collect(in_order_async(source, model.begin, 3, False)) == [n * 10 for n in range(12)]
         assert model.most <= 3
-        source = frames() if asynchronous else range(12)
+        source = items() if asynchronous else range(12)
         results = in_order_async(source, Model(fails_on(5)).begin, 3, False)
         assert [await anext(results) for _ in range(5)] == [0, 10, 20, 30, 40]
         with pytest.raises(Unavailable, match="no worker for 5"):
             await anext(results)
-        source = frames() if asynchronous else range(12)
+        source = items() if asynchronous else range(12)
         got = await collect(in_order_async(source, Model(fails_on(5)).begin, 3, True))
         assert isinstance(got[5], Unavailable) and got[6:] == [n * 10 for n in range(6, 12)]
 
     asyncio.run(main())
 
 
-def test_asyncio_hands_a_result_out_while_the_source_is_waited_for() -> None:
+def test_asyncio_yields_a_result_while_the_source_is_waited_for() -> None:
     async def main() -> None:
         more = asyncio.Event()
 
-        async def frames() -> AsyncIterator[int]:
+        async def items() -> AsyncIterator[int]:
             yield 1
             await more.wait()
             yield 2
 
-        results = in_order_async(frames(), Model(fails_on()).begin, 4, False)
+        results = in_order_async(items(), Model(fails_on()).begin, 4, False)
         assert await asyncio.wait_for(anext(results), 10) == 10
         more.set()
         assert await asyncio.wait_for(anext(results), 10) == 20
@@ -61,7 +61,7 @@ def test_asyncio_hands_a_result_out_while_the_source_is_waited_for() -> None:
     asyncio.run(main())
 
 
-def test_asyncio_goes_on_while_frames_are_computed_and_the_source_waits() -> None:
+def test_asyncio_continues_while_items_are_computed_and_the_source_waits() -> None:
     async def main() -> None:
         ticks = 0
         go = threading.Event()
@@ -77,9 +77,9 @@ def test_asyncio_goes_on_while_frames_are_computed_and_the_source_waits() -> Non
             assert go.wait(10), "the event loop stood still"
             yield 1
 
-        def slow_run(frame: int) -> int:
+        def slow_run(item: int) -> int:
             assert go.wait(10), "the event loop stood still"
-            return frame
+            return item
 
         ticking = asyncio.create_task(tick())
         assert await collect(in_order_async(slow_source(), Model(slow_run).begin, 2, False)) == [1]
@@ -88,7 +88,7 @@ def test_asyncio_goes_on_while_frames_are_computed_and_the_source_waits() -> Non
     asyncio.run(main())
 
 
-def test_asyncio_takes_requests_back_when_its_consumer_leaves() -> None:
+def test_asyncio_cancels_requests_when_its_consumer_stops() -> None:
     async def main() -> None:
         blocked = Blocked()
         model = Model(blocked)
@@ -145,7 +145,7 @@ def test_asyncio_sources_that_wait_do_not_take_threads_from_each_other() -> None
 def test_an_asynchronous_source_can_be_closed_when_the_consumer_has_left() -> None:
     closed: list[int] = []
 
-    async def frames() -> AsyncIterator[int]:
+    async def items() -> AsyncIterator[int]:
         try:
             yield 1
             await asyncio.sleep(30)
@@ -153,7 +153,7 @@ def test_an_asynchronous_source_can_be_closed_when_the_consumer_has_left() -> No
             closed.append(1)
 
     async def main() -> None:
-        source = frames()
+        source = items()
         results = in_order_async(source, Model(fails_on()).begin, 4, False)
         assert await anext(results) == 10
         await results.aclose()  # type: ignore[attr-defined]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from workers.supervisor import Backoff
 
 
-def test_one_that_ends_at_once_again_and_again_is_started_later_and_later() -> None:
+def test_delays_grow_for_a_process_that_keeps_ending_at_once() -> None:
     backoff = Backoff()
     assert [backoff.ended(0) for _ in range(9)] == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10]
 
 
-def test_one_that_served_is_back_at_once() -> None:
+def test_a_process_that_served_is_restarted_at_once() -> None:
     backoff = Backoff()
     assert [backoff.ended(2) for _ in range(5)] == [0] * 5
     for _ in range(6):

@@ -61,7 +61,7 @@ def test_a_batch_waits_for_more_until_its_delay_is_over() -> None:
     assert bench.next() == [first, second, third]
 
 
-def test_a_full_batch_does_not_wait_and_what_does_not_fit_stays() -> None:
+def test_a_full_batch_does_not_wait_and_the_rest_stays() -> None:
     bench = Bench(max_batch=4)
     numbers = [bench.give(rows=rows) for rows in (2, 1, 2, 1)]
     assert bench.next() == numbers[:2], "the third would make five rows"
@@ -69,7 +69,7 @@ def test_a_full_batch_does_not_wait_and_what_does_not_fit_stays() -> None:
     assert bench.next() == numbers[2:]
 
 
-def test_where_company_came_before_even_a_lone_request_waits_for_it_once() -> None:
+def test_after_a_batch_of_several_even_a_lone_request_waits_once() -> None:
     bench = Bench()
     bench.give(), bench.give()
     bench.now += 1
@@ -92,7 +92,7 @@ def test_shapes_that_cannot_be_combined_never_wait_for_each_other() -> None:
     assert bench.next() == []
 
 
-def test_what_expires_while_it_waits_is_not_run() -> None:
+def test_an_attempt_that_expires_while_it_waits_is_not_run() -> None:
     bench = Bench(delay_us=10_000_000)
     first, second = bench.give(budget=1), bench.give()
     bench.now += 2
@@ -101,7 +101,7 @@ def test_what_expires_while_it_waits_is_not_run() -> None:
     assert [attempt.message.id for attempt in batch] == [second], "it is alone now"
 
 
-def test_what_is_revoked_while_it_waits_is_not_run() -> None:
+def test_an_attempt_that_is_revoked_while_it_waits_is_not_run() -> None:
     bench = Bench(delay_us=0)
     first, second = bench.give(), bench.give()
     bench.session.received(0, wire.Revoke(ALICE, first, 1), bench.now)
@@ -110,7 +110,7 @@ def test_what_is_revoked_while_it_waits_is_not_run() -> None:
     assert actions[0].message.code == "CANCELLED"
 
 
-def test_a_worker_that_goes_does_not_wait_for_more() -> None:
+def test_a_draining_worker_does_not_wait_for_more() -> None:
     bench = Bench()
     numbers = [bench.give(), bench.give()]
     bench.session.drain(bench.now)
@@ -169,7 +169,7 @@ def test_every_attempt_runs_once_in_its_groups_order_and_never_too_many_rows(ste
 
 
 @pytest.mark.parametrize(("max_batch", "delay"), [(0, 0), (-1, 0), (1.5, 0), (True, 0), (4, -1), (4, 0.5)])
-def test_batching_that_makes_no_sense_is_refused(max_batch: object, delay: object) -> None:
+def test_impossible_batching_is_refused(max_batch: object, delay: object) -> None:
     with pytest.raises(InvalidArgument):
         Batching(max_batch, delay)  # type: ignore[arg-type]
 

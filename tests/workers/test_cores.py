@@ -44,7 +44,7 @@ def test_every_core_works_and_none_much_more_than_another(processes: int, cores:
     assert min(many) >= 1
 
 
-def test_supervisors_that_start_together_share_the_cores_out() -> None:
+def test_supervisors_that_start_together_share_the_cores() -> None:
     first, second = Peer((0, 1), 1), Peer((0, 1), 1)
     assert place(0, 1, [0, 1], usable=2, later=[second]) == Placement(1, (0,))
     taken = Peer((0, 1), 1, ((0,),))
@@ -52,13 +52,13 @@ def test_supervisors_that_start_together_share_the_cores_out() -> None:
     assert place(0, 1, [0, 1], usable=2, earlier=[first]) == Placement(1, (1,)), "the first holds none yet"
 
 
-def test_a_process_takes_the_cores_that_the_fewest_are_kept_on() -> None:
+def test_a_process_takes_the_cores_that_the_fewest_are_bound_to() -> None:
     """Of three supervisors the first has gone: its core is free, whatever the order of the others."""
     others = [Peer((0, 1, 2), 1, ((1,),)), Peer((0, 1, 2), 1, ((2,),))]
     assert place(0, 1, [0, 1, 2], usable=3, earlier=others) == Placement(1, (0,))
 
 
-def test_an_early_supervisor_keeps_what_it_has_and_a_late_one_gets_its_part() -> None:
+def test_an_early_supervisor_keeps_its_cores_and_a_late_one_gets_its_share() -> None:
     early = Peer((0, 1), 1, ((0, 1),))
     assert place(0, 1, [0, 1], usable=2, earlier=[early]) == Placement(1, (1,))
 
@@ -72,7 +72,7 @@ def test_a_quota_limits_the_threads_and_not_where_they_run() -> None:
     assert place(1, 2, [0, 1, 2, 3], usable=3, held=[(0, 1)]) == Placement(1, (2, 3))
 
 
-def test_more_threads_than_its_part_leave_a_process_to_the_system() -> None:
+def test_a_process_with_more_threads_than_its_block_is_not_bound() -> None:
     assert place(0, 1, [0, 1], usable=2, threads=2, later=[Peer((0, 1), 1)]) == Placement(2, None)
 
 

@@ -1,4 +1,4 @@
-"""What a worker serves follows the repository, and a fault in one version leaves the others alone."""
+"""What a worker serves follows the repository, and a fault in one version does not affect the others."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def add(repository: Repository, name: str, version: int, *, force: bool = False)
 
 
 class Loaded:
-    """What a version becomes."""
+    """The executor of a version."""
 
 
 class Loader:
-    """Loads anything but what `faults` has an error for."""
+    """Loads every version that has no error in `faults`."""
 
     def __init__(self) -> None:
         self.faults: dict[tuple[str, int], Exception] = {}
@@ -64,7 +64,7 @@ def test_new_replaced_and_removed_versions_are_followed(repository: Repository) 
 
 
 @pytest.mark.parametrize("fault", [FailedPrecondition("damaged"), MemoryError("std::bad_alloc"), OSError(5, "I/O")])
-def test_a_version_that_does_not_load_leaves_the_others_alone(
+def test_a_version_that_does_not_load_does_not_affect_the_others(
     repository: Repository, fault: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(repository, "bad", 1)
@@ -83,7 +83,7 @@ def test_a_version_that_does_not_load_leaves_the_others_alone(
     assert deployment.refresh() and set(deployment.executors) == {("bad", 1), ("good", 1)}
 
 
-def test_a_version_that_is_removed_file_by_file_while_it_loads_is_no_error(
+def test_a_version_that_is_removed_file_by_file_while_it_loads_is_not_an_error(
     repository: Repository, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(repository, "a", 1)
@@ -98,7 +98,7 @@ def test_a_version_that_is_removed_file_by_file_while_it_loads_is_no_error(
     assert not [record for record in caplog.records if "model a" in record.getMessage()]
 
 
-def test_a_folder_that_cannot_be_read_leaves_the_others_alone_and_is_named_once(
+def test_a_folder_that_cannot_be_read_does_not_affect_the_others_and_is_named_once(
     repository: Repository, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(repository, "a", 1)
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_read_leaves_the_others_alone_and_is_named_once(
     ]
 
 
-def test_a_repository_with_nothing_in_it_is_said_once(repository: Repository, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_repository_is_logged_once(repository: Repository, caplog: pytest.LogCaptureFixture) -> None:
     deployment = Deployment(repository, Loader())
     assert not deployment.refresh() and not deployment.refresh()
     (record,) = caplog.records
@@ -137,7 +137,7 @@ def test_a_repository_with_nothing_in_it_is_said_once(repository: Repository, ca
     assert deployment.refresh()
 
 
-def test_what_is_removed_is_dropped_by_the_next_refresh_and_its_memory_given_back(repository: Repository) -> None:
+def test_a_removed_version_is_dropped_by_the_next_refresh_and_its_memory_released(repository: Repository) -> None:
     events: list[str] = []
     deployment = Deployment(repository, Loader(), lambda: events.append("changed"), lambda: events.append("given back"))
     add(repository, "a", 1)
@@ -154,7 +154,7 @@ def test_what_is_removed_is_dropped_by_the_next_refresh_and_its_memory_given_bac
     assert executor() is None and events == ["changed", "changed", "given back"]
 
 
-def test_a_version_that_is_removed_while_it_loads_is_not_complained_of(
+def test_a_version_that_is_removed_while_it_loads_is_not_logged_as_an_error(
     repository: Repository, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(repository, "a", 1)
@@ -179,7 +179,7 @@ def test_a_file_in_the_place_of_a_repository_is_named(tmp_path: Path, caplog: py
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_repository_that_is_not_there_is_named_and_looked_for(
+def test_a_missing_repository_is_named_and_waited_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, loaded: bool
 ) -> None:
     repository = Repository(tmp_path / "repository")

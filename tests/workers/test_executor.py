@@ -32,7 +32,7 @@ def executor(compiled_mlp: Compiled) -> GraphExecutor:
     return GraphExecutor(Repository(compiled_mlp.subgraphs[0].parent.parent), "mlp", 1)
 
 
-def test_it_says_what_it_runs(executor: GraphExecutor) -> None:
+def test_it_has_the_description_of_its_version(executor: GraphExecutor) -> None:
     model = executor.model
     assert (model.name, model.version) == ("mlp", 1)
     assert [str(t) for t in (*model.inputs, *model.outputs)] == ["h2 FP32[2,16]", "h4 FP32[2,8]"]
@@ -48,7 +48,7 @@ def test_inputs_may_be_unaligned_read_only_views_that_go_away(executor: GraphExe
     np.testing.assert_allclose(found, expected(H2), atol=1e-5)
 
 
-def test_outputs_live_on_while_the_executor_runs_again_and_after_it(compiled_mlp: Compiled) -> None:
+def test_outputs_stay_valid_while_the_executor_runs_again_and_after_it(compiled_mlp: Compiled) -> None:
     executor = GraphExecutor(Repository(compiled_mlp.subgraphs[0].parent.parent), "mlp", 1)
     outputs = [executor.run([[H2 * i]])[0][0] for i in range(8)]
     del executor
@@ -89,7 +89,7 @@ def test_a_failure_inside_tvm_is_one_line(mlp: Path, tmp_path: Path) -> None:
 
 
 def spoil(folder: Path, library: bytes) -> None:
-    """Another library under a checksum that is right, as if it had been deployed so."""
+    """Replace the library, with its checksum, as a deployment would."""
     (folder / LIBRARY).write_bytes(library)
     described = json.loads((folder / DESCRIPTION).read_text()) | {"checksum": checksum(folder / LIBRARY)}
     (folder / DESCRIPTION).write_text(json.dumps(described))

@@ -1,4 +1,4 @@
-"""What a worker loads next, and whose turn it is: decisions, and the lock that carries them out."""
+"""Which version a worker loads next, and when it may: the decisions, and the lock that enforces them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_only_what_changed_is_loaded_again() -> None:
     assert loading.next() == (("a", 1), 2)
 
 
-def test_what_is_removed_or_replaced_while_it_loads_does_not_count() -> None:
+def test_a_load_does_not_count_if_the_version_was_removed_or_replaced_meanwhile() -> None:
     loading = Loading()
     loading.scanned({("a", 1): 1})
     assert loading.next() == (("a", 1), 1)
@@ -64,7 +64,7 @@ def test_a_version_that_loses_a_file_is_loaded_only_if_it_still_lacks_it_in_the_
     assert loading.next() == (("a", 1), INCOMPLETE)
 
 
-def test_removed_versions_are_told_once() -> None:
+def test_removed_versions_are_reported_once() -> None:
     loading = Loading()
     loading.scanned({("a", 1): 1})
     loading.ended(("a", 1), 1)
@@ -73,7 +73,7 @@ def test_removed_versions_are_told_once() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_workers_load_in_turn_and_none_waits_for_ever(seed: int) -> None:
+def test_workers_load_in_turn_and_none_waits_forever(seed: int) -> None:
     """Simulated: workers that load for a while, some of which die or hang while they have the turn."""
     rng = random.Random(seed)
     patience, now = 60.0, 0.0
@@ -115,7 +115,7 @@ def stop_after(times: int) -> tuple[Callable[[], bool], list[int]]:
     return lambda: len(asked) >= times or asked.append(0) is not None, asked
 
 
-def test_the_turn_is_another_process_s_until_that_dies_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_process_holds_the_turn_until_it_dies_and_writes_nothing(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
@@ -139,7 +139,7 @@ def test_a_folder_that_is_gone_gives_the_turn_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have priorities of their own on Linux only")
 def test_the_thread_that_loads_gives_way_but_is_never_starved(tmp_path: Path) -> None:
-    """Starved while it holds Python's lock, it would stop the serving thread for as long."""
+    """If it starved while it holds Python's global lock, the serving thread would stop, too."""
     seen: list[tuple[int, int]] = []
     looked = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What the protocol cannot say of a worker is refused when it starts, not by every broker."""
+"""Options that an Announce cannot carry are refused at the start, and not by every broker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def announced(name: str, slots: int) -> wire.Announce:
         (["--name", "\ud800"], "printable characters"),
     ],
 )
-def test_what_no_announce_can_say_is_refused(
+def test_options_that_no_announce_can_carry_are_refused(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -38,7 +38,7 @@ def test_what_no_announce_can_say_is_refused(
     assert says in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_what_is_allowed_can_be_announced_and_no_more_could() -> None:
+def test_every_option_that_is_allowed_can_be_announced() -> None:
     config = parse(["--slots", str(MOST_SLOTS), "--name", "n" * limits.NAME_BYTES])
     assert announced(config.name, config.slots).slots == MOST_SLOTS
     with pytest.raises(ProtocolError):

@@ -36,7 +36,7 @@ def test_each_sees_the_others_in_the_order_of_their_starts(tmp_path: Path) -> No
     assert list(folder.iterdir()) == []
 
 
-def test_one_that_was_killed_is_forgotten(tmp_path: Path) -> None:
+def test_a_supervisor_that_was_killed_is_forgotten(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     mine = Peers([0, 1], 1, folder)
     with subprocess.Popen(
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_trusted_or_made_is_not_used_and_named(
     assert str(folder) in record.getMessage()
 
 
-def test_what_another_release_left_is_not_read(tmp_path: Path) -> None:
+def test_files_of_another_release_are_ignored(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     mine, other = Peers([0, 1], 1, folder), Peers([0, 1], 1, folder)
     for text in ("", "[]", "{}", '{"cores": 1, "processes": 1, "held": []}', "\xff"):
@@ -86,7 +86,7 @@ def test_what_another_release_left_is_not_read(tmp_path: Path) -> None:
     mine.close()
 
 
-def test_where_nothing_can_be_written_a_supervisor_takes_itself_for_the_only_one(
+def test_a_supervisor_assumes_that_it_is_alone_if_nothing_can_be_written(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As in a container with a read-only root file system and no /tmp."""

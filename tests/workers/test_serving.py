@@ -1,4 +1,4 @@
-"""One request or a batch through an executor: what is wrong with one request stays with it."""
+"""One request or a batch through an executor. A faulty request fails alone."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_echo_returns_what_it_gets_and_never_batches() -> None:
     assert [bytes(f) for f in outcome] == frames(np.ones((2, 2), "f4"))
 
 
-def test_a_worker_may_be_told_otherwise_than_the_model_and_fixed_shapes_never_batch() -> None:
+def test_a_workers_option_overrides_the_model_and_fixed_shapes_never_batch() -> None:
     fixed = ModelVersion("f", 1, (TensorSpec("x", "FP32", (1, 2)),), (ROWS,), None, "", "")
     assert batching_of(MODEL, None) == Batching(4)
     assert batching_of(MODEL, Batching(8, 5)) == Batching(8, 5)
@@ -78,7 +78,7 @@ def test_a_worker_may_be_told_otherwise_than_the_model_and_fixed_shapes_never_ba
 
 
 @pytest.mark.parametrize(("own", "brokers"), [(99, 1000), (1000, 99)])
-def test_an_output_that_no_broker_takes_is_an_error_that_names_both_limits_and_not_sent(own: int, brokers: int) -> None:
+def test_an_output_over_the_frame_limit_is_an_error_that_names_both_limits(own: int, brokers: int) -> None:
     outcome = [b"head", b"x" * 100]
     assert bounded(outcome, 100, 100) is outcome
     error = bounded(outcome, own, brokers)

@@ -61,7 +61,7 @@ def bench() -> Iterator[Bench]:
     assert len(bench.answers) == len(set(bench.answers)), "an attempt was answered twice"
 
 
-# --- who is here --------------------------------------------------------------------------------------------
+# --- announcing --------------------------------------------------------------------------------------------
 
 
 def test_an_attempt_that_cannot_run_is_answered_at_once_and_its_broker_counts_as_heard(bench: Bench) -> None:
@@ -108,7 +108,7 @@ def test_it_wants_to_be_called_when_something_is_due(bench: Bench) -> None:
 # --- attempts -----------------------------------------------------------------------------------------------
 
 
-def test_attempts_run_in_the_order_they_came_and_are_answered_to_whom_they_came_from(bench: Bench) -> None:
+def test_attempts_run_in_order_and_each_broker_gets_its_answers(bench: Bench) -> None:
     bench.dispatch(1, broker=0)
     bench.dispatch(2, broker=1)
     first, actions = bench.next()
@@ -122,7 +122,7 @@ def test_attempts_run_in_the_order_they_came_and_are_answered_to_whom_they_came_
     assert failed == Send(1, wire.Failed(CLIENT, 2, 1, "NOT_FOUND", "gone"))
 
 
-def test_what_is_revoked_before_it_starts_is_answered_and_not_run(bench: Bench) -> None:
+def test_a_revoked_attempt_is_answered_and_not_run(bench: Bench) -> None:
     bench.dispatch(1)
     bench.dispatch(2)
     bench.got(0, wire.Revoke(CLIENT, 1, 1))
@@ -132,7 +132,7 @@ def test_what_is_revoked_before_it_starts_is_answered_and_not_run(bench: Bench) 
     assert answer.message == wire.Failed(CLIENT, 1, 1, "CANCELLED", "cancelled before it could run")
 
 
-def test_only_the_very_attempt_of_that_broker_is_revoked(bench: Bench) -> None:
+def test_only_that_attempt_of_that_broker_is_revoked(bench: Bench) -> None:
     bench.dispatch(1, broker=0, attempt=2)
     bench.got(1, wire.Revoke(CLIENT, 1, 2))
     bench.got(0, wire.Revoke(CLIENT, 1, 1))
@@ -140,7 +140,7 @@ def test_only_the_very_attempt_of_that_broker_is_revoked(bench: Bench) -> None:
     assert attempt is not None and actions == []
 
 
-def test_what_is_past_its_deadline_is_answered_and_not_run(bench: Bench) -> None:
+def test_an_attempt_past_its_deadline_is_answered_and_not_run(bench: Bench) -> None:
     bench.dispatch(1, budget=1)
     bench.now += 1
     attempt, (answer,) = bench.next()
@@ -149,7 +149,7 @@ def test_what_is_past_its_deadline_is_answered_and_not_run(bench: Bench) -> None
     assert answer.message.code == "DEADLINE_EXCEEDED"
 
 
-def test_what_lost_a_worker_before_runs_alone(bench: Bench) -> None:
+def test_a_later_attempt_runs_alone(bench: Bench) -> None:
     bench.session.announce(MODELS, {("m", 1): Batching(8)})
     for number in (1, 2):
         bench.dispatch(number, attempt=2, group="g")
@@ -170,7 +170,7 @@ def test_an_error_can_be_sent_whatever_its_text(bench: Bench) -> None:
 # --- brokers that go ----------------------------------------------------------------------------------------
 
 
-def test_a_silent_broker_is_connected_to_anew_and_what_it_gave_is_dropped(bench: Bench) -> None:
+def test_after_silence_the_worker_connects_again_and_drops_that_brokers_attempts(bench: Bench) -> None:
     bench.dispatch(1, broker=0)
     bench.dispatch(2, broker=1)
     bench.now += 2
@@ -205,7 +205,7 @@ def test_a_drain_says_goodbye_finishes_what_is_held_and_ends(bench: Bench) -> No
 
 
 def last_attempt(bench: Bench) -> Attempt:
-    """That of a worker which has said goodbye and been answered."""
+    """The bench of a worker that has said goodbye and got its farewells."""
     bench.dispatch(1)
     bench.session.drain(bench.now)
     bench.got(0, wire.Farewell())
@@ -216,7 +216,7 @@ def last_attempt(bench: Bench) -> Attempt:
 
 
 def test_a_worker_goes_when_its_brokers_have_said_that_they_have_its_last_answers(bench: Bench) -> None:
-    """What a broker sends to a connection that is closed makes TCP throw away what is under way to it."""
+    """If a broker sends to a closed connection, TCP drops what is in flight to the broker."""
     attempt = last_attempt(bench)
     bench.session.done(attempt, [b""], 0.1)
     assert not bench.session.finished
@@ -229,7 +229,7 @@ def test_a_worker_goes_when_its_brokers_have_said_that_they_have_its_last_answer
     assert bench.session.finished
 
 
-def test_a_broker_that_does_not_say_that_it_has_the_answers_is_not_waited_for_for_ever(bench: Bench) -> None:
+def test_the_wait_for_a_broker_to_confirm_the_answers_ends(bench: Bench) -> None:
     attempt = last_attempt(bench)
     bench.session.failed(attempt, Status.INTERNAL, "?")
     bench.tick(0)
@@ -239,7 +239,7 @@ def test_a_broker_that_does_not_say_that_it_has_the_answers_is_not_waited_for_fo
     assert bench.session.finished
 
 
-def test_what_a_broker_gave_before_it_heard_of_the_drain_is_run(bench: Bench) -> None:
+def test_attempts_sent_before_the_broker_heard_of_the_drain_run(bench: Bench) -> None:
     bench.session.drain(bench.now)
     bench.dispatch(1)
     bench.got(0, wire.Farewell())
@@ -247,7 +247,7 @@ def test_what_a_broker_gave_before_it_heard_of_the_drain_is_run(bench: Bench) ->
     assert attempt is not None and actions == []
 
 
-def test_a_broker_that_does_not_answer_the_goodbye_is_not_waited_for_for_ever(bench: Bench) -> None:
+def test_the_wait_for_a_farewell_ends(bench: Bench) -> None:
     bench.session.drain(bench.now)
     bench.got(0, wire.Farewell())
     for _ in range(9):
@@ -257,7 +257,7 @@ def test_a_broker_that_does_not_answer_the_goodbye_is_not_waited_for_for_ever(be
     assert bench.session.finished
 
 
-def test_only_a_broker_that_is_there_takes_what_was_sent_last(bench: Bench) -> None:
+def test_only_a_broker_that_was_heard_receives_the_last_messages(bench: Bench) -> None:
     bench.tick(1)
     bench.session.drain(bench.now)
     bench.got(0, wire.Farewell())
@@ -274,21 +274,21 @@ def test_a_worker_that_is_going_never_announces_itself_again(bench: Bench) -> No
     assert actions[:2] == [Reconnect(0), Send(0, wire.Goodbye())]
 
 
-def test_a_farewell_that_nobody_asked_for_changes_nothing(bench: Bench) -> None:
+def test_a_farewell_without_a_goodbye_changes_nothing(bench: Bench) -> None:
     bench.got(0, wire.Farewell())
     assert Send(0, wire.Heartbeat()) in bench.tick(1)
     bench.session.drain(bench.now)
     assert not bench.session.finished
 
 
-def test_what_is_said_of_no_attempt_or_nothing_changes_nothing(bench: Bench) -> None:
+def test_messages_about_unknown_attempts_change_nothing(bench: Bench) -> None:
     for message in (wire.Probe(), wire.Error(CLIENT, 0, "INTERNAL", "?"), wire.Revoke(CLIENT, 9, 9)):
         assert bench.got(0, message) == []
     assert not bench.session.held
 
 
 def test_a_broker_that_is_not_there_is_not_waited_for_after_a_drain(bench: Bench) -> None:
-    """Silent for `patience` by the time of the stop, it is connected to anew meanwhile. That is not an answer."""
+    """The broker was silent before the stop, so the worker connects again. A new connection is not an answer."""
     bench.now += 1
     bench.got(1, wire.Probe())
     bench.session.drain(bench.now)
