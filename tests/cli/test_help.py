@@ -30,7 +30,7 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> P
     return PARSERS[request.param]
 
 
-def test_every_command_and_program_is_looked_at() -> None:
+def test_every_command_and_program_is_checked() -> None:
     assert {prog.split()[1] for prog in PARSERS if " " in prog} == {*COMMANDS, *PROGRAMS}
     assert "zmq-offload keys authorize" in PARSERS
 

@@ -30,7 +30,7 @@ TYPED = dict(typed())
 
 
 def test_no_option_takes_a_bare_number() -> None:
-    """`int` and `float` take numbers that overflow later."""
+    """`int` and `float` accept numbers that overflow later."""
     assert len(TYPED) > 60
     assert not [name for name, action in TYPED.items() if action.type in (int, float)]
 
@@ -71,7 +71,7 @@ COMMANDS = {
     "compile": (["m.onnx", "--cut", "t", "--name", "m", "--max-batch"],),
     "demo": (["--side"], ["--frames"]),
 }  # fmt: skip
-"""What precedes a nasty value. None of these does anything with one of WRONG that it takes but fail at once."""
+"""Arguments before a nasty value. With a value of WRONG, each command fails at once."""
 
 WRONG = ("nan", "-1", "9" * 5000, "a\nb", "", "=", "1:2:3:4")
 
@@ -101,5 +101,5 @@ def test_a_command_with_a_wrong_value_ends_with_one_line(
 
 
 def takes(command: str, options: tuple[str, ...], text: str) -> bool:
-    """Values that are fine there: the command would begin its work."""
+    """Whether a value is right there, so that the command would begin its work."""
     return (options[-1] == "--repository" and text != "") or (options == ("new",) and text == "nan")

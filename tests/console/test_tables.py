@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.console.test_progress import Terminal, plain
-from zmq_offload.console.tables import Column, Facts, Lines, Table, fitting, show, text
+from zmq_offload.console.tables import Column, Facts, Lines, Prose, Table, fitting, show, text
 
 COLUMNS = (Column("NAME", folds=True), Column("BYTES", right=True), Column("NOTE", spare=1), Column("MORE", spare=2))
 TABLE = Table(COLUMNS, [("a", "1,000", "first", ""), ("[bold]long[/]", "2", "", "m")], bold=[1])
@@ -57,6 +57,11 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told(monkeypatch: pytest.Mo
     assert lines[0].split() == ["NAME", "BYTES", "NOTE"]
     assert "".join(lines[-2:]).startswith("(a wider terminal")
     assert max(map(len, lines[:-2])) <= 30
+
+
+def test_prose_is_wrapped_between_words_and_paths_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain(on_terminal(12, monkeypatch, Prose("some words here"))) == "some words\nhere\n"
+    assert plain(on_terminal(12, monkeypatch, "device: /a/long/path")) == "device: /a/long/path\n"
 
 
 def test_spare_columns_go_in_order() -> None:

@@ -16,7 +16,7 @@ from zmq_offload.console.parser import Parser
 from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import checked, count, threads, whole
 from zmq_offload.console.silence import add_verbose, silent
-from zmq_offload.console.tables import Facts, show
+from zmq_offload.console.tables import Facts, Prose, show
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Network
 
 PICTURE = "zmq-offload-plan.png"
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         answer.plan.write(args.save)
     table = report.table(costs, decision, answer.rules, args.top)
     show(Facts(report.facts(costs, decision, answer.facts), 10), "", table, "", report.UNITS, "")
-    show(report.verdict(costs, decision, answer.rules))
+    show(Prose(report.verdict(costs, decision, answer.rules)))
     if args.save is not None and not answer.plan.local:
         print(report.compile_command(args.model, args.save))
     print(f"drawn in {args.output}")

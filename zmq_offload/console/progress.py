@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 REPORT_S = 10.0
-"""Where there is no terminal, a long step writes a line this often."""
+"""Without a terminal, a long step writes a line at most this often."""
 
 _PER_SECOND = 4
-"""How often a bar is drawn. More would disturb what is measured meanwhile."""
+"""How often a bar is drawn. More often would disturb measurements."""
 
 
 class Say(Protocol):

@@ -69,7 +69,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Facts:
-    """Lines of a word and what there is to say of it."""
+    """Lines with a word and a text. Long texts are wrapped next to the word."""
 
     rows: Sequence[tuple[str, str]]
     width: int = 8
@@ -79,7 +79,7 @@ class Facts:
 
 
 class Lines:
-    """A table that is printed line by line, as rows come in: the widths are known before.
+    """A table that is printed line by line as rows come in, with widths that are known before.
 
     On a narrow terminal it has fewer columns, as a `Table` has.
     """
@@ -108,6 +108,10 @@ class Lines:
             self._console.print(text, style=style, soft_wrap=True)
 
 
+class Prose(str):
+    """Sentences, which a terminal wraps between words. Other text may hold paths and commands, and is not wrapped."""
+
+
 Part: TypeAlias = str | Table | Facts
 
 
@@ -120,7 +124,7 @@ def show(*parts: Part, stream: TextIO | None = None) -> None:
         return
     for part in parts:
         if isinstance(part, str):
-            console.print(part)
+            console.print(part, soft_wrap=not isinstance(part, Prose))
         else:
             _print(console, part)
 

@@ -32,7 +32,7 @@ def console_of(stream: TextIO) -> Console | None:
 
 
 def _columns(stream: TextIO) -> int | None:
-    """The width of the terminal behind a stream; None leaves it to rich, which asks the standard streams."""
+    """The width of a stream's terminal. With None, rich asks the standard streams."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError):
