@@ -122,7 +122,7 @@ def test_a_device_bundle_counts_the_work_of_the_device_only(compiled_mlp: Compil
         (["nothing"], "nothing does not exist; name an ONNX file"),
         (["."], "is neither an ONNX file nor a folder with model.json"),
         (["{mlp}"], "--input is missing for 'x'"),
-        (["{mlp}", "--input", "x=N,8"], "each dimension must be a number"),
+        (["{mlp}", "--input", "x=N,8"], "x has a symbolic dimension; give numbers"),
         (["{mlp}", "--input", "x=2,8", "--broker", "tcp://127.0.0.1:1"], "--broker is for device bundles"),
         (["{mlp}", "--input", "x=2,8", "--input", "x=2,8"], "the shape of 'x' is given twice"),
         (["{mlp}", "--input", "x=2,8", "--csv", "p.txt", "--json", "p.txt"], "p.txt is given for two outputs"),

@@ -43,8 +43,11 @@ class Zeros:
 
 @dataclass
 class Subject:
-    """A compiled model. `flops` is what was counted when it was compiled; `offloaded` has the model's name for each
-    symbol that calls a worker, or sends to it, or receives, `remote` the functions that do."""
+    """A compiled model.
+
+    `flops` are the operations that were counted at compile time. `offloaded` has the name of the served model by each
+    symbol that calls a worker, sends to it or receives from it, and `remote` has the functions for these symbols.
+    """
 
     title: str
     kind: str
@@ -96,17 +99,18 @@ class Subject:
 def open_subject(
     path: Path, inputs: Mapping[str, Sequence[Dim]], target: Any, client: InferenceClient | None
 ) -> Subject:
-    """Whatever `path` is, compiled or loaded. `target` is for an ONNX file; `client` calls a device bundle's workers.
+    """Compile the ONNX file `path`, or load the version or device bundle there.
 
-    Raises InvalidArgument and FailedPrecondition, naming what is wrong.
+    `target` is for an ONNX file, and `client` calls the workers of a device bundle. Raises InvalidArgument for options
+    that do not fit `path`, and FailedPrecondition if nothing there can be profiled.
     """
     for name, dims in inputs.items():
         if not all(isinstance(dim, int) for dim in dims):
-            raise InvalidArgument(f"--input {name}: profiling runs the model, so each dimension must be a number")
+            raise InvalidArgument(f"--input {name} has a symbolic dimension; give numbers, because the model runs")
     if path.is_file():
         return _onnx(path, inputs, target)
     if target is not None:
-        raise InvalidArgument("--target is for ONNX files; a library was compiled for its target already")
+        raise InvalidArgument("--target is for ONNX files; leave it out for a compiled library")
     if (path / MANIFEST).is_file():
         return _bundle(path, client or Zeros())
     if (path / DESCRIPTION).is_file():
