@@ -1,4 +1,4 @@
-"""A Relax module is cut by its variables' names; the Mask R-CNN of the examples is what it is tried on."""
+"""Cut a Relax module by its variables' names: the Mask R-CNN of the examples."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_two_halves_are_the_model(module: tvm.IRModule, split: Compiled) -> 
     assert (boxes <= [SMALL.width, SMALL.height] * 2).all()
     assert ((labels >= 1) & (labels < SMALL.classes)).all()
     assert ((masks > 0) & (masks < 1)).all()
-    # What NMS left of one class does not overlap by more than half.
+    # Boxes of one class that NMS kept overlap by at most half.
     for i in range(8):
         for j in range(i):
             if labels[i] == labels[j] and scores[i] > 0 and scores[j] > 0:
@@ -62,9 +62,9 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def test_the_picture_stays_on_the_device_and_the_heads_weights_on_the_server(
     module: tvm.IRModule, split: Compiled
 ) -> None:
-    """What is sent is the feature map and nothing else; no weight of the heads is in the bundle."""
-    (part,) = split.manifest.offloaded
-    assert [(t.name, t.shape) for t in part.inputs] == [(FEATURES, SMALL.feature_shape)]
+    """Only the feature map is sent, and the bundle has no weight of the heads."""
+    (region,) = split.manifest.offloaded
+    assert [(t.name, t.shape) for t in region.inputs] == [(FEATURES, SMALL.feature_shape)]
     sent: list[np.ndarray] = []
 
     class Watching(LocalClient):
@@ -89,20 +89,20 @@ def test_the_picture_stays_on_the_device_and_the_heads_weights_on_the_server(
 
 
 def weights_of(module: tvm.IRModule) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The random constants before and behind the feature map."""
+    """The random constants before and after the feature map."""
     sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-    behind = False
+    after = False
     for block in module["main"].body.blocks:
         for binding in block.bindings:
 
-            def visit(expr: relax.Expr, side: int = int(behind)) -> None:
+            def visit(expr: relax.Expr, side: int = int(after)) -> None:
                 if isinstance(expr, tvm.ir.GenericConst):
                     value = expr.value.numpy()
                     if value.dtype == np.float32 and value.size >= 64 and len(np.unique(value)) > value.size // 2:
                         sides[side].append(value)
 
             relax.analysis.post_order_visit(binding.value, visit)
-            behind = behind or binding.var.name == FEATURES
+            after = after or binding.var.name == FEATURES
     return sides
 
 

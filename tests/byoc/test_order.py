@@ -1,4 +1,4 @@
-"""Steps in an order in which each has what it needs."""
+"""Topological order with priorities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def graphs(draw: st.DrawFn) -> list[set[int]]:
 
 
 @given(needs=graphs(), data=st.data())
-def test_each_step_comes_once_behind_what_it_needs_and_never_behind_one_that_could_wait(
+def test_each_step_comes_once_after_its_needs_and_before_ready_steps_of_higher_priority(
     needs: list[set[int]], data: st.DataObject
 ) -> None:
     priorities = data.draw(st.lists(st.integers(0, 3), min_size=len(needs), max_size=len(needs)))

@@ -1,4 +1,4 @@
-"""Requests of one model, and the device's own work, that go on at the same time."""
+"""Requests of one model overlap with each other and with the device's own work."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ import tvm
 from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
 
+from tests.byoc.conftest import Split
 from tests.support import onnx_models
 from tests.support.bundle_secrets import contents
 from tests.support.local_client import LocalClient, run_uncut
+from zmq_offload.byoc.codegen import split
+from zmq_offload.byoc.outline import outline_regions
 from zmq_offload.byoc.overlap import symbol_of
-from zmq_offload.compile import Compiled, Region, compile_model, compile_module, partition_for_zmq_offload
+from zmq_offload.compile import Compiled, Region, compile_module, partition_for_zmq_offload
+from zmq_offload.compile.build import prepared
+from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.pipeline import fusing
+from zmq_offload.compile.target import host_target
 from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.errors import Cancelled, FailedPrecondition, Unavailable
 
 LEFT, RIGHT = Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])
 X = onnx_models.random(1, 3, 8, 8)
 MEETING = 20.0
-"""Seconds that a side of a rendezvous waits for the other; it is over when they meet."""
+"""Seconds that each side of a rendezvous waits for the other at most."""
 
 
 @pytest.fixture(scope="module")
-def branches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx_models.branches(tmp_path_factory.mktemp("branches") / "branches.onnx")
+def compiled(split_branches: Split) -> Compiled:
+    return split_branches(LEFT, RIGHT, batch="N")
 
 
-@pytest.fixture(scope="module")
-def compiled(branches: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    output = tmp_path_factory.mktemp("dist")
-    return compile_model(branches, inputs={"x": ("N", 3, 8, 8)}, regions=[LEFT, RIGHT], output=output)
-
-
-class Pool(LocalClient):
-    """A client whose submitted requests run each in a thread of its own, after `before(model)`."""
+class ThreadedClient(LocalClient):
+    """A client that runs each submitted request in its own thread, after `before(model)`."""
 
     def __init__(self, repository: Path, before: Callable[[str], object] = lambda _: None) -> None:
         super().__init__(repository)
@@ -68,14 +69,14 @@ class Pool(LocalClient):
 
 
 @pytest.fixture
-def client(compiled: Compiled) -> Iterator[Pool]:
-    pool = Pool(compiled.subgraphs[0].parent.parent)
+def client(compiled: Compiled) -> Iterator[ThreadedClient]:
+    pool = ThreadedClient(compiled.subgraphs[0].parent.parent)
     yield pool
     pool.close()
 
 
 @pytest.fixture
-def model(compiled: Compiled, client: Pool) -> OffloadedModel:
+def model(compiled: Compiled, client: ThreadedClient) -> OffloadedModel:
     return load(compiled.device, client=client)
 
 
@@ -84,17 +85,17 @@ def check(model: OffloadedModel, path: Path, x: Any = X) -> None:
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_requests_that_do_not_need_each_other_are_under_way_together(
-    model: OffloadedModel, client: Pool, branches: Path
+def test_independent_requests_are_in_flight_together(
+    model: OffloadedModel, client: ThreadedClient, branches: Path
 ) -> None:
     meeting = threading.Barrier(2)
-    client.before = lambda _: meeting.wait(MEETING)  # neither is answered before both are there
+    client.before = lambda _: meeting.wait(MEETING)  # neither gets its reply before both are there
     for batch in (1, 3):
         check(model, branches, onnx_models.random(batch, 3, 8, 8))
     assert sorted(client.submitted) == ["left", "left", "right", "right"]
 
 
-def test_a_client_that_cannot_submit_is_called_for_one_after_the_other(compiled: Compiled, branches: Path) -> None:
+def test_a_client_without_submit_gets_one_call_after_the_other(compiled: Compiled, branches: Path) -> None:
     local = LocalClient(compiled.subgraphs[0].parent.parent)
     check(load(compiled.device, client=local, timeout=2.5), branches)
     assert sorted((call[0], call[2]) for call in local.calls) == [("left", 2.5), ("right", 2.5)]
@@ -109,7 +110,7 @@ def test_each_thread_has_requests_of_its_own(model: OffloadedModel, branches: Pa
 
 
 def module(joins: bool) -> tvm.IRModule:
-    """x -> matmul (to be offloaded), and beside it relu, which another backend takes; y joins them."""
+    """tanh and matmul (offloaded), and in parallel relu (another backend) and exp; y joins them."""
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((4, 6), "float32"))
     with builder.function("main", [x]):
@@ -126,7 +127,7 @@ def module(joins: bool) -> tvm.IRModule:
 
 
 @pytest.mark.parametrize("joins", [True, False])
-def test_the_device_works_while_its_request_is_away(tmp_path: Path, joins: bool) -> None:
+def test_the_device_works_while_its_request_is_in_flight(tmp_path: Path, joins: bool) -> None:
     worked = threading.Event()
 
     def own(source: Any, result: Any) -> None:
@@ -146,7 +147,7 @@ def test_the_device_works_while_its_request_is_away(tmp_path: Path, joins: bool)
             return pool.submit(self.answer, model, inputs)
 
         def answer(self, model: str, inputs: Mapping[str, Any]) -> Any:
-            assert worked.wait(MEETING), "the device waits for the answer before it does what does not need it"
+            assert worked.wait(MEETING), "the device waits for the reply before work that does not need it"
             return self.infer(model, inputs, outputs={"output_0": np.empty((4, 6), "f4")})
 
     with ThreadPoolExecutor(1) as pool:
@@ -163,30 +164,23 @@ def test_the_device_works_while_its_request_is_away(tmp_path: Path, joins: bool)
     ("regions", "apart"),
     [
         ([LEFT, RIGHT], True),
-        ([LEFT], True),  # the device's own convolutions need not wait
+        ([LEFT], True),  # the device's own convolutions do not wait
         ([Region("tail", ["features"])], False),
-        ([Region("middle", ["conv1"], ["features"])], False),  # everything behind it needs it
+        ([Region("middle", ["conv1"], ["features"])], False),  # all later operators need it
         ([Region("middle", ["conv1"], ["features"]), Region("tail", ["joined", "right"], ["y"])], False),
     ],
 )
-def test_a_request_whose_answer_is_needed_at_once_is_one_call(
-    branches: Path, tmp_path: Path, regions: list[Region], apart: bool
+def test_a_region_whose_reply_is_needed_at_once_is_one_call(
+    split_branches: Split, regions: list[Region], apart: bool
 ) -> None:
-    compiled = compile_model(branches, inputs={"x": (1, 3, 8, 8)}, regions=regions, output=tmp_path)
+    compiled = split_branches(*regions)
     library = contents(compiled.device)
-    for part in compiled.manifest.offloaded:
-        assert (f"{part.symbol}_send".encode() in library) == apart
-        assert (f"{part.symbol}_receive".encode() in library) == apart
+    for region in compiled.manifest.offloaded:
+        assert (f"{region.symbol}_send".encode() in library) == apart
+        assert (f"{region.symbol}_receive".encode() in library) == apart
 
 
-def test_what_joins_an_answer_is_not_fused_with_what_need_not_wait(branches: Path) -> None:
-    from zmq_offload.byoc.codegen import split
-    from zmq_offload.byoc.outline import outline_regions
-    from zmq_offload.compile.build import prepared
-    from zmq_offload.compile.importer import import_onnx
-    from zmq_offload.compile.pipeline import fusing
-    from zmq_offload.compile.target import host_target
-
+def test_an_operator_that_joins_a_reply_is_not_fused_with_local_work(branches: Path) -> None:
     model = import_onnx(branches, {"x": (1, 3, 8, 8)})
     mod, _ = outline_regions(model.mod, model.graph, [LEFT, RIGHT])
     device, _ = split(mod, ["left", "right"])
@@ -195,13 +189,13 @@ def test_what_joins_an_answer_is_not_fused_with_what_need_not_wait(branches: Pat
         fused = tvm.transform.Sequential(fusing(target))(prepared(device))
     steps = [str(b.value) for block in fused["main"].body.blocks for b in block.bindings]
     kinds = [k for s in steps for k in ("_send", "_receive", "conv2d") if k in s.split(",")[0]]
-    # The second convolution, the device's own branch, stands between the requests and the answers.
+    # The second convolution, the device's own branch, stands between the sends and the receives.
     assert kinds == ["conv2d", "_send", "_send", "conv2d", "_receive", "_receive"]
     assert not [b for block in fused["main"].body.blocks for b in block.bindings if symbol_of(b.value)]
 
 
 class Pending:
-    """A client whose requests stay open until somebody decides."""
+    """A client whose requests stay open until the test decides."""
 
     def __init__(self) -> None:
         self.requests: dict[str, Future[Any]] = {}
@@ -224,8 +218,8 @@ class Lost(Unavailable):
 @pytest.mark.parametrize(
     "moment", ["before the other is sent", "before it is waited for", "while the other is waited for"]
 )
-def test_the_failure_of_one_takes_the_other_back_and_comes_out_as_it_is(
-    compiled: Compiled, branches: Path, client: Pool, failing: str, moment: str
+def test_the_failure_of_one_request_cancels_the_other_and_is_raised_as_it_is(
+    compiled: Compiled, branches: Path, client: ThreadedClient, failing: str, moment: str
 ) -> None:
     pending = Pending()
     error = Lost("no worker")
@@ -248,14 +242,12 @@ def test_the_failure_of_one_takes_the_other_back_and_comes_out_as_it_is(
     assert caught.value is error
     other = pending.requests["right" if failing == "left" else "left"]
     assert other.cancelled()
-    # The same thread's next call is not touched by it.
+    # The next call of this thread works.
     check(load(compiled.device, client=client), branches)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt()])
-def test_an_error_of_submitting_ends_the_call_and_takes_back_what_is_sent(
-    compiled: Compiled, error: BaseException
-) -> None:
+def test_an_error_of_submit_ends_the_call_and_cancels_its_requests(compiled: Compiled, error: BaseException) -> None:
     pending = Pending()
 
     def on_submit(_: str) -> None:
@@ -269,7 +261,7 @@ def test_an_error_of_submitting_ends_the_call_and_takes_back_what_is_sent(
     assert next(iter(pending.requests.values())).cancelled()
 
 
-def test_a_request_that_somebody_else_takes_back_is_cancelled(compiled: Compiled) -> None:
+def test_a_request_that_is_cancelled_from_outside_raises_cancelled(compiled: Compiled) -> None:
     pending = Pending()
 
     def on_submit(_: str) -> None:
@@ -281,7 +273,7 @@ def test_a_request_that_somebody_else_takes_back_is_cancelled(compiled: Compiled
         load(compiled.device, client=pending)(X)
 
 
-def test_an_answer_of_the_wrong_shape_is_an_error_and_takes_the_other_back(compiled: Compiled) -> None:
+def test_a_reply_of_the_wrong_shape_is_an_error_and_cancels_the_other_request(compiled: Compiled) -> None:
     pending = Pending()
 
     def on_submit(_: str) -> None:

@@ -1,4 +1,4 @@
-"""Offloading by BYOC patterns, the way TVM users annotate."""
+"""Regions by BYOC patterns, as TVM users annotate them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADD = ("zmq_offload.add", is_op("relax.add")(wildcard(), wildcard()))
 
 
 def module(path: Path, **shapes: Any) -> tvm.IRModule:
-    """The model as a Relax module of its own, without the outputs that the importer adds."""
+    """The model as a Relax module, without the outputs that the importer adds."""
     imported = import_onnx(path, shapes)
     main = imported.mod["main"]
     results = [imported.graph.tensors[n] for n in imported.graph.outputs]
@@ -35,7 +35,7 @@ def module(path: Path, **shapes: Any) -> tvm.IRModule:
     return relax.transform.Normalize()(tvm.IRModule({"main": function}))
 
 
-def test_a_run_of_matches_becomes_one_remote_call(mlp: Path, tmp_path: Path) -> None:
+def test_adjacent_matches_become_one_request(mlp: Path, tmp_path: Path) -> None:
     mod = partition_for_zmq_offload(module(mlp, x=("N", 8)), [MATMUL, RELU])
     compiled = compile_module(mod, name="mlp", outputs=["z"], output=tmp_path)
     assert [m.name for m in compiled.models] == ["mlp"]

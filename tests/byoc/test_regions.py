@@ -1,4 +1,4 @@
-"""Several offloaded parts of one model: where they may lie, and that they compute the same."""
+"""Several regions of one model: where they may be, and that they compute the same."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tvm import relax, te, tirx
 from tvm.relax.dpl import is_op, wildcard
 from tvm.runtime import vm
 
+from tests.byoc.conftest import Split
 from tests.compile.test_cuts import evaluate, graphs, imported
 from tests.support import onnx_models
 from tests.support.bundle_secrets import contents, four_byte_values, share_found
@@ -35,11 +36,6 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument
 LEFT, RIGHT = Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])
 
 
-@pytest.fixture(scope="module")
-def branches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx_models.branches(tmp_path_factory.mktemp("branches") / "branches.onnx")
-
-
 def check(path: Path, compiled: Compiled, *arrays: Any, atol: float = 1e-4) -> LocalClient:
     client = LocalClient(compiled.subgraphs[0].parent.parent)
     results = load(compiled.device, client=client)(*arrays)
@@ -55,15 +51,15 @@ def check(path: Path, compiled: Compiled, *arrays: Any, atol: float = 1e-4) -> L
     [
         [LEFT, RIGHT],
         [RIGHT, LEFT],
-        [Region("a", "conv1", ["features"]), LEFT, RIGHT],  # one behind the other, and two beside each other
+        [Region("a", "conv1", ["features"]), LEFT, RIGHT],  # one after the other, and two next to each other
         [Region("a", ["x"], ["features"]), Region("b", ["own_conv", "left", "right"], ["y"])],  # the first and the last
         [Region("a", "left_conv", "left"), Region("b", ["right_conv"], ["right"]), Region("c", "product", "y")],
         [Region("a", ["features"], ["left", "own_conv"]), RIGHT],
         [Region("a", "features", ["joined", "right"]), Region("b", ["joined", "right"], "y")],  # end where one begins
     ],
 )
-def test_regions_of_a_model_compute_the_same(branches: Path, tmp_path: Path, regions: list[Region]) -> None:
-    compiled = compile_model(branches, inputs={"x": (1, 3, 8, 8)}, regions=regions, output=tmp_path)
+def test_regions_of_a_model_compute_the_same(branches: Path, split_branches: Split, regions: list[Region]) -> None:
+    compiled = split_branches(*regions)
     assert {m.name for m in compiled.models} == {r.name for r in regions}
     signatures = {m.name: ([t.name for t in m.inputs], [t.name for t in m.outputs]) for m in compiled.models}
     for region in regions:
@@ -104,7 +100,7 @@ def test_several_inputs_and_outputs_of_several_regions(diamond: Path, tmp_path: 
 
 
 def chain(path: Path) -> Path:
-    """a and b are changed twice each, apart from each other: a -> a1 -> a2, b -> b1 -> b2; y joins them."""
+    """Three independent chains of two operators, a -> a1 -> a2 and so on; y joins them."""
     nodes = [
         helper.make_node("Exp", ["a"], ["a1"]),
         helper.make_node("Sin", ["a1"], ["a2"]),
@@ -118,8 +114,8 @@ def chain(path: Path) -> Path:
     return onnx_models.write(path, nodes, inputs, {"y": [2, 3]}, {})
 
 
-def test_regions_in_a_circle_are_refused_and_named(tmp_path: Path) -> None:
-    # P computes a1 and b2, Q computes b1 and a2: each needs of the other what it computes itself behind that.
+def test_regions_in_a_cycle_are_refused_and_named(tmp_path: Path) -> None:
+    # P computes a1 and b2, Q computes b1 and a2: each needs a result of the other that depends on its own.
     nodes = [
         helper.make_node("Exp", ["a"], ["a1"]),
         helper.make_node("Sin", ["a1"], ["a2"]),
@@ -135,7 +131,7 @@ def test_regions_in_a_circle_are_refused_and_named(tmp_path: Path) -> None:
     assert "'Q' needs 'a1' of 'P' (for 'a1')" in str(caught.value)
 
 
-def test_a_circle_of_three_is_found_too(tmp_path: Path) -> None:
+def test_a_cycle_of_three_is_found_too(tmp_path: Path) -> None:
     regions = [
         Region("P", ["a", "c1"], ["a1", "c2"]),
         Region("Q", ["b", "a1"], ["b1", "a2"]),
@@ -176,7 +172,7 @@ def test_a_circle_of_three_is_found_too(tmp_path: Path) -> None:
         ),  # type: ignore
     ],
 )
-def test_regions_that_are_none_are_refused(branches: Path, tmp_path: Path, regions: list[Region], message: str) -> None:
+def test_invalid_regions_are_refused(branches: Path, tmp_path: Path, regions: list[Region], message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         compile_model(branches, inputs={"x": (1, 3, 8, 8)}, regions=regions, output=tmp_path)
     assert message in str(caught.value)
@@ -192,8 +188,8 @@ def test_one_region_or_several_are_given_in_one_way(branches: Path, tmp_path: Pa
             compile_model(branches, inputs=shapes, output=tmp_path, **one)  # type: ignore[arg-type]
 
 
-def test_nothing_of_a_region_is_on_the_device_or_in_another(branches: Path, tmp_path: Path) -> None:
-    compiled = compile_model(branches, inputs={"x": (1, 3, 8, 8)}, regions=[LEFT, RIGHT], output=tmp_path)
+def test_nothing_of_a_region_is_on_the_device_or_in_another(split_branches: Split) -> None:
+    compiled = split_branches(LEFT, RIGHT)
     places = {"device": contents(compiled.device)}
     places |= {m.name: contents(folder) for m, folder in zip(compiled.models, compiled.subgraphs, strict=True)}
     weights = {"device": [(3, 1), (8, 4)], "left": [(8, 2)], "right": [(8, 3)]}
@@ -211,7 +207,7 @@ def test_nothing_of_a_region_is_on_the_device_or_in_another(branches: Path, tmp_
 
 
 def other_backend(functions: Any, _options: Any, _constants: Any) -> list[Any]:
-    """A BYOC backend of somebody else: its one pattern is relu of a [4,6] tensor, which it computes with 1 added."""
+    """Another BYOC backend: its one pattern is relu of a [4,6] tensor, which it computes with 1 added."""
     return [_relu_and_one(str(function.attrs["global_symbol"])) for function in functions]
 
 
@@ -268,7 +264,7 @@ class Subgraphs:
 
 
 def regions_of(nodes: list[tuple[str, list[str], str]], owners: list[int]) -> list[Region]:
-    """The regions of nodes by their owners, 0 being the device: all that they need, all that others need."""
+    """The regions of nodes by their owners (0: the device), with all tensors that they and others need."""
     regions = []
     for owner in sorted(set(owners) - {0}):
         own = [node for node, of in zip(nodes, owners, strict=True) if of == owner]
@@ -281,7 +277,7 @@ def regions_of(nodes: list[tuple[str, list[str], str]], owners: list[int]) -> li
     return regions
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject, tmp_path: Path) -> None:
     nodes = data.draw(graphs())
@@ -294,7 +290,7 @@ def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject,
     try:
         mod, placed = outline_regions(model.mod, model.graph, regions)
     except InvalidArgument as error:
-        # Only what needs itself, by way of other regions perhaps, is no region.
+        # A region may only be refused because it needs its own result, directly or through other regions.
         if not any(words in str(error) for words in ("in a cycle", "cannot feed itself")):
             raise
         reject()
@@ -310,8 +306,8 @@ def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject,
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_a_way_around_that_joins_before_it_leaves_is_named_all_the_same(tmp_path: Path) -> None:
-    """One cut lies before the other: what reaches the region around both is behind the first and before the second."""
+def test_a_path_around_two_cuts_is_named_if_it_joins_before_it_leaves(tmp_path: Path) -> None:
+    """One cut lies before the other: the path around both joins after the first and leaves before the second."""
     nodes = [
         ("Relu", ["x0"], "a"),
         ("Add", ["x0", "a"], "u"),
@@ -325,9 +321,7 @@ def test_a_way_around_that_joins_before_it_leaves_is_named_all_the_same(tmp_path
         outline_regions(model.mod, model.graph, [Region("r", ["a", "b"], ["y"])])
 
 
-def test_a_second_region_that_cannot_be_written_takes_the_first_one_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_written_if_the_second_region_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = onnx_models.branches(tmp_path / "m.onnx")
     regions = [Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])]
     write = Repository.write

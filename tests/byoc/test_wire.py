@@ -1,4 +1,4 @@
-"""What crosses a cut as float16 or int8: encoded on one side, decoded on the other."""
+"""Boundary tensors as float16 or int8: encoded on one side, decoded on the other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROWS, WIDTH = 3, 20
 
 
 class Coder:
-    """Encoding and decoding as compiled functions, a scale for each row."""
+    """Compiled functions that encode and decode, with a scale for each row."""
 
     def __init__(self, wire: Wire) -> None:
         ty = relax.TensorType([tirx.Var("n", "int64"), WIDTH], "float32")
@@ -67,7 +67,7 @@ rows = hnp.arrays("f4", (ROWS, WIDTH), elements=st.floats(width=32, allow_nan=Fa
 
 @settings(deadline=None, max_examples=80)
 @given(x=rows)
-def test_float16_is_numpys_with_what_is_too_large_held_at_the_largest(coders: dict[str, Coder], x: Array) -> None:
+def test_float16_is_numpys_with_large_values_clipped_to_the_largest(coders: dict[str, Coder], x: Array) -> None:
     found = coders["float16"].there_and_back(x)
     np.testing.assert_array_equal(found, np.clip(x, -65504, 65504).astype("f2").astype("f4"))
 
@@ -81,7 +81,7 @@ def test_float16_keeps_infinities_and_nan(coders: dict[str, Coder]) -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(x=rows)
-def test_int8_is_off_by_half_a_step_of_the_rows_range_at_most_and_zero_stays_zero(
+def test_int8_is_off_by_at_most_half_a_step_of_the_rows_range_and_zero_stays_zero(
     coders: dict[str, Coder], x: Array
 ) -> None:
     found = coders["int8"].there_and_back(x).astype("f8")
@@ -93,7 +93,7 @@ def test_int8_is_off_by_half_a_step_of_the_rows_range_at_most_and_zero_stays_zer
 
 @settings(deadline=None, max_examples=20)
 @given(x=rows)
-def test_an_int8_row_has_the_same_bytes_alone_and_among_others(coders: dict[str, Coder], x: Array) -> None:
+def test_an_int8_row_has_the_same_bytes_alone_and_in_a_batch(coders: dict[str, Coder], x: Array) -> None:
     together = coders["int8"].encoded(x)
     for row in range(ROWS):
         for whole, alone in zip(together, coders["int8"].encoded(x[row : row + 1]), strict=True):
@@ -101,7 +101,7 @@ def test_an_int8_row_has_the_same_bytes_alone_and_among_others(coders: dict[str,
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
-def test_an_int8_row_with_what_eight_bits_cannot_say_is_nan_altogether_and_the_others_are_not(
+def test_an_int8_row_with_nan_or_infinity_is_all_nan_and_other_rows_are_not(
     coders: dict[str, Coder], odd: float
 ) -> None:
     x = onnx_models.random(ROWS, WIDTH)
@@ -119,7 +119,7 @@ def test_float32_is_left_alone(coders: dict[str, Coder]) -> None:
 
 
 @pytest.mark.parametrize("wire", ["bfloat16", "int4", "", None, 8, np.array([1])])
-def test_an_encoding_that_is_none_is_refused(wire: Any) -> None:
+def test_an_unknown_encoding_is_refused(wire: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"wire .* is not an encoding; choose one of float32, float16, int8"):
         check_wire(wire)
 
@@ -163,7 +163,7 @@ def test_a_split_model_computes_the_same_as_exactly_as_its_encoding_allows(
     assert_sealed(convnet, compiled, "features")
 
 
-def test_workers_put_rows_of_several_requests_together(mlp: Path, tmp_path: Path) -> None:
+def test_workers_batch_rows_of_several_requests(mlp: Path, tmp_path: Path) -> None:
     compiled = compile_model(
         mlp, inputs={"x": ("N", 8)}, cut="h2", until="h4", name="mlp", wire="int8", output=tmp_path
     )
@@ -181,7 +181,7 @@ def test_workers_put_rows_of_several_requests_together(mlp: Path, tmp_path: Path
 
 
 def mixed(path: Path) -> Path:
-    """A picture and integers go in, and come out: x [4,8] FP32, i [4] INT64; "i.scale" is a tensor's name already."""
+    """Floats and integers as inputs and outputs: x [4,8] FP32, i [4] INT64. "h.scale" is the name of a tensor."""
     nodes = [
         helper.make_node("Relu", ["x"], ["h"]),
         helper.make_node("Abs", ["i"], ["k"]),
@@ -225,13 +225,13 @@ def test_float16_leaves_integers_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[1], expected.argmax(axis=1))
 
 
-def test_int8_on_integers_is_refused_by_name(tmp_path: Path) -> None:
+def test_int8_for_an_integer_input_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"--wire int8: tensor k INT64\[4\] has integers.*use float16"):
         compile_model(mixed(tmp_path / "m.onnx"), cut=["h", "k"], name="m", wire="int8", output=tmp_path)
     assert not list(tmp_path.rglob("*.so"))
 
 
-def test_int8_leaves_integers_of_the_way_back_and_what_would_not_become_smaller(tmp_path: Path) -> None:
+def test_int8_leaves_integer_outputs_and_tensors_that_would_not_become_smaller(tmp_path: Path) -> None:
     path = mixed(tmp_path / "m.onnx")
     compiled = compile_model(path, cut=["h", "rows"], name="m", wire="int8", output=tmp_path)
     assert [t.name for t in compiled.models[0].inputs] == ["h", "h.scale", "rows", "rows.scale"]
@@ -246,7 +246,7 @@ def test_int8_leaves_integers_of_the_way_back_and_what_would_not_become_smaller(
     np.testing.assert_allclose(found[0], expected, atol=0.03)
 
 
-def test_the_scales_of_a_tensor_have_a_name_of_their_own(tmp_path: Path) -> None:
+def test_the_scales_of_a_tensor_get_an_unused_name(tmp_path: Path) -> None:
     compiled = compile_model(
         mixed(tmp_path / "m.onnx"), cut=["h", "h.scale"], until=["y"], name="m", wire="int8", output=tmp_path
     )
@@ -256,7 +256,7 @@ def test_the_scales_of_a_tensor_have_a_name_of_their_own(tmp_path: Path) -> None
     np.testing.assert_allclose(found[0], expected, atol=0.03)
 
 
-def test_a_module_that_patterns_partition_is_encoded_too(tmp_path: Path) -> None:
+def test_a_module_partitioned_by_patterns_is_encoded_too(tmp_path: Path) -> None:
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((2, 8), "float32"))
     with builder.function("main", [x]):

@@ -1,4 +1,4 @@
-"""Functions of float32 with their exact values: what every target's code is measured against."""
+"""Functions of float32 with their exact values and the error that code may have."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ OPSET = 20
 
 @dataclass(frozen=True)
 class Function:
-    """An ONNX operator, what it computes in float64, and how far float32's result may be from that.
+    """An ONNX operator, its value in float64, and the largest error of the float32 result.
 
-    `bound` counts units in the last place of the exact result; with `of_input`, of the input, for a formula (ONNX's
-    own) whose last step subtracts; with `of_product`, of `x` denormals at least, for `x` times what may be one.
+    `bound` is in units in the last place of the exact result. With `of_input` it is in units of the input, for formulas
+    of ONNX whose last step subtracts. With `of_product` a unit is at least `x` denormals: the result is `x` times a
+    value that may be denormal.
     """
 
     exact: Callable[[Array], Array]
@@ -125,7 +126,7 @@ def module(names: list[str], count: int) -> tvm.IRModule:
 
 
 def worst(name: str, x: Array, got: Array) -> tuple[float, float]:
-    """The largest error in units in the last place, and where; infinities and NaN must be at their places."""
+    """Return the largest error in units in the last place, and its input; check the places of infinities and NaN."""
     f = FUNCTIONS[name]
     with np.errstate(all="ignore"):
         exact = f.exact(x.astype("float64"))
@@ -140,7 +141,7 @@ def worst(name: str, x: Array, got: Array) -> tuple[float, float]:
     assert got.dtype == np.float32
     wrong = np.isnan(got) != np.isnan(exact)
     assert not wrong.any(), f"{name}: NaN for {x[wrong][:5]}: {got[wrong][:5]}, exactly {exact[wrong][:5]}"
-    # Next to the largest number and beyond it, either is within one unit.
+    # Near the largest number, both it and infinity are within one unit.
     edge = np.abs(exact) > float(np.finfo("float32").max) * (1 - 2.0**-22)
     infinite = (np.isinf(got) != np.isinf(rounded)) & ~edge
     assert not infinite.any(), f"{name}: {x[infinite][:5]}: {got[infinite][:5]}, exactly {exact[infinite][:5]}"

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 class _NoWarnings(logging.Handler):
-    """A rule that fails falls back with a warning: right for users, an error in a test."""
+    """Turns the warning of a rule that fails into an error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise AssertionError(record.getMessage())
@@ -32,7 +32,7 @@ class _NoWarnings(logging.Handler):
 logging.getLogger("zmq_offload.schedules").addHandler(_NoWarnings(logging.WARNING))
 
 HOST = host_target()
-# Vector widths that this host can run: its own, and the narrower ones of older CPUs of the same kind.
+# The vector widths that this host can run: its own, and those of older CPUs of its kind.
 _NARROWER = {"x86-64-v3": "avx2", "x86-64": "sse2"}
 TARGETS = [HOST] + [
     tvm.target.Target({"kind": "llvm", "mcpu": name, "num-cores": 2})
@@ -113,7 +113,7 @@ def compiled(mod: tvm.IRModule, target: tvm.target.Target = HOST) -> Any:
 
 
 def close(got: Array, want: Array, tolerance: float = 1e-4) -> None:
-    """Equal but for rounding; NaN and infinities at the same places."""
+    """Check that results are equal up to rounding, with NaN and infinities at the same places."""
     assert got.shape == want.shape
     assert got.dtype == want.dtype
     finite = np.isfinite(want)

@@ -149,7 +149,7 @@ def test_the_host_is_named_with_its_cores() -> None:
 
 
 def test_other_targets_are_refused() -> None:
-    with pytest.raises(ValueError, match="for LLVM targets"):
+    with pytest.raises(ValueError, match="is not a CPU; use kind llvm"):
         cpu_pipeline("c")
 
 

@@ -60,7 +60,7 @@ BITS = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from(SPECIAL.tolist()))
 
 @pytest.mark.parametrize("count", [3, 37])
 def test_any_bits_side_by_side(count: int) -> None:
-    """What stands next to a number in a vector does not matter, nor in which lane or in the rest of a row it is."""
+    """A result does not depend on the other numbers in its vector, on its lane, or on being in a tail."""
     run = compiled(module(OURS, count), HOST)
 
     @settings(max_examples=60, deadline=None, derandomize=True)
@@ -117,7 +117,7 @@ def test_functions_over_the_whole_range_on_neon(tmp_path: Path) -> None:
     if emulator is None or importlib.util.find_spec("ziglang") is None:
         pytest.skip("qemu-aarch64(-static), of Debian's package qemu-user-static, or the package ziglang is missing")
     x = sweep()
-    # The rest are the C library's, of which the program here has another than devices have.
+    # The other functions call the C library, and devices have another one than this program.
     names = [*OURS, "Gelu tanh", "HardSigmoid", "Sqrt", "Reciprocal", "Softsign"]
     functions, code = functions_of(names, x.size, NEON)
     code.write_to_file(str(tmp_path / "functions.o"))

@@ -20,11 +20,11 @@ channels = st.sampled_from([1, 2, 3, 5, 8, 16, 17, 24, 31, 40])
 activations = st.lists(
     st.sampled_from(["Relu", "Sigmoid", "Tanh", "HardSwish", "Erf", "Exp", "LeakyRelu", "Clip", "Scale", "Gate"]),
     max_size=3,
-).filter(lambda names: names.count("Exp") < 2)  # e^(e^x) magnifies the rounding of what is before it a hundred times
+).filter(lambda names: names.count("Exp") < 2)  # e^(e^x) magnifies earlier rounding a hundred times
 
 
 def finish(net: Net, y: str, names: list[str]) -> str:
-    """An epilogue; `Gate` multiplies by something that the whole channel decides, as squeeze-and-excite does."""
+    """An epilogue; `Gate` multiplies by a mean over the channel, as squeeze-and-excite does."""
     for name in names:
         if name == "Clip":
             y = net.op("Clip", y, net.constant(-0.5), net.constant(0.7))
@@ -151,7 +151,7 @@ def test_chains(data: st.DataObject, target: Any) -> None:
 
 
 def step(draw: st.DrawFn, net: Net, x: str, shape: list[int]) -> tuple[str, list[int]]:
-    """One operator more, and the shape after it."""
+    """Add an operator; return its output and shape."""
     kind = draw(st.sampled_from(["transpose", "concat", "pad", "map", "reduce", "softmax", "norm", "add", "reshape"]))
     rank = len(shape)
     if kind == "transpose" and rank:
@@ -211,7 +211,7 @@ def test_functions_keep_special_values_and_precision(kind: str) -> None:
 
 
 def test_nan_reaches_only_what_depends_on_it() -> None:
-    """No weight of zero, none of a padded channel, and no zero beyond the edge multiplies what is elsewhere."""
+    """Weights of zero, padded channels and zeros beyond the edge do not spread NaN or infinity."""
     net = Net()
     x = net.input(1, 5, 9, 9)
     net.inputs["x0"][0, 2, 4, 4] = np.nan

@@ -1,5 +1,5 @@
-"""NaN, infinities, both zeros and integers without a quotient: what ONNX Runtime gives, or NumPy where that is not
-settled there (it depends on the NaN's place)."""
+"""NaN, infinities, zeros, and integers without a quotient give the results of ONNX Runtime, or of NumPy where those of
+ONNX Runtime depend on the place of a NaN."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def model(op: str, feeds: list[Array], opset: int = 17, consts: list[Array] | No
 
 
 def ours(made: onnx.ModelProto, feeds: list[Array], path: str, monkeypatch: pytest.MonkeyPatch) -> Array:
-    """By the rules for this CPU, by those for a narrower one, or as TVM schedules what no rule takes."""
+    """Run the model with the rules for this CPU ("rules"), for a narrower one, or with TVM's default schedules."""
     if path == "default":
         monkeypatch.setattr(schedule, "schedule", lambda func, machine: None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the importer infers shapes from a model without that of its result
+        warnings.simplefilter("ignore")  # the importer warns about a model without its result's shape
         mod = from_onnx(made, opset=made.opset_import[0].version)
     vm = relax.VirtualMachine(build(mod, TARGETS[-1] if path == "narrow" else HOST), tvm.cpu())
     out = vm["main"](*(tvm.runtime.tensor(x) for x in feeds))

@@ -1,4 +1,4 @@
-"""What TVM's own schedules (tuning's too) compute keeps NaN and does not trap."""
+"""Functions that TVM or tuning schedules keep NaN and do not trap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zmq_offload.compile.pipeline import cpu_pipeline
 
 
 def split_and_vectorized(func: tirx.PrimFunc) -> tirx.PrimFunc | None:
-    """A schedule such as tuning leaves."""
+    """A schedule as tuning makes it."""
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
     block = schedule.get_child_blocks(schedule.get_sblock("root"))[0]
     outer, inner = schedule.split(schedule.get_loops(block)[0], [None, 8])

@@ -1,4 +1,4 @@
-"""Tuning keeps what it measures, goes on where it stopped, and only what is faster, and right, is used."""
+"""Tuning keeps its measurements, resumes, and builds use only schedules that are faster and right."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def outputs(executable: Any, net: Net) -> Any:
 
 
 class Pretended:
-    """MetaSchedule that finds nothing, and measurements that come out as the test says."""
+    """A MetaSchedule that finds nothing, and measurements that the test chooses."""
 
     def __init__(self) -> None:
         self.rounds: list[int] = []
@@ -81,7 +81,7 @@ def measurer() -> Iterator[Measurer]:
 
 
 @given(st.integers(1, 5000), st.dictionaries(st.text("abc", min_size=1), st.floats(0.01, 1e6), min_size=1, max_size=30))
-def test_all_trials_are_given_out_and_none_is_wasted_on_a_trifle(trials: int, costs: dict[str, float]) -> None:
+def test_all_trials_are_shared_out_and_no_function_gets_too_few_to_matter(trials: int, costs: dict[str, float]) -> None:
     shares = share_out(trials, costs)
     assert sum(shares.values()) == trials
     assert len(shares) == 1 or min(shares.values()) >= LEAST_TRIALS
@@ -112,7 +112,7 @@ def test_trials_count_once_and_survive_the_process(pretended: Pretended, tmp_pat
     assert seen[-1].seconds_left == 0.0
     again = run.tune([(mod, HOST)], tmp_path, 40)
     assert again.choices.keys() == first.choices.keys()
-    assert again.trials <= LEAST_TRIALS * len(first.choices)  # shares follow new measurements, what was tried counts
+    assert again.trials <= LEAST_TRIALS * len(first.choices)  # shares follow new measurements; earlier trials count
 
 
 def test_an_interrupt_keeps_what_was_found(pretended: Pretended, tmp_path: Path) -> None:
@@ -157,17 +157,17 @@ def test_damaged_records_are_an_error_that_says_so(file: str, content: str, tmp_
         task.database.made(task.func, METASCHEDULE)
 
 
-def test_half_a_line_of_a_process_that_was_killed_is_dropped(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
     task = conv_task(tmp_path)
     records = task.database.path / "records.json"
     with task.database.writing():
         records.write_text('[0, [[["SampleP')
-        assert Database(tmp_path, HOST).made(task.func, METASCHEDULE) is None  # a reader does not mind
+        assert Database(tmp_path, HOST).made(task.func, METASCHEDULE) is None  # readers ignore it
     with task.database.writing():
         assert records.read_text() == ""
 
 
-def test_one_process_tunes_and_any_may_read(pretended: Pretended, tmp_path: Path) -> None:
+def test_one_process_tunes_and_others_can_read(pretended: Pretended, tmp_path: Path) -> None:
     _, mod = small()
     with Database(tmp_path, HOST).writing():
         with pytest.raises(FailedPrecondition, match="another process is tuning"):
@@ -187,7 +187,7 @@ def test_a_function_of_both_parts_is_found_in_both_databases(pretended: Pretende
     assert all(len(key) == 32 for both in keys for key in both)
 
 
-def test_what_an_interrupt_left_out_is_not_counted(pretended: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_skipped_by_an_interrupt_are_not_counted(pretended: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     task: Any = type("Task", (), {"name": "f", "target": HOST})()
     monkeypatch.setattr(run, "_searched", lambda *_: 3)
     choice = Choice("f", 1.0, trials=4)
@@ -196,7 +196,7 @@ def test_what_an_interrupt_left_out_is_not_counted(pretended: Pretended, monkeyp
     assert run._round(task, choice, 16, measurer, lambda: False)[0] == 16
 
 
-def test_what_metaschedule_cannot_schedule_does_not_end_tuning(
+def test_a_function_that_metaschedule_cannot_schedule_does_not_end_tuning(
     pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> int:
@@ -207,7 +207,7 @@ def test_what_metaschedule_cannot_schedule_does_not_end_tuning(
     assert run.tune([(mod, HOST)], tmp_path, 40).trials == 40
 
 
-def test_results_beside_an_infinity_are_compared() -> None:
+def test_results_next_to_an_infinity_are_compared() -> None:
     expected = np.array([1.0, -np.inf], "float32")
     assert run._agree([expected], [expected])
     assert not run._agree([np.array([2.0, -np.inf], "float32")], [expected])
@@ -221,9 +221,7 @@ def conv_task(folder: Path) -> Any:
     return next(t for t in run._tasks([(mod, HOST)], {str(HOST): Database(folder, HOST)}).values() if "conv" in t.name)
 
 
-def test_a_candidate_that_computes_something_else_is_never_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_candidate_with_other_results_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = conv_task(tmp_path)
     wrong = tvm.tirx.PrimFunc(list(task.func.params), tvm.tirx.Evaluate(0), task.func.ret_type, task.func.attrs)
     monkeypatch.setattr(Database, "made", lambda *_: wrong)
@@ -241,7 +239,7 @@ def test_variants_are_right_and_the_best_of_them_is_remembered(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("speed", [0.5, 2.0])
-def test_a_build_uses_what_is_faster(
+def test_a_build_uses_a_tuned_schedule_only_if_it_is_faster(
     speed: float, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, mod = small()
@@ -262,7 +260,7 @@ def test_a_build_uses_what_is_faster(
 # --- the process that measures ------------------------------------------------------------------------------
 
 
-def test_a_measurer_times_survives_what_is_no_candidate_and_a_crash(measurer: Measurer, tmp_path: Path) -> None:
+def test_a_measurer_survives_an_invalid_candidate_and_a_crash(measurer: Measurer, tmp_path: Path) -> None:
     candidate = tvm.ir.save_json(module_of(conv_task(tmp_path).func))
     assert 0 < measurer.seconds(candidate) < 1
     with pytest.raises(RuntimeError):
@@ -276,12 +274,12 @@ def test_a_measurer_times_survives_what_is_no_candidate_and_a_crash(measurer: Me
     assert 0 < measurer.seconds(candidate) < 1
 
 
-def test_a_candidate_that_takes_too_long_is_none(tmp_path: Path) -> None:
+def test_a_candidate_that_takes_too_long_is_an_error(tmp_path: Path) -> None:
     with Measurer(HOST, patience=0.001) as hasty, pytest.raises(RuntimeError, match="took longer"):
         hasty.seconds(tvm.ir.save_json(module_of(conv_task(tmp_path).func)))
 
 
-def test_it_ends_by_itself_where_nobody_is_left_to_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measuring_process_ends_by_itself_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import time; from zmq_offload.compile.tuning import measurer; "
         "measurer._LAST_S = 1; measurer.answer = lambda _: time.sleep(60); measurer.main()"
@@ -302,5 +300,5 @@ def test_metaschedule_finds_schedules_that_are_right(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in records)
     for key, choice in database.choices().items():
         if choice.trials > len(variants(machine_of(HOST))):
-            database.choose(key, replace(choice, rule_us=1e9, tuned_us=1.0, form=METASCHEDULE))  # use what there is
+            database.choose(key, replace(choice, rule_us=1e9, tuned_us=1.0, form=METASCHEDULE))  # use the records
     close(outputs(build(mod, HOST, tmp_path), net), np.asarray(outputs(tvm.compile(mod, HOST), net)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from zmq_offload.compile.target import host_target
 from zmq_offload.protocol.tensors import Latest
 
 Array = np.ndarray[Any, Any]
+Shapes = tuple[tuple[str, tuple[int | str, ...]], ...]
 
 
 class LocalClient:
@@ -52,9 +54,21 @@ class LocalClient:
 
 
 def run_uncut(path: Path, inputs: Mapping[str, Sequence[int | str]], arrays: Sequence[Array]) -> list[Array]:
-    """The outputs of the whole model, compiled by TVM."""
-    imported = import_onnx(path, inputs)
-    library = build(imported.mod, host_target())
-    result = vm.VirtualMachine(library, tvm.cpu())["main"](*map(tvm.runtime.tensor, arrays))
+    """The outputs of the whole model, compiled by TVM; once for each file content and shapes."""
+    main, outputs = _uncut(path, path.read_bytes(), tuple((name, tuple(shape)) for name, shape in inputs.items()))
+    result = main(*map(tvm.runtime.tensor, arrays))
     values = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
-    return [v.numpy() for v in values[: len(imported.graph.outputs)]]
+    return [v.numpy() for v in values[:outputs]]
+
+
+_compiled: dict[tuple[bytes, Shapes], tuple[Any, int]] = {}
+
+
+def _uncut(path: Path, content: bytes, shapes: Shapes) -> tuple[Any, int]:
+    """The compiled model as a function, and the number of its outputs."""
+    key = hashlib.sha256(content).digest(), shapes
+    if key not in _compiled:
+        imported = import_onnx(path, dict(shapes))
+        machine = vm.VirtualMachine(build(imported.mod, host_target()), tvm.cpu())
+        _compiled[key] = machine["main"], len(imported.graph.outputs)
+    return _compiled[key]
