@@ -18,7 +18,7 @@ def validate(core: Core) -> None:
     _validate_queues(ledger, queued)
     _validate_models(ledger)
     timed = {*ledger.requests, *ledger.workers, *([STOP] if STOP in ledger.timers else [])}
-    assert len(ledger.timers) == len(timed), "a timer is left of what is gone"
+    assert len(ledger.timers) == len(timed), "a timer is left of a request or worker that is gone"
 
 
 def _validate_requests(ledger: Ledger, queued: list[PendingRequest]) -> None:
@@ -32,12 +32,12 @@ def _validate_requests(ledger: Ledger, queued: list[PendingRequest]) -> None:
         assert key in ledger.timers, f"{key} has no deadline"
         if request.state is RequestState.QUEUED:
             assert request.worker is None, f"{key} queues and is held"
-            assert ledger.scheduler.holds(request), f"{key} is nowhere"
+            assert ledger.scheduler.holds(request), f"{key} is neither queued nor held"
         else:
             assert request.state is RequestState.HELD, f"{key} is {request.state.value}"
             worker = request.worker
             assert worker is not None and ledger.workers.get(worker.peer) is worker, f"{key}: its worker is gone"
-            assert worker.held.get((key, request.attempt)) is request, f"{key} is held by nobody"
+            assert worker.held.get((key, request.attempt)) is request, f"{key} is not held by its worker"
         assert len(request.lost) < ledger.policy.max_attempts, f"{key} should have been given up"
     counts = ledger.counts
     ended = counts["served"] + sum(count for name, count in counts.items() if name.startswith("failed."))
@@ -71,7 +71,7 @@ def _validate_queues(ledger: Ledger, queued: list[PendingRequest]) -> None:
         for request in queue:
             best = scheduler.choose(wanted, request.longest)
             assert best is None, f"{best and best.name} is free while a request for {wanted} waits"
-            assert pool is None or request.longest <= pool.takes, f"{request.key} waits, and nobody takes its frames"
+            assert pool is None or request.longest <= pool.takes, f"{request.key} waits, and no worker takes its frames"
         assert queue.unserved is not scheduler.served(wanted), f"{wanted} is served and unserved, or neither"
         # Requests that came back from a lost worker queue again without being refused.
         again = sum(request.attempt > 0 for request in queue)
@@ -118,13 +118,13 @@ def _validate_models(ledger: Ledger) -> None:
         workers = {worker.peer: worker for worker in (*pool.first, *pool.helpers)}
         assert workers.keys() == pool.runs.keys() <= asked[wanted], f"{wanted}: its workers"
         assert pool.takes == max(worker.max_frame_bytes for worker in workers.values()), f"{wanted}: frames"
-        assert pool.first, f"{wanted}: nobody has what is adopted"
+        assert pool.first, f"{wanted}: no worker has the adopted version"
         adopted = {
             worker.models[wanted.model, pool.version].signature
             for worker in pool.first
             if pool.version in {version for name, version in worker.models if name == wanted.model}
         }
-        assert len(adopted) == 1, f"{wanted}: nobody holds version {pool.version}"
+        assert len(adopted) == 1, f"{wanted}: no worker has version {pool.version}"
         for peer, version in pool.runs.items():
             model = workers[peer].models[wanted.model, version]
             assert wanted in model.satisfies, f"{wanted}: {workers[peer].name} runs version {version}"

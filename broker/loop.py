@@ -90,7 +90,7 @@ class Broker:
         self._from_clients = transport.Inbox(self._front, keyed=keyed)
         self._undelivered: list[Undelivered] = []
 
-    def _bind(self, endpoint: str, whom: str, heartbeat: float) -> tuple[zmq.Socket[bytes], str]:
+    def _bind(self, endpoint: str, role: str, heartbeat: float) -> tuple[zmq.Socket[bytes], str]:
         socket = transport.make_socket(
             self._context,
             zmq.ROUTER,
@@ -100,7 +100,7 @@ class Broker:
         )
         socket.setsockopt(zmq.RCVHWM, _UNREAD_HERE)
         if self._security is not None:
-            self._security.protect(socket, whom)
+            self._security.protect(socket, role)
         bound, file = transport.bind(socket, endpoint)
         if file is not None:
             self._files.append(file)
@@ -185,14 +185,14 @@ class Broker:
         for level, text in self.core.ledger.notes.take():
             log.log(level, "%s", text)
 
-    def _drain_monitor(self, monitor: zmq.Socket[bytes], whom: str) -> bool:
+    def _drain_monitor(self, monitor: zmq.Socket[bytes], role: str) -> bool:
         """Read all events of a monitor, since its descriptor tells only of later ones. Whether a connection ended."""
         ended = False
         while (frames := transport.receive(monitor)) is not None:
             if struct.unpack_from("=H", frames[0])[0] == zmq.EVENT_DISCONNECTED:
                 ended = True
             else:
-                text = f"a connection to the port of {whom} is refused: it has no keys, or a wrong key of this broker"
+                text = f"a connection to the port of {role} is refused: it has no keys, or a wrong key of this broker"
                 self.core.ledger.notes.add(self._clock(), "keys", text)
         return ended
 

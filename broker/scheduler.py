@@ -55,7 +55,8 @@ class Scheduler:
         """Let a worker have requests for `models`; return each model whose latest version changed, with that version.
 
         `reset`: choose the latest versions without regard to the previous ones. A model of which the worker no longer
-        serves a version is always reset."""
+        serves a version is always reset.
+        """
         before = worker.models
         worker.serve(models)
         withdrawn = {name for name, _ in before.keys() - models.keys()}

@@ -68,11 +68,11 @@ class Security:
         for name, provider in self._providers.items():
             self._authenticator.configure_curve_callback(name, provider)
 
-    def protect(self, socket: zmq.Socket[bytes], whom: str) -> None:
-        """Let only the keys of list `whom` connect to a socket, before it is bound."""
+    def protect(self, socket: zmq.Socket[bytes], role: str) -> None:
+        """Let only keys of one list (`role`: "clients" or "workers") connect to a socket that is not bound yet."""
         socket.curve_secretkey, socket.curve_publickey = self._pair.secret, self._pair.public
         socket.curve_server = True
-        socket.zap_domain = whom.encode()
+        socket.zap_domain = role.encode()
 
     def reload(self) -> Authorized | None:
         """Read the lists again; return them if one changed.

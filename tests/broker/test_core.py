@@ -761,7 +761,7 @@ def test_where_a_worker_was_lost_moments_ago_new_requests_wait_for_it_too(bench:
     assert codes(bench.after(0.2)) == ["UNAVAILABLE"]
 
 
-def test_nobody_waits_for_a_worker_whose_key_was_revoked() -> None:
+def test_no_request_waits_for_a_worker_whose_key_was_revoked() -> None:
     core = Core(POLICY, 0.0, queue_limits=LIMITS)
     core.handle(Authorized({"c": Grant("c")}, {"w": Grant("w")}), 100.0)
     body = encode_body([{"name": "m", "version": 1, "inputs": [], "outputs": []}])
@@ -817,7 +817,7 @@ def test_a_version_that_is_taken_away_while_a_request_is_on_its_way_does_not_fai
     (dispatch,) = dispatches(bench.request())
     assert dispatch.message.version == 2
     bench.announce(b"W1", ("m", 1))
-    failed = wire.Failed(*key_of(dispatch), "NOT_FOUND", "not served any more")
+    failed = wire.Failed(*key_of(dispatch), "NOT_FOUND", "no longer served")
     (again,) = dispatches(bench.handle(FromWorker(b"W1", failed, [])))
     assert (again.message.version, again.message.attempt) == (1, 2)
     assert [type(m) for m in replies(bench.done(again))] == [wire.Result]
@@ -827,7 +827,7 @@ def test_a_pinned_version_that_is_taken_away_is_said_to_be_unavailable(bench: Be
     bench.announce(b"W1", ("m", 1), ("m", 2))
     (dispatch,) = dispatches(bench.request(version=2))
     bench.announce(b"W1", ("m", 1))
-    bench.handle(FromWorker(b"W1", wire.Failed(*key_of(dispatch), "NOT_FOUND", "not served any more"), []))
+    bench.handle(FromWorker(b"W1", wire.Failed(*key_of(dispatch), "NOT_FOUND", "no longer served"), []))
     assert codes(bench.after(2.1)) == ["UNAVAILABLE"]
 
 

@@ -53,7 +53,7 @@ def test_what_goes_in_comes_out_by_priority_in_turns_and_in_order(arrivals: list
         for at, request in enumerate(level):
             waiting = {r.owner for r in level[at:]}
             turns = [r.owner for r in level[at : at + len(waiting)]]
-            assert len(set(turns)) == len(waiting), f"{request.key}: somebody had two turns"
+            assert len(set(turns)) == len(waiting), f"{request.key}: a client had two turns"
 
 
 @given(STEPS)

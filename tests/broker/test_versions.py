@@ -117,7 +117,7 @@ def test_a_version_that_runs_in_batches_does_not_take_all_load_by_its_many_slots
     assert fleet.scheduler.pools[LATEST_M].version == 1, "and after the roll-back"
 
 
-def test_a_worker_that_restarts_in_the_middle_takes_nobody_back() -> None:
+def test_a_worker_that_restarts_during_a_roll_out_takes_no_other_back() -> None:
     fleet = Fleet(5)
     for at in range(3):
         fleet.scheduler.update(fleet.workers[at], models(1, 2))

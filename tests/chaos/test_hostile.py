@@ -54,7 +54,7 @@ def test_a_million_malformed_messages_to_the_broker(side: str) -> None:
         sent = sum(sender.sent for sender in senders)
         now = status(broker.frontend)
         print(f"\n{sent} spoiled messages at the {side} in {took:.0f} s: {now['dropped']['malformed']} were none")
-        print(f"memory at half {(half or 0) / MB:.1f} MB, at the end {end / MB:.1f} MB; beside it: {load}")
+        print(f"memory at half {(half or 0) / MB:.1f} MB, at the end {end / MB:.1f} MB; valid traffic: {load}")
         assert not load.errors and not load.wrong and not load.overdue, (str(load), load.examples)
         assert half is not None and end - half < 16 * MB
         assert set(pids) <= set(worker_pids(broker.frontend)), "the honest workers are those that they were"

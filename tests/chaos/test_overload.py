@@ -44,17 +44,17 @@ def test_a_client_that_floods_harms_itself_only() -> None:
             time.sleep(5)
         # In another process, so that the test measures the fabric and not Python's GIL.
         with (
-            traffic(broker.frontend, **polite) as beside,
+            traffic(broker.frontend, **polite) as during,
             running("-m", "tests.chaos.flood", broker.frontend, "100000") as flood,
         ):
             codes = json.loads(flood.wait_for("flooded (.*)", timeout=120)[1])
         print(f"\n100,000 requests of 38,400 bytes at once: {codes}; the broker's memory: {memory}")
-        print(f"a polite client alone: {alone}\nbeside the flood: {beside}")
-        waits = [f"{beside.percentile(share, queued=True) * 1e3:.1f} ms" for share in (0.5, 0.99)]
+        print(f"a well-behaved client alone: {alone}\nduring the flood: {during}")
+        waits = [f"{during.percentile(share, queued=True) * 1e3:.1f} ms" for share in (0.5, 0.99)]
         print(f"in the broker's queue it waited {waits[0]} (p50), {waits[1]} (p99)")
-        print(f"its p99 beside the flood is {beside.percentile(0.99) / alone.percentile(0.99):.2f} times that alone")
+        print(f"its p99 during the flood is {during.percentile(0.99) / alone.percentile(0.99):.2f} times that alone")
     assert set(codes) <= {"served", "RESOURCE_EXHAUSTED"}
-    assert not beside.errors and not beside.wrong, str(beside)
+    assert not during.errors and not during.wrong, str(during)
     assert memory.peak - memory.first < 3 * BOUND
 
 
