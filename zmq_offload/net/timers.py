@@ -1,4 +1,4 @@
-"""Deadlines by key, with the time passed in: the clockwork of sessions and of the broker."""
+"""Deadlines by key, for sessions and the broker. The time is passed in."""
 
 from __future__ import annotations
 
