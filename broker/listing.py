@@ -11,7 +11,7 @@ from broker.state import Wanted
 from broker.versions import Pool
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.errors import Status
-from zmq_offload.protocol.messages import LATEST
+from zmq_offload.protocol.messages import LATEST, NO_FITTING_VERSION
 from zmq_offload.protocol.tensors import TensorSpec
 
 Allows: TypeAlias = Callable[[str], bool]
@@ -87,7 +87,7 @@ def _no_version_fits(scheduler: Scheduler, name: str) -> str:
         if served == name
         for description in [pool.first[0].models[name, version].description]
     ]
-    return f"no served version of model {name!r} fits the signature that was asked for: {'; '.join(reversed(versions))}"
+    return f"{NO_FITTING_VERSION} {name!r} fits the signature that was asked for: {'; '.join(reversed(versions))}"
 
 
 def _tensors(specs: list[dict[str, object]]) -> str:

@@ -16,6 +16,7 @@ from zmq_offload.device.remote import InferenceClient, Reply
 from zmq_offload.device.runs import current
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Cancelled, FailedPrecondition, InvalidArgument, OffloadError, ProtocolError
+from zmq_offload.protocol.messages import NO_FITTING_VERSION
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest
 
@@ -225,7 +226,7 @@ class RegionCall:
             # The bundle's graph computes the inputs. If they are refused, the bundle was built for another version.
             raise FailedPrecondition(f"the served version does not fit this device bundle: {error.message}") from None
         except FailedPrecondition as error:
-            if error.message.startswith("no version of model"):  # the broker does not know which version would fit
+            if error.message.startswith(NO_FITTING_VERSION):  # the broker does not know which version would fit
                 raise FailedPrecondition(
                     f"{error.message}; this device bundle was built for {_wants(region)}"
                 ) from None

@@ -24,6 +24,9 @@ SIGNATURE_BYTES = 16
 LATEST = 0
 """The version number that asks for the latest version."""
 
+NO_FITTING_VERSION = "no served version of model"
+"""Start of the broker's error if no version has the wanted signature. A device recognizes it and adds its signature."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
