@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,8 @@ OWN: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", OWN)
 def test_operators_that_tvm_converts_wrongly_are_right(name: str) -> None:
+    if name == "scale of fewer axes" and metadata.version("onnxruntime").startswith("1.23."):
+        pytest.skip("ONNX Runtime 1.23, the last for Python 3.10, does not compute it")
     found = outcome(OWN[name](), constant=False)
     assert found.kind == RIGHT, found.detail
 
