@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tvm
 import tvm_ffi
@@ -108,7 +107,7 @@ def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[T
     return inputs, tuple(tensor_spec(name, ty) for name, ty in zip(ends, types, strict=True))
 
 
-def input_specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec, ...]:
+def input_specs(names: Sequence[str], types: Sequence[ir.Type]) -> tuple[TensorSpec, ...]:
     """Return the specifications of the inputs of one function.
 
     Raises InvalidArgument for an input without one, and if symbolic extents of dimension 0 differ: a signature does not
@@ -127,7 +126,7 @@ def input_specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec,
     return specs
 
 
-def tensor_spec(name: str, ty: Any) -> TensorSpec:
+def tensor_spec(name: str, ty: ir.Type) -> TensorSpec:
     """Return the specification of a tensor of a Relax type; raise InvalidArgument if the type has none."""
     if not isinstance(ty, relax.TensorType) or ty.shape is None:
         raise InvalidArgument(f"{name!r} has type {ty}; it must be a tensor of known rank and shape")
@@ -138,7 +137,7 @@ def tensor_spec(name: str, ty: Any) -> TensorSpec:
 def _called_in_order(function: relax.Function) -> list[ir.GlobalVar]:
     found: list[ir.GlobalVar] = []
 
-    def visit(expr: Any) -> None:
+    def visit(expr: relax.Expr) -> None:
         if isinstance(expr, ir.Call) and isinstance(expr.op, ir.GlobalVar):
             found.append(expr.op)
 
@@ -163,7 +162,7 @@ def _symbol(
 def _standalone(mod: tvm.IRModule, symbol: str) -> tvm.IRModule:
     """Return a module whose `main` is the offloaded function, with its composite functions inlined."""
     functions = {gv.name_hint: f for gv, f in mod.functions.items()}
-    needed: dict[str, Any] = {}
+    needed: dict[str, ir.BaseFunc] = {}
     todo = [symbol]
     while todo:
         name = todo.pop()

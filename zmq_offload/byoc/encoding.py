@@ -11,10 +11,11 @@ Eight bits hold no NaN or infinity: a tensor or row that has one arrives as all 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
-from tvm import relax, tirx
+from tvm import ir, relax, tirx
 from tvm.relax import op
 
 from zmq_offload.errors import InvalidArgument
@@ -33,7 +34,7 @@ _SMALLEST_SCALE = 1e-37
 """The scale of a tensor of zeros. Its reciprocal and 255 times itself are finite."""
 
 
-def check_wire(wire: Any) -> Wire:
+def check_wire(wire: object) -> Wire:
     """Return `wire` if it is one of `WIRES`; raise InvalidArgument otherwise."""
     for known in WIRES:
         if wire == known:
@@ -103,14 +104,14 @@ def decode(builder: relax.BlockBuilder, tensors: list[relax.Expr], wire: Wire) -
     return emit(op.multiply(steps, scale))
 
 
-def _scale_and_zero(emit: Any, scales: relax.Expr, rank: int) -> list[relax.Expr]:
+def _scale_and_zero(emit: Callable[[relax.Expr], relax.Var], scales: relax.Expr, rank: int) -> list[relax.Expr]:
     """Emit scale and zero of each row, with the rank of the tensor that they belong to."""
     rows = list(scales.ty.shape.values)[:-1]
     wide = [*rows, *[1] * (rank - len(rows))]
     return [emit(op.reshape(op.strided_slice(scales, [len(rows)], [i], [i + 1]), wide)) for i in (0, 1)]
 
 
-def _rows(ty: relax.TensorType) -> list[Any]:
+def _rows(ty: relax.TensorType) -> list[ir.Expr]:
     """Return the extents with a scale of their own: the batch, if dimension 0 is symbolic."""
     dims = list(ty.shape.values)
     return dims[:1] if dims and not isinstance(dims[0], tirx.IntImm) else []

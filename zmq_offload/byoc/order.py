@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Sequence
-from typing import Any
 
 
-def topological_order(needs: Sequence[Collection[int]], priorities: Sequence[Any]) -> list[int]:
+def topological_order(needs: Sequence[Collection[int]], priorities: Sequence[int]) -> list[int]:
     """Return the numbers of the steps in topological order; of the steps that are ready, the lowest priority is next.
 
     `needs[i]` are the steps that step i needs, without repetition. Steps of equal priority keep their order. This is

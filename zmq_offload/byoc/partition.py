@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import tvm
 from tvm import relax
@@ -12,7 +11,9 @@ from zmq_offload.byoc.codegen import CODEGEN, offloaded_functions
 from zmq_offload.errors import InvalidArgument
 
 
-def partition_for_zmq_offload(mod: tvm.IRModule, patterns: Sequence[Any]) -> tvm.IRModule:
+def partition_for_zmq_offload(
+    mod: tvm.IRModule, patterns: Sequence[relax.transform.FusionPattern | tuple[object, ...]]
+) -> tvm.IRModule:
     """Mark the operators that patterns match as regions to offload.
 
     Adjacent matches are merged into one region, so that a run of matched operators costs one request.

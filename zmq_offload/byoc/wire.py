@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import tvm
 from tvm import ir, relax
@@ -109,7 +108,7 @@ class _EncodeCalls(PyExprMutator):  # type: ignore[misc]  # TVM has no types
         super().__init__(mod)
         self._callees = callees
         self._wires = wires
-        self._sent: dict[tuple[Any, Wire], list[relax.Expr]] = {}
+        self._sent: dict[tuple[relax.Var, Wire], list[relax.Expr]] = {}
 
     def visit_call_(self, call: ir.Call) -> relax.Expr:
         old = call.op

@@ -7,8 +7,7 @@ results.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -134,7 +133,7 @@ def _position(graph: _Exact, call: Call) -> Expr | None:
     rank = x.ty.ndim
     axis = int(attrs.axis) % rank
 
-    def combine(a: Any, b: Any) -> tuple[Expr, Expr]:
+    def combine(a: Sequence[Expr], b: Sequence[Expr]) -> tuple[Expr, Expr]:
         better = a[1] > b[1] if largest else a[1] < b[1]
         kept = tirx.Or(better, tirx.And(tirx.EQ(a[1], b[1]), a[0] < b[0]))
         kept = tirx.Or(kept, tirx.isnan(a[1])) if kind in _FLOATS else kept
@@ -152,10 +151,11 @@ def _position(graph: _Exact, call: Call) -> Expr | None:
         k = te.reduce_axis((0, tensor.shape[axis]), name="k")
         kept = [1 if a == axis else s for a, s in enumerate(tensor.shape) if a != axis or attrs.keepdims]
 
-        def element(*at: Expr) -> Any:
+        def element(*at: Expr) -> Sequence[Expr]:
             outer = [i for a, i in enumerate(at) if a != axis] if attrs.keepdims else list(at)
             place = (*outer[:axis], k, *outer[axis:])
-            return reducer((tirx.Cast(dtype, k.var), tensor[place]), axis=k)
+            pair: Sequence[Expr] = reducer((tirx.Cast(dtype, k.var), tensor[place]), axis=k)
+            return pair
 
         found, _ = te.compute(kept, element, name="position")
         return te.compute(kept, lambda *at: found[at], name="index")

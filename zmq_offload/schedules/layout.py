@@ -17,8 +17,8 @@ from tvm.relax.expr_functor import mutator
 
 from zmq_offload.schedules import operators
 from zmq_offload.schedules.machine import Machine
-from zmq_offload.schedules.operators import Conv, shape_of
-from zmq_offload.schedules.simplify import Array, GraphRewriter, constant_expr, rewritten
+from zmq_offload.schedules.operators import Array, Conv, shape_of
+from zmq_offload.schedules.simplify import GraphRewriter, constant_expr, rewritten
 from zmq_offload.schedules.tiles import choose_tile
 from zmq_offload.schedules.tvm_internals import last_part, operator_name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import tvm
@@ -26,12 +26,15 @@ def arguments(func: tirx.PrimFunc) -> list[tvm.runtime.Tensor] | None:
     return tensors
 
 
-def built(func: tirx.PrimFunc, target: Target) -> Any:
+def built(func: tirx.PrimFunc, target: Target) -> Callable[..., object]:
     """Compile a function by itself; the result can be called."""
-    return tvm.compile(func.with_attr("global_symbol", "main"), target)["main"]
+    main: Callable[..., object] = tvm.compile(func.with_attr("global_symbol", "main"), target)["main"]
+    return main
 
 
-def seconds(call: Any, tensors: list[tvm.runtime.Tensor], repeat: int = 10, least: float = 0.002) -> float:
+def seconds(
+    call: Callable[..., object], tensors: list[tvm.runtime.Tensor], repeat: int = 10, least: float = 0.002
+) -> float:
     """Return the shortest of at least `repeat` runs and `least` seconds: other programs only make runs longer."""
     best, spent, runs = float("inf"), 0.0, -1
     while runs < repeat or spent < least:

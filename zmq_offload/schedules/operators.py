@@ -17,6 +17,8 @@ from tvm.ir import Expr
 from zmq_offload.schedules.emit import index
 from zmq_offload.schedules.stages import KERNEL
 
+Array = np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -40,7 +42,7 @@ class Conv:
             sizes.append(tirx.floordiv(size + (pad - (kernel - 1) * dilation - 1), stride) + 1)
         return sizes[0], sizes[1]
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, int | list[int]]:
         """Return the geometry as annotations of a block."""
         return {
             "kernel": list(self.kernel),
@@ -230,7 +232,7 @@ def _is_one(extent: Expr) -> bool:
     return isinstance(extent, tirx.IntImm) and int(extent.value) == 1
 
 
-def pack_conv(weight: np.ndarray[Any, Any], groups: int, lanes: int) -> np.ndarray[Any, Any]:
+def pack_conv(weight: Array, groups: int, lanes: int) -> Array:
     """Pack (o, i, kh, kw) as (chunks, kh, kw, i, lanes); zeros fill the last chunk of each group."""
     out, ic, kh, kw = weight.shape
     per_group = out // groups
@@ -241,7 +243,7 @@ def pack_conv(weight: np.ndarray[Any, Any], groups: int, lanes: int) -> np.ndarr
     return np.ascontiguousarray(packed.transpose(0, 3, 4, 2, 1))
 
 
-def pack_matrix(matrix: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
+def pack_matrix(matrix: Array, lanes: int) -> Array:
     """Pack (k, n) as (chunks, k, lanes); zeros fill the last chunk."""
     depth, columns = matrix.shape
     chunks = -(-columns // lanes)

@@ -8,7 +8,6 @@ become maximum and minimum. Functions of other code generators are left alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tvm
@@ -16,11 +15,10 @@ from tvm import relax, tirx
 from tvm.ir import Call, Expr, IRModule, Var
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from zmq_offload.schedules.operators import Array
 from zmq_offload.schedules.rewrite import Unsupported, loads
 from zmq_offload.schedules.stages import parse
 from zmq_offload.schedules.tvm_internals import operator_name
-
-Array = np.ndarray[Any, Any]
 
 # Operators that NumPy computes exactly as TVM does. TVM's FoldConstant folds the rest; it compiles each case.
 _FOLDED: dict[str, Callable[..., Array]] = {

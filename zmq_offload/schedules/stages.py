@@ -127,7 +127,7 @@ def _stage(statement: tirx.Stmt) -> Stage:
     return stage
 
 
-def _reduction(stage: Stage, init: tirx.Stmt | None, axes: list[Any]) -> None:
+def _reduction(stage: Stage, init: tirx.Stmt | None, axes: list[tirx.IterVar]) -> None:
     """Split `out = combine(out, value)` into its parts."""
     update = stage.value
     if not isinstance(init, tirx.BufferStore) or type(update) not in (tirx.Add, tirx.Mul, tirx.Max, tirx.Min):
