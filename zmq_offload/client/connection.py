@@ -285,7 +285,7 @@ def _arrays(inputs: Mapping[str, ArrayLike]) -> Mapping[str, Array]:
     for value in inputs.values():
         if type(value) is not np.ndarray:
             return {name: _array(name, value) for name, value in inputs.items()}
-    return inputs  # type: ignore[return-value]  # all values are arrays
+    return inputs  # type: ignore[return-value,unused-ignore]  # all values are arrays
 
 
 def _array(name: str, value: object) -> Array:

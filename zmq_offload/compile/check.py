@@ -225,7 +225,7 @@ def _place(ours: Array, right: Array) -> tuple[list[int], float, float]:
     a, b = ours.astype(np.float64), right.astype(np.float64)
     with np.errstate(invalid="ignore"):
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.nan_to_num(np.abs(a - b), nan=np.inf))
-    at = np.unravel_index(int(apart.argmax()), apart.shape)
+    at = np.unravel_index(int(np.argmax(apart)), apart.shape)
     return [int(i) for i in at], float(a[at]), float(b[at])
 
 

@@ -152,7 +152,7 @@ def summarize(samples: Samples, windows: Sequence[Array], length: float, elapsed
     if len(table):
         latencies = table[:, 1] * 1e3
         latency = {f"p{p}": float(np.percentile(latencies, p)) for p in _PERCENTILES}
-        latency["max"] = float(latencies.max())
+        latency["max"] = float(np.max(latencies))
         parts = {name: float(table[:, 2 + at].mean() * 1e3) for at, name in enumerate(PARTS)}
     else:
         latency = dict.fromkeys(LATENCIES, float("nan"))
