@@ -144,7 +144,7 @@ class Frontend:
         request = self._ledger.requests.get(Key(*message))
         if request is not None and request.user == event.user:
             request.client = event.peer
-            self._ledger.fail(request, "cancelled", now, Status.CANCELLED, "cancelled by its client")
+            self._ledger.fail(request, "canceled", now, Status.CANCELLED, "canceled by its client")
 
     def _query(self, event: FromClient, message: wire.Query, now: float) -> None:
         allows = functools.partial(self._ledger.allows, event.user)

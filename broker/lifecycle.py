@@ -2,7 +2,7 @@
 
     accepted ──queued──► QUEUED ──dispatched──► HELD ──served, failed──► ENDED
         ▲                   │                    │
-        │                   └─ expired, ... ─► ENDED ◄── expired, cancelled, stopped
+        │                   └─ expired, ... ─► ENDED ◄── expired, canceled, stopped
         └────────── lost (its worker), returned ─┘
 
 A transition that is not in a table is a bug of the broker; it raises KeyError.
@@ -49,7 +49,7 @@ REQUEST_TRANSITIONS: dict[RequestState, dict[str, RequestState]] = {
     RequestState.QUEUED: {
         "dispatched": RequestState.HELD,
         "expired": RequestState.ENDED,
-        "cancelled": RequestState.ENDED,
+        "canceled": RequestState.ENDED,
         "evicted": RequestState.ENDED,
         "too large": RequestState.ENDED,
         "unserved": RequestState.ENDED,
@@ -60,7 +60,7 @@ REQUEST_TRANSITIONS: dict[RequestState, dict[str, RequestState]] = {
         "served": RequestState.ENDED,
         "failed": RequestState.ENDED,
         "expired": RequestState.ENDED,
-        "cancelled": RequestState.ENDED,
+        "canceled": RequestState.ENDED,
         "stopped": RequestState.ENDED,
         "revoked": RequestState.ENDED,
         "lost": RequestState.ACCEPTED,

@@ -1,4 +1,4 @@
-"""Split a Relax module at a variable, compile both halves, and run them. Writes the folder dist."""
+"""Split a Relax module at a variable, compile both halves, and run them. Writes the folder dist-relax."""
 
 import numpy as np
 from tvm import relax
@@ -14,7 +14,7 @@ with builder.function("main", [x]):
     builder.emit_func_output(relax.op.nn.softmax(relax.op.matmul(features, weight)))
 
 split = cut_module(builder.get(), "features")  # or partition_for_zmq_offload(module, patterns)
-compiled = compile_module(split, name="relax", outputs=["y"], output="dist", with_fallback=True)
-# Without a fabric the fallback computes the offloaded half; leave `offload` out when workers serve dist/repository.
+compiled = compile_module(split, name="relax", outputs=["y"], output="dist-relax", with_fallback=True)
+# Without a fabric the fallback computes the offloaded half; with workers on dist-relax/repository, leave `offload` out.
 with zmq_offload.load(compiled.device, broker="tcp://127.0.0.1:5555", offload="never") as model:
     print(model(np.ones((1, 8), "float32")))

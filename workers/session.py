@@ -241,7 +241,7 @@ class WorkerSession:
         for attempt in [a for a in self.held if a.revoked or now >= a.deadline]:
             self.held.remove(attempt)
             if attempt.revoked:
-                actions.append(self.failed(attempt, Status.CANCELLED, "cancelled before it could run"))
+                actions.append(self.failed(attempt, Status.CANCELLED, "canceled before it could run"))
             else:
                 actions.append(self.failed(attempt, Status.DEADLINE_EXCEEDED, "deadline exceeded before it could run"))
         self._stale_at = min((a.deadline for a in self.held), default=math.inf)

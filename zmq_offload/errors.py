@@ -11,7 +11,7 @@ The tree, with the status code that each class carries (names and meanings follo
     ├── DeadlineExceeded                DEADLINE_EXCEEDED    the request's time ran out (also a TimeoutError)
     ├── ResourceExhausted               RESOURCE_EXHAUSTED   a queue or limit is full; try later or elsewhere
     ├── Unavailable                     UNAVAILABLE          nobody can serve the request now; try again
-    ├── Cancelled                       CANCELLED            the caller cancelled, or the client was closed
+    ├── Cancelled                       CANCELLED            the caller canceled, or the client was closed
     ├── Aborted                         ABORTED              every attempt lost its worker; not tried again
     ├── Internal                        INTERNAL             the subgraph or the fabric failed
     ├── Unauthenticated                 UNAUTHENTICATED      the peer's key is not known
@@ -145,7 +145,7 @@ class Unavailable(OffloadError, ConnectionError):
 
 
 class Cancelled(OffloadError):
-    """The caller cancelled the request, or its client was closed."""
+    """The caller canceled the request, or its client was closed."""
 
     code = Status.CANCELLED
 

@@ -225,11 +225,11 @@ def _decoded(layers: _Layers, base: Any, deltas: Any, config: Config) -> Any:
 
     (first, last), (move, stretch) = halves(base), halves(deltas)
     size = emit(op.subtract(last, first))
-    centre = emit(op.add(first, emit(op.multiply(size, relax.const(0.5)))))
-    centre = emit(op.add(centre, emit(op.multiply(emit(op.multiply(move, relax.const(0.1))), size))))
+    center = emit(op.add(first, emit(op.multiply(size, relax.const(0.5)))))
+    center = emit(op.add(center, emit(op.multiply(emit(op.multiply(move, relax.const(0.1))), size))))
     limited = emit(op.clip(emit(op.multiply(stretch, relax.const(0.2))), -4, 4))
     half = emit(op.multiply(emit(op.multiply(emit(op.exp(limited)), size)), relax.const(0.5)))
-    corners = emit(op.concat([emit(op.subtract(centre, half)), emit(op.add(centre, half))], axis=1))
+    corners = emit(op.concat([emit(op.subtract(center, half)), emit(op.add(center, half))], axis=1))
     ends = relax.const(np.array([[config.width, config.height] * 2], "float32"))
     return emit(op.minimum(emit(op.maximum(corners, relax.const(0.0))), ends))
 

@@ -398,7 +398,7 @@ def test_a_request_has_a_history(bench: Bench) -> None:
     assert bench.core.ledger.history(b"W1")[-1].endswith("lost: its connection is gone")
 
 
-# --- deadlines and cancelling -------------------------------------------------------------------------------
+# --- deadlines and canceling --------------------------------------------------------------------------------
 
 
 def test_a_request_that_expires_in_the_queue_is_never_dispatched(bench: Bench) -> None:

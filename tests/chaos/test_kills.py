@@ -212,7 +212,7 @@ def test_draining_workers_and_a_draining_broker() -> None:
         assert_every_answer_right(load, "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-def test_deadlines_and_cancelling() -> None:
+def test_deadlines_and_canceling() -> None:
     with fabric(workers=1, slots=1) as (broker, _), Client(broker.frontend) as client:
         late = []
         for _ in range(20):
@@ -227,5 +227,5 @@ def test_deadlines_and_cancelling() -> None:
             busy.result()
         now = status(broker.frontend)
         served = now["workers"][0]["served"]
-        print(f"\n200 requests expired in the queue, 200 cancelled: {served} ran; latest {max(late) * 1e3:.0f} ms late")
-        assert served == 20, "only what was not expired or cancelled ran"
+        print(f"\n200 requests expired in the queue, 200 canceled: {served} ran; latest {max(late) * 1e3:.0f} ms late")
+        assert served == 20, "only what was not expired or canceled ran"

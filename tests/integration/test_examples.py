@@ -94,7 +94,7 @@ def test_keys(tmp_path: Path) -> None:
 def test_relax_module(tmp_path: Path) -> None:
     values = run("relax_module.py", folder=tmp_path)
     assert sum(map(float, re.findall(r"[\d.e+-]*\d", values))) == pytest.approx(1, abs=1e-4)
-    assert (tmp_path / "dist/repository/relax/1/subgraph.so").is_file()
+    assert (tmp_path / "dist-relax/repository/relax/1/subgraph.so").is_file()
 
 
 def test_own_fabric() -> None:

@@ -206,7 +206,7 @@ def test_revoking_a_workers_key_takes_its_requests_away(site: Site) -> None:
 
 def test_a_damaged_list_changes_nothing(site: Site) -> None:
     with site.client("alice") as client:
-        site.clients.write_text("this is no list\n")
+        site.clients.write_text("this is not a list\n")
         for _ in range(8):
             client.infer("echo", {"x": X}, timeout=5)
             time.sleep(0.2)  # the broker reads it meanwhile

@@ -134,8 +134,8 @@ def test_an_input_that_was_only_scaled_and_turned_is_still_raw(tmp_path: Path) -
     from onnx import helper
 
     nodes = [
-        helper.make_node("Sub", ["x", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "deviation"], ["scaled"]),
+        helper.make_node("Sub", ["x", "mean"], ["centered"]),
+        helper.make_node("Div", ["centered", "deviation"], ["scaled"]),
         helper.make_node("Transpose", ["scaled"], ["turned"], perm=[1, 0]),
         helper.make_node("MatMul", ["turned", "w"], ["h"]),
         helper.make_node("Relu", ["h"], ["y"]),

@@ -64,6 +64,7 @@ def test_the_modules_that_contributing_runs_exist() -> None:
     ("name", "file"),
     [
         ("lose", "broker/ledger.py"),
+        ("_authorize", "broker/core.py"),
         ("_CODES", "zmq_offload/protocol/messages.py"),
         ("FROM_CLIENT", "zmq_offload/protocol/messages.py"),
         ("VERSION", "zmq_offload/protocol/messages.py"),

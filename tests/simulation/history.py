@@ -26,7 +26,7 @@ class History:
         self.fair = chance.random() < 0.1
         """Whether all calls can be served; then all must be."""
         self.calm = self.fair or chance.random() < 0.15
-        """Whether there are no faults. Then no worker may be lost, although calls are cancelled, fail and expire."""
+        """Whether there are no faults. Then no worker may be lost, although calls are canceled, fail and expire."""
         if not self.calm:
             world.latency = chance.choice((0.0005, 0.005, 0.05))
             world.loss = chance.choice((0.0, 0.0, 0.0, 0.03))

@@ -64,7 +64,7 @@ def forgets_what_a_lost_worker_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keeps_the_slot_of_an_answer_that_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slot leaks with each request that was cancelled or expired while it ran."""
+    """A slot leaks with each request that was canceled or expired while it ran."""
 
     def answered(self: Backend, worker: Worker, message: Any) -> PendingRequest | None:
         held = worker.held.get((wire.Key(message.session, message.id), message.attempt))
@@ -84,7 +84,7 @@ def a_worker_does_not_announce_itself_to_a_restarted_broker(monkeypatch: pytest.
     monkeypatch.setitem(session._ON, wire.Identify, lambda self, broker, message: [])
 
 
-def a_cancelled_request_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_canceled_request_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client does not wait for this reply, but every accepted request must get one."""
     fail = Ledger.fail
 
@@ -119,7 +119,7 @@ def requests_go_to_full_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         keeps_the_slot_of_an_answer_that_is_not_wanted,
         gives_one_more_than_there_are_slots,
         a_worker_does_not_announce_itself_to_a_restarted_broker,
-        a_cancelled_request_is_not_answered,
+        a_canceled_request_is_not_answered,
         an_idle_version_is_not_fed_when_the_latest_goes,
         requests_go_to_full_workers,
     ],

@@ -139,7 +139,7 @@ def test_an_empty_repository_is_logged_once(repository: Repository, caplog: pyte
 
 def test_a_removed_version_is_dropped_by_the_next_refresh_and_its_memory_released(repository: Repository) -> None:
     events: list[str] = []
-    deployment = Deployment(repository, Loader(), lambda: events.append("changed"), lambda: events.append("given back"))
+    deployment = Deployment(repository, Loader(), lambda: events.append("changed"), lambda: events.append("released"))
     add(repository, "a", 1)
     deployment.refresh()
     (executor,) = map(weakref.ref, deployment.executors.values())
@@ -151,7 +151,7 @@ def test_a_removed_version_is_dropped_by_the_next_refresh_and_its_memory_release
     assert events == ["changed", "changed"]
     del running
     deployment.refresh()
-    assert executor() is None and events == ["changed", "changed", "given back"]
+    assert executor() is None and events == ["changed", "changed", "released"]
 
 
 def test_a_version_that_is_removed_while_it_loads_is_not_logged_as_an_error(

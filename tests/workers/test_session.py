@@ -129,7 +129,7 @@ def test_a_revoked_attempt_is_answered_and_not_run(bench: Bench) -> None:
     attempt, (answer,) = bench.next()
     assert attempt is not None and attempt.message.id == 2
     assert isinstance(answer, Send)
-    assert answer.message == wire.Failed(CLIENT, 1, 1, "CANCELLED", "cancelled before it could run")
+    assert answer.message == wire.Failed(CLIENT, 1, 1, "CANCELLED", "canceled before it could run")
 
 
 def test_only_that_attempt_of_that_broker_is_revoked(bench: Bench) -> None:

@@ -47,7 +47,7 @@ def describe(status: dict[str, Any]) -> list[Part]:
         facts += [(f"  {what}", f"{' ' * (8 - len(what))}{code}: {count}") for code, count in requests[what].items()]
     dropped = ", ".join(f"{count} {name}" for name, count in status["dropped"].items())
     facts += [
-        ("workers", f"{status['lost_workers']} lost, {requests['retried']} attempts repeated for it"),
+        ("workers", f"{status['lost_workers']} lost, {requests['retried']} attempts repeated"),
         ("dropped", dropped),
     ]
     models = [m | {"latest": _latest(m, status["models"])} for m in status["models"]]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class AsyncClient:
     """Call models through a broker from one asyncio event loop.
 
-    Any number of calls may be awaited at once (`asyncio.gather`); cancelling one cancels its request. Close the client
+    Any number of calls may be awaited at once (`asyncio.gather`); canceling one cancels its request. Close the client
     in its loop, or use it in an `async with` statement. A client that is dropped unclosed gives a ResourceWarning and
     disconnects. After a fork the child needs a client of its own: the parent's raises FailedPrecondition there.
 

@@ -118,7 +118,7 @@ class AsyncDriver:
     async def call(
         self, loop: asyncio.AbstractEventLoop, start: Callable[..., tuple[int, list[Action]]], *args: object
     ) -> Complete:
-        """Begin a call by the session's method `start` and await its reply. Cancelling the task cancels the call."""
+        """Begin a call by the session's method `start` and await its reply. Canceling the task cancels the call."""
         number, actions = start(*args, now=loop.time())
         future: asyncio.Future[Complete] = loop.create_future()
         self._futures[number] = future

@@ -101,7 +101,7 @@ class Submitted(Call[T]):
                 future.set_exception(value)
             else:
                 future.set_result(value)
-        except InvalidStateError:  # it was cancelled; `futures.wait` learns of it now
+        except InvalidStateError:  # it was canceled; `futures.wait` learns of it now
             future.set_running_or_notify_cancel()
 
     def forget(self) -> None:

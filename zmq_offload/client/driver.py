@@ -67,7 +67,7 @@ class Driver:
             self._outbox.extend(actions)
 
     def run(self, call: Call[Any]) -> None:
-        """Wait until a call is done. If its caller is interrupted, the call is cancelled."""
+        """Wait until a call is done. If its caller is interrupted, the call is canceled."""
         try:
             self.wait(call.is_done, call.wait, None)
             if not call.is_done():

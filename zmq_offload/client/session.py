@@ -166,7 +166,7 @@ class ClientSession:
         if number not in self._calls:
             return []
         self._end(number)
-        return [Send(wire.Cancel(self.token, number)), Fail(number, Cancelled("cancelled by the caller"))]
+        return [Send(wire.Cancel(self.token, number)), Fail(number, Cancelled("canceled by the caller"))]
 
     def close(self) -> list[Action]:
         """Cancel all calls, and forget what is known of the broker."""

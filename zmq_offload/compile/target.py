@@ -63,5 +63,5 @@ def runs_here(target: tvm.target.Target) -> bool:
 
 
 def toolchain() -> dict[str, Any]:
-    """JSON-able data on which a library compiled here depends, besides the model."""
+    """JSON-able data on which a library compiled here depends, apart from the model."""
     return {"tvm": tvm.__version__, "target": target_json(host_target())}

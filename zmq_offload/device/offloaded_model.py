@@ -174,7 +174,7 @@ class OffloadedModel:
         Raises
         ------
         OffloadError
-            As a call and `submit`. Cancelling the task cancels a request in flight.
+            As a call and `submit`. Canceling the task cancels a request in flight.
         """
         return await asyncio.wrap_future(self.submit(*args, **kwargs))
 

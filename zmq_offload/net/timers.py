@@ -12,7 +12,7 @@ K = TypeVar("K", bound=Hashable)
 class Timers(Generic[K]):
     """At most one deadline for each key. Finding the earliest is O(1), setting one is O(log n).
 
-    A cancelled or moved deadline leaves a stale entry in the heap. The heap is rebuilt when stale entries outnumber
+    A canceled or moved deadline leaves a stale entry in the heap. The heap is rebuilt when stale entries outnumber
     live ones; otherwise, at 20,000 requests/s, each request would stay in it until its deadline.
     """
 

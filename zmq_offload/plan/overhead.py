@@ -1,4 +1,4 @@
-"""Measures what a request costs besides computing and the network, with a broker and an echo worker here."""
+"""Measures what a request costs apart from computing and the network, with a broker and an echo worker here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One virtual machine on one library: load it, run its `main` on arrays, give its memory back."""
+"""One virtual machine on one library: load it, run its `main` on arrays, release its memory."""
 
 from __future__ import annotations
 

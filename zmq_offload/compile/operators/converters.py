@@ -89,11 +89,11 @@ def layer_norm(bb: Builder, node: Node) -> Expr:
     wide = "float64" if kind == "float64" else "float32"
     x = bb.normalize(op.astype(x, wide)) if kind != wide else x
     mean = bb.normalize(op.mean(x, axes, True))
-    centred = bb.normalize(op.subtract(x, mean))
-    variance = op.mean(op.multiply(centred, centred), axes, True)
+    centered = bb.normalize(op.subtract(x, mean))
+    variance = op.mean(op.multiply(centered, centered), axes, True)
     epsilon = relax.const(node.attributes.number("epsilon", 1e-5), wide)
     inverse = bb.normalize(op.divide(relax.const(1, wide), op.sqrt(op.add(variance, epsilon))))
-    result = op.multiply(centred, inverse)
+    result = op.multiply(centered, inverse)
     result = op.multiply(op.astype(result, kind) if kind != wide else result, scale)
     result = result if bias is None else op.add(result, bias)
     return relax.Tuple([bb.normalize(result), mean, inverse][: max(node.outputs, 1)]) if node.outputs > 1 else result
@@ -300,9 +300,9 @@ def mean_variance(bb: Builder, node: Node) -> Expr:
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
     given = node.attributes.integers("axes")
     axes = [0, 2, 3] if given is None else given
-    centred = bb.normalize(op.subtract(x, op.mean(x, axes, True)))
-    deviation = op.sqrt(op.mean(op.multiply(centred, centred), axes, True))
-    return op.divide(centred, op.add(deviation, relax.const(1e-9, kind)))
+    centered = bb.normalize(op.subtract(x, op.mean(x, axes, True)))
+    deviation = op.sqrt(op.mean(op.multiply(centered, centered), axes, True))
+    return op.divide(centered, op.add(deviation, relax.const(1e-9, kind)))
 
 
 CONVERTERS: dict[str, Converter] = {
