@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -157,6 +158,17 @@ def test_empty_charts_are_drawn() -> None:
     assert timeline.draw(timeline.Timeline("nothing", {})).axes
     assert cuts.draw(cuts.CutsChart("t", "s", [], [], 1.0, None)).axes
     assert load.draw(load.LoadChart("t", "s", "l", ["1"], [0.0], {"p50": [math.nan]}, {"client": [math.nan]})).axes
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_characters_that_no_font_has_are_drawn_without_a_warning(suffix: str, tmp_path: Path) -> None:
+    name = "[red]日[/]<b>\x1b[31m\x07"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = cuts.draw(dataclasses.replace(CUTS, title=name, names=[name] * 4))
+        save(figure, tmp_path / f"chart.{suffix}")
+    if suffix == "svg":
+        ElementTree.parse(tmp_path / "chart.svg")
 
 
 def test_labels_are_left_out_where_there_is_no_room() -> None:

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from zmq_offload.charts.style import COLORS, INK, MARKERS, every_nth, styled
+from zmq_offload.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,4 +113,5 @@ def _size(size: float) -> str:
 
 
 def _shortened(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 20 else f"{name[:11]}…{name[-8:]}"

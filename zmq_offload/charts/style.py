@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from zmq_offload.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,9 +78,20 @@ def styled(height: float, title: str, lines: Sequence[str] = ()) -> Iterator[Fig
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure as SVG if the file's name says so, else as PNG."""
+    """Write a figure as SVG if the file's name says so, else as PNG.
+
+    Control characters in texts are escaped: an SVG file with them is not well-formed. Characters that the font does
+    not have, such as Chinese ones in a model's name, are drawn as boxes.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(printable(text.get_text()))
     svg = file.suffix.lower() == ".svg"
-    figure.savefig(file, format="svg" if svg else "png", dpi=DPI, metadata={"Date": None} if svg else None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="svg" if svg else "png", dpi=DPI, metadata={"Date": None} if svg else None)
 
 
 def legend_above(axes: Axes, columns: int) -> None:
