@@ -58,13 +58,13 @@ class Config:
 def add_options(parser: Parser) -> None:
     """Add the options of `zmq-offload broker`."""
     parser.description = (
-        "Run a broker, which passes devices' requests to workers. SIGTERM stops it after the requests in progress."
+        "Run a broker, which passes clients' requests to workers. SIGTERM stops it after the requests in progress."
     )
     parser.set_example(
         "zmq-offload broker",
         "zmq-offload broker --frontend 'tcp://*:5555' --backend 'tcp://*:5556' \\\n    --insecure",
     )
-    add_option(parser, "--frontend", endpoint, Config.frontend, "endpoint for devices", metavar="ENDPOINT")
+    add_option(parser, "--frontend", endpoint, Config.frontend, "endpoint for clients", metavar="ENDPOINT")
     add_option(parser, "--backend", endpoint, Config.backend, "endpoint for workers", metavar="ENDPOINT")
     add_option(parser, "--grace", seconds, 10.0, "seconds to finish requests after SIGTERM", metavar="S")
     add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")

@@ -25,7 +25,7 @@ MISMATCH = "MISMATCH"
 """The error code of an output that differs from the expected one."""
 
 _REPORT = 0.1
-"""Seconds between two reports of a process. It also looks this often whether it shall stop."""
+"""Seconds between two reports of a process. It checks as often whether to stop."""
 
 _AFTER_ERROR = 0.01
 """Seconds that a closed loop waits after an error: requests may be refused at once."""
