@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import re
 import subprocess
 import sys
@@ -130,9 +131,15 @@ def test_tensor_intrinsics_are_imported_without_those_for_gpus() -> None:
     assert done.returncode == 0, moved("tuning/tvm_internals.py", f"its tensor intrinsics: {done.stderr[-500:]}")
 
 
-def test_the_thread_pool_takes_one_core_for_each_thread() -> None:
-    configure = tvm.get_global_func("runtime.config_threadpool", allow_missing=True)
-    assert configure is not None, moved("tuning/tvm_internals.py", "runtime.config_threadpool")
+@needs_tune
+def test_metaschedules_logger_is_silent_while_it_tunes(caplog: pytest.LogCaptureFixture) -> None:
+    from tvm.s_tir.meta_schedule.runner import local_runner
+
+    caplog.set_level(logging.DEBUG, local_runner.logger.name.rpartition(".runner")[0])
+    assert local_runner.logger.isEnabledFor(logging.INFO)
+    with tvm_internals.quiet():
+        assert not local_runner.logger.isEnabledFor(logging.INFO), moved("tuning/tvm_internals.py", "its loggers")
+    assert local_runner.logger.isEnabledFor(logging.INFO)
 
 
 def test_internals_are_used_in_their_modules_only() -> None:

@@ -99,7 +99,7 @@ class BuildKeywords(TypedDict, total=False):
 
 def merged(options: BuildOptions | None, keywords: BuildKeywords) -> BuildOptions:
     """`options` with `keywords` in place of its fields. Raises TypeError for an unknown keyword."""
-    return replace(options or BuildOptions(), **keywords)
+    return replace(BuildOptions() if options is None else options, **keywords)
 
 
 def with_build_keywords(function: Function) -> Function:
