@@ -31,10 +31,23 @@ def test_every_state_is_reached_and_none_is_final_while_the_client_is_open() -> 
 @pytest.mark.parametrize("turn", Turn)
 def test_one_thread_at_a_time_drives(turn: Turn) -> None:
     events = TURN[turn]
-    someone_drives = turn in PUMP_DRIVES | LEADER_DRIVES
     assert ("stop" in events) == (turn in PUMP_DRIVES)
     assert ("leave" in events) == (turn in LEADER_DRIVES)
-    assert not (someone_drives and {"lead", "drive"} & events.keys())
+    assert not (turn in PUMP_DRIVES and {"lead", "drive"} & events.keys())
+
+
+def test_the_pump_sends_what_is_unsent_although_it_was_asked_to_stop() -> None:
+    lifecycle = after("wake", "drive", "ask", "stop")
+    assert lifecycle.pause(unsent=True, outstanding=True, now=NOW) == 0
+    lifecycle.step("wake")
+    lifecycle.step("drive")
+    assert lifecycle.turn is Turn.YIELDING, "and stops again at once"
+
+
+@pytest.mark.parametrize("events", [("lead",), ("lead", "wake")])
+def test_a_leader_that_was_interrupted_keeps_nobody_from_driving(events: tuple[str, ...]) -> None:
+    assert after(*events, "lead").is_led
+    assert after(*events, "drive").turn is Turn.PUMPED
 
 
 @pytest.mark.parametrize("turn", Turn)

@@ -197,15 +197,22 @@ class Driver:
     def _lead(self) -> bool:
         """Become the leader, unless another thread leads. The pump is asked to make way."""
         leads = self._socket.acquire(False)
-        if not leads:
+        try:
+            if not leads:
+                with self._lock:
+                    if self._lifecycle.turn is not Turn.PUMPED:
+                        return False
+                    self._lifecycle.step("ask")
+                self._wake.set()
+                leads = self._socket.acquire(timeout=_MAKE_WAY)
             with self._lock:
-                if self._lifecycle.turn is not Turn.PUMPED:
-                    return False
-                self._lifecycle.step("ask")
-            self._wake.set()
-            leads = self._socket.acquire(timeout=_MAKE_WAY)
-        with self._lock:
-            self._lifecycle.step("lead" if leads else "withdraw")
+                self._lifecycle.step("lead" if leads else "withdraw")
+        except BaseException:  # Ctrl-C; the pump must not wait for this thread, nor for the socket
+            with self._lock:
+                self._lifecycle.step("leave" if leads and self._lifecycle.is_led else "withdraw")
+            if leads:
+                self._socket.release()
+            raise
         return leads
 
     def _follow(self, follow: Callable[[float | None], object], until: float | None) -> None:

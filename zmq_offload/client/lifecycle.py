@@ -9,6 +9,9 @@ another thread leads already, it is a *follower*. The *pump* is a background thr
                                             ▲                                        ▼
                                             └────────── lead, withdraw ─────────── OFFERED
 
+The pump drives from OFFERED if something is unsent: it sends that and stops again. A leader that Ctrl-C keeps from
+leaving has released the socket all the same; so LED does not keep another thread from leading or driving.
+
 An event that a table does not have raises KeyError: it is a fault of the driver.
 """
 
@@ -63,12 +66,16 @@ TURN: dict[Turn, dict[str, Turn]] = {
     Turn.LED: {
         "wake": Turn.LED_AWAKE,
         "rest": Turn.LED,
+        "lead": Turn.LED,
+        "drive": Turn.PUMPED,
         "leave": Turn.ASLEEP,
         "withdraw": Turn.LED,
     },
     Turn.LED_AWAKE: {
         "wake": Turn.LED_AWAKE,
         "rest": Turn.LED,
+        "lead": Turn.LED_AWAKE,
+        "drive": Turn.PUMPED,
         "leave": Turn.AWAKE,
         "withdraw": Turn.LED_AWAKE,
     },
@@ -86,6 +93,7 @@ TURN: dict[Turn, dict[str, Turn]] = {
     Turn.OFFERED: {
         "wake": Turn.OFFERED,
         "rest": Turn.ASLEEP,
+        "drive": Turn.YIELDING,
         "lead": Turn.LED_AWAKE,
         "withdraw": Turn.AWAKE,
     },
