@@ -62,9 +62,14 @@ def test_the_window_has_the_size_of_the_drawing_and_twice_the_rows_would_not_fit
 
 
 @pytest.mark.parametrize(
-    ("machine", "tile"),
-    [(Machine(16, 32, 2), Tile(6, 64)), (Machine(8, 16, 2), Tile(2, 32)), (Machine(4, 32, 2), Tile(6, 16))],
+    ("machine", "many", "symbolic"),
+    [
+        (Machine(16, 32, 2), Tile(12, 32), Tile(6, 64)),
+        (Machine(8, 16, 2), Tile(6, 16), Tile(2, 32)),
+        (Machine(4, 32, 2), Tile(12, 8), Tile(6, 16)),
+    ],
 )
-def test_tiles_for_many_rows_and_64_columns(machine: Machine, tile: Tile) -> None:
-    assert choose_tile(machine, None, 64) == tile
-    assert f"{tile.rows} x {tile.columns} with" in (DOCS / "schedules.md").read_text()
+def test_tiles_for_many_rows_and_64_columns(machine: Machine, many: Tile, symbolic: Tile) -> None:
+    assert choose_tile(machine, 4800, 64) == many
+    assert choose_tile(machine, None, 64) == symbolic
+    assert f"{many.rows} x {many.columns} with" in (DOCS / "schedules.md").read_text()

@@ -54,8 +54,7 @@ class Graph:
         return [value for value in map(self.tensors.__getitem__, self.outputs) if isinstance(value, ir.Var)]
 
     def upstream(self, roots: Iterable[ir.Var], *, stop: Iterable[ir.Var] = ()) -> set[ir.Var]:
-        """Return the roots and all variables from which they are computed, without `stop` and what is only upstream of
-        it."""
+        """Return the roots and all variables from which they are computed. The search does not go past `stop`."""
         stopped, found, todo = set(stop), set[ir.Var](), list(roots)
         while todo:
             var = todo.pop()

@@ -80,7 +80,7 @@ def make_plan(question: Question, progress: Progress) -> Answer:
         )
         splits = allowed_splits(model.points, list(question.wires), rules)
     device, server = _measure_missing(question, model, device, server, progress)
-    with progress.step("measure what a request costs by itself"):
+    with progress.step("measure the overhead of a request"):
         overhead = measure_overhead()
     costs = Costs(model.points, device, server, question.network, overhead)
     confirm = 0 if question.device and question.server else question.confirm
@@ -96,7 +96,7 @@ def _times(side: Measured | None, question: Question, model: Cuttable) -> Times 
 def _measure_missing(
     question: Question, model: Cuttable, device: Times | None, server: Times | None, progress: Progress
 ) -> tuple[Times, Times]:
-    """The times of both sides. Those that are not given are measured here, both in one go."""
+    """The times of both sides. Missing ones are measured on this machine, in turns."""
     threads = [*([] if device else [1]), *([] if server else [question.server_threads])]
     if threads:
         with progress.step(f"measure both parts of {len(model.points) - 2} cuts") as say:
@@ -108,7 +108,7 @@ def _measure_missing(
 
 
 def _measure(question: Question, model: Cuttable, costs: Costs, progress: Progress, split: Split) -> Stages:
-    """Compile and run a split. What was measured on another machine keeps its predicted times."""
+    """Compile and run a split. A side that has a profile of another machine keeps its predicted times."""
     target = host_target()
     threads = (1, question.server_threads)
     with progress.step(f"compile and run the cut at {model.points[split.start].name} as {split.wire}"):

@@ -1,4 +1,4 @@
-"""The scheduling pass: choose a rule for each PrimFunc, and leave to TVM's default what no rule takes.
+"""The scheduling pass: choose a rule for each PrimFunc, and leave the others to TVM's default.
 
 A function is parsed into stages (`stages.parse`). If exactly one stage has a kernel, that kernel's rule schedules the
 function, with the later stages as its epilogue. If there is none, or the rule raises Unsupported, `generic` makes loop
