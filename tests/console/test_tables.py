@@ -86,3 +86,7 @@ def test_lines_come_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain(narrow.getvalue()) == "NAME   BYTES NOTE\na         10 n\n"
     assert lines.hidden == ["MORE"]
     assert re.search(r"\x1b\[31m", narrow.getvalue()), "red"
+
+
+def test_control_characters_in_a_cell_are_escaped() -> None:
+    assert str(Table([Column("TENSOR")], [["a\x1b[31m\nb"]])) == "TENSOR\na\\x1b[31m\\nb"

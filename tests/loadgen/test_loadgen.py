@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,13 @@ def test_the_chart_has_the_figures_of_each_level() -> None:
     assert list(made.names) == ["1", "4", "16", "64"] and made.level == "requests in flight"
     assert made.latency["p50"][:3] == pytest.approx([10, 40, 160]) and math.isnan(made.latency["p50"][3])
     assert [sum(values) for values in zip(*made.parts.values(), strict=True)][:3] == pytest.approx([10, 40, 160])
+
+
+@pytest.mark.parametrize(("kind", "package"), [("png", "matplotlib"), ("html", "plotly")])
+def test_a_missing_package_for_charts_is_found_before_the_test(
+    kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    report.check_charts({"csv", "json", *({"png", "html"} - {kind})})
+    with pytest.raises(FailedPrecondition, match=r"zmq-offload\[load\]"):
+        report.check_charts({kind})

@@ -208,8 +208,7 @@ def _output_files(args: argparse.Namespace) -> dict[str, Path]:
     from zmq_offload.loadgen import report
 
     files: dict[str, Path] = {kind: getattr(args, kind) for kind in OUTPUTS if getattr(args, kind) is not None}
-    if "png" in files or "html" in files:
-        report.check_charts()
+    report.check_charts(files)
     for kind, file in files.items():
         same = next((k for k, f in files.items() if k != kind and os.path.realpath(f) == os.path.realpath(file)), None)
         if same is not None and (file.is_file() or not file.exists()):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeAlias
 
 from zmq_offload.console.terminal import console_of
+from zmq_offload.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,10 @@ class Table:
     title: str = ""
     bold: Collection[int] = ()
     """Numbers of the rows that stand out."""
+
+    def __post_init__(self) -> None:
+        # A name from an ONNX file may hold anything, such as line ends and escape sequences.
+        object.__setattr__(self, "rows", [[printable(cell) for cell in row] for row in self.rows])
 
     def __str__(self) -> str:
         if self.title and not self.rows:

@@ -6,7 +6,7 @@ import csv as csvlib
 import datetime
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -122,10 +122,13 @@ def as_json(path: Path, report: Report) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def check_charts() -> None:
-    """Raises FailedPrecondition where charts cannot be drawn."""
+def check_charts(kinds: Collection[str]) -> None:
+    """Raises FailedPrecondition if a package is missing that draws one of these outputs."""
     with needs("load"):
-        import plotly  # noqa: F401
+        if "png" in kinds:
+            import matplotlib  # noqa: F401
+        if "html" in kinds:
+            import plotly  # noqa: F401
 
 
 def png(path: Path, report: Report) -> None:
