@@ -12,9 +12,12 @@ pytest_plugins = ["tests.support.compiled", "tests.support.fabrics"]
 # The models of the tests are tiny; a thread pool in each process would only cost time.
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 
-# A shell starts background jobs with SIGINT ignored, and their children inherit that. The tests send Ctrl-C.
+# A shell starts background jobs with SIGINT ignored, `nohup` ignores SIGHUP, and their children inherit that. The tests
+# send both.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No deadline for an example: its time depends on the machine.
 settings.register_profile("default", deadline=None)
