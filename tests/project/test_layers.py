@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("zmq_offload", "broker", "workers")
@@ -27,6 +34,21 @@ def test_the_import_contracts_of_pyproject_hold() -> None:
         [sys.executable, "-c", code, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_module_that_calls_itself_pure_is_under_the_contract() -> None:
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = configuration["tool"]["importlinter"]["contracts"]
+    (pure,) = (c["source_modules"] for c in contracts if c["name"].startswith("Decisions are pure"))
+    says = [
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"  # a room's text names the pure ones among its modules
+        and re.search(r"\bpure\b", ast.get_docstring(ast.parse(path.read_text())) or "", re.IGNORECASE)
+    ]
+    assert says
+    assert not [module for module in says if not module.startswith(tuple(pure))]
 
 
 WITHOUT = """

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given
-from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 
@@ -25,7 +23,7 @@ from zmq_offload.compile.build import build, prepared
 from zmq_offload.compile.tuning import run
 from zmq_offload.compile.tuning.database import METASCHEDULE, Choice, Database, key_of, module_of, variants
 from zmq_offload.compile.tuning.measurer import Measurer
-from zmq_offload.compile.tuning.plan import LEAST_TRIALS, seconds_left, share_out
+from zmq_offload.compile.tuning.plan import LEAST_TRIALS
 from zmq_offload.compile.tuning.report import TuningProgress
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.schedules.machine import machine_of
@@ -75,27 +73,6 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
 def measurer() -> Iterator[Measurer]:
     with Measurer(HOST) as process:
         yield process
-
-
-# --- how many trials for which function ---------------------------------------------------------------------
-
-
-@given(st.integers(1, 5000), st.dictionaries(st.text("abc", min_size=1), st.floats(0.01, 1e6), min_size=1, max_size=30))
-def test_all_trials_are_shared_out_and_no_function_gets_too_few_to_matter(trials: int, costs: dict[str, float]) -> None:
-    shares = share_out(trials, costs)
-    assert sum(shares.values()) == trials
-    assert len(shares) == 1 or min(shares.values()) >= LEAST_TRIALS
-    by_cost = sorted(shares, key=lambda key: -costs[key])
-    assert [shares[k] for k in by_cost] == sorted(shares.values(), reverse=True)
-
-
-def test_nothing_to_tune_gets_no_trials() -> None:
-    assert share_out(100, {}) == {}
-
-
-def test_the_time_left_follows_the_pace() -> None:
-    assert seconds_left(10.0, 20, 40) == 20.0
-    assert seconds_left(10.0, 0, 40) is None
 
 
 # --- the loop -----------------------------------------------------------------------------------------------

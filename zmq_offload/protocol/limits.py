@@ -1,4 +1,5 @@
-"""The bounds of the protocol. A message that exceeds one raises ProtocolError before memory is allocated for it."""
+"""The bounds of the protocol. A message that exceeds one raises ProtocolError. A frame is refused by its size
+before it is decoded, so that a decoder allocates in proportion to these bounds."""
 
 from __future__ import annotations
 
