@@ -153,7 +153,8 @@ def test_operators_that_tvm_cannot_import_are_named(tmp_path: Path, operator: st
     nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node(operator, ["h"], ["y"], domain=domain)]
     opset = (("", 17), ("com.example", 1))
     path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"y": [2]}, {}, opset=opset)
-    with pytest.raises(InvalidArgument, match=f"TVM cannot import the operator {operator}[^\\n]*$"):
+    said = rf"^cannot import the operator {operator} \({domain or 'ai.onnx'}, node 'y'\): [^\n]*; write [^\n]*$"
+    with pytest.raises(InvalidArgument, match=said):
         compile_model(path, cut=["h"], name="m", output=tmp_path)
 
 
@@ -512,6 +513,8 @@ def test_a_reshape_that_loses_a_symbolic_extent_is_refused(tmp_path: Path) -> No
         [onnx.numpy_helper.from_array(np.array([1, 8]), "to")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
-    with pytest.raises(InvalidArgument, match=r"Reshape \('flat'\) of \[N,4\] to \[1,8\]: .* a fixed shape, or export"):
+    with pytest.raises(
+        InvalidArgument, match=r"Reshape \(.*'flat'\): it reshapes \[N,4\] to \[1,8\].* a fixed shape, or export"
+    ):
         import_onnx(tmp_path / "m.onnx", {"x": ("N", 4)})
     assert import_onnx(tmp_path / "m.onnx", {"x": (2, 4)}).outputs[0].shape == (1, 8)

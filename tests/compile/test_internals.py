@@ -58,13 +58,10 @@ def test_the_onnx_importer_keeps_its_state_under_the_names_that_are_read() -> No
 
 
 def test_the_onnx_importer_calls_the_overridden_methods() -> None:
-    """A model goes through all three; the node that is handed over has TVM's attribute with its name."""
+    """A model goes through both; the node that is handed over has TVM's attribute with its name."""
     calls: list[str] = []
 
     class Importer(tvm_importer.GraphImporter):
-        def check_operators(self, graph: object) -> None:
-            calls.append("check")
-
         def add_node(self, node: object) -> None:
             calls.append("add")
             self.add_node_by_tvm(node)
@@ -83,7 +80,7 @@ def test_the_onnx_importer_calls_the_overridden_methods() -> None:
         [info("y", TensorProto.FLOAT, [2])],
     )
     Importer().import_model(helper.make_model(graph), 17)
-    assert calls == ["check", "add", "Relu"], moved("operators/tvm_importer.py", "what ONNXGraphImporter calls")
+    assert calls == ["add", "Relu"], moved("operators/tvm_importer.py", "what ONNXGraphImporter calls")
 
 
 def test_a_converter_takes_builder_inputs_attributes_and_the_importers_state() -> None:

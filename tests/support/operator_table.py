@@ -45,11 +45,11 @@ def operator_of(case: Case) -> str | None:
 
 def reason(detail: str) -> str:
     """Why a case is refused, without the names of this one."""
-    text = re.sub(r"^TVM cannot import the operator \w+ ?(\([^)]*\))?:? ?", "", detail)
+    text = re.sub(r"^cannot import the operator \w+ \(.*?'\):? ", "", detail)
     text = re.sub(r"^\S+ is of ONNX", "ONNX", text)  # the file's name
     text = re.sub(r"^--input '[^']*': dimension \d is 0", "an input without elements", text)
     text = re.sub(r",? ?'[^']*',?| \('[^']*'\)", "", text).split("; ")[0]
-    return " ".join(text.replace("|", "/").split())[:90] or "not known to TVM"
+    return " ".join(text.replace("|", "/").split())[:90] or "no reason"
 
 
 def both(case: Case) -> list[Outcome]:

@@ -18,7 +18,8 @@ from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
-from zmq_offload.compile.operators.graph import import_graph, opset_of, unknown_operators
+from zmq_offload.compile.operators.graph import check_operators, import_graph, opset_of
+from zmq_offload.compile.operators.refusal import reason
 from zmq_offload.compile.operators.rewrite import inlined
 from zmq_offload.compile.shapes import Dim, set_input_shapes
 from zmq_offload.errors import InvalidArgument, OffloadError, one_line
@@ -111,9 +112,7 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
             warnings.simplefilter("ignore")
             return onnxslim.slim(copy)
     except Exception as error:
-        unknown = unknown_operators(copy.graph, opset_of(copy))
-        if unknown:
-            raise InvalidArgument(f"TVM cannot import the operator {', '.join(unknown)}") from error
+        check_operators(copy.graph, opset_of(copy))
         raise InvalidArgument(f"the model cannot be simplified: {one_line(error)}") from error
 
 
@@ -157,7 +156,8 @@ def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
     except OffloadError:
         raise
     except Exception as error:
-        raise InvalidArgument(f"TVM cannot import the model: {one_line(error)}") from error
+        why = reason(error)
+        raise InvalidArgument(f"cannot import the model: {why}; export it with another opset or exporter") from error
 
 
 def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], constants: set[str]) -> Imported:

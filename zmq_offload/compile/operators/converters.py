@@ -10,7 +10,6 @@ from zmq_offload.compile.operators import arithmetic, pools, reductions
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.resize import resize, upsample
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, datatype
-from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
 
 op = relax.op
@@ -49,10 +48,8 @@ def equal(bb: Builder, node: Node) -> Expr:
             for a, b in zip(*extents, strict=False):
                 numbers = [int(v) for v in (a, b) if isinstance(v, int | tvm.tirx.IntImm)]
                 if (len(numbers) == 1 and numbers[0] > 0) or (not numbers and not tvm.ir.structural_equal(a, b)):
-                    raise InvalidArgument(
-                        f"TVM cannot import the operator Equal ({node.name!r}) of a symbolic dimension: whether {a} is "
-                        f"{b} is known when the model runs; give the input a fixed shape"
-                    )
+                    why = f"whether the symbolic dimension {a} is {b} is known when the model runs"
+                    raise node.refused(why, "give the input a fixed shape")
     elif all(
         isinstance(v, relax.Expr) and isinstance(v.ty, relax.TensorType) and dtype_of(v) == "bool" for v in values
     ):
@@ -167,9 +164,9 @@ def reshape(bb: Builder, node: Node) -> Expr:
     right = static_shape(result)
     if right is not None and static_shape(x) is None:
         shapes = [",".join(str(getattr(d, "value", d)) for d in dims) for dims in (x.ty.shape.values, right)]
-        raise InvalidArgument(
-            f"TVM cannot import the operator Reshape ({node.name!r}) of [{shapes[0]}] to [{shapes[1]}]: the file has "
-            "numbers where the symbolic extents would have to be; give the input a fixed shape, or export with -1"
+        raise node.refused(
+            f"it reshapes [{shapes[0]}] to [{shapes[1]}], and numbers are where the symbolic extents would have to be",
+            "give the input a fixed shape, or export with -1",
         )
     return result
 
@@ -201,9 +198,8 @@ def lrn(bb: Builder, node: Node) -> Expr:
 
 def max_unpool(bb: Builder, node: Node) -> Expr:
     if node.inputs[2] is not None:
-        raise InvalidArgument(
-            f"TVM cannot import the operator MaxUnpool ({node.name!r}) with its input 3, {node.input_name(2)}, the "
-            "shape of its output; export the model without it"
+        raise node.refused(
+            f"with its input 3, {node.input_name(2)}, the shape of its output", "export the model without it"
         )
     return by_tvm(bb, node)
 
@@ -287,10 +283,7 @@ def _is_zero(value: Expr) -> bool:
 
 def top_k(bb: Builder, node: Node) -> Expr:
     if dtype_of(node.inputs[0]) not in ("float16", "float32", "float64", "int8", "uint8", "int32", "int64"):
-        raise InvalidArgument(
-            f"TVM cannot import the operator TopK ({node.name!r}) of {dtype_of(node.inputs[0])}; "
-            "cast to int64 or float32"
-        )
+        raise node.refused(f"its input is of {dtype_of(node.inputs[0])}", "cast to int64 or float32")
     node.attributes.pop("sorted", None)  # sorted is one of the allowed orders
     return by_tvm(bb, node)
 

@@ -11,6 +11,7 @@ from tvm import relax
 
 from zmq_offload.compile.operators import converters, pools
 from zmq_offload.compile.operators.node import Node, refuse
+from zmq_offload.compile.operators.refusal import cannot_import, reason, unknown
 from zmq_offload.compile.operators.schemas import CONTRIB, schema_of
 from zmq_offload.compile.operators.tvm_importer import (
     AttributeValue,
@@ -20,7 +21,7 @@ from zmq_offload.compile.operators.tvm_importer import (
     known_operators,
     node_info,
 )
-from zmq_offload.errors import InvalidArgument, OffloadError, one_line
+from zmq_offload.errors import InvalidArgument, OffloadError
 
 HARMLESS = {
     ("BatchNormalization", "momentum"),
@@ -45,6 +46,7 @@ def import_graph(model: onnx.ModelProto) -> tvm.IRModule:
     Raises InvalidArgument, with the node, for an operator that TVM does not know, an attribute or an input that TVM
     would ignore, and a result whose shape or datatype differs from ONNX's.
     """
+    check_operators(model.graph, opset_of(model))
     return _Importer(_types(model)).import_model(model, opset_of(model))
 
 
@@ -62,9 +64,9 @@ def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     return {v.name: v.type.tensor_type for v in values if v.type.tensor_type.elem_type}
 
 
-def unknown_operators(graph: onnx.GraphProto, opset: int) -> list[str]:
-    """The operators of a graph, bodies included, that cannot be imported, each with its domain."""
-    unknown: dict[str, None] = {}
+def check_operators(graph: onnx.GraphProto, opset: int) -> None:
+    """Raises InvalidArgument with all operators of a graph, bodies included, that cannot be imported."""
+    missing: dict[tuple[str, str], list[str]] = {}
     by_tvm = known_operators()
     for node in _all_nodes(graph):
         known = node.op_type in by_tvm or node.op_type in converters.CONVERTERS
@@ -73,8 +75,14 @@ def unknown_operators(graph: onnx.GraphProto, opset: int) -> list[str]:
         else:
             known = (node.domain, node.op_type) in CONTRIB
         if not known:
-            unknown[f"{node.op_type} ({node.domain})" if node.domain else node.op_type] = None
-    return list(unknown)
+            missing.setdefault((node.op_type, node.domain), []).append(name_of(node))
+    if missing:
+        raise unknown(missing)
+
+
+def name_of(node: onnx.NodeProto) -> str:
+    """The name of a node; that of its first output if it has none."""
+    return str(node.name or next((o for o in node.output if o), ""))
 
 
 class _Importer(GraphImporter):
@@ -83,11 +91,6 @@ class _Importer(GraphImporter):
         self._types = types
         self._current: onnx.NodeProto | None = None
 
-    def check_operators(self, graph: onnx.GraphProto) -> None:
-        unknown = unknown_operators(graph, self.opset)
-        if unknown:
-            raise InvalidArgument(f"TVM cannot import the operator {', '.join(unknown)}")
-
     def add_node(self, node: onnx.NodeProto) -> None:
         self._current = node
         try:
@@ -95,7 +98,7 @@ class _Importer(GraphImporter):
         except OffloadError:
             raise
         except Exception as error:
-            raise _failed(node.op_type, node.name or node.output[0], error) from error
+            raise _failed(node.op_type, node.domain, name_of(node), error) from error
         for index, name in enumerate(node.output):
             result = self.result(name)
             if result is not None and name in self._types:
@@ -105,7 +108,7 @@ class _Importer(GraphImporter):
         current = self._current
         assert current is not None
         name, outputs = node_info(attributes)
-        name = name or current.name or current.output[0]
+        name = name or name_of(current)
         # In the body of a branch `current` is the If.
         proto = current if current.op_type == operator else None
         node = Node(operator, name, inputs, attributes, opset, outputs, proto)
@@ -118,7 +121,7 @@ class _Importer(GraphImporter):
         except OffloadError:
             raise
         except Exception as error:
-            raise _failed(operator, name, error) from error
+            raise _failed(operator, node.domain, name, error) from error
         self._check_read(node)
         return result
 
@@ -135,9 +138,9 @@ class _Importer(GraphImporter):
                 continue
             refuse(node, attribute, value)
         for index in node.inputs.unread():
-            raise InvalidArgument(
-                f"TVM cannot import the operator {node.operator} ({node.name!r}) with its input {index + 1}, "
-                f"{node.input_name(index)}, which it would ignore"
+            raise node.refused(
+                f"with its input {index + 1}, {node.input_name(index)}, which TVM would ignore",
+                "export the model without it",
             )
 
     def _as_declared(self, node: onnx.NodeProto, index: int, value: Expr, right: onnx.TypeProto.Tensor) -> Expr:
@@ -146,13 +149,10 @@ class _Importer(GraphImporter):
         ty = value.ty if isinstance(value, relax.Expr) else None
         if not isinstance(ty, relax.TensorType) or ty.dtype is None:
             return value  # a shape or a sequence, which has no datatype
-        where = f"the operator {node.op_type} ({(node.name or node.output[0])!r})"
         have, want = str(ty.dtype.dtype), str(tensor_dtype_to_np_dtype(right.elem_type))
         if have != want:
             if not _may_become(have, want):
-                raise InvalidArgument(
-                    f"TVM cannot import {where}: it computes {have} where the model has {want} ({node.output[index]!r})"
-                )
+                raise _not_as_declared(node, index, have, want)
             value = self.bb.normalize(relax.op.astype(value, want))
         if right.HasField("shape") and isinstance(value.ty.shape, relax.ShapeExpr):
             dims = [d.dim_value if d.HasField("dim_value") else None for d in right.shape.dim]
@@ -162,19 +162,20 @@ class _Importer(GraphImporter):
             clash = any(a is not None and b is not None and a != b for a, b in zip(ours, dims, strict=False))
             if clash or len(ours) != len(dims):
                 shown = [",".join("?" if d is None else str(d) for d in shape) for shape in (ours, dims)]
-                raise InvalidArgument(
-                    f"TVM cannot import {where}: it computes the shape [{shown[0]}] where the model has [{shown[1]}] "
-                    f"({node.output[index]!r})"
-                )
+                raise _not_as_declared(node, index, f"the shape [{shown[0]}]", f"[{shown[1]}]")
         return value
 
 
-def _failed(operator: str, name: str, error: Exception) -> InvalidArgument:
+def _not_as_declared(node: onnx.NodeProto, index: int, have: str, want: str) -> InvalidArgument:
+    why = f"TVM computes {have} for {node.output[index]!r} where the model has {want}"
+    return cannot_import(node.op_type, node.domain, name_of(node), why)
+
+
+def _failed(operator: str, domain: str, name: str, error: Exception) -> InvalidArgument:
     if expects_constant(error):
-        why = "one of its inputs is computed when the model runs; it has to be a constant"
-    else:
-        why = one_line(error) or type(error).__name__
-    return InvalidArgument(f"TVM cannot import the operator {operator} ({name!r}): {why}")
+        why = "one of its inputs is computed when the model runs"
+        return cannot_import(operator, domain, name, why, "it has to be a constant")
+    return cannot_import(operator, domain, name, reason(error))
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

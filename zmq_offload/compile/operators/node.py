@@ -10,6 +10,7 @@ import onnx
 import tvm
 from tvm import relax
 
+from zmq_offload.compile.operators.refusal import cannot_import
 from zmq_offload.compile.operators.tvm_importer import NODE_INFO, AttributeValue, Builder, Expr, convert
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
@@ -110,6 +111,10 @@ class Node:
         self.inputs, self.attributes = Inputs(list(inputs)), Attributes(attributes)
         self.proto = proto
 
+    @property
+    def domain(self) -> str:
+        return self.proto.domain if self.proto is not None else ""
+
     def input_name(self, index: int) -> str:
         return repr(self.proto.input[index]) if self.proto is not None else "inside a branch"
 
@@ -122,19 +127,20 @@ class Node:
             return np.asarray(value.value.numpy())
         if isinstance(value, relax.ShapeExpr) and all(isinstance(d, tvm.tirx.IntImm) for d in value.values):
             return np.array([int(d) for d in value.values], np.int64)
-        raise InvalidArgument(
-            f"TVM cannot import the operator {self.operator} ({self.name!r}): its input {index + 1}, "
-            f"{self.input_name(index)}, is computed when the model runs; it has to be a constant"
+        raise self.refused(
+            f"its input {index + 1}, {self.input_name(index)}, is computed when the model runs",
+            "it has to be a constant",
         )
+
+    def refused(self, why: str, instead: str) -> InvalidArgument:
+        """The error that says that this node cannot be imported, why, and what to do instead."""
+        return cannot_import(self.operator, self.domain, self.name, why, instead)
 
 
 def refuse(node: Node, attribute: str, value: object, right: str = "") -> NoReturn:
     """Raises InvalidArgument for an attribute's value; `right` says which value can be used."""
     shown = value.decode(errors="replace") if isinstance(value, bytes) else value
-    instead = right or "export the model without it"
-    raise InvalidArgument(
-        f"TVM cannot import the operator {node.operator} ({node.name!r}) with {attribute}={shown!s:.80}; {instead}"
-    )
+    raise node.refused(f"with {attribute}={shown!s:.80}", right or "export the model without it")
 
 
 def static_shape(value: Expr) -> list[int] | None:

@@ -7,7 +7,6 @@ from tvm import relax
 
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
-from zmq_offload.errors import InvalidArgument
 
 op = relax.op
 
@@ -23,10 +22,7 @@ def reduce_mean(bb: Builder, node: Node) -> Expr:
         return x
     shape = static_shape(x)
     if shape is None:
-        raise InvalidArgument(
-            f"TVM cannot import the operator ReduceMean ({node.name!r}) of {kind} with symbolic dimensions; "
-            "cast to float32"
-        )
+        raise node.refused(f"its input is of {kind} and has symbolic dimensions", "cast to float32")
     count = int(np.prod([shape[a] for a in axes] if axes is not None else shape))
     total = op.sum(op.astype(x, "int64"), axes, keep)
     return op.astype(op.divide(total, relax.const(count, "int64")), kind)

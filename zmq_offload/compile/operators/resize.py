@@ -11,7 +11,6 @@ from tvm import relax
 
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
-from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
 
 COORDINATES = (
@@ -104,9 +103,7 @@ def _resized(
     dims = list(x.ty.shape.values)
     axes = [a % len(dims) for a in node.attributes.integers("axes") or range(len(dims))]
     if (scales is None) == (sizes is None):
-        raise InvalidArgument(
-            f"TVM cannot import the operator {node.operator} ({node.name!r}): it needs scales or sizes"
-        )
+        raise node.refused("it has neither scales nor sizes", "export the model with one of them")
     policy = node.attributes.text("keep_aspect_ratio_policy", "stretch")
     symbolic = [d for d, extent in enumerate(dims) if not isinstance(extent, tvm.tirx.IntImm) and d in axes]
     if symbolic and any(scales is None or scales[axes.index(d)] != 1 for d in symbolic):
