@@ -6,7 +6,7 @@ import numpy as np
 import tvm
 from tvm import relax, te
 
-from zmq_offload.compile.operators import arithmetic, pools, reductions
+from zmq_offload.compile.operators import arithmetic, pools, quantized, reductions
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.resize import resize, upsample
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, datatype
@@ -305,9 +305,12 @@ CONVERTERS: dict[str, Converter] = {
     "Constant": constant,
     "ConstantOfShape": constant_of_shape,
     "Conv": pools.convolution,
+    "ConvInteger": quantized.conv_integer,
     "ConvTranspose": pools.transposed_convolution,
     "Cosh": arithmetic.cosh,
+    "DequantizeLinear": quantized.dequantize_linear,
     "Dropout": dropout,
+    "DynamicQuantizeLinear": quantized.dynamic_quantize_linear,
     "Elu": arithmetic.elu,
     "Equal": equal,
     "Expand": expand,
@@ -318,6 +321,7 @@ CONVERTERS: dict[str, Converter] = {
     "LayerNormalization": layer_norm,
     "LpPool": pools.pool,
     "MatMul": arithmetic.matmul,
+    "MatMulInteger": quantized.matmul_integer,
     "MaxPool": pools.pool,
     "MaxUnpool": max_unpool,
     "MeanVarianceNormalization": mean_variance,
@@ -326,6 +330,7 @@ CONVERTERS: dict[str, Converter] = {
     "OneHot": one_hot,
     "Pad": pad,
     "Pow": arithmetic.power,
+    "QuantizeLinear": quantized.quantize_linear,
     "Range": range_,
     "ReduceL1": reductions.reduction(lambda x, _: op.abs(x), None),
     "ReduceL2": reductions.reduction(lambda x, _: op.abs(x), None),

@@ -18,11 +18,11 @@ def pool(bb: Builder, node: Node) -> Expr:
     attributes = node.attributes
     kernel = attributes.integers("kernel_shape") or []
     spatial = len(kernel)
-    reach = _reach(node, kernel)
+    reach = reach_of(node, kernel)
     strides = attributes.integers("strides") or [1] * spatial
     shape = static_shape(node.inputs[0])
     extents = shape[2:] if shape is not None else None
-    _write_out(node, reach, strides, extents)
+    write_out(node, reach, strides, extents)
     windows: list[int] = []
     if attributes.flag("ceil_mode"):
         pads = attributes.integers("pads") or [0] * 2 * spatial
@@ -58,7 +58,7 @@ def convolution(bb: Builder, node: Node) -> Expr:
             refuse(node, "kernel_shape", given, f"its weights have {weight[2:]}")
         if shape is not None:
             strides = attributes.integers("strides") or [1] * len(weight[2:])
-            _write_out(node, _reach(node, weight[2:]), strides, shape[2:])
+            write_out(node, reach_of(node, weight[2:]), strides, shape[2:])
     return _in_float32(bb, node)
 
 
@@ -75,7 +75,7 @@ def transposed_convolution(bb: Builder, node: Node) -> Expr:
         extra = attributes.integers("output_padding") or [0] * spatial
         upper = attributes.text("auto_pad", "NOTSET") == "SAME_UPPER"
         begin, end = [], []
-        for axis, reach in enumerate(_reach(node, weight[2:])):
+        for axis, reach in enumerate(reach_of(node, weight[2:])):
             total = strides[axis] * (shape[2 + axis] - 1) + extra[axis] + reach - wanted[-spatial:][axis]
             extra[axis] += max(-total, 0)
             if extra[axis] >= max(strides[axis], 2):
@@ -96,13 +96,13 @@ def _in_float32(bb: Builder, node: Node) -> Expr:
     return relax.op.astype(result, kind) if kind == "float16" else result
 
 
-def _reach(node: Node, kernel: Sequence[int]) -> list[int]:
+def reach_of(node: Node, kernel: Sequence[int]) -> list[int]:
     """The extents of a window, dilation included."""
     dilations = node.attributes.integers("dilations") or [1] * len(kernel)
     return [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
 
 
-def _write_out(node: Node, reach: Sequence[int], strides: Sequence[int], extents: Sequence[int] | None) -> None:
+def write_out(node: Node, reach: Sequence[int], strides: Sequence[int], extents: Sequence[int] | None) -> None:
     """Write `auto_pad` as `pads`."""
     mode = node.attributes.text("auto_pad", "NOTSET")
     if mode == "VALID":

@@ -9,6 +9,7 @@ import onnx
 import onnx.inliner
 
 from zmq_offload.compile.operators.converters import CONVERTERS
+from zmq_offload.compile.operators.qlinear import write_out_quantized
 from zmq_offload.compile.operators.tvm_importer import known_operators
 
 NOT_ONNX = {"Attention"}
@@ -34,6 +35,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     if copy.functions:
         copy = onnx.inliner.inline_local_functions(copy)
+    write_out_quantized(copy)
     _write_out_splits(copy)
     known = (known_operators() | set(CONVERTERS)) - NOT_ONNX
     names = {node.op_type for node in copy.graph.node if node.domain in ("", "ai.onnx")} - known
