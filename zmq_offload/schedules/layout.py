@@ -18,6 +18,7 @@ from tvm.relax.expr_functor import mutator
 from zmq_offload.schedules import operators
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
+from zmq_offload.schedules.recurrent import packed_call
 from zmq_offload.schedules.simplify import GraphRewriter, constant_expr, rewritten
 from zmq_offload.schedules.tiles import choose_tile
 from zmq_offload.schedules.tvm_internals import last_part, operator_name
@@ -34,6 +35,7 @@ _ELEMENTWISE = frozenset(
 _REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min", "prod", "variance", "std"))
 # The method of the rewriter for each operator.
 _RULES = {
+    "relax.call_tir": "_recurrent",
     "relax.nn.conv1d": "_convolution",
     "relax.nn.conv2d": "_convolution",
     "relax.nn.conv2d_transpose": "_transposed",
@@ -247,6 +249,10 @@ class _ChannelsLast(GraphRewriter):
         if matrix is not None and matrix.ndim == 2:
             return self._dense(a, b, matrix, matrix.shape[1])
         return self.builder_.call_te(operators.matmul, a, b, primfunc_name_hint="matmul")
+
+    def _recurrent(self, call: Call) -> Expr | None:
+        weight = self.array(call.args[1].fields[1]) if len(call.args[1].fields) > 1 else None
+        return packed_call(self.builder_, call, weight, self._machine)
 
     def _pool(self, call: Call) -> Expr | None:
         attrs = call.attrs

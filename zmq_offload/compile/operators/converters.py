@@ -8,6 +8,7 @@ from tvm import relax, te
 
 from zmq_offload.compile.operators import arithmetic, pools, quantized, reductions
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
+from zmq_offload.compile.operators.recurrent import recurrent
 from zmq_offload.compile.operators.resize import resize, upsample
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, datatype
 from zmq_offload.protocol.payload import Array
@@ -315,9 +316,11 @@ CONVERTERS: dict[str, Converter] = {
     "Equal": equal,
     "Expand": expand,
     "EyeLike": eye_like,
+    "GRU": recurrent,
     "Gemm": arithmetic.gemm,
     "IsInf": arithmetic.is_inf,
     "LRN": lrn,
+    "LSTM": recurrent,
     "LayerNormalization": layer_norm,
     "LpPool": pools.pool,
     "MatMul": arithmetic.matmul,
@@ -342,6 +345,7 @@ CONVERTERS: dict[str, Converter] = {
     "ReduceProd": reductions.reduction(None, None),
     "ReduceSum": reductions.reduction(None, None),
     "ReduceSumSquare": reductions.reduction(lambda x, _: op.multiply(x, x), None),
+    "RNN": recurrent,
     "RMSNormalization": rms_normalization,
     "Reshape": reshape,
     "Resize": resize,
