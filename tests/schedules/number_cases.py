@@ -56,8 +56,8 @@ _SCALE, _ALPHA = float(np.float32(1.0507010221481323)), float(np.float32(1.67326
 FUNCTIONS: dict[str, Function] = {
     "Exp": Function(np.exp, 2),
     "Sigmoid": Function(_sigmoid, 3),  # exp, sum, division
-    "Tanh": Function(np.tanh, 4),  # 1 - e magnifies exp's error up to 1.5 times where the series ends
-    "Erf": Function(_each(math.erf), 4),  # the formula's own error is 1.5e-7, which is 2.5 of these
+    "Tanh": Function(np.tanh, 4),  # expm1, sum, division
+    "Erf": Function(_each(math.erf), 4),  # a polynomial with two more operations, expm1
     "Log": Function(np.log, 2),
     "Softplus": Function(_softplus, 3),  # exp, log1p, sum
     "Mish": Function(lambda x: x * np.tanh(_softplus(x)), 8, of_product=True),  # exp, log1p, tanh, product
