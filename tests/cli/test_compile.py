@@ -35,7 +35,7 @@ def test_compile_writes_bundle_and_repository_and_reports_them(
         "[1/5] import and split the model ... T",
         "[2/5] compile the subgraph 'mlp' ... T",
         "[3/5] compile the device bundle ... T",
-        "[4/5] compare with the ONNX file ... T",
+        "[4/5] compare with the file ... T",
         f"[5/5] write {output} ... T",
     ]
     assert Repository(repository).read("mlp", 1).version == 1

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.support import onnx_models
 from zmq_offload.cli.main import main
-from zmq_offload.compile.importer import import_onnx, read_onnx
+from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan import planning
@@ -119,15 +120,15 @@ def test_times_are_carried_over_in_profiles(convnet: Path, tmp_path: Path, capsy
 
 def test_sealed_weights_and_private_inputs(convnet: Path) -> None:
     model = cuttable(import_onnx(convnet, SHAPE))
-    onnx_model = read_onnx(convnet)
-    rules = rules_of(model, onnx_model, ["w3", "w2"], ["x"])
+    origins = read_model(convnet).origins()
+    rules = rules_of(model, origins, ["w3", "w2"], ["x"])
     assert [sorted(names) for names in rules.sealed_before] == [[], [], ["w2"], ["w2", "w3"], ["w2", "w3"]]
     assert [sorted(names) for names in rules.sealed_after] == [["w2", "w3"], ["w2", "w3"], ["w3"], [], []]
     assert [sorted(names) for names in rules.raw] == [["x"], [], [], [], []]
     with pytest.raises(InvalidArgument, match=r"--seal: the model has no weight 'w33'; did you mean 'w3'"):
-        rules_of(model, onnx_model, ["w33"], [])
+        rules_of(model, origins, ["w33"], [])
     with pytest.raises(InvalidArgument, match=r"--private: the model has no input 'y'; the nearest are 'x'"):
-        rules_of(model, onnx_model, [], ["y"])
+        rules_of(model, origins, [], ["y"])
 
 
 def test_an_input_that_was_only_scaled_and_turned_is_still_raw(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_an_input_that_was_only_scaled_and_turned_is_still_raw(tmp_path: Path) -
     file = onnx_models.write(tmp_path / "scaled.onnx", nodes, {"x": [8, 4]}, {"y": [4, 8]}, weights)
     model = cuttable(import_onnx(file, {}))
     assert [p.name for p in model.points] == ["x", "turned", "h", "y"]
-    rules = rules_of(model, read_onnx(file), [], ["x"])
+    rules = rules_of(model, read_model(file).origins(), [], ["x"])
     assert [bool(names) for names in rules.raw] == [True, True, False, False]
 
 
@@ -174,7 +175,7 @@ def test_an_input_of_which_each_number_was_changed_by_itself_is_still_raw(tmp_pa
     file = onnx_models.write(tmp_path / "m.onnx", nodes, *shapes, weights)
     model = cuttable(import_onnx(file, {}))
     assert [p.name for p in model.points] == ["x", "changed", "h", "y"]
-    rules = rules_of(model, read_onnx(file), [], ["x"])
+    rules = rules_of(model, read_model(file).origins(), [], ["x"])
     assert [bool(names) for names in rules.raw] == [True, True, False, False]
 
 
@@ -222,7 +223,7 @@ def test_what_is_refused_before_anything_slow(
     other.write_text(json.dumps(json.loads(other.read_text()) | {"format_version": 7}))
     assert "format_version is 7, this release reads 1" in refused("--server-profile", str(other))
     assert main(["profile", str(tmp_path), "--save", str(other)]) == 1
-    assert "--save is for ONNX files" in capsys.readouterr().err
+    assert "--save is for model files" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["compile", str(convnet), "--plan", str(other), "--cut", "relu1", "--name", "n"])
     assert "--plan sets --cut, --until and --wire" in capsys.readouterr().err

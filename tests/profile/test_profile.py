@@ -119,8 +119,8 @@ def test_a_device_bundle_counts_the_work_of_the_device_only(compiled_mlp: Compil
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "nothing does not exist; name an ONNX file"),
-        (["."], "is neither an ONNX file nor a folder with model.json"),
+        (["nothing"], "nothing does not exist; name a model file"),
+        (["."], "is neither a model file nor a folder with model.json"),
         (["{mlp}"], "--input is missing for 'x'"),
         (["{mlp}", "--input", "x=N,8"], "x has a symbolic dimension; give numbers"),
         (["{mlp}", "--input", "x=2,8", "--broker", "tcp://127.0.0.1:1"], "--broker is for device bundles"),
@@ -129,7 +129,7 @@ def test_a_device_bundle_counts_the_work_of_the_device_only(compiled_mlp: Compil
         (["{mlp}", "--input", "x=2,8", "--target", "?"], "target '?'"),
         (["{mlp}", "--input", "x=2,8", "--target", '{{"kind": "llvm", "mtriple": "riscv64-linux-gnu"}}'], "riscv64"),
         (["{mlp}", "--input", "x=2,8", "-o", "none/p.png"], "none/p.png cannot be written"),
-        (["{subgraph}", "--target", "llvm"], "--target is for ONNX files"),
+        (["{subgraph}", "--target", "llvm"], "--target is for model files"),
         (["{subgraph}", "--input", "h2=3,16"], "--input h2=3,16 does not fit h2 FP32[2,16]"),
         (["{subgraph}", "--input", "x=3,16"], "the model has no input 'x'; it has h2 FP32[2,16]"),
     ],

@@ -1,4 +1,4 @@
-"""`zmq-offload compile`: split an ONNX model and compile both sides."""
+"""`zmq-offload compile`: split a model and compile both sides."""
 
 from __future__ import annotations
 
@@ -50,14 +50,13 @@ class _OfRegion(argparse.Action):
 
 def add_options(parser: Parser) -> None:
     parser.description = (
-        "Split an ONNX model at its tensors. DIR/device is the device bundle, DIR/repository the workers' model "
-        "repository."
+        "Split a model at its tensors. DIR/device is the device bundle, DIR/repository the workers' model repository."
     )
     parser.set_example(
         "zmq-offload compile model.onnx --input x=1,3,320,320 --list-cuts",
         "zmq-offload compile model.onnx --input x=1,3,320,320 --cut features \\\n    --name ocr -o dist",
     )
-    parser.add_argument("model", metavar="MODEL.onnx", help="an ONNX file")
+    parser.add_argument("model", metavar="MODEL", help="a model file: ONNX, .pt2 (torch.export.save) or .tflite")
     parser.add_argument(
         "--input",
         action="append",
@@ -114,8 +113,8 @@ def _add_check_options(parser: Parser) -> None:
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="before anything is written, compare the results with ONNX Runtime, or with onnx.reference if that is not "
-        "installed; a difference is an error (default: --check)",
+        help="before anything is written, compare the results with another runtime (ONNX Runtime or onnx.reference, "
+        "PyTorch, LiteRT); a difference is an error (default: --check)",
     )
     group.add_argument(
         "--check-input",
@@ -241,12 +240,13 @@ def _regions(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _read_samples(args: argparse.Namespace, inputs: Shapes) -> tuple[bool | Samples, Samples]:
     """Read and check the inputs of the check and of the measurement of accuracy, before anything slow is done."""
-    from zmq_offload.compile import accuracy, importer
+    from zmq_offload.compile import accuracy
+    from zmq_offload.compile.models.read import read_model
 
     check = accuracy.read_samples(args.check_input or ())
     wire_samples = [accuracy.read_sample(file) for file in args.wire_check or ()]
     if check or wire_samples:
-        specs = importer.model_inputs(args.model, inputs)
+        specs = read_model(args.model).inputs(inputs)
         for sample in (*check, *wire_samples):
             accuracy.named(sample, specs)
     return check or args.check, wire_samples

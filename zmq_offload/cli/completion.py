@@ -13,7 +13,7 @@ from zmq_offload.console.parser import Parser
 SHELLS = ("bash", "zsh")
 
 _FOLDERS = ("DIR",)
-_FILES = ("FILE", "PNG", "MODEL.onnx", "FILE.key", "MODEL-OR-BUNDLE")
+_FILES = ("FILE", "PNG", "MODEL", "FILE.key", "MODEL-OR-BUNDLE")
 
 
 def add_options(parser: Parser) -> None:

@@ -28,15 +28,15 @@ factor = checked(float, lambda f: 1 <= f <= 1e4, "a factor from 1 to 10000")
 
 def add_options(parser: Parser) -> None:
     parser.description = (
-        "Measure both parts of every clean cut of an ONNX model with TVM on this machine, predict what each split "
+        "Measure both parts of every clean cut of a model with TVM on this machine, predict what each split "
         "(a pair of cuts and an encoding) costs over a link, and choose the best. The device is one thread of this "
-        "machine, slowed down, or a profile that `zmq-offload profile MODEL.onnx --save FILE` measured on the device."
+        "machine, slowed down, or a profile that `zmq-offload profile MODEL --save FILE` measured on the device."
     )
     parser.set_example(
         "zmq-offload plan model.onnx --input x=1,3,320,320 --bandwidth 50Mbit \\\n"
         "    --rtt 10ms --device-slowdown 8 --save plan.json"
     )
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="an ONNX file")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a model file: ONNX, .pt2 or .tflite")
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=DIMS", help="input shape in numbers, e.g. x=1,3,320,320"
     )

@@ -28,20 +28,20 @@ PICTURE = "zmq-offload-profile.png"
 
 def add_options(parser: Parser) -> None:
     parser.description = (
-        "Run an ONNX model (compiled whole), a version in a model repository or a device bundle on this machine. Show "
-        "the time of each fused function, its share, GFLOP/s and share of this machine's measured peak, as a table and "
-        "as a picture. ONNX Runtime, if it is installed, runs an ONNX model for comparison."
+        "Run a model file (ONNX, .pt2 or .tflite, compiled whole), a version in a model repository or a device bundle "
+        "on this machine. Show the time of each fused function, its share, GFLOP/s and share of this machine's "
+        "measured peak, as a table and as a picture. ONNX Runtime, where installed, runs an ONNX file, too."
     )
     parser.set_example(
         "zmq-offload profile model.onnx --input x=1,3,320,320", "zmq-offload profile dist/repository/ocr/1"
     )
     parser.add_argument(
-        "model", type=Path, metavar="MODEL-OR-BUNDLE", help="an ONNX file, repository/MODEL/VERSION, or a device bundle"
+        "model", type=Path, metavar="MODEL-OR-BUNDLE", help="a model file, repository/MODEL/VERSION, or a device bundle"
     )
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=DIMS", help="input shape in numbers, e.g. x=1,3,320,320"
     )
-    parser.add_argument("--target", metavar="T", help="TVM target for an ONNX file, a name or JSON (default: this CPU)")
+    parser.add_argument("--target", metavar="T", help="TVM target for a model file, a name or JSON (default: this CPU)")
     parser.add_argument("--threads", type=threads, metavar="N", help="TVM threads (default: all cores)")
     parser.add_argument("--repeat", type=count, default=20, metavar="N", help="runs for each median (default: 20)")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="functions to show (default: 20)")
@@ -54,7 +54,7 @@ def add_options(parser: Parser) -> None:
         "--save",
         type=settings.path,
         metavar="FILE",
-        help="also measure both parts of every clean cut of an ONNX file, for `zmq-offload plan --device-profile FILE`",
+        help="also measure both parts of every clean cut of a model file, for `zmq-offload plan --device-profile FILE`",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_verbose(parser)
@@ -104,7 +104,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.broker is not None and args.model.exists() and not (args.model / MANIFEST).is_file():
         raise InvalidArgument(f"--broker is for device bundles, and {args.model} is not one; leave it out")
     if args.save is not None and not args.model.is_file():
-        raise InvalidArgument(f"--save is for ONNX files, and {args.model} is not one; give the ONNX file")
+        raise InvalidArgument(f"--save is for model files, and {args.model} is not one; give the model file")
     if args.save is not None and args.target is not None:
         raise InvalidArgument("--save measures this machine as it is; leave --target out")
 

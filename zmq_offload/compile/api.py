@@ -19,8 +19,8 @@ from zmq_offload.compile.bundle import BuildJob, Compiled, Signature, write
 from zmq_offload.compile.check import Check
 from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.destination import Destination
-from zmq_offload.compile.importer import import_onnx
 from zmq_offload.compile.interrupt import interruptible
+from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import resolve_target, runs_here
@@ -114,7 +114,8 @@ def compile_model(
     job.expect(import_steps=1, checks=check is not False)
     with job.progress.step("import and split the model"):
         tensors = [tensor for region in chosen for tensor in (*region.cut, *(region.until or ()))]
-        imported = import_onnx(model, inputs or {}, tensors)
+        source = read_model(model)
+        imported = source.imported(inputs or {}, tensors)
         mod, chosen = outline_regions(imported.mod, imported.graph, chosen)
         wires = [check_wire(region.wire or wire) for region in chosen]
         mod = encode_boundary(mod, wires)
@@ -124,7 +125,7 @@ def compile_model(
     checking = None
     if check is not False:
         samples = () if check is True else check
-        checking = Check(model, inputs or {}, wires, samples, (job.target, job.device_target))
+        checking = Check(source, inputs or {}, wires, samples, (job.target, job.device_target))
     return write(mod, Signature(imported.inputs, imported.outputs), job, checking)
 
 
@@ -214,7 +215,7 @@ def list_cuts(model: PathLike, *, inputs: Mapping[str, Sequence[Dim]] | None = N
     >>> for point in list_cuts("detection.onnx", inputs={"x": (1, 3, 320, 320)}):  # doctest: +SKIP
     ...     print(point.name, point.nbytes, point.share)
     """
-    return cut_points(import_onnx(model, inputs or {}).graph)
+    return cut_points(read_model(model).imported(inputs or {}).graph)
 
 
 def _regions(

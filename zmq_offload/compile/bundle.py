@@ -209,7 +209,7 @@ def _compile_fallback(subgraph: Subgraph, draft: Path, job: BuildJob) -> Fallbac
 
 def _checked(check: Check, device: Path, libraries: Sequence[_Library], job: BuildJob) -> Checked:
     operations = sum(fixed + rows for library in libraries for fixed, rows in library.flops.values())
-    with job.progress.step("compare with the ONNX file") as report:
+    with job.progress.step("compare with the file") as report:
         return check(device, [(library.subgraph, library.file) for library in libraries], operations, report)
 
 

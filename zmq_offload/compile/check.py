@@ -1,8 +1,7 @@
-"""Compare a compiled model with its ONNX file: the device bundle and its subgraphs run, and outputs are compared."""
+"""Compare a compiled model with its file: the device bundle and its subgraphs run, and outputs are compared."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.byoc.codegen import Subgraph
 from zmq_offload.byoc.encoding import Wire
 from zmq_offload.compile.accuracy import InProcess, Loss, compare, named
-from zmq_offload.compile.onnx_file import read_onnx
-from zmq_offload.compile.reference import ROUNDS, CannotRun, Reference, open_reference, random_inputs
+from zmq_offload.compile.models.base import Model
+from zmq_offload.compile.reference import ROUNDS, CannotRun, Reference
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import runs_here
 from zmq_offload.console.progress import Say, say_nothing
@@ -39,7 +38,7 @@ MASK = 1e8
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of a check against the ONNX file. Its text is what the command prints.
+    """The result of a check against the model's file. Its text is what the command prints.
 
     Attributes
     ----------
@@ -66,12 +65,12 @@ class Checked:
 
 @dataclass(frozen=True)
 class Check:
-    """A check against an ONNX file that was compiled with shapes `inputs`, encodings `wires` and `targets`.
+    """A check against a model that was compiled with shapes `inputs`, encodings `wires` and `targets`.
 
     Without `samples` it makes a random input, or two with different extents for a model with symbolic dimensions.
     """
 
-    model: str | os.PathLike[str]
+    model: Model
     inputs: Mapping[str, Sequence[Dim]]
     wires: Sequence[Wire]
     samples: Sequence[Mapping[str, Array] | Array] = ()
@@ -96,7 +95,7 @@ class Check:
         if reason is not None:
             return Checked(skipped=reason)
         try:
-            reference = open_reference(self.model)
+            reference = self.model.reference()
         except CannotRun as error:
             return Checked(skipped=str(error))
         if operations > reference.most_operations:
@@ -140,9 +139,8 @@ class Check:
     def _samples(self, specs: Sequence[TensorSpec]) -> list[dict[str, Array]]:
         if self.samples:
             return [named(sample, specs) for sample in self.samples]
-        model = read_onnx(self.model)
         rounds = ROUNDS if any(ANY in spec.shape for spec in specs) else 1
-        return [random_inputs(model, specs, self.inputs, number) for number in range(rounds)]
+        return [self.model.random_inputs(specs, self.inputs, number) for number in range(rounds)]
 
     def _compared(
         self, reference: Reference, split: OffloadedModel, outputs: Sequence[TensorSpec], sample: Mapping[str, Array]
@@ -163,8 +161,7 @@ class Check:
 
     def _loss(self, spec: TensorSpec, ours: Array, right: Array, reference: str) -> Loss:
         """Compare an output. Raises FailedPrecondition if the difference is too large."""
-        file = os.fspath(self.model)
-        what = f"the compiled model does not compute what {file} means in {reference}: output {spec.name!r}"
+        what = f"the compiled model does not compute what {self.model.name} means in {reference}: output {spec.name!r}"
         more = "leave the operator out, report it, or accept it (--no-check)"
         if ours.dtype != right.dtype or ours.shape != right.shape:
             raise FailedPrecondition(

@@ -12,6 +12,7 @@ import onnx
 import onnx.version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
+from zmq_offload.compile.onnx_usable import check_usable
 from zmq_offload.compile.operators.rewrite import resized_as_before
 from zmq_offload.errors import InvalidArgument, one_line
 
@@ -25,8 +26,8 @@ IMPORTED_OPSET = 11
 def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Read a model, with its external data, and convert it to opset 11 if it is older.
 
-    Raises InvalidArgument, with the file's name, if the file cannot be read, is not ONNX, lacks external data, or has
-    an unsupported opset.
+    Raises InvalidArgument, with the file's name, if the file cannot be read, is not ONNX, is not a whole network for
+    inference (`check_usable`), lacks external data, or has an unsupported opset.
     """
     file = Path(path)
     try:
@@ -36,10 +37,8 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except OSError as error:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # the suffix decides on protobuf, JSON or text; each raises other errors
-        raise InvalidArgument(f"{file} is not an ONNX model: {one_line(error)}") from None
-    # An empty file is a valid protobuf message, and so are many files of other formats.
-    if not model.ir_version or not model.graph.node or not model.graph.output:
-        raise InvalidArgument(f"{file} is not an ONNX model: it has no graph")
+        raise InvalidArgument(f"{file} is not an ONNX model, or only a part of one: {one_line(error)}") from None
+    check_usable(model, file)
     _load_external_data(model, file)
     return _typed(_modern(model, file))
 

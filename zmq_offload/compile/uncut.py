@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zmq_offload.compile.build import build, export
-from zmq_offload.compile.importer import import_uncut
+from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import TargetLike, resolve_target
 from zmq_offload.protocol.payload import Array
@@ -50,7 +50,7 @@ def compile_uncut(
     >>> (y,) = UncutModel("m.so")(x)  # doctest: +SKIP
     """
     chosen = resolve_target(target)
-    export(build(import_uncut(model, inputs or {}), chosen), Path(library), chosen)
+    export(build(read_model(model).uncut(inputs or {}), chosen), Path(library), chosen)
 
 
 class UncutModel:

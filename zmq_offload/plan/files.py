@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class PlannedModel(msgspec.Struct, frozen=True):
-    """The model that a file belongs to: name and checksum of the ONNX file, and the shapes of its inputs."""
+    """The model that a file belongs to: name and checksum of the model file, and the shapes of its inputs."""
 
     file: str
     checksum: str
@@ -70,7 +70,7 @@ class CutTimes(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, file: Path) -> CutTimes:
         """Raises InvalidArgument for a file that is not a profile of cuts, of another format version, or damaged."""
-        found = _read(file, PROFILE, _CutTimes, "zmq-offload profile MODEL.onnx --save FILE")
+        found = _read(file, PROFILE, _CutTimes, "zmq-offload profile MODEL --save FILE")
         s = found.seconds
         encode, decode = ({wire: coding[wire] for wire in WIRES} for coding in (s.encode, s.decode))
         points = tuple(map(CutPoint, found.places))

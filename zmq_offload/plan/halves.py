@@ -26,7 +26,8 @@ from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
-from zmq_offload.compile.importer import Imported, import_onnx
+from zmq_offload.compile.importer import Imported
+from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import host_target
 from zmq_offload.console.progress import Say, counter, say_nothing
@@ -119,7 +120,7 @@ def take_profile(
     file: Path, inputs: Mapping[str, Sequence[Dim]], threads: int, repeat: int, say: Say = say_nothing
 ) -> CutTimes:
     """The times of a model's parts on this machine, for a plan on another one. Raises as `cuttable` does."""
-    model = cuttable(import_onnx(file, inputs))
+    model = cuttable(read_model(file).imported(inputs))
     target = host_target()
     (times,) = measure_halves(model, target, [threads], repeat, say=say)
     machine = f"{platform.node()} ({target.attrs.get('mcpu')})"

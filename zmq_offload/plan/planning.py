@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from zmq_offload.common.units import counted
-from zmq_offload.compile import importer
+from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import host_target
 from zmq_offload.console.progress import Progress
@@ -72,12 +72,11 @@ class Answer:
 def make_plan(question: Question, progress: Progress) -> Answer:
     """Choose the best split. Raises InvalidArgument for a model, profile or rule that cannot be used."""
     with progress.step(f"import {question.model}"):
-        model = halves.cuttable(importer.import_onnx(question.model, question.inputs))
+        source = read_model(question.model)
+        model = halves.cuttable(source.imported(question.inputs))
         planned = PlannedModel.of(question.model, model.imported.inputs)
         device, server = (_times(side, question, model) for side in (question.device, question.server))
-        rules = restrictions.rules_of(
-            model, importer.read_onnx(question.model), list(question.sealed), list(question.private)
-        )
+        rules = restrictions.rules_of(model, source.origins(), list(question.sealed), list(question.private))
         splits = allowed_splits(model.points, list(question.wires), rules)
     device, server = _measure_missing(question, model, device, server, progress)
     with progress.step("measure the overhead of a request"):

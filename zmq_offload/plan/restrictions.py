@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-import onnx
 from tvm import ir, relax
 
+from zmq_offload.compile.models.base import Origins
 from zmq_offload.plan.halves import Cuttable
 from zmq_offload.plan.rules import Rules, check_names
 
@@ -23,18 +22,16 @@ _MIXING = {
 """Operators that mix elements. All others (element-wise, layout, normalization, resizing) leave images recognizable."""
 
 
-def rules_of(model: Cuttable, onnx_model: onnx.ModelProto, seal: Sequence[str], private: Sequence[str]) -> Rules:
+def rules_of(model: Cuttable, origins: Origins, seal: Sequence[str], private: Sequence[str]) -> Rules:
     """The rules for a model. `seal` has names of weights, `private` names of inputs.
 
     Raises InvalidArgument for an unknown name, with the nearest known ones.
     """
-    weights = {w.name for w in onnx_model.graph.initializer}
-    weights |= {n.output[0] for n in onnx_model.graph.node if n.op_type == "Constant"}
-    check_names("--seal", seal, weights, "weight")
+    check_names("--seal", seal, origins.weights, "weight")
     inputs = [spec.name for spec in model.imported.inputs]
     check_names("--private", private, inputs, "input")
-    sources = _sources(onnx_model)
-    known = set(sources) | {i.name for i in onnx_model.graph.input}
+    sources = origins.sources
+    known = set(sources) | origins.inputs
     every = frozenset(seal)
     before, after = [], []
     outputs = model.points[-1]
@@ -49,26 +46,6 @@ def rules_of(model: Cuttable, onnx_model: onnx.ModelProto, seal: Sequence[str], 
             after.append(every)
     raw = [frozenset(private) & _raw(model, variables) for variables in model.variables]
     return Rules(tuple(before), tuple(after), tuple(raw))
-
-
-def _sources(model: onnx.ModelProto) -> Mapping[str, tuple[str, ...]]:
-    """For each tensor of the file, the tensors and weights that it is computed from directly."""
-    found = {}
-    for node in model.graph.node:
-        inputs = (*(name for name in node.input if name), *_captured(node))
-        # A Constant has no inputs; `_needed` finds it by its own name.
-        found.update(dict.fromkeys((o for o in node.output if o), inputs))
-    return found
-
-
-def _captured(node: onnx.NodeProto) -> Iterable[str]:
-    """The names that the subgraphs of an If or Loop use, among them all that they take from the outer graph."""
-    graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    for inner in itertools.chain.from_iterable(graph.node for graph in graphs):
-        yield from inner.input
-        yield from _captured(inner)
-    for graph in graphs:
-        yield from (o.name for o in graph.output)
 
 
 def _needed(names: Collection[str], sources: Mapping[str, tuple[str, ...]], stop: Collection[str] = ()) -> set[str]:

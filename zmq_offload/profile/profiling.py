@@ -22,7 +22,7 @@ from zmq_offload.protocol.payload import Array
 
 @dataclass(frozen=True)
 class Order:
-    """What to profile: an ONNX file, a version or a device bundle, whose calls go to `broker` if there is one."""
+    """What to profile: a model file, a version or a device bundle, whose calls go to `broker` if there is one."""
 
     model: Path
     inputs: Mapping[str, Sequence[Dim]]

@@ -1,4 +1,4 @@
-"""Opens a model to profile: an ONNX file, a version in a model repository, or a device bundle."""
+"""Opens a model to profile: a model file, a version in a model repository, or a device bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from zmq_offload.artifacts.repository import DESCRIPTION, Repository
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.flops import counting, flops_of
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.models.onnx_model import OnnxModel
+from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.device.remote import InferenceClient, InFlight, RemoteModule, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
@@ -99,43 +100,45 @@ class Subject:
 def open_subject(
     path: Path, inputs: Mapping[str, Sequence[Dim]], target: Any, client: InferenceClient | None
 ) -> Subject:
-    """Compile the ONNX file `path`, or load the version or device bundle there.
+    """Compile the model file `path`, or load the version or device bundle there.
 
-    `target` is for an ONNX file, and `client` calls the workers of a device bundle. Raises InvalidArgument for options
+    `target` is for a model file, and `client` calls the workers of a device bundle. Raises InvalidArgument for options
     that do not fit `path`, and FailedPrecondition if nothing there can be profiled.
     """
     for name, dims in inputs.items():
         if not all(isinstance(dim, int) for dim in dims):
             raise InvalidArgument(f"--input {name} has a symbolic dimension; give numbers, because the model runs")
     if path.is_file():
-        return _onnx(path, inputs, target)
+        return _model(path, inputs, target)
     if target is not None:
-        raise InvalidArgument("--target is for ONNX files; leave it out for a compiled library")
+        raise InvalidArgument("--target is for model files; leave it out for a compiled library")
     if (path / MANIFEST).is_file():
         return _bundle(path, client or Zeros())
     if (path / DESCRIPTION).is_file():
         return _version(path)
     if not path.exists():
         raise FailedPrecondition(
-            f"{path} does not exist; name an ONNX file, repository/MODEL/VERSION or a device bundle"
+            f"{path} does not exist; name a model file, repository/MODEL/VERSION or a device bundle"
         )
     raise FailedPrecondition(
-        f"{path} is neither an ONNX file nor a folder with {DESCRIPTION} (repository/MODEL/VERSION) or {MANIFEST} "
+        f"{path} is neither a model file nor a folder with {DESCRIPTION} (repository/MODEL/VERSION) or {MANIFEST} "
         "(a device bundle)"
     )
 
 
-def _onnx(path: Path, inputs: Mapping[str, Sequence[Dim]], target: Any) -> Subject:
+def _model(path: Path, inputs: Mapping[str, Sequence[Dim]], target: Any) -> Subject:
     from zmq_offload.compile.build import build
-    from zmq_offload.compile.importer import import_uncut
     from zmq_offload.compile.target import cpu_needs, resolve_target, target_json
 
     chosen = resolve_target(target)
     cpu_needs(chosen).check(f"code for target {target}")
-    signature = import_onnx(path, inputs).inputs
+    model = read_model(path)
+    signature = model.inputs(inputs)
     with counting() as flops:
-        module = build(import_uncut(path, inputs), chosen).jit()
-    return Subject(path.name, "ONNX file, compiled here", module, signature, target_json(chosen), flops, onnx=path)
+        module = build(model.uncut(inputs), chosen).jit()
+    onnx = path if isinstance(model, OnnxModel) else None
+    kind = f"{model.format} file, compiled here"
+    return Subject(path.name, kind, module, signature, target_json(chosen), flops, onnx=onnx)
 
 
 def _version(folder: Path) -> Subject:

@@ -1,0 +1,66 @@
+"""ONNX files as models."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+import tvm
+
+from zmq_offload.compile import importer, reference
+from zmq_offload.compile.importer import Imported
+from zmq_offload.compile.models.base import Model, Origins, Shapes
+from zmq_offload.compile.onnx_file import read_onnx
+from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import TensorSpec
+
+
+class OnnxModel(Model):
+    format: ClassVar[str] = "ONNX"
+
+    def __init__(self, file: Path) -> None:
+        self.name = str(file)
+        self._file = file
+
+    def inputs(self, shapes: Shapes) -> tuple[TensorSpec, ...]:
+        return importer.model_inputs(self._file, shapes)
+
+    def imported(self, shapes: Shapes, tensors: Iterable[str] = ()) -> Imported:
+        return importer.import_onnx(self._file, shapes, tensors)
+
+    def uncut(self, shapes: Shapes) -> tvm.IRModule:
+        return importer.import_uncut(self._file, shapes)
+
+    def reference(self) -> reference.Reference:
+        return reference.open_reference(self._file)
+
+    def random_inputs(self, specs: Sequence[TensorSpec], shapes: Shapes, number: int) -> dict[str, Array]:
+        return reference.random_inputs(read_onnx(self._file), specs, shapes, number)
+
+    def origins(self) -> Origins:
+        return onnx_origins(read_onnx(self._file))
+
+
+def onnx_origins(model: onnx.ModelProto) -> Origins:
+    """Where the tensors of an ONNX model come from."""
+    weights = {w.name for w in model.graph.initializer}
+    weights |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+    sources: dict[str, tuple[str, ...]] = {}
+    for node in model.graph.node:
+        inputs = (*(name for name in node.input if name), *_captured(node))
+        # A Constant has no inputs; it is found by its own name.
+        sources.update(dict.fromkeys((o for o in node.output if o), inputs))
+    return Origins(frozenset(weights), sources, frozenset(i.name for i in model.graph.input))
+
+
+def _captured(node: onnx.NodeProto) -> Iterable[str]:
+    """The names that the subgraphs of an If or Loop use, among them all that they take from the outer graph."""
+    graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    for inner in itertools.chain.from_iterable(graph.node for graph in graphs):
+        yield from inner.input
+        yield from _captured(inner)
+    for graph in graphs:
+        yield from (o.name for o in graph.output)
