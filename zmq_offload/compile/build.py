@@ -16,6 +16,7 @@ from tvm.target import codegen
 
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
+from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.pipeline import cpu_pipeline
 from zmq_offload.compile.target import triple_of
@@ -25,7 +26,7 @@ from zmq_offload.errors import FailedPrecondition, Internal
 
 def prepared(mod: tvm.IRModule) -> tvm.IRModule:
     """Prepare a module for the pipeline: for a build and for tuning alike, so that their functions are the same."""
-    return clamp_indices(fold_constants(mod))
+    return clamp_indices(compute_in_float32(fold_constants(mod)))
 
 
 def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = None) -> tvm.runtime.Executable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.ir import Expr, Var
@@ -26,6 +26,7 @@ from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.stages import Program, Stage
 from zmq_offload.schedules.tiles import Tile, choose_tile
+from zmq_offload.schedules.weights import widened
 
 
 def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
@@ -66,7 +67,7 @@ class _Dense:
         (kh, kw), depth = conv.kernel, constant(self.stage.reduce_extents[-1]) or 1
         work = batch * self.height * self.width * conv.out_channels * kh * kw * depth // self.machine.lanes
         threads = work > SERIAL_WORK
-        machine = self.machine if threads else Machine(self.machine.lanes, self.machine.registers, 1)
+        machine = self.machine if threads else replace(self.machine, threads=1)
         part = partition(machine, batch, self.height, tiles, chunks, row_bytes)
         bands = -(-self.height // part.rows)
         extents = [self.stage.extents[0], index(bands), index(part.across), index(part.channels)]
@@ -180,7 +181,7 @@ class _Task:
 
         def weights(k: list[Expr], offset: int, width: int) -> Expr:
             inner = [index(0), k[1]] if joined else [k[1], k[2]]
-            return tirx.BufferLoad(p.weight, [base + chunk, k[0], *inner, ramp(offset, width)])
+            return widened(tirx.BufferLoad(p.weight, [base + chunk, k[0], *inner, ramp(offset, width)]))
 
         def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
             channel = group * p.per_group + chunk * p.tile.columns + c

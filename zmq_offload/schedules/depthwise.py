@@ -24,6 +24,7 @@ from zmq_offload.schedules.machine import L1_BYTES, Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.stages import Program, Stage
+from zmq_offload.schedules.weights import widened
 
 
 def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
@@ -150,7 +151,7 @@ class _Strip:
             self.size,
             [index(kh), index(kw)],
             data,
-            lambda k, _, size: tirx.BufferLoad(p.weight, [k[0], k[1], ramp(self.first, size)]),
+            lambda k, _, size: widened(tirx.BufferLoad(p.weight, [k[0], k[1], ramp(self.first, size)])),
             store,
             rolled_store=p.epilogue.long,
             unrolled=True,

@@ -10,8 +10,10 @@ through that transpose, any other uses it; dead code elimination removes the tra
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 from tvm.ir import Call, Expr, IRModule, Var
 from tvm.relax.expr_functor import mutator
 
@@ -21,7 +23,8 @@ from zmq_offload.schedules.operators import Array, Conv, shape_of
 from zmq_offload.schedules.recurrent import packed_call
 from zmq_offload.schedules.simplify import GraphRewriter, constant_expr, rewritten
 from zmq_offload.schedules.tiles import choose_tile
-from zmq_offload.schedules.tvm_internals import last_part, operator_name
+from zmq_offload.schedules.tvm_internals import FUSABLE, last_part, operator_name
+from zmq_offload.schedules.weights import stored
 
 _ELEMENTWISE = frozenset(
     "relax." + name
@@ -75,6 +78,11 @@ class _ChannelsLast(GraphRewriter):
         super().__init__(mod)
         self._machine = machine
         self._moved: dict[Var, Expr] = {}
+
+    def _weights(self, expr: Expr) -> Array | None:
+        """Return constant weights as a kernel reads them: float32, or what `weights.stored` makes of 16 bits."""
+        half = self.half(expr)
+        return self.array(expr) if half is None else stored(half, self._machine.converts_float16)
 
     # -- operands in the new layout ------------------------------------------------------------------------------
 
@@ -158,7 +166,7 @@ class _ChannelsLast(GraphRewriter):
 
     def _kernel_order(self, weight: Expr, order: list[int], spatial: int) -> Expr:
         """Return the weights as (o, i, kh, kw)."""
-        array = self.array(weight)
+        array = self._weights(weight)
         if array is not None:
             array = array.transpose(order)
             return constant_expr(array[:, :, None] if spatial == 1 else array)
@@ -174,9 +182,7 @@ class _ChannelsLast(GraphRewriter):
                 filters = constant_expr(array[:, 0].transpose(1, 2, 0))
             else:
                 filters = bb.emit(relax.op.permute_dims(bb.emit(relax.op.squeeze(weight, [1])), [1, 2, 0]))
-            return bb.call_te(
-                lambda x, w: operators.depthwise(x, w, conv), data, filters, primfunc_name_hint="depthwise"
-            )
+            return self._kernel("depthwise", lambda x, w: operators.depthwise(x, w, conv), data, filters)
         per_group = conv.out_channels // conv.groups
         pointwise = conv.kernel == (1, 1) and conv.strides == (1, 1) and conv.groups == 1 and not any(conv.padding)
         if pointwise and not conv.channels_first:
@@ -196,7 +202,13 @@ class _ChannelsLast(GraphRewriter):
             packed = constant_expr(operators.pack_conv(array, conv.groups, lanes))
         else:
             packed = bb.emit_te(lambda w: operators.packed_conv(w, conv.groups, lanes), weight)
-        return bb.call_te(lambda x, w: operators.conv2d(x, w, conv), data, packed, primfunc_name_hint="conv2d")
+        return self._kernel("conv2d", lambda x, w: operators.conv2d(x, w, conv), data, packed)
+
+    def _kernel(self, name: str, compute: Callable[..., te.Tensor], *operands: Expr) -> Call:
+        """Call an operator of `operators`. TVM would not see that element-wise operators can follow all of them."""
+        return self.builder_.call_te(
+            compute, *operands, primfunc_name_hint=name, primfunc_attrs={"op_pattern": FUSABLE}
+        )
 
     def _dense(self, data: Expr, weight: Expr, matrix: Array | None, columns: int) -> Expr:
         """Multiply rows of `data` by a constant matrix, or by the weights of a 1x1 convolution at run time."""
@@ -206,17 +218,17 @@ class _ChannelsLast(GraphRewriter):
         if matrix is None:
             reshaped = bb.emit(relax.op.reshape(weight, weight.ty.shape.values[:2]))
             right = bb.emit(relax.op.permute_dims(reshaped, [1, 0]))
-            return bb.call_te(operators.matmul, data, right, primfunc_name_hint="matmul")
+            return self._kernel("matmul", operators.matmul, data, right)
         lanes = choose_tile(self._machine, rows, columns).columns
         packed = constant_expr(operators.pack_matrix(matrix, lanes))
-        return bb.call_te(lambda x, w: operators.dense(x, w, columns), data, packed, primfunc_name_hint="dense")
+        return self._kernel("dense", lambda x, w: operators.dense(x, w, columns), data, packed)
 
     def _transposed(self, call: Call) -> Expr | None:
         attrs, (data, weight) = call.attrs, call.args
-        array = self.array(weight)
+        array = self._weights(weight)
         if (str(attrs.data_layout), str(attrs.kernel_layout)) != ("NCHW", "IOHW") or array is None:
             return None
-        if int(attrs.groups) != 1 or any(int(d) != 1 for d in attrs.dilation) or array.dtype != np.float32:
+        if int(attrs.groups) != 1 or any(int(d) != 1 for d in attrs.dilation) or str(call.ty.dtype) != "float32":
             return None
         top, left, bottom, right = (int(p) for p in attrs.padding)
         extra = [int(p) for p in attrs.output_padding]
@@ -234,9 +246,7 @@ class _ChannelsLast(GraphRewriter):
         )
         packed = constant_expr(operators.pack_conv(array.transpose(1, 0, 2, 3), 1, lanes))
         return self._back(
-            self.builder_.call_te(
-                lambda x, w: operators.transposed(x, w, conv), self._last(data), packed, primfunc_name_hint="transposed"
-            )
+            self._kernel("transposed", lambda x, w: operators.transposed(x, w, conv), self._last(data), packed)
         )
 
     def _matmul(self, call: Call) -> Expr | None:
@@ -245,10 +255,12 @@ class _ChannelsLast(GraphRewriter):
             return None
         if a.ty.shape is None or b.ty.shape is None:
             return None
-        matrix = self.array(b)
+        matrix = self._weights(b)
         if matrix is not None and matrix.ndim == 2:
             return self._dense(a, b, matrix, matrix.shape[1])
-        return self.builder_.call_te(operators.matmul, a, b, primfunc_name_hint="matmul")
+        if matrix is not None:
+            b = constant_expr(matrix)
+        return self._kernel("matmul", operators.matmul, a, b)
 
     def _recurrent(self, call: Call) -> Expr | None:
         weight = self.array(call.args[1].fields[1]) if len(call.args[1].fields) > 1 else None

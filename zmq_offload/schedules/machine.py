@@ -5,7 +5,7 @@ It comes from the target's instruction-set features, never from CPU names, so th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tvm
 from tvm.target import Target
@@ -30,6 +30,8 @@ class Machine:
         Number of architectural vector registers.
     threads : int
         Number of threads that share a parallel loop.
+    converts_float16 : bool
+        Whether one instruction converts a vector of float16 to float32, so that weights can stay float16.
 
     Examples
     --------
@@ -40,6 +42,7 @@ class Machine:
     lanes: int
     registers: int
     threads: int
+    converts_float16: bool = field(default=False, repr=False)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -74,12 +77,14 @@ def machine_of(target: Target) -> Machine:
     """
     features = llvm_get_cpu_features(target) if target.kind.name == "llvm" else set()
     cores = int(target.attrs.get("num-cores", 0)) or 4
+    aarch64 = "aarch64" in str(target.attrs.get("mtriple", ""))
+    half = bool(features & {"avx512f", "f16c"}) or aarch64
     if "avx512f" in features:
-        return Machine(lanes=16, registers=32, threads=cores)
+        return Machine(lanes=16, registers=32, threads=cores, converts_float16=half)
     if "avx2" in features or "avx" in features:
-        return Machine(lanes=8, registers=16, threads=cores)
-    if "neon" in features or "aarch64" in str(target.attrs.get("mtriple", "")):
-        return Machine(lanes=4, registers=32, threads=cores)
+        return Machine(lanes=8, registers=16, threads=cores, converts_float16=half)
+    if "neon" in features or aarch64:
+        return Machine(lanes=4, registers=32, threads=cores, converts_float16=half)
     return Machine(lanes=4, registers=16, threads=cores)  # SSE2, or unknown
 
 

@@ -16,6 +16,7 @@ from tvm.ir import Expr
 
 from zmq_offload.schedules.emit import index
 from zmq_offload.schedules.stages import KERNEL
+from zmq_offload.schedules.weights import widened
 
 Array = np.ndarray[Any, Any]
 
@@ -122,7 +123,7 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
         inside = tirx.floormod(o, per_group) if conv.groups > 1 else o
         data = _pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, group * ic + rc)
         at = weight[group * chunks + tirx.floordiv(inside, lanes), ry, rx, rc, tirx.floormod(inside, lanes)]
-        return te.sum(data * at, axis=[ry, rx, rc])
+        return te.sum(data * widened(at), axis=[ry, rx, rc])
 
     return te.compute(
         (n, oh, ow, conv.out_channels) if image else (n, ow, conv.out_channels),
@@ -146,7 +147,8 @@ def transposed(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
         iy, ix = tirx.floordiv(py, sh), tirx.floordiv(px, sw)
         reached = tirx.all(tirx.floormod(py, sh) <= 0, tirx.floormod(px, sw) <= 0, iy >= 0, iy < h, ix >= 0, ix < w)
         data = tirx.if_then_else(reached, x[b, iy, ix, rc], tirx.const(0.0, x.dtype))
-        return te.sum(data * weight[tirx.floordiv(o, lanes), ry, rx, rc, tirx.floormod(o, lanes)], axis=[ry, rx, rc])
+        at = weight[tirx.floordiv(o, lanes), ry, rx, rc, tirx.floormod(o, lanes)]
+        return te.sum(data * widened(at), axis=[ry, rx, rc])
 
     return te.compute(
         (n, oh, ow, conv.out_channels), element, name="transposed", attrs={KERNEL: "transposed", **conv.attributes()}
@@ -181,7 +183,7 @@ def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
     def element(b: Expr, *position: Expr) -> Expr:
         y, z, c = position if image else (index(0), *position)
         data = _pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, c)
-        return te.sum(data * weight[ry, rx, c], axis=[ry, rx])
+        return te.sum(data * widened(weight[ry, rx, c]), axis=[ry, rx])
 
     return te.compute(
         (n, oh, ow, channels) if image else (n, ow, channels),
@@ -198,7 +200,8 @@ def dense(x: te.Tensor, weight: te.Tensor, columns: int) -> te.Tensor:
 
     def element(*at: Expr) -> Expr:
         left = (*at[:-1], k)
-        return te.sum(x[left] * weight[tirx.floordiv(at[-1], lanes), k, tirx.floormod(at[-1], lanes)], axis=[k])
+        right = weight[tirx.floordiv(at[-1], lanes), k, tirx.floormod(at[-1], lanes)]
+        return te.sum(x[left] * widened(right), axis=[k])
 
     return te.compute((*x.shape[:-1], columns), element, name="dense", attrs={KERNEL: "dense"})
 
@@ -217,7 +220,7 @@ def matmul(a: te.Tensor, b: te.Tensor) -> te.Tensor:
 
     return te.compute(
         (*lead, a.shape[-2], b.shape[-1]),
-        lambda *at: te.sum(operand(a, at, at[-2], k) * operand(b, at, k, at[-1]), axis=[k]),
+        lambda *at: te.sum(operand(a, at, at[-2], k) * widened(operand(b, at, k, at[-1])), axis=[k]),
         name="matmul",
         attrs={KERNEL: "matmul"},
     )

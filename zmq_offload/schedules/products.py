@@ -34,6 +34,7 @@ from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import Unsupported, constant, loads
 from zmq_offload.schedules.stages import Stage
 from zmq_offload.schedules.tiles import Tile, choose_tile
+from zmq_offload.schedules.weights import widened
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +158,7 @@ class _Dense:
             width,
             [index(self.depth)],
             lambda r, k: tirx.BufferLoad(self.x, [*zeros, first + r, k[0]] if self.lead else [k[0]]),
-            lambda k, at, size: tirx.BufferLoad(self.weight, [chunk, k[0], ramp(at, size)]),
+            lambda k, at, size: widened(tirx.BufferLoad(self.weight, [chunk, k[0], ramp(at, size)])),
             lambda r, c, value: self.epilogue.store([*self._position(first + r), chunk * self.tile.columns + c], value),
             self.epilogue.long,
         ).statement()
@@ -313,7 +314,7 @@ class _Matmul:
         """An element, or a vector of columns, of one operand; broadcast batch axes keep their index 0."""
         places = dict(zip(self.stage.axes[:-2], range(len(self.batch)), strict=True))
         lead = [at[places[i]] if isinstance(i, Var) else i for i in load.indices[:-2]]
-        return tirx.BufferLoad(load.source, [*lead, row, column])
+        return widened(tirx.BufferLoad(load.source, [*lead, row, column]))
 
 
 def _exact_vectors(width: int, machine: Machine) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ from zmq_offload.schedules.stages import Inliner, Program, Stage, parse
 from zmq_offload.schedules.statements import with_safe_values
 from zmq_offload.schedules.transposed import transposed
 from zmq_offload.schedules.tvm_internals import SCHEDULED
+from zmq_offload.schedules.weights import STORED
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
 
 
 def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
-    if any(str(b.dtype) != "float32" for b in (stage.buffer, *(e.source for e in loads(stage.value)))):
+    *operands, weight = (e.source for e in loads(stage.value))
+    if any(str(b.dtype) != "float32" for b in (stage.buffer, *operands)) or str(weight.dtype) not in STORED:
         raise Unsupported("a kernel of another datatype than float32")
     if stage.kernel == "conv2d":
         return conv2d(machine, program, stage, epilogue)

@@ -61,8 +61,18 @@ class GraphRewriter(PyExprMutator):  # type: ignore[misc]
         return expr
 
     def array(self, expr: Expr) -> Array | None:
-        """Return the value of a constant, or of a variable that is bound to one."""
+        """Return the value of a constant, of a variable that is bound to one, or of 16-bit weights in float32."""
+        if (weights := self.half(expr)) is not None:
+            return weights.astype(np.float32)
         return constant_array(self.bound(expr))
+
+    def half(self, expr: Expr) -> Array | None:
+        """Return the 16-bit weights that `expr` is in float32; None if it is something else."""
+        call = self.bound(expr)
+        if operator_name(call) != "relax.astype" or str(call.ty.dtype) != "float32":
+            return None
+        weights = constant_array(self.bound(call.args[0]))
+        return weights if weights is not None and str(weights.dtype) in ("float16", "bfloat16") else None
 
     def operands(self, call: Call) -> Call:
         """Return `call` with its operands rewritten."""

@@ -33,6 +33,7 @@ from zmq_offload.schedules.operators import Conv
 from zmq_offload.schedules.rewrite import Unsupported, constant, loads
 from zmq_offload.schedules.stages import Stage
 from zmq_offload.schedules.tiles import choose_tile
+from zmq_offload.schedules.weights import widened
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class _PhaseKernel:
 
         def weights(k: list[Expr], offset: int, size: int) -> Expr:
             y, z = k[0] * conv.strides[0] + p.residue, k[1] * conv.strides[1] + q.residue
-            return tirx.BufferLoad(kernel.weight, [chunk, y, z, k[2], ramp(offset, size)])
+            return widened(tirx.BufferLoad(kernel.weight, [chunk, y, z, k[2], ramp(offset, size)]))
 
         def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
             y = (self.top + t) * conv.strides[0] + p.offset

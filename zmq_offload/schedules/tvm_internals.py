@@ -21,6 +21,9 @@ IF_THEN_ELSE = tvm.ir.Op.get("prim.if_then_else")
 CALL_PURE_EXTERN = "call_pure_extern"
 """Last part of the name of the operator that calls a C function without side effects."""
 
+FUSABLE = 4
+"""Value of a PrimFunc's attribute "op_pattern": element-wise operators may be fused after it, none before it."""
+
 REDUCE_AXIS: int = tirx.IterVar.CommReduce
 """Type of a block's axis that is reduced."""
 
