@@ -19,6 +19,7 @@ from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.pipeline import cpu_pipeline
+from zmq_offload.compile.qdq import integer_products
 from zmq_offload.compile.target import triple_of
 from zmq_offload.compile.tuning.database import tuned_or_none
 from zmq_offload.errors import FailedPrecondition, Internal
@@ -26,7 +27,7 @@ from zmq_offload.errors import FailedPrecondition, Internal
 
 def prepared(mod: tvm.IRModule) -> tvm.IRModule:
     """Prepare a module for the pipeline: for a build and for tuning alike, so that their functions are the same."""
-    return clamp_indices(compute_in_float32(fold_constants(mod)))
+    return clamp_indices(compute_in_float32(fold_constants(integer_products(mod))))
 
 
 def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = None) -> tvm.runtime.Executable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax, te
 
 from zmq_offload.compile.operators import arithmetic, pools, quantized, reductions
@@ -48,7 +49,7 @@ def equal(bb: Builder, node: Node) -> Expr:
         if all(isinstance(v, list) for v in extents):
             for a, b in zip(*extents, strict=False):
                 numbers = [int(v) for v in (a, b) if isinstance(v, int | tvm.tirx.IntImm)]
-                if (len(numbers) == 1 and numbers[0] > 0) or (not numbers and not tvm.ir.structural_equal(a, b)):
+                if (len(numbers) == 1 and numbers[0] > 0) or (not numbers and not tvm_ffi.structural_equal(a, b)):
                     why = f"whether the symbolic dimension {a} is {b} is known when the model runs"
                     raise node.refused(why, "give the input a fixed shape")
     elif all(
