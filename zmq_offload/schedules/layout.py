@@ -11,13 +11,15 @@ through that transpose, any other uses it; dead code elimination removes the tra
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from tvm import relax, te, tirx
 from tvm.ir import Call, Expr, IRModule, Var
 from tvm.relax.expr_functor import mutator
 
-from zmq_offload.schedules import operators
+from zmq_offload.schedules import integer_layout, operators
+from zmq_offload.schedules.channel_axes import ELEMENTWISE, REDUCTIONS, first_axes, last_axes
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
 from zmq_offload.schedules.recurrent import packed_call
@@ -26,16 +28,6 @@ from zmq_offload.schedules.tiles import choose_tile
 from zmq_offload.schedules.tvm_internals import FUSABLE, last_part, operator_name
 from zmq_offload.schedules.weights import stored
 
-_ELEMENTWISE = frozenset(
-    "relax." + name
-    for name in (
-        *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where", "clip", "astype", "abs"),
-        *("exp", "log", "sqrt", "rsqrt", "negative", "sigmoid", "tanh", "erf", "floor", "ceil", "round", "square"),
-        *("greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "sin", "cos"),
-        *("nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.softplus", "nn.selu"),
-    )
-)
-_REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min", "prod", "variance", "std"))
 # The method of the rewriter for each operator.
 _RULES = {
     "relax.call_tir": "_recurrent",
@@ -55,21 +47,11 @@ _RULES = {
     "relax.reshape": "_reshape",
     "relax.flatten": "_reshape",
     "relax.squeeze": "_reshape",
-    **dict.fromkeys(_ELEMENTWISE, "_elementwise"),
-    **dict.fromkeys(_REDUCTIONS, "_reduction"),
+    **dict.fromkeys(ELEMENTWISE, "_elementwise"),
+    **dict.fromkeys(REDUCTIONS, "_reduction"),
 }
 # An image with so few channels is not transposed by itself: the convolution transposes when it copies its window.
 _FEW_CHANNELS = 5
-
-
-def last_axes(rank: int) -> list[int]:
-    """Return the permutation that moves the channels, axis 1, to the end."""
-    return [0, *range(2, rank), 1]
-
-
-def first_axes(rank: int) -> list[int]:
-    """Return the permutation that moves the channels back."""
-    return [0, rank - 1, *range(1, rank - 1)]
 
 
 @mutator
@@ -135,7 +117,8 @@ class _ChannelsLast(GraphRewriter):
         layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
         if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW"), ("NHWC", "OHWI"), ("NHWC", "HWIO")):
             return None
-        if str(call.ty.dtype) != "float32" or str(data.ty.dtype) != "float32" or str(weight.ty.dtype) != "float32":
+        integer = integer_layout.is_integer_product(call) and self.array(weight) is not None
+        if not integer and any(str(t.dtype) != "float32" for t in (call.ty, data.ty, weight.ty)):
             return None
         sizes = shape_of(weight)
         kernel_order = [layouts[1].index(axis) for axis in ("OIW" if spatial == 1 else "OIHW")]
@@ -148,7 +131,9 @@ class _ChannelsLast(GraphRewriter):
         strides = [*lift, *(int(s) for s in attrs.strides)]
         dilation = [*lift, *(int(d) for d in attrs.dilation)]
         kernel = [*lift, *kernel]
-        first = layouts[0].startswith("NC")
+        first, fill = layouts[0].startswith("NC"), 0
+        if integer and not any(padding) and (pad := self._padding(data, first)) is not None:
+            data, padding, fill = pad.data, pad.widths, pad.fill
         channels = per_group * int(attrs.groups)
         keep = first and spatial == 2 and channels < _FEW_CHANNELS and self._known_last(data) is None
         conv = Conv(
@@ -159,10 +144,18 @@ class _ChannelsLast(GraphRewriter):
             int(attrs.groups),
             out,
             channels_first=keep,
+            fill=fill,
         )
         source = data if keep or not first else self._last(data)
         value = self._emit_convolution(source, self._kernel_order(weight, kernel_order, spatial), conv, channels)
         return self._back(value) if first else value
+
+    def _padding(self, data: Expr, first: bool) -> integer_layout.Padding | None:
+        """Return the padding that makes `data`, if the convolution can take it over."""
+        if first and (known := self._known_last(data)) is not None:
+            pad = integer_layout.padding(self.bound(known), channels_last=True)
+            return None if pad is None else replace(pad, data=self.builder_.emit(self._back(pad.data)))
+        return integer_layout.padding(self.bound(data), channels_last=not first)
 
     def _kernel_order(self, weight: Expr, order: list[int], spatial: int) -> Expr:
         """Return the weights as (o, i, kh, kw)."""
@@ -177,6 +170,8 @@ class _ChannelsLast(GraphRewriter):
     def _emit_convolution(self, data: Expr, weight: Expr, conv: Conv, channels: int) -> Expr:
         bb = self.builder_
         array = self.array(weight)
+        if array is not None and array.dtype == np.int8:
+            return integer_layout.conv2d(bb, self._machine, data, array, conv)
         if conv.groups == channels == conv.out_channels and channels > 1 and not conv.channels_first:
             if array is not None:
                 filters = constant_expr(array[:, 0].transpose(1, 2, 0))
@@ -190,13 +185,7 @@ class _ChannelsLast(GraphRewriter):
             return self._dense(data, weight, matrix, conv.out_channels)
         sizes = shape_of(data)
         width = sizes[3] if conv.channels_first else sizes[-2]
-        results = (
-            None
-            if width is None
-            else (width + conv.padding[1] + conv.padding[3] - (conv.kernel[1] - 1) * conv.dilation[1] - 1)
-            // conv.strides[1]
-            + 1
-        )
+        results = None if width is None else conv.out_width(width)
         lanes = choose_tile(self._machine, results, per_group).columns
         if array is not None:
             packed = constant_expr(operators.pack_conv(array, conv.groups, lanes))
@@ -251,6 +240,8 @@ class _ChannelsLast(GraphRewriter):
 
     def _matmul(self, call: Call) -> Expr | None:
         a, b = call.args
+        if integer_layout.is_integer_product(call):
+            return integer_layout.matmul(self.builder_, self._machine, a, self.array(b))
         if any(str(t.ty.dtype) != "float32" for t in (a, b)) or a.ty.ndim < 2 or b.ty.ndim < 2:
             return None
         if a.ty.shape is None or b.ty.shape is None:

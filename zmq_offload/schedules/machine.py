@@ -32,6 +32,9 @@ class Machine:
         Number of threads that share a parallel loop.
     converts_float16 : bool
         Whether one instruction converts a vector of float16 to float32, so that weights can stay float16.
+    integers : str
+        The instruction that sums products of 8-bit integers: "vpdpbusd", "pmaddwd", "usdot", "sdot" or "smull"; "widen"
+        if there is none. `dot_product` explains them.
 
     Examples
     --------
@@ -43,6 +46,7 @@ class Machine:
     registers: int
     threads: int
     converts_float16: bool = field(default=False, repr=False)
+    integers: str = "widen"
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -58,6 +62,7 @@ def machine_of(target: Target) -> Machine:
     """Derive the machine model from a target.
 
     The features AVX-512F, AVX or AVX2, and NEON decide the vectors; any other target gets four lanes and 16 registers.
+    AVX-512 VNNI, AVX-VNNI, i8mm and dotprod decide the products of 8-bit integers; without them, 16-bit ones do.
     `num-cores` of the target is the number of threads; 4 if the target does not say.
 
     Parameters
@@ -73,19 +78,25 @@ def machine_of(target: Target) -> Machine:
     --------
     >>> import tvm
     >>> machine_of(tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}))
-    Machine(lanes=4, registers=32, threads=4)
+    Machine(lanes=4, registers=32, threads=4, integers='smull')
     """
-    features = llvm_get_cpu_features(target) if target.kind.name == "llvm" else set()
+    features = set(map(str, llvm_get_cpu_features(target))) if target.kind.name == "llvm" else set()
     cores = int(target.attrs.get("num-cores", 0)) or 4
     aarch64 = "aarch64" in str(target.attrs.get("mtriple", ""))
     half = bool(features & {"avx512f", "f16c"}) or aarch64
     if "avx512f" in features:
-        return Machine(lanes=16, registers=32, threads=cores, converts_float16=half)
+        least = "pmaddwd" if "avx512bw" in features else "widen"
+        products = "vpdpbusd" if {"avx512vnni", "avx512vl"} <= features else least
+        return Machine(16, 32, cores, half, products)
     if "avx2" in features or "avx" in features:
-        return Machine(lanes=8, registers=16, threads=cores, converts_float16=half)
+        least = "pmaddwd" if "avx2" in features else "widen"
+        return Machine(8, 16, cores, half, "vpdpbusd" if "avxvnni" in features else least)
     if "neon" in features or aarch64:
-        return Machine(lanes=4, registers=32, threads=cores, converts_float16=half)
-    return Machine(lanes=4, registers=16, threads=cores)  # SSE2, or unknown
+        kinds = (("i8mm", "usdot"), ("dotprod", "sdot"), ("neon", "smull"))
+        products = next((kind for feature, kind in kinds if feature in features and aarch64), "widen")
+        return Machine(4, 32, cores, half, products)
+    # SSE2, or unknown
+    return Machine(4, 16, cores, False, "pmaddwd" if "sse2" in features else "widen")
 
 
 def is_cpu(target: Target) -> bool:

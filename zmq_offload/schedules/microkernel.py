@@ -44,10 +44,24 @@ class MicroKernel:
     rolled_store: bool = False  # store in a loop over rows, because the code of `store` is long
     unrolled: bool = False  # unroll the sum, so that rows share loads; `left` returns vectors
 
+    dtype = "float32"
+
+    def vectors(self) -> list[tuple[int, int]]:
+        """Return (offset, width) of the vectors of a row of results."""
+        return column_vectors(self.columns, self.machine)
+
+    def first(self, offset: int, width: int) -> Expr:
+        """Return the start of a vector of sums."""
+        return splat(tirx.FloatImm("float32", 0.0), width)
+
+    def update(self, total: Expr, left: Expr, right: Expr, width: int) -> Expr:
+        """Return a vector of sums after one more step."""
+        return tirx.Add(total, tirx.Mul(left if self.unrolled else splat(left, width), right))
+
     def statement(self) -> tirx.Stmt:
         """Emit the loops of the sum, then a store of each result."""
-        vectors = column_vectors(self.columns, self.machine)
-        totals = [local("total", [vectors[-1][0] + vectors[-1][1]]) for _ in range(self.rows)]
+        vectors = self.vectors()
+        totals = [local("total", [vectors[-1][0] + vectors[-1][1]], self.dtype) for _ in range(self.rows)]
 
         def step(k: list[Expr]) -> tirx.Stmt:
             statements = []
@@ -56,15 +70,13 @@ class MicroKernel:
                 value = self.left(row, k)
                 for (offset, width), weight in zip(vectors, weights, strict=True):
                     total, at = totals[row], ramp(offset, width)
-                    spread = value if self.unrolled else splat(value, width)
-                    update = tirx.Add(tirx.BufferLoad(total, [at]), tirx.Mul(spread, weight))
+                    update = self.update(tirx.BufferLoad(total, [at]), value, weight, width)
                     statements.append(tirx.BufferStore(total, update, [at]))
             return sequence(statements)
 
         kind = ForKind.UNROLLED if self.unrolled else ForKind.SERIAL
-        zero = tirx.FloatImm("float32", 0.0)
         start = [
-            tirx.BufferStore(total, splat(zero, width), [ramp(offset, width)])
+            tirx.BufferStore(total, self.first(offset, width), [ramp(offset, width)])
             for total in totals
             for offset, width in vectors
         ]
@@ -75,9 +87,9 @@ class MicroKernel:
 
     def _rolled(self, totals: list[tirx.Var], body: tirx.Stmt) -> tirx.Stmt:
         """Copy the results to memory and store them in a loop over rows, so that a long epilogue is emitted once."""
-        vectors = column_vectors(self.columns, self.machine)
+        vectors = self.vectors()
         stride = vectors[-1][0] + vectors[-1][1]
-        together = scratch("results", [self.rows * stride])
+        together = scratch("results", [self.rows * stride], self.dtype)
         moves = [
             tirx.BufferStore(together, tirx.BufferLoad(total, [ramp(at, width)]), [ramp(row * stride + at, width)])
             for row, total in enumerate(totals)

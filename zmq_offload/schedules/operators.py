@@ -32,6 +32,7 @@ class Conv:
     groups: int
     out_channels: int
     channels_first: bool = False  # the input is (n, c, h, w); the result is (n, h, w, c)
+    fill: int = 0  # the value around the input
 
     def out_size(self, height: Expr, width: Expr) -> tuple[Expr, Expr]:
         """Return height and width of the result."""
@@ -43,6 +44,11 @@ class Conv:
             sizes.append(tirx.floordiv(size + (pad - (kernel - 1) * dilation - 1), stride) + 1)
         return sizes[0], sizes[1]
 
+    def out_width(self, width: int) -> int:
+        """Return the width of the result for an input of `width` columns."""
+        (_, left, _, right), reach = self.padding, (self.kernel[1] - 1) * self.dilation[1] + 1
+        return (width + left + right - reach) // self.strides[1] + 1
+
     def attributes(self) -> dict[str, int | list[int]]:
         """Return the geometry as annotations of a block."""
         return {
@@ -53,6 +59,7 @@ class Conv:
             "groups": self.groups,
             "out_channels": self.out_channels,
             "channels_first": int(self.channels_first),
+            "fill": self.fill,
         }
 
     @staticmethod
@@ -64,12 +71,13 @@ class Conv:
             groups=int(annotations["groups"]),
             out_channels=int(annotations["out_channels"]),
             channels_first=bool(int(annotations["channels_first"])),
+            fill=int(annotations["fill"]),
         )
 
 
-def _padded(x: te.Tensor, conv: Conv) -> te.Tensor:
-    """Return the input as (n, h, w, c) with zeros around; the input itself if nothing changes."""
-    n, h, w, c = _extents(x, conv)
+def padded(x: te.Tensor, conv: Conv) -> te.Tensor:
+    """Return the input as (n, h, w, c) with `conv.fill` around; the input itself if nothing changes."""
+    n, h, w, c = extents(x, conv)
     top, left, bottom, right = conv.padding
     if not any(conv.padding) and not conv.channels_first:
         return x
@@ -81,13 +89,13 @@ def _padded(x: te.Tensor, conv: Conv) -> te.Tensor:
         value = x[b, i, y, z] if conv.channels_first else x[b, y, z, i] if image else x[b, z, i]
         if not any(conv.padding):
             return value
-        return tirx.if_then_else(tirx.all(y >= 0, y < h, z >= 0, z < w), value, tirx.const(0.0, x.dtype))
+        return tirx.if_then_else(tirx.all(y >= 0, y < h, z >= 0, z < w), value, tirx.const(conv.fill, x.dtype))
 
     shape = (n, h + top + bottom, w + left + right, c) if image else (n, w + left + right, c)
     return te.compute(shape, element, name="pad", attrs={KERNEL: "pad"})
 
 
-def _extents(x: te.Tensor, conv: Conv) -> tuple[Expr, Expr, Expr, Expr]:
+def extents(x: te.Tensor, conv: Conv) -> tuple[Expr, Expr, Expr, Expr]:
     """Return n, h, w, c of the input."""
     if conv.channels_first:
         n, c, h, w = x.shape
@@ -99,14 +107,15 @@ def _extents(x: te.Tensor, conv: Conv) -> tuple[Expr, Expr, Expr, Expr]:
     return n, h, w, c
 
 
-def _pixel(x: te.Tensor, b: Expr, y: Expr, z: Expr, c: Expr) -> Expr:
+def pixel(x: te.Tensor, b: Expr, y: Expr, z: Expr, c: Expr) -> Expr:
+    """Return an element; one-dimensional images have no `y`."""
     return x[b, y, z, c] if len(x.shape) == 4 else x[b, z, c]
 
 
 def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
     """A dense or grouped convolution with weights from `pack_conv`."""
-    source = _padded(x, conv)
-    n, height, width, _ = _extents(x, conv)
+    source = padded(x, conv)
+    n, height, width, _ = extents(x, conv)
     oh, ow = conv.out_size(height, width)
     image = len(x.shape) == 4
     _, kh, kw, ic, lanes = weight.shape
@@ -121,7 +130,7 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
         y, z, o = position if image else (index(0), *position)
         group = tirx.floordiv(o, per_group) if conv.groups > 1 else 0
         inside = tirx.floormod(o, per_group) if conv.groups > 1 else o
-        data = _pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, group * ic + rc)
+        data = pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, group * ic + rc)
         at = weight[group * chunks + tirx.floordiv(inside, lanes), ry, rx, rc, tirx.floormod(inside, lanes)]
         return te.sum(data * widened(at), axis=[ry, rx, rc])
 
@@ -171,8 +180,8 @@ def packed_conv(weight: te.Tensor, groups: int, lanes: int) -> te.Tensor:
 
 def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
     """A convolution with one filter for each channel; `weight` is (kh, kw, c)."""
-    source = _padded(x, conv)
-    n, height, width, _ = _extents(x, conv)
+    source = padded(x, conv)
+    n, height, width, _ = extents(x, conv)
     oh, ow = conv.out_size(height, width)
     image = len(x.shape) == 4
     kh, kw, channels = weight.shape
@@ -182,7 +191,7 @@ def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
 
     def element(b: Expr, *position: Expr) -> Expr:
         y, z, c = position if image else (index(0), *position)
-        data = _pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, c)
+        data = pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, c)
         return te.sum(data * widened(weight[ry, rx, c]), axis=[ry, rx])
 
     return te.compute(

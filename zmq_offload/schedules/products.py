@@ -159,7 +159,9 @@ class _Dense:
             [index(self.depth)],
             lambda r, k: tirx.BufferLoad(self.x, [*zeros, first + r, k[0]] if self.lead else [k[0]]),
             lambda k, at, size: widened(tirx.BufferLoad(self.weight, [chunk, k[0], ramp(at, size)])),
-            lambda r, c, value: self.epilogue.store([*self._position(first + r), chunk * self.tile.columns + c], value),
+            lambda r, c, value: self.epilogue.store(
+                [*row_position(self.lead, first + r, self.flat), chunk * self.tile.columns + c], value
+            ),
             self.epilogue.long,
         ).statement()
 
@@ -167,11 +169,12 @@ class _Dense:
         """Indices of all leading axes but the last; the last one runs over all rows."""
         return [index(0)] * (len(self.lead) - 1) if self.lead else []
 
-    def _position(self, row: Expr) -> list[Expr]:
-        """Indices of a row in the result."""
-        if not self.lead:
-            return []
-        return [*self._zeros(), row] if self.flat or len(self.lead) == 1 else _unfold(row, self.lead)
+
+def row_position(lead: list[Expr], row: Expr, flat: bool) -> list[Expr]:
+    """Return the indices of a row in a result with leading extents `lead`; `flat` if they count as one axis."""
+    if not lead:
+        return []
+    return [*([index(0)] * (len(lead) - 1)), row] if flat or len(lead) == 1 else _unfold(row, lead)
 
 
 def _operands(stage: Stage) -> tuple[Var, Var]:

@@ -14,7 +14,7 @@ import tvm
 from tvm import tirx
 from tvm.ir import Expr, IRModule, Var
 
-from zmq_offload.schedules import products
+from zmq_offload.schedules import integer_convolutions, integer_products, products
 from zmq_offload.schedules.convolutions import conv2d
 from zmq_offload.schedules.depthwise import depthwise
 from zmq_offload.schedules.emit import FlatBuffer, finish, sequence, with_buffers
@@ -31,7 +31,8 @@ from zmq_offload.schedules.weights import STORED
 
 logger = logging.getLogger(__name__)
 
-KERNELS = ("conv2d", "depthwise", "transposed", "dense", "matmul")
+_INTEGER_KERNELS = ("integer_dense", "integer_conv2d", "integer_depthwise")
+KERNELS = ("conv2d", "depthwise", "transposed", "dense", "matmul", *_INTEGER_KERNELS)
 """Kernels, as `operators` annotates their blocks. (Blocks of the kernel "pad" belong to those of convolutions.)"""
 
 Rule = Callable[[tirx.PrimFunc], tirx.PrimFunc | None]
@@ -78,6 +79,10 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
 
 
 def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
+    if stage.kernel == "integer_dense":
+        return integer_products.dense(machine, stage, epilogue)
+    if stage.kernel == "integer_conv2d":
+        return integer_convolutions.conv2d(machine, program, stage, epilogue)
     *operands, weight = (e.source for e in loads(stage.value))
     if any(str(b.dtype) != "float32" for b in (stage.buffer, *operands)) or str(weight.dtype) not in STORED:
         raise Unsupported("a kernel of another datatype than float32")

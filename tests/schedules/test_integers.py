@@ -1,0 +1,163 @@
+"""Products of 8-bit integers: every sum is exact, with the instructions of each CPU that this host can run."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tvm import relax
+from tvm.target import codegen
+
+from tests.schedules.integer_harness import MCPUS, Requantize, convolved, extremes, module
+from tests.schedules.schedule_harness import HOST, compiled
+from zmq_offload.compile.pipeline import cpu_pipeline
+from zmq_offload.schedules import machine_of
+from zmq_offload.schedules.dot_product import dot_product, tile_of
+
+few = settings(max_examples=7, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_HERE = set(map(str, codegen.llvm_get_cpu_features(HOST)))
+TARGETS = [
+    target
+    for target in (tvm.target.Target({"kind": "llvm", "mcpu": name, "num-cores": 2}) for name in MCPUS)
+    if set(map(str, codegen.llvm_get_cpu_features(target))) <= _HERE
+] or [HOST]
+targets = st.sampled_from(TARGETS)
+dtypes = st.sampled_from(["uint8", "int8"])
+
+
+def requantize(rng: np.random.Generator, columns: tuple[int, ...], largest: int, dtype: str) -> Requantize:
+    return Requantize(
+        rng.integers(-1000, 1000, columns).astype("int32"),
+        (rng.random(columns) * 200 / largest).astype("float32"),
+        int(rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max + 1)),
+        dtype,
+        relu=bool(rng.integers(2)),
+    )
+
+
+@few
+@given(
+    targets,
+    dtypes,
+    st.sampled_from([(1,), (3,), (7,), (2, 5), (40,)]),
+    st.sampled_from([1, 2, 3, 4, 13, 64, 130]),
+    st.sampled_from([1, 5, 16, 37, 64, 200]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_products_are_exact(
+    target: Any, dtype: str, rows: tuple[int, ...], depth: int, columns: int, symbolic: bool, raw: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    a, w = extremes(rng, (*rows, depth), dtype), extremes(rng, (depth, columns), "int8")
+    total = a.astype("int64") @ w.astype("int64")
+    finish = requantize(rng, (columns,), 255 * 128 * depth, dtype)
+
+    def steps(builder: relax.BlockBuilder, x: relax.Var) -> tvm.ir.Expr:
+        product = builder.emit(relax.op.matmul(x, relax.const(w, "int8"), out_dtype="int32"))
+        return product if raw else finish.steps(builder.emit, product)
+
+    shape = ["m", *a.shape[1:]] if symbolic else a.shape
+    (got,) = compiled(module(shape, dtype, steps), target)(a)
+    np.testing.assert_array_equal(got, total if raw else finish.expected(total))
+
+
+@few
+@given(
+    targets,
+    dtypes,
+    st.sampled_from([(3, 8, 1), (4, 17, 1), (5, 7, 1), (8, 64, 1), (6, 9, 3), (16, 16, 2)]),
+    st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1, 3, 5])),
+    st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2])),
+    st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2])),
+    st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 2, 0)]),
+    st.tuples(st.sampled_from([1, 2]), st.sampled_from([7, 12]), st.sampled_from([9, 21])),
+    st.integers(0, 99),
+)
+def test_convolutions_are_exact(
+    target: Any,
+    dtype: str,
+    channels: tuple[int, int, int],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilation: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    size: tuple[int, int, int],
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    ic, oc, groups = channels
+    x, w = extremes(rng, (size[0], ic, *size[1:]), dtype), extremes(rng, (oc, ic // groups, *kernel), "int8")
+    fill = int(extremes(rng, (1,), dtype)[0])
+    total = convolved(x, w, pads, fill, strides, dilation, groups)
+    finish = requantize(rng, (oc, 1, 1), 255 * 128 * w[0].size, dtype)
+
+    def steps(builder: relax.BlockBuilder, data: tvm.ir.Expr) -> tvm.ir.Expr:
+        if any(pads):
+            top, left, bottom, right = pads
+            data = builder.emit(relax.op.nn.pad(data, [0, 0, 0, 0, top, bottom, left, right], "constant", fill))
+        product = relax.op.nn.conv2d(
+            data, relax.const(w, "int8"), strides, 0, dilation, groups=groups, out_dtype="int32"
+        )
+        return finish.steps(builder.emit, builder.emit(product))
+
+    (got,) = compiled(module(x.shape, dtype, steps), target)(x)
+    np.testing.assert_array_equal(got, finish.expected(total))
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction", "widening"),
+    [
+        ({"mcpu": "cascadelake"}, r"vpdpbusd\s.*%zmm", r"vpmovsxbw|vpmaddwd"),
+        ({"mcpu": "alderlake"}, r"vpdpbusd\s.*%ymm", r"vpmovsxbw|vpmaddwd"),
+        ({"mcpu": "x86-64-v4"}, r"vpmaddwd\s.*%zmm", r"vpmulld"),
+        ({"mcpu": "x86-64-v3"}, r"vpmaddwd\s.*%ymm", r"vpmulld|vpmaddubsw"),
+        ({"mtriple": "aarch64-linux-gnu", "mattr": ["+neon", "+dotprod"]}, r"sdot\s", r"smull|smlal|sxtl"),
+        ({"mtriple": "aarch64-linux-gnu", "mattr": ["+neon", "+dotprod", "+i8mm"]}, r"usdot\s", r"smull|smlal|eor"),
+        ({"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}, r"smull\s", r"sxtl"),
+    ],
+    ids=["AVX-512 VNNI", "AVX-VNNI", "AVX-512", "AVX2", "dotprod", "i8mm", "NEON"],
+)
+def test_hot_loops_consist_of_dot_products(target: dict[str, Any], instruction: str, widening: str) -> None:
+    """One instruction for each vector of sums in the innermost loop, and none that widens what it need not."""
+    chosen = tvm.target.Target({"kind": "llvm", "num-cores": 1, **target})
+    w = np.ones((256, 64), "int8")
+
+    def steps(builder: relax.BlockBuilder, x: relax.Var) -> tvm.ir.Expr:
+        return relax.op.matmul(x, relax.const(w, "int8"), out_dtype="int32")
+
+    loop = hottest_loop(assembly(module((48, 256), "uint8", steps), chosen), instruction)
+    tile = tile_of(machine_of(chosen), dot_product(machine_of(chosen), "uint8"), 48, 64)
+    vectors = tile.rows * tile.columns // machine_of(chosen).lanes
+    found = sum(bool(re.search(instruction, line)) for line in loop)
+    assert found and found % vectors == 0
+    spare = [line for line in loop if re.search(widening, line)]
+    assert len(spare) <= (found if "maddwd" in instruction else 0)
+    # Sums stay in registers: the loop stores nothing.
+    assert not [line for line in loop if re.search(r"(vmov\w+\s+%[xyz]mm\d+, .*\(|\bst[rp]\s+q)", line)]
+
+
+def assembly(mod: tvm.IRModule, target: tvm.target.Target) -> str:
+    """The machine code of a module."""
+    executable = tvm.compile(mod, target, relax_pipeline=cpu_pipeline(target))
+    return str(executable.mod.imports[0].inspect_source("s"))
+
+
+def hottest_loop(code: str, instruction: str) -> list[str]:
+    """The instructions of the innermost loop with the most of one instruction: from a label to the jump back to it."""
+    lines = [line for line in code.splitlines() if not re.match(r"\s*\.(p2align|loc|cfi)|\.Ltmp", line)]
+    loops, start = [], {}
+    for at, line in enumerate(lines):
+        if label := re.match(r"(\.L\w+):", line):
+            start = {label[1]: at}
+        elif (jump := re.search(r"\s(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z\s+[^,]+,[^,]+,)\s*(\.L\w+)", line)) and jump[
+            1
+        ] in start:
+            loops.append(lines[start[jump[1]] : at])
+    return max(loops, key=lambda body: sum(bool(re.search(instruction, line)) for line in body))

@@ -1,0 +1,71 @@
+"""Tensor expressions of integer products: 8-bit activations and weights, int32 sums. See `operators`."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+from tvm.ir import Expr
+
+from zmq_offload.schedules.dot_product import DotProduct
+from zmq_offload.schedules.emit import index
+from zmq_offload.schedules.operators import Conv, extents, padded, pixel
+from zmq_offload.schedules.stages import KERNEL
+
+
+def _product(a: Expr, b: Expr) -> Expr:
+    return tirx.Mul(tirx.Cast("int32", a), tirx.Cast("int32", b))
+
+
+def dense(x: te.Tensor, weight: te.Tensor, columns: int, dot: DotProduct) -> te.Tensor:
+    """x (..., k) times a matrix from `dot_product.pack`."""
+    lanes, group = int(weight.shape[2]), dot.group
+    k = te.reduce_axis((0, x.shape[-1]), "k")
+
+    def element(*at: Expr) -> Expr:
+        left, column = (*at[:-1], k), at[-1]
+        chunk, lane = tirx.floordiv(column, lanes), tirx.floormod(column, lanes)
+        right = weight[chunk, tirx.floordiv(k, group), lane, tirx.floormod(k, group)]
+        return te.sum(_product(x[left], right), axis=[k])
+
+    return te.compute(
+        (*x.shape[:-1], columns), element, name="integer_dense", attrs={KERNEL: "integer_dense", "columns": columns}
+    )
+
+
+def joined(conv: Conv) -> bool:
+    """Whether columns and channels of a window are one axis: neighbors in memory, and in groups of weights."""
+    return conv.groups == 1 and conv.dilation[1] == 1
+
+
+def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv, dot: DotProduct) -> te.Tensor:
+    """A dense or grouped convolution with weights from `dot_product.pack`.
+
+    The packed rows are (kh), of kw * c values, if `joined`; else (kh, kw), of c values.
+    """
+    source = padded(x, conv)
+    n, height, width, channels = extents(x, conv)
+    oh, ow = conv.out_size(height, width)
+    image = len(x.shape) == 4
+    kh, kw = conv.kernel
+    depth = tirx.floordiv(channels, conv.groups)
+    lanes, group = int(weight.shape[2]), dot.group
+    per_group = conv.out_channels // conv.groups
+    chunks = -(-per_group // lanes)
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+    rc = te.reduce_axis((0, depth), "rc")
+    (sh, sw), (dh, dw) = conv.strides, conv.dilation
+
+    def element(b: Expr, *position: Expr) -> Expr:
+        y, z, o = position if image else (index(0), *position)
+        part, inside = tirx.floordiv(o, per_group), tirx.floormod(o, per_group)
+        data = pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, part * depth + rc)
+        at, row, length = (rx * depth + rc, ry, kw * depth) if joined(conv) else (rc, ry * kw + rx, depth)
+        step = row * tirx.floordiv(length + group - 1, group) + tirx.floordiv(at, group)
+        chunk, lane = part * chunks + tirx.floordiv(inside, lanes), tirx.floormod(inside, lanes)
+        return te.sum(_product(data, weight[chunk, step, lane, tirx.floormod(at, group)]), axis=[ry, rx, rc])
+
+    return te.compute(
+        (n, oh, ow, conv.out_channels) if image else (n, ow, conv.out_channels),
+        element,
+        name="integer_conv2d",
+        attrs={KERNEL: "integer_conv2d", **conv.attributes()},
+    )
