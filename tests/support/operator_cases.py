@@ -77,7 +77,9 @@ def _of(test: Any) -> Iterator[Case]:
         ):
             name = test.name if number == 0 else f"{test.name}_{number}"
             arrays = tuple(map(np.asarray, inputs)), tuple(map(np.asarray, outputs))
-            yield Case(name, test.model, *arrays, test.rtol, test.atol)
+            # The right outputs of a Fourier transform have the rounding errors of sums that cancel.
+            atol = 1e-6 if any(node.op_type in ("DFT", "STFT") for node in test.model.graph.node) else test.atol
+            yield Case(name, test.model, *arrays, test.rtol, max(atol, test.atol))
 
 
 def outcome(case: Case, constant: bool) -> Outcome:

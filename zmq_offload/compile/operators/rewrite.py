@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 
 import numpy as np
@@ -11,9 +12,6 @@ import onnx.inliner
 from zmq_offload.compile.operators.converters import CONVERTERS
 from zmq_offload.compile.operators.qlinear import write_out_quantized
 from zmq_offload.compile.operators.tvm_importer import known_operators
-
-NOT_ONNX = {"Attention"}
-"""Operators for which TVM has the different one of ONNX Runtime (com.microsoft) under the same name."""
 
 
 def resized_as_before(model: onnx.ModelProto) -> None:
@@ -37,17 +35,21 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         copy = onnx.inliner.inline_local_functions(copy)
     write_out_quantized(copy)
     _write_out_splits(copy)
-    known = (known_operators() | set(CONVERTERS)) - NOT_ONNX
-    names = {node.op_type for node in copy.graph.node if node.domain in ("", "ai.onnx")} - known
-    opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
-    chosen = [("", name) for name in sorted(names) if _defined_by_others(name, opset)]
     # Before ONNX 1.17 the inliner handles the model's own functions only. Other operators stay and are refused.
-    if chosen and "inline_schema_functions" in inspect.signature(onnx.inliner.inline_selected_functions).parameters:
-        try:
-            return onnx.inliner.inline_selected_functions(_typed(copy), chosen, inline_schema_functions=True)
-        except Exception:  # ONNX cannot infer a type; the operator stays and is refused by name
+    if "inline_schema_functions" not in inspect.signature(onnx.inliner.inline_selected_functions).parameters:
+        return copy
+    opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
+    known, done = known_operators() | set(CONVERTERS), set[str]()
+    # A definition may use operators that have one, too.
+    while True:
+        names = {node.op_type for node in copy.graph.node if node.domain in ("", "ai.onnx")} - known - done
+        chosen = [("", name) for name in sorted(names) if _defined_by_others(name, opset)]
+        if not chosen:
             return copy
-    return copy
+        done |= {name for _, name in chosen}
+        # Where ONNX cannot infer a type, the operator stays and is refused by name.
+        with contextlib.suppress(Exception):
+            copy = onnx.inliner.inline_selected_functions(_typed(copy), chosen, inline_schema_functions=True)
 
 
 def _write_out_splits(model: onnx.ModelProto) -> None:
