@@ -12,6 +12,7 @@ from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.schedules.recurrent import RECURRENT
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class CutPoint:
     tensor : TensorSpec
         Name, datatype and shape.
     share : float
-        Fraction, 0 to 1, of the model's multiply-adds (convolutions and matrix products) that a cut here offloads.
+        Fraction, 0 to 1, of the model's multiply-adds (convolutions, matrix products, recurrent steps) that a cut here
+        offloads.
     name : str
         The tensor's name, which `compile_model` takes as `cut`.
     nbytes : int
@@ -83,10 +85,15 @@ def _point(graph: Graph, var: ir.Var, share: float, end: int, last_use: dict[ir.
 
 
 def multiply_adds(value: relax.Expr) -> int:
-    """Multiply-adds of a convolution, a transposed convolution or a matrix product; 0 for everything else."""
+    """Multiply-adds of a convolution, a transposed convolution, a matrix product or the steps of a recurrent network;
+    0 for everything else."""
     if not isinstance(value, ir.Call) or not isinstance(value.op, ir.Op):
         return 0
     kind = value.op.name.removeprefix("relax.").removeprefix("nn.")
+    if kind == "call_tir" and value.attrs is not None and RECURRENT in value.attrs:
+        # Each step multiplies the state by the weights of all gates: a row of the inputs' product has their columns.
+        columns, state = (_extents(operand.ty) for operand in value.args[1].fields[:2])
+        return math.prod(columns) * state[-1]
     if kind == "matmul":
         inner = _extents(value.args[0].ty)[-1:]
         return math.prod(_extents(value.ty)) * math.prod(inner)

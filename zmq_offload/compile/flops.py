@@ -6,7 +6,8 @@ TVM's estimates for the fused functions before scheduling: the work that is aske
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -14,6 +15,8 @@ import tvm
 from tvm import tirx
 from tvm.ir.instrument import pass_instrument
 from tvm.s_tir.analysis import estimate_tir_flops
+
+from zmq_offload.schedules.recurrent import operation_count
 
 Count: TypeAlias = tuple[int, int]
 """Operations of one call: a fixed number, and a number for each row of a symbolic batch."""
@@ -42,6 +45,8 @@ def counting() -> Iterator[dict[str, Count]]:
 def count(function: tirx.PrimFunc) -> Count | None:
     """The operations of a function; None if there are several symbolic extents, if the work is not linear in the only
     one, or if TVM's estimate does not support a statement."""
+    if (steps := operation_count(function)) is not None:
+        return _of_steps(*steps)
     try:
         symbols = {var.name: var for var in _symbols(function)}
         if not symbols:
@@ -54,6 +59,14 @@ def count(function: tirx.PrimFunc) -> Count | None:
         return None
     each = two - one
     return (one - each, each) if nine == one + 8 * each else None
+
+
+def _of_steps(each: int, extents: Sequence[tvm.ir.Expr]) -> Count | None:
+    """The operations of a recurrent network with `each` multiply-adds for each step and batch entry."""
+    known = [int(e) for e in extents if isinstance(e, tirx.IntImm)]
+    operations = 2 * each * math.prod(known)
+    symbolic = len(extents) - len(known)
+    return None if symbolic > 1 else (0, operations) if symbolic else (operations, 0)
 
 
 def flops_of(counts: Mapping[str, object], function: str, rows: int | None) -> int | None:

@@ -12,23 +12,23 @@ from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_sh
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
-from zmq_offload.schedules.recurrent import definition
+from zmq_offload.schedules.recurrent import RECURRENT, definition
 from zmq_offload.schedules.recurrent_cell import ACTIVATIONS, Activation, Recurrence
 
 op = relax.op
 
 _USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-# Defaults of alpha and beta. The other functions take none.
+# The functions with an alpha and a beta, and their defaults. None where ONNX has no default, or ONNX Runtime another.
 _ALPHA = {
-    "Affine": 1.0,
+    "Affine": None,
     "Elu": 1.0,
     "HardSigmoid": 0.2,
     "LeakyRelu": 0.01,
-    "ScaledTanh": 1.0,
-    "ThresholdedRelu": 1.0,
+    "ScaledTanh": None,
+    "ThresholdedRelu": None,
 }
-_BETA = {"Affine": 0.0, "HardSigmoid": 0.5, "ScaledTanh": 1.0}
+_BETA = {"Affine": None, "HardSigmoid": 0.5, "ScaledTanh": None}
 
 
 def recurrent(bb: Builder, node: Node) -> Expr:
@@ -95,20 +95,27 @@ def _activations(node: Node) -> tuple[tuple[Activation, ...], ...]:
     """The activations of each direction. Each that has an alpha or a beta takes the next of the attributes' values."""
     attributes, usual = node.attributes, _USUAL[node.operator]
     directions = 2 if attributes.text("direction", "forward") == "bidirectional" else 1
-    given = attributes.get("activations")
-    names = [n.decode() if isinstance(n, bytes) else str(n) for n in given] if given else list(usual * directions)
+    listed = attributes.get("activations")
+    names = [n.decode() if isinstance(n, bytes) else str(n) for n in listed] if listed else list(usual * directions)
     known = {name.lower(): name for name in ACTIVATIONS}
     for name in names:
         if name.lower() not in known:
             refuse(node, "activations", name, f"use one of {', '.join(ACTIVATIONS)}")
     if len(names) != len(usual) * directions:
         refuse(node, "activations", ",".join(names), f"it needs {len(usual) * directions} of them")
-    alphas, betas = (list(attributes.get(f"activation_{name}") or []) for name in ("alpha", "beta"))
-    made = []
-    for name in (known[n.lower()] for n in names):
-        alpha = float(alphas.pop(0)) if name in _ALPHA and alphas else _ALPHA.get(name, 0.0)
-        beta = float(betas.pop(0)) if name in _BETA and betas else _BETA.get(name, 0.0)
-        made.append(Activation(name, alpha, beta))
+    given = {name: list(attributes.get(f"activation_{name}") or []) for name in ("alpha", "beta")}
+
+    def taken(which: str, name: str, defaults: dict[str, float | None]) -> float:
+        if name not in defaults:
+            return 0.0
+        value = given[which].pop(0) if given[which] else defaults[name]
+        if value is None:
+            refuse(node, "activations", name, f"export the model with activation_{which}")
+        return float(value)
+
+    made = [
+        Activation(n, taken("alpha", n, _ALPHA), taken("beta", n, _BETA)) for n in (known[n.lower()] for n in names)
+    ]
     return tuple(tuple(made[i : i + len(usual)]) for i in range(0, len(made), len(usual)))
 
 
@@ -160,7 +167,9 @@ def _call(bb: Builder, recurrence: Recurrence, gates: Expr, r: Expr, optional: S
         relax.Tuple([gates, r, *(v for v in optional if v is not None)]),
         [relax.TensorType(shape, "float32") for shape in shapes],
     )
-    together = bb.emit(call)
+    # The attribute shows what the function is where the module with it is not at hand.
+    attributes = tvm.ir.make_node("ir.DictAttrs", **{RECURRENT: True})
+    together = bb.emit(relax.Call(call.op, call.args, attributes, call.ty_args))
     return [bb.emit(relax.TupleGetItem(together, i)) for i in range(len(shapes))]
 
 

@@ -34,6 +34,7 @@ from zmq_offload.runtime.threads import bind_pool
 from zmq_offload.schedules.machine import machine_of
 from zmq_offload.schedules.measure import arguments, built, seconds
 from zmq_offload.schedules.schedule import schedule_or_default
+from zmq_offload.schedules.tvm_internals import SCHEDULED
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,9 @@ def _tasks(
             fused = Sequential(fusing(target))(mod)
         text = "\n".join(str(f) for f in fused.functions.values() if not isinstance(f, tirx.PrimFunc))
         for gv, func in fused.functions.items():
-            tensors = arguments(func) if isinstance(func, tirx.PrimFunc) else None
+            # A function that is scheduled already, such as a recurrent network's, is not for tuning.
+            tunable = isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False)
+            tensors = arguments(func) if tunable else None
             if tensors is None or stopped():
                 continue
             name, key = str(gv.name_hint), key_of(func)
