@@ -185,7 +185,10 @@ def test_peepholes_are_refused_by_name() -> None:
     (case,) = node_tests(peepholes=True)
     found = outcome(case, constant=True)
     assert found.kind == REFUSED
-    assert re.search(r"LSTM \('Y_h'\) .*'P', the weights of peepholes; export the model without", found.detail)
+    assert re.search(
+        r"LSTM \(ai.onnx, node 'Y_h'\) with its input 8, 'P', the weights of peepholes; export the model without",
+        found.detail,
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +198,7 @@ def test_peepholes_are_refused_by_name() -> None:
         ({"activations": ["Sigmoid", "Tanh"]}, "float32", "with activations=Sigmoid,Tanh; it needs 3 of them"),
         ({"activations": ["Affine"] * 3}, "float32", "with activations=Affine; export the model with activation_alpha"),
         ({"hidden_size": 5}, "float32", "with hidden_size=5; its weights are for 8"),
-        ({}, "float64", r"\('rec'\) of float64; convert the model to float32"),
+        ({}, "float64", "node 'rec'\\): its datatype is float64; convert the model to float32"),
     ],
 )
 def test_what_is_refused_is_named(attributes: dict[str, Any], dtype: str, says: str, tmp_path: Path) -> None:

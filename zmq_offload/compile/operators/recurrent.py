@@ -10,7 +10,6 @@ from tvm import relax
 
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
-from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
 from zmq_offload.schedules.recurrent import RECURRENT, definition
 from zmq_offload.schedules.recurrent_cell import ACTIVATIONS, Activation, Recurrence
@@ -37,15 +36,11 @@ def recurrent(bb: Builder, node: Node) -> Expr:
     x, w, r, b, lengths, initial_h = node.inputs[:6]
     initial_c = node.inputs[6] if kind == "LSTM" else None
     if kind == "LSTM" and node.inputs[7] is not None:
-        raise InvalidArgument(
-            f"TVM cannot import the operator LSTM ({node.name!r}) with its input 8, {node.input_name(7)}, the weights "
-            "of peepholes; export the model without peepholes"
-        )
+        why = f"with its input 8, {node.input_name(7)}, the weights of peepholes"
+        raise node.refused(why, "export the model without peepholes")
     datatype = dtype_of(x)
     if datatype not in ("float32", "float16"):
-        raise InvalidArgument(
-            f"TVM cannot import the operator {kind} ({node.name!r}) of {datatype}; convert the model to float32"
-        )
+        raise node.refused(f"its datatype is {datatype}", "convert the model to float32")
     hidden = _hidden(node, r)
     recurrence = Recurrence(
         kind,
@@ -82,10 +77,7 @@ def _hidden(node: Node, r: Expr) -> int:
     shape = static_shape(r)
     given = node.attributes.get("hidden_size")
     if shape is None or len(shape) != 3:
-        raise InvalidArgument(
-            f"TVM cannot import the operator {node.operator} ({node.name!r}): its input 3, {node.input_name(2)}, has "
-            "no fixed shape; give it one"
-        )
+        raise node.refused(f"its input 3, {node.input_name(2)}, has no fixed shape", "give it one")
     if given is not None and int(given) != shape[2]:
         refuse(node, "hidden_size", given, f"its weights are for {shape[2]}")
     return shape[2]
