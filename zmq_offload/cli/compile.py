@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zmq_offload.artifacts.repository import Batching
+from zmq_offload.cli import quantize
 from zmq_offload.common.extras import needs
 from zmq_offload.common.units import counted
 from zmq_offload.compile.interrupt import stoppable
@@ -67,6 +68,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--list-cuts", action="store_true", help="list the possible cuts and exit")
     _add_cut_options(parser)
     _add_check_options(parser)
+    quantize.add_options(parser)
     _add_output_options(parser)
     _add_build_options(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -210,6 +212,8 @@ def run(args: argparse.Namespace) -> int:
     check, wire_samples = _read_samples(args, inputs)
     progress = Progress(quiet=args.quiet)
     compiled = _compile(args, inputs, output=args.output, options=_build_options(args, progress), check=check)
+    if compiled.quantized is not None:
+        quantize.use(args, compiled.quantized.file)
     show(*_describe(compiled, bundle=not args.only_subgraph))
     wires = list(dict.fromkeys(region.get("wire") or args.wire for region in _regions(args)))
     if wires != ["float32"] or args.wire_check:
@@ -229,6 +233,8 @@ def _check_usage(args: argparse.Namespace, error: Callable[[str], object]) -> No
         error("--cut (or --plan) and --name are required; --region or --list-cuts replaces them")
     if args.batch_delay is not None and args.max_batch is None:
         error("--batch-delay needs --max-batch")
+    if bool(args.quantize) != bool(args.calibrate):
+        error("--quantize and --calibrate go together; give both")
     if args.check_input and not args.check:
         error("--check-input needs --check")
 
@@ -279,11 +285,19 @@ def _compile(
     options: BuildOptions | None = None,
     check: bool | Samples = False,
 ) -> Compiled:
-    from zmq_offload.compile import api
+    from zmq_offload.compile import accuracy, api
 
     regions = [api.Region(**region) for region in _regions(args)]
     return api.compile_model(
-        args.model, inputs=inputs, regions=regions, wire=args.wire, check=check, options=options, output=output
+        args.model,
+        inputs=inputs,
+        regions=regions,
+        wire=args.wire,
+        check=check,
+        quantize=args.quantize,
+        calibrate=accuracy.read_samples(args.calibrate or ()),
+        options=options,
+        output=output,
     )
 
 
@@ -297,6 +311,8 @@ def _describe(compiled: Compiled, *, bundle: bool) -> list[Part]:
     if bundle:
         sealed = "  (not sealed: it holds a fallback)" if compiled.manifest.fallback else ""
         lines.append(f"device:   {compiled.device}{sealed}")
+    if compiled.quantized is not None:
+        lines.append(f"int8:     {compiled.quantized}")
     if compiled.check is not None:
         lines.append(f"check:    {compiled.check}")
     return list(lines)

@@ -22,6 +22,7 @@ from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
+from zmq_offload.compile.quantize import Kind, Quantized, quantize_model, quantized_name
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import resolve_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
@@ -47,6 +48,8 @@ def compile_model(
     regions: Sequence[Region] | None = None,
     wire: Wire = "float32",
     check: bool | Sequence[Mapping[str, Array] | Array] = False,
+    quantize: Kind | None = None,
+    calibrate: Sequence[Mapping[str, Array] | Array] = (),
     options: BuildOptions | None = None,
     **keywords: Unpack[BuildKeywords],
 ) -> Compiled:
@@ -76,6 +79,10 @@ def compile_model(
         Compare the result with ONNX Runtime (``onnx.reference`` where that is not installed) before anything is
         written. True checks on random inputs; a sample is a NumPy array for a model with one input, or arrays by input
         name, with the inputs' datatypes and shapes.
+    quantize : {"int8"}, optional
+        Make an int8 model of a float32 one first, and compile that. It becomes ``<output>/<model>.int8.onnx``.
+    calibrate : sequence of samples
+        What the int8 model is made with: inputs as the model will see them, at least 2, better 100.
     options : BuildOptions, optional
         How to build and where to write.
     **keywords
@@ -84,7 +91,7 @@ def compile_model(
     Returns
     -------
     Compiled
-        Folders, manifest, and the results of tuning and of the check.
+        Folders, manifest, and the results of tuning, of the check and of quantization.
 
     Raises
     ------
@@ -111,7 +118,11 @@ def compile_model(
     wire = check_wire(wire)
     chosen = _regions(cut, until, name, regions)
     job = _job(merged(options, keywords), [region.name for region in chosen])
-    job.expect(import_steps=1, checks=check is not False)
+    job.expect(import_steps=1 + (quantize is not None), checks=check is not False)
+    quantized = None
+    if quantize is not None or calibrate:
+        job.destination.check(job.models)  # now, since calibration takes long
+        model, chosen, quantized = _quantized(model, chosen, quantize, calibrate, inputs or {}, job, check is not False)
     with job.progress.step("import and split the model"):
         tensors = [tensor for region in chosen for tensor in (*region.cut, *(region.until or ()))]
         source = read_model(model)
@@ -126,7 +137,36 @@ def compile_model(
     if check is not False:
         samples = () if check is True else check
         checking = Check(source, inputs or {}, wires, samples, (job.target, job.device_target))
-    return write(mod, Signature(imported.inputs, imported.outputs), job, checking)
+    return replace(write(mod, Signature(imported.inputs, imported.outputs), job, checking), quantized=quantized)
+
+
+def _quantized(
+    model: PathLike,
+    regions: Sequence[Region],
+    kind: Kind | None,
+    samples: Sequence[Mapping[str, Array] | Array],
+    inputs: Mapping[str, Sequence[Dim]],
+    job: BuildJob,
+    check: bool,
+) -> tuple[Path, list[Region], Quantized]:
+    """The file of the int8 model, its regions, which begin and end at quantized tensors, and its accuracy."""
+    if kind != "int8":
+        raise InvalidArgument(f"--quantize: {kind!r} cannot be made; --calibrate needs --quantize int8")
+    tensors = [tensor for region in regions for tensor in (*region.cut, *(region.until or ()))]
+    file = job.destination.output / f"{Path(model).stem}.int8.onnx"
+    with job.progress.step("quantize to int8") as report:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        done = quantize_model(model, samples, file, inputs=inputs, keep=tensors, check=check, report=report)
+    renamed = {tensor: quantized_name(file, tensor) for tensor in tensors}
+    chosen = [
+        replace(
+            region,
+            cut=[renamed[t] for t in region.cut],
+            until=None if region.until is None else [renamed[t] for t in region.until],
+        )
+        for region in regions
+    ]
+    return file, chosen, done
 
 
 @with_build_keywords

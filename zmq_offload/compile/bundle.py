@@ -28,6 +28,7 @@ from zmq_offload.protocol.tensors import TensorSpec, check_signature
 
 if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, and only tuning needs it
     from zmq_offload.compile.check import Check, Checked
+    from zmq_offload.compile.quantize import Quantized
     from zmq_offload.compile.tuning.report import Summary
 
 
@@ -49,6 +50,8 @@ class Compiled:
         What tuning found, if there was any.
     check : Checked, optional
         The result of the check against the ONNX file, if there was one.
+    quantized : Quantized, optional
+        The int8 model that was compiled, and its accuracy, if one was made.
 
     Examples
     --------
@@ -63,6 +66,7 @@ class Compiled:
     models: tuple[ModelVersion, ...]
     tuning: Summary | None = None
     check: Checked | None = None
+    quantized: Quantized | None = None
 
 
 @dataclass(frozen=True)

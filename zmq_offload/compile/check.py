@@ -155,13 +155,13 @@ class Check:
             ) from error
         results = found if isinstance(found, tuple) else (found,)
         return [
-            self._loss(spec, ours, right[spec.name], reference.name)
-            for spec, ours in zip(outputs, results, strict=True)
+            self._loss(spec, ours, right[spec.name], reference) for spec, ours in zip(outputs, results, strict=True)
         ]
 
-    def _loss(self, spec: TensorSpec, ours: Array, right: Array, reference: str) -> Loss:
+    def _loss(self, spec: TensorSpec, ours: Array, right: Array, reference: Reference) -> Loss:
         """Compare an output. Raises FailedPrecondition if the difference is too large."""
-        what = f"the compiled model does not compute what {self.model.name} means in {reference}: output {spec.name!r}"
+        meaning = f"what {self.model.name} means in {reference.name}"
+        what = f"the compiled model does not compute {meaning}: output {spec.name!r}"
         more = "leave the operator out, report it, or accept it (--no-check)"
         if ours.dtype != right.dtype or ours.shape != right.shape:
             raise FailedPrecondition(
@@ -169,12 +169,12 @@ class Check:
             )
         masks = _masks(right)
         if masks.any():
-            ours = np.where(masks & np.isclose(ours, right, self._fraction(right), 0), right, ours)
+            ours = np.where(masks & np.isclose(ours, right, self._fraction(right, reference), 0), right, ours)
         difference, _ = compare(ours, right)
         _, largest = compare(right[~masks], right[~masks])
         finite = right.dtype.kind != "f" or not right.size or bool(np.isfinite(right).any())
         loss = Loss(spec, difference, largest, finite)
-        limit, passes = self._limit(ours, right, difference, largest)
+        limit, passes = self._limit(ours, right, difference, largest, reference)
         if not passes:
             at, a, b = _place(ours, right)
             raise FailedPrecondition(
@@ -182,10 +182,16 @@ class Check:
             )
         return loss
 
-    def _limit(self, ours: Array, right: Array, difference: float, largest: float) -> tuple[str, bool]:
+    def _limit(
+        self, ours: Array, right: Array, difference: float, largest: float, reference: Reference
+    ) -> tuple[str, bool]:
         allowances = [WIRE_TOLERANCE[wire] for wire in self.wires]
         if right.dtype.kind in "biu":
-            if right.dtype.itemsize == 1 and right.dtype.kind != "b" and difference <= 1:
+            if (
+                right.dtype.itemsize == 1
+                and right.dtype.kind != "b"
+                and difference <= max(1, reference.tolerance * largest)
+            ):
                 return "", True  # rounding of a quantized value
             lossy = any(a is None or a > 0 for a in allowances)
             return f"{FEW:.0%} of its elements", lossy or (ours != right).mean() <= FEW
@@ -193,12 +199,14 @@ class Check:
             return "NaN and infinities where the reference has them", False
         if any(a is None for a in allowances):
             return "", True
-        fraction = self._fraction(right)
+        fraction = self._fraction(right, reference)
         return f"{fraction:.1%} of the largest value ({largest:.3g})", difference <= fraction * largest + 1e-6
 
-    def _fraction(self, right: Array) -> float:
+    def _fraction(self, right: Array, reference: Reference) -> float:
         """The difference that passes, as a fraction of the largest value."""
-        return max(TOLERANCE[str(right.dtype)], *(WIRE_TOLERANCE[wire] or 0.0 for wire in self.wires))
+        return max(
+            TOLERANCE[str(right.dtype)], reference.tolerance, *(WIRE_TOLERANCE[wire] or 0.0 for wire in self.wires)
+        )
 
 
 def _masks(right: Array) -> Array:
