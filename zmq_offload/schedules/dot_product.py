@@ -110,6 +110,12 @@ def dot_product(machine: Machine, activations: str) -> DotProduct:
     return DotProduct(kind, 1, activations)
 
 
+def lane_product(machine: Machine, activations: str) -> DotProduct:
+    """Return how `machine` sums products where each lane has a group of its own, as in a depthwise convolution."""
+    dot = dot_product(machine, activations)
+    return DotProduct("widen", 1, activations) if dot.instruction == "smull" else dot
+
+
 def tile_of(machine: Machine, dot: DotProduct, rows: int | None, columns: int) -> Tile:
     """Choose a tile; 16-bit products need one more register for what they add."""
     if dot.instruction == "pmaddwd":
@@ -117,10 +123,11 @@ def tile_of(machine: Machine, dot: DotProduct, rows: int | None, columns: int) -
     return choose_tile(machine, rows, columns)
 
 
-def pack(columns_first: Array, dot: DotProduct, lanes: int) -> Array:
+def pack(columns_first: Array, dot: DotProduct, lanes: int, phases: int = 1) -> Array:
     """Pack int8 weights (sets, columns, rows, depth) as (sets * chunks, rows * steps + extra, lanes, group).
 
     Zeros fill the last chunk of each set, and the last group of each row. The sums' start follows, if there is a shift.
+    The rows may hold the same weights in several `phases`, of which a sum takes one.
     """
     sets, columns, rows, depth = columns_first.shape
     chunks, steps = -(-columns // lanes), dot.steps(depth)
@@ -130,5 +137,5 @@ def pack(columns_first: Array, dot: DotProduct, lanes: int) -> Array:
     if not dot.shift:
         return np.ascontiguousarray(packed)
     sums = full.sum(axis=(2, 3), dtype="int64").reshape(sets * chunks, lanes)
-    start = (-dot.shift * sums).astype("<i4").view("int8").reshape(sets * chunks, dot.extra, lanes, dot.group)
+    start = (-dot.shift * sums // phases).astype("<i4").view("int8").reshape(sets * chunks, dot.extra, lanes, dot.group)
     return np.concatenate([packed, start], axis=1)

@@ -47,20 +47,20 @@ class Weights:
     buffer: Var
     dot: DotProduct
 
-    def load(self, chunk: Expr, step: Expr, offset: int, width: int) -> Expr:
+    def load(self, chunk: Expr, step: Expr, offset: Expr | int, width: int) -> Expr:
         """Load the groups of `width` columns."""
         group = self.dot.group
         return tirx.BufferLoad(self.buffer, [chunk, step, index(0), ramp(offset * group, width * group)])
 
-    def start(self, chunk: Expr) -> Callable[[int, int], Expr] | None:
-        """Return a function that loads the start of a vector of sums; None if all are 0."""
+    def start(self, chunk: Expr, column: Expr | int = 0) -> Callable[[int, int], Expr] | None:
+        """Return a function that loads the start of a vector of sums from `column` on; None if all are 0."""
         if not self.dot.shift:
             return None
         steps = self.buffer.shape[1] - self.dot.extra
 
         def load(offset: int, width: int) -> Expr:
-            at = [chunk, steps, index(0), ramp(offset * 4, width * 4)]
-            return tirx.reinterpret(f"int32x{width}", tirx.BufferLoad(self.buffer, at))
+            at = [chunk, steps, index(0), ramp((column + offset) * 4, width * 4)]
+            return tirx.reinterpret(f"int32x{width}" if width > 1 else "int32", tirx.BufferLoad(self.buffer, at))
 
         return load
 

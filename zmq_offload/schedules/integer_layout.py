@@ -9,7 +9,8 @@ from tvm import relax
 from tvm.ir import Call, Expr
 
 from zmq_offload.schedules import integer_operators
-from zmq_offload.schedules.dot_product import INTEGERS, dot_product, pack, tile_of
+from zmq_offload.schedules.dot_product import INTEGERS, dot_product, lane_product, pack, tile_of
+from zmq_offload.schedules.integer_operators import Phases
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
 from zmq_offload.schedules.simplify import constant_expr
@@ -45,6 +46,8 @@ def dense(builder: relax.BlockBuilder, machine: Machine, data: Expr, matrix: Arr
 def conv2d(builder: relax.BlockBuilder, machine: Machine, data: Expr, weight: Array, conv: Conv) -> Expr:
     """Emit a convolution over (n, h, w, c) with constant int8 weights (o, i, kh, kw)."""
     per_group = conv.out_channels // conv.groups
+    if conv.groups == weight.shape[1] * conv.groups == conv.out_channels > 1 and not conv.channels_first:
+        return depthwise(builder, machine, data, weight[:, 0], conv)
     pointwise = conv.kernel == (1, 1) and conv.strides == (1, 1) and conv.groups == 1 and not any(conv.padding)
     if pointwise and not conv.channels_first:
         return dense(builder, machine, data, weight[:, :, 0, 0].T)
@@ -60,6 +63,22 @@ def conv2d(builder: relax.BlockBuilder, machine: Machine, data: Expr, weight: Ar
     packed = constant_expr(pack(rows, dot, lanes))
     return builder.call_te(
         lambda x, w: integer_operators.conv2d(x, w, conv, dot), data, packed, primfunc_name_hint="integer_conv2d"
+    )
+
+
+def depthwise(builder: relax.BlockBuilder, machine: Machine, data: Expr, filters: Array, conv: Conv) -> Expr:
+    """Emit a convolution over (n, h, w, c) with one constant int8 filter (kh, kw) for each channel."""
+    dot = lane_product(machine, str(data.ty.dtype))
+    phases = Phases.of(conv, dot)
+    channels, kh, kw = filters.shape
+    shifted = np.zeros((channels, phases.count, kw, phases.depth), "int8")
+    for phase in range(phases.count):
+        top = phase * conv.strides[0]
+        shifted[:, phase, :, top : top + kh] = filters.transpose(0, 2, 1)
+    rows = shifted.reshape(1, channels, phases.count * kw, phases.depth)
+    packed = constant_expr(pack(rows, dot, channels, phases.count))
+    return builder.call_te(
+        lambda x, w: integer_operators.depthwise(x, w, conv, dot), data, packed, primfunc_name_hint="integer_depthwise"
     )
 
 

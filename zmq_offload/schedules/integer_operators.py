@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm import te, tirx
 from tvm.ir import Expr
 
@@ -69,3 +71,48 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv, dot: DotProduct) -> te.T
         name="integer_conv2d",
         attrs={KERNEL: "integer_conv2d", **conv.attributes()},
     )
+
+
+def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv, dot: DotProduct) -> te.Tensor:
+    """A convolution with one filter for each channel; weights from `integer_layout.depthwise`. It reads phase 0."""
+    source = padded(x, conv)
+    n, height, width, channels = extents(x, conv)
+    oh, ow = conv.out_size(height, width)
+    image = len(x.shape) == 4
+    kh, kw = conv.kernel
+    steps = dot.steps(Phases.of(conv, dot).depth)
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+    (sh, sw), (dh, dw) = conv.strides, conv.dilation
+
+    def element(b: Expr, *position: Expr) -> Expr:
+        y, z, c = position if image else (index(0), *position)
+        data = pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, c)
+        at = weight[0, rx * steps + tirx.floordiv(ry, dot.group), c, tirx.floormod(ry, dot.group)]
+        return te.sum(_product(data, at), axis=[ry, rx])
+
+    return te.compute(
+        (n, oh, ow, channels) if image else (n, ow, channels),
+        element,
+        name="integer_depthwise",
+        attrs={KERNEL: "integer_depthwise", **conv.attributes()},
+    )
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How many neighboring rows of results use the same groups of input rows, of which there are `depth`.
+
+    A group takes four rows of the input (or two). A kernel of three rows leaves one unused: the next row of results
+    uses the same four, with its weights one place further. So weights are stored once for each row.
+    """
+
+    count: int
+    depth: int
+
+    @staticmethod
+    def of(conv: Conv, dot: DotProduct) -> Phases:
+        """Return the phases of a depthwise convolution."""
+        kernel, stride = conv.kernel[0], conv.strides[0]
+        spare = dot.steps(kernel) * dot.group - kernel
+        count = 1 + spare // stride if conv.dilation[0] == 1 else 1
+        return Phases(count, (count - 1) * stride + kernel)

@@ -62,6 +62,20 @@ class MicroKernel:
         """Emit the loops of the sum, then a store of each result."""
         vectors = self.vectors()
         totals = [local("total", [vectors[-1][0] + vectors[-1][1]], self.dtype) for _ in range(self.rows)]
+        start = [
+            tirx.BufferStore(total, self.first(offset, width), [ramp(offset, width)])
+            for total in totals
+            for offset, width in vectors
+        ]
+        sums = sequence([*start, self.sums(totals)])
+        if self.rolled_store and self.rows > 1:
+            return self._rolled(totals, sums)
+        finish = [self._finish(index(row), total, index(0)) for row, total in enumerate(totals)]
+        return with_buffers(totals, sequence([sums, *finish]))
+
+    def sums(self, totals: Sequence[tirx.Var]) -> tirx.Stmt:
+        """Emit the loops of the sum."""
+        vectors = self.vectors()
 
         def step(k: list[Expr]) -> tirx.Stmt:
             statements = []
@@ -74,16 +88,7 @@ class MicroKernel:
                     statements.append(tirx.BufferStore(total, update, [at]))
             return sequence(statements)
 
-        kind = ForKind.UNROLLED if self.unrolled else ForKind.SERIAL
-        start = [
-            tirx.BufferStore(total, self.first(offset, width), [ramp(offset, width)])
-            for total in totals
-            for offset, width in vectors
-        ]
-        if self.rolled_store and self.rows > 1:
-            return self._rolled(totals, sequence([*start, nest(self.reduce, step, kind)]))
-        finish = [self._finish(index(row), total, index(0)) for row, total in enumerate(totals)]
-        return with_buffers(totals, sequence([*start, nest(self.reduce, step, kind), *finish]))
+        return nest(self.reduce, step, ForKind.UNROLLED if self.unrolled else ForKind.SERIAL)
 
     def _rolled(self, totals: list[tirx.Var], body: tirx.Stmt) -> tirx.Stmt:
         """Copy the results to memory and store them in a loop over rows, so that a long epilogue is emitted once."""

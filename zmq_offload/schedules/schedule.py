@@ -14,7 +14,7 @@ import tvm
 from tvm import tirx
 from tvm.ir import Expr, IRModule, Var
 
-from zmq_offload.schedules import integer_convolutions, integer_products, products
+from zmq_offload.schedules import integer_convolutions, integer_depthwise, integer_products, products
 from zmq_offload.schedules.convolutions import conv2d
 from zmq_offload.schedules.depthwise import depthwise
 from zmq_offload.schedules.emit import FlatBuffer, finish, sequence, with_buffers
@@ -83,6 +83,8 @@ def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue
         return integer_products.dense(machine, stage, epilogue)
     if stage.kernel == "integer_conv2d":
         return integer_convolutions.conv2d(machine, program, stage, epilogue)
+    if stage.kernel == "integer_depthwise":
+        return integer_depthwise.depthwise(machine, program, stage, epilogue)
     *operands, weight = (e.source for e in loads(stage.value))
     if any(str(b.dtype) != "float32" for b in (stage.buffer, *operands)) or str(weight.dtype) not in STORED:
         raise Unsupported("a kernel of another datatype than float32")
