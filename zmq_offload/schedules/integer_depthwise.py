@@ -35,7 +35,7 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
     """Schedule a depthwise convolution over (n, h, w, c) with weights from `integer_layout.depthwise`.
 
     Each lane has a channel, and takes a group of neighboring rows of the input at once. Threads share the batch and
-    bands of rows. Within a band, tiles of a few neighboring results, in as many rows as share groups, go over the channels.
+    bands of rows. A band is computed in tiles of a few neighboring results, in as many rows as share groups.
     """
     image, weight = image_of(program, stage)
     dot = lane_product(machine, str(image.buffer.dtype))
