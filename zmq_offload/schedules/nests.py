@@ -37,6 +37,7 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.rewrite import Rewriter, constant, loads, uses
 from zmq_offload.schedules.stages import Inliner, Stage
+from zmq_offload.schedules.tails import vectors_after
 from zmq_offload.schedules.vector_math import vectorizable
 
 # Vector operations below which a parallel loop does not pay. Measured: it costs 1.5 to 3.5 us, in which one core does
@@ -167,20 +168,21 @@ class _Elementwise:
         )
 
     def _symbolic(self, threads: bool) -> tirx.Stmt:
-        """Emit a last axis of symbolic extent: whole vectors, then single elements."""
-        extent, width = self.extents[-1], self.context.machine.lanes
+        """Emit a last axis of symbolic extent: whole vectors, then narrower ones."""
+        extent, machine = self.extents[-1], self.context.machine
         vector = access_pattern(self.value, self.axes[-1]).contiguous
-        whole = tirx.floordiv(extent, index(width)) if vector else index(0)
+        whole = tirx.floordiv(extent, index(machine.lanes)) if vector else index(0)
+        start = whole * machine.lanes
 
-        def several(at: list[Expr], block: Expr) -> tirx.Stmt:
-            return lanes(width, lambda lane: self._write([*at, block * width + lane], self.value))
+        def several(at: list[Expr], first: Expr, width: int) -> tirx.Stmt:
+            return lanes(width, lambda lane: self._write([*at, first + lane], self.value))
 
         def row(at: list[Expr], shared: bool) -> tirx.Stmt:
-            blocks = parallel([whole], lambda b: several(at, b[0]), shared)
-            rest = loop(
-                extent - whole * width, lambda i: lanes(1, lambda _: self._write([*at, whole * width + i], self.value))
-            )
-            return sequence([blocks if vector else None, rest])
+            if not vector:
+                return loop(extent, lambda i: several(at, i, 1))
+            blocks = parallel([whole], lambda b: several(at, b[0] * machine.lanes, machine.lanes), shared)
+            tail = vectors_after(start, extent - start, machine, lambda first, width: several(at, first, width))
+            return sequence([blocks, tail])
 
         if len(self.axes) == 1:
             return row([], threads)

@@ -33,7 +33,8 @@ from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import Unsupported, constant, loads
 from zmq_offload.schedules.stages import Stage
-from zmq_offload.schedules.tiles import Tile, choose_tile
+from zmq_offload.schedules.tails import covering, rows_after_tiles
+from zmq_offload.schedules.tiles import IN_FLIGHT, Tile, choose_tile
 from zmq_offload.schedules.weights import widened
 
 
@@ -133,7 +134,22 @@ class _Dense:
         if whole:
             main = loop(chunks.extent, lambda c: self._chunk(rows, chunks.first + c, self.tile.columns), "chunk")
         end = self._chunk(rows, index(whole), tail) if tail else None
-        return sequence([main, chunks.in_last(end)])
+        body = sequence([main, chunks.in_last(end)])
+        if constant(self.rows) is not None:
+            return body
+        return tirx.IfThenElse(tirx.EQ(self.rows, index(1)), self._single_row(part, tasks), body)
+
+    def _single_row(self, part: Expr, tasks: int) -> tirx.Stmt:
+        """The only row of a symbolic number, several chunks at once: one chunk has too few independent sums."""
+        width = self.tile.columns
+        together = max(1, IN_FLIGHT * self.machine.lanes // width)
+        whole, tail = divmod(self.columns, width)
+        groups, rest = divmod(whole, together)
+        share = _Share(index(groups), part, tasks)
+        main = loop(share.extent, lambda g: self._tile(index(0), 1, (share.first + g) * together, together * width))
+        single = loop(rest, lambda c: self._tile(index(0), 1, groups * together + c, width)) if rest else None
+        end = self._tile(index(0), 1, index(whole), tail) if tail else None
+        return sequence([main if groups else None, share.in_last(sequence([single, end]))])
 
     def _chunk(self, rows: _Share, chunk: Expr, width: int) -> tirx.Stmt:
         """A share of the rows times one chunk of the matrix, of which `width` columns are used."""
@@ -147,20 +163,26 @@ class _Dense:
         height, known = self.tile.rows, constant(self.rows)
         first = self.tiles * height
         if known is None:
-            return loop(self.rows - first, lambda r: self._tile(first + r, 1, chunk, width), "row")
+            return rows_after_tiles(self.rows, height, lambda r, size: self._tile(r, size, chunk, width))
         return self._tile(first, known % height, chunk, width) if known % height else None
 
     def _tile(self, first: Expr, height: int, chunk: Expr, width: int) -> tirx.Stmt:
-        zeros = self._zeros()
+        """Rows from `first` on, columns from those of `chunk` on: `width` of them, which may be several chunks."""
+        zeros, columns = self._zeros(), self.tile.columns
+
+        def weights(k: list[Expr], at: int, size: int) -> Expr:
+            place = [chunk + at // columns, k[0], ramp(at % columns, size)]
+            return widened(tirx.BufferLoad(self.weight, place))
+
         return MicroKernel(
             self.machine,
             height,
             width,
             [index(self.depth)],
             lambda r, k: tirx.BufferLoad(self.x, [*zeros, first + r, k[0]] if self.lead else [k[0]]),
-            lambda k, at, size: widened(tirx.BufferLoad(self.weight, [chunk, k[0], ramp(at, size)])),
+            weights,
             lambda r, c, value: self.epilogue.store(
-                [*row_position(self.lead, first + r, self.flat), chunk * self.tile.columns + c], value
+                [*row_position(self.lead, first + r, self.flat), chunk * columns + c], value
             ),
             self.epilogue.long,
         ).statement()
@@ -200,18 +222,23 @@ def _unfold(flat: Expr, extents: list[Expr]) -> list[Expr]:
     return indices
 
 
+# With so few rows, packing takes longer than it saves.
+_FEW = 2
+
+
 def matmul(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     """Schedule a (..., rows, depth) times b (..., depth, columns), both known at run time only.
 
     For each batch and each chunk of columns, a panel of b is packed and then used by all rows. If there are at most
     two rows, or if the panel would not stay in the cache, b is read in place. Threads share the batches, the chunks of
-    columns or the rows, in this order: with the first two, nothing is packed twice.
+    columns or the rows, in this order: with the first two, nothing is packed twice. All extents may be symbolic.
     """
     a, b = loads(stage.value)
-    rows, columns, depth = _static(stage.extents[-2]), _static(stage.extents[-1]), _static(stage.reduce_extents[-1])
-    tile = choose_tile(machine, rows, columns)
+    rows, columns, depth = stage.extents[-2], stage.extents[-1], stage.reduce_extents[-1]
+    tile = choose_tile(machine, constant(rows), constant(columns) or 2 * machine.lanes)
     # Packing costs as much as computing one row.
-    pack = rows > 2 and depth * tile.columns * 4 <= 4 * CACHE_BYTES
+    few = (constant(rows) or _FEW + 1) <= _FEW
+    pack = not few and elements([depth], unknown=64) * tile.columns * 4 <= 4 * CACHE_BYTES
     return _Matmul(machine, stage, epilogue, a, b, rows, columns, depth, tile, pack).statement()
 
 
@@ -222,9 +249,9 @@ class _Matmul:
     epilogue: Epilogue
     a: TensorLoad
     b: TensorLoad
-    rows: int
-    columns: int
-    depth: int
+    rows: Expr
+    columns: Expr
+    depth: Expr
     tile: Tile
     pack: bool
 
@@ -236,32 +263,41 @@ class _Matmul:
     @property
     def tiles(self) -> Expr:
         """Whole tiles of rows."""
-        return index(self.rows // self.tile.rows)
+        return tirx.floordiv(self.rows, self.tile.rows)
 
     def statement(self) -> tirx.Stmt:
-        work = elements(self.batch, unknown=4) * self.rows * self.columns * self.depth // self.machine.lanes
+        work = elements(self.batch, unknown=4) * elements([self.rows, self.columns, self.depth], unknown=64)
         most = self.machine.threads
-        threads = work > SERIAL_WORK
+        threads = work // self.machine.lanes > SERIAL_WORK
         batches = elements(self.batch, unknown=most)
-        if threads and batches < 2 * most and self.columns // self.tile.columns >= most:
-            return self._chunks_in_parallel()
-        parts = most if threads and batches == 1 and self.rows >= 2 * self.tile.rows else 1
+        columns = constant(self.columns)
+        if threads and batches < 2 * most and columns is not None and columns // self.tile.columns >= most:
+            return self._chunks_in_parallel(columns)
+        parts = most if threads and batches == 1 and elements([self.rows], unknown=64) >= 2 * self.tile.rows else 1
 
         def task(at: list[Expr]) -> tirx.Stmt:
             return self._chunks(at[:-1], _Share(self.tiles, at[-1], parts))
 
         return parallel([*self.batch, index(parts)], task, threads)
 
-    def _chunks_in_parallel(self) -> tirx.Stmt:
-        whole, tail = divmod(self.columns, self.tile.columns)
+    def _chunks_in_parallel(self, columns: int) -> tirx.Stmt:
+        whole, tail = divmod(columns, self.tile.columns)
         rows, width = _Share.whole(self.tiles), self.tile.columns
         main = parallel([*self.batch, index(whole)], lambda p: self._chunk(p[:-1], p[-1] * width, width, rows))
         end = nest(self.batch, lambda p: self._chunk(p, index(whole * width), tail, rows)) if tail else None
         return sequence([main, end])
 
     def _chunks(self, at: list[Expr], rows: _Share) -> tirx.Stmt:
-        whole, tail = divmod(self.columns, self.tile.columns)
-        width = self.tile.columns
+        columns, width = constant(self.columns), self.tile.columns
+        if columns is None:
+            lanes_ = self.machine.lanes
+            # Chunks of one width that is not above the number of columns; the last one may overlap the one before.
+            body = loop(self.columns, lambda c: self._chunk(at, c, 1, rows), "column")
+            for size in sorted({max(1, lanes_ // 4), lanes_, width} - {1}):
+                wide = covering(self.columns, size, lambda first, size=size: self._chunk(at, first, size, rows))
+                body = tirx.IfThenElse(self.columns >= size, wide, body)
+            return body
+        whole, tail = divmod(columns, width)
         main = loop(whole, lambda c: self._chunk(at, c * width, width, rows), "chunk") if whole else None
         end = self._chunk(at, index(whole * width), tail, rows) if tail else None
         return sequence([main, end])
@@ -269,19 +305,27 @@ class _Matmul:
     def _chunk(self, at: list[Expr], first: Expr, width: int, rows: _Share) -> tirx.Stmt:
         """A share of the rows for columns [first, first + width) of batch `at`."""
         panel = scratch("panel", [self.depth, width]) if self.pack else None
-        height = self.tile.rows
-        tiles, rest = divmod(self.rows, height)
+        height, known = self.tile.rows, constant(self.rows)
 
         def tile(row: Expr, count: int) -> tirx.Stmt:
             return self._tile(at, row, count, first, width, panel)
 
-        main = loop(rows.extent, lambda t: tile((rows.first + t) * height, height), "tile") if tiles else None
-        end = tile(index(tiles * height), rest) if rest else None
+        main = None
+        if known is None or known >= height:
+            main = loop(rows.extent, lambda t: tile((rows.first + t) * height, height), "tile")
+        if known is None:
+            end: tirx.Stmt | None = rows_after_tiles(self.rows, height, tile)
+        else:
+            end = tile(index(known // height * height), known % height) if known % height else None
         body = sequence([main, rows.in_last(end)])
         if panel is None:
             return body
         fill = loop(self.depth, lambda k: self._pack_row(panel, at, k, first, width), "k")
-        return with_buffers([panel], sequence([fill, body]))
+        packed = with_buffers([panel], sequence([fill, body]))
+        if known is not None:
+            return packed
+        few = loop(self.rows, lambda r: self._tile(at, r, 1, first, width, None), "row")
+        return tirx.IfThenElse(self.rows <= _FEW, rows.in_last(few), packed)
 
     def _pack_row(self, panel: Var, at: list[Expr], k: Expr, first: Expr, width: int) -> tirx.Stmt:
         def copy(column: Expr, size: int) -> tirx.Stmt:
@@ -304,7 +348,7 @@ class _Matmul:
                 self.machine,
                 height,
                 size,
-                [index(self.depth)],
+                [self.depth],
                 lambda r, k: self._operand(self.a, at, row + r, k[0]),
                 lambda k, offset, count: right(k, start + offset, count),
                 lambda r, c, value: self.epilogue.store([*at, row + r, first + start + c], value),

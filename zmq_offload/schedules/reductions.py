@@ -27,6 +27,7 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.nests import SERIAL_WORK, NestContext, fresh
 from zmq_offload.schedules.rewrite import Rewriter, constant
 from zmq_offload.schedules.stages import Inliner, Stage, same_indices
+from zmq_offload.schedules.tails import vectors_after
 from zmq_offload.schedules.vector_math import extremum, vectorizable
 
 # Independent accumulators: they hide the latency of an addition (4 cycles, with one or two issued per cycle).
@@ -80,7 +81,7 @@ def reduction(context: NestContext, pair: Reduction) -> tirx.Stmt:
         form = _Across
     else:
         inner = constant(stage.reduce_extents[-1])
-        wide = inner is not None and inner >= context.machine.lanes
+        wide = inner is None or inner >= context.machine.lanes
         if wide and access_pattern(value, stage.reduce_axes[-1]).contiguous:
             form = _Along
     return form(context, pair, axes, extents, value, threads).statement()
@@ -183,14 +184,14 @@ class _Along(_Nest):
     """One result at a time: partial results in the lanes of several vectors, combined at the end."""
 
     @property
-    def inner(self) -> int:
-        """Extent of the last reduced axis."""
-        return constant(self.stage.reduce_extents[-1]) or 1
+    def inner(self) -> int | None:
+        """Extent of the last reduced axis, None if it is symbolic."""
+        return constant(self.stage.reduce_extents[-1])
 
     @property
     def chains(self) -> int:
         """Vectors of partial results."""
-        return min(CHAINS, self.inner // self.context.machine.lanes)
+        return CHAINS if self.inner is None else min(CHAINS, self.inner // self.context.machine.lanes)
 
     def statement(self) -> tirx.Stmt:
         return parallel(self.extents, self._one, self.threads)
@@ -208,23 +209,38 @@ class _Along(_Nest):
         return with_buffers([partial, total], sequence([sequence(init), sums, self._fold(partial, total), result]))
 
     def _row(self, at: list[Expr], outer: list[Expr], partial: Var, total: Var) -> tirx.Stmt:
-        """The last reduced axis: all chains in a loop, then single vectors, then single elements."""
+        """The last reduced axis: all chains in a loop, then single vectors, then narrower ones or single elements."""
         width, chains = self.context.machine.lanes, self.chains
         block = chains * width
-        whole, rest = divmod(self.inner, block)
-        done = whole * block + rest // width * width
 
-        def vector(start: Expr, chain: int) -> tirx.Stmt:
+        def vector(start: Expr, chain: int, size: int = width) -> tirx.Stmt:
             slot = index(chain * width)
-            return lanes(width, lambda i: self._accumulate(partial, slot + i, at, [*outer, start + i]))
+            return lanes(size, lambda i: self._accumulate(partial, slot + i, at, [*outer, start + i]))
 
         def single(k: int) -> tirx.Stmt:
             return lanes(1, lambda _: self._accumulate(total, index(0), at, [*outer, index(k)]))
 
+        def all_chains(i: Expr) -> tirx.Stmt:
+            return sequence(vector(i * block + c * width, c) for c in range(chains))
+
+        if self.inner is None:
+            extent = self.stage.reduce_extents[-1]
+            blocks, whole = tirx.floordiv(extent, index(block)), tirx.floordiv(extent, index(width))
+            return sequence(
+                [
+                    loop(blocks, all_chains, "k"),
+                    loop(whole - blocks * chains, lambda i: vector((blocks * chains + i) * width, 0), "k"),
+                    vectors_after(
+                        whole * width, extent - whole * width, self.context.machine, lambda k, size: vector(k, 0, size)
+                    ),
+                ]
+            )
+        blocks_, rest = divmod(self.inner, block)
+        done = blocks_ * block + rest // width * width
         return sequence(
             [
-                loop(whole, lambda i: sequence(vector(i * block + c * width, c) for c in range(chains)), "k"),
-                *(vector(index(whole * block + c * width), c) for c in range(rest // width)),
+                loop(blocks_, all_chains, "k"),
+                *(vector(index(blocks_ * block + c * width), c) for c in range(rest // width)),
                 *(single(k) for k in range(done, self.inner)),
             ]
         )

@@ -31,18 +31,29 @@ def most_rows(machine: Machine, vectors: int) -> int:
 
 def choose_tile(machine: Machine, rows: int | None, columns: int) -> Tile:
     """Choose the tile with the fewest estimated cycles for a result of rows x columns; `rows` is None if symbolic."""
+    if rows is None:
+        return _tile_for_any_rows(machine, columns)
     candidates = []
-    for vectors in range(1, MOST_VECTORS * 2 + 1 if rows is not None and rows < 4 else MOST_VECTORS + 1):
-        width = vectors * machine.lanes
-        if vectors > 1 and width - machine.lanes >= columns:
-            break
-        limit = most_rows(machine, vectors)
-        if rows is None:
-            candidates.append((_cycles(machine, limit * 64, columns, limit, width), Tile(limit, width)))
-            continue
-        heights = range(min(limit, rows), 0, -1)
+    for vectors, width in _widths(machine, columns, MOST_VECTORS * 2 if rows < 4 else MOST_VECTORS):
+        heights = range(min(most_rows(machine, vectors), rows), 0, -1)
         candidates += [(_cycles(machine, rows, columns, height, width), Tile(height, width)) for height in heights]
     return min(candidates, key=lambda c: (c[0], -c[1].rows * c[1].columns))[1]
+
+
+def _widths(machine: Machine, columns: int, most: int) -> list[tuple[int, int]]:
+    """Return (vectors, columns) of the tiles that are not wider than the result needs."""
+    every = [(vectors, vectors * machine.lanes) for vectors in range(1, most + 1)]
+    return [(v, width) for v, width in every if v == 1 or width - machine.lanes < columns]
+
+
+def _tile_for_any_rows(machine: Machine, columns: int) -> Tile:
+    """Return the widest of the tiles that are nearly as fast as any for many rows: it is the best one for few rows."""
+    costs = {}
+    for vectors, width in _widths(machine, columns, MOST_VECTORS):
+        height = most_rows(machine, vectors)
+        costs[Tile(height, width)] = _cycles(machine, height * 64, columns, height, width) / height
+    nearly = [tile for tile, cost in costs.items() if cost <= 1.02 * min(costs.values())]
+    return max(nearly, key=lambda tile: tile.columns)
 
 
 def _cycles(machine: Machine, rows: int, columns: int, height: int, width: int) -> float:
