@@ -291,11 +291,14 @@ class _Matmul:
         columns, width = constant(self.columns), self.tile.columns
         if columns is None:
             lanes_ = self.machine.lanes
+
             # Chunks of one width that is not above the number of columns; the last one may overlap the one before.
-            body = loop(self.columns, lambda c: self._chunk(at, c, 1, rows), "column")
+            def chunks(size: int) -> tirx.Stmt:
+                return covering(self.columns, size, lambda first: self._chunk(at, first, size, rows))
+
+            body = chunks(1)
             for size in sorted({max(1, lanes_ // 4), lanes_, width} - {1}):
-                wide = covering(self.columns, size, lambda first, size=size: self._chunk(at, first, size, rows))
-                body = tirx.IfThenElse(self.columns >= size, wide, body)
+                body = tirx.IfThenElse(self.columns >= size, chunks(size), body)
             return body
         whole, tail = divmod(columns, width)
         main = loop(whole, lambda c: self._chunk(at, c * width, width, rows), "chunk") if whole else None
