@@ -14,6 +14,7 @@ from tests.schedules.schedule_harness import Net
 from zmq_offload.compile.pipeline import fusing
 from zmq_offload.schedules import Machine, machine_of
 from zmq_offload.schedules.machine import CACHE_BYTES
+from zmq_offload.schedules.rewrite import Rewriter
 from zmq_offload.schedules.schedule import schedule_pass
 from zmq_offload.schedules.tiles import Tile, choose_tile
 
@@ -47,7 +48,11 @@ def test_the_loops_have_the_extents_of_the_drawing(conv2d: tirx.PrimFunc) -> Non
     loops = {str(f.loop_var.name): f for f in inside(conv2d.body, tirx.For)}
     assert (loops["p"].kind, int(loops["p"].extent)) == (tirx.ForKind.PARALLEL, 4)
     assert [int(loops[name].extent) for name in ("chunk", "row", "tile")] == [4, 14, 14]
-    (depth,) = (f for f in inside(loops["tile"].body, tirx.For) if int(f.extent) == 3)
+    (depth,) = (f for f in inside(loops["tile"].body, tirx.For) if isinstance(f.body, tirx.For))
+    # Three rows of taps; two at the upper and the lower edge, where the others read padding.
+    for band, row, taps in ((0, 0, 2), (0, 1, 3), (3, 13, 2)):
+        place = {loops["p"].loop_var: tirx.IntImm("int64", band), loops["row"].loop_var: tirx.IntImm("int64", row)}
+        assert int(tvm.sym.Analyzer().simplify(Rewriter(place).visit(depth.extent))) == taps
     assert int(depth.body.extent) == 3 * 64
     updates = [s for s in inside(depth.body, tirx.BufferStore) if str(s.buffer.name).startswith("total")]
     assert len(updates) == 4 * 2

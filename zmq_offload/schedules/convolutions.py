@@ -19,7 +19,7 @@ from zmq_offload.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.images import Image, Partition, image_of, partition, result_size
+from zmq_offload.schedules.images import Image, Partition, batch_of, image_of, partition, reaching, result_size
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
@@ -30,12 +30,13 @@ from zmq_offload.schedules.weights import widened
 
 
 def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
-    """Schedule a dense or grouped convolution with packed weights (chunks, kh, kw, c, tile columns).
+    """Schedule a dense or grouped convolution with packed weights (chunks, kd * kh, kw, c, tile columns).
 
     `images.partition` divides the result into tasks. A task copies its window of the input, with zeros around, if the
     convolution pads; then, for each chunk of output channels, it goes over its rows in tiles of neighboring results.
     A micro-kernel sums each tile over the window. Without groups and dilation, the columns and channels of a window
-    are neighbors in memory, so one loop runs over both. Symbolic image sizes are left to TVM.
+    are neighbors in memory, so one loop runs over both. Taps of the depth and of dilated rows and columns that read
+    padding only are left out. Symbolic image sizes are left to TVM.
     """
     image, weight = image_of(program, stage)
     conv = image.conv
@@ -62,15 +63,17 @@ class _Dense:
         tiles, rest = divmod(self.width, self.tile.rows)
         chunks = self.per_group // self.tile.columns if conv.groups == 1 else 1
         _, columns = self.image.window((1, self.width))
-        row_bytes = columns * self.image.channels * 4 * conv.strides[0] if self.image.padded else 0
-        batch = elements(self.stage.extents[:1], unknown=1)
+        kd = 1 if conv.depth is None else conv.depth.kernel
+        row_bytes = kd * columns * self.image.channels * 4 * conv.strides[0] if self.image.padded else 0
+        planes = batch_of(self.image, self.stage)
+        batch = elements([planes], unknown=self.image.deep)
         (kh, kw), depth = conv.kernel, constant(self.stage.reduce_extents[-1]) or 1
-        work = batch * self.height * self.width * conv.out_channels * kh * kw * depth // self.machine.lanes
+        work = batch * self.height * self.width * conv.out_channels * kd * kh * kw * depth // self.machine.lanes
         threads = work > SERIAL_WORK
         machine = self.machine if threads else replace(self.machine, threads=1)
         part = partition(machine, batch, self.height, tiles, chunks, row_bytes)
         bands = -(-self.height // part.rows)
-        extents = [self.stage.extents[0], index(bands), index(part.across), index(part.channels)]
+        extents = [planes, index(bands), index(part.across), index(part.channels)]
 
         def task(at: list[Expr]) -> tirx.Stmt:
             batch_, band, across, group = at
@@ -110,7 +113,8 @@ class _Task:
         whole = p.width // p.tile.rows
         most = -(-whole // self.part.across) * p.tile.rows + self.rest
         height, width = image.window((self.part.rows, min(most, p.width)))
-        copy = FlatBuffer("window", [height, width, image.channels])
+        taps = [] if conv.depth is None else [conv.depth.kernel]
+        copy = FlatBuffer("window", [*taps, height, width, image.channels])
         corner = (
             self.batch,
             self.top * conv.strides[0] - conv.padding[0],
@@ -166,25 +170,38 @@ class _Task:
         depth = constant(p.stage.reduce_extents[-1]) or 1
         # A window's columns and channels are neighbors in memory and in the packed weights: one loop over both.
         joined = conv.groups == 1 and dw == 1
-        reduce = [index(kh), index(kw * depth)] if joined else [index(kh), index(kw), index(depth)]
         left = x + self.first * p.tile.rows
+        plane, planes = p.image.taps(self.batch)
+        above, rows = self._taps(0, self.top + y, 1)
+        before, columns_ = self._taps(1, left, height)
+        reduce = [planes, rows, index(kw * depth)] if joined else [planes, rows, columns_, index(depth)]
 
         def data(r: int, k: list[Expr]) -> Expr:
-            row = y * sh + k[0] * dh
-            column = (x + r) * sw + (0 if joined else k[1] * dw)
-            channel = k[1] if joined else group * depth + k[2]
+            row = y * sh + (above + k[1]) * dh
+            column = (x + r) * sw + (0 if joined else (before + k[2]) * dw)
+            channel = k[2] if joined else group * depth + k[3]
             if copy is not None:
-                return copy.load([row, column, channel])
+                return copy.load([*([] if conv.depth is None else k[:1]), row, column, channel])
             start = self.first * (p.tile.rows * sw)
-            at = p.image.at(self.batch, self.top * sh + row, start + column, channel)
+            at = p.image.source([self.batch, plane + k[0]], self.top * sh + row, start + column, channel)
             return tirx.BufferLoad(p.image.buffer, at)
 
         def weights(k: list[Expr], offset: int, width: int) -> Expr:
-            inner = [index(0), k[1]] if joined else [k[1], k[2]]
-            return widened(tirx.BufferLoad(p.weight, [base + chunk, k[0], *inner, ramp(offset, width)]))
+            inner = [index(0), k[2]] if joined else [before + k[2], k[3]]
+            row = (plane + k[0]) * kh + above + k[1]
+            return widened(tirx.BufferLoad(p.weight, [base + chunk, row, *inner, ramp(offset, width)]))
 
         def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
             channel = group * p.per_group + chunk * p.tile.columns + c
             return p.epilogue.store(p.image.at(self.batch, self.top + y, left + r, channel), value)
 
         return MicroKernel(p.machine, height, columns, reduce, data, weights, store, p.epilogue.long).statement()
+
+    def _taps(self, axis: int, first: Expr, count: int) -> tuple[Expr, Expr]:
+        """Return the first tap of rows (axis 0) or columns that `count` results from `first` on need, and how many."""
+        image, conv = self.parent.image, self.parent.image.conv
+        kernel, stride, dilation, pad = (a[axis] for a in (conv.kernel, conv.strides, conv.dilation, conv.padding))
+        if kernel == 1 or (axis and dilation == 1) or not image.padded:
+            return index(0), index(kernel)
+        size = (image.height, image.width)[axis]
+        return reaching(kernel, dilation, size, first * stride - pad, (first + count - 1) * stride - pad)

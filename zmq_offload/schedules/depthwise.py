@@ -19,7 +19,7 @@ from zmq_offload.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.images import Image, image_of, result_size
+from zmq_offload.schedules.images import Image, batch_of, image_of, result_size
 from zmq_offload.schedules.machine import L1_BYTES, Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
@@ -37,8 +37,9 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
     image, weight = image_of(program, stage)
     height, width, channels = result_size(stage)
     kh, kw = image.conv.kernel
-    batch = elements(stage.extents[:1], unknown=1)
-    work = batch * height * width * channels * kh * kw // machine.lanes
+    kd = 1 if image.conv.depth is None else image.conv.depth.kernel
+    batch = elements([batch_of(image, stage)], unknown=image.deep)
+    work = batch * height * width * channels * kd * kh * kw // machine.lanes
     threads = machine.threads if work > SERIAL_WORK else 1
     rows = _band_rows(machine, image, height, width, threads)
     return _Depthwise(machine, stage, epilogue, image, weight, height, width, channels, rows, threads).statement()
@@ -78,7 +79,7 @@ class _Depthwise:
 
     def statement(self) -> tirx.Stmt:
         bands = -(-self.height // self.rows)
-        return parallel([self.stage.extents[0], index(bands)], self._band, self.threads > 1)
+        return parallel([batch_of(self.image, self.stage), index(bands)], self._band, self.threads > 1)
 
     def _band(self, at: list[Expr]) -> tirx.Stmt:
         batch, band = at
@@ -99,7 +100,8 @@ class _Depthwise:
         if not image.padded:
             return _Strip(self, batch, top, first, size, None).rows(rows)
         height, width = image.window((self.rows, self.width))
-        copy = FlatBuffer("window", [height, width, size])
+        taps = [] if conv.depth is None else [conv.depth.kernel]
+        copy = FlatBuffer("window", [*taps, height, width, size])
         corner = (batch, top * conv.strides[0] - conv.padding[0], index(-conv.padding[1]))
         needed = (rows - 1) * conv.strides[0] + (conv.kernel[0] - 1) * conv.dilation[0] + 1
         fill = image.copy(self.machine, copy, corner, needed, width, first)
@@ -135,12 +137,19 @@ class _Strip:
         p, image = self.parent, self.parent.image
         (kh, kw), (sh, sw), (dh, dw) = image.conv.kernel, image.conv.strides, image.conv.dilation
 
+        volume = image.conv.depth is not None
+        plane, planes = image.taps(self.batch)
+
         def data(r: int, k: list[Expr]) -> Expr:
-            row, column = y * sh + k[0] * dh, (x + r) * sw + k[1] * dw
+            row, column = y * sh + k[-2] * dh, (x + r) * sw + k[-1] * dw
             if self.copy is not None:
-                return self.copy.load([row, column, ramp(0, self.size)])
-            at = image.at(self.batch, self.top * sh + row, column, ramp(self.first, self.size))
+                return self.copy.load([*k[:-2], row, column, ramp(0, self.size)])
+            at = image.source([self.batch, plane + k[0]], self.top * sh + row, column, ramp(self.first, self.size))
             return tirx.BufferLoad(image.buffer, at)
+
+        def weights(k: list[Expr], _: int, size: int) -> Expr:
+            row = (plane + k[0]) * kh + k[1] if volume else k[0]
+            return widened(tirx.BufferLoad(p.weight, [row, k[-1], ramp(self.first, size)]))
 
         def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
             return p.epilogue.store(image.at(self.batch, self.top + y, x + r, self.first + c), value)
@@ -149,9 +158,9 @@ class _Strip:
             p.machine,
             width,
             self.size,
-            [index(kh), index(kw)],
+            [*([planes] if volume else []), index(kh), index(kw)],
             data,
-            lambda k, _, size: widened(tirx.BufferLoad(p.weight, [k[0], k[1], ramp(self.first, size)])),
+            weights,
             store,
             rolled_store=p.epilogue.long,
             unrolled=True,

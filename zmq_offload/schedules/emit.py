@@ -53,10 +53,11 @@ def loop(
 
 
 def nest(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], kind: ForKind = ForKind.SERIAL) -> tirx.Stmt:
-    """Emit nested loops over `extents`."""
+    """Emit nested loops over `extents`. Those over an extent known at run time only are not unrolled."""
     if not extents:
         return body([])
-    return loop(extents[0], lambda i: nest(extents[1:], lambda rest: body([i, *rest]), kind), kind=kind)
+    own = ForKind.SERIAL if kind == ForKind.UNROLLED and constant(extents[0]) is None else kind
+    return loop(extents[0], lambda i: nest(extents[1:], lambda rest: body([i, *rest]), kind), kind=own)
 
 
 def parallel(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], threads: bool = True) -> tirx.Stmt:

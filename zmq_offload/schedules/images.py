@@ -29,6 +29,8 @@ class Image:
     height: int
     width: int
     channels: int
+    planes: int = 1  # of a volume
+    deep: int = 1  # planes of the result; a volume counts its batch and these as one axis, the batch of its planes
 
     @property
     def padded(self) -> bool:
@@ -49,16 +51,38 @@ class Image:
         columns: Expr | int,
         channel: Expr | int = 0,
     ) -> tirx.Stmt:
-        """Copy the window at corner `at` into `target` (rows, columns, channels), with zeros beyond the edges."""
+        """Copy the window at corner `at` into `target`, with zeros beyond the edges.
+
+        The target is (rows, columns, channels), with the taps of the depth before, for a volume.
+        """
+        if self.conv.depth is None:
+            return self._copy_plane(machine, target, at, rows, columns, channel, [])
+        first, count = self.taps(at[0])
+        return loop(
+            count, lambda t: self._copy_plane(machine, target, at, rows, columns, channel, [t, first + t]), "plane"
+        )
+
+    def _copy_plane(
+        self,
+        machine: Machine,
+        target: FlatBuffer,
+        at: tuple[Expr, Expr, Expr],
+        rows: Expr | int,
+        columns: Expr | int,
+        channel: Expr | int,
+        tap: list[Expr],
+    ) -> tirx.Stmt:
+        """Copy one plane; `tap` is its place in the target and its tap, for a volume."""
         batch, top, left = at
         channels = constant(target.extents[-1]) or 1
+        place = tap[:1]
 
         def pixel(y: Expr, x: Expr) -> tirx.Stmt:
             def fill(inside: bool) -> tirx.Stmt:
                 def run(first: Expr, width: int) -> tirx.Stmt:
                     def lane(i: Expr) -> tirx.Stmt:
-                        value = self._load(batch, top + y, left + x, channel + first + i) if inside else _ZERO
-                        return target.store([y, x, first + i], value)
+                        value = self._load([batch, *tap[1:]], top + y, left + x, channel + first + i)
+                        return target.store([*place, y, x, first + i], value if inside else _ZERO)
 
                     return lanes(width, lane)
 
@@ -72,7 +96,7 @@ class Image:
                     index(0),
                     channels,
                     machine,
-                    lambda c, w: lanes(w, lambda i: target.store([y, x, c + i], _ZERO)),
+                    lambda c, w: lanes(w, lambda i: target.store([*place, y, x, c + i], _ZERO)),
                 )
 
             return loop(columns, run, "x")
@@ -83,14 +107,45 @@ class Image:
 
         return loop(rows, row, "y")
 
-    def _load(self, batch: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
+    def _load(self, plane: list[Expr], y: Expr, x: Expr, channel: Expr) -> Expr:
         if self.conv.channels_first:
-            return tirx.BufferLoad(self.buffer, [batch, channel, y, x])
-        return tirx.BufferLoad(self.buffer, self.at(batch, y, x, channel))
+            return tirx.BufferLoad(self.buffer, [plane[0], channel, y, x])
+        return tirx.BufferLoad(self.buffer, self.source(plane, y, x, channel))
 
     def at(self, batch: Expr, y: Expr, x: Expr, channel: Expr) -> list[Expr]:
-        """Return the indices of an element of input or result; one-dimensional images have no y."""
+        """Return the indices of an element of the result, or of an image; one-dimensional images have no y."""
+        if self.conv.depth is not None:
+            return [tirx.floordiv(batch, self.deep), tirx.floormod(batch, self.deep), y, x, channel]
         return [batch, y, x, channel] if len(self.buffer.shape) == 4 else [batch, x, channel]
+
+    def source(self, plane: list[Expr], y: Expr, x: Expr, channel: Expr) -> list[Expr]:
+        """Return the indices of an element of the input; `plane` is the batch and, for a volume, its tap."""
+        depth = self.conv.depth
+        if depth is None:
+            return self.at(plane[0], y, x, channel)
+        batch, tap = plane
+        position = tirx.floormod(batch, self.deep) * depth.stride + tap * depth.dilation - depth.front
+        return [tirx.floordiv(batch, self.deep), position, y, x, channel]
+
+    def taps(self, batch: Expr) -> tuple[Expr, Expr]:
+        """Return the first tap of the depth that reaches the volume, and how many do; 0 and 1 without a depth."""
+        depth = self.conv.depth
+        if depth is None:
+            return index(0), index(1)
+        if not depth.front and not depth.back:
+            return index(0), index(depth.kernel)
+        position = tirx.floormod(batch, self.deep) * depth.stride - depth.front
+        return reaching(depth.kernel, depth.dilation, self.planes, position, position)
+
+
+def reaching(kernel: int, dilation: int, size: int, first: Expr, last: Expr) -> tuple[Expr, Expr]:
+    """Return the first tap that reaches an image of `size`, and how many do, for windows that start in [first, last].
+
+    Taps between the two may read padding only.
+    """
+    start = tirx.Max(tirx.floordiv((dilation - 1) - last, dilation), index(0))
+    stop = tirx.Min(tirx.floordiv((size + dilation - 1) - first, dilation), index(kernel))
+    return start, tirx.Max(stop - start, index(0))
 
 
 _ZERO = tirx.FloatImm("float32", 0.0)
@@ -106,18 +161,25 @@ def image_of(program: Program, stage: Stage) -> tuple[Image, Var]:
     pad = program.producer(data)
     if pad is not None and pad.kernel == "pad":
         data = loads(pad.value)[0].source
-    sizes = [*([1] if len(data.shape) == 3 else []), *(constant(s) for s in data.shape[1:])]
-    if any(s is None for s in sizes) or any(constant(e) is None for e in stage.extents[1:]):
+    sizes = [*([1] if len(data.shape) == 3 else []), *(constant(s) for s in data.shape[1:][-3:])]
+    deep = [constant(s) for s in (data.shape[1], stage.extents[1])] if conv.depth is not None else [1, 1]
+    if any(s is None for s in (*sizes, *deep)) or any(constant(e) is None for e in stage.extents[1:]):
         raise Unsupported("a symbolic image size")
     known = [s or 0 for s in sizes]
     height, width, channels = (known[1], known[2], known[0]) if conv.channels_first else tuple(known)
-    return Image(data, conv, height, width, channels), weight
+    planes, results = (s or 0 for s in deep)
+    return Image(data, conv, height, width, channels, planes, results), weight
 
 
 def result_size(stage: Stage) -> tuple[int, int, int]:
     """Return height, width and channels of the result."""
-    sizes = [constant(e) or 0 for e in stage.extents[1:]]
+    sizes = [constant(e) or 0 for e in stage.extents[1:]][-3:]
     return (1, sizes[0], sizes[1]) if len(sizes) == 2 else (sizes[0], sizes[1], sizes[2])
+
+
+def batch_of(image: Image, stage: Stage) -> Expr:
+    """Return the extent of the batch of the result; of its planes, for a volume."""
+    return stage.extents[0] if image.conv.depth is None else stage.extents[0] * stage.extents[1]
 
 
 @dataclass(frozen=True)

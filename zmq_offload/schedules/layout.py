@@ -18,10 +18,11 @@ from tvm import relax, te, tirx
 from tvm.ir import Call, Expr, IRModule, Var
 from tvm.relax.expr_functor import mutator
 
-from zmq_offload.schedules import integer_layout, operators
+from zmq_offload.schedules import integer_layout, layout_pools, operators, volumes
 from zmq_offload.schedules.channel_axes import ELEMENTWISE, REDUCTIONS, first_axes, last_axes
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
+from zmq_offload.schedules.reach import without_idle_taps
 from zmq_offload.schedules.recurrent import packed_call
 from zmq_offload.schedules.simplify import GraphRewriter, constant_expr, rewritten
 from zmq_offload.schedules.tiles import choose_tile
@@ -33,11 +34,15 @@ _RULES = {
     "relax.call_tir": "_recurrent",
     "relax.nn.conv1d": "_convolution",
     "relax.nn.conv2d": "_convolution",
+    "relax.nn.conv3d": "_volume",
     "relax.nn.conv2d_transpose": "_transposed",
     "relax.matmul": "_matmul",
     "relax.nn.max_pool2d": "_pool",
     "relax.nn.avg_pool2d": "_pool",
     "relax.nn.adaptive_avg_pool2d": "_pool",
+    "relax.nn.max_pool3d": "_pool",
+    "relax.nn.avg_pool3d": "_pool",
+    "relax.nn.adaptive_avg_pool3d": "_pool",
     "relax.image.resize2d": "_resize",
     "relax.concat": "_concat",
     "relax.nn.softmax": "_softmax",
@@ -112,6 +117,7 @@ class _ChannelsLast(GraphRewriter):
         return call if result is None else result
 
     def _convolution(self, call: Call) -> Expr | None:
+        call = without_idle_taps(self, call)
         attrs, (data, weight) = call.attrs, call.args
         spatial = data.ty.ndim - 2
         layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
@@ -156,6 +162,16 @@ class _ChannelsLast(GraphRewriter):
             pad = integer_layout.padding(self.bound(known), channels_last=True)
             return None if pad is None else replace(pad, data=self.builder_.emit(self._back(pad.data)))
         return integer_layout.padding(self.bound(data), channels_last=not first)
+
+    def _volume(self, call: Call) -> Expr | None:
+        call = without_idle_taps(self, call)
+        data, weight = call.args
+        conv, array = volumes.geometry(call), self._weights(weight)
+        if conv is None or array is None:
+            return None
+        if volumes.pointwise(conv):
+            return self._back(self._dense(self._last(data), weight, array[:, :, 0, 0, 0].T, conv.out_channels))
+        return self._back(volumes.convolution(self._machine, conv, self._last(data), array, self._kernel))
 
     def _kernel_order(self, weight: Expr, order: list[int], spatial: int) -> Expr:
         """Return the weights as (o, i, kh, kw)."""
@@ -258,49 +274,13 @@ class _ChannelsLast(GraphRewriter):
         return packed_call(self.builder_, call, weight, self._machine)
 
     def _pool(self, call: Call) -> Expr | None:
-        attrs = call.attrs
-        layout, rank = str(attrs.layout), call.args[0].ty.ndim
-        if layout not in ("NCHW", "NCW") or str(attrs.out_layout) != layout:
-            return None
-        make = getattr(relax.op.nn, last_part(operator_name(call)))
-        last = "NHWC" if rank == 4 else "NWC"
-        if rank == 3:
-            return None  # TOPI's one-dimensional pools take (n, c, w) only
-        data = self._last(call.args[0])
-        if hasattr(attrs, "output_size"):
-            return self._back(make(data, attrs.output_size, layout=last))
-        return self._back(
-            make(
-                data,
-                attrs.pool_size,
-                attrs.strides,
-                attrs.padding,
-                attrs.dilation,
-                attrs.ceil_mode,
-                attrs.count_include_pad,
-                layout=last,
-            )
-        )
+        return self._back(layout_pools.pool(call, self._last(call.args[0]))) if layout_pools.takes(call) else None
 
     def _resize(self, call: Call) -> Expr | None:
-        attrs, data = call.attrs, self._known_last(call.args[0])
-        if data is None or str(attrs.layout) != "NCHW":
+        data = self._known_last(call.args[0])
+        if data is None or not layout_pools.takes(call):
             return None
-        return self._back(
-            relax.op.image.resize2d(
-                data,
-                call.args[1],
-                roi=[float(r.value) for r in attrs.roi],
-                layout="NHWC",
-                method=attrs.method,
-                coordinate_transformation_mode=attrs.coordinate_transformation_mode,
-                rounding_method=attrs.rounding_method,
-                cubic_alpha=attrs.cubic_alpha,
-                cubic_exclude=attrs.cubic_exclude,
-                extrapolation_value=attrs.extrapolation_value,
-                out_dtype=attrs.out_dtype,
-            )
-        )
+        return self._back(layout_pools.resize(call, data))
 
     def _elementwise(self, call: Call) -> Expr | None:
         if not isinstance(call.ty, relax.TensorType):

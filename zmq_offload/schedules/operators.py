@@ -6,7 +6,7 @@ They define the result, so that TVM's default schedule is correct where no rule 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,24 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
+class Depth:
+    """Geometry along the depth, the third axis of a volume (n, d, h, w, c)."""
+
+    kernel: int
+    stride: int
+    front: int  # padding
+    back: int
+    dilation: int
+
+    def out_size(self, planes: Expr) -> Expr:
+        """Return the depth of the result."""
+        reach = (self.kernel - 1) * self.dilation + 1
+        return tirx.floordiv(planes + (self.front + self.back - reach), self.stride) + 1
+
+
+@dataclass(frozen=True)
 class Conv:
-    """Geometry of a convolution over (n, h, w, c); h = 1 if it is one-dimensional."""
+    """Geometry of a convolution over (n, h, w, c), or (n, d, h, w, c) if it has a depth; h = 1 if one-dimensional."""
 
     kernel: tuple[int, int]
     strides: tuple[int, int]
@@ -33,6 +49,7 @@ class Conv:
     out_channels: int
     channels_first: bool = False  # the input is (n, c, h, w); the result is (n, h, w, c)
     fill: int = 0  # the value around the input
+    depth: Depth | None = None
 
     def out_size(self, height: Expr, width: Expr) -> tuple[Expr, Expr]:
         """Return height and width of the result."""
@@ -60,6 +77,7 @@ class Conv:
             "out_channels": self.out_channels,
             "channels_first": int(self.channels_first),
             "fill": self.fill,
+            "depth": [] if self.depth is None else list(astuple(self.depth)),
         }
 
     @staticmethod
@@ -72,6 +90,7 @@ class Conv:
             out_channels=int(annotations["out_channels"]),
             channels_first=bool(int(annotations["channels_first"])),
             fill=int(annotations["fill"]),
+            depth=Depth(*(int(i) for i in annotations["depth"])) if annotations["depth"] else None,
         )
 
 
