@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import tvm
 from tvm import tirx
@@ -58,6 +59,7 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
     if len(anchors) != 1:
         raise Unsupported("no kernel, or more than one")
     stage = anchors[0]
+    program = _kernel_first(program, stage)
     at = program.stages.index(stage)
     if any(s.kernel != "pad" for s in program.stages[:at]) or any(s.reduce_axes for s in program.stages[at + 1 :]):
         raise Unsupported("a stage before the kernel, or a reduction after it")
@@ -76,6 +78,18 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
     first = _kernel(machine, program, stage, Epilogue(Inliner(program, []), stage, stage, result.store))
     context = NestContext(machine, lambda: Inliner(program, [final.buffer], read))
     return with_buffers([result.buffer], sequence([first, elementwise(context, final)]))
+
+
+def _kernel_first(program: Program, kernel: Stage) -> Program:
+    """Move the stages that the kernel does not need after it: scalars of its epilogue, which TVM may compute before."""
+    needed, wanted = [], [kernel]
+    while wanted:
+        stage = wanted.pop()
+        needed.append(stage)
+        wanted += [p for p in map(program.producer, (e.source for e in loads(stage.value))) if p and p not in needed]
+    stages = program.stages
+    first, rest = [s for s in stages if s in needed], [s for s in stages if s not in needed]
+    return replace(program, stages=[*first, *rest])
 
 
 def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:

@@ -107,6 +107,8 @@ def _stage(statement: tirx.Stmt) -> Stage:
     reduce = [v for v in block.iter_vars if v.iter_type == REDUCE_AXIS]
     if any(constant(v.dom.min) != 0 for v in block.iter_vars):
         raise Unsupported("an axis that does not start at 0")
+    if not store.indices and all(constant(v.dom.extent) == 1 for v in spatial):
+        spatial = []  # TVM gives a block for a scalar an axis that nothing uses
     if len(store.indices) != len(spatial) or not all(
         isinstance(i, Var) and i.same_as(v.var) for i, v in zip(store.indices, spatial, strict=True)
     ):
