@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support import operator_cases, operator_table
 from tests.support.local_client import LocalClient
-from tests.support.operator_cases import CRASH, DIFFERS, REFUSED, RIGHT, Case, outcome
+from tests.support.operator_cases import CRASH, DIFFERS, REFUSED, RIGHT, Case, floats, outcome, run
 from zmq_offload.compile import compile_model
 from zmq_offload.compile.importer import import_onnx
 from zmq_offload.compile.operators.converters import CONVERTERS
@@ -73,30 +73,6 @@ def test_all_operator_tests_of_onnx() -> None:
         print(*faults, sep="\n", end="")
     print(kinds)
     assert not kinds["fault"] and kinds[RIGHT] > 1200
-
-
-def run(nodes: list[onnx.NodeProto], x: Array, constants: dict[str, Array], opset: int = 17, outputs: int = 1) -> Case:
-    """A case of nodes from `x` to `y`, with the result of ONNX Runtime as the expected one."""
-    import onnxruntime
-
-    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", kind, x.shape)],
-        [helper.make_empty_tensor_value_info("y")],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    model = onnx.shape_inference.infer_shapes(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return Case("own", model, (x,), tuple(session.run(None, {"x": x})), 1e-4, 1e-5)
-
-
-def floats(*shape: int) -> Array:
-    return np.random.default_rng(0).standard_normal(shape).astype("f4")
 
 
 N = helper.make_node

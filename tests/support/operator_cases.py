@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from tvm.runtime import vm
 
 from zmq_offload.compile.build import build
@@ -135,3 +135,29 @@ def _given(case: Case, constant: bool) -> tuple[onnx.ModelProto, dict[str, Array
             model.graph.initializer.append(numpy_helper.from_array(fed.pop(name), name))
         del model.graph.input[1:]
     return model, fed
+
+
+def run(nodes: list[onnx.NodeProto], x: Array, constants: dict[str, Array], opset: int = 17) -> Case:
+    """A case of nodes from `x` to `y`, with the result of ONNX Runtime as the expected one."""
+    import onnxruntime
+
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, x.shape)],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)], ir_version=8
+    )
+    model = onnx.shape_inference.infer_shapes(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Case("own", model, (x,), tuple(session.run(None, {"x": x})), 1e-4, 1e-5)
+
+
+def floats(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype("f4")

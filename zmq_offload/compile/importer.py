@@ -19,6 +19,7 @@ from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
 from zmq_offload.compile.operators.graph import check_operators, import_graph, opset_of
+from zmq_offload.compile.operators.loops import unrolled
 from zmq_offload.compile.operators.refusal import reason
 from zmq_offload.compile.operators.rewrite import inlined
 from zmq_offload.compile.shapes import Dim, set_input_shapes
@@ -106,7 +107,14 @@ def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelP
 
 
 def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = inlined(model)
+    slim = _folded(inlined(model))
+    # A loop in a loop has a known number of rounds when the outer one is written out and folded.
+    while (flat := unrolled(slim)) is not None:
+        slim = _folded(inlined(flat))
+    return slim
+
+
+def _folded(copy: onnx.ModelProto) -> onnx.ModelProto:
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
