@@ -19,8 +19,8 @@ def attention(bb: Builder, node: Node) -> Expr:
     """Grouped heads are rows of one product, so that keys and values are not repeated. Sums are at least in float32."""
     attributes, flat = node.attributes, node.inputs[0].ty.ndim == 3
     heads, groups = (attributes.get(name) for name in ("q_num_heads", "kv_num_heads"))
-    q = _heads(bb, node.inputs[0], heads if flat else None)
-    k, v = (_heads(bb, node.inputs[i], groups if flat else None) for i in (1, 2))
+    q = in_heads(bb, node.inputs[0], heads if flat else None)
+    k, v = (in_heads(bb, node.inputs[i], groups if flat else None) for i in (1, 2))
     past_k, past_v = node.inputs[4], node.inputs[5]
     offset: Expr = 0
     if past_k is not None:
@@ -31,7 +31,7 @@ def attention(bb: Builder, node: Node) -> Expr:
     precise = attributes.get("softmax_precision")
     inner = wide if precise is None or datatype(precise) != "float64" else "float64"
     scale = attributes.get("scale") or 1 / math.sqrt(int(q.ty.shape.values[3]))
-    scores = _scores(bb, _cast(bb, q, wide), _cast(bb, k, wide), float(scale))
+    scores = products(bb, _cast(bb, q, wide), _cast(bb, k, wide), float(scale))
     mode, kept = attributes.integer("qk_matmul_output_mode", 0), scores
     cap = attributes.number("softcap", 0.0)
     if cap > 0:
@@ -44,16 +44,14 @@ def attention(bb: Builder, node: Node) -> Expr:
             kept = bb.normalize(op.add(scores, mask.bias))
         scores = bb.normalize(op.add(scores, mask.finite))
     weights = _cast(bb, bb.normalize(op.nn.softmax(_cast(bb, scores, inner), -1)), wide)
-    result = _weighted(bb, weights, _cast(bb, v, wide))
+    result = weighted(bb, weights, _cast(bb, v, wide))
     if mask is not None and mask.empty is not None:
         # A row without a key to attend to is 0 in ONNX.
         result = bb.normalize(op.where(mask.empty, relax.const(0, wide), result))
         weights = bb.normalize(op.where(mask.empty, relax.const(0, wide), weights)) if mode == 3 else weights
     result = _cast(bb, result, kind)
     if flat:
-        b, h, s, d = result.ty.shape.values
-        result = bb.normalize(op.permute_dims(result, [0, 2, 1, 3]))
-        result = bb.normalize(op.reshape(result, relax.ShapeExpr([b, s, h * d])))
+        result = out_of_heads(bb, result)
     kept = weights if mode == 3 else kept
     kept = _cast(bb, kept, kind)
     return result if node.outputs <= 1 else relax.Tuple([result, k, v, kept][: node.outputs])
@@ -63,7 +61,7 @@ def _cast(bb: Builder, x: Expr, kind: str) -> Expr:
     return x if dtype_of(x) == kind else bb.normalize(op.astype(x, kind))
 
 
-def _heads(bb: Builder, x: Expr, heads: int | None) -> Expr:
+def in_heads(bb: Builder, x: Expr, heads: int | None) -> Expr:
     """[batch, heads, sequence, head size] from [batch, sequence, heads * head size], or as it is."""
     if heads is None:
         return x
@@ -72,7 +70,15 @@ def _heads(bb: Builder, x: Expr, heads: int | None) -> Expr:
     return bb.normalize(op.permute_dims(x, [0, 2, 1, 3]))
 
 
-def _scores(bb: Builder, q: Expr, k: Expr, scale: float) -> Expr:
+def out_of_heads(bb: Builder, x: Expr) -> Expr:
+    """[batch, sequence, heads * head size] from [batch, heads, sequence, head size]."""
+    b, h, s, d = x.ty.shape.values
+    x = bb.normalize(op.permute_dims(x, [0, 2, 1, 3]))
+    return bb.normalize(op.reshape(x, relax.ShapeExpr([b, s, h * d])))
+
+
+def products(bb: Builder, q: Expr, k: Expr, scale: float) -> Expr:
+    """The scores of queries and keys; several heads of queries may share one of keys."""
     b, h, s, d = q.ty.shape.values
     groups, t = int(k.ty.shape.values[1]), k.ty.shape.values[2]
     q = bb.normalize(op.multiply(q, relax.const(scale, dtype_of(q))))
@@ -82,7 +88,8 @@ def _scores(bb: Builder, q: Expr, k: Expr, scale: float) -> Expr:
     return product if groups == int(h) else bb.normalize(op.reshape(product, relax.ShapeExpr([b, h, s, t])))
 
 
-def _weighted(bb: Builder, weights: Expr, v: Expr) -> Expr:
+def weighted(bb: Builder, weights: Expr, v: Expr) -> Expr:
+    """The values, weighted; several heads of weights may share one of values."""
     b, h, s, t = weights.ty.shape.values
     groups, d = int(v.ty.shape.values[1]), v.ty.shape.values[3]
     if groups != int(h):

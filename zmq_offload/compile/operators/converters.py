@@ -7,7 +7,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, te
 
-from zmq_offload.compile.operators import arithmetic, attention, places, pools, quantized, reductions, signal
+from zmq_offload.compile.operators import arithmetic, attention, contrib, places, pools, quantized, reductions, signal
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.recurrent import recurrent
 from zmq_offload.compile.operators.resize import resize, upsample
@@ -80,6 +80,7 @@ def layer_norm(bb: Builder, node: Node) -> Expr:
     x, scale, bias = node.inputs[0], node.inputs[1], node.inputs[2]
     rank = x.ty.ndim
     axis = node.attributes.integer("axis", -1) % rank
+    node.opset = max(node.opset, 17)  # ONNX Runtime's optimizer writes it at older opsets, too
     if node.outputs == 1 and len(scale.ty.shape) == rank - axis and (bias is None or len(bias.ty.shape) == rank - axis):
         shape = static_shape(x)
         if shape is None or all(v is None or static_shape(v) == shape[axis:] for v in (scale, bias)):
@@ -366,6 +367,7 @@ CONVERTERS: dict[str, Converter] = {
     "STFT": signal.stft,
     "Scatter": scatter,
     "Selu": arithmetic.selu,
+    "SimplifiedLayerNormalization": contrib.simplified_layer_norm,
     "Sinh": arithmetic.sinh,
     "Split": split,
     "TensorScatter": places.tensor_scatter,

@@ -10,9 +10,10 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from tvm import relax
 
 from zmq_offload.compile.operators import converters, pools
+from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
 from zmq_offload.compile.operators.node import Node, refuse
 from zmq_offload.compile.operators.refusal import cannot_import, reason, unknown
-from zmq_offload.compile.operators.schemas import CONTRIB, schema_of
+from zmq_offload.compile.operators.schemas import BY_TVM, EARLY, MICROSOFT, schema_of
 from zmq_offload.compile.operators.tvm_importer import (
     AttributeValue,
     Expr,
@@ -71,9 +72,10 @@ def check_operators(graph: onnx.GraphProto, opset: int) -> None:
     for node in _all_nodes(graph):
         known = node.op_type in by_tvm or node.op_type in converters.CONVERTERS
         if node.domain in ("", "ai.onnx"):
-            known = (known and schema_of(node, opset) is not None) or node.op_type == "If"
+            known = known and (schema_of(node, opset) is not None or node.op_type in EARLY)
+            known = known or node.op_type == "If"
         else:
-            known = (node.domain, node.op_type) in CONTRIB
+            known = node.domain == MICROSOFT and node.op_type in BY_TVM | CONTRIB_CONVERTERS.keys()
         if not known:
             missing.setdefault((node.op_type, node.domain), []).append(name_of(node))
     if missing:
@@ -113,9 +115,14 @@ class _Importer(GraphImporter):
         proto = current if current.op_type == operator else None
         node = Node(operator, name, inputs, attributes, opset, outputs, proto)
         try:
-            own = converters.CONVERTERS.get(operator)
-            if own is not None and (current.domain or "ai.onnx") == "ai.onnx":
+            if (current.domain or "ai.onnx") == "ai.onnx":
+                own = converters.CONVERTERS.get(operator)
+            else:
+                own = CONTRIB_CONVERTERS.get(operator)
+            if own is not None:
                 result = own(self.bb, node)
+                if current.domain == MICROSOFT:
+                    self._check_read(node)
                 return self.bb.normalize(result) if isinstance(result, relax.Expr) else result
             result = self.convert_by_tvm(operator, node.inputs, node.attributes, opset)
         except OffloadError:

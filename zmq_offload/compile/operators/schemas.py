@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import onnx
 
-CONTRIB = {
-    ("com.microsoft", name)
-    for name in (
-        "Attention",
-        "BiasGelu",
-        "EmbedLayerNormalization",
-        "FastGelu",
-        "Gelu",
-        "MatMulInteger16",
-        "SkipLayerNormalization",
-    )
-}
-"""Operators of ONNX Runtime (contrib operators) that TVM imports."""
+MICROSOFT = "com.microsoft"
+
+BY_TVM = {"Attention", "BiasGelu", "EmbedLayerNormalization", "FastGelu", "Gelu", "MatMulInteger16"}
+"""Operators of ONNX Runtime's domain (contrib operators) that TVM imports."""
+
+EARLY = {"LayerNormalization", "SimplifiedLayerNormalization"}
+"""Operators that ONNX Runtime's optimizer writes into ONNX's domain at opsets that do not have them."""
 
 
 def schema_of(node: onnx.NodeProto | None, opset: int) -> onnx.defs.OpSchema | None:
