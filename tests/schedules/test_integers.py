@@ -111,6 +111,28 @@ def test_convolutions_are_exact(
     np.testing.assert_array_equal(got, finish.expected(total))
 
 
+def test_scalars_for_the_epilogue_are_no_obstacle() -> None:
+    """A product with a scale and a zero point that are computed when the model runs, as of dynamic quantization."""
+    rng = np.random.default_rng(1)
+    a, w = extremes(rng, (24, 64), "uint8"), extremes(rng, (64, 48), "int8")
+    sums = w.astype("int32").sum(0)
+
+    def steps(builder: relax.BlockBuilder, x: relax.Var) -> tvm.ir.Expr:
+        emit, op = builder.emit, relax.op
+        least = emit(op.min(x))
+        zero, scale = emit(op.astype(least, "int32")), emit(op.multiply(op.astype(least, "float32"), relax.const(0.5)))
+        product = emit(op.matmul(x, relax.const(w, "int8"), out_dtype="int32"))
+        product = emit(op.subtract(product, emit(op.multiply(zero, relax.const(sums)))))
+        return op.multiply(emit(op.astype(product, "float32")), scale)
+
+    a[0, 0], a[a < 3] = 3, 3
+    mod = module(a.shape, "uint8", steps)
+    (got,) = compiled(mod)(a)
+    np.testing.assert_array_equal(got, (a.astype("int64") @ w - 3 * sums.astype("int64")).astype("float32") * 1.5)
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "cascadelake", "num-cores": 1})
+    assert "vpdpbusd" in assembly(mod, target)
+
+
 @pytest.mark.parametrize(
     ("target", "instruction", "widening"),
     [
