@@ -157,7 +157,6 @@ def quantize_model(
                     per_channel=True,
                     activation_type=quantization.QuantType.QUInt8,
                     weight_type=quantization.QuantType.QInt8,
-                    extra_options={"CalibMaxIntermediateOutputs": 4},
                 )
         except Exception as error:
             raise FailedPrecondition(f"ONNX Runtime cannot quantize {os.fspath(model)}: {one_line(error)}") from error
