@@ -15,10 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm import relax, te, tirx
 from tvm.runtime import vm
 
+from tests.support.local_client import LocalClient
+from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.build import build, export, prepared
 from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.importer import import_uncut
 from zmq_offload.compile.target import host_target
+from zmq_offload.device.model import load
 
 Array = np.ndarray[Any, Any]
 FLOAT32, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -28,7 +31,7 @@ node = helper.make_node
 
 def save(path: Path, kind: int, nodes: list[onnx.NodeProto], weights: dict[str, Array], shape: list[int]) -> Path:
     """A model from `x` to `y`. Its float weights are rounded to bfloat16, which float16 can hold."""
-    rounded = {
+    stored = {
         k: w.astype(ml_dtypes.bfloat16).astype(NUMPY[kind]) if w.dtype == np.float32 else w for k, w in weights.items()
     }
     graph = helper.make_graph(
@@ -36,10 +39,14 @@ def save(path: Path, kind: int, nodes: list[onnx.NodeProto], weights: dict[str, 
         "net",
         [helper.make_tensor_value_info("x", kind, shape)],
         [helper.make_tensor_value_info("y", kind, None)],
-        [numpy_helper.from_array(w, k) for k, w in rounded.items()],
+        [numpy_helper.from_array(w, k) for k, w in stored.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), path)
     return path
+
+
+def rounded(array: Array) -> Array:
+    return array.astype(ml_dtypes.bfloat16).astype("f8")
 
 
 def weight(*shape: int) -> Array:
@@ -123,10 +130,12 @@ def test_half_is_as_accurate_as_float32_and_half_as_large(net: str, kind: int, t
     x = np.random.default_rng(1).standard_normal(shape).astype(ml_dtypes.bfloat16)
     (want,) = onnxruntime.InferenceSession(wide, providers=["CPUExecutionProvider"]).run(None, {"x": x.astype("f4")})
     library(wide, tmp_path / "wide.so")
-    got = library(half, tmp_path / "half.so")(x.astype(NUMPY[kind]))
-    assert got.dtype == NUMPY[kind]
+    # A model of bfloat16 takes and returns float32: NumPy has no bfloat16.
+    border = "f2" if kind == FLOAT16 else "f4"
+    got = library(half, tmp_path / "half.so")(x.astype(border))
+    assert got.dtype == border
     # One rounding, of the result, and float32's own error.
-    step = float(ml_dtypes.finfo(NUMPY[kind]).eps)
+    step = float(np.finfo(border).eps)
     np.testing.assert_allclose(got.astype("f8"), want, rtol=step, atol=1e-5 * float(np.abs(want).max()))
     stored = sum(w.nbytes for w in weights.values() if w.dtype == np.float32)
     saved = (tmp_path / "wide.so").stat().st_size - (tmp_path / "half.so").stat().st_size
@@ -244,3 +253,37 @@ def test_prim_functions_of_the_importer_compute_in_float32() -> None:
     main = vm.VirtualMachine(build(builder.get(), host_target()), tvm.cpu())["main"]
     given = np.float16([300, -1e-4, 0, 2, 60000])
     np.testing.assert_array_equal(main(tvm.runtime.tensor(given)).numpy(), np.abs(given))
+
+
+def test_a_batch_normalization_of_bfloat16_is_imported(tmp_path: Path) -> None:
+    """onnxslim would fold it into weights of float32."""
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]),
+        node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["y"]),
+    ]
+    weights = {name: np.abs(weight(8)) for name in ("scale", "shift", "mean", "variance")} | {"w": weight(8, 3, 3, 3)}
+    x = np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype("f4")
+    wide = save(tmp_path / "wide.onnx", FLOAT32, nodes, weights, [1, 3, 6, 6])
+    (want,) = onnxruntime.InferenceSession(wide, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    half = save(tmp_path / "half.onnx", BFLOAT16, nodes, weights, [1, 3, 6, 6])
+    np.testing.assert_allclose(library(half, tmp_path / "m.so")(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_bfloat16_is_cut_like_one_of_float32(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", ["x", "v"], ["a"]),
+        node("Relu", ["a"], ["h"]),
+        node("MatMul", ["h", "w"], ["b"]),
+        node("Softmax", ["b"], ["y"]),
+    ]
+    weights = {"v": weight(40, 64), "w": weight(64, 2000)}
+    path = save(tmp_path / "m.onnx", BFLOAT16, nodes, weights, [2, 40])
+    assert [str(point.tensor) for point in list_cuts(path)][:3] == ["x FP32[2,40]", "a FP32[2,64]", "h FP32[2,64]"]
+    compiled = compile_model(path, cut="h", name="net", output=tmp_path / "dist")
+    (subgraph,) = compiled.subgraphs
+    assert (subgraph / "subgraph.so").stat().st_size < 0.8 * 64 * 2000 * 4
+    x = np.random.default_rng(0).standard_normal((2, 40)).astype("f4")
+    got = load(compiled.device, client=LocalClient(tmp_path / "dist" / "repository"))(x)
+    exact = np.maximum(x.astype("f8") @ rounded(weights["v"]), 0) @ rounded(weights["w"])
+    want = np.exp(exact) / np.exp(exact).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -131,6 +131,10 @@ def tensor_spec(name: str, ty: ir.Type) -> TensorSpec:
     if not isinstance(ty, relax.TensorType) or ty.shape is None:
         raise InvalidArgument(f"{name!r} has type {ty}; it must be a tensor of known rank and shape")
     shape = tuple(int(d) if isinstance(d, tirx.IntImm) else ANY for d in ty.shape)
+    if str(ty.dtype) == "bfloat16":
+        raise InvalidArgument(
+            f"{name!r} is of bfloat16, which neither NumPy nor messages have; cast it to float32, or cut elsewhere"
+        )
     return TensorSpec(str(name), datatype_of(str(ty.dtype)), shape)  # msgspec cannot encode TVM's String
 
 

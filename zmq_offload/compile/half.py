@@ -2,7 +2,8 @@
 
 CPUs without arithmetic on 16-bit numbers convert each operand of each operation, one by one. Here all tensors inside a
 function become float32, sums too. Parameters, results, and operands of calls to other functions keep their datatype,
-so that signatures and boundaries do not change: they are cast at the border. Large constants keep their 16 bits,
+so that signatures and boundaries do not change: they are cast at the border. NumPy and messages have no bfloat16: an
+imported model with it gets float32 parameters, results and cuts as well. Large constants keep their 16 bits,
 followed by a cast. The kernels of `schedules` look through that cast, and convert weights where they load them.
 
 A value that float16 cannot hold is not rounded or infinite inside a function: it is what float32 makes of it.
@@ -11,12 +12,14 @@ A value that float16 cannot hold is not rounded or infinite inside a function: i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tvm
 from tvm import ir, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from zmq_offload.compile.fold import fold_constants
 
 HALF = ("float16", "bfloat16")
 
@@ -37,65 +40,88 @@ def compute_in_float32(mod: tvm.IRModule) -> tvm.IRModule:
     return wide if mod.attrs is None else wide.with_attrs(mod.attrs)
 
 
-def _has_half(function: relax.Function) -> bool:
+def without_bfloat16(mod: tvm.IRModule) -> tvm.IRModule:
+    """Return an imported model with float32 for bfloat16 in all tensors but large constants, so that it can be cut."""
+    functions = [f for f in mod.functions.values() if isinstance(f, relax.Function)]
+    if len(functions) != 1 or not _has_half(functions[0], ("bfloat16",)):
+        return mod
+    widener = _Widener(fold_constants(mod), ("bfloat16",), border=False)
+    widener.builder_.update_func(mod.get_global_var("main"), widener.function(widener.builder_.get()["main"]))
+    wide = widener.builder_.get()
+    return wide if mod.attrs is None else wide.with_attrs(mod.attrs)
+
+
+def _has_half(function: relax.Function, kinds: Sequence[str] = HALF) -> bool:
     """Whether a tensor in `function` has 16 bits. False for functions inside others, which are left alone."""
     found, nested = [False], [False]
 
     def visit(expr: relax.Expr) -> None:
-        found[0] |= isinstance(expr, relax.Expr) and _is_half(expr.ty)
+        found[0] |= isinstance(expr, relax.Expr) and _is_half(expr.ty, kinds)
         nested[0] |= isinstance(expr, relax.Function) and not expr.same_as(function)
 
     relax.analysis.post_order_visit(function, visit)
     return found[0] and not nested[0]
 
 
-def _is_half(ty: ir.Type) -> bool:
-    """Whether a tensor, or one in a tuple, has 16 bits."""
+def _is_half(ty: ir.Type, kinds: Sequence[str]) -> bool:
+    """Whether a tensor, or one in a tuple, has a datatype of `kinds`."""
     if isinstance(ty, relax.TupleType):
-        return any(_is_half(field) for field in ty.fields)
-    return isinstance(ty, relax.TensorType) and str(ty.dtype) in HALF
+        return any(_is_half(field, kinds) for field in ty.fields)
+    return isinstance(ty, relax.TensorType) and str(ty.dtype) in kinds
 
 
-def _wide(ty: ir.Type) -> ir.Type:
-    """Return a type with float32 in place of 16 bits."""
+def _wide(ty: ir.Type, kinds: Sequence[str]) -> ir.Type:
+    """Return a type with float32 in place of `kinds`."""
     if isinstance(ty, relax.TupleType):
-        return relax.TupleType([_wide(field) for field in ty.fields])
-    if not _is_half(ty):
+        return relax.TupleType([_wide(field, kinds) for field in ty.fields])
+    if not _is_half(ty, kinds):
         return ty
     return relax.TensorType(ty.shape, "float32", ty.vdevice, ty.ndim if ty.shape is None else -1)
 
 
-def _in_float32(node: tvm.Object) -> tvm.Object:
-    """Return an operator's attributes, or a PrimFunc, with float32 in place of 16 bits.
+def _in_float32(node: tvm.Object, kinds: Sequence[str]) -> tvm.Object:
+    """Return an operator's attributes, or a PrimFunc, with float32 in place of `kinds`.
 
     TVM has no mutator for either in Python, but writes both as JSON, where a datatype is a string.
     """
     text = tvm.ir.save_json(node)
-    for half in HALF:
+    for half in kinds:
         text = text.replace(json.dumps(half), json.dumps("float32"))
     return tvm.ir.load_json(text)
 
 
 @mutator
 class _Widener(PyExprMutator):  # type: ignore[misc]  # TVM has no types
-    """Rewrites one function after the other. What an old expression has in 16 bits, the new one has in float32."""
+    """Rewrites one function after the other: what an old expression has in a datatype of `kinds` becomes float32.
+
+    With a `border`, parameters and results are cast; without one, they become float32, too.
+    """
 
     builder_: relax.BlockBuilder
 
-    def __init__(self, mod: tvm.IRModule) -> None:
+    def __init__(self, mod: tvm.IRModule, kinds: Sequence[str] = HALF, border: bool = True) -> None:
         super().__init__(mod)
+        self._kinds, self._border = kinds, border
         self._wide_functions: dict[ir.GlobalVar, ir.GlobalVar] = {}
         self._old: relax.Function
         self._result: relax.Expr | None = None
 
     def function(self, function: relax.Function) -> relax.Function:
-        """Return `function` with the same parameters and results, and float32 between them."""
+        """Return `function` with float32 inside."""
         self._old, self._result = function, None
+        params = list(function.params)
+        if not self._border:
+            params = [ir.Var(p.name, _wide(p.ty, self._kinds)) if self._half(p.ty) else p for p in params]
+            for old, param in zip(function.params, params, strict=True):
+                self.set_var_remap(old, param)
         new = self.visit_expr(function)
         if self._result is None:  # no bindings: it returns its parameters
             return function
         body = self.builder_.normalize(relax.SeqExpr(new.body.blocks, self._result))
-        return relax.Function(new.params, body, function.ret_ty, function.is_pure, function.attrs)
+        return relax.Function(params, body, body.ty, function.is_pure, function.attrs)
+
+    def _half(self, ty: ir.Type) -> bool:
+        return _is_half(ty, self._kinds)
 
     # -- the border ----------------------------------------------------------------------------------------------
 
@@ -111,14 +137,14 @@ class _Widener(PyExprMutator):  # type: ignore[misc]  # TVM has no types
         """Rewrite a block; the function's first one casts its parameters, and its last one the results."""
         outer = self._old.body.blocks
         if block.same_as(outer[0]):
-            for param in self._old.params:
-                if _is_half(param.ty):
-                    self.set_var_remap(param, emit(self._cast(param, _wide(param.ty))))
+            for param in self._old.params if self._border else ():
+                if self._half(param.ty):
+                    self.set_var_remap(param, emit(self._cast(param, _wide(param.ty, self._kinds))))
         for binding in block.bindings:
             self.visit_binding(binding)
         if block.same_as(outer[-1]):
             result = self.visit_expr(self._old.body.body)
-            self._result = emit(self._cast(result, self._old.body.body.ty))
+            self._result = emit(self._cast(result, self._old.body.body.ty)) if self._border else result
         return self.builder_._end_block()
 
     def _cast(self, value: relax.Expr, ty: ir.Type) -> relax.Expr:
@@ -135,7 +161,7 @@ class _Widener(PyExprMutator):  # type: ignore[misc]  # TVM has no types
     # -- inside --------------------------------------------------------------------------------------------------
 
     def visit_generic_const_(self, const: ir.GenericConst) -> relax.Expr:
-        if not _is_half(const.ty):
+        if not self._half(const.ty):
             return const
         array = const.value.numpy()
         if array.ndim < 2 or array.size <= _SMALL:
@@ -144,13 +170,13 @@ class _Widener(PyExprMutator):  # type: ignore[misc]  # TVM has no types
 
     def visit_match_cast_(self, binding: relax.MatchCast) -> None:
         value = self.visit_expr(binding.value)
-        self.set_var_remap(binding.var, self.builder_.match_cast(value, _wide(binding.ty)))
+        self.set_var_remap(binding.var, self.builder_.match_cast(value, _wide(binding.ty, self._kinds)))
 
     def visit_call_(self, call: ir.Call) -> relax.Expr:
         name = call.op.name if isinstance(call.op, ir.Op) else ""
-        half = _is_half(call.ty)
+        half = self._half(call.ty)
         if name == "relax.call_tir":
-            return self._prim_func(call) if half or any(_is_half(a.ty) for a in call.args[1:2]) else call
+            return self._prim_func(call) if half or any(self._half(a.ty) for a in call.args[1:2]) else call
         if name in _COPIES and isinstance(call.args[0], ir.GenericConst) and half:
             rest = [self.visit_expr(a) for a in call.args[1:]]
             copied = self.builder_.emit(ir.Call(call.op, [call.args[0], *rest], call.attrs, call.ty_args))
@@ -161,22 +187,24 @@ class _Widener(PyExprMutator):  # type: ignore[misc]  # TVM has no types
         if name == "relax.astype" and (half or str(call.ty.dtype) == "float32"):
             return args[0] if str(args[0].ty.dtype) == "float32" else relax.op.astype(args[0], "float32")
         attrs = call.attrs
-        if attrs is not None and any(f'"{name}"' in str(tvm.ir.save_json(attrs)) for name in HALF):
-            attrs = _in_float32(attrs)
-        return ir.Call(call.op, args, attrs, [_wide(ty) for ty in call.ty_args])
+        if attrs is not None and any(f'"{name}"' in str(tvm.ir.save_json(attrs)) for name in self._kinds):
+            attrs = _in_float32(attrs, self._kinds)
+        return ir.Call(call.op, args, attrs, [_wide(ty, self._kinds) for ty in call.ty_args])
 
     def _prim_func(self, call: ir.Call) -> relax.Expr:
         """Call a PrimFunc of the importer as one that computes in float32."""
         old = call.args[0]
         if old not in self._wide_functions:
-            func = _in_float32(self.builder_.get()[old])
+            func = _in_float32(self.builder_.get()[old], self._kinds)
             self._wide_functions[old] = self.builder_.add_func(func, f"{old.name_hint}_float32")
         args = [self.visit_expr(a) for a in call.args[1:]]
-        return ir.Call(call.op, [self._wide_functions[old], *args], call.attrs, [_wide(ty) for ty in call.ty_args])
+        return ir.Call(
+            call.op, [self._wide_functions[old], *args], call.attrs, [_wide(ty, self._kinds) for ty in call.ty_args]
+        )
 
     def _foreign(self, call: ir.Call, args: list[relax.Expr]) -> relax.Expr:
         """Call what this pass does not rewrite, such as a subgraph: with the datatypes that it has."""
         args = [self._cast(new, old.ty) for new, old in zip(args, call.args, strict=True)]
         op = self.visit_expr(call.op) if isinstance(call.op, ir.Var) else call.op
         result = self.builder_.emit(ir.Call(op, args, call.attrs, call.ty_args))
-        return self._cast(result, _wide(call.ty))
+        return self._cast(result, _wide(call.ty, self._kinds))

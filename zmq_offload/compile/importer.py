@@ -16,6 +16,7 @@ from tvm import ir, relax
 
 from zmq_offload.byoc.codegen import input_specs, tensor_spec
 from zmq_offload.byoc.graph import Graph
+from zmq_offload.compile.half import without_bfloat16
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
 from zmq_offload.compile.operators.graph import check_operators, import_graph, opset_of
@@ -82,7 +83,8 @@ def model_inputs(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
     for info in model.graph.input:
         if info.name not in weights:
             kind = info.type.tensor_type
-            datatype = datatype_of(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            datatype = "FP32" if str(dtype) == "bfloat16" else datatype_of(dtype)  # as `without_bfloat16` makes it
             found.append(TensorSpec(info.name, datatype, tuple(d.dim_value or ANY for d in kind.shape.dim)))
     return tuple(found)
 
@@ -118,10 +120,21 @@ def _folded(copy: onnx.ModelProto) -> onnx.ModelProto:
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return onnxslim.slim(copy)
+            return onnxslim.slim(copy, skip_fusion_patterns=_FUSED_IN_FLOAT32 if _has_bfloat16(copy) else None)
     except Exception as error:
         check_operators(copy.graph, opset_of(copy))
         raise InvalidArgument(f"the model cannot be simplified: {one_line(error)}") from error
+
+
+def _has_bfloat16(model: onnx.ModelProto) -> bool:
+    return any(weight.data_type == onnx.TensorProto.BFLOAT16 for weight in model.graph.initializer)
+
+
+# Fusions that compute new weights. onnxslim makes float32 of bfloat16 then, and operators of two datatypes.
+_FUSED_IN_FLOAT32 = [
+    *("FusionConvAdd", "FusionConvTransposeAdd", "FusionConvBN", "FusionConvTransposeBN"),
+    *("FusionConvMul", "FusionConvTransposeMul", "FusionGemm", "FusionGemmMul", "FusionGemmAdd"),
+]
 
 
 def _check_outside(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:
@@ -160,7 +173,7 @@ def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
         # The importer prints the operator that it fails on, and warns about names and shapes that it changes.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), interruptible():
             warnings.simplefilter("ignore")
-            return import_graph(model)
+            return without_bfloat16(import_graph(model))
     except OffloadError:
         raise
     except Exception as error:

@@ -88,12 +88,16 @@ def transposed_convolution(bb: Builder, node: Node) -> Expr:
 
 
 def _in_float32(bb: Builder, node: Node) -> Expr:
-    """Convert as TVM does, but sum float16 products in float32, as ONNX Runtime does."""
+    """Convert as TVM does, but sum 16-bit products in float32, as ONNX Runtime does.
+
+    PyTorch's exporter writes float32 weights for data of bfloat16 where it folds a batch normalization into them.
+    """
     kind = dtype_of(node.inputs[0])
-    if kind == "float16":
+    half = kind in ("float16", "bfloat16")
+    if half:
         node.inputs[:] = [v if v is None else bb.normalize(relax.op.astype(v, "float32")) for v in node.inputs]
     result = by_tvm(bb, node)
-    return relax.op.astype(result, kind) if kind == "float16" else result
+    return relax.op.astype(result, kind) if half else result
 
 
 def reach_of(node: Node, kernel: Sequence[int]) -> list[int]:
