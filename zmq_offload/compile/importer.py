@@ -60,7 +60,7 @@ def import_onnx(
     outputs = [o.name for o in slim.graph.output]
     _expose(slim, [n for n in names if n not in outputs])
     constants = {o for node in model.graph.node for o in node.output} | {w.name for w in slim.graph.initializer}
-    mod = _to_relax(slim)
+    mod = _to_relax(slim, outputs)
     if any(node.op_type == "If" for node in slim.graph.node):
         # For a graph with branches the importer computes each output separately, from the inputs.
         mod = relax.transform.CanonicalizeBindings()(relax.transform.EliminateCommonSubexpr()(mod))
@@ -120,10 +120,13 @@ def _folded(copy: onnx.ModelProto) -> onnx.ModelProto:
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return onnxslim.slim(copy, skip_fusion_patterns=_FUSED_IN_FLOAT32 if _has_bfloat16(copy) else None)
+            slim = onnxslim.slim(copy, skip_fusion_patterns=_FUSED_IN_FLOAT32 if _has_bfloat16(copy) else None)
     except Exception as error:
         check_operators(copy.graph, opset_of(copy))
         raise InvalidArgument(f"the model cannot be simplified: {one_line(error)}") from error
+    # onnxslim states wrong shapes for some tensors of symbolic extents. ONNX infers them again.
+    del slim.graph.value_info[:]
+    return slim
 
 
 def _has_bfloat16(model: onnx.ModelProto) -> bool:
@@ -168,12 +171,12 @@ def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
     model.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in names)
 
 
-def _to_relax(model: onnx.ModelProto) -> tvm.IRModule:
+def _to_relax(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> tvm.IRModule:
     try:
         # The importer prints the operator that it fails on, and warns about names and shapes that it changes.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), interruptible():
             warnings.simplefilter("ignore")
-            return without_bfloat16(import_graph(model))
+            return without_bfloat16(import_graph(model, outputs))
     except OffloadError:
         raise
     except Exception as error:

@@ -95,6 +95,24 @@ def bit_shift(bb: Builder, node: Node) -> Expr:
     return op.where(inside, op.right_shift(x, safe), gone)
 
 
+def logical(bb: Builder, node: Node) -> Expr:
+    """TVM's code for loops over symbolic extents mixes booleans of one bit and of one byte."""
+    function = {"And": op.bitwise_and, "Or": op.bitwise_or, "Xor": op.bitwise_xor}[node.operator]
+    a, b = (bb.normalize(op.astype(node.inputs[index], "uint8")) for index in range(2))
+    return op.astype(function(a, b), "bool")
+
+
+def where(bb: Builder, node: Node) -> Expr:
+    """Booleans are chosen as bytes, for the same reason."""
+    values = node.inputs[1:3]
+    if not all(
+        isinstance(v, relax.Expr) and isinstance(v.ty, relax.TensorType) and dtype_of(v) == "bool" for v in values
+    ):
+        return by_tvm(bb, node)
+    a, b = (bb.normalize(op.astype(v, "uint8")) for v in values)
+    return op.astype(op.where(node.inputs[0], a, b), "bool")
+
+
 def modulo(bb: Builder, node: Node) -> Expr:
     x = node.inputs[0]
     real = isinstance(x.ty, relax.TensorType) and not dtype_of(x).strip("u").startswith("int")

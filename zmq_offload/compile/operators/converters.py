@@ -7,7 +7,17 @@ import tvm
 import tvm_ffi
 from tvm import relax, te
 
-from zmq_offload.compile.operators import arithmetic, attention, contrib, places, pools, quantized, reductions, signal
+from zmq_offload.compile.operators import (
+    arithmetic,
+    attention,
+    contrib,
+    places,
+    pools,
+    quantized,
+    reductions,
+    shaping,
+    signal,
+)
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.recurrent import recurrent
 from zmq_offload.compile.operators.resize import resize, upsample
@@ -133,47 +143,6 @@ def rms_normalization(bb: Builder, node: Node) -> Expr:
     return op.multiply(op.astype(result, kind) if kind != wide else result, scale)
 
 
-def constant_of_shape(bb: Builder, node: Node) -> Expr:
-    if not isinstance(node.inputs[0], relax.ShapeExpr):
-        node.constant(0)
-    return by_tvm(bb, node)
-
-
-def expand(bb: Builder, node: Node) -> Expr:
-    """For a shape computed at run time TVM takes an extent of 1 as the result's instead of the input's."""
-    if not isinstance(node.inputs[1], relax.ShapeExpr):
-        node.constant(1)
-    return by_tvm(bb, node)
-
-
-def range_(bb: Builder, node: Node) -> Expr:
-    """A range to a symbolic extent has that extent. TVM makes it unknown."""
-    start, limit, delta = node.inputs[0], node.inputs[1], node.inputs[2]
-    symbolic = isinstance(limit, tvm.ir.Expr) and tvm.ir.is_prim_expr(limit)
-    steps = [int(v.value.numpy()) if isinstance(v, tvm.ir.GenericConst) else None for v in (start, delta)]
-    if symbolic and steps == [0, 1] and dtype_of(start) == "int64":
-        return op.arange(0, limit, 1, "int64")
-    return by_tvm(bb, node)
-
-
-def reshape(bb: Builder, node: Node) -> Expr:
-    """Refuse to reshape a symbolic extent to numbers: TVM would read that many elements, even past the tensor's end."""
-    x, result = node.inputs[0], by_tvm(bb, node)
-    if not isinstance(x, relax.Expr) or not isinstance(x.ty, relax.TensorType) or not isinstance(result, relax.Expr):
-        return result
-    result = bb.normalize(result)
-    if not isinstance(result.ty, relax.TensorType) or not isinstance(x.ty.shape, relax.ShapeExpr):
-        return result
-    right = static_shape(result)
-    if right is not None and static_shape(x) is None:
-        shapes = [",".join(str(getattr(d, "value", d)) for d in dims) for dims in (x.ty.shape.values, right)]
-        raise node.refused(
-            f"it reshapes [{shapes[0]}] to [{shapes[1]}], and numbers are where the symbolic extents would have to be",
-            "give the input a fixed shape, or export with -1",
-        )
-    return result
-
-
 def scatter(bb: Builder, node: Node) -> Expr:
     """The old name of ScatterElements, before opset 11."""
     return op.scatter_elements(*node.inputs, axis=node.attributes.integer("axis", 0))
@@ -210,6 +179,9 @@ def max_unpool(bb: Builder, node: Node) -> Expr:
 def pad(bb: Builder, node: Node) -> Expr:
     mode = node.attributes.text("mode", "constant")
     given = node.attributes.integers("pads")
+    symbolic = node.numbers(1) if given is None else []
+    if any(not isinstance(n, int) for n in symbolic):
+        return shaping.pad(bb, node, symbolic)
     pads = np.asarray(given) if given is not None else node.constant(1)
     node.constant(2)
     if mode != "constant" and pads is not None and (pads < 0).any():
@@ -247,27 +219,6 @@ def _reflected(bb: Builder, node: Node, pads: Array) -> Expr:
     return bb.emit_te(compute, x, primfunc_name_hint="reflect")
 
 
-def split(bb: Builder, node: Node) -> Expr:
-    """TVM makes equal pieces if no sizes are given, and has no empty pieces, which rotary embeddings use."""
-    x, count = node.inputs[0], node.outputs
-    axis = node.attributes.integer("axis", 0) % x.ty.ndim
-    given = node.attributes.integers("split")
-    sizes = np.asarray(given) if given is not None else node.constant(1)
-    extent = x.ty.shape.values[axis]
-    if sizes is None:
-        if not isinstance(extent, tvm.tirx.IntImm):
-            return by_tvm(bb, node)
-        each = -(-int(extent) // count)
-        sizes = np.diff(np.minimum(np.arange(count + 1) * each, int(extent)))
-    if count == 1:
-        return x
-    ends = np.cumsum(sizes).tolist()
-    if (sizes > 0).all():
-        return op.split(x, ends[:-1], axis)
-    slices = [op.strided_slice(x, [axis], [begin], [end]) for begin, end in zip([0, *ends], ends, strict=False)]
-    return relax.Tuple([bb.normalize(piece) for piece in slices])
-
-
 def dropout(bb: Builder, node: Node) -> Expr:
     """Inference drops nothing, and the mask is all true."""
     node.attributes.get("ratio")
@@ -284,13 +235,6 @@ def _is_zero(value: Expr) -> bool:
     return isinstance(value, tvm.ir.GenericConst) and not value.value.numpy().any()
 
 
-def top_k(bb: Builder, node: Node) -> Expr:
-    if dtype_of(node.inputs[0]) not in ("float16", "float32", "float64", "int8", "uint8", "int32", "int64"):
-        raise node.refused(f"its input is of {dtype_of(node.inputs[0])}", "cast to int64 or float32")
-    node.attributes.pop("sorted", None)  # sorted is one of the allowed orders
-    return by_tvm(bb, node)
-
-
 def mean_variance(bb: Builder, node: Node) -> Expr:
     """Keep the input's datatype, avoid TVM's cancellation, and add ONNX's epsilon to the deviation."""
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
@@ -302,6 +246,7 @@ def mean_variance(bb: Builder, node: Node) -> Expr:
 
 
 CONVERTERS: dict[str, Converter] = {
+    "And": arithmetic.logical,
     "Attention": attention.attention,
     "AveragePool": pools.pool,
     "BatchNormalization": batch_normalization,
@@ -310,7 +255,7 @@ CONVERTERS: dict[str, Converter] = {
     "BlackmanWindow": signal.window,
     "Col2Im": places.column_to_image,
     "Constant": constant,
-    "ConstantOfShape": constant_of_shape,
+    "ConstantOfShape": shaping.constant_of_shape,
     "Conv": pools.convolution,
     "ConvInteger": quantized.conv_integer,
     "ConvTranspose": pools.transposed_convolution,
@@ -323,7 +268,7 @@ CONVERTERS: dict[str, Converter] = {
     "DynamicQuantizeLinear": quantized.dynamic_quantize_linear,
     "Elu": arithmetic.elu,
     "Equal": equal,
-    "Expand": expand,
+    "Expand": shaping.expand,
     "EyeLike": eye_like,
     "GRU": recurrent,
     "Gemm": arithmetic.gemm,
@@ -344,12 +289,13 @@ CONVERTERS: dict[str, Converter] = {
     "Mod": arithmetic.modulo,
     "NonMaxSuppression": non_max_suppression,
     "OneHot": one_hot,
+    "Or": arithmetic.logical,
     "Pad": pad,
     "Pow": arithmetic.power,
     "QuantizeLinear": quantized.quantize_linear,
     "RMSNormalization": rms_normalization,
     "RNN": recurrent,
-    "Range": range_,
+    "Range": shaping.range_,
     "ReduceL1": reductions.reduction(lambda x, _: op.abs(x), None),
     "ReduceL2": reductions.reduction(lambda x, _: op.abs(x), None),
     "ReduceLogSum": reductions.reduction(None, lambda x, _: op.log(x)),
@@ -360,7 +306,7 @@ CONVERTERS: dict[str, Converter] = {
     "ReduceProd": reductions.reduction(None, None),
     "ReduceSum": reductions.reduction(None, None),
     "ReduceSumSquare": reductions.reduction(lambda x, _: op.multiply(x, x), None),
-    "Reshape": reshape,
+    "Reshape": shaping.reshape,
     "Resize": resize,
     "ReverseSequence": places.reverse_sequence,
     "RoiAlign": roi_align,
@@ -369,9 +315,13 @@ CONVERTERS: dict[str, Converter] = {
     "Selu": arithmetic.selu,
     "SimplifiedLayerNormalization": contrib.simplified_layer_norm,
     "Sinh": arithmetic.sinh,
-    "Split": split,
+    "Slice": shaping.slice_,
+    "Split": shaping.split,
     "TensorScatter": places.tensor_scatter,
     "ThresholdedRelu": arithmetic.thresholded_relu,
-    "TopK": top_k,
+    "Tile": shaping.tile,
+    "TopK": shaping.top_k,
     "Upsample": upsample,
+    "Where": arithmetic.where,
+    "Xor": arithmetic.logical,
 }

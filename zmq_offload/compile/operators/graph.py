@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
 import onnx
 import tvm
 from onnx.helper import tensor_dtype_to_np_dtype
 from tvm import relax
 
+from zmq_offload.compile.extents import Extents
 from zmq_offload.compile.operators import converters, pools
 from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
+from zmq_offload.compile.operators.known_values import KnownValues
 from zmq_offload.compile.operators.node import Node, refuse
 from zmq_offload.compile.operators.refusal import cannot_import, reason, unknown
 from zmq_offload.compile.operators.schemas import BY_TVM, EARLY, MICROSOFT, schema_of
+from zmq_offload.compile.operators.scope import Scope, places_of
 from zmq_offload.compile.operators.tvm_importer import (
     AttributeValue,
     Expr,
@@ -22,6 +26,7 @@ from zmq_offload.compile.operators.tvm_importer import (
     known_operators,
     node_info,
 )
+from zmq_offload.compile.operators.unknown_shapes import check_extents
 from zmq_offload.errors import InvalidArgument, OffloadError
 
 HARMLESS = {
@@ -41,14 +46,17 @@ HARMLESS = {
 """Attributes that do not change the result of a node."""
 
 
-def import_graph(model: onnx.ModelProto) -> tvm.IRModule:
+def import_graph(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> tvm.IRModule:
     """Import a model into a Relax module whose `main` has the model's inputs and outputs, in order.
+
+    `outputs` are those outputs that are tensors even if they are shapes; default: all.
 
     Raises InvalidArgument, with the node, for an operator that TVM does not know, an attribute or an input that TVM
     would ignore, and a result whose shape or datatype differs from ONNX's.
     """
     check_operators(model.graph, opset_of(model))
-    return _Importer(_types(model)).import_model(model, opset_of(model))
+    names = [output.name for output in model.graph.output] if outputs is None else outputs
+    return _Importer(_types(model), names).import_model(model, opset_of(model))
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -88,19 +96,34 @@ def name_of(node: onnx.NodeProto) -> str:
 
 
 class _Importer(GraphImporter):
-    def __init__(self, types: dict[str, onnx.TypeProto.Tensor]) -> None:
+    def __init__(self, types: dict[str, onnx.TypeProto.Tensor], outputs: Sequence[str]) -> None:
         super().__init__()
-        self._types = types
+        self._types, self._outputs = types, outputs
         self._current: onnx.NodeProto | None = None
+        self._extents = Extents()
+        self._values = KnownValues(self, self._extents)
+
+    @functools.cached_property
+    def _scope(self) -> Scope:
+        return Scope(self._extents, self._values.of, places_of(self.parameters(), self._extents))
+
+    def add_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        super().add_nodes(nodes)
+        self._values.finish(self._outputs)
 
     def add_node(self, node: onnx.NodeProto) -> None:
         self._current = node
+        if self._values.evaluate(node, self.opset):
+            return
+        self._values.present(node)
         try:
             self.add_node_by_tvm(node)
         except OffloadError:
             raise
         except Exception as error:
             raise _failed(node.op_type, node.domain, name_of(node), error) from error
+        inputs, results = ([self.result(t) if t else None for t in names] for names in (node.input, node.output))
+        check_extents(node, name_of(node), inputs, results, self._scope)
         for index, name in enumerate(node.output):
             result = self.result(name)
             if result is not None and name in self._types:
@@ -113,7 +136,7 @@ class _Importer(GraphImporter):
         name = name or name_of(current)
         # In the body of a branch `current` is the If.
         proto = current if current.op_type == operator else None
-        node = Node(operator, name, inputs, attributes, opset, outputs, proto)
+        node = Node(operator, name, inputs, attributes, opset, outputs, proto, self._scope)
         try:
             if (current.domain or "ai.onnx") == "ai.onnx":
                 own = converters.CONVERTERS.get(operator)

@@ -10,7 +10,10 @@ import onnx
 import tvm
 from tvm import relax
 
+from zmq_offload.compile.extents import Extent, Extents
 from zmq_offload.compile.operators.refusal import cannot_import
+from zmq_offload.compile.operators.scope import Scope
+from zmq_offload.compile.operators.shape_values import Value, value_of
 from zmq_offload.compile.operators.tvm_importer import NODE_INFO, AttributeValue, Builder, Expr, convert
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
@@ -106,10 +109,11 @@ class Node:
         opset: int,
         outputs: int,
         proto: onnx.NodeProto | None,
+        scope: Scope | None = None,
     ) -> None:
         self.operator, self.name, self.opset, self.outputs = operator, name, opset, outputs
         self.inputs, self.attributes = Inputs(list(inputs)), Attributes(attributes)
-        self.proto = proto
+        self.proto, self.scope = proto, scope or Scope()
 
     @property
     def domain(self) -> str:
@@ -131,6 +135,45 @@ class Node:
             f"its input {index + 1}, {self.input_name(index)}, is computed when the model runs",
             "it has to be a constant",
         )
+
+    @property
+    def extents(self) -> Extents:
+        return self.scope.extents
+
+    def known(self, index: int) -> Value | None:
+        """The value of an input as expressions of extents; None if it is not known."""
+        value = self.inputs[index]
+        name = self.proto.input[index] if self.proto is not None and index < len(self.proto.input) else ""
+        found = self.scope.known(name) if name else None
+        if found is not None:
+            return found
+        if isinstance(value, tvm.ir.GenericConst):
+            return value_of(np.asarray(value.value.numpy()))
+        dims = [*value.values] if isinstance(value, relax.ShapeExpr) else None
+        if dims is None and isinstance(value, tvm.ir.Expr) and tvm.ir.is_prim_expr(value):
+            dims = [value]
+        if dims is None:
+            return None
+        elements = np.empty(len(dims), object)
+        elements[:] = [self.extents.normal(d) for d in dims]
+        return Value(elements, "int64")
+
+    def numbers(self, index: int) -> list[Extent]:
+        """An input of integers: numbers and expressions. Raises InvalidArgument if it is not known."""
+        value = self.known(index)
+        if value is None or value.dtype.startswith("float"):
+            self.constant(index)
+            raise self.refused(f"its input {index + 1}, {self.input_name(index)}, is missing", "export the model again")
+        return list(value.elements.reshape(-1))
+
+    def dims(self, index: int) -> list[Extent]:
+        """The extents of an input. Raises InvalidArgument if they are not known."""
+        ty = getattr(self.inputs[index], "ty", None)
+        if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
+            raise self.refused(
+                f"only the run tells the shape of its input {index + 1}, {self.input_name(index)}", "cut elsewhere"
+            )
+        return [self.extents.normal(d) for d in ty.shape.values]
 
     def refused(self, why: str, instead: str) -> InvalidArgument:
         """The error that says that this node cannot be imported, why, and what to do instead."""

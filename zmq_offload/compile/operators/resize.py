@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from zmq_offload.compile.extents import Extent, expression, fraction_of
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 from zmq_offload.protocol.payload import Array
@@ -70,10 +71,27 @@ def resize(bb: Builder, node: Node) -> Expr:
     options = _options(node, "half_pixel", "round_prefer_floor")
     roi = node.constant(1) if options.coordinates == "tf_crop_and_resize" else node.inputs[1] and None
     scales = node.constant(2)
-    sizes = node.inputs[3]
-    if isinstance(sizes, relax.ShapeExpr) and static_shape(node.inputs[0]) is None:
-        return _by_tvm(bb, node, options, list(sizes.values))
+    sizes = node.numbers(3) if node.inputs[3] is not None else None
+    if sizes is not None and (static_shape(node.inputs[0]) is None or any(not isinstance(s, int) for s in sizes)):
+        return _to_sizes(bb, node, options, sizes)
     return _resized(bb, node, options, roi, scales if scales is not None and scales.size else None, node.constant(3))
+
+
+def _to_sizes(bb: Builder, node: Node, options: Options, sizes: Sequence[Extent]) -> Expr:
+    """Resize to sizes, some of which are symbolic."""
+    policy = node.attributes.text("keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        refuse(node, "keep_aspect_ratio_policy", policy, "with symbolic dimensions use stretch")
+    dims = node.dims(0)
+    axes = node.attributes.integers("axes") or range(len(dims))
+    for axis, size in zip(axes, sizes, strict=True):
+        if axis % len(dims) < 2 and not node.extents.equal(dims[axis], size):
+            raise node.refused(
+                f"it resizes dimension {axis}, {node.extents.text(dims[axis])}, to {node.extents.text(size)}",
+                "resize height and width only",
+            )
+        dims[axis] = size
+    return _by_tvm(bb, node, options, [expression(d) for d in dims])
 
 
 def _options(node: Node, coordinates: str, nearest: str) -> Options:
@@ -129,14 +147,23 @@ def _resized(
 
 
 def _symbolic(bb: Builder, node: Node, options: Options, axes: list[int], scales: Array | None, policy: str) -> Expr:
-    """Resize symbolic dimensions, by whole factors only."""
+    """Resize symbolic dimensions, by factors that keep them whole."""
     if scales is None or policy != "stretch":
         refuse(node, "keep_aspect_ratio_policy", policy, "with symbolic dimensions give scales")
-    factors = dict(zip(axes, scales, strict=True))
-    if any(factor != int(factor) for factor in factors.values()):
-        refuse(node, "scales", [float(s) for s in scales], "with symbolic dimensions use whole numbers")
-    dims = node.inputs[0].ty.shape.values
-    return _by_tvm(bb, node, options, [d * int(factors.get(a, 1)) for a, d in enumerate(dims)])
+    dims, extents = node.dims(0), node.extents
+    for axis, scale in zip(axes, scales, strict=True):
+        factor = fraction_of(float(scale))
+        if factor is None:
+            refuse(node, "scales", [float(s) for s in scales], "with symbolic dimensions use whole numbers")
+        after = extents.product([dims[axis], factor.numerator])
+        exact = extents.quotient(after, factor.denominator)
+        if exact is None:  # TVM takes the ratio of the extents, ONNX the scale
+            raise node.refused(
+                f"it scales the extent {extents.text(dims[axis])} by {float(scale):g}",
+                node.scope.to_divide([after], factor.denominator),
+            )
+        dims[axis] = exact
+    return _by_tvm(bb, node, options, [expression(d) for d in dims])
 
 
 def _extents(given: Array, are_scales: bool, before: Array, policy: str) -> tuple[Array, Array]:

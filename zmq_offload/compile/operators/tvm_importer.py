@@ -92,9 +92,17 @@ class GraphImporter(onnx_frontend.ONNXGraphImporter, ABC):  # type: ignore[misc]
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         """Nothing: TVM's own check prints what it finds, and knows no operator of ours."""
 
-    def _construct_nodes(self, graph: onnx.GraphProto) -> None:
-        for node in graph.node:
+    def add_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        """Add all nodes of the graph."""
+        for node in nodes:
             self.add_node(node)
+
+    def parameters(self) -> list[tuple[str, Expr]]:
+        """The inputs of the model, which are parameters of `main`, with their names."""
+        return [(name, value) for name, value in self._inputs.items() if isinstance(value, relax.Var)]
+
+    def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+        self.add_nodes(graph.node)
 
     def _convert_operator(self, op_name: str, inputs: list[Expr], attrs: dict[str, AttributeValue], opset: int) -> Expr:
         return self.convert(op_name, inputs, attrs, opset)

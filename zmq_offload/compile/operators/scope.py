@@ -1,0 +1,89 @@
+"""What converters know of a model's symbolic extents: their arithmetic, the known values, and advice to the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tvm import ir, relax, tirx
+
+from zmq_offload.compile.extents import Extent, Extents
+from zmq_offload.compile.operators.shape_arithmetic import Ratio
+from zmq_offload.compile.operators.shape_values import Value
+from zmq_offload.compile.operators.tvm_importer import Expr
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a symbol is in the model's inputs: a dimension that is `multiple` times it."""
+
+    symbol: str
+    input: str
+    axis: int
+    multiple: int
+
+    def __str__(self) -> str:
+        return f"{self.symbol}, dimension {self.axis} of input {self.input!r}"
+
+
+def _nothing(_: str) -> Value | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The extents of one model. `known` finds the known value of a tensor by its name."""
+
+    extents: Extents = field(default_factory=Extents)
+    known: Callable[[str], Value | None] = _nothing
+    places: tuple[Place, ...] = ()
+    limits: list[tuple[Extent, int]] = field(default_factory=list)
+
+    def limit(self, value: Extent, most: int) -> None:
+        """Note that an extent is at most `most`."""
+        self.limits.append((value, most))
+
+    def to_fix(self, values: Iterable[object]) -> str:
+        """What to do about extents that have to be numbers."""
+        places = self._of(values)
+        if not places:
+            return "export the model with fixed shapes"
+        return f"fix {' and '.join(map(str, places))}"
+
+    def to_equal(self, a: Extent, b: Extent) -> str:
+        """What to do about extents that have to be equal."""
+        sizes = self.extents.multiple_needed(a, b)
+        if sizes is not None:
+            return self.to_divide([a, b], next(iter(sizes.values())))
+        places = self._of([a, b])
+        if len({place.symbol for place in places}) > 1 and all(isinstance(v, tirx.Var) for v in (a, b)):
+            return f"give both the same name: {' and '.join(map(str, places))}"
+        return self.to_fix([a, b])
+
+    def to_divide(self, values: Sequence[object], size: int) -> str:
+        """What to do about extents that have to be a multiple of `size`."""
+        stated = [
+            f"{size * p.multiple}*{p.symbol} for dimension {p.axis} of input {p.input!r}" for p in self._of(values)
+        ]
+        return f"state a divisor: {' and '.join(stated)}; or fix {'them' if len(stated) > 1 else 'it'}"
+
+    def _of(self, values: Iterable[object]) -> list[Place]:
+        plain = [value.above if isinstance(value, Ratio) else value for value in values]
+        names = {str(s.name) for v in plain if isinstance(v, ir.Expr) for s in self.extents.symbols(v)}
+        found: dict[str, Place] = {}
+        for place in self.places:
+            if place.symbol in names:
+                found.setdefault(place.symbol, place)
+        return list(found.values())
+
+
+def places_of(inputs: Iterable[tuple[str, Expr]], extents: Extents) -> tuple[Place, ...]:
+    """Where each symbol is in the inputs."""
+    found = []
+    for name, param in inputs:
+        dims = param.ty.shape.values if isinstance(param.ty.shape, relax.ShapeExpr) else ()
+        for axis, dim in enumerate(dims):
+            linear = extents.linear(dim)
+            if linear is not None:
+                found.append(Place(str(linear[1].name), name, axis, linear[0]))
+    return tuple(found)
