@@ -183,3 +183,45 @@ def hottest_loop(code: str, instruction: str) -> list[str]:
         ] in start:
             loops.append(lines[start[jump[1]] : at])
     return max(loops, key=lambda body: sum(bool(re.search(instruction, line)) for line in body))
+
+
+@few
+@given(
+    targets,
+    dtypes,
+    st.tuples(
+        st.sampled_from([1, 2]), st.sampled_from([3, 16, 35]), st.sampled_from([4, 8]), st.sampled_from([4, 9, 16])
+    ),
+    st.sampled_from(["last", "first", "swap", "concat", "pool"]),
+    st.integers(0, 99),
+)
+def test_bytes_move(target: Any, dtype: str, shape: tuple[int, ...], kind: str, seed: int) -> None:
+    x = extremes(np.random.default_rng(seed), shape, dtype)
+    axes = {"last": [0, 2, 3, 1], "first": [0, 3, 1, 2], "swap": [0, 1, 3, 2]}.get(kind)
+
+    def steps(builder: relax.BlockBuilder, data: tvm.ir.Expr) -> tvm.ir.Expr:
+        if axes is not None:
+            return relax.op.permute_dims(data, axes)
+        if kind == "concat":
+            return relax.op.concat([data, builder.emit(relax.op.maximum(data, relax.const(3, dtype)))], 1)
+        return relax.op.nn.max_pool2d(data, (3, 2), (2, 1), (1, 1, 1, 0))
+
+    (got,) = compiled(module(shape, dtype, steps), target)(x)
+    if axes is not None:
+        want = x.transpose(axes)
+    elif kind == "concat":
+        want = np.concatenate([x, np.maximum(x, 3)], 1)
+    else:
+        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 0)), constant_values=np.iinfo(dtype).min)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 2), (2, 3))
+        want = windows[:, :, ::2].max((4, 5))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_transposed_bytes_stay_in_registers() -> None:
+    """No byte is inserted into a vector by itself."""
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 1})
+    mod = module((1, 64, 16, 16), "uint8", lambda _, x: relax.op.permute_dims(x, [0, 2, 3, 1]))
+    code = assembly(mod, target)
+    assert "vpunpcklbw" in code
+    assert "vpinsrb" not in code

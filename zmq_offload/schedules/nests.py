@@ -7,7 +7,7 @@ softmax and similar programs run row by row with one row's intermediate results 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tvm import tirx
@@ -22,6 +22,7 @@ from zmq_offload.schedules.access import (
     specialized,
     stride_of,
 )
+from zmq_offload.schedules.byte_vectors import TILE, byte_machine, is_byte_transpose, transposed_tile
 from zmq_offload.schedules.emit import (
     INDEX,
     as_index,
@@ -31,6 +32,7 @@ from zmq_offload.schedules.emit import (
     loop,
     nest,
     parallel,
+    ramp,
     sequence,
     vectors,
 )
@@ -79,6 +81,7 @@ def elementwise(context: NestContext, stage: Stage) -> tirx.Stmt:
     fixed = len(context.prefix)
     axes, extents = fresh(stage.axes[fixed:]), list(stage.extents[fixed:])
     value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]))
+    context = replace(context, machine=byte_machine(context.machine, value, str(stage.buffer.dtype)))
     indices: list[Expr] = list(axes)
     if not axes:
         return lanes(1, lambda _: context.write(stage, list(context.prefix), value))
@@ -200,11 +203,12 @@ class _Elementwise:
 
     def _tiled(self, across: int, extent: int, threads: bool) -> tirx.Stmt:
         """Emit square tiles over the last axis and the one it is swapped with, so that cache lines are loaded once."""
-        tile = 16
+        tile = TILE
         height = constant(self.extents[across]) or 1
         others = [*self.extents[:across], as_index(-(-height // tile)), *self.extents[across + 1 : -1]]
         pattern = access_pattern(self.value, self.axes[-1])
         rows = height if height < tile else tile
+        in_registers = is_byte_transpose(self.value, self.axes[across], self.axes[-1])
 
         def columns(at: list[Expr], start: Expr, count: int) -> tirx.Stmt:
             first = at[across] * tile
@@ -213,7 +217,11 @@ class _Elementwise:
             def line(i: Expr) -> tirx.Stmt:
                 return self._run([*at[:across], first + i, *at[across + 1 :]], start, count, self.value, pattern)
 
-            return loop(here, line)
+            slow = loop(here, line)
+            if not in_registers or count != tile or height < tile:
+                return slow
+            fast = self._byte_tile(at, across, first, start)
+            return fast if height % tile == 0 else tirx.IfThenElse(first + tile <= height, fast, slow)
 
         def body(at: list[Expr]) -> tirx.Stmt:
             whole, rest = divmod(extent, tile)
@@ -225,3 +233,15 @@ class _Elementwise:
             )
 
         return self._outer(others, body, threads)
+
+    def _byte_tile(self, at: list[Expr], across: int, first: Expr, start: Expr) -> tirx.Stmt:
+        """Emit a tile of a transpose of bytes in registers."""
+        others = {axis: place for i, (axis, place) in enumerate(zip(self.axes[:-1], at, strict=True)) if i != across}
+        value = Rewriter(others).visit(self.value)
+
+        def store(row: int, vector: Expr) -> tirx.Stmt:
+            names = {**others, self.axes[across]: first + row, self.axes[-1]: ramp(start, TILE)}
+            indices = [names.get(i, i) if isinstance(i, Var) else i for i in self.indices]
+            return self.context.write(self.stage, [*self.context.prefix, *indices], vector)
+
+        return transposed_tile(value, self.axes[across], self.axes[-1], (first, start), store)

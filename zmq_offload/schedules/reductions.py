@@ -6,12 +6,13 @@ Each emits the reduction together with the element-wise stage that follows, such
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.access import access_pattern, operation_count
+from zmq_offload.schedules.byte_vectors import byte_machine
 from zmq_offload.schedules.emit import (
     elements,
     index,
@@ -72,6 +73,7 @@ def reduction(context: NestContext, pair: Reduction) -> tirx.Stmt:
     stage, fixed = pair.stage, len(context.prefix)
     axes, extents = fresh(stage.axes[fixed:]), stage.extents[fixed:]
     value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]))
+    context = replace(context, machine=byte_machine(context.machine, value, str(stage.buffer.dtype)))
     count = elements([*extents, *stage.reduce_extents], unknown=16)
     work = count * max(1, operation_count(value)) // context.machine.lanes
     threads = context.threads and work > SERIAL_WORK
