@@ -35,11 +35,12 @@ def timed(call: Callable[[], object], count: int, warm: int = 2) -> list[float]:
 
 def prepared(case: Case) -> onnx.ModelProto:
     """The model with a fixed input shape and constant shapes folded."""
-    import onnxslim
+    from zmq_offload.compile.importer import simplify
+    from zmq_offload.compile.shapes import set_input_shapes
 
     model = case.model()
-    name = model.graph.input[0].name
-    return onnxslim.slim(model, input_shapes=[f"{name}:{','.join(map(str, case.shape))}"])
+    set_input_shapes(model, {model.graph.input[0].name: case.shape})
+    return simplify(model)
 
 
 def measure(case: Case, args: argparse.Namespace) -> list[str]:

@@ -215,7 +215,7 @@ def test_impossible_tuning_is_one_clear_line(
 def test_without_tvm_help_works_and_the_error_is_clear(mlp: Path) -> None:
     program = """
 import sys
-for name in ("tvm", "onnx", "onnxslim"):
+for name in ("tvm", "onnx"):
     sys.modules[name] = None
 from zmq_offload.cli.main import main
 sys.exit(main(sys.argv[1:]))

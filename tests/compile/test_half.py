@@ -256,7 +256,6 @@ def test_prim_functions_of_the_importer_compute_in_float32() -> None:
 
 
 def test_a_batch_normalization_of_bfloat16_is_imported(tmp_path: Path) -> None:
-    """onnxslim would fold it into weights of float32."""
     nodes = [
         node("Conv", ["x", "w"], ["a"]),
         node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["y"]),

@@ -56,7 +56,7 @@ import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {
-            "tvm", "tvm_ffi", "onnx", "onnxslim", "onnxruntime", "PIL", "matplotlib", "plotly", "rich", "rich_argparse",
+            "tvm", "tvm_ffi", "onnx", "onnxruntime", "PIL", "matplotlib", "plotly", "rich", "rich_argparse",
             "shtab",
         }:
             raise ImportError(f"{name} is not installed")

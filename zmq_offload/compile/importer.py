@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-import onnxslim
 import tvm
 from tvm import ir, relax
 
@@ -19,12 +18,13 @@ from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.half import without_bfloat16
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
-from zmq_offload.compile.operators.graph import check_operators, import_graph, opset_of
+from zmq_offload.compile.operators.constants import fold
+from zmq_offload.compile.operators.graph import import_graph
 from zmq_offload.compile.operators.loops import unrolled
 from zmq_offload.compile.operators.refusal import reason
 from zmq_offload.compile.operators.rewrite import inlined
 from zmq_offload.compile.shapes import Dim, set_input_shapes
-from zmq_offload.errors import InvalidArgument, OffloadError, one_line
+from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
 
 
@@ -94,50 +94,11 @@ def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelP
 
     Tensors named in `tensors` are kept, where the model has them.
     """
-    slim = _slim(model)
-    lost = set(tensors) - {o for node in slim.graph.node for o in node.output}
-    if lost:
-        # An output is not folded away. It needs a datatype; a tensor without one here is not in the model.
-        keep = onnx.shape_inference.infer_shapes(model)
-        outputs = [o.name for o in keep.graph.output]
-        found = [v.name for v in keep.graph.value_info if v.name in lost and v.name not in outputs]
-        if found:
-            _expose(keep, found)
-            slim = _slim(keep)
-            del slim.graph.output[len(outputs) :]
-    return slim
-
-
-def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    slim = _folded(inlined(model))
+    simple = fold(inlined(model), tensors)
     # A loop in a loop has a known number of rounds when the outer one is written out and folded.
-    while (flat := unrolled(slim)) is not None:
-        slim = _folded(inlined(flat))
-    return slim
-
-
-def _folded(copy: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            slim = onnxslim.slim(copy, skip_fusion_patterns=_FUSED_IN_FLOAT32 if _has_bfloat16(copy) else None)
-    except Exception as error:
-        check_operators(copy.graph, opset_of(copy))
-        raise InvalidArgument(f"the model cannot be simplified: {one_line(error)}") from error
-    # onnxslim states wrong shapes for some tensors of symbolic extents. ONNX infers them again.
-    del slim.graph.value_info[:]
-    return slim
-
-
-def _has_bfloat16(model: onnx.ModelProto) -> bool:
-    return any(weight.data_type == onnx.TensorProto.BFLOAT16 for weight in model.graph.initializer)
-
-
-# Fusions that compute new weights. onnxslim makes float32 of bfloat16 then, and operators of two datatypes.
-_FUSED_IN_FLOAT32 = [
-    *("FusionConvAdd", "FusionConvTransposeAdd", "FusionConvBN", "FusionConvTransposeBN"),
-    *("FusionConvMul", "FusionConvTransposeMul", "FusionGemm", "FusionGemmMul", "FusionGemmAdd"),
-]
+    while (flat := unrolled(simple)) is not None:
+        simple = fold(inlined(flat), tensors)
+    return simple
 
 
 def _check_outside(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from zmq_offload.byoc.overlap import isolate_joins, overlap
 from zmq_offload.schedules.exact import exact
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.machine import Machine, is_cpu, machine_of
+from zmq_offload.schedules.scales import fold_scales
 from zmq_offload.schedules.schedule import Rule, schedule_pass
 from zmq_offload.schedules.simplify import simplify
 
@@ -26,7 +27,9 @@ def graph_passes(machine: Machine) -> list[Pass]:
     """Passes from operators to fused functions, which are not scheduled yet. Tuning starts from these functions."""
 
     def layout(mod: IRModule, _: PassContext) -> IRModule:
-        return exact(channels_last(simplify(mod), machine))
+        # What `simplify` replaced is still there, and would count as another reader of a convolution.
+        simple = relax.transform.DeadCodeElimination()(simplify(mod))
+        return exact(channels_last(relax.transform.DeadCodeElimination()(fold_scales(simple)), machine))
 
     return [
         relax.transform.Normalize(),

@@ -12,6 +12,7 @@ from tvm import relax
 
 from zmq_offload.compile.extents import Extents
 from zmq_offload.compile.operators import converters, pools
+from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
 from zmq_offload.compile.operators.known_values import KnownValues
 from zmq_offload.compile.operators.node import Node, refuse
@@ -66,8 +67,8 @@ def opset_of(model: onnx.ModelProto) -> int:
 def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     """The types of all tensors, as far as ONNX can infer them."""
     try:
-        known = onnx.shape_inference.infer_shapes(model)
-    except Exception:  # above 2 GB, or invalid for ONNX's checker; TVM may import the model anyway
+        known = onnx.shape_inference.infer_shapes(without_weights(model))
+    except Exception:  # invalid for ONNX's checker; TVM may import the model anyway
         known = model
     values = (*known.graph.value_info, *known.graph.output)
     return {v.name: v.type.tensor_type for v in values if v.type.tensor_type.elem_type}

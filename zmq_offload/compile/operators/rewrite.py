@@ -53,7 +53,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _write_out_splits(model: onnx.ModelProto) -> None:
-    """Write out the sizes of each Split into a number of unequal pieces, which onnxslim and TVM divide differently.
+    """Write out the sizes of each Split into a number of unequal pieces, which TVM divides differently.
 
     In ONNX all pieces have the same size, except for a smaller last one.
     """

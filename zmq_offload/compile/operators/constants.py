@@ -1,0 +1,326 @@
+"""Fold what is constant in an ONNX model: computations on shapes and weights, and branches that are always taken.
+
+Exporters write shapes as nodes (Shape, Gather, Concat, ...), which TVM's importer cannot leave to run time. One pass in
+graph order infers the type of each tensor, evaluates each node whose inputs are known, and drops what nothing reads.
+Weights are not copied, and large ones are not looked at.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from zmq_offload.protocol.payload import Array
+
+Types: TypeAlias = dict[str, onnx.TypeProto]
+
+SMALL = 1 << 16
+"""Elements up to which a result replaces its node even where it is larger than what it is computed from."""
+
+SHAPE_VALUES = 1 << 10
+"""Elements up to which ONNX's shape inference gets to know a value, the target of a Reshape for instance."""
+
+HEAVY_BYTES = 1 << 12
+"""Weights above this size stay behind in the copy for shape inference."""
+
+KEPT = {
+    *("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"),  # weights stay as small as they are
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"),
+    *("If", "Loop", "Scan", "SequenceMap", "Optional"),
+}
+"""Operators that are not evaluated."""
+
+MOVES = {"Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+"""Operators that only move elements. What they make of a shape is known as far as that shape is."""
+
+
+def fold(model: onnx.ModelProto, keep: Iterable[str] = ()) -> onnx.ModelProto:
+    """Return a copy of the model without constant computations. Nodes that compute the tensors in `keep` stay."""
+    return _Folder(model, frozenset(keep)).folded()
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which large weights have only a type. Shape inference copies the model several times."""
+    copy = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _assign(copy, field, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _assign(copy.graph, field, value)
+    declared = {v.name for v in (*model.graph.input, *model.graph.value_info)}
+    for weight in model.graph.initializer:
+        if weight.ByteSize() <= HEAVY_BYTES:
+            copy.graph.initializer.append(weight)
+        elif weight.name not in declared:
+            copy.graph.value_info.append(onnx.ValueInfoProto(name=weight.name, type=_type_of(weight)))
+    return copy
+
+
+def _assign(message: onnx.ModelProto | onnx.GraphProto, field: object, value: object) -> None:
+    name = field.name  # type: ignore[attr-defined]  # protobuf has no types
+    if isinstance(value, str | bytes | int | float):
+        setattr(message, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(message, name).CopyFrom(value)
+    else:
+        getattr(message, name).extend(value)
+
+
+class _Folder:
+    def __init__(self, model: onnx.ModelProto, keep: frozenset[str]) -> None:
+        self._model, self._keep = model, keep
+        self._opsets = {o.domain or "": o.version for o in model.opset_import}
+        self._weights = {w.name: w for w in model.graph.initializer}
+        self._values: dict[str, Array] = {}
+        self._known: dict[str, Array] = {}  # which elements of a partly known shape are known
+        self._types: Types = {i.name: i.type for i in model.graph.input}
+        self._types |= {name: _type_of(weight) for name, weight in self._weights.items()}
+        self._evaluators: dict[bytes, ReferenceEvaluator] = {}
+        self._outputs = {o.name for o in model.graph.output}
+        self._nodes: list[onnx.NodeProto] = []
+        self._names = {name for node in model.graph.node for name in node.output} | set(self._types)
+
+    def folded(self) -> onnx.ModelProto:
+        for node in self._model.graph.node:
+            self._visit(node)
+        nodes, needed = self._live()
+        result = onnx.ModelProto()
+        for field, value in self._model.ListFields():
+            if field.name != "graph":
+                _assign(result, field, value)
+        graph = result.graph
+        for field, value in self._model.graph.ListFields():
+            if field.name not in ("node", "initializer", "value_info"):
+                _assign(graph, field, value)
+        graph.node.extend(nodes)
+        inputs = {i.name for i in self._model.graph.input}
+        for name in needed:
+            if name in self._weights:
+                graph.initializer.append(self._weights[name])
+            elif name in self._values and name not in inputs and name not in self._known:
+                graph.initializer.append(numpy_helper.from_array(self._values[name], name))
+        return result
+
+    # -- nodes -------------------------------------------------------------------------------------------------------
+
+    def _visit(self, node: onnx.NodeProto) -> None:
+        taken = self._taken(node)
+        if taken is not None:
+            for inner in self._inlined(node, taken):
+                self._visit(inner)
+            return
+        fixed = any(name in self._keep or name in self._outputs for name in node.output)
+        if node.op_type not in KEPT and node.domain in ("", "ai.onnx") and not fixed:
+            results = self._evaluated(node)
+            if results is not None and self._replaces(node, results):
+                for name, value in zip(node.output, results, strict=False):
+                    self._values[name] = value
+                    self._types[name] = _type_of(value)
+                return
+        self._infer(node)
+        self._nodes.append(node)
+
+    def _evaluated(self, node: onnx.NodeProto) -> list[Array] | None:
+        """The results of a node whose inputs are all known; None for others."""
+        if node.op_type in ("Shape", "Size"):
+            return self._shape(node)
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            return None
+        partly = [name for name in node.input if name in self._known]
+        inputs = [self._value(name) if name else None for name in node.input]
+        if any(value is None for value, name in zip(inputs, node.input, strict=True) if name):
+            return None
+        if node.op_type == "Cast" and any(v is not None and v.size > SMALL for v in inputs):
+            return None  # a weight stays as small as it is
+        if not partly:
+            return self._run(node, inputs)
+        if node.op_type == "Cast" and next(a.i for a in node.attribute if a.name == "to") in _INTEGERS:
+            self._known[node.output[0]] = self._known[partly[0]]
+            return self._run(node, inputs)
+        if node.op_type not in MOVES or (node.op_type != "Concat" and partly != [node.input[0]]):
+            return None
+        masks = [
+            self._known.get(name, np.ones_like(value)) if i == 0 or node.op_type == "Concat" else value
+            for i, (name, value) in enumerate(zip(node.input, inputs, strict=True))
+            if value is not None
+        ]
+        results, known = self._run(node, inputs), self._run(node, masks)
+        if results is None or known is None:
+            return None
+        if not known[0].all():
+            self._known[node.output[0]] = known[0]
+        return results
+
+    def _replaces(self, node: onnx.NodeProto, results: list[Array]) -> bool:
+        if any(name in self._known for name in node.output):
+            # A value for other nodes; this one stays.
+            self._values.update(zip(node.output, results, strict=False))
+            return False
+        given = sum(value.size for name in node.input if name and (value := self._value(name)) is not None)
+        return all(r.size <= max(SMALL, given) for r in results)
+
+    def _shape(self, node: onnx.NodeProto) -> list[Array] | None:
+        kind = self._types.get(node.input[0])
+        if kind is None or not kind.tensor_type.HasField("shape"):
+            return None
+        dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.tensor_type.shape.dim]
+        if node.op_type == "Size":
+            return None if None in dims else [np.array(np.prod([d or 0 for d in dims], dtype="int64"))]
+        ends = {a.name: a.i for a in node.attribute}
+        dims = dims[ends.get("start", 0) : ends.get("end", len(dims))]
+        if None in dims:
+            self._known[node.output[0]] = np.array([int(d is not None) for d in dims], "int64")
+        return [np.array([d or 0 for d in dims], "int64")]
+
+    def _value(self, name: str) -> Array | None:
+        """The value of a weight or a folded tensor. Of a partly known shape, the unknown elements are 0."""
+        value = self._values.get(name)
+        if value is None and name in self._weights:
+            weight = self._weights[name]
+            if weight.data_type in _UNUSUAL or weight.data_location == onnx.TensorProto.EXTERNAL:
+                return None
+            value = self._values[name] = numpy_helper.to_array(weight)
+        return value
+
+    def _run(self, node: onnx.NodeProto, inputs: list[Array | None] | list[Array]) -> list[Array] | None:
+        """Evaluate a node as ONNX defines it; None if ONNX's reference cannot."""
+        pattern = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
+        names = [f"i{n}" if name else "" for n, name in enumerate(node.input)]
+        pattern.input.extend(names)
+        pattern.output.extend(f"o{n}" if name else "" for n, name in enumerate(node.output))
+        pattern.attribute.extend(node.attribute)
+        key = pattern.SerializeToString()
+        feeds = {name: value for name, value in zip(names, inputs, strict=True) if name}
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                if key not in self._evaluators:
+                    self._evaluators[key] = ReferenceEvaluator(_model_of(pattern, feeds, self._opsets))
+                results = self._evaluators[key].run(None, feeds)
+        except Exception:  # not implemented there, or a faulty node, which the importer refuses by name
+            return None
+        return results if all(isinstance(r, np.ndarray) and r.dtype.isbuiltin for r in results) else None
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        """Infer the types of a node's results by ONNX's rules; they stay unknown if an input's is."""
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._opsets.get(node.domain.replace("ai.onnx", ""), 1), "")
+            types = {name: self._types[name] for name in node.input if name}
+            data = {
+                name: numpy_helper.from_array(value, name)
+                for name in types
+                if name not in self._known and _elements(types[name]) <= SHAPE_VALUES
+                if (value := self._value(name)) is not None
+            }
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, types, data, opset_imports=list(self._model.opset_import), ir_version=8
+            )
+        except Exception:  # an unknown operator, a type that is not known, or a faulty node; the importer refuses it
+            return
+        if node.op_type in _POOLS and any(a.name == "ceil_mode" and a.i for a in node.attribute):
+            return  # ONNX's shape inference differs from its specification there
+        self._types.update(found)
+
+    # -- branches ----------------------------------------------------------------------------------------------------
+
+    def _taken(self, node: onnx.NodeProto) -> onnx.GraphProto | None:
+        """The branch of an If whose condition is known."""
+        if node.op_type != "If" or node.domain not in ("", "ai.onnx") or node.input[0] in self._known:
+            return None
+        condition = self._value(node.input[0])
+        if condition is None or condition.size != 1:
+            return None
+        name = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
+        return next(a.g for a in node.attribute if a.name == name)
+
+    def _inlined(self, node: onnx.NodeProto, branch: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+        """The nodes of a branch, with the names of the If's outputs, and new names where the model has them already."""
+        copy = onnx.GraphProto()
+        copy.CopyFrom(branch)
+        own = {name for inner in copy.node for name in inner.output} | {w.name for w in copy.initializer}
+        new = {name: self._fresh(name) for name in own if name in self._names}
+        outputs = [o.name for o in copy.output]
+        computed = {name for inner in copy.node for name in inner.output}
+        pairs = zip(outputs, node.output, strict=False)
+        new |= {inner: name for inner, name in pairs if inner in computed and outputs.count(inner) == 1}
+        _rename(copy, new)
+        self._names |= {new.get(name, name) for name in own}
+        for weight in copy.initializer:
+            self._weights[weight.name] = weight
+            self._types[weight.name] = _type_of(weight)
+        yield from copy.node
+        for output, name in zip(copy.output, node.output, strict=False):
+            if output.name != name:  # it hands a tensor of the model through
+                yield onnx.helper.make_node("Identity", [output.name], [name])
+
+    def _fresh(self, name: str) -> str:
+        number = 1
+        while f"{name}.{number}" in self._names:
+            number += 1
+        return f"{name}.{number}"
+
+    def _live(self) -> tuple[list[onnx.NodeProto], list[str]]:
+        """The nodes that outputs or kept tensors need, and what these read, weights included, without repetition."""
+        needed = dict.fromkeys((*self._outputs, *self._keep))
+        live = []
+        for node in reversed(self._nodes):
+            if any(name in needed for name in node.output):
+                live.append(node)
+                needed.update(dict.fromkeys(_reads(node)))
+        return live[::-1], list(needed)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those of its bodies included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from (output.name for output in body.output)
+            for inner in body.node:
+                yield from _reads(inner)
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of a graph, also where its bodies read them."""
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [names.get(name, name) for name in field]
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _rename(body, names)
+    for value in (*graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+
+
+def _model_of(node: onnx.NodeProto, feeds: Mapping[str, Array], opsets: Mapping[str, int]) -> onnx.ModelProto:
+    """A model of one node."""
+    inputs = [onnx.ValueInfoProto(name=name, type=_type_of(value)) for name, value in feeds.items()]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    graph = onnx.helper.make_graph([node], "node", inputs, outputs)
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+def _type_of(value: Array | onnx.TensorProto) -> onnx.TypeProto:
+    if isinstance(value, onnx.TensorProto):
+        return onnx.helper.make_tensor_type_proto(value.data_type, list(value.dims))
+    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+
+
+def _elements(kind: onnx.TypeProto) -> int:
+    return int(np.prod([d.dim_value for d in kind.tensor_type.shape.dim], dtype="int64"))
+
+
+_INTEGERS = {onnx.TensorProto.INT64, onnx.TensorProto.INT32}
+_UNUSUAL = {
+    *(onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128, onnx.TensorProto.BFLOAT16),
+    *range(onnx.TensorProto.FLOAT8E4M3FN, max(onnx.TensorProto.DataType.values()) + 1),
+}
+_POOLS = {"AveragePool", "MaxPool", "LpPool"}
