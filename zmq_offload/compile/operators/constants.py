@@ -197,7 +197,7 @@ class _Folder:
         pattern.output.extend(f"o{n}" if name else "" for n, name in enumerate(node.output))
         pattern.attribute.extend(node.attribute)
         key = pattern.SerializeToString()
-        feeds = {name: value for name, value in zip(names, inputs, strict=True) if name}
+        feeds = {name: value for name, value in zip(names, inputs, strict=True) if value is not None}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
