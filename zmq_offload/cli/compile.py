@@ -79,7 +79,11 @@ def add_options(parser: Parser) -> None:
 def _add_cut_options(parser: Parser) -> None:
     group = parser.add_argument_group("where to cut")
     group.add_argument(
-        "--cut", nargs="+", action=_OfRegion, metavar="TENSOR", help="tensors at which the offloaded region begins"
+        "--cut",
+        nargs="+",
+        action=_OfRegion,
+        metavar="TENSOR",
+        help="tensors at which the offloaded region begins; the path of a PyTorch module is the tensor that leaves it",
     )
     group.add_argument(
         "--until",
@@ -367,14 +371,19 @@ def take_plan(args: argparse.Namespace, inputs: Shapes) -> dict[str, tuple[Dim, 
 
 
 def cut_table(cuts: list[CutPoint]) -> Part:
-    """The cuts for a person: tensor, datatype and shape, bytes, share of multiply-adds offloaded."""
+    """The cuts for a person: tensor, datatype and shape, bytes, share of multiply-adds offloaded, module if known."""
     if not cuts:
         return "no single tensor separates the model's inputs from its outputs; give several to --cut"
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("TENSOR", folds=True),
         Column("SHAPE"),
         Column("BYTES", right=True),
         Column("OFFLOADED", right=True),
     )
-    rows = [(c.name, str(c.tensor).removeprefix(f"{c.name} "), f"{c.nbytes:,}", f"{c.share:.1%}") for c in cuts]
+    rows: list[tuple[str, ...]] = [
+        (c.name, str(c.tensor).removeprefix(f"{c.name} "), f"{c.nbytes:,}", f"{c.share:.1%}") for c in cuts
+    ]
+    if any(c.module for c in cuts):
+        columns = (*columns, Column("MODULE", folds=True))
+        rows = [(*row, c.module or "") for row, c in zip(rows, cuts, strict=True)]
     return Table(columns, rows)

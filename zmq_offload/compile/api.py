@@ -20,6 +20,8 @@ from zmq_offload.compile.check import Check
 from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.interrupt import interruptible
+from zmq_offload.compile.models.base import Model
+from zmq_offload.compile.models.modules import located, outermost
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
 from zmq_offload.compile.quantize import Kind, Quantized, quantize_model, quantized_name
@@ -62,7 +64,8 @@ def compile_model(
     model : path
         ONNX file, with its external data next to it. Opset 7 or later.
     cut : str or sequence of str
-        Tensors at which the offloaded region begins, by their ONNX names.
+        Tensors at which the offloaded region begins, by their names in the file. Where the file knows the modules of
+        the PyTorch program, the path of a module (``"backbone.layer4"``) stands for the tensor that leaves it.
     name : str
         Name of the model that the region becomes.
     inputs : mapping of str to sequence of int or str, optional
@@ -124,8 +127,9 @@ def compile_model(
         job.destination.check(job.models)  # now, since calibration takes long
         model, chosen, quantized = _quantized(model, chosen, quantize, calibrate, inputs or {}, job, check is not False)
     with job.progress.step("import and split the model"):
-        tensors = [tensor for region in chosen for tensor in (*region.cut, *(region.until or ()))]
         source = read_model(model)
+        chosen = [_by_modules(region, source) for region in chosen]
+        tensors = [tensor for region in chosen for tensor in (*region.cut, *(region.until or ()))]
         imported = source.imported(inputs or {}, tensors)
         mod, chosen = outline_regions(imported.mod, imported.graph, chosen)
         wires = [check_wire(region.wire or wire) for region in chosen]
@@ -255,7 +259,10 @@ def list_cuts(model: PathLike, *, inputs: Mapping[str, Sequence[Dim]] | None = N
     >>> for point in list_cuts("detection.onnx", inputs={"x": (1, 3, 320, 320)}):  # doctest: +SKIP
     ...     print(point.name, point.nbytes, point.share)
     """
-    return cut_points(read_model(model).imported(inputs or {}).graph)
+    source = read_model(model)
+    modules = outermost(source.modules())
+    points = cut_points(source.imported(inputs or {}).graph)
+    return [replace(point, module=modules.get(point.name)) for point in points]
 
 
 def _regions(
@@ -273,6 +280,13 @@ def _regions(
     if cut is None or name is None:
         raise InvalidArgument("cut or name is missing; give cut and name for one region, or regions for several")
     return [Region(name, _names(cut), None if until is None else _names(until))]
+
+
+def _by_modules(region: Region, source: Model) -> Region:
+    """The region with paths of modules replaced by the tensors that leave them."""
+    tensors, modules = source.tensors(), source.modules()
+    until = None if region.until is None else located(region.until, tensors, modules)
+    return replace(region, cut=located(region.cut, tensors, modules), until=until)
 
 
 def _names(tensors: str | Sequence[str]) -> list[str]:

@@ -26,6 +26,8 @@ class CutPoint:
     share : float
         Fraction, 0 to 1, of the model's multiply-adds (convolutions, matrix products, recurrent steps) that a cut here
         offloads.
+    module : str, optional
+        Path of the outermost PyTorch module whose only output the tensor is; `compile_model` takes it as `cut`, too.
     name : str
         The tensor's name, which `compile_model` takes as `cut`.
     nbytes : int
@@ -39,6 +41,7 @@ class CutPoint:
 
     tensor: TensorSpec
     share: float
+    module: str | None = None
 
     @property
     def name(self) -> str:

@@ -39,7 +39,7 @@ def check_usable(model: onnx.ModelProto, file: Path) -> None:
         )
     if not model.ir_version or not graph.node or not graph.output:
         raise InvalidArgument(f"{file} is not an ONNX model: it has no graph")
-    nodes = list(_all_nodes(graph))
+    nodes = list(all_nodes(graph))
     _check_purpose(model, nodes, file)
     _check_values(graph, file)
     for tensor in _weights(graph):
@@ -132,15 +132,16 @@ def _check_order(graph: onnx.GraphProto, outer: set[str], file: Path) -> None:
 
 def _weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, and of the bodies of its loops and branches."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(body)
+                yield from all_nodes(body)

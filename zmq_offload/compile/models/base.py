@@ -60,5 +60,13 @@ class Model(ABC):
         """Random arrays that the model takes, others for each `number`."""
 
     @abstractmethod
+    def tensors(self) -> frozenset[str]:
+        """The names of the model's tensors, constants included."""
+
+    @abstractmethod
+    def modules(self) -> dict[str, tuple[str, ...]]:
+        """For the path of each module, where the format knows modules, the tensors that leave it."""
+
+    @abstractmethod
     def origins(self) -> Origins:
         """Where the model's tensors come from."""

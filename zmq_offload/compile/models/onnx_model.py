@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +15,9 @@ import tvm
 from zmq_offload.compile import importer, reference
 from zmq_offload.compile.importer import Imported
 from zmq_offload.compile.models.base import Model, Origins, Shapes
+from zmq_offload.compile.models.modules import Step, module_outputs
 from zmq_offload.compile.onnx_file import read_onnx
+from zmq_offload.compile.onnx_usable import all_nodes
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
 
@@ -24,6 +28,14 @@ class OnnxModel(Model):
     def __init__(self, file: Path) -> None:
         self.name = str(file)
         self._file = file
+
+    @cached_property
+    def _known(self) -> tuple[frozenset[str], dict[str, tuple[str, ...]]]:
+        """The names of tensors, and of modules. The file's weights are not kept."""
+        model = read_onnx(self._file)
+        made = {name for node in all_nodes(model.graph) for name in node.output}
+        inputs = {v.name for v in model.graph.input} | {w.name for w in model.graph.initializer}
+        return frozenset(made | inputs), onnx_modules(model)
 
     def inputs(self, shapes: Shapes) -> tuple[TensorSpec, ...]:
         return importer.model_inputs(self._file, shapes)
@@ -40,8 +52,47 @@ class OnnxModel(Model):
     def random_inputs(self, specs: Sequence[TensorSpec], shapes: Shapes, number: int) -> dict[str, Array]:
         return reference.random_inputs(read_onnx(self._file), specs, shapes, number)
 
+    def tensors(self) -> frozenset[str]:
+        return self._known[0]
+
+    def modules(self) -> dict[str, tuple[str, ...]]:
+        return self._known[1]
+
     def origins(self) -> Origins:
         return onnx_origins(read_onnx(self._file))
+
+
+def onnx_modules(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """For the path of each PyTorch module, where the exporter wrote it, the tensors that leave it."""
+    steps = [
+        Step([o for o in node.output if o], [i for i in (*node.input, *_captured(node)) if i], _path(node))
+        for node in model.graph.node
+    ]
+    return module_outputs(steps, {o.name for o in model.graph.output})
+
+
+def _path(node: onnx.NodeProto) -> str:
+    """The path of the module that a node belongs to, from what torch.onnx.export writes: metadata, or the node's name.
+
+    The exporter by TorchScript names a node /backbone/layer4/layer4.1/Conv; a child of a Sequential repeats its
+    parent's name.
+    """
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), None)
+    if scopes is not None:
+        try:
+            found = ast.literal_eval(scopes)
+        except (ValueError, SyntaxError):
+            return ""
+        # The last is the node's own name.
+        return str(found[-2]) if isinstance(found, list) and len(found) > 1 else ""
+    if not node.name.startswith("/"):
+        return ""
+    parts: list[str] = []
+    for part in node.name.strip("/").split("/")[:-1]:
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(part)
+    return ".".join(parts)
 
 
 def onnx_origins(model: onnx.ModelProto) -> Origins:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zmq_offload.common.extras import needs
 from zmq_offload.compile.models.base import Model, PathLike
-from zmq_offload.compile.models.formats import format_of
+from zmq_offload.compile.models.formats import Format, format_of
 
 
 def read_model(path: PathLike) -> Model:
@@ -15,7 +16,11 @@ def read_model(path: PathLike) -> Model:
     which exporter to use.
     """
     file = Path(path)
-    format_of(file)
+    found = format_of(file)
+    if found is Format.PYTORCH:
+        with needs("torch"):
+            from zmq_offload.compile.pytorch.model import PyTorchModel
+        return PyTorchModel(file)
     from zmq_offload.compile.models.onnx_model import OnnxModel
 
     return OnnxModel(file)
