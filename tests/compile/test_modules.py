@@ -65,7 +65,7 @@ def test_list_cuts_names_the_outermost_module(path: Path, capsys: pytest.Capture
     ("cut", "words"),
     [
         ("split", "several tensors leave the module 'split'; name those to cut at: 's', 't'$"),
-        ("body.2", r"the model has no tensor or module 'body\.2'; did you mean 'body\.0'\?$"),
+        ("body.2", r"the model has no tensor or module 'body\.2'; did you mean 'body\.1'\?$"),
         ("bodi", r"the model has no tensor or module 'bodi'; did you mean 'body'\?$"),
     ],
 )
