@@ -41,6 +41,8 @@ def recurrent(bb: Builder, node: Node) -> Expr:
     datatype = dtype_of(x)
     if datatype not in ("float32", "float16"):
         raise node.refused(f"its datatype is {datatype}", "convert the model to float32")
+    if x.ty.ndim != 3:
+        raise node.refused(f"its input 1, {node.input_name(0)}, has {x.ty.ndim} dimensions", "it takes 3")
     hidden = _hidden(node, r)
     recurrence = Recurrence(
         kind,
