@@ -11,12 +11,14 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Call, Expr, Var
 
+from zmq_offload.schedules import recurrent_integers
+from zmq_offload.schedules.dot_product import dot_product
 from zmq_offload.schedules.emit import INDEX, index
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array
 from zmq_offload.schedules.recurrent_cell import Recurrence
 from zmq_offload.schedules.recurrent_loops import Loops
-from zmq_offload.schedules.recurrent_tiles import pack, packed, phases
+from zmq_offload.schedules.recurrent_tiles import Phase, pack, packed, phases
 from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.tvm_internals import SCHEDULED
 
@@ -60,7 +62,15 @@ def packed_call(builder: relax.BlockBuilder, call: Call, weight: Array | None, m
     given, given_weight, *rest = call.args[1].fields
     time, batch, _ = given.ty.shape.values
     known = constant(batch)
-    if weight is not None:
+    if recurrence.quantized:
+        if weight is None:
+            return None
+        (phase,) = phases(recurrence, machine, known)
+        value = relax.const(recurrent_integers.pack(weight, recurrence, phase, machine), "int8")
+        for i in range(1 + recurrence.zeros):
+            columns = np.asarray(rest[i].value.numpy())
+            rest[i] = relax.const(recurrent_integers.pack_columns(columns, recurrence, phase, machine), "float32")
+    elif weight is not None:
         value = relax.const(pack(weight, recurrence, machine, known), "float32")
     else:
         parts = [
@@ -91,13 +101,19 @@ def _function(
     def buffer(name: str, *shape: Expr, dtype: str = "float32") -> Var:
         return tirx.decl_buffer(list(shape), dtype, name)
 
-    if not for_import:
+    if recurrence.quantized:
+        (phase,) = plan
+        weight, columns = _quantized(recurrence, phase, machine, for_import)
+    elif not for_import:
         last = plan[-1]
         size = last.offset + recurrence.directions * last.chunks * recurrence.hidden * last.columns + machine.lanes
         weight = buffer("weight", index(size))
     else:
         weight = buffer("weight", d, index(recurrence.gates * recurrence.hidden), hidden)
     operands = {"x": buffer("x", steps, rows, index(width)), "weight": weight}
+    if recurrence.quantized:
+        for name in ("scales", *(["zeros"] if recurrence.zeros else [])):
+            operands[name] = buffer(name, *columns)
     if recurrence.bias:
         operands["bias"] = buffer("bias", d, hidden)
     for name in ("initial_h", "initial_c"):
@@ -112,3 +128,16 @@ def _function(
     body = Loops(recurrence, machine, operands, steps, rows, plan, not for_import).statement()
     function = tirx.PrimFunc(list(operands.values()), body)
     return function.with_attrs({"tirx.noalias": True, "op_pattern": 8, RECURRENT: recurrence.text()})
+
+
+def _quantized(recurrence: Recurrence, phase: Phase, machine: Machine, for_import: bool) -> tuple[Var, list[Expr]]:
+    """Return the buffer of int8 weights, and the shape of what each of their columns has."""
+    d, hidden = recurrence.directions, recurrence.hidden
+    if for_import:
+        shape, columns = [d, recurrence.gates * hidden, hidden], [d, recurrence.gates * hidden]
+    else:
+        dot = dot_product(machine, "int8")
+        width = recurrent_integers.packed_width(phase, machine)
+        shape = [d * phase.chunks, dot.steps(hidden) + dot.extra, width, dot.group]
+        columns = [d * phase.chunks * phase.columns + machine.lanes]
+    return tirx.decl_buffer([index(s) for s in shape], "int8", "weight"), [index(c) for c in columns]

@@ -62,7 +62,8 @@ class Recurrence:
     """The geometry of a recurrent operator, in ONNX's order of gates: i, o, f, c for LSTM, and z, r, h for GRU.
 
     `activations` has one tuple for each direction. `after_reset` is GRU's linear_before_reset, `coupled` is LSTM's
-    input_forget. The last four say which optional operands there are; `bias` is GRU's recurrent bias of gate h.
+    input_forget. The last ones say which optional operands there are; `bias` is GRU's recurrent bias of gate h. With
+    `quantized` weights there are scales of their columns, and with `zeros` zero points.
     """
 
     kind: str  # "LSTM", "GRU" or "RNN"
@@ -76,6 +77,8 @@ class Recurrence:
     initial_h: bool = False
     initial_c: bool = False
     lengths: bool = False
+    quantized: bool = False
+    zeros: bool = False
 
     @property
     def directions(self) -> int:

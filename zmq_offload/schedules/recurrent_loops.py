@@ -33,6 +33,7 @@ from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.recurrent_cell import Cell, Recurrence, Slots
+from zmq_offload.schedules.recurrent_integers import QuantizedState
 from zmq_offload.schedules.recurrent_tiles import Phase, vector_width
 from zmq_offload.schedules.rewrite import constant
 
@@ -91,9 +92,18 @@ class Loops:
             found |= {name: FlatBuffer(name, state[1:]) for name in ("update", "reset")}
         return found
 
+    @cached_property
+    def integers(self) -> QuantizedState | None:
+        """The state in int8, if the weights are."""
+        r = self.recurrence
+        if not r.quantized:
+            return None
+        return QuantizedState(self.machine, r.hidden, self.batch * r.directions, self.operands, self.packed)
+
     def statement(self) -> tirx.Stmt:
         body = self._by_step() if self._share_steps() else self._by_sequence()
-        return with_buffers([b.buffer for b in self.buffers.values()], body)
+        quantized = self.integers.buffers if self.integers else []
+        return with_buffers([*(b.buffer for b in self.buffers.values()), *quantized], body)
 
     # -- threads ---------------------------------------------------------------------------------------------------
 
@@ -124,10 +134,11 @@ class Loops:
             direction, rows = at[0], _Rows(at[1] * each, each)
 
             def step(s: Expr) -> tirx.Stmt:
-                return sequence(
+                chunks = (
                     self._chunks(_Step(phase, direction, s), rows, index(0), index(phase.chunks), sums)
                     for phase in self.plan
                 )
+                return sequence([self._quantize(direction, s, rows), *chunks])
 
             sums = self._sums()
             loops = with_buffers([sums], loop(self.steps, step, "step"))
@@ -149,10 +160,14 @@ class Loops:
 
             return parallel([index(directions), index(parts)], task)
 
+        def step(s: Expr) -> tirx.Stmt:
+            quantized = loop(directions, lambda d: self._quantize(d, s, rows), "d") if self.integers else None
+            return sequence([quantized, *(shared(phase, s) for phase in self.plan)])
+
         return sequence(
             [
                 loop(directions, lambda d: self._begin(d, rows), "d"),
-                loop(self.steps, lambda s: sequence(shared(phase, s) for phase in self.plan), "step"),
+                loop(self.steps, step, "step"),
                 loop(directions, lambda d: self._end(d, rows), "d"),
             ]
         )
@@ -212,6 +227,18 @@ class Loops:
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
+    def _quantize(self, direction: Expr, s: Expr, rows: _Rows) -> tirx.Stmt | None:
+        """Quantize the states before step `s`."""
+        integers, state = self.integers, self.buffers["h"]
+        if integers is None:
+            return None
+
+        def row(r: Expr) -> tirx.Stmt:
+            place = [tirx.floormod(s, 2), direction, rows.first + r]
+            return integers.quantize(direction * self.batch + rows.first + r, lambda unit: state.load([*place, unit]))
+
+        return loop(rows.count, row, "row")
+
     def _chunks(self, step: _Step, rows: _Rows, first: Expr, count: Expr, sums: Var) -> tirx.Stmt:
         """A range of chunks of hidden units, each for all tiles of `rows`."""
         height, known = step.phase.rows, constant(rows.count)
@@ -255,7 +282,11 @@ class Loops:
         def store(r: Expr, column: Expr, value: Expr) -> tirx.Stmt:
             return tirx.BufferStore(sums, value, [r * columns + column])
 
-        product = MicroKernel(self.machine, height, columns, [index(hidden)], left, right, store).statement()
+        if self.integers is not None:
+            first = direction * self.batch + row
+            product = self.integers.product(phase, direction, chunk, start, first, height, store)
+        else:
+            product = MicroKernel(self.machine, height, columns, [index(hidden)], left, right, store).statement()
         cells = loop(height, lambda r: self._cells(step, row + r, start, sums, r * columns), "cell")
         return sequence([product, cells])
 

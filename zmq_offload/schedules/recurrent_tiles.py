@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import te, tirx
@@ -34,6 +34,14 @@ class Phase:
         return self.count * self.units
 
 
+def columns_of(recurrence: Recurrence, phase: Phase) -> Array:
+    """Return the columns (chunks, phase.columns) of ONNX's weights of one direction that each chunk has."""
+    starts = np.minimum(np.arange(phase.chunks) * phase.units, recurrence.hidden - phase.units)
+    units = starts[:, None, None] + np.arange(phase.units)
+    gates = (phase.first + np.arange(phase.count))[None, :, None]
+    return (gates * recurrence.hidden + units).reshape(phase.chunks, phase.columns)
+
+
 def vector_width(machine: Machine, hidden: int) -> int:
     """Return the widest vector that is not longer than the state."""
     return next(w for w in machine.widths if w <= hidden)
@@ -43,6 +51,9 @@ def phases(recurrence: Recurrence, machine: Machine, batch: int | None) -> list[
     """Choose the tiles of each phase; `batch` is None if it is symbolic."""
     found, offset = [], 0
     width = vector_width(machine, recurrence.hidden)
+    # 16-bit products need a register for what they add.
+    spare = int(recurrence.quantized and machine.integers == "pmaddwd")
+    products = replace(machine, registers=machine.registers - spare)
     for first, count in recurrence.phases:
         options = []
         for many in range(1, max(MOST_VECTORS * 2 // count, 1) + 1):
@@ -51,7 +62,7 @@ def phases(recurrence: Recurrence, machine: Machine, batch: int | None) -> list[
                 break
             chunks = -(-recurrence.hidden // units)
             registers = -(-count * units // machine.lanes)
-            most = most_rows(machine, registers)
+            most = most_rows(products, registers)
             heights = [most] if batch is None else range(min(most, batch), 0, -1)
             options += [
                 (chunks * _cycles(batch or 64 * rows, rows, registers), -units * rows, units, chunks, rows)
@@ -75,14 +86,10 @@ def _cycles(batch: int, rows: int, registers: int) -> float:
 def pack(weight: Array, recurrence: Recurrence, machine: Machine, batch: int | None) -> Array:
     """Pack ONNX's recurrent weights (directions, gates * hidden, hidden) as one vector: for each phase
     (directions, chunks, hidden, gates, units), and zeros after the last, since vectors may read past a chunk."""
-    hidden = recurrence.hidden
-    gates = weight.reshape(recurrence.directions, recurrence.gates, hidden, hidden)
-    parts = []
-    for phase in phases(recurrence, machine, batch):
-        starts = np.minimum(np.arange(phase.chunks) * phase.units, hidden - phase.units)
-        units = starts[:, None] + np.arange(phase.units)
-        chosen = gates[:, phase.first : phase.first + phase.count][:, :, units]  # d, gate, chunk, unit, k
-        parts.append(np.ascontiguousarray(chosen.transpose(0, 2, 4, 1, 3)).ravel())
+    parts = [
+        np.ascontiguousarray(weight[:, columns_of(recurrence, phase)].transpose(0, 1, 3, 2)).ravel()
+        for phase in phases(recurrence, machine, batch)
+    ]
     return np.concatenate([*parts, np.zeros(machine.lanes, weight.dtype)])
 
 

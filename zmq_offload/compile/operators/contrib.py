@@ -11,6 +11,7 @@ from tvm import relax
 
 from zmq_offload.compile.operators import attention, pools
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse
+from zmq_offload.compile.operators.recurrent import dynamic_quantize_lstm
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 
 op = relax.op
@@ -207,6 +208,7 @@ def rotary_embedding(bb: Builder, node: Node) -> Expr:
 
 
 CONTRIB_CONVERTERS: dict[str, Converter] = {
+    "DynamicQuantizeLSTM": dynamic_quantize_lstm,
     "FusedConv": fused_conv,
     "FusedGemm": fused_gemm,
     "FusedMatMul": fused_matmul,

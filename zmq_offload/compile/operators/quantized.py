@@ -55,8 +55,15 @@ def dequantize_linear(bb: Builder, node: Node) -> Expr:
 
 
 def dynamic_quantize_linear(bb: Builder, node: Node) -> Expr:
-    """Scale and zero point from the extremes of x and 0. The scale of zeros only is 1, as in ONNX Runtime."""
-    x, zero = node.inputs[0], relax.const(0.0, "float32")
+    return relax.Tuple(list(quantized_dynamically(bb, node.inputs[0])))
+
+
+def quantized_dynamically(bb: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
+    """Quantize to uint8: the values, scale and zero point.
+
+    Scale and zero point are from the extremes of x and 0. The scale of zeros only is 1, as in ONNX Runtime.
+    """
+    zero = relax.const(0.0, "float32")
     top = bb.normalize(op.maximum(op.max(x), zero))
     bottom = bb.normalize(op.minimum(op.min(x), zero))
     spread = bb.normalize(op.subtract(top, bottom))
@@ -65,7 +72,7 @@ def dynamic_quantize_linear(bb: Builder, node: Node) -> Expr:
     offset = op.round(op.clip(op.divide(op.negative(bottom), scale), 0, 255))
     offset = bb.normalize(offset)
     y = _saturated(bb, bb.normalize(op.divide(x, scale)), offset, "uint8")
-    return relax.Tuple([bb.normalize(y), scale, bb.normalize(op.astype(offset, "uint8"))])
+    return bb.normalize(y), scale, bb.normalize(op.astype(offset, "uint8"))
 
 
 def matmul_integer(bb: Builder, node: Node) -> Expr:
