@@ -82,9 +82,9 @@ class RecurrentNet:
         graph = helper.make_graph([node], "net", inputs, outputs, weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
-    def expected(self) -> list[Array]:
-        """The results in float64, as ONNX defines them with its usual activations."""
-        a = {n: v.astype("float64") for n, v in self.arrays().items()}
+    def expected(self, operands: Mapping[str, Array] | None = None) -> list[Array]:
+        """The results in float64, as ONNX defines them with its usual activations; of other operands than its own."""
+        a = {n: v.astype("float64") for n, v in (operands or self.arrays()).items()}
         results = [self._direction(a, d) for d in range(self.directions)]
         y = np.stack([r[0] for r in results], axis=1)
         return [y, *(np.stack([r[i] for r in results]) for i in range(1, len(self.outputs)))]
