@@ -13,7 +13,6 @@ from zmq_offload.schedules.emit import (
     index,
     loop,
     parallel,
-    ramp,
     sequence,
     when,
     with_buffers,
@@ -26,7 +25,7 @@ from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.stages import Program, Stage
 from zmq_offload.schedules.tiles import Tile, choose_tile
-from zmq_offload.schedules.weights import widened
+from zmq_offload.schedules.weight_panels import Load, with_chunk
 
 
 def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
@@ -146,23 +145,28 @@ class _Task:
 
     def _rows(self, copy: FlatBuffer | None, group: Expr, base: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
         height = self.parent.tile.rows
+        tiles = self.part.rows * -(-self.parent.width // height) // self.part.across
 
-        def row(y: Expr) -> tirx.Stmt:
+        def row(y: Expr, load: Load) -> tirx.Stmt:
+            def block(x: Expr, count: int) -> tirx.Stmt:
+                return self._block(copy, load, group, chunk, columns, y, x, count)
+
             main = None
             if self.parent.width >= height:
-                main = loop(
-                    self.tiles, lambda t: self._block(copy, group, base, chunk, columns, y, t * height, height), "tile"
-                )
+                main = loop(self.tiles, lambda t: block(t * height, height), "tile")
             end = None
             if self.rest:
-                end = self._block(copy, group, base, chunk, columns, y, self.tiles * height, self.rest)
+                end = block(self.tiles * height, self.rest)
                 end = end if self.last is None else when(self.last, end)
             return sequence([main, end])
 
-        return loop(self.rows, row, "row")
+        def rows(load: Load) -> tirx.Stmt:
+            return loop(self.rows, lambda y: row(y, load), "row")
+
+        return with_chunk(self.parent.machine, self.parent.weight, base + chunk, tiles, rows)
 
     def _block(
-        self, copy: FlatBuffer | None, group: Expr, base: Expr, chunk: Expr, columns: int, y: Expr, x: Expr, height: int
+        self, copy: FlatBuffer | None, load: Load, group: Expr, chunk: Expr, columns: int, y: Expr, x: Expr, height: int
     ) -> tirx.Stmt:
         """`height` neighboring results for one chunk of channels; y and x count from the task's corner."""
         p, conv = self.parent, self.parent.image.conv
@@ -189,7 +193,7 @@ class _Task:
         def weights(k: list[Expr], offset: int, width: int) -> Expr:
             inner = [index(0), k[2]] if joined else [before + k[2], k[3]]
             row = (plane + k[0]) * kh + above + k[1]
-            return widened(tirx.BufferLoad(p.weight, [base + chunk, row, *inner, ramp(offset, width)]))
+            return load([row, *inner], offset, width)
 
         def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
             channel = group * p.per_group + chunk * p.tile.columns + c

@@ -35,6 +35,7 @@ from zmq_offload.schedules.rewrite import Unsupported, constant, loads
 from zmq_offload.schedules.stages import Stage
 from zmq_offload.schedules.tails import covering, rows_after_tiles
 from zmq_offload.schedules.tiles import IN_FLIGHT, Tile, choose_tile
+from zmq_offload.schedules.weight_panels import Load, with_chunk
 from zmq_offload.schedules.weights import widened
 
 
@@ -154,25 +155,31 @@ class _Dense:
     def _chunk(self, rows: _Share, chunk: Expr, width: int) -> tirx.Stmt:
         """A share of the rows times one chunk of the matrix, of which `width` columns are used."""
         height, known = self.tile.rows, constant(self.rows)
-        main = None
-        if known is None or known >= height:
-            main = loop(rows.extent, lambda t: self._tile((rows.first + t) * height, height, chunk, width), "tile")
-        return sequence([main, rows.in_last(self._rows_after_tiles(chunk, width))])
+        tiles = elements([self.rows], unknown=64 * rows.parts) // height // rows.parts
 
-    def _rows_after_tiles(self, chunk: Expr, width: int) -> tirx.Stmt | None:
-        height, known = self.tile.rows, constant(self.rows)
-        first = self.tiles * height
-        if known is None:
-            return rows_after_tiles(self.rows, height, lambda r, size: self._tile(r, size, chunk, width))
-        return self._tile(first, known % height, chunk, width) if known % height else None
+        def body(load: Load) -> tirx.Stmt:
+            def tile(first: Expr, size: int) -> tirx.Stmt:
+                return self._tile(first, size, chunk, width, load)
 
-    def _tile(self, first: Expr, height: int, chunk: Expr, width: int) -> tirx.Stmt:
-        """Rows from `first` on, columns from those of `chunk` on: `width` of them, which may be several chunks."""
+            main = None
+            if known is None or known >= height:
+                main = loop(rows.extent, lambda t: tile((rows.first + t) * height, height), "tile")
+            first = self.tiles * height
+            end = tile(first, known % height) if known is not None and known % height else None
+            if known is None:
+                end = rows_after_tiles(self.rows, height, tile)
+            return sequence([main, rows.in_last(end)])
+
+        return with_chunk(self.machine, self.weight, chunk, tiles, body)
+
+    def _tile(self, first: Expr, height: int, chunk: Expr, width: int, load: Load | None = None) -> tirx.Stmt:
+        """Rows from `first` on, columns from those of `chunk` on: `width` of them, several chunks without a `load`."""
         zeros, columns = self._zeros(), self.tile.columns
 
         def weights(k: list[Expr], at: int, size: int) -> Expr:
-            place = [chunk + at // columns, k[0], ramp(at % columns, size)]
-            return widened(tirx.BufferLoad(self.weight, place))
+            if load is not None:
+                return load(k, at, size)
+            return widened(tirx.BufferLoad(self.weight, [chunk + at // columns, k[0], ramp(at % columns, size)]))
 
         return MicroKernel(
             self.machine,
