@@ -14,11 +14,10 @@ import pytest
 import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import helper
 from tvm.runtime import vm
 
 from tests.schedules.schedule_harness import TARGETS
-from tests.support import onnx_models, operator_cases
+from tests.support import onnx_models, operator_cases, recurrent_nets
 from tests.support.bundle_secrets import assert_sealed
 from tests.support.local_client import LocalClient, run_uncut
 from tests.support.operator_cases import REFUSED, RIGHT, outcome
@@ -264,20 +263,8 @@ def test_code_does_not_grow_with_the_sequence(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """x (time, 1, 8) -> MatMul, Relu: features -> bidirectional LSTM, GRU -> y."""
-    lstm, gru = RecurrentNet("LSTM", 7, 1, 12, 16, "bidirectional"), RecurrentNet("GRU", 7, 1, 32, 16, seed=1)
-    weights = {f"{n}{v}": a for v, n_ in ((1, lstm), (2, gru)) for n, a in n_.arrays().items() if n != "x"}
-    weights |= {"w0": onnx_models.random(8, 12, seed=5), "shape": np.array([0, 0, -1])}
-    nodes = [
-        helper.make_node("MatMul", ["x", "w0"], ["product"]),
-        helper.make_node("Relu", ["product"], ["features"]),
-        helper.make_node("LSTM", ["features", "w1", "r1"], ["both", "", ""], hidden_size=16, direction="bidirectional"),
-        helper.make_node("Transpose", ["both"], ["turned"], perm=[0, 2, 1, 3]),
-        helper.make_node("Reshape", ["turned", "shape"], ["joined"]),
-        helper.make_node("GRU", ["joined", "w2", "r2"], ["all", "y"], hidden_size=16),
-    ]
-    path = tmp_path_factory.mktemp("tagger") / "m.onnx"
-    return onnx_models.write(path, nodes, {"x": [7, 1, 8]}, {"y": [1, 1, 16]}, weights)
+    path, _ = recurrent_nets.tagger(tmp_path_factory.mktemp("tagger") / "m.onnx")
+    return path
 
 
 def test_cuts_count_the_steps(tagger: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import zmq_offload
-from tests.support import quantized_models
+from tests.support import quantized_models, recurrent_nets
 from zmq_offload.compile import compile_model
 from zmq_offload.testing import Fabric
 
@@ -28,6 +28,7 @@ class Family:
 
 FAMILIES = {
     "int8_qdq": Family(quantized_models.conv_net, (1, 3, 16, 16), 1e-5, "UINT8"),
+    "recurrent": Family(recurrent_nets.tagger, (7, 1, 8), 1e-5, "FP32"),
     "int8_dynamic": Family(quantized_models.dynamic_net, (1, 12, 32), 1e-5, "FP32"),
 }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+from tests.support import onnx_models
 
 Array = np.ndarray[Any, Any]
 
@@ -122,3 +125,19 @@ class RecurrentNet:
         else:
             n = np.tanh(xh + (reset * h) @ rh.T + bh)
         return (1 - z) * n + z * h, c
+
+
+def tagger(path: Path) -> tuple[Path, str]:
+    """x (7, 1, 8) -> MatMul, Relu: features -> bidirectional LSTM: joined -> GRU -> y. Returns the file and a cut."""
+    lstm, gru = RecurrentNet("LSTM", 7, 1, 12, 16, "bidirectional"), RecurrentNet("GRU", 7, 1, 32, 16, seed=1)
+    weights = {f"{n}{i}": a for i, net in ((1, lstm), (2, gru)) for n, a in net.arrays().items() if n != "x"}
+    weights |= {"w0": onnx_models.random(8, 12, seed=5), "shape": np.array([0, 0, -1])}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["product"]),
+        helper.make_node("Relu", ["product"], ["features"]),
+        helper.make_node("LSTM", ["features", "w1", "r1"], ["both", "", ""], hidden_size=16, direction="bidirectional"),
+        helper.make_node("Transpose", ["both"], ["turned"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["turned", "shape"], ["joined"]),
+        helper.make_node("GRU", ["joined", "w2", "r2"], ["all", "y"], hidden_size=16),
+    ]
+    return onnx_models.write(path, nodes, {"x": [7, 1, 8]}, {"y": [1, 1, 16]}, weights), "features"
