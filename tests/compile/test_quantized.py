@@ -349,3 +349,18 @@ def test_an_unquantized_module_is_left_as_it_is() -> None:
 
     mod = builder.get()
     assert integer_products(mod) is mod
+
+
+def test_a_gate_that_is_broadcast_after_its_sums_has_a_kernel(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Squeeze-and-excitation: the result of a small product is multiplied with a large tensor in the same function."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["s"], ["b", "scale", "zero"]),
+        q.node("ConvInteger", ["b", "w", "zero"], "i"),
+        q.node("Cast", ["i"], "f", to=TensorProto.FLOAT),
+        q.node("Mul", ["f", "scale"], "g"),
+        q.node("Mul", ["g", "x"], "y"),
+    ]
+    feeds = {"s": random(1, 16, 1, 1), "x": random(1, 96, 6, 6)}
+    ours, right = both(q.model(nodes, feeds, {"y": "float32"}, {"w": q.bytes_(96, 16, 1, 1)}), feeds, tmp_path)
+    assert_within_a_step(ours, right, ["y"])
+    assert not caplog.records

@@ -70,7 +70,7 @@ def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
         if final is stage:
             raise
     # The epilogue does not fit the kernel's nest: store the kernel's result and compute the rest in a second nest.
-    result = FlatBuffer(str(stage.buffer.name), stage.extents)
+    result = FlatBuffer(str(stage.buffer.name), stage.extents, str(stage.buffer.dtype))
 
     def read(buffer: Var, indices: list[Expr]) -> Expr | None:
         return result.load(indices) if buffer.same_as(stage.buffer) else None
