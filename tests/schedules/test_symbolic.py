@@ -84,3 +84,31 @@ def test_rows_of_any_length(target: tvm.target.Target, op: str) -> None:
 def test_elements_of_any_number(target: tvm.target.Target) -> None:
     nodes = [helper.make_node("Tanh", ["x"], ["a"]), helper.make_node("Mul", ["a", "x"], ["y"])]
     check(target, nodes, {"x": [2, "n", 3]}, [{"n": n} for n in (*range(1, 24), 100)])
+
+
+CONVOLUTIONS: dict[str, tuple[dict[str, Any], list[int], int]] = {
+    "padded": ({"pads": [1] * 4}, [40, 8, 3, 3], 8),
+    "strided": ({"strides": [2, 2], "pads": [0, 0, 1, 1]}, [20, 8, 3, 3], 8),
+    "in place": ({}, [20, 8, 2, 2], 8),
+    "few channels": ({"pads": [1] * 4, "strides": [2, 2]}, [20, 3, 3, 3], 3),
+    "groups": ({"pads": [2] * 4, "group": 2, "dilations": [2, 2]}, [40, 4, 3, 3], 8),
+    "depthwise": ({"pads": [1] * 4, "group": 24}, [24, 1, 3, 3], 24),
+    "depthwise, strided": ({"pads": [1] * 4, "group": 24, "strides": [2, 2]}, [24, 1, 3, 3], 24),
+    "1x1": ({}, [40, 8, 1, 1], 8),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_images_of_any_size(case: str) -> None:
+    attributes, filters, channels = CONVOLUTIONS[case]
+    target = TARGETS[list(CONVOLUTIONS).index(case) % len(TARGETS)]  # one each: compiling takes most of the time
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["a"], **attributes), helper.make_node("Relu", ["a"], ["y"])]
+    edges = [(2, 2), (2, 31), (3, 16), (5, 5), (7, 13), (13, 7), (17, 1 + 1), (24, 33), (40, 40)]
+    sizes = [{"b": 1 + i % 2, "h": h, "w": w} for i, (h, w) in enumerate(edges)]
+    check(target, nodes, {"x": ["b", channels, "h", "w"]}, sizes, w=weight(*filters), b=weight(filters[0]))
+
+
+def test_sequences_of_any_length() -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], pads=[2, 2]), helper.make_node("Relu", ["a"], ["y"])]
+    sizes = [{"b": 1 + n % 2, "n": n} for n in (*range(1, 20), 33, 100)]
+    check(TARGETS[-1], nodes, {"x": ["b", 8, "n"]}, sizes, w=weight(24, 8, 5))

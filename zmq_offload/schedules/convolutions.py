@@ -9,6 +9,7 @@ from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import (
     FlatBuffer,
+    as_index,
     elements,
     index,
     loop,
@@ -18,12 +19,24 @@ from zmq_offload.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.images import Image, Partition, batch_of, image_of, partition, reaching, result_size
-from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.images import (
+    USUAL_WIDTH,
+    Image,
+    Partition,
+    band_rows,
+    batch_of,
+    image_of,
+    partition,
+    reaching,
+    result_size,
+    symbolic_size,
+)
+from zmq_offload.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.stages import Program, Stage
+from zmq_offload.schedules.tails import rows_after_tiles
 from zmq_offload.schedules.tiles import Tile, choose_tile
 from zmq_offload.schedules.weight_panels import Load, with_chunk
 
@@ -35,13 +48,17 @@ def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue)
     convolution pads; then, for each chunk of output channels, it goes over its rows in tiles of neighboring results.
     A micro-kernel sums each tile over the window. Without groups and dilation, the columns and channels of a window
     are neighbors in memory, so one loop runs over both. Taps of the depth and of dilated rows and columns that read
-    padding only are left out. Symbolic image sizes are left to TVM.
+    padding only are left out. With a symbolic image size, the numbers of tasks and of tiles are computed at run time.
     """
     image, weight = image_of(program, stage)
     conv = image.conv
-    height, width, _ = result_size(stage)
     per_group = conv.out_channels // conv.groups
-    tile = Tile(choose_tile(machine, width, per_group).rows, constant(weight.shape[-1]) or machine.lanes)
+    lanes = constant(weight.shape[-1]) or machine.lanes
+    if (symbolic := symbolic_size(stage)) is not None:
+        tile = Tile(choose_tile(machine, constant(symbolic[1]), per_group).rows, lanes)
+        return _Dense(machine, stage, epilogue, image, weight, tile, *symbolic, per_group).symbolic()
+    height, width, _ = result_size(stage)
+    tile = Tile(choose_tile(machine, width, per_group).rows, lanes)
     return _Dense(machine, stage, epilogue, image, weight, tile, height, width, per_group).statement()
 
 
@@ -53,8 +70,8 @@ class _Dense:
     image: Image
     weight: Var
     tile: Tile
-    height: int
-    width: int
+    height: Expr | int
+    width: Expr | int
     per_group: int
 
     def statement(self) -> tirx.Stmt:
@@ -88,6 +105,25 @@ class _Dense:
 
         return parallel(extents, task, threads)
 
+    def symbolic(self) -> tirx.Stmt:
+        """The tasks of a symbolic size: bands of rows; or parts of the only row."""
+        height, width = as_index(self.height), as_index(self.width)
+        rows = band_rows(self.image, self.image.channels * 4, CACHE_BYTES) if constant(height) != 1 else 1
+        across = self.machine.threads if constant(height) == 1 else 1
+        part = Partition(rows, across, 1)
+        tiles = tirx.floordiv(width, index(self.tile.rows))
+
+        def task(at: list[Expr]) -> tirx.Stmt:
+            batch, band, share = at
+            top = band * rows
+            first = tirx.floordiv(share * tiles, across)
+            count = tirx.floordiv((share + 1) * tiles, across) - first
+            last = tirx.EQ(share, index(across - 1)) if across > 1 else None
+            here = tirx.Min(index(rows), height - top) if rows > 1 else index(1)
+            return _Task(self, batch, top, here, first, count, None, last, index(0), part).statement()
+
+        return parallel([self.stage.extents[0], tirx.floordiv(height + (rows - 1), index(rows)), index(across)], task)
+
 
 @dataclass(frozen=True, eq=False)
 class _Task:
@@ -99,7 +135,7 @@ class _Task:
     rows: Expr
     first: Expr  # first tile of each row
     tiles: Expr
-    rest: int  # columns after the last whole tile
+    rest: int | None  # columns after the last whole tile; None if their number is symbolic
     last: Expr | None  # whether this task computes those columns; None if all tasks do
     group: Expr  # which part of the channels
     part: Partition
@@ -109,9 +145,11 @@ class _Task:
         if not image.padded:
             return self._channels(None)
         conv = image.conv
-        whole = p.width // p.tile.rows
-        most = -(-whole // self.part.across) * p.tile.rows + self.rest
-        height, width = image.window((self.part.rows, min(most, p.width)))
+        if self.rest is None:
+            most = self.tiles * p.tile.rows + p.tile.rows if self.part.across > 1 else p.width
+        else:
+            most = min(-(-(p.width // p.tile.rows) // self.part.across) * p.tile.rows + self.rest, p.width)
+        height, width = image.window((self.part.rows, most))
         taps = [] if conv.depth is None else [conv.depth.kernel]
         copy = FlatBuffer("window", [*taps, height, width, image.channels])
         corner = (
@@ -144,20 +182,24 @@ class _Task:
         return loop(groups, of_group, "group")
 
     def _rows(self, copy: FlatBuffer | None, group: Expr, base: Expr, chunk: Expr, columns: int) -> tirx.Stmt:
-        height = self.parent.tile.rows
-        tiles = self.part.rows * -(-self.parent.width // height) // self.part.across
+        height, width = self.parent.tile.rows, self.parent.width
+        usual = USUAL_WIDTH if self.rest is None else width
+        tiles = self.part.rows * -(-usual // height) // self.part.across
 
         def row(y: Expr, load: Load) -> tirx.Stmt:
             def block(x: Expr, count: int) -> tirx.Stmt:
                 return self._block(copy, load, group, chunk, columns, y, x, count)
 
             main = None
-            if self.parent.width >= height:
+            if self.rest is None or width >= height:
                 main = loop(self.tiles, lambda t: block(t * height, height), "tile")
             end = None
-            if self.rest:
+            if self.rest is None:
+                end = rows_after_tiles(width - self.first * height, height, block)
+            elif self.rest:
                 end = block(self.tiles * height, self.rest)
-                end = end if self.last is None else when(self.last, end)
+            if end is not None and self.last is not None:
+                end = when(self.last, end)
             return sequence([main, end])
 
         def rows(load: Load) -> tirx.Stmt:

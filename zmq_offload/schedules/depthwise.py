@@ -9,6 +9,7 @@ from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import (
     FlatBuffer,
+    as_index,
     elements,
     index,
     loop,
@@ -19,11 +20,13 @@ from zmq_offload.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.images import Image, batch_of, image_of, result_size
+from zmq_offload.schedules.images import Image, band_rows, batch_of, image_of, result_size, symbolic_size
 from zmq_offload.schedules.machine import L1_BYTES, Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
+from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.stages import Program, Stage
+from zmq_offload.schedules.tails import rows_after_tiles
 from zmq_offload.schedules.weights import widened
 
 
@@ -35,7 +38,13 @@ def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilog
     band and vector, with zeros around. A micro-kernel computes a few neighboring results at once: they share loads.
     """
     image, weight = image_of(program, stage)
-    height, width, channels = result_size(stage)
+    channels = constant(stage.extents[-1]) or 1
+    if (symbolic := symbolic_size(stage)) is not None:
+        band = band_rows(image, machine.lanes * 4, 2 * L1_BYTES)
+        return _Depthwise(
+            machine, stage, epilogue, image, weight, *symbolic, channels, band, machine.threads
+        ).statement()
+    height, width, _ = result_size(stage)
     kh, kw = image.conv.kernel
     kd = 1 if image.conv.depth is None else image.conv.depth.kernel
     batch = elements([batch_of(image, stage)], unknown=image.deep)
@@ -71,22 +80,22 @@ class _Depthwise:
     epilogue: Epilogue
     image: Image
     weight: Var
-    height: int
-    width: int
+    height: Expr | int
+    width: Expr | int
     channels: int
     rows: int  # of a band
     threads: int
 
     def statement(self) -> tirx.Stmt:
-        bands = -(-self.height // self.rows)
-        return parallel([batch_of(self.image, self.stage), index(bands)], self._band, self.threads > 1)
+        bands = tirx.floordiv(as_index(self.height) + (self.rows - 1), index(self.rows))
+        return parallel([batch_of(self.image, self.stage), bands], self._band, self.threads > 1)
 
     def _band(self, at: list[Expr]) -> tirx.Stmt:
         batch, band = at
-        top, rows = band * self.rows, self.rows
-        count: Expr = index(rows)
-        if self.height % rows:
-            count = tirx.Min(index(rows), index(self.height) - top)
+        top, rows = band * self.rows, index(self.rows)
+        count: Expr = rows
+        if constant(as_index(self.height) % rows) != 0:
+            count = tirx.Min(rows, as_index(self.height) - top)
         return vectors(
             index(0),
             self.channels,
@@ -124,8 +133,17 @@ class _Strip:
         return loop(count, self._row, "row")
 
     def _row(self, y: Expr) -> tirx.Stmt:
-        width = _tile_width(self.parent.machine, self.parent.width)
-        whole, rest = divmod(self.parent.width, width)
+        machine, total = self.parent.machine, self.parent.width
+        if not isinstance(total, int):
+            most = max(1, machine.registers // 4)
+            return sequence(
+                [
+                    loop(tirx.floordiv(total, index(most)), lambda t: self._tile(y, t * most, most), "tile"),
+                    rows_after_tiles(total, most, lambda x, size: self._tile(y, x, size)),
+                ]
+            )
+        width = _tile_width(machine, total)
+        whole, rest = divmod(total, width)
         return sequence(
             [
                 loop(whole, lambda t: self._tile(y, t * width, width), "tile") if whole else None,

@@ -22,12 +22,15 @@ from zmq_offload.schedules.stages import Program, Stage
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """The input of a convolution: its buffer, its static size, and the convolution's geometry."""
+    """The input of a convolution: its buffer, its size, and the convolution's geometry.
+
+    Height and width may be symbolic: then they are expressions.
+    """
 
     buffer: Var
     conv: Conv
-    height: int
-    width: int
+    height: Expr | int
+    width: Expr | int
     channels: int
     planes: int = 1  # of a volume
     deep: int = 1  # planes of the result; a volume counts its batch and these as one axis, the batch of its planes
@@ -37,7 +40,7 @@ class Image:
         """Whether tasks copy their window before use: it reaches over the edge, or its layout has to change."""
         return any(self.conv.padding) or self.conv.channels_first
 
-    def window(self, size: tuple[int, int]) -> tuple[int, int]:
+    def window(self, size: tuple[int, Expr | int]) -> tuple[int, Expr | int]:
         """Return the rows and columns of the input that a block of results reads."""
         (kh, kw), (sh, sw), (dh, dw) = self.conv.kernel, self.conv.strides, self.conv.dilation
         return (size[0] - 1) * sh + (kh - 1) * dh + 1, (size[1] - 1) * sw + (kw - 1) * dw + 1
@@ -152,29 +155,58 @@ _ZERO = tirx.FloatImm("float32", 0.0)
 
 
 def image_of(program: Program, stage: Stage) -> tuple[Image, Var]:
-    """Return the image and the weights that a convolution reads, looking through the stage that pads.
-
-    Raises Unsupported if any extent but the batch is symbolic.
-    """
+    """Return the image and the weights that a convolution reads, looking through the stage that pads."""
     conv = Conv.of(stage.annotations)
     data, weight = (e.source for e in loads(stage.value))
     pad = program.producer(data)
     if pad is not None and pad.kernel == "pad":
         data = loads(pad.value)[0].source
-    sizes = [*([1] if len(data.shape) == 3 else []), *(constant(s) for s in data.shape[1:][-3:])]
-    deep = [constant(s) for s in (data.shape[1], stage.extents[1])] if conv.depth is not None else [1, 1]
-    if any(s is None for s in (*sizes, *deep)) or any(constant(e) is None for e in stage.extents[1:]):
-        raise Unsupported("a symbolic image size")
-    known = [s or 0 for s in sizes]
-    height, width, channels = (known[1], known[2], known[0]) if conv.channels_first else tuple(known)
-    planes, results = (s or 0 for s in deep)
+    if conv.depth is not None and any(constant(s) is None for s in (*data.shape[1:], *stage.extents[1:])):
+        raise Unsupported("a symbolic size of a volume")
+    sizes = [*([1] if len(data.shape) == 3 else []), *(number_or_expression(s) for s in data.shape[1:][-3:])]
+    height, width, channels = (sizes[1], sizes[2], sizes[0]) if conv.channels_first else tuple(sizes)
+    if not isinstance(channels, int):
+        raise Unsupported("a symbolic number of channels")
+    deep = (data.shape[1], stage.extents[1]) if conv.depth is not None else (index(1), index(1))
+    planes, results = (constant(s) or 1 for s in deep)
     return Image(data, conv, height, width, channels, planes, results), weight
 
 
+def number_or_expression(extent: Expr) -> Expr | int:
+    """Return a literal as a number, anything else as it is."""
+    value = constant(extent)
+    return extent if value is None else value
+
+
 def result_size(stage: Stage) -> tuple[int, int, int]:
-    """Return height, width and channels of the result."""
-    sizes = [constant(e) or 0 for e in stage.extents[1:]][-3:]
-    return (1, sizes[0], sizes[1]) if len(sizes) == 2 else (sizes[0], sizes[1], sizes[2])
+    """Return height, width and channels of the result. Raises Unsupported if one of them is symbolic."""
+    sizes = [constant(e) for e in stage.extents[1:]]
+    known = [s for s in sizes if s is not None][-3:]
+    if None in sizes:
+        raise Unsupported("a symbolic image size")
+    return (1, known[0], known[1]) if len(known) == 2 else (known[0], known[1], known[2])
+
+
+def symbolic_size(stage: Stage) -> tuple[Expr, Expr] | None:
+    """Return height and width of the result if one of them is symbolic."""
+    sizes = [*([index(1)] if len(stage.extents) == 3 else []), *stage.extents[1:-1]]
+    if all(constant(s) is not None for s in sizes):
+        return None
+    return sizes[0], sizes[1]
+
+
+USUAL_WIDTH = 128
+"""The width of an image that is known at run time only, where sizes of tasks and panels are estimated."""
+_MOST_ROWS = 16
+
+
+def band_rows(image: Image, pixel_bytes: int, cache: int) -> int:
+    """Return the rows of a task of a symbolic image, whose window fits `cache` if the image is not unusually wide.
+
+    The number does not depend on the size: TVM's simplifier needs minutes for extents that do.
+    """
+    _, columns = image.window((1, USUAL_WIDTH))
+    return max(4, min(_MOST_ROWS, cache // (columns * pixel_bytes * image.conv.strides[0])))
 
 
 def batch_of(image: Image, stage: Stage) -> Expr:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import s_tir, tirx
 from tvm.ir import Call, Expr, TensorLoad, Var
 
@@ -120,13 +121,18 @@ def _stage(statement: tirx.Stmt) -> Stage:
         value=store.value,
         annotations=dict(block.annotations),
     )
-    if not all(same(e, s) for e, s in zip(stage.extents, stage.buffer.shape, strict=True)):
+    if not all(_equal(e, s) for e, s in zip(stage.extents, stage.buffer.shape, strict=True)):
         raise Unsupported("a block that writes a part of its buffer")
     if reduce:
         _reduction(stage, block.init, reduce)
     elif block.init is not None or any(e.source.same_as(stage.buffer) for e in loads(stage.value)):
         raise Unsupported("a block that reads what it writes")
     return stage
+
+
+def _equal(a: Expr, b: Expr) -> bool:
+    """Return whether two extents are equal, also if TVM has simplified only one of them."""
+    return same(a, b) or constant(tvm.sym.Analyzer().simplify(a - b)) == 0
 
 
 def _reduction(stage: Stage, init: tirx.Stmt | None, axes: list[tirx.IterVar]) -> None:
