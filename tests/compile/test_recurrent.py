@@ -157,6 +157,44 @@ def test_default_constants_of_activations(tmp_path: Path) -> None:
         assert_close(compiled(net, tmp_path, host_target())(net.fed()), by_onnxruntime(net))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_and_infinity_reach_the_steps_after(kind: str, tmp_path: Path) -> None:
+    """As in the float64 evaluation. (The activations of ONNX Runtime lose NaN.)"""
+    net = RecurrentNet(kind, hidden=20, direction="bidirectional", optional=["bias"])
+    fed = net.fed()
+    fed["x"][1, 0, 2], fed["x"][2, 1, 1] = np.nan, np.inf
+    with np.errstate(all="ignore"):
+        right = net.expected({**net.arrays(), **fed})
+    assert np.isnan(right[0]).any() and not np.isnan(right[0]).all()
+    for ours, exact in zip(compiled(net, tmp_path, host_target())(fed), right, strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 14, 22])
+def test_old_and_new_opsets(opset: int, tmp_path: Path) -> None:
+    net = RecurrentNet("LSTM", optional=["bias"])
+    model = net.model()
+    model.opset_import[0].version = opset
+    onnx.save(model, tmp_path / "m.onnx")
+    result = vm.VirtualMachine(build(import_onnx(tmp_path / "m.onnx", {}).mod, host_target()), tvm.cpu())["main"](
+        tvm.runtime.tensor(net.fed()["x"])
+    )
+    assert_close([v.numpy() for v in list(result)[:3]], by_onnxruntime(net))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "DynamicQuantizeLSTM"])
+def test_the_imported_function_is_right_without_the_layout_pass(kind: str, tmp_path: Path) -> None:
+    """Its loops over plain weights define what the vectors over packed weights compute."""
+    optional = ["bias", "lengths", "initial_h"]
+    net = RecurrentNet(kind.removeprefix("DynamicQuantize"), hidden=9, direction="bidirectional", optional=optional)
+    lstm = QuantizedLstm(net, zero=3)
+    onnx.save(net.model() if kind in KINDS else lstm.model(), tmp_path / "m.onnx")
+    library = tvm.compile(import_onnx(tmp_path / "m.onnx", {}).mod, tvm.target.Target({"kind": "llvm"}))
+    result = vm.VirtualMachine(library, tvm.cpu())["main"](tvm.runtime.tensor(net.fed()["x"]))
+    found = [v.numpy() for v in list(result)[: len(net.outputs)]]
+    assert_close(found, net.expected() if kind in KINDS else lstm.expected(), 1e-5 if kind in KINDS else 0.02)
+
+
 def test_float16_is_computed_in_float32(tmp_path: Path) -> None:
     net = RecurrentNet("LSTM", hidden=24, optional=["bias", "initial_h"], dtype="float16")
     found = compiled(net, tmp_path, host_target())(net.fed())
