@@ -22,6 +22,7 @@ from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.models.base import Model
 from zmq_offload.compile.models.modules import located, outermost
+from zmq_offload.compile.models.onnx_model import OnnxModel
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
 from zmq_offload.compile.quantize import Kind, Quantized, quantize_model, quantized_name
@@ -41,7 +42,7 @@ __all__ = ["BuildOptions", "Compiled", "CutPoint", "Region", "compile_model", "c
 @with_build_keywords
 @interruptible()
 def compile_model(
-    model: PathLike,
+    model: PathLike | tvm.IRModule,
     *,
     cut: str | Sequence[str] | None = None,
     name: str | None = None,
@@ -55,14 +56,15 @@ def compile_model(
     options: BuildOptions | None = None,
     **keywords: Unpack[BuildKeywords],
 ) -> Compiled:
-    """Split an ONNX model and compile a device bundle and its subgraphs.
+    """Split a model and compile a device bundle and its subgraphs.
 
     The results are ``<output>/device`` and, for each region, ``<repository>/<name>/<version>``.
 
     Parameters
     ----------
-    model : path
-        ONNX file, with its external data next to it. Opset 7 or later.
+    model : path or tvm.IRModule
+        An ONNX file of opset 7 or later, with its external data next to it; a file of ``torch.export.save`` (``.pt2``);
+        a TFLite file; or a Relax module whose ``main`` is not partitioned, with the weights as constants.
     cut : str or sequence of str
         Tensors at which the offloaded region begins, by their names in the file. Where the file knows the modules of
         the PyTorch program, the path of a module (``"backbone.layer4"``) stands for the tensor that leaves it.
@@ -79,9 +81,10 @@ def compile_model(
     wire : {"float32", "float16", "int8"}
         Encoding of float32 tensors on the wire, in both directions. A region may have its own.
     check : bool or sequence of samples
-        Compare the result with ONNX Runtime (``onnx.reference`` where that is not installed) before anything is
-        written. True checks on random inputs; a sample is a NumPy array for a model with one input, or arrays by input
-        name, with the inputs' datatypes and shapes.
+        Compare the result with another runtime before anything is written: ONNX Runtime (``onnx.reference`` where that
+        is not installed), PyTorch or LiteRT. A Relax module has none; its check is skipped. True checks on random
+        inputs; a sample is a NumPy array for a model with one input, or arrays by input name, with the inputs'
+        datatypes and shapes.
     quantize : {"int8"}, optional
         Make an int8 model of a float32 one first, and compile that. It becomes ``<output>/<model>.int8.onnx``.
     calibrate : sequence of samples
@@ -123,11 +126,16 @@ def compile_model(
     job = _job(merged(options, keywords), [region.name for region in chosen])
     job.expect(import_steps=1 + (quantize is not None), checks=check is not False)
     quantized = None
+    source = read_model(model)
     if quantize is not None or calibrate:
+        if not isinstance(source, OnnxModel):
+            raise InvalidArgument(f"--quantize takes ONNX files, and {source.name} is not one; export it to ONNX")
         job.destination.check(job.models)  # now, since calibration takes long
-        model, chosen, quantized = _quantized(model, chosen, quantize, calibrate, inputs or {}, job, check is not False)
+        chosen = [_by_modules(region, source) for region in chosen]
+        checks = check is not False
+        file, chosen, quantized = _quantized(source.file, chosen, quantize, calibrate, inputs or {}, job, checks)
+        source = read_model(file)
     with job.progress.step("import and split the model"):
-        source = read_model(model)
         chosen = [_by_modules(region, source) for region in chosen]
         tensors = [tensor for region in chosen for tensor in (*region.cut, *(region.until or ()))]
         imported = source.imported(inputs or {}, tensors)
@@ -234,13 +242,13 @@ def compile_module(
 
 
 @interruptible()
-def list_cuts(model: PathLike, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> list[CutPoint]:
-    """List the tensors of an ONNX model that alone separate its inputs from its outputs.
+def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> list[CutPoint]:
+    """List the tensors of a model that alone separate its inputs from its outputs.
 
     Parameters
     ----------
-    model : path
-        ONNX file.
+    model : path or tvm.IRModule
+        A model, as for `compile_model`.
     inputs : mapping of str to sequence of int or str, optional
         Input shapes, as for `compile_model`.
 

@@ -27,30 +27,30 @@ class OnnxModel(Model):
 
     def __init__(self, file: Path) -> None:
         self.name = str(file)
-        self._file = file
+        self.file = file
 
     @cached_property
     def _known(self) -> tuple[frozenset[str], dict[str, tuple[str, ...]]]:
         """The names of tensors, and of modules. The file's weights are not kept."""
-        model = read_onnx(self._file)
+        model = read_onnx(self.file)
         made = {name for node in all_nodes(model.graph) for name in node.output}
         inputs = {v.name for v in model.graph.input} | {w.name for w in model.graph.initializer}
         return frozenset(made | inputs), onnx_modules(model)
 
     def inputs(self, shapes: Shapes) -> tuple[TensorSpec, ...]:
-        return importer.model_inputs(self._file, shapes)
+        return importer.model_inputs(self.file, shapes)
 
     def imported(self, shapes: Shapes, tensors: Iterable[str] = ()) -> Imported:
-        return importer.import_onnx(self._file, shapes, tensors)
+        return importer.import_onnx(self.file, shapes, tensors)
 
     def uncut(self, shapes: Shapes) -> tvm.IRModule:
-        return importer.import_uncut(self._file, shapes)
+        return importer.import_uncut(self.file, shapes)
 
     def reference(self) -> reference.Reference:
-        return reference.open_reference(self._file)
+        return reference.open_reference(self.file)
 
     def random_inputs(self, specs: Sequence[TensorSpec], shapes: Shapes, number: int) -> dict[str, Array]:
-        return reference.random_inputs(read_onnx(self._file), specs, shapes, number)
+        return reference.random_inputs(read_onnx(self.file), specs, shapes, number)
 
     def tensors(self) -> frozenset[str]:
         return self._known[0]
@@ -59,7 +59,7 @@ class OnnxModel(Model):
         return self._known[1]
 
     def origins(self) -> Origins:
-        return onnx_origins(read_onnx(self._file))
+        return onnx_origins(read_onnx(self.file))
 
 
 def onnx_modules(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,1 @@
+"""TFLite files: read, and imported with TVM's TFLite front end."""
