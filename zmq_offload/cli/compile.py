@@ -217,7 +217,7 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(quiet=args.quiet)
     compiled = _compile(args, inputs, output=args.output, options=_build_options(args, progress), check=check)
     if compiled.quantized is not None:
-        quantize.use(args, compiled.quantized.file)
+        quantize.use(args, compiled.quantized)
     show(*_describe(compiled, bundle=not args.only_subgraph))
     wires = list(dict.fromkeys(region.get("wire") or args.wire for region in _regions(args)))
     if wires != ["float32"] or args.wire_check:

@@ -25,7 +25,7 @@ from zmq_offload.compile.models.modules import located, outermost
 from zmq_offload.compile.models.onnx_model import OnnxModel
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
-from zmq_offload.compile.quantize import Kind, Quantized, quantize_model, quantized_name
+from zmq_offload.compile.quantize import Kind, Quantized, quantize_model
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import resolve_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
@@ -169,12 +169,11 @@ def _quantized(
     with job.progress.step("quantize to int8") as report:
         file.parent.mkdir(parents=True, exist_ok=True)
         done = quantize_model(model, samples, file, inputs=inputs, keep=tensors, check=check, report=report)
-    renamed = {tensor: quantized_name(file, tensor) for tensor in tensors}
     chosen = [
         replace(
             region,
-            cut=[renamed[t] for t in region.cut],
-            until=None if region.until is None else [renamed[t] for t in region.until],
+            cut=[done.tensors[t] for t in region.cut],
+            until=None if region.until is None else [done.tensors[t] for t in region.until],
         )
         for region in regions
     ]
