@@ -128,12 +128,13 @@ def difference(ours: Array, right: Array, rtol: float, atol: float) -> str | Non
 def _given(case: Case, constant: bool) -> tuple[onnx.ModelProto, dict[str, Array]]:
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
-    names = [i.name for i in model.graph.input]
+    weights = {w.name for w in model.graph.initializer}
+    names = [i.name for i in model.graph.input if i.name not in weights]
     fed = dict(zip(names, case.inputs, strict=True))
     if constant:
         for name in names[1:]:
             model.graph.initializer.append(numpy_helper.from_array(fed.pop(name), name))
-        del model.graph.input[1:]
+            model.graph.input.remove(next(i for i in model.graph.input if i.name == name))
     return model, fed
 
 
