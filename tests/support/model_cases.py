@@ -1,4 +1,4 @@
-"""ONNX's tests of whole models and layers that its package contains: inputs and right outputs, or the light networks."""
+"""ONNX's tests of whole models and of layers that its package contains, and its networks with constant weights."""
 
 from __future__ import annotations
 

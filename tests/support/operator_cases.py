@@ -49,14 +49,23 @@ class Outcome:
 @functools.cache
 def cases() -> tuple[Case, ...]:
     """All of ONNX's node tests whose inputs and outputs are tensors of numbers or booleans."""
+    for test in _loaded():
+        _renew(test.model)
+    return tuple(case for test in _loaded() for case in _of(test))
+
+
+def without_numbers() -> int:
+    """How many of ONNX's node tests have other inputs or outputs: text, sequences, optional values."""
+    return sum(not any(True for _ in _of(test)) for test in _loaded())
+
+
+@functools.cache
+def _loaded() -> tuple[Any, ...]:
     from onnx.backend.test.loader import load_model_tests
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading computes the right outputs, infinities included
-        loaded = load_model_tests(kind="node")
-    for test in loaded:
-        _renew(test.model)
-    return tuple(case for test in loaded for case in _of(test))
+        return tuple(load_model_tests(kind="node"))
 
 
 def _renew(model: onnx.ModelProto) -> None:
