@@ -15,7 +15,6 @@ from zmq_offload.compile.operators import (
     pools,
     quantized,
     reductions,
-    sequences,
     shaping,
     signal,
 )
@@ -317,8 +316,6 @@ CONVERTERS: dict[str, Converter] = {
     "STFT": signal.stft,
     "Scatter": scatter,
     "Selu": arithmetic.selu,
-    "SequenceInsert": sequences.sequence_insert,
-    "SequenceLength": sequences.sequence_length,
     "SimplifiedLayerNormalization": contrib.simplified_layer_norm,
     "Sinh": arithmetic.sinh,
     "Slice": shaping.slice_,
