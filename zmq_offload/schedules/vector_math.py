@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.ir import Call, Expr, TensorLoad
 
-from zmq_offload.schedules import transcendental
+from zmq_offload.schedules import transcendental, trigonometry
 from zmq_offload.schedules.rewrite import Rewriter, loads, walk
 from zmq_offload.schedules.transcendental import let
 from zmq_offload.schedules.tvm_internals import CALL_PURE_EXTERN, last_part, operator_name
@@ -20,6 +20,9 @@ _RULES: dict[str, Callable[[Expr], Expr]] = {
     "erf": transcendental.erf,
     "log": transcendental.log,
     "log1p": transcendental.log1p,
+    "sin": trigonometry.sin,
+    "cos": trigonometry.cos,
+    "tan": trigonometry.tan,
 }
 # TVM has no code for these, or its formulas cancel; every C library has them.
 _FROM_LIBM = ("tanh", "sinh", "cosh", "asinh", "acosh", "atanh")
