@@ -286,3 +286,21 @@ def test_a_model_of_bfloat16_is_cut_like_one_of_float32(tmp_path: Path) -> None:
     exact = np.maximum(x.astype("f8") @ rounded(weights["v"]), 0) @ rounded(weights["w"])
     want = np.exp(exact) / np.exp(exact).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_resize_and_recurrent_networks_of_bfloat16(tmp_path: Path) -> None:
+    nodes = [
+        node("Resize", ["x", "", "scales"], ["a"], mode="linear"),
+        node("LSTM", ["a", "w", "r"], ["", "h"], hidden_size=4),
+        node("Identity", ["h"], ["y"]),
+    ]
+    weights = {"w": weight(1, 16, 12), "r": weight(1, 16, 4)}
+    x = np.random.default_rng(0).standard_normal((5, 2, 6)).astype("f4")
+    outputs = []
+    for kind in (FLOAT32, BFLOAT16):
+        path = save(tmp_path / f"{kind}.onnx", kind, nodes, weights, [5, 2, 6])
+        model = onnx.load(path)
+        model.graph.initializer.append(numpy_helper.from_array(np.float32([1, 1, 2]), "scales"))
+        onnx.save(model, path)
+        outputs.append(library(path, tmp_path / f"{kind}.so")(x))
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-5, atol=1e-6)

@@ -41,7 +41,7 @@ def recurrent(bb: Builder, node: Node) -> Expr:
             f"its input 3, {node.input_name(2)}, has another shape than its attributes say", "correct it"
         )
     datatype = dtype_of(x)
-    if datatype not in ("float32", "float16"):
+    if datatype not in ("float32", "float16", "bfloat16"):
         raise node.refused(f"its datatype is {datatype}", "convert the model to float32")
     x, w, r, b, initial_h, initial_c = (_float32(bb, v) for v in (x, w, r, b, initial_h, initial_c))
     last = node.attributes.flag("layout")

@@ -109,7 +109,7 @@ def _options(node: Node, coordinates: str, nearest: str) -> Options:
         refuse(node, "coordinate_transformation_mode", options.coordinates, f"use {', '.join(COORDINATES)}")
     if options.mode not in ("nearest", "linear", "cubic"):
         refuse(node, "mode", options.mode, "use nearest, linear or cubic")
-    if options.mode != "nearest" and dtype_of(node.inputs[0]) not in ("float16", "float32", "float64"):
+    if options.mode != "nearest" and dtype_of(node.inputs[0]) not in ("float16", "bfloat16", "float32", "float64"):
         refuse(node, "mode", options.mode, f"{dtype_of(node.inputs[0])} is rounded in another way; cast to float32")
     return options
 
