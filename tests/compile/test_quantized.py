@@ -297,6 +297,16 @@ def test_other_datatypes_are_refused_by_name(kind: int, operator: str, says: str
         import_uncut(file, {})
 
 
+def test_weights_of_four_bits_are_refused_by_name(tmp_path: Path) -> None:
+    nodes = [q.node("DequantizeLinear", ["w", "s"], "d"), q.node("MatMul", ["x", "d"], "y")]
+    model = q.model(nodes, {"x": random(2, 4)}, {"y": "float32"}, {"s": F(1)}, opset=21)
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.UINT4, [4, 4], [1] * 16))
+    with pytest.raises(
+        InvalidArgument, match=r"DequantizeLinear \(ai.onnx, node 'd'\): it is of uint4; quantize to int8"
+    ):
+        import_uncut(q.save(model, tmp_path / "m.onnx"), {})
+
+
 def test_a_cut_at_bytes_sends_bytes_and_keeps_the_weights_secret(tmp_path: Path) -> None:
     """Two models that differ in the region's weights only have the same device bundle, but for the symbol."""
     file, cut = q.conv_net(tmp_path / "m.onnx")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx
 from onnx import TensorProto, helper
 
-from zmq_offload.errors import InvalidArgument
+from zmq_offload.compile.operators.refusal import cannot_import
 
 MICROSOFT = "com.microsoft"
 
@@ -56,10 +56,9 @@ class _Writer:
 
     def refuse_channels_last(self) -> None:
         if self.attributes.pop("channels_last", 0):
-            raise InvalidArgument(
-                f"TVM cannot import the operator {self.node.op_type} ({self.node.name!r}) with channels_last=1; "
-                "use the model as it was before ONNX Runtime optimized it"
-            )
+            why, instead = "with channels_last=1", "use the model as it was before ONNX Runtime optimized it"
+            label = self.node.name or self.node.output[0]
+            raise cannot_import(self.node.op_type, self.node.domain, label, why, instead)
 
 
 def _conv(write: _Writer) -> None:
@@ -196,10 +195,11 @@ EXPANSIONS: dict[tuple[str, str], Callable[[_Writer], None]] = {
 def write_out_quantized(model: onnx.ModelProto) -> None:
     """Replace the operators of `EXPANSIONS`, in the bodies of branches and loops, too.
 
-    Raises InvalidArgument for an operator that has a layout of its own.
+    Raises InvalidArgument for an operator that has a layout of its own, and for weights of 4 bits.
     """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     for graph in _graphs(model.graph):
+        _refuse_narrow(graph)
         found = [("" if n.domain == "ai.onnx" else n.domain, n.op_type) in EXPANSIONS for n in graph.node]
         if not any(found):
             continue
@@ -214,6 +214,16 @@ def write_out_quantized(model: onnx.ModelProto) -> None:
         kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del graph.node[:]
         graph.node.extend(kept)
+
+
+def _refuse_narrow(graph: onnx.GraphProto) -> None:
+    """Refuse weights of less than a byte, which TVM cannot hold, by the first operator that uses one."""
+    names = {w.name: TensorProto.DataType.Name(w.data_type).lower() for w in graph.initializer}
+    narrow = {name: kind for name, kind in names.items() if kind.endswith(("int4", "int2")) or kind == "float4e2m1"}
+    for node in graph.node if narrow else ():
+        for used in (narrow[name] for name in node.input if name in narrow):
+            label = node.name or node.output[0]
+            raise cannot_import(node.op_type, node.domain, label, f"it is of {used}", "quantize to int8 or uint8")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

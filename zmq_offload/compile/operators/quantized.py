@@ -11,7 +11,6 @@ from zmq_offload.compile import integers
 from zmq_offload.compile.operators import pools
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, datatype
-from zmq_offload.errors import InvalidArgument
 
 op = relax.op
 
@@ -88,9 +87,7 @@ def conv_integer(bb: Builder, node: Node) -> Expr:
     _check_bytes(node, x, w)
     attributes, kernel, shape = node.attributes, static_shape(w), static_shape(x)
     if kernel is None:
-        raise InvalidArgument(
-            f"TVM cannot import the operator {node.operator} ({node.name!r}) with weights of a symbolic shape"
-        )
+        raise node.refused("its weights have a symbolic shape", "give them a fixed shape")
     attributes.get("kernel_shape")  # the weights have this shape
     spatial = len(kernel) - 2
     strides = attributes.integers("strides") or [1] * spatial
@@ -170,6 +167,4 @@ def _kind(node: Node, number: int) -> str:
 
 
 def _refuse_kind(node: Node, kind: str) -> NoReturn:
-    raise InvalidArgument(
-        f"TVM cannot import the operator {node.operator} ({node.name!r}) of {kind}; quantize to int8 or uint8"
-    )
+    raise node.refused(f"it is of {kind}", "quantize to int8 or uint8")
