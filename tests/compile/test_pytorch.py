@@ -97,6 +97,12 @@ def test_shapes_that_do_not_fit_the_program(dynamic: Path, shapes: Any, words: s
         list_cuts(dynamic, inputs=shapes)
 
 
+def test_tensors_that_leave_modules_have_their_names_in_the_import(dynamic: Path) -> None:
+    model = read_model(dynamic)
+    leaving = {name for names in model.modules().values() for name in names}
+    assert leaving <= set(model.imported({}).graph.tensors)
+
+
 def test_list_cuts_shows_the_modules(fixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     modules = {point.module for point in list_cuts(fixed)}
     assert {"backbone.0", "backbone.1"} <= modules

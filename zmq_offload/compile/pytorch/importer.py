@@ -33,15 +33,18 @@ class ImportedProgram:
 
 
 def import_program(program: Any, fixed: Mapping[str, int]) -> ImportedProgram:
-    """Import an exported program, with numbers for some of its symbolic extents.
+    """Import a program that `functional` returned, with numbers for some of its symbolic extents.
 
     Raises InvalidArgument, with operator and node, for what TVM cannot import.
     """
-    return ProgramImporter().translate(functional(program), fixed)
+    return ProgramImporter().translate(program, fixed)
 
 
 def functional(program: Any) -> Any:
-    """The program without operators that change tensors in place, and without those that TVM does not know."""
+    """The program without operators that change tensors in place, and without those that TVM does not know.
+
+    Tensors may get other names, so that a program must pass here once only.
+    """
     known = set(ProgramImporter().convert_map) | set(CONVERTERS)
     table = torch.export.default_decompositions()
     for operation in list(table.keys()):

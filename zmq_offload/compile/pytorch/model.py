@@ -107,10 +107,15 @@ class PyTorchModel(Model):
         return frozenset((*names, *output_names(self._program), *self.origins().weights))
 
     def modules(self) -> dict[str, tuple[str, ...]]:
+        # Sizes are known without the tensors that they are of. Of a tuple only the elements are tensors.
         steps = [
-            Step([node.name], [source.name for source in node.all_input_nodes], _path(node))
+            Step(
+                [node.name] if isinstance(node.meta.get("val"), torch.Tensor) else [],
+                [source.name for source in node.all_input_nodes],
+                _path(node),
+            )
             for node in self._functional.graph.nodes
-            if node.op == "call_function"
+            if node.op == "call_function" and not isinstance(node.meta.get("val"), int | torch.SymInt)
         ]
         (output,) = (node for node in self._functional.graph.nodes if node.op == "output")
         return module_outputs(steps, {node.name for node in output.all_input_nodes})
