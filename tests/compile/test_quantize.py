@@ -16,7 +16,7 @@ from tests.support.local_client import LocalClient
 from zmq_offload.cli.main import main
 from zmq_offload.compile import compile_model
 from zmq_offload.compile.quality import Quality, measure
-from zmq_offload.compile.quantize import quantize_model, quantized_name
+from zmq_offload.compile.quantize import quantize_model
 from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
@@ -59,7 +59,7 @@ def test_the_int8_model_is_near_the_float32_one(convnet: Path, tmp_path: Path) -
     for output in compiled.quantized.outputs:
         assert output.decibels > 15 and output.cosine > 0.98 and 0 < output.mean <= output.largest * 10
     (spec,) = compiled.models[0].inputs
-    assert spec.datatype == "UINT8" and spec.name == quantized_name(compiled.quantized.file, "features")
+    assert spec.datatype == "UINT8" and spec.name == compiled.quantized.tensors["features"]
     x = samples(1)[0]
     plain = compile_model(convnet, inputs=SHAPES, cut="features", name="net", output=tmp_path / "plain")
     found, right = (load(c.device, client=LocalClient(c.subgraphs[0].parent.parent))(x) for c in (compiled, plain))
@@ -103,6 +103,14 @@ def test_a_model_that_int8_makes_too_inaccurate_is_refused(tmp_path: Path) -> No
     with pytest.raises(FailedPrecondition, match=r"too inaccurate: y: .* dB.*--no-check"):
         quantize_model(file, given, tmp_path / "q.onnx")
     assert quantize_model(file, given, tmp_path / "q.onnx", check=False).outputs[0].decibels < 10
+
+
+def test_a_cut_before_a_relu_moves_behind_it(tmp_path: Path) -> None:
+    nodes = [q.node("MatMul", ["x", "w"], "h"), q.node("Relu", ["h"], "r"), q.node("MatMul", ["r", "v"], "y")]
+    weights = {"w": onnx_models.random(8, 8), "v": onnx_models.random(8, 8, seed=1)}
+    file = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": (2, 8)}, {"y": (2, 8)}, weights)
+    quantized = quantize_model(file, samples(4, 2, 8), tmp_path / "q.onnx", keep=["h", "r", "x"])
+    assert quantized.tensors == {n: f"{t}_QuantizeLinear_Output" for n, t in (("h", "r"), ("r", "r"), ("x", "x"))}
 
 
 def test_a_missing_package_is_named(convnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,12 +35,17 @@ def random(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype("f4")
 
 
-def both(model: onnx.ModelProto, feeds: dict[str, Array], folder: Path) -> tuple[list[Array], list[Array]]:
+def both(
+    model: onnx.ModelProto,
+    feeds: dict[str, Array],
+    folder: Path,
+    shapes: dict[str, tuple[int | str, ...]] | None = None,
+) -> tuple[list[Array], list[Array]]:
     """Our outputs and ONNX Runtime's."""
     import onnxruntime
 
     file = q.save(model, folder / "m.onnx")
-    compile_uncut(file, folder / "m.so")
+    compile_uncut(file, folder / "m.so", inputs=shapes)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -194,6 +199,17 @@ def qdq_cases() -> tuple[onnx.ModelProto, dict[str, Array]]:
         net.add("ConvTranspose", name, net.weight(f"{name}w", (4, 6, 3, 3), 1), pads=[1] * 4, **options)
         end("uint8")
     net.top = image
+    # Quantization-aware training leaves float weights, which the graph quantizes.
+    net.weights |= {
+        "qat": random(8, 4, 3, 3),
+        "qat.scale": np.abs(random(8, seed=3)) / 50,
+        "qat.zero": np.zeros(8, "i1"),
+    }
+    net.nodes.append(q.node("QuantizeLinear", ["qat", "qat.scale", "qat.zero"], "qat.q", axis=0))
+    net.nodes.append(q.node("DequantizeLinear", ["qat.q", "qat.scale", "qat.zero"], "qat.d", axis=0))
+    net.add("Conv", "trained", "qat.d")
+    end("uint8")
+    net.top = image
     net.add("MaxPool", "p", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     net.add("Transpose", "t", perm=[0, 2, 3, 1])
     net.add("MatMul", "mm", net.weight("mw", (4, 5), 1))
@@ -244,7 +260,7 @@ def test_convolutions_and_products_have_int32_sums(tmp_path: Path) -> None:
     bindings = [b for block in mod["main"].body.blocks for b in block.bindings]
     calls = [b.value for b in bindings if isinstance(b.value, tvm.ir.Call)]
     products = [c for c in calls if re.search("conv|matmul", c.op.name)]
-    assert len(products) == 12
+    assert len(products) == 13
     for call in products:
         assert str(call.ty.dtype) == "int32" and str(call.args[1].ty.dtype) == "int8", call
     assert not any(c.op.name in ("relax.quantize", "relax.dequantize") for c in calls)
@@ -343,6 +359,21 @@ def test_a_cut_inside_a_dynamically_quantized_model_works(tmp_path: Path) -> Non
     x = random(1, 12, 32)
     found = load(compiled.device, client=LocalClient(tmp_path / "dist" / "repository"))(x)
     np.testing.assert_allclose(found, both(onnx.load(file), {"x": x}, tmp_path)[1][0], rtol=1e-5, atol=1e-5)
+
+
+def test_symbolic_extents_are_computed_in_integers_too(tmp_path: Path) -> None:
+    """Padding with a zero point that is computed when the model runs needs the extents of the image then."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["b", "scale", "zero"]),
+        q.node("ConvInteger", ["b", "w", "zero"], "y", pads=[1] * 4),
+    ]
+    feeds = {"x": random(2, 4, 7, 9)}
+    model = q.model(nodes, feeds, {"y": "int32"}, {"w": q.bytes_(8, 4, 3, 3)})
+    for dim, name in zip(model.graph.input[0].type.tensor_type.shape.dim, ("N", "", "H", "W"), strict=True):
+        if name:
+            dim.dim_param = name
+    ours, right = both(model, feeds, tmp_path, {"x": ("N", 4, "H", "W")})
+    np.testing.assert_array_equal(ours[0], right[0])
 
 
 def test_an_unquantized_module_is_left_as_it_is() -> None:

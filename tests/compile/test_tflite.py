@@ -11,7 +11,7 @@ import tflite
 
 from tests.support import onnx_models
 from tests.support.local_client import LocalClient
-from tests.support.tflite_models import Writer, network, weights
+from tests.support.tflite_models import Writer, computed, network
 from zmq_offload.cli.main import main
 from zmq_offload.compile import compile_model, compile_uncut, list_cuts
 from zmq_offload.compile.models.read import read_model
@@ -25,24 +25,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return network(tmp_path_factory.mktemp("tflite") / "m.tflite")
 
 
-def right(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The network in NumPy. With SAME padding and a stride of 2, eight pixels get one more at their end."""
-    w = weights()
-    padded = np.pad(image.astype("f8"), ((0, 0), (0, 1), (0, 1), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]
-    conv = np.maximum(np.einsum("nhwcij,oijc->nhwo", windows, w["filter"]) + w["bias"], 0)
-    scores = conv.mean((1, 2)) @ w["matrix"].T.astype("f8")
-    powers = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
-
-
 def test_it_is_cut_at_its_tensors_and_computes_the_same(path: Path, tmp_path: Path) -> None:
     compiled = compile_model(path, cut="conv", name="m", output=tmp_path)
     assert [str(t) for t in compiled.manifest.inputs] == ["image FP32[1,8,8,3]"]
     assert [str(t) for t in compiled.models[0].inputs] == ["conv FP32[1,4,4,4]"]
     image = onnx_models.random(1, 8, 8, 3, seed=9)
     with load(compiled.device, client=LocalClient(tmp_path / "repository")) as model:
-        np.testing.assert_allclose(model(image), right(image), atol=1e-5)
+        np.testing.assert_allclose(model(image), computed(image), atol=1e-5)
 
 
 def test_its_cuts_are_listed_and_it_can_be_planned_for(path: Path) -> None:
@@ -56,7 +45,7 @@ def test_its_cuts_are_listed_and_it_can_be_planned_for(path: Path) -> None:
 def test_an_open_dimension_can_be_given(path: Path, tmp_path: Path) -> None:
     compile_uncut(path, tmp_path / "m.so", inputs={"image": (3, 8, 8, 3)})
     images = onnx_models.random(3, 8, 8, 3, seed=9)
-    np.testing.assert_allclose(UncutModel(tmp_path / "m.so")(images)[0], right(images), atol=1e-5)
+    np.testing.assert_allclose(UncutModel(tmp_path / "m.so")(images)[0], computed(images), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 9, 3), (1, 8, 8), ("N", 8, 8, 3)])

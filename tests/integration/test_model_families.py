@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import zmq_offload
-from tests.support import quantized_models, recurrent_nets
+from tests.support import quantized_models, recurrent_nets, tflite_models
 from zmq_offload.compile import compile_model
 from zmq_offload.testing import Fabric
 
@@ -50,3 +50,14 @@ def test_a_family_is_split_and_served(name: str, tmp_path: Path) -> None:
             x = np.random.default_rng(seed).standard_normal(family.shape).astype("f4")
             (right,) = session.run(None, {session.get_inputs()[0].name: x})
             np.testing.assert_allclose(model(x), right, rtol=0, atol=family.tolerance * np.abs(right).max())
+
+
+def test_a_tflite_file_is_split_and_served(tmp_path: Path) -> None:
+    file = tflite_models.network(tmp_path / "model.tflite")
+    compiled = compile_model(file, cut="conv", name="tflite", output=tmp_path / "dist")
+    with (
+        Fabric(tmp_path / "dist" / "repository") as fabric,
+        zmq_offload.load(compiled.device, fabric.frontend) as model,
+    ):
+        x = np.random.default_rng(0).standard_normal((1, 8, 8, 3)).astype("f4")
+        np.testing.assert_allclose(model(x), tflite_models.computed(x), atol=1e-5)

@@ -111,6 +111,21 @@ def test_convolutions_are_exact(
     np.testing.assert_array_equal(got, finish.expected(total))
 
 
+@pytest.mark.parametrize("groups", [1, 16])
+def test_sizes_known_at_run_time(groups: int) -> None:
+    rng = np.random.default_rng(2)
+    x, w = extremes(rng, (1, 16, 9, 31), "uint8"), extremes(rng, (16, 16 // groups, 3, 3), "int8")
+
+    def steps(builder: relax.BlockBuilder, data: tvm.ir.Expr) -> tvm.ir.Expr:
+        data = builder.emit(relax.op.nn.pad(data, [0, 0, 0, 0, 1, 1, 1, 1], "constant", 7))
+        return relax.op.nn.conv2d(data, relax.const(w, "int8"), 1, 0, 1, groups=groups, out_dtype="int32")
+
+    run = compiled(module((1, 16, "h", "w"), "uint8", steps))
+    for height, width in ((9, 31), (1, 3), (4, 16)):
+        part = np.ascontiguousarray(x[:, :, :height, :width])
+        np.testing.assert_array_equal(run(part)[0], convolved(part, w, (1, 1, 1, 1), 7, (1, 1), (1, 1), groups))
+
+
 def test_scalars_for_the_epilogue_are_no_obstacle() -> None:
     """A product with a scale and a zero point that are computed when the model runs, as of dynamic quantization."""
     rng = np.random.default_rng(1)

@@ -49,14 +49,23 @@ class Outcome:
 @functools.cache
 def cases() -> tuple[Case, ...]:
     """All of ONNX's node tests whose inputs and outputs are tensors of numbers or booleans."""
+    for test in _loaded():
+        _renew(test.model)
+    return tuple(case for test in _loaded() for case in _of(test))
+
+
+def without_numbers() -> int:
+    """How many of ONNX's node tests have other inputs or outputs: text, sequences, optional values."""
+    return sum(not any(True for _ in _of(test)) for test in _loaded())
+
+
+@functools.cache
+def _loaded() -> tuple[Any, ...]:
     from onnx.backend.test.loader import load_model_tests
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading computes the right outputs, infinities included
-        loaded = load_model_tests(kind="node")
-    for test in loaded:
-        _renew(test.model)
-    return tuple(case for test in loaded for case in _of(test))
+        return tuple(load_model_tests(kind="node"))
 
 
 def _renew(model: onnx.ModelProto) -> None:
@@ -137,12 +146,13 @@ def difference(ours: Array, right: Array, rtol: float, atol: float) -> str | Non
 def _given(case: Case, constant: bool) -> tuple[onnx.ModelProto, dict[str, Array]]:
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
-    names = [i.name for i in model.graph.input]
+    weights = {w.name for w in model.graph.initializer}
+    names = [i.name for i in model.graph.input if i.name not in weights]
     fed = dict(zip(names, case.inputs, strict=True))
     if constant:
         for name in names[1:]:
             model.graph.initializer.append(numpy_helper.from_array(fed.pop(name), name))
-        del model.graph.input[1:]
+            model.graph.input.remove(next(i for i in model.graph.input if i.name == name))
     return model, fed
 
 

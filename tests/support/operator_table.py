@@ -1,86 +1,134 @@
-"""Write docs/operators.md: the ONNX operators that can be imported, by ONNX's own tests.
+"""Write docs/models.md: which models can be compiled, and each operator with ONNX's own tests of it.
 
-`python -m tests.support.operator_table` runs all tests, which takes about 10 minutes, and writes the page.
+`python -m tests.support.operator_table` runs all tests, which takes about 10 minutes, and writes the page. It does not
+write a page on which fewer tests pass than on the last one.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
 
-from tests.support.operator_cases import CRASH, DIFFERS, RIGHT, Case, Outcome, cases, outcome
+from tests.support.model_cases import model_cases
+from tests.support.operator_cases import CRASH, DIFFERS, RIGHT, Case, Outcome, cases, outcome, without_numbers
 
-PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
-HEAD = """# Operators
-
-This page lists for each ONNX operator how many of ONNX's own tests compute the right result after `zmq-offload
-compile`, and how many are refused. Each test runs twice: with all inputs computed at run time, and with all inputs
-but the first as constants. One of the two has to be right. A model with a refused operator does not compile. The
-message names the operator, the node, and the attribute or input that cannot be used.
-
-The importer also refuses a node with an attribute or an input that it does not read, and a result whose datatype or
-shape differs from ONNX's. These operators of ONNX Runtime (`com.microsoft`) are imported: {contrib}.
-
-A node is refused where ONNX and ONNX Runtime disagree (`Resize` with `align_corners` and a scale that does not give
-whole sizes), and where TVM defines the operator differently (`RoiAlign` with `mode=max`, `LRN` with an even size).
-`Shape` can be used inside a model. As an output of the model, as in ONNX's tests, it is refused.
-
-`python -m tests.support.operator_table` writes this page (here with onnx {version}). A test compares it with the
-importer.
-
-| operator | right | refused | reason |
-|---|---:|---:|---|
-"""
+TEMPLATE = Path(__file__).with_name("models.md")
+"""The text of the page, with a place for each number and table that is measured."""
 
 
 def operator_of(case: Case) -> str | None:
-    """The operator that a case tests; None for those whose operator was written out as others."""
+    """The operator that a case tests; None for those whose operator ONNX has written out as others."""
     return case.model.graph.node[0].op_type if len(case.model.graph.node) == 1 else None
 
 
 def reason(detail: str) -> str:
     """Why a case is refused, without the names of this one."""
-    text = re.sub(r"^cannot import the operator \w+ \(.*?'\):? ", "", detail)
-    text = re.sub(r"^\S+ is of ONNX", "ONNX", text)  # the file's name
+    text = re.sub(r"^cannot import the operators? \w+ \(.*?\'\):? ", "", detail)
+    text = re.sub(r"^\S+ is (of|for|a) ", "", text)  # the file's name
+    text = re.sub(r" \(operator .*", "", text)
     text = re.sub(r"^--input '[^']*': dimension \d is 0", "an input without elements", text)
+    text = re.sub(r"\w+ \([\w.]+, node '[^']*'( and \d+ others?)?\)", "", text)
     text = re.sub(r",? ?'[^']*',?| \('[^']*'\)", "", text).split("; ")[0]
     return " ".join(text.replace("|", "/").split())[:90] or "no reason"
 
 
 def both(case: Case) -> list[Outcome]:
+    """The outcomes with all inputs computed at run time, and with all but the first as constants."""
     return [outcome(case, constant) for constant in ([False, True] if len(case.inputs) > 1 else [False])]
 
 
-def table(results: Iterable[tuple[str, list[Outcome]]]) -> str:
-    """The rows of the table for the outcomes of each case, by operator."""
-    right: dict[str, int] = defaultdict(int)
+Result = tuple[str, str, list[Outcome]]
+"""The name of a case, its operator, and its outcomes."""
+
+
+def right(found: Iterable[Outcome]) -> bool:
+    return any(one.kind == RIGHT for one in found)
+
+
+def rows(results: Iterable[Result]) -> str:
+    """The rows of the table: the outcomes of the cases by operator. Ends the program for a wrong result."""
+    passed: dict[str, int] = defaultdict(int)
     refused: dict[str, list[str]] = defaultdict(list)
-    for operator, found in results:
+    for name, operator, found in results:
         for one in found:
             if one.kind in (CRASH, DIFFERS):
-                raise SystemExit(f"{operator}: {one.kind}: {one.detail}")
-        if any(one.kind == RIGHT for one in found):
-            right[operator] += 1
+                raise SystemExit(f"{name}: {one.kind}: {one.detail}")
+        if right(found):
+            passed[operator] += 1
         else:
             refused[operator].append(reason(found[-1].detail))
-    rows = []
-    for name in sorted({*right, *refused}):
-        why = ", ".join(sorted(set(refused[name]))[:2])
-        rows.append(f"| {name} | {right[name]} | {len(refused[name])} | {why} |")
-    return "\n".join(rows) + "\n"
+    lines = []
+    for operator in sorted({*passed, *refused}):
+        why = ", ".join(sorted(set(refused[operator]))[:2])
+        lines.append(f"| {operator} | {passed[operator]} | {len(refused[operator])} | {why} |")
+    return "\n".join(lines)
+
+
+def tested() -> list[tuple[Case, str]]:
+    """The cases of the table, each with its operator."""
+    return [(case, operator) for case in cases() if (operator := operator_of(case)) is not None]
+
+
+def measured() -> Iterator[Result]:
+    for case, operator in tested():
+        yield case.name, operator, both(case)
+
+
+def page(results: list[Result], models: list[Result]) -> str:
+    """The page with the given outcomes of ONNX's tests of operators and of models."""
+    from zmq_offload.compile.onnx_file import OLDEST_OPSET
+    from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
+    from zmq_offload.compile.operators.loops import MOST_NODES
+    from zmq_offload.compile.operators.qlinear import EXPANSIONS
+    from zmq_offload.compile.operators.schemas import BY_TVM, MICROSOFT
+
+    contrib = BY_TVM | CONTRIB_CONVERTERS.keys() | {name for domain, name in EXPANSIONS if domain == MICROSOFT}
+    total, other = len(results), without_numbers()
+    passed = sum(right(found) for _, _, found in results)
+    values = {
+        "contrib": ", ".join(f"`{name}`" for name in sorted(contrib)),
+        "model_right": sum(right(found) for _, _, found in models),
+        "model_total": len(models),
+        "most_nodes": f"{MOST_NODES:,}",
+        "newest": onnx.defs.onnx_opset_version(),
+        "oldest": OLDEST_OPSET,
+        "other": other,
+        "right": passed,
+        "rows": rows(results),
+        "share": f"{100 * passed / total:.1f}",
+        "share_of_all": f"{100 * passed / (total + other):.1f}",
+        "total": total,
+        "version": onnx.__version__,
+    }
+    return re.sub(r"\{(\w+)\}", lambda match: str(values[match.group(1)]), TEMPLATE.read_text())
+
+
+def counts(text: str) -> tuple[int, int]:
+    """How many of ONNX's operator tests are right, and how many there are, as a page says."""
+    found = re.search(r"\*\*(\d+) of (\d+)", text)
+    assert found is not None, "the page does not say how many tests are right"
+    return int(found.group(1)), int(found.group(2))
+
+
+def write(results: list[Result], models: list[Result]) -> None:
+    """Write the page, unless fewer tests are right than on the last one."""
+    text = page(results, models)
+    (before, all_before), (now, all_now) = counts(PAGE.read_text()), counts(text)
+    if all_now == all_before and now < before:
+        raise SystemExit(f"{now} of {all_now} tests are right, {before} were; the share may only rise")
+    PAGE.write_text(text)
+    print(f"{now} of {all_now} tests of operators are right ({100 * now / all_now:.1f} %)", file=sys.stderr)
 
 
 def main() -> None:
-    from zmq_offload.compile.operators.schemas import CONTRIB
-
-    results = ((name, both(case)) for case in cases() if (name := operator_of(case)) is not None)
-    contrib = ", ".join(sorted(f"`{name}`" for _, name in CONTRIB))
-    PAGE.write_text(HEAD.format(contrib=contrib, version=onnx.__version__) + table(results))
+    write(list(measured()), [(case.name, "", both(case)) for case in model_cases()])
 
 
 if __name__ == "__main__":

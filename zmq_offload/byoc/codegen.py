@@ -11,12 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 import tvm_ffi
 from tvm import ir, relax, tirx
 
+from zmq_offload.byoc.parameters import MULTIPLES, multiples_of
 from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE, codegen_of, without_constants
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
@@ -99,6 +100,8 @@ def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[T
     attrs = function.attrs or {}
     names = [str(n) for n in attrs[INPUT_NAMES]] if INPUT_NAMES in attrs else [p.name for p in function.params]
     inputs = input_specs(names, [p.ty for p in function.params])
+    if MULTIPLES in attrs:
+        inputs = tuple(with_multiples(spec, given) for spec, given in zip(inputs, attrs[MULTIPLES], strict=True))
     result = function.ret_ty
     types = list(result.fields) if isinstance(result, relax.TupleType) else [result]
     ends = (
@@ -113,7 +116,10 @@ def input_specs(names: Sequence[str], types: Sequence[ir.Type]) -> tuple[TensorS
     Raises InvalidArgument for an input without one, and if symbolic extents of dimension 0 differ: a signature does not
     name extents, and workers take dimension 0 as the batch.
     """
-    specs = tuple(tensor_spec(name, ty) for name, ty in zip(names, types, strict=True))
+    specs = tuple(
+        with_multiples(tensor_spec(name, ty), given)
+        for name, ty, given in zip(names, types, multiples_of(types), strict=True)
+    )
     batches = [(s.name, ty.shape[0]) for s, ty in zip(specs, types, strict=True) if s.shape and s.shape[0] == ANY]
     for name, extent in batches[1:]:
         first, batch = batches[0]
@@ -124,6 +130,12 @@ def input_specs(names: Sequence[str], types: Sequence[ir.Type]) -> tuple[TensorS
                 "the batch and must be the same: fix one of them, or cut elsewhere"
             )
     return specs
+
+
+def with_multiples(spec: TensorSpec, multiples: Sequence[int]) -> TensorSpec:
+    """Return the specification with what its extents have to be multiples of, if that is not 1 for all."""
+    whole = tuple(int(m) for m in multiples)
+    return replace(spec, multiples=whole) if any(m > 1 for m in whole) else spec
 
 
 def tensor_spec(name: str, ty: ir.Type) -> TensorSpec:
@@ -175,7 +187,7 @@ def _standalone(mod: tvm.IRModule, symbol: str) -> tvm.IRModule:
             if isinstance(functions[name], relax.Function):
                 todo += [gv.name_hint for gv in relax.analysis.all_global_vars(functions[name])]
     main = needed.pop(symbol)
-    for attr in (CODEGEN_ATTRIBUTE, INPUT_NAMES, OUTPUT_NAMES):
+    for attr in (CODEGEN_ATTRIBUTE, INPUT_NAMES, OUTPUT_NAMES, MULTIPLES):
         main = main.without_attr(attr)
     others = {gv: f for gv, f in mod.functions.items() if gv.name_hint in needed}
     builder = relax.BlockBuilder(tvm.IRModule(others))

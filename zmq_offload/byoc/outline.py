@@ -14,6 +14,7 @@ from tvm import ir, relax
 from zmq_offload.byoc.codegen import CODEGEN, INPUT_NAMES, OUTPUT_NAMES, offloaded_functions
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.order import topological_order
+from zmq_offload.byoc.parameters import with_symbols
 from zmq_offload.byoc.region import Region, ResolvedRegion, resolve_regions
 from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE
 from zmq_offload.errors import InvalidArgument
@@ -62,7 +63,7 @@ def _region_function(graph: Graph, region: ResolvedRegion, symbol: str) -> relax
     body = [relax.VarBinding(var, param) for var, param in zip(region.cuts, params, strict=True)]
     body += [b for b in graph.bindings if b.var in region.inside]
     result = relax.Tuple(list(region.untils)) if len(region.untils) > 1 else next(iter(region.untils))
-    function = _function(graph.dataflow, params, body, result)
+    function = with_symbols(_function(graph.dataflow, params, body, result))
     unknown = relax.analysis.free_symbolic_vars(function)
     if unknown:
         raise InvalidArgument(
@@ -89,7 +90,7 @@ def _main_function(
             body.append(step)
     results = [graph.tensors[name] for name in graph.outputs]
     result = relax.Tuple(results) if len(results) > 1 else results[0]
-    return _function(graph.dataflow, list(graph.params), body, result).with_attrs(original.attrs)
+    return with_symbols(_function(graph.dataflow, list(graph.params), body, result).with_attrs(original.attrs))
 
 
 def _ordered_steps(graph: Graph, resolved: Sequence[ResolvedRegion]) -> list[relax.Binding | ResolvedRegion]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zmq_offload.console.parser import Parser
+
+if TYPE_CHECKING:
+    from zmq_offload.compile.quantize import Quantized
 
 
 def add_options(parser: Parser) -> None:
@@ -25,12 +28,10 @@ def add_options(parser: Parser) -> None:
     )
 
 
-def use(args: argparse.Namespace, file: Path) -> None:
-    """Let what follows use the int8 model in `file`, and cut it as the compiled one is cut."""
-    from zmq_offload.compile.quantize import quantized_name
-
+def use(args: argparse.Namespace, quantized: Quantized) -> None:
+    """Let what follows use the int8 model, and cut it as the compiled one is cut."""
     for region in args.regions or (vars(args),):
         for option in ("cut", "until"):
             if region.get(option):
-                region[option] = [quantized_name(file, tensor) for tensor in region[option]]
-    args.model, args.quantize, args.calibrate = file, None, None
+                region[option] = [quantized.tensors[tensor] for tensor in region[option]]
+    args.model, args.quantize, args.calibrate = quantized.file, None, None

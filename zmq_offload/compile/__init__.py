@@ -5,8 +5,13 @@ Names are imported on first use, so that the command line can show its help wher
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# TVM imports PyTorch where it is installed. For a version that cannot exchange tensors by itself, it would compile and
+# load a C++ extension, and warn if that fails. Nothing here needs it.
+os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
 
 if TYPE_CHECKING:
     from zmq_offload.byoc.cut import cut_module

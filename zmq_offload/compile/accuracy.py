@@ -170,7 +170,10 @@ def random_sample(specs: Sequence[TensorSpec], seed: int = SEED) -> dict[str, Ar
     generator = np.random.default_rng(seed)
     sample = {}
     for spec in specs:
-        shape = [(2 if axis == 0 else 64) if d == ANY else d for axis, d in enumerate(spec.shape)]
+        shape = [
+            -(-(2 if axis == 0 else 64) // spec.multiple(axis)) * spec.multiple(axis) if d == ANY else d
+            for axis, d in enumerate(spec.shape)
+        ]
         if spec.dtype.kind == "f":
             sample[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
         else:

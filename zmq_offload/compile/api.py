@@ -17,7 +17,7 @@ from zmq_offload.byoc.region import Region, check_distinct
 from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile.bundle import BuildJob, Compiled, Signature, write
 from zmq_offload.compile.check import Check
-from zmq_offload.compile.cuts import CutPoint, frontiers
+from zmq_offload.compile.cuts import CutPoint, cut_points
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.models.base import Model
@@ -25,7 +25,7 @@ from zmq_offload.compile.models.modules import located, outermost
 from zmq_offload.compile.models.onnx_model import OnnxModel
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
-from zmq_offload.compile.quantize import Kind, Quantized, quantize_model, quantized_name
+from zmq_offload.compile.quantize import Kind, Quantized, quantize_model
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import resolve_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
@@ -169,12 +169,11 @@ def _quantized(
     with job.progress.step("quantize to int8") as report:
         file.parent.mkdir(parents=True, exist_ok=True)
         done = quantize_model(model, samples, file, inputs=inputs, keep=tensors, check=check, report=report)
-    renamed = {tensor: quantized_name(file, tensor) for tensor in tensors}
     chosen = [
         replace(
             region,
-            cut=[renamed[t] for t in region.cut],
-            until=None if region.until is None else [renamed[t] for t in region.until],
+            cut=[done.tensors[t] for t in region.cut],
+            until=None if region.until is None else [done.tensors[t] for t in region.until],
         )
         for region in regions
     ]
@@ -243,8 +242,7 @@ def compile_module(
 
 @interruptible()
 def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> list[CutPoint]:
-    """List the cuts of a model: the tensors that alone, or with cheap functions of its inputs, separate its inputs from
-    its outputs, and cuts at two to four tensors that send less than their neighbors.
+    """List the tensors of a model that alone separate its inputs from its outputs.
 
     Parameters
     ----------
@@ -256,7 +254,7 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
     Returns
     -------
     list of CutPoint
-        In graph order. The `names` of each can be given to `compile_model` as `cut`.
+        In graph order. Each name can be given to `compile_model` as `cut`.
 
     Raises
     ------
@@ -266,12 +264,12 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
     Examples
     --------
     >>> for point in list_cuts("detection.onnx", inputs={"x": (1, 3, 320, 320)}):  # doctest: +SKIP
-    ...     print(point.names, point.nbytes, point.share)
+    ...     print(point.name, point.nbytes, point.share)
     """
     source = read_model(model)
     modules = outermost(source.modules())
-    points = frontiers(source.imported(inputs or {}).graph)
-    return [replace(point, module=None if point.others else modules.get(point.name)) for point in points]
+    points = cut_points(source.imported(inputs or {}).graph)
+    return [replace(point, module=modules.get(point.name)) for point in points]
 
 
 def _regions(

@@ -13,8 +13,9 @@ import onnx
 import tvm
 from tvm import ir, relax
 
-from zmq_offload.byoc.codegen import input_specs, tensor_spec
+from zmq_offload.byoc.codegen import input_specs, tensor_spec, with_multiples
 from zmq_offload.byoc.graph import Graph
+from zmq_offload.byoc.parameters import with_symbols
 from zmq_offload.compile.half import without_bfloat16
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
@@ -23,7 +24,7 @@ from zmq_offload.compile.operators.graph import import_graph
 from zmq_offload.compile.operators.loops import unrolled
 from zmq_offload.compile.operators.refusal import reason
 from zmq_offload.compile.operators.rewrite import inlined
-from zmq_offload.compile.shapes import Dim, set_input_shapes
+from zmq_offload.compile.shapes import Dim, multiple_of, set_input_shapes
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
 
@@ -71,7 +72,12 @@ def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
     """Import a model that is not cut, as `import_onnx` does, without names for tensors inside it."""
     model = read_onnx(path)
     set_input_shapes(model, inputs)
-    return _to_relax(simplify(model))
+    mod = _to_relax(simplify(model))
+    main = with_symbols(mod["main"])
+    if main.same_as(mod["main"]):
+        return mod
+    mod["main"] = main
+    return relax.transform.CanonicalizeBindings()(relax.transform.Normalize()(mod))
 
 
 def model_inputs(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tuple[TensorSpec, ...]:
@@ -85,7 +91,8 @@ def model_inputs(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
             kind = info.type.tensor_type
             dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
             datatype = "FP32" if str(dtype) == "bfloat16" else datatype_of(dtype)  # as `without_bfloat16` makes it
-            found.append(TensorSpec(info.name, datatype, tuple(d.dim_value or ANY for d in kind.shape.dim)))
+            spec = TensorSpec(info.name, datatype, tuple(d.dim_value or ANY for d in kind.shape.dim))
+            found.append(with_multiples(spec, [multiple_of(d.dim_param)[0] for d in kind.shape.dim]))
     return tuple(found)
 
 

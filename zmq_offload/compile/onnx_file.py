@@ -13,10 +13,10 @@ import onnx.version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from zmq_offload.compile.onnx_usable import check_usable
-from zmq_offload.compile.operators.rewrite import resized_as_before
+from zmq_offload.compile.operators.rewrite import resized_as_before, slopes_per_channel
 from zmq_offload.errors import InvalidArgument, one_line
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 6
 """The oldest opset that can be converted. Earlier operators have other attributes and broadcasting rules."""
 
 IMPORTED_OPSET = 11
@@ -119,6 +119,8 @@ def _modern(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if opset < 7:
+                slopes_per_channel(model)
             converted = onnx.version_converter.convert_version(model, IMPORTED_OPSET)
             resized_as_before(converted)
             return converted

@@ -143,9 +143,21 @@ class _Products(BlockRewriter):
             return None if x is None or x.axis is not None else self._moved(name, value, x)
         return None
 
-    def _integers(self, expr: Expr) -> Expr:
+    def constant(self, expr: Expr) -> Array | None:
+        """As for other rewriters; also a constant that is quantized in the graph, as weights after training are."""
         value = self.original(expr)
-        return value if array_of(value) is not None else self.visit_expr(expr)
+        if operator_name(value) != "relax.quantize":
+            return array_of(value)
+        x, scale, zero = (array_of(self.original(a)) for a in value.args)
+        if x is None or scale is None or zero is None:
+            return None
+        kind, (scale, zero) = str(value.ty.dtype), (_along(v, value) for v in (scale, zero))
+        limits = np.iinfo(kind)
+        return np.asarray(np.clip(np.rint(x / scale) + zero, limits.min, limits.max), kind)
+
+    def _integers(self, expr: Expr) -> Expr:
+        array = self.constant(expr)
+        return self.visit_expr(expr) if array is None else relax.const(array)
 
     def _moved(self, name: str, call: Call, x: _Quantized) -> _Quantized | None:
         if name == "relax.nn.relu":
@@ -283,14 +295,19 @@ def _take(graph: _Products, call: Call) -> Expr | None:
     return op.dequantize(rows, relax.const(x.scale), relax.const(x.zero), axis=-1, out_dtype="float32")
 
 
+def _along(parameter: Array, call: Call) -> Array:
+    """A scale or zero point, so that it broadcasts along the axis of `quantize` or `dequantize`."""
+    rank = call.ty.ndim
+    shape = [-1 if i == int(call.attrs.axis) % rank else 1 for i in range(rank)]
+    return parameter.reshape(shape) if parameter.ndim else parameter
+
+
 def _constant(graph: _Products, call: Call) -> Expr | None:
     """A constant, such as a bias, as floats."""
     x, scale, zero = (graph.constant(a) for a in call.args)
     if x is None or scale is None or zero is None or str(call.ty.dtype) != "float32":
         return None
-    rank = call.ty.ndim
-    shape = [-1 if i == int(call.attrs.axis) % rank else 1 for i in range(rank)]
-    scale, zero = (v.reshape(shape) if v.ndim else v for v in (scale, zero))
+    scale, zero = (_along(v, call) for v in (scale, zero))
     return relax.const((x.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale)
 
 

@@ -65,6 +65,9 @@ class Quantized:
         Whether those were others than the samples for calibration.
     outputs : tuple of Quality
         The accuracy of each output against the float32 model.
+    tensors : mapping of str to str
+        For each kept tensor its quantized form, or its own name if it has none. A Relu or Clip becomes a part of the
+        layer before it, and so a tensor between the two becomes the one after them.
     """
 
     file: Path
@@ -72,6 +75,7 @@ class Quantized:
     measured: int
     held_out: bool
     outputs: tuple[Quality, ...]
+    tensors: Mapping[str, str]
 
     def __str__(self) -> str:
         others = f"{counted(self.measured, 'other sample')}" if self.held_out else "the same"
@@ -139,7 +143,6 @@ def quantize_model(
     set_input_shapes(float_model, shapes)
     _check_float(model, float_model)
     simple = simplify(float_model, keep)
-    # The tensors at which the model is cut must not disappear: the quantizer removes a Relu or Clip before a tensor.
     with needs("quantize"), _quiet():
         from onnxruntime import quantization
 
@@ -164,14 +167,23 @@ def quantize_model(
     qualities = _measured(model, output, others or fitting)
     if check:
         _check_quality(qualities)
-    return Quantized(Path(output), len(fitting), len(others or fitting), bool(others), qualities)
+    tensors = _quantized_names(simple, onnx.load(os.fspath(output), load_external_data=False), keep)
+    return Quantized(Path(output), len(fitting), len(others or fitting), bool(others), qualities, tensors)
 
 
-def quantized_name(file: PathLike, tensor: str) -> str:
-    """The name of the quantized form of a tensor in a file from `quantize_model`; the tensor's own if it has none."""
-    found = {o for node in onnx.load(os.fspath(file), load_external_data=False).graph.node for o in node.output}
-    wanted = f"{tensor}_QuantizeLinear_Output"
-    return wanted if wanted in found else tensor
+def _quantized_names(plain: onnx.ModelProto, quantized: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, str]:
+    """The quantized form of each tensor, as `Quantized` describes."""
+    known = {o for node in quantized.graph.node for o in node.output}
+    found = {}
+    for tensor in tensors:
+        name = tensor
+        users = [n for n in plain.graph.node if name in n.input]
+        while name not in known and len(users) == 1 and users[0].op_type in ("Relu", "Clip"):
+            name = users[0].output[0]
+            users = [n for n in plain.graph.node if name in n.input]
+        form = f"{name}_QuantizeLinear_Output"
+        found[tensor] = form if form in known else name
+    return found
 
 
 def _samples(samples: Sequence[Sample | Array], specs: Sequence[TensorSpec]) -> list[dict[str, Array]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.shapes import Dim, multiple_of
 from zmq_offload.errors import one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
@@ -139,7 +139,8 @@ def _extent(name: Dim, extent: int, axis: int, round_: int, chosen: dict[str, in
     usual = EXTENTS[round_][axis > 0]
     if name == "?":
         return chosen.setdefault("batch", usual) if axis == 0 else usual
-    return chosen.setdefault(str(name), usual)
+    multiple, symbol = multiple_of(str(name))
+    return multiple * chosen.setdefault(symbol, -(-usual // multiple))
 
 
 PASS_ON = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")

@@ -14,9 +14,10 @@ from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 
 Dim: TypeAlias = int | str
-"""A dimension: a number, the name of a symbolic extent (one name, one extent), or "?" for an extent without a name."""
+"""A dimension: a number, the name of a symbolic extent (one name, one extent), a multiple of one ("8*H"), or "?" for an
+extent without a name."""
 
-SYMBOL = r"\?|[A-Za-z_][A-Za-z0-9_]*"
+SYMBOL = r"\?|(?:[1-9][0-9]{0,8}\*)?[A-Za-z_][A-Za-z0-9_]*"
 
 BATCH = "batch"
 """The name of "?" at dimension 0: the batch, one extent for all inputs (see `zmq_offload.protocol.tensors`)."""
@@ -30,10 +31,16 @@ def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
     parts = [d.strip() for d in dims.split(",")] if dims.strip() else []
     if not equals or not name or not all(re.fullmatch(rf"[1-9][0-9]*|{SYMBOL}", d) for d in parts):
         raise InvalidArgument(
-            f"--input {text!r} is not an input shape; write NAME=DIMS, dimensions from 1, symbolic by name or '?': "
-            "x=1,3,320,320"
+            f"--input {text!r} is not an input shape; write NAME=DIMS, dimensions from 1, symbolic by name, "
+            "as a multiple of one (8*H) or '?': x=1,3,320,320"
         )
     return name, tuple(int(d) if d.isdigit() else d for d in parts)
+
+
+def multiple_of(dim: str) -> tuple[int, str]:
+    """A symbolic dimension as its factor and its name: "8*H" is (8, "H")."""
+    factor, star, name = dim.rpartition("*")
+    return (int(factor) if star else 1), name
 
 
 def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[Dim, ...]]:
@@ -110,7 +117,8 @@ def _check_dims(info: onnx.ValueInfoProto, dims: Sequence[Dim]) -> None:
     for axis, (dim, fixed) in enumerate(zip(dims, known or [None] * len(dims), strict=True)):
         if not _is_dim(dim):
             raise InvalidArgument(
-                f"--input {name!r}: dimension {axis} is {dim!r}; use a number from 1, a symbolic one's name, or '?'"
+                f"--input {name!r}: dimension {axis} is {dim!r}; use a number from 1, a symbolic one's name, "
+                "a multiple of one (8*H), or '?'"
             )
         if fixed is not None and dim != fixed:
             raise InvalidArgument(f"--input {name!r}: dimension {axis} is {fixed} in the model, not {dim}")

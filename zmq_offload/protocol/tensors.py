@@ -11,10 +11,11 @@ import hashlib
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -72,11 +73,15 @@ def array_of(value: object) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a model: name, datatype (a key of `DATATYPES`), shape (`ANY` for a symbolic extent)."""
+    """One input or output of a model: name, datatype (a key of `DATATYPES`), shape (`ANY` for a symbolic extent).
+
+    `multiples` has a number for each extent, of which it has to be a multiple; without it, all are 1.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    multiples: tuple[int, ...] | msgspec.UnsetType = field(default=msgspec.UNSET, repr=False)
 
     @property
     def dtype(self) -> DType:
@@ -91,12 +96,18 @@ class TensorSpec:
         """Whether a tensor of this shape can be passed."""
         return len(shape) == len(self.shape) and all(w in (ANY, d) for w, d in zip(self.shape, shape, strict=True))
 
+    def multiple(self, axis: int) -> int:
+        """The number that an extent has to be a multiple of."""
+        return 1 if self.multiples is msgspec.UNSET else self.multiples[axis]
+
     def __str__(self) -> str:
-        dims = ",".join("?" if d == ANY else str(d) for d in self.shape)
+        whole = [f"{self.multiple(axis)}*" if self.multiple(axis) > 1 else "" for axis in range(len(self.shape))]
+        dims = ",".join(f"{m}?" if d == ANY else str(d) for m, d in zip(whole, self.shape, strict=True))
         return f"{self.name} {self.datatype}[{dims}]"
 
     def to_json(self) -> dict[str, object]:
-        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+        known: dict[str, object] = {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+        return known if self.multiples is msgspec.UNSET else {**known, "multiples": list(self.multiples)}
 
     @classmethod
     def from_json(cls, value: object) -> TensorSpec:
@@ -112,7 +123,12 @@ class TensorSpec:
             raise InvalidArgument(f"tensor {name!r}: datatype must be a string, not {reprlib.repr(datatype)}")
         if not isinstance(shape, list) or not all(type(d) is int for d in shape):
             raise InvalidArgument(f"tensor {name!r}: shape {reprlib.repr(shape)} is not a list of extents (-1: any)")
-        spec = cls(name, datatype, tuple(shape))
+        multiples = value.get("multiples", msgspec.UNSET)
+        if multiples is not msgspec.UNSET and not isinstance(multiples, list):
+            raise InvalidArgument(
+                f"tensor {name!r}: multiples {reprlib.repr(multiples)} is not a list of numbers from 1"
+            )
+        spec = cls(name, datatype, tuple(shape), multiples if multiples is msgspec.UNSET else tuple(multiples))
         spec.check()
         return spec
 
@@ -133,6 +149,13 @@ class TensorSpec:
         if any(d < ANY for d in self.shape):
             raise InvalidArgument(
                 f"tensor {self.name!r}: shape {reprlib.repr(list(self.shape))} is not a list of extents (-1: any)"
+            )
+        if self.multiples is not msgspec.UNSET and (
+            len(self.multiples) != len(self.shape) or not all(type(m) is int and m > 0 for m in self.multiples)
+        ):
+            raise InvalidArgument(
+                f"tensor {self.name!r}: multiples {reprlib.repr(list(self.multiples))} is not a number from 1 for each "
+                f"extent of shape {reprlib.repr(list(self.shape))}"
             )
         if len(self.shape) > limits.RANK or any(d >= limits.EXTENT for d in self.shape):
             raise InvalidArgument(
@@ -204,6 +227,12 @@ def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tu
             raise InvalidArgument(f"{what}: input {name!r} has datatype {datatype}, it takes {spec}")
         if not spec.fits(shape):
             raise InvalidArgument(f"{what}: input {name!r} has shape {list(shape)}, it takes {spec}")
+        for axis, extent in enumerate(shape):
+            if extent % spec.multiple(axis):
+                raise InvalidArgument(
+                    f"{what}: dimension {axis} of input {name!r} is {extent}, which is not a multiple of "
+                    f"{spec.multiple(axis)}; it takes {spec}"
+                )
         if spec.shape and spec.shape[0] == ANY:
             if batch is not None and batch[1] != shape[0]:
                 raise InvalidArgument(

@@ -23,6 +23,13 @@ def is_integer_product(call: Call) -> bool:
     return data in INTEGERS and weight == "int8" and str(call.ty.dtype) == "int32"
 
 
+def is_integer_convolution(call: Call) -> bool:
+    """Return whether `call`, a convolution, is an integer product of images of static size."""
+    sizes = shape_of(call.args[0])
+    spatial = sizes[2:] if str(call.attrs.data_layout).startswith("NC") else sizes[1:-1]
+    return is_integer_product(call) and bool(sizes) and None not in spatial
+
+
 def matmul(builder: relax.BlockBuilder, machine: Machine, data: Expr, matrix: Array | None) -> Expr | None:
     """Emit a product with a constant matrix; None if it has another right operand."""
     if matrix is None or matrix.ndim != 2 or data.ty.ndim < 1 or data.ty.shape is None:

@@ -123,7 +123,7 @@ class _ChannelsLast(GraphRewriter):
         layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
         if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW"), ("NHWC", "OHWI"), ("NHWC", "HWIO")):
             return None
-        integer = integer_layout.is_integer_product(call) and self.array(weight) is not None
+        integer = integer_layout.is_integer_convolution(call) and self.array(weight) is not None
         if not integer and any(str(t.dtype) != "float32" for t in (call.ty, data.ty, weight.ty)):
             return None
         sizes = shape_of(weight)

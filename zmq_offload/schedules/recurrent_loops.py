@@ -243,18 +243,20 @@ class Loops:
         """A range of chunks of hidden units, each for all tiles of `rows`."""
         height, known = step.phase.rows, constant(rows.count)
 
-        def tile(chunk: Expr, row: Expr, size: int) -> tirx.Stmt:
-            return self._tile(step, chunk, row, size, sums)
+        def tiles(chunk: Expr, row: Expr, many: Expr | int, size: int) -> tirx.Stmt:
+            return loop(many, lambda t: self._tile(step, chunk, row + t * size, size, sums), "tile")
 
         def chunk(c: Expr) -> tirx.Stmt:
-            tiles = tirx.floordiv(rows.count, height)
-            main = loop(tiles, lambda t: tile(first + c, rows.first + t * height, height), "tile")
-            rest = rows.first + tiles * height
-            if known is None:
-                after = loop(rows.count - tiles * height, lambda r: tile(first + c, rest + r, 1), "row")
-                return sequence([main, after if height > 1 else None])
-            end = tile(first + c, rest, known % height) if known % height else None
-            return sequence([main if known >= height else None, end])
+            if known is not None:
+                whole, rest = divmod(known, height)
+                main = tiles(first + c, rows.first, whole, height) if whole else None
+                return sequence([main, tiles(first + c, rows.first + whole * height, 1, rest) if rest else None])
+            row, left, parts = rows.first, rows.count, []
+            for size in sorted({height, min(height, 2), 1}, reverse=True):
+                many = tirx.floordiv(left, size)
+                parts.append(tiles(first + c, row, many, size))
+                row, left = row + many * size, left - many * size
+            return sequence(parts)
 
         return loop(count, chunk, "chunk")
 

@@ -15,6 +15,7 @@ from zmq_offload.compile.operators import (
     pools,
     quantized,
     reductions,
+    sequences,
     shaping,
     signal,
 )
@@ -316,6 +317,8 @@ CONVERTERS: dict[str, Converter] = {
     "STFT": signal.stft,
     "Scatter": scatter,
     "Selu": arithmetic.selu,
+    "SequenceInsert": sequences.sequence_insert,
+    "SequenceLength": sequences.sequence_length,
     "SimplifiedLayerNormalization": contrib.simplified_layer_norm,
     "Sinh": arithmetic.sinh,
     "Slice": shaping.slice_,

@@ -10,7 +10,7 @@ import tvm
 from onnx.helper import tensor_dtype_to_np_dtype
 from tvm import relax
 
-from zmq_offload.compile.extents import Extents
+from zmq_offload.byoc.extents import Extents
 from zmq_offload.compile.operators import converters, pools
 from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from tvm import ir, relax, te, tirx
 
-from zmq_offload.compile.extents import Extent, Extents
+from zmq_offload.byoc.extents import Extent, Extents
 from zmq_offload.compile.operators.shape_arithmetic import NotKnown, Ratio
 from zmq_offload.compile.operators.shape_values import Value, evaluated, value_of
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, GraphImporter
@@ -20,7 +20,6 @@ from zmq_offload.compile.operators.tvm_importer import Builder, Expr, GraphImpor
 TAKEN = {
     ("ConstantOfShape", 0),
     ("Expand", 1),
-    ("OneHot", 1),
     ("Pad", 1),
     ("Range", 0),
     ("Range", 1),

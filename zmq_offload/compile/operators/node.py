@@ -10,7 +10,7 @@ import onnx
 import tvm
 from tvm import relax
 
-from zmq_offload.compile.extents import Extent, Extents
+from zmq_offload.byoc.extents import Extent, Extents
 from zmq_offload.compile.operators.refusal import cannot_import
 from zmq_offload.compile.operators.scope import Scope
 from zmq_offload.compile.operators.shape_values import Value, value_of

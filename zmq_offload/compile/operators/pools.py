@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 
-from tvm import relax
+from tvm import relax, te, tirx
 
 from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
@@ -41,12 +43,58 @@ def pool(bb: Builder, node: Node) -> Expr:
             # counted either.
             if node.operator == "LpPool" or not attributes.flag("count_include_pad"):
                 attributes["pads"], attributes["ceil_mode"] = longer, 0
+    if node.operator == "MaxPool" and node.outputs > 1:
+        return _largest_with_places(bb, node, kernel, strides, windows)
     result = bb.normalize(by_tvm(bb, node))
     found = static_shape(result)
     extra = [a for a, n in enumerate(windows, 2) if found is not None and found[a] > n]
     if extra:
         result = relax.op.strided_slice(result, extra, [0] * len(extra), [windows[a - 2] for a in extra])
     return result
+
+
+def _largest_with_places(
+    bb: Builder, node: Node, kernel: Sequence[int], strides: Sequence[int], windows: Sequence[int]
+) -> Expr:
+    """The largest element of each window, and where it is in the flattened tensor. TVM's pool has no places."""
+    x, attributes, spatial = node.inputs[0], node.attributes, len(kernel)
+    pads = attributes.integers("pads") or [0] * 2 * spatial
+    dilations = attributes.integers("dilations") or [1] * spatial
+    columns_first = attributes.flag("storage_order")
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+
+    def first(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+        keep = a[1] >= b[1]
+        return tirx.Select(keep, a[0], b[0]), tirx.Select(keep, a[1], b[1])
+
+    def nothing(place: str, value: str) -> tuple[Expr, Expr]:
+        return tirx.const(-1, place), te.min_value(value)
+
+    largest = te.comm_reducer(first, nothing, name="largest")
+
+    def compute(data: te.Tensor) -> Expr:
+        extents = list(data.shape[2:])
+        counts = list(windows) or [
+            (extents[d] + pads[d] + pads[d + spatial] - reach[d]) // strides[d] + 1 for d in range(spatial)
+        ]
+        taps = [te.reduce_axis((0, size), name=f"k{d}") for d, size in enumerate(kernel)]
+
+        def element(n: Expr, c: Expr, *at: Expr) -> Expr:
+            source = [at[d] * strides[d] + taps[d].var * dilations[d] - pads[d] for d in range(spatial)]
+            inside = tirx.all(*(tirx.all(i >= 0, i < extent) for i, extent in zip(source, extents, strict=True)))
+            place = tirx.const(0, "int64")
+            for d in reversed(range(spatial)) if columns_first else range(spatial):
+                place = place * extents[d] + source[d]
+            image = (n * data.shape[1] + c).astype("int64")
+            place = place + image * functools.reduce(operator.mul, extents)
+            pixel = (n, c, *source)
+            value = tirx.if_then_else(inside, data[pixel], te.min_value(data.dtype))
+            return largest((tirx.if_then_else(inside, place, -1), value), axis=taps)
+
+        return te.compute((*data.shape[:2], *counts), element, name="largest")
+
+    found = bb.emit_te(compute, x, primfunc_name_hint="pool_with_places")
+    return relax.Tuple([bb.emit(relax.TupleGetItem(found, i)) for i in (1, 0)])
 
 
 def convolution(bb: Builder, node: Node) -> Expr:

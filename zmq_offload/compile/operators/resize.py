@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from zmq_offload.compile.extents import Extent, expression, fraction_of
+from zmq_offload.byoc.extents import Extent, expression, fraction_of
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 from zmq_offload.protocol.payload import Array

@@ -14,6 +14,20 @@ from zmq_offload.compile.operators.qlinear import write_out_quantized
 from zmq_offload.compile.operators.tvm_importer import known_operators
 
 
+def slopes_per_channel(model: onnx.ModelProto) -> None:
+    """Give the slopes of each PRelu of a model from before opset 7 the shape of channels: they were [channels]."""
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*_typed(model).graph.value_info, *model.graph.input)}
+    weights = {w.name: w for w in model.graph.initializer}
+    slopes = {node.input[1]: ranks.get(node.input[0], 0) for node in model.graph.node if node.op_type == "PRelu"}
+    for name, rank in slopes.items():
+        weight = weights.get(name)
+        if weight is not None and len(weight.dims) == 1 and rank > 2:
+            weight.dims.extend([1] * (rank - 2))
+            stated = [value for value in model.graph.input if value.name == name]
+            for value in stated:
+                value.CopyFrom(onnx.helper.make_tensor_value_info(name, weight.data_type, weight.dims))
+
+
 def resized_as_before(model: onnx.ModelProto) -> None:
     """Give each Resize of a model converted from an opset before 11 the coordinates of that opset.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tvm import ir, relax, tirx
 
-from zmq_offload.compile.extents import Extent, Extents
+from zmq_offload.byoc.extents import Extent, Extents
 from zmq_offload.compile.operators.shape_arithmetic import Ratio
 from zmq_offload.compile.operators.shape_values import Value
 from zmq_offload.compile.operators.tvm_importer import Expr
@@ -37,11 +37,6 @@ class Scope:
     extents: Extents = field(default_factory=Extents)
     known: Callable[[str], Value | None] = _nothing
     places: tuple[Place, ...] = ()
-    limits: list[tuple[Extent, int]] = field(default_factory=list)
-
-    def limit(self, value: Extent, most: int) -> None:
-        """Note that an extent is at most `most`."""
-        self.limits.append((value, most))
 
     def to_fix(self, values: Iterable[object]) -> str:
         """What to do about extents that have to be numbers."""

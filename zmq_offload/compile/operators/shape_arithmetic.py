@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from tvm import ir, tirx
 
-from zmq_offload.compile.extents import Extent, Extents, fraction_of
+from zmq_offload.byoc.extents import Extent, Extents, fraction_of
 
 
 class NotKnown(Exception):

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from zmq_offload.compile.extents import Extents, fraction_of
+from zmq_offload.byoc.extents import Extents, fraction_of
 from zmq_offload.compile.operators.shape_arithmetic import Arithmetic, NotKnown, Ratio, Scalar
 from zmq_offload.protocol.payload import Array
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from tvm import ir, relax, te, tirx
 
-from zmq_offload.compile.extents import Extent, expression, scaled
+from zmq_offload.byoc.extents import Extent, expression, scaled
 from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, refuse
 from zmq_offload.compile.operators.shape_arithmetic import Ratio
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
@@ -157,6 +157,8 @@ def slice_(bb: Builder, node: Node) -> Expr:
     x = node.inputs[0]
     if node.opset < 10 or not isinstance(x.ty, relax.TensorType) or x.ty.shape is None:
         return by_tvm(bb, node)
+    if node.known(1) is None or node.known(2) is None:
+        return by_tvm(bb, node)
     dims, starts, ends = node.dims(0), node.numbers(1), node.numbers(2)
     axes = [int(a) % len(dims) for a in _given(node, 3, range(len(starts)))]
     steps = [int(s) for s in _given(node, 4, [1] * len(starts))]
@@ -216,15 +218,14 @@ def _clamped(node: Node, place: Extent, extent: Extent) -> Extent:
 def _assumed(node: Node, first: Extent, end: Extent, extent: Extent, step: int, length: Extent) -> Extent | None:
     """The length of a slice of a table up to a symbolic place, which has to be inside the table; None for others.
 
-    ONNX clamps the place. A model whose table is shorter than its sequence fails then in the next operator, so the
-    input's extent has a maximum.
+    ONNX clamps the place, and a model whose table is shorter than its sequence fails then in the next operator. Here
+    the last row is read again, as for an index that is out of bounds.
     """
     if isinstance(end, int) or not isinstance(extent, int) or step != 1 or isinstance(first, tirx.Select):
         return None
     wanted = node.extents.normal(end - first)
     if node.extents.equal(length, wanted) or not node.extents.at_least(wanted, 0):
         return None
-    node.scope.limit(end, extent)
     return wanted
 
 

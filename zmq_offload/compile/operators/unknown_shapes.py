@@ -1,4 +1,4 @@
-"""Refuse a node after which the shape of a tensor is not known any more, where it is because extents differ."""
+"""Refuse nodes for which TVM would have to know a shape or an equality of extents that only the run tells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import zip_longest
 import onnx
 from tvm import relax
 
-from zmq_offload.compile.extents import Extent
+from zmq_offload.byoc.extents import Extent
 from zmq_offload.compile.operators.known_values import shape_of
 from zmq_offload.compile.operators.refusal import cannot_import
 from zmq_offload.compile.operators.scope import Scope
@@ -16,8 +16,11 @@ from zmq_offload.compile.operators.shape_arithmetic import NotKnown
 from zmq_offload.compile.operators.tvm_importer import Expr
 from zmq_offload.errors import InvalidArgument
 
-BY_DATA = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
-"""Operators whose results have as many elements as the values of their inputs say."""
+ELEMENT_WISE = {
+    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual"),
+    *("Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor"),
+}
+"""Operators whose inputs become one shape."""
 
 
 def check_extents(
@@ -31,13 +34,14 @@ def check_extents(
     for a, b in _pairs(node, dims):
         if not scope.extents.equal(a, b):
             raise _different(node, name, a, b, scope)
+    if node.op_type in ELEMENT_WISE:
+        for others in dims[1:]:
+            for a, b in zip_longest(reversed(dims[0]), reversed(others), fillvalue=1):
+                if 1 not in (a, b) and not scope.extents.equal(a, b):
+                    raise _different(node, name, a, b, scope)
     unknown = next((out for out, r in zip(node.output, results, strict=False) if _shapeless(r)), None)
-    if unknown is None or node.op_type in BY_DATA:
-        return
-    for others in dims[1:]:
-        for a, b in zip_longest(reversed(dims[0]), reversed(others), fillvalue=1):
-            if 1 not in (a, b) and not scope.extents.equal(a, b):
-                raise _different(node, name, a, b, scope)
+    if unknown is None or node.op_type not in {*ELEMENT_WISE, "Concat", "MatMul"}:
+        return  # it depends on the values of the inputs
     why = f"only the run tells the shape of its output {unknown!r}"
     raise cannot_import(node.op_type, node.domain, name, why, scope.to_fix([d for shape in dims for d in shape]))
 

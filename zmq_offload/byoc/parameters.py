@@ -1,0 +1,105 @@
+"""Functions whose parameters have sums as extents, `8*H`: TVM finds only the values of symbols that stand alone.
+
+Such an extent becomes a symbol of its own, `h`. In the function `H` is `h // 8`, and the run checks that `h` is `8*H`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tvm import ir, relax, tirx
+
+from zmq_offload.byoc.extents import BINARY, Extents, expression
+
+Symbols = Mapping[tirx.Var, ir.Expr]
+
+
+MULTIPLES = "zmq_offload_multiples"
+"""Attribute of a function: for each extent of each parameter, what it has to be a multiple of."""
+
+
+def multiples_of(types: Sequence[ir.Type]) -> list[list[int]]:
+    """For each extent of each type, the number that it is a multiple of."""
+    extents = Extents()
+    found = []
+    for ty in types:
+        sums = [extents.linear(dim) for dim in _dims(ty)]
+        found.append([s[0] if s is not None and s[2] == 0 else 1 for s in sums])
+    return found
+
+
+def with_symbols(function: relax.Function) -> relax.Function:
+    """The function with a symbol for each extent of its parameters that is a sum; others stay as they are.
+
+    A symbol that no sum determines stays free.
+    """
+    extents = Extents()
+    dims = [dim for param in function.params for dim in _dims(param.ty)]
+    known = {str(dim.name) for dim in dims if isinstance(dim, tirx.Var)}
+    values: dict[tirx.Var, ir.Expr] = {}
+    symbols: list[tuple[ir.Expr, tirx.Var]] = []
+    for dim in dims:
+        found = extents.linear(dim)
+        if found is None or isinstance(dim, tirx.Var) or found[1] in values or _is_one_of(found[1], dims):
+            continue
+        multiple, symbol, rest = found
+        whole = _unused(f"{symbol.name}_{multiple}", known)
+        symbols.append((dim, whole))
+        values[symbol] = expression(extents.normal(tirx.FloorDiv(whole - rest, tirx.IntImm("int64", multiple))))
+    if not values:
+        return function
+
+    def bare(dim: ir.Expr) -> ir.Expr:
+        return next((whole for total, whole in symbols if extents.equal(dim, total)), _replaced(dim, values))
+
+    params, before = [], []
+    names = list(values)
+    defined = relax.Var("symbols", relax.ShapeType(names))
+    before.append(relax.MatchCast(defined, relax.ShapeExpr([values[n] for n in names]), relax.ShapeType(names)))
+    for param in function.params:
+        if all(isinstance(dim, tirx.Var | tirx.IntImm) for dim in _dims(param.ty)):
+            params.append(param)
+            continue
+        ty = relax.TensorType([bare(dim) for dim in _dims(param.ty)], param.ty.dtype)
+        params.append(relax.Var(param.name, ty))
+        before.append(relax.MatchCast(param, params[-1], param.ty))
+    end = function.body.body
+    result = _type(end.ty, values)
+    returned = relax.Var("returned", result)
+    after = relax.MatchCast(returned, end, result)
+    blocks = [relax.BindingBlock(before), *function.body.blocks, relax.BindingBlock([after])]
+    body = relax.SeqExpr(blocks, returned)
+    multiples = multiples_of([param.ty for param in function.params])
+    return relax.Function(params, body, result, function.is_pure, function.attrs).with_attr(MULTIPLES, multiples)
+
+
+def _dims(ty: ir.Type) -> list[ir.Expr]:
+    shaped = isinstance(ty, relax.TensorType) and isinstance(ty.shape, relax.ShapeExpr)
+    return list(ty.shape.values) if shaped else []
+
+
+def _is_one_of(symbol: tirx.Var, dims: Sequence[ir.Expr]) -> bool:
+    return any(symbol.same_as(dim) for dim in dims)
+
+
+def _unused(name: str, known: set[str]) -> tirx.Var:
+    while name in known:
+        name += "_"
+    known.add(name)
+    return tirx.Var(name, "int64")
+
+
+def _type(ty: ir.Type, values: Symbols) -> ir.Type:
+    if isinstance(ty, relax.TupleType):
+        return relax.TupleType([_type(field, values) for field in ty.fields])
+    if _dims(ty):
+        return relax.TensorType([_replaced(dim, values) for dim in _dims(ty)], ty.dtype)
+    return ty
+
+
+def _replaced(dim: ir.Expr, values: Symbols) -> ir.Expr:
+    if isinstance(dim, tirx.Var):
+        return next((value for symbol, value in values.items() if symbol.same_as(dim)), dim)
+    if isinstance(dim, BINARY):
+        return type(dim)(_replaced(dim.a, values), _replaced(dim.b, values))
+    return dim
