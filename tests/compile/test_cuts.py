@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 from tvm.runtime import vm
 
 from tests.support import onnx_models
+from tests.support.local_client import LocalClient
+from zmq_offload import load
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.outline import outline
-from zmq_offload.compile import list_cuts
+from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.importer import Imported, import_onnx
@@ -57,8 +61,77 @@ def test_transposed_convolutions_and_symbolic_extents_count(tmp_path: Path) -> N
     assert cuts["t"].tensor.shape == (-1, 5, 8, 8) and cuts["t"].nbytes == 5 * 8 * 8 * 4
 
 
-def test_a_model_that_no_single_tensor_separates_has_no_cuts(diamond: Path) -> None:
-    assert list_cuts(diamond) == []
+def test_a_model_that_no_single_tensor_separates_is_cut_at_several(diamond: Path, tmp_path: Path) -> None:
+    points = list_cuts(diamond)
+    assert points and all(point.others for point in points)
+    for number, point in enumerate(points):
+        compile_model(diamond, cut=point.names, name="m", output=tmp_path / str(number))
+
+
+def masked(path: Path, blocks: int = 3) -> Path:
+    """Blocks that all read a mask, which is made of an integer input: x [2,6,8], mask [2,6]."""
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["one", "float"], ["hidden"]),
+        helper.make_node("Unsqueeze", ["hidden", "axes"], ["wide"]),
+        helper.make_node("Mul", ["wide", "large"], ["bias"]),
+    ]
+    for i in range(blocks):
+        x, y = (f"h{i}", f"h{i + 1}") if i else ("x", "h1")
+        nodes += [
+            helper.make_node("MatMul", [x, f"w{i}"], [f"m{i}"]),
+            helper.make_node("Add", [f"m{i}", "bias"], [f"s{i}"]),
+            helper.make_node("Softmax", [f"s{i}"], [f"p{i}"], axis=1),
+            helper.make_node("Mul", [f"p{i}", x], [f"g{i}"]),
+            helper.make_node("Add", [f"g{i}", x], ["y" if i == blocks - 1 else y]),
+        ]
+    weights = {f"w{i}": onnx_models.random(8, 8, seed=i) for i in range(blocks)}
+    constants = {"one": np.float32(1), "large": np.float32(-1e4), "axes": np.array([2])}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 6, 8]),
+            helper.make_tensor_value_info("mask", TensorProto.INT64, [2, 6]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 6, 8])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in (weights | constants).items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_mask_that_every_block_reads_is_sent_along(tmp_path: Path) -> None:
+    """The blocks are cuts. Device and region both make the bias of the mask, which the user need not name."""
+    path = masked(tmp_path / "m.onnx")
+    points = {point.name: point for point in list_cuts(path)}
+    assert [n for n in points if n in ("h1", "h2")] == ["h1", "h2"]
+    assert [spec.name for spec in points["h2"].carried] == ["bias"]  # float32, smaller than the mask of int64
+    x = onnx_models.random(2, 6, 8)
+    mask = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
+    (expected,) = onnxruntime.InferenceSession(path).run(None, {"x": x, "mask": mask})
+    for cut in (["h1"], ["h2"], ["h2", "mask"], ["m1", "h1"]):
+        folder = tmp_path / "-".join(cut)
+        compiled = compile_model(path, cut=cut, name="m", output=folder)
+        sent = [spec.name for spec in compiled.models[0].inputs]
+        assert sent == [*cut, *(["bias"] if "mask" not in cut else [])]
+        found = load(compiled.device, client=LocalClient(folder / "repository"))(x, mask)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_float_input_leaves_the_device_only_where_the_user_cuts_at_it(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["picture"], ["r"]),
+        helper.make_node("Add", ["h", "r"], ["y"]),
+    ]
+    path = onnx_models.write(
+        tmp_path / "m.onnx", nodes, {"x": [3, 4], "picture": [3, 4]}, {"y": [3, 4]}, {"w": onnx_models.random(4, 4)}
+    )
+    with pytest.raises(InvalidArgument, match="input 'picture' also reaches the region"):
+        compile_model(path, cut="h", name="m", output=tmp_path)
+    compiled = compile_model(path, cut=["h", "picture"], name="m", output=tmp_path)
+    assert [spec.name for spec in compiled.models[0].inputs] == ["h", "picture"]
 
 
 OPERATORS = ("Add", "Mul", "Relu", "Tanh", "MatMul")

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from tvm import ir
 
+from zmq_offload.byoc.carried import both_sides, carried
 from zmq_offload.byoc.encoding import Wire
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.errors import InvalidArgument
@@ -47,8 +48,9 @@ class Region:
 class ResolvedRegion:
     """A region as variables of a graph.
 
-    `cuts` and `untils` map boundary variables to the user's names. `inside` are all variables that the region
-    computes; `varying` are those of them that depend on the model's inputs.
+    `cuts` and `untils` map boundary variables to the user's names; `cuts` includes what the region takes along
+    (`carried`). `inside` are all variables that the region computes; `varying` are those of them that depend on the
+    model's inputs and that only the region computes.
     """
 
     name: str
@@ -72,7 +74,7 @@ def resolve_regions(graph: Graph, regions: Sequence[Region]) -> list[ResolvedReg
     A region contains every variable on a path from its cuts to its ends. Raises InvalidArgument if
 
     - a tensor does not exist, or two regions have the same name;
-    - an input of the model reaches the region around its cuts;
+    - an input of the model reaches the region around its cuts, by more than cheap operators;
     - the rest of the model needs a tensor from inside the region that is not one of its ends;
     - a region needs its own result, regions overlap, or regions need each other's results in a cycle.
     """
@@ -104,8 +106,10 @@ def _resolve(graph: Graph, region: Region) -> ResolvedRegion:
     cuts = _variables(graph, region.cut, "--cut")
     until = _dependent_outputs(graph, list(cuts)) if region.until is None else region.until
     untils = _variables(graph, until, "--until")
-    inside = _enclosed(graph, cuts, untils)
-    return ResolvedRegion(region.name, cuts, untils, inside, inside & graph.from_inputs())
+    for var in carried(graph, cuts, untils) or ():
+        cuts.setdefault(var, graph.name(var))
+    inside, varying = _enclosed(graph, cuts, untils)
+    return ResolvedRegion(region.name, cuts, untils, inside, varying)
 
 
 def _variables(graph: Graph, names: Sequence[str], option: str) -> dict[ir.Var, str]:
@@ -132,8 +136,9 @@ def _dependent_outputs(graph: Graph, cuts: list[ir.Var]) -> list[str]:
     return list(chosen.values())
 
 
-def _enclosed(graph: Graph, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) -> set[ir.Var]:
-    """Return the variables that the region computes, including those that depend on constants only."""
+def _enclosed(graph: Graph, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) -> tuple[set[ir.Var], set[ir.Var]]:
+    """Return the variables that the region computes, including those that depend on constants only, and those that
+    depend on the inputs and that only the region computes."""
     for var, name in untils.items():
         if var in cuts or var in graph.params:
             raise InvalidArgument(f"--until: {name!r} is where the region begins; it must end after that")
@@ -148,7 +153,7 @@ def _enclosed(graph: Graph, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) 
     leaking = [p for p in graph.params if p in inside]
     if leaking:
         raise InvalidArgument(_leak(graph, leaking[0], cuts, untils))
-    varying = inside & graph.from_inputs()
+    varying = (inside & graph.from_inputs()) - (both_sides(graph, cuts, inside) - set(untils))
     for var, name in cuts.items():
         own = graph.upstream([var]) & varying
         if own:
@@ -156,7 +161,7 @@ def _enclosed(graph: Graph, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) 
                 f"--cut: {name!r} is itself computed from {_first_named(graph, own)}, which the region computes; "
                 "a region cannot feed itself"
             )
-    return inside
+    return inside, varying
 
 
 def _leak(graph: Graph, param: ir.Var, cuts: dict[ir.Var, str], untils: dict[ir.Var, str]) -> str:

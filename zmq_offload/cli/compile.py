@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zmq_offload.compile.options import BuildOptions
     from zmq_offload.compile.shapes import Dim
     from zmq_offload.protocol.payload import Array
+    from zmq_offload.protocol.tensors import TensorSpec
 
     Shapes: TypeAlias = Mapping[str, Sequence[Dim]]
     Samples: TypeAlias = Sequence[Mapping[str, Array] | Array]
@@ -370,8 +371,13 @@ def take_plan(args: argparse.Namespace, inputs: Shapes) -> dict[str, tuple[Dim, 
     return {name: tuple(shape) for name, shape in plan.model.inputs.items()}
 
 
+def _shape(spec: TensorSpec) -> str:
+    return str(spec).removeprefix(f"{spec.name} ")
+
+
 def cut_table(cuts: list[CutPoint]) -> Part:
-    """The cuts for a person: tensor, datatype and shape, bytes, share of multiply-adds offloaded, module if known."""
+    """The cuts for a person: tensors as --cut takes them, datatype and shape, bytes in all, share of multiply-adds
+    offloaded, what is sent along, module if known."""
     if not cuts:
         return "no single tensor separates the model's inputs from its outputs; give several to --cut"
     columns: tuple[Column, ...] = (
@@ -381,8 +387,12 @@ def cut_table(cuts: list[CutPoint]) -> Part:
         Column("OFFLOADED", right=True),
     )
     rows: list[tuple[str, ...]] = [
-        (c.name, str(c.tensor).removeprefix(f"{c.name} "), f"{c.nbytes:,}", f"{c.share:.1%}") for c in cuts
+        (" ".join(c.names), "; ".join(map(_shape, (*c.others, c.tensor))), f"{c.nbytes:,}", f"{c.share:.1%}")
+        for c in cuts
     ]
+    if any(c.carried for c in cuts):
+        columns = (*columns, Column("SENT ALONG", folds=True))
+        rows = [(*row, " ".join(spec.name for spec in c.carried)) for row, c in zip(rows, cuts, strict=True)]
     if any(c.module for c in cuts):
         columns = (*columns, Column("MODULE", folds=True))
         rows = [(*row, c.module or "") for row, c in zip(rows, cuts, strict=True)]

@@ -17,7 +17,7 @@ from zmq_offload.byoc.region import Region, check_distinct
 from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile.bundle import BuildJob, Compiled, Signature, write
 from zmq_offload.compile.check import Check
-from zmq_offload.compile.cuts import CutPoint, cut_points
+from zmq_offload.compile.cuts import CutPoint, frontiers
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.models.base import Model
@@ -242,7 +242,8 @@ def compile_module(
 
 @interruptible()
 def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> list[CutPoint]:
-    """List the tensors of a model that alone separate its inputs from its outputs.
+    """List the cuts of a model: the tensors that alone, or with cheap functions of its inputs, separate its inputs from
+    its outputs, and cuts at two to four tensors that send less than their neighbors.
 
     Parameters
     ----------
@@ -254,7 +255,7 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
     Returns
     -------
     list of CutPoint
-        In graph order. Each name can be given to `compile_model` as `cut`.
+        In graph order. The `names` of each can be given to `compile_model` as `cut`.
 
     Raises
     ------
@@ -264,12 +265,12 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
     Examples
     --------
     >>> for point in list_cuts("detection.onnx", inputs={"x": (1, 3, 320, 320)}):  # doctest: +SKIP
-    ...     print(point.name, point.nbytes, point.share)
+    ...     print(point.names, point.nbytes, point.share)
     """
     source = read_model(model)
     modules = outermost(source.modules())
-    points = cut_points(source.imported(inputs or {}).graph)
-    return [replace(point, module=modules.get(point.name)) for point in points]
+    points = frontiers(source.imported(inputs or {}).graph)
+    return [replace(point, module=None if point.others else modules.get(point.name)) for point in points]
 
 
 def _regions(

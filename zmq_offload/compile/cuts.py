@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from tvm import ir, relax, tirx
 
+from zmq_offload.byoc.carried import carried, cheap, maskable
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.errors import InvalidArgument
@@ -17,43 +19,79 @@ from zmq_offload.schedules.recurrent import RECURRENT
 
 @dataclass(frozen=True)
 class CutPoint:
-    """A tensor that alone separates the model's inputs from its outputs.
+    """A place where a model can be cut: one tensor, or a few that together separate its inputs from its outputs.
 
     Attributes
     ----------
     tensor : TensorSpec
-        Name, datatype and shape.
+        Name, datatype and shape of the tensor that is computed last.
     share : float
         Fraction, 0 to 1, of the model's multiply-adds (convolutions, matrix products, recurrent steps) that a cut here
         offloads.
     module : str, optional
         Path of the outermost PyTorch module whose only output the tensor is; `compile_model` takes it as `cut`, too.
+    others : tuple of TensorSpec
+        Further tensors to cut at. Most cuts have none.
+    carried : tuple of TensorSpec
+        What `compile_model` sends along by itself: cheap functions of integer inputs, such as a mask, or those inputs.
     name : str
         The tensor's name, which `compile_model` takes as `cut`.
+    names : tuple of str
+        The names of `others` and of the tensor: the value of `cut`.
     nbytes : int
-        Size of the tensor in bytes. Symbolic extents count as 1, here and in `share`.
+        Size of all these tensors in bytes. Symbolic extents count as 1, here and in `share`.
 
     Examples
     --------
     >>> small = min(list_cuts("m.onnx"), key=lambda point: point.nbytes)  # doctest: +SKIP
-    >>> compile_model("m.onnx", cut=small.name, name="m")  # doctest: +SKIP
+    >>> compile_model("m.onnx", cut=small.names, name="m")  # doctest: +SKIP
     """
 
     tensor: TensorSpec
     share: float
     module: str | None = None
+    others: tuple[TensorSpec, ...] = ()
+    carried: tuple[TensorSpec, ...] = ()
 
     @property
     def name(self) -> str:
         return self.tensor.name
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return (*(spec.name for spec in self.others), self.name)
+
+    @property
     def nbytes(self) -> int:
-        return self.tensor.nbytes
+        return sum(spec.nbytes for spec in (self.tensor, *self.others, *self.carried))
+
+
+MOST_TENSORS = 4
+"""The most tensors of a listed cut. With more, few people would find their way."""
 
 
 def cut_points(graph: Graph) -> list[CutPoint]:
-    """The cut points of a model, in graph order. Its outputs are not among them: nothing comes after them."""
+    """The tensors that alone, or with what is `carried`, separate the inputs from the outputs, in graph order. Outputs
+    are not among them: nothing comes after them."""
+    return [point for point in _points(graph) if not point.others]
+
+
+def frontiers(graph: Graph) -> list[CutPoint]:
+    """The points of `cut_points`, and between them the cuts at several tensors that send less than their neighbors."""
+    points = _points(graph)
+    shown = []
+    # Without a product between them, cuts differ in bytes only. Of several tensors the last cut with the fewest counts.
+    groups = [list(group) for _, group in groupby(points, key=lambda p: p.share)]
+    least = [min(reversed(group), key=lambda p: p.nbytes) for group in groups]
+    for at, group in enumerate(groups):
+        around = [p.nbytes for p in least[max(at - 1, 0) : at + 2] if p is not least[at]]
+        small = bool(least[at].others) and all(least[at].nbytes < size for size in around)
+        shown += [p for p in group if not p.others or (small and p is least[at])]
+    return shown
+
+
+def _points(graph: Graph) -> list[CutPoint]:
+    """Every cut of at most MOST_TENSORS tensors right after a tensor is computed."""
     live = graph.from_inputs() & graph.upstream(graph.result_vars())
     end = len(graph.bindings)
     last_use = dict.fromkeys(graph.result_vars(), end)
@@ -64,27 +102,45 @@ def cut_points(graph: Graph) -> list[CutPoint]:
     costs = [multiply_adds(b.value) if b.var in live else 0 for b in graph.bindings]
     total = remaining = sum(costs)
     found = []
-    # A tensor separates inputs from outputs if, right after it is computed, no other live tensor is still needed.
-    needed = {p for p in graph.params if p in live}
+    easy = cheap(graph, maskable(graph))
+    # Tensors separate inputs from outputs if, right after the last one is computed, no other is still needed.
+    needed = {p: None for p in graph.params if p in live}
     if len(needed) == 1:
-        found += _point(graph, next(iter(needed)), 1.0, end, last_use)
+        found += _point(graph, [next(iter(needed))], 1.0, last_use, end)
     for position, (binding, cost) in enumerate(zip(graph.bindings, costs, strict=True)):
         remaining -= cost
-        if binding.var in live:
-            needed.add(binding.var)
-        needed = {v for v in needed if last_use.get(v, -1) > position}
-        if needed == {binding.var}:
-            found += _point(graph, binding.var, remaining / total if total else 0.0, end, last_use)
+        if binding.var not in live:
+            continue
+        needed[binding.var] = None
+        needed = {v: None for v in needed if last_use.get(v, -1) > position}
+        if binding.var not in needed:
+            continue
+        share = remaining / total if total else 0.0
+        cuts = list(needed)
+        if len(cuts) > 1:
+            if binding.var in easy:
+                continue  # a mask, or what else is carried later
+            cuts = [v for v in needed if v not in easy]
+        if len(cuts) <= MOST_TENSORS:
+            found += _point(graph, cuts, share, last_use, end)
     return found
 
 
-def _point(graph: Graph, var: ir.Var, share: float, end: int, last_use: dict[ir.Var, int]) -> list[CutPoint]:
-    if not graph.named(var) or last_use[var] == end:
+def _point(
+    graph: Graph, cuts: Sequence[ir.Var], share: float, last_use: Mapping[ir.Var, int], end: int
+) -> list[CutPoint]:
+    """The cut at variables of a graph; none if one of them is an output, or cannot be sent."""
+    if not all(graph.named(var) for var in cuts) or any(last_use[var] == end for var in cuts):
+        return []
+    along = carried(graph, cuts, graph.result_vars())
+    if along is None:
         return []
     try:
-        return [CutPoint(tensor_spec(graph.name(var), var.ty), share)]
+        specs = [tensor_spec(graph.name(var), var.ty) for var in (*cuts, *along)]
     except InvalidArgument:  # a shape, or a datatype that messages do not support
         return []
+    count = len(cuts)
+    return [CutPoint(specs[count - 1], share, None, tuple(specs[: count - 1]), tuple(specs[count:]))]
 
 
 def multiply_adds(value: relax.Expr) -> int:

@@ -72,7 +72,7 @@ def cuttable(imported: Imported) -> Cuttable:
     best: dict[float, str] = {}
     sizes: dict[str, int] = {}
     for cut in cut_points(graph):
-        if graph.find(cut.name, "--cut") in first:
+        if cut.carried or graph.find(cut.name, "--cut") in first:
             continue
         sizes[cut.name] = cut.nbytes
         if cut.share not in best or cut.nbytes <= sizes[best[cut.share]]:

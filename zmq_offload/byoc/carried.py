@@ -1,0 +1,118 @@
+"""Tensors that a region needs besides its cuts, and that are cheap functions of the model's inputs: masks, for example.
+
+Each block of a transformer reads the mask. So no tensor alone separates one block from the next, although the mask is
+small and made of an input by a few element-wise operators. A region takes such tensors along: either they are sent, or
+the inputs that they are made of are, and both sides compute them. Nobody asks for that, so it is done for integers and
+booleans only: an image or a sound leaves the device only where a user cuts at it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from tvm import ir, relax, tirx
+
+from zmq_offload.byoc.graph import Graph
+
+MOST_CONSTANT_BYTES = 1 << 16
+"""What is computed on both sides reads at most so many bytes of constants. Larger ones are weights, and stay on one
+side."""
+
+_PRODUCTS = frozenset(
+    f"relax.{name}"
+    for name in (
+        *("matmul", "einsum", "linear", "call_tir", "call_dps_packed", "take"),
+        *(f"nn.conv{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_transpose")),
+        *("nn.attention", "nn.attention_bias", "nn.attention_var_len"),
+    )
+)
+"""Operators that are not cheap. A PrimFunc may be anything, and what a table has for an id is a model's first layer."""
+
+
+def cheap(graph: Graph, params: Iterable[ir.Var] | None = None) -> set[ir.Var]:
+    """The inputs, or some of them, and the variables that are computed from them by cheap operators."""
+    found = set(graph.params if params is None else params)
+    for binding in graph.bindings:
+        value = binding.value
+        product = isinstance(value, ir.Call) and getattr(value.op, "name", "relax.call_tir") in _PRODUCTS
+        if not product and all(v in found for v in graph.used(binding.var)):
+            found.add(binding.var)
+    return found
+
+
+def carried(graph: Graph, cuts: Iterable[ir.Var], untils: Iterable[ir.Var]) -> list[ir.Var] | None:
+    """The variables that a region from `cuts` to `untils` takes along, in graph order; none if it needs only `cuts`.
+
+    Of the tensors themselves and the inputs that they are made of, those of fewer bytes. None if something else reaches
+    the region around its cuts.
+    """
+    cut = set(cuts)
+    inside = graph.upstream(untils, stop=cut)
+    around = _around(graph, cut, inside)
+    if not around:
+        return []
+    if not around <= cheap(graph, maskable(graph)):
+        return None
+    joins = {v for var in inside - around for v in graph.used(var) if v in around}
+    joins |= {v for v in untils if v in around}
+    made = graph.upstream(joins)
+    inputs = [p for p in graph.params if p in made]
+    constants = sum(constant_bytes(b.value) for b in graph.bindings if b.var in made)
+    tensors = [v for v in (*graph.params, *(b.var for b in graph.bindings)) if v in joins]
+    if constants <= MOST_CONSTANT_BYTES and _bytes(inputs) < _bytes(tensors):
+        return inputs
+    return tensors if all(graph.named(v) and isinstance(v.ty, relax.TensorType) for v in tensors) else inputs
+
+
+def maskable(graph: Graph) -> list[ir.Var]:
+    """The inputs of integers and booleans."""
+    return [p for p in graph.params if not str(p.ty.dtype).startswith(("float", "bfloat"))]
+
+
+def both_sides(graph: Graph, cuts: Iterable[ir.Var], inside: set[ir.Var]) -> set[ir.Var]:
+    """Variables of a region that the device computes, too, where it needs them: cheap functions of inputs that are
+    sent."""
+    easy, varying = cheap(graph), graph.from_inputs()
+    found = {v for v in cuts if v in graph.params}
+    for binding in graph.bindings:
+        used = [v for v in graph.used(binding.var) if v in varying]
+        if binding.var in inside and binding.var in easy and used and all(v in found for v in used):
+            found.add(binding.var)
+    return found & inside
+
+
+def _around(graph: Graph, cuts: set[ir.Var], inside: set[ir.Var]) -> set[ir.Var]:
+    """The inputs and what a region computes of them without its cuts."""
+    found = {p for p in graph.params if p in inside}
+    later = set(cuts)
+    for binding in graph.bindings:
+        used = graph.used(binding.var)
+        if any(v in later for v in used):
+            later.add(binding.var)
+        elif binding.var in inside and any(v in found for v in used):
+            found.add(binding.var)
+    return found
+
+
+def constant_bytes(value: relax.Expr) -> int:
+    """The size of the constants in an expression."""
+    total = 0
+
+    def visit(expr: relax.Expr) -> None:
+        nonlocal total
+        if isinstance(expr, ir.GenericConst):
+            total += expr.value.numpy().nbytes
+
+    relax.analysis.post_order_visit(value, visit)
+    return total
+
+
+def _bytes(variables: Iterable[ir.Var]) -> int:
+    """The size of tensors; symbolic extents count as 1."""
+    total = 0
+    for var in variables:
+        dims = var.ty.shape if isinstance(var.ty, relax.TensorType) and var.ty.shape is not None else ()
+        extents = [int(d) if isinstance(d, tirx.IntImm) else 1 for d in dims]
+        total += math.prod(extents) * -(-int(var.ty.dtype.dtype.bits) // 8)
+    return total
