@@ -19,7 +19,7 @@ from zmq_offload.compile.pipeline import cpu_pipeline
 from zmq_offload.schedules import machine_of
 from zmq_offload.schedules.dot_product import dot_product, tile_of
 
-few = settings(max_examples=7, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 _HERE = set(map(str, codegen.llvm_get_cpu_features(HOST)))
 TARGETS = [
     target
@@ -111,16 +111,17 @@ def test_convolutions_are_exact(
     np.testing.assert_array_equal(got, finish.expected(total))
 
 
-@pytest.mark.parametrize("groups", [1, 16])
-def test_sizes_known_at_run_time(groups: int) -> None:
+@pytest.mark.parametrize("target", TARGETS[-2:], ids=lambda target: str(target.attrs["mcpu"]))
+@pytest.mark.parametrize(("channels", "groups", "dtype"), [(16, 1, "uint8"), (3, 1, "int8"), (16, 16, "uint8")])
+def test_sizes_known_at_run_time(channels: int, groups: int, dtype: str, target: Any) -> None:
     rng = np.random.default_rng(2)
-    x, w = extremes(rng, (1, 16, 9, 31), "uint8"), extremes(rng, (16, 16 // groups, 3, 3), "int8")
+    x, w = extremes(rng, (1, channels, 9, 31), dtype), extremes(rng, (16, channels // groups, 3, 3), "int8")
 
     def steps(builder: relax.BlockBuilder, data: tvm.ir.Expr) -> tvm.ir.Expr:
         data = builder.emit(relax.op.nn.pad(data, [0, 0, 0, 0, 1, 1, 1, 1], "constant", 7))
         return relax.op.nn.conv2d(data, relax.const(w, "int8"), 1, 0, 1, groups=groups, out_dtype="int32")
 
-    run = compiled(module((1, 16, "h", "w"), "uint8", steps))
+    run = compiled(module((1, channels, "h", "w"), dtype, steps), target)
     for height, width in ((9, 31), (1, 3), (4, 16)):
         part = np.ascontiguousarray(x[:, :, :height, :width])
         np.testing.assert_array_equal(run(part)[0], convolved(part, w, (1, 1, 1, 1), 7, (1, 1), (1, 1), groups))

@@ -8,16 +8,26 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from zmq_offload.schedules.dot_product import DotProduct, dot_product, tile_of
-from zmq_offload.schedules.emit import elements, index, loop, parallel, sequence, when, with_buffers
+from zmq_offload.schedules.emit import as_index, elements, index, loop, parallel, sequence, when, with_buffers
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.images import Image, Partition, image_of, partition, result_size
+from zmq_offload.schedules.images import (
+    Image,
+    Partition,
+    band_rows,
+    image_of,
+    number_or_expression,
+    partition,
+    result_size,
+    symbolic_size,
+)
 from zmq_offload.schedules.integer_kernel import IntegerKernel, Weights, group_of
 from zmq_offload.schedules.integer_operators import joined
 from zmq_offload.schedules.integer_windows import Window
-from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.stages import Program, Stage
+from zmq_offload.schedules.tails import rows_after_tiles
 from zmq_offload.schedules.tiles import Tile
 
 
@@ -26,18 +36,19 @@ def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue)
 
     `images.partition` divides the result into tasks. A task copies its window of the input, with the fill value around,
     if the convolution pads, if the instructions need another datatype, or whole groups; then, for each chunk of output
-    channels, it goes over its rows in tiles of neighboring results. Symbolic image sizes are left to TVM.
+    channels, it goes over its rows in tiles of neighboring results. With a symbolic image size, the numbers of tasks
+    and of tiles are computed at run time.
     """
     image, weight = image_of(program, stage)
     conv = image.conv
-    height, width, _ = result_size(stage)
     dot = dot_product(machine, str(image.buffer.dtype))
     per_group = conv.out_channels // conv.groups
-    rows = tile_of(machine, dot, width, per_group).rows
+    symbolic = symbolic_size(stage)
+    height, width = result_size(stage)[:2] if symbolic is None else map(number_or_expression, symbolic)
+    rows = tile_of(machine, dot, width if isinstance(width, int) else None, per_group).rows
     tile = Tile(rows, constant(weight.shape[2]) or machine.lanes)
-    return _Dense(
-        machine, stage, epilogue, image, Weights(weight, dot), dot, tile, height, width, per_group
-    ).statement()
+    dense = _Dense(machine, stage, epilogue, image, Weights(weight, dot), dot, tile, height, width, per_group)
+    return dense.statement() if symbolic is None else dense.symbolic()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +60,8 @@ class _Dense:
     weights: Weights
     dot: DotProduct
     tile: Tile
-    height: int
-    width: int
+    height: Expr | int
+    width: Expr | int
     per_group: int
 
     @property
@@ -96,6 +107,18 @@ class _Dense:
 
         return parallel([self.stage.extents[0], index(bands), index(part.channels)], task, threads)
 
+    def symbolic(self) -> tirx.Stmt:
+        """Emit the tasks of a symbolic size: bands of rows."""
+        size = 2 if self.dot.operand == "int16" else 1
+        rows, height = band_rows(self.image, self.image.channels * size, CACHE_BYTES), as_index(self.height)
+
+        def task(at: list[Expr]) -> tirx.Stmt:
+            top = at[1] * rows
+            here = tirx.Min(index(rows), height - top)
+            return _Task(self, at[0], top, here, index(0), Partition(rows, 1, 1)).statement()
+
+        return parallel([self.stage.extents[0], tirx.floordiv(height + (rows - 1), index(rows))], task)
+
 
 @dataclass(frozen=True, eq=False)
 class _Task:
@@ -138,12 +161,15 @@ class _Task:
         return loop(p.image.conv.groups, of_group, "group")
 
     def _row(self, window: Window | None, group: Expr, base: Expr, chunk: Expr, columns: int, y: Expr) -> tirx.Stmt:
-        tiles, rest = divmod(self.parent.width, self.parent.tile.rows)
 
         def tile(x: Expr, height: int) -> tirx.Stmt:
             return self._tile(window, group, base, chunk, columns, y, x, height)
 
-        height = self.parent.tile.rows
+        height, width = self.parent.tile.rows, self.parent.width
+        if not isinstance(width, int):
+            main = loop(tirx.floordiv(width, index(height)), lambda t: tile(t * height, height), "tile")
+            return sequence([main, rows_after_tiles(width, height, tile)])
+        tiles, rest = divmod(width, height)
         main = loop(tiles, lambda t: tile(t * height, height), "tile") if tiles else None
         return sequence([main, tile(index(tiles * height), rest) if rest else None])
 

@@ -21,12 +21,12 @@ class Window:
     machine: Machine
     dot: DotProduct
     image: Image
-    height: int
-    width: int
+    height: Expr | int
+    width: Expr | int
     buffer: Var = field(init=False)
 
     def __post_init__(self) -> None:
-        size = self.height * self.width * self.image.channels
+        size = as_index(self.height) * self.width * self.image.channels
         object.__setattr__(self, "buffer", operand_buffer("window", self.dot, size))
 
     def position(self, row: Expr, column: Expr, channel: Expr) -> Expr:
@@ -36,34 +36,64 @@ class Window:
     def fill(self, batch: Expr, top: Expr, rows: Expr) -> tirx.Stmt:
         """Copy `rows` rows of the image from row `top` on; rows and columns outside get the fill value."""
         image, left = self.image, self.image.conv.padding[1]
+        if not isinstance(self.width, int) or not isinstance(image.width, int):
+            return loop(rows, lambda y: self._pixels(batch, top + y, y), "y")
         inside = max(0, min(self.width - left, image.width))
-        right = self.width - left - inside
+        width, right = self.width, self.width - left - inside
 
         def row(y: Expr) -> tirx.Stmt:
             copied = sequence(
                 [
-                    self._constant(y, 0, min(left, self.width)),
+                    self._constant(y, 0, min(left, width)),
                     self._run(batch, top + y, y, inside) if inside else None,
                     self._constant(y, left + inside, right) if right > 0 else None,
                 ]
             )
             if not any(image.conv.padding):
                 return copied
-            return tirx.IfThenElse(
-                tirx.all(top + y >= 0, top + y < image.height), copied, self._constant(y, 0, self.width)
-            )
+            outside = self._constant(y, 0, width)
+            return tirx.IfThenElse(tirx.all(top + y >= 0, top + y < image.height), copied, outside)
 
         return loop(rows, row, "y")
 
+    def _pixels(self, batch: Expr, row: Expr, y: Expr) -> tirx.Stmt:
+        """Copy a row pixel by pixel, for a width that is known at run time only."""
+        image, channels = self.image, self.image.channels
+
+        def outside(x: Expr) -> tirx.Stmt:
+            return self._fill_run(self.position(y, x, index(0)), channels)
+
+        def pixel(x: Expr) -> tirx.Stmt:
+            column = x - image.conv.padding[1]
+
+            def load(i: Expr) -> Expr:
+                if image.conv.channels_first:
+                    return tirx.BufferLoad(image.buffer, [batch, i, row, column])
+                return tirx.BufferLoad(image.buffer, image.at(batch, row, column, i))
+
+            start = self.position(y, x, index(0))
+            copied = copy_run(self.machine, self.dot, channels, load, self.buffer, start)
+            if not any(image.conv.padding):
+                return copied
+            return tirx.IfThenElse(tirx.all(column >= 0, column < image.width), copied, outside(x))
+
+        copied = loop(self.width, pixel, "x")
+        if not any(image.conv.padding):
+            return copied
+        filled = loop(self.width, outside, "x")
+        return tirx.IfThenElse(tirx.all(row >= 0, row < image.height), copied, filled)
+
     def _constant(self, y: Expr, column: int, count: int) -> tirx.Stmt:
         """Columns with the fill value."""
+        return self._fill_run(self.position(y, index(column), index(0)), count * self.image.channels)
+
+    def _fill_run(self, start: Expr, count: int) -> tirx.Stmt:
         value = tirx.const(self.image.conv.fill + self.dot.shift, self.dot.operand)
-        start = self.position(y, index(column), index(0))
 
         def run(first: Expr, width: int) -> tirx.Stmt:
             return lanes(width, lambda i: tirx.BufferStore(self.buffer, value, [start + first + i]))
 
-        return wide_vectors(self.machine, self.dot, count * self.image.channels, run)
+        return wide_vectors(self.machine, self.dot, count, run)
 
     def _run(self, batch: Expr, source: Expr, y: Expr, count: int) -> tirx.Stmt:
         """Columns inside the image: neighbors in memory, unless the channels are the image's first axis."""
