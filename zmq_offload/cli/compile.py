@@ -64,7 +64,7 @@ def add_options(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIMS",
-        help="input shape, e.g. x=1,3,320,320; a symbolic dimension is a name or '?': x=N,3,48,192",
+        help="input shape, e.g. x=1,3,320,320; a symbolic dimension is a name, a multiple of one or '?': x=N,3,8*H,8*W",
     )
     parser.add_argument("--list-cuts", action="store_true", help="list the possible cuts and exit")
     _add_cut_options(parser)
@@ -209,7 +209,10 @@ def run(args: argparse.Namespace) -> int:
         from zmq_offload.compile import api, shapes
     inputs = shapes.parse_shapes(args.input)
     if args.list_cuts:
-        show(cut_table(api.list_cuts(args.model, inputs=inputs)))
+        points = api.list_cuts(args.model, inputs=inputs)
+        show(cut_table(points))
+        if points.left_out:
+            show(f"left out: {', '.join(f'{number} {reason}' for reason, number in points.left_out.items())}")
         return 0
     args.wire = args.wire or "float32"
     if args.plan is not None:

@@ -17,7 +17,7 @@ from zmq_offload.byoc.region import Region, check_distinct
 from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile.bundle import BuildJob, Compiled, Signature, write
 from zmq_offload.compile.check import Check
-from zmq_offload.compile.cuts import CutPoint, frontiers
+from zmq_offload.compile.cuts import CutPoint, CutPoints, frontiers, left_out
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.models.base import Model
@@ -72,7 +72,7 @@ def compile_model(
         Name of the model that the region becomes.
     inputs : mapping of str to sequence of int or str, optional
         Shape of each input whose shape the file leaves open. A dimension is a number from 1, or symbolic: a name (one
-        name is one extent everywhere) or ``"?"``.
+        name is one extent everywhere), a multiple of one (``"8*H"``) or ``"?"``.
     until : str or sequence of str, optional
         Tensors at which the region ends. Default: the model's outputs that depend on `cut`.
     regions : sequence of Region, optional
@@ -241,7 +241,7 @@ def compile_module(
 
 
 @interruptible()
-def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> list[CutPoint]:
+def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> CutPoints:
     """List the cuts of a model: the tensors that alone, or with cheap functions of its inputs, separate its inputs from
     its outputs, and cuts at two to four tensors that send less than their neighbors.
 
@@ -255,7 +255,8 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
     Returns
     -------
     list of CutPoint
-        In graph order. The `names` of each can be given to `compile_model` as `cut`.
+        In graph order. The `names` of each can be given to `compile_model` as `cut`. Its attribute `left_out` counts
+        the other tensors by the reason.
 
     Raises
     ------
@@ -269,8 +270,10 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
     """
     source = read_model(model)
     modules = outermost(source.modules())
-    points = frontiers(source.imported(inputs or {}).graph)
-    return [replace(point, module=None if point.others else modules.get(point.name)) for point in points]
+    graph = source.imported(inputs or {}).graph
+    points = frontiers(graph)
+    named = [replace(point, module=None if point.others else modules.get(point.name)) for point in points]
+    return CutPoints(named, left_out(graph, named))
 
 
 def _regions(

@@ -22,7 +22,7 @@ from zmq_offload.compile.pipeline import cpu_pipeline
 from zmq_offload.compile.qdq import integer_products
 from zmq_offload.compile.target import triple_of
 from zmq_offload.compile.tuning.database import tuned_or_none
-from zmq_offload.errors import FailedPrecondition, Internal
+from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument
 
 
 def prepared(mod: tvm.IRModule) -> tvm.IRModule:
@@ -33,7 +33,8 @@ def prepared(mod: tvm.IRModule) -> tvm.IRModule:
 def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = None) -> tvm.runtime.Executable:
     """Compile a module for a CPU, with the tuning results in the folder `tuning`.
 
-    Raises Internal, with TVM's message, if TVM fails.
+    Raises InvalidArgument for an operator of a shape that only the run tells, and Internal, with TVM's message, if TVM
+    fails otherwise.
     """
     try:
         with target, interruptible():
@@ -42,6 +43,11 @@ def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = No
     except FailedPrecondition:  # a damaged database is not TVM's fault
         raise
     except Exception as error:
+        if "only supports Tensor that has ShapeExpr shape" in str(error):
+            raise InvalidArgument(
+                "an operator cannot be compiled, because the shape of its input depends on the values of the model's "
+                "inputs, as after NonMaxSuppression; export a model that ends before it"
+            ) from error
         raise Internal(f"TVM cannot compile the module: {' '.join(str(error).split())[:1000]}") from error
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -124,6 +125,40 @@ def _points(graph: Graph) -> list[CutPoint]:
         if len(cuts) <= MOST_TENSORS:
             found += _point(graph, cuts, share, last_use, end)
     return found
+
+
+class CutPoints(list[CutPoint]):
+    """Cut points, and how many tensors were left out, by the reason.
+
+    Attributes
+    ----------
+    left_out : dict of str to int
+        Reason -> number of tensors.
+    """
+
+    def __init__(self, points: Iterable[CutPoint], left_out: Mapping[str, int]) -> None:
+        super().__init__(points)
+        self.left_out = dict(left_out)
+
+
+def left_out(graph: Graph, points: Sequence[CutPoint]) -> dict[str, int]:
+    """Count the named tensors of a model that are no cut points, by the reason."""
+    found, results = {name for point in points for name in point.names}, graph.result_vars()
+    varying = graph.from_inputs()
+    counts: Counter[str] = Counter()
+    for name, value in graph.tensors.items():
+        if name in found or value in results:
+            continue
+        if isinstance(value, ir.Var) and isinstance(value.ty, relax.TensorType):
+            if value.ty.shape is None:
+                counts["whose shape only the run tells"] += 1
+            elif value in varying:
+                counts["that other tensors go around"] += 1
+            else:
+                counts["that no input reaches"] += 1
+        else:
+            counts["that are constants" if isinstance(value, ir.GenericConst) else "that are shapes"] += 1
+    return dict(counts)
 
 
 def _point(
