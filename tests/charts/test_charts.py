@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from tests.benchmarks import peers
-from zmq_offload.charts import bars, cuts, functions, load, timeline
+from zmq_offload.charts import bars, cuts, functions, graph, load, timeline
 from zmq_offload.charts.style import DPI, WIDTH, every_nth, save
 
 ESTIMATED = [cuts.Point(at, latency, False) for at, latency in enumerate((800.0, 90.0, 41.0, 60.0))]
@@ -65,12 +65,25 @@ BARS = bars.Bars(
     "Peers", {"1 KB": {"a": 1.0, "b": 3.0}, "1 MB": {"a": 20.0}}, ["a", "b"], {"a": 0, "b": 1}, "{} ms".format
 )
 
+GRAPH = graph.GraphChart(
+    "m.onnx",
+    "1 G multiply-adds",
+    [
+        graph.Stretch("conv2d, relu", 0.6, 4_000_000, 1, "a" * 40),
+        graph.Stretch("conv2d", 0.4, 8_000_000, 2, None),
+        graph.Stretch("add, " * 20, 0.0, 300, 1, "µ"),
+        graph.Stretch("", 0.0, 0, 0, None),
+    ],
+    [(0, 2)],
+)
+
 FIGURES = {
     "cuts": lambda: cuts.draw(CUTS),
     "load": lambda: load.draw(LOAD),
     "functions": lambda: functions.draw(FUNCTIONS),
     "timeline": lambda: timeline.draw(TIMELINE),
     "bars": lambda: bars.draw(BARS),
+    "graph": lambda: graph.draw(GRAPH),
 }
 
 

@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import tvm
+from onnx import helper
 
 from tests.support import onnx_models
 from zmq_offload.artifacts.repository import Batching, Repository
@@ -65,9 +67,30 @@ def test_list_cuts_is_a_table_of_names_that_cut_takes(
     assert ["features", "FP32[1,8,8,8]", "2,048", "0.2%"] in rows
 
 
-def test_list_cuts_reports_that_there_are_none(diamond: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_cuts_names_several_tensors_where_no_single_one_separates(
+    diamond: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compile", str(diamond), "--list-cuts"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert rows and all(len(row.split("  ")[0].split()) > 1 for row in rows)
+
+
+def test_list_cuts_reports_that_there_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = onnx_models.write(
+        tmp_path / "m.onnx", [helper.make_node("Add", ["a", "b"], ["y"])], {"a": [2], "b": [2]}, {"y": [2]}, {}
+    )
+    assert main(["compile", str(path), "--list-cuts"]) == 0
     assert "no single tensor separates" in capsys.readouterr().out
+
+
+def test_the_graph_is_drawn_with_its_cuts(convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compile", str(convnet), "--input", "x=1,3,8,8"]
+    assert main([*command, "--list-cuts", "--svg", str(tmp_path / "graph.svg")]) == 0
+    drawn = ElementTree.parse(tmp_path / "graph.svg").getroot()
+    groups = [element.get("id", "") for element in drawn.iter()]
+    assert any(group.startswith("cut") for group in groups)
+    assert main([*command, "--list-cuts", "--svg", str(tmp_path / "none" / "graph.svg")]) == 1
+    assert "none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -78,6 +101,7 @@ def test_list_cuts_reports_that_there_are_none(diamond: Path, capsys: pytest.Cap
         ["compile", "m.onnx"],
         ["compile", "m.onnx", "--cut", "a"],
         ["compile", "m.onnx", "--name", "n"],
+        ["compile", "m.onnx", "--cut", "a", "--name", "n", "--svg", "g.svg"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--version", "0"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "0"],
         ["compile", "m.onnx", "--cut", "a", "--name", "n", "--max-batch", "2", "--batch-delay", "-1"],

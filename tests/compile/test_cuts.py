@@ -26,6 +26,7 @@ from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.importer import Imported, import_onnx
+from zmq_offload.compile.stretches import stretches
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument
 
@@ -117,6 +118,15 @@ def test_a_mask_that_every_block_reads_is_sent_along(tmp_path: Path) -> None:
         assert sent == [*cut, *(["bias"] if "mask" not in cut else [])]
         found = load(compiled.device, client=LocalClient(folder / "repository"))(x, mask)
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_stretches_of_a_picture_lie_between_the_cuts(tmp_path: Path) -> None:
+    found = stretches(import_onnx(masked(tmp_path / "m.onnx"), {}).graph)
+    assert [s.cut for s in found.stretches] == ["h1", "h2", None]
+    assert sum(s.multiply_adds for s in found.stretches) == 3 * 12 * 8 * 8
+    carried = {c.name: c.nbytes for c in list_cuts(tmp_path / "m.onnx")}
+    assert [s.nbytes for s in found.stretches if s.cut] == [carried["h1"], carried["h2"]]
+    assert found.stretches[-1].nbytes == 0 and found.skips == [(0, 2)]  # the bias
 
 
 def test_a_float_input_leaves_the_device_only_where_the_user_cuts_at_it(tmp_path: Path) -> None:

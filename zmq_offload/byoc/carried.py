@@ -60,7 +60,7 @@ def carried(graph: Graph, cuts: Iterable[ir.Var], untils: Iterable[ir.Var]) -> l
     inputs = [p for p in graph.params if p in made]
     constants = sum(constant_bytes(b.value) for b in graph.bindings if b.var in made)
     tensors = [v for v in (*graph.params, *(b.var for b in graph.bindings)) if v in joins]
-    if constants <= MOST_CONSTANT_BYTES and _bytes(inputs) < _bytes(tensors):
+    if constants <= MOST_CONSTANT_BYTES and tensor_bytes(inputs) < tensor_bytes(tensors):
         return inputs
     return tensors if all(graph.named(v) and isinstance(v.ty, relax.TensorType) for v in tensors) else inputs
 
@@ -108,7 +108,7 @@ def constant_bytes(value: relax.Expr) -> int:
     return total
 
 
-def _bytes(variables: Iterable[ir.Var]) -> int:
+def tensor_bytes(variables: Iterable[ir.Var]) -> int:
     """The size of tensors; symbolic extents count as 1."""
     total = 0
     for var in variables:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from zmq_offload.charts.style import COLORS, INK, MARKERS, every_nth, styled
-from zmq_offload.errors import printable
+from zmq_offload.charts.style import COLORS, INK, MARKERS, byte_size, every_nth, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +54,7 @@ def draw(chart: CutsChart) -> Figure:
         latency, size = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.5))
         _draw_latency(latency, chart)
         _draw_sizes(size, chart)
-        shown = every_nth([_shortened(name) for name in chart.names], _LABELS)
+        shown = every_nth([shortened(name, 20) for name in chart.names], _LABELS)
         size.set_xticks([at for at, _ in shown], [name for _, name in shown], rotation=90)
         size.set_xlim(-0.7, len(chart.names) - 0.3)
         figure.align_ylabels()
@@ -103,15 +102,5 @@ def _draw_sizes(axes: Axes, chart: CutsChart) -> None:
         axes.bar([at + shift for at in range(len(curve.sizes))], curve.sizes, width, color=color)
     axes.set_yscale("log")
     axes.set_ylim(bottom=min((s for curve in chart.curves for s in curve.sizes), default=1) / 2)
-    axes.yaxis.set_major_formatter(lambda value, _: _size(value))
+    axes.yaxis.set_major_formatter(lambda value, _: byte_size(value))
     axes.grid(visible=False, axis="x")
-
-
-def _size(size: float) -> str:
-    factor, unit = next(((f, u) for f, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= f), (1.0, "B"))
-    return f"{size / factor:g} {unit}"
-
-
-def _shortened(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= 20 else f"{name[:11]}…{name[-8:]}"

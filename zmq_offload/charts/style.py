@@ -78,7 +78,7 @@ def styled(height: float, title: str, lines: Sequence[str] = ()) -> Iterator[Fig
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure as SVG if the file's name says so, else as PNG.
+    """Write a figure as SVG if the file's name ends in .svg, else as PNG.
 
     Control characters in texts are escaped: an SVG file with them is not well-formed. Characters that the font does
     not have, such as Chinese ones in a model's name, are drawn as boxes.
@@ -103,3 +103,15 @@ def every_nth(labels: Sequence[str], most: int) -> list[tuple[int, str]]:
     """Positions and texts of the labels to show if there is room for `most` of them."""
     step = max(1, -(-len(labels) // most))
     return [(at, labels[at]) for at in range(0, len(labels), step)]
+
+
+def byte_size(size: float) -> str:
+    """Bytes for a person, in powers of 1000."""
+    factor, unit = next(((f, u) for f, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= f), (1.0, "B"))
+    return f"{size / factor:.3g} {unit}"
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most `most` characters, without its middle if it is longer."""
+    name = printable(name)
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"

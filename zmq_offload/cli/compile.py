@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zmq_offload.artifacts.repository import Batching
-from zmq_offload.cli import quantize
+from zmq_offload.cli import cuts, quantize
 from zmq_offload.common.extras import needs
 from zmq_offload.common.units import counted
 from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.console import settings
+from zmq_offload.console.outputs import check_writable
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import count, microseconds
 from zmq_offload.console.silence import add_verbose, silent
-from zmq_offload.console.tables import Column, Part, Table, show
+from zmq_offload.console.tables import Part, show
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
-    from zmq_offload.compile.api import Compiled, CutPoint
+    from zmq_offload.compile.api import Compiled
     from zmq_offload.compile.options import BuildOptions
     from zmq_offload.compile.shapes import Dim
     from zmq_offload.protocol.payload import Array
-    from zmq_offload.protocol.tensors import TensorSpec
 
     Shapes: TypeAlias = Mapping[str, Sequence[Dim]]
     Samples: TypeAlias = Sequence[Mapping[str, Array] | Array]
@@ -67,6 +67,12 @@ def add_options(parser: Parser) -> None:
         help="input shape, e.g. x=1,3,320,320; a symbolic dimension is a name, a multiple of one or '?': x=N,3,8*H,8*W",
     )
     parser.add_argument("--list-cuts", action="store_true", help="list the possible cuts and exit")
+    parser.add_argument(
+        "--svg",
+        type=settings.path,
+        metavar="FILE",
+        help="with --list-cuts: draw the graph with its cuts, work and bytes, as SVG if FILE ends in .svg, else as PNG",
+    )
     _add_cut_options(parser)
     _add_check_options(parser)
     quantize.add_options(parser)
@@ -209,8 +215,9 @@ def run(args: argparse.Namespace) -> int:
         from zmq_offload.compile import api, shapes
     inputs = shapes.parse_shapes(args.input)
     if args.list_cuts:
-        points = api.list_cuts(args.model, inputs=inputs)
-        show(cut_table(points))
+        check_writable(args.svg)
+        points = api.list_cuts(args.model, inputs=inputs, picture=args.svg)
+        show(cuts.table(points))
         if points.left_out:
             show(f"left out: {', '.join(f'{number} {reason}' for reason, number in points.left_out.items())}")
         return 0
@@ -239,6 +246,8 @@ def _check_usage(args: argparse.Namespace, error: Callable[[str], object]) -> No
             error(f"--region {region['name']} has no --cut; put one after it")
     if not args.list_cuts and not args.regions and not ((args.cut or args.plan) and args.name):
         error("--cut (or --plan) and --name are required; --region or --list-cuts replaces them")
+    if args.svg is not None and not args.list_cuts:
+        error("--svg needs --list-cuts")
     if args.batch_delay is not None and args.max_batch is None:
         error("--batch-delay needs --max-batch")
     if bool(args.quantize) != bool(args.calibrate):
@@ -372,31 +381,3 @@ def take_plan(args: argparse.Namespace, inputs: Shapes) -> dict[str, tuple[Dim, 
         )
     args.cut, args.until, args.wire = list(plan.cut), list(plan.until) or None, plan.wire
     return {name: tuple(shape) for name, shape in plan.model.inputs.items()}
-
-
-def _shape(spec: TensorSpec) -> str:
-    return str(spec).removeprefix(f"{spec.name} ")
-
-
-def cut_table(cuts: list[CutPoint]) -> Part:
-    """The cuts for a person: tensors as --cut takes them, datatype and shape, bytes in all, share of multiply-adds
-    offloaded, what is sent along, module if known."""
-    if not cuts:
-        return "no single tensor separates the model's inputs from its outputs; give several to --cut"
-    columns: tuple[Column, ...] = (
-        Column("TENSOR", folds=True),
-        Column("SHAPE"),
-        Column("BYTES", right=True),
-        Column("OFFLOADED", right=True),
-    )
-    rows: list[tuple[str, ...]] = [
-        (" ".join(c.names), "; ".join(map(_shape, (*c.others, c.tensor))), f"{c.nbytes:,}", f"{c.share:.1%}")
-        for c in cuts
-    ]
-    if any(c.carried for c in cuts):
-        columns = (*columns, Column("SENT ALONG", folds=True))
-        rows = [(*row, " ".join(spec.name for spec in c.carried)) for row, c in zip(rows, cuts, strict=True)]
-    if any(c.module for c in cuts):
-        columns = (*columns, Column("MODULE", folds=True))
-        rows = [(*row, c.module or "") for row, c in zip(rows, cuts, strict=True)]
-    return Table(columns, rows)

@@ -25,6 +25,7 @@ from zmq_offload.compile.models.modules import located, outermost
 from zmq_offload.compile.models.onnx_model import OnnxModel
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
+from zmq_offload.compile.picture import draw_cuts
 from zmq_offload.compile.quantize import Kind, Quantized, quantize_model
 from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import resolve_target, runs_here
@@ -241,7 +242,12 @@ def compile_module(
 
 
 @interruptible()
-def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[Dim]] | None = None) -> CutPoints:
+def list_cuts(
+    model: PathLike | tvm.IRModule,
+    *,
+    inputs: Mapping[str, Sequence[Dim]] | None = None,
+    picture: PathLike | None = None,
+) -> CutPoints:
     """List the cuts of a model: the tensors that alone, or with cheap functions of its inputs, separate its inputs from
     its outputs, and cuts at two to four tensors that send less than their neighbors.
 
@@ -251,6 +257,9 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
         A model, as for `compile_model`.
     inputs : mapping of str to sequence of int or str, optional
         Input shapes, as for `compile_model`.
+    picture : path, optional
+        File for a picture of the graph, with the cuts, the work and the bytes along it: SVG if its name ends in .svg,
+        else PNG. It needs the extra ``compile``.
 
     Returns
     -------
@@ -262,6 +271,8 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
     ------
     InvalidArgument
         A file or a shape that cannot be used.
+    FailedPrecondition
+        The picture cannot be written.
 
     Examples
     --------
@@ -270,10 +281,12 @@ def list_cuts(model: PathLike | tvm.IRModule, *, inputs: Mapping[str, Sequence[D
     """
     source = read_model(model)
     modules = outermost(source.modules())
-    graph = source.imported(inputs or {}).graph
-    points = frontiers(graph)
+    imported = source.imported(inputs or {})
+    if picture is not None:
+        draw_cuts(imported, Path(picture), str(model) if isinstance(model, str | Path) else "model")
+    points = frontiers(imported.graph)
     named = [replace(point, module=None if point.others else modules.get(point.name)) for point in points]
-    return CutPoints(named, left_out(graph, named))
+    return CutPoints(named, left_out(imported.graph, named))
 
 
 def _regions(
