@@ -286,6 +286,28 @@ def test_what_cannot_be_computed_is_refused_by_name(name: str, tmp_path: Path) -
         import_onnx(tmp_path / "m.onnx", {})
 
 
+def test_all_unknown_operators_are_named_at_once_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [
+        N("StringNormalizer", ["x"], ["a"], "clean"),
+        N("Frobnicate", ["a"], ["b"], "f", domain="org.example"),
+        N("Frobnicate", ["b"], ["y"], "g", domain="org.example"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("org.example", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument) as caught:
+        import_onnx(tmp_path / "m.onnx", {})
+    assert str(caught.value) == (
+        "cannot import the operators StringNormalizer (ai.onnx, node 'clean'), "
+        "Frobnicate (org.example, node 'f' and 1 other): their definitions are not known; "
+        "write the model with other operators (docs/models.md lists those that can be imported)"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_page_of_models_says_what_happens() -> None:
     text = operator_table.PAGE.read_text()
     found = re.findall(r"^\| ([\w() ]+) \| (\d+) \| (\d+) \| (.*) \|$", text, re.M)

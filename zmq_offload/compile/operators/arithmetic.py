@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, refuse
+from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 
 op = relax.op
@@ -56,6 +56,13 @@ def power(bb: Builder, node: Node) -> Expr:
     if base.startswith("float"):
         return op.power(x, y if base == exponent else op.astype(y, base))
     return op.astype(op.power(op.astype(x, "float64"), op.astype(y, "float64")), base)
+
+
+def swish(bb: Builder, node: Node) -> Expr:
+    x = node.inputs[0]
+    alpha = node.attributes.number("alpha", 1.0)
+    scaled = x if alpha == 1 else op.multiply(x, relax.const(alpha, dtype_of(x)))
+    return op.multiply(x, op.sigmoid(scaled))
 
 
 def sinh(bb: Builder, node: Node) -> Expr:
@@ -114,11 +121,14 @@ def where(bb: Builder, node: Node) -> Expr:
 
 
 def modulo(bb: Builder, node: Node) -> Expr:
-    x = node.inputs[0]
+    """The remainder has the sign of the dividend with `fmod`, and that of the divisor without it."""
+    x, y = node.inputs[0], node.inputs[1]
     real = isinstance(x.ty, relax.TensorType) and not dtype_of(x).strip("u").startswith("int")
-    if real and not node.attributes.flag("fmod"):
-        refuse(node, "fmod", 0, f"use fmod=1 for {dtype_of(x)}")
-    return by_tvm(bb, node)
+    if not real or node.attributes.flag("fmod"):
+        return by_tvm(bb, node)
+    rest = bb.normalize(op.mod(x, y))
+    signs = op.multiply(op.sign(rest), op.sign(y))
+    return op.where(op.less(signs, relax.const(0, dtype_of(x))), op.add(rest, y), rest)
 
 
 def matmul(bb: Builder, node: Node) -> Expr:

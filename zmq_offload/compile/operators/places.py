@@ -170,3 +170,13 @@ def bit_cast(bb: Builder, node: Node) -> Expr:
         return te.compute(data.shape, lambda *at: tirx.reinterpret(kind, data[at]), name="bits", tag="injective")
 
     return bb.emit_te(cast, x, primfunc_name_hint="bit_cast")
+
+
+def space_to_depth(bb: Builder, node: Node) -> Expr:
+    """Blocks of pixels become channels: the places in a block first (DCR), or the channels first (CRD)."""
+    x, size = node.inputs[0], int(node.attributes["blocksize"])
+    n, c, h, w = x.ty.shape.values
+    order = [0, 1, 3, 5, 2, 4] if node.attributes.text("mode", "DCR") == "CRD" else [0, 3, 5, 1, 2, 4]
+    split = bb.normalize(op.reshape(x, relax.ShapeExpr([n, c, h // size, size, w // size, size])))
+    moved = bb.normalize(op.permute_dims(split, order))
+    return op.reshape(moved, relax.ShapeExpr([n, c * size * size, h // size, w // size]))
