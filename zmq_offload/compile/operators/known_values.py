@@ -16,6 +16,7 @@ from zmq_offload.byoc.extents import Extent, Extents
 from zmq_offload.compile.operators.shape_arithmetic import NotKnown, Ratio
 from zmq_offload.compile.operators.shape_values import Value, evaluated, value_of
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, GraphImporter
+from zmq_offload.protocol.payload import Array
 
 TAKEN = {
     ("ConstantOfShape", 0),
@@ -94,13 +95,13 @@ class KnownValues:
         if name not in self._tensors:
             value = self._values[name]
             numbers = value.numbers
-            self._tensors[name] = _made(self._importer.bb, value) if numbers is None else relax.const(numbers)
+            self._tensors[name] = _made(self._importer.bb, value) if numbers is None else _constant(numbers)
         return self._tensors[name]
 
     def _set(self, name: str, value: Value) -> None:
         self._values[name] = value
         numbers = value.numbers
-        self._importer.set_result(name, relax.const(numbers) if numbers is not None else _SEEN)
+        self._importer.set_result(name, _constant(numbers) if numbers is not None else _SEEN)
 
     def _results(self, node: onnx.NodeProto, opset: int) -> list[Value]:
         if node.op_type in ("Shape", "Size"):
@@ -166,6 +167,11 @@ def _used_inside(node: onnx.NodeProto) -> Iterator[str]:
                 yield from inner.input
                 yield from _used_inside(inner)
             yield from (output.name for output in body.output)
+
+
+def _constant(numbers: Array) -> Expr:
+    """A constant of the same datatype. TVM makes int32 of a scalar of int64."""
+    return relax.const(numbers, str(numbers.dtype))
 
 
 def _made(bb: Builder, value: Value) -> Expr:
