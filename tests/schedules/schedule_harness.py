@@ -75,24 +75,33 @@ class Net:
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names[0] if outputs == 1 else names
 
-    def model(self, *outputs: str) -> onnx.ModelProto:
+    def model(self, *outputs: str, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
         def shape(array: Array) -> list[int | str]:
             return ["batch", *array.shape[1:]] if self.dynamic_batch else list(array.shape)
 
         graph = helper.make_graph(
             self.nodes,
             "net",
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape(a)) for n, a in self.inputs.items()],
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
+            [
+                helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), shape(a))
+                for n, a in self.inputs.items()
+            ],
+            [helper.make_tensor_value_info(n, kind, None) for n in outputs],
             self.weights,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
         model.ir_version = 8
         return onnx.shape_inference.infer_shapes(model)
 
-    def check(self, *outputs: str, target: tvm.target.Target = HOST, tolerance: float = 1e-4) -> None:
-        """Compile, run and compare; relative to the largest value of an output."""
-        model = self.model(*outputs)
+    def check(
+        self,
+        *outputs: str,
+        target: tvm.target.Target = HOST,
+        tolerance: float = 1e-4,
+        kind: int = TensorProto.FLOAT,
+    ) -> None:
+        """Compile, run and compare; relative to the largest value of an output. `kind` is the outputs' datatype."""
+        model = self.model(*outputs, kind=kind)
         expected = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
             None, self.inputs
         )
@@ -116,6 +125,9 @@ def close(got: Array, want: Array, tolerance: float = 1e-4) -> None:
     """Check that results are equal up to rounding, with NaN and infinities at the same places."""
     assert got.shape == want.shape
     assert got.dtype == want.dtype
+    if want.dtype == bool:
+        np.testing.assert_array_equal(got, want)
+        return
     finite = np.isfinite(want)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
     np.testing.assert_array_equal(got[np.isinf(want)], want[np.isinf(want)])

@@ -229,3 +229,21 @@ def test_bools_in_a_chain(kind: str, target: tvm.target.Target) -> None:
     above = [net.op("Greater", net.input(3, 37), zero) for _ in "ab"]
     mixed = net.op("Not", net.op(kind, net.op("Not", above[0]), above[1]))
     net.check(net.op("Cast", mixed, to=TensorProto.FLOAT), net.op("Where", mixed, "x0", "x1"), target=target)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: str(t.attrs["mcpu"]))
+def test_bools_are_copied(target: tvm.target.Target) -> None:
+    # As in masks of attention: each result is a bool tensor of its own.
+    net = Net()
+    a, b = (net.input(4, 64) for _ in "ab")
+    net.inputs = {name: value > 0 for name, value in net.inputs.items()}
+    joined = net.op("Concat", a, b, axis=1)
+    kept = net.op("And", a, net.constant(np.tril(np.ones((4, 64), bool))))
+    copies = [
+        net.op("Expand", kept, net.constant([2, 3, 4, 64])),
+        net.op("Slice", joined, *(net.constant([i]) for i in (2, 90, 1))),
+        net.op("Gather", joined, net.constant([5, 0, 40]), axis=1),
+        net.op("Transpose", joined, perm=[1, 0]),
+        net.op("Tile", a, net.constant([2, 1])),
+    ]
+    net.check(*copies, target=target, kind=TensorProto.BOOL)

@@ -130,7 +130,18 @@ class _Strip:
     copy: FlatBuffer | None  # the padded window, None to read the image in place
 
     def rows(self, count: Expr) -> tirx.Stmt:
-        return loop(count, self._row, "row")
+        width, most = self.parent.width, max(1, self.parent.machine.registers // 4)
+        together = most // width if isinstance(width, int) else 1
+        if together < 2:
+            return loop(count, self._row, "row")
+        # Rows that are narrower than a tile: a tile takes several.
+        whole = tirx.floordiv(count, index(together))
+        return sequence(
+            [
+                loop(whole, lambda t: self._tile(t * together, index(0), width, together), "rows"),
+                loop(count - whole * together, lambda y: self._row(whole * together + y), "row"),
+            ]
+        )
 
     def _row(self, y: Expr) -> tirx.Stmt:
         machine, total = self.parent.machine, self.parent.width
@@ -151,7 +162,8 @@ class _Strip:
             ]
         )
 
-    def _tile(self, y: Expr, x: Expr, width: int) -> tirx.Stmt:
+    def _tile(self, y: Expr, x: Expr, width: int, rows: int = 1) -> tirx.Stmt:
+        """`width` neighboring results in each of `rows` rows."""
         p, image = self.parent, self.parent.image
         (kh, kw), (sh, sw), (dh, dw) = image.conv.kernel, image.conv.strides, image.conv.dilation
 
@@ -159,7 +171,7 @@ class _Strip:
         plane, planes = image.taps(self.batch)
 
         def data(r: int, k: list[Expr]) -> Expr:
-            row, column = y * sh + k[-2] * dh, (x + r) * sw + k[-1] * dw
+            row, column = (y + r // width) * sh + k[-2] * dh, (x + r % width) * sw + k[-1] * dw
             if self.copy is not None:
                 return self.copy.load([*k[:-2], row, column, ramp(0, self.size)])
             at = image.source([self.batch, plane + k[0]], self.top * sh + row, column, ramp(self.first, self.size))
@@ -170,11 +182,12 @@ class _Strip:
             return widened(tirx.BufferLoad(p.weight, [row, k[-1], ramp(self.first, size)]))
 
         def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
-            return p.epilogue.store(image.at(self.batch, self.top + y, x + r, self.first + c), value)
+            line, column = (tirx.floordiv(r, width), tirx.floormod(r, width)) if rows > 1 else (index(0), r)
+            return p.epilogue.store(image.at(self.batch, self.top + y + line, x + column, self.first + c), value)
 
         return MicroKernel(
             p.machine,
-            width,
+            rows * width,
             self.size,
             [*([planes] if volume else []), index(kh), index(kw)],
             data,
