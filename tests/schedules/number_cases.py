@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tvm.relax.frontend.onnx import from_onnx
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +23,7 @@ class Function:
 
     `bound` is in units in the last place of the exact result. With `of_input` it is in units of the input, for formulas
     of ONNX whose last step subtracts. With `of_product` a unit is at least `x` denormals: the result is `x` times a
-    value that may be denormal.
+    value that may be denormal. `second` is the operator's second operand.
     """
 
     exact: Callable[[Array], Array]
@@ -31,6 +31,7 @@ class Function:
     attributes: dict[str, Any] = field(default_factory=dict)
     of_input: bool = False
     of_product: bool = False
+    second: float | None = None
 
 
 def _each(function: Callable[[float], float]) -> Callable[[Array], Array]:
@@ -43,6 +44,11 @@ def _softplus(x: Array) -> Array:
 
 def _sigmoid(x: Array) -> Array:
     return np.where(x < 0, np.exp(np.minimum(x, 0)), 1.0) / (1.0 + np.exp(-np.abs(x)))
+
+
+def _power(exponent: float, bound: float) -> Function:
+    # The exact exponent is the float32. Of a number alone, NumPy takes 0.5 as the square root, which differs at -inf.
+    return Function(lambda x: np.power(x, np.full_like(x, np.float32(exponent))), bound, second=exponent)
 
 
 def _expm1(x: Array) -> Array:
@@ -77,15 +83,18 @@ FUNCTIONS: dict[str, Function] = {
     "Softsign": Function(lambda x: x / (1 + np.abs(x)), 2),
     "Sinh": Function(np.sinh, 2),
     "Cosh": Function(np.cosh, 2),
-    "Asinh": Function(np.arcsinh, 2),
-    "Acosh": Function(np.arccosh, 2),
-    "Atanh": Function(np.arctanh, 2),
+    "Asinh": Function(np.arcsinh, 3),
+    "Acosh": Function(np.arccosh, 3),
+    "Atanh": Function(np.arctanh, 3),
     "Sin": Function(np.sin, 1),
     "Cos": Function(np.cos, 1),
     "Tan": Function(np.tan, 2),
-    "Asin": Function(np.arcsin, 2),
+    "Asin": Function(np.arcsin, 3),
     "Acos": Function(np.arccos, 2),
     "Atan": Function(np.arctan, 2),
+    # One rounding, or one for each multiplication, division or root.
+    **{f"Pow {e}": _power(e, 1) for e in (2.2, -0.3, 5, -7, 1e-3, 0.5, 1, 0, -1, 2)},
+    **{f"Pow {e}": _power(e, 3) for e in (3, 4, -0.5, -2)},
 }
 
 
@@ -111,18 +120,23 @@ def sweep(each: int = 24) -> Array:
 
 def module(names: list[str], count: int) -> tvm.IRModule:
     """All the functions of one input, an output for each."""
-    nodes = []
+    nodes, constants = [], []
     for name in names:
-        f = FUNCTIONS[name]
-        nodes.append(helper.make_node(name.split()[0], ["x"], [name.replace(" ", "_")], **f.attributes))
+        f, result = FUNCTIONS[name], name.replace(" ", "_")
+        inputs = ["x"]
+        if f.second is not None:
+            inputs.append(f"second of {result}")
+            constants.append(numpy_helper.from_array(np.float32(f.second), inputs[1]))
+        nodes.append(helper.make_node(name.split()[0], inputs, [result], **f.attributes))
     graph = helper.make_graph(
         nodes,
         "numbers",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [count])],
         [helper.make_tensor_value_info(n.output[0], TensorProto.FLOAT, [count]) for n in nodes],
+        constants,
     )
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
-    return from_onnx(model, opset=OPSET)
+    return from_onnx(model, opset=OPSET, keep_params_in_input=False)
 
 
 def worst(name: str, x: Array, got: Array) -> tuple[float, float]:

@@ -15,10 +15,12 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from onnx import TensorProto, helper
 from tvm import relax, tirx
 from tvm.ir.transform import Sequential
+from tvm.relax.frontend.onnx import from_onnx
 
-from tests.schedules.number_cases import FUNCTIONS, Array, module, sweep, worst
+from tests.schedules.number_cases import FUNCTIONS, OPSET, Array, module, sweep, worst
 from tests.schedules.schedule_harness import HOST, compiled
 from zmq_offload.compile.pipeline import fusing
 from zmq_offload.compile.target import runs_here
@@ -51,7 +53,10 @@ def check(path: str, x: Array, results: dict[str, Array]) -> None:
     assert not over, over
 
 
-OURS = ["Exp", "Sigmoid", "Tanh", "Erf", "Log", "Softplus", "Mish", "Elu", "Selu", "Gelu", "HardSwish"]
+OURS = [
+    *("Exp", "Sigmoid", "Tanh", "Erf", "Log", "Softplus", "Mish", "Elu", "Selu", "Gelu", "HardSwish"),
+    *("Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Asin", "Acos", "Atan", "Pow 2.2", "Pow 5", "Pow 0.5"),
+]
 SPECIAL = np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -104, 88.8, 1, -1]).view(
     "uint32"
 )
@@ -72,6 +77,32 @@ def test_any_bits_side_by_side(count: int) -> None:
             assert error <= FUNCTIONS[name].bound, f"{name} of {at!r} among {x}: {error}"
 
     each()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_powers_of_two_tensors(path: str) -> None:
+    """Every exponent of the base, and results over the whole range."""
+    if not runs_here(PATHS[path]):
+        pytest.skip(f"this CPU cannot run {path} code")
+    rng = np.random.default_rng(1)
+    x = sweep(4)
+    with np.errstate(all="ignore"):
+        y = (rng.uniform(-155, 135, x.size) / np.log2(np.abs(x))).astype("float32")
+    y = np.where(rng.random(x.size) < 0.2, np.rint(y), y).astype("float32")
+    specs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [x.size]) for name in "xyz"]
+    graph = helper.make_graph([helper.make_node("Pow", ["x", "y"], ["z"])], "powers", specs[:2], specs[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    (got,) = compiled(from_onnx(model, opset=OPSET), PATHS[path])(x, y)
+    with np.errstate(all="ignore"):
+        exact = np.power(x.astype("float64"), y.astype("float64"))
+        rounded = exact.astype("float32")
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(exact))
+        finite = np.isfinite(rounded) & np.isfinite(got)
+        error = (np.abs(got - exact) / np.spacing(np.abs(rounded)))[finite].max()
+        differs = got[~finite] != rounded[~finite]
+    assert np.isnan(rounded[~finite][differs]).all()
+    assert np.array_equal(np.signbit(got[finite]), np.signbit(rounded[finite]))
+    assert error <= 1
 
 
 NEON = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "num-cores": 2})
@@ -117,8 +148,7 @@ def test_functions_over_the_whole_range_on_neon(tmp_path: Path) -> None:
     if emulator is None or importlib.util.find_spec("ziglang") is None:
         pytest.skip("qemu-aarch64(-static), of Debian's package qemu-user-static, or the package ziglang is missing")
     x = sweep()
-    # The other functions call the C library, and devices have another one than this program.
-    names = [*OURS, "Gelu tanh", "HardSigmoid", "Sqrt", "Reciprocal", "Softsign"]
+    names = list(FUNCTIONS)
     functions, code = functions_of(names, x.size, NEON)
     code.write_to_file(str(tmp_path / "functions.o"))
     each = " ".join(f"F({f})" for f in functions)

@@ -119,6 +119,16 @@ def _add(graph: _Exact, call: Call) -> Expr | None:
     return None
 
 
+def _power(graph: _Exact, call: Call) -> Expr | None:
+    """A constant exponent, as a literal: squares and roots need no logarithm. (TVM's constructor prints warnings.)"""
+    x, exponent = call.args
+    array = graph.array(exponent)
+    if array is None or array.size != 1 or str(call.ty.dtype) != "float32" or x.ty.ndim != call.ty.ndim:
+        return None
+    literal = tirx.FloatImm("float32", float(array.item()))
+    return graph.elementwise("power", x, lambda v: tirx.call_intrin("float32", "tirx.pow", v, literal))
+
+
 def _position(graph: _Exact, call: Call) -> Expr | None:
     """The index of the first largest (or smallest) element, or of the first NaN.
 
@@ -169,6 +179,7 @@ _REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
     "relax.sign": _sign,
     "relax.multiply": _multiply,
     "relax.add": _add,
+    "relax.power": _power,
     "relax.argmax": _position,
     "relax.argmin": _position,
 }

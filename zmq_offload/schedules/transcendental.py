@@ -20,7 +20,7 @@ _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860677e-06
 _LOG2_E = 1.4426950408889634
 # exp(x) rounds to 0 below the first, and is a denormal from there to -87.3, as in NumPy and ONNX Runtime. It underflows
 # at the second, overflows at the third, and adding it to 1 changes nothing below the last.
-_EXP_MIN, _EXP_UNDER, _EXP_OVER, _EXP_NONE = -103.97207641601562, -104.5, 89.0, -40.0
+_EXP_MIN, _EXP_UNDER, EXP_OVER, _EXP_NONE = -103.97207641601562, -104.5, 89.0, -40.0
 # (e^r - 1 - r)/r^2 for |r| <= ln(2)/2 as a polynomial: the relative error of e^r - 1 is below 1.4e-8.
 _EXP_TERMS = (0.4999999701976776, 0.1666654646396637, 0.04166743531823158, 0.008366262540221214, 0.0013870670227333903)
 # Adding 1.5 * 2^23 rounds and leaves an integer in the low bits of the significand, without a conversion to int32,
@@ -28,15 +28,15 @@ _EXP_TERMS = (0.4999999701976776, 0.1666654646396637, 0.04166743531823158, 0.008
 _ROUND = 12582912.0
 
 
-def _f(value: float) -> Expr:
+def f32(value: float) -> Expr:
     return tirx.FloatImm("float32", value)
 
 
-def _i(value: int) -> Expr:
+def i32(value: int) -> Expr:
     return tirx.IntImm("int32", value)
 
 
-def _var(name: str, dtype: str = "float32") -> tirx.Var:
+def var(name: str, dtype: str = "float32") -> tirx.Var:
     return tirx.Var(name, dtype)
 
 
@@ -47,78 +47,78 @@ def let(bindings: Sequence[tuple[tirx.Var, Expr]], body: Expr) -> Expr:
     return body
 
 
-def _bits(x: Expr) -> Expr:
+def bits_of(x: Expr) -> Expr:
     return tirx.reinterpret("int32", x)
 
 
 def _power_of_two(n: Expr, bias: int = 127) -> Expr:
     """2^(n + bias - 127) for an integer n. High bits of n do not matter, so that the bits of _ROUND may be in it."""
-    return tirx.reinterpret("float32", tirx.LShift(n, _i(23)) + _i(bias << 23))
+    return tirx.reinterpret("float32", tirx.LShift(n, i32(23)) + i32(bias << 23))
 
 
-def _with_sign(magnitude: Expr, x: Expr) -> Expr:
+def with_sign(magnitude: Expr, x: Expr) -> Expr:
     """`magnitude`, which has no sign, with the sign of `x`."""
-    sign = tirx.BitwiseAnd(_bits(x), _i(-(1 << 31)))
-    return tirx.reinterpret("float32", tirx.BitwiseOr(_bits(magnitude), sign))
+    sign = tirx.BitwiseAnd(bits_of(x), i32(-(1 << 31)))
+    return tirx.reinterpret("float32", tirx.BitwiseOr(bits_of(magnitude), sign))
 
 
-class _Power:
+class Power:
     """e^c: c = n ln 2 + r. `bindings` define `less` = e^r - 1, and `n` with _ROUND's bits, for `_power_of_two`."""
 
     def __init__(self, c: Expr) -> None:
-        v, t, whole, r, r2, less = (_var(name) for name in ("c", "t", "k", "r", "r2", "p"))
-        c2, c3, c4, c5, c6 = (_f(term) for term in _EXP_TERMS)
+        v, t, whole, r, r2, less = (var(name) for name in ("c", "t", "k", "r", "r2", "p"))
+        c2, c3, c4, c5, c6 = (f32(term) for term in _EXP_TERMS)
         polynomial = (c2 + c3 * r) + ((c4 + c5 * r) + c6 * r2) * r2
-        self.less, self.n = less, _var("n", "int32")
+        self.less, self.n = less, var("n", "int32")
         self.bindings: list[tuple[tirx.Var, Expr]] = [
             (v, c),
-            (t, v * _f(_LOG2_E) + _f(_ROUND)),
-            (whole, t - _f(_ROUND)),
-            (r, (v - whole * _f(_LN2_HIGH)) - whole * _f(_LN2_LOW)),
+            (t, v * f32(_LOG2_E) + f32(_ROUND)),
+            (whole, t - f32(_ROUND)),
+            (r, (v - whole * f32(_LN2_HIGH)) - whole * f32(_LN2_LOW)),
             (r2, r * r),
             (less, polynomial * r2 + r),
-            (self.n, _bits(t)),
+            (self.n, bits_of(t)),
         ]
 
     def halves(self) -> tuple[Expr, Expr]:
         """Bind and return two integers with the sum n: 2^n itself may overflow or be a denormal."""
-        half, rest = _var("h", "int32"), _var("l", "int32")
-        self.bindings += [(half, tirx.RShift(self.n, _i(1))), (rest, self.n - half)]
+        half, rest = var("h", "int32"), var("l", "int32")
+        self.bindings += [(half, tirx.RShift(self.n, i32(1))), (rest, self.n - half)]
         return half, rest
 
     def scaled(self, bias: int = 127) -> tuple[Expr, Expr]:
         """Bind 2^(n + bias - 127) and return it, and its product with e^r - 1."""
-        scale = _var("s")
+        scale = var("s")
         self.bindings.append((scale, _power_of_two(self.n, bias)))
         return scale, self.less * scale
 
 
 def exp(x: Expr) -> Expr:
     """e^x. If the result rounds to 0, e^0 is computed first: denormals cost some CPUs a hundred cycles."""
-    v, s = _var("x"), _var("s")
-    power = _Power(tirx.Min(_f(_EXP_OVER), tirx.Select(v < _f(_EXP_MIN), _f(0.0), v)))
+    v, s = var("x"), var("s")
+    power = Power(tirx.Min(f32(EXP_OVER), tirx.Select(v < f32(_EXP_MIN), f32(0.0), v)))
     half, rest = power.halves()
     value = (power.less * s + s) * _power_of_two(rest)
-    return let([(v, x), *power.bindings, (s, _power_of_two(half))], tirx.Select(v < _f(_EXP_MIN), _f(0.0), value))
+    return let([(v, x), *power.bindings, (s, _power_of_two(half))], tirx.Select(v < f32(_EXP_MIN), f32(0.0), value))
 
 
 def sigmoid(x: Expr) -> Expr:
     """1 / (1 + e^-x) with e^-x = 2^n (1 + p), as 2^-h / (2^-h + 2^(n-h) (1 + p)): neither part overflows or underflows,
     and the quotient keeps all bits of a denormal."""
-    above, below = _var("u"), _var("s")
-    power = _Power(tirx.Min(_f(-_EXP_UNDER), tirx.Max(_f(_EXP_NONE), _f(0.0) - x)))
+    above, below = var("u"), var("s")
+    power = Power(tirx.Min(f32(-_EXP_UNDER), tirx.Max(f32(_EXP_NONE), f32(0.0) - x)))
     half, rest = power.halves()
-    bindings = [*power.bindings, (above, _power_of_two(_i(0) - half)), (below, _power_of_two(rest))]
+    bindings = [*power.bindings, (above, _power_of_two(i32(0) - half)), (below, _power_of_two(rest))]
     return let(bindings, tirx.Div(above, power.less * below + (above + below)))
 
 
 def tanh(x: Expr) -> Expr:
     """tanh |x| = E / (E + 2) with E = e^2|x| - 1: near 0, E keeps all digits of x. 20 is where tanh is 1."""
-    v, a, e = _var("x"), _var("a"), _var("e")
-    power = _Power(tirx.Min(_f(20.0), a + a))
+    v, a, e = var("x"), var("a"), var("e")
+    power = Power(tirx.Min(f32(20.0), a + a))
     scale, product = power.scaled()
-    bindings = [(v, x), (a, tirx.abs(v)), *power.bindings, (e, product + (scale - _f(1.0)))]
-    return let(bindings, _with_sign(tirx.Div(e, e + _f(2.0)), v))
+    bindings = [(v, x), (a, tirx.abs(v)), *power.bindings, (e, product + (scale - f32(1.0)))]
+    return let(bindings, with_sign(tirx.Div(e, e + f32(2.0)), v))
 
 
 # -log(1 - erf a) / a for 0 <= a <= 3.95, where erf is 1; the relative error of the result is below 4e-8.
@@ -131,26 +131,26 @@ _ERF_TERMS = (
 
 def erf(x: Expr) -> Expr:
     """The error function: 1 - e^-g, where g is |x| times a polynomial. Near 0, 1 - e^-g keeps all digits of g."""
-    v, a, a2, g = (_var(name) for name in ("x", "a", "a2", "g"))
-    g0, g1, g2, g3, g4, g5, g6, g7 = (_f(term) for term in _ERF_TERMS)
+    v, a, a2, g = (var(name) for name in ("x", "a", "a2", "g"))
+    g0, g1, g2, g3, g4, g5, g6, g7 = (f32(term) for term in _ERF_TERMS)
     low, high = (g0 + g1 * a) + (g2 + g3 * a) * a2, (g4 + g5 * a) + (g6 + g7 * a) * a2
-    power = _Power(_f(0.0) - g)
+    power = Power(f32(0.0) - g)
     scale, product = power.scaled()
     bindings = [
         (v, x),
-        (a, tirx.Min(_f(_ERF_LARGE), tirx.abs(v))),
+        (a, tirx.Min(f32(_ERF_LARGE), tirx.abs(v))),
         (a2, a * a),
         (g, (high * (a2 * a2) + low) * a),
         *power.bindings,
     ]
-    return let(bindings, _with_sign((_f(1.0) - scale) - product, v))
+    return let(bindings, with_sign((f32(1.0) - scale) - product, v))
 
 
 def expm1(x: Expr) -> Expr:
     """e^x - 1 = 2^n (e^r - 1) + 2^n - 1: nothing cancels, since n is 0 if e^x is near 1."""
-    power = _Power(tirx.Min(_f(_EXP_OVER), tirx.Max(_f(_EXP_NONE), x)))
+    power = Power(tirx.Min(f32(EXP_OVER), tirx.Max(f32(_EXP_NONE), x)))
     scale, product = power.scaled(bias=126)
-    return let(power.bindings, (product + (scale - _f(0.5))) * _f(2.0))
+    return let(power.bindings, (product + (scale - f32(0.5))) * f32(2.0))
 
 
 # The significand is in [sqrt(1/2), sqrt(2)); log(1 + f) = 2 atanh(s), s = f/(2 + f): 2s (1 + z/3 + z^2/5 + ...) with
@@ -160,49 +160,49 @@ _ATANH_TERMS = (2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0)
 _LEAST_NORMAL = 1.1754943508222875e-38
 
 
-def _horner(x: Expr, terms: Sequence[float]) -> Expr:
-    total = _f(terms[0])
+def horner(x: Expr, terms: Sequence[float]) -> Expr:
+    total = f32(terms[0])
     for term in terms[1:]:
-        total = total * x + _f(term)
+        total = total * x + f32(term)
     return total
 
 
 def _log_of_positive(x: Expr) -> Expr:
     """The logarithm of a finite number above 0, also of denormals."""
-    v, u, f, s, z, k, h = (_var(name) for name in "xufszkh")
-    bits = _var("b", "int32")
-    tiny = v < _f(_LEAST_NORMAL)
-    exponent = tirx.Cast("float32", tirx.RShift(bits, _i(23)))
-    significand = tirx.reinterpret("float32", tirx.BitwiseAnd(bits, _i(0x7FFFFF)) + _i(_SQRT_HALF_BITS))
+    v, u, f, s, z, k, h = (var(name) for name in "xufszkh")
+    bits = var("b", "int32")
+    tiny = v < f32(_LEAST_NORMAL)
+    exponent = tirx.Cast("float32", tirx.RShift(bits, i32(23)))
+    significand = tirx.reinterpret("float32", tirx.BitwiseAnd(bits, i32(0x7FFFFF)) + i32(_SQRT_HALF_BITS))
     return let(
         [
             (v, x),
-            (u, tirx.Select(tiny, v * _f(2.0**25), v)),
-            (bits, _bits(u) - _i(_SQRT_HALF_BITS)),
-            (k, exponent - tirx.Select(tiny, _f(25.0), _f(0.0))),
-            (f, significand - _f(1.0)),
-            (s, tirx.Div(f, _f(2.0) + f)),
+            (u, tirx.Select(tiny, v * f32(2.0**25), v)),
+            (bits, bits_of(u) - i32(_SQRT_HALF_BITS)),
+            (k, exponent - tirx.Select(tiny, f32(25.0), f32(0.0))),
+            (f, significand - f32(1.0)),
+            (s, tirx.Div(f, f32(2.0) + f)),
             (z, s * s),
-            (h, _f(0.5) * f * f),
+            (h, f32(0.5) * f * f),
         ],
-        k * _f(_LN2_HIGH) + (f - (h - (s * (h + z * _horner(z, _ATANH_TERMS)) + k * _f(_LN2_LOW)))),
+        k * f32(_LN2_HIGH) + (f - (h - (s * (h + z * horner(z, _ATANH_TERMS)) + k * f32(_LN2_LOW)))),
     )
 
 
 def _logarithm(v: Expr, u: Expr, positive: Expr) -> Expr:
     """`positive` for u > 0 and finite `v`; -inf for u = 0, NaN for u < 0, and `v` if that is infinite or NaN."""
-    below = tirx.Select(tirx.EQ(u, _f(0.0)), _f(-_INF), _f(float("nan")))
-    return tirx.Select(v < _f(_INF), tirx.Select(u > _f(0.0), positive, below), v)
+    below = tirx.Select(tirx.EQ(u, f32(0.0)), f32(-_INF), f32(float("nan")))
+    return tirx.Select(v < f32(_INF), tirx.Select(u > f32(0.0), positive, below), v)
 
 
 def log(x: Expr) -> Expr:
     """The natural logarithm."""
-    v = _var("x")
+    v = var("x")
     return let([(v, x)], _logarithm(v, v, _log_of_positive(v)))
 
 
 def log1p(x: Expr) -> Expr:
     """log(1 + x), with the digits that 1 + x loses added."""
-    v, u = _var("x"), _var("u")
-    positive = _log_of_positive(u) + tirx.Div(v - (u - _f(1.0)), u)
-    return let([(v, x), (u, v + _f(1.0))], _logarithm(v, u, positive))
+    v, u = var("x"), var("u")
+    positive = _log_of_positive(u) + tirx.Div(v - (u - f32(1.0)), u)
+    return let([(v, x), (u, v + f32(1.0))], _logarithm(v, u, positive))

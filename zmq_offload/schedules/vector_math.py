@@ -8,12 +8,12 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.ir import Call, Expr, TensorLoad
 
-from zmq_offload.schedules import transcendental, trigonometry
+from zmq_offload.schedules import hyperbolic, inverse_trigonometry, powers, transcendental, trigonometry
 from zmq_offload.schedules.rewrite import Rewriter, loads, walk
 from zmq_offload.schedules.transcendental import let
 from zmq_offload.schedules.tvm_internals import CALL_PURE_EXTERN, last_part, operator_name
 
-_RULES: dict[str, Callable[[Expr], Expr]] = {
+_RULES: dict[str, Callable[..., Expr]] = {
     "exp": transcendental.exp,
     "sigmoid": transcendental.sigmoid,
     "tanh": transcendental.tanh,
@@ -23,6 +23,15 @@ _RULES: dict[str, Callable[[Expr], Expr]] = {
     "sin": trigonometry.sin,
     "cos": trigonometry.cos,
     "tan": trigonometry.tan,
+    "asin": inverse_trigonometry.asin,
+    "acos": inverse_trigonometry.acos,
+    "atan": inverse_trigonometry.atan,
+    "sinh": hyperbolic.sinh,
+    "cosh": hyperbolic.cosh,
+    "asinh": hyperbolic.asinh,
+    "acosh": hyperbolic.acosh,
+    "atanh": hyperbolic.atanh,
+    "pow": powers.power,
 }
 # TVM has no code for these, or its formulas cancel; every C library has them.
 _FROM_LIBM = ("tanh", "sinh", "cosh", "asinh", "acosh", "atanh")
@@ -115,10 +124,10 @@ class _Vectorizable(Safe):
             return transcendental.expm1(args[1])
         dtype = str(call.ty)
         if name in _RULES and dtype == "float32":
-            return _RULES[name](args[0])
+            return _RULES[name](*args)
         if name in _RULES and dtype == "float16":
             # Intermediate results may exceed the range of float16; e^12 does.
-            return tirx.Cast(dtype, _RULES[name](tirx.Cast("float32", args[0])))
+            return tirx.Cast(dtype, _RULES[name](*(tirx.Cast("float32", a) for a in args)))
         return super().call(call, args)
 
     def visit(self, e: Expr) -> Expr:

@@ -66,8 +66,10 @@ def swish(bb: Builder, node: Node) -> Expr:
 
 
 def sinh(bb: Builder, node: Node) -> Expr:
-    """TVM's compiler has no sinh. It is e^|x| / 2 in two factors, to avoid overflow, and a series near 0."""
+    """TVM's compiler has no sinh of float64. It is e^|x| / 2 in two factors, to avoid overflow, and a series near 0."""
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
+    if kind != "float64":
+        return op.sinh(x)
     one, half = relax.const(1, kind), relax.const(0.5, kind)
     size = bb.normalize(op.abs(x))
     root = bb.normalize(op.exp(op.multiply(size, half)))
@@ -83,6 +85,8 @@ def sinh(bb: Builder, node: Node) -> Expr:
 def cosh(bb: Builder, node: Node) -> Expr:
     """Computed as `sinh` is."""
     x, kind = node.inputs[0], dtype_of(node.inputs[0])
+    if kind != "float64":
+        return op.cosh(x)
     half = bb.normalize(op.exp(op.multiply(op.abs(x), relax.const(0.5, kind))))
     large = op.multiply(op.multiply(half, relax.const(0.5, kind)), half)
     return op.add(large, op.divide(relax.const(0.5, kind), op.multiply(half, half)))
