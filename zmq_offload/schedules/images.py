@@ -119,7 +119,9 @@ class Image:
         """Return the indices of an element of the result, or of an image; one-dimensional images have no y."""
         if self.conv.depth is not None:
             return [tirx.floordiv(batch, self.deep), tirx.floormod(batch, self.deep), y, x, channel]
-        return [batch, y, x, channel] if len(self.buffer.shape) == 4 else [batch, x, channel]
+        if len(self.buffer.shape) == 3:
+            return [batch, x, channel]
+        return [batch, x, y, channel] if self.conv.upright else [batch, y, x, channel]
 
     def source(self, plane: list[Expr], y: Expr, x: Expr, channel: Expr) -> list[Expr]:
         """Return the indices of an element of the input; `plane` is the batch and, for a volume, its tap."""
@@ -163,13 +165,19 @@ def image_of(program: Program, stage: Stage) -> tuple[Image, Var]:
         data = loads(pad.value)[0].source
     if conv.depth is not None and any(constant(s) is None for s in (*data.shape[1:], *stage.extents[1:])):
         raise Unsupported("a symbolic size of a volume")
+    height, width, channels = image_size(data, conv)
+    deep = (data.shape[1], stage.extents[1]) if conv.depth is not None else (index(1), index(1))
+    planes, results = (constant(s) or 1 for s in deep)
+    return Image(data, conv, height, width, channels, planes, results), weight
+
+
+def image_size(data: Var, conv: Conv) -> tuple[Expr | int, Expr | int, int]:
+    """Return height, width and channels of the input."""
     sizes = [*([1] if len(data.shape) == 3 else []), *(number_or_expression(s) for s in data.shape[1:][-3:])]
     height, width, channels = (sizes[1], sizes[2], sizes[0]) if conv.channels_first else tuple(sizes)
     if not isinstance(channels, int):
         raise Unsupported("a symbolic number of channels")
-    deep = (data.shape[1], stage.extents[1]) if conv.depth is not None else (index(1), index(1))
-    planes, results = (constant(s) or 1 for s in deep)
-    return Image(data, conv, height, width, channels, planes, results), weight
+    return (width, height, channels) if conv.upright else (height, width, channels)
 
 
 def number_or_expression(extent: Expr) -> Expr | int:
@@ -184,7 +192,10 @@ def result_size(stage: Stage) -> tuple[int, int, int]:
     known = [s for s in sizes if s is not None][-3:]
     if None in sizes:
         raise Unsupported("a symbolic image size")
-    return (1, known[0], known[1]) if len(known) == 2 else (known[0], known[1], known[2])
+    if len(known) == 2:
+        return 1, known[0], known[1]
+    height, width, channels = known
+    return (width, height, channels) if Conv.of(stage.annotations).upright else (height, width, channels)
 
 
 def symbolic_size(stage: Stage) -> tuple[Expr, Expr] | None:
@@ -192,7 +203,7 @@ def symbolic_size(stage: Stage) -> tuple[Expr, Expr] | None:
     sizes = [*([index(1)] if len(stage.extents) == 3 else []), *stage.extents[1:-1]]
     if all(constant(s) is not None for s in sizes):
         return None
-    return sizes[0], sizes[1]
+    return (sizes[1], sizes[0]) if Conv.of(stage.annotations).upright else (sizes[0], sizes[1])
 
 
 USUAL_WIDTH = 128

@@ -59,7 +59,7 @@ def conv2d(builder: relax.BlockBuilder, machine: Machine, data: Expr, weight: Ar
     if pointwise and not conv.channels_first:
         return dense(builder, machine, data, weight[:, :, 0, 0].T)
     dot = dot_product(machine, str(data.ty.dtype))
-    size = shape_of(data)[3 if conv.channels_first else -2]
+    size = shape_of(data)[3 if conv.channels_first else 1 if conv.upright else -2]
     results = None if size is None else conv.out_width(size)
     lanes = tile_of(machine, dot, results, per_group).columns
     rows = weight.transpose(0, 2, 3, 1).reshape(conv.groups, per_group, conv.kernel[0], conv.kernel[1], -1)

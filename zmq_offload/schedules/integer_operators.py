@@ -8,8 +8,7 @@ from tvm import te, tirx
 from tvm.ir import Expr
 
 from zmq_offload.schedules.dot_product import DotProduct
-from zmq_offload.schedules.emit import index
-from zmq_offload.schedules.operators import Conv, extents, padded, pixel
+from zmq_offload.schedules.operators import Conv, extents, padded, pixel, place, shaped
 from zmq_offload.schedules.stages import KERNEL
 
 
@@ -46,7 +45,6 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv, dot: DotProduct) -> te.T
     source = padded(x, conv)
     n, height, width, channels = extents(x, conv)
     oh, ow = conv.out_size(height, width)
-    image = len(x.shape) == 4
     kh, kw = conv.kernel
     depth = tirx.floordiv(channels, conv.groups)
     lanes, group = int(weight.shape[2]), dot.group
@@ -57,16 +55,16 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv, dot: DotProduct) -> te.T
     (sh, sw), (dh, dw) = conv.strides, conv.dilation
 
     def element(b: Expr, *position: Expr) -> Expr:
-        y, z, o = position if image else (index(0), *position)
+        y, z, o = place(position, conv)
         part, inside = tirx.floordiv(o, per_group), tirx.floormod(o, per_group)
-        data = pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, part * depth + rc)
+        data = pixel(source, conv, b, y * sh + ry * dh, z * sw + rx * dw, part * depth + rc)
         at, row, length = (rx * depth + rc, ry, kw * depth) if joined(conv) else (rc, ry * kw + rx, depth)
         step = row * tirx.floordiv(length + group - 1, group) + tirx.floordiv(at, group)
         chunk, lane = part * chunks + tirx.floordiv(inside, lanes), tirx.floormod(inside, lanes)
         return te.sum(_product(data, weight[chunk, step, lane, tirx.floormod(at, group)]), axis=[ry, rx, rc])
 
     return te.compute(
-        (n, oh, ow, conv.out_channels) if image else (n, ow, conv.out_channels),
+        shaped(x, conv, n, oh, ow, conv.out_channels),
         element,
         name="integer_conv2d",
         attrs={KERNEL: "integer_conv2d", **conv.attributes()},
@@ -78,20 +76,19 @@ def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv, dot: DotProduct) -> t
     source = padded(x, conv)
     n, height, width, channels = extents(x, conv)
     oh, ow = conv.out_size(height, width)
-    image = len(x.shape) == 4
     kh, kw = conv.kernel
     steps = dot.steps(Phases.of(conv, dot).depth)
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
     (sh, sw), (dh, dw) = conv.strides, conv.dilation
 
     def element(b: Expr, *position: Expr) -> Expr:
-        y, z, c = position if image else (index(0), *position)
-        data = pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, c)
+        y, z, c = place(position, conv)
+        data = pixel(source, conv, b, y * sh + ry * dh, z * sw + rx * dw, c)
         at = weight[0, rx * steps + tirx.floordiv(ry, dot.group), c, tirx.floormod(ry, dot.group)]
         return te.sum(_product(data, at), axis=[ry, rx])
 
     return te.compute(
-        (n, oh, ow, channels) if image else (n, ow, channels),
+        shaped(x, conv, n, oh, ow, channels),
         element,
         name="integer_depthwise",
         attrs={KERNEL: "integer_depthwise", **conv.attributes()},

@@ -18,7 +18,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Call, Expr, IRModule, Var
 from tvm.relax.expr_functor import mutator
 
-from zmq_offload.schedules import integer_layout, layout_pools, operators, volumes
+from zmq_offload.schedules import integer_layout, layout_pools, operators, upright, volumes
 from zmq_offload.schedules.channel_axes import ELEMENTWISE, REDUCTIONS, first_axes, last_axes
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
@@ -35,6 +35,7 @@ _RULES = {
     "relax.nn.conv1d": "_convolution",
     "relax.nn.conv2d": "_convolution",
     "relax.nn.conv3d": "_volume",
+    "relax.nn.conv1d_transpose": "_transposed",
     "relax.nn.conv2d_transpose": "_transposed",
     "relax.matmul": "_matmul",
     "relax.nn.max_pool2d": "_pool",
@@ -91,7 +92,7 @@ class _ChannelsLast(GraphRewriter):
         if isinstance(expr, Var) and expr in self._moved:
             return self._moved[expr]
         sizes = shape_of(expr)
-        if len(sizes) == rank and all(s == 1 for s in sizes[2:]):
+        if len(sizes) == rank and (sizes[1] == 1 or all(s == 1 for s in sizes[2:])):
             shape = expr.ty.shape.values
             moved = self.builder_.emit(relax.op.reshape(expr, [shape[a] for a in last_axes(rank)]))
         else:
@@ -117,7 +118,7 @@ class _ChannelsLast(GraphRewriter):
         return call if result is None else result
 
     def _convolution(self, call: Call) -> Expr | None:
-        call = without_idle_taps(self, call)
+        call = upright.columns_as_channels(self, without_idle_taps(self, call), self._last)
         attrs, (data, weight) = call.attrs, call.args
         spatial = data.ty.ndim - 2
         layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
@@ -141,7 +142,6 @@ class _ChannelsLast(GraphRewriter):
         if integer and not any(padding) and (pad := self._padding(data, first)) is not None:
             data, padding, fill = pad.data, pad.widths, pad.fill
         channels = per_group * int(attrs.groups)
-        keep = first and spatial == 2 and channels < _FEW_CHANNELS and self._known_last(data) is None
         conv = Conv(
             (kernel[0], kernel[1]),
             (strides[0], strides[1]),
@@ -149,10 +149,13 @@ class _ChannelsLast(GraphRewriter):
             (dilation[0], dilation[1]),
             int(attrs.groups),
             out,
-            channels_first=keep,
             fill=fill,
         )
-        source = data if keep or not first else self._last(data)
+        if spatial == 2 and (conv := upright.turned(conv, shape_of(data)[layouts[0].index("W")])).upright:
+            kernel_order = [layouts[1].index(axis) for axis in "OIWH"]
+        elif first and spatial == 2 and channels < _FEW_CHANNELS and self._known_last(data) is None:
+            conv = replace(conv, channels_first=True)
+        source = data if conv.channels_first or not first else self._last(data)
         value = self._emit_convolution(source, self._kernel_order(weight, kernel_order, spatial), conv, channels)
         return self._back(value) if first else value
 
@@ -200,7 +203,7 @@ class _ChannelsLast(GraphRewriter):
             matrix = None if array is None else array[:, :, 0, 0].T
             return self._dense(data, weight, matrix, conv.out_channels)
         sizes = shape_of(data)
-        width = sizes[3] if conv.channels_first else sizes[-2]
+        width = sizes[3] if conv.channels_first else sizes[1 if conv.upright else -2]
         results = None if width is None else conv.out_width(width)
         lanes = choose_tile(self._machine, results, per_group).columns
         if array is not None:
@@ -231,24 +234,14 @@ class _ChannelsLast(GraphRewriter):
     def _transposed(self, call: Call) -> Expr | None:
         attrs, (data, weight) = call.attrs, call.args
         array = self._weights(weight)
-        if (str(attrs.data_layout), str(attrs.kernel_layout)) != ("NCHW", "IOHW") or array is None:
+        layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
+        if layouts not in (("NCHW", "IOHW"), ("NCW", "IOW")) or array is None:
             return None
         if int(attrs.groups) != 1 or any(int(d) != 1 for d in attrs.dilation) or str(call.ty.dtype) != "float32":
             return None
-        top, left, bottom, right = (int(p) for p in attrs.padding)
-        extra = [int(p) for p in attrs.output_padding]
-        sizes = shape_of(data)
-        out = array.shape[1]
-        strides = (int(attrs.strides[0]), int(attrs.strides[1]))
-        lanes = choose_tile(self._machine, sizes[3], out).columns
-        conv = Conv(
-            (array.shape[2], array.shape[3]),
-            strides,
-            (top, left, bottom - extra[0], right - extra[1]),
-            (1, 1),
-            1,
-            out,
-        )
+        conv, array = upright.transposed(call, array)
+        width = shape_of(data)[2 if conv.upright or data.ty.ndim == 3 else 3]
+        lanes = choose_tile(self._machine, width, conv.out_channels).columns
         packed = constant_expr(operators.pack_conv(array.transpose(1, 0, 2, 3), 1, lanes))
         return self._back(
             self._kernel("transposed", lambda x, w: operators.transposed(x, w, conv), self._last(data), packed)

@@ -39,7 +39,10 @@ class Depth:
 
 @dataclass(frozen=True)
 class Conv:
-    """Geometry of a convolution over (n, h, w, c), or (n, d, h, w, c) if it has a depth; h = 1 if one-dimensional."""
+    """Geometry of a convolution over (n, h, w, c), or (n, d, h, w, c) if it has a depth; h = 1 if one-dimensional.
+
+    An `upright` image has one column, (n, h, 1, c). Its geometry is that of one row: (1, k) for a kernel of k rows.
+    """
 
     kernel: tuple[int, int]
     strides: tuple[int, int]
@@ -50,6 +53,7 @@ class Conv:
     channels_first: bool = False  # the input is (n, c, h, w); the result is (n, h, w, c)
     fill: int = 0  # the value around the input
     depth: Depth | None = None
+    upright: bool = False
 
     def out_size(self, height: Expr, width: Expr) -> tuple[Expr, Expr]:
         """Return height and width of the result."""
@@ -78,6 +82,7 @@ class Conv:
             "channels_first": int(self.channels_first),
             "fill": self.fill,
             "depth": [] if self.depth is None else list(astuple(self.depth)),
+            "upright": int(self.upright),
         }
 
     @staticmethod
@@ -91,6 +96,7 @@ class Conv:
             channels_first=bool(int(annotations["channels_first"])),
             fill=int(annotations["fill"]),
             depth=Depth(*(int(i) for i in annotations["depth"])) if annotations["depth"] else None,
+            upright=bool(int(annotations["upright"])),
         )
 
 
@@ -100,17 +106,16 @@ def padded(x: te.Tensor, conv: Conv) -> te.Tensor:
     top, left, bottom, right = conv.padding
     if not any(conv.padding) and not conv.channels_first:
         return x
-    image = len(x.shape) == 4
 
     def element(b: Expr, *at: Expr) -> Expr:
-        y, z, i = at if image else (index(0), *at)
+        y, z, i = place(at, conv)
         y, z = y - top, z - left
-        value = x[b, i, y, z] if conv.channels_first else x[b, y, z, i] if image else x[b, z, i]
+        value = x[b, i, y, z] if conv.channels_first else pixel(x, conv, b, y, z, i)
         if not any(conv.padding):
             return value
         return tirx.if_then_else(tirx.all(y >= 0, y < h, z >= 0, z < w), value, tirx.const(conv.fill, x.dtype))
 
-    shape = (n, h + top + bottom, w + left + right, c) if image else (n, w + left + right, c)
+    shape = shaped(x, conv, n, h + top + bottom, w + left + right, c)
     return te.compute(shape, element, name="pad", attrs={KERNEL: "pad"})
 
 
@@ -123,12 +128,26 @@ def extents(x: te.Tensor, conv: Conv) -> tuple[Expr, Expr, Expr, Expr]:
         n, w, c = x.shape
         return n, index(1), w, c
     n, h, w, c = x.shape
-    return n, h, w, c
+    return (n, w, h, c) if conv.upright else (n, h, w, c)
 
 
-def pixel(x: te.Tensor, b: Expr, y: Expr, z: Expr, c: Expr) -> Expr:
-    """Return an element; one-dimensional images have no `y`."""
-    return x[b, y, z, c] if len(x.shape) == 4 else x[b, z, c]
+def shaped(x: te.Tensor, conv: Conv, n: Expr, h: Expr, w: Expr, c: Expr | int) -> tuple[Expr | int, ...]:
+    """Return the indices of an element, or a shape, of rank and orientation of `x`."""
+    if len(x.shape) == 3:
+        return n, w, c
+    return (n, w, h, c) if conv.upright else (n, h, w, c)
+
+
+def place(at: tuple[Expr, ...], conv: Conv) -> tuple[Expr, Expr, Expr]:
+    """Return row, column and channel of indices after the batch."""
+    if len(at) == 2:
+        return index(0), at[0], at[1]
+    return (at[1], at[0], at[2]) if conv.upright else (at[0], at[1], at[2])
+
+
+def pixel(x: te.Tensor, conv: Conv, b: Expr, y: Expr, z: Expr, c: Expr) -> Expr:
+    """Return an element of an image with channels last."""
+    return x[shaped(x, conv, b, y, z, c)]
 
 
 def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
@@ -136,7 +155,6 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
     source = padded(x, conv)
     n, height, width, _ = extents(x, conv)
     oh, ow = conv.out_size(height, width)
-    image = len(x.shape) == 4
     _, kh, kw, ic, lanes = weight.shape
     per_group = conv.out_channels // conv.groups
     chunks = -(-per_group // int(lanes))
@@ -146,15 +164,15 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
     dh, dw = conv.dilation
 
     def element(b: Expr, *position: Expr) -> Expr:
-        y, z, o = position if image else (index(0), *position)
+        y, z, o = place(position, conv)
         group = tirx.floordiv(o, per_group) if conv.groups > 1 else 0
         inside = tirx.floormod(o, per_group) if conv.groups > 1 else o
-        data = pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, group * ic + rc)
+        data = pixel(source, conv, b, y * sh + ry * dh, z * sw + rx * dw, group * ic + rc)
         at = weight[group * chunks + tirx.floordiv(inside, lanes), ry, rx, rc, tirx.floormod(inside, lanes)]
         return te.sum(data * widened(at), axis=[ry, rx, rc])
 
     return te.compute(
-        (n, oh, ow, conv.out_channels) if image else (n, ow, conv.out_channels),
+        shaped(x, conv, n, oh, ow, conv.out_channels),
         element,
         name="conv2d",
         attrs={KERNEL: "conv2d", **conv.attributes()},
@@ -163,24 +181,24 @@ def conv2d(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
 
 def transposed(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
     """A transposed convolution with weights from `pack_conv`; `conv.padding` is cut off the result."""
-    n, h, w, ic = x.shape
+    n, h, w, ic = extents(x, conv)
     _, kh, kw, _, lanes = weight.shape
     sh, sw = conv.strides
     top, left, bottom, right = conv.padding
     oh, ow = (h - 1) * sh + kh - top - bottom, (w - 1) * sw + kw - left - right
     ry, rx, rc = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx"), te.reduce_axis((0, ic), "rc")
 
-    def element(b: Expr, y: Expr, z: Expr, o: Expr) -> Expr:
+    def element(b: Expr, *position: Expr) -> Expr:
+        y, z, o = place(position, conv)
         py, px = y + top - ry, z + left - rx
         iy, ix = tirx.floordiv(py, sh), tirx.floordiv(px, sw)
         reached = tirx.all(tirx.floormod(py, sh) <= 0, tirx.floormod(px, sw) <= 0, iy >= 0, iy < h, ix >= 0, ix < w)
-        data = tirx.if_then_else(reached, x[b, iy, ix, rc], tirx.const(0.0, x.dtype))
+        data = tirx.if_then_else(reached, pixel(x, conv, b, iy, ix, rc), tirx.const(0.0, x.dtype))
         at = weight[tirx.floordiv(o, lanes), ry, rx, rc, tirx.floormod(o, lanes)]
         return te.sum(data * widened(at), axis=[ry, rx, rc])
 
-    return te.compute(
-        (n, oh, ow, conv.out_channels), element, name="transposed", attrs={KERNEL: "transposed", **conv.attributes()}
-    )
+    shape = shaped(x, conv, n, oh, ow, conv.out_channels)
+    return te.compute(shape, element, name="transposed", attrs={KERNEL: "transposed", **conv.attributes()})
 
 
 def packed_conv(weight: te.Tensor, groups: int, lanes: int) -> te.Tensor:
@@ -202,19 +220,18 @@ def depthwise(x: te.Tensor, weight: te.Tensor, conv: Conv) -> te.Tensor:
     source = padded(x, conv)
     n, height, width, _ = extents(x, conv)
     oh, ow = conv.out_size(height, width)
-    image = len(x.shape) == 4
     kh, kw, channels = weight.shape
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
     sh, sw = conv.strides
     dh, dw = conv.dilation
 
     def element(b: Expr, *position: Expr) -> Expr:
-        y, z, c = position if image else (index(0), *position)
-        data = pixel(source, b, y * sh + ry * dh, z * sw + rx * dw, c)
+        y, z, c = place(position, conv)
+        data = pixel(source, conv, b, y * sh + ry * dh, z * sw + rx * dw, c)
         return te.sum(data * widened(weight[ry, rx, c]), axis=[ry, rx])
 
     return te.compute(
-        (n, oh, ow, channels) if image else (n, ow, channels),
+        shaped(x, conv, n, oh, ow, channels),
         element,
         name="depthwise",
         attrs={KERNEL: "depthwise", **conv.attributes()},

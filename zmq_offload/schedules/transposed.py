@@ -25,7 +25,7 @@ from zmq_offload.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.images import Image
+from zmq_offload.schedules.images import Image, image_size, result_size
 from zmq_offload.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
@@ -68,10 +68,10 @@ def transposed(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     """
     data, weight = (e.source for e in loads(stage.value))
     conv = Conv.of(stage.annotations)
-    sizes = [constant(s) for s in (*data.shape[1:], *stage.extents[1:])]
-    if any(s is None for s in sizes):
+    h, w, channels = image_size(data, conv)
+    oh, ow, _ = result_size(stage)
+    if not isinstance(h, int) or not isinstance(w, int):
         raise Unsupported("a symbolic image size")
-    h, w, channels, oh, ow, _ = (s or 0 for s in sizes)
     (kh, kw), (sh, sw), (top, left, *_) = conv.kernel, conv.strides, conv.padding
     rows, columns = _phases(oh, kh, sh, top), _phases(ow, kw, sw, left)
     if any(p.taps == 0 for p in (*rows, *columns)):
@@ -202,7 +202,7 @@ class _PhaseKernel:
             column = x + q.first + r - k[1]
             if self.window is not None:
                 return self.window.load([t - k[0] + kernel.above, column + kernel.before, k[2]])
-            return tirx.BufferLoad(image.buffer, [self.batch, self.top + t - k[0], column, k[2]])
+            return tirx.BufferLoad(image.buffer, image.at(self.batch, self.top + t - k[0], column, k[2]))
 
         def weights(k: list[Expr], offset: int, size: int) -> Expr:
             y, z = k[0] * conv.strides[0] + p.residue, k[1] * conv.strides[1] + q.residue
@@ -211,7 +211,7 @@ class _PhaseKernel:
         def store(r: Expr, c: Expr, value: Expr) -> tirx.Stmt:
             y = (self.top + t) * conv.strides[0] + p.offset
             z = (x + q.first + r) * conv.strides[1] + q.offset
-            return kernel.epilogue.store([self.batch, y, z, chunk * self.lanes + c], value)
+            return kernel.epilogue.store(image.at(self.batch, y, z, chunk * self.lanes + c), value)
 
         reduce = [index(p.taps), index(q.taps), index(image.channels)]
         long = kernel.epilogue.long
