@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from tvm import tirx
-from tvm.ir import Expr, Var
+from tvm.ir import Call, Expr, TensorLoad, Var
 from tvm.tirx import ForKind
 
 from zmq_offload.schedules.machine import Machine
@@ -125,11 +125,19 @@ def lanes(width: int, body: Callable[[Expr], tirx.Stmt]) -> tirx.Stmt:
     if not isinstance(statement, tirx.BufferStore):
         raise TypeError(f"the body of a vector is a {type(statement).__name__}; it must be a single store")
     names = _Names(lane, width)
-    value = names.visit(statement.value)
+    value = _comparison(names.visit(statement.value)) if width > 1 else names.visit(statement.value)
     statement = sequence([*names.assignments, tirx.BufferStore(statement.buffer, value, statement.indices)])
     if width > 1:
         statement = tirx.For(lane, index(0), index(width), ForKind.VECTORIZED, statement)
     return with_buffers(names.buffers, statement)
+
+
+def _comparison(value: Expr) -> Expr:
+    """Return bool values that are only copied as a comparison: TVM loads vectors of bool as int8, and then cannot store
+    them as bool."""
+    if str(value.ty) == "bool" and isinstance(value, TensorLoad | tirx.Select | Call):
+        return tirx.NE(tirx.Cast("int8", value), tirx.IntImm("int8", 0))
+    return value
 
 
 class _Names(Rewriter):
