@@ -33,11 +33,11 @@ _PRODUCTS = frozenset(
 def cheap(graph: Graph, params: Iterable[ir.Var] | None = None) -> set[ir.Var]:
     """The inputs, or some of them, and the variables that are computed from them by cheap operators."""
     found = set(graph.params if params is None else params)
-    for binding in graph.bindings:
-        value = binding.value
+    for step in graph.steps:
+        value = step.value
         product = isinstance(value, ir.Call) and getattr(value.op, "name", "relax.call_tir") in _PRODUCTS
-        if not product and all(v in found for v in graph.used(binding.var)):
-            found.add(binding.var)
+        if not product and all(v in found for v in graph.used(step.var)):
+            found.add(step.var)
     return found
 
 
@@ -58,8 +58,8 @@ def carried(graph: Graph, cuts: Iterable[ir.Var], untils: Iterable[ir.Var]) -> l
     joins |= {v for v in untils if v in around}
     made = graph.upstream(joins)
     inputs = [p for p in graph.params if p in made]
-    constants = sum(constant_bytes(b.value) for b in graph.bindings if b.var in made)
-    tensors = [v for v in (*graph.params, *(b.var for b in graph.bindings)) if v in joins]
+    constants = sum(constant_bytes(b.value) for b in graph.steps if b.var in made)
+    tensors = [v for v in (*graph.params, *(b.var for b in graph.steps)) if v in joins]
     if constants <= MOST_CONSTANT_BYTES and tensor_bytes(inputs) < tensor_bytes(tensors):
         return inputs
     return tensors if all(graph.named(v) and isinstance(v.ty, relax.TensorType) for v in tensors) else inputs
@@ -75,23 +75,25 @@ def both_sides(graph: Graph, cuts: Iterable[ir.Var], inside: set[ir.Var]) -> set
     sent."""
     easy, varying = cheap(graph), graph.from_inputs()
     found = {v for v in cuts if v in graph.params}
-    for binding in graph.bindings:
-        used = [v for v in graph.used(binding.var) if v in varying]
-        if binding.var in inside and binding.var in easy and used and all(v in found for v in used):
-            found.add(binding.var)
+    for step in graph.steps:
+        used = [v for v in graph.used(step.var) if v in varying]
+        if step.var in inside and step.var in easy and used and all(v in found for v in used):
+            found.add(step.var)
     return found & inside
 
 
 def _around(graph: Graph, cuts: set[ir.Var], inside: set[ir.Var]) -> set[ir.Var]:
     """The inputs and what a region computes of them without its cuts."""
     found = {p for p in graph.params if p in inside}
+    if not found:
+        return found
     later = set(cuts)
-    for binding in graph.bindings:
-        used = graph.used(binding.var)
+    for step in graph.steps:
+        used = graph.used(step.var)
         if any(v in later for v in used):
-            later.add(binding.var)
-        elif binding.var in inside and any(v in found for v in used):
-            found.add(binding.var)
+            later.add(step.var)
+        elif step.var in inside and any(v in found for v in used):
+            found.add(step.var)
     return found
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from tvm import ir, relax
 
 from zmq_offload.common.suggest import nearest
 from zmq_offload.errors import InvalidArgument
+
+
+class Step(NamedTuple):
+    """A binding, its fields read once."""
+
+    var: ir.Var
+    value: relax.Expr
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +27,10 @@ class Graph:
     as ONNX tensor names, to variables, or to constants if they were folded. `outputs` names the results in the model's
     order. `constants` are further known names, of weights and of tensors folded away. Several names may stand for one
     variable, such as the two sides of an Identity. `dataflow` says whether all bindings are in dataflow blocks.
+
+    `steps` are the bindings again. TVM makes a new Python object each time that a binding's variable is read, and its
+    comparison of two objects is slow. In `steps`, `used` and `tensors` each variable is one object, which sets and
+    dictionaries find by its identity.
     """
 
     params: tuple[ir.Var, ...]
@@ -29,13 +41,19 @@ class Graph:
     dataflow: bool = True
     _names: dict[ir.Var, str] = field(default_factory=dict, init=False)
     _used: dict[ir.Var, tuple[ir.Var, ...]] = field(default_factory=dict, init=False)
+    steps: tuple[Step, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        for name, value in self.tensors.items():
+        steps = tuple(Step(binding.var, binding.value) for binding in self.bindings)
+        one = {var: var for var in (*self.params, *(step.var for step in steps))}
+        tensors = {n: one.get(v, v) if isinstance(v, ir.Var) else v for n, v in self.tensors.items()}
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "tensors", tensors)
+        for name, value in tensors.items():
             if isinstance(value, ir.Var):
                 self._names.setdefault(value, name)
-        for binding in self.bindings:
-            self._used[binding.var] = variables_of(binding.value)
+        for step in steps:
+            self._used[step.var] = tuple(one.get(v, v) for v in variables_of(step.value))
 
     def name(self, var: ir.Var) -> str:
         """Return the user's name of a variable, or TVM's if the user has none for it."""
@@ -66,23 +84,23 @@ class Graph:
     def pruned(self) -> Graph:
         """Return the graph without bindings that no output needs, such as the statistics of a batch normalization."""
         live = self.upstream(self.result_vars()).union(self.params)
-        bindings = tuple(b for b in self.bindings if b.var in live)
+        bindings = tuple(b for b, step in zip(self.bindings, self.steps, strict=True) if step.var in live)
         tensors = {n: v for n, v in self.tensors.items() if not isinstance(v, ir.Var) or v in live}
         return replace(self, bindings=bindings, tensors=tensors)
 
     def from_inputs(self) -> set[ir.Var]:
         """Return the parameters and all variables computed from them; any other variable is constant."""
         found = set(self.params)
-        for binding in self.bindings:
-            if any(v in found for v in self.used(binding.var)):
-                found.add(binding.var)
+        for step in self.steps:
+            if any(v in found for v in self.used(step.var)):
+                found.add(step.var)
         return found
 
     def path(self, start: ir.Var, ends: Iterable[ir.Var], *, avoid: Iterable[ir.Var]) -> list[ir.Var]:
         """Return a path from `start` to one of `ends` that avoids `avoid`; empty if there is none."""
         avoided, goal = set(avoid), set(ends)
         source: dict[ir.Var, ir.Var | None] = {start: None}
-        for var in (start, *(b.var for b in self.bindings)):
+        for var in (start, *(s.var for s in self.steps)):
             if var not in source and var not in avoided:
                 reached = next((v for v in self.used(var) if v in source), None)
                 if reached is not None:

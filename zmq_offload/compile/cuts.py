@@ -94,13 +94,13 @@ def frontiers(graph: Graph) -> list[CutPoint]:
 def _points(graph: Graph) -> list[CutPoint]:
     """Every cut of at most MOST_TENSORS tensors right after a tensor is computed."""
     live = graph.from_inputs() & graph.upstream(graph.result_vars())
-    end = len(graph.bindings)
+    end = len(graph.steps)
     last_use = dict.fromkeys(graph.result_vars(), end)
-    for position, binding in enumerate(graph.bindings):
-        for var in graph.used(binding.var):
-            if binding.var in live:
+    for position, step in enumerate(graph.steps):
+        for var in graph.used(step.var):
+            if step.var in live:
                 last_use[var] = max(last_use.get(var, 0), position)
-    costs = [multiply_adds(b.value) if b.var in live else 0 for b in graph.bindings]
+    costs = [multiply_adds(b.value) if b.var in live else 0 for b in graph.steps]
     total = remaining = sum(costs)
     found = []
     easy = cheap(graph, maskable(graph))
@@ -108,18 +108,18 @@ def _points(graph: Graph) -> list[CutPoint]:
     needed = {p: None for p in graph.params if p in live}
     if len(needed) == 1:
         found += _point(graph, [next(iter(needed))], 1.0, last_use, end)
-    for position, (binding, cost) in enumerate(zip(graph.bindings, costs, strict=True)):
+    for position, (step, cost) in enumerate(zip(graph.steps, costs, strict=True)):
         remaining -= cost
-        if binding.var not in live:
+        if step.var not in live:
             continue
-        needed[binding.var] = None
+        needed[step.var] = None
         needed = {v: None for v in needed if last_use.get(v, -1) > position}
-        if binding.var not in needed:
+        if step.var not in needed:
             continue
         share = remaining / total if total else 0.0
         cuts = list(needed)
         if len(cuts) > 1:
-            if binding.var in easy:
+            if step.var in easy:
                 continue  # a mask, or what else is carried later
             cuts = [v for v in needed if v not in easy]
         if len(cuts) <= MOST_TENSORS:

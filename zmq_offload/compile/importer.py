@@ -19,7 +19,7 @@ from zmq_offload.byoc.parameters import with_symbols
 from zmq_offload.compile.half import without_bfloat16
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
-from zmq_offload.compile.operators.constants import fold
+from zmq_offload.compile.operators.constants import fold, without_data
 from zmq_offload.compile.operators.graph import import_graph
 from zmq_offload.compile.operators.loops import unrolled
 from zmq_offload.compile.operators.refusal import reason
@@ -45,32 +45,41 @@ class Imported:
 def import_onnx(
     path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]], tensors: Iterable[str] = ()
 ) -> Imported:
-    """Read an ONNX model, simplify it for the given input shapes, and import it into Relax.
+    """Read an ONNX model, and import it as `import_model` does. Raises InvalidArgument for a file that is not ONNX."""
+    return import_model(read_onnx(path), inputs, tensors)
+
+
+def import_model(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]], tensors: Iterable[str] = ()) -> Imported:
+    """Simplify a model for the given input shapes, and import it into Relax. The model is changed.
 
     `inputs` gives the shape of each input whose shape the file leaves open. Simplifying keeps the tensors named in
     `tensors`, which it might fold or fuse away otherwise.
 
-    Raises InvalidArgument for a file that is not ONNX, shapes that do not fit it, and operators that TVM cannot import.
+    Raises InvalidArgument for shapes that do not fit the model, and operators that TVM cannot import.
     """
-    model = read_onnx(path)
     set_input_shapes(model, inputs)
     tensors = list(tensors)
+    constants = {o for node in model.graph.node for o in node.output} | {w.name for w in model.graph.initializer}
     slim = simplify(model, tensors)
     _check_outside(slim.graph, tensors)
     names = list(dict.fromkeys(o for node in slim.graph.node for o in node.output if o))
     outputs = [o.name for o in slim.graph.output]
     _expose(slim, [n for n in names if n not in outputs])
-    constants = {o for node in model.graph.node for o in node.output} | {w.name for w in slim.graph.initializer}
+    constants |= {w.name for w in slim.graph.initializer}
     mod = _to_relax(slim, outputs)
     if any(node.op_type == "If" for node in slim.graph.node):
         # For a graph with branches the importer computes each output separately, from the inputs.
         mod = relax.transform.CanonicalizeBindings()(relax.transform.EliminateCommonSubexpr()(mod))
-    return _named(mod, slim, outputs, constants | {w.name for w in model.graph.initializer})
+    return _named(mod, slim, outputs, constants)
 
 
 def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
-    """Import a model that is not cut, as `import_onnx` does, without names for tensors inside it."""
-    model = read_onnx(path)
+    """Read an ONNX model that is not cut, and import it as `import_whole` does."""
+    return import_whole(read_onnx(path), inputs)
+
+
+def import_whole(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
+    """Import a model that is not cut, as `import_model` does, without names for tensors inside it."""
     set_input_shapes(model, inputs)
     mod = _to_relax(simplify(model))
     main = with_symbols(mod["main"])
@@ -80,9 +89,9 @@ def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
     return relax.transform.CanonicalizeBindings()(relax.transform.Normalize()(mod))
 
 
-def model_inputs(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tuple[TensorSpec, ...]:
-    """The inputs of an ONNX model with the shapes from `inputs`. The model is not imported. Raises InvalidArgument."""
-    model = read_onnx(path)
+def model_inputs(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]]) -> tuple[TensorSpec, ...]:
+    """The inputs of an ONNX model with the shapes from `inputs`. Raises InvalidArgument."""
+    model = without_data(model)
     set_input_shapes(model, inputs)
     weights = {w.name for w in model.graph.initializer}
     found = []
@@ -99,7 +108,7 @@ def model_inputs(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
 def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelProto:
     """Fold constants, in particular shape computations, which TVM's importer cannot leave to run time.
 
-    Tensors named in `tensors` are kept, where the model has them.
+    Tensors named in `tensors` are kept, where the model has them. The given model is changed.
     """
     simple = fold(inlined(model), tensors)
     # A loop in a loop has a known number of rounds when the outer one is written out and folded.

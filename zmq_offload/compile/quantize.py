@@ -136,10 +136,10 @@ def quantize_model(
     28.3
     """
     shapes = inputs or {}
-    specs = model_inputs(model, shapes)
+    float_model = read_onnx(model)
+    specs = model_inputs(float_model, shapes)
     chosen = _samples(samples, specs)
     fitting, others = _divided(chosen)
-    float_model = read_onnx(model)
     set_input_shapes(float_model, shapes)
     _check_float(model, float_model)
     simple = simplify(float_model, keep)

@@ -18,6 +18,7 @@ from zmq_offload.compile.models.base import Model, Origins, Shapes
 from zmq_offload.compile.models.modules import Step, module_outputs
 from zmq_offload.compile.onnx_file import read_onnx
 from zmq_offload.compile.onnx_usable import all_nodes
+from zmq_offload.compile.operators.constants import without_data
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
 
@@ -28,38 +29,45 @@ class OnnxModel(Model):
     def __init__(self, file: Path) -> None:
         self.name = str(file)
         self.file = file
+        self._whole: onnx.ModelProto | None = None
 
     @cached_property
-    def _known(self) -> tuple[frozenset[str], dict[str, tuple[str, ...]]]:
-        """The names of tensors, and of modules. The file's weights are not kept."""
-        model = read_onnx(self.file)
-        made = {name for node in all_nodes(model.graph) for name in node.output}
-        inputs = {v.name for v in model.graph.input} | {w.name for w in model.graph.initializer}
-        return frozenset(made | inputs), onnx_modules(model)
+    def _light(self) -> onnx.ModelProto:
+        """The model without the data of its weights."""
+        self._whole = read_onnx(self.file)
+        return without_data(self._whole)
+
+    def _taken(self) -> onnx.ModelProto:
+        """The model with its weights, for the caller to change and to drop. The file is read once for the first."""
+        _ = self._light
+        whole, self._whole = self._whole, None
+        return whole or read_onnx(self.file)
 
     def inputs(self, shapes: Shapes) -> tuple[TensorSpec, ...]:
-        return importer.model_inputs(self.file, shapes)
+        return importer.model_inputs(self._light, shapes)
 
     def imported(self, shapes: Shapes, tensors: Iterable[str] = ()) -> Imported:
-        return importer.import_onnx(self.file, shapes, tensors)
+        return importer.import_model(self._taken(), shapes, tensors)
 
     def uncut(self, shapes: Shapes) -> tvm.IRModule:
-        return importer.import_uncut(self.file, shapes)
+        return importer.import_whole(self._taken(), shapes)
 
     def reference(self) -> reference.Reference:
         return reference.open_reference(self.file)
 
     def random_inputs(self, specs: Sequence[TensorSpec], shapes: Shapes, number: int) -> dict[str, Array]:
-        return reference.random_inputs(read_onnx(self.file), specs, shapes, number)
+        return reference.random_inputs(self._light, specs, shapes, number)
 
     def tensors(self) -> frozenset[str]:
-        return self._known[0]
+        made = {name for node in all_nodes(self._light.graph) for name in node.output}
+        graph = self._light.graph
+        return frozenset(made | {v.name for v in graph.input} | {w.name for w in graph.initializer})
 
     def modules(self) -> dict[str, tuple[str, ...]]:
-        return self._known[1]
+        return onnx_modules(self._light)
 
     def origins(self) -> Origins:
-        return onnx_origins(read_onnx(self.file))
+        return onnx_origins(self._light)
 
 
 def onnx_modules(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:

@@ -41,12 +41,12 @@ MOVES = {"Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze
 
 
 def fold(model: onnx.ModelProto, keep: Iterable[str] = ()) -> onnx.ModelProto:
-    """Return a copy of the model without constant computations. Nodes that compute the tensors in `keep` stay."""
+    """Remove constant computations from the model, and return it. Nodes that compute the tensors in `keep` stay."""
     return _Folder(model, frozenset(keep)).folded()
 
 
-def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which large weights have only a type. Shape inference copies the model several times."""
+def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which large weights have only a name, a datatype and a shape."""
     copy = onnx.ModelProto()
     for field, value in model.ListFields():
         if field.name != "graph":
@@ -54,12 +54,24 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     for field, value in model.graph.ListFields():
         if field.name != "initializer":
             _assign(copy.graph, field, value)
-    declared = {v.name for v in (*model.graph.input, *model.graph.value_info)}
     for weight in model.graph.initializer:
-        if weight.ByteSize() <= HEAVY_BYTES:
-            copy.graph.initializer.append(weight)
-        elif weight.name not in declared:
-            copy.graph.value_info.append(onnx.ValueInfoProto(name=weight.name, type=_type_of(weight)))
+        large = weight.ByteSize() > HEAVY_BYTES
+        light = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims) if large else weight
+        copy.graph.initializer.append(light)
+    return copy
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which large weights have only a type. Shape inference copies the model several times."""
+    copy = without_data(model)
+    large = [weight for weight in model.graph.initializer if weight.ByteSize() > HEAVY_BYTES]
+    declared = {v.name for v in (*copy.graph.input, *copy.graph.value_info)}
+    types = [onnx.ValueInfoProto(name=w.name, type=_type_of(w)) for w in large if w.name not in declared]
+    copy.graph.value_info.extend(types)
+    names = {weight.name for weight in large}
+    for index in reversed(range(len(copy.graph.initializer))):
+        if copy.graph.initializer[index].name in names:
+            del copy.graph.initializer[index]
     return copy
 
 
@@ -91,22 +103,20 @@ class _Folder:
         for node in self._model.graph.node:
             self._visit(node)
         nodes, needed = self._live()
-        result = onnx.ModelProto()
-        for field, value in self._model.ListFields():
-            if field.name != "graph":
-                _assign(result, field, value)
-        graph = result.graph
-        for field, value in self._model.graph.ListFields():
-            if field.name not in ("node", "initializer", "value_info"):
-                _assign(graph, field, value)
-        graph.node.extend(nodes)
-        inputs = {i.name for i in self._model.graph.input}
-        for name in needed:
-            if name in self._weights:
+        graph, inputs = self._model.graph, {i.name for i in self._model.graph.input}
+        fresh = onnx.GraphProto(node=nodes)
+        del graph.node[:], graph.value_info[:]
+        graph.node.extend(fresh.node)
+        for index in reversed(range(len(graph.initializer))):
+            if graph.initializer[index].name not in needed:
+                del graph.initializer[index]
+        present = {w.name for w in graph.initializer} | inputs | self._known.keys()
+        for name in (name for name in needed if name not in present):
+            if name in self._weights:  # it was inside a branch
                 graph.initializer.append(self._weights[name])
-            elif name in self._values and name not in inputs and name not in self._known:
+            elif name in self._values:
                 graph.initializer.append(numpy_helper.from_array(self._values[name], name))
-        return result
+        return self._model
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
@@ -134,6 +144,8 @@ class _Folder:
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             return None
         partly = [name for name in node.input if name in self._known]
+        if not all(name in self._values or name in self._weights for name in node.input if name):
+            return None  # the others, weights perhaps, are not read
         inputs = [self._value(name) if name else None for name in node.input]
         if any(value is None for value, name in zip(inputs, node.input, strict=True) if name):
             return None
@@ -266,15 +278,15 @@ class _Folder:
             number += 1
         return f"{name}.{number}"
 
-    def _live(self) -> tuple[list[onnx.NodeProto], list[str]]:
-        """The nodes that outputs or kept tensors need, and what these read, weights included, without repetition."""
+    def _live(self) -> tuple[list[onnx.NodeProto], dict[str, None]]:
+        """The nodes that outputs or kept tensors need, and what these read, weights included."""
         needed = dict.fromkeys((*self._outputs, *self._keep))
         live = []
         for node in reversed(self._nodes):
             if any(name in needed for name in node.output):
                 live.append(node)
                 needed.update(dict.fromkeys(_reads(node)))
-        return live[::-1], list(needed)
+        return live[::-1], needed
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

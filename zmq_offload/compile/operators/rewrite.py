@@ -41,29 +41,27 @@ def resized_as_before(model: onnx.ModelProto) -> None:
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the model in which functions are inlined: its own, and ONNX's definitions of operators that TVM
-    does not know or confuses with others."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    if copy.functions:
-        copy = onnx.inliner.inline_local_functions(copy)
-    write_out_quantized(copy)
-    _write_out_splits(copy)
+    """Return the model with functions inlined: its own, and ONNX's definitions of operators that TVM does not know or
+    confuses with others. The given model is changed: a copy of its weights would take long, and much memory."""
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    write_out_quantized(model)
+    _write_out_splits(model)
     # Before ONNX 1.17 the inliner handles the model's own functions only. Other operators stay and are refused.
     if "inline_schema_functions" not in inspect.signature(onnx.inliner.inline_selected_functions).parameters:
-        return copy
-    opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
+        return model
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     known, done = known_operators() | set(CONVERTERS), set[str]()
     # A definition may use operators that have one, too.
     while True:
-        names = {node.op_type for node in copy.graph.node if node.domain in ("", "ai.onnx")} - known - done
+        names = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} - known - done
         chosen = [("", name) for name in sorted(names) if _defined_by_others(name, opset)]
         if not chosen:
-            return copy
+            return model
         done |= {name for _, name in chosen}
         # Where ONNX cannot infer a type, the operator stays and is refused by name.
         with contextlib.suppress(Exception):
-            copy = onnx.inliner.inline_selected_functions(_typed(copy), chosen, inline_schema_functions=True)
+            model = onnx.inliner.inline_selected_functions(_typed(model), chosen, inline_schema_functions=True)
 
 
 def _write_out_splits(model: onnx.ModelProto) -> None:
