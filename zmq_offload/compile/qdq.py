@@ -19,6 +19,7 @@ from tvm.relax.expr_functor import mutator
 
 from zmq_offload.compile import integers
 from zmq_offload.compile.blocks import BlockRewriter, relax_functions, rewrite
+from zmq_offload.compile.byte_tables import Tables
 from zmq_offload.compile.fold import FOLDERS
 from zmq_offload.compile.integers import BYTES, Window, array_of
 from zmq_offload.compile.requantize import lower, requantize
@@ -40,6 +41,7 @@ MOVERS = {
     "relax.reshape",
     "relax.squeeze",
     "relax.strided_slice",
+    "relax.take",
     "relax.tile",
 }
 """Operators whose results are among the values of their first operand."""
@@ -57,7 +59,7 @@ def integer_products(mod: tvm.IRModule) -> tvm.IRModule:
     if not any(QUANTIZED & _operators(function) for function in relax_functions(mod).values()):
         return mod
     # Clip as maximum and minimum, and batch normalization as arithmetic, can be part of what comes after the sums.
-    mod = simplify(rewrite(simplify(mod), _Products))
+    mod = simplify(rewrite(rewrite(simplify(mod), Tables), _Products))
     return lower(requantize(mod))
 
 

@@ -18,7 +18,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Call, Expr, IRModule, Var
 from tvm.relax.expr_functor import mutator
 
-from zmq_offload.schedules import integer_layout, layout_pools, operators, upright, volumes
+from zmq_offload.schedules import byte_lookup, integer_layout, layout_pools, operators, upright, volumes
 from zmq_offload.schedules.channel_axes import ELEMENTWISE, REDUCTIONS, first_axes, last_axes
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
@@ -44,6 +44,7 @@ _RULES = {
     "relax.nn.max_pool3d": "_pool",
     "relax.nn.avg_pool3d": "_pool",
     "relax.nn.adaptive_avg_pool3d": "_pool",
+    "relax.take": "_lookup",
     "relax.image.resize2d": "_resize",
     "relax.concat": "_concat",
     "relax.nn.softmax": "_softmax",
@@ -268,6 +269,15 @@ class _ChannelsLast(GraphRewriter):
 
     def _pool(self, call: Call) -> Expr | None:
         return self._back(layout_pools.pool(call, self._last(call.args[0]))) if layout_pools.takes(call) else None
+
+    def _lookup(self, call: Call) -> Expr | None:
+        values, at = self.array(call.args[0]), self.bound(call.args[1])
+        if values is None or not byte_lookup.is_table(values) or str(at.ty.dtype) != "uint8":
+            return None
+        x = at.args[0] if byte_lookup.is_reinterpreted(at) else call.args[1]
+        known = self._known_last(x)
+        result = byte_lookup.emit(self.builder_, x if known is None else known, values)
+        return result if known is None else self._back(result)
 
     def _resize(self, call: Call) -> Expr | None:
         data = self._known_last(call.args[0])

@@ -35,6 +35,8 @@ class Machine:
     integers : str
         The instruction that sums products of 8-bit integers: "vpdpbusd", "pmaddwd", "usdot", "sdot" or "smull"; "widen"
         if there is none. `dot_product` explains them.
+    permutes_bytes : bool
+        Whether one instruction looks up 64 bytes in a table of 128 (AVX-512 VBMI).
 
     Examples
     --------
@@ -47,6 +49,7 @@ class Machine:
     threads: int
     converts_float16: bool = field(default=False, repr=False)
     integers: str = "widen"
+    permutes_bytes: bool = field(default=False, repr=False)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -87,7 +90,7 @@ def machine_of(target: Target) -> Machine:
     if "avx512f" in features:
         least = "pmaddwd" if "avx512bw" in features else "widen"
         products = "vpdpbusd" if {"avx512vnni", "avx512vl"} <= features else least
-        return Machine(16, 32, cores, half, products)
+        return Machine(16, 32, cores, half, products, "avx512vbmi" in features)
     if "avx2" in features or "avx" in features:
         least = "pmaddwd" if "avx2" in features else "widen"
         return Machine(8, 16, cores, half, "vpdpbusd" if "avxvnni" in features else least)

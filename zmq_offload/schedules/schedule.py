@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.ir import Expr, IRModule, Var
 
 from zmq_offload.schedules import integer_convolutions, integer_depthwise, integer_products, products
+from zmq_offload.schedules.byte_lookup import lookup
 from zmq_offload.schedules.convolutions import conv2d
 from zmq_offload.schedules.depthwise import depthwise
 from zmq_offload.schedules.emit import FlatBuffer, finish, sequence, with_buffers
@@ -33,7 +34,7 @@ from zmq_offload.schedules.weights import STORED
 logger = logging.getLogger(__name__)
 
 _INTEGER_KERNELS = ("integer_dense", "integer_conv2d", "integer_depthwise")
-KERNELS = ("conv2d", "depthwise", "transposed", "dense", "matmul", *_INTEGER_KERNELS)
+KERNELS = ("conv2d", "depthwise", "transposed", "dense", "matmul", "lookup", *_INTEGER_KERNELS)
 """Kernels, as `operators` annotates their blocks. (Blocks of the kernel "pad" belong to those of convolutions.)"""
 
 Rule = Callable[[tirx.PrimFunc], tirx.PrimFunc | None]
@@ -99,6 +100,8 @@ def _kernel(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue
         return integer_convolutions.conv2d(machine, program, stage, epilogue)
     if stage.kernel == "integer_depthwise":
         return integer_depthwise.depthwise(machine, program, stage, epilogue)
+    if stage.kernel == "lookup":
+        return lookup(machine, stage)
     *operands, weight = (e.source for e in loads(stage.value))
     if any(str(b.dtype) != "float32" for b in (stage.buffer, *operands)) or str(weight.dtype) not in STORED:
         raise Unsupported("a kernel of another datatype than float32")

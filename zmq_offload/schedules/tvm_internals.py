@@ -24,6 +24,9 @@ CALL_PURE_EXTERN = "call_pure_extern"
 FUSABLE = 4
 """Value of a PrimFunc's attribute "op_pattern": element-wise operators may be fused after it, none before it."""
 
+OPAQUE = 8
+"""Value of the same attribute: nothing may be fused with it."""
+
 REDUCE_AXIS: int = tirx.IterVar.CommReduce
 """Type of a block's axis that is reduced."""
 
