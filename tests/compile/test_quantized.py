@@ -21,9 +21,9 @@ from tests.support.bundle_secrets import contents
 from tests.support.local_client import LocalClient
 from zmq_offload.artifacts.manifest import LIBRARY
 from zmq_offload.compile import UncutModel, compile_model, compile_uncut, list_cuts
+from zmq_offload.compile.affine import Affine
 from zmq_offload.compile.build import prepared
 from zmq_offload.compile.importer import import_uncut
-from zmq_offload.compile.requantize import _Affine, _follow
 from zmq_offload.device.model import load
 from zmq_offload.errors import InvalidArgument
 
@@ -277,16 +277,16 @@ def test_convolutions_and_products_have_int32_sums(tmp_path: Path) -> None:
 )
 def test_steps_after_the_sums_join_into_one(steps: list[tuple[str, float]], sums: list[int]) -> None:
     values = np.array(sums, "f8")
-    expected, affine = values.copy(), _Affine()
+    expected, affine = values.copy(), Affine()
     for name, number in steps:
         expected = getattr(np, name)(expected, number)
-        assert _follow(affine, f"relax.{name}", np.array(number))
+        assert affine.follow(f"relax.{name}", np.array(number))
     found = np.clip(values * affine.scale + affine.bias, affine.lowest, affine.highest)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(values).max())
 
 
 def test_a_negative_factor_does_not_join() -> None:
-    assert not _follow(_Affine(), "relax.multiply", np.array(-1.0))
+    assert not Affine().follow("relax.multiply", np.array(-1.0))
 
 
 @pytest.mark.parametrize(

@@ -31,15 +31,15 @@ def _erf(x: Array) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    return 0.5 + 0.5 * np.tanh(0.5 * x)
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * x))
 
 
 def _gelu(x: Array) -> Array:
-    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+    return np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2))))
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 _STEPS: dict[str, _Function] = {
@@ -59,9 +59,14 @@ _STEPS: dict[str, _Function] = {
 _FUNCTIONS: dict[str, _Function] = {
     "relax.cos": np.cos,
     "relax.erf": _erf,
+    "relax.equal": np.equal,
     "relax.exp": np.exp,
     "relax.floor": np.floor,
     "relax.ceil": np.ceil,
+    "relax.greater": np.greater,
+    "relax.greater_equal": np.greater_equal,
+    "relax.less": np.less,
+    "relax.less_equal": np.less_equal,
     "relax.log": np.log,
     "relax.nn.gelu": _gelu,
     "relax.nn.gelu_tanh": _gelu_tanh,
@@ -73,6 +78,7 @@ _FUNCTIONS: dict[str, _Function] = {
     "relax.sin": np.sin,
     "relax.sqrt": np.sqrt,
     "relax.tanh": np.tanh,
+    "relax.where": np.where,
 }
 
 
@@ -125,7 +131,7 @@ class Tables(BlockRewriter):
             return None
         if name == "relax.quantize":
             return self._quantized(value)
-        if str(value.ty.dtype) != "float32":
+        if str(value.ty.dtype) not in ("float32", "bool"):
             return None
         tensors = value.args[:1] if name == "relax.clip" else value.args
         operands = [self._values_of(a) for a in tensors]
@@ -140,7 +146,13 @@ class Tables(BlockRewriter):
 
     def _dequantized(self, call: Call) -> _Values | None:
         scale, zero = (self.constant(a) for a in call.args[1:3])
-        if scale is None or zero is None or scale.size != 1 or zero.size != 1 or self.constant(call.args[0]) is not None:
+        if (
+            scale is None
+            or zero is None
+            or scale.size != 1
+            or zero.size != 1
+            or self.constant(call.args[0]) is not None
+        ):
             return None
         inner = self._values_of(call.args[0])
         if inner is None:

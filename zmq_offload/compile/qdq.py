@@ -18,6 +18,7 @@ from tvm.ir import Call, Expr, Op, Var
 from tvm.relax.expr_functor import mutator
 
 from zmq_offload.compile import integers
+from zmq_offload.compile.averages import AVERAGES, average
 from zmq_offload.compile.blocks import BlockRewriter, relax_functions, rewrite
 from zmq_offload.compile.byte_tables import Tables
 from zmq_offload.compile.fold import FOLDERS
@@ -140,7 +141,8 @@ class _Products(BlockRewriter):
             return self._joined(value)
         if name == "relax.multiply":
             return self._scaled(value)
-        if name in MOVERS or name in ("relax.nn.relu", "relax.nn.pad"):
+        nearest = name == "relax.image.resize2d" and str(value.attrs.method) == "nearest_neighbor"
+        if nearest or name in MOVERS or name in ("relax.nn.relu", "relax.nn.pad"):
             x = self.quantized(value.args[0])
             return None if x is None or x.axis is not None else self._moved(name, value, x)
         return None
@@ -230,13 +232,37 @@ class _Products(BlockRewriter):
         return (x, w) if str(call.ty.dtype) == "float32" else None
 
 
-def _same_again(graph: _Products, call: Call) -> Expr | None:
-    """quantize of what was quantized with the same scale: the integers themselves."""
+def _quantize(graph: _Products, call: Call) -> Expr | None:
+    """quantize of what was quantized with the same scale: the integers themselves. Parts are quantized each."""
     x, (scale, zero) = graph.quantized(call.args[0]), (graph.constant(a) for a in call.args[1:3])
-    if x is None or scale is None or zero is None or x.axis is not None or scale.ndim:
+    if scale is None or zero is None or scale.ndim:
         return None
-    same = x.kind == str(call.ty.dtype) and x.scale == scale and x.zero == zero
+    if x is None:
+        return _parts(graph, call)
+    same = x.kind == str(call.attrs.out_dtype) and x.axis is None and x.scale == scale and x.zero == zero
     return x.value if same else None
+
+
+def _parts(graph: _Products, call: Call) -> Expr | None:
+    """quantize of parts that were quantized differently: bytes are joined, not floats."""
+    joined = graph.original(call.args[0])
+    fields = graph.original(joined.args[0]) if operator_name(joined) == "relax.concat" else None
+    if not isinstance(fields, relax.Tuple) or graph.uses[call.args[0]] > 1:
+        return None
+    parts = []
+    for field in fields.fields:
+        part = Call(call.op, [field, *call.args[1:]], call.attrs, call.ty_args)
+        own = _quantize(graph, part)
+        parts.append(graph.emit(graph.operands(part) if own is None else own))
+    return op.concat(parts, int(joined.attrs.axis))
+
+
+def _average(graph: _Products, call: Call) -> Expr | None:
+    x = graph.quantized(call.args[0])
+    if x is None or x.axis is not None or x.kind not in BYTES or str(call.ty.dtype) != "float32":
+        return None
+    found = average(graph.builder_, call, x.value, x.zero)
+    return None if found is None else graph.real(found[0], x.scale / found[1])
 
 
 def _matmul(graph: _Products, call: Call) -> Expr | None:
@@ -316,8 +342,9 @@ def _constant(graph: _Products, call: Call) -> Expr | None:
 _RULES: dict[str, Callable[[_Products, Call], Expr | None]] = {
     "relax.dequantize": _constant,
     "relax.matmul": _matmul,
-    "relax.quantize": _same_again,
+    "relax.quantize": _quantize,
     "relax.take": _take,
+    **dict.fromkeys(AVERAGES, _average),
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(TRANSPOSED, _transposed),
 }

@@ -1,14 +1,11 @@
-"""Shorten what comes after int32 sums, and write `quantize` and `dequantize` as arithmetic.
+"""Shorten what is between integers and `quantize`, and write `quantize` and `dequantize` as arithmetic.
 
-Scales, biases and limits between the sums and a `quantize` become one multiplication, one addition and one range:
-round(sums * scale + bias) + zero point, clipped. A quotient becomes a product, so that a result in the middle of two
-integers may be rounded to the other one.
+Scales, biases and limits between int32 sums, or bytes, and a `quantize` become one multiplication, one addition and one
+range: round(sums * scale + bias) + zero point, clipped. The sum of two such tensors becomes round(a * x + b * y + c). A
+quotient becomes a product, so that a result in the middle of two integers may be rounded to the other one.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import tvm
@@ -17,14 +14,14 @@ from tvm import relax
 from tvm.ir import Call, Expr, Var
 from tvm.relax.expr_functor import mutator
 
+from zmq_offload.compile.affine import STEPS, Affine, Found, Two
 from zmq_offload.compile.blocks import BlockRewriter, rewrite
+from zmq_offload.compile.integers import BYTES
 from zmq_offload.protocol.payload import Array
 from zmq_offload.schedules.tvm_internals import operator_name
 
 op = relax.op
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
-
-STEPS = {f"relax.{name}" for name in ("multiply", "divide", "add", "subtract", "maximum", "minimum")}
 
 
 def requantize(mod: tvm.IRModule) -> tvm.IRModule:
@@ -37,26 +34,6 @@ def lower(mod: tvm.IRModule) -> tvm.IRModule:
     return rewrite(mod, _Lower)
 
 
-@dataclass
-class _Affine:
-    """min(max(sums * scale + bias, lowest), highest)."""
-
-    scale: Array = field(default_factory=lambda: np.ones(()))
-    bias: Array = field(default_factory=lambda: np.zeros(()))
-    lowest: Array = field(default_factory=lambda: np.full((), -np.inf))
-    highest: Array = field(default_factory=lambda: np.full((), np.inf))
-
-    def times(self, factor: Array) -> None:
-        self.scale, self.bias = self.scale * factor, self.bias * factor
-        self.lowest, self.highest = self.lowest * factor, self.highest * factor
-
-    def plus(self, term: Array) -> None:
-        self.bias, self.lowest, self.highest = self.bias + term, self.lowest + term, self.highest + term
-
-    def limit(self, lowest: Any, highest: Any) -> None:
-        self.lowest, self.highest = (np.clip(end, lowest, highest) for end in (self.lowest, self.highest))
-
-
 @mutator
 class _Requantize(BlockRewriter):
     def visit_call_(self, call: Call) -> Expr:
@@ -65,51 +42,67 @@ class _Requantize(BlockRewriter):
             if scale is not None and zero is not None and not scale.ndim and not zero.ndim:
                 found = self._after_sums(call.args[0])
                 if found is not None:
-                    return self._requantized(*found, scale, int(zero), str(call.ty.dtype))
+                    return self._requantized(found, scale, int(zero), str(call.ty.dtype))
         return self.operands(call)
 
-    def _after_sums(self, expr: Expr) -> tuple[Expr, _Affine] | None:
-        """The int32 sums from which a tensor is computed, and how; None if otherwise."""
+    def _after_sums(self, expr: Expr) -> Found | None:
+        """The integers from which a tensor is computed, and how; None if otherwise."""
         call = self.original(expr)
+        name = operator_name(call)
+        if name == "relax.dequantize":
+            return self._dequantized(call)
         if not isinstance(expr, Var) or self.uses[expr] != 1 or not isinstance(call, Call):
             return None
-        name = operator_name(call)
         if name == "relax.astype":
-            return (call.args[0], _Affine()) if str(call.args[0].ty.dtype) == "int32" else None
+            return Found(call.args[0], Affine()) if str(call.args[0].ty.dtype) == "int32" else None
         if name == "relax.nn.relu":
             found = self._after_sums(call.args[0])
             if found is not None:
-                found[1].limit(0, np.inf)
+                found.affine.limit(0, np.inf)
             return found
-        if name not in (
-            "relax.multiply",
-            "relax.divide",
-            "relax.add",
-            "relax.subtract",
-            "relax.maximum",
-            "relax.minimum",
-        ):
+        if name not in STEPS:
             return None
         x, array = call.args[0], self.constant(call.args[1])
         if array is None and name not in ("relax.divide", "relax.subtract"):
             x, array = call.args[1], self.constant(call.args[0])
-        if array is None or len(x.ty.shape) != call.ty.ndim or (array.size > 1 and not _same_shape(x, call)):
+        if array is None:
+            return self._of_two(name, call)
+        if len(x.ty.shape) != call.ty.ndim or (array.size > 1 and not _same_shape(x, call)):
             return None
         found = self._after_sums(x)
-        return found if found is not None and _follow(found[1], name, array.astype(np.float64)) else None
+        return found if found is not None and found.affine.follow(name, array.astype(np.float64)) else None
 
-    def _requantized(self, sums: Expr, affine: _Affine, scale: Array, zero: int, kind: str) -> Expr:
-        emit = self.builder_.emit
+    def _dequantized(self, call: Call) -> Found | None:
+        scale, zero = (self.constant(a) for a in call.args[1:3])
+        if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+            return None
+        if str(call.args[0].ty.dtype) not in BYTES or self.constant(call.args[0]) is not None:
+            return None
+        affine = Affine()
+        affine.plus(-zero.reshape(()).astype(np.float64))
+        affine.times(scale.reshape(()).astype(np.float64))
+        return Found(call.args[0], affine)
+
+    def _of_two(self, name: str, call: Call) -> Found | None:
+        if name not in ("relax.add", "relax.subtract", "relax.multiply") or str(call.ty.dtype) != "float32":
+            return None
+        left, right = (self._after_sums(a) for a in call.args)
+        if left is None or right is None or left.affine.limited or right.affine.limited:
+            return None
+        if name == "relax.multiply" and any(isinstance(f.of, Two) or f.affine.scale.size > 1 for f in (left, right)):
+            return None
+        if name == "relax.subtract":
+            right = Found(right.of, Affine(-right.affine.scale, -right.affine.bias))
+        return Found(Two(left, right, name == "relax.multiply"), Affine())
+
+    def _requantized(self, found: Found, scale: Array, zero: int, kind: str) -> Expr:
+        emit, affine = self.builder_.emit, found.affine
         affine.times(1 / scale.astype(np.float64))
         lowest, highest = (
             _scalar(np.clip(np.rint(np.clip(end, -1e9, 1e9)) + zero, *LIMITS[kind]))
             for end in (affine.lowest, affine.highest)
         )
-        whole = _whole(affine)
-        value = self._moved(sums, whole)
-        value = emit(op.multiply(emit(op.astype(value, "float32")), relax.const(affine.scale.astype(np.float32))))
-        if whole is None and affine.bias.any():
-            value = emit(op.add(value, relax.const(affine.bias.astype(np.float32))))
+        value = self._scaled(found)
         value = emit(op.round(value))
         if zero:
             value = emit(op.add(value, relax.const(np.float32(zero))))
@@ -119,6 +112,36 @@ class _Requantize(BlockRewriter):
             value = emit(op.maximum(value, relax.const(lowest.astype(np.float32))))
             value = emit(op.minimum(value, relax.const(highest.astype(np.float32))))
         return op.astype(value, kind)
+
+    def _scaled(self, found: Found) -> Expr:
+        """A function of integers as float32, without its limits."""
+        emit, affine = self.builder_.emit, found.affine
+        if not isinstance(found.of, Two) and str(found.of.ty.dtype) == "int32":
+            whole = affine.whole_bias()
+            value = emit(op.astype(self._moved(found.of, whole), "float32"))
+            value = emit(op.multiply(value, relax.const(affine.scale.astype(np.float32))))
+            return value if whole is not None or not affine.bias.any() else self._plus(value, affine.bias)
+        total: Expr | None = None
+        for of, factor in found.terms(np.ones(())):
+            value = self._product(of) if isinstance(of, Two) else emit(op.astype(self.visit_expr(of), "float32"))
+            value = emit(op.multiply(value, relax.const(factor.astype(np.float32))))
+            total = value if total is None else emit(op.add(total, value))
+        bias = found.offset(np.ones(()))
+        return self._plus(total, bias) if bias.any() else total
+
+    def _plus(self, value: Expr, bias: Array) -> Expr:
+        return self.builder_.emit(op.add(value, relax.const(bias.astype(np.float32))))
+
+    def _product(self, two: Two) -> Expr:
+        """(x - x's zero point) * (y - y's zero point), and the scales."""
+        emit = self.builder_.emit
+        parts = []
+        for part in (two.left, two.right):
+            value = emit(op.astype(self.visit_expr(part.of), "float32"))
+            offset = part.affine.bias / part.affine.scale
+            parts.append(self._plus(value, offset) if offset.any() else value)
+        scale = two.left.affine.scale * two.right.affine.scale
+        return emit(op.multiply(emit(op.multiply(*parts)), relax.const(scale.astype(np.float32))))
 
     def _moved(self, sums: Expr, by: Array | None) -> Expr:
         """Sums plus a constant, which joins what their zero points add."""
@@ -138,36 +161,6 @@ def _scalar(array: Array) -> Array:
 def _same_shape(x: Expr, call: Call) -> bool:
     """Whether an operand of several elements leaves the shape of `x` as it is."""
     return bool(tvm_ffi.structural_equal(x.ty.shape, call.ty.shape))
-
-
-def _follow(affine: _Affine, name: str, array: Array) -> bool:
-    """Add a step; False if it cannot be one of an affine function with limits."""
-    array = array.reshape(()) if array.size == 1 else array
-    if name in ("relax.multiply", "relax.divide"):
-        if not np.isfinite(array).all() or not (array > 0).all():
-            return False
-        affine.times(array if name == "relax.multiply" else 1 / array)
-    elif name in ("relax.add", "relax.subtract"):
-        if not np.isfinite(array).all():
-            return False
-        affine.plus(array if name == "relax.add" else -array)
-    elif np.isnan(array).any():
-        return False
-    elif name == "relax.maximum":
-        affine.limit(array, np.inf)
-    else:
-        affine.limit(-np.inf, array)
-    return True
-
-
-def _whole(affine: _Affine) -> Array | None:
-    """The bias in units of the sums, if it is a whole number, as a quantized bias is."""
-    if not affine.bias.any():
-        return None
-    units = affine.bias / affine.scale
-    nearest = np.rint(units)
-    near = np.abs(units - nearest) <= np.minimum(1e-3 + 1e-6 * np.abs(units), 0.25)
-    return nearest.astype(np.int32) if near.all() and np.abs(units).max() < 2**30 else None
 
 
 @mutator
