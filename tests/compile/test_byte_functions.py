@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.support import quantized_models as q
 from zmq_offload.compile import UncutModel, compile_uncut
 from zmq_offload.compile.build import build, prepared
 from zmq_offload.compile.importer import import_uncut
+from zmq_offload.compile.pipeline import fusing
 
 Array = np.ndarray[Any, Any]
 F = np.float32
@@ -154,3 +156,37 @@ def test_averages_are_sums_of_integers(tmp_path: Path) -> None:
     found = operators_of(graph, tmp_path)
     assert [kind for name, kind in found if name == "relax.sum"] == ["int32"] * 3
     assert [kind for name, kind in found if name == "relax.nn.conv2d"] == ["int32"] * 2
+
+
+def test_ranges_of_channels_last_tensors_are_found_in_place(tmp_path: Path) -> None:
+    """Of a tensor after Relu only the largest value is searched, and no tensor is transposed for it."""
+    x = np.random.default_rng(0).standard_normal((1, 8, 6, 6)).astype("f4")
+    nodes: list[onnx.NodeProto] = []
+    weights: dict[str, Any] = {"scale": F(0.01)}
+    top = "x"
+    for layer in range(2):
+        weights[f"w{layer}"] = q.bytes_(8, 8, 3, 3, seed=layer)
+        quantized = [f"{part}{layer}" for part in ("q", "s", "z")]
+        nodes.append(onnx.helper.make_node("DynamicQuantizeLinear", [top], quantized))
+        nodes.append(q.node("ConvInteger", [quantized[0], f"w{layer}", quantized[2]], f"i{layer}", pads=[1] * 4))
+        nodes.append(q.node("Cast", [f"i{layer}"], f"f{layer}", to=onnx.TensorProto.FLOAT))
+        nodes.append(q.node("Mul", [quantized[1], "scale"], f"m{layer}"))
+        nodes.append(q.node("Mul", [f"f{layer}", f"m{layer}"], f"p{layer}"))
+        nodes.append(q.node("Relu", [f"p{layer}"], f"r{layer}"))
+        top = f"r{layer}"
+    file = q.save(q.model(nodes, {"x": x}, {top: "float32"}, weights), tmp_path / "m.onnx")
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "znver4", "num-cores": 1})
+    with target:
+        mod = tvm.transform.Sequential(fusing(target))(prepared(import_uncut(file, {})))
+    names = [str(v.name_hint) for v in mod.functions]
+    searched = [re.sub(r"\d*$", "", n) for n in names]
+    assert searched.count("max") == 2 and searched.count("min") == 1
+    # One for the input and one for the output, whose channels are first.
+    assert sum("transpose" in n for n in names) == 2
+
+    import onnxruntime
+
+    compile_uncut(file, tmp_path / "m.so")
+    (right,) = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    (ours,) = UncutModel(tmp_path / "m.so")(x)
+    np.testing.assert_allclose(ours, right, rtol=0, atol=0.02 * right.max())

@@ -144,10 +144,17 @@ def _padded(bb: relax.BlockBuilder, x: Expr, zero: Expr | None, pads: Sequence[i
         return op.nn.pad(x, widths, "constant", float(known.reshape(-1)[0]))
     # The zero point is computed when the model runs: it replaces the padding.
     padded = bb.normalize(op.nn.pad(x, widths, "constant", 0))
-    ones = bb.normalize(op.ones(relax.ShapeExpr([1, 1, *x.ty.shape.values[2:]]), "bool"))
-    inside = bb.normalize(op.nn.pad(bb.normalize(op.astype(ones, "uint8")), widths, "constant", 0))
-    kind = str(x.ty.dtype)
-    return op.where(bb.normalize(op.astype(inside, "bool")), padded, bb.normalize(op.astype(zero, kind)))
+    inside = bb.normalize(_inside(bb, list(x.ty.shape.values[2:]), widths))
+    return op.where(inside, padded, bb.normalize(op.astype(zero, str(x.ty.dtype))))
+
+
+def _inside(bb: relax.BlockBuilder, extents: list[Expr], widths: list[int]) -> Expr:
+    """Where a padded image is not padding; a constant if its size is known, which NumPy makes faster than TVM."""
+    if all(isinstance(e, tvm.tirx.IntImm) for e in extents):
+        pairs = list(zip(widths[::2], widths[1::2], strict=True))
+        return relax.const(np.pad(np.ones([1, 1, *map(int, extents)], bool), pairs))
+    ones = bb.normalize(op.ones(relax.ShapeExpr([1, 1, *extents]), "uint8"))
+    return op.astype(bb.normalize(op.nn.pad(ones, widths, "constant", 0)), "bool")
 
 
 def _signed(bb: relax.BlockBuilder, w: Expr, zero: Expr | None) -> tuple[Expr, Expr | None]:

@@ -311,12 +311,14 @@ class _ChannelsLast(GraphRewriter):
 
     def _reduction(self, call: Call) -> Expr | None:
         data, attrs = self._known_last(call.args[0]), call.attrs
-        if data is None or attrs.axis is None:
+        if data is None or (attrs.axis is None and attrs.keepdims):
             return None
+        make = getattr(relax.op, last_part(operator_name(call)))
+        if attrs.axis is None:
+            return make(data)
         rank = call.args[0].ty.ndim
         axes = sorted(int(a) % rank for a in attrs.axis)
         moved = [last_axes(rank).index(a) for a in axes]
-        make = getattr(relax.op, last_part(operator_name(call)))
         if attrs.keepdims:
             return self._back(make(data, moved, True))
         rest = [a for a in last_axes(rank) if a not in axes]

@@ -6,11 +6,13 @@ from typing import NoReturn
 
 import numpy as np
 from tvm import relax
+from tvm.ir import Var
 
 from zmq_offload.compile import integers
 from zmq_offload.compile.operators import pools
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, datatype
+from zmq_offload.schedules.tvm_internals import operator_name
 
 op = relax.op
 
@@ -64,7 +66,7 @@ def quantized_dynamically(bb: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
     """
     zero = relax.const(0.0, "float32")
     top = bb.normalize(op.maximum(op.max(x), zero))
-    bottom = bb.normalize(op.minimum(op.min(x), zero))
+    bottom = zero if _is_positive(bb, x) else bb.normalize(op.minimum(op.min(x), zero))
     spread = bb.normalize(op.subtract(top, bottom))
     scale = op.where(op.equal(spread, zero), relax.const(1.0, "float32"), op.divide(spread, relax.const(255.0)))
     scale = bb.normalize(scale)
@@ -72,6 +74,12 @@ def quantized_dynamically(bb: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
     offset = bb.normalize(offset)
     y = _saturated(bb, bb.normalize(op.divide(x, scale)), offset, "uint8")
     return bb.normalize(y), scale, bb.normalize(op.astype(offset, "uint8"))
+
+
+def _is_positive(bb: Builder, x: Expr) -> bool:
+    """Whether no value of `x` is below 0, so that its minimum need not be searched."""
+    value = bb.lookup_binding(x) if isinstance(x, Var) else x
+    return operator_name(value) in ("relax.nn.relu", "relax.sigmoid", "relax.nn.softmax")
 
 
 def matmul_integer(bb: Builder, node: Node) -> Expr:
