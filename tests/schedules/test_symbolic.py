@@ -112,3 +112,20 @@ def test_sequences_of_any_length() -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], ["a"], pads=[2, 2]), helper.make_node("Relu", ["a"], ["y"])]
     sizes = [{"b": 1 + n % 2, "n": n} for n in (*range(1, 20), 33, 100)]
     check(TARGETS[-1], nodes, {"x": ["b", 8, "n"]}, sizes, w=weight(24, 8, 5))
+
+
+def test_a_chain_of_strided_convolutions() -> None:
+    """The extents of the later layers are nested divisions; they have one form everywhere."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("HardSwish", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "v"], ["c"], pads=[1] * 4, group=8),
+        helper.make_node("HardSwish", ["c"], ["d"]),
+        helper.make_node("Conv", ["d", "w2"], ["e"], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Add", ["p", "e"], ["f"]),
+        helper.make_node("Clip", ["f", "", "top"], ["y"]),
+    ]
+    nodes.insert(5, helper.make_node("Conv", ["d", "u"], ["p"], strides=[2, 2]))
+    weights = {"w": weight(8, 3, 3, 3), "v": weight(8, 1, 3, 3), "w2": weight(8, 8, 3, 3), "u": weight(8, 8, 1, 1)}
+    sizes = [{"n": n} for n in (1, 2, 5, 16, 37)]
+    check(TARGETS[-1], nodes, {"x": [1, 3, 12, "n"]}, sizes, **weights, top=np.float32(0.5))

@@ -62,7 +62,9 @@ class Conv:
         for size, pad, kernel, stride, dilation in zip(
             (height, width), (top + bottom, left + right), self.kernel, self.strides, self.dilation, strict=True
         ):
-            sizes.append(tirx.floordiv(size + (pad - (kernel - 1) * dilation - 1), stride) + 1)
+            # Simplified, as Relax does: TVM's FuseTIR compares symbolic extents by their form.
+            result = tirx.floordiv(size + (pad - (kernel - 1) * dilation - 1), stride) + 1
+            sizes.append(tvm.sym.Analyzer().simplify(result))
         return sizes[0], sizes[1]
 
     def out_width(self, width: int) -> int:
