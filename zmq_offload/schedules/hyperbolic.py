@@ -19,10 +19,9 @@ _LN2 = math.log(2.0)
 def sinh(x: Expr) -> Expr:
     """(E + E / (E + 1)) / 2 with E = e^|x| - 1: near 0, E keeps all digits of x. A quarter of E does not overflow."""
     v, a, quarter = var("x"), var("a"), var("e")
-    power = Power(tirx.Min(f32(_OVER), a))
-    scale, product = power.scaled(bias=125)
+    power = Power(tirx.Min(f32(_OVER), a), -2)
     value = (quarter + tirx.Div(quarter, f32(4.0) * quarter + f32(1.0))) * f32(2.0)
-    bindings = [(v, x), (a, tirx.abs(v)), *power.bindings, (quarter, product + (scale - f32(0.25)))]
+    bindings = [(v, x), (a, tirx.abs(v)), *power.bindings, (quarter, power.product + (power.scale - f32(0.25)))]
     # A quarter of a denormal loses digits.
     return let(bindings, with_sign(tirx.Select(a < f32(_SMALL), a, value), v))
 
@@ -30,9 +29,8 @@ def sinh(x: Expr) -> Expr:
 def cosh(x: Expr) -> Expr:
     """(e^|x| + e^-|x|) / 2. A quarter of e^|x| does not overflow."""
     quarter = var("e")
-    power = Power(tirx.Min(f32(_OVER), tirx.abs(x)))
-    scale, product = power.scaled(bias=125)
-    return let([*power.bindings, (quarter, product + scale)], (quarter + tirx.Div(f32(0.0625), quarter)) * f32(2.0))
+    power = Power(tirx.Min(f32(_OVER), tirx.abs(x)), -2)
+    return let([*power.bindings, (quarter, power.product + power.scale)], (quarter + tirx.Div(f32(0.0625), quarter)) * f32(2.0))
 
 
 def asinh(x: Expr) -> Expr:

@@ -51,11 +51,6 @@ def bits_of(x: Expr) -> Expr:
     return tirx.reinterpret("int32", x)
 
 
-def _power_of_two(n: Expr, bias: int = 127) -> Expr:
-    """2^(n + bias - 127) for an integer n. High bits of n do not matter, so that the bits of _ROUND may be in it."""
-    return tirx.reinterpret("float32", tirx.LShift(n, i32(23)) + i32(bias << 23))
-
-
 def with_sign(magnitude: Expr, x: Expr) -> Expr:
     """`magnitude`, which has no sign, with the sign of `x`."""
     sign = tirx.BitwiseAnd(bits_of(x), i32(-(1 << 31)))
@@ -63,61 +58,55 @@ def with_sign(magnitude: Expr, x: Expr) -> Expr:
 
 
 class Power:
-    """e^c: c = n ln 2 + r. `bindings` define `less` = e^r - 1, and `n` with _ROUND's bits, for `_power_of_two`."""
+    """e^c: c = n ln 2 + r. `bindings` define `less` = e^r - 1, `scale` = 2^(n + added), and `product` of the two.
 
-    def __init__(self, c: Expr) -> None:
-        v, t, whole, r, r2, less = (var(name) for name in ("c", "t", "k", "r", "r2", "p"))
+    For all c, n + added is from -126 to 127; it is the exponent of `scale`, shifted there from the low bits of a sum.
+    """
+
+    def __init__(self, c: Expr, added: Expr | int = 0) -> None:
+        v, t, whole, r, r2, round_ = (var(name) for name in ("c", "t", "k", "r", "r2", "o"))
+        self.less, self.scale, self.product = var("p"), var("s"), var("q")
         c2, c3, c4, c5, c6 = (f32(term) for term in _EXP_TERMS)
         polynomial = (c2 + c3 * r) + ((c4 + c5 * r) + c6 * r2) * r2
-        self.less, self.n = less, var("n", "int32")
         self.bindings: list[tuple[tirx.Var, Expr]] = [
             (v, c),
-            (t, v * f32(_LOG2_E) + f32(_ROUND)),
-            (whole, t - f32(_ROUND)),
+            (round_, f32(_ROUND + 127 + added) if isinstance(added, int) else added + f32(_ROUND + 127)),
+            (t, v * f32(_LOG2_E) + round_),
+            (whole, t - round_),
             (r, (v - whole * f32(_LN2_HIGH)) - whole * f32(_LN2_LOW)),
             (r2, r * r),
-            (less, polynomial * r2 + r),
-            (self.n, bits_of(t)),
+            (self.less, polynomial * r2 + r),
+            (self.scale, tirx.reinterpret("float32", tirx.LShift(bits_of(t), i32(23)))),
+            (self.product, self.less * self.scale),
         ]
-
-    def halves(self) -> tuple[Expr, Expr]:
-        """Bind and return two integers with the sum n: 2^n itself may overflow or be a denormal."""
-        half, rest = var("h", "int32"), var("l", "int32")
-        self.bindings += [(half, tirx.RShift(self.n, i32(1))), (rest, self.n - half)]
-        return half, rest
-
-    def scaled(self, bias: int = 127) -> tuple[Expr, Expr]:
-        """Bind 2^(n + bias - 127) and return it, and its product with e^r - 1."""
-        scale = var("s")
-        self.bindings.append((scale, _power_of_two(self.n, bias)))
-        return scale, self.less * scale
 
 
 def exp(x: Expr) -> Expr:
-    """e^x. If the result rounds to 0, e^0 is computed first: denormals cost some CPUs a hundred cycles."""
-    v, s = var("x"), var("s")
-    power = Power(tirx.Min(f32(EXP_OVER), tirx.Select(v < f32(_EXP_MIN), f32(0.0), v)))
-    half, rest = power.halves()
-    value = (power.less * s + s) * _power_of_two(rest)
-    return let([(v, x), *power.bindings, (s, _power_of_two(half))], tirx.Select(v < f32(_EXP_MIN), f32(0.0), value))
+    """e^x, as two factors with normal exponents. Where the result rounds to 0, the second one is 0 and the first e^0:
+    denormals cost some CPUs a hundred cycles."""
+    v, second = var("x"), var("f")
+    negative = v < f32(0.0)
+    added = tirx.Select(negative, f32(24.0), f32(-24.0))
+    zero = v < f32(_EXP_MIN)
+    power = Power(tirx.Min(f32(EXP_OVER), tirx.Select(zero, f32(0.0), v)), added)
+    factor = tirx.Select(negative, f32(2.0**-24), f32(2.0**24))
+    bindings = [(v, x), *power.bindings, (second, tirx.Select(zero, f32(0.0), factor))]
+    return let(bindings, (power.product + power.scale) * second)
 
 
 def sigmoid(x: Expr) -> Expr:
-    """1 / (1 + e^-x) with e^-x = 2^n (1 + p), as 2^-h / (2^-h + 2^(n-h) (1 + p)): neither part overflows or underflows,
-    and the quotient keeps all bits of a denormal."""
-    above, below = var("u"), var("s")
-    power = Power(tirx.Min(f32(-_EXP_UNDER), tirx.Max(f32(_EXP_NONE), f32(0.0) - x)))
-    half, rest = power.halves()
-    bindings = [*power.bindings, (above, _power_of_two(i32(0) - half)), (below, _power_of_two(rest))]
-    return let(bindings, tirx.Div(above, power.less * below + (above + below)))
+    """1 / (1 + e^-x) as 2^-40 / (2^-40 + 2^-40 e^-x): no part overflows or underflows, and the quotient keeps all bits of
+    a denormal."""
+    power = Power(tirx.Min(f32(-_EXP_UNDER), tirx.Max(f32(_EXP_NONE), f32(0.0) - x)), -40)
+    small = f32(2.0**-40)
+    return let(power.bindings, tirx.Div(small, power.product + (power.scale + small)))
 
 
 def tanh(x: Expr) -> Expr:
     """tanh |x| = E / (E + 2) with E = e^2|x| - 1: near 0, E keeps all digits of x. 20 is where tanh is 1."""
     v, a, e = var("x"), var("a"), var("e")
     power = Power(tirx.Min(f32(20.0), a + a))
-    scale, product = power.scaled()
-    bindings = [(v, x), (a, tirx.abs(v)), *power.bindings, (e, product + (scale - f32(1.0)))]
+    bindings = [(v, x), (a, tirx.abs(v)), *power.bindings, (e, power.product + (power.scale - f32(1.0)))]
     return let(bindings, with_sign(tirx.Div(e, e + f32(2.0)), v))
 
 
@@ -135,7 +124,6 @@ def erf(x: Expr) -> Expr:
     g0, g1, g2, g3, g4, g5, g6, g7 = (f32(term) for term in _ERF_TERMS)
     low, high = (g0 + g1 * a) + (g2 + g3 * a) * a2, (g4 + g5 * a) + (g6 + g7 * a) * a2
     power = Power(f32(0.0) - g)
-    scale, product = power.scaled()
     bindings = [
         (v, x),
         (a, tirx.Min(f32(_ERF_LARGE), tirx.abs(v))),
@@ -143,14 +131,13 @@ def erf(x: Expr) -> Expr:
         (g, (high * (a2 * a2) + low) * a),
         *power.bindings,
     ]
-    return let(bindings, with_sign((f32(1.0) - scale) - product, v))
+    return let(bindings, with_sign((f32(1.0) - power.scale) - power.product, v))
 
 
 def expm1(x: Expr) -> Expr:
     """e^x - 1 = 2^n (e^r - 1) + 2^n - 1: nothing cancels, since n is 0 if e^x is near 1."""
-    power = Power(tirx.Min(f32(EXP_OVER), tirx.Max(f32(_EXP_NONE), x)))
-    scale, product = power.scaled(bias=126)
-    return let(power.bindings, (product + (scale - f32(0.5))) * f32(2.0))
+    power = Power(tirx.Min(f32(EXP_OVER), tirx.Max(f32(_EXP_NONE), x)), -1)
+    return let(power.bindings, (power.product + (power.scale - f32(0.5))) * f32(2.0))
 
 
 # The significand is in [sqrt(1/2), sqrt(2)); log(1 + f) = 2 atanh(s), s = f/(2 + f): 2s (1 + z/3 + z^2/5 + ...) with
