@@ -130,6 +130,8 @@ class RemoteModule:
         self, region: OffloadedRegion, client: InferenceClient, timeout: float | None, in_flight: InFlight
     ) -> None:
         self.region = region
+        self._inputs = [spec.name for spec in region.inputs]
+        self._outputs = [spec.name for spec in region.outputs]
         self._client = client
         # The broker must not choose a version that this device was not built for.
         self._version = (
@@ -178,9 +180,9 @@ class RemoteModule:
 
     def _named(self, views: list[Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         """Arrays as inputs by name and outputs by name. There may be no outputs."""
-        inputs = {spec.name: view for spec, view in zip(self.region.inputs, views, strict=False)}
-        rest = views[len(inputs) :]
-        return inputs, {spec.name: view for spec, view in zip(self.region.outputs, rest, strict=bool(rest))}
+        rest = views[len(self._inputs) :]
+        inputs = dict(zip(self._inputs, views, strict=False))
+        return inputs, dict(zip(self._outputs, rest, strict=bool(rest)))
 
     def _call(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
         region = self.region

@@ -94,6 +94,8 @@ class TensorSpec:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape can be passed."""
+        if shape == self.shape:
+            return True
         return len(shape) == len(self.shape) and all(w in (ANY, d) for w, d in zip(self.shape, shape, strict=True))
 
     def multiple(self, axis: int) -> int:

@@ -15,7 +15,8 @@ from tvm.ir import Call, Expr, IRModule
 from tvm.relax.expr_functor import mutator
 
 from zmq_offload.schedules.simplify import GraphRewriter, rewritten
-from zmq_offload.schedules.tvm_internals import last_part, operator_name
+from zmq_offload.schedules.softmax import softmax
+from zmq_offload.schedules.tvm_internals import FUSABLE, last_part, operator_name
 
 _FLOATS = ("float16", "float32", "float64")
 
@@ -173,6 +174,15 @@ def _position(graph: _Exact, call: Call) -> Expr | None:
     return graph.builder_.emit_te(compute, x, primfunc_name_hint=last_part(operator_name(call)))
 
 
+def _softmax(graph: _Exact, call: Call) -> Expr | None:
+    if str(call.ty.dtype) != "float32":
+        return None
+    axis = int(call.attrs.axis) % call.ty.ndim
+    return graph.builder_.emit_te(
+        softmax, call.args[0], axis, primfunc_name_hint="softmax", primfunc_attrs={"op_pattern": FUSABLE}
+    )
+
+
 _REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
     "relax.log": _log,
     "relax.subtract": _subtract,
@@ -180,6 +190,7 @@ _REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
     "relax.multiply": _multiply,
     "relax.add": _add,
     "relax.power": _power,
+    "relax.nn.softmax": _softmax,
     "relax.argmax": _position,
     "relax.argmin": _position,
 }

@@ -18,13 +18,26 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.access import operation_count
-from zmq_offload.schedules.emit import FlatBuffer, elements, index, parallel, product, sequence, with_buffers
+from zmq_offload.schedules.emit import (
+    FlatBuffer,
+    as_index,
+    elements,
+    index,
+    loop,
+    parallel,
+    product,
+    sequence,
+    with_buffers,
+)
 from zmq_offload.schedules.machine import L1_BYTES, Machine
-from zmq_offload.schedules.nests import SERIAL_WORK, NestContext, elementwise
+from zmq_offload.schedules.nests import SERIAL_WORK, TASKS_PER_THREAD, NestContext, elementwise
 from zmq_offload.schedules.reductions import Reduction, reduction
 from zmq_offload.schedules.rewrite import constant, loads, same
 from zmq_offload.schedules.stages import Inliner, Program, Stage, same_indices
 from zmq_offload.schedules.vector_math import is_cheap
+
+# Rows that a task computes with the same buffers: at most, and if the number of rows is symbolic.
+ROWS_PER_TASK, SYMBOLIC_ROWS = 16, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,10 +206,25 @@ def _row_by_row(program: Program, machine: Machine, kept: list[Var], nests: list
         for n in nests[:-1]
     }
 
-    def row(at: list[Expr]) -> tirx.Stmt:
-        context = _context(program, machine, kept, stored, at, rows)
-        return with_buffers((f.buffer for f in stored.values()), sequence(n.emit(context) for n in nests))
-
+    outer, last = final.extents[: rows - 1], final.extents[rows - 1]
     known = constant(product(final.extents[:rows]))
     threads = work // machine.lanes > SERIAL_WORK and known != 1
-    return parallel(final.extents[:rows], row, threads)
+    enough = TASKS_PER_THREAD * machine.threads if threads else 1
+    group = SYMBOLIC_ROWS if known is None else max(1, min(ROWS_PER_TASK, known // enough))
+
+    def task(at: list[Expr]) -> tirx.Stmt:
+        first = at[-1] * group
+        here = tirx.Min(index(group), as_index(last) - first) if group > 1 else index(1)
+        rest = constant(last)
+        if rest is not None and rest % group == 0:
+            here = index(group)
+
+        def row(i: Expr) -> tirx.Stmt:
+            context = _context(program, machine, kept, stored, [*at[:-1], first + i], rows)
+            return sequence(n.emit(context) for n in nests)
+
+        # Buffers serve all rows of a task: memory from TVM's pool costs 40 ns.
+        return with_buffers((f.buffer for f in stored.values()), loop(here, row, "row"))
+
+    tasks = tirx.floordiv(as_index(last) + (group - 1), index(group))
+    return parallel([*outer, tasks], task, threads)

@@ -30,7 +30,9 @@ def cosh(x: Expr) -> Expr:
     """(e^|x| + e^-|x|) / 2. A quarter of e^|x| does not overflow."""
     quarter = var("e")
     power = Power(tirx.Min(f32(_OVER), tirx.abs(x)), -2)
-    return let([*power.bindings, (quarter, power.product + power.scale)], (quarter + tirx.Div(f32(0.0625), quarter)) * f32(2.0))
+    return let(
+        [*power.bindings, (quarter, power.product + power.scale)], (quarter + tirx.Div(f32(0.0625), quarter)) * f32(2.0)
+    )
 
 
 def asinh(x: Expr) -> Expr:

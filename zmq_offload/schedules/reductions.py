@@ -22,6 +22,7 @@ from zmq_offload.schedules.emit import (
     nest,
     parallel,
     pieces,
+    ramp,
     sequence,
     with_buffers,
 )
@@ -248,23 +249,37 @@ class _Along(_Nest):
         )
 
     def _fold(self, partial: Var, total: Var) -> tirx.Stmt:
-        """Combine all lanes into `total[0]`: chains first, then halves of the vector."""
-        width = self.context.machine.lanes
+        """Combine all lanes into `total[0]`: chains first, in pairs, then halves of the vector.
 
-        def merge(into: int, source: int, count: int) -> tirx.Stmt:
+        Shuffles make the halves. LLVM takes loads of them apart into single numbers.
+        """
+        width = self.context.machine.lanes
+        lower, upper = (local(name, [width], self.dtype) for name in ("lower", "upper"))
+
+        def merge(a: Var, start: int, b: Var, other: int, count: int) -> tirx.Stmt:
             def lane(i: Expr) -> tirx.Stmt:
-                a, b = tirx.BufferLoad(partial, [index(into) + i]), tirx.BufferLoad(partial, [index(source) + i])
-                return tirx.BufferStore(partial, _combine(self.stage, a, b), [index(into) + i])
+                operands = (tirx.BufferLoad(a, [index(start) + i]), tirx.BufferLoad(b, [index(other) + i]))
+                return tirx.BufferStore(partial, _combine(self.stage, *operands), [index(start) + i])
 
             return lanes(count, lane)
 
-        statements = [merge(0, c * width, width) for c in range(1, self.chains)]
+        def split(into: Var, start: int, half: int) -> tirx.Stmt:
+            both = tirx.BufferLoad(partial, [ramp(0, 2 * half)])
+            return tirx.BufferStore(
+                into, tirx.Shuffle([both], [index(start + i) for i in range(half)]), [ramp(0, half)]
+            )
+
+        statements, apart = [], 1
+        while apart < self.chains:
+            pairs = range(0, self.chains - apart, 2 * apart)
+            statements += [merge(partial, c * width, partial, (c + apart) * width, width) for c in pairs]
+            apart *= 2
         half = width // 2
         while half:
-            statements.append(merge(0, half, half))
+            statements += [split(lower, 0, half), split(upper, half, half), merge(lower, 0, upper, 0, half)]
             half //= 2
         both = _combine(self.stage, tirx.BufferLoad(total, [index(0)]), tirx.BufferLoad(partial, [index(0)]))
-        return sequence([*statements, tirx.BufferStore(total, both, [index(0)])])
+        return with_buffers([lower, upper], sequence([*statements, tirx.BufferStore(total, both, [index(0)])]))
 
 
 class _Scalar(_Nest):

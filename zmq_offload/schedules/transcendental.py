@@ -94,9 +94,18 @@ def exp(x: Expr) -> Expr:
     return let(bindings, (power.product + power.scale) * second)
 
 
+def exp_of_nonpositive(x: Expr) -> Expr:
+    """e^x for an x that is not above 0: the second factor has one value fewer."""
+    v, second = var("x"), var("f")
+    zero = v < f32(_EXP_MIN)
+    power = Power(tirx.Select(zero, f32(0.0), v), 24)
+    bindings = [(v, x), *power.bindings, (second, tirx.Select(zero, f32(0.0), f32(2.0**-24)))]
+    return let(bindings, (power.product + power.scale) * second)
+
+
 def sigmoid(x: Expr) -> Expr:
-    """1 / (1 + e^-x) as 2^-40 / (2^-40 + 2^-40 e^-x): no part overflows or underflows, and the quotient keeps all bits of
-    a denormal."""
+    """1 / (1 + e^-x) as 2^-40 / (2^-40 + 2^-40 e^-x): no part overflows or underflows, and the quotient keeps all bits
+    of a denormal."""
     power = Power(tirx.Min(f32(-_EXP_UNDER), tirx.Max(f32(_EXP_NONE), f32(0.0) - x)), -40)
     small = f32(2.0**-40)
     return let(power.bindings, tirx.Div(small, power.product + (power.scale + small)))

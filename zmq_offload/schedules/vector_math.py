@@ -13,8 +13,16 @@ from zmq_offload.schedules.rewrite import Rewriter, loads, walk
 from zmq_offload.schedules.transcendental import let
 from zmq_offload.schedules.tvm_internals import CALL_PURE_EXTERN, last_part, operator_name
 
+
+def _exp(x: Expr) -> Expr:
+    """e^x. `extremum` puts a literal first."""
+    if isinstance(x, tirx.Min) and isinstance(x.a, tirx.FloatImm) and float(x.a.value) <= 0:
+        return transcendental.exp_of_nonpositive(x)
+    return transcendental.exp(x)
+
+
 _RULES: dict[str, Callable[..., Expr]] = {
-    "exp": transcendental.exp,
+    "exp": _exp,
     "sigmoid": transcendental.sigmoid,
     "tanh": transcendental.tanh,
     "erf": transcendental.erf,
