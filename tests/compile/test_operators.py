@@ -349,3 +349,28 @@ def test_positions_of_a_symbolic_extent(tmp_path: Path, extents: tuple[int | str
     model = load(compiled.device, client=LocalClient(tmp_path / "repository"))
     positions = np.expand_dims(table[: x.shape[axis]], 1 - axis)
     np.testing.assert_allclose(model(x), np.maximum(x, 0) + positions, rtol=1e-6)
+
+
+def test_a_wrong_shape_that_the_file_says_of_its_output_does_not_count(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [N("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "length"])],
+    )
+    onnx.save(helper.make_model(graph, ir_version=8), tmp_path / "m.onnx")
+    (y,) = import_onnx(tmp_path / "m.onnx", {}).graph.outputs
+    assert y == "y"
+
+
+def test_shapes_that_do_not_fit_together_are_said_in_plain_words(tmp_path: Path) -> None:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["h"]), ("z", [4]), ("y", None))]
+    graph = helper.make_graph([N("Add", ["x", "z"], ["y"], "sum")], "g", ends[:2], ends[2:])
+    onnx.save(helper.make_model(graph, ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument) as caught:
+        import_onnx(tmp_path / "m.onnx", {"x": (3,)})
+    assert str(caught.value) == (
+        "cannot import the operator Add (ai.onnx, node 'sum'): in add, the first input shape at dim 0 is 3 and the "
+        "second input shape at dim 0 is 4, which are not broadcastable; give shapes with --input that fit together, "
+        "for images often multiples of 32"
+    )

@@ -271,3 +271,40 @@ def test_without_pytorch_the_extra_is_named(fixed: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(__import__("sys").modules, "zmq_offload.compile.pytorch.model", None)
     with pytest.raises(FailedPrecondition, match=r"pip install 'zmq-offload\[torch\]'"):
         list_cuts(fixed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LSTM", {"num_layers": 2, "bidirectional": True}),
+        ("GRU", {"num_layers": 2, "batch_first": True}),
+        ("GRU", {"bias": False}),
+        ("RNN", {"nonlinearity": "relu"}),
+    ],
+)
+def test_recurrent_networks_are_loops_over_time(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    network = getattr(torch.nn, kind)(6, 5, **options)
+    value = torch.randn(7, 3, 6)
+    path = save(network, tmp_path / "m.pt2", (value,))
+    compile_uncut(path, tmp_path / "m.so")
+    y, h = network(value)
+    expected = [y, *(h if kind == "LSTM" else [h])]
+    for ours, theirs in zip(UncutModel(tmp_path / "m.so")(value.numpy()), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-5)
+
+
+def test_projected_states_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = save(torch.nn.LSTM(6, 5, proj_size=2), tmp_path / "m.pt2", (torch.randn(7, 3, 6),))
+    assert main(["compile", str(path), "--list-cuts"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()  # without TVM's own output
+    assert "aten.lstm.input ('lstm'): its states are projected (proj_size)" in line
+
+
+def test_convolutions_of_half_precision(tmp_path: Path) -> None:
+    nn = torch.nn
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, 2)).half()
+    value = torch.randn(1, 3, 8, 8).half()
+    compile_uncut(save(network, tmp_path / "m.pt2", (value,)), tmp_path / "m.so")
+    (ours,) = UncutModel(tmp_path / "m.so")(value.numpy())
+    assert ours.dtype == np.float16
+    np.testing.assert_allclose(ours, network(value).detach().numpy(), atol=3e-3)

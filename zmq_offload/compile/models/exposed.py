@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import tvm
 from tvm import ir, relax
@@ -10,6 +11,16 @@ from tvm import ir, relax
 from zmq_offload.byoc.codegen import input_specs
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.importer import Imported
+
+
+@contextlib.contextmanager
+def closed_on_error(builder: relax.BlockBuilder) -> Iterator[None]:
+    """Close the block that a builder's scopes leave open after an error. TVM prints a warning about it otherwise."""
+    try:
+        yield
+    except BaseException:
+        builder._end_block()
+        raise
 
 
 def exposed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -66,10 +67,12 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     """The types of all tensors, as far as ONNX can infer them."""
-    try:
-        known = onnx.shape_inference.infer_shapes(without_weights(model))
-    except Exception:  # invalid for ONNX's checker; TVM may import the model anyway
-        known = model
+    known = without_weights(model)
+    for output in known.graph.output:
+        # What a file says of its outputs may be wrong, which ONNX Runtime tolerates, and the inference would keep it.
+        output.type.tensor_type.ClearField("shape")
+    with contextlib.suppress(Exception):  # invalid for ONNX's checker; TVM may import the model anyway
+        known = onnx.shape_inference.infer_shapes(known)
     values = (*known.graph.value_info, *known.graph.output)
     return {v.name: v.type.tensor_type for v in values if v.type.tensor_type.elem_type}
 
@@ -208,7 +211,11 @@ def _failed(operator: str, domain: str, name: str, error: Exception) -> InvalidA
     if expects_constant(error):
         why = "one of its inputs is computed when the model runs"
         return cannot_import(operator, domain, name, why, "it has to be a constant")
-    return cannot_import(operator, domain, name, reason(error))
+    why = reason(error)
+    if "not broadcastable" in why:
+        fitting = "give shapes with --input that fit together, for images often multiples of 32"
+        return cannot_import(operator, domain, name, why, fitting)
+    return cannot_import(operator, domain, name, why)
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

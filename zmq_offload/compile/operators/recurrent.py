@@ -49,14 +49,26 @@ def recurrent(bb: Builder, node: Node) -> Expr:
         x, initial_h, initial_c = (
             v if v is None else bb.normalize(op.permute_dims(v, [1, 0, 2])) for v in (x, initial_h, initial_c)
         )
-    gates, bias = _biased(bb, geometry, _projected(bb, geometry, x, w), b)
-    found = _call(bb, geometry, gates, r, [bias, initial_h, initial_c, lengths])
+    found = layer(bb, geometry, x, w, r, b, [initial_h, initial_c, lengths])
     if last:
         orders = [[2, 0, 1, 3], [1, 0, 2], [1, 0, 2]]
         found = [op.permute_dims(v, order) for v, order in zip(found, orders, strict=False)]
     if datatype != "float32":
         found = [op.astype(bb.normalize(v), datatype) for v in found]
     return _results(bb, node, found)
+
+
+def layer(
+    bb: Builder, geometry: Recurrence, x: Expr, w: Expr, r: Expr, b: Expr, optional: Sequence[Expr]
+) -> list[Expr]:
+    """One layer of float32, time first, with ONNX's layout of its weights and biases.
+
+    `optional` has those of initial h, initial c and lengths that the geometry names; others are left out or None.
+    """
+    gates, bias = _biased(bb, geometry, _projected(bb, geometry, x, w), b)
+    lengths = optional[-1] if geometry.lengths else None
+    states = optional[:-1] if geometry.lengths else optional
+    return _call(bb, geometry, gates, r, [bias, *states, lengths])
 
 
 def dynamic_quantize_lstm(bb: Builder, node: Node) -> Expr:

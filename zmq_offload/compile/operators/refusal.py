@@ -35,4 +35,7 @@ def reason(error: Exception) -> str:
     text = re.split(r"Stack trace|Traceback \(|\n\s*File \"", str(error))[0]
     text = re.sub(r"^(?:\w+: |\[[\d:]+\] \S+:\d+: )+", "", text.strip())
     text = re.sub(r"(?:InternalError: )?Check failed:? ?\(.*?\) is false:? ?", "", text)
+    # TVM shows its operators and its integers as Python objects.
+    text = re.sub(r'\bIn ir\.Op\(.*?name="(?:relax\.)?([\w.]+)".*?support_level=\d+\)', r"in \1", text)
+    text = re.sub(r"\bT\.int\d+\((-?\d+)\)", r"\1", text)
     return one_line(Exception(text)).rstrip(".") or type(error).__name__

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tvm import ir, relax, tirx
 
+from zmq_offload.compile.pytorch.recurrent import recurrent
 from zmq_offload.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -281,6 +283,20 @@ def _max_pool(importer: ProgramImporter, node: Any) -> relax.Expr:
     return op.nn.max_pool2d(value, size, stride or size, padding, dilation, ceiling, layout="NCHW")
 
 
+def _convolution(name: str) -> Converter:
+    """A convolution. TVM's result is always of float32, also where its bias is of 16 bits."""
+
+    def convert(importer: ProgramImporter, node: Any) -> relax.Expr:
+        dtype, convert = importer.dtype(node), importer.convert_map[name]
+        if dtype == "float32":
+            return convert(node)
+        operands = [a if a is None else importer.tensor(a, "float32") for a in node.args[:3]]
+        wide = SimpleNamespace(args=(*operands, *node.args[3:]), kwargs=node.kwargs, target=node.target, meta=node.meta)
+        return op.astype(importer.emit(convert(wide)), dtype)
+
+    return convert
+
+
 def _shuffled(importer: ProgramImporter, node: Any) -> relax.Expr:
     """Channels to pixels, as a transposition."""
     value, factor = importer.value(node.args[0]), node.args[1]
@@ -327,6 +343,9 @@ CONVERTERS: dict[str, Converter] = {
         for kind in ("Tensor", "Scalar")
     },
     **{f"logical_{name}.default": _bits(own) for name, own in _BITS.items()},
+    **{f"{name}.default": _convolution(f"{name}.default") for name in ("conv1d", "conv2d", "conv3d")},
+    **{name: _convolution(name) for name in ("conv_transpose1d.default", "conv_transpose2d.input")},
+    **{f"{name}.input": recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     "add.Tensor": _sum(1),
     "add.Scalar": _sum(1),
     "addmm.default": _addmm,

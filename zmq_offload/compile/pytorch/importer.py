@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import tvm
 from tvm import ir, relax, te, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from zmq_offload.compile.models.exposed import closed_on_error
 from zmq_offload.compile.pytorch.converters import CONVERTERS
 from zmq_offload.compile.pytorch.shapes import size_of, sizes_of
-from zmq_offload.errors import InvalidArgument, one_line
+from zmq_offload.errors import InvalidArgument, OffloadError, one_line
+from zmq_offload.protocol.payload import Array
 
 HARMLESS = frozenset({"device", "dtype", "layout", "memory_format", "non_blocking", "pin_memory", "implicit", "copy"})
 """Keyword arguments that do not change values, or whose effect is checked: the datatype."""
@@ -37,7 +41,20 @@ def import_program(program: Any, fixed: Mapping[str, int]) -> ImportedProgram:
 
     Raises InvalidArgument, with operator and node, for what TVM cannot import.
     """
-    return ProgramImporter().translate(program, fixed)
+    with _explained("TVM cannot import the program"):
+        return ProgramImporter().translate(program, fixed)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn any other error into InvalidArgument. Torch and TVM fail in many ways on symbolic extents."""
+    try:
+        yield
+    except OffloadError:
+        raise
+    except Exception as error:
+        why = one_line(error) or type(error).__name__
+        raise InvalidArgument(f"{what}: {why}; export it with numbers instead of symbolic extents") from error
 
 
 def functional(program: Any) -> Any:
@@ -50,7 +67,8 @@ def functional(program: Any) -> Any:
     for operation in list(table.keys()):
         if operation.__name__ in known:
             table.pop(operation)
-    return program.run_decompositions(table)
+    with _explained(f"PyTorch {torch.__version__} cannot write the program with fewer operators"):
+        return program.run_decompositions(table)
 
 
 class ProgramImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM has no types
@@ -60,16 +78,17 @@ class ProgramImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM has
         """Import a functional program."""
         self._check_known(program.graph.nodes)
         weights, inputs, _ = self.create_input_vars(program)
+        self._arrays = self._weights(program, weights)
         self._symbols = {str(v.name): v for i in inputs.values() for v in relax.analysis.tir_vars_in_type(i.ty)}
         self.block_builder = relax.BlockBuilder()
         variables = {**inputs, **weights}
-        with self.block_builder.function("main", list(variables.values())):
+        with closed_on_error(self.block_builder), self.block_builder.function("main", list(variables.values())):
             with self.block_builder.dataflow():
                 names = self._convert_nodes(program.graph.nodes, variables)
                 outputs = self._outputs(program)
                 result = self.block_builder.emit_output(relax.Tuple([*outputs, *names.values()]))
             self.block_builder.emit_func_output(result)
-        mod = relax.transform.BindParams("main", self._weights(program, weights))(self.block_builder.get())
+        mod = relax.transform.BindParams("main", self._arrays)(self.block_builder.get())
         # Torch's bounds of extents; TVM would plan memory for them, and nothing checks them when the model runs.
         mod["main"] = mod["main"].without_attr("tir_var_upper_bound").without_attr("tir_var_lower_bound")
         if fixed:
@@ -88,6 +107,13 @@ class ProgramImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM has
         if not isinstance(value.ty, relax.TensorType):  # a symbolic extent
             return self._scalar(value, dtype)
         return value if str(value.ty.dtype.dtype) == dtype else self.emit(relax.op.astype(value, dtype))
+
+    def array(self, argument: Any) -> Array:
+        """The value of an argument that is a weight. Raises InvalidArgument if it is computed."""
+        found = self._arrays.get(argument.name) if argument.op == "placeholder" else None
+        if found is None:
+            raise InvalidArgument(f"its weight {argument.name!r} is computed; export the model with constant weights")
+        return np.asarray(found.numpy())
 
     def _scalar(self, size: ir.Expr, dtype: str) -> relax.Expr:
         def filled(extent: ir.Expr) -> te.Tensor:

@@ -9,6 +9,7 @@ import tvm
 from tvm import ir, relax, tirx
 from tvm.relax.frontend.tflite.tflite_frontend import ExprTable, OperatorConverter, get_tensor_name
 
+from zmq_offload.compile.models.exposed import closed_on_error
 from zmq_offload.errors import InvalidArgument, OffloadError, one_line
 
 STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE")
@@ -35,7 +36,7 @@ def import_graph(model: Any, inputs: list[relax.Var], resized: bool) -> Imported
     table, builder = ExprTable(), relax.BlockBuilder()
     for var in inputs:
         table.set_expr(str(var.name), var)
-    with builder.function("main", inputs):
+    with closed_on_error(builder), builder.function("main", inputs):
         with builder.dataflow():
             converter = GraphConverter(model, subgraph, table, builder)
             converter.resized = resized
