@@ -47,6 +47,22 @@ class Extents:
 
     def __init__(self) -> None:
         self._atoms = _Atoms()
+        self._assumed: list[Terms] = []
+
+    def assume(self, extent: Extent, least: int = 0) -> None:
+        """Take for granted that an extent of a tensor is at least `least`: the model does not run otherwise."""
+        terms = self._difference(extent, least)
+        known = self._least(terms)
+        if known is not None and known >= 0:
+            return
+        self._assumed.append(terms)
+        above = {product: factor for product, factor in terms.items() if product}
+        if len(above) == 1:
+            ((product, factor),) = above.items()
+            atom = self._atoms.exprs[product[0]]
+            if len(product) == 1 and factor == 1 and isinstance(atom, tirx.FloorDiv):
+                # floor(a/b) >= c if, and only if, a >= b*c.
+                self.assume(self.normal(atom.a + self.product([terms.get((), 0), atom.b])))
 
     def normal(self, value: Extent) -> Extent:
         """The normal form: equal sums have the same."""
@@ -141,8 +157,31 @@ class Extents:
     def _difference(self, a: Extent, b: Extent) -> Terms:
         return _plus(self._terms(a), {product: -factor for product, factor in self._terms(b).items()})
 
-    def _least(self, terms: Terms) -> int | None:
-        """A lower bound; None if there is none."""
+    def _least(self, terms: Terms, steps: int = 4) -> int | None:
+        """A lower bound; None if none is found. So many quotients are replaced by bounds of theirs."""
+        found = [self._least_of_terms(terms), self._least_of_quotients(terms, steps)]
+        alike = [extent for extent in self._assumed if extent.keys() - {()} == terms.keys() - {()}]
+        found += [self._least_of_terms(_plus(terms, {p: -f for p, f in extent.items()})) for extent in alike]
+        return max((bound for bound in found if bound is not None), default=None)
+
+    def _least_of_quotients(self, terms: Terms, steps: int) -> int | None:
+        """A lower bound by `(a-b+1)/b <= floor(a/b) <= a/b`: H - 2*floor(H/2) is not negative."""
+        for product, factor in terms.items() if steps else ():
+            for index, place in enumerate(product):
+                atom = self._atoms.exprs[place]
+                if not isinstance(atom, tirx.FloorDiv) or not isinstance(atom.b, tirx.IntImm):
+                    continue
+                others = product[:index] + product[index + 1 :]
+                if any((self._atom_least(self._atoms.exprs[other]) or 0) < 1 for other in others):
+                    continue
+                under = int(atom.b)
+                rest = {p: f * under for p, f in terms.items() if p != product}
+                above = self._terms(atom.a) if factor < 0 else _plus(self._terms(atom.a), {(): 1 - under})
+                bound = self._least(_plus(rest, _times({others: factor}, above)), steps - 1)
+                return None if bound is None else -(-bound // under)
+        return None
+
+    def _least_of_terms(self, terms: Terms) -> int | None:
         total = 0
         for product, factor in terms.items():
             bounds = [self._atom_least(self._atoms.exprs[place]) for place in product]

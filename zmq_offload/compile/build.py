@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tvm
+from tvm import relax
 from tvm.support import cc
 from tvm.target import codegen
 
@@ -33,8 +34,8 @@ def prepared(mod: tvm.IRModule) -> tvm.IRModule:
 def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = None) -> tvm.runtime.Executable:
     """Compile a module for a CPU, with the tuning results in the folder `tuning`.
 
-    Raises InvalidArgument for an operator of a shape that only the run tells, and Internal, with TVM's message, if TVM
-    fails otherwise.
+    Raises InvalidArgument for an operator of a shape that only the run tells, or if TVM fails with symbolic extents,
+    and Internal, with TVM's message, if TVM fails otherwise.
     """
     try:
         with target, interruptible():
@@ -48,7 +49,20 @@ def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = No
                 "an operator cannot be compiled, because the shape of its input depends on the values of the model's "
                 "inputs, as after NonMaxSuppression; export a model that ends before it"
             ) from error
+        symbols = _symbols(mod)
+        if symbols:
+            raise InvalidArgument(
+                f"TVM cannot compile an operator of the model with the symbolic extents {', '.join(symbols)}; give "
+                "numbers in place of them, one after the other, to see which of them it is"
+            ) from error
         raise Internal(f"TVM cannot compile the module: {' '.join(str(error).split())[:1000]}") from error
+
+
+def _symbols(mod: tvm.IRModule) -> list[str]:
+    """The symbolic extents of a module's inputs."""
+    functions = [f for f in mod.functions.values() if isinstance(f, relax.Function)]
+    found = [s for f in functions for p in f.params for s in relax.analysis.tir_vars_in_type(p.ty)]
+    return sorted({str(symbol.name) for symbol in found})
 
 
 def export(executable: tvm.runtime.Executable, path: Path, target: tvm.target.Target) -> None:

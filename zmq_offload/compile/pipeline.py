@@ -10,6 +10,7 @@ from tvm.ir.transform import Pass, PassContext, Sequential, module_pass
 from tvm.target import Target
 
 from zmq_offload.byoc.overlap import isolate_joins, overlap
+from zmq_offload.byoc.unequal import isolate_unequal
 from zmq_offload.schedules.exact import exact
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.machine import Machine, is_cpu, machine_of
@@ -42,6 +43,7 @@ def graph_passes(machine: Machine) -> list[Pass]:
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         _plain(isolate_joins, "zmq_offload.isolate_joins"),
+        _plain(isolate_unequal, "zmq_offload.isolate_unequal"),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         # Before scheduling, which removes the functions' blocks.

@@ -30,8 +30,12 @@ op = relax.op
 
 def one_hot(bb: Builder, node: Node) -> Expr:
     """TVM's result has the datatype of Python's numbers, not that of the values."""
-    indices, depth, values = node.inputs[0], node.constant(1), node.constant(2)
-    assert depth is not None and values is not None
+    indices, known, values = node.inputs[0], node.known(1), node.constant(2)
+    assert values is not None
+    if known is not None and known.numbers is None:
+        return shaping.one_hot(bb, node, known.elements.reshape(-1)[0], values)
+    depth = node.constant(1)
+    assert depth is not None
     extent, kind = int(depth.reshape(-1)[0]), str(values.dtype)
     indices = bb.normalize(op.astype(indices, "int64"))
     zero = relax.const(0, "int64")

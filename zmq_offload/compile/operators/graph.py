@@ -15,11 +15,12 @@ from zmq_offload.byoc.extents import Extents
 from zmq_offload.compile.operators import converters, pools
 from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
-from zmq_offload.compile.operators.known_values import KnownValues
+from zmq_offload.compile.operators.known_values import KnownValues, shape_of
 from zmq_offload.compile.operators.node import Node, refuse
 from zmq_offload.compile.operators.refusal import cannot_import, reason, unknown
 from zmq_offload.compile.operators.schemas import BY_TVM, EARLY, MICROSOFT, schema_of
 from zmq_offload.compile.operators.scope import Scope, places_of
+from zmq_offload.compile.operators.shape_arithmetic import NotKnown
 from zmq_offload.compile.operators.tvm_importer import (
     AttributeValue,
     Expr,
@@ -109,7 +110,8 @@ class _Importer(GraphImporter):
 
     @functools.cached_property
     def _scope(self) -> Scope:
-        return Scope(self._extents, self._values.of, places_of(self.parameters(), self._extents))
+        places = places_of(self.parameters(), self._extents)
+        return Scope(self._extents, self._values.of, places, lost=self._values.lost)
 
     def add_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
         super().add_nodes(nodes)
@@ -128,6 +130,10 @@ class _Importer(GraphImporter):
             raise _failed(node.op_type, node.domain, name_of(node), error) from error
         inputs, results = ([self.result(t) if t else None for t in names] for names in (node.input, node.output))
         check_extents(node, name_of(node), inputs, results, self._scope)
+        for name, result in zip(node.output, results, strict=True):
+            with contextlib.suppress(NotKnown):
+                least = 1 if node.op_type in ("Conv", *pools.POOLS) else 0
+                self._scope.note(name, shape_of(result, self._extents), least)
         for index, name in enumerate(node.output):
             result = self.result(name)
             if result is not None and name in self._types:

@@ -14,13 +14,14 @@ from tvm import ir, relax, te, tirx
 
 from zmq_offload.byoc.extents import Extent, Extents
 from zmq_offload.compile.operators.shape_arithmetic import NotKnown, Ratio
-from zmq_offload.compile.operators.shape_values import Value, evaluated, value_of
+from zmq_offload.compile.operators.shape_values import EVALUATED, Value, evaluated, value_of
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, GraphImporter
 from zmq_offload.protocol.payload import Array
 
 TAKEN = {
     ("ConstantOfShape", 0),
     ("Expand", 1),
+    ("OneHot", 1),
     ("Pad", 1),
     ("Range", 0),
     ("Range", 1),
@@ -46,6 +47,7 @@ class KnownValues:
         self._values: dict[str, Value] = {}
         self._tensors: dict[str, Expr] = {}
         self._filled: dict[str, Extent] = {}
+        self._lost: dict[str, tuple[str, list[object]]] = {}
 
     def of(self, name: str) -> Value | None:
         """The value of a tensor, constants included; None if it is not known."""
@@ -54,6 +56,10 @@ class KnownValues:
         if isinstance(constant, ir.GenericConst):
             found = value_of(np.asarray(constant.value.numpy()))
         return found
+
+    def lost(self, name: str) -> tuple[str, list[object]] | None:
+        """Where in the computation of a tensor a value of extents could not be followed, and the extents there."""
+        return self._lost.get(name)
 
     def evaluate(self, node: onnx.NodeProto, opset: int) -> bool:
         """Evaluate a node, if its results are known."""
@@ -66,6 +72,7 @@ class KnownValues:
         except NotKnown:
             if node.op_type == "ConstantOfShape":
                 self._note_filled(node)
+            self._note_lost(node)
             return False
         for name, value in zip(node.output, results, strict=False):
             if name:
@@ -127,6 +134,15 @@ class KnownValues:
         elements = np.empty(len(dims), object)
         elements[:] = dims
         return Value(elements, "int64")
+
+    def _note_lost(self, node: onnx.NodeProto) -> None:
+        found = next((self._lost[name] for name in node.input if name in self._lost), None)
+        inputs = [self.of(name) for name in node.input if name]
+        if found is None and node.op_type in EVALUATED and all(value is not None for value in inputs):
+            elements = [e for value in inputs if value is not None for e in value.elements.flat]
+            found = node.output[0], elements
+        if found is not None:
+            self._lost.update(dict.fromkeys(filter(None, node.output), found))
 
     def _note_filled(self, node: onnx.NodeProto) -> None:
         """Note a vector that a symbolic number of equal elements, not 0, make up."""

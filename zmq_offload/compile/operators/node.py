@@ -131,10 +131,13 @@ class Node:
             return np.asarray(value.value.numpy())
         if isinstance(value, relax.ShapeExpr) and all(isinstance(d, tvm.tirx.IntImm) for d in value.values):
             return np.array([int(d) for d in value.values], np.int64)
-        raise self.refused(
-            f"its input {index + 1}, {self.input_name(index)}, is computed when the model runs",
-            "it has to be a constant",
-        )
+        why = f"its input {index + 1}, {self.input_name(index)}, is computed when the model runs"
+        name = self.proto.input[index] if self.proto is not None and index < len(self.proto.input) else ""
+        lost = self.scope.lost(name)
+        if lost is not None:
+            at = "" if lost[0] == name else f", because {lost[0]!r} is"
+            raise self.refused(why + at, f"it has to be a constant: {self.scope.to_fix(lost[1])}")
+        raise self.refused(why, "it has to be a constant")
 
     @property
     def extents(self) -> Extents:

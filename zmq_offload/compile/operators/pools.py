@@ -7,9 +7,12 @@ import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 from tvm import relax, te, tirx
 
+from zmq_offload.byoc.extents import Extent, expression
 from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, refuse, static_shape
+from zmq_offload.compile.operators.shaping import padded
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 
 POOLS = ("AveragePool", "MaxPool", "LpPool")
@@ -24,20 +27,22 @@ def pool(bb: Builder, node: Node) -> Expr:
     strides = attributes.integers("strides") or [1] * spatial
     shape = static_shape(node.inputs[0])
     extents = shape[2:] if shape is not None else None
-    write_out(node, reach, strides, extents)
+    pads = write_out(node, reach, strides, _image(node))
+    if pads is not None:
+        return _padded_pool(bb, node, *pads)
     windows: list[int] = []
     if attributes.flag("ceil_mode"):
-        pads = attributes.integers("pads") or [0] * 2 * spatial
+        around = attributes.integers("pads") or [0] * 2 * spatial
         if extents is None:
             # TVM also counts a window that begins in the padding at the end. ONNX does not.
-            if any(s + p > r for s, p, r in zip(strides, pads[spatial:], reach, strict=True)):
+            if any(s + p > r for s, p, r in zip(strides, around[spatial:], reach, strict=True)):
                 refuse(node, "ceil_mode", 1, "with symbolic dimensions use ceil_mode=0")
         else:
-            longer = list(pads)
+            longer = list(around)
             for axis, (extent, stride, size) in enumerate(zip(extents, strides, reach, strict=True)):
-                whole = extent + pads[axis] + pads[axis + spatial]
+                whole = extent + around[axis] + around[axis + spatial]
                 count = math.ceil((whole - size) / stride) + 1
-                windows.append(count - 1 if (count - 1) * stride >= extent + pads[axis] else count)
+                windows.append(count - 1 if (count - 1) * stride >= extent + around[axis] else count)
                 longer[axis + spatial] += max(0, (windows[-1] - 1) * stride + size - whole)
             # Elements after the padding are never counted. More padding stands in for them only where padding is not
             # counted either.
@@ -51,6 +56,27 @@ def pool(bb: Builder, node: Node) -> Expr:
     if extra:
         result = relax.op.strided_slice(result, extra, [0] * len(extra), [windows[a - 2] for a in extra])
     return result
+
+
+def _padded_pool(bb: Builder, node: Node, before: dict[int, Extent], after: dict[int, Extent]) -> Expr:
+    """A pool whose padding depends on symbolic extents: the image is padded first."""
+    x = node.inputs[0]
+    kind = dtype_of(x)
+    if node.operator == "MaxPool":
+        if node.outputs > 1:
+            refuse(node, "auto_pad", "SAME", "for places with symbolic dimensions use pads")
+        fill = float("-inf") if kind.startswith("float") else int(np.iinfo(kind).min)
+        node.inputs[0] = padded(bb, node, before, after, fill)
+        return by_tvm(bb, node)
+    counted = node.operator == "LpPool" or node.attributes.flag("count_include_pad")
+    node.inputs[0] = padded(bb, node, before, after, 0)
+    result = bb.normalize(by_tvm(bb, node))
+    if counted:
+        return result
+    # The mean of the image's own elements: the mean of all over the share of its own.
+    node.inputs[0] = bb.normalize(relax.op.ones_like(x))
+    node.inputs[0] = padded(bb, node, before, after, 0)
+    return relax.op.divide(result, bb.normalize(by_tvm(bb, node)))
 
 
 def _largest_with_places(
@@ -98,15 +124,17 @@ def _largest_with_places(
 
 
 def convolution(bb: Builder, node: Node) -> Expr:
-    """Write out `auto_pad` of a convolution as padding, where the size of the image is known."""
-    attributes, weight, shape = node.attributes, static_shape(node.inputs[1]), static_shape(node.inputs[0])
+    """Write out `auto_pad` of a convolution as padding."""
+    attributes, weight, extents = node.attributes, static_shape(node.inputs[1]), _image(node)
     if weight is not None:
         given = attributes.integers("kernel_shape")
         if given is not None and given != weight[2:]:
             refuse(node, "kernel_shape", given, f"its weights have {weight[2:]}")
-        if shape is not None:
+        if extents is not None:
             strides = attributes.integers("strides") or [1] * len(weight[2:])
-            write_out(node, reach_of(node, weight[2:]), strides, shape[2:])
+            pads = write_out(node, reach_of(node, weight[2:]), strides, extents)
+            if pads is not None:
+                node.inputs[0] = padded(bb, node, *pads, 0)
     return _in_float32(bb, node)
 
 
@@ -154,22 +182,40 @@ def reach_of(node: Node, kernel: Sequence[int]) -> list[int]:
     return [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
 
 
-def write_out(node: Node, reach: Sequence[int], strides: Sequence[int], extents: Sequence[int] | None) -> None:
-    """Write `auto_pad` as `pads`."""
+def write_out(
+    node: Node, reach: Sequence[int], strides: Sequence[int], extents: Sequence[Extent] | None
+) -> tuple[dict[int, Extent], dict[int, Extent]] | None:
+    """Write `auto_pad` as `pads`; return the pads before and after each axis if they depend on symbolic extents."""
     mode = node.attributes.text("auto_pad", "NOTSET")
     if mode == "VALID":
         node.attributes["pads"] = [0] * 2 * len(reach)
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
-        return
+        return None
     if extents is None:
-        if node.operator != "Conv":
-            refuse(node, "auto_pad", mode, "with symbolic dimensions use pads")
-        return
-    begin, end = [], []
+        refuse(node, "auto_pad", mode, "with an image of unknown shape use pads")
+    begin: list[Extent] = []
+    end: list[Extent] = []
+    known = node.extents
     for extent, stride, size in zip(extents, strides, reach, strict=True):
-        total = max((math.ceil(extent / stride) - 1) * stride + size - extent, 0)
-        begin.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
-        end.append(total - begin[-1])
-    node.attributes.update(pads=begin + end, auto_pad=b"NOTSET")
+        count = known.floor_div(known.normal(extent + (stride - 1)), stride)
+        total = known.normal(known.product([count - 1, stride]) + size - extent)
+        if not known.at_least(total, 0):
+            total = 0 if known.at_least(0, total) else tirx.Max(expression(total), tirx.IntImm("int64", 0))
+        less = known.floor_div(total, 2)
+        more = known.normal(total - less)
+        begin.append(less if mode == "SAME_UPPER" else more)
+        end.append(more if mode == "SAME_UPPER" else less)
     if "ceil_mode" in node.attributes:
         node.attributes["ceil_mode"] = 0
+    numbers = [n for n in (*begin, *end) if isinstance(n, int)]
+    if len(numbers) == 2 * len(reach):
+        node.attributes.update(pads=numbers, auto_pad=b"NOTSET")
+        return None
+    node.attributes.update(pads=[0] * 2 * len(reach), auto_pad=b"NOTSET")
+    return dict(enumerate(begin, 2)), dict(enumerate(end, 2))
+
+
+def _image(node: Node) -> list[Extent] | None:
+    """The extents of the image, without batch and channels; None if they are not known."""
+    ty = node.inputs[0].ty
+    return node.dims(0)[2:] if isinstance(ty, relax.TensorType) and isinstance(ty.shape, relax.ShapeExpr) else None

@@ -93,16 +93,14 @@ def matmul_integer(bb: Builder, node: Node) -> Expr:
 def conv_integer(bb: Builder, node: Node) -> Expr:
     x, w, x_zero, w_zero = (node.inputs[i] for i in range(4))
     _check_bytes(node, x, w)
-    attributes, kernel, shape = node.attributes, static_shape(w), static_shape(x)
+    attributes, kernel = node.attributes, static_shape(w)
     if kernel is None:
         raise node.refused("its weights have a symbolic shape", "give them a fixed shape")
     attributes.get("kernel_shape")  # the weights have this shape
     spatial = len(kernel) - 2
     strides = attributes.integers("strides") or [1] * spatial
-    extents = shape[2:] if shape is not None else None
-    pools.write_out(node, pools.reach_of(node, kernel[2:]), strides, extents)
-    if attributes.text("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
-        refuse(node, "auto_pad", attributes["auto_pad"], "with symbolic dimensions use pads")
+    if pools.write_out(node, pools.reach_of(node, kernel[2:]), strides, node.dims(0)[2:]) is not None:
+        refuse(node, "auto_pad", "SAME", f"use pads; or {node.scope.to_fix(node.dims(0)[2:])}")
     window = integers.Window(
         strides,
         attributes.integers("pads") or [0] * 2 * spatial,

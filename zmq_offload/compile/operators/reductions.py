@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-from tvm import relax
+from tvm import ir, relax, te, tirx
 
-from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, static_shape
+from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 
 op = relax.op
@@ -20,12 +19,18 @@ def reduce_mean(bb: Builder, node: Node) -> Expr:
     axes, keep = _axes(node), node.attributes.flag("keepdims", True)
     if axes == []:
         return x
-    shape = static_shape(x)
-    if shape is None:
-        raise node.refused(f"its input is of {kind} and has symbolic dimensions", "cast to float32")
-    count = int(np.prod([shape[a] for a in axes] if axes is not None else shape))
-    total = op.sum(op.astype(x, "int64"), axes, keep)
-    return op.astype(op.divide(total, relax.const(count, "int64")), kind)
+    shape = node.dims(0)
+    count = node.extents.product([shape[a] for a in axes] if axes is not None else shape)
+    total = bb.normalize(op.sum(op.astype(x, "int64"), axes, keep))
+    if isinstance(count, int):
+        return op.astype(op.divide(total, relax.const(count, "int64")), kind)
+
+    def mean(sums: te.Tensor, number: ir.Expr) -> te.Tensor:
+        return te.compute(
+            sums.shape, lambda *at: tirx.truncdiv(sums(*at), number).astype(kind), name="mean", tag="elemwise"
+        )
+
+    return bb.emit_te(mean, total, count, primfunc_name_hint="mean")
 
 
 def _axes(node: Node) -> list[int] | None:

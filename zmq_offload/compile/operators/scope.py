@@ -26,7 +26,7 @@ class Place:
         return f"{self.symbol}, dimension {self.axis} of input {self.input!r}"
 
 
-def _nothing(_: str) -> Value | None:
+def _nothing(_: str) -> None:
     return None
 
 
@@ -37,9 +37,27 @@ class Scope:
     extents: Extents = field(default_factory=Extents)
     known: Callable[[str], Value | None] = _nothing
     places: tuple[Place, ...] = ()
+    counted: dict[str, str] = field(default_factory=dict)
+    """Symbols that count values, as NonZero does, and the tensor whose extent each is."""
+
+    lost: Callable[[str], tuple[str, Sequence[object]] | None] = _nothing
+    """For a tensor: where in the computation of it a value stopped to be known, and of which extents it is made."""
+
+    def note(self, tensor: str, dims: Iterable[Extent], least: int) -> None:
+        """Note what the shape of a result tells. Its extents are at least `least`."""
+        for dim in dims:
+            if not isinstance(dim, int):
+                self.extents.assume(dim, least)
+                for symbol in self.extents.symbols(dim):
+                    if all(symbol.name != place.symbol for place in self.places):
+                        self.counted.setdefault(str(symbol.name), tensor)
 
     def to_fix(self, values: Iterable[object]) -> str:
         """What to do about extents that have to be numbers."""
+        values = list(values)
+        counted = self._counted(values)
+        if counted:
+            return counted
         places = self._of(values)
         if not places:
             return "export the model with fixed shapes"
@@ -57,14 +75,29 @@ class Scope:
 
     def to_divide(self, values: Sequence[object], size: int) -> str:
         """What to do about extents that have to be a multiple of `size`."""
+        counted = self._counted(values)
+        if counted:
+            return counted
         stated = [
             f"{size * p.multiple}*{p.symbol} for dimension {p.axis} of input {p.input!r}" for p in self._of(values)
         ]
         return f"state a divisor: {' and '.join(stated)}; or fix {'them' if len(stated) > 1 else 'it'}"
 
-    def _of(self, values: Iterable[object]) -> list[Place]:
+    def _counted(self, values: Iterable[object]) -> str:
+        """What to do about values made of an extent that only the values of the inputs tell; empty if none is."""
+        tensor = next((self.counted[name] for name in self._names(values) if name in self.counted), None)
+        if tensor is None:
+            return ""
+        return f"the shape of {tensor!r} depends on the values of the inputs: export a model that ends before it"
+
+    def _names(self, values: Iterable[object]) -> list[str]:
+        """The symbols of the values."""
         plain = [value.above if isinstance(value, Ratio) else value for value in values]
-        names = {str(s.name) for v in plain if isinstance(v, ir.Expr) for s in self.extents.symbols(v)}
+        symbols = [s for v in plain if isinstance(v, ir.Expr) for s in self.extents.symbols(v)]
+        return list(dict.fromkeys(str(symbol.name) for symbol in symbols))
+
+    def _of(self, values: Iterable[object]) -> list[Place]:
+        names = self._names(values)
         found: dict[str, Place] = {}
         for place in self.places:
             if place.symbol in names:

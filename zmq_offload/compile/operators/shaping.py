@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -13,6 +13,8 @@ from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, refuse
 from zmq_offload.compile.operators.shape_arithmetic import Ratio
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.protocol import limits
+from zmq_offload.protocol.payload import Array
 
 op = relax.op
 
@@ -201,6 +203,8 @@ def _given(node: Node, index: int, default: Sequence[int]) -> Sequence[int]:
 def _clamped(node: Node, place: Extent, extent: Extent) -> Extent:
     """A place in an axis, 0 to its extent. Negative places count from the end."""
     extents = node.extents
+    if isinstance(place, int) and place >= limits.EXTENT:
+        return extent  # no tensor is that long
     if not extents.at_least(place, 0):
         if not extents.at_least(-1, place):
             place = tirx.Select(tirx.LT(place, 0), extents.normal(place + extent), place)
@@ -259,12 +263,16 @@ def pad(bb: Builder, node: Node, pads: Sequence[Extent]) -> Expr:
     mode = node.attributes.text("mode", "constant")
     if mode != "constant":
         refuse(node, "mode", mode, f"for symbolic pads use constant; or {node.scope.to_fix(pads)}")
-    x, dims, given = node.inputs[0], node.dims(0), node.constant(3)
-    kind, value = dtype_of(x), node.constant(2)
-    fill = tirx.const(0 if value is None else value.reshape(-1)[0].item(), kind)
-    axes = [int(a) % len(dims) for a in (range(len(pads) // 2) if given is None else given)]
+    rank, given, value = len(node.dims(0)), node.constant(3), node.constant(2)
+    axes = [int(a) % rank for a in (range(len(pads) // 2) if given is None else given)]
     before = dict(zip(axes, pads, strict=False))
     after = dict(zip(axes, pads[len(axes) :], strict=True))
+    return padded(bb, node, before, after, 0 if value is None else value.reshape(-1)[0].item())
+
+
+def padded(bb: Builder, node: Node, before: Mapping[int, Extent], after: Mapping[int, Extent], fill: float) -> Expr:
+    """The node's first input, padded by so many elements before and after each axis."""
+    x, dims, axes = node.inputs[0], node.dims(0), list(before)
     result = [node.extents.normal(d + before.get(a, 0) + after.get(a, 0)) for a, d in enumerate(dims)]
 
     def compute(data: te.Tensor, *numbers: ir.Expr) -> te.Tensor:
@@ -273,12 +281,34 @@ def pad(bb: Builder, node: Node, pads: Sequence[Extent]) -> Expr:
         def element(*at: ir.Expr) -> ir.Expr:
             places = [i - first[a] if a in first else i for a, i in enumerate(at)]
             inside = [c for a in axes for c in (places[a] >= 0, places[a] < data.shape[a])]
-            return tirx.if_then_else(tirx.all(*inside), data[tuple(places)], fill)
+            return tirx.if_then_else(tirx.all(*inside), data[tuple(places)], tirx.const(fill, data.dtype))
 
         return te.compute(numbers[: len(result)], element, name="pad", tag="injective")
 
     numbers = [expression(n) for n in (*result, *before.values())]
     return bb.emit_te(compute, x, *numbers, primfunc_name_hint="pad")
+
+
+def one_hot(bb: Builder, node: Node, depth: Extent | Ratio, values: Array) -> Expr:
+    """OneHot of a symbolic depth. Negative indices count from its end."""
+    if isinstance(depth, Ratio):
+        if depth.below != 1:
+            raise node.refused("its depth is a fraction of an extent", node.scope.to_fix([depth]))
+        depth = depth.above
+    rank = len(node.dims(0))
+    axis = node.attributes.integer("axis", -1) % (rank + 1)
+    kind = str(values.dtype)
+    off, on = (tirx.const(v.item(), kind) for v in values.reshape(-1))
+
+    def compute(indices: te.Tensor, number: ir.Expr) -> te.Tensor:
+        def element(*at: ir.Expr) -> ir.Expr:
+            index = indices(*at[:axis], *at[axis + 1 :]).astype("int64")
+            return tirx.Select(tirx.any(index == at[axis], index + number == at[axis]), on, off)
+
+        shape = [*indices.shape[:axis], number, *indices.shape[axis:]]
+        return te.compute(shape, element, name="one_hot", tag="injective")
+
+    return bb.emit_te(compute, node.inputs[0], expression(depth), primfunc_name_hint="one_hot")
 
 
 def split(bb: Builder, node: Node) -> Expr:

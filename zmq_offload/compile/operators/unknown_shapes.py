@@ -27,6 +27,10 @@ def check_extents(
     node: onnx.NodeProto, name: str, inputs: Sequence[Expr | None], results: Sequence[Expr | None], scope: Scope
 ) -> None:
     """Raises InvalidArgument if extents of a node's inputs have to be equal and only the run tells whether they are."""
+    for tensor, value in zip(node.input, inputs, strict=False):
+        if _shapeless(value) and node.op_type not in ("Identity", "Shape", "Size"):
+            why = f"the shape of its input {tensor!r} depends on the values of the model's inputs"
+            raise cannot_import(node.op_type, node.domain, name, why, f"export a model that ends at {tensor!r}")
     try:
         dims = [shape_of(value, scope.extents) for value in inputs if value is not None]
     except NotKnown:
