@@ -20,11 +20,17 @@ from zmq_offload.schedules import machine_of
 from zmq_offload.schedules.dot_product import dot_product, tile_of
 
 few = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-_HERE = set(map(str, codegen.llvm_get_cpu_features(HOST)))
+
+
+def target_features(target: tvm.target.Target) -> set[str]:
+    return set(map(str, codegen.llvm_get_cpu_features(target)))
+
+
+_HERE = target_features(HOST)
 TARGETS = [
     target
     for target in (tvm.target.Target({"kind": "llvm", "mcpu": name, "num-cores": 2}) for name in MCPUS)
-    if set(map(str, codegen.llvm_get_cpu_features(target))) <= _HERE
+    if target_features(target) <= _HERE
 ] or [HOST]
 targets = st.sampled_from(TARGETS)
 dtypes = st.sampled_from(["uint8", "int8"])
@@ -66,6 +72,25 @@ def test_products_are_exact(
     shape = ["m", *a.shape[1:]] if symbolic else a.shape
     (got,) = compiled(module(shape, dtype, steps), target)(a)
     np.testing.assert_array_equal(got, total if raw else finish.expected(total))
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(64, "uint8"), (64, "int8"), (65, "uint8")])
+def test_small_weights_are_added_in_16_bits_and_exact(largest: int, dtype: str) -> None:
+    """The largest pairs of weights that cannot saturate, and those that could."""
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3", "num-cores": 1})
+    rng = np.random.default_rng(largest)
+    a = extremes(rng, (7, 37), dtype)
+    a[0], a[1] = np.iinfo(dtype).max, np.iinfo(dtype).min
+    w = np.where(rng.random((37, 21)) < 0.5, -64, 64).astype("int8")
+    w[:, 0] = largest
+
+    def steps(builder: relax.BlockBuilder, x: relax.Var) -> tvm.ir.Expr:
+        return relax.op.matmul(x, relax.const(w, "int8"), out_dtype="int32")
+
+    mod = module(a.shape, dtype, steps)
+    assert ("vpmaddubsw" in assembly(mod, target)) == (largest == 64)
+    if target_features(target) <= _HERE:
+        np.testing.assert_array_equal(compiled(mod, target)(a)[0], a.astype("int64") @ w.astype("int64"))
 
 
 @few
@@ -165,7 +190,7 @@ def test_scalars_for_the_epilogue_are_no_obstacle() -> None:
 def test_hot_loops_consist_of_dot_products(target: dict[str, Any], instruction: str, widening: str) -> None:
     """One instruction for each vector of sums in the innermost loop, and none that widens what it need not."""
     chosen = tvm.target.Target({"kind": "llvm", "num-cores": 1, **target})
-    w = np.ones((256, 64), "int8")
+    w = np.full((256, 64), 127, "int8")
 
     def steps(builder: relax.BlockBuilder, x: relax.Var) -> tvm.ir.Expr:
         return relax.op.matmul(x, relax.const(w, "int8"), out_dtype="int32")

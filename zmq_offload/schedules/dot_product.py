@@ -24,6 +24,13 @@ INTEGERS = ("uint8", "int8")
 # LLVM's names by the bits of a vector.
 _VPDPBUSD = {bits: f"llvm.x86.avx512.vpdpbusd.{bits}" for bits in (128, 256, 512)}
 _PMADDWD = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd", 512: "llvm.x86.avx512.pmaddw.d.512"}
+_PMADDUBSW = {
+    128: "llvm.x86.ssse3.pmadd.ub.sw.128",
+    256: "llvm.x86.avx2.pmadd.ub.sw",
+    512: "llvm.x86.avx512.pmaddubs.w.512",
+}
+# The largest sum of two weights of one sign whose products with 255 fit int16.
+_PAIR = 128
 # The narrowest vector of sums that the instructions take.
 _LEAST = 4
 
@@ -79,6 +86,10 @@ class DotProduct:
         if self.instruction == "pmaddwd":
             wide = tirx.Cast(f"int16x{width * 2}", right)
             return tirx.Add(total, tirx.call_llvm_pure_intrin(dtype, _PMADDWD[bits], left, wide))
+        if self.instruction == "pmaddubsw":
+            pairs = tirx.call_llvm_pure_intrin(f"int16x{width * 2}", _PMADDUBSW[bits], left, right)
+            ones = splat(tirx.IntImm("int16", 1), width * 2)
+            return tirx.Add(total, tirx.call_llvm_pure_intrin(dtype, _PMADDWD[bits], pairs, ones))
         if self.instruction in ("sdot", "usdot"):
             name = f"llvm.aarch64.neon.{self.instruction}"
             return tirx.call_llvm_pure_intrin(dtype, name, total, left, right)
@@ -96,9 +107,14 @@ class DotProduct:
         return vectors
 
 
-def dot_product(machine: Machine, activations: str) -> DotProduct:
-    """Return how `machine` sums products of activations of this datatype with int8 weights."""
+def dot_product(machine: Machine, activations: str, group: int | None = None) -> DotProduct:
+    """Return how `machine` sums products of activations of this datatype with int8 weights.
+
+    `group` is that of packed weights, if they are: groups of four are for small weights where others have two.
+    """
     kind = machine.integers
+    if kind == "pmaddwd" and group == 4:
+        return DotProduct("pmaddubsw", 4, "uint8", 0 if activations == "uint8" else 128)
     if kind == "vpdpbusd":  # unsigned times signed
         return DotProduct(kind, 4, "uint8", 0 if activations == "uint8" else 128)
     if kind == "pmaddwd":  # 16 bits, signed
@@ -110,6 +126,20 @@ def dot_product(machine: Machine, activations: str) -> DotProduct:
     return DotProduct(kind, 1, activations)
 
 
+def dot_product_of(machine: Machine, activations: str, rows: Array) -> DotProduct:
+    """Return how `machine` sums products with these weights, (..., depth).
+
+    `pmaddubsw` adds two products in int16 and saturates. It is used where no pair of weights is large enough for that,
+    as in models that are quantized to 7 bits (`reduce_range`).
+    """
+    if machine.integers != "pmaddwd" or machine.lanes < 8:
+        return dot_product(machine, activations)
+    wide = np.pad(rows.astype("int32"), [(0, 0)] * (rows.ndim - 1) + [(0, rows.shape[-1] % 2)])
+    pairs = wide.reshape(*wide.shape[:-1], -1, 2)
+    largest = max(int(np.maximum(sign * pairs, 0).sum(-1).max(initial=0)) for sign in (1, -1))
+    return dot_product(machine, activations, 4 if largest <= _PAIR else None)
+
+
 def lane_product(machine: Machine, activations: str) -> DotProduct:
     """Return how `machine` sums products where each lane has a group of its own, as in a depthwise convolution."""
     dot = dot_product(machine, activations)
@@ -117,9 +147,9 @@ def lane_product(machine: Machine, activations: str) -> DotProduct:
 
 
 def tile_of(machine: Machine, dot: DotProduct, rows: int | None, columns: int) -> Tile:
-    """Choose a tile; 16-bit products need one more register for what they add."""
-    if dot.instruction == "pmaddwd":
-        machine = replace(machine, registers=machine.registers - 1)
+    """Choose a tile; 16-bit products need one more register for what they add, and another one for ones."""
+    if dot.instruction in ("pmaddwd", "pmaddubsw"):
+        machine = replace(machine, registers=machine.registers - (1 if dot.instruction == "pmaddwd" else 2))
     return choose_tile(machine, rows, columns)
 
 

@@ -41,7 +41,7 @@ def conv2d(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue)
     """
     image, weight = image_of(program, stage)
     conv = image.conv
-    dot = dot_product(machine, str(image.buffer.dtype))
+    dot = dot_product(machine, str(image.buffer.dtype), constant(weight.shape[-1]))
     per_group = conv.out_channels // conv.groups
     symbolic = symbolic_size(stage)
     height, width = result_size(stage)[:2] if symbolic is None else map(number_or_expression, symbolic)

@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.ir import Call, Expr
 
 from zmq_offload.schedules import integer_operators
-from zmq_offload.schedules.dot_product import INTEGERS, dot_product, lane_product, pack, tile_of
+from zmq_offload.schedules.dot_product import INTEGERS, dot_product_of, lane_product, pack, tile_of
 from zmq_offload.schedules.integer_operators import Phases
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
@@ -42,9 +42,10 @@ def dense(builder: relax.BlockBuilder, machine: Machine, data: Expr, matrix: Arr
     sizes = shape_of(data)[:-1]
     rows = None if None in sizes else int(np.prod([s or 1 for s in sizes]))
     columns = matrix.shape[1]
-    dot = dot_product(machine, str(data.ty.dtype))
+    weights = matrix.T[None, :, None, :]
+    dot = dot_product_of(machine, str(data.ty.dtype), weights)
     lanes = tile_of(machine, dot, rows, columns).columns
-    packed = constant_expr(pack(matrix.T[None, :, None, :], dot, lanes))
+    packed = constant_expr(pack(weights, dot, lanes))
     return builder.call_te(
         lambda x, w: integer_operators.dense(x, w, columns, dot), data, packed, primfunc_name_hint="integer_dense"
     )
@@ -58,15 +59,15 @@ def conv2d(builder: relax.BlockBuilder, machine: Machine, data: Expr, weight: Ar
     pointwise = conv.kernel == (1, 1) and conv.strides == (1, 1) and conv.groups == 1 and not any(conv.padding)
     if pointwise and not conv.channels_first:
         return dense(builder, machine, data, weight[:, :, 0, 0].T)
-    dot = dot_product(machine, str(data.ty.dtype))
-    size = shape_of(data)[3 if conv.channels_first else 1 if conv.upright else -2]
-    results = None if size is None else conv.out_width(size)
-    lanes = tile_of(machine, dot, results, per_group).columns
     rows = weight.transpose(0, 2, 3, 1).reshape(conv.groups, per_group, conv.kernel[0], conv.kernel[1], -1)
     if integer_operators.joined(conv):
         rows = rows.reshape(conv.groups, per_group, conv.kernel[0], -1)
     else:
         rows = rows.reshape(conv.groups, per_group, conv.kernel[0] * conv.kernel[1], -1)
+    dot = dot_product_of(machine, str(data.ty.dtype), rows)
+    size = shape_of(data)[3 if conv.channels_first else 1 if conv.upright else -2]
+    results = None if size is None else conv.out_width(size)
+    lanes = tile_of(machine, dot, results, per_group).columns
     packed = constant_expr(pack(rows, dot, lanes))
     return builder.call_te(
         lambda x, w: integer_operators.conv2d(x, w, conv, dot), data, packed, primfunc_name_hint="integer_conv2d"

@@ -33,7 +33,7 @@ def dense(machine: Machine, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     columns, depth = constant(stage.extents[-1]), constant(stage.reduce_extents[-1])
     if columns is None or depth is None:
         raise Unsupported("a symbolic extent")
-    dot = dot_product(machine, str(x.dtype))
+    dot = dot_product(machine, str(x.dtype), constant(weight.shape[-1]))
     lead = stage.extents[:-1]
     rows = constant(product(lead))
     tile = Tile(tile_of(machine, dot, rows, columns).rows, constant(weight.shape[2]) or machine.lanes)
