@@ -288,6 +288,22 @@ def test_same_padding_one_hot_and_means_of_integers(tmp_path: Path) -> None:
         both.agree(x=np.random.default_rng(1).standard_normal((1, 3, *size)).astype("f4") * 9)
 
 
+def test_a_sequence_longer_than_the_table_is_refused(tmp_path: Path) -> None:
+    """The encoder takes a slice of 128 positions up to the length of its sequence."""
+    specs = import_onnx(encoder(tmp_path / "m.onnx"), {"ids": ("B", "2*T"), "mask": ("B", "2*T")}).inputs
+    assert TensorSpec.from_json(specs[0].to_json()) == specs[0]
+    for length in (128, 130):
+        given = {spec.name: ("INT64", (1, length)) for spec in specs}
+        if length == 128:
+            check_tensors(specs, given, what="the model")
+            continue
+        with pytest.raises(InvalidArgument) as caught:
+            check_tensors(specs, given, what="the model")
+    assert str(caught.value) == (
+        "the model: dimension 1 of input 'ids' is 130, but a table of the model ends at 128; it takes at most 128"
+    )
+
+
 def test_an_extent_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     compiled = compile_model(
         unet(tmp_path / "m.onnx", "ConvTranspose"),

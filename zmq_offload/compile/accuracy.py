@@ -171,7 +171,7 @@ def random_sample(specs: Sequence[TensorSpec], seed: int = SEED) -> dict[str, Ar
     sample = {}
     for spec in specs:
         shape = [
-            -(-(2 if axis == 0 else 64) // spec.multiple(axis)) * spec.multiple(axis) if d == ANY else d
+            spec.usual(axis, 2 if axis == 0 else 64) * spec.multiple(axis) if d == ANY else d
             for axis, d in enumerate(spec.shape)
         ]
         if spec.dtype.kind == "f":

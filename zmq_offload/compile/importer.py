@@ -7,7 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import tvm
@@ -20,7 +20,7 @@ from zmq_offload.compile.half import without_bfloat16
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx_file import read_onnx as read_onnx
 from zmq_offload.compile.operators.constants import fold, without_data
-from zmq_offload.compile.operators.graph import import_graph
+from zmq_offload.compile.operators.graph import MAXIMUMS, import_graph
 from zmq_offload.compile.operators.loops import unrolled
 from zmq_offload.compile.operators.refusal import reason
 from zmq_offload.compile.operators.rewrite import inlined
@@ -67,10 +67,12 @@ def import_model(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]], te
     _expose(slim, [n for n in names if n not in outputs])
     constants |= {w.name for w in slim.graph.initializer}
     mod = _to_relax(slim, outputs)
+    maximums = dict((mod.attrs or {}).get(MAXIMUMS, {}))
+    mod = mod.without_attr(MAXIMUMS)
     if any(node.op_type == "If" for node in slim.graph.node):
         # For a graph with branches the importer computes each output separately, from the inputs.
         mod = relax.transform.CanonicalizeBindings()(relax.transform.EliminateCommonSubexpr()(mod))
-    return _named(mod, slim, outputs, constants)
+    return _named(mod, slim, outputs, constants, maximums)
 
 
 def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
@@ -81,7 +83,7 @@ def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
 def import_whole(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
     """Import a model that is not cut, as `import_model` does, without names for tensors inside it."""
     set_input_shapes(model, inputs)
-    mod = _to_relax(simplify(model))
+    mod = _to_relax(simplify(model)).without_attr(MAXIMUMS)
     main = with_symbols(mod["main"])
     if main.same_as(mod["main"]):
         return mod
@@ -161,7 +163,13 @@ def _to_relax(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> t
         raise InvalidArgument(f"cannot import the model: {why}; export it with another opset or exporter") from error
 
 
-def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], constants: set[str]) -> Imported:
+def _named(
+    mod: tvm.IRModule,
+    model: onnx.ModelProto,
+    outputs: Sequence[str],
+    constants: set[str],
+    maximums: Mapping[str, Sequence[int]],
+) -> Imported:
     main = mod["main"]
     bindings = [b for block in main.body.blocks for b in block.bindings]
     dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
@@ -178,4 +186,11 @@ def _named(mod: tvm.IRModule, model: onnx.ModelProto, outputs: Sequence[str], co
     graph = Graph(
         tuple(main.params), tuple(bindings), tensors, tuple(outputs), frozenset(constants - set(tensors)), dataflow
     )
-    return Imported(mod, graph.pruned(), input_specs(params, [p.ty for p in main.params]))
+    specs = input_specs(params, [p.ty for p in main.params])
+    return Imported(mod, graph.pruned(), tuple(_bounded(spec, maximums) for spec in specs))
+
+
+def _bounded(spec: TensorSpec, maximums: Mapping[str, Sequence[int]]) -> TensorSpec:
+    """The specification with the largest extents, where a table of the model ends."""
+    most = maximums.get(spec.name)
+    return spec if most is None else replace(spec, maximums=tuple(int(m) for m in most))

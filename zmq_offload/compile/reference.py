@@ -116,9 +116,7 @@ def random_inputs(
     sample = {}
     for spec in specs:
         dims = inputs.get(spec.name) or ("?",) * len(spec.shape)
-        shape = [
-            _extent(dim, d, axis, round_, chosen) for axis, (dim, d) in enumerate(zip(dims, spec.shape, strict=True))
-        ]
+        shape = [_extent(dim, spec, axis, round_, chosen) for axis, dim in enumerate(dims)]
         users = _users(model.graph, spec.name)
         if spec.dtype.kind == "f":
             values = generator.standard_normal(shape)
@@ -132,15 +130,15 @@ def random_inputs(
     return sample
 
 
-def _extent(name: Dim, extent: int, axis: int, round_: int, chosen: dict[str, int]) -> int:
+def _extent(name: Dim, spec: TensorSpec, axis: int, round_: int, chosen: dict[str, int]) -> int:
     """The extent of a dimension. A symbolic one is chosen once for each name, and once for all batches."""
-    if extent != ANY:
-        return extent
+    if spec.shape[axis] != ANY:
+        return spec.shape[axis]
     usual = EXTENTS[round_][axis > 0]
     if name == "?":
         return chosen.setdefault("batch", usual) if axis == 0 else usual
     multiple, symbol = multiple_of(str(name))
-    return multiple * chosen.setdefault(symbol, -(-usual // multiple))
+    return multiple * chosen.setdefault(symbol, spec.usual(axis, usual))
 
 
 PASS_ON = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")

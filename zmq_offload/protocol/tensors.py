@@ -75,13 +75,15 @@ def array_of(value: object) -> npt.NDArray[Any]:
 class TensorSpec:
     """One input or output of a model: name, datatype (a key of `DATATYPES`), shape (`ANY` for a symbolic extent).
 
-    `multiples` has a number for each extent, of which it has to be a multiple; without it, all are 1.
+    `multiples` has a number for each extent, of which it has to be a multiple; without it, all are 1. `maximums` has
+    the largest that each extent may be, `ANY` where there is none; without it, there are none.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     multiples: tuple[int, ...] | msgspec.UnsetType = field(default=msgspec.UNSET, repr=False)
+    maximums: tuple[int, ...] | msgspec.UnsetType = field(default=msgspec.UNSET, repr=False)
 
     @property
     def dtype(self) -> DType:
@@ -102,6 +104,17 @@ class TensorSpec:
         """The number that an extent has to be a multiple of."""
         return 1 if self.multiples is msgspec.UNSET else self.multiples[axis]
 
+    def maximum(self, axis: int) -> int | None:
+        """The largest that an extent may be; None if any fits."""
+        found = ANY if self.maximums is msgspec.UNSET else self.maximums[axis]
+        return None if found == ANY else found
+
+    def usual(self, axis: int, extent: int) -> int:
+        """How many multiples a symbolic extent of about `extent` has, where that is allowed."""
+        most, multiple = self.maximum(axis), self.multiple(axis)
+        count = -(-extent // multiple)
+        return count if most is None else min(count, most // multiple)
+
     def __str__(self) -> str:
         whole = [f"{self.multiple(axis)}*" if self.multiple(axis) > 1 else "" for axis in range(len(self.shape))]
         dims = ",".join(f"{m}?" if d == ANY else str(d) for m, d in zip(whole, self.shape, strict=True))
@@ -109,7 +122,11 @@ class TensorSpec:
 
     def to_json(self) -> dict[str, object]:
         known: dict[str, object] = {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
-        return known if self.multiples is msgspec.UNSET else {**known, "multiples": list(self.multiples)}
+        if self.multiples is not msgspec.UNSET:
+            known["multiples"] = list(self.multiples)
+        if self.maximums is not msgspec.UNSET:
+            known["maximums"] = list(self.maximums)
+        return known
 
     @classmethod
     def from_json(cls, value: object) -> TensorSpec:
@@ -130,7 +147,13 @@ class TensorSpec:
             raise InvalidArgument(
                 f"tensor {name!r}: multiples {reprlib.repr(multiples)} is not a list of numbers from 1"
             )
-        spec = cls(name, datatype, tuple(shape), multiples if multiples is msgspec.UNSET else tuple(multiples))
+        maximums = value.get("maximums", msgspec.UNSET)
+        if maximums is not msgspec.UNSET and not isinstance(maximums, list):
+            raise InvalidArgument(
+                f"tensor {name!r}: maximums {reprlib.repr(maximums)} is not a list of extents (-1: any)"
+            )
+        bounds = [given if given is msgspec.UNSET else tuple(given) for given in (multiples, maximums)]
+        spec = cls(name, datatype, tuple(shape), *bounds)
         spec.check()
         return spec
 
@@ -158,6 +181,14 @@ class TensorSpec:
             raise InvalidArgument(
                 f"tensor {self.name!r}: multiples {reprlib.repr(list(self.multiples))} is not a number from 1 for each "
                 f"extent of shape {reprlib.repr(list(self.shape))}"
+            )
+        if self.maximums is not msgspec.UNSET and (
+            len(self.maximums) != len(self.shape)
+            or not all(type(m) is int and (m > 0 or m == ANY) for m in self.maximums)
+        ):
+            raise InvalidArgument(
+                f"tensor {self.name!r}: maximums {reprlib.repr(list(self.maximums))} is not a number from 1, or -1, "
+                f"for each extent of shape {reprlib.repr(list(self.shape))}"
             )
         if len(self.shape) > limits.RANK or any(d >= limits.EXTENT for d in self.shape):
             raise InvalidArgument(
@@ -234,6 +265,12 @@ def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tu
                 raise InvalidArgument(
                     f"{what}: dimension {axis} of input {name!r} is {extent}, which is not a multiple of "
                     f"{spec.multiple(axis)}; it takes {spec}"
+                )
+            most = spec.maximum(axis)
+            if most is not None and extent > most:
+                raise InvalidArgument(
+                    f"{what}: dimension {axis} of input {name!r} is {extent}, but a table of the model ends at {most}; "
+                    f"it takes at most {most}"
                 )
         if spec.shape and spec.shape[0] == ANY:
             if batch is not None and batch[1] != shape[0]:

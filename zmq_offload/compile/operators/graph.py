@@ -31,6 +31,10 @@ from zmq_offload.compile.operators.tvm_importer import (
 )
 from zmq_offload.compile.operators.unknown_shapes import check_extents
 from zmq_offload.errors import InvalidArgument, OffloadError
+from zmq_offload.protocol.tensors import ANY
+
+MAXIMUMS = "zmq_offload_maximums"
+"""Attribute of a module: for inputs by name, the largest that each extent may be, and ANY where there is none."""
 
 HARMLESS = {
     ("BatchNormalization", "momentum"),
@@ -59,7 +63,8 @@ def import_graph(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -
     """
     check_operators(model.graph, opset_of(model))
     names = [output.name for output in model.graph.output] if outputs is None else outputs
-    return _Importer(_types(model), names).import_model(model, opset_of(model))
+    importer = _Importer(_types(model), names)
+    return importer.import_model(model, opset_of(model)).with_attr(MAXIMUMS, importer.maximums())
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -112,6 +117,16 @@ class _Importer(GraphImporter):
     def _scope(self) -> Scope:
         places = places_of(self.parameters(), self._extents)
         return Scope(self._extents, self._values.of, places, lost=self._values.lost)
+
+    def maximums(self) -> dict[str, list[int]]:
+        """For inputs by name, the largest that each extent may be; ANY where there is none."""
+        found: dict[str, list[int]] = {}
+        params = dict(self.parameters())
+        for place in self._scope.places:
+            if place.symbol in self._scope.most:
+                bounds = found.setdefault(place.input, [ANY] * params[place.input].ty.ndim)
+                bounds[place.axis] = place.multiple * self._scope.most[place.symbol]
+        return found
 
     def add_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
         super().add_nodes(nodes)

@@ -40,6 +40,9 @@ class Scope:
     counted: dict[str, str] = field(default_factory=dict)
     """Symbols that count values, as NonZero does, and the tensor whose extent each is."""
 
+    most: dict[str, int] = field(default_factory=dict)
+    """The largest value of a symbol, by its name: a table ends there."""
+
     lost: Callable[[str], tuple[str, Sequence[object]] | None] = _nothing
     """For a tensor: where in the computation of it a value stopped to be known, and of which extents it is made."""
 
@@ -51,6 +54,16 @@ class Scope:
                 for symbol in self.extents.symbols(dim):
                     if all(symbol.name != place.symbol for place in self.places):
                         self.counted.setdefault(str(symbol.name), tensor)
+
+    def limit(self, place: Extent, extent: int) -> bool:
+        """Note that a place in a table of `extent` rows has to be inside; False if that cannot be checked."""
+        found = self.extents.linear(place)
+        if found is None or all(found[1].name != p.symbol for p in self.places):
+            return False
+        factor, symbol, rest = found
+        name, most = str(symbol.name), (extent - rest) // factor
+        self.most[name] = min(most, self.most.get(name, most))
+        return most > 0
 
     def to_fix(self, values: Iterable[object]) -> str:
         """What to do about extents that have to be numbers."""

@@ -223,13 +223,14 @@ def _assumed(node: Node, first: Extent, end: Extent, extent: Extent, step: int, 
     """The length of a slice of a table up to a symbolic place, which has to be inside the table; None for others.
 
     ONNX clamps the place, and a model whose table is shorter than its sequence fails then in the next operator. Here
-    the last row is read again, as for an index that is out of bounds.
+    such a sequence is refused before the run, as far as its length is an extent of an input.
     """
     if isinstance(end, int) or not isinstance(extent, int) or step != 1 or isinstance(first, tirx.Select):
         return None
     wanted = node.extents.normal(end - first)
     if node.extents.equal(length, wanted) or not node.extents.at_least(wanted, 0):
         return None
+    node.scope.limit(end, extent)
     return wanted
 
 
