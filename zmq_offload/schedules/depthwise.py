@@ -185,14 +185,17 @@ class _Strip:
             line, column = (tirx.floordiv(r, width), tirx.floormod(r, width)) if rows > 1 else (index(0), r)
             return p.epilogue.store(image.at(self.batch, self.top + y + line, x + column, self.first + c), value)
 
+        reduce = [*([planes] if volume else []), index(kh), index(kw)]
         return MicroKernel(
             p.machine,
             rows * width,
             self.size,
-            [*([planes] if volume else []), index(kh), index(kw)],
+            reduce,
             data,
             weights,
             store,
             rolled_store=p.epilogue.long,
             unrolled=True,
+            # TVM's simplifier takes long for each index of an image of symbolic width, and rows of taps share no loads.
+            serial=0 if isinstance(p.width, int) else len(reduce) - 1,
         ).statement()

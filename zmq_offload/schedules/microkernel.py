@@ -43,6 +43,7 @@ class MicroKernel:
     store: Callable[[Expr, Expr, Expr], tirx.Stmt]  # row, column, result
     rolled_store: bool = False  # store in a loop over rows, because the code of `store` is long
     unrolled: bool = False  # unroll the sum, so that rows share loads; `left` returns vectors
+    serial: int = 0  # outer loops of an unrolled sum that stay loops
 
     dtype = "float32"
 
@@ -88,7 +89,10 @@ class MicroKernel:
                     statements.append(tirx.BufferStore(total, update, [at]))
             return sequence(statements)
 
-        return nest(self.reduce, step, ForKind.UNROLLED if self.unrolled else ForKind.SERIAL)
+        if not self.unrolled:
+            return nest(self.reduce, step)
+        inner = self.reduce[self.serial :]
+        return nest(self.reduce[: self.serial], lambda k: nest(inner, lambda rest: step([*k, *rest]), ForKind.UNROLLED))
 
     def _rolled(self, totals: list[tirx.Var], body: tirx.Stmt) -> tirx.Stmt:
         """Copy the results to memory and store them in a loop over rows, so that a long epilogue is emitted once."""
