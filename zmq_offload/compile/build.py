@@ -19,6 +19,7 @@ from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.interrupt import interruptible
+from zmq_offload.compile.packing import packer
 from zmq_offload.compile.pipeline import cpu_pipeline
 from zmq_offload.compile.qdq import integer_products
 from zmq_offload.compile.target import triple_of
@@ -38,7 +39,7 @@ def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = No
     and Internal, with TVM's message, if TVM fails otherwise.
     """
     try:
-        with target, interruptible():
+        with target, _without_assertions(), interruptible():
             first = tuned_or_none(tuning, target) if tuning is not None else None
             return tvm.compile(prepared(mod), target, relax_pipeline=cpu_pipeline(target, first))
     except FailedPrecondition:  # a damaged database is not TVM's fault
@@ -65,13 +66,24 @@ def _symbols(mod: tvm.IRModule) -> list[str]:
     return sorted({str(symbol.name) for symbol in found})
 
 
+def _without_assertions() -> tvm.transform.PassContext:
+    """The context of passes, with functions that do not check the shapes and datatypes of their arguments.
+
+    The virtual machine has checked those of `main`, and makes the others. The checks were most of the code of a
+    function with many arguments.
+    """
+    outer = tvm.transform.PassContext.current()
+    config = {**outer.config, "tirx.disable_assert": True}
+    return tvm.transform.PassContext(outer.opt_level, instruments=outer.instruments, config=config)
+
+
 def export(executable: tvm.runtime.Executable, path: Path, target: tvm.target.Target) -> None:
     """Link an executable into a shared library.
 
     Raises FailedPrecondition if there is no linker, the linker fails, or the disk is full.
     """
     try:
-        executable.export_library(str(path), fcompile=_linker(target))
+        executable.mod.export_library(str(path), fcompile=_linker(target), fpack_imports=packer(target))
     except Exception as error:
         if "No space left on device" in str(error):
             raise FailedPrecondition(
