@@ -6,6 +6,7 @@ copies a file into a section.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -24,23 +25,22 @@ SYMBOL = "__tvm_ffi__library_bin"
 
 def packer(target: tvm.target.Target) -> Pack | None:
     """What `export_library` calls to pack imported modules; None, for TVM's own way, where object files are not ELF."""
-    return _pack if "linux" in triple_of(target) else None
+    return functools.partial(_pack, target) if "linux" in triple_of(target) else None
 
 
-def _pack(module: tvm.runtime.Module, _system: bool, prefix: str, folder: str) -> str:
+def _pack(target: tvm.target.Target, module: tvm.runtime.Module, _system: bool, prefix: str, folder: str) -> str:
     data, source, result = (Path(folder) / f"imports.{suffix}" for suffix in ("bin", "ll", "o"))
     packed = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module)
     data.write_bytes(np.from_dlpack(packed).data)
     size = data.stat().st_size
     del packed
-    code = next(m for m in module._collect_dso_modules() if m.kind == "llvm")
-    source.write_text(_module(str(code["_get_target_string"]()), prefix + SYMBOL, data, size))
+    source.write_text(_module(target, prefix + SYMBOL, data, size))
     tvm_ffi.load_module(str(source)).write_to_file(str(result), "o")
     data.unlink()
     return str(result)
 
 
-def _module(target: str, symbol: str, data: Path, size: int) -> str:
+def _module(target: tvm.target.Target, symbol: str, data: Path, size: int) -> str:
     """A module in LLVM's language with the bytes of a file."""
     path = str(data).replace("\\", "\\\\").replace('"', '\\"')
     assembly = [
@@ -53,10 +53,10 @@ def _module(target: str, symbol: str, data: Path, size: int) -> str:
         f".type {symbol}, %object",
     ]
     lines = [
-        f'target triple = "{triple_of(tvm.target.Target(target))}"',
+        f'target triple = "{triple_of(target)}"',
         *(f'module asm "{_escaped(line)}"' for line in assembly),
         "!llvm.module.flags = !{!0}",
-        f'!0 = !{{i32 1, !"tvm_target", !"{_escaped(target)}"}}',
+        f'!0 = !{{i32 1, !"tvm_target", !"{_escaped(str(target))}"}}',
     ]
     return "\n".join([*lines, ""])
 
