@@ -16,7 +16,7 @@ from zmq_offload.schedules.emit import (
 )
 from zmq_offload.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.schedules.operators import Conv
-from zmq_offload.schedules.rewrite import Unsupported, constant, loads
+from zmq_offload.schedules.rewrite import Unsupported, constant, loads, walk
 from zmq_offload.schedules.stages import Program, Stage
 
 
@@ -181,9 +181,19 @@ def image_size(data: Var, conv: Conv) -> tuple[Expr | int, Expr | int, int]:
 
 
 def number_or_expression(extent: Expr) -> Expr | int:
-    """Return a literal as a number, anything else as it is."""
+    """Return a literal as a number, anything else as `one_number`."""
     value = constant(extent)
-    return extent if value is None else value
+    return one_number(extent) if value is None else value
+
+
+def one_number(extent: Expr) -> Expr:
+    """Return a symbolic extent so that TVM's simplifier does not look into it.
+
+    It needs minutes for tiles of an extent such as `W // 4 * 2`.
+    """
+    if not any(isinstance(e, tirx.FloorDiv | tirx.FloorMod) for e in walk(extent)):
+        return extent
+    return tirx.call_intrin(str(extent.ty), "tirx.reinterpret", extent)
 
 
 def result_size(stage: Stage) -> tuple[int, int, int]:
@@ -203,6 +213,7 @@ def symbolic_size(stage: Stage) -> tuple[Expr, Expr] | None:
     sizes = [*([index(1)] if len(stage.extents) == 3 else []), *stage.extents[1:-1]]
     if all(constant(s) is not None for s in sizes):
         return None
+    sizes = [one_number(s) for s in sizes]
     return (sizes[1], sizes[0]) if Conv.of(stage.annotations).upright else (sizes[0], sizes[1])
 
 
