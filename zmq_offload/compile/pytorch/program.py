@@ -35,7 +35,7 @@ def read_program(file: Path) -> Any:
                 "export a module whose constants are tensors"
             )
         containers = {name for text in texts for name in _containers(json.loads(text))}
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError, RecursionError) as error:
         if isinstance(error, InvalidArgument):
             raise
         raise InvalidArgument(f"{file} is damaged: {one_line(error)}; save it again with torch.export.save") from None
