@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import zmq_offload
-from tests.support import quantized_models, recurrent_nets, tflite_models
-from zmq_offload.compile import compile_model
+from tests.support import family_nets, quantized_models, recurrent_nets, tflite_models
+from tests.support.family_nets import Case
+from zmq_offload.compile import Compiled, compile_model
 from zmq_offload.testing import Fabric
 
 
@@ -61,3 +62,43 @@ def test_a_tflite_file_is_split_and_served(tmp_path: Path) -> None:
     ):
         x = np.random.default_rng(0).standard_normal((1, 8, 8, 3)).astype("f4")
         np.testing.assert_allclose(model(x), tflite_models.computed(x), atol=1e-5)
+
+
+Built = dict[str, tuple[Case, Compiled | Exception]]
+
+
+def _built(name: str, folder: Path) -> tuple[Case, Compiled | Exception]:
+    case = family_nets.CASES[name](folder / f"{name}.onnx")
+    try:
+        return case, compile_model(
+            case.file, cut=case.cut, name=name, inputs=case.inputs, output=folder / name, repository=folder / "all"
+        )
+    except Exception as error:  # the test of this family fails, and not those of all
+        return case, error
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Built, str]]:
+    """A net of each family, split, and one fabric that serves them all."""
+    folder = tmp_path_factory.mktemp("families")
+    built = {name: _built(name, folder) for name in family_nets.CASES}
+    with Fabric(folder / "all") as fabric:
+        yield built, fabric.frontend
+
+
+@pytest.mark.parametrize("name", family_nets.CASES)
+def test_a_net_as_exporters_write_it_is_split_and_served(name: str, served: tuple[Built, str]) -> None:
+    import onnxruntime
+
+    case, compiled = served[0][name]
+    if isinstance(compiled, Exception):
+        raise compiled
+    assert tuple(spec.datatype for spec in compiled.models[0].inputs) == case.sent
+    session = onnxruntime.InferenceSession(str(case.file), providers=["CPUExecutionProvider"])
+    with zmq_offload.load(compiled.device, served[1]) as model:
+        for sample in case.samples:
+            right = session.run(None, dict(sample))
+            results = model(**sample)
+            results = results if isinstance(results, tuple) else (results,)
+            for result, expected in zip(results, right, strict=True):
+                np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
