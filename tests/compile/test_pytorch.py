@@ -308,3 +308,19 @@ def test_convolutions_of_half_precision(tmp_path: Path) -> None:
     (ours,) = UncutModel(tmp_path / "m.so")(value.numpy())
     assert ours.dtype == np.float16
     np.testing.assert_allclose(ours, network(value).detach().numpy(), atol=3e-3)
+
+
+def test_a_pickle_in_the_place_of_tensors_is_not_opened(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = save(torch.nn.Linear(2, 2), tmp_path / "m.pt2", (torch.randn(1, 2),))
+    torch.save(Evil(), tmp_path / "evil.pt")
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(tmp_path / "n.pt2", "w") as after:
+        for name in before.namelist():
+            evil = name.endswith(".pt")
+            after.writestr(name, (tmp_path / "evil.pt").read_bytes() if evil else before.read(name))
+    with pytest.raises(InvalidArgument, match="holds a pickled object, which is not opened"):
+        list_cuts(tmp_path / "n.pt2")
+    assert not (tmp_path / "ran").exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from zmq_offload.errors import InvalidArgument, one_line
+
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""The variable of the environment by which torch.load refuses pickled objects whatever its caller says."""
 
 OBJECTS = ("custom_obj_", "opaque_obj_")
 """Beginnings of the names of pickled objects in an archive."""
@@ -41,10 +46,15 @@ def read_program(file: Path) -> Any:
         raise InvalidArgument(f"{file} is damaged: {one_line(error)}; save it again with torch.export.save") from None
     for name in containers:
         _know_container(name)
-    with _logged() as said:
+    with _logged() as said, _no_pickles():
         try:
             return torch.export.load(file)
         except Exception as error:
+            if "weights_only" in str(error):
+                raise InvalidArgument(
+                    f"{file} holds a pickled object, which is not opened, since a pickle can run any program; export "
+                    "a module whose inputs and constants are tensors"
+                ) from None
             why = said[-1] if said else one_line(error)
             raise InvalidArgument(
                 f"{file} cannot be read by PyTorch {torch.__version__}: {why}; save it again with torch.export.save of "
@@ -111,6 +121,22 @@ def _know_container(name: str) -> None:
         return stand_in(zip(keys, values, strict=True))
 
     pytree.register_pytree_node(stand_in, parts, whole, serialized_type_name=name)
+
+
+@contextlib.contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Torch would unpickle the sample inputs, which can run any program. This makes it read tensors only."""
+    before = os.environ.get(FORCE)
+    os.environ[FORCE] = "1"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if before is None:
+            del os.environ[FORCE]
+        else:
+            os.environ[FORCE] = before
 
 
 @contextlib.contextmanager
