@@ -237,9 +237,9 @@ class SpatialAttention(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+        return x + self.out(mixed.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 
 @network("diffusion_unet")

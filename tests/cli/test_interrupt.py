@@ -178,7 +178,7 @@ def test_verbose_shows_the_output_of_libraries(
         os.write(2, b"a line of C++\n")
         return "none"
 
-    monkeypatch.setattr("zmq_offload.cli.compile.cut_table", chatty)
+    monkeypatch.setattr("zmq_offload.cli.cuts.table", chatty)
     arguments = ["compile", str(mlp), "--input", "x=2,8", "--list-cuts"]
     assert main(arguments) == 0
     assert capfd.readouterr().err == ""
