@@ -45,7 +45,7 @@ def compile_one(file: Path, shapes: dict[str, tuple[int, ...]], library: Path, t
     import tvm
 
     from zmq_offload.compile.build import build, export
-    from zmq_offload.compile.importer import import_uncut
+    from zmq_offload.compile.onnx.importer import import_uncut
     from zmq_offload.compile.target import resolve_target
 
     clock = time.perf_counter

@@ -27,7 +27,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from zmq_offload.compile import UncutModel, compile_uncut
-from zmq_offload.compile.quantize import quantize_model
+from zmq_offload.compile.quantization.quantize import quantize_model
 
 ROUNDS = 20
 Array = np.ndarray[Any, Any]

@@ -35,8 +35,8 @@ def timed(call: Callable[[], object], count: int, warm: int = 2) -> list[float]:
 
 def prepared(case: Case) -> onnx.ModelProto:
     """The model with a fixed input shape and constant shapes folded."""
-    from zmq_offload.compile.importer import simplify
-    from zmq_offload.compile.shapes import set_input_shapes
+    from zmq_offload.compile.onnx.importer import simplify
+    from zmq_offload.compile.onnx.shapes import set_input_shapes
 
     model = case.model()
     set_input_shapes(model, {model.graph.input[0].name: case.shape})

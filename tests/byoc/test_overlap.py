@@ -23,7 +23,7 @@ from zmq_offload.byoc.outline import outline_regions
 from zmq_offload.byoc.overlap import symbol_of
 from zmq_offload.compile import Compiled, Region, compile_module, partition_for_zmq_offload
 from zmq_offload.compile.build import prepared
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.pipeline import fusing
 from zmq_offload.compile.target import host_target
 from zmq_offload.device.model import OffloadedModel, load

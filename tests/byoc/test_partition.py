@@ -14,7 +14,7 @@ from tvm.relax.dpl import is_op, wildcard
 from tests.support import onnx_models
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.compile import compile_module, partition_for_zmq_offload
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.device.model import load
 from zmq_offload.errors import InvalidArgument
 

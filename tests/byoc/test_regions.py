@@ -86,7 +86,7 @@ def test_regions_have_a_symbolic_batch_and_encodings_of_their_own(branches: Path
 
 
 def test_a_tensor_that_goes_to_several_models_is_encoded_once(branches: Path, tmp_path: Path) -> None:
-    from zmq_offload.compile.importer import import_onnx
+    from zmq_offload.compile.onnx.importer import import_onnx
 
     model = import_onnx(branches, {"x": (1, 3, 8, 8)})
     mod, _ = outline_regions(model.mod, model.graph, [LEFT, RIGHT])

@@ -18,8 +18,8 @@ from tests.support.local_client import LocalClient
 from zmq_offload.artifacts.manifest import MANIFEST
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.compile import Region, compile_model, compile_module, cut_module
-from zmq_offload.compile.importer import import_onnx
-from zmq_offload.compile.shapes import parse_shape, parse_shapes
+from zmq_offload.compile.onnx.importer import import_onnx
+from zmq_offload.compile.onnx.shapes import parse_shape, parse_shapes
 from zmq_offload.device.model import load
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 

@@ -14,7 +14,7 @@ import tvm
 from tests.support import quantized_models as q
 from zmq_offload.compile import UncutModel, compile_uncut
 from zmq_offload.compile.build import build, prepared
-from zmq_offload.compile.importer import import_uncut
+from zmq_offload.compile.onnx.importer import import_uncut
 from zmq_offload.compile.pipeline import fusing
 
 Array = np.ndarray[Any, Any]

@@ -25,7 +25,7 @@ from zmq_offload.byoc.outline import outline
 from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
-from zmq_offload.compile.importer import Imported, import_onnx
+from zmq_offload.compile.onnx.importer import Imported, import_onnx
 from zmq_offload.compile.stretches import stretches
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument

@@ -17,7 +17,7 @@ from tvm import tirx
 
 from zmq_offload.byoc.extents import Extents
 from zmq_offload.compile import compile_model, list_cuts
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array

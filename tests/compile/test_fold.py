@@ -15,7 +15,7 @@ from tvm.runtime import vm
 
 from tests.support import onnx_models
 from zmq_offload.compile.fold import fold_constants
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 
 
 def operators(mod: tvm.IRModule) -> list[str]:

@@ -19,7 +19,7 @@ from tests.support.local_client import LocalClient
 from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.build import build, export, prepared
 from zmq_offload.compile.half import compute_in_float32
-from zmq_offload.compile.importer import import_uncut
+from zmq_offload.compile.onnx.importer import import_uncut
 from zmq_offload.compile.target import host_target
 from zmq_offload.device.model import load
 

@@ -9,8 +9,9 @@ from typing import Any
 import onnx
 import pytest
 
-from zmq_offload.compile import compile_model, importer, list_cuts
+from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.models import onnx_model
+from zmq_offload.compile.onnx import importer
 
 SHAPES = {"x": (1, 3, 8, 8)}
 

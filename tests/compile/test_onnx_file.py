@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support import onnx_models
 from zmq_offload.compile import compile_model, list_cuts
-from zmq_offload.compile.importer import import_onnx
-from zmq_offload.compile.onnx_file import read_onnx
+from zmq_offload.compile.onnx.file import read_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.errors import InvalidArgument
 

@@ -18,7 +18,7 @@ from tests.support.local_client import LocalClient
 from tests.support.model_cases import light_networks, model_cases
 from tests.support.operator_cases import REFUSED, RIGHT, Case, floats, outcome, run
 from zmq_offload.compile import compile_model
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
 from zmq_offload.compile.operators.converters import CONVERTERS
 from zmq_offload.compile.operators.tvm_importer import known_operators

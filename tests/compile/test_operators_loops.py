@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.operator_cases import RIGHT, Case, floats, outcome, run
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.operators.loops import MOST_NODES
 from zmq_offload.errors import InvalidArgument
 

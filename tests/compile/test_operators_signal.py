@@ -15,7 +15,7 @@ from tvm.runtime import vm
 
 from tests.support.operator_cases import REFUSED, RIGHT, floats, outcome, run
 from zmq_offload.compile.build import build
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.target import host_target
 
 Array = np.ndarray[Any, Any]

@@ -15,8 +15,8 @@ from tests.support import quantized_models as q
 from tests.support.local_client import LocalClient
 from zmq_offload.cli.main import main
 from zmq_offload.compile import compile_model
-from zmq_offload.compile.quality import Quality, measure
-from zmq_offload.compile.quantize import quantize_model
+from zmq_offload.compile.quantization.quality import Quality, measure
+from zmq_offload.compile.quantization.quantize import quantize_model
 from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 

@@ -21,9 +21,9 @@ from tests.support.bundle_secrets import contents
 from tests.support.local_client import LocalClient
 from zmq_offload.artifacts.manifest import LIBRARY
 from zmq_offload.compile import UncutModel, compile_model, compile_uncut, list_cuts
-from zmq_offload.compile.affine import Affine
 from zmq_offload.compile.build import prepared
-from zmq_offload.compile.importer import import_uncut
+from zmq_offload.compile.onnx.importer import import_uncut
+from zmq_offload.compile.quantization.affine import Affine
 from zmq_offload.device.model import load
 from zmq_offload.errors import InvalidArgument
 
@@ -381,7 +381,7 @@ def test_an_unquantized_module_is_left_as_it_is() -> None:
     x = relax.Var("x", relax.TensorType((2, 2), "float32"))
     with builder.function("main", [x]):
         builder.emit_func_output(builder.emit(relax.op.add(x, x)))
-    from zmq_offload.compile.qdq import integer_products
+    from zmq_offload.compile.quantization.qdq import integer_products
 
     mod = builder.get()
     assert integer_products(mod) is mod

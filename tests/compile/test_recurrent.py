@@ -27,12 +27,12 @@ from tests.support.recurrent_nets import GATES, RecurrentNet
 from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.build import build, export
 from zmq_offload.compile.flops import count
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.pipeline import fusing
 from zmq_offload.compile.target import host_target
 from zmq_offload.device.model import load
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.schedules.recurrent import RECURRENT
+from zmq_offload.schedules.recurrent.operators import RECURRENT
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[dict[str, Array]], list[Array]]

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.support import onnx_models
 from zmq_offload.cli.main import main
-from zmq_offload.compile.importer import import_onnx
 from zmq_offload.compile.models.read import read_model
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan import planning

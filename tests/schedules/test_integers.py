@@ -17,7 +17,7 @@ from tests.schedules.integer_harness import MCPUS, Requantize, convolved, extrem
 from tests.schedules.schedule_harness import HOST, compiled
 from zmq_offload.compile.pipeline import cpu_pipeline
 from zmq_offload.schedules import machine_of
-from zmq_offload.schedules.dot_product import dot_product, tile_of
+from zmq_offload.schedules.integers.dot_product import dot_product, tile_of
 
 few = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -10,7 +10,8 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.s_tir import dlight
 
-from zmq_offload.schedules import exact, layout, simplify, tvm_internals, vector_math
+from zmq_offload.schedules import exact, layout, simplify, tvm_internals
+from zmq_offload.schedules.functions import vector_math
 from zmq_offload.schedules.stages import parse
 from zmq_offload.schedules.tvm_internals import last_part, operator_name
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from zmq_offload.compile import Compiled
-from zmq_offload.compile.importer import read_onnx, simplify
+from zmq_offload.compile.onnx.importer import read_onnx, simplify
 
 Array = np.ndarray[Any, Any]
 

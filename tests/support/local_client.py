@@ -14,7 +14,7 @@ from tvm.runtime import vm
 from workers.executor import GraphExecutor
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.compile.build import build
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.protocol.tensors import Latest
 

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from tvm.runtime import vm
 
 from zmq_offload.compile.build import build
-from zmq_offload.compile.importer import import_onnx
+from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import Internal, OffloadError
 

@@ -83,7 +83,7 @@ def measured() -> Iterator[Result]:
 
 def page(results: list[Result], models: list[Result]) -> str:
     """The page with the given outcomes of ONNX's tests of operators and of models."""
-    from zmq_offload.compile.onnx_file import OLDEST_OPSET
+    from zmq_offload.compile.onnx.file import OLDEST_OPSET
     from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
     from zmq_offload.compile.operators.loops import MOST_NODES
     from zmq_offload.compile.operators.qlinear import EXPANSIONS

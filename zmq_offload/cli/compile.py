@@ -23,8 +23,8 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from zmq_offload.compile.api import Compiled
+    from zmq_offload.compile.onnx.shapes import Dim
     from zmq_offload.compile.options import BuildOptions
-    from zmq_offload.compile.shapes import Dim
     from zmq_offload.protocol.payload import Array
 
     Shapes: TypeAlias = Mapping[str, Sequence[Dim]]
@@ -212,7 +212,8 @@ def _add_build_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     _check_usage(args, args.usage_error)
     with needs("compile"):
-        from zmq_offload.compile import api, shapes
+        from zmq_offload.compile import api
+        from zmq_offload.compile.onnx import shapes
     inputs = shapes.parse_shapes(args.input)
     if args.list_cuts:
         check_writable(args.svg)

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
         from zmq_offload.charts import cuts
         from zmq_offload.charts.style import save
-        from zmq_offload.compile import shapes
+        from zmq_offload.compile.onnx import shapes
         from zmq_offload.plan import planning, report
         from zmq_offload.plan.files import CutTimes
     check_outputs(args.save, args.output)

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
         from zmq_offload.charts import functions
         from zmq_offload.charts.style import save
-        from zmq_offload.compile.shapes import parse_shapes
+        from zmq_offload.compile.onnx.shapes import parse_shapes
         from zmq_offload.profile import profiling, report
     order = profiling.Order(
         model=args.model,

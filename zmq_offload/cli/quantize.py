@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from zmq_offload.console.parser import Parser
 
 if TYPE_CHECKING:
-    from zmq_offload.compile.quantize import Quantized
+    from zmq_offload.compile.quantization.quantize import Quantized
 
 
 def add_options(parser: Parser) -> None:

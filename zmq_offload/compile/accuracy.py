@@ -14,7 +14,7 @@ import numpy as np
 
 from zmq_offload.artifacts.repository import LIBRARY
 from zmq_offload.compile.bundle import Compiled
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
 from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line

@@ -24,10 +24,10 @@ from zmq_offload.compile.models.base import Model
 from zmq_offload.compile.models.modules import located, outermost
 from zmq_offload.compile.models.onnx_model import OnnxModel
 from zmq_offload.compile.models.read import read_model
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
 from zmq_offload.compile.picture import draw_cuts
-from zmq_offload.compile.quantize import Kind, Quantized, quantize_model
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.quantization.quantize import Kind, Quantized, quantize_model
 from zmq_offload.compile.target import resolve_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
 from zmq_offload.console.progress import Progress

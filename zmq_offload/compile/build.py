@@ -21,7 +21,7 @@ from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.packing import packer
 from zmq_offload.compile.pipeline import cpu_pipeline
-from zmq_offload.compile.qdq import integer_products
+from zmq_offload.compile.quantization.qdq import integer_products
 from zmq_offload.compile.target import triple_of
 from zmq_offload.compile.tuning.database import tuned_or_none
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument

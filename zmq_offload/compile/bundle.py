@@ -28,7 +28,7 @@ from zmq_offload.protocol.tensors import TensorSpec, check_signature
 
 if TYPE_CHECKING:  # MetaSchedule takes as long to import as everything else, and only tuning needs it
     from zmq_offload.compile.check import Check, Checked
-    from zmq_offload.compile.quantize import Quantized
+    from zmq_offload.compile.quantization.quantize import Quantized
     from zmq_offload.compile.tuning.report import Summary
 
 

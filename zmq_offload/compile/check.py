@@ -14,8 +14,8 @@ from zmq_offload.byoc.codegen import Subgraph
 from zmq_offload.byoc.encoding import Wire
 from zmq_offload.compile.accuracy import InProcess, Loss, compare, named
 from zmq_offload.compile.models.base import Model
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.reference import ROUNDS, CannotRun, Reference
-from zmq_offload.compile.shapes import Dim
 from zmq_offload.compile.target import runs_here
 from zmq_offload.console.progress import Say, say_nothing
 from zmq_offload.device.model import OffloadedModel, load

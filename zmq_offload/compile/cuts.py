@@ -15,7 +15,7 @@ from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import TensorSpec
-from zmq_offload.schedules.recurrent import RECURRENT
+from zmq_offload.schedules.recurrent.operators import RECURRENT
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.ir.instrument import pass_instrument
 from tvm.s_tir.analysis import estimate_tir_flops
 
-from zmq_offload.schedules.recurrent import operation_count
+from zmq_offload.schedules.recurrent.operators import operation_count
 
 Count: TypeAlias = tuple[int, int]
 """Operations of one call: a fixed number, and a number for each row of a symbolic batch."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from zmq_offload.charts import graph
 from zmq_offload.charts.style import byte_size, save
 from zmq_offload.common.units import counted
-from zmq_offload.compile.importer import Imported
+from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.stretches import stretches
 from zmq_offload.errors import FailedPrecondition
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from zmq_offload.compile.shapes import Dim, multiple_of
+from zmq_offload.compile.onnx.shapes import Dim, multiple_of
 from zmq_offload.errors import one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zmq_offload.compile.build import build, export
 from zmq_offload.compile.models.read import read_model
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.target import TargetLike, resolve_target
 from zmq_offload.protocol.payload import Array
 from zmq_offload.runtime.forks import THREADS

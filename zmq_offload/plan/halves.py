@@ -26,9 +26,9 @@ from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
-from zmq_offload.compile.importer import Imported
 from zmq_offload.compile.models.read import read_model
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.onnx.importer import Imported
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.target import host_target
 from zmq_offload.console.progress import Say, counter, say_nothing
 from zmq_offload.errors import InvalidArgument

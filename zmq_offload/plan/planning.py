@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zmq_offload.common.units import counted
 from zmq_offload.compile.models.read import read_model
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.target import host_target
 from zmq_offload.console.progress import Progress
 from zmq_offload.plan import halves, restrictions

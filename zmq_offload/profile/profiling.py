@@ -10,7 +10,7 @@ from pathlib import Path
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.client.sync import Client
 from zmq_offload.common.suggest import did_you_mean
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.target import resolve_target
 from zmq_offload.console.progress import Progress
 from zmq_offload.errors import NotFound

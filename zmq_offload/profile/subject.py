@@ -18,7 +18,7 @@ from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.flops import counting, flops_of
 from zmq_offload.compile.models.onnx_model import OnnxModel
 from zmq_offload.compile.models.read import read_model
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.device.remote import InferenceClient, InFlight, RemoteModule, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.payload import Array

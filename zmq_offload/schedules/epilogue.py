@@ -9,9 +9,9 @@ from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.access import mergeable, operation_count
 from zmq_offload.schedules.emit import INDEX, index, product
+from zmq_offload.schedules.functions.vector_math import vectorizable
 from zmq_offload.schedules.rewrite import Rewriter, Unsupported
 from zmq_offload.schedules.stages import Inliner, Stage, same_indices
-from zmq_offload.schedules.vector_math import vectorizable
 
 # Operations. A bias with a hard-swish and a residual has 12, a sigmoid 40.
 _LONG = 30

@@ -29,12 +29,12 @@ from zmq_offload.schedules.emit import (
     sequence,
     with_buffers,
 )
+from zmq_offload.schedules.functions.vector_math import is_cheap
 from zmq_offload.schedules.machine import L1_BYTES, Machine
 from zmq_offload.schedules.nests import SERIAL_WORK, TASKS_PER_THREAD, NestContext, elementwise
 from zmq_offload.schedules.reductions import Reduction, reduction
 from zmq_offload.schedules.rewrite import constant, loads, same
 from zmq_offload.schedules.stages import Inliner, Program, Stage, same_indices
-from zmq_offload.schedules.vector_math import is_cheap
 
 # Rows that a task computes with the same buffers: at most, and if the number of rows is symbolic.
 ROWS_PER_TASK, SYMBOLIC_ROWS = 16, 4

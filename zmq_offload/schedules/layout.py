@@ -18,12 +18,14 @@ from tvm import relax, te, tirx
 from tvm.ir import Call, Expr, IRModule, Var
 from tvm.relax.expr_functor import mutator
 
-from zmq_offload.schedules import byte_lookup, integer_layout, layout_pools, operators, upright, volumes
+from zmq_offload.schedules import layout_pools, operators, upright, volumes
 from zmq_offload.schedules.channel_axes import ELEMENTWISE, REDUCTIONS, first_axes, last_axes
+from zmq_offload.schedules.integers import byte_lookup
+from zmq_offload.schedules.integers import layout as integer_layout
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
 from zmq_offload.schedules.reach import without_idle_taps
-from zmq_offload.schedules.recurrent import packed_call
+from zmq_offload.schedules.recurrent.operators import packed_call
 from zmq_offload.schedules.simplify import GraphRewriter, constant_expr, rewritten
 from zmq_offload.schedules.tiles import choose_tile
 from zmq_offload.schedules.tvm_internals import FUSABLE, last_part, operator_name

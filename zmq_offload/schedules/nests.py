@@ -22,7 +22,6 @@ from zmq_offload.schedules.access import (
     specialized,
     stride_of,
 )
-from zmq_offload.schedules.byte_vectors import TILE, byte_machine, is_byte_transpose, transposed_tile
 from zmq_offload.schedules.emit import (
     INDEX,
     as_index,
@@ -36,11 +35,12 @@ from zmq_offload.schedules.emit import (
     sequence,
     vectors,
 )
+from zmq_offload.schedules.functions.vector_math import vectorizable
+from zmq_offload.schedules.integers.byte_vectors import TILE, byte_machine, is_byte_transpose, transposed_tile
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.rewrite import Rewriter, constant, loads, uses
 from zmq_offload.schedules.stages import Inliner, Stage
 from zmq_offload.schedules.tails import vectors_after
-from zmq_offload.schedules.vector_math import vectorizable
 
 # Vector operations below which a parallel loop does not pay. Measured: it costs 1.5 to 3.5 us, in which one core does
 # some 10,000 of them.

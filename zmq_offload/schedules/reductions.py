@@ -12,7 +12,6 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.access import access_pattern, operation_count
-from zmq_offload.schedules.byte_vectors import byte_machine
 from zmq_offload.schedules.emit import (
     elements,
     index,
@@ -26,11 +25,12 @@ from zmq_offload.schedules.emit import (
     sequence,
     with_buffers,
 )
+from zmq_offload.schedules.functions.vector_math import extremum, vectorizable
+from zmq_offload.schedules.integers.byte_vectors import byte_machine
 from zmq_offload.schedules.nests import SERIAL_WORK, NestContext, fresh
 from zmq_offload.schedules.rewrite import Rewriter, constant
 from zmq_offload.schedules.stages import Inliner, Stage, same_indices
 from zmq_offload.schedules.tails import vectors_after
-from zmq_offload.schedules.vector_math import extremum, vectorizable
 
 # Independent accumulators: they hide the latency of an addition (4 cycles, with one or two issued per cycle).
 CHAINS = 4

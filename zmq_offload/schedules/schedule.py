@@ -15,13 +15,16 @@ import tvm
 from tvm import tirx
 from tvm.ir import Expr, IRModule, Var
 
-from zmq_offload.schedules import integer_convolutions, integer_depthwise, integer_products, products
-from zmq_offload.schedules.byte_lookup import lookup
+from zmq_offload.schedules import products
 from zmq_offload.schedules.convolutions import conv2d
 from zmq_offload.schedules.depthwise import depthwise
 from zmq_offload.schedules.emit import FlatBuffer, finish, sequence, with_buffers
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.generic import generic
+from zmq_offload.schedules.integers import convolutions as integer_convolutions
+from zmq_offload.schedules.integers import depthwise as integer_depthwise
+from zmq_offload.schedules.integers import products as integer_products
+from zmq_offload.schedules.integers.byte_lookup import lookup
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.nests import NestContext, elementwise
 from zmq_offload.schedules.rewrite import Unsupported, loads

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from tvm import s_tir, tirx
 from tvm.ir import Expr
 
+from zmq_offload.schedules.functions.vector_math import Safe
 from zmq_offload.schedules.rewrite import Unsupported
 from zmq_offload.schedules.stages import identity
-from zmq_offload.schedules.vector_math import Safe
 
 
 def with_safe_values(func: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -10,9 +10,9 @@ from typing import ClassVar, TypeAlias
 
 import tvm
 
-from zmq_offload.compile.importer import Imported
+from zmq_offload.compile.onnx.importer import Imported
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.reference import Reference
-from zmq_offload.compile.shapes import Dim
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
 

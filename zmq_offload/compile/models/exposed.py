@@ -10,7 +10,7 @@ from tvm import ir, relax
 
 from zmq_offload.byoc.codegen import input_specs
 from zmq_offload.byoc.graph import Graph
-from zmq_offload.compile.importer import Imported
+from zmq_offload.compile.onnx.importer import Imported
 
 
 @contextlib.contextmanager

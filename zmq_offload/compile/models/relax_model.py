@@ -13,8 +13,8 @@ from zmq_offload.byoc.codegen import input_specs
 from zmq_offload.byoc.cut import module_graph
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.common.suggest import did_you_mean
-from zmq_offload.compile.importer import Imported
 from zmq_offload.compile.models.base import Model, Origins, Shapes
+from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.reference import CannotRun, Reference
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array

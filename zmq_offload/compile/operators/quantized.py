@@ -8,10 +8,10 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Var
 
-from zmq_offload.compile import integers
 from zmq_offload.compile.operators import pools
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, datatype
+from zmq_offload.compile.quantization import integers
 from zmq_offload.schedules.tvm_internals import operator_name
 
 op = relax.op

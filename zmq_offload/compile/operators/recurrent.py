@@ -9,13 +9,13 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from zmq_offload.compile import integers
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.quantized import quantized_dynamically
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
+from zmq_offload.compile.quantization import integers
 from zmq_offload.protocol.payload import Array
-from zmq_offload.schedules.recurrent import RECURRENT, definition
-from zmq_offload.schedules.recurrent_cell import ACTIVATIONS, Activation, Recurrence
+from zmq_offload.schedules.recurrent.cell import ACTIVATIONS, Activation, Recurrence
+from zmq_offload.schedules.recurrent.operators import RECURRENT, definition
 
 op = relax.op
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.models.base import Shapes
-from zmq_offload.compile.shapes import Dim
+from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
 

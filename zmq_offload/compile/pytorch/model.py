@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import tvm
 
-from zmq_offload.compile.importer import Imported
 from zmq_offload.compile.models.base import Model, Origins, Shapes
 from zmq_offload.compile.models.exposed import exposed, only_outputs
 from zmq_offload.compile.models.modules import Step, module_outputs
+from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.pytorch import inputs as program_inputs
 from zmq_offload.compile.pytorch.importer import functional, import_program
 from zmq_offload.compile.pytorch.program import output_names, read_program

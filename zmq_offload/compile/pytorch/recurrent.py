@@ -10,7 +10,7 @@ from tvm import relax
 from zmq_offload.compile.operators.recurrent import layer
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
-from zmq_offload.schedules.recurrent_cell import Activation, Recurrence
+from zmq_offload.schedules.recurrent.cell import Activation, Recurrence
 
 if TYPE_CHECKING:
     from zmq_offload.compile.pytorch.importer import ProgramImporter

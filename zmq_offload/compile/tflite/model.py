@@ -13,9 +13,9 @@ from tvm import relax
 from tvm.relax.frontend.tflite.tflite_frontend import get_tensor_name
 
 from zmq_offload.common.suggest import did_you_mean
-from zmq_offload.compile.importer import Imported
 from zmq_offload.compile.models.base import Model, Origins, Shapes
 from zmq_offload.compile.models.exposed import exposed, only_outputs
+from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.reference import CannotRun, Reference
 from zmq_offload.compile.tflite.importer import ImportedGraph, import_graph
 from zmq_offload.errors import InvalidArgument, one_line

@@ -18,13 +18,13 @@ from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.parameters import with_symbols
 from zmq_offload.compile.half import without_bfloat16
 from zmq_offload.compile.interrupt import interruptible
-from zmq_offload.compile.onnx_file import read_onnx as read_onnx
+from zmq_offload.compile.onnx.file import read_onnx as read_onnx
+from zmq_offload.compile.onnx.shapes import Dim, multiple_of, set_input_shapes
 from zmq_offload.compile.operators.constants import fold, without_data
 from zmq_offload.compile.operators.graph import MAXIMUMS, import_graph
 from zmq_offload.compile.operators.loops import unrolled
 from zmq_offload.compile.operators.refusal import reason
 from zmq_offload.compile.operators.rewrite import inlined
-from zmq_offload.compile.shapes import Dim, multiple_of, set_input_shapes
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from zmq_offload.schedules.dot_product import DotProduct
+from zmq_offload.schedules.integers.dot_product import DotProduct
 from zmq_offload.schedules.operators import Conv, extents, padded, pixel, place, shaped
 from zmq_offload.schedules.stages import KERNEL
 

@@ -11,7 +11,7 @@ import math
 from tvm import tirx
 from tvm.ir import Expr
 
-from zmq_offload.schedules.transcendental import let
+from zmq_offload.schedules.functions.transcendental import let
 
 # The first 256 bits of 2/pi.
 _TWO_OVER_PI = 0xA2F9836E4E441529FC2757D1F534DDC0DB6295993C439041FE5163ABDEBBC561

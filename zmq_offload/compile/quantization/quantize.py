@@ -19,11 +19,11 @@ import onnx
 from zmq_offload.common.extras import needs
 from zmq_offload.common.units import counted
 from zmq_offload.compile.accuracy import named
-from zmq_offload.compile.importer import model_inputs, simplify
-from zmq_offload.compile.onnx_file import read_onnx
-from zmq_offload.compile.quality import Quality, measure
+from zmq_offload.compile.onnx.file import read_onnx
+from zmq_offload.compile.onnx.importer import model_inputs, simplify
+from zmq_offload.compile.onnx.shapes import Dim, set_input_shapes
+from zmq_offload.compile.quantization.quality import Quality, measure
 from zmq_offload.compile.reference import CannotRun, Reference, open_reference
-from zmq_offload.compile.shapes import Dim, set_input_shapes
 from zmq_offload.console.progress import Say, say_nothing
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.protocol.payload import Array

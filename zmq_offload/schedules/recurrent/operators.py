@@ -11,14 +11,14 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Call, Expr, Var
 
-from zmq_offload.schedules import recurrent_integers
-from zmq_offload.schedules.dot_product import dot_product
 from zmq_offload.schedules.emit import INDEX, index
+from zmq_offload.schedules.integers.dot_product import dot_product
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array
-from zmq_offload.schedules.recurrent_cell import Recurrence
-from zmq_offload.schedules.recurrent_loops import Loops
-from zmq_offload.schedules.recurrent_tiles import Phase, pack, packed, phases
+from zmq_offload.schedules.recurrent import integers as recurrent_integers
+from zmq_offload.schedules.recurrent.cell import Recurrence
+from zmq_offload.schedules.recurrent.loops import Loops
+from zmq_offload.schedules.recurrent.tiles import Phase, pack, packed, phases
 from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.tvm_internals import SCHEDULED
 

@@ -14,14 +14,14 @@ import numpy as np
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules import dot_product
-from zmq_offload.schedules.dot_product import DotProduct
 from zmq_offload.schedules.emit import INDEX, lanes, local, loop, pieces, scratch, sequence, vectors, with_buffers
-from zmq_offload.schedules.integer_kernel import IntegerKernel, Weights, group_of, operand_buffer
+from zmq_offload.schedules.integers import dot_product
+from zmq_offload.schedules.integers.dot_product import DotProduct
+from zmq_offload.schedules.integers.kernel import IntegerKernel, Weights, group_of, operand_buffer
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array
-from zmq_offload.schedules.recurrent_cell import Recurrence
-from zmq_offload.schedules.recurrent_tiles import Phase, columns_of
+from zmq_offload.schedules.recurrent.cell import Recurrence
+from zmq_offload.schedules.recurrent.tiles import Phase, columns_of
 
 _MOST = 127.0
 # Adding 1.5 * 2^23 rounds to an integer, in the low bits of the sum. TVM calls the C library to round each lane.

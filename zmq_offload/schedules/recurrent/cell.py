@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import lanes, local
-from zmq_offload.schedules.vector_math import vectorizable
+from zmq_offload.schedules.functions.vector_math import vectorizable
 
 Value = Callable[[Expr], Expr]
 """The element of a vector at a lane."""

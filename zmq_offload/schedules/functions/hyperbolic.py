@@ -7,7 +7,7 @@ import math
 from tvm import tirx
 from tvm.ir import Expr
 
-from zmq_offload.schedules.transcendental import Power, f32, let, log1p, var, with_sign
+from zmq_offload.schedules.functions.transcendental import Power, f32, let, log1p, var, with_sign
 
 # Here sinh and cosh are infinite, and e^x / 4 is not. Below the second number, sinh x is x.
 _OVER, _SMALL = 89.5, 2.0**-12

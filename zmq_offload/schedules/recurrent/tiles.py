@@ -10,7 +10,7 @@ from tvm.ir import Expr
 
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array
-from zmq_offload.schedules.recurrent_cell import Recurrence
+from zmq_offload.schedules.recurrent.cell import Recurrence
 from zmq_offload.schedules.tiles import IN_FLIGHT, MOST_VECTORS, most_rows
 
 

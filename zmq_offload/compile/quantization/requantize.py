@@ -14,9 +14,9 @@ from tvm import relax
 from tvm.ir import Call, Expr, Var
 from tvm.relax.expr_functor import mutator
 
-from zmq_offload.compile.affine import STEPS, Affine, Found, Two
-from zmq_offload.compile.blocks import BlockRewriter, rewrite
-from zmq_offload.compile.integers import BYTES
+from zmq_offload.compile.quantization.affine import STEPS, Affine, Found, Two
+from zmq_offload.compile.quantization.blocks import BlockRewriter, rewrite
+from zmq_offload.compile.quantization.integers import BYTES
 from zmq_offload.protocol.payload import Array
 from zmq_offload.schedules.tvm_internals import operator_name
 

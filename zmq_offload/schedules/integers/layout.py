@@ -8,9 +8,9 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call, Expr
 
-from zmq_offload.schedules import integer_operators
-from zmq_offload.schedules.dot_product import INTEGERS, dot_product_of, lane_product, pack, tile_of
-from zmq_offload.schedules.integer_operators import Phases
+from zmq_offload.schedules.integers import operators as integer_operators
+from zmq_offload.schedules.integers.dot_product import INTEGERS, dot_product_of, lane_product, pack, tile_of
+from zmq_offload.schedules.integers.operators import Phases
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array, Conv, shape_of
 from zmq_offload.schedules.simplify import constant_expr

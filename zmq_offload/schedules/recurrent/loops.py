@@ -32,9 +32,9 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 from zmq_offload.schedules.nests import SERIAL_WORK
-from zmq_offload.schedules.recurrent_cell import Cell, Recurrence, Slots
-from zmq_offload.schedules.recurrent_integers import QuantizedState
-from zmq_offload.schedules.recurrent_tiles import Phase, vector_width
+from zmq_offload.schedules.recurrent.cell import Cell, Recurrence, Slots
+from zmq_offload.schedules.recurrent.integers import QuantizedState
+from zmq_offload.schedules.recurrent.tiles import Phase, vector_width
 from zmq_offload.schedules.rewrite import constant
 
 # Vector operations of one step above which threads share its hidden units: each step then starts a parallel loop.

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.dot_product import DotProduct
 from zmq_offload.schedules.emit import index, lanes, ramp, scratch, splat, vectors
+from zmq_offload.schedules.integers.dot_product import DotProduct
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.microkernel import MicroKernel
 

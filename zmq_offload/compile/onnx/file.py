@@ -12,7 +12,7 @@ import onnx
 import onnx.version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
-from zmq_offload.compile.onnx_usable import check_usable
+from zmq_offload.compile.onnx.usable import check_usable
 from zmq_offload.compile.operators.rewrite import resized_as_before, slopes_per_channel
 from zmq_offload.errors import InvalidArgument, one_line
 

@@ -17,13 +17,13 @@ from tvm import relax
 from tvm.ir import Call, Expr, Op, Var
 from tvm.relax.expr_functor import mutator
 
-from zmq_offload.compile import integers
-from zmq_offload.compile.averages import AVERAGES, average
-from zmq_offload.compile.blocks import BlockRewriter, relax_functions, rewrite
-from zmq_offload.compile.byte_tables import Tables
 from zmq_offload.compile.fold import FOLDERS
-from zmq_offload.compile.integers import BYTES, Window, array_of
-from zmq_offload.compile.requantize import lower, requantize
+from zmq_offload.compile.quantization import integers
+from zmq_offload.compile.quantization.averages import AVERAGES, average
+from zmq_offload.compile.quantization.blocks import BlockRewriter, relax_functions, rewrite
+from zmq_offload.compile.quantization.byte_tables import Tables
+from zmq_offload.compile.quantization.integers import BYTES, Window, array_of
+from zmq_offload.compile.quantization.requantize import lower, requantize
 from zmq_offload.protocol.payload import Array
 from zmq_offload.schedules.simplify import simplify
 from zmq_offload.schedules.tvm_internals import operator_name

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.dot_product import DotProduct, lane_product
 from zmq_offload.schedules.emit import (
     elements,
     index,
@@ -23,9 +22,10 @@ from zmq_offload.schedules.emit import (
 )
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.images import Image, image_of, partition, result_size
-from zmq_offload.schedules.integer_kernel import IntegerKernel, Weights
-from zmq_offload.schedules.integer_operators import Phases
-from zmq_offload.schedules.integer_windows import Window
+from zmq_offload.schedules.integers.dot_product import DotProduct, lane_product
+from zmq_offload.schedules.integers.kernel import IntegerKernel, Weights
+from zmq_offload.schedules.integers.operators import Phases
+from zmq_offload.schedules.integers.windows import Window
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.stages import Program, Stage

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.ir import Expr
 
-from zmq_offload.schedules.transcendental import bits_of, f32, i32, let, var
+from zmq_offload.schedules.functions.transcendental import bits_of, f32, i32, let, var
 
 # 2 atanh(s) / (s ln 2) as a polynomial of s^2 < 0.0295, and 2^r for |r| <= 1/2; highest powers first. Their relative
 # errors are below 1e-13 and 2e-9.

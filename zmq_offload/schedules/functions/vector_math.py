@@ -8,9 +8,9 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.ir import Call, Expr, TensorLoad
 
-from zmq_offload.schedules import hyperbolic, inverse_trigonometry, powers, transcendental, trigonometry
+from zmq_offload.schedules.functions import hyperbolic, inverse_trigonometry, powers, transcendental, trigonometry
+from zmq_offload.schedules.functions.transcendental import let
 from zmq_offload.schedules.rewrite import Rewriter, loads, walk
-from zmq_offload.schedules.transcendental import let
 from zmq_offload.schedules.tvm_internals import CALL_PURE_EXTERN, last_part, operator_name
 
 

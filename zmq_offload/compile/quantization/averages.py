@@ -6,8 +6,8 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Call, Expr
 
-from zmq_offload.compile import integers
-from zmq_offload.compile.integers import Window
+from zmq_offload.compile.quantization import integers
+from zmq_offload.compile.quantization.integers import Window
 from zmq_offload.protocol.payload import Array
 from zmq_offload.schedules.tvm_internals import operator_name
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.ir import Expr
 
-from zmq_offload.schedules.transcendental import f32, horner, let, var, with_sign
+from zmq_offload.schedules.functions.transcendental import f32, horner, let, var, with_sign
 
 # pi/2 as the sum of two numbers.
 _HALF_PI, _HALF_PI_LOW = 1.57079637050628662109375, -4.37113900018624283e-8

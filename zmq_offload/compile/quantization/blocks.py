@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Expr, Var
 
-from zmq_offload.compile.integers import array_of
+from zmq_offload.compile.quantization.integers import array_of
 from zmq_offload.protocol.payload import Array
 from zmq_offload.schedules.simplify import GraphRewriter
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.dot_product import DotProduct
 from zmq_offload.schedules.emit import as_index, index, lanes, loop, ramp, sequence
 from zmq_offload.schedules.images import Image
-from zmq_offload.schedules.integer_kernel import copy_run, operand_buffer, wide_vectors
+from zmq_offload.schedules.integers.dot_product import DotProduct
+from zmq_offload.schedules.integers.kernel import copy_run, operand_buffer, wide_vectors
 from zmq_offload.schedules.machine import Machine
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.ir import Expr
 
-from zmq_offload.schedules.dot_product import DotProduct, dot_product, tile_of
 from zmq_offload.schedules.emit import as_index, elements, index, loop, parallel, sequence, when, with_buffers
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.images import (
@@ -20,9 +19,10 @@ from zmq_offload.schedules.images import (
     result_size,
     symbolic_size,
 )
-from zmq_offload.schedules.integer_kernel import IntegerKernel, Weights, group_of
-from zmq_offload.schedules.integer_operators import joined
-from zmq_offload.schedules.integer_windows import Window
+from zmq_offload.schedules.integers.dot_product import DotProduct, dot_product, tile_of
+from zmq_offload.schedules.integers.kernel import IntegerKernel, Weights, group_of
+from zmq_offload.schedules.integers.operators import joined
+from zmq_offload.schedules.integers.windows import Window
 from zmq_offload.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.rewrite import constant

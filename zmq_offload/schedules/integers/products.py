@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.dot_product import DotProduct, dot_product, tile_of
 from zmq_offload.schedules.emit import elements, index, loop, parallel, product, sequence, when, with_buffers
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.integer_kernel import IntegerKernel, Weights, copy_run, group_of, operand_buffer
+from zmq_offload.schedules.integers.dot_product import DotProduct, dot_product, tile_of
+from zmq_offload.schedules.integers.kernel import IntegerKernel, Weights, copy_run, group_of, operand_buffer
 from zmq_offload.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.schedules.nests import SERIAL_WORK
 from zmq_offload.schedules.products import row_position

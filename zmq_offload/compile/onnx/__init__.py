@@ -1,0 +1,1 @@
+"""ONNX files: read, given shapes, simplified, and imported into Relax."""

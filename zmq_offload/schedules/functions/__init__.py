@@ -1,0 +1,1 @@
+"""Vector code for exp, tanh, sin and other functions, with known errors."""

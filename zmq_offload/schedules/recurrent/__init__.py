@@ -1,0 +1,1 @@
+"""LSTM, GRU and RNN: one loop over time, with weights that stay packed."""
