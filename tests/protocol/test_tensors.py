@@ -106,3 +106,40 @@ def test_masked_values_are_refused_and_masks_without_any_are_not() -> None:
         array_of(np.ma.masked_equal([1, 2], 2))
     np.testing.assert_array_equal(array_of(np.ma.masked_equal([1, 2], 3)), [1, 2])
     np.testing.assert_array_equal(array_of([[1], [2]]), [[1], [2]])
+
+
+BOUND = TensorSpec("ids", "INT64", (-1, -1, 4), (1, 8, 1), (-1, 20, -1))
+
+
+def test_bounds_of_extents_are_written_and_read_back() -> None:
+    assert TensorSpec.from_json(BOUND.to_json()) == BOUND
+    assert set(IMAGE.to_json()) == {"name", "datatype", "shape"}
+    assert str(BOUND) == "ids INT64[?,8*?,4]"
+    assert [BOUND.multiple(axis) for axis in range(3)] == [1, 8, 1]
+    assert [BOUND.maximum(axis) for axis in range(3)] == [None, 20, None]
+    assert IMAGE.multiple(0) == 1 and IMAGE.maximum(0) is None
+
+
+def test_a_usual_extent_is_a_number_of_multiples_below_the_maximum() -> None:
+    assert [BOUND.usual(1, extent) for extent in (1, 9, 100)] == [1, 2, 2]
+    assert BOUND.usual(0, 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("extent", "words"),
+    [
+        (12, r"dimension 1 of input 'ids' is 12, which is not a multiple of 8; it takes ids INT64\[\?,8\*\?,4\]"),
+        (24, "dimension 1 of input 'ids' is 24, but a table of the model ends at 20; it takes at most 20"),
+    ],
+)
+def test_an_extent_outside_of_its_bounds_is_refused(extent: int, words: str) -> None:
+    check_tensors([BOUND], {"ids": ("INT64", (1, 8, 4))}, what="model 'm'")
+    with pytest.raises(InvalidArgument, match=words):
+        check_tensors([BOUND], {"ids": ("INT64", (1, extent, 4))}, what="model 'm'")
+
+
+@pytest.mark.parametrize("key", ["multiples", "maximums"])
+@pytest.mark.parametrize("value", ["8", 8, [1], [1, 0, 1], [1, "8", 1], [1, True, 1], [[], 1, 1], [1, -2, 1]])
+def test_bounds_that_are_not_numbers_for_each_extent_are_refused(key: str, value: object) -> None:
+    with pytest.raises(InvalidArgument, match=f"tensor 'ids': {key} "):
+        TensorSpec.from_json({"name": "ids", "datatype": "INT64", "shape": [-1, -1, 4], key: value})
