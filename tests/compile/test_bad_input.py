@@ -522,3 +522,30 @@ def test_a_reshape_that_loses_a_symbolic_extent_is_refused(tmp_path: Path) -> No
     ):
         import_onnx(tmp_path / "m.onnx", {"x": ("N", 4)})
     assert import_onnx(tmp_path / "m.onnx", {"x": (2, 4)}).outputs[0].shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [("Relu", "functions stand for 1,099,511,627,776 nodes; at most 1,000,000"), ("f0", "function 'f0' calls itself")],
+)
+def test_functions_that_would_become_too_many_nodes_are_refused(tmp_path: Path, last: str, words: str) -> None:
+    """40 functions, each of which calls the next one twice."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    for number in range(40):
+        callee, domain = (f"f{number + 1}", "own") if number < 39 else (last, "own" if last == "f0" else "")
+        nodes = [
+            helper.make_node(callee, ["x"], ["h"], domain=domain),
+            helper.make_node(callee, ["h"], ["y"], domain=domain),
+        ]
+        functions.append(helper.make_function("own", f"f{number}", ["x"], ["y"], nodes, imports))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("f0", ["x"], ["y"], domain="own")],
+        "g",
+        [info("x", onnx.TensorProto.FLOAT, [2])],
+        [info("y", onnx.TensorProto.FLOAT, [2])],
+    )
+    onnx.save(helper.make_model(graph, functions=functions, opset_imports=imports, ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument, match=words):
+        compile_model(tmp_path / "m.onnx", cut="x", name="m", output=tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import onnx.inliner
 from zmq_offload.compile.operators.converters import CONVERTERS
 from zmq_offload.compile.operators.qlinear import write_out_quantized
 from zmq_offload.compile.operators.tvm_importer import known_operators
+from zmq_offload.errors import InvalidArgument
 
 
 def slopes_per_channel(model: onnx.ModelProto) -> None:
@@ -26,6 +28,10 @@ def slopes_per_channel(model: onnx.ModelProto) -> None:
             stated = [value for value in model.graph.input if value.name == name]
             for value in stated:
                 value.CopyFrom(onnx.helper.make_tensor_value_info(name, weight.data_type, weight.dims))
+
+
+MOST_NODES = 1_000_000
+"""The most nodes that a model's functions may become. No known network has a tenth of that."""
 
 
 def resized_as_before(model: onnx.ModelProto) -> None:
@@ -44,6 +50,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with functions inlined: its own, and ONNX's definitions of operators that TVM does not know or
     confuses with others. The given model is changed: a copy of its weights would take long, and much memory."""
     if model.functions:
+        _check_size(model)
         model = onnx.inliner.inline_local_functions(model)
     write_out_quantized(model)
     _write_out_splits(model)
@@ -62,6 +69,32 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         # Where ONNX cannot infer a type, the operator stays and is refused by name.
         with contextlib.suppress(Exception):
             model = onnx.inliner.inline_selected_functions(_typed(model), chosen, inline_schema_functions=True)
+
+
+def _check_size(model: onnx.ModelProto) -> None:
+    """Raises InvalidArgument for functions that call themselves, or that would become too many nodes."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    sizes: dict[tuple[str, str], int | None] = {}
+
+    def size(nodes: Iterable[onnx.NodeProto]) -> int:
+        return sum(size_of((n.domain, n.op_type)) for n in nodes)
+
+    def size_of(key: tuple[str, str]) -> int:
+        if key not in functions:
+            return 1
+        if key not in sizes:
+            sizes[key] = None  # in progress
+            sizes[key] = size(functions[key].node)
+        known = sizes[key]
+        if known is None:
+            raise InvalidArgument(f"the model's function {key[1]!r} calls itself; export the model without it")
+        return known
+
+    total = size(model.graph.node)
+    if total > MOST_NODES:
+        raise InvalidArgument(
+            f"the model's functions stand for {total:,} nodes; at most {MOST_NODES:,} can be compiled"
+        )
 
 
 def _write_out_splits(model: onnx.ModelProto) -> None:
