@@ -104,7 +104,7 @@ def constant_bytes(value: relax.Expr) -> int:
     def visit(expr: relax.Expr) -> None:
         nonlocal total
         if isinstance(expr, ir.GenericConst):
-            total += expr.value.numpy().nbytes
+            total += math.prod(expr.value.shape) * -(-int(expr.ty.dtype.dtype.bits) // 8)  # numpy() would copy it
 
     relax.analysis.post_order_visit(value, visit)
     return total

@@ -9,19 +9,19 @@ piece converts its layout back and forth.)
 from __future__ import annotations
 
 import itertools
-import math
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 import tvm
 from tvm import ir, relax
 
+from zmq_offload.byoc.carried import constant_bytes
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
 from zmq_offload.compile.build import build
@@ -101,7 +101,7 @@ def measure_halves(
     Each part runs `repeat` times, or fewer if `seconds` are over, but at least three times. Parts take turns, so that a
     disturbance affects all of them, and the medians count.
     """
-    weights = sum(_weight_bytes(b.value) for b in model.imported.graph.bindings)
+    weights = sum(constant_bytes(b.value) for b in model.imported.graph.bindings)
     size = max(1, int(_WEIGHTS // max(1, weights)))
     cuts = list(range(1, len(model.points) - 1))
     groups = [cuts[i : i + size] for i in range(0, len(cuts), size)] or [[]]
@@ -261,16 +261,3 @@ def _times(model: Cuttable, taken: dict[str, float]) -> Times:
         {wire: coding("encode", wire) for wire in WIRES},
         {wire: coding("decode", wire) for wire in WIRES},
     )
-
-
-def _weight_bytes(value: relax.Expr) -> int:
-    found = 0
-
-    def visit(expr: relax.Expr) -> None:
-        nonlocal found
-        if isinstance(expr, ir.GenericConst):
-            kind = cast(Any, expr).value
-            found += math.prod(kind.shape) * np.dtype(str(kind.dtype)).itemsize
-
-    relax.analysis.post_order_visit(value, visit)
-    return found

@@ -18,8 +18,8 @@ from zmq_offload.compile.models.modules import Step, module_outputs
 from zmq_offload.compile.onnx import importer
 from zmq_offload.compile.onnx.file import read_onnx
 from zmq_offload.compile.onnx.importer import Imported
-from zmq_offload.compile.onnx.usable import all_nodes
 from zmq_offload.compile.operators.constants import without_data
+from zmq_offload.compile.operators.nodes import all_nodes
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from zmq_offload.compile.operators.nodes import all_nodes
 from zmq_offload.errors import InvalidArgument
 
 TRAINING = ("ai.onnx.preview.training", "ai.onnx.training")
@@ -136,12 +137,3 @@ def _weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
-
-
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph, and of the bodies of its loops and branches."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from all_nodes(body)

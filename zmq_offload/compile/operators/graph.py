@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import onnx
 import tvm
@@ -17,6 +17,7 @@ from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
 from zmq_offload.compile.operators.known_values import KnownValues, shape_of
 from zmq_offload.compile.operators.node import Node, refuse
+from zmq_offload.compile.operators.nodes import all_nodes, opset_of
 from zmq_offload.compile.operators.refusal import cannot_import, reason, unknown
 from zmq_offload.compile.operators.schemas import BY_TVM, EARLY, MICROSOFT, schema_of
 from zmq_offload.compile.operators.scope import Scope, places_of
@@ -67,10 +68,6 @@ def import_graph(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -
     return importer.import_model(model, opset_of(model)).with_attr(MAXIMUMS, importer.maximums())
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-
-
 def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     """The types of all tensors, as far as ONNX can infer them."""
     known = without_weights(model)
@@ -87,7 +84,7 @@ def check_operators(graph: onnx.GraphProto, opset: int) -> None:
     """Raises InvalidArgument with all operators of a graph, bodies included, that cannot be imported."""
     missing: dict[tuple[str, str], list[str]] = {}
     by_tvm = known_operators()
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         known = node.op_type in by_tvm or node.op_type in converters.CONVERTERS
         if node.domain in ("", "ai.onnx"):
             known = known and (schema_of(node, opset) is not None or node.op_type in EARLY)
@@ -237,14 +234,6 @@ def _failed(operator: str, domain: str, name: str, error: Exception) -> InvalidA
         fitting = "give shapes with --input that fit together, for images often multiples of 32"
         return cannot_import(operator, domain, name, why, fitting)
     return cannot_import(operator, domain, name, why)
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(body)
 
 
 def _may_become(have: str, want: str) -> bool:

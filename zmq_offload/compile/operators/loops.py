@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from zmq_offload.compile.operators.nodes import opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
@@ -65,7 +66,7 @@ class _Scope:
     """The tensors of a graph of which the value or the shape is known, and constants to add to it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.opset = opset_of(model)
         self.added: list[onnx.TensorProto] = []
         self._weights = {w.name: w for w in model.graph.initializer}
         self._values: dict[str, Array] = {}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx
 from onnx import TensorProto, helper
 
+from zmq_offload.compile.operators.nodes import opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
 
 MICROSOFT = "com.microsoft"
@@ -197,7 +198,7 @@ def write_out_quantized(model: onnx.ModelProto) -> None:
 
     Raises InvalidArgument for an operator that has a layout of its own, and for weights of 4 bits.
     """
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     for graph in _graphs(model.graph):
         _refuse_narrow(graph)
         found = [("" if n.domain == "ai.onnx" else n.domain, n.op_type) in EXPANSIONS for n in graph.node]

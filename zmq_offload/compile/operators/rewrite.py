@@ -11,6 +11,7 @@ import onnx
 import onnx.inliner
 
 from zmq_offload.compile.operators.converters import CONVERTERS
+from zmq_offload.compile.operators.nodes import opset_of
 from zmq_offload.compile.operators.qlinear import write_out_quantized
 from zmq_offload.compile.operators.tvm_importer import known_operators
 from zmq_offload.errors import InvalidArgument
@@ -57,7 +58,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     # Before ONNX 1.17 the inliner handles the model's own functions only. Other operators stay and are refused.
     if "inline_schema_functions" not in inspect.signature(onnx.inliner.inline_selected_functions).parameters:
         return model
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     known, done = known_operators() | set(CONVERTERS), set[str]()
     # A definition may use operators that have one, too.
     while True:
