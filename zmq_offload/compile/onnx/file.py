@@ -13,6 +13,7 @@ import onnx.version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from zmq_offload.compile.onnx.usable import check_usable
+from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.rewrite import resized_as_before, slopes_per_channel
 from zmq_offload.errors import InvalidArgument, one_line
 
@@ -135,7 +136,7 @@ def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with a datatype for each output, inferred where the file omits it."""
     if all(output.type.WhichOneof("value") for output in model.graph.output):
         return model
-    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model))
     for own, found in zip(model.graph.output, inferred.graph.output, strict=True):
         own.CopyFrom(found)
     return model

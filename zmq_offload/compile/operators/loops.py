@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.nodes import opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
 from zmq_offload.errors import InvalidArgument
@@ -74,7 +75,7 @@ class _Scope:
             if node.op_type == "Constant":
                 self.evaluate(node)
         with contextlib.suppress(Exception):  # a model that ONNX cannot check: no shape is known
-            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+            model = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
         values = (*model.graph.input, *model.graph.value_info)
         self._shapes = {v.name: v.type.tensor_type.shape for v in values if v.type.tensor_type.HasField("shape")}
 

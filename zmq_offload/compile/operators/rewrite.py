@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 
+from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.converters import CONVERTERS
 from zmq_offload.compile.operators.nodes import opset_of
 from zmq_offload.compile.operators.qlinear import write_out_quantized
@@ -106,7 +107,7 @@ def _write_out_splits(model: onnx.ModelProto) -> None:
     nodes = [n for n in model.graph.node if n.op_type == "Split" and any(a.name == "num_outputs" for a in n.attribute)]
     if not nodes:
         return
-    typed = onnx.shape_inference.infer_shapes(model)
+    typed = onnx.shape_inference.infer_shapes(without_weights(model))
     known = {v.name: v.type.tensor_type for v in (*typed.graph.input, *typed.graph.value_info, *typed.graph.output)}
     for number, node in enumerate(nodes):
         pieces = [known.get(name) for name in node.output]
