@@ -13,11 +13,11 @@ import tvm
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from tests.support import quantized_models as q
 from tests.support.bundle_secrets import contents
+from tests.support.float64 import in_float64
 from tests.support.local_client import LocalClient
 from zmq_offload.artifacts.manifest import LIBRARY
 from zmq_offload.compile import UncutModel, compile_model, compile_uncut, list_cuts
@@ -230,20 +230,6 @@ def qdq_cases() -> tuple[onnx.ModelProto, dict[str, Array]]:
     return q.model(net.nodes, feeds, outputs, net.weights, opset=21), feeds
 
 
-def in_float64(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
-    """The same graph with float64 in place of float32: its scales, values and sums."""
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    for weight in wide.graph.initializer:
-        if weight.data_type == TensorProto.FLOAT:
-            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype("f8"), weight.name))
-    for value in (*wide.graph.input, *wide.graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    doubles = {n: a.astype("f8") if a.dtype == np.float32 else a for n, a in feeds.items()}
-    return [np.asarray(v) for v in ReferenceEvaluator(wide).run(None, doubles)]
-
-
 def test_integers_are_as_exact_as_onnx_runtime_against_float64(tmp_path: Path) -> None:
     model, feeds = qdq_cases()
     ours, theirs = both(model, feeds, tmp_path)
@@ -311,16 +297,6 @@ def test_other_datatypes_are_refused_by_name(kind: int, operator: str, says: str
     file = file.rename(tmp_path / "m.onnx")
     with pytest.raises(InvalidArgument, match=says):
         import_uncut(file, {})
-
-
-def test_weights_of_four_bits_are_refused_by_name(tmp_path: Path) -> None:
-    nodes = [q.node("DequantizeLinear", ["w", "s"], "d"), q.node("MatMul", ["x", "d"], "y")]
-    model = q.model(nodes, {"x": random(2, 4)}, {"y": "float32"}, {"s": F(1)}, opset=21)
-    model.graph.initializer.append(helper.make_tensor("w", TensorProto.UINT4, [4, 4], [1] * 16))
-    with pytest.raises(
-        InvalidArgument, match=r"DequantizeLinear \(ai.onnx, node 'd'\): it is of uint4; quantize to int8"
-    ):
-        import_uncut(q.save(model, tmp_path / "m.onnx"), {})
 
 
 def test_a_cut_at_bytes_sends_bytes_and_keeps_the_weights_secret(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Weights are not copied, and large ones are not looked at.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
@@ -127,7 +128,8 @@ class _Folder:
                 self._visit(inner)
             return
         fixed = any(name in self._keep or name in self._outputs for name in node.output)
-        if node.op_type not in KEPT and node.domain in ("", "ai.onnx") and not fixed:
+        kept = node.op_type in KEPT and not self._is_quantized_number(node)
+        if not kept and node.domain in ("", "ai.onnx") and not fixed:
             results = self._evaluated(node)
             if results is not None and self._replaces(node, results):
                 for name, value in zip(node.output, results, strict=False):
@@ -136,6 +138,14 @@ class _Folder:
                 return
         self._infer(node)
         self._nodes.append(node)
+
+    def _is_quantized_number(self, node: onnx.NodeProto) -> bool:
+        """Whether a node quantizes or dequantizes one number, such as a divisor or the value of a Pad."""
+        if node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
+            return False
+        value = self._values.get(node.input[0])
+        weight = self._weights.get(node.input[0])
+        return value.size == 1 if value is not None else weight is not None and math.prod(weight.dims) == 1
 
     def _evaluated(self, node: onnx.NodeProto) -> list[Array] | None:
         """The results of a node whose inputs are all known; None for others."""
@@ -203,6 +213,12 @@ class _Folder:
 
     def _run(self, node: onnx.NodeProto, inputs: list[Array | None] | list[Array]) -> list[Array] | None:
         """Evaluate a node as ONNX defines it; None if ONNX's reference cannot."""
+        if node.op_type == "DequantizeLinear":  # not in the reference before opset 19
+            x, scale, zero = (*inputs, None)[:3]
+            if x is None or scale is None or any(a.name == "output_dtype" for a in node.attribute):
+                return None
+            moved = x.astype("i8") - (0 if zero is None else zero.astype("i8"))
+            return [np.asarray(moved.astype("f4") * scale, scale.dtype).reshape(x.shape)]
         pattern = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
         names = [f"i{n}" if name else "" for n, name in enumerate(node.input)]
         pattern.input.extend(names)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx
 from onnx import TensorProto, helper
 
+from zmq_offload.compile.operators.narrow import widen_narrow_weights
 from zmq_offload.compile.operators.nodes import opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
 
@@ -196,11 +197,12 @@ EXPANSIONS: dict[tuple[str, str], Callable[[_Writer], None]] = {
 def write_out_quantized(model: onnx.ModelProto) -> None:
     """Replace the operators of `EXPANSIONS`, in the bodies of branches and loops, too.
 
-    Raises InvalidArgument for an operator that has a layout of its own, and for weights of 4 bits.
+    Raises InvalidArgument for an operator that has a layout of its own, and for weights of less than a byte that
+    are not those of DequantizeLinear or MatMulNBits.
     """
     opset = opset_of(model)
     for graph in _graphs(model.graph):
-        _refuse_narrow(graph)
+        widen_narrow_weights(graph)
         found = [("" if n.domain == "ai.onnx" else n.domain, n.op_type) in EXPANSIONS for n in graph.node]
         if not any(found):
             continue
@@ -215,16 +217,6 @@ def write_out_quantized(model: onnx.ModelProto) -> None:
         kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del graph.node[:]
         graph.node.extend(kept)
-
-
-def _refuse_narrow(graph: onnx.GraphProto) -> None:
-    """Refuse weights of less than a byte, which TVM cannot hold, by the first operator that uses one."""
-    names = {w.name: TensorProto.DataType.Name(w.data_type).lower() for w in graph.initializer}
-    narrow = {name: kind for name, kind in names.items() if kind.endswith(("int4", "int2")) or kind == "float4e2m1"}
-    for node in graph.node if narrow else ():
-        for used in (narrow[name] for name in node.input if name in narrow):
-            label = node.name or node.output[0]
-            raise cannot_import(node.op_type, node.domain, label, f"it is of {used}", "quantize to int8 or uint8")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

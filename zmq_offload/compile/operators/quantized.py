@@ -48,6 +48,11 @@ def dequantize_linear(bb: Builder, node: Node) -> Expr:
         _refuse_kind(node, dtype_of(x))
     axis, scale, zero = _parameters(bb, node, x, scale, zero)
     zero = relax.const(0, dtype_of(x)) if zero is None else zero
+    known = [integers.array_of(v) for v in (x, scale, zero)]
+    if node.attributes.integer("block_size", 0) and not any(v is None for v in known):
+        value, factor, offset = (np.asarray(v) for v in known)
+        real = (value.astype("i4") - offset.astype("i4")).astype("f4") * factor
+        return relax.const(real.astype(kind) if kind != "bfloat16" else real, kind)
     if kind == "float32" and integers.array_of(zero) is not None and _per_axis(scale):
         return op.dequantize(x, scale, zero, axis=axis, out_dtype=kind)
     wide = bb.normalize(op.subtract(op.astype(x, "int32"), op.astype(zero, "int32")))

@@ -12,6 +12,7 @@ from tvm import relax
 from zmq_offload.byoc.extents import Extent, expression, fraction_of
 from zmq_offload.compile.operators.node import Node, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
+from zmq_offload.compile.quantization.integers import BYTES
 from zmq_offload.protocol.payload import Array
 
 COORDINATES = (
@@ -66,6 +67,15 @@ def upsample(bb: Builder, node: Node) -> Expr:
 
 
 def resize(bb: Builder, node: Node) -> Expr:
+    """Resize; bytes in float32 with the fraction dropped, as ONNX Runtime does for its own quantizer's models."""
+    kind = dtype_of(node.inputs[0])
+    if kind not in BYTES or node.attributes.text("mode", "nearest") != "linear":
+        return _of_floats(bb, node)
+    node.inputs[0] = bb.normalize(relax.op.astype(node.inputs[0], "float32"))
+    return relax.op.astype(_of_floats(bb, node), kind)
+
+
+def _of_floats(bb: Builder, node: Node) -> Expr:
     if node.opset < 11:
         return _resized(bb, node, _options(node, "asymmetric", "floor"), None, node.constant(1), None)
     options = _options(node, "half_pixel", "round_prefer_floor")

@@ -171,13 +171,17 @@ class _Products(BlockRewriter):
                 return None
             value = op.nn.pad(x.value, [int(w) for w in call.attrs.pad_width], "constant", float(x.zero))
         else:
-            array = array_of(x.value)
-            if array is not None and name in FOLDERS:
-                value = relax.const(np.ascontiguousarray(FOLDERS[name](call, array)))
-            else:
-                rest = [self.visit_expr(a) for a in call.args[1:]]
-                value = Call(call.op, [x.value, *rest], call.attrs)
+            known = self._folded(name, call, x)
+            rest = [self.visit_expr(a) for a in call.args[1:]]
+            value = Call(call.op, [x.value, *rest], call.attrs) if known is None else relax.const(known)
         return replace(x, value=self.emit(value))
+
+    def _folded(self, name: str, call: Call, x: _Quantized) -> Array | None:
+        """The bytes of an operator on constants."""
+        others = [a for a in call.args[1:] if not isinstance(a.ty, relax.ShapeType)]
+        arrays = [array_of(x.value), *(self.constant(a) for a in others)]
+        known = FOLDERS[name](call, *arrays) if name in FOLDERS and not any(a is None for a in arrays) else None
+        return None if known is None else np.ascontiguousarray(known)
 
     def _permuted(self, call: Call) -> _Quantized | None:
         x = self.quantized(call.args[0])
