@@ -197,6 +197,29 @@ def test_shapes_are_computed_as_onnx_defines_it(arithmetic: Both, batch: int, he
     arithmetic.agree(x=np.zeros((batch, 3, height, width), "f4"))
 
 
+def test_results_without_elements_and_open_ends(tmp_path: Path) -> None:
+    nodes = [
+        N("Shape", ["x"], ["shape"]),  # only a shape is made of T
+        N("Slice", ["x", "a0", "far", "a1"], ["all"]),
+        N("Slice", ["x", "a2", "a1", "a2"], ["none"]),
+        N("Tile", ["x", "tiles"], ["untiled"]),
+        N("TopK", ["x", "a0"], ["top", "places"], axis=1),
+        N("Concat", ["a0", "a2"], ["constants"], axis=0),
+        N("Identity", ["empty"], ["loaded"]),
+        # No table: ONNX clamps the end.
+        N("Gather", ["shape", "i1"], ["t"]),
+        N("Slice", ["x", "a0", "t", "a2"], ["clamped"]),
+    ]
+    weights = {"a0": numbers(0), "a1": numbers(1), "a2": numbers(2), "far": numbers(2**31 - 1), "i1": numbers(1)}
+    weights |= {"tiles": numbers(1, 0, 2), "empty": np.zeros((0, 2), "f4")}
+    outputs = dict.fromkeys(("all", "none", "untiled", "top", "loaded", "clamped"), FLOAT)
+    outputs |= dict.fromkeys(("shape", "places", "constants"), INT64)
+    file = saved(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["b", "t", 3])}, outputs, weights)
+    both = Both(file, {"x": ("B", "2*T", 3)})
+    for batch, length in ((1, 2), (3, 8)):
+        both.agree(x=np.random.default_rng(0).standard_normal((batch, length, 3)).astype("f4"))
+
+
 def unet(file: Path, up: str) -> Path:
     """A skip over a pooling by 2: back by ConvTranspose, the same and a Pad to Shape(c)[2:4], a Resize of scale 2, or a
     Resize to Shape(c)[2:4]."""

@@ -52,10 +52,14 @@ def with_symbols(function: relax.Function) -> relax.Function:
     def bare(dim: ir.Expr) -> ir.Expr:
         return next((whole for total, whole in symbols if extents.equal(dim, total)), _replaced(dim, values))
 
-    params, before = [], []
+    params: list[ir.Var] = []
+    before: list[relax.Binding] = []
     names = list(values)
-    defined = relax.Var("symbols", relax.ShapeType(names))
-    before.append(relax.MatchCast(defined, relax.ShapeExpr([values[n] for n in names]), relax.ShapeType(names)))
+    # A variable of its own: TVM computes no extent that only the value of a MatchCast has.
+    sizes = relax.ShapeExpr([values[n] for n in names])
+    whole_shape = relax.Var("sizes", sizes.ty)
+    before.append(relax.VarBinding(whole_shape, sizes))
+    before.append(relax.MatchCast(relax.Var("symbols", relax.ShapeType(names)), whole_shape, relax.ShapeType(names)))
     for param in function.params:
         if all(isinstance(dim, tirx.Var | tirx.IntImm) for dim in _dims(param.ty)):
             params.append(param)

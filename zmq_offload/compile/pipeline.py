@@ -11,6 +11,7 @@ from tvm.target import Target
 
 from zmq_offload.byoc.overlap import isolate_joins, overlap
 from zmq_offload.byoc.unequal import isolate_unequal
+from zmq_offload.compile.empty import without_empty_constants
 from zmq_offload.schedules.exact import exact
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.machine import Machine, is_cpu, machine_of
@@ -59,6 +60,7 @@ def lowering_passes() -> list[Pass]:
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
+        _plain(without_empty_constants, "zmq_offload.without_empty_constants"),
         relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),

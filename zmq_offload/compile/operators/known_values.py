@@ -96,6 +96,11 @@ class KnownValues:
                 self._importer.set_result(name, self.tensor(name))
             elif value.numbers is None:
                 self._importer.set_result(name, relax.ShapeExpr([]))
+        for name in outputs:
+            # TVM makes a shape of constants that it joins.
+            joined = self._importer.result(name)
+            if isinstance(joined, relax.ShapeExpr) and all(isinstance(d, tirx.IntImm) for d in joined.values):
+                self._importer.set_result(name, _constant(np.array([int(d) for d in joined.values], np.int64)))
 
     def tensor(self, name: str) -> Expr:
         """A known value as a tensor."""

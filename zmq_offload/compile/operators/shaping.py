@@ -13,10 +13,12 @@ from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, refuse
 from zmq_offload.compile.operators.shape_arithmetic import Ratio
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 
 op = relax.op
+
+FAR = 2**31 - 1
+"""Exporters write this number, or a larger one, for the end of a slice that is open. No tensor is longer."""
 
 
 def shape(dims: Sequence[Extent]) -> relax.ShapeExpr:
@@ -143,8 +145,16 @@ def range_(bb: Builder, node: Node) -> Expr:
     return bb.emit_te(numbers, expression(start), expression(length), primfunc_name_hint="range")
 
 
+def _nothing(node: Node, x: Expr, dims: Sequence[Extent]) -> Expr | None:
+    """A result without elements, if one of its extents is 0. TVM takes a 0 for "all", or for an error."""
+    return op.zeros(shape(dims), dtype_of(x)) if any(d == 0 for d in dims if isinstance(d, int)) else None
+
+
 def tile(bb: Builder, node: Node) -> Expr:
     repeats = node.numbers(1)
+    nothing = _nothing(node, node.inputs[0], [node.extents.product(p) for p in zip(repeats, node.dims(0), strict=True)])
+    if nothing is not None:
+        return nothing
     if all(isinstance(r, int) for r in repeats):
         return by_tvm(bb, node)
     x, before = node.inputs[0], node.dims(0)
@@ -165,6 +175,13 @@ def slice_(bb: Builder, node: Node) -> Expr:
     axes = [int(a) % len(dims) for a in _given(node, 3, range(len(starts)))]
     steps = [int(s) for s in _given(node, 4, [1] * len(starts))]
     fixed = all(isinstance(v, int) for v in (*starts, *ends, *(dims[a] for a in axes)))
+    if fixed:
+        kept = list(dims)
+        for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
+            kept[axis] = len(range(int(dims[axis]))[slice(*map(int, bounds))])
+        nothing = _nothing(node, x, kept)
+        if nothing is not None:
+            return nothing
     if fixed or any(step < 0 for step in steps):
         if not fixed and not _whole(node, dims, axes, starts, ends, steps):
             raise node.refused("it has a negative step along a symbolic extent", node.scope.to_fix(dims))
@@ -177,7 +194,7 @@ def slice_(bb: Builder, node: Node) -> Expr:
         if not node.extents.at_least(length, 0):
             length = tirx.Max(expression(length), tirx.IntImm("int64", 0))
         result[axis] = node.extents.floor_div(node.extents.normal(length + (step - 1)), step)
-        longer = _assumed(node, first, end, dims[axis], step, result[axis])
+        longer = _assumed(node, first, end, dims[axis], step, result[axis]) if _is_table(bb, x) else None
         if longer is not None:
             result[axis] = longer
             short.add(axis)
@@ -191,8 +208,7 @@ def _whole(
     node: Node, dims: Sequence[Extent], axes: list[int], starts: list[Extent], ends: list[Extent], steps: list[int]
 ) -> bool:
     """Whether a slice reverses the whole of one axis."""
-    far = -(2**31) + 1
-    return len(axes) == 1 and steps == [-1] and starts[0] == -1 and isinstance(ends[0], int) and ends[0] <= far
+    return len(axes) == 1 and steps == [-1] and starts[0] == -1 and isinstance(ends[0], int) and ends[0] <= -FAR
 
 
 def _given(node: Node, index: int, default: Sequence[int]) -> Sequence[int]:
@@ -203,8 +219,8 @@ def _given(node: Node, index: int, default: Sequence[int]) -> Sequence[int]:
 def _clamped(node: Node, place: Extent, extent: Extent) -> Extent:
     """A place in an axis, 0 to its extent. Negative places count from the end."""
     extents = node.extents
-    if isinstance(place, int) and place >= limits.EXTENT:
-        return extent  # no tensor is that long
+    if isinstance(place, int) and place >= FAR:
+        return extent
     if not extents.at_least(place, 0):
         if not extents.at_least(-1, place):
             place = tirx.Select(tirx.LT(place, 0), extents.normal(place + extent), place)
@@ -217,6 +233,18 @@ def _clamped(node: Node, place: Extent, extent: Extent) -> Extent:
     else:
         place = tirx.Min(expression(place), expression(extent))
     return place if extents.at_least(place, 0) else tirx.Max(expression(place), tirx.IntImm("int64", 0))
+
+
+def _is_table(bb: Builder, x: Expr) -> bool:
+    """Whether a tensor is a constant, or computed from constants."""
+    if isinstance(x, ir.GenericConst):
+        return True
+    value = bb.lookup_binding(x) if isinstance(x, relax.Var) else x
+    if not isinstance(value, ir.Call):
+        return False
+    operands = [f for a in value.args for f in (a.fields if isinstance(a, relax.Tuple) else [a])]
+    tensors = [o for o in operands if isinstance(getattr(o, "ty", None), relax.TensorType)]
+    return bool(tensors) and all(_is_table(bb, tensor) for tensor in tensors)
 
 
 def _assumed(node: Node, first: Extent, end: Extent, extent: Extent, step: int, length: Extent) -> Extent | None:
@@ -351,7 +379,7 @@ def top_k(bb: Builder, node: Node) -> Expr:
         raise node.refused(f"its input is of {dtype_of(node.inputs[0])}", "cast to int64 or float32")
     node.attributes.pop("sorted", None)  # sorted is one of the allowed orders
     known = node.numbers(1) if node.opset >= 10 else None
-    if known is None or isinstance(known[0], int):
+    if known is None or (isinstance(known[0], int) and known[0] > 0):
         return by_tvm(bb, node)
     # TVM's number is fixed: all are sorted, and the first are taken.
     x, dims, most = node.inputs[0], node.dims(0), known[0]
@@ -363,4 +391,6 @@ def top_k(bb: Builder, node: Node) -> Expr:
         )
     both = bb.emit(op.topk(x, -1, axis, "both", largest, "int64"))
     result = [most if a == axis else d for a, d in enumerate(dims)]
+    if most == 0:
+        return relax.Tuple([op.zeros(shape(result), kind) for kind in (dtype_of(x), "int64")])
     return relax.Tuple([_taken(bb, bb.emit(relax.TupleGetItem(both, i)), result, {axis: (0, 1)}) for i in range(2)])
