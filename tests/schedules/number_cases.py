@@ -62,7 +62,7 @@ _SCALE, _ALPHA = float(np.float32(1.0507010221481323)), float(np.float32(1.67326
 FUNCTIONS: dict[str, Function] = {
     "Exp": Function(np.exp, 2),
     "Sigmoid": Function(_sigmoid, 3),  # exp, sum, division
-    "Tanh": Function(np.tanh, 4),  # expm1, sum, division
+    "Tanh": Function(np.tanh, 4),  # a polynomial, two sums, division
     "Erf": Function(_each(math.erf), 4),  # a polynomial with two more operations, expm1
     "Log": Function(np.log, 2),
     "Softplus": Function(_softplus, 3),  # exp, log1p, sum

@@ -18,6 +18,7 @@ _INF = float("inf")
 # ln 2 in two parts, the first with trailing zeros, so that n * LN2_HIGH is exact (Cody and Waite).
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860677e-06
 _LOG2_E = 1.4426950408889634
+_HALF_LN2 = 0.34657359027997264
 # exp(x) rounds to 0 below the first, and is a denormal from there to -87.3, as in NumPy and ONNX Runtime. It underflows
 # at the second, overflows at the third, and adding it to 1 changes nothing below the last.
 _EXP_MIN, _EXP_UNDER, EXP_OVER, _EXP_NONE = -103.97207641601562, -104.5, 89.0, -40.0
@@ -49,6 +50,13 @@ def let(bindings: Sequence[tuple[tirx.Var, Expr]], body: Expr) -> Expr:
 
 def bits_of(x: Expr) -> Expr:
     return tirx.reinterpret("int32", x)
+
+
+def horner(x: Expr, terms: Sequence[float]) -> Expr:
+    total = f32(terms[0])
+    for term in terms[1:]:
+        total = total * x + f32(term)
+    return total
 
 
 def with_sign(magnitude: Expr, x: Expr) -> Expr:
@@ -111,12 +119,31 @@ def sigmoid(x: Expr) -> Expr:
     return let(power.bindings, tirx.Div(small, power.product + (power.scale + small)))
 
 
+# tanh(r)/r - 1 for |r| <= ln(2)/4 as r^2 times a polynomial of r^2; the relative error of tanh r is below 6e-8.
+_TANH_TERMS = (0.13110455, -0.33331269)
+# From here on tanh is 1.
+_TANH_ONE = 9.02
+
+
 def tanh(x: Expr) -> Expr:
-    """tanh |x| = E / (E + 2) with E = e^2|x| - 1: near 0, E keeps all digits of x. 20 is where tanh is 1."""
-    v, a, e = var("x"), var("a"), var("e")
-    power = Power(tirx.Min(f32(20.0), a + a))
-    bindings = [(v, x), (a, tirx.abs(v)), *power.bindings, (e, power.product + (power.scale - f32(1.0)))]
-    return let(bindings, with_sign(tirx.Div(e, e + f32(2.0)), v))
+    """((s + 1) t - (1 - s)) / ((s + 1) - (1 - s) t) with x = n ln(2)/2 + r, s = 2^n and t = tanh r.
+
+    Near 0, s is 1, so that the quotient is 2 t / 2, also for -0. The numerator never exceeds the denominator. ln(2)/2
+    as a float32 is close enough: n is at most 26, and the larger it is, the flatter is tanh.
+    """
+    v, moved, whole, r, r2, t, s, above, below = (var(name) for name in ("x", "t", "k", "r", "r2", "h", "s", "u", "w"))
+    bindings = [
+        (v, tirx.Max(f32(-_TANH_ONE), tirx.Min(f32(_TANH_ONE), x))),
+        (moved, v * f32(2.0 * _LOG2_E) + f32(_ROUND + 127)),
+        (whole, moved - f32(_ROUND + 127)),
+        (r, v - whole * f32(_HALF_LN2)),
+        (r2, r * r),
+        (t, horner(r2, (*_TANH_TERMS, 1.0)) * r),
+        (s, tirx.reinterpret("float32", tirx.LShift(bits_of(moved), i32(23)))),
+        (above, s + f32(1.0)),
+        (below, f32(1.0) - s),
+    ]
+    return let(bindings, tirx.Div(above * t - below, above - below * t))
 
 
 # -log(1 - erf a) / a for 0 <= a <= 3.95, where erf is 1; the relative error of the result is below 4e-8.
@@ -154,13 +181,6 @@ def expm1(x: Expr) -> Expr:
 _SQRT_HALF_BITS = 0x3F3504F3
 _ATANH_TERMS = (2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0)
 _LEAST_NORMAL = 1.1754943508222875e-38
-
-
-def horner(x: Expr, terms: Sequence[float]) -> Expr:
-    total = f32(terms[0])
-    for term in terms[1:]:
-        total = total * x + f32(term)
-    return total
 
 
 def _log_of_positive(x: Expr) -> Expr:
