@@ -1,4 +1,4 @@
-"""Loops with a known number of rounds and branches with a known condition are written out; others are refused."""
+"""Loops with a known number of rounds are written out, and branches are computed and chosen; others are refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.support import onnx_models
 from tests.support.operator_cases import RIGHT, Case, floats, outcome, run
 from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.operators.loops import MOST_NODES
@@ -94,6 +95,45 @@ def chosen(condition: bool) -> Case:
     return run([branch], floats(4), {"c": np.bool_(condition), "w": floats(4, seed=1)})
 
 
+def decided(sign: float, *, same_names: bool = False) -> Case:
+    """Only the run tells which branch is taken. One has a branch inside that depends on a shape, and a weight."""
+    inner = [
+        helper.make_graph(
+            [N("Reshape", ["p", "one"], ["r"])], "yes", [], [helper.make_tensor_value_info("r", F, None)]
+        ),
+        helper.make_graph([N("Identity", ["p"], ["t"])], "no", [], [helper.make_tensor_value_info("t", F, None)]),
+    ]
+    nodes = [
+        N("Mul", ["x", "w"], ["p"]),
+        N("Shape", ["p"], ["s"]),
+        N("Equal", ["s", "one"], ["is_one"]),
+        N("If", ["is_one"], ["u"], then_branch=inner[0], else_branch=inner[1]),
+        N("Mul", ["u", "own"], ["v"]),
+    ]
+    own = numpy_helper.from_array(floats(4, seed=2), "own")
+    ends = [[helper.make_tensor_value_info(name, F, None)] for name in ("v", "p" if same_names else "q")]
+    yes = helper.make_graph(nodes, "yes", [], ends[0], [own])
+    no = helper.make_graph([N("Sin", ["x"], [ends[1][0].name])], "no", [], ends[1])
+    before = [N("ReduceSum", ["x"], ["sum"], keepdims=0), N("Greater", ["sum", "nothing"], ["c"])]
+    constants = {"w": floats(4, seed=1), "one": np.int64([1]), "nothing": np.float32(0)}
+    after = N("Add", ["l", "x"], ["y"])
+    return run(
+        [*before, N("If", ["c"], ["l"], then_branch=yes, else_branch=no), after], floats(4) ** 2 * sign, constants
+    )
+
+
+def until_large() -> Case:
+    """At most eight rounds; how many it really has depends on the values."""
+    nodes = [
+        N("Add", ["a", "w"], ["a2"]),
+        N("ReduceMax", ["a2"], ["most"], keepdims=0),
+        N("Less", ["most", "limit"], ["go2"]),
+    ]
+    graph = body(nodes, [ROUND, GO, ("a", F)], [("go2", B), ("a2", F)])
+    constants = {"n": np.int64(8), "w": np.float32(0.75), "limit": np.float32(3)}
+    return run([N("Loop", ["n", "", "x"], ["y"], "loop", body=graph)], floats(4), constants)
+
+
 CASES = {
     "counted": counted,
     "nested": nested,
@@ -105,6 +145,10 @@ CASES = {
     ),
     "true": lambda: chosen(True),
     "false": lambda: chosen(False),
+    "decided by the run: true": lambda: decided(1),
+    "decided by the run: false": lambda: decided(-1),
+    "branches with the same names": lambda: decided(1, same_names=True),
+    "until large": until_large,
 }
 
 
@@ -112,6 +156,26 @@ CASES = {
 def test_a_loop_with_a_known_number_of_rounds_is_right(name: str) -> None:
     found = outcome(CASES[name](), constant=False)
     assert found.kind == RIGHT, found.detail
+
+
+def test_branches_of_different_shapes_are_refused_by_name(tmp_path: Path) -> None:
+    sides = [
+        helper.make_graph([N("Flatten", ["x"], ["f"])], "yes", [], [helper.make_tensor_value_info("f", F, None)]),
+        helper.make_graph([N("Relu", ["x"], ["r"])], "no", [], [helper.make_tensor_value_info("r", F, None)]),
+    ]
+    nodes = [
+        N("ReduceSum", ["x"], ["sum"], keepdims=0),
+        N("Cast", ["sum"], ["c"], to=B),
+        N("If", ["c"], ["l"], "choose", then_branch=sides[0], else_branch=sides[1]),
+        N("Relu", ["l"], ["y"]),
+    ]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2, 3, 4]}, {"y": [1]}, {})
+    with pytest.raises(InvalidArgument) as caught:
+        import_onnx(path, {})
+    assert str(caught.value) == (
+        "cannot import the operator If (ai.onnx, node 'choose'): its branches give float32[2,12] and float32[2,3,4] for "
+        "'l', and only the run decides between them; export the model with one of its branches"
+    )
 
 
 def refused(tmp_path: Path, rounds: int | None, condition: str) -> str:
@@ -133,8 +197,9 @@ def refused(tmp_path: Path, rounds: int | None, condition: str) -> str:
 
 def test_a_loop_that_cannot_be_written_out_is_refused_by_name(tmp_path: Path) -> None:
     where = "cannot import the operator Loop (ai.onnx, node 'again'): "
-    data = refused(tmp_path, 3, "data")
-    assert data.startswith(f"{where}the condition to go on, 'go2', is computed when the model runs; write it with")
+    for rounds in (5000, None):
+        data = refused(tmp_path, rounds, "data")
+        assert data.startswith(f"{where}the condition to go on, 'go2', is computed when the model runs; write it with")
     assert refused(tmp_path, 5000, "known").startswith(
         f"{where}its 5,000 rounds of 2 nodes are more than {MOST_NODES:,}"
     )

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -61,7 +61,6 @@ def import_model(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]], te
     tensors = list(tensors)
     constants = {o for node in model.graph.node for o in node.output} | {w.name for w in model.graph.initializer}
     slim = simplify(model, tensors)
-    _check_outside(slim.graph, tensors)
     names = list(dict.fromkeys(o for node in slim.graph.node for o in node.output if o))
     outputs = [o.name for o in slim.graph.output]
     _expose(slim, [n for n in names if n not in outputs])
@@ -69,9 +68,6 @@ def import_model(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]], te
     mod = _to_relax(slim, outputs)
     maximums = dict((mod.attrs or {}).get(MAXIMUMS, {}))
     mod = mod.without_attr(MAXIMUMS)
-    if any(node.op_type == "If" for node in slim.graph.node):
-        # For a graph with branches the importer computes each output separately, from the inputs.
-        mod = relax.transform.CanonicalizeBindings()(relax.transform.EliminateCommonSubexpr()(mod))
     return _named(mod, slim, outputs, constants, maximums)
 
 
@@ -117,31 +113,6 @@ def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelP
     while (flat := unrolled(simple)) is not None:
         simple = fold(inlined(flat), tensors)
     return simple
-
-
-def _check_outside(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:
-    """Raises InvalidArgument for a tensor in the body of a loop or a branch, which is computed any number of times."""
-    # Simplifying has replaced a branch that is always taken by its body, so that those tensors are outside.
-    outside = {o for node in graph.node for o in node.output}
-    for node in graph.node:
-        inside = set(_inside(node)) - outside
-        for tensor in tensors:
-            if tensor in inside:
-                raise InvalidArgument(
-                    f"--cut, --until: tensor {tensor!r} is inside the body of {node.op_type} "
-                    f"{node.name or node.output[0]!r}; cut before it or after it, at "
-                    f"{', '.join(map(repr, node.output))} for example"
-                )
-
-
-def _inside(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of all tensors in the bodies of a loop or a branch, nested ones included."""
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            yield from (value.name for value in (*body.input, *body.initializer))
-            for inner in body.node:
-                yield from inner.output
-                yield from _inside(inner)
 
 
 def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
 """Fold what is constant in an ONNX model: computations on shapes and weights, and branches that are always taken.
 
+Nodes of other branches become nodes of the model, too, and their If chooses a result (branches.py).
+
 Exporters write shapes as nodes (Shape, Gather, Concat, ...), which TVM's importer cannot leave to run time. One pass in
 graph order infers the type of each tensor, evaluates each node whose inputs are known, and drops what nothing reads.
 Weights are not copied, and large ones are not looked at.
@@ -9,17 +11,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from zmq_offload.compile.operators.branches import Types, bodies, choice, choice_types, is_branch, is_choice
 from zmq_offload.protocol.payload import Array
-
-Types: TypeAlias = dict[str, onnx.TypeProto]
 
 SMALL = 1 << 16
 """Elements up to which a result replaces its node even where it is larger than what it is computed from."""
@@ -122,11 +122,12 @@ class _Folder:
     # -- nodes -------------------------------------------------------------------------------------------------------
 
     def _visit(self, node: onnx.NodeProto) -> None:
-        taken = self._taken(node)
-        if taken is not None:
-            for inner in self._inlined(node, taken):
-                self._visit(inner)
-            return
+        if is_branch(node):
+            taken = self._taken(node)
+            if taken is not None or not is_choice(node):
+                for inner in self._hoisted(node) if taken is None else self._inlined(taken, node.output):
+                    self._visit(inner)
+                return
         fixed = any(name in self._keep or name in self._outputs for name in node.output)
         kept = node.op_type in KEPT and not self._is_quantized_number(node)
         if not kept and node.domain in ("", "ai.onnx") and not fixed:
@@ -238,6 +239,9 @@ class _Folder:
 
     def _infer(self, node: onnx.NodeProto) -> None:
         """Infer the types of a node's results by ONNX's rules; they stay unknown if an input's is."""
+        if is_branch(node):
+            self._types |= choice_types(node, self._types)
+            return
         try:
             schema = onnx.defs.get_schema(node.op_type, self._opsets.get(node.domain.replace("ai.onnx", ""), 1), "")
             types = {name: self._types[name] for name in node.input if name}
@@ -260,32 +264,40 @@ class _Folder:
 
     def _taken(self, node: onnx.NodeProto) -> onnx.GraphProto | None:
         """The branch of an If whose condition is known."""
-        if node.op_type != "If" or node.domain not in ("", "ai.onnx") or node.input[0] in self._known:
+        if node.input[0] in self._known:
             return None
         condition = self._value(node.input[0])
         if condition is None or condition.size != 1:
             return None
-        name = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
-        return next(a.g for a in node.attribute if a.name == name)
+        return bodies(node)[0 if bool(condition.reshape(-1)[0]) else 1]
 
-    def _inlined(self, node: onnx.NodeProto, branch: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-        """The nodes of a branch, with the names of the If's outputs, and new names where the model has them already."""
+    def _hoisted(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """The nodes of both branches of an If that is decided at run time, and an If that only chooses."""
+        sides = []
+        for body, word in zip(bodies(node), ("then", "else"), strict=True):
+            sides.append([self._fresh(f"{name}.{word}") for name in node.output])
+            self._names.update(sides[-1])
+            yield from self._inlined(body, sides[-1])
+        yield choice(node, *sides)
+
+    def _inlined(self, branch: onnx.GraphProto, results: Sequence[str]) -> Iterator[onnx.NodeProto]:
+        """The nodes of a branch that compute `results`, with new names where the model has theirs already."""
         copy = onnx.GraphProto()
         copy.CopyFrom(branch)
         own = {name for inner in copy.node for name in inner.output} | {w.name for w in copy.initializer}
         new = {name: self._fresh(name) for name in own if name in self._names}
         outputs = [o.name for o in copy.output]
         computed = {name for inner in copy.node for name in inner.output}
-        pairs = zip(outputs, node.output, strict=False)
-        new |= {inner: name for inner, name in pairs if inner in computed and outputs.count(inner) == 1}
+        pairs = zip(outputs, results, strict=False)
+        new |= {inner: name for inner, name in pairs if name and inner in computed and outputs.count(inner) == 1}
         _rename(copy, new)
         self._names |= {new.get(name, name) for name in own}
         for weight in copy.initializer:
             self._weights[weight.name] = weight
             self._types[weight.name] = _type_of(weight)
         yield from copy.node
-        for output, name in zip(copy.output, node.output, strict=False):
-            if output.name != name:  # it hands a tensor of the model through
+        for output, name in zip(copy.output, results, strict=False):
+            if name and output.name != name:  # it hands a tensor of the model through
                 yield onnx.helper.make_node("Identity", [output.name], [name])
 
     def _fresh(self, name: str) -> str:

@@ -13,6 +13,8 @@ from tvm import relax
 
 from zmq_offload.byoc.extents import Extents
 from zmq_offload.compile.operators import converters, pools
+from zmq_offload.compile.operators.branches import CHOICE, for_importer
+from zmq_offload.compile.operators.choices import choices
 from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
 from zmq_offload.compile.operators.known_values import KnownValues, shape_of
@@ -65,6 +67,7 @@ def import_graph(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -
     check_operators(model.graph, opset_of(model))
     names = [output.name for output in model.graph.output] if outputs is None else outputs
     importer = _Importer(_types(model), names)
+    for_importer(model.graph)
     return importer.import_model(model, opset_of(model)).with_attr(MAXIMUMS, importer.maximums())
 
 
@@ -135,7 +138,12 @@ class _Importer(GraphImporter):
             return
         self._values.present(node)
         try:
-            self.add_node_by_tvm(node)
+            if node.domain == CHOICE:
+                inputs = [self.result(name) for name in node.input]
+                for name, value in zip(node.output, choices(self.bb, node, inputs, self._scope), strict=True):
+                    self.set_result(name, value)
+            else:
+                self.add_node_by_tvm(node)
         except OffloadError:
             raise
         except Exception as error:
@@ -156,9 +164,7 @@ class _Importer(GraphImporter):
         assert current is not None
         name, outputs = node_info(attributes)
         name = name or name_of(current)
-        # In the body of a branch `current` is the If.
-        proto = current if current.op_type == operator else None
-        node = Node(operator, name, inputs, attributes, opset, outputs, proto, self._scope)
+        node = Node(operator, name, inputs, attributes, opset, outputs, current, self._scope)
         try:
             if (current.domain or "ai.onnx") == "ai.onnx":
                 own = converters.CONVERTERS.get(operator)
@@ -179,7 +185,7 @@ class _Importer(GraphImporter):
 
     def _check_read(self, node: Node) -> None:
         """Raises InvalidArgument for an attribute or an input that TVM did not read, unless it has its default."""
-        schema = schema_of(self._current, self.opset) if node.proto is not None else None
+        schema = schema_of(self._current, self.opset)
         for attribute in node.attributes.unread():
             if (node.operator, attribute) in HARMLESS:
                 continue

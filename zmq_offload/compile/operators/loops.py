@@ -1,6 +1,7 @@
 """Write out loops with a known number of rounds, and branches with a known condition.
 
-A body is copied once for each round. Its tensors get the name of the node and the round before their own.
+A body is copied once for each round. Its tensors get the name of the node and the round before their own. Where only
+the run tells when a loop ends, each round chooses between its results and those of the round before.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from zmq_offload.compile.operators.branches import choice
 from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.nodes import opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
@@ -195,7 +197,7 @@ def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
 def _branch(scope: _Scope, node: onnx.NodeProto, prefix: str) -> list[onnx.NodeProto] | None:
     condition = scope.value(node.input[0])
     if condition is None:
-        return None  # TVM has branches
+        return None  # both branches are computed
     wanted = "then_branch" if condition.reshape(-1)[0] else "else_branch"
     nodes, outputs = _copied(scope, _body(_graph(node, wanted)), prefix, {})
     return nodes + [helper.make_node("Identity", [a], [b]) for a, b in zip(outputs, node.output, strict=True) if b]
@@ -209,23 +211,40 @@ def _loop(scope: _Scope, node: onnx.NodeProto, prefix: str) -> list[onnx.NodePro
     count, going = (scope.value(name) if name else None for name in (*node.input[:2], "", "")[:2])
     if node.input[0] and count is None:
         raise refused(f"the number of its rounds, {node.input[0]!r}, is computed when the model runs")
-    if len(node.input) > 1 and node.input[1] and going is None:
-        raise refused(f"its condition {node.input[1]!r} is computed when the model runs")
     rounds = None if count is None else int(count.reshape(-1)[0])
     carried = list(node.input[2:])
+    kept = any(node.output[len(carried) :])
+    # A round after the end is computed, too, and its results are not chosen. That has to be bounded.
+    bounded = rounds is not None and rounds * len(body.graph.node) <= MOST_NODES
+    if len(node.input) > 1 and node.input[1] and going is None:
+        condition = node.input[1]
+        if not bounded or kept:
+            raise refused(f"its condition {condition!r} is computed when the model runs")
+    else:
+        condition = scope.constant(f"{prefix}.condition", np.asarray(going is None or bool(going.reshape(-1)[0])))
     mark, nodes, collected, number = len(scope.added), [], list[list[str]](), 0
-    condition = scope.constant(f"{prefix}.condition", np.asarray(going is None or bool(going.reshape(-1)[0])))
-    while (rounds is None or number < rounds) and bool(scope.value(condition)):
+    while rounds is None or number < rounds:
+        open_ended = scope.value(condition) is None
+        if not open_ended and not bool(scope.value(condition)):
+            break
         here = f"{prefix}.{number}"
         inputs = [scope.constant(f"{here}.round", np.asarray(number, np.int64)), condition, *carried]
         given = dict(zip((value.name for value in body.graph.input), inputs, strict=True))
         copy, outputs = _copied(scope, body, here, given)
         nodes += copy
-        condition, carried = outputs[0], outputs[1 : 1 + len(carried)]
-        collected.append(outputs[1 + len(carried) :])
+        results = outputs[1 : 1 + len(carried)]
+        if open_ended:
+            chosen = [f"{here}.chosen.{index}" for index in range(len(carried))]
+            still = f"{here}.still"
+            pattern = helper.make_node("If", [condition], chosen, f"{node.name or node.output[0]}.{number}")
+            nodes += [choice(pattern, results, carried), helper.make_node("And", [condition, outputs[0]], [still])]
+            condition, carried = still, chosen
+        else:
+            condition, carried = outputs[0], results
+        collected.append(outputs[1 + len(results) :])
         number += 1
         why = None
-        if scope.value(condition) is None:
+        if scope.value(condition) is None and (not bounded or kept):
             why = f"the condition to go on, {body.graph.output[0].name!r}, is computed when the model runs"
         elif len(nodes) > MOST_NODES:
             total = "" if rounds is None else f"{rounds:,} "
