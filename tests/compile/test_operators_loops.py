@@ -173,8 +173,8 @@ def test_branches_of_different_shapes_are_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(InvalidArgument) as caught:
         import_onnx(path, {})
     assert str(caught.value) == (
-        "cannot import the operator If (ai.onnx, node 'choose'): its branches give float32[2,12] and float32[2,3,4] for "
-        "'l', and only the run decides between them; export the model with one of its branches"
+        "cannot import the operator If (ai.onnx, node 'choose'): its branches give float32[2,12] and float32[2,3,4] "
+        "for 'l', and only the run decides between them; export the model with one of its branches"
     )
 
 
