@@ -1,20 +1,5 @@
 /* Runs compiled functions of one tensor without TVM's runtime: reads float32 from stdin, writes each function's result. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-typedef struct { int32_t type, zero; void *pointer; } Any;
-typedef struct {
-  void *data;
-  int32_t device_type, device_id, ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-} Tensor;
-typedef struct { void *sync; int32_t tasks; } Group;
-typedef int (*Task)(int, Group *, void *);
-typedef int Function(void *, Any *, int32_t, Any *);
+#include "standalone.h"
 
 #include "functions.h" /* NAMES(F): F(name) for each function, COUNT */
 
@@ -24,19 +9,6 @@ NAMES(DECLARE)
 static Function *functions[] = {NAMES(ADDRESS)};
 
 extern int (*__TVMBackendParallelLaunch)(Task, void *, int);
-static int launch(Task task, void *data, int tasks) {
-  Group group = {0, tasks > 0 ? tasks : 1};
-  for (int i = 0; i < group.tasks; i++)
-    if (task(i, &group, data)) return -1;
-  return 0;
-}
-
-void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count) {
-  fprintf(stderr, "%s: ", kind);
-  for (int i = 0; i < count; i++)
-    if (parts[i]) fputs(parts[i], stderr);
-  fputc('\n', stderr);
-}
 
 int main(void) {
   int64_t shape[] = {COUNT};

@@ -1,20 +1,5 @@
 /* Runs the calls of a compiled module without TVM's runtime: reads the given tensors from stdin, writes the last one. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-typedef struct { int32_t type, zero; void *pointer; } Any;
-typedef struct {
-  void *data;
-  int32_t device_type, device_id, ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-} Tensor;
-typedef struct { void *sync; int32_t tasks; } Group;
-typedef int (*Task)(int, Group *, void *);
-typedef int Function(void *, Any *, int32_t, Any *);
+#include "standalone.h"
 typedef struct { uint8_t code, bits; int32_t ndim, given; int64_t shape[6]; } Shape;
 typedef struct { Function *function; int32_t count; int32_t tensors[12]; } Call;
 
@@ -24,21 +9,9 @@ extern __attribute__((weak)) int (*__TVMBackendParallelLaunch)(Task, void *, int
 extern __attribute__((weak)) void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int);
 extern __attribute__((weak)) int (*__TVMBackendFreeWorkspace)(int, int, void *);
 
-static int launch(Task task, void *data, int tasks) {
-  Group group = {0, tasks > 0 ? tasks : 1};
-  for (int i = 0; i < group.tasks; i++)
-    if (task(i, &group, data)) return -1;
-  return 0;
-}
-
 static void *take(int type, int id, uint64_t bytes, int code, int bits) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 static int give(int type, int id, void *pointer) { free(pointer); return 0; }
-
-void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count) {
-  for (int i = 0; i < count; i++)
-    if (parts[i]) fputs(parts[i], stderr);
-}
 
 int main(void) {
   enum { COUNT = sizeof shapes / sizeof *shapes };

@@ -82,10 +82,10 @@ def emulated(mod: tvm.IRModule, x: Array, target: tvm.target.Target, folder: Pat
     (folder / "calls.h").write_text(
         f"{declared}\nstatic Shape shapes[] = {{{tensors}}};\nstatic Call calls[] = {{{listed}}};\n"
     )
-    shutil.copy(Path(__file__).with_name("integer_driver.c"), folder)
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static", "-O1"]
     program = folder / "driver"
-    subprocess.run([*compiler, "integer_driver.c", "calls.o", "-o", str(program)], cwd=folder, check=True)
+    source = Path(__file__).with_name("integer_driver.c")
+    subprocess.run([*compiler, f"-I{folder}", source, "calls.o", "-o", program], cwd=folder, check=True)
     done = subprocess.run([emulator, "-cpu", "max", str(program)], input=data, stdout=subprocess.PIPE, check=True)
     return np.frombuffer(done.stdout, "uint8")
 

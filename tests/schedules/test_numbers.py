@@ -153,10 +153,10 @@ def test_functions_over_the_whole_range_on_neon(tmp_path: Path) -> None:
     code.write_to_file(str(tmp_path / "functions.o"))
     each = " ".join(f"F({f})" for f in functions)
     (tmp_path / "functions.h").write_text(f"#define COUNT {x.size}\n#define NAMES(F) {each}\n")
-    shutil.copy(Path(__file__).with_name("driver.c"), tmp_path)
     program = tmp_path / "driver"
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static", "-O1"]
-    subprocess.run([*compiler, "driver.c", "functions.o", "-o", str(program)], cwd=tmp_path, check=True)
+    source = Path(__file__).with_name("driver.c")
+    subprocess.run([*compiler, f"-I{tmp_path}", source, "functions.o", "-o", program], cwd=tmp_path, check=True)
     run = [emulator, "-cpu", "cortex-a72", str(program)]
     done = subprocess.run(run, input=x.tobytes(), stdout=subprocess.PIPE, check=True)
     results = np.frombuffer(done.stdout, "float32").reshape(len(names), x.size)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zmq_offload.charts.cuts import Curve, CutsChart, Point
+from zmq_offload.charts.style import shortened
 from zmq_offload.common.units import bandwidth_text
 from zmq_offload.console.tables import Column, Table
 from zmq_offload.plan.costs import Costs, Prediction, Split, Wire
@@ -73,7 +74,7 @@ def _row(costs: Costs, p: Prediction, decision: Decision, rules: Rules) -> tuple
     if p.measured:
         cells[1] = ""  # encoding is fused with the operator before it and has no time of its own
     sizes = f"{p.sent:,}", f"{p.received:,}"
-    return (_shortened(cut), _shortened(until), p.split.wire, *sizes, *cells, *tail)
+    return (shortened(cut, _NAME), shortened(until, _NAME), p.split.wire, *sizes, *cells, *tail)
 
 
 def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
@@ -135,7 +136,3 @@ def figures(p: Prediction) -> dict[str, float]:
         "rest": p.rest, "fixed": p.overhead, "latency": p.latency, "interval": p.interval,
     }  # fmt: skip
     return {**times, "sent": p.sent, "received": p.received, "measured": p.measured}
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 9]}…{name[-8:]}"

@@ -14,6 +14,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 
 from zmq_offload.compile.onnx.usable import check_usable
 from zmq_offload.compile.operators.constants import without_weights
+from zmq_offload.compile.operators.nodes import all_graphs
 from zmq_offload.compile.operators.rewrite import resized_as_before, slopes_per_channel
 from zmq_offload.errors import InvalidArgument, one_line
 
@@ -91,14 +92,13 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """The weights and constants of a graph, and of the bodies of its loops and branches."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for body in (attribute.g, *attribute.graphs):
-                yield from _tensors(body)
+    for inner in all_graphs(graph):
+        yield from inner.initializer
+        for node in inner.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
 
 
 def _modern(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from zmq_offload.compile.operators.nodes import all_nodes
+from zmq_offload.compile.operators.nodes import all_nodes, bodies
 from zmq_offload.errors import InvalidArgument
 
 TRAINING = ("ai.onnx.preview.training", "ai.onnx.training")
@@ -121,10 +121,8 @@ def _check_order(graph: onnx.GraphProto, outer: set[str], file: Path) -> None:
                 f"{file} is damaged: node {_name(node)!r} ({node.op_type}) reads the tensor {missing!r}, which no node "
                 "before it computes; export it again"
             )
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                if body.node:
-                    _check_order(body, known, file)
+        for body in bodies(node):
+            _check_order(body, known, file)
         known.update(node.output)
     missing = next((v.name for v in graph.output if v.name not in known), None)
     if missing is not None:

@@ -10,15 +10,15 @@ Weights are not copied, and large ones are not looked at.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from zmq_offload.compile.operators.branches import Types, bodies, choice, choice_types, is_branch, is_choice
+from zmq_offload.compile.operators.branches import Types, choice, choice_types, is_branch, is_choice, sides
+from zmq_offload.compile.operators.evaluate import Evaluator, type_of
+from zmq_offload.compile.operators.nodes import bodies, read_inside
 from zmq_offload.protocol.payload import Array
 
 SMALL = 1 << 16
@@ -67,7 +67,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = without_data(model)
     large = [weight for weight in model.graph.initializer if weight.ByteSize() > HEAVY_BYTES]
     declared = {v.name for v in (*copy.graph.input, *copy.graph.value_info)}
-    types = [onnx.ValueInfoProto(name=w.name, type=_type_of(w)) for w in large if w.name not in declared]
+    types = [onnx.ValueInfoProto(name=w.name, type=type_of(w)) for w in large if w.name not in declared]
     copy.graph.value_info.extend(types)
     names = {weight.name for weight in large}
     for index in reversed(range(len(copy.graph.initializer))):
@@ -94,8 +94,8 @@ class _Folder:
         self._values: dict[str, Array] = {}
         self._known: dict[str, Array] = {}  # which elements of a partly known shape are known
         self._types: Types = {i.name: i.type for i in model.graph.input}
-        self._types |= {name: _type_of(weight) for name, weight in self._weights.items()}
-        self._evaluators: dict[bytes, ReferenceEvaluator] = {}
+        self._types |= {name: type_of(weight) for name, weight in self._weights.items()}
+        self._evaluate = Evaluator(self._opsets)
         self._outputs = {o.name for o in model.graph.output}
         self._nodes: list[onnx.NodeProto] = []
         self._names = {name for node in model.graph.node for name in node.output} | set(self._types)
@@ -135,7 +135,7 @@ class _Folder:
             if results is not None and self._replaces(node, results):
                 for name, value in zip(node.output, results, strict=False):
                     self._values[name] = value
-                    self._types[name] = _type_of(value)
+                    self._types[name] = type_of(value)
                 return
         self._infer(node)
         self._nodes.append(node)
@@ -152,7 +152,7 @@ class _Folder:
         """The results of a node whose inputs are all known; None for others."""
         if node.op_type in ("Shape", "Size"):
             return self._shape(node)
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+        if any(bodies(node)):
             return None
         partly = [name for name in node.input if name in self._known]
         if not all(name in self._values or name in self._weights for name in node.input if name):
@@ -163,10 +163,10 @@ class _Folder:
         if node.op_type == "Cast" and any(v is not None and v.size > SMALL for v in inputs):
             return None  # a weight stays as small as it is
         if not partly:
-            return self._run(node, inputs)
+            return self._evaluate(node, inputs)
         if node.op_type == "Cast" and next(a.i for a in node.attribute if a.name == "to") in _INTEGERS:
             self._known[node.output[0]] = self._known[partly[0]]
-            return self._run(node, inputs)
+            return self._evaluate(node, inputs)
         if node.op_type not in MOVES or (node.op_type != "Concat" and partly != [node.input[0]]):
             return None
         masks = [
@@ -174,7 +174,7 @@ class _Folder:
             for i, (name, value) in enumerate(zip(node.input, inputs, strict=True))
             if value is not None
         ]
-        results, known = self._run(node, inputs), self._run(node, masks)
+        results, known = self._evaluate(node, inputs), self._evaluate(node, masks)
         if results is None or known is None:
             return None
         if not known[0].all():
@@ -212,31 +212,6 @@ class _Folder:
             value = self._values[name] = numpy_helper.to_array(weight)
         return value
 
-    def _run(self, node: onnx.NodeProto, inputs: list[Array | None] | list[Array]) -> list[Array] | None:
-        """Evaluate a node as ONNX defines it; None if ONNX's reference cannot."""
-        if node.op_type == "DequantizeLinear":  # not in the reference before opset 19
-            x, scale, zero = (*inputs, None)[:3]
-            if x is None or scale is None or any(a.name == "output_dtype" for a in node.attribute):
-                return None
-            moved = x.astype("i8") - (0 if zero is None else zero.astype("i8"))
-            return [np.asarray(moved.astype("f4") * scale, scale.dtype).reshape(x.shape)]
-        pattern = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-        names = [f"i{n}" if name else "" for n, name in enumerate(node.input)]
-        pattern.input.extend(names)
-        pattern.output.extend(f"o{n}" if name else "" for n, name in enumerate(node.output))
-        pattern.attribute.extend(node.attribute)
-        key = pattern.SerializeToString()
-        feeds = {name: value for name, value in zip(names, inputs, strict=True) if value is not None}
-        try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                if key not in self._evaluators:
-                    self._evaluators[key] = ReferenceEvaluator(_model_of(pattern, feeds, self._opsets))
-                results = self._evaluators[key].run(None, feeds)
-        except Exception:  # not implemented there, or a faulty node, which the importer refuses by name
-            return None
-        return results if all(isinstance(r, np.ndarray) and r.dtype.isbuiltin for r in results) else None
-
     def _infer(self, node: onnx.NodeProto) -> None:
         """Infer the types of a node's results by ONNX's rules; they stay unknown if an input's is."""
         if is_branch(node):
@@ -269,12 +244,12 @@ class _Folder:
         condition = self._value(node.input[0])
         if condition is None or condition.size != 1:
             return None
-        return bodies(node)[0 if bool(condition.reshape(-1)[0]) else 1]
+        return sides(node)[0 if bool(condition.reshape(-1)[0]) else 1]
 
     def _hoisted(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """The nodes of both branches of an If that is decided at run time, and an If that only chooses."""
         sides = []
-        for body, word in zip(bodies(node), ("then", "else"), strict=True):
+        for body, word in zip(sides(node), ("then", "else"), strict=True):
             sides.append([self._fresh(f"{name}.{word}") for name in node.output])
             self._names.update(sides[-1])
             yield from self._inlined(body, sides[-1])
@@ -294,7 +269,7 @@ class _Folder:
         self._names |= {new.get(name, name) for name in own}
         for weight in copy.initializer:
             self._weights[weight.name] = weight
-            self._types[weight.name] = _type_of(weight)
+            self._types[weight.name] = type_of(weight)
         yield from copy.node
         for output, name in zip(copy.output, results, strict=False):
             if name and output.name != name:  # it hands a tensor of the model through
@@ -313,18 +288,8 @@ class _Folder:
         for node in reversed(self._nodes):
             if any(name in needed for name in node.output):
                 live.append(node)
-                needed.update(dict.fromkeys(_reads(node)))
+                needed.update(dict.fromkeys(name for name in (*node.input, *read_inside(node)) if name))
         return live[::-1], needed
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that a node reads, those of its bodies included."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            yield from (output.name for output in body.output)
-            for inner in body.node:
-                yield from _reads(inner)
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
@@ -332,26 +297,10 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     for node in graph.node:
         for field in (node.input, node.output):
             field[:] = [names.get(name, name) for name in field]
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                _rename(body, names)
+        for body in bodies(node):
+            _rename(body, names)
     for value in (*graph.output, *graph.initializer):
         value.name = names.get(value.name, value.name)
-
-
-def _model_of(node: onnx.NodeProto, feeds: Mapping[str, Array], opsets: Mapping[str, int]) -> onnx.ModelProto:
-    """A model of one node."""
-    inputs = [onnx.ValueInfoProto(name=name, type=_type_of(value)) for name, value in feeds.items()]
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-    graph = onnx.helper.make_graph([node], "node", inputs, outputs)
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
-    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
-
-
-def _type_of(value: Array | onnx.TensorProto) -> onnx.TypeProto:
-    if isinstance(value, onnx.TensorProto):
-        return onnx.helper.make_tensor_type_proto(value.data_type, list(value.dims))
-    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
 
 
 def _elements(kind: onnx.TypeProto) -> int:

@@ -6,13 +6,14 @@ A node that computes such a value is evaluated instead of converted. A converter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from tvm import ir, relax, te, tirx
 
 from zmq_offload.byoc.extents import Extent, Extents
+from zmq_offload.compile.operators.nodes import read_inside
 from zmq_offload.compile.operators.shape_arithmetic import NotKnown, Ratio
 from zmq_offload.compile.operators.shape_values import EVALUATED, Value, evaluated, value_of
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, GraphImporter
@@ -85,7 +86,7 @@ class KnownValues:
             if name in self._values and self._values[name].numbers is None:
                 taken = (node.op_type, index) in TAKEN and not node.domain
                 self._importer.set_result(name, _SEEN if taken else self.tensor(name))
-        for name in _used_inside(node):
+        for name in read_inside(node):
             if name in self._values:
                 self._importer.set_result(name, self.tensor(name))
 
@@ -178,16 +179,6 @@ def shape_of(value: Expr | None, extents: Extents) -> list[Extent]:
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         raise NotKnown
     return [extents.normal(d) for d in ty.shape.values]
-
-
-def _used_inside(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that the bodies of a loop or a branch use."""
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                yield from inner.input
-                yield from _used_inside(inner)
-            yield from (output.name for output in body.output)
 
 
 def _constant(numbers: Array) -> Expr:

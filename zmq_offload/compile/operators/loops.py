@@ -7,17 +7,17 @@ the run tells when a loop ends, each round chooses between its results and those
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from zmq_offload.compile.operators.branches import choice
 from zmq_offload.compile.operators.constants import without_weights
-from zmq_offload.compile.operators.nodes import opset_of
+from zmq_offload.compile.operators.evaluate import Evaluator
+from zmq_offload.compile.operators.nodes import bodies, defined, opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
@@ -29,7 +29,7 @@ INSTEAD = "write it with operators that work on whole tensors (LSTM, GRU, CumSum
 
 
 def unrolled(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The model with each outer loop and branch written out that can be; None if it has none.
+    """The model with each outer loop and branch written out that can be; None if it has none. The model is changed.
 
     Inner ones become outer ones, for the next call. Raises InvalidArgument for a loop that cannot be written out, if
     there is nothing else to do.
@@ -57,12 +57,11 @@ def unrolled(model: onnx.ModelProto) -> onnx.ModelProto | None:
         if refusals:
             raise refusals[0]
         return None
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:], result.graph.value_info[:]
-    result.graph.node.extend(nodes)
-    result.graph.initializer.extend(scope.added)
-    return result
+    fresh = onnx.GraphProto(node=nodes)  # a copy: most of them are the model's own
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(fresh.node)
+    model.graph.initializer.extend(scope.added)
+    return model
 
 
 class _Scope:
@@ -73,6 +72,7 @@ class _Scope:
         self.added: list[onnx.TensorProto] = []
         self._weights = {w.name: w for w in model.graph.initializer}
         self._values: dict[str, Array] = {}
+        self._evaluate = Evaluator({o.domain or "": o.version for o in model.opset_import})
         for node in model.graph.node:
             if node.op_type == "Constant":
                 self.evaluate(node)
@@ -112,17 +112,12 @@ class _Scope:
 
     def evaluate(self, node: onnx.NodeProto) -> None:
         """Compute a node whose inputs are known, so that a condition of constants becomes known."""
-        inputs = {name: self.value(name) for name in node.input if name}
-        known = {name: value for name, value in inputs.items() if value is not None}
-        if len(known) < len(inputs) or any(a.HasField("g") or a.graphs for a in node.attribute):
+        inputs = [self.value(name) if name else None for name in node.input]
+        if any(value is None for value, name in zip(inputs, node.input, strict=True) if name) or any(bodies(node)):
             return
-        free = [helper.make_empty_tensor_value_info(name) for name in inputs]
-        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
-        graph = helper.make_graph([node], "one", free, outputs)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        with contextlib.suppress(Exception):  # an operator that the evaluator does not have: its result is not known
-            results = ReferenceEvaluator(model).run(None, known)
-            self._values.update({o.name: np.asarray(r) for o, r in zip(outputs, results, strict=True)})
+        results = self._evaluate(node, inputs)
+        if results is not None:
+            self._values.update(zip((name for name in node.output if name), results, strict=True))
 
 
 class _Body(NamedTuple):
@@ -147,17 +142,7 @@ def _body(graph: onnx.GraphProto, condition: bool = False) -> _Body:
         wanted |= {graph.output[i - 1].name for i, name in enumerate(inputs) if i >= 2 and name in wanted}
         if before == (len(needed), len(wanted)):
             break
-    return _Body(graph, frozenset(_defined(graph)), frozenset(needed))
-
-
-def _defined(graph: onnx.GraphProto) -> Iterator[str]:
-    """The names of all tensors that a graph defines, those of its inner bodies included."""
-    yield from (value.name for value in (*graph.input, *graph.initializer))
-    for node in graph.node:
-        yield from (name for name in node.output if name)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _defined(inner)
+    return _Body(graph, frozenset(defined(graph)), frozenset(needed))
 
 
 def _copied(
@@ -185,13 +170,12 @@ def _copied(
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
     node.input[:] = [names.get(name, name) for name in node.input]
     node.output[:] = [names.get(name, name) for name in node.output]
-    for attribute in node.attribute:
-        for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            for value in (*inner.input, *inner.output, *inner.initializer):
-                value.name = names.get(value.name, value.name)
-            del inner.value_info[:]
-            for each in inner.node:
-                _rename(each, names)
+    for inner in bodies(node):
+        for value in (*inner.input, *inner.output, *inner.initializer):
+            value.name = names.get(value.name, value.name)
+        del inner.value_info[:]
+        for each in inner.node:
+            _rename(each, names)
 
 
 def _branch(scope: _Scope, node: onnx.NodeProto, prefix: str) -> list[onnx.NodeProto] | None:

@@ -3,13 +3,13 @@ QuantizeLinear, so that there is one form of quantized models to import. `compil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import onnx
 from onnx import TensorProto, helper
 
 from zmq_offload.compile.operators.narrow import widen_narrow_weights
-from zmq_offload.compile.operators.nodes import opset_of
+from zmq_offload.compile.operators.nodes import all_graphs, opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
 
 MICROSOFT = "com.microsoft"
@@ -201,7 +201,7 @@ def write_out_quantized(model: onnx.ModelProto) -> None:
     are not those of DequantizeLinear or MatMulNBits.
     """
     opset = opset_of(model)
-    for graph in _graphs(model.graph):
+    for graph in all_graphs(model.graph):
         widen_narrow_weights(graph)
         found = [("" if n.domain == "ai.onnx" else n.domain, n.op_type) in EXPANSIONS for n in graph.node]
         if not any(found):
@@ -217,11 +217,3 @@ def write_out_quantized(model: onnx.ModelProto) -> None:
         kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del graph.node[:]
         graph.node.extend(kept)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _graphs(body)
