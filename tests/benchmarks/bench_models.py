@@ -44,7 +44,7 @@ def compile_one(file: Path, shapes: dict[str, tuple[int, ...]], library: Path, t
     """Compile a file; seconds of each step, and MB of memory. With `default`, by TVM's default pipeline, too."""
     import tvm
 
-    from zmq_offload.compile.build import build, export
+    from zmq_offload.compile.build import build_library
     from zmq_offload.compile.onnx.importer import import_uncut
     from zmq_offload.compile.target import resolve_target
 
@@ -54,15 +54,12 @@ def compile_one(file: Path, shapes: dict[str, tuple[int, ...]], library: Path, t
     begin = clock()
     mod = import_uncut(file, shapes)
     imported = clock()
-    executable = build(mod, chosen)
+    build_library(mod, library, chosen)
     built = clock()
-    export(executable, library, chosen)
-    linked = clock()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     row = {
         "import s": imported - begin,
         "build s": built - imported,
-        "link s": linked - built,
         "start MB": before / 1e3,
         "peak MB": peak / 1e3,
         "weights MB": sum(math.prod(w.dims) * _bytes(w) for w in onnx.load(file).graph.initializer) / 1e6,
@@ -195,7 +192,7 @@ def table(rows: dict[str, Row]) -> str:
                 f"{row[f'ort ms {threads}']:.2f}",
                 f"{_ratio(row, threads):.2f}",
             ]
-        compiled = row["import s"] + row["build s"] + row["link s"]
+        compiled = row["import s"] + row["build s"]
         default = f"{row['build s'] / row['default build s']:.1f}x" if "default build s" in row else ""
         cells += [f"{row['off']:.1e}", f"{compiled:.1f}", default, f"{row['peak MB']:.0f}", f"{row['weights MB']:.0f}"]
         lines.append(f"| {name} | {row['family']} | " + " | ".join(cells) + " |")
@@ -215,9 +212,9 @@ def summary(rows: dict[str, Row]) -> str:
                 f"largest {max(ratios.values()):.2f}" + (f"; above 1.3: {slow}" if slow else "")
             )
     if good:
-        longest = max(good, key=lambda n: good[n]["import s"] + good[n]["build s"] + good[n]["link s"])
+        longest = max(good, key=lambda n: good[n]["import s"] + good[n]["build s"])
         row = good[longest]
-        lines.append(f"longest compile: {longest}, {row['import s'] + row['build s'] + row['link s']:.1f} s")
+        lines.append(f"longest compile: {longest}, {row['import s'] + row['build s']:.1f} s")
         above = [n for n, r in good.items() if r["peak MB"] > 6 * r["weights MB"] + 400]
         lines.append(f"peak memory above 6 times the weights + 400 MB: {', '.join(above) or 'none'}")
     return "\n".join(lines)

@@ -32,7 +32,7 @@ def stuck(*arguments):
     print("here", flush=True)
     library.pthread_mutex_lock(lock)
     library.pthread_mutex_lock(lock)
-bundle.build = stuck
+bundle.build_library = stuck
 """
 
 LINKING = """
@@ -161,7 +161,7 @@ import zmq_offload.compile.bundle as bundle
 def die(*arguments):
     os.write(2, b"LLVM ERROR: no space left\\n")
     os._exit(1)
-bundle.build = die
+bundle.build_library = die
 """
 
 

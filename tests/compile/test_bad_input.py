@@ -404,7 +404,7 @@ def test_a_failed_write_leaves_nothing(mlp: Path, tmp_path: Path, monkeypatch: p
     def fail(*_: Any) -> None:
         raise FailedPrecondition("no linker")
 
-    monkeypatch.setattr("zmq_offload.compile.bundle.export", fail)
+    monkeypatch.setattr("zmq_offload.compile.bundle.build_library", fail)
     with pytest.raises(FailedPrecondition, match="no linker"):
         compile_model(mlp, inputs={"x": (2, 8)}, cut=["h2"], name="m", output=tmp_path)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

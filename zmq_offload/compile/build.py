@@ -12,14 +12,17 @@ from pathlib import Path
 
 import tvm
 from tvm import relax
+from tvm.ir.transform import Pass, Sequential
 from tvm.support import cc
 from tvm.target import codegen
 
+from zmq_offload.common.memory import trim
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.packing import packer
+from zmq_offload.compile.parts import in_parts
 from zmq_offload.compile.pipeline import cpu_pipeline
 from zmq_offload.compile.quantization.qdq import integer_products
 from zmq_offload.compile.target import triple_of
@@ -33,15 +36,33 @@ def prepared(mod: tvm.IRModule) -> tvm.IRModule:
 
 
 def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = None) -> tvm.runtime.Executable:
-    """Compile a module for a CPU, with the tuning results in the folder `tuning`.
+    """Compile a module for a CPU, with the tuning results in the folder `tuning`, to run it in this process.
 
     Raises InvalidArgument for an operator of a shape that only the run tells, or if TVM fails with symbolic extents,
     and Internal, with TVM's message, if TVM fails otherwise.
     """
+    return _compiled(mod, target, tuning, [])
+
+
+def build_library(mod: tvm.IRModule, path: Path, target: tvm.target.Target, tuning: Path | None = None) -> None:
+    """Compile a module into a shared library, as `build` and `export` do, in less memory. Raises what they raise."""
+    with tempfile.TemporaryDirectory(prefix="zmq-offload-") as folder:
+        # The weights of another format are packed with LLVM's help, by the module that it compiled.
+        last = [in_parts(target, Path(folder))] if packer(target) is not None else []
+        executable = _compiled(mod, target, tuning, last)
+        trim()
+        export(executable, path, target)
+
+
+def _compiled(
+    mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None, last: Sequence[Pass]
+) -> tvm.runtime.Executable:
+    """The module after the pipeline and the passes `last`, as TVM compiles it."""
     try:
         with target, _without_assertions(), interruptible():
             first = tuned_or_none(tuning, target) if tuning is not None else None
-            return tvm.compile(prepared(mod), target, relax_pipeline=cpu_pipeline(target, first))
+            pipeline = Sequential([cpu_pipeline(target, first), *last])
+            return tvm.compile(prepared(mod), target, relax_pipeline=pipeline)
     except FailedPrecondition:  # a damaged database is not TVM's fault
         raise
     except Exception as error:

@@ -17,7 +17,7 @@ from zmq_offload.artifacts.repository import ModelVersion, checksum
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, split
 from zmq_offload.common.extras import needs
 from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
-from zmq_offload.compile.build import build, export, prepared
+from zmq_offload.compile.build import build_library, prepared
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.flops import Count, counting
 from zmq_offload.compile.target import cpu_needs, runs_here, target_json
@@ -173,7 +173,7 @@ def _tune(device: tvm.IRModule, subgraphs: Sequence[Subgraph], job: BuildJob) ->
 def _compile_subgraph(subgraph: Subgraph, scratch: Path, job: BuildJob) -> _Library:
     file = scratch / f"{subgraph.symbol}.so"
     with job.progress.step(f"compile the subgraph {subgraph.model!r}"), counting() as flops:
-        export(build(subgraph.module, job.target, job.tuned), file, job.target)
+        build_library(subgraph.module, file, job.target, job.tuned)
     return _Library(subgraph, file, flops)
 
 
@@ -185,7 +185,7 @@ def _compile_bundle(
     draft = scratch / "device"
     draft.mkdir(mode=0o755)
     with job.progress.step("compile the device bundle"), counting() as flops:
-        export(build(device, target, job.tuned), draft / LIBRARY, target)
+        build_library(device, draft / LIBRARY, target, job.tuned)
     fallbacks = [_compile_fallback(s, draft, job) for s in subgraphs] if options.with_fallback else []
     manifest = Manifest(
         signature.inputs,
@@ -206,7 +206,7 @@ def _compile_fallback(subgraph: Subgraph, draft: Path, job: BuildJob) -> Fallbac
     """Compile a subgraph for the device, into its bundle."""
     name = fallback_library(subgraph.model)
     with job.progress.step(f"compile the fallback of {subgraph.model!r}"):
-        export(build(subgraph.module, job.device_target, job.tuned), draft / name, job.device_target)
+        build_library(subgraph.module, draft / name, job.device_target, job.tuned)
     number = job.destination.number(subgraph.model)
     return Fallback(subgraph.model, number, name, checksum(draft / name), subgraph.inputs, subgraph.outputs)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zmq_offload.compile.build import build, export
+from zmq_offload.compile.build import build_library
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.target import TargetLike, resolve_target
@@ -50,7 +50,7 @@ def compile_uncut(
     >>> (y,) = UncutModel("m.so")(x)  # doctest: +SKIP
     """
     chosen = resolve_target(target)
-    export(build(read_model(model).uncut(inputs or {}), chosen), Path(library), chosen)
+    build_library(read_model(model).uncut(inputs or {}), Path(library), chosen)
 
 
 class UncutModel:
