@@ -20,7 +20,7 @@ def is_branch(node: onnx.NodeProto) -> bool:
     return node.op_type == "If" and node.domain in ("", "ai.onnx")
 
 
-def sides(node: onnx.NodeProto) -> tuple[onnx.GraphProto, onnx.GraphProto]:
+def both_branches(node: onnx.NodeProto) -> tuple[onnx.GraphProto, onnx.GraphProto]:
     """The branches of an If: where the condition holds, and where not."""
     named = {attribute.name: attribute.g for attribute in node.attribute}
     return named["then_branch"], named["else_branch"]
@@ -33,7 +33,7 @@ def is_choice(node: onnx.NodeProto) -> bool:
         or any(inner.op_type != "Identity" for inner in body.node)
         or [inner.output[0] for inner in body.node] != [output.name for output in body.output]
         or {inner.input[0] for inner in body.node} & {inner.output[0] for inner in body.node}
-        for body in sides(node)
+        for body in both_branches(node)
     )
 
 
@@ -80,4 +80,4 @@ def for_importer(graph: onnx.GraphProto) -> None:
 
 
 def _sources(node: onnx.NodeProto) -> list[list[str]]:
-    return [[inner.input[0] for inner in body.node] for body in sides(node)]
+    return [[inner.input[0] for inner in body.node] for body in both_branches(node)]

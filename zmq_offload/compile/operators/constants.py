@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from zmq_offload.compile.operators.branches import Types, choice, choice_types, is_branch, is_choice, sides
+from zmq_offload.compile.operators.branches import Types, both_branches, choice, choice_types, is_branch, is_choice
 from zmq_offload.compile.operators.evaluate import Evaluator, type_of
 from zmq_offload.compile.operators.nodes import bodies, read_inside
 from zmq_offload.protocol.payload import Array
@@ -244,12 +244,12 @@ class _Folder:
         condition = self._value(node.input[0])
         if condition is None or condition.size != 1:
             return None
-        return sides(node)[0 if bool(condition.reshape(-1)[0]) else 1]
+        return both_branches(node)[0 if bool(condition.reshape(-1)[0]) else 1]
 
     def _hoisted(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """The nodes of both branches of an If that is decided at run time, and an If that only chooses."""
         sides = []
-        for body, word in zip(sides(node), ("then", "else"), strict=True):
+        for body, word in zip(both_branches(node), ("then", "else"), strict=True):
             sides.append([self._fresh(f"{name}.{word}") for name in node.output])
             self._names.update(sides[-1])
             yield from self._inlined(body, sides[-1])
