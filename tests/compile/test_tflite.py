@@ -11,13 +11,17 @@ import tflite
 
 from tests.support import onnx_models
 from tests.support.local_client import LocalClient
-from tests.support.tflite_models import Writer, computed, network
+from tests.support.tflite_models import Writer, channels, computed, network
 from zmq_offload.cli.main import main
 from zmq_offload.compile import compile_model, compile_uncut, list_cuts
+from zmq_offload.compile.build import prepared
 from zmq_offload.compile.models.read import read_model
+from zmq_offload.compile.target import host_target
 from zmq_offload.compile.uncut import UncutModel
 from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.schedules.layout import channels_last
+from zmq_offload.schedules.machine import machine_of
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,17 @@ def test_it_is_cut_at_its_tensors_and_computes_the_same(path: Path, tmp_path: Pa
     image = onnx_models.random(1, 8, 8, 3, seed=9)
     with load(compiled.device, client=LocalClient(tmp_path / "repository")) as model:
         np.testing.assert_allclose(model(image), computed(image), atol=1e-5)
+
+
+def test_convolutions_of_channels_have_kernels(tmp_path: Path) -> None:
+    path = channels(tmp_path / "m.tflite")
+    model = read_model(path)
+    image = onnx_models.random(1, 9, 8, 4, seed=9)
+    (want,) = model.reference().run({"image": image}).values()
+    compile_uncut(path, tmp_path / "m.so")
+    np.testing.assert_allclose(UncutModel(tmp_path / "m.so")(image)[0], want, atol=1e-5)
+    kernels = channels_last(prepared(model.uncut({})), machine_of(host_target()))
+    assert "R.nn." not in kernels.script()
 
 
 def test_its_cuts_are_listed_and_it_can_be_planned_for(path: Path) -> None:

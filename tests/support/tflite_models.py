@@ -12,7 +12,12 @@ import tflite
 
 from tests.support import onnx_models
 
-KINDS = {"float32": tflite.TensorType.FLOAT32, "int32": tflite.TensorType.INT32, "int8": tflite.TensorType.INT8}
+KINDS = {
+    "float16": tflite.TensorType.FLOAT16,
+    "float32": tflite.TensorType.FLOAT32,
+    "int32": tflite.TensorType.INT32,
+    "int8": tflite.TensorType.INT8,
+}
 
 Array = np.ndarray[Any, Any]
 
@@ -140,6 +145,30 @@ def network(path: Path) -> Path:
     writer.operator(op.MEAN, ["conv", "axes"], ["mean"], "ReducerOptions")
     writer.operator(op.FULLY_CONNECTED, ["mean", "matrix"], ["scores"], "FullyConnectedOptions")
     writer.operator(op.SOFTMAX, ["scores"], ["y"], "SoftmaxOptions", Beta=1)
+    return writer.write(path, ["image"], ["y"])
+
+
+def channels(path: Path) -> Path:
+    """image [1,9,8,4] -> depthwise convolution, with weights of half precision -> slopes -> transposed convolution."""
+    op, writer = tflite.BuiltinOperator, Writer()
+    shapes = {"image": (1, 9, 8, 4), "filter": (1, 3, 3, 4), "deep": (1, 5, 4, 4), "sloped": (1, 5, 4, 4)}
+    for name, shape in {**shapes, "y": (1, 10, 8, 6)}.items():
+        writer.tensor(name, shape)
+    writer.constant("half", onnx_models.random(1, 3, 3, 4, seed=1).astype("f2"))
+    writer.constant("bias", onnx_models.random(4, seed=2))
+    writer.constant("slopes", onnx_models.random(1, 1, 4, seed=3))
+    writer.constant("size", np.array([1, 10, 8, 6], "i4"))
+    writer.constant("up", onnx_models.random(6, 2, 2, 4, seed=4))
+    writer.operator(op.DEQUANTIZE, ["half"], ["filter"], "DequantizeOptions")
+    writer.operator(
+        op.DEPTHWISE_CONV_2D, ["image", "filter", "bias"], ["deep"], "DepthwiseConv2DOptions",
+        StrideW=2, StrideH=2, Padding=tflite.Padding.SAME, DepthMultiplier=1, DilationWFactor=1, DilationHFactor=1,
+    )  # fmt: skip
+    writer.operator(op.PRELU, ["deep", "slopes"], ["sloped"])
+    writer.operator(
+        op.TRANSPOSE_CONV, ["size", "up", "sloped"], ["y"], "TransposeConvOptions",
+        StrideW=2, StrideH=2, Padding=tflite.Padding.VALID,
+    )  # fmt: skip
     return writer.write(path, ["image"], ["y"])
 
 

@@ -125,7 +125,7 @@ class _ChannelsLast(GraphRewriter):
         attrs, (data, weight) = call.attrs, call.args
         spatial = data.ty.ndim - 2
         layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
-        if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW"), ("NHWC", "OHWI"), ("NHWC", "HWIO")):
+        if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW"), ("NHWC", "OHWI"), ("NHWC", "HWIO"), ("NHWC", "HWOI")):
             return None
         integer = integer_layout.is_integer_convolution(call) and self.array(weight) is not None
         if not integer and any(str(t.dtype) != "float32" for t in (call.ty, data.ty, weight.ty)):
@@ -238,17 +238,18 @@ class _ChannelsLast(GraphRewriter):
         attrs, (data, weight) = call.attrs, call.args
         array = self._weights(weight)
         layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
-        if layouts not in (("NCHW", "IOHW"), ("NCW", "IOW")) or array is None:
+        if layouts not in (("NCHW", "IOHW"), ("NCW", "IOW"), ("NHWC", "IOHW")) or array is None:
             return None
         if int(attrs.groups) != 1 or any(int(d) != 1 for d in attrs.dilation) or str(call.ty.dtype) != "float32":
             return None
         conv, array = upright.transposed(call, array)
-        width = shape_of(data)[2 if conv.upright or data.ty.ndim == 3 else 3]
+        width = shape_of(data)[layouts[0].index("H" if conv.upright else "W")]
         lanes = choose_tile(self._machine, width, conv.out_channels).columns
         packed = constant_expr(operators.pack_conv(array.transpose(1, 0, 2, 3), 1, lanes))
-        return self._back(
-            self._kernel("transposed", lambda x, w: operators.transposed(x, w, conv), self._last(data), packed)
-        )
+        first = layouts[0].startswith("NC")
+        source = self._last(data) if first else data
+        value = self._kernel("transposed", lambda x, w: operators.transposed(x, w, conv), source, packed)
+        return self._back(value) if first else value
 
     def _matmul(self, call: Call) -> Expr | None:
         a, b = call.args

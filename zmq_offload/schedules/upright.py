@@ -72,5 +72,5 @@ def transposed(call: Call, weights: Array) -> tuple[Conv, Array]:
         1,
         array.shape[1],
     )
-    up = conv if lift else turned(conv, shape_of(call.args[0])[3])
+    up = conv if lift else turned(conv, shape_of(call.args[0])[str(attrs.data_layout).index("W")])
     return up, array.transpose(0, 1, 3, 2) if up.upright else array

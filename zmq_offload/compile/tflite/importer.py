@@ -55,7 +55,9 @@ class GraphConverter(OperatorConverter):  # type: ignore[misc]  # TVM has no typ
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.convert_map["DEQUANTIZE"] = self._dequantized
         self.convert_map["EXPAND_DIMS"] = self._expanded
+        self.convert_map["PRELU"] = self._sloped
 
     def convert(self) -> dict[str, relax.Expr]:
         """Convert the operators in order. Returns the tensors that they compute, by name."""
@@ -125,3 +127,17 @@ class GraphConverter(OperatorConverter):  # type: ignore[misc]  # TVM has no typ
         value, axis = self.get_input_tensors(op)
         place = int(self.get_tensor_value(axis).reshape(-1)[0])
         return relax.op.expand_dims(self.get_tensor_expr(value), place)
+
+    def _dequantized(self, op: Any) -> relax.Expr:
+        """A weight of half precision that was sparse in the file; TVM looks for it in the file again."""
+        (given,) = self.get_input_tensors(op)
+        if not self.is_prefetched(given.tensor_idx) or given.qnn_params:
+            return self.convert_dequantize(op)
+        value = self.get_prefetched_node(given.tensor_idx)
+        return relax.op.astype(relax.const(value, str(value.dtype)), "float32")
+
+    def _sloped(self, op: Any) -> relax.Expr:
+        """PReLU with slopes for channels. TVM copies the slopes to the shape of the tensor."""
+        given, slope = (self.get_tensor_expr(tensor) for tensor in self.get_input_tensors(op))
+        zero = relax.const(0, given.ty.dtype)
+        return relax.op.where(relax.op.greater(given, zero), given, relax.op.multiply(given, slope))
