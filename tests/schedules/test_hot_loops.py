@@ -140,3 +140,12 @@ def test_a_loop_of_scalar_code_is_found(path: str) -> None:
     x = net.input(4096)
     text = assembly(net, [net.op("Mod", x, net.op("Neg", x), fmod=1)], tvm.target.Target(TARGETS[path]))
     assert any(scalar_arithmetic(loop) for loop in innermost_loops(text))
+
+
+@pytest.mark.parametrize(("path", "wanted"), [("AVX2", False), ("AVX-512", True), ("NEON", False)])
+def test_exp_scales_by_one_instruction_where_there_is_one(path: str, wanted: bool) -> None:
+    """Without it, LLVM would call ldexpf of the C library for each lane."""
+    net = Net()
+    text = assembly(net, [net.op("Exp", net.input(4095))], tvm.target.Target(TARGETS[path]))
+    assert any("vscalefps" in line for loop in innermost_loops(text) for line in loop) == wanted
+    assert "ldexp" not in text

@@ -37,6 +37,8 @@ class Machine:
         if there is none. `dot_product` explains them.
     permutes_bytes : bool
         Whether one instruction looks up 64 bytes in a table of 128 (AVX-512 VBMI).
+    scales : bool
+        Whether one instruction multiplies by 2^n, with denormals, 0 and infinity at the ends (AVX-512).
 
     Examples
     --------
@@ -50,6 +52,7 @@ class Machine:
     converts_float16: bool = field(default=False, repr=False)
     integers: str = "widen"
     permutes_bytes: bool = field(default=False, repr=False)
+    scales: bool = field(default=False, repr=False)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -90,7 +93,7 @@ def machine_of(target: Target) -> Machine:
     if "avx512f" in features:
         least = "pmaddwd" if "avx512bw" in features else "widen"
         products = "vpdpbusd" if {"avx512vnni", "avx512vl"} <= features else least
-        return Machine(16, 32, cores, half, products, "avx512vbmi" in features)
+        return Machine(16, 32, cores, half, products, "avx512vbmi" in features, "avx512vl" in features)
     if "avx2" in features or "avx" in features:
         least = "pmaddwd" if "avx2" in features else "widen"
         return Machine(8, 16, cores, half, "vpdpbusd" if "avxvnni" in features else least)

@@ -80,7 +80,7 @@ def elementwise(context: NestContext, stage: Stage) -> tirx.Stmt:
     """
     fixed = len(context.prefix)
     axes, extents = fresh(stage.axes[fixed:]), list(stage.extents[fixed:])
-    value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]))
+    value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]), context.machine.scales)
     context = replace(context, machine=byte_machine(context.machine, value, str(stage.buffer.dtype)))
     indices: list[Expr] = list(axes)
     if not axes:

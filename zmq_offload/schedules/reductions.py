@@ -53,7 +53,7 @@ class Reduction:
             return context.write(self.final, list(at), total)
         base = context.inliner()
         value = Inliner(base.program, base.kept, _first(substitute, base.substitute)).expand(self.final, at)
-        return context.write(self.final, list(at), vectorizable(value))
+        return context.write(self.final, list(at), vectorizable(value, context.machine.scales))
 
 
 def _first(one: Callable[..., Expr | None], other: Callable[..., Expr | None] | None) -> Callable[..., Expr | None]:
@@ -73,7 +73,7 @@ def reduction(context: NestContext, pair: Reduction) -> tirx.Stmt:
     """
     stage, fixed = pair.stage, len(context.prefix)
     axes, extents = fresh(stage.axes[fixed:]), stage.extents[fixed:]
-    value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]))
+    value = vectorizable(context.inliner().expand(stage, [*context.prefix, *axes]), context.machine.scales)
     context = replace(context, machine=byte_machine(context.machine, value, str(stage.buffer.dtype)))
     count = elements([*extents, *stage.reduce_extents], unknown=16)
     work = count * max(1, operation_count(value)) // context.machine.lanes

@@ -15,10 +15,7 @@ from zmq_offload.schedules.tvm_internals import CALL_PURE_EXTERN, last_part, ope
 
 
 def _exp(x: Expr) -> Expr:
-    """e^x. `extremum` puts a literal first."""
-    if isinstance(x, tirx.Min) and isinstance(x.a, tirx.FloatImm) and float(x.a.value) <= 0:
-        return transcendental.exp_of_nonpositive(x)
-    return transcendental.exp(x)
+    return transcendental.exp_of_nonpositive(x) if transcendental.is_nonpositive(x) else transcendental.exp(x)
 
 
 _RULES: dict[str, Callable[..., Expr]] = {
@@ -122,8 +119,9 @@ _SMOOTH = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, tirx.Var,
 class _Vectorizable(Safe):
     """Also writes functions as arithmetic, and divisions by literals as multiplications where this is as accurate."""
 
-    def __init__(self) -> None:
+    def __init__(self, scales: bool) -> None:
         super().__init__()
+        self._scales = scales
         self._in_smooth = False
 
     def call(self, call: Call, args: list[Expr]) -> Expr:
@@ -131,6 +129,8 @@ class _Vectorizable(Safe):
         if name == CALL_PURE_EXTERN and str(args[0].value) == "expm1f":
             return transcendental.expm1(args[1])
         dtype = str(call.ty)
+        if name == "exp" and dtype == "float32" and self._scales:
+            return transcendental.exp_by_scaling(*args)
         if name in _RULES and dtype == "float32":
             return _RULES[name](*args)
         if name in _RULES and dtype == "float16":
@@ -164,9 +164,12 @@ class _Vectorizable(Safe):
             self._in_smooth = before
 
 
-def vectorizable(value: Expr) -> Expr:
-    """Return `value` with transcendental functions as arithmetic, and with the rewrites of `Safe`."""
-    return _Vectorizable().visit(value)
+def vectorizable(value: Expr, scales: bool = False) -> Expr:
+    """Return `value` with transcendental functions as arithmetic, and with the rewrites of `Safe`.
+
+    `scales` tells whether the CPU scales by a power of two in one instruction.
+    """
+    return _Vectorizable(scales).visit(value)
 
 
 def is_cheap(value: Expr) -> bool:
