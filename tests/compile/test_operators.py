@@ -184,6 +184,11 @@ OWN: dict[str, Any] = {
     "reflected to the far end": lambda: run(
         [N("Pad", ["x", "p"], ["y"], mode="reflect")], floats(1, 2, 4, 5), {"p": np.array([0, 0, 3, 0, 0, 1, 3, 4])}
     ),
+    "cut at one end, continued at the other": lambda: run(
+        [N("Pad", ["x", "p"], ["e"], mode="edge"), N("Pad", ["e", "p"], ["y"], mode="reflect")],
+        floats(1, 2, 9, 9),
+        {"p": np.array([0, 0, -1, 2, 0, 0, 3, -2])},
+    ),
     "parts that are not equal": lambda: run(
         [N("Split", ["x"], ["a", "b", "c"], num_outputs=3), N("Concat", ["c", "a", "b"], ["y"], axis=0)],
         floats(7, 2),

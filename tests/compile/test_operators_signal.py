@@ -32,11 +32,12 @@ def test_windows_are_constants(periodic: int) -> None:
     assert found.kind == RIGHT, found.detail
 
 
-def test_a_mel_spectrogram() -> None:
+@pytest.mark.parametrize(("shape", "onesided"), [((1, 300, 1), {"onesided": 1}), ((2, 300), {})])
+def test_a_mel_spectrogram(shape: tuple[int, ...], onesided: dict[str, int]) -> None:
     """As exporters write it: a transform of frames, its power, a product with the mel weights."""
     nodes = [
         N("HannWindow", ["n"], ["w"]),
-        N("STFT", ["x", "step", "w"], ["f"], onesided=1),
+        N("STFT", ["x", "step", "w"], ["f"], **onesided),
         N("ReduceSumSquare", ["f"], ["p"], axes=[3], keepdims=0),
         N("MelWeightMatrix", ["bins", "n", "rate", "low", "high"], ["m"]),
         N("MatMul", ["p", "m"], ["y"]),
@@ -44,7 +45,7 @@ def test_a_mel_spectrogram() -> None:
     numbers = {"n": 64, "step": 16, "bins": 8, "rate": 16000}
     constants = {name: np.int64(value) for name, value in numbers.items()}
     constants |= {"low": np.float32(0), "high": np.float32(8000)}
-    found = outcome(run(nodes, floats(1, 300, 1), constants), constant=False)
+    found = outcome(run(nodes, floats(*shape), constants), constant=False)
     assert found.kind == RIGHT, found.detail
 
 

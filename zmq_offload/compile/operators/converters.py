@@ -192,28 +192,32 @@ def pad(bb: Builder, node: Node) -> Expr:
     if pads is not None and not pads.any():
         node.constant(3)
         return node.inputs[0]
+    if mode in ("edge", "reflect") and pads is not None:
+        return _continued(bb, node, pads, mode)
     if mode != "constant" and pads is not None and (pads < 0).any():
         refuse(node, "mode", mode, "use pads that are not negative, and Slice")
-    if mode == "reflect" and pads is not None:
-        return _reflected(bb, node, pads)
     return by_tvm(bb, node)
 
 
-def _reflected(bb: Builder, node: Node, pads: Array) -> Expr:
-    """TVM reflects once and does not check that the result is inside the tensor."""
+def _continued(bb: Builder, node: Node, pads: Array, mode: str) -> Expr:
+    """TVM reflects once, does not check that the result is inside the tensor, and cuts nothing for negative pads."""
     x, axes = node.inputs[0], node.constant(3)
     rank = x.ty.ndim
     before, after = [0] * rank, [0] * rank
     for i, axis in enumerate(range(rank) if axes is None else axes.tolist()):
         before[axis], after[axis] = int(pads[i]), int(pads[i + len(pads) // 2])
     extents = list(x.ty.shape.values)
-    for axis, most in enumerate(map(max, before, after)):
-        if isinstance(extents[axis], tvm.tirx.IntImm) and most >= int(extents[axis]):
-            refuse(node, "mode", "reflect", f"at axis {axis} pads must be less than its extent, {int(extents[axis])}")
+    for axis, ends in enumerate(zip(before, after, strict=True)):
+        if mode == "reflect" and isinstance(extents[axis], tvm.tirx.IntImm):
+            extent = int(extents[axis]) + sum(min(end, 0) for end in ends)
+            if max(ends) >= extent:
+                refuse(node, "mode", mode, f"at axis {axis} pads must be less than its extent, {extent}")
 
     def compute(data: te.Tensor) -> te.Tensor:
         def place(axis: int, i: Expr) -> Expr:
             last, j = data.shape[axis] - 1, i - before[axis]
+            if mode == "edge":
+                return tvm.tirx.max(tvm.tirx.min(j, last), 0)
             j = last - tvm.tirx.abs(last - tvm.tirx.abs(j))
             # A symbolic extent may be smaller than the padding.
             return tvm.tirx.max(tvm.tirx.min(j, last), 0) if not isinstance(last, tvm.tirx.IntImm) else j
@@ -222,9 +226,9 @@ def _reflected(bb: Builder, node: Node, pads: Array) -> Expr:
             return data[tuple(i if not before[a] and not after[a] else place(a, i) for a, i in enumerate(at))]
 
         shape = [d + before[a] + after[a] for a, d in enumerate(data.shape)]
-        return te.compute(shape, element, name="reflect", tag="injective")
+        return te.compute(shape, element, name=mode, tag="injective")
 
-    return bb.emit_te(compute, x, primfunc_name_hint="reflect")
+    return bb.emit_te(compute, x, primfunc_name_hint=mode)
 
 
 def dropout(bb: Builder, node: Node) -> Expr:

@@ -110,6 +110,7 @@ class _Importer(GraphImporter):
         super().__init__()
         self._types, self._outputs = types, outputs
         self._current: onnx.NodeProto | None = None
+        self._doubtful: set[str] = set()
         self._extents = Extents()
         self._values = KnownValues(self, self._extents)
 
@@ -215,9 +216,11 @@ class _Importer(GraphImporter):
         if right.HasField("shape") and isinstance(value.ty.shape, relax.ShapeExpr):
             dims = [d.dim_value if d.HasField("dim_value") else None for d in right.shape.dim]
             ours = [int(d) if isinstance(d, tvm.tirx.IntImm) else None for d in value.ty.shape.values]
-            if node.op_type in (*pools.POOLS, "STFT"):
+            if node.op_type in (*pools.POOLS, "STFT") or self._doubtful.intersection(node.input):
                 # With ceil_mode, and where frames have half of the spectrum, ONNX's shape inference differs from its
-                # specification and from ONNX Runtime.
+                # specification and from ONNX Runtime. So do the shapes that it infers from those.
+                if ours != dims:
+                    self._doubtful.add(node.output[index])
                 return value
             clash = any(a is not None and b is not None and a != b for a, b in zip(ours, dims, strict=False))
             if clash or len(ours) != len(dims):

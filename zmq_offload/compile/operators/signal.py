@@ -84,6 +84,8 @@ def dft(bb: Builder, node: Node) -> Expr:
 def stft(bb: Builder, node: Node) -> Expr:
     """Frames of the signal, times the window, times the matrix of the transform. The length may be symbolic."""
     x, step, weights = node.inputs[0], int(_number(node, 1)), node.inputs[2]
+    if x.ty.ndim == 2:  # ONNX Runtime takes a real signal without an axis for its one part
+        x = bb.normalize(op.expand_dims(x, 2))
     given = node.constant(3)
     if given is not None:
         size = int(given.reshape(-1)[0])
