@@ -86,42 +86,6 @@ def convolution(
     return result
 
 
-def transposed_convolution(
-    bb: relax.BlockBuilder, x: Expr, w: Array, x_zero: Expr, window: Window, extra: Sequence[int]
-) -> Expr | None:
-    """The transposed convolution of [N, C, ...] by [C, O / groups, ...], as int32. None for negative padding, int16
-    weights and symbolic extents.
-
-    It is a convolution of `x` with zero points between its elements. `w` is without its zero point; `extra` is what is
-    added to the end of each axis.
-    """
-    spatial = x.ty.ndim - 2
-    extents = [int(d) for d in x.ty.shape.values[2:] if isinstance(d, tvm.tirx.IntImm)]
-    reach = [(k - 1) * d for k, d in zip(w.shape[2:], window.dilations, strict=True)]
-    before = [r - p for r, p in zip(reach, window.pads[:spatial], strict=True)]
-    after = [r - p + e for r, p, e in zip(reach, window.pads[spatial:], extra, strict=True)]
-    if len(extents) < spatial or min(*before, *after) < 0 or w.min() < -128 or w.max() > 127:
-        return None
-    strides = window.strides
-    if any(s > 1 for s in strides):
-        leading = list(x.ty.shape.values[:2])
-        apart = [part for extent in extents for part in (extent, 1)]
-        x = bb.normalize(op.reshape(x, relax.ShapeExpr([*leading, *apart])))
-        widths = [0, 0, 0, 0, *(n for s in strides for n in (0, 0, 0, s - 1))]
-        zero = array_of(x_zero)
-        assert zero is not None
-        x = bb.normalize(op.nn.pad(x, widths, "constant", float(zero.reshape(-1)[0])))
-        longer = [extent * s for extent, s in zip(extents, strides, strict=True)]
-        x = bb.normalize(op.reshape(x, relax.ShapeExpr([*leading, *longer])))
-        axes = list(range(2, 2 + spatial))
-        ends = [length - s + 1 for length, s in zip(longer, strides, strict=True)]
-        x = bb.normalize(op.strided_slice(x, axes, [0] * spatial, ends))
-    grouped = np.flip(w, tuple(range(2, 2 + spatial))).reshape(window.groups, -1, *w.shape[1:])
-    kernel = grouped.swapaxes(1, 2).reshape(-1, w.shape[0] // window.groups, *w.shape[2:]).astype(np.int8)
-    plain = Window([1] * spatial, [*before, *after], window.dilations, window.groups)
-    return convolution(bb, x, relax.const(kernel), x_zero, None, plain)
-
-
 def is_zero(zero: Expr | None) -> bool:
     """Whether a zero point is known to be 0 everywhere."""
     array = array_of(zero)

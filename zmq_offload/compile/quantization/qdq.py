@@ -24,6 +24,7 @@ from zmq_offload.compile.quantization.blocks import BlockRewriter, relax_functio
 from zmq_offload.compile.quantization.byte_tables import Tables
 from zmq_offload.compile.quantization.integers import BYTES, Window, array_of
 from zmq_offload.compile.quantization.requantize import lower, requantize
+from zmq_offload.compile.quantization.shuffles import Shuffled, transposed_convolution
 from zmq_offload.protocol.payload import Array
 from zmq_offload.schedules.simplify import simplify
 from zmq_offload.schedules.tvm_internals import operator_name
@@ -48,7 +49,7 @@ MOVERS = {
 """Operators whose results are among the values of their first operand."""
 
 CONVOLUTIONS = {"relax.nn.conv1d": 1, "relax.nn.conv2d": 2, "relax.nn.conv3d": 3}
-TRANSPOSED = {"relax.nn.conv1d_transpose": 1, "relax.nn.conv2d_transpose": 2}
+TRANSPOSED = {"relax.nn.conv1d_transpose": 1, "relax.nn.conv2d_transpose": 2, "relax.nn.conv3d_transpose": 3}
 QUANTIZED = {"relax.quantize", "relax.dequantize"}
 
 
@@ -96,14 +97,20 @@ class _Products(BlockRewriter):
     def __init__(self, mod: tvm.IRModule, function: relax.Function) -> None:
         super().__init__(mod, function)
         self._known: dict[Var, _Quantized | None] = {}
+        self.shuffled, self.at = Shuffled(), function.params[0]
 
     def enter(self, block: relax.BindingBlock) -> None:
         super().enter(block)
         self._known = {}
 
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        self.at = binding.var
+        super().visit_var_binding_(binding)
+
     def visit_call_(self, call: Call) -> Expr:
         rule = _RULES.get(operator_name(call))
-        other = None if rule is None else rule(self, call)
+        other = self.shuffled.follow(self, call, self.at, self.uses)
+        other = rule(self, call) if other is None and rule is not None else other
         return self._with_own_operands(call) if other is None else other
 
     def _with_own_operands(self, call: Call) -> Expr:
@@ -312,10 +319,14 @@ def _transposed(graph: _Products, call: Call) -> Expr | None:
     )
     extra = [int(p) for p in attributes.output_padding]
     wide = (1, -1, *(1,) * spatial)
-    difference = array.astype(np.int32) - (w.zero.astype(np.int32).reshape(wide) if w.zero.ndim else w.zero)
-    sums = integers.transposed_convolution(graph.builder_, x.value, difference, relax.const(x.zero), window, extra)
+    found = transposed_convolution(graph.builder_, x.value, array, relax.const(x.zero), w.zero, window, extra)
+    if found is None:
+        return None
+    sums, shuffle = found
     scale = x.scale * w.scale
-    return None if sums is None else graph.real(sums, scale.reshape(wide) if scale.ndim else scale)
+    spread = shuffle.spread(scale.reshape(wide) if scale.ndim else scale)
+    assert spread is not None
+    return graph.shuffled.add(graph.builder_, graph.at, graph.real(sums, spread), shuffle)
 
 
 def _take(graph: _Products, call: Call) -> Expr | None:
