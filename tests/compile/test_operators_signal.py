@@ -32,12 +32,12 @@ def test_windows_are_constants(periodic: int) -> None:
     assert found.kind == RIGHT, found.detail
 
 
-@pytest.mark.parametrize(("shape", "onesided"), [((1, 300, 1), {"onesided": 1}), ((2, 300), {})])
-def test_a_mel_spectrogram(shape: tuple[int, ...], onesided: dict[str, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 300, 1), (2, 300)])
+def test_a_mel_spectrogram(shape: tuple[int, ...]) -> None:
     """As exporters write it: a transform of frames, its power, a product with the mel weights."""
     nodes = [
         N("HannWindow", ["n"], ["w"]),
-        N("STFT", ["x", "step", "w"], ["f"], **onesided),
+        N("STFT", ["x", "step", "w"], ["f"], onesided=1),
         N("ReduceSumSquare", ["f"], ["p"], axes=[3], keepdims=0),
         N("MelWeightMatrix", ["bins", "n", "rate", "low", "high"], ["m"]),
         N("MatMul", ["p", "m"], ["y"]),
@@ -46,6 +46,17 @@ def test_a_mel_spectrogram(shape: tuple[int, ...], onesided: dict[str, int]) -> 
     constants = {name: np.int64(value) for name, value in numbers.items()}
     constants |= {"low": np.float32(0), "high": np.float32(8000)}
     found = outcome(run(nodes, floats(*shape), constants), constant=False)
+    assert found.kind == RIGHT, found.detail
+
+
+def test_shapes_that_onnx_infers_wrongly_are_not_believed() -> None:
+    """Without `onesided` frames have half of the spectrum; ONNX infers the whole."""
+    nodes = [
+        N("STFT", ["x", "step", "", "length"], ["f"]),
+        N("ReduceSumSquare", ["f"], ["p"], axes=[3], keepdims=0),
+        N("Sqrt", ["p"], ["y"]),
+    ]
+    found = outcome(run(nodes, floats(2, 64), {"step": np.int64(16), "length": np.int64(32)}), constant=False)
     assert found.kind == RIGHT, found.detail
 
 
