@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import onnx
 import pytest
 import tvm
 from tvm import relax, tirx
@@ -149,3 +150,14 @@ def test_exp_scales_by_one_instruction_where_there_is_one(path: str, wanted: boo
     text = assembly(net, [net.op("Exp", net.input(4095))], tvm.target.Target(TARGETS[path]))
     assert any("vscalefps" in line for loop in innermost_loops(text) for line in loop) == wanted
     assert "ldexp" not in text
+
+
+@pytest.mark.parametrize("path", TARGETS)
+def test_positions_of_extremes_are_vector_code(path: str) -> None:
+    net = Net()
+    channels, rows = net.input(1, 20, 8, 512), net.input(4, 4096)
+    found = [net.op("ArgMax", channels, axis=1, keepdims=0), net.op("ArgMin", rows, axis=-1, keepdims=1)]
+    outputs = [net.op("Cast", places, to=onnx.TensorProto.FLOAT) for places in found]
+    loops = innermost_loops(assembly(net, outputs, tvm.target.Target(TARGETS[path])))
+    assert len(loops) >= 4
+    assert not [line for loop in loops for line in scalar_arithmetic(loop)]

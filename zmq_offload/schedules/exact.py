@@ -14,6 +14,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Call, Expr, IRModule
 from tvm.relax.expr_functor import mutator
 
+from zmq_offload.schedules.positions import first_extreme
 from zmq_offload.schedules.simplify import GraphRewriter, rewritten
 from zmq_offload.schedules.softmax import softmax
 from zmq_offload.schedules.tvm_internals import FUSABLE, last_part, operator_name
@@ -143,6 +144,16 @@ def _position(graph: _Exact, call: Call) -> Expr | None:
     largest = operator_name(call) == "relax.argmax"
     rank = x.ty.ndim
     axis = int(attrs.axis) % rank
+    if kind == "float32":
+        return graph.builder_.emit_te(
+            first_extreme,
+            x,
+            axis,
+            bool(attrs.keepdims),
+            largest,
+            dtype,
+            primfunc_name_hint=last_part(operator_name(call)),
+        )
 
     def combine(a: Sequence[Expr], b: Sequence[Expr]) -> tuple[Expr, Expr]:
         better = a[1] > b[1] if largest else a[1] < b[1]

@@ -32,7 +32,7 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.functions.vector_math import is_cheap
 from zmq_offload.schedules.machine import L1_BYTES, Machine
 from zmq_offload.schedules.nests import SERIAL_WORK, TASKS_PER_THREAD, NestContext, elementwise
-from zmq_offload.schedules.reductions import Reduction, reduction
+from zmq_offload.schedules.reductions import Reduction, across, reduction
 from zmq_offload.schedules.rewrite import constant, loads, same
 from zmq_offload.schedules.stages import Inliner, Program, Stage, same_indices
 
@@ -181,6 +181,8 @@ def _shared_rows(program: Program, kept: list[Var], nests: list[_Nest]) -> int:
     # Vectors need the last axis of a nest, unless each row is a single value.
     if rows and any(i > 1 for i in inner):
         rows = min(rows, min(len(n.final.axes) for n in nests if n.reduce is None) - 1)
+    if rows and any(n.reduce is not None and across(Inliner(program, kept).expand, n.reduce) for n in nests):
+        rows = min(rows, len(final.axes) - 1)
     row_bytes = 4 * sum(elements(n.final.extents[rows:], unknown=1024) for n in nests)
     total = elements(final.extents[:rows], unknown=64)
     return rows if total > 1 and row_bytes <= 16 * L1_BYTES else 0

@@ -90,6 +90,13 @@ def reduction(context: NestContext, pair: Reduction) -> tirx.Stmt:
     return form(context, pair, axes, extents, value, threads).statement()
 
 
+def across(expand: Callable[[Stage, list[Expr]], Expr], stage: Stage) -> bool:
+    """Return whether `reduction` computes vectors of results of `stage`."""
+    if not stage.axes or (constant(stage.extents[-1]) or 1) == 1:
+        return False
+    return access_pattern(vectorizable(expand(stage, list(stage.axes))), stage.axes[-1]).contiguous
+
+
 def _combine(stage: Stage, total: Expr, value: Expr) -> Expr:
     assert stage.combine is not None
     if stage.combine in (tirx.Max, tirx.Min):
