@@ -25,10 +25,8 @@ SMALL = 1 << 16
 """Elements up to which a result replaces its node even where it is larger than what it is computed from."""
 
 SHAPE_VALUES = 1 << 10
-"""Elements up to which ONNX's shape inference gets to know a value, the target of a Reshape for instance."""
-
-HEAVY_BYTES = 1 << 12
-"""Weights above this size stay behind in the copy for shape inference."""
+"""Elements up to which ONNX's shape inference gets to know a value, the target of a Reshape for instance. Weights with
+more stay behind in the copy for it."""
 
 KEPT = {
     *("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"),  # weights stay as small as they are
@@ -56,8 +54,8 @@ def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
         if field.name != "initializer":
             _assign(copy.graph, field, value)
     for weight in model.graph.initializer:
-        large = weight.ByteSize() > HEAVY_BYTES
-        light = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims) if large else weight
+        type_only = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+        light = type_only if _is_large(weight) else weight
         copy.graph.initializer.append(light)
     return copy
 
@@ -65,7 +63,7 @@ def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which large weights have only a type. Shape inference copies the model several times."""
     copy = without_data(model)
-    large = [weight for weight in model.graph.initializer if weight.ByteSize() > HEAVY_BYTES]
+    large = [weight for weight in model.graph.initializer if _is_large(weight)]
     declared = {v.name for v in (*copy.graph.input, *copy.graph.value_info)}
     types = [onnx.ValueInfoProto(name=w.name, type=type_of(w)) for w in large if w.name not in declared]
     copy.graph.value_info.extend(types)
@@ -74,6 +72,11 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         if copy.graph.initializer[index].name in names:
             del copy.graph.initializer[index]
     return copy
+
+
+def _is_large(weight: onnx.TensorProto) -> bool:
+    # By its shape: protobuf copies all bytes to tell their number.
+    return bool(math.prod(weight.dims) > SHAPE_VALUES)
 
 
 def _assign(message: onnx.ModelProto | onnx.GraphProto, field: object, value: object) -> None:

@@ -143,9 +143,12 @@ class KnownValues:
 
     def _note_lost(self, node: onnx.NodeProto) -> None:
         found = next((self._lost[name] for name in node.input if name in self._lost), None)
-        inputs = [self.of(name) for name in node.input if name]
-        if found is None and node.op_type in EVALUATED and all(value is not None for value in inputs):
-            elements = [e for value in inputs if value is not None for e in value.elements.flat]
+        if found is None and node.op_type in EVALUATED:
+            elements: list[object] = []
+            for value in (self.of(name) for name in node.input if name):
+                if value is None:  # before the others are looked at: they are weights
+                    return
+                elements += value.elements.flat
             found = node.output[0], elements
         if found is not None:
             self._lost.update(dict.fromkeys(filter(None, node.output), found))
