@@ -247,11 +247,10 @@ def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tu
     right. `what` begins the message, for example "model 'ocr' version 1".
     """
     wanted = {spec.name: spec for spec in specs}
-    listing = "; ".join(map(str, wanted.values())) or "no tensors"
-    missing = [name for name in wanted if name not in given]
-    extra = [name for name in given if name not in wanted]
-    if missing or extra:
-        faults = [f"input {name!r} is missing" for name in missing] + [f"input {name!r} is not known" for name in extra]
+    if given.keys() != wanted.keys():
+        listing = "; ".join(map(str, wanted.values())) or "no tensors"
+        faults = [f"input {name!r} is missing" for name in wanted if name not in given]
+        faults += [f"input {name!r} is not known" for name in given if name not in wanted]
         raise InvalidArgument(f"{what}: {', '.join(faults)}; it takes {listing}")
     batch: tuple[str, int] | None = None
     for name, (datatype, shape) in given.items():
@@ -260,21 +259,26 @@ def check_tensors(specs: Iterable[TensorSpec], given: Mapping[str, tuple[str, tu
             raise InvalidArgument(f"{what}: input {name!r} has datatype {datatype}, it takes {spec}")
         if not spec.fits(shape):
             raise InvalidArgument(f"{what}: input {name!r} has shape {list(shape)}, it takes {spec}")
-        for axis, extent in enumerate(shape):
-            if extent % spec.multiple(axis):
-                raise InvalidArgument(
-                    f"{what}: dimension {axis} of input {name!r} is {extent}, which is not a multiple of "
-                    f"{spec.multiple(axis)}; it takes {spec}"
-                )
-            most = spec.maximum(axis)
-            if most is not None and extent > most:
-                raise InvalidArgument(
-                    f"{what}: dimension {axis} of input {name!r} is {extent}, but a table of the model ends at {most}; "
-                    f"it takes at most {most}"
-                )
+        if spec.multiples is not msgspec.UNSET or spec.maximums is not msgspec.UNSET:
+            _check_extents(spec, shape, what)
         if spec.shape and spec.shape[0] == ANY:
             if batch is not None and batch[1] != shape[0]:
                 raise InvalidArgument(
                     f"{what}: input {name!r} has batch {shape[0]} but input {batch[0]!r} has batch {batch[1]}"
                 )
             batch = name, shape[0]
+
+
+def _check_extents(spec: TensorSpec, shape: Sequence[int], what: str) -> None:
+    for axis, extent in enumerate(shape):
+        if extent % spec.multiple(axis):
+            raise InvalidArgument(
+                f"{what}: dimension {axis} of input {spec.name!r} is {extent}, which is not a multiple of "
+                f"{spec.multiple(axis)}; it takes {spec}"
+            )
+        most = spec.maximum(axis)
+        if most is not None and extent > most:
+            raise InvalidArgument(
+                f"{what}: dimension {axis} of input {spec.name!r} is {extent}, but a table of the model ends at "
+                f"{most}; it takes at most {most}"
+            )
