@@ -1,15 +1,16 @@
 """Many networks beside ONNX Runtime: `python -m tests.benchmarks.bench_models`.
 
-Builds each network, compiles it without tuning, and runs it in turns with ONNX Runtime, first with one thread and then
-with two. Each compiler and each pair of runtimes has a process of its own. Results go to a JSON file, which also lets a
-run that was interrupted go on; the table and the picture are made from it.
+Builds each network, compiles it without tuning for this CPU and for x86-64-v3 (AVX2), and runs it in turns with ONNX
+Runtime, first with one thread and then with two. Each compiler and each pair of runtimes has a process of its own.
+Results go to a JSON file, which also lets a run that was interrupted go on; `model_report` makes the table and the
+picture from it, and `--write docs` puts both into docs/compute.md.
 
 - With one thread the ratio is of CPU times, the minimum of many calls: other work on the machine hardly changes it.
 - With two threads the ratio is of elapsed times, because TVM's threads spin while they wait. ONNX Runtime's do not
-  here (`session.intra_op.allow_spinning=0`).
-- `--target x86-64-v3` compiles for AVX2 on a CPU with AVX-512. ONNX Runtime has no such switch and uses all that the
-  CPU has.
-- Peak memory is that of the process that compiles, imports included.
+  here (`session.intra_op.allow_spinning=0`). The machine has to be quiet.
+- ONNX Runtime uses all that the CPU has; no option holds it to AVX2. `--onnxruntime x86-64-v3=FOLDER` imports another
+  build of it, for the runs of that target.
+- Seconds of compiling are CPU time, the linker's included. Peak memory is that of the process, imports included.
 
 The networks need torch, torchvision, transformers and onnxscript. `--python` names the interpreter that has them.
 """
@@ -21,21 +22,19 @@ import json
 import math
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from tests.benchmarks.model_report import THREADS, Row, draw, summary, table, write_page
 from tests.benchmarks.networks import NETWORKS, SHAPES, Network, sample
 
-Row = dict[str, Any]
-THREADS = (1, 2)
 TIME_LIMIT = 600
 """Seconds after which a step of one network is given up."""
 
@@ -48,36 +47,48 @@ def compile_one(file: Path, shapes: dict[str, tuple[int, ...]], library: Path, t
     from zmq_offload.compile.onnx.importer import import_uncut
     from zmq_offload.compile.target import resolve_target
 
-    clock = time.perf_counter
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     chosen = resolve_target({"kind": "llvm", "mcpu": target, "num-cores": 2} if target else None)
-    begin = clock()
+    begin = _cpu_seconds()
     mod = import_uncut(file, shapes)
-    imported = clock()
+    imported = _cpu_seconds()
     build_library(mod, library, chosen)
-    built = clock()
+    built = _cpu_seconds()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     row = {
         "import s": imported - begin,
         "build s": built - imported,
         "start MB": before / 1e3,
         "peak MB": peak / 1e3,
-        "weights MB": sum(math.prod(w.dims) * _bytes(w) for w in onnx.load(file).graph.initializer) / 1e6,
+        "weights MB": _weight_bytes(onnx.load(file)) / 1e6,
     }
     if default:
-        begin = clock()
+        begin = _cpu_seconds()
         with chosen:
-            tvm.compile(mod, chosen)
-        row["default build s"] = clock() - begin
+            tvm.compile(mod, chosen).export_library(str(library.with_suffix(".default.so")))
+        row["default build s"] = _cpu_seconds() - begin
+        library.with_suffix(".default.so").unlink()
     return row
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
-    return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+def _cpu_seconds() -> float:
+    """Of this process and of the linkers that it started."""
+    return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    tensors = [
+        *model.graph.initializer,
+        *(a.t for n in model.graph.node for a in n.attribute if n.op_type == "Constant"),
+    ]
+    return sum(
+        math.prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in tensors if t.data_type
+    )
 
 
 def run_one(file: Path, shapes: dict[str, tuple[int, ...]], library: Path, threads: int, seconds: float) -> Row:
-    """Run a compiled file and ONNX Runtime in turns; milliseconds of the fastest calls, and the largest difference."""
+    """Run a compiled file and ONNX Runtime in turns; milliseconds of the fastest calls, and the largest difference as a
+    share of `largest`, the largest value of that result."""
     os.environ["TVM_NUM_THREADS"] = str(threads)
     import onnxruntime
     import tvm
@@ -101,7 +112,7 @@ def run_one(file: Path, shapes: dict[str, tuple[int, ...]], library: Path, threa
 
     result, expected = ours(), theirs()
     results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
-    off = max(
+    off, largest = max(
         _difference(r.numpy(), e)
         for r, e in zip(results, expected, strict=True)
         if isinstance(e, np.ndarray) and e.size
@@ -117,6 +128,7 @@ def run_one(file: Path, shapes: dict[str, tuple[int, ...]], library: Path, threa
         f"ours ms {threads}": min(times["ours"]) * 1e3,
         f"ort ms {threads}": min(times["theirs"]) * 1e3,
         "off": off,
+        "largest": largest,
     }
 
 
@@ -126,19 +138,28 @@ def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - begin
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, relative to the largest value."""
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """The largest difference, relative to the largest value, and that value."""
     if ours.shape != theirs.shape:
-        return math.inf
+        return math.inf, 1.0
     a, b = ours.astype("float64"), theirs.astype("float64")
-    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+    largest = max(float(np.abs(b).max()), 1e-30)
+    return float(np.abs(a - b).max()) / largest, largest
 
 
-def _child(step: str, *arguments: str) -> Row:
+def _child(step: str, *arguments: str, first_on_path: str = "") -> Row:
     """Run one step in a process of its own, and return its row or its error."""
+    path = os.pathsep.join(filter(None, (first_on_path, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-m", "tests.benchmarks.bench_models", "--step", step, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIME_LIMIT)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIME_LIMIT,
+            env={**os.environ, "PYTHONPATH": path},
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"{step}: more than {TIME_LIMIT} s"}
     lines = done.stdout.strip().splitlines()
@@ -148,7 +169,7 @@ def _child(step: str, *arguments: str) -> Row:
     return dict(json.loads(lines[-1]))
 
 
-def measure(network: Network, args: argparse.Namespace) -> Row:
+def measure(network: Network, target: str, args: argparse.Namespace) -> Row:
     """One row of the results, or what failed."""
     row: Row = {"family": network.family}
     try:
@@ -157,79 +178,26 @@ def measure(network: Network, args: argparse.Namespace) -> Row:
         return {**row, "error": f"export: {error}"[:300]}
     shapes = json.dumps(SHAPES.get(network.name, {}))
     library = args.folder / f"{network.name}.so"
-    row |= _child("compile", str(file), shapes, str(library), args.target, "default" if args.default else "")
+    default = "default" if args.default and target == args.target[0] else ""
+    row |= _child("compile", str(file), shapes, str(library), "" if target == _host() else target, default)
     for threads in THREADS:
         if "error" not in row:
-            row |= _child("run", str(file), shapes, str(library), str(threads), str(args.seconds))
+            step = ("run", str(file), shapes, str(library), str(threads), str(args.seconds))
+            row |= _child(*step, first_on_path=args.onnxruntime.get(target, ""))
     library.unlink(missing_ok=True)
     return row
 
 
-def _ratio(row: Row, threads: int) -> float | None:
-    ours = row.get(f"ours ms {threads}")
-    return None if ours is None else float(ours / row[f"ort ms {threads}"])
+def _host() -> str:
+    from tvm.target.codegen import llvm_get_system_cpu
+
+    return str(llvm_get_system_cpu())
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
-
-
-def table(rows: dict[str, Row]) -> str:
-    """A line for each network, and the bars of the whole."""
-    lines = [
-        "| network | family | ours, ms | ONNX Runtime, ms | ratio | 2 threads: ours, ms | ONNX Runtime, ms | ratio "
-        "| off by | compile s | of TVM's default | peak MB | weights MB |",
-        "|---|---|" + "---:|" * 11,
-    ]
-    for name, row in rows.items():
-        if "error" in row:
-            lines.append(f"| {name} | {row['family']} | {row['error'].replace('|', '/')} |" + " |" * 10)
-            continue
-        cells = []
-        for threads in THREADS:
-            cells += [
-                f"{row[f'ours ms {threads}']:.2f}",
-                f"{row[f'ort ms {threads}']:.2f}",
-                f"{_ratio(row, threads):.2f}",
-            ]
-        compiled = row["import s"] + row["build s"]
-        default = f"{row['build s'] / row['default build s']:.1f}x" if "default build s" in row else ""
-        cells += [f"{row['off']:.1e}", f"{compiled:.1f}", default, f"{row['peak MB']:.0f}", f"{row['weights MB']:.0f}"]
-        lines.append(f"| {name} | {row['family']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def summary(rows: dict[str, Row]) -> str:
-    """Geometric means and the worst of each column."""
-    good = {name: row for name, row in rows.items() if "error" not in row}
-    lines = [f"{len(good)} of {len(rows)} networks of {len({r['family'] for r in rows.values()})} families."]
-    for threads in THREADS:
-        ratios = {name: r for name, row in good.items() if (r := _ratio(row, threads)) is not None}
-        if ratios:
-            slow = ", ".join(f"{n} {r:.2f}" for n, r in sorted(ratios.items(), key=lambda x: -x[1]) if r > 1.3)
-            lines.append(
-                f"{threads} thread{'s' * (threads > 1)}: geometric mean {geometric_mean(ratios.values()):.2f}, "
-                f"largest {max(ratios.values()):.2f}" + (f"; above 1.3: {slow}" if slow else "")
-            )
-    if good:
-        longest = max(good, key=lambda n: good[n]["import s"] + good[n]["build s"])
-        row = good[longest]
-        lines.append(f"longest compile: {longest}, {row['import s'] + row['build s']:.1f} s")
-        above = [n for n, r in good.items() if r["peak MB"] > 6 * r["weights MB"] + 400]
-        lines.append(f"peak memory above 6 times the weights + 400 MB: {', '.join(above) or 'none'}")
-    return "\n".join(lines)
-
-
-def draw(rows: dict[str, Row], path: Path, title: str) -> None:
-    """A bar for each network: the ratio with one thread, colored by family."""
-    from zmq_offload.charts.bars import Bars, draw
-    from zmq_offload.charts.style import save
-
-    names = [name for name, row in rows.items() if "error" not in row]
-    families = list(dict.fromkeys(rows[name]["family"] for name in names))
-    panels = {f"{n} thread{'s' * (n > 1)}": {name: _ratio(rows[name], n) or 0.0 for name in names} for n in THREADS}
-    groups = {name: families.index(rows[name]["family"]) for name in names}
-    save(draw(Bars(title, panels, names, groups, "{:.2f}".format)), path)
+def _cpu() -> str:
+    """The name of this machine's CPU."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
 
 
 def _arguments() -> argparse.Namespace:
@@ -240,28 +208,45 @@ def _arguments() -> argparse.Namespace:
         "--folder", type=Path, default=Path("/tmp/zmq-offload-networks"), help="where ONNX files are kept"
     )
     parser.add_argument("--results", type=Path, help="JSON file; networks that it has are not measured again")
-    parser.add_argument("--target", default="", help="a CPU of LLVM's, such as x86-64-v3; default: this machine's")
+    parser.add_argument(
+        "--target", action="append", help="a CPU of LLVM's; again for more; default: this machine's and x86-64-v3"
+    )
+    parser.add_argument(
+        "--onnxruntime", action="append", default=[], metavar="TARGET=FOLDER", help="import ONNX Runtime from there"
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="for each network and number of threads")
-    parser.add_argument("--default", action="store_true", help="compile with TVM's default pipeline, too")
+    parser.add_argument(
+        "--default", action="store_true", help="compile with TVM's default pipeline, too (first target)"
+    )
+    parser.add_argument("--write", type=Path, metavar="docs", help="folder of compute.md: put table and picture there")
     parser.add_argument("-o", "--output", type=Path, help="a picture, .png or .svg")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.target = args.target or [_host(), "x86-64-v3"]
+    args.onnxruntime = dict(each.split("=", 1) for each in args.onnxruntime)
+    return args
 
 
 def main() -> None:
     args = _arguments()
     args.folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, Row] = json.loads(args.results.read_text()) if args.results and args.results.exists() else {}
+    results: dict[str, dict[str, Row]] = {}
+    if args.results and args.results.exists():
+        results = json.loads(args.results.read_text())
     wanted = [n for n in NETWORKS if not args.names or n.name in args.names or n.family in args.names]
     for network in wanted:
-        if network.name not in rows:
-            rows[network.name] = measure(network, args)
-            print(network.name, json.dumps(rows[network.name]), file=sys.stderr, flush=True)
-            if args.results:
-                args.results.write_text(json.dumps(rows, indent=1))
-    shown = {n.name: rows[n.name] for n in wanted}
-    print(table(shown), summary(shown), sep="\n\n")
+        for target in args.target:
+            rows = results.setdefault(target, {})
+            if network.name not in rows:
+                rows[network.name] = measure(network, target, args)
+                print(network.name, target, json.dumps(rows[network.name]), file=sys.stderr, flush=True)
+                if args.results:
+                    args.results.write_text(json.dumps(results, indent=1))
+    shown = {target: {n.name: results[target][n.name] for n in wanted} for target in args.target}
+    print(summary(shown), table(shown), sep="\n\n")
     if args.output:
-        draw(shown, args.output, f"Time beside ONNX Runtime, {args.target or 'this CPU'} (below 1: faster)")
+        draw(shown, args.output)
+    if args.write:
+        write_page(shown, args.write, _cpu())
 
 
 def _step(step: str, file: str, shapes: str, library: str, *rest: str) -> None:
