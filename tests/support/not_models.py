@@ -74,6 +74,17 @@ def node(operator: str, domain: str, version: int = 1) -> Callable[[onnx.ModelPr
     return change
 
 
+def becomes(operator: str, domain: str = "") -> Callable[[onnx.ModelProto], object]:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node[1].op_type, model.graph.node[1].domain = operator, domain
+
+    return change
+
+
+def bytes_for_a_name(path: Path) -> None:
+    path.write_bytes(network().SerializeToString().replace(b"gemm", b"\xff\xfe\xfd\xfc"))
+
+
 def of_kind(kind: onnx.TypeProto, place: str = "input") -> Callable[[onnx.ModelProto], object]:
     def change(model: onnx.ModelProto) -> None:
         getattr(model.graph, place)[0].type.CopyFrom(kind)
@@ -216,6 +227,14 @@ CASES: dict[str, Case] = {
         "m.onnx",
         changed(lambda m: setattr(m.graph.initializer[0], "data_type", 99)),
         "the weight 'w' has the unknown datatype 99",
+    ),
+    "name of bytes": ("m.onnx", bytes_for_a_name, r"the name b'.*' is not text \(UTF-8\); export it again"),
+    "no branches": ("m.onnx", changed(becomes("If")), "node 'relu' .If. has no 'then_branch'; export it again"),
+    "no body": ("m.onnx", changed(becomes("Scan")), "node 'relu' .Scan. has no 'body'; export it again"),
+    "domain without an opset": (
+        "m.onnx",
+        changed(becomes("Relu", "a.b")),
+        "Relu .a.b, node 'relu'.: its definition is not known",
     ),
     "nothing computes it": (
         "m.onnx",

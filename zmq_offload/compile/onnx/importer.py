@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -107,12 +107,15 @@ def simplify(model: onnx.ModelProto, tensors: Iterable[str] = ()) -> onnx.ModelP
     """Fold constants, in particular shape computations, which TVM's importer cannot leave to run time.
 
     Tensors named in `tensors` are kept, where the model has them. The given model is changed.
+
+    Raises InvalidArgument for loops that cannot be written out, and for a model that breaks ONNX's rules.
     """
-    simple = fold(inlined(model), tensors)
-    # A loop in a loop has a known number of rounds when the outer one is written out and folded.
-    while (flat := unrolled(simple)) is not None:
-        simple = fold(inlined(flat), tensors)
-    return simple
+    with _faults_refused():
+        simple = fold(inlined(model), tensors)
+        # A loop in a loop has a known number of rounds when the outer one is written out and folded.
+        while (flat := unrolled(simple)) is not None:
+            simple = fold(inlined(flat), tensors)
+        return simple
 
 
 def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -122,11 +125,17 @@ def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
 
 
 def _to_relax(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> tvm.IRModule:
-    try:
+    with _faults_refused(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), interruptible():
         # The importer prints the operator that it fails on, and warns about names and shapes that it changes.
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), interruptible():
-            warnings.simplefilter("ignore")
-            return without_bfloat16(import_graph(model, outputs))
+        warnings.simplefilter("ignore")
+        return without_bfloat16(import_graph(model, outputs))
+
+
+@contextlib.contextmanager
+def _faults_refused() -> Iterator[None]:
+    """Raises InvalidArgument for any error: a file can break every rule of ONNX, and TVM knows few of them."""
+    try:
+        yield
     except OffloadError:
         raise
     except Exception as error:

@@ -41,11 +41,30 @@ def check_usable(model: onnx.ModelProto, file: Path) -> None:
     if not model.ir_version or not graph.node or not graph.output:
         raise InvalidArgument(f"{file} is not an ONNX model: it has no graph")
     nodes = list(all_nodes(graph))
+    for node in nodes:
+        _check_node(node, file)
     _check_purpose(model, nodes, file)
     _check_values(graph, file)
     for tensor in _weights(graph):
         _check_weight(tensor, file)
     _check_order(graph, set(), file)
+
+
+def _check_node(node: onnx.NodeProto, file: Path) -> None:
+    """Raises InvalidArgument for names that are not text, and for a loop or a branch without its bodies."""
+    for name in (node.op_type, node.domain, node.name, *node.input, *node.output):
+        if isinstance(name, bytes):  # protobuf keeps what is not UTF-8
+            raise InvalidArgument(f"{file} is damaged: the name {name!r} is not text (UTF-8); export it again")
+    given = {attribute.name for attribute in node.attribute if attribute.HasField("g")}
+    lacking = [name for name in _BODIES.get((node.domain, node.op_type), ()) if name not in given]
+    if lacking:
+        raise InvalidArgument(
+            f"{file} is damaged: node {_name(node)!r} ({node.op_type}) has no {lacking[0]!r}; export it again"
+        )
+
+
+_BODIES = {("", "If"): ("then_branch", "else_branch"), ("", "Loop"): ("body",), ("", "Scan"): ("body",)}
+"""The bodies that an operator must have."""
 
 
 def _check_purpose(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], file: Path) -> None:

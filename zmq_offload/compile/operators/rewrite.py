@@ -107,7 +107,9 @@ def _write_out_splits(model: onnx.ModelProto) -> None:
     nodes = [n for n in model.graph.node if n.op_type == "Split" and any(a.name == "num_outputs" for a in n.attribute)]
     if not nodes:
         return
-    typed = onnx.shape_inference.infer_shapes(without_weights(model))
+    typed = without_weights(model)
+    with contextlib.suppress(Exception):  # a faulty node, which the importer refuses by name
+        typed = onnx.shape_inference.infer_shapes(typed)
     known = {v.name: v.type.tensor_type for v in (*typed.graph.input, *typed.graph.value_info, *typed.graph.output)}
     for number, node in enumerate(nodes):
         pieces = [known.get(name) for name in node.output]
