@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tflite
+from tvm.ir import Call
 
 from tests.support import onnx_models
 from tests.support.local_client import LocalClient
-from tests.support.tflite_models import Writer, channels, computed, network
+from tests.support.tflite_models import Writer, channels, computed, dynamic_range, full_integer, network
 from zmq_offload.cli.main import main
 from zmq_offload.compile import compile_model, compile_uncut, list_cuts
 from zmq_offload.compile.build import prepared
@@ -22,6 +23,8 @@ from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.machine import machine_of
+
+PRODUCTS = ("relax.nn.conv2d", "relax.matmul")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,34 @@ def test_convolutions_of_channels_have_kernels(tmp_path: Path) -> None:
     np.testing.assert_allclose(UncutModel(tmp_path / "m.so")(image)[0], want, atol=1e-5)
     kernels = channels_last(prepared(model.uncut({})), machine_of(host_target()))
     assert "R.nn." not in kernels.script()
+
+
+def test_a_full_integer_model_is_computed_in_integers_as_litert_does(tmp_path: Path) -> None:
+    path = full_integer(tmp_path / "m.tflite")
+    model = read_model(path)
+    bindings = [b for block in prepared(model.uncut({}))["main"].body.blocks for b in block.bindings]
+    products = [b.value for b in bindings if isinstance(b.value, Call) and b.value.op.name in PRODUCTS]
+    assert len(products) == 3 and all(str(p.ty.dtype) == "int32" for p in products)
+    pytest.importorskip("ai_edge_litert")
+    compile_uncut(path, tmp_path / "m.so")
+    run, ours = model.reference().run, UncutModel(tmp_path / "m.so")
+    for seed in range(4):
+        image = np.random.default_rng(seed).integers(-128, 128, (1, 8, 8, 3)).astype("i1")
+        (right,) = run({"image": image}).values()
+        apart = np.abs(ours(image)[0].astype("i4") - right)
+        assert apart.max() <= 2, apart  # softmax of bytes is a table in LiteRT
+
+
+def test_weights_of_bytes_in_a_float_model_are_floats(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    path = dynamic_range(tmp_path / "m.tflite")
+    image = onnx_models.random(1, 8, 8, 3, seed=9)
+    reference = read_model(path).reference()
+    (right,) = reference.run({"image": image}).values()
+    compile_uncut(path, tmp_path / "m.so")
+    # LiteRT rounds activations to bytes.
+    np.testing.assert_allclose(UncutModel(tmp_path / "m.so")(image)[0], right, atol=0.02 * np.abs(right).max())
+    assert main(["compile", str(path), "--cut", "deep", "--name", "m", "-o", str(tmp_path / "dist")]) == 0
 
 
 def test_its_cuts_are_listed_and_it_can_be_planned_for(path: Path) -> None:

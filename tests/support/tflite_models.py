@@ -29,6 +29,7 @@ class Writer:
         self._builder = flatbuffers.Builder(1024)
         self._tensors: dict[str, tuple[Sequence[int], str, Array | None, Sequence[int] | None]] = {}
         self._operators: list[tuple[int, Sequence[str], Sequence[str], int, int]] = []
+        self._scales: dict[str, tuple[Sequence[float], Sequence[int], int]] = {}
 
     def tensor(
         self, name: str, shape: Sequence[int], kind: str = "float32", open_: Sequence[int] | None = None
@@ -37,6 +38,10 @@ class Writer:
 
     def constant(self, name: str, value: Array) -> None:
         self._tensors[name] = (value.shape, str(value.dtype), value, None)
+
+    def quantized(self, name: str, scales: Sequence[float], zeros: Sequence[int], axis: int = 0) -> None:
+        """Give a tensor one scale and zero point, or one for each index of an axis."""
+        self._scales[name] = scales, zeros, axis
 
     def operator(self, code: int, inputs: Sequence[str], outputs: Sequence[str], kind: str = "", **fields: int) -> None:
         """Add an operator with options of the class `kind`."""
@@ -103,7 +108,10 @@ class Writer:
         b, (shape, kind, _, open_) = self._builder, self._tensors[name]
         label, extents = b.CreateString(name), b.CreateNumpyVector(np.array(shape, "i4"))
         signature = None if open_ is None else b.CreateNumpyVector(np.array(open_, "i4"))
+        meaning = self._quantization(*self._scales[name]) if name in self._scales else None
         tflite.TensorStart(b)
+        if meaning is not None:
+            tflite.TensorAddQuantization(b, meaning)
         tflite.TensorAddName(b, label)
         tflite.TensorAddShape(b, extents)
         if signature is not None:
@@ -111,6 +119,15 @@ class Writer:
         tflite.TensorAddType(b, KINDS[kind])
         tflite.TensorAddBuffer(b, buffer)
         return int(tflite.TensorEnd(b))
+
+    def _quantization(self, scales: Sequence[float], zeros: Sequence[int], axis: int) -> int:
+        b = self._builder
+        factors, offsets = b.CreateNumpyVector(np.array(scales, "f4")), b.CreateNumpyVector(np.array(zeros, "i8"))
+        tflite.QuantizationParametersStart(b)
+        tflite.QuantizationParametersAddScale(b, factors)
+        tflite.QuantizationParametersAddZeroPoint(b, offsets)
+        tflite.QuantizationParametersAddQuantizedDimension(b, axis)
+        return int(tflite.QuantizationParametersEnd(b))
 
     def _vector(self, offsets: Sequence[int]) -> int:
         b = self._builder
@@ -181,3 +198,84 @@ def computed(image: Array) -> Array:
     scores = conv.mean((1, 2)) @ w["matrix"].T.astype("f8")
     powers = np.exp(scores - scores.max(-1, keepdims=True))
     return np.asarray(powers / powers.sum(-1, keepdims=True))
+
+
+def full_integer(path: Path) -> Path:
+    """An int8 network as TensorFlow's converter writes it: image [1,8,8,3] of bytes to y [1,5], scores of bytes.
+
+    A convolution with scales for each channel, a depthwise one, a residual addition, pools and a product.
+    """
+    op, writer = tflite.BuiltinOperator, Writer()
+    generator, relu, none = np.random.default_rng(0), tflite.ActivationFunctionType.RELU6, 0
+    tensors: dict[str, tuple[tuple[int, ...], float, int]] = {
+        "image": ((1, 8, 8, 3), 0.02, -3),
+        "conv": ((1, 4, 4, 8), 6 / 255, -128),
+        "deep": ((1, 4, 4, 8), 0.05, 7),
+        "sum": ((1, 4, 4, 8), 0.07, -20),
+        "pool": ((1, 2, 2, 8), 0.07, -20),
+        "mean": ((1, 8), 0.06, -30),
+        "scores": ((1, 5), 0.1, 11),
+        "y": ((1, 5), 1 / 256, -128),
+    }
+    for name, (shape, scale, zero) in tensors.items():
+        writer.tensor(name, shape, "int8")
+        writer.quantized(name, [scale], [zero])
+    for name, shape, axis, source in (
+        ("filter", (8, 3, 3, 3), 0, "image"),
+        ("one", (1, 3, 3, 8), 3, "conv"),
+        ("matrix", (5, 8), None, "mean"),
+    ):
+        channels_ = 1 if axis is None else shape[axis]
+        scales = (generator.random(channels_) * 0.004 + 0.002).tolist()
+        writer.constant(name, generator.integers(-127, 128, shape).astype("i1"))
+        writer.quantized(name, scales, [0] * channels_, axis or 0)
+        biases = shape[0] if axis is None else shape[axis]
+        writer.constant(f"{name}.bias", generator.integers(-2000, 2000, biases).astype("i4"))
+        writer.quantized(f"{name}.bias", [s * tensors[source][1] for s in scales], [0] * channels_)
+    writer.constant("axes", np.array([1, 2], "int32"))
+    same, window = tflite.Padding.SAME, {"StrideW": 2, "StrideH": 2}
+    writer.operator(
+        op.CONV_2D, ["image", "filter", "filter.bias"], ["conv"], "Conv2DOptions", **window,
+        Padding=same, DilationWFactor=1, DilationHFactor=1, FusedActivationFunction=relu,
+    )  # fmt: skip
+    writer.operator(
+        op.DEPTHWISE_CONV_2D, ["conv", "one", "one.bias"], ["deep"], "DepthwiseConv2DOptions", StrideW=1, StrideH=1,
+        Padding=same, DepthMultiplier=1, DilationWFactor=1, DilationHFactor=1, FusedActivationFunction=none,
+    )  # fmt: skip
+    writer.operator(op.ADD, ["conv", "deep"], ["sum"], "AddOptions", FusedActivationFunction=none)
+    writer.operator(
+        op.MAX_POOL_2D, ["sum"], ["pool"], "Pool2DOptions", **window,
+        FilterWidth=2, FilterHeight=2, Padding=same, FusedActivationFunction=none,
+    )  # fmt: skip
+    writer.operator(op.MEAN, ["pool", "axes"], ["mean"], "ReducerOptions")
+    writer.operator(op.FULLY_CONNECTED, ["mean", "matrix", "matrix.bias"], ["scores"], "FullyConnectedOptions")
+    writer.operator(op.SOFTMAX, ["scores"], ["y"], "SoftmaxOptions", Beta=1)
+    return writer.write(path, ["image"], ["y"])
+
+
+def dynamic_range(path: Path) -> Path:
+    """A float network with int8 weights, as TensorFlow's converter writes it for `Optimize.DEFAULT` without samples:
+    image [1,8,8,3] -> conv [1,4,4,4] -> deep [1,4,4,4] -> mean [1,4] -> y [1,5]."""
+    op, writer, generator = tflite.BuiltinOperator, Writer(), np.random.default_rng(0)
+    for name, shape in (("image", (1, 8, 8, 3)), ("conv", (1, 4, 4, 4)), ("deep", (1, 4, 4, 4))):
+        writer.tensor(name, shape)
+    writer.tensor("mean", (1, 4))
+    writer.tensor("y", (1, 5))
+    for name, shape, axis in (("filter", (4, 3, 3, 3), 0), ("one", (1, 3, 3, 4), 3), ("matrix", (5, 4), None)):
+        count = 1 if axis is None else shape[axis]
+        writer.constant(name, generator.integers(-127, 128, shape).astype("i1"))
+        writer.quantized(name, (generator.random(count) * 0.004 + 0.002).tolist(), [0] * count, axis or 0)
+    writer.constant("bias", onnx_models.random(4, seed=2))
+    writer.constant("axes", np.array([1, 2], "int32"))
+    relu, same = tflite.ActivationFunctionType.RELU, tflite.Padding.SAME
+    writer.operator(
+        op.CONV_2D, ["image", "filter", "bias"], ["conv"], "Conv2DOptions",
+        StrideW=2, StrideH=2, Padding=same, DilationWFactor=1, DilationHFactor=1, FusedActivationFunction=relu,
+    )  # fmt: skip
+    writer.operator(
+        op.DEPTHWISE_CONV_2D, ["conv", "one", "bias"], ["deep"], "DepthwiseConv2DOptions", StrideW=1, StrideH=1,
+        Padding=same, DepthMultiplier=1, DilationWFactor=1, DilationHFactor=1,
+    )  # fmt: skip
+    writer.operator(op.MEAN, ["deep", "axes"], ["mean"], "ReducerOptions")
+    writer.operator(op.FULLY_CONNECTED, ["mean", "matrix"], ["y"], "FullyConnectedOptions")
+    return writer.write(path, ["image"], ["y"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import tvm
@@ -40,7 +41,6 @@ MOVERS = {
     "relax.nn.max_pool2d",
     "relax.nn.max_pool3d",
     "relax.repeat",
-    "relax.reshape",
     "relax.squeeze",
     "relax.strided_slice",
     "relax.take",
@@ -144,6 +144,8 @@ class _Products(BlockRewriter):
             return _Quantized(self._integers(value.args[0]), scale, zero, axis)
         if name == "relax.permute_dims":
             return self._permuted(value)
+        if name == "relax.reshape":
+            return self._reshaped(value)
         if name == "relax.concat":
             return self._joined(value)
         if name == "relax.multiply":
@@ -196,11 +198,28 @@ class _Products(BlockRewriter):
             return None
         rank = call.ty.ndim
         axes = [int(a) % rank for a in call.attrs.axes] if call.attrs.axes is not None else list(range(rank))[::-1]
-        array = array_of(x.value)
-        value = op.permute_dims(x.value, axes)
-        if array is not None:
-            value = relax.const(np.ascontiguousarray(array.transpose(axes)))
-        return replace(x, value=self.emit(value), axis=None if x.axis is None else axes.index(x.axis))
+        return replace(x, value=self.turned(x.value, axes), axis=None if x.axis is None else axes.index(x.axis))
+
+    def turned(self, value: Expr, axes: list[int]) -> Expr:
+        """`value` with its axes in this order."""
+        if axes == sorted(axes):
+            return value
+        array = array_of(value)
+        return self.emit(
+            op.permute_dims(value, axes) if array is None else relax.const(np.ascontiguousarray(array.transpose(axes)))
+        )
+
+    def _reshaped(self, call: Call) -> _Quantized | None:
+        """A reshape that leaves the axis of the scales as it is."""
+        x = self.quantized(call.args[0])
+        if x is None or x.axis is None:
+            return x if x is None else self._moved("relax.reshape", call, x)
+        before, after = (
+            [int(d) if isinstance(d, tvm.tirx.IntImm) else -1 for d in e.ty.shape] for e in (x.value, call)
+        )
+        places = [i for i, d in enumerate(after) if d == before[x.axis] and prod(after[:i]) == prod(before[: x.axis])]
+        moved = self._moved("relax.reshape", call, x) if places and min(*before, *after) >= 0 else None
+        return None if moved is None else replace(moved, axis=places[0])
 
     def _joined(self, call: Call) -> _Quantized | None:
         fields = self.original(call.args[0])
@@ -286,21 +305,26 @@ def _matmul(graph: _Products, call: Call) -> Expr | None:
 
 
 def _convolution(graph: _Products, call: Call) -> Expr | None:
-    pair, attributes, spatial = graph.operands_of(call, 0), call.attrs, CONVOLUTIONS[operator_name(call)]
-    if pair is None or attributes.data_layout[:2] != "NC" or attributes.kernel_layout[:2] != "OI":
+    attributes, spatial = call.attrs, CONVOLUTIONS[operator_name(call)]
+    data, kernel, axes = str(attributes.data_layout), str(attributes.kernel_layout), "DHW"[-spatial:]
+    pair = graph.operands_of(call, kernel.index("O"))
+    if pair is None or sorted(data) != sorted(f"NC{axes}") or sorted(kernel) != sorted(f"OI{axes}"):
         return None
     x, w = pair
-    per_channel = (-1, *(1,) * (spatial + 1))
-    zero = relax.const(w.zero.reshape(per_channel) if w.axis is not None else w.zero)
     window = Window(
         [int(s) for s in attributes.strides],
         [int(p) for p in attributes.padding],
         [int(d) for d in attributes.dilation],
         int(attributes.groups),
     )
-    sums = integers.convolution(graph.builder_, x.value, w.value, relax.const(x.zero), zero, window)
+    weight = graph.turned(w.value, [kernel.index(c) for c in f"OI{axes}"])
+    zero = relax.const(w.zero.reshape(-1, *(1,) * (spatial + 1)) if w.axis is not None else w.zero)
+    image = graph.turned(x.value, [data.index(c) for c in f"NC{axes}"])
+    sums = integers.convolution(graph.builder_, image, weight, relax.const(x.zero), zero, window)
     scale = x.scale * w.scale
-    return graph.real(sums, scale.reshape((1, *per_channel[:-1])) if scale.ndim else scale)
+    along = [-1 if c == "C" else 1 for c in data]
+    sums = graph.turned(graph.emit(sums), [f"NC{axes}".index(c) for c in data])
+    return graph.real(sums, scale.reshape(along) if scale.ndim else scale)
 
 
 def _transposed(graph: _Products, call: Call) -> Expr | None:

@@ -10,6 +10,7 @@ from tvm import ir, relax, tirx
 from tvm.relax.frontend.tflite.tflite_frontend import ExprTable, OperatorConverter, get_tensor_name
 
 from zmq_offload.compile.models.exposed import closed_on_error
+from zmq_offload.compile.tflite.weights import with_float_weights
 from zmq_offload.errors import InvalidArgument, OffloadError, one_line
 
 STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE")
@@ -84,6 +85,13 @@ class GraphConverter(OperatorConverter):  # type: ignore[misc]  # TVM has no typ
                 tensors[name] = self._as_declared(where, tensor, result)
                 self.exp_tab.set_expr(name, tensors[name])
         return tensors
+
+    def get_input_tensors(self, op: Any) -> list[Any]:
+        """As TVM's; constants of bytes in an operator on floats are floats."""
+        inputs: list[Any] = super().get_input_tensors(op)
+        if self.get_op_code_str(op) == "DEQUANTIZE":
+            return inputs
+        return with_float_weights(inputs, self.get_output_tensors(op))
 
     def _check_stateless(self) -> None:
         for number in range(self.subgraph.OperatorsLength()):

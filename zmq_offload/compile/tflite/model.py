@@ -16,7 +16,7 @@ from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.models.base import Model, Origins, Shapes
 from zmq_offload.compile.models.exposed import exposed, only_outputs
 from zmq_offload.compile.onnx.importer import Imported
-from zmq_offload.compile.reference import CannotRun, Reference
+from zmq_offload.compile.reference import QUANTIZED_TOLERANCE, CannotRun, Reference
 from zmq_offload.compile.tflite.importer import ImportedGraph, import_graph
 from zmq_offload.errors import InvalidArgument, one_line
 from zmq_offload.protocol.payload import Array
@@ -146,7 +146,10 @@ class TFLiteModel(Model):
             interpreter.invoke()
             return {spec.name: interpreter.get_tensor(detail["index"]) for spec, detail in outputs.items()}
 
-        return Reference(f"LiteRT {getattr(ai_edge_litert, '__version__', '')}".strip(), run, 1e11)
+        tensors = (self._graph.Tensors(at).Quantization() for at in range(self._graph.TensorsLength()))
+        quantized = any(meaning is not None and meaning.ScaleLength() for meaning in tensors)
+        name = f"LiteRT {getattr(ai_edge_litert, '__version__', '')}".strip()
+        return Reference(name, run, 1e11, QUANTIZED_TOLERANCE if quantized else 0.0)
 
     def random_inputs(self, specs: Sequence[TensorSpec], shapes: Shapes, number: int) -> dict[str, Array]:
         generator = np.random.default_rng(number)
