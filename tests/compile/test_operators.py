@@ -229,6 +229,34 @@ OWN: dict[str, Any] = {
         floats(4, 5),
         {"s": np.array([3, 0, 1]), "one": np.float32(1)},
     ),
+    "fewer indices than data": lambda: run(
+        [N("ScatterElements", ["x", "i", "u"], ["y"], axis=1, reduction="add")],
+        floats(3, 4, 5),
+        {"i": np.array([[[0, -1, 2], [0, 1, 1]]]), "u": floats(1, 2, 3, seed=1)},
+        18,
+    ),
+    "backwards from before the start": lambda: run(
+        [N("Slice", ["x", "s", "e", "a", "d"], ["y"])],
+        floats(3, 4),
+        {"s": np.array([-9, 7]), "e": np.array([-(2**63), -3]), "a": np.array([0, -1]), "d": np.array([-1, -2])},
+    ),
+    "backwards over nothing": lambda: run(
+        [N("Slice", ["x", "s", "e", "a", "d"], ["n"]), N("Concat", ["x", "n"], ["y"], axis=1)],
+        floats(3, 4),
+        {"s": np.array([0]), "e": np.array([2]), "a": np.array([1]), "d": np.array([-1])},
+    ),
+    "places in a matrix": lambda: run(
+        [N("Unique", ["x"], ["u", "", "i"]), N("Gather", ["u", "i"], ["y"])],
+        np.array([[3, 1, 3], [2, 1, 0]], "i8"),
+        {},
+    ),
+    "reflection in one column": lambda: run(
+        [N("GridSample", ["x", "g"], ["y"], padding_mode="reflection", align_corners=1)],
+        floats(1, 2, 3, 1),
+        {"g": floats(1, 4, 5, 2)},
+        16,
+    ),
+    "sign of bytes": lambda: run([N("Sign", ["x"], ["y"])], np.arange(6, dtype="u1"), {}),
     "dropout": lambda: run([N("Dropout", ["x"], ["h"]), N("Relu", ["h"], ["y"])], floats(4), {}),
 }
 
@@ -266,6 +294,11 @@ REFUSALS: dict[str, tuple[onnx.NodeProto, dict[str, Array], str]] = {
         N("Pad", ["x", "p"], ["y"], "pad", mode="reflect"),
         {"p": np.array([0, 0, 0, 4, 0, 0, 0, 0])},
         r"Pad \(ai.onnx, node 'pad'\) with mode=reflect; at axis 3 pads must be less than its extent, 4",
+    ),
+    "nothing left of an image": (
+        N("Resize", ["x", "", "k"], ["y"], "less", mode="linear"),
+        {"k": np.array([1, 1, 0.2, 1], "f4")},
+        r"Resize \(ai.onnx, node 'less'\): its output has no elements: axis 2 of extent 4 becomes 0; give",
     ),
     "training": (
         N("BatchNormalization", ["x", "s", "s", "s", "s"], ["y", "m", "v"], training_mode=1),

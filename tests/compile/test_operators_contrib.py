@@ -44,11 +44,79 @@ def past() -> Case:
     return run([node, *joined], floats(2, 5, 8), PAST)
 
 
+WORDS = {"q": floats(8, 24, seed=1), "b": floats(24, seed=2)}
+ENDS = np.array([3, 5], "i4")
+
+
+def projected(*more: str, constants: dict[str, Array] | None = None, **attributes: Any) -> Case:
+    return one(
+        "Attention", ["x", "q", "b", *more], floats(2, 5, 8), WORDS | (constants or {}), num_heads=2, **attributes
+    )
+
+
+def cached() -> Case:
+    """ONNX Runtime reads the past only if the present is an output."""
+    inputs = ["x", "q", "b", "", "p"]
+    node = helper.make_node("Attention", inputs, ["h", "a"], domain="com.microsoft", num_heads=2, unidirectional=1)
+    joined = [helper.make_node("ReduceSum", ["a"], ["c"], keepdims=0), helper.make_node("Add", ["h", "c"], ["y"])]
+    return run([node, *joined], floats(2, 5, 8), WORDS | {"p": floats(2, 2, 2, 3, 4, seed=5)})
+
+
+def embedded() -> Case:
+    """The mask's lengths go to the attention."""
+    inputs = ["x", "t", "w", "p", "s", "g", "z", "m"]
+    nodes = [
+        helper.make_node("EmbedLayerNormalization", inputs, ["e", "l", "u"], domain="com.microsoft"),
+        helper.make_node("Attention", ["e", "q", "b", "l"], ["a"], domain="com.microsoft", num_heads=2),
+        helper.make_node("Add", ["a", "u"], ["y"]),
+    ]
+    tables = {"w": floats(9, 8, seed=3), "p": floats(6, 8, seed=4), "s": floats(2, 8, seed=5)}
+    norm = {"g": floats(8, seed=6), "z": floats(8, seed=7), "m": MASK, "t": np.ones((2, 5), "i4")}
+    return run(nodes, np.arange(10, dtype="i4").reshape(2, 5) % 9, WORDS | tables | norm)
+
+
+def grouped(past: int, ends: list[int], *more: str, new: int = 3, **attributes: Any) -> Case:
+    """4 heads of queries, 2 of keys. The caches go to the output, too."""
+    angles = np.arange(16, dtype="f4")[:, None] / 10 ** np.arange(8, dtype="f4")
+    known: dict[str, Array] = {
+        "k": floats(len(ends), new, 32, seed=1),
+        "v": floats(len(ends), new, 32, seed=2),
+        "e": np.array(ends, "i4"),
+        "n": np.array(max(ends) + 1, "i4"),
+        "pk": floats(len(ends), 2, past, 16, seed=3),
+        "pv": floats(len(ends), 2, past, 16, seed=4),
+        "c": np.cos(angles),
+        "s": np.sin(angles),
+    }
+    caches = ["pk", "pv"] if past else ["", ""]
+    inputs = ["x", "k", "v", *caches, "e", "n", *more]
+    node = helper.make_node(
+        "GroupQueryAttention",
+        inputs,
+        ["h", "a", "b"],
+        "it",
+        domain="com.microsoft",
+        num_heads=4,
+        kv_num_heads=2,
+        **attributes,
+    )
+    # Past the end of an item a cache is undefined.
+    inside = [helper.make_node("Slice", [n, "zero", "end", "two"], [f"{n}1"]) for n in "ab"]
+    sums = [helper.make_node("ReduceSum", [f"{n}1"], [f"{n}2"], keepdims=0) for n in "ab"]
+    joined = [helper.make_node("Sum", ["h", "a2", "b2"], ["y"])]
+    bounds = {"zero": np.array([0]), "end": np.array([min(ends) + 1]), "two": np.array([2])}
+    used = {n: v for n, v in known.items() if n in inputs} | bounds
+    return run([node, *inside, *sums, *joined], floats(len(ends), new, 64), used)
+
+
 def sums() -> Case:
     """The fourth output is what a transformer carries on."""
     node = helper.make_node("SkipLayerNormalization", ["x", "s", "g", "b"], ["n", "", "", "t"], domain="com.microsoft")
     return run([node, helper.make_node("Add", ["n", "t"], ["y"])], floats(2, 3, 8), NORM)
 
+
+MORE = {"GroupQueryAttention, turned", "GroupQueryAttention, long cache, window", "Attention, positions"}
+"""Cases that are tested with `-m operators`."""
 
 CASES: dict[str, Any] = {
     "QuickGelu": lambda: one("QuickGelu", ["x"], floats(3, 5), {}, alpha=1.5),
@@ -95,6 +163,23 @@ CASES: dict[str, Any] = {
         inputs=["x", "x", "x", "", "", "a"], constants={"a": floats(1, 2, 5, 5)}, unidirectional=1, scale=0.3
     ),
     "MultiHeadAttention, past": past,
+    "MultiHeadAttention, lengths": lambda: heads(inputs=["x", "x", "x", "b", "l"], constants={"l": ENDS}),
+    "Attention": projected,
+    "Attention, mask": lambda: projected("m", constants={"m": MASK}, scale=0.3),
+    "Attention, mask of queries": lambda: projected("m", constants={"m": np.tril(np.ones((2, 5, 5), "i4"))}),
+    "Attention, lengths, causal": lambda: projected("l", constants={"l": ENDS}, unidirectional=1),
+    "Attention, starts and lengths": lambda: projected("l", constants={"l": np.array([3, 5, 0, 2], "i4")}),
+    "Attention, positions": lambda: projected("", "", "a", constants={"a": floats(2, 2, 5, 5)}),
+    "Attention, past": cached,
+    "EmbedLayerNormalization": embedded,
+    "GroupQueryAttention": lambda: grouped(0, [2, 2]),
+    "GroupQueryAttention, past": lambda: grouped(4, [6]),
+    "GroupQueryAttention, several lengths": lambda: grouped(4, [4, 2], "c", "s", new=1, do_rotary=1),
+    "GroupQueryAttention, long cache, window": lambda: grouped(9, [6], local_window_size=2, softcap=2.0),
+    "GroupQueryAttention, turned": lambda: grouped(0, [2, 2], "c", "s", do_rotary=1, rotary_interleaved=1, scale=0.2),
+    "FusedMatMul, batch": lambda: one(
+        "FusedMatMul", ["x", "w"], floats(2, 4, 3), {"w": floats(4, 3, 5, seed=1)}, transBatchA=1
+    ),
     "RotaryEmbedding": lambda: rotary((2, 5, 12), np.array([3], "i8")),
     "RotaryEmbedding, interleaved": lambda: rotary((2, 5, 12), np.arange(10).reshape(2, 5), interleaved=1),
     "RotaryEmbedding of heads, in part": lambda: rotary(
@@ -103,15 +188,19 @@ CASES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.operators if name in MORE else ()) for name in CASES]
+)
 def test_contrib_operators_are_right(name: str) -> None:
     found = outcome(CASES[name](), constant=False)
     assert found.kind == RIGHT, found.detail
 
 
 def test_what_is_not_imported_of_a_contrib_operator_is_refused_by_name() -> None:
-    case = one("FusedMatMul", ["x", "w"], floats(2, 4, 3), {"w": floats(4, 3, 5)}, transBatchA=1)
+    node = helper.make_node("RotaryEmbedding", ["x", "p", "c", "s"], ["y"], "it", domain="com.microsoft", scale=0.5)
+    tables = {"p": np.array([3], "i8"), "c": floats(16, 2), "s": floats(16, 2)}
+    case = run([node], floats(2, 5, 12), tables)
     found = outcome(case, constant=False)
     assert found.kind == REFUSED
-    where = "cannot import the operator FusedMatMul (com.microsoft, node 'it')"
-    assert found.detail == f"{where} with transBatchA=1; write the transposition as Transpose"
+    where = "cannot import the operator RotaryEmbedding (com.microsoft, node 'it')"
+    assert found.detail == f"{where} with scale=0.5; use 1"

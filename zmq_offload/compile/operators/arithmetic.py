@@ -22,6 +22,18 @@ def is_inf(bb: Builder, node: Node) -> Expr:
     return found[0] if len(found) == 1 else op.logical_or(*found)
 
 
+def negative(bb: Builder, node: Node) -> Expr:
+    """TVM multiplies by -1, which no unsigned integer is."""
+    x, kind = node.inputs[0], dtype_of(node.inputs[0])
+    return op.subtract(relax.const(0, kind), x) if kind.startswith("uint") else by_tvm(bb, node)
+
+
+def sign(bb: Builder, node: Node) -> Expr:
+    """TVM has a -1 for unsigned integers, too."""
+    x, kind = node.inputs[0], dtype_of(node.inputs[0])
+    return op.minimum(x, relax.const(1, kind)) if kind.startswith("uint") else by_tvm(bb, node)
+
+
 def thresholded_relu(bb: Builder, node: Node) -> Expr:
     """TVM multiplies by a float32 mask, which gives NaN for minus infinity."""
     x = node.inputs[0]

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import tvm
 from tvm import relax
 
-from zmq_offload.compile.operators import attention, pools
+from zmq_offload.compile.operators import contrib_attention as heads
+from zmq_offload.compile.operators import pools
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse
 from zmq_offload.compile.operators.recurrent import dynamic_quantize_lstm
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
@@ -62,19 +62,24 @@ def _normalized(bb: Builder, x: Expr, scale: Expr, epsilon: float, axis: int = -
 
 
 def fused_matmul(bb: Builder, node: Node) -> Expr:
-    a, b = node.inputs[0], node.inputs[1]
-    for name in ("transBatchA", "transBatchB"):
-        if node.attributes.flag(name):
-            refuse(node, name, 1, "write the transposition as Transpose")
-    a, b = (_swapped(bb, v) if node.attributes.flag(n) else v for v, n in ((a, "transA"), (b, "transB")))
+    attributes = node.attributes
+    a, b = (
+        _turned(bb, node.inputs[i], attributes.flag(f"transBatch{n}"), attributes.flag(f"trans{n}"))
+        for i, n in enumerate("AB")
+    )
     result = op.matmul(a, b)
-    alpha = node.attributes.number("alpha", 1.0)
+    alpha = attributes.number("alpha", 1.0)
     return result if alpha == 1 else op.multiply(result, relax.const(alpha, dtype_of(a)))
 
 
-def _swapped(bb: Builder, x: Expr) -> Expr:
-    rank = x.ty.ndim
-    return x if rank < 2 else bb.normalize(op.permute_dims(x, [*range(rank - 2), rank - 1, rank - 2]))
+def _turned(bb: Builder, x: Expr, batch: bool, swap: bool) -> Expr:
+    """A matrix with its first axis before the last one, and with its last two axes swapped, if it has them."""
+    order = [*range(x.ty.ndim)]
+    if batch and len(order) > 2:
+        order.insert(len(order) - 2, order.pop(0))
+    if swap and len(order) > 1:
+        order[-2:] = reversed(order[-2:])
+    return x if order == [*range(len(order))] else bb.normalize(op.permute_dims(x, order))
 
 
 def fused_gemm(bb: Builder, node: Node) -> Expr:
@@ -122,99 +127,17 @@ def _activated(bb: Builder, node: Node, x: Expr, name: bytes, values: list[float
     return known[activation]()
 
 
-def multi_head_attention(bb: Builder, node: Node) -> Expr:
-    """Attention after the projections. Masks are numbers that are added, as ONNX Runtime does."""
-    heads, inputs = node.attributes.integer("num_heads", 1), node.inputs
-    q, k, v, bias = inputs[0], inputs[1], inputs[2], inputs[3]
-    if k is None or v is None:
-        raise node.refused("its query is packed with key and value", "give the three as inputs of their own")
-    if bias is not None:
-        width, whole = int(q.ty.shape.values[2]), int(bias.ty.shape.values[0])
-        parts = bb.normalize(op.split(bias, [width, whole - int(v.ty.shape.values[-1])]))
-        q, k, v = (bb.normalize(op.add(x, bb.emit(relax.TupleGetItem(parts, i)))) for i, x in enumerate((q, k, v)))
-    q, k, v = (attention.in_heads(bb, x, heads if x.ty.ndim == 3 else None) for x in (q, k, v))
-    past_k, past_v, offset = inputs[6], inputs[7], 0
-    if past_k is not None:
-        offset = past_k.ty.shape.values[2]
-        k, v = (bb.normalize(op.concat([past, new], 2)) for past, new in ((past_k, k), (past_v, v)))
-    kind, least = dtype_of(q), node.attributes.number("mask_filter_value", -10000.0)
-    scale = node.attributes.number("scale", 0.0) or 1 / math.sqrt(int(q.ty.shape.values[3]))
-    scores = attention.products(bb, q, k, scale)
-    masked, more = inputs[4], inputs[5]
-    if masked is not None:
-        if masked.ty.ndim not in (2, 3):
-            raise node.refused("its key_padding_mask has lengths", "give a mask of [batch, keys]")
-        scores = bb.normalize(op.add(scores, _mask(bb, masked, kind, least)))
-    scores = scores if more is None else bb.normalize(op.add(scores, more))
-    if node.attributes.flag("unidirectional"):
-        s, t = q.ty.shape.values[2], k.ty.shape.values[2]
-        if not all(isinstance(n, int | tvm.tirx.IntImm) for n in (s, t, offset)):
-            raise node.refused("it is causal and has symbolic extents", "give the input a fixed shape")
-        ahead = np.arange(int(t))[None, :] - np.arange(int(s))[:, None] > int(offset)
-        scores = bb.normalize(op.add(scores, relax.const(np.where(ahead, -np.inf, 0).astype(kind), kind)))
-    result = attention.weighted(bb, bb.normalize(op.nn.softmax(scores, -1)), v)
-    result = attention.out_of_heads(bb, result)
-    return result if node.outputs <= 1 else relax.Tuple([result, k, v][: node.outputs])
-
-
-def _mask(bb: Builder, mask: Expr, kind: str, least: float) -> Expr:
-    """0 where a mask is above 0, and a large negative number elsewhere."""
-    dims = list(mask.ty.shape.values)
-    dims[1:1] = [1, 1] if len(dims) == 2 else [1]
-    keep = bb.normalize(op.greater(mask, relax.const(0, dtype_of(mask))))
-    added = bb.normalize(op.where(keep, relax.const(0, kind), relax.const(least, kind)))
-    return bb.normalize(op.reshape(added, relax.ShapeExpr(dims)))
-
-
-def rotary_embedding(bb: Builder, node: Node) -> Expr:
-    x, places, cosines, sines = node.inputs[0], node.inputs[1], node.inputs[2], node.inputs[3]
-    attributes = node.attributes
-    if attributes.number("scale", 1.0) != 1:
-        refuse(node, "scale", attributes["scale"], "use 1")
-    attributes.get("is_packed_batching")
-    half = int(cosines.ty.shape.values[1])
-    flat, interleaved = x.ty.ndim == 3, attributes.flag("interleaved")
-    heads, reach = attributes.integer("num_heads", 0), attributes.integer("rotary_embedding_dim", 0)
-    if flat:
-        heads = heads if reach or heads else int(x.ty.shape.values[2]) // (2 * half)
-        x = attention.in_heads(bb, x, heads)
-    s = x.ty.shape.values[2]
-    places = bb.normalize(op.astype(places, "int64"))
-    if places.ty.ndim == 1:
-        places = bb.normalize(op.add(op.arange(0, s, 1, "int64"), places))
-        places = bb.normalize(op.reshape(places, relax.ShapeExpr([1, s])))
-
-    def table(cache: Expr) -> Expr:
-        rows = bb.normalize(op.take(cache, places, 0, mode="clip"))
-        return bb.normalize(op.expand_dims(rows, 1))
-
-    cos, sin, last = table(cosines), table(sines), x.ty.ndim - 1
-
-    def part(begin: int, end: int, step: int = 1) -> Expr:
-        return bb.normalize(op.strided_slice(x, [last], [begin], [end], [step]))
-
-    a, b = (part(0, 2 * half, 2), part(1, 2 * half, 2)) if interleaved else (part(0, half), part(half, 2 * half))
-    turned = op.subtract(op.multiply(a, cos), op.multiply(b, sin)), op.add(op.multiply(b, cos), op.multiply(a, sin))
-    first, second = map(bb.normalize, turned)
-    if interleaved:
-        pairs = bb.normalize(op.stack([first, second], last + 1))
-        result = bb.normalize(op.reshape(pairs, relax.ShapeExpr([*x.ty.shape.values[:-1], 2 * half])))
-    else:
-        result = bb.normalize(op.concat([first, second], last))
-    width = int(x.ty.shape.values[-1])
-    if width > 2 * half:
-        result = bb.normalize(op.concat([result, part(2 * half, width)], last))
-    return attention.out_of_heads(bb, result) if flat else result
-
-
 CONTRIB_CONVERTERS: dict[str, Converter] = {
+    "Attention": heads.attention,
     "DynamicQuantizeLSTM": dynamic_quantize_lstm,
+    "EmbedLayerNormalization": heads.embed_layer_norm,
     "FusedConv": fused_conv,
     "FusedGemm": fused_gemm,
     "FusedMatMul": fused_matmul,
-    "MultiHeadAttention": multi_head_attention,
+    "GroupQueryAttention": heads.group_query_attention,
+    "MultiHeadAttention": heads.multi_head_attention,
     "QuickGelu": quick_gelu,
-    "RotaryEmbedding": rotary_embedding,
+    "RotaryEmbedding": heads.rotary_embedding,
     "SimplifiedLayerNormalization": simplified_layer_norm,
     "SkipLayerNormalization": skip_layer_norm,
     "SkipSimplifiedLayerNormalization": skip_layer_norm,

@@ -148,11 +148,6 @@ def rms_normalization(bb: Builder, node: Node) -> Expr:
     return op.multiply(op.astype(result, kind) if kind != wide else result, scale)
 
 
-def scatter(bb: Builder, node: Node) -> Expr:
-    """The old name of ScatterElements, before opset 11."""
-    return op.scatter_elements(*node.inputs, axis=node.attributes.integer("axis", 0))
-
-
 def roi_align(bb: Builder, node: Node) -> Expr:
     mode = node.attributes.text("mode", "avg")
     if mode != "avg":
@@ -284,6 +279,7 @@ CONVERTERS: dict[str, Converter] = {
     "EyeLike": eye_like,
     "GRU": recurrent,
     "Gemm": arithmetic.gemm,
+    "GridSample": places.grid_sample,
     "HammingWindow": signal.window,
     "HannWindow": signal.window,
     "IsInf": arithmetic.is_inf,
@@ -299,6 +295,7 @@ CONVERTERS: dict[str, Converter] = {
     "MeanVarianceNormalization": mean_variance,
     "MelWeightMatrix": signal.mel_weight_matrix,
     "Mod": arithmetic.modulo,
+    "Neg": arithmetic.negative,
     "NonMaxSuppression": non_max_suppression,
     "OneHot": one_hot,
     "Or": arithmetic.logical,
@@ -323,10 +320,12 @@ CONVERTERS: dict[str, Converter] = {
     "ReverseSequence": places.reverse_sequence,
     "RoiAlign": roi_align,
     "STFT": signal.stft,
-    "Scatter": scatter,
+    "Scatter": places.scatter_elements,
+    "ScatterElements": places.scatter_elements,
     "Selu": arithmetic.selu,
     "SequenceInsert": sequences.sequence_insert,
     "SequenceLength": sequences.sequence_length,
+    "Sign": arithmetic.sign,
     "SimplifiedLayerNormalization": contrib.simplified_layer_norm,
     "Sinh": arithmetic.sinh,
     "Slice": shaping.slice_,
@@ -337,6 +336,7 @@ CONVERTERS: dict[str, Converter] = {
     "ThresholdedRelu": arithmetic.thresholded_relu,
     "Tile": shaping.tile,
     "TopK": shaping.top_k,
+    "Unique": places.unique,
     "Upsample": upsample,
     "Where": arithmetic.where,
     "Xor": arithmetic.logical,

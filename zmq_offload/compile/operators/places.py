@@ -7,7 +7,7 @@ import math
 import numpy as np
 from tvm import relax, te, tirx
 
-from zmq_offload.compile.operators.node import Node, dtype_of, static_shape
+from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, static_shape
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr, datatype
 
 op = relax.op
@@ -56,6 +56,11 @@ def tensor_scatter(bb: Builder, node: Node) -> Expr:
     if starts is None:
         starts = op.zeros(relax.ShapeExpr([cache.ty.shape.values[0]]), "int64")
     starts = bb.normalize(op.astype(starts, "int64"))
+    return scattered(bb, cache, update, starts, axis, circular)
+
+
+def scattered(bb: Builder, cache: Expr, update: Expr, starts: Expr, axis: int, circular: bool = False) -> Expr:
+    """A cache with new elements along an axis, from another place on for each item of the batch."""
 
     def scatter(old: te.Tensor, new: te.Tensor, start: te.Tensor) -> te.Tensor:
         def element(*at: Expr) -> Expr:
@@ -68,6 +73,53 @@ def tensor_scatter(bb: Builder, node: Node) -> Expr:
         return te.compute(old.shape, element, name="scatter", tag="injective")
 
     return bb.emit_te(scatter, cache, update, starts, primfunc_name_hint="tensor_scatter")
+
+
+def scatter_elements(bb: Builder, node: Node) -> Expr:
+    """TVM's kernel writes to wrong places if the indices are fewer than the data along another axis."""
+    data, indices, updates = node.inputs[0], node.inputs[1], node.inputs[2]
+    rank = data.ty.ndim
+    axis = node.attributes.integer("axis", 0) % rank
+    reduction = node.attributes.text("reduction", "none").replace("none", "update")
+    if all(
+        a == axis or node.extents.equal(d, i) for a, (d, i) in enumerate(zip(node.dims(0), node.dims(1), strict=True))
+    ):
+        return op.scatter_elements(data, indices, updates, axis, reduction)
+
+    def places(index: te.Tensor, extent: Expr) -> te.Tensor:
+        """The whole place of each index, in a last dimension."""
+
+        def element(*at: Expr) -> Expr:
+            along = index[at[:-1]].astype("int64")
+            along = tirx.Select(along < 0, along + extent, along)
+            place = along
+            for a in range(rank):
+                if a != axis:
+                    place = tirx.Select(tirx.EQ(at[-1], a), at[a].astype("int64"), place)
+            return place
+
+        return te.compute([*index.shape, rank], element, name="places", tag="injective")
+
+    whole = bb.emit_te(places, indices, data.ty.shape.values[axis], primfunc_name_hint="places")
+    return op.scatter_nd(data, whole, updates, reduction)
+
+
+def unique(bb: Builder, node: Node) -> Expr:
+    """Without an axis TVM gives the inverse another shape than ONNX, unless the tensor has one dimension."""
+    if "axis" not in node.attributes and node.inputs[0].ty.ndim != 1:
+        node.inputs[0] = bb.normalize(op.reshape(node.inputs[0], [-1]))
+    return by_tvm(bb, node)
+
+
+def grid_sample(bb: Builder, node: Node) -> Expr:
+    """TVM divides by 0 to reflect inside an axis with one element. Two equal elements give the same samples."""
+    x, attributes = node.inputs[0], node.attributes
+    if attributes.text("padding_mode", "zeros") == "reflection" and attributes.flag("align_corners"):
+        for axis, extent in enumerate(x.ty.shape.values[2:], 2):
+            if isinstance(extent, tirx.IntImm) and int(extent) == 1:
+                x = bb.normalize(op.concat([x, x], axis))
+        node.inputs[0] = x
+    return by_tvm(bb, node)
 
 
 def column_to_image(bb: Builder, node: Node) -> Expr:

@@ -30,12 +30,16 @@ def described(operator: str, domain: str, names: Sequence[str]) -> str:
     return f"{operator} ({domain or 'ai.onnx'}, node {names[0]!r}{others})"
 
 
+def _operator(found: re.Match[str]) -> str:
+    return ("in " if found["in"] else "") + str(found[2])
+
+
 def reason(error: Exception) -> str:
     """What TVM says of an error, without its stack trace, its source files and its checks' text."""
     text = re.split(r"Stack trace|Traceback \(|\n\s*File \"", str(error))[0]
     text = re.sub(r"^(?:\w+: |\[[\d:]+\] \S+:\d+: )+", "", text.strip())
     text = re.sub(r"(?:InternalError: )?Check failed:? ?\(.*?\) is false:? ?", "", text)
     # TVM shows its operators and its integers as Python objects.
-    text = re.sub(r'\bIn ir\.Op\(.*?name="(?:relax\.)?([\w.]+)".*?support_level=\d+\)', r"in \1", text)
+    text = re.sub(r'\b(?:(?P<in>In) )?ir\.Op\(.*?name="(?:relax\.)?([\w.]+)".*?support_level=\d+\)', _operator, text)
     text = re.sub(r"\bT\.int\d+\((-?\d+)\)", r"\1", text)
     return one_line(Exception(text)).rstrip(".") or type(error).__name__

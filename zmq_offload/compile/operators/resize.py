@@ -143,6 +143,9 @@ def _resized(
     for a, factor, extent in zip(static, factors, after, strict=True):
         crop = (0.0, 1.0) if roi is None else (float(roi[axes.index(a)]), float(roi[axes.index(a) + len(axes)]))
         axis = Axis(a, int(dims[a]), int(extent), factor, *crop)
+        if not axis.after:
+            why = f"its output has no elements: axis {a} of extent {axis.before} becomes 0"
+            raise node.refused(why, "give a larger scale, or a larger image with --input")
         if axis.before != axis.after or axis.scale != 1 or crop != (0.0, 1.0):
             changed.append(axis)
     if any(not axis.exact for axis in changed) and options.coordinates == "align_corners":

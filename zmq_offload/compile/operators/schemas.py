@@ -6,7 +6,7 @@ import onnx
 
 MICROSOFT = "com.microsoft"
 
-BY_TVM = {"Attention", "BiasGelu", "EmbedLayerNormalization", "FastGelu", "Gelu", "MatMulInteger16"}
+BY_TVM = {"BiasGelu", "FastGelu", "Gelu", "MatMulInteger16"}
 """Operators of ONNX Runtime's domain (contrib operators) that TVM imports."""
 
 EARLY = {"LayerNormalization", "SimplifiedLayerNormalization"}

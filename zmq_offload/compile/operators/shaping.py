@@ -185,7 +185,7 @@ def slice_(bb: Builder, node: Node) -> Expr:
     if fixed or any(step < 0 for step in steps):
         if not fixed and not _whole(node, dims, axes, starts, ends, steps):
             raise node.refused("it has a negative step along a symbolic extent", node.scope.to_fix(dims))
-        return op.flip(x, axes[0]) if not fixed else by_tvm(bb, node)
+        return op.flip(x, axes[0]) if not fixed else _fixed(bb, node, axes, starts, ends, steps)
     places: dict[int, tuple[Extent, int]] = {}
     result, short = list(dims), set[int]()
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
@@ -202,6 +202,24 @@ def slice_(bb: Builder, node: Node) -> Expr:
     if _same(node, dims, result) and all(first == 0 and step == 1 for first, step in places.values()):
         return x
     return _taken(bb, x, result, places, short)
+
+
+def _fixed(
+    bb: Builder, node: Node, axes: list[int], starts: list[Extent], ends: list[Extent], steps: list[int]
+) -> Expr:
+    """TVM computes a negative extent where nothing is left, and does not clamp as ONNX does."""
+    dims = node.dims(0)
+    for i, (axis, step) in enumerate(zip(axes, steps, strict=True)):
+        extent = int(dims[axis])
+        start, end = (int(v) + extent if v < 0 else int(v) for v in (starts[i], ends[i]))
+        least, most = (0, extent) if step > 0 else (-1, extent - 1)
+        start, end = min(max(start, 0), most), min(max(end, least), most)
+        if (end - start) * step <= 0:
+            starts[i], ends[i], steps[i] = 0, 0, 1
+        else:
+            starts[i], ends[i] = start, end if end >= 0 else -extent - 1
+    node.inputs[1:] = [relax.const(np.array(values), "int64") for values in (starts, ends, axes, steps)]
+    return by_tvm(bb, node)
 
 
 def _whole(
