@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm import relax, te, tirx
 from tvm.runtime import vm
 
+from tests.support.bundle_secrets import assert_runs_sealed
 from tests.support.local_client import LocalClient
 from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.build import build, export, prepared
@@ -304,3 +305,21 @@ def test_resize_and_recurrent_networks_of_bfloat16(tmp_path: Path) -> None:
         onnx.save(model, path)
         outputs.append(library(path, tmp_path / f"{kind}.so")(x))
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [FLOAT16, BFLOAT16], ids=["float16", "bfloat16"])
+def test_the_device_bundle_has_no_offloaded_weight(kind: int, tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", ["x", "own"], ["a"], pads=[1] * 4),
+        node("Relu", ["a"], ["features"]),
+        node("Conv", ["features", "hidden"], ["b"], pads=[1] * 4),
+        node("Flatten", ["b"], ["c"]),
+        node("MatMul", ["c", "head"], ["y"]),
+    ]
+    weights = {"own": weight(48, 32, 3, 3), "hidden": weight(32, 48, 3, 3), "head": weight(512, 64)}
+    path = save(tmp_path / "m.onnx", kind, nodes, weights, [1, 32, 4, 4])
+    compiled = compile_model(path, cut="features", name="m", output=tmp_path / "dist")
+    stored = {w.name: numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
+    own, hidden = (stored[name].reshape(len(stored[name]), -1).T for name in ("own", "hidden"))
+    taps = [w.reshape(-1, 9, w.shape[1])[:, 0] for w in (own, hidden)]  # (channels, results) of one tap
+    assert_runs_sealed(compiled, [taps[1], stored["head"]], [taps[0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,29 @@ def assert_sealed(path: Path, compiled: Compiled, cut: str) -> None:
     assert np.mean([share_found(weight, on_device) for weight in own]) > 0.75
     assert np.mean([share_found(weight, on_worker) for weight in hidden]) > 0.75
     assert np.mean([share_found(weight, on_worker) for weight in own]) < 0.25
+
+
+RUN = 16
+"""Neighboring values of a column. Kernels keep them together or interleave few of them."""
+
+
+def runs(weight: Array) -> list[bytes]:
+    """Runs of a weight (depth, columns) of 8 or 16 bits as kernels pack it: one row, one column, and groups of 2 and 4
+    of the depth; in both byte orders, and as float32."""
+    parts = [weight[0, :RUN], weight[:RUN, 0], *(weight[:g, :RUN].T for g in (2, 4))]
+    forms = [np.ascontiguousarray(part) for part in parts]
+    wide = [form.astype("f4") for form in forms] if weight.dtype.itemsize > 1 else []
+    return [
+        raw for form in (*forms, *wide) for raw in (form.tobytes(), form.view(f"u{form.itemsize}").byteswap().tobytes())
+    ]
+
+
+def assert_runs_sealed(compiled: Compiled, hidden: Sequence[Array], own: Sequence[Array]) -> None:
+    """Assert that no run of the hidden weights, of 8 or 16 bits, is in the device bundle: so narrow values alone are in
+    any library."""
+    device, worker = contents(compiled.device), contents(compiled.subgraphs[0])
+    for weight in hidden:
+        assert not any(piece in device for piece in runs(weight))
+        assert any(piece in worker for piece in runs(weight))  # the search finds what is there
+    for weight in own:
+        assert any(piece in device for piece in runs(weight))
