@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,18 @@ def test_a_damaged_file_is_one_line(path: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument) as caught:
             list_cuts(tmp_path / "m.tflite")
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_bytes_of_a_file_may_be_wrong(path: Path, tmp_path: Path, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for _ in range(10):
+        data = bytearray(path.read_bytes())
+        for place in generator.integers(8, len(data), 4):
+            data[place] = generator.choice([0, 1, 127, 255])
+        (tmp_path / "m.tflite").write_bytes(data)
+        with contextlib.suppress(InvalidArgument):  # or nothing is wrong with it
+            list_cuts(tmp_path / "m.tflite")
 
 
 def test_state_and_unknown_operators_are_refused_by_name(tmp_path: Path) -> None:

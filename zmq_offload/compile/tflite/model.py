@@ -18,7 +18,7 @@ from zmq_offload.compile.models.exposed import exposed, only_outputs
 from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.reference import QUANTIZED_TOLERANCE, CannotRun, Reference
 from zmq_offload.compile.tflite.importer import ImportedGraph, import_graph
-from zmq_offload.errors import InvalidArgument, one_line
+from zmq_offload.errors import InvalidArgument, OffloadError, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec, datatype_of
 
@@ -41,6 +41,7 @@ class TFLiteModel(Model):
             self._graph = self._model.Subgraphs(0)
             self._inputs = self._specs(self._graph.InputsAsNumpy(), "Inputs")
             self._outputs = self._specs(self._graph.OutputsAsNumpy(), "Outputs")
+            self._known, self._origins = self._names(), self._sources()
         except InvalidArgument:
             raise
         except Exception as error:  # a damaged file can break any field
@@ -80,7 +81,14 @@ class TFLiteModel(Model):
             relax.Var(name, relax.TensorType(list(spec.shape), str(spec.dtype)))
             for name, spec in zip(self._inputs, specs, strict=True)
         ]
-        return import_graph(self._model, variables, specs != tuple(self._inputs.values()))
+        try:
+            return import_graph(self._model, variables, specs != tuple(self._inputs.values()))
+        except OffloadError:
+            raise
+        except Exception as error:
+            raise InvalidArgument(
+                f"TVM cannot import {self._file}: {one_line(error)}; convert the model again"
+            ) from error
 
     def inputs(self, shapes: Shapes) -> tuple[TensorSpec, ...]:
         specs = {spec.name: spec for spec in self._inputs.values()}
@@ -165,6 +173,9 @@ class TFLiteModel(Model):
         return sample
 
     def tensors(self) -> frozenset[str]:
+        return self._known
+
+    def _names(self) -> frozenset[str]:
         names = {get_tensor_name(self._graph, at) for at in range(self._graph.TensorsLength())}
         return frozenset(names | {spec.name for spec in (*self._inputs.values(), *self._outputs.values())})
 
@@ -172,6 +183,9 @@ class TFLiteModel(Model):
         return {}
 
     def origins(self) -> Origins:
+        return self._origins
+
+    def _sources(self) -> Origins:
         sources: dict[str, tuple[str, ...]] = {}
         known = {name: spec.name for name, spec in {**self._inputs, **self._outputs}.items()}
         for number in range(self._graph.OperatorsLength()):
