@@ -64,7 +64,8 @@ def add_options(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIMS",
-        help="input shape, e.g. x=1,3,320,320; a symbolic dimension is a name, a multiple of one or '?': x=N,3,8*H,8*W",
+        help="input shape, e.g. x=1,3,320,320; a symbolic dimension is a name, a multiple of one, a sum or '?': "
+        "x=N,3,8*H,8*W",
     )
     parser.add_argument("--list-cuts", action="store_true", help="list the possible cuts and exit")
     parser.add_argument(

@@ -73,7 +73,7 @@ def compile_model(
         Name of the model that the region becomes.
     inputs : mapping of str to sequence of int or str, optional
         Shape of each input whose shape the file leaves open. A dimension is a number from 1, or symbolic: a name (one
-        name is one extent everywhere), a multiple of one (``"8*H"``) or ``"?"``.
+        name is one extent everywhere), a multiple of one (``"8*H"``), a sum (``"P+S"``) or ``"?"``.
     until : str or sequence of str, optional
         Tensors at which the region ends. Default: the model's outputs that depend on `cut`.
     regions : sequence of Region, optional

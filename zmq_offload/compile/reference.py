@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from zmq_offload.compile.onnx.shapes import Dim, multiple_of
+from zmq_offload.compile.onnx.shapes import Dim, extent_of
 from zmq_offload.errors import one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
@@ -137,8 +137,7 @@ def _extent(name: Dim, spec: TensorSpec, axis: int, round_: int, chosen: dict[st
     usual = EXTENTS[round_][axis > 0]
     if name == "?":
         return chosen.setdefault("batch", usual) if axis == 0 else usual
-    multiple, symbol = multiple_of(str(name))
-    return multiple * chosen.setdefault(symbol, spec.usual(axis, usual))
+    return extent_of(str(name), lambda symbol: chosen.setdefault(symbol, spec.usual(axis, usual)))
 
 
 PASS_ON = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import TypeAlias
 
@@ -14,10 +14,11 @@ from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 
 Dim: TypeAlias = int | str
-"""A dimension: a number, the name of a symbolic extent (one name, one extent), a multiple of one ("8*H"), or "?" for an
-extent without a name."""
+"""A dimension: a number, the name of a symbolic extent (one name, one extent), a multiple of one ("8*H"), a sum
+("P+S", "P+1"), or "?" for an extent without a name."""
 
-SYMBOL = r"\?|(?:[1-9][0-9]{0,8}\*)?[A-Za-z_][A-Za-z0-9_]*"
+_NUMBER, _NAME = "[1-9][0-9]{0,8}", "[A-Za-z_][A-Za-z0-9_]*"
+SYMBOL = rf"\?|(?:{_NUMBER}\*)?{_NAME}|{_NAME}(?:\+(?:{_NAME}|{_NUMBER}))+"
 
 BATCH = "batch"
 """The name of "?" at dimension 0: the batch, one extent for all inputs (see `zmq_offload.protocol.tensors`)."""
@@ -32,7 +33,7 @@ def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
     if not equals or not name or not all(re.fullmatch(rf"[1-9][0-9]*|{SYMBOL}", d) for d in parts):
         raise InvalidArgument(
             f"--input {text!r} is not an input shape; write NAME=DIMS, dimensions from 1, symbolic by name, "
-            "as a multiple of one (8*H) or '?': x=1,3,320,320"
+            "as a multiple of one (8*H), a sum (P+S) or '?': x=1,3,320,320"
         )
     return name, tuple(int(d) if d.isdigit() else d for d in parts)
 
@@ -41,6 +42,12 @@ def multiple_of(dim: str) -> tuple[int, str]:
     """A symbolic dimension as its factor and its name: "8*H" is (8, "H")."""
     factor, star, name = dim.rpartition("*")
     return (int(factor) if star else 1), name
+
+
+def extent_of(dim: str, symbols: Callable[[str], int]) -> int:
+    """The extent of a symbolic dimension, from those of its symbols."""
+    factor, total = multiple_of(dim)
+    return factor * sum(int(part) if part.isdigit() else symbols(part) for part in total.split("+"))
 
 
 def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[Dim, ...]]:
@@ -118,7 +125,7 @@ def _check_dims(info: onnx.ValueInfoProto, dims: Sequence[Dim]) -> None:
         if not _is_dim(dim):
             raise InvalidArgument(
                 f"--input {name!r}: dimension {axis} is {dim!r}; use a number from 1, a symbolic one's name, "
-                "a multiple of one (8*H), or '?'"
+                "a multiple of one (8*H), a sum (P+S), or '?'"
             )
         if fixed is not None and dim != fixed:
             raise InvalidArgument(f"--input {name!r}: dimension {axis} is {fixed} in the model, not {dim}")
