@@ -99,7 +99,9 @@ def test_inputs_whose_shape_the_file_fixes_need_not_be_given(diamond: Path) -> N
     assert [str(t) for t in import_onnx(diamond, {}).inputs] == ["a FP32[4,6]", "b FP32[4,6]"]
 
 
-@pytest.mark.parametrize("text", ["x", "=1,2", "x=1,,2", "x=0,2", "x=-1,2", "x=1;2", "x=1.5", "x=a-b"])
+@pytest.mark.parametrize(
+    "text", ["x", "=1,2", "x=1,,2", "x=0,2", "x=-1,2", "x=1;2", "x=1.5", "x=a-b", "x=a+", "x=1+a", "x=a+?"]
+)
 def test_an_input_must_be_written_as_name_and_dimensions(text: str) -> None:
     with pytest.raises(InvalidArgument, match="write NAME=DIMS"):
         parse_shape(text)
@@ -108,6 +110,10 @@ def test_an_input_must_be_written_as_name_and_dimensions(text: str) -> None:
 def test_names_of_inputs_may_have_any_character() -> None:
     assert parse_shape("a=b:0=1,N,?") == ("a=b:0", (1, "N", "?"))
     assert parse_shape("scalar=") == ("scalar", ())
+
+
+def test_a_dimension_may_be_a_multiple_or_a_sum() -> None:
+    assert parse_shape("x=N,8*H,P+S,P+1") == ("x", ("N", "8*H", "P+S", "P+1"))
 
 
 @pytest.mark.parametrize("content", [b"no model at all", b"\x08\x08", json.dumps({"a": 1}).encode()])

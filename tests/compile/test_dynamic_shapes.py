@@ -156,6 +156,89 @@ def test_an_encoder_is_cut_and_checked(tmp_path: Path, cut: list[str]) -> None:
     assert compiled.check is not None and "2 random inputs" in compiled.check.on
 
 
+def cached_decoder(file: Path) -> Path:
+    """Two blocks of attention that take the keys and values of earlier tokens, and give those of all."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        N("Shape", ["past.0.key"], ["ps"]),
+        N("Gather", ["ps", "i2"], ["p"]),
+        N("Shape", ["ids"], ["s"]),
+        N("Gather", ["s", "i1"], ["t"]),
+        N("Gather", ["s", "i0"], ["b"]),
+        N("Range", ["z", "t", "o"], ["new"]),
+        N("Add", ["new", "p"], ["place"]),
+        N("Add", ["t", "p"], ["end"]),
+        N("Range", ["z", "end", "o"], ["all"]),
+        N("Unsqueeze", ["place", "a1"], ["row"]),
+        N("LessOrEqual", ["all", "row"], ["before"]),
+        N("Cast", ["mask"], ["keep"], to=TensorProto.BOOL),
+        N("Unsqueeze", ["keep", "a12"], ["keep4"]),
+        N("And", ["before", "keep4"], ["seen"]),
+        N("Cast", ["row"], ["angle"], to=FLOAT),
+        N("Sin", ["angle"], ["wave"]),
+        N("Gather", ["words", "ids"], ["e"]),
+        N("Add", ["e", "wave"], ["x0"]),
+        N("Unsqueeze", ["b", "a0"], ["b1"]),
+        N("Unsqueeze", ["t", "a0"], ["t1"]),
+        N("Concat", ["b1", "t1", "two", "eight"], ["heads"], axis=0),
+        N("Concat", ["b1", "t1", "width"], ["flat"], axis=0),
+    ]
+    weights: dict[str, Array] = {"words": rng.standard_normal((64, 16)).astype("f4"), "low": scalar(-1e9, "f4")}
+    weights |= {"i0": scalar(0), "i1": scalar(1), "i2": scalar(2), "z": scalar(0), "o": scalar(1)}
+    weights |= {"a0": numbers(0), "a1": numbers(1), "a12": numbers(1, 2), "two": numbers(2), "eight": numbers(8)}
+    weights |= {"width": numbers(16)}
+    for i in range(2):
+        weights |= {f"w{i}{n}": rng.standard_normal((16, 16)).astype("f4") / 4 for n in "qkvo"}
+        for name in "qkv":
+            nodes += [
+                N("MatMul", [f"x{i}", f"w{i}{name}"], [f"m{i}{name}"]),
+                N("Reshape", [f"m{i}{name}", "heads"], [f"h{i}{name}"]),
+                N("Transpose", [f"h{i}{name}"], [f"{name}{i}"], perm=[0, 2, 1, 3]),
+            ]
+        nodes += [
+            N("Concat", [f"past.{i}.key", f"k{i}"], [f"present.{i}.key"], axis=2),
+            N("Concat", [f"past.{i}.value", f"v{i}"], [f"present.{i}.value"], axis=2),
+            N("Transpose", [f"present.{i}.key"], [f"kt{i}"], perm=[0, 1, 3, 2]),
+            N("MatMul", [f"q{i}", f"kt{i}"], [f"scores{i}"]),
+            N("Where", ["seen", f"scores{i}", "low"], [f"masked{i}"]),
+            N("Softmax", [f"masked{i}"], [f"weights{i}"], axis=-1),
+            N("MatMul", [f"weights{i}", f"present.{i}.value"], [f"mixed{i}"]),
+            N("Transpose", [f"mixed{i}"], [f"back{i}"], perm=[0, 2, 1, 3]),
+            N("Reshape", [f"back{i}", "flat"], [f"z{i}"]),
+            N("MatMul", [f"z{i}", f"w{i}o"], [f"out{i}"]),
+            N("Add", [f"out{i}", f"x{i}"], [f"x{i + 1}"]),
+        ]
+    inputs = {"ids": (INT64, ["b", "s"]), "mask": (INT64, ["b", "past_plus_s"])}
+    caches = [f"{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    past = {f"past.{cache}": (FLOAT, ["b", 2, "past", 8]) for cache in caches}
+    return saved(file, nodes, inputs | past, {"x2": FLOAT} | {f"present.{c}": FLOAT for c in caches}, weights)
+
+
+CACHE = ("B", 2, "P", 8)
+CACHED = {"ids": ("B", "S"), "mask": ("B", "P+S")}
+CACHED |= {f"past.{i}.{kind}": CACHE for i in range(2) for kind in ("key", "value")}
+
+
+def tokens(batch: int, new: int, past: int) -> dict[str, Array]:
+    rng = np.random.default_rng(past)
+    mask = np.ones((batch, past + new), np.int64)
+    mask[-1, : past // 2] = 0
+    known = {name: rng.standard_normal((batch, 2, past, 8)).astype("f4") for name in CACHED if "past" in name}
+    return {"ids": rng.integers(0, 64, (batch, new)), "mask": mask, **known}
+
+
+@pytest.fixture(scope="module")
+def decoder_with_a_cache(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return Both(cached_decoder(tmp_path_factory.mktemp("decoder") / "m.onnx"), CACHED)
+
+
+@FEW
+@given(batch=st.integers(1, 3), new=st.integers(1, 5), past=st.integers(1, 40))
+def test_a_decoder_with_a_cache_of_any_length(decoder_with_a_cache: Both, batch: int, new: int, past: int) -> None:
+    """The mask has an extent that is a sum of two others."""
+    decoder_with_a_cache.agree(**tokens(batch, new, past))
+
+
 # Integers that a model computes from Shape(x), x of [b, 3, h, w]; each is an output.
 ARITHMETIC = [
     N("Shape", ["x"], ["s"]),

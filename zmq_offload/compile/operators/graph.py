@@ -130,6 +130,12 @@ class _Importer(GraphImporter):
         return found
 
     def add_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        for _, param in self.parameters():
+            for dim in param.ty.shape.values if isinstance(param.ty.shape, relax.ShapeExpr) else ():
+                if isinstance(dim, tvm.tirx.Add):
+                    # Sums of these symbols are then written in the order of the input, as TVM writes a concatenation
+                    # of the past and what is new. It does not fuse operators whose extents have different forms.
+                    self._extents.normal(dim)
         super().add_nodes(nodes)
         self._values.finish(self._outputs)
 
