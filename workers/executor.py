@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zmq_offload.artifacts.repository import LIBRARY, Repository
-from zmq_offload.errors import Internal, one_line
+from zmq_offload.errors import Internal, InvalidArgument, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY
 from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library, loading
@@ -70,12 +70,15 @@ class GraphExecutor:
         The inputs are copied. Several requests differ in dimension 0 only, which is the batch.
 
         Returns the outputs of each request, in the order of `model.outputs`. Their memory stays theirs until they are
-        dropped. Raises Internal, with TVM's message, if the subgraph fails.
+        dropped. Raises InvalidArgument for inputs that do not fit each other, and Internal, with TVM's message, if the
+        subgraph fails.
         """
         try:
             if len(requests) == 1:
                 return [self._machine.run(requests[0])]
             results = self._machine.run_together(requests)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{self._name}: {error.message}") from None
         except Exception as error:
             raise Internal(f"{self._name} failed: {one_line(error)}") from error
         rows = [request[0].shape[0] for request in requests]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tvm import tirx
 
+from zmq_offload.artifacts.repository import Repository
 from zmq_offload.byoc.extents import Extents
 from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.onnx.importer import import_onnx
@@ -154,6 +155,17 @@ def test_an_encoder_is_cut_and_checked(tmp_path: Path, cut: list[str]) -> None:
     inputs = {"ids": ("B", "T"), "mask": ("B", "T")}
     compiled = compile_model(file, cut=cut, name="m", inputs=inputs, output=tmp_path / "dist", check=True)
     assert compiled.check is not None and "2 random inputs" in compiled.check.on
+    # A worker refuses what is longer than the table of positions, too.
+    served = Repository(tmp_path / "dist" / "repository").read("m", 1).inputs
+    assert served == compiled.manifest.offloaded[0].inputs
+    most = {spec.name: spec.maximums for spec in served}
+    assert most[cut[0]] == (-1, 128, -1)
+    given = {
+        s.name: (s.datatype, tuple(129 if m == 128 else max(d, 1) for d, m in zip(s.shape, s.maximums, strict=True)))
+        for s in served
+    }
+    with pytest.raises(InvalidArgument, match="a table of the model ends at 128"):
+        check_tensors(served, given, what="model 'm'")
 
 
 def cached_decoder(file: Path) -> Path:
@@ -418,6 +430,36 @@ def test_a_sequence_longer_than_the_table_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "the model: dimension 1 of input 'ids' is 130, but a table of the model ends at 128; it takes at most 128"
     )
+
+
+@pytest.mark.parametrize("how", ["Range", "NonZero", "extent"])
+def test_positions_past_the_end_of_a_table_are_refused(tmp_path: Path, how: str) -> None:
+    """A table of 16 rows is read at positions up to the length, which begin at 2."""
+    ones = onnx.numpy_helper.from_array(numbers(1))
+    positions = {
+        "Range": [N("Range", ["z", "t", "o"], ["r"]), N("Unsqueeze", ["r", "a0"], ["p"])],
+        "NonZero": [
+            N("Unsqueeze", ["t", "a0"], ["t1"]),
+            N("ConstantOfShape", ["t1"], ["filled"], value=ones),
+            N("NonZero", ["filled"], ["p"]),
+        ],
+        "extent": [N("Sub", ["t", "o"], ["p"])],
+    }
+    nodes = [
+        N("Shape", ["x"], ["s"]),
+        N("Gather", ["s", "o"], ["t"]),
+        *positions[how],
+        N("Add", ["p", "two"], ["later"]),
+        N("Gather", ["table", "later"], ["y"]),
+    ]
+    weights = {"z": scalar(0), "o": scalar(1), "a0": numbers(0), "two": numbers(2), "table": np.zeros((16, 4), "f4")}
+    used = {name for node in nodes for name in node.input}
+    kept = {name: value for name, value in weights.items() if name in used}
+    file = saved(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["b", "t"])}, {"y": FLOAT}, kept)
+    (spec,) = import_onnx(file, {"x": ("B", "T")}).inputs
+    assert spec.maximums == (-1, 14)
+    with pytest.raises(InvalidArgument, match="dimension 1 of input 'x' is 15, but a table of the model ends at 14"):
+        check_tensors([spec], {"x": ("FP32", (1, 15))}, what="the model")
 
 
 def test_an_extent_that_does_not_divide_is_refused(tmp_path: Path) -> None:

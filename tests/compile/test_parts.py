@@ -35,9 +35,9 @@ def test_a_library_in_parts_computes_the_same(tmp_path: Path, monkeypatch: pytes
     sizes: list[int] = []
     whole = tvm.tirx.build
 
-    def counted(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module:
+    def counted(mod: tvm.IRModule, target: tvm.target.Target, pipeline: str) -> tvm.runtime.Module:
         sizes.append(len(mod.functions))
-        return whole(mod, target)
+        return whole(mod, target, pipeline)
 
     monkeypatch.setattr(parts, "FUNCTIONS", 3)
     mod = functions(tmp_path / "m.onnx")

@@ -17,7 +17,7 @@ import tvm
 import tvm_ffi
 from tvm import ir, relax, tirx
 
-from zmq_offload.byoc.parameters import MULTIPLES, multiples_of
+from zmq_offload.byoc.parameters import MAXIMUMS, MULTIPLES, multiples_of
 from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE, codegen_of, without_constants
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
@@ -102,6 +102,8 @@ def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[T
     inputs = input_specs(names, [p.ty for p in function.params])
     if MULTIPLES in attrs:
         inputs = tuple(with_multiples(spec, given) for spec, given in zip(inputs, attrs[MULTIPLES], strict=True))
+    if MAXIMUMS in attrs:
+        inputs = tuple(with_maximums(spec, given) for spec, given in zip(inputs, attrs[MAXIMUMS], strict=True))
     result = function.ret_ty
     types = list(result.fields) if isinstance(result, relax.TupleType) else [result]
     ends = (
@@ -136,6 +138,12 @@ def with_multiples(spec: TensorSpec, multiples: Sequence[int]) -> TensorSpec:
     """Return the specification with what its extents have to be multiples of, if that is not 1 for all."""
     whole = tuple(int(m) for m in multiples)
     return replace(spec, multiples=whole) if any(m > 1 for m in whole) else spec
+
+
+def with_maximums(spec: TensorSpec, maximums: Sequence[int]) -> TensorSpec:
+    """Return the specification with the largest that its symbolic extents may be, where one has a maximum."""
+    most = tuple(int(m) if extent == ANY else ANY for m, extent in zip(maximums, spec.shape, strict=True))
+    return replace(spec, maximums=most) if any(m != ANY for m in most) else spec
 
 
 def tensor_spec(name: str, ty: ir.Type) -> TensorSpec:
@@ -187,7 +195,7 @@ def _standalone(mod: tvm.IRModule, symbol: str) -> tvm.IRModule:
             if isinstance(functions[name], relax.Function):
                 todo += [gv.name_hint for gv in relax.analysis.all_global_vars(functions[name])]
     main = needed.pop(symbol)
-    for attr in (CODEGEN_ATTRIBUTE, INPUT_NAMES, OUTPUT_NAMES, MULTIPLES):
+    for attr in (CODEGEN_ATTRIBUTE, INPUT_NAMES, OUTPUT_NAMES, MULTIPLES, MAXIMUMS):
         main = main.without_attr(attr)
     others = {gv: f for gv, f in mod.functions.items() if gv.name_hint in needed}
     builder = relax.BlockBuilder(tvm.IRModule(others))

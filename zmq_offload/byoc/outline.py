@@ -6,7 +6,7 @@ later steps are shared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tvm
 from tvm import ir, relax
@@ -14,7 +14,7 @@ from tvm import ir, relax
 from zmq_offload.byoc.codegen import CODEGEN, INPUT_NAMES, OUTPUT_NAMES, offloaded_functions
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.order import topological_order
-from zmq_offload.byoc.parameters import with_symbols
+from zmq_offload.byoc.parameters import LARGEST, MAXIMUMS, maximums_of, with_symbols
 from zmq_offload.byoc.region import Region, ResolvedRegion, resolve_regions
 from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE
 from zmq_offload.errors import InvalidArgument
@@ -40,8 +40,9 @@ def outline_regions(mod: tvm.IRModule, graph: Graph, regions: Sequence[Region]) 
     """
     resolved = resolve_regions(graph, regions)
     builder = relax.BlockBuilder(tvm.IRModule({gv: f for gv, f in mod.functions.items() if gv.name_hint != "main"}))
+    largest = (mod.attrs or {}).get(LARGEST, {})
     callees = [
-        builder.add_func(_region_function(graph, region, f"{REGION}{i}"), f"{REGION}{i}")
+        builder.add_func(_region_function(graph, region, f"{REGION}{i}", largest), f"{REGION}{i}")
         for i, region in enumerate(resolved)
     ]
     builder.add_func(_main_function(graph, resolved, callees, mod["main"]), "main")
@@ -57,7 +58,7 @@ def outline_regions(mod: tvm.IRModule, graph: Graph, regions: Sequence[Region]) 
     return outlined, [regions[i] for i in called]
 
 
-def _region_function(graph: Graph, region: ResolvedRegion, symbol: str) -> relax.Function:
+def _region_function(graph: Graph, region: ResolvedRegion, symbol: str, largest: Mapping[str, int]) -> relax.Function:
     params = [relax.Var(name, var.ty) for var, name in region.cuts.items()]
     # Each cut variable is bound to its parameter, so that the region's bindings need no change.
     body = [relax.VarBinding(var, param) for var, param in zip(region.cuts, params, strict=True)]
@@ -75,6 +76,7 @@ def _region_function(graph: Graph, region: ResolvedRegion, symbol: str) -> relax
         "global_symbol": symbol,
         INPUT_NAMES: list(region.cuts.values()),
         OUTPUT_NAMES: list(region.untils.values()),
+        MAXIMUMS: maximums_of([var.ty for var in region.cuts], largest),
     }
     return relax.utils.copy_with_new_vars(function.with_attrs(attrs))
 

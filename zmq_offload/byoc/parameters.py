@@ -10,12 +10,31 @@ from collections.abc import Mapping, Sequence
 from tvm import ir, relax, tirx
 
 from zmq_offload.byoc.extents import BINARY, Extents, expression
+from zmq_offload.protocol.tensors import ANY
 
 Symbols = Mapping[tirx.Var, ir.Expr]
 
 
 MULTIPLES = "zmq_offload_multiples"
 """Attribute of a function: for each extent of each parameter, what it has to be a multiple of."""
+
+
+MAXIMUMS = "zmq_offload_maximums"
+"""Attribute of a function: for each extent of each parameter, the largest that it may be, or `ANY`."""
+
+LARGEST = "zmq_offload_largest"
+"""Attribute of a module: the largest values of symbols, by their names."""
+
+
+def maximums_of(types: Sequence[ir.Type], largest: Mapping[str, int]) -> list[list[int]]:
+    """For each extent of each type, the largest that it may be, where that of its symbol is known; `ANY` elsewhere."""
+    extents = Extents()
+    found = []
+    for ty in types:
+        sums = [extents.linear(dim) for dim in _dims(ty)]
+        known = [s if s is not None and str(s[1].name) in largest else None for s in sums]
+        found.append([ANY if s is None else s[0] * int(largest[str(s[1].name)]) + s[2] for s in known])
+    return found
 
 
 def multiples_of(types: Sequence[ir.Type]) -> list[list[int]]:

@@ -17,6 +17,7 @@ from tvm.support import cc
 from tvm.target import codegen
 
 from zmq_offload.common.memory import trim
+from zmq_offload.compile.arguments import TIR_PIPELINE
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.half import compute_in_float32
@@ -59,10 +60,10 @@ def _compiled(
 ) -> tvm.runtime.Executable:
     """The module after the pipeline and the passes `last`, as TVM compiles it."""
     try:
-        with target, _without_assertions(), interruptible():
+        with target, interruptible():
             first = tuned_or_none(tuning, target) if tuning is not None else None
             pipeline = Sequential([cpu_pipeline(target, first), *last])
-            return tvm.compile(prepared(mod), target, relax_pipeline=pipeline)
+            return tvm.compile(prepared(mod), target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE)
     except FailedPrecondition:  # a damaged database is not TVM's fault
         raise
     except Exception as error:
@@ -85,17 +86,6 @@ def _symbols(mod: tvm.IRModule) -> list[str]:
     functions = [f for f in mod.functions.values() if isinstance(f, relax.Function)]
     found = [s for f in functions for p in f.params for s in relax.analysis.tir_vars_in_type(p.ty)]
     return sorted({str(symbol.name) for symbol in found})
-
-
-def _without_assertions() -> tvm.transform.PassContext:
-    """The context of passes, with functions that do not check the shapes and datatypes of their arguments.
-
-    The virtual machine has checked those of `main`, and makes the others. The checks were most of the code of a
-    function with many arguments.
-    """
-    outer = tvm.transform.PassContext.current()
-    config = {**outer.config, "tirx.disable_assert": True}
-    return tvm.transform.PassContext(outer.opt_level, instruments=outer.instruments, config=config)
 
 
 def export(executable: tvm.runtime.Executable, path: Path, target: tvm.target.Target) -> None:

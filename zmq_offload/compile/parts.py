@@ -14,6 +14,7 @@ from tvm import relax, tirx
 from tvm.ir.transform import Pass, PassContext, module_pass
 
 from zmq_offload.common.memory import trim
+from zmq_offload.compile.arguments import TIR_PIPELINE
 
 FUNCTIONS = 12
 """Functions of a part. A part costs some milliseconds of its own."""
@@ -36,7 +37,7 @@ def in_parts(target: tvm.target.Target, folder: Path) -> Pass:
             part = dict(loops[start : start + FUNCTIONS])
             symbols = {name: str(f.attrs["global_symbol"]) for name, f in part.items()}
             file = str(folder / f"part{start}.o")
-            tvm.tirx.build(tvm.IRModule(part), target).write_to_file(file)
+            tvm.tirx.build(tvm.IRModule(part), target, TIR_PIPELINE).write_to_file(file)
             trim()
             libraries.append(tvm.runtime.load_static_library(file, list(symbols.values())))
             functions |= {name: relax.ExternFunc(symbol) for name, symbol in symbols.items()}

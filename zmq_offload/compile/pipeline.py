@@ -11,6 +11,7 @@ from tvm.target import Target
 
 from zmq_offload.byoc.overlap import isolate_joins, overlap
 from zmq_offload.byoc.unequal import isolate_unequal
+from zmq_offload.compile.arguments import with_checks
 from zmq_offload.compile.empty import without_empty_constants
 from zmq_offload.schedules.exact import exact
 from zmq_offload.schedules.layout import channels_last
@@ -61,6 +62,7 @@ def lowering_passes() -> list[Pass]:
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         _plain(without_empty_constants, "zmq_offload.without_empty_constants"),
+        _plain(with_checks, "zmq_offload.with_checks"),
         relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),

@@ -372,6 +372,8 @@ class OffloadedModel:
             self._in_flight.error = None
             if cause is not None:
                 raise cause from None
+            if isinstance(error, InvalidArgument):
+                raise InvalidArgument(f"the model: {error.message}") from None
             if isinstance(error, OffloadError) or not isinstance(error, Exception):
                 raise
             raise Internal(f"{LIBRARY} failed: {one_line(error)}") from error

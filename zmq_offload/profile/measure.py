@@ -23,7 +23,7 @@ from zmq_offload.profile.result import VM, Function, Measured
 from zmq_offload.profile.subject import Subject
 from zmq_offload.protocol.payload import Array
 
-BUILTIN = "vm.builtin."
+BUILTIN = ("vm.builtin.", "check_arguments")
 
 _BLOCKS = 4
 """TVM and ONNX Runtime take turns in this many blocks of calls, because ORT's threads spin between its calls."""

@@ -19,6 +19,7 @@ from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime import extra  # noqa: F401  (importing it loads sorting)
+from zmq_offload.runtime.refusal import refusal
 
 Memory: TypeAlias = tuple[tvm.runtime.Tensor, Array]
 """A tensor of TVM's, and a view of it."""
@@ -70,16 +71,22 @@ class Machine:
 
     def __init__(self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec] = ()) -> None:
         self._main = virtual_machine(library)["main"]
+        self._specs = inputs
         self._inputs = [None if ANY in spec.shape else _memory(spec.shape, spec.dtype) for spec in inputs]
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """The results of `main` for arrays that fit the signature. The arrays are copied; the results are the caller's.
 
+        Raises InvalidArgument, naming the input, if extents differ that have to be the same. The signature does not
+        tell which have to.
+
         TVM assumes memory that is aligned to 64 bytes, which a caller's array or a frame need not be. So the inputs are
         copied into tensors of this machine.
         """
         own = self._inputs or [None] * len(arrays)
-        memories = [m or _memory(array.shape, array.dtype) for m, array in zip(own, arrays, strict=True)]
+        memories = [
+            m or _memory(array.shape, array.dtype.newbyteorder("=")) for m, array in zip(own, arrays, strict=True)
+        ]
         for (_, view), array in zip(memories, arrays, strict=True):
             view[...] = array
         return self._call(memories)
@@ -89,13 +96,19 @@ class Machine:
         rows = sum(request[0].shape[0] for request in requests)
         memories = []
         for own, *arrays in zip(self._inputs, *requests, strict=True):
-            memory = own or _memory((rows, *arrays[0].shape[1:]), arrays[0].dtype)
+            memory = own or _memory((rows, *arrays[0].shape[1:]), arrays[0].dtype.newbyteorder("="))
             np.concatenate(arrays, out=memory[1])
             memories.append(memory)
         return self._call(memories)
 
     def _call(self, memories: Sequence[Memory]) -> list[Array]:
-        result = self._main(*[tensor for tensor, _ in memories])
+        try:
+            result = self._main(*[tensor for tensor, _ in memories])
+        except Exception as error:
+            refused = refusal(error, [spec.name for spec in self._specs])
+            if refused is None:
+                raise
+            raise refused from None
         results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
         # A result's memory lives as long as the array. But a model may hand an input through, perhaps under another
         # shape, and the next run writes to an input's memory.

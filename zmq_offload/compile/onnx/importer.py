@@ -7,21 +7,21 @@ import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx
 import tvm
 from tvm import ir, relax
 
-from zmq_offload.byoc.codegen import input_specs, tensor_spec, with_multiples
+from zmq_offload.byoc.codegen import input_specs, tensor_spec, with_maximums, with_multiples
 from zmq_offload.byoc.graph import Graph
-from zmq_offload.byoc.parameters import with_symbols
+from zmq_offload.byoc.parameters import LARGEST, maximums_of, with_symbols
 from zmq_offload.compile.half import without_bfloat16
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.onnx.file import read_onnx as read_onnx
 from zmq_offload.compile.onnx.shapes import Dim, multiple_of, set_input_shapes
 from zmq_offload.compile.operators.constants import fold, without_data
-from zmq_offload.compile.operators.graph import MAXIMUMS, import_graph
+from zmq_offload.compile.operators.graph import import_graph
 from zmq_offload.compile.operators.loops import unrolled
 from zmq_offload.compile.operators.refusal import reason
 from zmq_offload.compile.operators.rewrite import inlined
@@ -66,9 +66,8 @@ def import_model(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]], te
     _expose(slim, [n for n in names if n not in outputs])
     constants |= {w.name for w in slim.graph.initializer}
     mod = _to_relax(slim, outputs)
-    maximums = dict((mod.attrs or {}).get(MAXIMUMS, {}))
-    mod = mod.without_attr(MAXIMUMS)
-    return _named(mod, slim, outputs, constants, maximums)
+    largest = dict(mod.attrs[LARGEST])
+    return _named(mod, slim, outputs, constants, largest)
 
 
 def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
@@ -79,7 +78,7 @@ def import_uncut(path: str | os.PathLike[str], inputs: Mapping[str, Sequence[Dim
 def import_whole(model: onnx.ModelProto, inputs: Mapping[str, Sequence[Dim]]) -> tvm.IRModule:
     """Import a model that is not cut, as `import_model` does, without names for tensors inside it."""
     set_input_shapes(model, inputs)
-    mod = _to_relax(simplify(model)).without_attr(MAXIMUMS)
+    mod = _to_relax(simplify(model)).without_attr(LARGEST)
     main = with_symbols(mod["main"])
     if main.same_as(mod["main"]):
         return mod
@@ -148,7 +147,7 @@ def _named(
     model: onnx.ModelProto,
     outputs: Sequence[str],
     constants: set[str],
-    maximums: Mapping[str, Sequence[int]],
+    largest: Mapping[str, int],
 ) -> Imported:
     main = mod["main"]
     bindings = [b for block in main.body.blocks for b in block.bindings]
@@ -166,11 +165,6 @@ def _named(
     graph = Graph(
         tuple(main.params), tuple(bindings), tensors, tuple(outputs), frozenset(constants - set(tensors)), dataflow
     )
-    specs = input_specs(params, [p.ty for p in main.params])
-    return Imported(mod, graph.pruned(), tuple(_bounded(spec, maximums) for spec in specs))
-
-
-def _bounded(spec: TensorSpec, maximums: Mapping[str, Sequence[int]]) -> TensorSpec:
-    """The specification with the largest extents, where a table of the model ends."""
-    most = maximums.get(spec.name)
-    return spec if most is None else replace(spec, maximums=tuple(int(m) for m in most))
+    types = [p.ty for p in main.params]
+    bounds = zip(input_specs(params, types), maximums_of(types, largest), strict=True)
+    return Imported(mod, graph.pruned(), tuple(with_maximums(spec, most) for spec, most in bounds))

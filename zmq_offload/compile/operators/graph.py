@@ -12,11 +12,13 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from tvm import relax
 
 from zmq_offload.byoc.extents import Extents
+from zmq_offload.byoc.parameters import LARGEST
 from zmq_offload.compile.operators import converters, pools
 from zmq_offload.compile.operators.branches import CHOICE, for_importer
 from zmq_offload.compile.operators.choices import choices
 from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.contrib import CONTRIB_CONVERTERS
+from zmq_offload.compile.operators.index_bounds import IndexBounds
 from zmq_offload.compile.operators.known_values import KnownValues, shape_of
 from zmq_offload.compile.operators.node import Node, refuse
 from zmq_offload.compile.operators.nodes import all_nodes, opset_of
@@ -34,10 +36,6 @@ from zmq_offload.compile.operators.tvm_importer import (
 )
 from zmq_offload.compile.operators.unknown_shapes import check_extents
 from zmq_offload.errors import InvalidArgument, OffloadError
-from zmq_offload.protocol.tensors import ANY
-
-MAXIMUMS = "zmq_offload_maximums"
-"""Attribute of a module: for inputs by name, the largest that each extent may be, and ANY where there is none."""
 
 HARMLESS = {
     ("BatchNormalization", "momentum"),
@@ -68,7 +66,7 @@ def import_graph(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -
     names = [output.name for output in model.graph.output] if outputs is None else outputs
     importer = _Importer(_types(model), names)
     for_importer(model.graph)
-    return importer.import_model(model, opset_of(model)).with_attr(MAXIMUMS, importer.maximums())
+    return importer.import_model(model, opset_of(model)).with_attr(LARGEST, importer.largest())
 
 
 def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
@@ -119,15 +117,13 @@ class _Importer(GraphImporter):
         places = places_of(self.parameters(), self._extents)
         return Scope(self._extents, self._values.of, places, lost=self._values.lost)
 
-    def maximums(self) -> dict[str, list[int]]:
-        """For inputs by name, the largest that each extent may be; ANY where there is none."""
-        found: dict[str, list[int]] = {}
-        params = dict(self.parameters())
-        for place in self._scope.places:
-            if place.symbol in self._scope.most:
-                bounds = found.setdefault(place.input, [ANY] * params[place.input].ty.ndim)
-                bounds[place.axis] = place.multiple * self._scope.most[place.symbol]
-        return found
+    @functools.cached_property
+    def _bounds(self) -> IndexBounds:
+        return IndexBounds(self._scope)
+
+    def largest(self) -> dict[str, int]:
+        """The largest values of symbols: a table ends there."""
+        return dict(self._scope.most)
 
     def add_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
         for _, param in self.parameters():
@@ -142,7 +138,13 @@ class _Importer(GraphImporter):
     def add_node(self, node: onnx.NodeProto) -> None:
         self._current = node
         if self._values.evaluate(node, self.opset):
+            if node.op_type == "NonZero":
+                self._bounds.note_places(node.output[0], shape_of(self.result(node.output[0]), self._extents)[1])
             return
+        self._bounds.note(node)
+        if node.op_type == "Gather":
+            with contextlib.suppress(NotKnown):
+                self._bounds.limit(node, shape_of(self.result(node.input[0]), self._extents))
         self._values.present(node)
         try:
             if node.domain == CHOICE:

@@ -62,8 +62,10 @@ class Scope:
             return False
         factor, symbol, rest = found
         name, most = str(symbol.name), (extent - rest) // factor
+        if most < 1:
+            return False
         self.most[name] = min(most, self.most.get(name, most))
-        return most > 0
+        return True
 
     def to_fix(self, values: Iterable[object]) -> str:
         """What to do about extents that have to be numbers."""
