@@ -74,11 +74,14 @@ def with_symbols(function: relax.Function) -> relax.Function:
     params: list[ir.Var] = []
     before: list[relax.Binding] = []
     names = list(values)
-    # A variable of its own: TVM computes no extent that only the value of a MatchCast has.
     sizes = relax.ShapeExpr([values[n] for n in names])
+    # TVM computes no extent that only the value of a MatchCast has, so the value is a variable. And it replaces symbols
+    # of which a type tells the value, in some places and not in others, so the type of that variable tells none.
     whole_shape = relax.Var("sizes", sizes.ty)
+    opaque = relax.Var("opaque", relax.ShapeType(ndim=len(names)))
     before.append(relax.VarBinding(whole_shape, sizes))
-    before.append(relax.MatchCast(relax.Var("symbols", relax.ShapeType(names)), whole_shape, relax.ShapeType(names)))
+    before.append(relax.MatchCast(opaque, whole_shape, opaque.ty))
+    before.append(relax.MatchCast(relax.Var("symbols", relax.ShapeType(names)), opaque, relax.ShapeType(names)))
     for param in function.params:
         if all(isinstance(dim, tirx.Var | tirx.IntImm) for dim in _dims(param.ty)):
             params.append(param)
