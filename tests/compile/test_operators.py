@@ -256,6 +256,11 @@ OWN: dict[str, Any] = {
         {"g": floats(1, 4, 5, 2)},
         16,
     ),
+    "one pixel with corners": lambda: run(
+        [N("Resize", ["x", "", "", "n"], ["y"], mode="cubic", coordinate_transformation_mode="align_corners")],
+        floats(1, 2, 3, 4),
+        {"n": np.array([1, 2, 1, 1])},
+    ),
     "sign of bytes": lambda: run([N("Sign", ["x"], ["y"])], np.arange(6, dtype="u1"), {}),
     "dropout": lambda: run([N("Dropout", ["x"], ["h"]), N("Relu", ["h"], ["y"])], floats(4), {}),
 }

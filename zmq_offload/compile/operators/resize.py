@@ -196,6 +196,8 @@ def _same_by_tvm(options: Options, changed: Sequence[Axis], rank: int) -> bool:
         return False
     if options.antialias or (options.mode == "cubic" and options.exclude_outside):
         return False
+    if options.coordinates == "align_corners" and any(axis.after == 1 for axis in changed):
+        return False  # it divides by 0
     if options.mode != "nearest":
         return options.coordinates != "pytorch_half_pixel" or all(axis.after > 1 for axis in changed)
     # The kernel computes in float32. With whole ratios no coordinate is near a tie.

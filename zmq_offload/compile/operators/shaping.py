@@ -175,13 +175,6 @@ def slice_(bb: Builder, node: Node) -> Expr:
     axes = [int(a) % len(dims) for a in _given(node, 3, range(len(starts)))]
     steps = [int(s) for s in _given(node, 4, [1] * len(starts))]
     fixed = all(isinstance(v, int) for v in (*starts, *ends, *(dims[a] for a in axes)))
-    if fixed:
-        kept = list(dims)
-        for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
-            kept[axis] = len(range(int(dims[axis]))[slice(*map(int, bounds))])
-        nothing = _nothing(node, x, kept)
-        if nothing is not None:
-            return nothing
     if fixed or any(step < 0 for step in steps):
         if not fixed and not _whole(node, dims, axes, starts, ends, steps):
             raise node.refused("it has a negative step along a symbolic extent", node.scope.to_fix(dims))
@@ -207,17 +200,18 @@ def slice_(bb: Builder, node: Node) -> Expr:
 def _fixed(
     bb: Builder, node: Node, axes: list[int], starts: list[Extent], ends: list[Extent], steps: list[int]
 ) -> Expr:
-    """TVM computes a negative extent where nothing is left, and does not clamp as ONNX does."""
-    dims = node.dims(0)
+    """TVM and Python do not clamp places as ONNX does: a start before the first element is the first one."""
+    kept = node.dims(0)
     for i, (axis, step) in enumerate(zip(axes, steps, strict=True)):
-        extent = int(dims[axis])
+        extent = int(kept[axis])
         start, end = (int(v) + extent if v < 0 else int(v) for v in (starts[i], ends[i]))
         least, most = (0, extent) if step > 0 else (-1, extent - 1)
         start, end = min(max(start, 0), most), min(max(end, least), most)
-        if (end - start) * step <= 0:
-            starts[i], ends[i], steps[i] = 0, 0, 1
-        else:
-            starts[i], ends[i] = start, end if end >= 0 else -extent - 1
+        starts[i], ends[i] = start, end if end >= 0 else -extent - 1
+        kept[axis] = len(range(start, end, step))
+    nothing = _nothing(node, node.inputs[0], kept)
+    if nothing is not None:
+        return nothing
     node.inputs[1:] = [relax.const(np.array(values), "int64") for values in (starts, ends, axes, steps)]
     return by_tvm(bb, node)
 
