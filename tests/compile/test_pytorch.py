@@ -97,6 +97,36 @@ def test_shapes_that_do_not_fit_the_program(dynamic: Path, shapes: Any, words: s
         list_cuts(dynamic, inputs=shapes)
 
 
+def test_separate_batches_become_one_by_a_name(tmp_path: Path) -> None:
+    class Sums(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, a: Any, b: Any) -> Any:
+            return torch.tanh(a).sum(0) + b.sum(0)
+
+    each = {0: torch.export.Dim.DYNAMIC}
+    path = save(Sums(), tmp_path / "m.pt2", (torch.randn(3, 4), torch.randn(2, 4)), {"a": each, "b": each})
+    with pytest.raises(
+        InvalidArgument, match="fix one of them, give both the same name with --input, or cut elsewhere"
+    ):
+        list_cuts(path)
+    named = {"a": ("N", 4), "b": ("N", 4)}
+    assert [point.name for point in list_cuts(path, inputs=named)]
+    compiled = compile_model(path, cut=["tanh", "b"], inputs=named, name="m", output=tmp_path, check=True)
+    assert [str(t) for t in compiled.manifest.inputs] == ["a FP32[?,4]", "b FP32[?,4]"]
+
+
+def test_bfloat16_is_float32_outside(tmp_path: Path) -> None:
+    path = save(network().bfloat16(), tmp_path / "m.pt2", (torch.randn(2, 3, 16, 16).bfloat16(),))
+    compiled = compile_model(path, cut="backbone.1", name="m", output=tmp_path)
+    assert [str(t) for t in compiled.manifest.inputs] == ["image FP32[2,3,16,16]"]
+    model = read_model(path)
+    sample = model.random_inputs(model.inputs({}), {}, 0)
+    compile_uncut(path, tmp_path / "m.so")
+    for got, want in zip(
+        UncutModel(tmp_path / "m.so")(*sample.values()), model.reference().run(sample).values(), strict=True
+    ):
+        np.testing.assert_allclose(got, want, atol=0.03 * np.abs(want).max())
+
+
 def test_tensors_that_leave_modules_have_their_names_in_the_import(dynamic: Path) -> None:
     model = read_model(dynamic)
     leaving = {name for names in model.modules().values() for name in names}

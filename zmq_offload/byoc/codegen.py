@@ -129,7 +129,8 @@ def input_specs(names: Sequence[str], types: Sequence[ir.Type]) -> tuple[TensorS
             one, other = (re.sub(r"T\.int64\((\d+)\)", r"\1", str(e)) for e in (batch, extent))
             raise InvalidArgument(
                 f"dimension 0 is {one} for input {first!r} and {other} for input {name!r}; symbolic extents there are "
-                "the batch and must be the same: fix one of them, or cut elsewhere"
+                "the batch and must be the same: fix one of them, give both the same name with --input, or cut "
+                "elsewhere"
             )
     return specs
 

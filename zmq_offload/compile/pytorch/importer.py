@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import tvm
 from tvm import ir, relax, te, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from zmq_offload.compile.half import without_bfloat16
 from zmq_offload.compile.models.exposed import closed_on_error
 from zmq_offload.compile.pytorch.converters import CONVERTERS
 from zmq_offload.compile.pytorch.shapes import size_of, sizes_of
@@ -36,13 +37,14 @@ class ImportedProgram:
     names: tuple[str, ...]
 
 
-def import_program(program: Any, fixed: Mapping[str, int]) -> ImportedProgram:
+def import_program(program: Any, fixed: Mapping[str, int | str]) -> ImportedProgram:
     """Import a program that `functional` returned, with numbers for some of its symbolic extents.
 
     Raises InvalidArgument, with operator and node, for what TVM cannot import.
     """
     with _explained("TVM cannot import the program"):
-        return ProgramImporter().translate(program, fixed)
+        found = ProgramImporter().translate(program, fixed)
+        return replace(found, mod=without_bfloat16(found.mod))
 
 
 @contextlib.contextmanager
@@ -74,7 +76,7 @@ def functional(program: Any) -> Any:
 class ProgramImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM has no types
     """TVM's importer with our converters, and with a check of each result."""
 
-    def translate(self, program: Any, fixed: Mapping[str, int]) -> ImportedProgram:
+    def translate(self, program: Any, fixed: Mapping[str, int | str]) -> ImportedProgram:
         """Import a functional program."""
         self._check_known(program.graph.nodes)
         weights, inputs, _ = self.create_input_vars(program)
@@ -92,7 +94,8 @@ class ProgramImporter(ExportedProgramImporter):  # type: ignore[misc]  # TVM has
         # Torch's bounds of extents; TVM would plan memory for them, and nothing checks them when the model runs.
         mod["main"] = mod["main"].without_attr("tir_var_upper_bound").without_attr("tir_var_lower_bound")
         if fixed:
-            mod = relax.transform.BindSymbolicVars(dict(fixed), "main")(mod)
+            values = {name: self._symbols[to] if isinstance(to, str) else to for name, to in fixed.items()}
+            mod = relax.transform.BindSymbolicVars(values, "main")(mod)
         return ImportedProgram(mod, tuple(inputs), len(outputs), tuple(names))
 
     def value(self, argument: Any) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.compile.models.base import Shapes
 from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
+
+Fixed: TypeAlias = dict[str, int | str]
+"""For symbolic extents by name, their numbers, or the extents that they are equal to."""
 
 
 def input_nodes(program: Any) -> list[Any]:
@@ -28,10 +31,14 @@ def input_nodes(program: Any) -> list[Any]:
     return found
 
 
-def fixed_extents(program: Any, given: Shapes) -> dict[str, int]:
-    """The numbers in `given` for the program's symbolic extents. Raises InvalidArgument for shapes that do not fit."""
+def fixed_extents(program: Any, given: Shapes) -> Fixed:
+    """What `given` says of the program's symbolic extents: numbers, or one name for several that are equal.
+
+    Raises InvalidArgument for shapes that do not fit.
+    """
     nodes = {node.name: node for node in input_nodes(program)}
     fixed: dict[str, int] = {}
+    names: dict[str, list[str]] = {}
     for name, dims in given.items():
         if name not in nodes:
             raise InvalidArgument(
@@ -45,7 +52,19 @@ def fixed_extents(program: Any, given: Shapes) -> dict[str, int]:
             )
         for axis, (dim, own) in enumerate(zip(dims, shape, strict=True)):
             _fix(fixed, program, f"--input {name!r}: dimension {axis}", dim, own)
-    return fixed
+            if isinstance(dim, str) and dim.isidentifier() and own.node.expr.is_Symbol:
+                names.setdefault(dim, []).append(str(own.node.expr))
+    return {**_equal(names, fixed), **fixed}
+
+
+def _equal(names: Mapping[str, Sequence[str]], fixed: Mapping[str, int]) -> Fixed:
+    """What symbols with one name become: the first of them, or its number."""
+    found: Fixed = {}
+    for symbols in names.values():
+        first, *others = dict.fromkeys(symbols)
+        for other in others:
+            found[other] = fixed.get(first, first)
+    return found
 
 
 def _fix(fixed: dict[str, int], program: Any, where: str, dim: Dim, own: Any) -> None:
@@ -76,7 +95,7 @@ def _described(node: Any) -> str:
     return f"{node.name!r} [{','.join(map(str, node.meta['val'].shape))}]"
 
 
-def specs_of(program: Any, fixed: Mapping[str, int]) -> tuple[TensorSpec, ...]:
+def specs_of(program: Any, fixed: Fixed) -> tuple[TensorSpec, ...]:
     """The signature of the inputs."""
     return tuple(
         TensorSpec(node.name, _datatype(node), tuple(_extent(size, fixed) for size in node.meta["val"].shape))
@@ -88,14 +107,17 @@ def _datatype(node: Any) -> str:
     import numpy as np
 
     name = str(node.meta["val"].dtype).removeprefix("torch.")
+    if name == "bfloat16":  # the import makes float32 of it
+        return "FP32"
     try:
         return datatype_of(np.dtype(name))
     except TypeError:
         raise InvalidArgument(f"input {node.name!r} is of {name}, which messages cannot carry; use float32") from None
 
 
-def _extent(size: Any, fixed: Mapping[str, int]) -> int:
-    return size if isinstance(size, int) else fixed.get(str(size.node.expr), ANY)
+def _extent(size: Any, fixed: Fixed) -> int:
+    found = size if isinstance(size, int) else fixed.get(str(size.node.expr), ANY)
+    return found if isinstance(found, int) else ANY
 
 
 def number(size: Any, extents: Mapping[str, int]) -> int:
@@ -106,9 +128,9 @@ def number(size: Any, extents: Mapping[str, int]) -> int:
     return int(expression.subs({symbol: extents[str(symbol)] for symbol in expression.free_symbols}))
 
 
-def random_extents(program: Any, fixed: Mapping[str, int], usual: Sequence[int]) -> dict[str, int]:
+def random_extents(program: Any, fixed: Fixed, usual: Sequence[int]) -> dict[str, int]:
     """A number for each symbol: the `usual` one of dimension 0, or of others, within the symbol's bounds."""
-    chosen = dict(fixed)
+    chosen = {symbol: to for symbol, to in fixed.items() if isinstance(to, int)}
     for node in input_nodes(program):
         for axis, size in enumerate(node.meta["val"].shape):
             if not isinstance(size, int) and size.node.expr.is_Symbol:
@@ -117,4 +139,4 @@ def random_extents(program: Any, fixed: Mapping[str, int], usual: Sequence[int])
                 if bounds is not None:
                     number = int(min(max(number, bounds.lower), bounds.upper))
                 chosen.setdefault(str(size.node.expr), number)
-    return chosen
+    return chosen | {symbol: chosen[to] for symbol, to in fixed.items() if isinstance(to, str)}

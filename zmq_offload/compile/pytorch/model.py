@@ -54,17 +54,20 @@ class PyTorchModel(Model):
         program, names = self._program, output_names(self._program)
         signature = program.graph_signature
         weights = {**program.state_dict, **program.constants}
+        kinds = {node.name: node.meta["val"].dtype for node in program_inputs.input_nodes(program)}
         kept = [at for at, spec in enumerate(signature.output_specs) if spec.kind.name == "USER_OUTPUT"]
 
         def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
             # Copies, since the program may change its inputs in place.
             flat = [
-                torch.tensor(feeds[spec.arg.name]) if spec.kind.name == "USER_INPUT" else weights[spec.target]
+                torch.tensor(feeds[spec.arg.name], dtype=kinds[spec.arg.name])
+                if spec.kind.name == "USER_INPUT"
+                else weights[spec.target]
                 for spec in signature.input_specs
             ]
             with torch.no_grad():
                 results = program.graph_module(*flat)
-            return {name: results[at].numpy() for name, at in zip(names, kept, strict=True)}
+            return {name: _array(results[at]) for name, at in zip(names, kept, strict=True)}
 
         return Reference(f"PyTorch {torch.__version__}", run, 1e12)
 
@@ -121,6 +124,12 @@ class PyTorchModel(Model):
         return module_outputs(steps, {node.name for node in output.all_input_nodes})
 
 
+def _array(tensor: Any) -> Array:
+    """A result as a compiled model gives it: NumPy has no bfloat16."""
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
+
+
 def _path(node: Any) -> str:
     """The path of the module that called an operator."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -135,14 +144,5 @@ def _users(node: Any) -> Iterable[Any]:
     """The nodes that use a tensor's values, through others that pass the values on."""
     for user in node.users:
         yield user
-        if _named(user).partition(".")[0] in (
-            "to",
-            "_to_copy",
-            "view",
-            "reshape",
-            "unsqueeze",
-            "squeeze",
-            "expand",
-            "slice",
-        ):
+        if _named(user).partition(".")[0] in PASS_ON:
             yield from _users(user)
