@@ -152,3 +152,83 @@ def dynamic_net(path: Path) -> tuple[Path, str]:
     result = product("gelu", "down", 64, 32, 2)
     x = np.zeros((1, 12, 32), "f4")
     return save(model(nodes, {"x": x}, {result: "float32"}, weights), path), "gelu"
+
+
+class _Block:
+    """Writes attention and a feed-forward part, quantized to bytes everywhere (static) or at its products (dynamic)."""
+
+    length, width, heads = 8, 16, 2
+
+    def __init__(self, net: Net, name: str, seed: int, dynamic: bool) -> None:
+        self.net, self.name, self.dynamic = net, name, dynamic
+        self.generator = np.random.default_rng(seed)
+
+    def product(self, x: str, rows: int, columns: int) -> str:
+        net, name = self.net, f"{self.name}.{len(self.net.nodes)}"
+        weight = self.generator.integers(-127, 128, (rows, columns)).astype("i1")
+        scales = (self.generator.random(columns) * 0.002 + 0.002).astype("f4")
+        net.weights |= {f"{name}.w": weight, f"{name}.s": scales, f"{name}.z": np.zeros(columns, "i1")}
+        net.weights[f"{name}.b"] = self.generator.standard_normal(columns).astype("f4")
+        if self.dynamic:
+            net.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [f"{name}.q", f"{name}.xs", f"{name}.xz"]))
+            net.nodes.append(node("MatMulInteger", [f"{name}.q", f"{name}.w", f"{name}.xz", f"{name}.z"], f"{name}.i"))
+            net.nodes.append(node("Cast", [f"{name}.i"], f"{name}.f", to=TensorProto.FLOAT))
+            net.nodes.append(node("Mul", [f"{name}.xs", f"{name}.s"], f"{name}.scale"))
+            net.nodes.append(node("Mul", [f"{name}.f", f"{name}.scale"], f"{name}.m"))
+        else:
+            net.nodes.append(node("DequantizeLinear", [f"{name}.w", f"{name}.s", f"{name}.z"], f"{name}.d", axis=1))
+            net.nodes.append(node("MatMul", [x, f"{name}.d"], f"{name}.m"))
+        net.top = f"{name}.m"
+        net.add("Add", f"{name}.y", f"{name}.b")
+        return self.bytes_(0.03, 128)
+
+    def bytes_(self, scale: float, zero: int) -> str:
+        """The last tensor, quantized and back in a static network."""
+        if not self.dynamic:
+            self.net.quantized(scale * (1 + self.generator.random() / 10), zero)
+        return self.net.top
+
+    def step(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        self.net.top = inputs[0]
+        self.net.add(operator, f"{self.name}.{len(self.net.nodes)}.{operator}", *inputs[1:], **attributes)
+        return self.net.top
+
+    def write(self, x: str, activation: str) -> str:
+        net, each = self.net, self.width // self.heads
+        net.weights |= {"split": np.array([0, self.length, self.heads, each]), "joined": np.array([0, 0, self.width])}
+        net.weights |= {"half": np.float32(each**-0.5)}
+        gain, shift = f"{self.name}.gain", f"{self.name}.shift"
+        net.weights |= {g: self.generator.standard_normal(self.width).astype("f4") for g in (gain, shift)}
+        q, k, v = (self.step("Reshape", self.product(x, self.width, self.width), "split") for _ in range(3))
+        q, v = (self.step("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, v))
+        self.step("MatMul", q, self.step("Transpose", k, perm=[0, 2, 3, 1]))
+        self.step("Softmax", self.step("Mul", self.bytes_(0.2, 128), "half"), axis=-1)
+        self.step("MatMul", self.bytes_(1 / 256, 0), v)
+        mixed = self.step("Reshape", self.step("Transpose", self.bytes_(0.03, 128), perm=[0, 2, 1, 3]), "joined")
+        self.step("Add", self.product(mixed, self.width, self.width), x)
+        x = self.step("LayerNormalization", self.bytes_(0.05, 128), gain, shift, axis=-1)
+        x = self.bytes_(0.03, 128)
+        self.step(activation, self.product(x, self.width, 2 * self.width))
+        self.step("Add", self.product(self.bytes_(0.03, 128), 2 * self.width, self.width), x)
+        self.step("LayerNormalization", self.bytes_(0.05, 128), gain, shift, axis=-1)
+        return self.bytes_(0.03, 128)
+
+
+def transformer(path: Path, dynamic: bool, seed: int = 2, activation: str = "Relu") -> tuple[Path, str, list[str]]:
+    """Two blocks of a transformer. Returns the file, the tensor between them, and the second block's weights.
+
+    Seed and activation are those of the second block.
+    """
+    net = Net()
+    if not dynamic:
+        net.quantized(0.03, 128)
+    top = _Block(net, "first", 1, dynamic).write(net.top, "Relu")
+    cut, before = top.removesuffix(".d") + ("" if dynamic else ".q"), set(net.weights)
+    _Block(net, "hidden_block", seed, dynamic).write(top, activation)
+    net.nodes[-1].output[0] = "y"  # the device knows the names of results
+    x = np.zeros((1, _Block.length, _Block.width), "f4")
+    return (
+        save(model(net.nodes, {"x": x}, {"y": "float32"}, net.weights), path),
+        cut,
+        sorted(net.weights.keys() - before),
+    )

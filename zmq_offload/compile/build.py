@@ -94,7 +94,10 @@ def export(executable: tvm.runtime.Executable, path: Path, target: tvm.target.Ta
     Raises FailedPrecondition if there is no linker, the linker fails, or the disk is full.
     """
     try:
-        executable.mod.export_library(str(path), fcompile=_linker(target), fpack_imports=packer(target))
+        # Without debug information: it has names that TVM numbers, which tell how much was compiled before.
+        executable.mod.export_library(
+            str(path), fcompile=_linker(target), fpack_imports=packer(target), options=["-Wl,-S"]
+        )
     except Exception as error:
         if "No space left on device" in str(error):
             raise FailedPrecondition(
@@ -121,7 +124,7 @@ def _linker(target: tvm.target.Target) -> Callable[..., None] | None:
 
 def _link_with_lld(output: str, objects: Sequence[str], **_: object) -> None:
     # Functions of libc and libm stay undefined in the library. Every process with TVM has them loaded.
-    command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", output, *objects]
+    command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-S", "-o", output, *objects]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
