@@ -15,6 +15,7 @@ from zmq_offload.compile.operators import (
     pools,
     quantized,
     reductions,
+    sampling,
     sequences,
     shaping,
     signal,
@@ -148,19 +149,6 @@ def rms_normalization(bb: Builder, node: Node) -> Expr:
     return op.multiply(op.astype(result, kind) if kind != wide else result, scale)
 
 
-def roi_align(bb: Builder, node: Node) -> Expr:
-    mode = node.attributes.text("mode", "avg")
-    if mode != "avg":
-        refuse(node, "mode", mode, "use avg: TVM's maximum is of interpolated values, ONNX's of weighted ones")
-    usual = "half_pixel" if node.opset >= 16 else "output_half_pixel"
-    scale = node.attributes.number("spatial_scale", 1.0)
-    if node.attributes.text("coordinate_transformation_mode", usual) == "half_pixel" and scale != 1:
-        # TVM shifts the boxes by half a pixel before it scales them, ONNX after.
-        boxes = node.inputs[1]
-        node.inputs[1] = bb.normalize(op.add(boxes, relax.const(0.5 - 0.5 / scale, dtype_of(boxes))))
-    return by_tvm(bb, node)
-
-
 def lrn(bb: Builder, node: Node) -> Expr:
     size = int(node.attributes["size"])
     if size % 2 == 0:
@@ -279,7 +267,7 @@ CONVERTERS: dict[str, Converter] = {
     "EyeLike": eye_like,
     "GRU": recurrent,
     "Gemm": arithmetic.gemm,
-    "GridSample": places.grid_sample,
+    "GridSample": sampling.grid_sample,
     "HammingWindow": signal.window,
     "HannWindow": signal.window,
     "IsInf": arithmetic.is_inf,
@@ -318,7 +306,7 @@ CONVERTERS: dict[str, Converter] = {
     "Reshape": shaping.reshape,
     "Resize": resize,
     "ReverseSequence": places.reverse_sequence,
-    "RoiAlign": roi_align,
+    "RoiAlign": sampling.roi_align,
     "STFT": signal.stft,
     "Scatter": places.scatter_elements,
     "ScatterElements": places.scatter_elements,
