@@ -403,6 +403,15 @@ def test_same_padding_one_hot_and_means_of_integers(tmp_path: Path) -> None:
         both.agree(x=np.random.default_rng(1).standard_normal((1, 3, *size)).astype("f4") * 9)
 
 
+def test_padded_pools_of_any_batch_height_and_width(tmp_path: Path) -> None:
+    window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+    nodes = [N("MaxPool", ["x"], ["most"], **window), N("AveragePool", ["x"], ["mean"], **window)]
+    file = saved(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["b", 4, "h", "w"])}, {"most": FLOAT, "mean": FLOAT}, {})
+    both = Both(file, {"x": ("B", 4, "H", "W")})
+    for shape in ((2, 4, 7, 10), (1, 4, 1, 2), (3, 4, 8, 5)):
+        both.agree(x=np.random.default_rng(1).standard_normal(shape).astype("f4"))
+
+
 @pytest.mark.operators
 def test_convolutions_with_same_padding(tmp_path: Path) -> None:
     nodes = [

@@ -69,8 +69,12 @@ def parallel(extents: Sequence[Expr], body: Callable[[list[Expr]], tirx.Stmt], t
     def unfold(flat: Expr) -> tirx.Stmt:
         indices: list[Expr] = []
         for extent in reversed(extents):
-            indices.insert(0, tirx.floormod(flat, extent) if len(indices) + 1 < len(extents) else flat)
-            flat = tirx.floordiv(flat, extent)
+            # Nothing is negative here. TVM does not know that of a symbolic extent, and writes a floor of one with
+            # variables that it cannot bind twice.
+            known = constant(extent) is not None
+            rest, whole = (tirx.floormod, tirx.floordiv) if known else (tirx.truncmod, tirx.truncdiv)
+            indices.insert(0, rest(flat, extent) if len(indices) + 1 < len(extents) else flat)
+            flat = whole(flat, extent)
         return body(indices)
 
     return loop(total, unfold, "p", ForKind.PARALLEL)
