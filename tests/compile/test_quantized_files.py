@@ -141,3 +141,16 @@ def test_images_of_bytes_are_resized_as_onnx_runtime_does(tmp_path: Path) -> Non
     model = q.model(nodes, feeds, outputs, {"sizes": np.array([1, 2, 11, 13])})
     ours, right = both(model, feeds, tmp_path)
     assert_within_a_step(ours, right, list(outputs))
+
+
+@pytest.mark.parametrize("name", ["conv_net", "static", "dynamic"])
+def test_whole_networks_are_as_exact_as_onnx_runtime_against_float64(name: str, tmp_path: Path) -> None:
+    if name == "conv_net":
+        file, shape = q.conv_net(tmp_path / "net.onnx")[0], (1, 3, 16, 16)
+    else:
+        file, shape = q.transformer(tmp_path / "net.onnx", name == "dynamic")[0], (1, 8, 16)
+    model, feeds = onnx.load(file), {"x": random(*shape)}
+    ours, theirs = both(model, feeds, tmp_path)
+    (right,) = in_float64(model, feeds)
+    mean, their_mean = (np.sqrt(((r[0] - right) ** 2).mean()) / np.abs(right).max() for r in (ours, theirs))
+    assert mean <= 1.5 * their_mean + 1e-5, (mean, their_mean)

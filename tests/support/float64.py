@@ -1,6 +1,7 @@
 """Evaluate an ONNX model in float64: what float32, float16 and int8 results are measured against.
 
 All floats of the graph are float64: inputs, weights as stored, scales, constants, casts. Integers stay as they are.
+Operators of com.microsoft on quantized tensors are written out first as what they mean: dequantize, compute, quantize.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+
+from zmq_offload.compile.operators.qlinear import write_out_quantized
 
 Array = np.ndarray[Any, Any]
 
@@ -77,6 +80,8 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model with float64 in place of all floats."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
+    if any(node.domain == "com.microsoft" for node in wide.graph.node):
+        write_out_quantized(wide)
     for graph in _graphs(wide.graph):
         for weight in graph.initializer:
             _widen(weight)
