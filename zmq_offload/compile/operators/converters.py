@@ -19,6 +19,7 @@ from zmq_offload.compile.operators import (
     sequences,
     shaping,
     signal,
+    slices,
 )
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.recurrent import recurrent
@@ -316,14 +317,14 @@ CONVERTERS: dict[str, Converter] = {
     "Sign": arithmetic.sign,
     "SimplifiedLayerNormalization": contrib.simplified_layer_norm,
     "Sinh": arithmetic.sinh,
-    "Slice": shaping.slice_,
+    "Slice": slices.slice_,
     "SpaceToDepth": places.space_to_depth,
-    "Split": shaping.split,
+    "Split": slices.split,
     "Swish": arithmetic.swish,
     "TensorScatter": places.tensor_scatter,
     "ThresholdedRelu": arithmetic.thresholded_relu,
     "Tile": shaping.tile,
-    "TopK": shaping.top_k,
+    "TopK": slices.top_k,
     "Unique": places.unique,
     "Upsample": upsample,
     "Where": arithmetic.where,
