@@ -22,8 +22,9 @@ Results = Mapping[str, Mapping[str, Row]]
 THREADS = (1, 2)
 MEAN_BAR, WORST_BAR = 0.9, 1.3
 """What the geometric mean of the ratios should be at most, and each of them."""
-SMALL = 1e-3
-"""Where all values of a result are below this, the difference is absolute: nobody looks at digits of such a number."""
+SMALL, PRECISE = 1e-3, 1e-4
+"""Where all values of a result are below the first, such as probabilities of what an image does not show, a relative
+difference above the second says little; the absolute one is shown."""
 _PICTURE = "networks.svg"
 _PLACE = re.compile(r"(<!-- bench_models: .*? -->\n).*(<!-- end of bench_models -->)", re.DOTALL)
 
@@ -53,8 +54,9 @@ def memory_bar(row: Row) -> float:
 
 
 def difference(row: Row) -> str:
-    """The largest difference from ONNX Runtime, relative to the largest value."""
-    return f"{row['off']:.0e}" if row["largest"] >= SMALL else f"{row['off'] * row['largest']:.0e} abs."
+    """The largest difference from ONNX Runtime, relative to the largest value of the result, or absolute."""
+    absolute = row["largest"] < SMALL and row["off"] > PRECISE
+    return f"{row['off'] * row['largest']:.0e} abs." if absolute else f"{row['off']:.0e}"
 
 
 def table(results: Results) -> str:
@@ -83,7 +85,7 @@ def _line(name: str, row: Row, others: list[Row]) -> str:
     else:
         default = row.get("default build s")
         cells += [
-            difference(max((r for r in (row, *others) if "off" in r), key=lambda r: float(r["off"] * r["largest"]))),
+            difference(max((r for r in (row, *others) if "off" in r), key=lambda r: float(r["off"]))),
             f"{compile_seconds(row):.1f}",
             f"{row['build s'] / default:.1f}" if default else "",
             f"{row['peak MB']:.0f}",
