@@ -11,11 +11,12 @@ import onnxruntime
 import pytest
 import tvm
 from onnx import TensorProto, helper, numpy_helper
-from tvm import relax
+from tvm import relax, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
 from tests.schedules.schedule_harness import TARGETS, Array, close
 from zmq_offload.compile.build import build
+from zmq_offload.compile.pipeline import fusing
 
 targets = pytest.mark.parametrize("target", TARGETS, ids=["widest", "AVX2", "SSE2"][: len(TARGETS)])
 
@@ -129,3 +130,27 @@ def test_a_chain_of_strided_convolutions() -> None:
     weights = {"w": weight(8, 3, 3, 3), "v": weight(8, 1, 3, 3), "w2": weight(8, 8, 3, 3), "u": weight(8, 8, 1, 1)}
     sizes = [{"n": n} for n in (1, 2, 5, 16, 37)]
     check(TARGETS[-1], nodes, {"x": [1, 3, 12, "n"]}, sizes, **weights, top=np.float32(0.5))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_clip_is_a_part_of_the_convolution_before_it(stride: int) -> None:
+    """The importer writes Clip as a loop over the extents, which at a stride of 2 are an expression of the symbol."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], strides=[stride, stride]),
+        helper.make_node("Clip", ["a", "low", "top"], ["y"]),
+    ]
+    limits = {"low": np.float32(0), "top": np.float32(6)}
+    graph = helper.make_graph(
+        nodes,
+        "clip",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in {"w": weight(8, 8, 3, 3), **limits}.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    mod = from_onnx(onnx.shape_inference.infer_shapes(model), keep_params_in_input=False)
+    with TARGETS[0]:
+        mod = tvm.ir.transform.Sequential(fusing(TARGETS[0]))(mod)
+    loops = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
+    assert len([f for f in loops if "T.max" in str(f)]) == 1
+    assert any("zmq_offload.kernel" in str(f) and "T.max" in str(f) for f in loops)

@@ -131,7 +131,9 @@ class _Simplify(GraphRewriter):
     def _plain(self, call: Call) -> Expr | None:
         """Return the maximum or minimum that a PrimFunc computes: the importer emits them for ONNX's Clip."""
         func = self.builder_.get()[call.args[0]]
-        if len(call.args[1].fields if hasattr(call.args[1], "fields") else []) not in (1, 2):
+        fields = call.args[1].fields if hasattr(call.args[1], "fields") else []
+        # Unknown extents follow the tensors.
+        if len([field for field in fields if isinstance(field.ty, relax.TensorType)]) not in (1, 2):
             return None
         try:
             stages = parse(func).stages
@@ -140,7 +142,7 @@ class _Simplify(GraphRewriter):
         value = stages[0].value
         if len(stages) != 1 or stages[0].reduce_axes or type(value) not in (tirx.Max, tirx.Min):
             return None
-        operands = [self._operand(o, stages[0].axes, func, call.args[1].fields) for o in (value.a, value.b)]
+        operands = [self._operand(o, stages[0].axes, func, list(fields)) for o in (value.a, value.b)]
         if any(o is None for o in operands):
             return None
         return (relax.op.maximum if isinstance(value, tirx.Max) else relax.op.minimum)(*operands)
