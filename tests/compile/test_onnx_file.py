@@ -174,3 +174,37 @@ def test_an_input_that_is_not_there_is_suggested(tmp_path: Path) -> None:
     path = onnx_models.write(tmp_path / "m.onnx", nodes, {"image": ["N", 2]}, {"y": ["N", 2]}, {})
     with pytest.raises(InvalidArgument, match=r"no input 'images'; it has 'image' \[N,2\]; did you mean 'image'\?"):
         list_cuts(path, inputs={"images": (1, 2)})
+
+
+class TestOrder:
+    """ONNX Runtime takes nodes in any order; converters to float16 append Casts at the end."""
+
+    def test_nodes_are_put_in_order(self, tmp_path: Path) -> None:
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["shifted"], ["out"]), helper.make_node("Add", ["h", "w"], ["shifted"])],
+            "body",
+            [],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, [2, 4])],
+        )
+        nodes = [
+            helper.make_node("Relu", ["b"], ["y"], "last"),
+            helper.make_node("If", ["yes"], ["b"], then_branch=body, else_branch=body),
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+        ]
+        weights = {"w": onnx_models.random(4, 4), "yes": np.array(True)}
+        path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2, 4]}, {"y": [2, 4]}, weights)
+        read = read_onnx(path)
+        assert [node.op_type for node in read.graph.node] == ["MatMul", "If", "Relu"]
+        assert [node.op_type for node in read.graph.node[1].attribute[0].g.node] == ["Add", "Identity"]
+
+    def test_nodes_in_order_keep_their_places(self, tmp_path: Path) -> None:
+        nodes = [helper.make_node("Relu", ["x"], [name], name) for name in ("c", "a", "b")]
+        nodes.append(helper.make_node("Sum", ["a", "b", "c"], ["y"]))
+        path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"y": [2]}, {})
+        assert [node.name for node in read_onnx(path).graph.node][:3] == ["c", "a", "b"]
+
+    def test_nodes_in_a_circle_are_refused(self, tmp_path: Path) -> None:
+        nodes = [helper.make_node("Add", ["x", "b"], ["a"], "one"), helper.make_node("Relu", ["a"], ["b"], "two")]
+        path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"b": [2]}, {})
+        with pytest.raises(InvalidArgument, match=r"node 'one' \(Add\) reads the tensor 'b', which no node before it"):
+            read_onnx(path)

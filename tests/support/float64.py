@@ -15,6 +15,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from zmq_offload.compile.onnx.order import sort_nodes
 from zmq_offload.compile.operators.qlinear import write_out_quantized
 
 Array = np.ndarray[Any, Any]
@@ -80,6 +81,7 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model with float64 in place of all floats."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
+    sort_nodes(wide.graph)
     if any(node.domain == "com.microsoft" for node in wide.graph.node):
         write_out_quantized(wide)
     for graph in _graphs(wide.graph):

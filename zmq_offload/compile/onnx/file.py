@@ -12,6 +12,7 @@ import onnx
 import onnx.version_converter
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
+from zmq_offload.compile.onnx.order import sort_nodes
 from zmq_offload.compile.onnx.usable import check_usable
 from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.nodes import all_graphs
@@ -40,6 +41,7 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # the suffix decides on protobuf, JSON or text; each raises other errors
         raise InvalidArgument(f"{file} is not an ONNX model, or only a part of one: {one_line(error)}") from None
+    sort_nodes(model.graph)
     check_usable(model, file)
     _load_external_data(model, file)
     return _typed(_modern(model, file))
