@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.support.operator_cases import RIGHT, floats, outcome, run
 from zmq_offload.compile.operators.constants import fold, without_weights
 
 node = helper.make_node
@@ -122,6 +123,31 @@ def test_the_shape_of_a_pool_that_rounds_up_is_not_taken_from_onnx() -> None:
         node("Expand", ["x1", "s"], ["y"]),
     ]
     assert "Shape" in operators(fold(model(nodes, [1, 1, 4], {"x1": np.float32(1)})))
+
+
+def test_the_shape_of_a_pool_with_nothing_to_round_is_known() -> None:
+    """As in networks that halve an image by AveragePool with ceil_mode, and pad by what they compute of its shape."""
+    nodes = [
+        node("AveragePool", ["x"], ["p"], kernel_shape=[2], strides=[2], ceil_mode=1),
+        node("Shape", ["p"], ["s"]),
+        node("Expand", ["x1", "s"], ["y"]),
+    ]
+    assert "Shape" not in operators(fold(model(nodes, [1, 1, 4], {"x1": np.float32(1)})))
+
+
+def test_a_clipped_extent_is_known() -> None:
+    """The folder does not know the extent of this pool; the importer does."""
+    nodes = [
+        node("MaxPool", ["x"], ["p"], kernel_shape=[2], strides=[2], ceil_mode=1),
+        node("Shape", ["p"], ["s"]),
+        node("Slice", ["s", "two", "three"], ["n"]),
+        node("Clip", ["n", "one", "most"], ["end"]),
+        node("Slice", ["x", "one", "end", "two"], ["y"]),
+    ]
+    constants = {"one": np.array([1]), "two": np.array([2]), "three": np.array([3]), "most": np.array(2)}
+    nodes[3].input[1] = ""
+    found = outcome(run(nodes, floats(1, 2, 5), constants), constant=False)
+    assert found.kind == RIGHT, found.detail
 
 
 def test_a_copy_for_shape_inference_has_types_in_place_of_large_weights() -> None:

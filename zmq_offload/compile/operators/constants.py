@@ -229,13 +229,20 @@ class _Folder:
                 if name not in self._known and _elements(types[name]) <= SHAPE_VALUES
                 if (value := self._value(name)) is not None
             }
-            found = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, data, opset_imports=list(self._model.opset_import), ir_version=8
-            )
+
+            def infer(this: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
+                return dict(
+                    onnx.shape_inference.infer_node_outputs(
+                        schema, this, types, data, opset_imports=list(self._model.opset_import), ir_version=8
+                    )
+                )
+
+            found = infer(node)
+            # ONNX's shape inference differs from its specification where rounding up makes a difference.
+            if node.op_type in _POOLS and any(a.name == "ceil_mode" and a.i for a in node.attribute):
+                found = {name: kind for name, kind in infer(_rounding_down(node)).items() if kind == found.get(name)}
         except Exception:  # an unknown operator, a type that is not known, or a faulty node; the importer refuses it
             return
-        if node.op_type in _POOLS and any(a.name == "ceil_mode" and a.i for a in node.attribute):
-            return  # ONNX's shape inference differs from its specification there
         self._types.update(found)
 
     # -- branches ----------------------------------------------------------------------------------------------------
@@ -293,6 +300,15 @@ class _Folder:
                 live.append(node)
                 needed.update(dict.fromkeys(name for name in (*node.input, *read_inside(node)) if name))
         return live[::-1], needed
+
+
+def _rounding_down(pool: onnx.NodeProto) -> onnx.NodeProto:
+    """The same pool without `ceil_mode`."""
+    other = onnx.NodeProto()
+    other.CopyFrom(pool)
+    del other.attribute[:]
+    other.attribute.extend(a for a in pool.attribute if a.name != "ceil_mode")
+    return other
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

@@ -263,6 +263,17 @@ def _cast(node: _Node) -> Value:
     return Value(elements, after)
 
 
+def _clip(node: _Node) -> Value:
+    """Limits are inputs since opset 11."""
+    if node.opset < 11:
+        raise NotKnown
+    value = node.value(0)
+    for index, function in ((1, Arithmetic.most), (2, Arithmetic.least)):
+        if index < len(node.inputs) and node.inputs[index] is not None:
+            value = _element_wise(function)(_Node([value, node.value(index)], {}, node.opset, 1, node.arithmetic))
+    return value
+
+
 def _not_less(arithmetic: Arithmetic, a: Scalar, b: Scalar) -> Scalar:
     return arithmetic.negate(arithmetic.less(a, b))
 
@@ -280,6 +291,7 @@ EVALUATED: dict[str, Callable[[_Node], Value | list[Value]]] = {
     "And": _element_wise(Arithmetic.both),
     "Cast": _cast,
     "Ceil": _element_wise(Arithmetic.ceil),
+    "Clip": _clip,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Div": _element_wise(Arithmetic.divide),
