@@ -208,3 +208,33 @@ class TestOrder:
         path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"b": [2]}, {})
         with pytest.raises(InvalidArgument, match=r"node 'one' \(Add\) reads the tensor 'b', which no node before it"):
             read_onnx(path)
+
+
+N = helper.make_node
+TWO = [N("Relu", ["h"], ["y"], "last"), N("Neg", ["x"], ["h"], "first")]
+
+
+def test_a_tensor_that_two_nodes_compute_is_refused(tmp_path: Path) -> None:
+    nodes = [*TWO, N("Abs", ["x"], ["h"], "again")]
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": [2]}, {"y": [2]}, {})
+    with pytest.raises(InvalidArgument, match=r"\(Abs\) computes the tensor 'h', which is there before it"):
+        read_onnx(path)
+
+
+def test_an_input_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = onnx_models.write(tmp_path / "m.onnx", TWO[::-1], {"x": [2]}, {"y": [2]}, {})
+    model = onnx.load(path)
+    model.graph.input.append(model.graph.input[0])
+    onnx.save(model, path)
+    with pytest.raises(InvalidArgument, match="has two inputs 'x'"):
+        read_onnx(path)
+
+
+def test_a_slice_of_an_old_file_keeps_its_shape(tmp_path: Path) -> None:
+    """The converter of opsets makes weights that are no inputs, which ONNX's shape inference ignores in such a file."""
+    node = N("Slice", ["x"], ["y"], axes=[1], starts=[0], ends=[5])
+    path = onnx_models.write(tmp_path / "m.onnx", [node], {"x": [1, 16]}, {"y": [1, 5]}, {}, [("", 9)])
+    model = onnx.load(path)
+    model.ir_version = 3
+    onnx.save(model, path)
+    assert import_onnx(path, {}).outputs[0].shape == (1, 5)

@@ -132,6 +132,11 @@ def _check_weight(tensor: onnx.TensorProto, file: Path) -> None:
 
 def _check_order(graph: onnx.GraphProto, outer: set[str], file: Path) -> None:
     """Raises InvalidArgument for a node that reads a tensor before it is computed, and for an output that is not."""
+    names = [v.name for v in graph.input]
+    again = next((name for name in names if names.count(name) > 1), None)
+    if again is not None:
+        raise InvalidArgument(f"{file} is damaged: it has two inputs {again!r}; export it again")
+    own = {*names, *(w.name for w in graph.initializer)}
     known = outer | {""} | {v.name for v in graph.input} | {w.name for w in graph.initializer}
     for node in graph.node:
         missing = next((name for name in node.input if name not in known), None)
@@ -142,6 +147,13 @@ def _check_order(graph: onnx.GraphProto, outer: set[str], file: Path) -> None:
             )
         for body in bodies(node):
             _check_order(body, known, file)
+        twice = next((name for name in node.output if name and name in own), None)
+        if twice is not None:
+            raise InvalidArgument(
+                f"{file} is damaged: node {_name(node)!r} ({node.op_type}) computes the tensor {twice!r}, which is "
+                "there before it; export it again"
+            )
+        own.update(node.output)
         known.update(node.output)
     missing = next((v.name for v in graph.output if v.name not in known), None)
     if missing is not None:
