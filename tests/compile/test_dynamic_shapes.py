@@ -244,11 +244,41 @@ def decoder_with_a_cache(tmp_path_factory: pytest.TempPathFactory) -> Both:
     return Both(cached_decoder(tmp_path_factory.mktemp("decoder") / "m.onnx"), CACHED)
 
 
+@pytest.mark.operators
 @FEW
 @given(batch=st.integers(1, 3), new=st.integers(1, 5), past=st.integers(1, 40))
 def test_a_decoder_with_a_cache_of_any_length(decoder_with_a_cache: Both, batch: int, new: int, past: int) -> None:
     """The mask has an extent that is a sum of two others."""
     decoder_with_a_cache.agree(**tokens(batch, new, past))
+
+
+def test_places_after_those_of_a_cache(tmp_path: Path) -> None:
+    """`P` is a number for the places of the new tokens, and the extent of none of their tensors."""
+    nodes = [
+        N("Shape", ["past"], ["ps"]),
+        N("Gather", ["ps", "i1"], ["p"]),
+        N("Shape", ["x"], ["s"]),
+        N("Gather", ["s", "i1"], ["t"]),
+        N("Range", ["z", "t", "o"], ["new"]),
+        N("Add", ["new", "p"], ["place"]),
+        N("Cast", ["place"], ["angle"], to=FLOAT),
+        N("Add", ["x", "angle"], ["y"]),
+        N("Concat", ["past", "y"], ["present"], axis=1),
+        N("Add", ["present", "mask"], ["all"]),
+    ]
+    inputs = {"x": ["b", "s"], "past": ["b", "p"], "mask": ["b", "both"]}
+    weights = {"i1": scalar(1), "z": scalar(0), "o": scalar(1)}
+    file = saved(tmp_path / "m.onnx", nodes, {n: (FLOAT, d) for n, d in inputs.items()}, {"all": FLOAT}, weights)
+    both = Both(file, {"x": ("B", "S"), "past": ("B", "P"), "mask": ("B", "P+S")})
+    rng = np.random.default_rng(0)
+    for new, past in ((1, 7), (5, 2)):
+        both.agree(**{n: rng.random((2, e)).astype("f4") for n, e in zip(inputs, (new, past, new + past), strict=True)})
+
+
+def test_a_block_of_a_decoder_with_a_cache_is_a_cut(tmp_path: Path) -> None:
+    """The cache of the first block, which is an output, is finished by then; that of the second goes along."""
+    points = list_cuts(cached_decoder(tmp_path / "m.onnx"), inputs=CACHED)
+    assert ("past.1.key", "past.1.value", "x1") in {point.names for point in points}
 
 
 # Integers that a model computes from Shape(x), x of [b, 3, h, w]; each is an output.

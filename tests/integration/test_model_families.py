@@ -88,14 +88,30 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Built, st
 
 @pytest.mark.parametrize("name", family_nets.CASES)
 def test_a_net_as_exporters_write_it_is_split_and_served(name: str, served: tuple[Built, str]) -> None:
-    import onnxruntime
-
     case, compiled = served[0][name]
     if isinstance(compiled, Exception):
         raise compiled
+    _check(case, compiled, served[1])
+
+
+@pytest.mark.operators
+def test_a_decoder_with_a_cache_of_any_length_is_split_and_served(tmp_path: Path) -> None:
+    """Its first block runs on the device, its second on the worker, each with its keys and values."""
+    case = family_nets.decoder_with_a_cache(tmp_path / "model.onnx")
+    compiled = compile_model(
+        case.file, cut=case.cut, name="decoder", inputs=case.inputs, output=tmp_path / "dist", check=True
+    )
+    with Fabric(tmp_path / "dist" / "repository") as fabric:
+        _check(case, compiled, fabric.frontend)
+
+
+def _check(case: Case, compiled: Compiled, frontend: str) -> None:
+    """Run the samples, and compare the results with ONNX Runtime's."""
+    import onnxruntime
+
     assert tuple(spec.datatype for spec in compiled.models[0].inputs) == case.sent
     session = onnxruntime.InferenceSession(str(case.file), providers=["CPUExecutionProvider"])
-    with zmq_offload.load(compiled.device, served[1]) as model:
+    with zmq_offload.load(compiled.device, frontend) as model:
         for sample in case.samples:
             right = session.run(None, dict(sample))
             results = model(**sample)

@@ -180,6 +180,45 @@ def text_decoder(path: Path) -> Case:
     return net.case(path, [logits], [cut], [{}, {}])
 
 
+def decoder_with_a_cache(path: Path) -> Case:
+    """Two blocks that take the keys and values of any number of earlier tokens, and give those of all. The mask is of
+    all tokens. The second block runs on a worker."""
+    cache = (TensorProto.FLOAT, ["batch", 2, "past", 12])
+    caches = [(f"past.{i}.key", f"past.{i}.value") for i in range(2)]
+    net = Net(
+        ids=(TensorProto.INT64, ["batch", "new"]),
+        mask=(TensorProto.INT64, ["batch", "all"]),
+        **{name: cache for names in caches for name in names},
+    )
+    past, new = (net.add("Squeeze", net.extent(*at), net.value([0])) for at in ((caches[0][0], 2), ("ids", 1)))
+    zero, one = net.value(np.array(0)), net.value(np.array(1))
+    places = net.add("Add", net.add("Range", zero, new, one), past)
+    row = net.add("Unsqueeze", places, net.value([1]))
+    before = net.add("LessOrEqual", net.add("Range", zero, net.add("Add", past, new), one), row)
+    keep = net.add("Unsqueeze", net.add("Cast", "mask", to=TensorProto.BOOL), net.value([1, 2]))
+    seen = net.add("And", before, keep)
+    x = net.add("Add", net.add("Gather", net.weight(20, 24), "ids"), net.add("Gather", net.weight(64, 24), places))
+    blocks, presents = [x], []
+    for names in caches:
+        read = net.norm(x, 24)
+        query, *now = (
+            net.add("Transpose", net.heads(net.dense(read, 24, 24), 2, 12), perm=[0, 2, 1, 3]) for _ in range(3)
+        )
+        key, value = (net.add("Concat", name, part, axis=2) for name, part in zip(names, now, strict=True))
+        scores = net.add("MatMul", query, net.add("Transpose", key, perm=[0, 1, 3, 2]))
+        masked = net.add("Where", seen, scores, net.value(np.array(-1e9, "f4")))
+        mixed = net.add("MatMul", net.add("Softmax", masked, axis=-1), value)
+        shape = net.add("Concat", net.extent("ids", 0), net.extent("ids", 1), net.value([24]), axis=0)
+        joined = net.add("Reshape", net.add("Transpose", mixed, perm=[0, 2, 1, 3]), shape)
+        x = net.add("Add", x, net.dense(joined, 24, 24))
+        blocks.append(x)
+        presents += [key, value]
+    samples = [{"batch": b, "new": n, "past": p, "all": n + p} for b, n, p in ((1, 1, 9), (2, 3, 4))]
+    inputs = {name: ["past+new" if d == "all" else d for d in dims] for name, (_, dims) in net.inputs.items()}
+    sent = ["FP32"] * 3 + ["BOOL"]
+    return net.case(path, [x, *presents], [blocks[1], *caches[1]], samples, sent, inputs)
+
+
 def detection(path: Path) -> Case:
     """Features of two sizes, joined as in a pyramid, and heads for boxes and scores of each."""
     net = Net(x=(TensorProto.FLOAT, [1, 3, 32, 32]))

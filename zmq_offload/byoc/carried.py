@@ -36,6 +36,8 @@ def cheap(graph: Graph, params: Iterable[ir.Var] | None = None) -> set[ir.Var]:
     for step in graph.steps:
         value = step.value
         product = isinstance(value, ir.Call) and getattr(value.op, "name", "relax.call_tir") in _PRODUCTS
+        # What is made of extents alone is cheap: the places of tokens, for example.
+        product = product and bool(graph.used(step.var) or constant_bytes(value))
         if not product and all(v in found for v in graph.used(step.var)):
             found.add(step.var)
     return found

@@ -68,7 +68,7 @@ class CutPoint:
 
 
 MOST_TENSORS = 4
-"""The most tensors of a listed cut. With more, few people would find their way."""
+"""The most tensors of a listed cut, besides inputs of the model. With more, few people would find their way."""
 
 
 def cut_points(graph: Graph) -> list[CutPoint]:
@@ -94,8 +94,7 @@ def frontiers(graph: Graph) -> list[CutPoint]:
 def _points(graph: Graph) -> list[CutPoint]:
     """Every cut of at most MOST_TENSORS tensors right after a tensor is computed."""
     live = graph.from_inputs() & graph.upstream(graph.result_vars())
-    end = len(graph.steps)
-    last_use = dict.fromkeys(graph.result_vars(), end)
+    last_use: dict[ir.Var, int] = {}
     for position, step in enumerate(graph.steps):
         for var in graph.used(step.var):
             if step.var in live:
@@ -107,7 +106,7 @@ def _points(graph: Graph) -> list[CutPoint]:
     # Tensors separate inputs from outputs if, right after the last one is computed, no other is still needed.
     needed = {p: None for p in graph.params if p in live}
     if len(needed) == 1:
-        found += _point(graph, [next(iter(needed))], 1.0, last_use, end)
+        found += _point(graph, [next(iter(needed))], 1.0)
     for position, (step, cost) in enumerate(zip(graph.steps, costs, strict=True)):
         remaining -= cost
         if step.var not in live:
@@ -122,8 +121,9 @@ def _points(graph: Graph) -> list[CutPoint]:
             if step.var in easy:
                 continue  # a mask, or what else is carried later
             cuts = [v for v in needed if v not in easy]
-        if len(cuts) <= MOST_TENSORS:
-            found += _point(graph, cuts, share, last_use, end)
+        # An input needs no search: a decoder reads the keys and values of earlier tokens block by block.
+        if sum(v not in graph.params for v in cuts) <= MOST_TENSORS:
+            found += _point(graph, cuts, share)
     return found
 
 
@@ -161,13 +161,13 @@ def left_out(graph: Graph, points: Sequence[CutPoint]) -> dict[str, int]:
     return dict(counts)
 
 
-def _point(
-    graph: Graph, cuts: Sequence[ir.Var], share: float, last_use: Mapping[ir.Var, int], end: int
-) -> list[CutPoint]:
-    """The cut at variables of a graph; none if one of them is an output, or cannot be sent."""
-    if not all(graph.named(var) for var in cuts) or any(last_use[var] == end for var in cuts):
+def _point(graph: Graph, cuts: Sequence[ir.Var], share: float) -> list[CutPoint]:
+    """The cut at variables of a graph; none if one of them is an output, or cannot be sent. Outputs that do not depend
+    on them are computed before."""
+    results = graph.result_vars()
+    if not all(graph.named(var) for var in cuts) or any(var in results for var in cuts):
         return []
-    along = carried(graph, cuts, graph.result_vars())
+    along = carried(graph, cuts, results if len(results) == 1 else _after(graph, cuts, results))
     if along is None:
         return []
     try:
@@ -176,6 +176,15 @@ def _point(
         return []
     count = len(cuts)
     return [CutPoint(specs[count - 1], share, None, tuple(specs[: count - 1]), tuple(specs[count:]))]
+
+
+def _after(graph: Graph, cuts: Sequence[ir.Var], results: Sequence[ir.Var]) -> list[ir.Var]:
+    """The results that are computed from the cuts."""
+    found = set(cuts)
+    for step in graph.steps:
+        if any(var in found for var in graph.used(step.var)):
+            found.add(step.var)
+    return [var for var in results if var in found]
 
 
 def multiply_adds(value: relax.Expr) -> int:
