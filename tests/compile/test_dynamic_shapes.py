@@ -471,6 +471,18 @@ def test_a_sequence_longer_than_the_table_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_a_cut_behind_strides_says_which_divisor_it_needs(tmp_path: Path) -> None:
+    pool = {"kernel_shape": [2], "strides": [2], "pads": [0, 1]}
+    nodes = [N("MaxPool", ["x"], ["a"], **pool), N("MaxPool", ["a"], ["b"], **pool), N("Neg", ["b"], ["y"])]
+    file = saved(tmp_path / "m.onnx", nodes, {"x": (FLOAT, [1, 3, "t"])}, {"y": FLOAT}, {})
+    with pytest.raises(InvalidArgument) as caught:
+        compile_model(file, cut="b", name="m", inputs={"x": (1, 3, "T")}, output=tmp_path / "dist")
+    assert str(caught.value) == (
+        "--cut: the region needs the symbolic extent T, which is not a dimension of 'b'; state a divisor in --input, "
+        "4*T for T, or cut at a tensor that has it"
+    )
+
+
 @pytest.mark.parametrize("how", ["Range", "NonZero", "extent"])
 def test_positions_past_the_end_of_a_table_are_refused(tmp_path: Path, how: str) -> None:
     """A table of 16 rows is read at positions up to the length, which begin at 2."""

@@ -221,6 +221,9 @@ class Extents:
             return self._difference(value.a, value.b)
         if isinstance(value, tirx.Mul):
             return _times(self._terms(value.a), self._terms(value.b))
+        if isinstance(value, tirx.FloorDiv) and isinstance(value.b, tirx.IntImm) and int(value.b) < 0:
+            # TVM writes floor(-a/2) as floor(a/-2).
+            return self._divided(self._difference(0, value.a), -int(value.b))
         if isinstance(value, tirx.FloorDiv | tirx.FloorMod) and isinstance(value.b, tirx.IntImm) and int(value.b) > 0:
             above, below = self._terms(value.a), int(value.b)
             whole = self._divided(above, below)

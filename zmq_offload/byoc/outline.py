@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import tvm
-from tvm import ir, relax
+from tvm import ir, relax, tirx
 
 from zmq_offload.byoc.codegen import CODEGEN, INPUT_NAMES, OUTPUT_NAMES, offloaded_functions
+from zmq_offload.byoc.extents import Extents, scaled
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.order import topological_order
 from zmq_offload.byoc.parameters import LARGEST, MAXIMUMS, maximums_of, with_symbols
@@ -69,7 +70,7 @@ def _region_function(graph: Graph, region: ResolvedRegion, symbol: str, largest:
     if unknown:
         raise InvalidArgument(
             f"--cut: the region needs the symbolic extent {unknown[0].name}, which is not a dimension of "
-            f"{', '.join(map(repr, region.cuts.values()))}; cut at a tensor that has it"
+            f"{', '.join(map(repr, region.cuts.values()))}; {_divisor(region, unknown[0])}cut at a tensor that has it"
         )
     attrs = {
         CODEGEN_ATTRIBUTE: CODEGEN,
@@ -79,6 +80,16 @@ def _region_function(graph: Graph, region: ResolvedRegion, symbol: str, largest:
         MAXIMUMS: maximums_of([var.ty for var in region.cuts], largest),
     }
     return relax.utils.copy_with_new_vars(function.with_attrs(attrs))
+
+
+def _divisor(region: ResolvedRegion, symbol: tirx.Var) -> str:
+    """The advice to state a divisor of a symbol, if the extents of a region's inputs tell its value then."""
+    extents = Extents()
+    dims = [dim for var in region.cuts for dim in var.ty.shape if symbol in extents.symbols(dim)]
+    for size in (2, 4, 8, 16, 32, 64):
+        if any(extents.linear(scaled(dim, size)) is not None for dim in dims):
+            return f"state a divisor in --input, {size}*{symbol.name} for {symbol.name}, or "
+    return ""
 
 
 def _main_function(
