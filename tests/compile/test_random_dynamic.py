@@ -70,9 +70,8 @@ def resized(g: Graph, x: str) -> str:
     sizes = g.shape(
         g.node("Slice", g.node("Shape", x), g.vector(0), g.vector(2), g.vector(0)), *map(_of_input(g), (2, 3))
     )
-    return g.node(
-        "Resize", x, "", "", sizes, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    )
+    # Linear: where a place is rounded down, ONNX Runtime's float32 may be just below a whole number.
+    return g.node("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
 
 def _of_input(g: Graph) -> Callable[[int], str]:
