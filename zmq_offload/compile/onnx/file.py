@@ -22,9 +22,6 @@ from zmq_offload.errors import InvalidArgument, one_line
 OLDEST_OPSET = 6
 """The oldest opset that can be converted. Earlier operators have other attributes and broadcasting rules."""
 
-OLDEST_IR = 4
-"""The first version of ONNX's format in which weights need not be inputs."""
-
 IMPORTED_OPSET = 11
 """The oldest opset that TVM's importer supports. Older models are converted to it."""
 
@@ -47,10 +44,7 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     sort_nodes(model.graph)
     check_usable(model, file)
     _load_external_data(model, file)
-    modern = _modern(model, file)
-    # ONNX's shape inference ignores weights of an older file that are no inputs, as its converter of opsets makes them.
-    modern.ir_version = max(modern.ir_version, OLDEST_IR)
-    return _typed(modern)
+    return _typed(_modern(model, file))
 
 
 def _load_external_data(model: onnx.ModelProto, file: Path) -> None:

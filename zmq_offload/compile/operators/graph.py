@@ -37,6 +37,9 @@ from zmq_offload.compile.operators.tvm_importer import (
 from zmq_offload.compile.operators.unknown_shapes import check_extents
 from zmq_offload.errors import InvalidArgument, OffloadError
 
+OLDEST_IR = 4
+"""The first version of ONNX's format in which weights need not be inputs."""
+
 HARMLESS = {
     ("BatchNormalization", "momentum"),
     ("Conv", "kernel_shape"),  # the weights have this shape
@@ -72,6 +75,8 @@ def import_graph(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -
 def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     """The types of all tensors, as far as ONNX can infer them."""
     known = without_weights(model)
+    # ONNX's shape inference ignores weights of an older file that are no inputs, as its converter of opsets makes them.
+    known.ir_version = max(known.ir_version, OLDEST_IR)
     for output in known.graph.output:
         # What a file says of its outputs may be wrong, which ONNX Runtime tolerates, and the inference would keep it.
         output.type.tensor_type.ClearField("shape")
