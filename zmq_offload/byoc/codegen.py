@@ -103,7 +103,12 @@ def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[T
     if MULTIPLES in attrs:
         inputs = tuple(with_multiples(spec, given) for spec, given in zip(inputs, attrs[MULTIPLES], strict=True))
     if MAXIMUMS in attrs:
-        inputs = tuple(with_maximums(spec, given) for spec, given in zip(inputs, attrs[MAXIMUMS], strict=True))
+        # An encoding flattens tensors and adds scales; those have no maximums.
+        bounds = [*attrs[MAXIMUMS], *([[]] * len(inputs))]
+        inputs = tuple(
+            with_maximums(spec, given) if len(given) == len(spec.shape) else spec
+            for spec, given in zip(inputs, bounds, strict=False)
+        )
     result = function.ret_ty
     types = list(result.fields) if isinstance(result, relax.TupleType) else [result]
     ends = (
