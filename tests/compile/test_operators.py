@@ -90,7 +90,14 @@ def test_the_models_of_onnx() -> None:
 
 def test_some_models_of_onnx() -> None:
     """Layers as PyTorch exported them at opset 6, and small graphs with shapes and sequences."""
-    wanted = ("PReLU_2d_multiparam", "operator_repeat", "expand_shape_model2", "Conv2d_groups", "sequence_model3")
+    wanted = (
+        "PReLU_2d_multiparam",
+        "operator_repeat",
+        "expand_shape_model2",
+        "Conv2d_groups",
+        "Linear_no_bias",
+        "sequence_model3",
+    )
     chosen = [case for case in model_cases() if case.name.endswith(wanted)]
     assert len(chosen) >= 4
     for case in chosen:

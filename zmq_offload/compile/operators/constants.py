@@ -113,6 +113,9 @@ class _Folder:
         graph.node.extend(fresh.node)
         for index in reversed(range(len(graph.initializer))):
             if graph.initializer[index].name not in needed:
+                # The weights of old files are inputs, too.
+                for stated in [v for v in graph.input if v.name == graph.initializer[index].name]:
+                    graph.input.remove(stated)
                 del graph.initializer[index]
         present = {w.name for w in graph.initializer} | inputs | self._known.keys()
         for name in (name for name in needed if name not in present):
