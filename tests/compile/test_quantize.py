@@ -44,6 +44,22 @@ def test_the_command_quantizes_measures_and_sends_bytes(
     assert {"QuantizeLinear", "DequantizeLinear"} <= used
 
 
+def test_a_module_is_cut_at_its_quantized_tensor(
+    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(convnet)
+    for node in model.graph.node:
+        if "features" in node.output:
+            entry = node.metadata_props.add()
+            entry.key, entry.value = "pkg.torch.onnx.name_scopes", str(["", "backbone", "node"])
+    onnx.save(model, convnet)
+    np.save(tmp_path / "many.npy", np.concatenate(samples(12)))
+    arguments = ["compile", str(convnet), "--input", "x=1,3,12,12", "--cut", "backbone", "--name", "net"]
+    arguments += ["--quantize", "int8", "--calibrate", str(tmp_path / "many.npy"), "-o", str(tmp_path / "dist")]
+    assert main(arguments) == 0
+    assert "takes   features_QuantizeLinear_Output UINT8[" in capsys.readouterr().out
+
+
 def test_the_int8_model_is_near_the_float32_one(convnet: Path, tmp_path: Path) -> None:
     compiled = compile_model(
         convnet,

@@ -132,9 +132,8 @@ def compile_model(
         if not isinstance(source, OnnxModel):
             raise InvalidArgument(f"--quantize takes ONNX files, and {source.name} is not one; export it to ONNX")
         job.destination.check(job.models)  # now, since calibration takes long
-        chosen = [_by_modules(region, source) for region in chosen]
         checks = check is not False
-        file, chosen, quantized = _quantized(source.file, chosen, quantize, calibrate, inputs or {}, job, checks)
+        file, chosen, quantized = _quantized(source, chosen, quantize, calibrate, inputs or {}, job, checks)
         source = read_model(file)
     with job.progress.step("import and split the model"):
         chosen = [_by_modules(region, source) for region in chosen]
@@ -154,7 +153,7 @@ def compile_model(
 
 
 def _quantized(
-    model: PathLike,
+    source: OnnxModel,
     regions: Sequence[Region],
     kind: Kind | None,
     samples: Sequence[Mapping[str, Array] | Array],
@@ -165,20 +164,22 @@ def _quantized(
     """The file of the int8 model, its regions, which begin and end at quantized tensors, and its accuracy."""
     if kind != "int8":
         raise InvalidArgument(f"--quantize: {kind!r} cannot be made; --calibrate needs --quantize int8")
-    tensors = [tensor for region in regions for tensor in (*region.cut, *(region.until or ()))]
-    file = job.destination.output / f"{Path(model).stem}.int8.onnx"
+    names = [name for region in regions for name in (*region.cut, *(region.until or ()))]
+    tensors = located(names, source.tensors(), source.modules())
+    file = job.destination.output / f"{Path(source.file).stem}.int8.onnx"
     with job.progress.step("quantize to int8") as report:
         file.parent.mkdir(parents=True, exist_ok=True)
-        done = quantize_model(model, samples, file, inputs=inputs, keep=tensors, check=check, report=report)
+        done = quantize_model(source.file, samples, file, inputs=inputs, keep=tensors, check=check, report=report)
+    forms = {name: done.tensors[tensor] for name, tensor in zip(names, tensors, strict=True)}
     chosen = [
         replace(
             region,
-            cut=[done.tensors[t] for t in region.cut],
-            until=None if region.until is None else [done.tensors[t] for t in region.until],
+            cut=[forms[t] for t in region.cut],
+            until=None if region.until is None else [forms[t] for t in region.until],
         )
         for region in regions
     ]
-    return file, chosen, done
+    return file, chosen, replace(done, tensors={**done.tensors, **forms})
 
 
 @with_build_keywords

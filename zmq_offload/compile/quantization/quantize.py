@@ -66,8 +66,9 @@ class Quantized:
     outputs : tuple of Quality
         The accuracy of each output against the float32 model.
     tensors : mapping of str to str
-        For each kept tensor its quantized form, or its own name if it has none. A Relu or Clip becomes a part of the
-        layer before it, and so a tensor between the two becomes the one after them.
+        For each kept tensor, and each path of a module that was given for one, its quantized form, or its own name if
+        it has none. A Relu or Clip becomes a part of the layer before it, and so a tensor between the two becomes the
+        one after them.
     """
 
     file: Path
