@@ -32,7 +32,8 @@ def reason(detail: str) -> str:
     """Why a case is refused, without the names of this one."""
     text = re.sub(r"^cannot import the operators? \w+ \(.*?\'\):? ", "", detail)
     text = re.sub(r"^\S+ is (of|for|a) ", "", text)  # the file's name
-    text = re.sub(r" \(operator .*", "", text)
+    text = re.sub(r"^\S+\.onnx: ", "", text)
+    text = re.sub(r" \(operator .*|(?<=to opset 11): .*", "", text)
     text = re.sub(r"^--input '[^']*': dimension \d is 0", "an input without elements", text)
     text = re.sub(r"\w+ \([\w.]+, node '[^']*'( and \d+ others?)?\)", "", text)
     text = re.sub(r",? ?'[^']*',?| \('[^']*'\)", "", text).split("; ")[0]
