@@ -238,6 +238,29 @@ def detection(path: Path) -> Case:
     return net.case(path, [corners, classes], [cut], [{}, {}])
 
 
+def detection_with_suppression(path: Path) -> Case:
+    """Boxes and scores, and as exporters write it: NonMaxSuppression, and what is read by its rows. The brighter the
+    image, the more boxes are kept; of the darkest one, none."""
+    net = Net(x=(TensorProto.FLOAT, [1, 3, 16, 16]))
+    cut = net.add("Relu", net.conv("x", 8, 3, 3, 3, strides=[2, 2]))
+    flat = net.value([1, 12, 64])
+    boxes, scores = net.add("Split", net.add("Reshape", net.conv(cut, 12, 8, 3, 3), flat), net.value([4, 8]),
+                            outputs=2, axis=1)  # fmt: skip
+    boxes = net.add("Transpose", net.add("Sigmoid", boxes), perm=[0, 2, 1])
+    light = net.add("ReduceMean", "x", axes=[1, 2, 3], keepdims=0)
+    scores = net.add("Mul", net.add("Sigmoid", scores), light)
+    rows = net.add("NonMaxSuppression", boxes, scores, net.value([5]), net.value([0.4]), net.value([0.3]))
+    last = net.value([1])
+    place = net.add("Squeeze", net.add("Gather", rows, net.value([2]), axis=1), last)
+    kept = net.add("Gather", net.add("Squeeze", boxes, net.value([0])), place, axis=0)
+    score = net.add("Unsqueeze", net.add("GatherND", scores, rows), last)
+    kind = net.add("Cast", net.add("Slice", rows, last, net.value([2]), last), to=TensorProto.FLOAT)
+    found = net.add("Concat", kept, score, kind, axis=1)
+    images = [net.generator.random((1, 3, 16, 16)).astype("f4") * np.float32(light) for light in (2, 1, 0)]
+    file = net.save(path, found)
+    return Case(file, (cut, light), ("FP32", "FP32"), {"x": (1, 3, 16, 16)}, [{"x": image} for image in images])
+
+
 def segmentation(path: Path) -> Case:
     """A U-Net for images of any even height; the cut goes through its skip connection."""
     net = Net(x=(TensorProto.FLOAT, [1, 3, "H", 32]))
@@ -313,6 +336,7 @@ CASES = {
         text_encoder,
         text_decoder,
         detection,
+        detection_with_suppression,
         segmentation,
         super_resolution,
         speech,

@@ -46,7 +46,8 @@ class LocalClient:
         key = model, version if isinstance(version, int) else self.repository.versions(model)[-1]
         executor = self._executors.get(key) or self._executors.setdefault(key, GraphExecutor(self.repository, *key))
         (results,) = executor.run([[inputs[spec.name] for spec in executor.model.inputs]])
-        assert outputs is not None
+        if outputs is None:  # the device does not know their shapes
+            return {spec.name: result for spec, result in zip(executor.model.outputs, results, strict=True)}
         for spec, result in zip(executor.model.outputs, results, strict=True):
             assert outputs[spec.name].shape == result.shape
             outputs[spec.name][...] = result

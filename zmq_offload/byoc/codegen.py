@@ -18,6 +18,7 @@ import tvm_ffi
 from tvm import ir, relax, tirx
 
 from zmq_offload.byoc.parameters import MAXIMUMS, MULTIPLES, multiples_of
+from zmq_offload.byoc.returned import with_returned_results
 from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE, codegen_of, without_constants
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import ANY, TensorSpec, datatype_of
@@ -86,7 +87,7 @@ def _device_module(mod: tvm.IRModule) -> tvm.IRModule:
     ours = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gv in others:
         ours[gv] = mod[gv].without_attr(CODEGEN_ATTRIBUTE)
-    device = without_constants(relax.transform.RunCodegen()(ours), mod.attrs)
+    device = with_returned_results(without_constants(relax.transform.RunCodegen()(ours), mod.attrs))
     if others:
         for gv, codegen in others.items():
             device[gv] = device[gv].with_attr(CODEGEN_ATTRIBUTE, codegen)
@@ -109,12 +110,21 @@ def signature(function: relax.Function) -> tuple[tuple[TensorSpec, ...], tuple[T
             with_maximums(spec, given) if len(given) == len(spec.shape) else spec
             for spec, given in zip(inputs, bounds, strict=False)
         )
-    result = function.ret_ty
-    types = list(result.fields) if isinstance(result, relax.TupleType) else [result]
+    types = result_types(function)
     ends = (
         [str(n) for n in attrs[OUTPUT_NAMES]] if OUTPUT_NAMES in attrs else [f"output_{i}" for i in range(len(types))]
     )
     return inputs, tuple(tensor_spec(name, ty) for name, ty in zip(ends, types, strict=True))
+
+
+def result_types(function: relax.Function) -> list[ir.Type]:
+    """Return the types of a function's results.
+
+    The type that TVM gives to a call forgets extents that no parameter has, such as the number of rows that a run
+    keeps. The result inside the function has them.
+    """
+    result = function.body.body.ty
+    return list(result.fields) if isinstance(result, relax.TupleType) else [result]
 
 
 def input_specs(names: Sequence[str], types: Sequence[ir.Type]) -> tuple[TensorSpec, ...]:

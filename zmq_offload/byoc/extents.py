@@ -1,7 +1,7 @@
 """Exact arithmetic with symbolic extents: sums of products of symbols, with floor divisions.
 
 TVM simplifies such expressions, too, but it does not compare or divide products of symbols, which shapes are full of:
-`(B*T*64) / (T*64)`. Symbols are extents, and so at least 1.
+`(B*T*64) / (T*64)`. Symbols are extents, and so at least 1, but for those that count what a run keeps.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ class Extents:
     def __init__(self) -> None:
         self._atoms = _Atoms()
         self._assumed: list[Terms] = []
+        self._counts: set[str] = set()
+
+    def count(self, name: str) -> tirx.Var:
+        """A new symbol for a number that only the run tells, and that may be 0."""
+        self._counts.add(name)
+        return tirx.Var(name, "int64")
 
     def assume(self, extent: Extent, least: int = 0) -> None:
         """Take for granted that an extent of a tensor is at least `least`: the model does not run otherwise."""
@@ -194,7 +200,7 @@ class Extents:
 
     def _atom_least(self, atom: ir.Expr) -> int | None:
         if isinstance(atom, tirx.Var):
-            return 1
+            return 0 if str(atom.name) in self._counts else 1
         if isinstance(atom, tirx.FloorDiv) and isinstance(atom.b, tirx.IntImm):
             least = self._least(self._terms(atom.a))
             return None if least is None else least // int(atom.b)

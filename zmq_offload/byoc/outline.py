@@ -127,10 +127,27 @@ def _call(region: ResolvedRegion, callee: ir.GlobalVar) -> list[relax.Binding]:
     ends = list(region.untils)
     call = relax.Call(callee, list(region.cuts))
     if len(ends) == 1:
-        return [relax.VarBinding(ends[0], call)]
-    pack = relax.DataflowVar("offloaded", relax.TupleType([v.ty for v in ends]))
-    unpacked = [relax.VarBinding(var, relax.TupleGetItem(pack, i)) for i, var in enumerate(ends)]
+        return _bound(region, ends[0], call)
+    pack = relax.DataflowVar("offloaded", relax.TupleType([_told(region, v.ty) for v in ends]))
+    unpacked = [b for i, var in enumerate(ends) for b in _bound(region, var, relax.TupleGetItem(pack, i))]
     return [relax.VarBinding(pack, call), *unpacked]
+
+
+def _bound(region: ResolvedRegion, var: ir.Var, value: relax.Expr) -> list[relax.Binding]:
+    """Bind a result of a region. Extents that only its run tells are read from the result."""
+    told = _told(region, var.ty)
+    if told is var.ty:
+        return [relax.VarBinding(var, value)]
+    result = relax.DataflowVar("result", told)
+    return [relax.VarBinding(result, value), relax.MatchCast(var, result, var.ty)]
+
+
+def _told(region: ResolvedRegion, ty: ir.Type) -> ir.Type:
+    """What a call tells of a result's type: no shape, if it has an extent that no input of the region has."""
+    known = {s for cut in region.cuts for s in relax.analysis.tir_vars_in_type(cut.ty)}
+    if all(s in known for s in relax.analysis.tir_vars_in_type(ty)):
+        return ty
+    return relax.TensorType(dtype=ty.dtype, ndim=ty.ndim)
 
 
 def _function(dataflow: bool, params: list[ir.Var], body: list[relax.Binding], result: relax.Expr) -> relax.Function:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import tvm
 from tvm import relax
 
-from zmq_offload.byoc.codegen import input_specs, offloaded_functions, tensor_spec
+from zmq_offload.byoc.codegen import input_specs, offloaded_functions, result_types, tensor_spec
 from zmq_offload.byoc.encoding import Wire, check_wire
 from zmq_offload.byoc.outline import outline_regions
 from zmq_offload.byoc.region import Region, check_distinct
@@ -327,7 +327,7 @@ def _model_names(name: str | Sequence[str], functions: int) -> list[str]:
 
 def _signature(main: relax.Function, outputs: Sequence[str] | None) -> Signature:
     """The signature of a module's `main`, with the given names for its outputs."""
-    types = list(main.ret_ty.fields) if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
+    types = result_types(main)
     names = list(outputs) if outputs is not None else [f"output_{i}" for i in range(len(types))]
     if len(names) != len(types):
         raise InvalidArgument(f"{len(names)} output names are given, but the model has {len(types)} outputs")

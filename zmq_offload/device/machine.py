@@ -50,7 +50,7 @@ class Machines:
         self,
         library: tvm.runtime.Module,
         inputs: Sequence[TensorSpec],
-        functions: Mapping[str, Callable[..., None]] | None = None,
+        functions: Mapping[str, Callable[..., object]] | None = None,
     ) -> None:
         self._library = [library]  # a list, so that the finalizer has the only other reference
         self._inputs = inputs

@@ -140,10 +140,14 @@ class RemoteModule:
         self._timeout = timeout
         self._in_flight = in_flight
 
-    def __call__(self, *tensors: tvm.runtime.Tensor) -> None:
-        """Arguments: inputs, outputs."""
+    def __call__(self, *tensors: tvm.runtime.Tensor) -> tvm.runtime.Tensor | list[tvm.runtime.Tensor] | None:
+        """Arguments: inputs, outputs. Without outputs, the results are returned: their shapes were not known."""
         try:  # not `_noting`, which would add to a call of a hundred microseconds
-            self._call(*self._named([np.from_dlpack(t) for t in tensors]))
+            inputs, outputs = self._named([np.from_dlpack(t) for t in tensors])
+            if not outputs:
+                return self._returned(inputs)
+            self._call(inputs, outputs)
+            return None
         except BaseException as error:
             self._in_flight.error = error
             raise
@@ -184,6 +188,20 @@ class RemoteModule:
         inputs = dict(zip(self._inputs, views, strict=False))
         return inputs, dict(zip(self._outputs, rest, strict=bool(rest)))
 
+    def _returned(self, inputs: dict[str, Array]) -> tvm.runtime.Tensor | list[tvm.runtime.Tensor]:
+        region = self.region
+        reply = self._client.infer(region.model, inputs, version=self._version, timeout=self._timeout)
+        results = []
+        for spec in region.outputs:
+            array = reply.get(spec.name)
+            if array is None or array.dtype != spec.dtype or not spec.fits(array.shape):
+                got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+                raise Internal(
+                    f"model {region.model!r} replied output {spec.name!r} with {got}; the device needs {spec}"
+                )
+            results.append(tvm.runtime.tensor(np.ascontiguousarray(array)))
+        return results[0] if len(results) == 1 else results
+
     def _call(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
         region = self.region
         reply = self._client.infer(region.model, inputs, version=self._version, timeout=self._timeout, outputs=outputs)
@@ -204,7 +222,7 @@ class RemoteModule:
 
 
 @contextmanager
-def registered(functions: Mapping[str, Callable[..., None]]) -> Iterator[None]:
+def registered(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]:
     """While the body creates a virtual machine, TVM resolves symbols to these functions, and to a RemoteModule's
     halves.
 

@@ -20,6 +20,7 @@ from zmq_offload.compile.operators import (
     shaping,
     signal,
     slices,
+    suppression,
 )
 from zmq_offload.compile.operators.node import Converter, Node, by_tvm, dtype_of, refuse, static_shape
 from zmq_offload.compile.operators.recurrent import recurrent
@@ -114,20 +115,6 @@ def layer_norm(bb: Builder, node: Node) -> Expr:
     result = op.multiply(op.astype(result, kind) if kind != wide else result, scale)
     result = result if bias is None else op.add(result, bias)
     return relax.Tuple([bb.normalize(result), mean, inverse][: max(node.outputs, 1)]) if node.outputs > 1 else result
-
-
-def non_max_suppression(bb: Builder, node: Node) -> Expr:
-    """TVM keeps no box if the maximum is computed at run time, and has defaults of 0.5 and 0 for the thresholds."""
-    most, overlap, least = node.constant(2), node.constant(3), node.constant(4)
-    # ONNX drops a box above the threshold, TVM at the threshold: use the next larger number.
-    threshold = np.float32(0.0 if overlap is None else overlap.reshape(-1)[0])
-    values = [
-        relax.const(np.array([0 if most is None else int(most.reshape(-1)[0])]), "int64"),
-        relax.const(np.array([np.nextafter(threshold, np.float32(np.inf))]), "float32"),
-        relax.const(np.array([np.finfo("f4").min if least is None else float(least.reshape(-1)[0])]), "float32"),
-    ]
-    node.inputs[2:] = values
-    return by_tvm(bb, node)
 
 
 def batch_normalization(bb: Builder, node: Node) -> Expr:
@@ -285,7 +272,7 @@ CONVERTERS: dict[str, Converter] = {
     "MelWeightMatrix": signal.mel_weight_matrix,
     "Mod": arithmetic.modulo,
     "Neg": arithmetic.negative,
-    "NonMaxSuppression": non_max_suppression,
+    "NonMaxSuppression": suppression.non_max_suppression,
     "OneHot": one_hot,
     "Or": arithmetic.logical,
     "Pad": pad,

@@ -122,6 +122,9 @@ class Node:
     def input_name(self, index: int) -> str:
         return repr(self.proto.input[index]) if self.proto is not None else "inside a branch"
 
+    def output_name(self, index: int) -> str:
+        return str(self.proto.output[index]) if self.proto is not None else self.operator
+
     def constant(self, index: int) -> Array | None:
         """A constant input as an array; None if it is omitted. Raises InvalidArgument if it is not a constant."""
         value = self.inputs[index]

@@ -1,0 +1,87 @@
+"""Results with as many rows as the run keeps: NonMaxSuppression and what follows it, on either side of a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import zmq_offload
+from tests.support import family_nets
+from tests.support.local_client import LocalClient
+from zmq_offload.artifacts.repository import Batching
+from zmq_offload.compile import compile_model
+from zmq_offload.compile.uncut import UncutModel, compile_uncut
+from zmq_offload.errors import InvalidArgument
+
+
+def _session(file: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+def _suppression(file: Path, numbers: Sequence[float | None], centred: int) -> Path:
+    """A model of one NonMaxSuppression; `numbers` are its other inputs, None is omitted."""
+    pairs = list(zip(numbers, ("i8", "f4", "f4"), strict=True))
+    given = [numpy_helper.from_array(np.array([n], k), f"{k}{i}") for i, (n, k) in enumerate(pairs) if n is not None]
+    names = ["" if n is None else f"{k}{i}" for i, (n, k) in enumerate(pairs)]
+    node = helper.make_node("NonMaxSuppression", ["b", "s", *names], ["y"], center_point_box=centred)
+    inputs = [helper.make_tensor_value_info("b", TensorProto.FLOAT, [2, 30, 4]),
+              helper.make_tensor_value_info("s", TensorProto.FLOAT, [2, 3, 30])]  # fmt: skip
+    outputs = [helper.make_tensor_value_info("y", TensorProto.INT64, [None, 3])]
+    graph = helper.make_graph([node], "net", inputs, outputs, given)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("numbers", "centred"),
+    [
+        pytest.param((4, 0.3, 0.4), 0, id="usual"),
+        pytest.param((100, 0.5, None), 1, id="every score, centres"),
+        pytest.param((3, None, -0.3), 0, id="negative scores", marks=pytest.mark.operators),
+        pytest.param((None, 0.5, 0.1), 0, id="no box", marks=pytest.mark.operators),
+    ],
+)
+def test_the_rows_are_those_of_onnx_runtime(numbers: tuple[float | None, ...], centred: int, tmp_path: Path) -> None:
+    file = _suppression(tmp_path / "m.onnx", numbers, centred)
+    compile_uncut(file, tmp_path / "m.so")
+    model, session = UncutModel(tmp_path / "m.so"), _session(file)
+    for seed, brightness in enumerate((1, 0.5, 0, -1)):
+        generator = np.random.default_rng(seed)
+        boxes = generator.random((2, 30, 4), np.float32)
+        # With one digit, many scores are equal.
+        scores = np.round(generator.random((2, 3, 30)) * brightness, 1).astype("f4")
+        (right,) = session.run(None, {"b": boxes, "s": scores})
+        (ours,) = model(boxes, scores)
+        np.testing.assert_array_equal(ours, right)
+
+
+@pytest.mark.parametrize(
+    "until", [pytest.param(("boxes", "scores"), marks=pytest.mark.operators), ("boxes", "scores", "rows")]
+)
+def test_either_side_of_a_cut_keeps_the_rows(until: tuple[str, ...], tmp_path: Path) -> None:
+    case = family_nets.detection_with_suppression(tmp_path / "m.onnx")
+    suppression = next(n for n in onnx.load(case.file).graph.node if n.op_type == "NonMaxSuppression")
+    known = dict(zip(("boxes", "scores", "rows"), [*suppression.input[:2], *suppression.output], strict=True))
+    compiled = compile_model(
+        case.file, cut=case.cut, until=[known[name] for name in until], name="net", output=tmp_path / "dist"
+    )
+    session, counts = _session(case.file), []
+    with zmq_offload.load(compiled.device, client=LocalClient(tmp_path / "dist" / "repository")) as model:
+        for sample in case.samples:
+            (right,) = session.run(None, dict(sample))
+            np.testing.assert_allclose(model(**sample), right, rtol=0, atol=1e-5 * np.abs(right).max(initial=0))
+            counts.append(len(right))
+    assert len(set(counts)) == len(counts)
+    assert counts[-1] == 0
+
+
+def test_kept_rows_are_no_batch(tmp_path: Path) -> None:
+    case = family_nets.detection_with_suppression(tmp_path / "m.onnx")
+    with pytest.raises(InvalidArgument, match="cannot run together"):
+        compile_model(case.file, cut=case.cut, name="net", output=tmp_path / "dist", batching=Batching(4))

@@ -1,0 +1,63 @@
+"""NonMaxSuppression, whose result has as many rows as the run keeps boxes: an extent that is a symbol of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax, te, tirx, topi
+
+from zmq_offload.compile.operators.node import Node, dtype_of
+from zmq_offload.compile.operators.tvm_importer import Builder, Expr
+
+op = relax.op
+
+
+def non_max_suppression(bb: Builder, node: Node) -> Expr:
+    """As TVM's operator, with ONNX's defaults and thresholds, and for scores that are not positive."""
+    most, overlap, least = node.constant(2), node.constant(3), node.constant(4)
+    # ONNX drops a box above the threshold, TVM at the threshold: use the next larger number.
+    threshold = np.float32(0.0 if overlap is None else overlap.reshape(-1)[0])
+    above = float(np.nextafter(threshold, np.float32(np.inf)))
+    lowest = None if least is None else float(least.reshape(-1)[0])
+    limit = 0 if most is None else int(most.reshape(-1)[0])
+    boxes, scores = node.inputs[0], node.inputs[1]
+    if node.attributes.integer("center_point_box", 0):
+        boxes = corners(bb, boxes)
+    if lowest is None or lowest < 0:
+        scores, lowest = ranks(bb, scores, lowest), 0.0
+
+    def suppress(boxes: te.Tensor, scores: te.Tensor) -> list[te.Tensor]:
+        return list(topi.vision.all_class_non_max_suppression(boxes, scores, limit, above, lowest, "onnx"))
+
+    result = bb.emit_te(suppress, boxes, scores, primfunc_name_hint="non_max_suppression")
+    return leading_rows(bb, node, bb.emit(relax.TupleGetItem(result, 0)), bb.emit(relax.TupleGetItem(result, 1)))
+
+
+def ranks(bb: Builder, scores: Expr, lowest: float | None) -> Expr:
+    """Positive numbers in the order of the scores; 0 for those not above `lowest`. TVM keeps only positive scores."""
+    order = bb.normalize(op.argsort(scores, axis=-1, descending=True, dtype="int32"))
+    places = bb.normalize(op.astype(op.argsort(order, axis=-1, dtype="int32"), "float32"))
+    one = relax.const(1, "float32")
+    values = bb.normalize(op.divide(one, op.add(places, one)))
+    if lowest is None:
+        return values
+    kept = bb.normalize(op.greater(scores, relax.const(lowest, dtype_of(scores))))
+    return bb.normalize(op.where(kept, values, relax.const(0, "float32")))
+
+
+def corners(bb: Builder, boxes: Expr) -> Expr:
+    """Boxes of a centre and a size, as boxes of two corners."""
+    x, y, width, height = (bb.normalize(op.strided_slice(boxes, [2], [i], [i + 1])) for i in range(4))
+    half = relax.const(0.5, dtype_of(boxes))
+    ends = [(c, bb.normalize(op.multiply(size, half))) for c, size in ((y, height), (x, width))]
+    places = [bb.normalize(op.subtract(c, h)) for c, h in ends] + [bb.normalize(op.add(c, h)) for c, h in ends]
+    return bb.normalize(op.concat(places, axis=2))
+
+
+def leading_rows(bb: Builder, node: Node, table: Expr, count: Expr) -> Expr:
+    """The first rows of a table of int64, as many as the run tells. Their number is a new symbol."""
+    width = int(table.ty.shape.values[1])
+    end = op.concat([op.astype(op.reshape(count, (1,)), "int64"), relax.const([width], "int64")], axis=0)
+    zeros, ones = (relax.const([i, i], "int64") for i in (0, 1))
+    rows = bb.normalize(op.dynamic_strided_slice(table, zeros, bb.normalize(end), ones))
+    shape = [node.extents.count(f"rows_of_{node.output_name(0)}"), tirx.IntImm("int64", width)]
+    return bb.match_cast(rows, relax.TensorType(relax.ShapeExpr(shape), dtype_of(table)))
