@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -67,7 +68,7 @@ BARS = bars.Bars(
 
 GRAPH = graph.GraphChart(
     "m.onnx",
-    "1 G multiply-adds",
+    ["1 G multiply-adds"],
     [
         graph.Stretch("conv2d, relu", 0.6, 4_000_000, 1, "a" * 40),
         graph.Stretch("conv2d", 0.4, 8_000_000, 2, None),
@@ -182,6 +183,18 @@ def test_characters_that_no_font_has_are_drawn_without_a_warning(suffix: str, tm
         save(figure, tmp_path / f"chart.{suffix}")
     if suffix == "svg":
         ElementTree.parse(tmp_path / "chart.svg")
+
+
+@pytest.mark.parametrize(("least", "largest"), [(300, 300), (262_144, 524_288), (40, 900_000_000)])
+def test_bytes_of_cuts_have_round_numbers_below_them(least: int, largest: int) -> None:
+    places = [graph.Stretch("conv2d", 0.5, size, 1, "t" * 26) for size in (least, largest)]
+    figure = graph.draw(graph.GraphChart("m.onnx", [], [*places, graph.Stretch("", 0.0, 0, 0, None)], []))
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[1].get_xticklabels(which="both")]
+    assert labels and all(re.fullmatch(r"[125]0{0,2} [kMG]?B", label) for label in labels)
+    # What is written beside the longest bar has room: otherwise both columns shrink until their titles overlap.
+    box = figure.axes[1].get_window_extent()
+    assert box.width > 0.5 * figure.bbox.width and max(t.get_window_extent().x1 for t in figure.axes[1].texts) < box.x1
 
 
 def test_labels_are_left_out_where_there_is_no_room() -> None:

@@ -22,6 +22,7 @@ from tests.support.local_client import LocalClient
 from zmq_offload import load
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.outline import outline
+from zmq_offload.cli.main import main
 from zmq_offload.compile import compile_model, list_cuts
 from zmq_offload.compile.build import build
 from zmq_offload.compile.cuts import cut_points
@@ -60,6 +61,39 @@ def test_transposed_convolutions_and_symbolic_extents_count(tmp_path: Path) -> N
     transposed, product = 3 * 4 * 4 * 5 * 2 * 2, 5 * 8 * 6 * 8
     assert cuts["t"].share == pytest.approx(product / (transposed + product))
     assert cuts["t"].tensor.shape == (-1, 5, 8, 8) and cuts["t"].nbytes == 5 * 8 * 8 * 4
+
+
+def test_bytes_and_work_of_an_image_of_any_size_are_those_of_one_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], strides=[4, 4]),
+        helper.make_node("Conv", ["h", "v"], ["y"]),
+    ]
+    weights = {"w": onnx_models.random(8, 3, 4, 4), "v": onnx_models.random(8, 8, 1, 1)}
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, {"x": ["N", 3, "H", "W"]}, {"y": ["N", 8, "h", "w"]}, weights)
+    for dims, height in ((("N", 3, "8*H", "W"), 64), (("N", 3, "100*H", "W"), 100), ((1, 3, "H", "W"), 64)):
+        found = list_cuts(path, inputs={"x": dims}, picture=tmp_path / "m.svg")
+        fixed = list_cuts(path, inputs={"x": (1, 3, height, 64)})
+        assert found.inputs == {"x": (1, 3, height, 64)} and fixed.inputs == {}
+        assert [(c.name, c.nbytes, c.share) for c in found] == [(c.name, c.nbytes, c.share) for c in fixed]
+    assert "input x=1,3,64,64 " in (tmp_path / "m.svg").read_text()
+    assert main(["compile", str(path), "--input", "x=N,3,8*H,8*W", "--list-cuts"]) == 0
+    assert "BYTES and OFFLOADED are those for --input x=1,3,64,64" in capsys.readouterr().out
+
+
+def test_only_inputs_with_new_symbols_are_told(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Concat", ["past", "new"], ["all"], axis=1),
+        helper.make_node("Add", ["all", "mask"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    inputs: dict[str, Sequence[int | str]] = {"past": ["B", "P", 4], "new": ["B", "S", 4], "mask": ["B", "P+S", 4]}
+    path = onnx_models.write(tmp_path / "m.onnx", nodes, inputs, {"y": ["B", "T", 4]}, {"w": onnx_models.random(4, 4)})
+    found = list_cuts(path, inputs=inputs)
+    assert found.inputs == {"past": (1, 64, 4), "new": (1, 64, 4)}
+    assert {c.name: c.nbytes for c in found}["sum"] == 128 * 4 * 4
 
 
 def test_a_model_that_no_single_tensor_separates_is_cut_at_several(diamond: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 _ROW = 0.27
 """Inches that a stretch takes."""
+
+_BARS = 0.36
+"""The part of their axis that bars take. The rest is for the text next to them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class GraphChart:
     """`skips` are pairs of stretches: a tensor that the first computes is read by the second, not only by the next."""
 
     title: str
-    summary: str
+    summary: Sequence[str]
     stretches: Sequence[Stretch]
     skips: Sequence[tuple[int, int]]
 
@@ -44,7 +48,7 @@ class GraphChart:
 def draw(chart: GraphChart) -> Figure:
     """The graph on the left, with arcs for tensors that skip stretches; bytes of the cuts on the right."""
     rows = len(chart.stretches)
-    lines = [chart.summary, "A filled bar is a cut by name; a hollow one takes several tensors, or cannot be named."]
+    lines = [*chart.summary, "A filled bar is a cut by name; a hollow one takes several tensors, or cannot be named."]
     with styled(0.75 + _ROW * rows, chart.title, lines) as figure:
         graph, sizes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 4))
         _draw_graph(graph, chart)
@@ -60,7 +64,7 @@ def draw(chart: GraphChart) -> Figure:
 def _draw_graph(axes: Axes, chart: GraphChart) -> None:
     from matplotlib.patches import Arc, FancyBboxPatch
 
-    axes.set_title("Operators, and their share of the work")
+    axes.set_title("Operators, their share of the work")
     most = max((s.work for s in chart.stretches), default=0.0) or 1.0
     for at, stretch in enumerate(chart.stretches):
         box = FancyBboxPatch(
@@ -68,7 +72,7 @@ def _draw_graph(axes: Axes, chart: GraphChart) -> None:
             facecolor=COLORS[0], alpha=0.06 + 0.54 * stretch.work / most, edgecolor="none",
         )  # fmt: skip
         axes.add_patch(box)
-        axes.text(0.02, at, shortened(stretch.operators, 31), va="center", fontsize=7, color=INK)
+        axes.text(0.02, at, shortened(stretch.operators, 28), va="center", fontsize=7, color=INK)
         if stretch.work >= 0.0005:
             axes.text(0.98, at, f"{stretch.work:.1%}", va="center", ha="right", fontsize=7, color=INK)
     for first, last in chart.skips:
@@ -81,7 +85,9 @@ def _draw_graph(axes: Axes, chart: GraphChart) -> None:
 
 
 def _draw_sizes(axes: Axes, chart: GraphChart) -> None:
-    axes.set_title("Bytes that a cut here sends")
+    from matplotlib.ticker import NullLocator
+
+    axes.set_title("Bytes that a cut here sends, logarithmic")
     places = [(at + 0.5, s) for at, s in enumerate(chart.stretches) if s.nbytes]
     least = min((s.nbytes for _, s in places), default=1)
     largest = max((s.nbytes for _, s in places), default=1)
@@ -106,6 +112,16 @@ def _draw_sizes(axes: Axes, chart: GraphChart) -> None:
             color=INK if named else FAINT,
         )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlim(least / 2, max(largest, least * 2) ** 2.1 / least**1.1)
-    axes.xaxis.set_major_formatter(lambda value, _: byte_size(value) if value <= largest else "")
-    axes.tick_params(axis="x", which="minor", length=0)
+    axes.set_xlim(least / 2, least / 2 * (2 * largest / least) ** (1 / _BARS))
+    marks = _marks(least, largest)
+    axes.set_xticks(marks, list(map(byte_size, marks)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _marks(least: int, largest: int) -> list[float]:
+    """Round numbers of bytes up to the largest, as many as the axis has room for."""
+    decades = range(math.floor(math.log10(least / 2)), math.ceil(math.log10(largest)) + 1)
+    factors = (1, 2, 5) if largest < 20 * least else (1,)
+    marks = [factor * 10.0**decade for decade in decades for factor in factors]
+    marks = [mark for mark in marks if least / 2 <= mark <= largest]
+    return marks[:: -(-len(marks) // 5) or 1]

@@ -222,6 +222,8 @@ def run(args: argparse.Namespace) -> int:
         show(cuts.table(points))
         if points.left_out:
             show(f"left out: {', '.join(f'{number} {reason}' for reason, number in points.left_out.items())}")
+        if points.inputs:
+            show(f"BYTES and OFFLOADED are those for {shapes.shape_options(points.inputs)}")
         return 0
     args.wire = args.wire or "float32"
     if args.plan is not None:

@@ -30,6 +30,7 @@ from zmq_offload.compile.picture import draw_cuts
 from zmq_offload.compile.quantization.quantize import Kind, Quantized, quantize_model
 from zmq_offload.compile.target import resolve_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
+from zmq_offload.compile.typical import Typical
 from zmq_offload.console.progress import Progress
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
@@ -266,7 +267,7 @@ def list_cuts(
     -------
     list of CutPoint
         In graph order. The `names` of each can be given to `compile_model` as `cut`. Its attribute `left_out` counts
-        the other tensors by the reason.
+        the other tensors by the reason; `inputs` has the shapes that stand for symbolic ones.
 
     Raises
     ------
@@ -287,7 +288,7 @@ def list_cuts(
         draw_cuts(imported, Path(picture), str(model) if isinstance(model, str | Path) else "model")
     points = frontiers(imported.graph)
     named = [replace(point, module=None if point.others else modules.get(point.name)) for point in points]
-    return CutPoints(named, left_out(imported.graph, named))
+    return CutPoints(named, left_out(imported.graph, named), Typical(imported.graph).inputs)
 
 
 def _regions(

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from tvm import ir, relax, tirx
+from tvm import ir, relax
 
 from zmq_offload.byoc.carried import carried, cheap, maskable
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.graph import Graph
+from zmq_offload.compile.typical import Typical
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.schedules.recurrent.operators import RECURRENT
@@ -29,6 +30,8 @@ class CutPoint:
     share : float
         Fraction, 0 to 1, of the model's multiply-adds (convolutions, matrix products, recurrent steps) that a cut here
         offloads.
+    nbytes : int
+        Size of all these tensors in bytes. For symbolic extents see `CutPoints.inputs`, here and in `share`.
     module : str, optional
         Path of the outermost PyTorch module whose only output the tensor is; `compile_model` takes it as `cut`, too.
     others : tuple of TensorSpec
@@ -39,8 +42,6 @@ class CutPoint:
         The tensor's name, which `compile_model` takes as `cut`.
     names : tuple of str
         The names of `others` and of the tensor: the value of `cut`.
-    nbytes : int
-        Size of all these tensors in bytes. Symbolic extents count as 1, here and in `share`.
 
     Examples
     --------
@@ -50,6 +51,7 @@ class CutPoint:
 
     tensor: TensorSpec
     share: float
+    nbytes: int
     module: str | None = None
     others: tuple[TensorSpec, ...] = ()
     carried: tuple[TensorSpec, ...] = ()
@@ -61,10 +63,6 @@ class CutPoint:
     @property
     def names(self) -> tuple[str, ...]:
         return (*(spec.name for spec in self.others), self.name)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(spec.nbytes for spec in (self.tensor, *self.others, *self.carried))
 
 
 MOST_TENSORS = 4
@@ -99,14 +97,15 @@ def _points(graph: Graph) -> list[CutPoint]:
         for var in graph.used(step.var):
             if step.var in live:
                 last_use[var] = max(last_use.get(var, 0), position)
-    costs = [multiply_adds(b.value) if b.var in live else 0 for b in graph.steps]
+    typical = Typical(graph)
+    costs = [multiply_adds(b.value, typical) if b.var in live else 0 for b in graph.steps]
     total = remaining = sum(costs)
     found = []
     easy = cheap(graph, maskable(graph))
     # Tensors separate inputs from outputs if, right after the last one is computed, no other is still needed.
     needed = {p: None for p in graph.params if p in live}
     if len(needed) == 1:
-        found += _point(graph, [next(iter(needed))], 1.0)
+        found += _point(graph, [next(iter(needed))], 1.0, typical)
     for position, (step, cost) in enumerate(zip(graph.steps, costs, strict=True)):
         remaining -= cost
         if step.var not in live:
@@ -123,7 +122,7 @@ def _points(graph: Graph) -> list[CutPoint]:
             cuts = [v for v in needed if v not in easy]
         # An input needs no search: a decoder reads the keys and values of earlier tokens block by block.
         if sum(v not in graph.params for v in cuts) <= MOST_TENSORS:
-            found += _point(graph, cuts, share)
+            found += _point(graph, cuts, share, typical)
     return found
 
 
@@ -134,11 +133,15 @@ class CutPoints(list[CutPoint]):
     ----------
     left_out : dict of str to int
         Reason -> number of tensors.
+    inputs : dict of str to tuple of int
+        The shapes of inputs for which `nbytes` and `share` are counted, where symbolic dimensions leave them open.
     """
 
-    def __init__(self, points: Iterable[CutPoint], left_out: Mapping[str, int]) -> None:
+    def __init__(
+        self, points: Iterable[CutPoint], left_out: Mapping[str, int], inputs: Mapping[str, tuple[int, ...]]
+    ) -> None:
         super().__init__(points)
-        self.left_out = dict(left_out)
+        self.left_out, self.inputs = dict(left_out), dict(inputs)
 
 
 def left_out(graph: Graph, points: Sequence[CutPoint]) -> dict[str, int]:
@@ -161,7 +164,7 @@ def left_out(graph: Graph, points: Sequence[CutPoint]) -> dict[str, int]:
     return dict(counts)
 
 
-def _point(graph: Graph, cuts: Sequence[ir.Var], share: float) -> list[CutPoint]:
+def _point(graph: Graph, cuts: Sequence[ir.Var], share: float, typical: Typical) -> list[CutPoint]:
     """The cut at variables of a graph; none if one of them is an output, or cannot be sent. Outputs that do not depend
     on them are computed before."""
     results = graph.result_vars()
@@ -175,7 +178,8 @@ def _point(graph: Graph, cuts: Sequence[ir.Var], share: float) -> list[CutPoint]
     except InvalidArgument:  # a shape, or a datatype that messages do not support
         return []
     count = len(cuts)
-    return [CutPoint(specs[count - 1], share, None, tuple(specs[: count - 1]), tuple(specs[count:]))]
+    nbytes = typical.nbytes([*cuts, *along])
+    return [CutPoint(specs[count - 1], share, nbytes, None, tuple(specs[: count - 1]), tuple(specs[count:]))]
 
 
 def _after(graph: Graph, cuts: Sequence[ir.Var], results: Sequence[ir.Var]) -> list[ir.Var]:
@@ -187,7 +191,7 @@ def _after(graph: Graph, cuts: Sequence[ir.Var], results: Sequence[ir.Var]) -> l
     return [var for var in results if var in found]
 
 
-def multiply_adds(value: relax.Expr) -> int:
+def multiply_adds(value: relax.Expr, typical: Typical) -> int:
     """Multiply-adds of a convolution, a transposed convolution, a matrix product or the steps of a recurrent network;
     0 for everything else."""
     if not isinstance(value, ir.Call) or not isinstance(value.op, ir.Op):
@@ -195,20 +199,15 @@ def multiply_adds(value: relax.Expr) -> int:
     kind = value.op.name.removeprefix("relax.").removeprefix("nn.")
     if kind == "call_tir" and value.attrs is not None and RECURRENT in value.attrs:
         # Each step multiplies the state by the weights of all gates: a row of the inputs' product has their columns.
-        columns, state = (_extents(operand.ty) for operand in value.args[1].fields[:2])
+        columns, state = (typical.extents(operand.ty) for operand in value.args[1].fields[:2])
         return math.prod(columns) * state[-1]
     if kind == "matmul":
-        inner = _extents(value.args[0].ty)[-1:]
-        return math.prod(_extents(value.ty)) * math.prod(inner)
+        inner = typical.extents(value.args[0].ty)[-1:]
+        return math.prod(typical.extents(value.ty)) * math.prod(inner)
     if kind in ("conv1d", "conv2d", "conv3d"):
         # Each output element is a sum over one filter (out channels, in channels of the group, *kernel).
-        return math.prod(_extents(value.ty)) * math.prod(_extents(value.args[1].ty)[1:])
+        return math.prod(typical.extents(value.ty)) * math.prod(typical.extents(value.args[1].ty)[1:])
     if kind in ("conv1d_transpose", "conv2d_transpose", "conv3d_transpose"):
         # Each input element is spread over one filter (in channels, out channels of the group, *kernel).
-        return math.prod(_extents(value.args[0].ty)) * math.prod(_extents(value.args[1].ty)[1:])
+        return math.prod(typical.extents(value.args[0].ty)) * math.prod(typical.extents(value.args[1].ty)[1:])
     return 0
-
-
-def _extents(ty: ir.Type) -> Sequence[int]:
-    shape = ty.shape if isinstance(ty, relax.TensorType) and ty.shape is not None else ()
-    return [int(d) if isinstance(d, tirx.IntImm) else 1 for d in shape]

@@ -8,7 +8,9 @@ from zmq_offload.charts import graph
 from zmq_offload.charts.style import byte_size, save
 from zmq_offload.common.units import counted
 from zmq_offload.compile.onnx.importer import Imported
+from zmq_offload.compile.onnx.shapes import shape_options
 from zmq_offload.compile.stretches import stretches
+from zmq_offload.compile.typical import Typical
 from zmq_offload.errors import FailedPrecondition
 
 
@@ -21,8 +23,12 @@ def draw_cuts(imported: Imported, file: Path, title: str) -> None:
         for s in found.stretches
     ]
     cuts = sum(s.cut is not None for s in drawn)
-    inputs = ", ".join(f"{spec.name} {byte_size(spec.nbytes)}" for spec in imported.inputs)
-    summary = f"{total / 1e9:.3g} G multiply-adds, {counted(cuts, 'cut')} by name. Inputs: {inputs}"
+    typical = Typical(imported.graph)
+    inputs = ", ".join(f"{imported.graph.name(p)} {byte_size(typical.nbytes([p]))}" for p in imported.graph.params)
+    work = f"{total / 1e9:.3g} G" if total >= 1e9 else f"{total / 1e6:.3g} M"
+    summary = [f"{work} multiply-adds, {counted(cuts, 'cut')} by name. Inputs: {inputs}"]
+    if typical.inputs:
+        summary.append(f"Bytes and work are those for {shape_options(typical.inputs)}")
     chart = graph.GraphChart(Path(title).name, summary, drawn, found.skips)
     try:
         save(graph.draw(chart), file)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from tvm import ir, relax
 
-from zmq_offload.byoc.carried import tensor_bytes
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.cuts import CutPoint, cut_points, multiply_adds
+from zmq_offload.compile.typical import Typical
 
 MOST_STRETCHES = 90
 """Above this, neighbors without a cut between them become one stretch: nobody reads a longer picture."""
@@ -39,7 +39,8 @@ def stretches(graph: Graph) -> Stretches:
     """Divide a graph after each product's group of operators, at the cut of the fewest bytes where there is one."""
     live = graph.from_inputs() & graph.upstream(graph.result_vars())
     bindings = [b for b in graph.bindings if b.var in live]
-    ends = _ends(graph, bindings)
+    typical = Typical(graph)
+    ends = _ends(graph, bindings, typical)
     if len(ends) > MOST_STRETCHES:
         ends = {at: point for at, point in ends.items() if point is not None or at == len(bindings) - 1}
     home: dict[ir.Var, int] = {}
@@ -58,14 +59,14 @@ def stretches(graph: Graph) -> Stretches:
     for order, (end, point) in enumerate(ends.items()):
         group = bindings[start : end + 1]
         crossing = [v for v in home if home[v] <= order and last.get(v, -1) > order]
-        work = sum(multiply_adds(b.value) for b in group)
-        size, name = (tensor_bytes(crossing), None) if point is None else (point.nbytes, point.name)
+        work = sum(multiply_adds(b.value, typical) for b in group)
+        size, name = (typical.nbytes(crossing), None) if point is None else (point.nbytes, point.name)
         found.append(Stretch(_described(group), work, size, len(crossing), name))
         start = end + 1
     return Stretches(found, sorted(skips))
 
 
-def _ends(graph: Graph, bindings: list[relax.Binding]) -> dict[int, CutPoint | None]:
+def _ends(graph: Graph, bindings: list[relax.Binding], typical: Typical) -> dict[int, CutPoint | None]:
     """The last binding of each stretch, by position, with the cut after it."""
     place = {b.var: at for at, b in enumerate(bindings)}
     named: dict[int, CutPoint] = {}
@@ -74,7 +75,7 @@ def _ends(graph: Graph, bindings: list[relax.Binding]) -> dict[int, CutPoint | N
         if var in place:
             named[place[var]] = point
     ends: dict[int, CutPoint | None] = {}
-    products = [at for at, b in enumerate(bindings) if multiply_adds(b.value)]
+    products = [at for at, b in enumerate(bindings) if multiply_adds(b.value, typical)]
     # One place between a product and the next: the cut with the fewest bytes, or the last place before the product.
     for at, following in zip([-1, *products], [*products, len(bindings) - 1], strict=True):
         between = range(max(at, 0), following)

@@ -60,6 +60,11 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[Dim, ...]]:
     return shapes
 
 
+def shape_options(shapes: Mapping[str, Sequence[Dim]]) -> str:
+    """Input shapes as a user gives them to a command."""
+    return " ".join(f"--input {name}={','.join(map(str, dims))}" for name, dims in shapes.items())
+
+
 def set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]]) -> None:
     """Write the `given` shapes into the model's inputs. Raises InvalidArgument for one that is missing or does not fit.
 
