@@ -85,3 +85,21 @@ def test_kept_rows_are_no_batch(tmp_path: Path) -> None:
     case = family_nets.detection_with_suppression(tmp_path / "m.onnx")
     with pytest.raises(InvalidArgument, match="cannot run together"):
         compile_model(case.file, cut=case.cut, name="net", output=tmp_path / "dist", batching=Batching(4))
+
+
+def test_places_and_slices_that_are_kept(tmp_path: Path) -> None:
+    """NonZero, Compress, and what reads by their results, at inputs of any number of rows."""
+    net = family_nets.Net(x=(TensorProto.FLOAT, ["N", 6]), y=(TensorProto.FLOAT, [5]))
+    places = net.add("NonZero", "x")
+    values = net.add("GatherND", "x", net.add("Transpose", places))
+    kept = net.add("Compress", "x", net.add("Greater", "y", net.value(0.5)), axis=1)
+    whole = net.add("Compress", "x", net.add("Greater", "y", net.value(0.5)))
+    file = net.save(tmp_path / "m.onnx", net.add("Cast", places, to=TensorProto.FLOAT), values, kept, whole)
+    compile_uncut(file, tmp_path / "m.so", inputs={"x": ("N", 6), "y": (5,)})
+    model, session = UncutModel(tmp_path / "m.so"), _session(file)
+    for rows, brightness in ((3, 1), (9, 0.2), (4, 0)):
+        generator = np.random.default_rng(rows)
+        x = (generator.random((rows, 6)) * brightness).round(1).astype("f4")
+        y = (generator.random(5) * brightness).astype("f4")
+        for ours, right in zip(model(x, y), session.run(None, {"x": x, "y": y}), strict=True):
+            np.testing.assert_array_equal(ours, right)

@@ -1,10 +1,11 @@
-"""NonMaxSuppression, whose result has as many rows as the run keeps boxes: an extent that is a symbol of its own."""
+"""NonMaxSuppression, NonZero and Compress: the run tells how many rows they keep. That extent is a symbol."""
 
 from __future__ import annotations
 
 import numpy as np
 from tvm import relax, te, tirx, topi
 
+from zmq_offload.byoc.extents import expression
 from zmq_offload.compile.operators.node import Node, dtype_of
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 
@@ -30,6 +31,47 @@ def non_max_suppression(bb: Builder, node: Node) -> Expr:
 
     result = bb.emit_te(suppress, boxes, scores, primfunc_name_hint="non_max_suppression")
     return leading_rows(bb, node, bb.emit(relax.TupleGetItem(result, 0)), bb.emit(relax.TupleGetItem(result, 1)))
+
+
+def non_zero(bb: Builder, node: Node) -> Expr:
+    """The places of elements that are not 0, along each axis."""
+    x, dims = node.inputs[0], [expression(d) for d in node.dims(0)]
+    if not dims:
+        raise node.refused("its input has no dimension", "export the model with a tensor of one element")
+    flat = bb.normalize(op.reshape(x, relax.ShapeExpr([expression(node.extents.product(node.dims(0)))])))
+    places = places_of_kept(bb, node, flat)
+    rows, step = [], places
+    for axis in reversed(range(len(dims))):
+        size = bb.normalize(op.shape_to_tensor(relax.ShapeExpr([dims[axis]])))
+        rows.append(bb.normalize(op.floor_mod(step, size) if axis else step))
+        step = bb.normalize(op.floor_divide(step, size)) if axis else step
+    return op.stack(rows[::-1], axis=0)
+
+
+def compress(bb: Builder, node: Node) -> Expr:
+    """The slices for which a vector of conditions is true. It may be shorter than the axis."""
+    x, axis = node.inputs[0], node.attributes.get("axis")
+    if axis is None:
+        x = bb.normalize(op.reshape(x, relax.ShapeExpr([expression(node.extents.product(node.dims(0)))])))
+    return op.take(x, places_of_kept(bb, node, node.inputs[1]), axis=0 if axis is None else int(axis) % x.ty.ndim)
+
+
+def places_of_kept(bb: Builder, node: Node, values: Expr) -> Expr:
+    """The places of a vector's elements that are not 0, in order."""
+    if dtype_of(values) != "bool":
+        values = bb.normalize(op.not_equal(values, relax.const(0, dtype_of(values))))
+    kept = bb.normalize(op.astype(values, "int64"))
+    extent = kept.ty.shape.values[0]
+    places = bb.normalize(op.arange(0, extent, 1, "int64"))
+    # What is not kept is written past the end.
+    past = bb.normalize(op.shape_to_tensor(relax.ShapeExpr([extent])))
+    before = bb.normalize(op.subtract(op.cumsum(kept, 0), relax.const(1, "int64")))
+    target = bb.normalize(op.where(op.astype(kept, "bool"), before, past))
+    empty = bb.normalize(op.zeros(relax.ShapeExpr([extent + 1]), "int64"))
+    table = bb.normalize(op.scatter_elements(empty, target, places, axis=0))
+    count = bb.normalize(op.sum(kept, [0]))
+    rows = leading_rows(bb, node, bb.normalize(op.expand_dims(table, 1)), count)
+    return bb.normalize(op.squeeze(rows, [1]))
 
 
 def ranks(bb: Builder, scores: Expr, lowest: float | None) -> Expr:
