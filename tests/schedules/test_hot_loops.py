@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import onnx
@@ -161,3 +162,25 @@ def test_positions_of_extremes_are_vector_code(path: str) -> None:
     loops = innermost_loops(assembly(net, outputs, tvm.target.Target(TARGETS[path])))
     assert len(loops) >= 4
     assert not [line for loop in loops for line in scalar_arithmetic(loop)]
+
+
+@pytest.mark.parametrize("path", ["AVX2", "AVX-512"])
+def test_pools_that_are_not_channels_last_are_vector_code(path: str) -> None:
+    """No function transposes, none copies its padded operand, and all but the edges are vectors."""
+    net = Net()
+    image, volume = net.input(1, 4, 66, 66), net.input(1, 4, 10, 66, 66)
+    outputs = [
+        net.op("MaxPool", image, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+        net.op("AveragePool", image, kernel_shape=[2, 2], strides=[2, 2]),
+        net.op("MaxPool", volume, kernel_shape=[3] * 3, strides=[2] * 3, pads=[1] * 6),
+    ]
+    target = tvm.target.Target(TARGETS[path])
+    with target:
+        passes = [*fusing(target), schedule_pass(machine_of(target))]
+        mod = Sequential(passes)(from_onnx(net.model(*outputs), keep_params_in_input=False))
+    functions = {g.name_hint: f for g, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)}
+    assert len(functions) == len(outputs), list(functions)
+    assert not [name for name, f in functions.items() if "pad_temp" in f.script()]
+    vectors = re.findall(r"v(?:max|add)ps", assembly(net, outputs, target))
+    scalars = re.findall(r"v(?:max|add)ss", assembly(net, outputs, target))
+    assert len(scalars) < len(vectors)

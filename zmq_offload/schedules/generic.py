@@ -35,6 +35,7 @@ from zmq_offload.schedules.nests import SERIAL_WORK, TASKS_PER_THREAD, NestConte
 from zmq_offload.schedules.reductions import Reduction, across, reduction
 from zmq_offload.schedules.rewrite import constant, loads, same
 from zmq_offload.schedules.stages import Inliner, Program, Stage, same_indices
+from zmq_offload.schedules.windows import separated
 
 # Rows that a task computes with the same buffers: at most, and if the number of rows is symbolic.
 ROWS_PER_TASK, SYMBOLIC_ROWS = 16, 4
@@ -63,6 +64,7 @@ class _Nest:
 
 def generic(program: Program, machine: Machine) -> tirx.Stmt:
     """Emit loop nests for the whole program."""
+    program = separated(program)
     kept = _kept(program)
     nests = _nests(program, kept)
     rows = _shared_rows(program, kept, nests) if len(nests) > 1 else 0

@@ -271,7 +271,8 @@ class _ChannelsLast(GraphRewriter):
         return packed_call(self.builder_, call, weight, self._machine)
 
     def _pool(self, call: Call) -> Expr | None:
-        return self._back(layout_pools.pool(call, self._last(call.args[0]))) if layout_pools.takes(call) else None
+        data = self._known_last(call.args[0])
+        return self._back(layout_pools.pool(call, data)) if data is not None and layout_pools.takes(call) else None
 
     def _lookup(self, call: Call) -> Expr | None:
         values, at = self.array(call.args[0]), self.bound(call.args[1])

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from tvm import tirx
 from tvm.ir import Expr, Var
 
-from zmq_offload.schedules.access import access_pattern, operation_count
+from zmq_offload.schedules.access import access_pattern, breakpoints, operation_count, specialized, stride_of
 from zmq_offload.schedules.emit import (
     elements,
     index,
@@ -28,12 +29,14 @@ from zmq_offload.schedules.emit import (
 from zmq_offload.schedules.functions.vector_math import extremum, vectorizable
 from zmq_offload.schedules.integers.byte_vectors import byte_machine
 from zmq_offload.schedules.nests import SERIAL_WORK, NestContext, fresh
-from zmq_offload.schedules.rewrite import Rewriter, constant
+from zmq_offload.schedules.rewrite import Rewriter, constant, loads, same, uses
 from zmq_offload.schedules.stages import Inliner, Stage, same_indices
 from zmq_offload.schedules.tails import vectors_after
 
 # Independent accumulators: they hide the latency of an addition (4 cycles, with one or two issued per cycle).
 CHAINS = 4
+# Elements between the operands of neighboring results, at most, for which vectors pay: the stride of a pool's window.
+_SHUFFLED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ def _first(one: Callable[..., Expr | None], other: Callable[..., Expr | None] | 
 def reduction(context: NestContext, pair: Reduction) -> tirx.Stmt:
     """Emit a reduction, in the first of three forms that suits its operands.
 
-    1. Results are contiguous along the last axis: vectors of results (`_Across`).
+    1. Operands of neighboring results are neighbors, or a few elements apart: vectors of results (`_Across`).
     2. Operands are contiguous along the last reduced axis: vectors of partial results (`_Along`).
     3. Otherwise one result and one operand at a time (`_Scalar`).
     """
@@ -80,7 +83,7 @@ def reduction(context: NestContext, pair: Reduction) -> tirx.Stmt:
     threads = context.threads and work > SERIAL_WORK
     last = constant(extents[-1]) if axes else None
     form: type[_Across | _Along | _Scalar] = _Scalar
-    if last is not None and last > 1 and access_pattern(value, axes[-1]).contiguous:
+    if last is not None and last > 1 and _has_vectors(value, axes[-1], last):
         form = _Across
     else:
         inner = constant(stage.reduce_extents[-1])
@@ -94,7 +97,33 @@ def across(expand: Callable[[Stage, list[Expr]], Expr], stage: Stage) -> bool:
     """Return whether `reduction` computes vectors of results of `stage`."""
     if not stage.axes or (constant(stage.extents[-1]) or 1) == 1:
         return False
-    return access_pattern(vectorizable(expand(stage, list(stage.axes))), stage.axes[-1]).contiguous
+    value, last = vectorizable(expand(stage, list(stage.axes))), constant(stage.extents[-1])
+    return _has_vectors(value, stage.axes[-1], last) if last else access_pattern(value, stage.axes[-1]).contiguous
+
+
+def _segments(value: Expr, axis: Var, extent: int) -> list[tuple[int, int, Expr]]:
+    """Split `extent` where a comparison of the index changes the value, as at the edges of a padding."""
+    found: list[tuple[int, int, Expr]] = []
+    for start, stop in pairwise(breakpoints(value, axis, extent)):
+        part = specialized(value, axis, start, stop)
+        if found and same(found[-1][2], part):
+            start = found.pop()[0]
+        found.append((start, stop, part))
+    return found
+
+
+def _has_vectors(value: Expr, axis: Var, extent: int) -> bool:
+    """Return whether vectors along `axis` load few cache lines: LLVM shuffles elements that are a few places apart."""
+
+    def near(part: Expr) -> bool:
+        pattern = access_pattern(part, axis)
+        return pattern.contiguous or (
+            pattern.linear
+            and all(0 <= (stride_of(load.indices[-1], axis) or 0) <= _SHUFFLED for load in loads(part) if load.indices)
+            and not any(uses(i, axis) for load in loads(part) for i in load.indices[:-1])
+        )
+
+    return all(near(part) for _, _, part in _segments(value, axis, extent))
 
 
 def _combine(stage: Stage, total: Expr, value: Expr) -> Expr:
@@ -146,6 +175,9 @@ class _Across(_Nest):
         # With few rows, threads also share the columns: one vector for each task.
         few = elements(self.extents[:-1], unknown=64) < 2 * machine.threads
         group = 1 if few else CHAINS
+        segments = _segments(self.value, self.axes[-1], last)
+        if len(segments) > 1:
+            return parallel(self.extents[:-1], lambda head: self._segmented(head, segments, group), self.threads)
         runs = pieces(last, machine)
         if not (few and self.threads and runs and runs[0][2] > 1):
             return parallel(self.extents[:-1], lambda head: self._columns(head, runs, group), self.threads)
@@ -155,6 +187,13 @@ class _Across(_Nest):
         )
         tail = nest(self.extents[:-1], lambda head: self._columns(head, runs[1:], group)) if runs[1:] else None
         return sequence([main, tail])
+
+    def _segmented(self, head: list[Expr], segments: list[tuple[int, int, Expr]], group: int) -> tirx.Stmt:
+        def part(start: int, stop: int, value: Expr) -> tirx.Stmt:
+            runs = [(start + at, width, count) for at, width, count in pieces(stop - start, self.context.machine)]
+            return replace(self, value=value)._columns(head, runs, group)
+
+        return sequence(part(*segment) for segment in segments)
 
     def _columns(self, head: list[Expr], runs: list[tuple[int, int, int]], group: int) -> tirx.Stmt:
         return sequence(self._run(head, *run, group) for run in runs)
