@@ -24,8 +24,10 @@ _CHECKS = "zmq_offload_checks"
 
 
 def with_checks(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module, whose operators are calls of lowered functions, with a check of the arguments of `main`."""
-    main = mod["main"]
+    """The module, of calls of lowered functions, with a check of the arguments of `main`, if there is one."""
+    main = next((f for g, f in mod.functions.items() if g.name_hint == "main"), None)
+    if main is None:
+        return mod
     tensors = [p for p in main.params if isinstance(p.ty, relax.TensorType) and isinstance(p.ty.shape, relax.ShapeExpr)]
     if not tensors:
         return mod
