@@ -16,7 +16,7 @@ from zmq_offload.schedules.emit import (
 )
 from zmq_offload.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.schedules.operators import Conv
-from zmq_offload.schedules.rewrite import Unsupported, constant, loads, walk
+from zmq_offload.schedules.rewrite import Unsupported, constant, loads
 from zmq_offload.schedules.stages import Program, Stage
 
 
@@ -189,9 +189,9 @@ def number_or_expression(extent: Expr) -> Expr | int:
 def one_number(extent: Expr) -> Expr:
     """Return a symbolic extent so that TVM's simplifier does not look into it.
 
-    It needs minutes for tiles of an extent such as `W // 4 * 2`.
+    It needs minutes for tiles of an extent such as `W * 4` or `W // 4 * 2`.
     """
-    if not any(isinstance(e, tirx.FloorDiv | tirx.FloorMod) for e in walk(extent)):
+    if isinstance(extent, tirx.IntImm | Var):
         return extent
     return tirx.call_intrin(str(extent.ty), "tirx.reinterpret", extent)
 
