@@ -323,3 +323,28 @@ def test_the_device_bundle_has_no_offloaded_weight(kind: int, tmp_path: Path) ->
     own, hidden = (stored[name].reshape(len(stored[name]), -1).T for name in ("own", "hidden"))
     taps = [w.reshape(-1, 9, w.shape[1])[:, 0] for w in (own, hidden)]  # (channels, results) of one tap
     assert_runs_sealed(compiled, [taps[1], stored["head"]], [taps[0]])
+
+
+def test_rows_of_a_constant_mask_without_a_key_are_found(tmp_path: Path) -> None:
+    # TVM folds bfloat16, and started its maximum at the last finite number.
+    mask = np.array([[0, 0], [-np.inf, -np.inf]], ml_dtypes.bfloat16)
+    nodes = [
+        node("Pad", ["m", "pads", "least"], ["padded"]),
+        node("Add", ["x", "padded"], ["scores"]),
+        node("Softmax", ["scores"], ["p"]),
+        node("ReduceMax", ["padded", "last"], ["largest"]),
+        node("Equal", ["largest", "least"], ["empty"]),
+        node("Where", ["empty", "zero", "p"], ["y"]),
+    ]
+    weights = {
+        "m": mask,
+        "pads": np.array([0, 0, 0, 1]),
+        "least": np.array(-np.inf, ml_dtypes.bfloat16),
+        "last": np.array([1]),
+        "zero": np.array(0, ml_dtypes.bfloat16),
+    }
+    path = save(tmp_path / "m.onnx", BFLOAT16, nodes, weights, [2, 3])
+    library = build(import_uncut(path, {}), host_target())
+    y = vm.VirtualMachine(library, tvm.cpu())["main"](tvm.runtime.tensor(np.zeros((2, 3), "f4")))
+    y = y if isinstance(y, tvm.runtime.Tensor) else y[0]
+    np.testing.assert_allclose(y.numpy(), [[0.5, 0.5, 0], [0, 0, 0]])

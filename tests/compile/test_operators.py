@@ -252,6 +252,11 @@ OWN: dict[str, Any] = {
         floats(3, 4),
         {"s": np.array([0]), "e": np.array([2]), "a": np.array([1]), "d": np.array([-1])},
     ),
+    "places of negative infinity": lambda: run(
+        [N("MaxPool", ["x"], ["m", "i"], kernel_shape=[3], strides=[2], pads=[1, 1]), N("Cast", ["i"], ["y"], to=7)],
+        np.array([[[1, -np.inf, -np.inf, -np.inf, -np.inf]]], "f4"),
+        {},
+    ),
     "places in a matrix": lambda: run(
         [N("Unique", ["x"], ["u", "", "i"]), N("Gather", ["u", "i"], ["y"])],
         np.array([[3, 1, 3], [2, 1, 0]], "i8"),

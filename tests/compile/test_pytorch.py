@@ -187,6 +187,10 @@ def operators() -> Mapping[str, tuple[Callable[..., Any], list[Any]]]:
         "attention": (lambda q: f.scaled_dot_product_attention(q, q * 2, q + 1), [heads]),
         "causal attention": (lambda q: f.scaled_dot_product_attention(q, q, q, is_causal=True, scale=0.3), [heads]),
         "masked attention": (lambda q, m: f.scaled_dot_product_attention(q, q, q, attn_mask=m), [heads, mask]),
+        "masked rows": (
+            lambda q, m: f.scaled_dot_product_attention(q, q, q, attn_mask=m),
+            [heads, mask & (torch.arange(6) > 1)[:, None]],
+        ),
         "added mask": (lambda q: f.scaled_dot_product_attention(q, q, q, attn_mask=torch.ones(6, 6).triu()), [heads]),
         "norms": (lambda a: f.layer_norm(a, (8,)) + f.group_norm(a, 3) + f.rms_norm(a, (8,)), [x]),
         "activations": (
@@ -212,6 +216,7 @@ def operators() -> Mapping[str, tuple[Callable[..., Any], list[Any]]]:
             [image],
         ),
         "cumulative sum": (lambda a: a.cumsum(1), [x]),
+        "cumulative count": (lambda a: (a > 0).cumsum(1) + a.int().cumsum(1), [x]),
         "order": (lambda a: a.topk(3, dim=-1)[0] + a.argmax(-1, keepdim=True), [x]),
         "gather": (lambda a, i: a.gather(1, i[:, :, None].expand(-1, -1, 8) % 6), [x, whole]),
         "einsum": (lambda a, b: torch.einsum("bij,bkj->bik", a, b), [x, y]),

@@ -14,6 +14,7 @@ from zmq_offload.byoc.unequal import isolate_unequal
 from zmq_offload.compile.arguments import with_checks
 from zmq_offload.compile.empty import without_empty_constants
 from zmq_offload.schedules.exact import exact
+from zmq_offload.schedules.identities import with_identities
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.machine import Machine, is_cpu, machine_of
 from zmq_offload.schedules.scales import fold_scales
@@ -42,6 +43,7 @@ def graph_passes(machine: Machine) -> list[Pass]:
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
+        _plain(with_identities, "zmq_offload.with_identities"),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         _plain(isolate_joins, "zmq_offload.isolate_joins"),

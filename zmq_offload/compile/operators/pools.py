@@ -90,11 +90,12 @@ def _largest_with_places(
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
 
     def first(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-        keep = a[1] >= b[1]
+        # Places outside the image are -1: an element is before them, also one of -inf.
+        keep = tirx.Or(a[1] > b[1], tirx.And(tirx.EQ(a[1], b[1]), a[0] >= 0))
         return tirx.Select(keep, a[0], b[0]), tirx.Select(keep, a[1], b[1])
 
     def nothing(place: str, value: str) -> tuple[Expr, Expr]:
-        return tirx.const(-1, place), te.min_value(value)
+        return tirx.const(-1, place), _least(value)
 
     largest = te.comm_reducer(first, nothing, name="largest")
 
@@ -114,13 +115,18 @@ def _largest_with_places(
             image = (n * data.shape[1] + c).astype("int64")
             place = place + image * functools.reduce(operator.mul, extents)
             pixel = (n, c, *source)
-            value = tirx.if_then_else(inside, data[pixel], te.min_value(data.dtype))
+            value = tirx.if_then_else(inside, data[pixel], _least(data.dtype))
             return largest((tirx.if_then_else(inside, place, -1), value), axis=taps)
 
         return te.compute((*data.shape[:2], *counts), element, name="largest")
 
     found = bb.emit_te(compute, x, primfunc_name_hint="pool_with_places")
     return relax.Tuple([bb.emit(relax.TupleGetItem(found, i)) for i in (1, 0)])
+
+
+def _least(kind: object) -> Expr:
+    """What no element is smaller than. TVM's `min_value` is finite."""
+    return tirx.FloatImm(str(kind), -math.inf) if str(kind).startswith("float") else te.min_value(kind)
 
 
 def convolution(bb: Builder, node: Node) -> Expr:

@@ -112,17 +112,26 @@ def _attention(importer: ProgramImporter, node: Any) -> relax.Expr:
     turned = emit(op.permute_dims(key, [*range(rank - 2), rank - 1, rank - 2]))
     scaled = emit(op.multiply(query, importer.tensor(float(scale), dtype)))
     scores = emit(op.matmul(scaled, turned, out_dtype=dtype))
-    lowest = importer.tensor(-math.inf, dtype)
+    lowest, empty = importer.tensor(-math.inf, dtype), None
     if mask is not None:
         bias = importer.value(mask)
         if str(bias.ty.dtype.dtype) == "bool":
-            scores = emit(op.where(bias, scores, lowest))
-        else:
-            scores = emit(op.add(scores, bias))
+            bias = emit(op.where(bias, importer.tensor(0.0, dtype), lowest))
+        if not causal:
+            # A row without a key to attend to is 0, as one of padding at the left: not masked here, and cleared below.
+            empty = emit(op.equal(emit(op.max(bias, -1, True)), lowest))
+            bias = emit(op.where(empty, importer.tensor(0.0, dtype), bias))
+        scores = emit(op.add(scores, bias))
     if causal:
         seen = emit(op.tril(emit(op.ones(relax.ShapeExpr(list(scores.ty.shape)[-2:]), "int32"))))
         scores = emit(op.where(emit(op.astype(seen, "bool")), scores, lowest))
-    return op.matmul(emit(op.nn.softmax(scores, -1)), value, out_dtype=dtype)
+    result = op.matmul(emit(op.nn.softmax(scores, -1)), value, out_dtype=dtype)
+    return result if empty is None else op.where(empty, importer.tensor(0.0, dtype), emit(result))
+
+
+def _running_sum(importer: ProgramImporter, node: Any) -> relax.Expr:
+    """Sums in the datatype of the result: those of booleans are counts, and TVM leaves them booleans."""
+    return op.cumsum(importer.tensor(node.args[0], importer.dtype(node)), node.args[1])
 
 
 def _repeated(importer: ProgramImporter, tensor: relax.Expr, query: relax.Expr) -> relax.Expr:
@@ -352,6 +361,7 @@ CONVERTERS: dict[str, Converter] = {
     "amax.default": _extreme(op.max),
     "amin.default": _extreme(op.min),
     "bitwise_not.default": _not,
+    "cumsum.default": _running_sum,
     "getitem": _item,
     "group_norm.default": _group_norm,
     "index.Tensor": _indexed,
