@@ -42,7 +42,7 @@ def _suppression(file: Path, numbers: Sequence[float | None], centred: int) -> P
     ("numbers", "centred"),
     [
         pytest.param((4, 0.3, 0.4), 0, id="usual"),
-        pytest.param((100, 0.5, None), 1, id="every score, centres"),
+        pytest.param((2**63 - 1, 0.5, None), 1, id="every box, centres"),
         pytest.param((3, None, -0.3), 0, id="negative scores", marks=pytest.mark.operators),
         pytest.param((None, 0.5, 0.1), 0, id="no box", marks=pytest.mark.operators),
     ],
@@ -103,3 +103,39 @@ def test_places_and_slices_that_are_kept(tmp_path: Path) -> None:
         y = (generator.random(5) * brightness).astype("f4")
         for ours, right in zip(model(x, y), session.run(None, {"x": x, "y": y}), strict=True):
             np.testing.assert_array_equal(ours, right)
+
+
+def test_two_tensors_read_at_the_same_places_have_the_same_rows(tmp_path: Path) -> None:
+    """As exporters write `boxes[mask]` and `scores[mask]`, and then the best of what is left."""
+    net = family_nets.Net(boxes=(TensorProto.FLOAT, [40, 4]), scores=(TensorProto.FLOAT, [40]))
+    mask = net.add("Greater", "scores", net.value(0.3))
+    boxes, scores = (
+        net.add("GatherND", x, net.add("Transpose", net.add("NonZero", mask))) for x in ("boxes", "scores")
+    )
+    most = net.add("Concat", net.value([6]), net.extent(scores, 0), axis=0)
+    values, places = net.add("TopK", scores, net.add("ReduceMin", most, axes=[0], keepdims=1), outputs=2)
+    best = net.add("Gather", net.add("Mul", boxes, net.add("Unsqueeze", scores, net.value([1]))), places)
+    file = net.save(tmp_path / "m.onnx", best, values)
+    compile_uncut(file, tmp_path / "m.so")
+    model, session = UncutModel(tmp_path / "m.so"), _session(file)
+    for seed, brightness in enumerate((1, 0.4, 0)):
+        generator = np.random.default_rng(seed)
+        fed = {"boxes": generator.random((40, 4), np.float32), "scores": generator.random(40, np.float32) * brightness}
+        fed = {name: array.astype("f4") for name, array in fed.items()}
+        for ours, right in zip(model(*fed.values()), session.run(None, fed), strict=True):
+            np.testing.assert_array_equal(ours, right)
+
+
+def test_boxes_of_any_number_are_suppressed(tmp_path: Path) -> None:
+    net = family_nets.Net(boxes=(TensorProto.FLOAT, [1, "N", 4]), scores=(TensorProto.FLOAT, [1, 2, "N"]))
+    rows = net.add("NonMaxSuppression", "boxes", "scores", net.value([2**63 - 1]), net.value([0.5]))
+    file = net.save(tmp_path / "m.onnx", net.add("Cast", rows, to=TensorProto.FLOAT))
+    compile_uncut(file, tmp_path / "m.so", inputs={"boxes": (1, "N", 4), "scores": (1, 2, "N")})
+    model, session = UncutModel(tmp_path / "m.so"), _session(file)
+    for boxes in (1, 7, 40):
+        generator = np.random.default_rng(boxes)
+        fed = {
+            "boxes": generator.random((1, boxes, 4), np.float32),
+            "scores": generator.random((1, 2, boxes), np.float32),
+        }
+        np.testing.assert_array_equal(model(*fed.values())[0], session.run(None, fed)[0])

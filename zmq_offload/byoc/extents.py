@@ -165,7 +165,11 @@ class Extents:
 
     def _least(self, terms: Terms, steps: int = 4) -> int | None:
         """A lower bound; None if none is found. So many quotients are replaced by bounds of theirs."""
-        found = [self._least_of_terms(terms), self._least_of_quotients(terms, steps)]
+        found = [
+            self._least_of_terms(terms),
+            self._least_of_quotients(terms, steps),
+            self._least_of_minima(terms, steps),
+        ]
         alike = [extent for extent in self._assumed if extent.keys() - {()} == terms.keys() - {()}]
         found += [self._least_of_terms(_plus(terms, {p: -f for p, f in extent.items()})) for extent in alike]
         return max((bound for bound in found if bound is not None), default=None)
@@ -185,6 +189,16 @@ class Extents:
                 above = self._terms(atom.a) if factor < 0 else _plus(self._terms(atom.a), {(): 1 - under})
                 bound = self._least(_plus(rest, _times({others: factor}, above)), steps - 1)
                 return None if bound is None else -(-bound // under)
+        return None
+
+    def _least_of_minima(self, terms: Terms, steps: int) -> int | None:
+        """A lower bound by `min(a, b) <= a` and `min(a, b) <= b`: N - min(300, N) is not negative."""
+        for product, factor in terms.items() if steps else ():
+            atom = self._atoms.exprs[product[0]] if len(product) == 1 else None
+            if factor < 0 and isinstance(atom, tirx.Min):
+                rest = {p: f for p, f in terms.items() if p != product}
+                sides = [_plus(rest, _times({(): factor}, self._terms(side))) for side in (atom.a, atom.b)]
+                return max((b for s in sides if (b := self._least(s, steps - 1)) is not None), default=None)
         return None
 
     def _least_of_terms(self, terms: Terms) -> int | None:

@@ -40,6 +40,9 @@ class Scope:
     counted: dict[str, str] = field(default_factory=dict)
     """Symbols that count values, as NonZero does, and the tensor whose extent each is."""
 
+    places_kept: dict[str, Expr] = field(default_factory=dict)
+    """What NonZero computes of a tensor, by its name: two nodes of one tensor count the same number."""
+
     most: dict[str, int] = field(default_factory=dict)
     """The largest value of a symbol, by its name: a table ends there."""
 

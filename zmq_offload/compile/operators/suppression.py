@@ -19,7 +19,10 @@ def non_max_suppression(bb: Builder, node: Node) -> Expr:
     threshold = np.float32(0.0 if overlap is None else overlap.reshape(-1)[0])
     above = float(np.nextafter(threshold, np.float32(np.inf)))
     lowest = None if least is None else float(least.reshape(-1)[0])
-    limit = 0 if most is None else int(most.reshape(-1)[0])
+    # The largest number means all. TVM counts in 32 bits, and its table has so many rows, or one for each box.
+    most_boxes = 0 if most is None else min(int(most.reshape(-1)[0]), 2**31 - 1)
+    boxes_there = node.dims(0)[1]
+    limit = min(most_boxes, boxes_there) if isinstance(boxes_there, int) else tirx.IntImm("int32", most_boxes)
     boxes, scores = node.inputs[0], node.inputs[1]
     if node.attributes.integer("center_point_box", 0):
         boxes = corners(bb, boxes)
@@ -38,6 +41,9 @@ def non_zero(bb: Builder, node: Node) -> Expr:
     x, dims = node.inputs[0], [expression(d) for d in node.dims(0)]
     if not dims:
         raise node.refused("its input has no dimension", "export the model with a tensor of one element")
+    name = str(node.proto.input[0]) if node.proto is not None else ""
+    if name in node.scope.places_kept:
+        return node.scope.places_kept[name]
     flat = bb.normalize(op.reshape(x, relax.ShapeExpr([expression(node.extents.product(node.dims(0)))])))
     places = places_of_kept(bb, node, flat)
     rows, step = [], places
@@ -45,7 +51,10 @@ def non_zero(bb: Builder, node: Node) -> Expr:
         size = bb.normalize(op.shape_to_tensor(relax.ShapeExpr([dims[axis]])))
         rows.append(bb.normalize(op.floor_mod(step, size) if axis else step))
         step = bb.normalize(op.floor_divide(step, size)) if axis else step
-    return op.stack(rows[::-1], axis=0)
+    result = bb.emit(op.stack(rows[::-1], axis=0))
+    if name:
+        node.scope.places_kept[name] = result
+    return result
 
 
 def compress(bb: Builder, node: Node) -> Expr:
