@@ -193,7 +193,12 @@ def one_number(extent: Expr) -> Expr:
     """
     if isinstance(extent, tirx.IntImm | Var):
         return extent
-    return tirx.call_intrin(str(extent.ty), "tirx.reinterpret", extent)
+    return opaque(extent)
+
+
+def opaque(value: Expr) -> Expr:
+    """Return a number so that TVM's simplifier takes it as one, and does not look for what it is made of."""
+    return tirx.call_intrin(str(value.ty), "tirx.reinterpret", value)
 
 
 def result_size(stage: Stage) -> tuple[int, int, int]:

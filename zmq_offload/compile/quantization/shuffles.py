@@ -59,7 +59,7 @@ class Shuffle:
         if any((*self.starts, *self.ends)):
             axes = list(range(1, 1 + spatial))
             ends = [length - end for length, end in zip(longer, self.ends, strict=True)]
-            x = emit(op.strided_slice(x, axes, list(self.starts), ends))
+            x = emit(op.strided_slice(x, axes, list(self.starts), ends, assume_inbound=True))
         return op.permute_dims(x, [0, 1 + spatial, *range(1, 1 + spatial)])
 
     def spread(self, array: Array) -> Array | None:

@@ -15,6 +15,7 @@ from zmq_offload.schedules.images import (
     band_rows,
     image_of,
     number_or_expression,
+    opaque,
     partition,
     result_size,
     symbolic_size,
@@ -167,8 +168,8 @@ class _Task:
 
         height, width = self.parent.tile.rows, self.parent.width
         if not isinstance(width, int):
-            main = loop(tirx.floordiv(width, index(height)), lambda t: tile(t * height, height), "tile")
-            return sequence([main, rows_after_tiles(width, height, tile)])
+            main = loop(tirx.floordiv(width, index(height)), lambda t: tile(opaque(t * height), height), "tile")
+            return sequence([main, rows_after_tiles(width, height, lambda x, size: tile(opaque(x), size))])
         tiles, rest = divmod(width, height)
         main = loop(tiles, lambda t: tile(t * height, height), "tile") if tiles else None
         return sequence([main, tile(index(tiles * height), rest) if rest else None])

@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import (
+    as_index,
     elements,
     index,
     local,
@@ -21,27 +22,36 @@ from zmq_offload.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.schedules.epilogue import Epilogue
-from zmq_offload.schedules.images import Image, image_of, partition, result_size
+from zmq_offload.schedules.images import Image, band_rows, image_of, opaque, partition, result_size, symbolic_size
 from zmq_offload.schedules.integers.dot_product import DotProduct, lane_product
 from zmq_offload.schedules.integers.kernel import IntegerKernel, Weights
 from zmq_offload.schedules.integers.operators import Phases
 from zmq_offload.schedules.integers.windows import Window
-from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.machine import CACHE_BYTES, Machine
 from zmq_offload.schedules.nests import SERIAL_WORK
+from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.stages import Program, Stage
+from zmq_offload.schedules.tails import rows_after_tiles
+
+_SYMBOLIC_TILE = 4
+"""Results of a tile at most where the width is known at run time only: each size has code of its own."""
 
 
 def depthwise(machine: Machine, program: Program, stage: Stage, epilogue: Epilogue) -> tirx.Stmt:
     """Schedule a depthwise convolution over (n, h, w, c) with weights from `integer_layout.depthwise`.
 
     Each lane has a channel, and takes a group of neighboring rows of the input at once. Threads share the batch and
-    bands of rows. A band is computed in tiles of a few neighboring results, in as many rows as share groups.
+    bands of rows. A band is computed in tiles of a few neighboring results, in as many rows as share groups. With a
+    symbolic image size, the numbers of bands and of tiles are computed at run time.
     """
     image, weight = image_of(program, stage)
     dot = lane_product(machine, str(image.buffer.dtype))
     phases = Phases.of(image.conv, dot)
+    channels = constant(stage.extents[-1]) or 1
+    symbolic = symbolic_size(stage)
+    height, width = result_size(stage)[:2] if symbolic is None else symbolic
     return _Depthwise(
-        machine, stage, epilogue, image, Weights(weight, dot), dot, phases, *result_size(stage)
+        machine, stage, epilogue, image, Weights(weight, dot), dot, phases, height, width, channels
     ).statement()
 
 
@@ -54,45 +64,57 @@ class _Depthwise:
     weights: Weights
     dot: DotProduct
     phases: Phases
-    height: int
-    width: int
+    height: Expr | int
+    width: Expr | int
     channels: int
 
     def statement(self) -> tirx.Stmt:
+        band, threads = self._partition()
+        bands = tirx.floordiv(as_index(self.height) + (band - 1), index(band))
+
+        def task(at: list[Expr]) -> tirx.Stmt:
+            top = at[1] * band if isinstance(self.height, int) else opaque(at[1] * band)
+            return self._band(at[0], top, band, tirx.EQ(at[1], bands - 1))
+
+        return parallel([self.stage.extents[0], bands], task, threads)
+
+    def _partition(self) -> tuple[int, bool]:
+        """The rows of a band, and whether threads share the bands."""
         machine, image, rows = self.machine, self.image, self.phases.count
         (kh, kw), stride = image.conv.kernel, image.conv.strides[0]
+        size = 2 if self.dot.operand == "int16" else 1
+        if not isinstance(self.height, int) or not isinstance(self.width, int):
+            return band_rows(image, self.channels * size, CACHE_BYTES), True
         batch = elements(self.stage.extents[:1], unknown=1)
         work = batch * self.height * self.width * self.channels * kh * kw // (machine.lanes * self.dot.group)
         threads = work > SERIAL_WORK
         _, columns = image.window((1, self.width))
-        size = 2 if self.dot.operand == "int16" else 1
         row_bytes = columns * self.channels * size * stride * rows if image.padded else 0
         shared = machine if threads else replace(machine, threads=1)
-        band = partition(shared, batch, -(-self.height // rows), 1, 1, row_bytes).rows * rows
-        bands = -(-self.height // band)
-
-        def task(at: list[Expr]) -> tirx.Stmt:
-            return self._band(at[0], at[1] * band, band, tirx.EQ(at[1], index(bands - 1)))
-
-        return parallel([self.stage.extents[0], index(bands)], task, threads)
+        return partition(shared, batch, -(-self.height // rows), 1, 1, row_bytes).rows * rows, threads
 
     def _band(self, batch: Expr, top: Expr, band: int, last: Expr) -> tirx.Stmt:
         conv, rows = self.image.conv, self.phases.count
         count: Expr = index(band)
-        if self.height % band:
-            count = tirx.Min(count, index(self.height) - top)
+        if constant(tirx.floormod(as_index(self.height), index(band))) != 0:
+            count = tirx.Min(count, as_index(self.height) - top)
         window = None
         if self.image.padded:
             window = Window(self.machine, self.dot, self.image, *self.image.window((band, self.width)))
         source = _Source(self.image, self.dot, window, batch, top)
-        rest = self.height % rows
 
         def group(y: Expr, height: int) -> tirx.Stmt:
             return self._rows(source, y, height)
 
-        main = loop(tirx.floordiv(count, index(rows)), lambda t: group(t * rows, rows), "row")
-        end = when(last, group(tirx.floordiv(count, index(rows)) * rows, rest)) if rest else None
-        body = sequence([main if self.height >= rows else None, end])
+        whole = tirx.floordiv(count, index(rows))
+        main = loop(whole, lambda t: group(t * rows, rows), "row")
+        if isinstance(self.height, int):
+            rest = self.height % rows
+            end = when(last, group(whole * rows, rest)) if rest else None
+            body = sequence([main if self.height >= rows else None, end])
+        else:
+            # Rows that share groups would need code for the last ones, too.
+            body = loop(count, lambda i: group(opaque(i), 1), "row")
         if window is None:
             return body
         needed = (count - 1) * conv.strides[0] + (conv.kernel[0] - 1) * conv.dilation[0] + 1
@@ -102,8 +124,6 @@ class _Depthwise:
     def _rows(self, source: _Source, y: Expr, height: int) -> tirx.Stmt:
         """`height` rows of results from row `y` of the band on."""
         most = max(1, self.machine.registers // (2 * self.phases.count))
-        tile = -(-self.width // -(-self.width // most))
-        whole, rest = divmod(self.width, tile)
 
         def columns(x: Expr, width: int) -> tirx.Stmt:
             def run(first: Expr, size: int) -> tirx.Stmt:
@@ -113,6 +133,12 @@ class _Depthwise:
 
             return vectors(index(0), self.channels, self.machine, run)
 
+        if not isinstance(self.width, int):
+            most = min(most, _SYMBOLIC_TILE)
+            main = loop(tirx.floordiv(self.width, index(most)), lambda t: columns(opaque(t * most), most), "tile")
+            return sequence([main, rows_after_tiles(self.width, most, lambda x, size: columns(opaque(x), size))])
+        tile = -(-self.width // -(-self.width // most))
+        whole, rest = divmod(self.width, tile)
         main = loop(whole, lambda t: columns(t * tile, tile), "tile") if whole else None
         return sequence([main, columns(index(whole * tile), rest) if rest else None])
 

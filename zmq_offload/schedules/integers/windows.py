@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.ir import Expr, Var
 
 from zmq_offload.schedules.emit import as_index, index, lanes, loop, ramp, sequence
-from zmq_offload.schedules.images import Image
+from zmq_offload.schedules.images import Image, opaque
 from zmq_offload.schedules.integers.dot_product import DotProduct
 from zmq_offload.schedules.integers.kernel import copy_run, operand_buffer, wide_vectors
 from zmq_offload.schedules.machine import Machine
@@ -26,6 +26,8 @@ class Window:
     buffer: Var = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.width, int):
+            object.__setattr__(self, "width", opaque(self.width))
         size = as_index(self.height) * self.width * self.image.channels
         object.__setattr__(self, "buffer", operand_buffer("window", self.dot, size))
 
