@@ -184,3 +184,12 @@ def test_pools_that_are_not_channels_last_are_vector_code(path: str) -> None:
     vectors = re.findall(r"v(?:max|add)ps", assembly(net, outputs, target))
     scalars = re.findall(r"v(?:max|add)ss", assembly(net, outputs, target))
     assert len(scalars) < len(vectors)
+
+
+@pytest.mark.parametrize("path", TARGETS)
+def test_running_sums_of_rows_are_vector_code(path: str) -> None:
+    net = Net()
+    total = net.op("CumSum", net.input(4, 500, 16), net.constant([1]))
+    loops = innermost_loops(assembly(net, [total], tvm.target.Target(TARGETS[path])))
+    assert loops
+    assert not [line for loop in loops for line in scalar_arithmetic(loop)]

@@ -247,3 +247,14 @@ def test_bools_are_copied(target: tvm.target.Target) -> None:
         net.op("Tile", a, net.constant([2, 1])),
     ]
     net.check(*copies, target=target, kind=TensorProto.BOOL)
+
+
+@few
+@given(st.data(), targets)
+def test_running_sums(data: st.DataObject, target: Any) -> None:
+    """Sums along the last axis are TVM's; the others have vectors of columns."""
+    draw, net = data.draw, Net(data.draw(st.integers(0, 99)))
+    shape = draw(st.lists(st.sampled_from([1, 2, 3, 17, 40]), min_size=2, max_size=4))
+    axis = net.constant([draw(st.integers(-len(shape), len(shape) - 1))])
+    options = {"exclusive": draw(st.integers(0, 1)), "reverse": draw(st.integers(0, 1))}
+    net.check(net.op("CumSum", net.input(*shape), axis, **options), target=target)

@@ -33,7 +33,7 @@ def graph_passes(machine: Machine) -> list[Pass]:
     def layout(mod: IRModule, _: PassContext) -> IRModule:
         # What `simplify` replaced is still there, and would count as another reader of a convolution.
         simple = relax.transform.DeadCodeElimination()(simplify(mod))
-        return exact(channels_last(relax.transform.DeadCodeElimination()(fold_scales(simple)), machine))
+        return exact(channels_last(relax.transform.DeadCodeElimination()(fold_scales(simple)), machine), machine)
 
     return [
         relax.transform.Normalize(),

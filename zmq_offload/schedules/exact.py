@@ -1,4 +1,4 @@
-"""A pass that replaces operators whose usual formula loses small numbers, infinities or NaN.
+"""A pass that replaces operators whose usual formula loses small numbers, infinities or NaN, and scans.
 
 It takes and returns a module of Relax operators, and runs after `layout`: the PrimFuncs that it makes are opaque to
 that pass. It matches single operators, and pairs such as log(1 + x), through their bindings. docs/numbers.md lists the
@@ -14,16 +14,25 @@ from tvm import relax, te, tirx
 from tvm.ir import Call, Expr, IRModule
 from tvm.relax.expr_functor import mutator
 
+from zmq_offload.schedules.emit import product
+from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.positions import first_extreme
+from zmq_offload.schedules.rewrite import constant
+from zmq_offload.schedules.scans import scan
 from zmq_offload.schedules.simplify import GraphRewriter, rewritten
 from zmq_offload.schedules.softmax import softmax
 from zmq_offload.schedules.tvm_internals import FUSABLE, last_part, operator_name
 
 _FLOATS = ("float16", "float32", "float64")
+_SCANNED = ("float32", "float64", "int32", "int64")
 
 
 @mutator
 class _Exact(GraphRewriter):
+    def __init__(self, mod: IRModule, machine: Machine) -> None:
+        super().__init__(mod)
+        self.machine = machine
+
     def visit_call_(self, call: Call) -> Expr:
         call = self.operands(call)
         rule = _REWRITES.get(operator_name(call))
@@ -194,6 +203,26 @@ def _softmax(graph: _Exact, call: Call) -> Expr | None:
     )
 
 
+def _scan(graph: _Exact, call: Call) -> Expr | None:
+    """Running sums and products along another axis than the last, of which TVM makes slow code (`scans`)."""
+    (x,), attrs, sizes = call.args, call.attrs, call.ty.shape.values if hasattr(call.ty.shape, "values") else []
+    if attrs.axis is None or not sizes or str(x.ty.dtype) != str(call.ty.dtype) or str(x.ty.dtype) not in _SCANNED:
+        return None
+    axis = int(attrs.axis) % len(sizes)
+    columns = constant(product(sizes[axis + 1 :]))
+    if columns is None or columns < 2:
+        return None
+    kind, start = (tirx.Add, 0) if operator_name(call) == "relax.cumsum" else (tirx.Mul, 1)
+    exclusive = bool(attrs.exclusive)
+    flat = graph.builder_.emit(relax.op.reshape(x, [product(sizes[:axis]), sizes[axis], columns]))
+    done = graph.builder_.emit_te(
+        lambda t: scan(t, kind, start, exclusive, graph.machine),
+        flat,
+        primfunc_name_hint=last_part(operator_name(call)),
+    )
+    return relax.op.reshape(done, call.ty.shape)
+
+
 _REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
     "relax.log": _log,
     "relax.subtract": _subtract,
@@ -204,9 +233,11 @@ _REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
     "relax.nn.softmax": _softmax,
     "relax.argmax": _position,
     "relax.argmin": _position,
+    "relax.cumprod": _scan,
+    "relax.cumsum": _scan,
 }
 
 
-def exact(mod: IRModule) -> IRModule:
+def exact(mod: IRModule, machine: Machine) -> IRModule:
     """Return `mod` with those operators replaced."""
-    return rewritten(mod, _Exact(mod))
+    return rewritten(mod, _Exact(mod, machine))
