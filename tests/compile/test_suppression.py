@@ -132,7 +132,7 @@ def test_boxes_of_any_number_are_suppressed(tmp_path: Path) -> None:
     file = net.save(tmp_path / "m.onnx", net.add("Cast", rows, to=TensorProto.FLOAT))
     compile_uncut(file, tmp_path / "m.so", inputs={"boxes": (1, "N", 4), "scores": (1, 2, "N")})
     model, session = UncutModel(tmp_path / "m.so"), _session(file)
-    for boxes in (1, 7, 40):
+    for boxes in (1, 7, 400):
         generator = np.random.default_rng(boxes)
         fed = {
             "boxes": generator.random((1, boxes, 4), np.float32),

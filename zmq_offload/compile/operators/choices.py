@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import onnx
-from tvm import relax
+from tvm import relax, tirx
 
 from zmq_offload.byoc.extents import Extent, Extents
 from zmq_offload.compile.operators.known_values import shape_of
@@ -35,10 +35,40 @@ def choices(bb: Builder, node: onnx.NodeProto, inputs: Sequence[Expr | None], sc
             kinds = [_kind(value, scope.extents) for value in (yes, no)]
         except NotKnown:
             raise _refused(node, f"only the run tells the shape of its result {name!r}", INSTEAD) from None
+        if _alike_if_nothing_is_there(node, kinds, scope):
+            found.append(no)
+            continue
         _check_alike(node, name, kinds, scope)
         scalar = relax.op.reshape(relax.op.astype(condition, "bool"), relax.ShapeExpr([]))
         found.append(yes if yes is no else bb.emit(relax.op.where(scalar, yes, no)))
     return found
+
+
+def _alike_if_nothing_is_there(node: onnx.NodeProto, kinds: Sequence[Kind], scope: Scope) -> bool:
+    """Whether the If only spares work where a tensor is empty: the other branch has no elements either, then.
+
+    So exporters write `zeros(0) if boxes.numel() == 0 else nms(boxes)`.
+    """
+    value = scope.known(node.input[0])
+    condition = value.elements.reshape(-1)[0] if value is not None and value.elements.size == 1 else None
+    if not isinstance(condition, tirx.EQ) or kinds[0][0] != kinds[1][0] or len(kinds[0][1]) != len(kinds[1][1]):
+        return False
+    empty = scope.extents.linear(scope.extents.normal(condition.a - condition.b))
+    if empty is None or empty[2] != 0:
+        return False
+    return 0 in kinds[0][1] and all(
+        scope.extents.equal(a, b) or (a == 0 and _is_part(b, empty[1], scope))
+        for a, b in zip(kinds[0][1], kinds[1][1], strict=True)
+    )
+
+
+def _is_part(extent: Extent, whole: tirx.Var, scope: Scope) -> bool:
+    """Whether an extent is 0 if the symbol `whole` is."""
+    linear = scope.extents.linear(extent)
+    if linear is None or linear[2] != 0:
+        return False
+    symbol = str(linear[1].name)
+    return symbol == str(whole.name) or (symbol in scope.at_most and _is_part(scope.at_most[symbol], whole, scope))
 
 
 def _kind(value: Expr | None, extents: Extents) -> Kind:

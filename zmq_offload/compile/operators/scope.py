@@ -40,6 +40,9 @@ class Scope:
     counted: dict[str, str] = field(default_factory=dict)
     """Symbols that count values, as NonZero does, and the tensor whose extent each is."""
 
+    at_most: dict[str, Extent] = field(default_factory=dict)
+    """The number of which a symbol counts a part, by the symbol's name: none of nothing."""
+
     places_kept: dict[str, Expr] = field(default_factory=dict)
     """What NonZero computes of a tensor, by its name: two nodes of one tensor count the same number."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax, te, tirx, topi
 
-from zmq_offload.byoc.extents import expression
+from zmq_offload.byoc.extents import Extent, expression
 from zmq_offload.compile.operators.node import Node, dtype_of
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
 
@@ -19,10 +19,8 @@ def non_max_suppression(bb: Builder, node: Node) -> Expr:
     threshold = np.float32(0.0 if overlap is None else overlap.reshape(-1)[0])
     above = float(np.nextafter(threshold, np.float32(np.inf)))
     lowest = None if least is None else float(least.reshape(-1)[0])
-    # The largest number means all. TVM counts in 32 bits, and its table has so many rows, or one for each box.
-    most_boxes = 0 if most is None else min(int(most.reshape(-1)[0]), 2**31 - 1)
-    boxes_there = node.dims(0)[1]
-    limit = min(most_boxes, boxes_there) if isinstance(boxes_there, int) else tirx.IntImm("int32", most_boxes)
+    # The largest number means all, and TVM counts in 32 bits.
+    limit = 0 if most is None else min(int(most.reshape(-1)[0]), 2**31 - 1)
     boxes, scores = node.inputs[0], node.inputs[1]
     if node.attributes.integer("center_point_box", 0):
         boxes = corners(bb, boxes)
@@ -30,10 +28,19 @@ def non_max_suppression(bb: Builder, node: Node) -> Expr:
         scores, lowest = ranks(bb, scores, lowest), 0.0
 
     def suppress(boxes: te.Tensor, scores: te.Tensor) -> list[te.Tensor]:
-        return list(topi.vision.all_class_non_max_suppression(boxes, scores, limit, above, lowest, "onnx"))
+        batch, classes, there = scores.shape
+        if isinstance(there, tirx.IntImm):
+            # TVM clears so many rows for each class, which may be more than there are boxes.
+            few = min(limit, int(there))
+            number, shape = few, (batch * classes * few, 3)
+        else:
+            # It would estimate the rows of its table, and clears ten for each class.
+            number, shape = tirx.IntImm("int32", limit), (batch * classes * tirx.max(there, 10), 3)
+        return list(topi.vision.all_class_non_max_suppression(boxes, scores, number, above, lowest, "onnx", shape))
 
     result = bb.emit_te(suppress, boxes, scores, primfunc_name_hint="non_max_suppression")
-    return leading_rows(bb, node, bb.emit(relax.TupleGetItem(result, 0)), bb.emit(relax.TupleGetItem(result, 1)))
+    table, count = (bb.emit(relax.TupleGetItem(result, i)) for i in range(2))
+    return leading_rows(bb, node, table, count, node.extents.product(node.dims(1)))
 
 
 def non_zero(bb: Builder, node: Node) -> Expr:
@@ -79,7 +86,7 @@ def places_of_kept(bb: Builder, node: Node, values: Expr) -> Expr:
     empty = bb.normalize(op.zeros(relax.ShapeExpr([extent + 1]), "int64"))
     table = bb.normalize(op.scatter_elements(empty, target, places, axis=0))
     count = bb.normalize(op.sum(kept, [0]))
-    rows = leading_rows(bb, node, bb.normalize(op.expand_dims(table, 1)), count)
+    rows = leading_rows(bb, node, bb.normalize(op.expand_dims(table, 1)), count, node.extents.normal(extent))
     return bb.normalize(op.squeeze(rows, [1]))
 
 
@@ -104,11 +111,13 @@ def corners(bb: Builder, boxes: Expr) -> Expr:
     return bb.normalize(op.concat(places, axis=2))
 
 
-def leading_rows(bb: Builder, node: Node, table: Expr, count: Expr) -> Expr:
-    """The first rows of a table of int64, as many as the run tells. Their number is a new symbol."""
+def leading_rows(bb: Builder, node: Node, table: Expr, count: Expr, most: Extent) -> Expr:
+    """The first rows of a table of int64, as many as the run tells, at most `most`. Their number is a new symbol."""
     width = int(table.ty.shape.values[1])
     end = op.concat([op.astype(op.reshape(count, (1,)), "int64"), relax.const([width], "int64")], axis=0)
     zeros, ones = (relax.const([i, i], "int64") for i in (0, 1))
     rows = bb.normalize(op.dynamic_strided_slice(table, zeros, bb.normalize(end), ones))
-    shape = [node.extents.count(f"rows_of_{node.output_name(0)}"), tirx.IntImm("int64", width)]
+    name = f"rows_of_{node.output_name(0)}"
+    node.scope.at_most[name] = most
+    shape = [node.extents.count(name), tirx.IntImm("int64", width)]
     return bb.match_cast(rows, relax.TensorType(relax.ShapeExpr(shape), dtype_of(table)))
