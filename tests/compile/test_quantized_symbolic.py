@@ -79,8 +79,8 @@ def test_transposed_convolutions_after_strides(tmp_path: Path) -> None:
     """The height is a quotient rounded down there, and what is cut off the result depends on it."""
     net = q.Net()
     net.quantized(0.03, 120)
-    net.add("Conv", "c", net.weight("w", (8, 12, 2, 2), 0), strides=[3, 3])
+    net.add("Conv", "c", net.weight("w", (8, 12, 2, 2), 0), strides=[3, 3], pads=[1, 0, 1, 0])
     net.quantized(0.1, 110)
-    net.add("ConvTranspose", "t", net.weight("v", (8, 6, 3, 3), 1), strides=[2, 3], pads=[1, 2, 1, 0])
+    net.add("ConvTranspose", "t", net.weight("v", (8, 6, 3, 1), 1), strides=[3, 2], pads=[2, 0, 1, 0])
     model = q.model(net.nodes, {"x": random(1, 12, 8, 8)}, {net.quantized(0.3, 110): "uint8"}, net.weights, opset=21)
     check(model, tmp_path, None, (1, 12, "H", 8), [(1, height, 8) for height in (5, 6, 13)])
