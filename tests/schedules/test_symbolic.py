@@ -132,6 +132,17 @@ def test_a_chain_of_strided_convolutions() -> None:
     check(TARGETS[-1], nodes, {"x": [1, 3, 12, "n"]}, sizes, **weights, top=np.float32(0.5))
 
 
+def test_a_convolution_after_an_enlargement() -> None:
+    """The extents are multiples; with TVM's bounds of the indices, compiling did not end."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+        helper.make_node("DepthToSpace", ["a"], ["b"], blocksize=2),
+        helper.make_node("Conv", ["b", "v"], ["y"], pads=[1] * 4),
+    ]
+    sizes = [{"h": 1, "w": 1}, {"h": 5, "w": 8}, {"h": 9, "w": 17}]
+    check(TARGETS[0], nodes, {"x": [1, 8, "h", "w"]}, sizes, w=weight(64, 8, 3, 3), v=weight(32, 16, 3, 3))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_clip_is_a_part_of_the_convolution_before_it(stride: int) -> None:
     """The importer writes Clip as a loop over the extents, which at a stride of 2 are an expression of the symbol."""

@@ -19,6 +19,10 @@ TIR_PIPELINE = "zmq_offload"
 ALIGNMENT = 64
 """Bytes. Kernels read vectors of up to this size, from addresses that are multiples of it."""
 
+_SHRINKING = "s_tir.CompactBufferAllocation"
+"""TVM's pass that shrinks buffers to what is read of them. Kernels declare theirs as large as they need them, and for
+those of symbolic images its bounds of indices took minutes."""
+
 _CHECKS = "zmq_offload_checks"
 """Attribute of the function that checks."""
 
@@ -63,7 +67,11 @@ def _check(params: Sequence[ir.Var]) -> tirx.PrimFunc:
 
 
 def _passes() -> tuple[Pass, Callable[[], Pass], Callable[[], Pass]]:
-    lower, finish_host, finish_device = tvm.tirx.get_tir_pipeline("default")
+    default, finish_host, finish_device = tvm.tirx.get_tir_pipeline("default")
+
+    def lower(mod: tvm.IRModule, outer: PassContext) -> tvm.IRModule:
+        with PassContext(outer.opt_level, outer.required_pass, [*outer.disabled_pass, _SHRINKING], [], outer.config):
+            return default(mod)
 
     def without_assertions(mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         kept = {name: f for name, f in mod.functions.items() if f.attrs is not None and _CHECKS in f.attrs}
@@ -75,7 +83,7 @@ def _passes() -> tuple[Pass, Callable[[], Pass], Callable[[], Pass]]:
     def finish() -> Pass:
         return Sequential([module_pass(without_assertions, opt_level=0, name="without_assertions"), finish_host()])
 
-    return lower, finish, finish_device
+    return module_pass(lower, opt_level=0, name="zmq_offload.lower"), finish, finish_device
 
 
 tirx.compilation_pipeline.register_tir_pipeline(TIR_PIPELINE, _passes)
