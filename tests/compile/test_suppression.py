@@ -139,3 +139,36 @@ def test_boxes_of_any_number_are_suppressed(tmp_path: Path) -> None:
             "scores": generator.random((1, 2, boxes), np.float32),
         }
         np.testing.assert_array_equal(model(*fed.values())[0], session.run(None, fed)[0])
+
+
+def test_a_branch_for_no_boxes_is_no_choice(tmp_path: Path) -> None:
+    """As exporters write batched_nms: an empty result if there is no box, or else what is kept."""
+    net = family_nets.Net(boxes=(TensorProto.FLOAT, [40, 4]), scores=(TensorProto.FLOAT, [40]))
+    places = net.add("Transpose", net.add("NonZero", net.add("Greater", "scores", net.value(0.3))))
+    boxes, scores = (net.add("GatherND", x, places) for x in ("boxes", "scores"))
+    count = net.add("ReduceProd", net.add("Shape", boxes), keepdims=0)
+    one, two = net.value([0]), net.value([0, 1])
+    inner = [
+        helper.make_node("Unsqueeze", [boxes, one], ["three"]),
+        helper.make_node("Unsqueeze", [scores, two], ["each"]),
+        helper.make_node("NonMaxSuppression", ["three", "each", net.value([100]), net.value([0.5])], ["rows"]),
+        helper.make_node("Gather", ["rows", net.value(np.array(2))], ["kept"], axis=1),
+    ]
+    nothing = helper.make_node("Constant", [], ["nothing"], value=numpy_helper.from_array(np.zeros(0, "i8")))
+    branches = {
+        "then_branch": helper.make_graph(
+            [nothing], "then", [], [helper.make_tensor_value_info("nothing", TensorProto.INT64, None)]
+        ),
+        "else_branch": helper.make_graph(
+            inner, "else", [], [helper.make_tensor_value_info("kept", TensorProto.INT64, None)]
+        ),
+    }
+    kept = net.add("If", net.add("Equal", count, net.value(np.array(0))), **branches)
+    file = net.save(tmp_path / "m.onnx", net.add("Gather", boxes, kept))
+    compile_uncut(file, tmp_path / "m.so")
+    model, session = UncutModel(tmp_path / "m.so"), _session(file)
+    for seed, brightness in enumerate((1, 0.4, 0)):
+        generator = np.random.default_rng(seed)
+        scores_given = (generator.random(40) * brightness).astype("f4")
+        fed = {"boxes": generator.random((40, 4), np.float32), "scores": scores_given}
+        np.testing.assert_array_equal(model(*fed.values())[0], session.run(None, fed)[0])

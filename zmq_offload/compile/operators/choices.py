@@ -53,22 +53,23 @@ def _alike_if_nothing_is_there(node: onnx.NodeProto, kinds: Sequence[Kind], scop
     condition = value.elements.reshape(-1)[0] if value is not None and value.elements.size == 1 else None
     if not isinstance(condition, tirx.EQ) or kinds[0][0] != kinds[1][0] or len(kinds[0][1]) != len(kinds[1][1]):
         return False
-    empty = scope.extents.linear(scope.extents.normal(condition.a - condition.b))
-    if empty is None or empty[2] != 0:
-        return False
+    empty = scope.extents.normal(condition.a - condition.b)
     return 0 in kinds[0][1] and all(
-        scope.extents.equal(a, b) or (a == 0 and _is_part(b, empty[1], scope))
+        scope.extents.equal(a, b) or (a == 0 and _is_part(b, empty, scope))
         for a, b in zip(kinds[0][1], kinds[1][1], strict=True)
     )
 
 
-def _is_part(extent: Extent, whole: tirx.Var, scope: Scope) -> bool:
-    """Whether an extent is 0 if the symbol `whole` is."""
+def _is_part(extent: Extent, whole: Extent, scope: Scope) -> bool:
+    """Whether an extent is 0 if `whole` is."""
+    multiple = scope.extents.quotient(whole, extent) if extent != 0 else None
+    if isinstance(multiple, int) and multiple > 0:
+        return True
     linear = scope.extents.linear(extent)
     if linear is None or linear[2] != 0:
         return False
     symbol = str(linear[1].name)
-    return symbol == str(whole.name) or (symbol in scope.at_most and _is_part(scope.at_most[symbol], whole, scope))
+    return symbol in scope.at_most and _is_part(scope.at_most[symbol], whole, scope)
 
 
 def _kind(value: Expr | None, extents: Extents) -> Kind:
