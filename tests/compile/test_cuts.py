@@ -15,6 +15,7 @@ import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from tvm import relax
 from tvm.runtime import vm
 
 from tests.support import onnx_models
@@ -257,3 +258,23 @@ def test_any_region_is_either_refused_or_computes_the_same(data: st.DataObject, 
         tried += 1
         if tried == 2:
             return
+
+
+def test_what_no_input_reaches_is_cheap_though_it_is_made_of_a_table() -> None:
+    # T5's distances of places, as PyTorch programs compute them: the mask hides some, and each block reads the rest.
+    builder = relax.BlockBuilder()
+    x, mask = (relax.Var(n, relax.TensorType([4, 4], kind)) for n, kind in (("x", "float32"), ("mask", "bool")))
+    with builder.function("main", [x, mask], {"num_input": 2}):
+        with builder.dataflow():
+            places = builder.emit(relax.op.arange(0, 4, 1, "int64"))
+            table = builder.emit(relax.op.take(relax.const(onnx_models.random(4, 4)), places, axis=0))
+            bias = builder.emit(relax.op.where(mask, table, relax.const(-1.0)))
+            h = x
+            for seed in range(3):
+                product = builder.emit(relax.op.matmul(h, relax.const(onnx_models.random(4, 4, seed=seed))))
+                h = builder.emit(relax.op.add(product, bias))
+            result = builder.emit_output(h)
+        builder.emit_func_output(result)
+    points = [p for p in list_cuts(builder.get()) if not p.others]
+    assert len(points) >= 5
+    assert {spec.name for p in points for spec in p.carried} <= {"mask", "bias"}

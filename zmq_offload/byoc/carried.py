@@ -32,12 +32,13 @@ _PRODUCTS = frozenset(
 
 def cheap(graph: Graph, params: Iterable[ir.Var] | None = None) -> set[ir.Var]:
     """The inputs, or some of them, and the variables that are computed from them by cheap operators."""
-    found = set(graph.params if params is None else params)
+    found, varying = set(graph.params if params is None else params), graph.from_inputs()
     for step in graph.steps:
+        if step.var not in varying:  # a constant, though one that is not folded yet
+            found.add(step.var)
+            continue
         value = step.value
         product = isinstance(value, ir.Call) and getattr(value.op, "name", "relax.call_tir") in _PRODUCTS
-        # What is made of extents alone is cheap: the places of tokens, for example.
-        product = product and bool(graph.used(step.var) or constant_bytes(value))
         if not product and all(v in found for v in graph.used(step.var)):
             found.add(step.var)
     return found
