@@ -104,3 +104,12 @@ def test_a_tensor_goes_before_a_module_of_the_same_name() -> None:
     assert located(["conv", "m"], {"conv"}, {"conv": ("conv_1",), "m": ("a",)}) == ["conv", "a"]
     with pytest.raises(InvalidArgument, match="no tensor leaves the module 'dead'"):
         located(["dead"], {"conv"}, {"dead": ()})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("backbone.layer4", "layer4"), ("conv1", "layer4.conv1"), ("layr4", "layer4")]
+)
+def test_a_path_that_begins_elsewhere_is_suggested(name: str, meant: str) -> None:
+    modules = {"layer4": ("a",), "layer4.conv1": ("b",), "head": ("c",)}
+    with pytest.raises(InvalidArgument, match=f"did you mean '{meant}'"):
+        located([name], {"a", "b", "c", "backbone.layer4.weight"}, modules)

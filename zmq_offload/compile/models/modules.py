@@ -64,8 +64,11 @@ def located(names: Iterable[str], tensors: Collection[str], modules: Mapping[str
 
 def _located(name: str, tensors: Collection[str], modules: Mapping[str, Sequence[str]]) -> str:
     if name not in modules:
-        known = [*modules, *tensors]
-        raise InvalidArgument(f"--cut, --until: the model has no tensor or module {name!r}{nearest(name, known)}")
+        # A path from further out or further in: the exporters differ in where they begin.
+        ends = [m for m in modules if name and (f".{name}".endswith(f".{m}") or f".{m}".endswith(f".{name}"))]
+        known = [max(ends, key=len)] if ends else [*modules, *tensors]
+        near = f"; did you mean {known[0]!r}?" if ends else nearest(name, known)
+        raise InvalidArgument(f"--cut, --until: the model has no tensor or module {name!r}{near}")
     leaving = modules[name]
     if len(leaving) == 1:
         return leaving[0]
