@@ -18,7 +18,7 @@ from tvm.ir import Expr, IRModule, Var
 from zmq_offload.schedules import products
 from zmq_offload.schedules.convolutions import conv2d
 from zmq_offload.schedules.depthwise import depthwise
-from zmq_offload.schedules.emit import FlatBuffer, finish, sequence, with_buffers
+from zmq_offload.schedules.emit import FlatBuffer, constant, finish, sequence, when, with_buffers
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.generic import generic
 from zmq_offload.schedules.integers import convolutions as integer_convolutions
@@ -49,13 +49,20 @@ def schedule(func: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc | None:
     try:
         program = parse(func)
         try:
-            body = _with_kernel(program, machine)
+            body = _where_any(program.stages[-1], _with_kernel(program, machine))
         except Unsupported:
             body = generic(program, machine)
     except Unsupported as reason:
         logger.debug("%s keeps TVM's default schedule: %s", func.attrs.get("global_symbol", "a function"), reason)
         return None
     return finish(func, body)
+
+
+def _where_any(result: Stage, body: tirx.Stmt) -> tirx.Stmt:
+    """A kernel's nest only where its result has elements: it divides by symbolic extents, and TVM and LLVM compute such
+    quotients before the loops that use them. A division by 0 ends the process."""
+    symbolic = [extent for extent in result.extents if constant(extent) is None]
+    return when(tirx.all(*(extent > 0 for extent in symbolic)), body) if symbolic else body
 
 
 def _with_kernel(program: Program, machine: Machine) -> tirx.Stmt:
