@@ -18,7 +18,7 @@ from tvm.ir import Expr, IRModule, Var
 from zmq_offload.schedules import products
 from zmq_offload.schedules.convolutions import conv2d
 from zmq_offload.schedules.depthwise import depthwise
-from zmq_offload.schedules.emit import FlatBuffer, constant, finish, sequence, when, with_buffers
+from zmq_offload.schedules.emit import FlatBuffer, finish, sequence, when, with_buffers
 from zmq_offload.schedules.epilogue import Epilogue
 from zmq_offload.schedules.generic import generic
 from zmq_offload.schedules.integers import convolutions as integer_convolutions
@@ -27,7 +27,7 @@ from zmq_offload.schedules.integers import products as integer_products
 from zmq_offload.schedules.integers.byte_lookup import lookup
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.nests import NestContext, elementwise
-from zmq_offload.schedules.rewrite import Unsupported, loads
+from zmq_offload.schedules.rewrite import Unsupported, constant, loads
 from zmq_offload.schedules.stages import Inliner, Program, Stage, parse
 from zmq_offload.schedules.statements import with_safe_values
 from zmq_offload.schedules.transposed import transposed
