@@ -214,13 +214,14 @@ def _scan(graph: _Exact, call: Call) -> Expr | None:
         return None
     kind, start = (tirx.Add, 0) if operator_name(call) == "relax.cumsum" else (tirx.Mul, 1)
     exclusive = bool(attrs.exclusive)
-    flat = graph.builder_.emit(relax.op.reshape(x, [product(sizes[:axis]), sizes[axis], columns]))
+    merged = axis < len(sizes) - 2
+    rows = graph.builder_.emit(relax.op.reshape(x, [*sizes[: axis + 1], columns])) if merged else x
     done = graph.builder_.emit_te(
         lambda t: scan(t, kind, start, exclusive, graph.machine),
-        flat,
+        rows,
         primfunc_name_hint=last_part(operator_name(call)),
     )
-    return relax.op.reshape(done, call.ty.shape)
+    return relax.op.reshape(done, call.ty.shape) if merged else done
 
 
 _REWRITES: dict[str, Callable[[_Exact, Call], Expr | None]] = {
