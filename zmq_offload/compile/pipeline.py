@@ -13,10 +13,12 @@ from zmq_offload.byoc.overlap import isolate_joins, overlap
 from zmq_offload.byoc.unequal import isolate_unequal
 from zmq_offload.compile.arguments import with_checks
 from zmq_offload.compile.empty import without_empty_constants
+from zmq_offload.compile.shared_shapes import share_shapes
 from zmq_offload.schedules.exact import exact
 from zmq_offload.schedules.identities import with_identities
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.machine import Machine, is_cpu, machine_of
+from zmq_offload.schedules.reshapes import annotated, legalized
 from zmq_offload.schedules.scales import fold_scales
 from zmq_offload.schedules.schedule import Rule, schedule_pass
 from zmq_offload.schedules.simplify import simplify
@@ -42,9 +44,9 @@ def graph_passes(machine: Machine) -> list[Pass]:
         relax.transform.CanonicalizeBindings(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps({"relax.reshape": legalized}),
         _plain(with_identities, "zmq_offload.with_identities"),
-        relax.transform.AnnotateTIROpPattern(),
+        _plain(annotated, "zmq_offload.annotated"),
         relax.transform.FoldConstant(),
         _plain(isolate_joins, "zmq_offload.isolate_joins"),
         _plain(isolate_unequal, "zmq_offload.isolate_unequal"),
@@ -71,6 +73,7 @@ def lowering_passes() -> list[Pass]:
         relax.transform.LowerRuntimeBuiltin(),
         relax.transform.ComputePrimValue(),
         relax.transform.VMShapeLower(),
+        _plain(share_shapes, "zmq_offload.share_shapes"),
         relax.transform.AttachGlobalSymbol(),
     ]
 
