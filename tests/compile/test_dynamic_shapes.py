@@ -346,8 +346,8 @@ def test_results_without_elements_and_open_ends(tmp_path: Path) -> None:
 
 
 def unet(file: Path, up: str) -> Path:
-    """A skip over a pooling by 2: back by ConvTranspose, the same and a Pad to Shape(c)[2:4], a Resize of scale 2, or a
-    Resize to Shape(c)[2:4]."""
+    """A skip over a pooling by 2: back by ConvTranspose, the same and a Pad to Shape(c)[2:4], a Resize of scale 2 from
+    centers or from corners, or a Resize to Shape(c)[2:4]."""
     rng = np.random.default_rng(0)
     weights: dict[str, Array] = {
         "w": rng.standard_normal((8, 3, 3, 3)).astype("f4") / 3,
@@ -369,6 +369,9 @@ def unet(file: Path, up: str) -> Path:
             N("Pad", ["v", "pads"], ["u"]),
         ],
         "scale": [N("Resize", ["p", "", "scales"], ["u"], mode="linear", coordinate_transformation_mode="half_pixel")],
+        "corners": [
+            N("Resize", ["p", "", "scales"], ["u"], mode="linear", coordinate_transformation_mode="align_corners")
+        ],
         "size": [
             N("Shape", ["c"], ["s"]),
             N("Slice", ["s", "a2", "a4", "a0"], ["hw"]),
@@ -401,6 +404,7 @@ def unet(file: Path, up: str) -> Path:
         pytest.param("ConvTranspose", "8*H", (8, 40), marks=pytest.mark.operators),
         ("padded", "8*H", (8, 40)),
         pytest.param("scale", "2*H", (6, 22), marks=pytest.mark.operators),
+        ("corners", "2*H", (6, 22)),
     ],
 )
 def test_a_skip_over_a_pooling(tmp_path: Path, up: str, height: str, sizes: tuple[int, int]) -> None:
