@@ -15,6 +15,7 @@ from zmq_offload.compile import parts
 from zmq_offload.compile.build import build, build_library
 from zmq_offload.compile.onnx.importer import import_uncut
 from zmq_offload.compile.target import host_target
+from zmq_offload.errors import InvalidArgument
 from zmq_offload.runtime.machine import Machine, load_library
 
 
@@ -51,3 +52,16 @@ def test_a_library_in_parts_computes_the_same(tmp_path: Path, monkeypatch: pytes
     expected = vm.VirtualMachine(build(mod, host_target()), tvm.cpu())["main"](tvm.runtime.tensor(x))
     np.testing.assert_array_equal(y, expected.numpy())
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".o"] == []
+
+
+def test_an_error_names_the_functions_that_tvm_fails_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tvm.tirx.build
+
+    def failing(mod: tvm.IRModule, target: tvm.target.Target, pipeline: str) -> tvm.runtime.Module:
+        if any(name.name_hint == "softmax1" for name in mod.functions):
+            raise RuntimeError("a failed check")
+        return whole(mod, target, pipeline)
+
+    monkeypatch.setattr(tvm.tirx, "build", failing)
+    with pytest.raises(InvalidArgument, match="TVM cannot compile the operators softmax1 with the symbolic extents N;"):
+        build_library(functions(tmp_path / "m.onnx"), tmp_path / "m.so", host_target())

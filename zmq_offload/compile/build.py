@@ -42,23 +42,25 @@ def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = No
     Raises InvalidArgument for an operator of a shape that only the run tells, or if TVM fails with symbolic extents,
     and Internal, with TVM's message, if TVM fails otherwise.
     """
-    return _compiled(mod, target, tuning, [])
+    return _compiled(mod, target, tuning, [], [])
 
 
 def build_library(mod: tvm.IRModule, path: Path, target: tvm.target.Target, tuning: Path | None = None) -> None:
     """Compile a module into a shared library, as `build` and `export` do, in less memory. Raises what they raise."""
     with tempfile.TemporaryDirectory(prefix="zmq-offload-") as folder:
         # The weights of another format are packed with LLVM's help, by the module that it compiled.
-        last = [in_parts(target, Path(folder))] if packer(target) is not None else []
-        executable = _compiled(mod, target, tuning, last)
+        failed: list[str] = []
+        last = [in_parts(target, Path(folder), failed)] if packer(target) is not None else []
+        executable = _compiled(mod, target, tuning, last, failed)
         trim()
         export(executable, path, target)
 
 
 def _compiled(
-    mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None, last: Sequence[Pass]
+    mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None, last: Sequence[Pass], failed: Sequence[str]
 ) -> tvm.runtime.Executable:
-    """The module after the pipeline and the passes `last`, as TVM compiles it."""
+    """The module after the pipeline and the passes `last`, as TVM compiles it. If it fails, `failed` has the names of
+    functions that `last` found it to fail for."""
     try:
         with target, interruptible():
             first = tuned_or_none(tuning, target) if tuning is not None else None
@@ -74,11 +76,13 @@ def _compiled(
             ) from error
         symbols = _symbols(mod)
         if symbols:
+            operators = f"the operators {' and '.join(failed)}" if failed else "an operator of the model"
             raise InvalidArgument(
-                f"TVM cannot compile an operator of the model with the symbolic extents {', '.join(symbols)}; give "
+                f"TVM cannot compile {operators} with the symbolic extents {', '.join(symbols)}; give "
                 "numbers in place of them, one after the other, to see which of them it is"
             ) from error
-        raise Internal(f"TVM cannot compile the module: {' '.join(str(error).split())[:1000]}") from error
+        where = " and ".join(failed) or "the module"
+        raise Internal(f"TVM cannot compile {where}: {' '.join(str(error).split())[:1000]}") from error
 
 
 def _symbols(mod: tvm.IRModule) -> list[str]:

@@ -23,10 +23,11 @@ _LIBRARIES = "external_mods"
 """Attribute of a module with the libraries that `tvm.compile` links to it, as it does with those of `RunCodegen`."""
 
 
-def in_parts(target: tvm.target.Target, folder: Path) -> Pass:
+def in_parts(target: tvm.target.Target, folder: Path, failed: list[str]) -> Pass:
     """A pass that replaces the lowered functions of a module by object files in `folder`.
 
-    What it leaves cannot run in this process; export it as a library.
+    What it leaves cannot run in this process; export it as a library. If TVM fails, the names of the functions that it
+    fails for are added to `failed`: its error does not tell them.
     """
 
     def compiled(mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
@@ -37,7 +38,11 @@ def in_parts(target: tvm.target.Target, folder: Path) -> Pass:
             part = dict(loops[start : start + FUNCTIONS])
             symbols = {name: str(f.attrs["global_symbol"]) for name, f in part.items()}
             file = str(folder / f"part{start}.o")
-            tvm.tirx.build(tvm.IRModule(part), target, TIR_PIPELINE).write_to_file(file)
+            try:
+                tvm.tirx.build(tvm.IRModule(part), target, TIR_PIPELINE).write_to_file(file)
+            except Exception:
+                failed.extend(symbols[name] for name, f in part.items() if _fails({name: f}, target))
+                raise
             trim()
             libraries.append(tvm.runtime.load_static_library(file, list(symbols.values())))
             functions |= {name: relax.ExternFunc(symbol) for name, symbol in symbols.items()}
@@ -45,3 +50,11 @@ def in_parts(target: tvm.target.Target, folder: Path) -> Pass:
         return rest.with_attr(_LIBRARIES, libraries)
 
     return module_pass(compiled, opt_level=0, name="zmq_offload.in_parts")
+
+
+def _fails(part: dict[tvm.ir.GlobalVar, tirx.PrimFunc], target: tvm.target.Target) -> bool:
+    try:
+        tvm.tirx.build(tvm.IRModule(part), target, TIR_PIPELINE)
+    except Exception:
+        return True
+    return False
