@@ -22,7 +22,8 @@ from tests.support.bundle_secrets import contents, four_byte_values, share_found
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.artifacts.manifest import OffloadedRegion
 from zmq_offload.artifacts.repository import Batching, Repository
-from zmq_offload.byoc.codegen import split
+from zmq_offload.byoc.codegen import OUTPUT_NAMES, split
+from zmq_offload.byoc.cut import cut_module
 from zmq_offload.byoc.encoding import Wire
 from zmq_offload.byoc.outline import outline_regions
 from zmq_offload.byoc.wire import encode_boundary
@@ -335,3 +336,16 @@ def test_nothing_is_written_if_the_second_region_cannot_be(tmp_path: Path, monke
     with pytest.raises(FailedPrecondition, match="No space left"):
         compile_model(model, inputs={"x": (1, 3, 8, 8)}, regions=regions, output=tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
+
+
+def test_a_region_of_a_module_without_dataflow_has_two_results() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 6), "float32"))
+    with builder.function("main", [x]):
+        h = builder.emit(relax.op.exp(x), "h")
+        a = builder.emit(relax.op.nn.relu(h), "a")
+        b = builder.emit(relax.op.tanh(h), "b")
+        builder.emit_func_output(relax.op.add(a, b))
+    split = cut_module(builder.get(), "h", ["a", "b"])
+    regions = [function for gv, function in split.functions.items() if gv.name_hint != "main"]
+    assert [list(function.attrs[OUTPUT_NAMES]) for function in regions] == [["a", "b"]]

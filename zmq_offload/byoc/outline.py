@@ -98,7 +98,7 @@ def _main_function(
     body: list[relax.Binding] = []
     for step in _ordered_steps(graph, resolved):
         if isinstance(step, ResolvedRegion):
-            body += _call(step, callees[resolved.index(step)])
+            body += _call(step, callees[resolved.index(step)], relax.DataflowVar if graph.dataflow else relax.Var)
         else:
             body.append(step)
     results = [graph.tensors[name] for name in graph.outputs]
@@ -123,22 +123,23 @@ def _used_by(graph: Graph, step: relax.Binding | ResolvedRegion) -> Iterable[ir.
     return step.cuts if isinstance(step, ResolvedRegion) else graph.used(step.var)
 
 
-def _call(region: ResolvedRegion, callee: ir.GlobalVar) -> list[relax.Binding]:
+def _call(region: ResolvedRegion, callee: ir.GlobalVar, new: type[ir.Var]) -> list[relax.Binding]:
+    """Call a region and bind its results. Tensors between are of the class `new`."""
     ends = list(region.untils)
     call = relax.Call(callee, list(region.cuts))
     if len(ends) == 1:
-        return _bound(region, ends[0], call)
-    pack = relax.DataflowVar("offloaded", relax.TupleType([_told(region, v.ty) for v in ends]))
-    unpacked = [b for i, var in enumerate(ends) for b in _bound(region, var, relax.TupleGetItem(pack, i))]
+        return _bound(region, ends[0], call, new)
+    pack = new("offloaded", relax.TupleType([_told(region, v.ty) for v in ends]))
+    unpacked = [b for i, var in enumerate(ends) for b in _bound(region, var, relax.TupleGetItem(pack, i), new)]
     return [relax.VarBinding(pack, call), *unpacked]
 
 
-def _bound(region: ResolvedRegion, var: ir.Var, value: relax.Expr) -> list[relax.Binding]:
+def _bound(region: ResolvedRegion, var: ir.Var, value: relax.Expr, new: type[ir.Var]) -> list[relax.Binding]:
     """Bind a result of a region. Extents that only its run tells are read from the result."""
     told = _told(region, var.ty)
-    if told is var.ty:
+    if told.same_as(var.ty):
         return [relax.VarBinding(var, value)]
-    result = relax.DataflowVar("result", told)
+    result = new("result", told)
     return [relax.VarBinding(result, value), relax.MatchCast(var, result, var.ty)]
 
 
