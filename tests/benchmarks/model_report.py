@@ -184,7 +184,7 @@ def _panel(
     axes.grid(visible=True, axis="y", linewidth=0.5)
     axes.set_xlim(0, max([1.4, *known]) * 1.03)
     axes.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.0), fontsize=7, ncols=2, columnspacing=1.0, handletextpad=0.2)
+    axes.legend(loc="upper right", bbox_to_anchor=(1.02, 0), fontsize=7, ncols=2, columnspacing=1.0, handletextpad=0.2)
 
 
 def write_page(results: Results, folder: Path, cpu: str) -> None:
