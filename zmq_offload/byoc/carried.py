@@ -100,6 +100,11 @@ def _around(graph: Graph, cuts: set[ir.Var], inside: set[ir.Var]) -> set[ir.Var]
     return found
 
 
+def element_bytes(ty: ir.Type) -> int:
+    """The size of one element of a tensor; a bool has a byte."""
+    return -(-int(ty.dtype.dtype.bits) // 8)
+
+
 def constant_bytes(value: relax.Expr) -> int:
     """The size of the constants in an expression."""
     total = 0
@@ -107,7 +112,7 @@ def constant_bytes(value: relax.Expr) -> int:
     def visit(expr: relax.Expr) -> None:
         nonlocal total
         if isinstance(expr, ir.GenericConst):
-            total += math.prod(expr.value.shape) * -(-int(expr.ty.dtype.dtype.bits) // 8)  # numpy() would copy it
+            total += math.prod(expr.value.shape) * element_bytes(expr.ty)  # numpy() would copy it
 
     relax.analysis.post_order_visit(value, visit)
     return total
@@ -119,5 +124,5 @@ def tensor_bytes(variables: Iterable[ir.Var]) -> int:
     for var in variables:
         dims = var.ty.shape if isinstance(var.ty, relax.TensorType) and var.ty.shape is not None else ()
         extents = [int(d) if isinstance(d, tirx.IntImm) else 1 for d in dims]
-        total += math.prod(extents) * -(-int(var.ty.dtype.dtype.bits) // 8)
+        total += math.prod(extents) * element_bytes(var.ty)
     return total

@@ -15,7 +15,7 @@ from zmq_offload.byoc.codegen import CODEGEN, INPUT_NAMES, OUTPUT_NAMES, offload
 from zmq_offload.byoc.extents import Extents, scaled
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.byoc.order import topological_order
-from zmq_offload.byoc.parameters import LARGEST, MAXIMUMS, maximums_of, with_symbols
+from zmq_offload.byoc.parameters import LARGEST, MAXIMUMS, maximums_of, told_by, with_symbols
 from zmq_offload.byoc.region import Region, ResolvedRegion, resolve_regions
 from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE
 from zmq_offload.errors import InvalidArgument
@@ -145,8 +145,7 @@ def _bound(region: ResolvedRegion, var: ir.Var, value: relax.Expr, new: type[ir.
 
 def _told(region: ResolvedRegion, ty: ir.Type) -> ir.Type:
     """What a call tells of a result's type: no shape, if it has an extent that no input of the region has."""
-    known = {s for cut in region.cuts for s in relax.analysis.tir_vars_in_type(cut.ty)}
-    if all(s in known for s in relax.analysis.tir_vars_in_type(ty)):
+    if told_by([cut.ty for cut in region.cuts], ty):
         return ty
     return relax.TensorType(dtype=ty.dtype, ndim=ty.ndim)
 

@@ -47,6 +47,12 @@ def multiples_of(types: Sequence[ir.Type]) -> list[list[int]]:
     return found
 
 
+def told_by(inputs: Sequence[ir.Type], result: ir.Type) -> bool:
+    """Whether the shapes of the inputs tell that of a result; others are known only after the run."""
+    known = {symbol for ty in inputs for symbol in relax.analysis.tir_vars_in_type(ty)}
+    return all(symbol in known for symbol in relax.analysis.tir_vars_in_type(result))
+
+
 def with_symbols(function: relax.Function) -> relax.Function:
     """The function with a symbol for each extent of its parameters that is a sum; others stay as they are.
 

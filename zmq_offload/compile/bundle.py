@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tvm
-from tvm import relax
 
 from zmq_offload.artifacts.manifest import LIBRARY, Fallback, Manifest, OffloadedRegion, fallback_library
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.artifacts.repository import ModelVersion, checksum
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, result_types, split
+from zmq_offload.byoc.parameters import told_by
 from zmq_offload.common.extras import needs
 from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
 from zmq_offload.compile.build import build_library, prepared
@@ -162,9 +162,9 @@ def _split(mod: tvm.IRModule, job: BuildJob) -> tuple[tvm.IRModule, list[Subgrap
 def _check_rows(subgraph: Subgraph) -> None:
     """Raises InvalidArgument for an output whose number of rows only the run tells: no rows of it are one request's."""
     main = subgraph.module["main"]
-    known = {symbol for param in main.params for symbol in relax.analysis.tir_vars_in_type(param.ty)}
+    inputs = [param.ty for param in main.params]
     for spec, ty in zip(subgraph.outputs, result_types(main), strict=True):
-        if any(symbol not in known for symbol in relax.analysis.tir_vars_in_type(ty)):
+        if not told_by(inputs, ty):
             raise InvalidArgument(
                 f"--max-batch: requests cannot run together: the shape of the output {spec} depends on the values of "
                 "the inputs; leave --max-batch out, or end the region before it (--until)"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import ir, relax, tirx
 
+from zmq_offload.byoc.carried import element_bytes
 from zmq_offload.byoc.extents import Extents
 from zmq_offload.byoc.graph import Graph
 
@@ -58,7 +59,7 @@ class Typical:
 
     def nbytes(self, variables: Sequence[ir.Var]) -> int:
         """The size of tensors."""
-        return sum(math.prod(self.extents(v.ty)) * -(-int(v.ty.dtype.dtype.bits) // 8) for v in variables)
+        return sum(math.prod(self.extents(v.ty)) * element_bytes(v.ty) for v in variables)
 
     def _choose(self, dim: ir.Expr, size: int, arithmetic: Extents) -> None:
         """Numbers for the new symbols of a dimension that shall have about that size."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tvm import s_tir, tirx
 from tvm.ir import IRModule
+from tvm_ffi import structural_map
 
 from zmq_offload.schedules.stages import identity
 
@@ -18,8 +19,8 @@ def with_identities(mod: IRModule) -> IRModule:
     changed = {}
     for gv, func in mod.functions.items():
         if isinstance(func, tirx.PrimFunc):
-            body = _statement(func.body)
-            if body is not func.body:
+            body = structural_map(func.body, (s_tir.SBlock, _started))
+            if not body.same_as(func.body):
                 changed[gv] = func.with_body(body)
     if not changed:
         return mod
@@ -29,37 +30,14 @@ def with_identities(mod: IRModule) -> IRModule:
     return copy
 
 
-def _statement(statement: tirx.Stmt) -> tirx.Stmt:
-    """Return the statement itself, or a copy with other initial values."""
-    if isinstance(statement, tirx.SeqStmt):
-        parts = list(statement.seq)
-        new = [_statement(part) for part in parts]
-        return statement if all(a is b for a, b in zip(parts, new, strict=True)) else tirx.SeqStmt(new, statement.span)
-    if isinstance(statement, tirx.For):
-        inner = statement.body
-        body = _statement(inner)
-        if body is inner:
-            return statement
-        s = statement
-        return tirx.For(
-            s.loop_var, s.min, s.extent, s.kind, body, s.thread_binding, s.annotations, step=s.step, span=s.span
-        )
-    if isinstance(statement, s_tir.SBlockRealize):
-        block = statement.block
-        new = _block(block)
-        return statement if new is block else s_tir.SBlockRealize(statement.iter_values, statement.predicate, new)
-    return statement
-
-
-def _block(block: s_tir.SBlock) -> s_tir.SBlock:
-    inner, init = block.body, block.init
-    body, first = _statement(inner), init
-    if isinstance(init, tirx.BufferStore) and isinstance(inner, tirx.BufferStore):
-        value = init.value
-        start = identity(type(inner.value), value)
-        if start is not value:
-            first = tirx.BufferStore(init.buffer, start, init.indices)
-    if body is inner and first is init:
+def _started(block: s_tir.SBlock) -> s_tir.SBlock:
+    """Return the block itself, or a copy with another initial value."""
+    body, init = block.body, block.init
+    if not isinstance(init, tirx.BufferStore) or not isinstance(body, tirx.BufferStore):
+        return block
+    value = init.value
+    start = identity(type(body.value), value)
+    if start is value:
         return block
     return s_tir.SBlock(
         block.iter_vars,
@@ -67,7 +45,7 @@ def _block(block: s_tir.SBlock) -> s_tir.SBlock:
         block.writes,
         block.name_hint,
         body,
-        first,
+        tirx.BufferStore(init.buffer, start, init.indices),
         block.alloc_buffers,
         block.match_buffers,
         block.annotations,

@@ -18,8 +18,9 @@ from tvm.tirx.buffer import BufferType
 
 from zmq_offload.schedules.rewrite import Unsupported, loads
 from zmq_offload.schedules.stages import parse
+from zmq_offload.schedules.tvm_internals import OPAQUE
 
-_OPAQUE, _INJECTIVE = 8, 2
+_INJECTIVE = 2
 
 
 def legalized(builder: BlockBuilder, call: Call) -> Expr:
@@ -51,7 +52,7 @@ def annotated(mod: tvm.IRModule) -> tvm.IRModule:
     mod = relax.transform.AnnotateTIROpPattern()(mod)
     changed = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gv, function in mod.functions.items():
-        if gv.name_hint not in own and _pattern(function) == _OPAQUE and _reads_in_place(function):
+        if gv.name_hint not in own and _pattern(function) == OPAQUE and _reads_in_place(function):
             changed[gv] = function.with_attr("op_pattern", _INJECTIVE)
     return changed
 

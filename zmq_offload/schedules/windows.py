@@ -34,7 +34,7 @@ def _split(program: Program, stage: Stage) -> list[Stage]:
     names: dict[Var, Expr] = dict(zip(stage.axes[:-1], others, strict=True))
     extents = [*stage.extents[:-1], load.source.shape[-1]]
     rows = tirx.decl_buffer(extents, str(stage.buffer.dtype), f"{stage.buffer.name}_rows")
-    rest = [i for i, axis in enumerate(stage.reduce_axes) if not axis.same_as(window)]
+    rest = [i for i in range(len(stage.reduce_axes)) if i != window]
     place = [*(Rewriter(names).visit(i) for i in load.indices[:-1]), columns]
     value: Expr = tirx.BufferLoad(load.source, place)
     padding = program.producer(load.source)
@@ -51,29 +51,30 @@ def _split(program: Program, stage: Stage) -> list[Stage]:
         stage.combine,
         stage.init,
     )
-    extent = next(e for a, e in zip(stage.reduce_axes, stage.reduce_extents, strict=True) if a.same_as(window))
     second = replace(
         stage,
         value=tirx.BufferLoad(rows, [*stage.axes[:-1], load.indices[-1]]),
-        reduce_axes=[window],
-        reduce_extents=[extent],
+        reduce_axes=[stage.reduce_axes[window]],
+        reduce_extents=[stage.reduce_extents[window]],
     )
     return [first, second]
 
 
-def _window(stage: Stage) -> Var | None:
-    """Return the reduced axis of the columns of a window; None if the stage is no such reduction, or has only that."""
+def _window(stage: Stage) -> int | None:
+    """Return which reduced axis is that of the columns of a window; None if there is none, or no other."""
     load = stage.value
     if not isinstance(load, TensorLoad) or len(stage.reduce_axes) < 2 or not stage.axes or not load.indices:
         return None
     column = stage.axes[-1]
     *outer, last = load.indices
-    here = [a for a in stage.reduce_axes if uses(last, a)]
-    if len(here) != 1 or any(uses(i, v) for i in outer for v in (column, here[0])):
+    here = [i for i, axis in enumerate(stage.reduce_axes) if uses(last, axis)]
+    if len(here) != 1:
         return None
-    extent = next(e for a, e in zip(stage.reduce_axes, stage.reduce_extents, strict=True) if a.same_as(here[0]))
+    axis, extent = stage.reduce_axes[here[0]], stage.reduce_extents[here[0]]
+    if any(uses(i, v) for i in outer for v in (column, axis)):
+        return None
     known = [constant(e) for e in (extent, stage.extents[-1], load.source.shape[-1])]
-    stride, step = stride_of(last, column), stride_of(last, here[0])
+    stride, step = stride_of(last, column), stride_of(last, axis)
     if not stride or not step or any(k is None for k in known) or any(uses(last, a) for a in stage.axes[:-1]):
         return None
     # A row is as long as the operand's: it pays if the windows together read most of it.

@@ -10,6 +10,7 @@ from tvm import relax, tirx
 
 from zmq_offload.byoc.extents import Extent, Extents
 from zmq_offload.compile.operators.known_values import shape_of
+from zmq_offload.compile.operators.nodes import label_of
 from zmq_offload.compile.operators.refusal import cannot_import
 from zmq_offload.compile.operators.scope import Scope
 from zmq_offload.compile.operators.shape_arithmetic import NotKnown
@@ -91,4 +92,4 @@ def _check_alike(node: onnx.NodeProto, name: str, kinds: Sequence[Kind], scope: 
 
 
 def _refused(node: onnx.NodeProto, why: str, instead: str) -> InvalidArgument:
-    return cannot_import("If", "", node.name or node.output[0], why, instead)
+    return cannot_import("If", "", label_of(node), why, instead)

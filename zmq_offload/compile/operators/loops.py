@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from zmq_offload.compile.operators.branches import choice
 from zmq_offload.compile.operators.constants import without_weights
 from zmq_offload.compile.operators.evaluate import Evaluator
-from zmq_offload.compile.operators.nodes import bodies, defined, opset_of
+from zmq_offload.compile.operators.nodes import bodies, defined, label_of, opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol.payload import Array
@@ -189,7 +189,7 @@ def _branch(scope: _Scope, node: onnx.NodeProto, prefix: str) -> list[onnx.NodeP
 
 def _loop(scope: _Scope, node: onnx.NodeProto, prefix: str) -> list[onnx.NodeProto]:
     def refused(why: str) -> InvalidArgument:
-        return cannot_import("Loop", node.domain, node.name or node.output[0], why, INSTEAD)
+        return cannot_import("Loop", node.domain, label_of(node), why, INSTEAD)
 
     body = _body(_graph(node, "body"), condition=True)
     count, going = (scope.value(name) if name else None for name in (*node.input[:2], "", "")[:2])
@@ -220,7 +220,7 @@ def _loop(scope: _Scope, node: onnx.NodeProto, prefix: str) -> list[onnx.NodePro
         if open_ended:
             chosen = [f"{here}.chosen.{index}" for index in range(len(carried))]
             still = f"{here}.still"
-            pattern = helper.make_node("If", [condition], chosen, f"{node.name or node.output[0]}.{number}")
+            pattern = helper.make_node("If", [condition], chosen, f"{label_of(node)}.{number}")
             nodes += [choice(pattern, results, carried), helper.make_node("And", [condition, outputs[0]], [still])]
             condition, carried = still, chosen
         else:
@@ -243,7 +243,7 @@ def _loop(scope: _Scope, node: onnx.NodeProto, prefix: str) -> list[onnx.NodePro
 
 def _scan(scope: _Scope, node: onnx.NodeProto, prefix: str) -> list[onnx.NodeProto]:
     def refused(why: str) -> InvalidArgument:
-        return cannot_import("Scan", node.domain, node.name or node.output[0], why, INSTEAD)
+        return cannot_import("Scan", node.domain, label_of(node), why, INSTEAD)
 
     body = _body(_graph(node, "body"))
     read = _integers(node, "num_scan_inputs")[0]

@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from zmq_offload.compile.operators.nodes import label_of
 from zmq_offload.compile.operators.refusal import cannot_import
+from zmq_offload.compile.operators.schemas import MICROSOFT
 from zmq_offload.protocol.payload import Array
 
-MICROSOFT = "com.microsoft"
 _WIDER = {TensorProto.INT4: np.int8, TensorProto.UINT4: np.uint8}
 _NARROW = ("int4", "int2", "float4e2m1", "float6e2m3", "float6e3m2")
 """How the names of datatypes end that TVM cannot hold."""
@@ -35,7 +36,7 @@ def widen_narrow_weights(graph: onnx.GraphProto) -> None:
             readable = node.op_type == "DequantizeLinear" and kind in ("int4", "uint4")
             if kind.endswith(_NARROW) and (not readable or index == 1):
                 raise cannot_import(
-                    node.op_type, node.domain, _label(node), f"it is of {kind}", "quantize to int8 or uint8"
+                    node.op_type, node.domain, label_of(node), f"it is of {kind}", "quantize to int8 or uint8"
                 )
     for weight in graph.initializer:
         if weight.data_type in _WIDER:
@@ -53,7 +54,7 @@ def _write_out_blocks(graph: onnx.GraphProto, weights: Mapping[str, onnx.TensorP
         weight = f"{output}.weight"
         graph.initializer.append(numpy_helper.from_array(_dequantized(node, weights), weight))
         bias = inputs.get(5, "")
-        product = helper.make_node("MatMul", [x, weight], [f"{output}.product" if bias else output], _label(node))
+        product = helper.make_node("MatMul", [x, weight], [f"{output}.product" if bias else output], label_of(node))
         if bias:
             graph.node.insert(index + 1, helper.make_node("Add", [product.output[0], bias], [output], f"{output}.bias"))
         graph.node[index].CopyFrom(product)
@@ -95,8 +96,4 @@ def _unpacked(packed: Array, bits: int) -> Array:
 
 
 def _refused(node: onnx.NodeProto, why: str, instead: str) -> Exception:
-    return cannot_import(node.op_type, node.domain, _label(node), why, instead)
-
-
-def _label(node: onnx.NodeProto) -> str:
-    return str(node.name or node.output[0])
+    return cannot_import(node.op_type, node.domain, label_of(node), why, instead)

@@ -12,6 +12,11 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
+def label_of(node: onnx.NodeProto) -> str:
+    """The name of a node; that of its first result if it has none."""
+    return str(node.name or node.output[0])
+
+
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The bodies of a loop or a branch; none for other nodes."""
     for attribute in node.attribute:

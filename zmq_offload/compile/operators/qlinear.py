@@ -9,10 +9,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from zmq_offload.compile.operators.narrow import widen_narrow_weights
-from zmq_offload.compile.operators.nodes import all_graphs, opset_of
+from zmq_offload.compile.operators.nodes import all_graphs, label_of, opset_of
 from zmq_offload.compile.operators.refusal import cannot_import
-
-MICROSOFT = "com.microsoft"
+from zmq_offload.compile.operators.schemas import MICROSOFT
 
 
 class _Writer:
@@ -31,7 +30,7 @@ class _Writer:
         self, operator: str, inputs: Sequence[str], output: str = "", domain: str = "", **attributes: object
     ) -> str:
         name = output or f"{self.node.output[0]}.{operator}.{len(self.nodes)}"
-        label = self.node.name or self.node.output[0]
+        label = label_of(self.node)
         label = label if operator in self.node.op_type else f"{label}.{operator}.{len(self.nodes)}"
         given = list(inputs)
         while given and not given[-1]:
@@ -59,8 +58,7 @@ class _Writer:
     def refuse_channels_last(self) -> None:
         if self.attributes.pop("channels_last", 0):
             why, instead = "with channels_last=1", "use the model as it was before ONNX Runtime optimized it"
-            label = self.node.name or self.node.output[0]
-            raise cannot_import(self.node.op_type, self.node.domain, label, why, instead)
+            raise cannot_import(self.node.op_type, self.node.domain, label_of(self.node), why, instead)
 
 
 def _conv(write: _Writer) -> None:

@@ -13,13 +13,12 @@ from tvm.ir import Expr as Scalar
 from zmq_offload.compile.operators import places
 from zmq_offload.compile.operators.node import Node, by_tvm, dtype_of, refuse
 from zmq_offload.compile.operators.tvm_importer import Builder, Expr
+from zmq_offload.schedules.tvm_internals import OPAQUE
 
 op = relax.op
 
 LEAST_CHANNELS = 4
 """Channels from which on transposing the image pays."""
-
-_OPAQUE = 8  # TVM's pattern of functions that are not fused: a transpose would put the places back into the inner loop
 
 
 def grid_sample(bb: Builder, node: Node) -> Expr:
@@ -111,7 +110,8 @@ def _wide(x: Expr) -> bool:
 def _channels_last(bb: Builder, compute: object, x: Expr, *others: Expr, name: str) -> Expr:
     """Emit `compute` of `x` with its channels last, and put those of the result back."""
     image = bb.normalize(op.permute_dims(x, [0, 2, 3, 1]))
-    result = bb.emit_te(compute, image, *others, primfunc_name_hint=name, primfunc_attrs={"op_pattern": _OPAQUE})
+    # Not fused: a transpose would put the places back into the inner loop.
+    result = bb.emit_te(compute, image, *others, primfunc_name_hint=name, primfunc_attrs={"op_pattern": OPAQUE})
     return op.permute_dims(result, [0, 3, 1, 2])
 
 

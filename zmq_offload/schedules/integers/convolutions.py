@@ -88,8 +88,7 @@ class _Dense:
         conv, machine = self.image.conv, self.machine
         chunks = self.per_group // self.tile.columns if conv.groups == 1 else 1
         _, columns = self.image.window((1, self.width))
-        size = 2 if self.dot.operand == "int16" else 1
-        row_bytes = columns * self.image.channels * size * conv.strides[0] if self.copied else 0
+        row_bytes = columns * self.image.channels * self.dot.operand_bytes * conv.strides[0] if self.copied else 0
         batch = elements(self.stage.extents[:1], unknown=1)
         work = batch * self.height * self.width * conv.out_channels * self.run * conv.kernel[0]
         threads = work // (machine.lanes * self.dot.group) > SERIAL_WORK
@@ -110,8 +109,8 @@ class _Dense:
 
     def symbolic(self) -> tirx.Stmt:
         """Emit the tasks of a symbolic size: bands of rows."""
-        size = 2 if self.dot.operand == "int16" else 1
-        rows, height = band_rows(self.image, self.image.channels * size, CACHE_BYTES), as_index(self.height)
+        rows = band_rows(self.image, self.image.channels * self.dot.operand_bytes, CACHE_BYTES)
+        height = as_index(self.height)
 
         def task(at: list[Expr]) -> tirx.Stmt:
             top = at[1] * rows

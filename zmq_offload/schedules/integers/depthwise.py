@@ -82,7 +82,7 @@ class _Depthwise:
         """The rows of a band, and whether threads share the bands."""
         machine, image, rows = self.machine, self.image, self.phases.count
         (kh, kw), stride = image.conv.kernel, image.conv.strides[0]
-        size = 2 if self.dot.operand == "int16" else 1
+        size = self.dot.operand_bytes
         if not isinstance(self.height, int) or not isinstance(self.width, int):
             return band_rows(image, self.channels * size, CACHE_BYTES), True
         batch = elements(self.stage.extents[:1], unknown=1)

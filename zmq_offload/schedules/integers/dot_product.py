@@ -53,6 +53,11 @@ class DotProduct:
         """Groups after the weights that hold the start of the sums, four bytes for each column."""
         return 4 // self.group if self.shift else 0
 
+    @property
+    def operand_bytes(self) -> int:
+        """Size of an activation as the instructions read it."""
+        return 2 if self.operand == "int16" else 1
+
     def steps(self, depth: int) -> int:
         """Return how many groups `depth` values fill."""
         return -(-depth // self.group)
@@ -70,7 +75,7 @@ class DotProduct:
         """Return a group of activations as one number, to be broadcast."""
         if self.group == 1:
             return tirx.Cast("int32", values)
-        bits = self.group * (16 if self.operand == "int16" else 8)
+        bits = self.group * self.operand_bytes * 8
         return tirx.reinterpret(f"int{bits}", values)
 
     def spread(self, left: Expr, width: int) -> Expr:

@@ -80,7 +80,7 @@ class _Dense:
         if self.known is None:
             block = height * _SYMBOLIC_TILES
         else:
-            fit = CACHE_BYTES // (self.stride * (2 if self.dot.operand == "int16" else 1)) // height
+            fit = CACHE_BYTES // (self.stride * self.dot.operand_bytes) // height
             share = -(-self.known // (threads * height))
             block = height * max(1, min(fit, share))
         blocks = tirx.floordiv(self.rows + (block - 1), index(block))

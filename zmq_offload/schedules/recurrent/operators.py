@@ -20,7 +20,7 @@ from zmq_offload.schedules.recurrent.cell import Recurrence
 from zmq_offload.schedules.recurrent.loops import Loops
 from zmq_offload.schedules.recurrent.tiles import Phase, pack, packed, phases
 from zmq_offload.schedules.rewrite import constant
-from zmq_offload.schedules.tvm_internals import SCHEDULED
+from zmq_offload.schedules.tvm_internals import OPAQUE, SCHEDULED
 
 RECURRENT = "zmq_offload.recurrent"
 """Attribute of a function that `definition` made: the text of its `Recurrence`."""
@@ -127,7 +127,7 @@ def _function(
         operands["last_c"] = buffer("last_c", d, rows, hidden)
     body = Loops(recurrence, machine, operands, steps, rows, plan, not for_import).statement()
     function = tirx.PrimFunc(list(operands.values()), body)
-    return function.with_attrs({"tirx.noalias": True, "op_pattern": 8, RECURRENT: recurrence.text()})
+    return function.with_attrs({"tirx.noalias": True, "op_pattern": OPAQUE, RECURRENT: recurrence.text()})
 
 
 def _quantized(recurrence: Recurrence, phase: Phase, machine: Machine, for_import: bool) -> tuple[Var, list[Expr]]:
