@@ -17,11 +17,11 @@ from tvm.support import cc
 from tvm.target import codegen
 
 from zmq_offload.common.memory import trim
-from zmq_offload.compile.arguments import TIR_PIPELINE
 from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.interrupt import interruptible
+from zmq_offload.compile.lowering import TIR_PIPELINE
 from zmq_offload.compile.packing import packer
 from zmq_offload.compile.parts import in_parts
 from zmq_offload.compile.pipeline import cpu_pipeline

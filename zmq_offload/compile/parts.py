@@ -14,7 +14,7 @@ from tvm import relax, tirx
 from tvm.ir.transform import Pass, PassContext, module_pass
 
 from zmq_offload.common.memory import trim
-from zmq_offload.compile.arguments import TIR_PIPELINE
+from zmq_offload.compile.lowering import TIR_PIPELINE
 
 FUNCTIONS = 12
 """Functions of a part. A part costs some milliseconds of its own."""
