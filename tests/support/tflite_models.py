@@ -145,6 +145,15 @@ def weights() -> Mapping[str, Array]:
     }
 
 
+def first_convolution(writer: Writer) -> None:
+    """image, filter, bias -> conv: strides of 2, and an activation."""
+    writer.operator(
+        tflite.BuiltinOperator.CONV_2D, ["image", "filter", "bias"], ["conv"], "Conv2DOptions",
+        StrideW=2, StrideH=2, Padding=tflite.Padding.SAME, DilationWFactor=1, DilationHFactor=1,
+        FusedActivationFunction=tflite.ActivationFunctionType.RELU,
+    )  # fmt: skip
+
+
 def network(path: Path) -> Path:
     """image [1,8,8,3] -> conv [1,4,4,4] with its activation -> mean [1,4] -> scores [1,5] -> y, their softmax."""
     op, writer = tflite.BuiltinOperator, Writer()
@@ -154,11 +163,7 @@ def network(path: Path) -> Path:
     for name, value in weights().items():
         writer.constant(name, value)
     writer.constant("axes", np.array([1, 2], "int32"))
-    relu, same = tflite.ActivationFunctionType.RELU, tflite.Padding.SAME
-    writer.operator(
-        op.CONV_2D, ["image", "filter", "bias"], ["conv"], "Conv2DOptions",
-        StrideW=2, StrideH=2, Padding=same, DilationWFactor=1, DilationHFactor=1, FusedActivationFunction=relu,
-    )  # fmt: skip
+    first_convolution(writer)
     writer.operator(op.MEAN, ["conv", "axes"], ["mean"], "ReducerOptions")
     writer.operator(op.FULLY_CONNECTED, ["mean", "matrix"], ["scores"], "FullyConnectedOptions")
     writer.operator(op.SOFTMAX, ["scores"], ["y"], "SoftmaxOptions", Beta=1)
@@ -267,11 +272,8 @@ def dynamic_range(path: Path) -> Path:
         writer.quantized(name, (generator.random(count) * 0.004 + 0.002).tolist(), [0] * count, axis or 0)
     writer.constant("bias", onnx_models.random(4, seed=2))
     writer.constant("axes", np.array([1, 2], "int32"))
-    relu, same = tflite.ActivationFunctionType.RELU, tflite.Padding.SAME
-    writer.operator(
-        op.CONV_2D, ["image", "filter", "bias"], ["conv"], "Conv2DOptions",
-        StrideW=2, StrideH=2, Padding=same, DilationWFactor=1, DilationHFactor=1, FusedActivationFunction=relu,
-    )  # fmt: skip
+    same = tflite.Padding.SAME
+    first_convolution(writer)
     writer.operator(
         op.DEPTHWISE_CONV_2D, ["conv", "one", "bias"], ["deep"], "DepthwiseConv2DOptions", StrideW=1, StrideH=1,
         Padding=same, DepthMultiplier=1, DilationWFactor=1, DilationHFactor=1,
