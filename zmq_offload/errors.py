@@ -14,6 +14,7 @@ The tree, with the status code that each class carries (names and meanings follo
     ├── Cancelled                       CANCELLED            the caller canceled, or the client was closed
     ├── Aborted                         ABORTED              every attempt lost its worker; not tried again
     ├── Internal                        INTERNAL             the subgraph or the fabric failed
+    ├── Unimplemented                   UNIMPLEMENTED        the server does not have this, or it is switched off
     ├── Unauthenticated                 UNAUTHENTICATED      the peer's key is not known
     └── PermissionDenied                PERMISSION_DENIED    the peer's key does not allow this
 
@@ -50,6 +51,7 @@ class Status(str, enum.Enum):
     CANCELLED = "CANCELLED"
     ABORTED = "ABORTED"
     INTERNAL = "INTERNAL"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     PERMISSION_DENIED = "PERMISSION_DENIED"
 
@@ -160,6 +162,12 @@ class Internal(OffloadError):
     """The subgraph, or the fabric itself, failed while it ran the request; the log has details."""
 
     code = Status.INTERNAL
+
+
+class Unimplemented(OffloadError):
+    """The server does not have this method or extension, or it is switched off."""
+
+    code = Status.UNIMPLEMENTED
 
 
 class Unauthenticated(OffloadError):

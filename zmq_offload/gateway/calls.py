@@ -1,0 +1,49 @@
+"""What every protocol turns a request into, and the fabric as the protocols see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from zmq_offload.client.results import Outputs
+from zmq_offload.errors import OffloadError
+from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.net.grants import Grant
+from zmq_offload.protocol.payload import Array
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+Buffers: TypeAlias = Sequence[Buffer]
+"""Parts of a body or message, sent in order without being joined. They must not change until they are sent."""
+
+Cancel: TypeAlias = Callable[[], None]
+"""Takes a request back: a queued one is not run, and its end is not reported. After the end it does nothing."""
+
+Ended: TypeAlias = "Callable[[Outputs | OffloadError], None]"
+"""Is called once with what came of a request, unless the request is canceled before."""
+
+
+class Call(NamedTuple):
+    """A request to run a model, whatever protocol it came in.
+
+    `timeout` is in seconds; None is the gateway's default. `priority` is from -100 to 100, as `Client.infer` takes it.
+    The arrays of `inputs` must not change before the call ends.
+    """
+
+    model: str
+    version: int | None
+    inputs: Mapping[str, Array]
+    timeout: float | None = None
+    priority: int = 0
+
+
+class Fabric(Protocol):
+    """The broker and its workers, as the protocols see them. All methods belong to the event loop's thread.
+
+    They never raise and never block: what goes wrong is passed to `ended`, which may be called before they return.
+    """
+
+    def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
+        """Run a model. Ends with PermissionDenied for a model that `grant` is not for."""
+
+    def models(self, grant: Grant, ended: Callable[[Catalog | OffloadError], None]) -> Cancel:
+        """The served models that `grant` is for. An answer of the broker is used again for a moment."""

@@ -1,0 +1,1 @@
+"""HTTP/2, as far as gRPC needs it: frames, streams, flow control."""
