@@ -114,6 +114,10 @@ class Broker:
         """Make `run` drain and return. May be called from any thread and from a signal handler."""
         self._wake.set()
 
+    def stop_on(self, number: int) -> None:
+        """Let a signal make `run` drain and return. Only the main thread may call this."""
+        self._wake.set_on(number)
+
     def run(self) -> None:
         """Serve until `stop`, then close everything."""
         try:
@@ -275,7 +279,7 @@ def serve(config: Config) -> int:
     broker = Broker(config)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets this
-            signal.signal(number, lambda *_: broker.stop())
+            broker.stop_on(number)
     # A program that starts a broker with port 0 reads the ports here.
     print(f"ready frontend={broker.frontend} backend={broker.backend}", flush=True)
     broker.run()

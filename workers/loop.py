@@ -110,6 +110,10 @@ class Worker:
         """Have `run` drain and return. May be called from any thread and from a signal handler."""
         self._wake.set()
 
+    def stop_on(self, number: int) -> None:
+        """Let a signal have `run` drain and return. Only the main thread may call this."""
+        self._wake.set_on(number)
+
     def run(self) -> None:
         """Serve until stopped, then close everything."""
         session = self.session
@@ -313,7 +317,7 @@ def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:
     worker = Worker(config, parent, cores=cores)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
-            signal.signal(number, lambda *_: worker.stop())
+            worker.stop_on(number)
     log.info("%s: connecting to %s", config.name, ", ".join(config.brokers))
     worker.run()
     log.info("%s: stopped", config.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import signal
 import socket as socketlib
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -167,6 +168,7 @@ class Wake:
         self._read, self._write = socketlib.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
+        self._of_signals = False
 
     def fileno(self) -> int:
         return self._read.fileno()
@@ -176,11 +178,22 @@ class Wake:
         with contextlib.suppress(BlockingIOError, OSError):
             self._write.send(b"x")
 
+    def set_on(self, number: int) -> None:
+        """Let a signal set it, in place of doing what it does. Only the main thread may call this.
+
+        A handler in Python would run too late for a signal that arrives just before a poll: when the poll ends.
+        """
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._of_signals = True
+        signal.signal(number, lambda *_: None)
+
     def clear(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._read.recv(4096)
 
     def close(self) -> None:
+        if self._of_signals:  # or Python would write to the next file that gets this descriptor
+            signal.set_wakeup_fd(-1)
         self._read.close()
         self._write.close()
 
