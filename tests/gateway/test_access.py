@@ -1,0 +1,89 @@
+"""Who is let in by which credential, and for which models."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmq_offload.errors import Unauthenticated
+from zmq_offload.gateway.access.decisions import PUBLIC, Certificate, Listed, Open, identities, token_entry
+from zmq_offload.net.grants import Grant
+
+CAMERA = Grant("camera", frozenset({"ocr"}))
+PRESS = Grant("press")
+ACCESS = Listed({token_entry("t0ken"): CAMERA, "dns:press.example": PRESS}, certificates=True)
+
+
+def test_open_access_is_for_all_models() -> None:
+    assert Open().check(None, None).allows("anything")
+
+
+@pytest.mark.parametrize("header", ["Bearer t0ken", "bearer  t0ken ", " BEARER t0ken"])
+def test_a_token_lets_in(header: str) -> None:
+    assert ACCESS.check(header, None, "/v2") is CAMERA
+
+
+def test_a_certificate_lets_in_by_any_of_its_names() -> None:
+    assert ACCESS.check(None, Certificate(("certificate:00", "dns:press.example"))) is PRESS
+
+
+def test_either_credential_is_enough() -> None:
+    known = Certificate(("dns:press.example",))
+    assert ACCESS.check("Bearer wrong", known) is PRESS
+    assert ACCESS.check("Bearer t0ken", Certificate(("dns:other",))) is CAMERA
+    assert ACCESS.check("Bearer t0ken", known) is CAMERA
+
+
+@pytest.mark.parametrize(
+    ("header", "certificate", "said"),
+    [
+        (None, None, "the request has no credential; send the header 'Authorization: Bearer TOKEN', or use a client"),
+        ("Basic dTpw", None, "is not a bearer token; send the header 'Authorization: Bearer TOKEN'"),
+        ("", None, "is not a bearer token"),
+        ("Bearer ", None, "is not a bearer token"),
+        ("Bearer wrong", None, "the token is not known"),
+        (None, Certificate(("cn:other", "dns:x")), "no name of the client certificate is known.*cn:other, dns:x"),
+    ],
+)
+def test_a_refusal_says_what_is_missing(header: str | None, certificate: Certificate | None, said: str) -> None:
+    with pytest.raises(Unauthenticated, match=said):
+        ACCESS.check(header, certificate, "/v2/models/ocr/infer")
+
+
+def test_a_refusal_names_certificates_only_if_they_are_asked_for() -> None:
+    with pytest.raises(Unauthenticated) as refusal:
+        Listed({}, certificates=False).check(None, None)
+    assert "certificate" not in refusal.value.message
+
+
+@pytest.mark.parametrize("path", sorted(PUBLIC))
+def test_probes_need_no_credential_and_get_no_model(path: str) -> None:
+    assert not ACCESS.check(None, None, path).allows("ocr")
+    assert not ACCESS.check("Bearer wrong", None, path).allows("ocr")
+    assert ACCESS.check("Bearer t0ken", None, path) is CAMERA
+
+
+def test_a_replaced_list_counts_at_once() -> None:
+    access = Listed({token_entry("a" * 20): PRESS}, certificates=False)
+    access.check(f"Bearer {'a' * 20}", None)
+    access.grants = {}
+    with pytest.raises(Unauthenticated):
+        access.check(f"Bearer {'a' * 20}", None)
+
+
+@given(st.text() | st.text(st.characters()))
+def test_no_other_text_is_let_in_nor_fails_otherwise(text: str) -> None:
+    if text.strip() != "t0ken":
+        with pytest.raises(Unauthenticated):
+            ACCESS.check(f"Bearer {text}", None)
+    with pytest.raises(Unauthenticated):
+        ACCESS.check(text, None)
+
+
+def test_a_certificate_is_known_by_fingerprint_alternative_names_and_common_name() -> None:
+    names = {
+        "subject": ((("countryName", "AT"),), (("commonName", "press"),)),
+        "subjectAltName": (("DNS", "Press.Example"), ("IP Address", "10.0.0.1"), ("URI", "spiffe://plant/press")),
+    }
+    fingerprint = "certificate:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of FIPS 180-2
+    assert identities(b"abc", names) == (fingerprint, "dns:press.example", "uri:spiffe://plant/press", "cn:press")
+    assert identities(b"abc", {}) == (fingerprint,)

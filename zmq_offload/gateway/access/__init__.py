@@ -1,0 +1,1 @@
+"""Who may use the gateway: tokens, client certificates, TLS, and where it may listen."""
