@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.session import Action, Complete, Fail, Reconnect, Send
@@ -17,6 +18,9 @@ from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.errors import Cancelled, FailedPrecondition, Internal
 
 log = logging.getLogger("zmq_offload")
+
+Ended: TypeAlias = Callable[["Complete | Fail"], None]
+"""Is called once with what came of a call, unless the call is canceled before."""
 
 
 class Reader:
@@ -80,23 +84,22 @@ class AsyncDriver:
         self.reader = Reader(connection)
         self._connection = connection
         self._session = connection.session
-        self._futures: dict[int, asyncio.Future[Complete]] = {}
+        self._calls: dict[int, Ended] = {}
+        self._looks = False  # whether the loop is to call `_look`
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         tell_of_forks(self)
 
     def forget(self) -> None:
         """Fail all calls in a forked child, whose copy of the parent's loop may run on."""
-        futures = list(self._futures.values())
-        self._futures.clear()
-        for future in futures:
-            if not future.done() and not future.get_loop().is_closed():
-                future.set_exception(made_before_fork("client"))
-                future.exception()  # so that asyncio does not warn that nobody asked for it
+        calls = list(self._calls.items())
+        self._calls.clear()
+        for number, ended in calls:
+            ended(Fail(number, made_before_fork("client")))
 
     @property
     def outstanding(self) -> int:
-        return len(self._futures)
+        return len(self._calls)
 
     def attach(self) -> asyncio.AbstractEventLoop:
         """Return the running loop. Raises FailedPrecondition in another loop than the first, and in a forked child."""
@@ -115,19 +118,34 @@ class AsyncDriver:
             reader.watch(self._ready)
         return loop
 
-    async def call(
-        self, loop: asyncio.AbstractEventLoop, start: Callable[..., tuple[int, list[Action]]], *args: object
-    ) -> Complete:
-        """Begin a call by the session's method `start` and await its reply. Canceling the task cancels the call."""
-        number, actions = start(*args, now=loop.time())
-        future: asyncio.Future[Complete] = loop.create_future()
-        self._futures[number] = future
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ended: Ended,
+        begin: Callable[..., tuple[int, list[Action]]],
+        *args: object,
+    ) -> int:
+        """Begin a call by the session's method `begin`; return its number. `ended` may be called before that."""
+        number, actions = begin(*args, now=loop.time())
+        self._calls[number] = ended
         self._do(self._perform, actions)
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Cancel a call; its `ended` is not called any more. Does nothing after its end."""
+        if self._calls.pop(number, None) is not None and not self.reader.closed:
+            self._do(self._perform, self._session.cancel(number))
+
+    async def call(
+        self, loop: asyncio.AbstractEventLoop, begin: Callable[..., tuple[int, list[Action]]], *args: object
+    ) -> Complete:
+        """Begin a call by the session's method `begin` and await its reply. Canceling the task cancels the call."""
+        future: asyncio.Future[Complete] = loop.create_future()
+        number = self.start(loop, functools.partial(_settle, future), begin, *args)
         try:
             return await future
         except asyncio.CancelledError:
-            if not self.reader.closed:
-                self._do(self._perform, self._session.cancel(number))
+            self.cancel(number)
             raise
 
     def close(self) -> None:
@@ -145,6 +163,11 @@ class AsyncDriver:
         if not self.reader.closed and not self.reader.forgotten:
             self._do(self._take_in)
 
+    def _look(self) -> None:
+        """Do what `_ready` does, once for all that was sent since."""
+        self._looks = False
+        self._ready()
+
     def _do(self, work: Callable[..., None], *args: object) -> None:
         """Run `work`. If it fails, fail all calls: nobody sees an exception in a callback of the loop."""
         try:
@@ -156,18 +179,24 @@ class AsyncDriver:
         """Fail all outstanding calls. The next call reconnects."""
         failure = self._connection.failure
         if isinstance(failure(error), Internal):
-            log.exception("the client failed; %d outstanding calls fail", len(self._futures))
+            log.exception("the client failed; %d outstanding calls fail", len(self._calls))
         else:
-            log.warning("%s; %d outstanding calls fail", failure(error).message, len(self._futures))
+            log.warning("%s; %d outstanding calls fail", failure(error).message, len(self._calls))
         with contextlib.suppress(OSError):
             self.reader.unwatch()
         self._connection.reset()
         self._session.close()
-        failed = list(self._futures.values())
-        self._futures.clear()
-        for future in failed:
-            if not future.done():
-                future.set_exception(failure(error))
+        failed = list(self._calls.items())
+        self._calls.clear()
+        for number, ended in failed:
+            self._tell(ended, Fail(number, failure(error)))
+
+    def _tell(self, ended: Ended, action: Complete | Fail) -> None:
+        """Call `ended`. An exception is its own fault, not the connection's."""
+        try:
+            ended(action)
+        except Exception:
+            log.exception("a callback of a call failed")
 
     def _take_in(self) -> None:
         connection, loop = self._connection, self.reader.loop
@@ -211,9 +240,10 @@ class AsyncDriver:
                 sent = True
             else:
                 self._end(action)
-        if sent and self.reader.loop is not None and not self.reader.closed:
+        if sent and not self._looks and self.reader.loop is not None and not self.reader.closed:
             # The descriptor is edge-triggered: sending may have noticed incoming messages, and then it does not fire.
-            self.reader.loop.call_soon(self._ready)
+            self._looks = True
+            self.reader.loop.call_soon(self._look)
 
     def _end(self, action: Complete | Fail) -> None:
         lent = self._connection.still_lent(action.id)
@@ -221,16 +251,23 @@ class AsyncDriver:
             self._exchange(functools.partial(self._connection.reclaim, lent))
             assert self.reader.loop is not None
             self._perform(self._session.reconnected(self.reader.loop.time()))
-        future = self._futures.pop(action.id, None)
-        if future is None or future.done():
-            return
-        if isinstance(action, Fail):
-            future.set_exception(action.error)
-        else:
-            future.set_result(action)
+        ended = self._calls.pop(action.id, None)
+        if ended is not None:
+            self._tell(ended, action)
 
     def _exchange(self, connect: Callable[[], None]) -> None:
         """Replace the connection's socket by `connect`."""
         self.reader.unwatch()
         connect()
         self.reader.watch(self._ready)
+
+
+def _settle(future: asyncio.Future[Complete], action: Complete | Fail) -> None:
+    """End the future of a call. In a forked child its loop may be closed; then nobody awaits it."""
+    if future.done() or future.get_loop().is_closed():
+        return
+    if isinstance(action, Fail):
+        future.set_exception(action.error)
+        future.exception()  # in a forked child nobody awaits it, and asyncio would warn of that
+    else:
+        future.set_result(action)

@@ -45,5 +45,15 @@ class Fabric(Protocol):
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         """Run a model. Ends with PermissionDenied for a model that `grant` is not for."""
 
-    def models(self, grant: Grant, ended: Callable[[Catalog | OffloadError], None]) -> Cancel:
-        """The served models that `grant` is for. An answer of the broker is used again for a moment."""
+    def models(
+        self,
+        grant: Grant,
+        ended: Callable[[Catalog | OffloadError], None],
+        name: str | None = None,
+        version: int | None = None,
+    ) -> Cancel:
+        """The served models that `grant` is for.
+
+        An answer of the broker is used again for a moment. If it does not have the model `name` in that version, the
+        broker is asked anew.
+        """
