@@ -3,72 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.benchmarks.fabric import bare, fabric, until_served
 from tests.support import onnx_models
 from tests.support.processes import ROOT, running_broker, running_workers
+from tests.support.servers import Command, Missing, free_port, has, listens, server, tritonserver, until_up
 from zmq_offload import Client
 from zmq_offload.compile import compile_model
-
-Command = list[str]
-"""The command line of a client, from its Python on."""
-
-
-class Missing(Exception):
-    """A peer is not installed. The message says how to install it."""
-
-
-def free_port() -> int:
-    """A port that is free now. Another process may take it, but these servers cannot choose one themselves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _has(python: str, module: str) -> bool:
-    return subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
-
-
-def until_up(ready: Callable[[], object], process: subprocess.Popen[bytes], what: str, timeout: float = 60) -> None:
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            if ready():
-                return
-        except OSError:
-            pass
-        if process.poll() is not None or time.monotonic() > end:
-            raise Missing(f"{what} did not come up (code {process.poll()})")
-        time.sleep(0.2)
-
-
-def _listens(port: int) -> bool:
-    with socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-
-
-@contextmanager
-def _server(command: Command, environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 @contextmanager
@@ -108,7 +53,7 @@ def this_fabric(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[st
 
 @contextmanager
 def tvm_rpc(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
-    if not _has(python, "tvm"):
+    if not has(python, "tvm"):
         raise Missing("TVM is not installed: pip install 'zmq-offload[tvm]'")
     import tvm
     from tvm import te, topi
@@ -123,7 +68,7 @@ def tvm_rpc(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, C
         export(library, folder / f"relu{size}.so", target)
     port = free_port()
     command = [python, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1", "--port", str(port)]
-    with _server([*command, "--port-end", str(port + 1)], {}, folder) as process:
+    with server([*command, "--port-end", str(port + 1)], {}, folder) as process:
         until_up(lambda: "bind to" in (folder / "server.log").read_text(), process, "TVM's RPC server")
         yield {"TVM RPC": [python, "tvm_rpc", str(port), str(folder)]}
 
@@ -147,40 +92,12 @@ output [{ name: "y", data_type: TYPE_FP32, dims: [-1] }]
 @contextmanager
 def triton(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
     """The server in the package nvidia-pytriton, with its Python backend, without GPU or container."""
-    found = subprocess.run(
-        [python, "-c", "import pytriton, tritonclient.grpc, tritonclient.http, sys, sysconfig; "
-         "print(pytriton.__path__[0], '%d.%d' % sys.version_info[:2], sysconfig.get_config_var('LIBDIR'), sep='\\n')"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if found.returncode:
-        raise Missing("Triton is not installed: --triton-python VENV/bin/python of one with nvidia-pytriton")
-    package, version, libraries = found.stdout.split("\n")[:3]
-    home = Path(package)
-    backend = folder / "backends" / "python"
-    backend.mkdir(parents=True)
-    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        (backend / name).symlink_to(home / "tritonserver/backends/python" / name)
-    stub = home / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
-    (backend / stub.name).symlink_to(stub)
-    (folder / "models/echo/1").mkdir(parents=True)
-    (folder / "models/echo/1/model.py").write_text(_TRITON_MODEL)
-    (folder / "models/echo/config.pbtxt").write_text(_TRITON_CONFIG)
-    http, grpc, metrics = free_port(), free_port(), free_port()
-    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    command = [
-        str(home / "tritonserver/bin/tritonserver"), "--model-repository", str(folder / "models"),
-        "--backend-directory", str(folder / "backends"), *ports,
-    ]  # fmt: skip
-    environment = {
-        "LD_LIBRARY_PATH": f"{home.parent / 'nvidia_pytriton.libs'}:{libraries}",
-        "PATH": f"{Path(python).parent}:{os.environ['PATH']}",
-    }
-    with _server(command, environment, folder) as process:
-        url = f"http://127.0.0.1:{http}/v2/models/echo/ready"
-        until_up(lambda: urllib.request.urlopen(url, timeout=2).status == 200, process, "Triton")
+    if not has(python, "tritonclient.grpc, tritonclient.http"):
+        raise Missing("tritonclient is not installed: --triton-python VENV/bin/python of one with tritonclient[all]")
+    with tritonserver(folder, python, {"echo": (_TRITON_CONFIG, _TRITON_MODEL)}) as running:
         yield {
-            "Triton, gRPC": [python, "triton", "grpc", f"127.0.0.1:{grpc}"],
-            "Triton, HTTP": [python, "triton", "http", f"127.0.0.1:{http}"],
+            "Triton, gRPC": [python, "triton", "grpc", f"127.0.0.1:{running.grpc}"],
+            "Triton, HTTP": [python, "triton", "http", f"127.0.0.1:{running.http}"],
         }
 
 
@@ -204,13 +121,13 @@ if __name__ == "__main__":
 
 @contextmanager
 def mosec(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
-    if not _has(python, "mosec"):
+    if not has(python, "mosec"):
         raise Missing("mosec is not installed: --mosec-python VENV/bin/python of one with mosec")
     (folder / "server.py").write_text(_MOSEC_SERVER)
     port = free_port()
     command = [python, str(folder / "server.py"), "--address", "127.0.0.1", "--port", str(port)]
-    with _server([*command, "--max-request-size", str(1 << 27), "--timeout", "60000"], {}, folder) as process:
-        until_up(lambda: _listens(port), process, "mosec")
+    with server([*command, "--max-request-size", str(1 << 27), "--timeout", "60000"], {}, folder) as process:
+        until_up(lambda: listens(port), process, "mosec")
         yield {"mosec, HTTP": [python, "mosec", str(port)]}
 
 

@@ -18,7 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.benchmarks.fabric import SIZES
-from tests.benchmarks.peer_servers import SERVERS, Missing, client
+from tests.benchmarks.peer_servers import SERVERS, client
+from tests.support.servers import Missing
 from zmq_offload.charts.bars import Bars, draw
 from zmq_offload.charts.style import save
 
