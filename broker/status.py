@@ -11,7 +11,11 @@ from broker.state import Wanted
 def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, object]]:
     """The reply to Query "models": the served versions that the asking key is for."""
     return [
-        {**pool.first[0].models[model, version].description, "workers": len(pool.runs)}
+        {
+            **pool.first[0].models[model, version].description,
+            "workers": len(pool.runs),
+            "latest": scheduler.pools[Wanted(model)].version == version,
+        }
         for (model, version, _), pool in served_versions(scheduler)
         if allows(model)
     ]

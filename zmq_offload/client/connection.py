@@ -57,6 +57,9 @@ class Connection:
 
     Raises InvalidArgument for endpoints, numbers and keys that cannot be used, FailedPrecondition for unreadable keys,
     Unavailable if the system has no sockets left.
+
+    With `reclaims`, the memory of a call's inputs is not read any more when the call has ended. Without, libzmq may
+    still read it, and its owner does not change it.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Connection:
         max_frame_bytes: int,
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
+        *,
+        reclaims: bool = True,
     ) -> None:
         self.endpoints = check_brokers(broker)
         self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
@@ -74,6 +79,7 @@ class Connection:
         )
         self._security = clients_security(key, broker_key)
         self._endpoint = 0
+        self._reclaims = reclaims
         self._lent: dict[int, list[zmq.MessageTracker]] = {}
         self.is_open = False
         self._check_files()
@@ -211,7 +217,7 @@ class Connection:
     def send(self, action: Send) -> None:
         message = action.message
         try:
-            lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=True)
+            lent = transport.send(self.socket, [wire.encode(message), *action.payload], track=self._reclaims)
         except zmq.Again:
             return  # its key was refused, so the socket takes nothing; the session learns that from `refusal`
         if lent and isinstance(message, wire.Request):

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from zmq_offload.client.results import Outputs
 from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol.payload import Array
 
@@ -42,6 +43,12 @@ class Fabric(Protocol):
     They never raise and never block: what goes wrong is passed to `ended`, which may be called before they return.
     """
 
+    statistics: Statistics
+    """Of the requests that this gateway passed on."""
+
+    stopping: bool
+    """Whether the gateway drains. Then it is not ready, whatever the broker answers."""
+
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         """Run a model. Ends with PermissionDenied for a model that `grant` is not for."""
 
@@ -57,3 +64,9 @@ class Fabric(Protocol):
         An answer of the broker is used again for a moment. If it does not have the model `name` in that version, the
         broker is asked anew.
         """
+
+    def load(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
+        """Take requests for a model again. Fails if model control is off, and for a model that no worker serves."""
+
+    def unload(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
+        """Take no more requests for a model. Fails if model control is off."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from zmq_offload.errors import NotFound
+from zmq_offload.errors import InvalidArgument, NotFound, ProtocolError
 from zmq_offload.protocol.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One served version of a model. `latest` says whether requests without a version go to it."""
+    """One served version of a model.
+
+    `latest` says whether requests without a version go to it; `open`, whether this gateway takes requests for it.
+    """
 
     name: str
     version: int
@@ -19,17 +23,18 @@ class Model:
     outputs: tuple[TensorSpec, ...]
     workers: int
     latest: bool
+    open: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All served versions, sorted by name and version."""
+    """All served versions, sorted by name and version. `find` and `versions` know only those that are open."""
 
     models: Sequence[Model]
 
     def versions(self, name: str) -> list[Model]:
-        """The served versions of a model, the lowest first; empty if there are none."""
-        return [model for model in self.models if model.name == name]
+        """The open versions of a model, the lowest first; empty if there are none."""
+        return [model for model in self.models if model.name == name and model.open]
 
     def find(self, name: str, version: int | None = None) -> Model:
         """A version, or the latest. Raises NotFound, which lists what is served."""
@@ -40,5 +45,61 @@ class Catalog:
         if found:
             listing = ", ".join(str(model.version) for model in found)
             raise NotFound(f"model {name!r} has no version {version}; served are versions {listing}")
-        served = ", ".join(dict.fromkeys(model.name for model in self.models)) or "none"
+        if any(model.name == name for model in self.models):
+            raise unloaded(name)
+        served = ", ".join(dict.fromkeys(model.name for model in self.models if model.open)) or "none"
         raise NotFound(f"model {name!r} is not served; served are: {served}")
+
+    def has(self, name: str, version: int | None = None) -> bool:
+        """Whether a version, or any, is served."""
+        return any(model.name == name and version in (None, model.version) for model in self.models)
+
+    def seen(self, allows: Callable[[str], bool], closed: Collection[str]) -> Catalog:
+        """The part that somebody may see, without the way to the models that are `closed`."""
+        if not closed and all(allows(model.name) for model in self.models):
+            return self
+        return Catalog(
+            [
+                dataclasses.replace(model, open=False) if model.name in closed else model
+                for model in self.models
+                if allows(model.name)
+            ]
+        )
+
+
+def unloaded(name: str) -> NotFound:
+    """The error of a request for a model that this gateway was told to unload."""
+    return NotFound(f"model {name!r} has no available versions; it is unloaded at this gateway")
+
+
+def catalog_of(body: object) -> Catalog:
+    """Read the broker's answer to the query "models". Raises ProtocolError.
+
+    An older broker does not say which version is the latest; then it is the highest.
+    """
+    try:
+        if not isinstance(body, list):
+            raise ProtocolError("the broker's list of models is not a list")
+        highest: dict[str, int] = {}
+        for entry in body:
+            highest[entry["name"]] = max(entry["version"], highest.get(entry["name"], 0))
+        models = [_model(entry, highest) for entry in body]
+    except (KeyError, TypeError, InvalidArgument) as error:
+        if isinstance(error, ProtocolError):
+            raise
+        raise ProtocolError(f"the broker's list of models cannot be read: {error}") from None
+    return Catalog(sorted(models, key=lambda model: (model.name, model.version)))
+
+
+def _model(entry: Mapping[str, object], highest: Mapping[str, int]) -> Model:
+    name, version, workers = entry["name"], entry["version"], entry["workers"]
+    if not isinstance(name, str) or not isinstance(version, int) or not isinstance(workers, int):
+        raise ProtocolError("a model of the broker's list has no name, version and workers of the right types")
+    latest = entry.get("latest", version == highest[name])
+    return Model(name, version, _specs(entry["inputs"]), _specs(entry["outputs"]), workers, latest is True)
+
+
+def _specs(values: object) -> tuple[TensorSpec, ...]:
+    if not isinstance(values, list):
+        raise ProtocolError("the tensors of a model are not a list")
+    return tuple(TensorSpec.from_json(value) for value in values)

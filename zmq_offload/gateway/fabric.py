@@ -1,0 +1,195 @@
+"""The gateway's client of the broker: the fabric as the protocols see it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable
+
+from zmq_offload.client.aiodriver import AsyncDriver
+from zmq_offload.client.connection import Connection, answer_of, outputs_of
+from zmq_offload.client.results import Outputs
+from zmq_offload.client.session import Complete, Fail
+from zmq_offload.errors import DeadlineExceeded, Internal, OffloadError, PermissionDenied, one_line
+from zmq_offload.gateway.calls import Call, Cancel, Ended
+from zmq_offload.gateway.catalog import Catalog, catalog_of, unloaded
+from zmq_offload.gateway.control import ModelControl
+from zmq_offload.gateway.inquiry import Inquiry
+from zmq_offload.gateway.statistics import Statistics
+from zmq_offload.net.grants import Grant
+from zmq_offload.protocol import limits
+
+log = logging.getLogger("zmq_offload")
+
+_QUERY_SECONDS = 3.0
+"""The longest that a query for the models takes: long enough to leave a silent broker for another one."""
+
+_MOST_SECONDS = limits.BUDGET_US / 1e6
+
+
+class BrokerFabric:
+    """A `zmq_offload.gateway.calls.Fabric` behind a connection that does not reclaim memory. Make it in its event loop.
+
+    `timeout` is in seconds, for calls that have none.
+    """
+
+    def __init__(self, connection: Connection, timeout: float, control: ModelControl) -> None:
+        self.statistics = Statistics()
+        self.stopping = False
+        self.outstanding = 0
+        """Requests that have not ended."""
+        self._connection = connection
+        self._driver = AsyncDriver(connection)
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._control = control
+        self._inquiry = Inquiry()
+
+    def close(self) -> None:
+        """Disconnect. Outstanding requests end with Cancelled."""
+        self._driver.close()
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
+        model, timeout = call.model, call.timeout
+        if timeout is None:
+            timeout = self._timeout
+        try:
+            if not grant.allows(model):
+                raise PermissionDenied(f"{grant.name} is not for model {model!r}")
+            if model in self._control.closed:
+                raise unloaded(model)
+            if timeout <= 0:
+                raise DeadlineExceeded("the deadline was over when the request arrived")
+            arguments = self._connection.request(
+                model, call.inputs, call.version, min(timeout, _MOST_SECONDS), call.priority
+            )
+            loop = self._driver.attach()
+        except OffloadError as error:
+            ended(error)
+            return _nothing
+        self.outstanding += 1
+        run = _Run(self, call, loop.time(), ended)
+        number = self._driver.start(loop, run.ended, self._connection.session.request, *arguments)
+        return functools.partial(self._cancel, run, number)
+
+    def _cancel(self, run: _Run, number: int) -> None:
+        if not run.over:
+            run.over = True
+            self.outstanding -= 1
+            self._driver.cancel(number)
+
+    def over(self, run: _Run, action: Complete | Fail) -> Outputs | OffloadError:
+        """Count a request that has ended and return what came of it."""
+        self.outstanding -= 1
+        model, took = run.call.model, self._loop.time() - run.started
+        outcome: Outputs | OffloadError
+        try:
+            outcome = action.error if isinstance(action, Fail) else outputs_of(action, took, model)
+        except Exception as error:  # for instance MemoryError; the caller must get it
+            outcome = Internal(f"the reply cannot be read: {type(error).__name__}: {one_line(error)}")
+        if isinstance(outcome, Outputs):
+            self.statistics.succeeded(model, outcome.version, outcome.timings, time.time())
+        elif (version := self._served(model, run.call.version)) is not None:
+            self.statistics.failed(model, version, took)
+        return outcome
+
+    def _served(self, model: str, version: int | None) -> int | None:
+        """The version that a failed request was for, as far as the last list of models says."""
+        for served in () if self._inquiry.catalog is None else self._inquiry.catalog.models:
+            if served.name == model and (served.latest if version is None else served.version == version):
+                return served.version
+        return None
+
+    # --- models ---------------------------------------------------------------------------------------------
+
+    def models(
+        self,
+        grant: Grant,
+        ended: Callable[[Catalog | OffloadError], None],
+        name: str | None = None,
+        version: int | None = None,
+    ) -> Cancel:
+        def tell(answer: Catalog | OffloadError) -> None:
+            ended(answer.seen(grant.allows, self._control.closed) if isinstance(answer, Catalog) else answer)
+
+        known = self._inquiry.known(name, version, self._loop.time())
+        if known is not None:
+            tell(known)
+            return _nothing
+        number, ask = self._inquiry.wait(tell)
+        if ask:
+            try:
+                loop = self._driver.attach()
+            except OffloadError as error:
+                self._answered(error)
+                return _nothing
+            self._driver.start(loop, self._listed, self._connection.session.query, "models", _QUERY_SECONDS)
+        return functools.partial(self._inquiry.leave, number)
+
+    def _listed(self, action: Complete | Fail) -> None:
+        answer: Catalog | OffloadError
+        try:
+            body = action.error if isinstance(action, Fail) else answer_of(action)
+            answer = body if isinstance(body, OffloadError) else catalog_of(body)
+        except OffloadError as error:
+            answer = error
+        self._answered(answer)
+
+    def _answered(self, answer: Catalog | OffloadError) -> None:
+        for waiter in self._inquiry.answered(answer, self._loop.time()):
+            try:
+                waiter(answer)
+            except Exception:  # noqa: PERF203  (one who waits must not keep the answer from the others)
+                log.exception("a callback of a query failed")
+
+    # --- model control --------------------------------------------------------------------------------------
+
+    def load(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
+        return self._change(name, grant, self._control.load, ended)
+
+    def unload(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
+        return self._change(name, grant, self._control.unload, ended)
+
+    def _change(
+        self,
+        name: str,
+        grant: Grant,
+        change: Callable[[str, Catalog], OffloadError | None],
+        ended: Callable[[OffloadError | None], None],
+    ) -> Cancel:
+        def listed(catalog: Catalog | OffloadError) -> None:
+            ended(change(name, catalog) if isinstance(catalog, Catalog) else catalog)
+
+        if (refusal := self._control.refusal()) is not None:
+            ended(refusal)
+            return _nothing
+        if not grant.allows(name):
+            ended(PermissionDenied(f"{grant.name} is not for model {name!r}"))
+            return _nothing
+        return self.models(grant, listed, name)
+
+
+class _Run:
+    """A request under way."""
+
+    __slots__ = ("_ended", "_fabric", "call", "over", "started")
+
+    def __init__(self, fabric: BrokerFabric, call: Call, started: float, ended: Ended) -> None:
+        self._fabric = fabric
+        self._ended = ended
+        self.call = call
+        self.started = started
+        self.over = False
+
+    def ended(self, action: Complete | Fail) -> None:
+        if not self.over:
+            self.over = True
+            self._ended(self._fabric.over(self, action))
+
+
+def _nothing() -> None:
+    """Cancel a request that has ended already."""
