@@ -1,0 +1,89 @@
+"""TensorFlow Serving's REST API over the fabric. Pure."""
+
+from __future__ import annotations
+
+from zmq_offload.client.results import Outputs
+from zmq_offload.errors import OffloadError, Status
+from zmq_offload.gateway.calls import Call, Cancel, Fabric
+from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.http.messages import Handler, Request, Respond, Response
+from zmq_offload.gateway.statuses import CODES
+from zmq_offload.gateway.tfserving import predict
+from zmq_offload.gateway.tfserving.paths import Target, target
+from zmq_offload.gateway.tfserving.signatures import metadata, statuses
+from zmq_offload.gateway.tfserving.values import text
+
+_HEADERS = ("Content-Type", "application/json")
+
+
+def handler(fabric: Fabric) -> Handler:
+    """Answers all requests whose path begins with /v1/."""
+
+    def handle(request: Request, respond: Respond) -> Cancel | None:
+        try:
+            wanted = target(request.method, request.path)
+        except OffloadError as error:
+            respond(failure(error))
+            return None
+        return _Exchange(fabric, request, wanted, respond).cancel
+
+    return handle
+
+
+def failure(error: OffloadError) -> Response:
+    """The response for an error."""
+    headers = [_HEADERS]
+    if error.code is Status.RESOURCE_EXHAUSTED:
+        headers.append(("Retry-After", "1"))
+    return Response(CODES[error.code].http, [text({"error": error.message})], headers)
+
+
+def _nothing() -> None:
+    """Takes nothing back."""
+
+
+class _Exchange:
+    """One request: it waits for the catalog, and if it is a predict, for the model."""
+
+    __slots__ = ("_cancel", "_fabric", "_form", "_request", "_respond", "_wanted")
+
+    def __init__(self, fabric: Fabric, request: Request, wanted: Target, respond: Respond) -> None:
+        self._fabric, self._request, self._wanted, self._respond = fabric, request, wanted, respond
+        self._form = predict.Form.COLUMNS
+        self._cancel: Cancel = _nothing
+        listing = fabric.models(request.grant, self._listed)
+        if self._cancel is _nothing:  # else the catalog was there at once, and the model is running
+            self._cancel = listing
+
+    def cancel(self) -> None:
+        self._cancel()
+
+    def _listed(self, catalog: Catalog | OffloadError) -> None:
+        if isinstance(catalog, OffloadError):
+            self._respond(failure(catalog))
+            return
+        name, version, action = self._wanted
+        try:
+            if action == "status":
+                found = catalog.find(name, version)
+                self._answer(text(statuses(catalog.versions(name) if version is None else [found])))
+            elif action == "metadata":
+                self._answer(text(metadata(catalog.find(name, version))))
+            else:
+                inputs, self._form = predict.request(self._request.body, catalog.find(name, version))
+                call = Call(name, version, inputs)
+                self._cancel = self._fabric.infer(call, self._request.grant, self._ended)
+        except OffloadError as error:
+            self._respond(failure(error))
+
+    def _ended(self, outputs: Outputs | OffloadError) -> None:
+        if isinstance(outputs, OffloadError):
+            self._respond(failure(outputs))
+            return
+        try:
+            self._answer(predict.response(outputs, self._form))
+        except OffloadError as error:
+            self._respond(failure(error))
+
+    def _answer(self, body: bytes) -> None:
+        self._respond(Response(200, [body], [_HEADERS]))

@@ -1,0 +1,126 @@
+"""Tensors from nested lists of JSON, and back. Pure.
+
+As in TensorFlow Serving, the first element at each level decides the shape, and a number is never taken for a Boolean
+or a fraction for a whole number.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.gateway.calls import Buffer
+from zmq_offload.gateway.decimals import short_floats
+from zmq_offload.protocol import limits
+from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec
+
+_KINDS: dict[str, tuple[set[type], str]] = {
+    "b": ({bool}, "true and false"),
+    "i": ({int}, "whole numbers"),
+    "u": ({int}, "whole numbers"),
+    "f": ({int, float}, "numbers"),
+}
+"""Kind of a NumPy dtype -> the types of JSON that fit, and their name."""
+
+
+def parse(body: Buffer) -> Any:
+    """Parse JSON. Raises InvalidArgument.
+
+    NaN and Infinity, which TensorFlow Serving's JSON has and JSON has not, are left to Python's parser, which takes six
+    times as long.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(bytes(body))
+    except RecursionError:
+        raise InvalidArgument("the body is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidArgument(f"the body is not JSON: {error}") from None
+
+
+def array_of(value: object, spec: TensorSpec | None, what: str) -> Array:
+    """The array of nested lists. `what` has them, for a message.
+
+    Without a spec, numbers are FP32, whole numbers INT64. Raises InvalidArgument.
+    """
+    shape, flat = _flat(value, what)
+    if spec is None:
+        types = set(map(type, flat))
+        name = "BOOL" if types == {bool} else "INT64" if types == {int} else "FP32"
+    else:
+        name = spec.datatype
+        if not flat and len(shape) < len(spec.shape) and ANY not in (rest := spec.shape[len(shape) :]):
+            shape += rest  # lists without elements cannot say what shape the elements have
+    return _converted(flat, name, what).reshape(shape)
+
+
+def _flat(value: object, what: str) -> tuple[tuple[int, ...], list[Any]]:
+    """The shape of nested lists, and all that they have."""
+    shape: tuple[int, ...] = ()
+    level: list[Any] = [value]
+    while level and type(level[0]) is list:
+        extent = len(level[0])
+        if len(shape) == limits.RANK:
+            raise InvalidArgument(f"{what} has lists nested more than {limits.RANK} times")
+        for item in level:
+            if type(item) is not list or len(item) != extent:
+                raise InvalidArgument(
+                    f"{what} is not a tensor: {reprlib.repr(item)} is beside a list of {extent} elements; nest lists "
+                    "of one length"
+                )
+        shape += (extent,)
+        level = list(chain.from_iterable(level))
+    return shape, level
+
+
+def _converted(flat: list[Any], name: str, what: str) -> Array:
+    dtype = DATATYPES[name]
+    types, words = _KINDS[dtype.kind]
+    if set(map(type, flat)) - types:
+        wrong = next(item for item in flat if type(item) not in types)
+        why = "; base64 data is for strings, which no model takes" if is_base64(wrong) else ""
+        raise InvalidArgument(f"{what} has the value {reprlib.repr(wrong)}; {name} takes {words}{why}")
+    if dtype.kind in "iu" and flat:
+        for bound in (min(flat), max(flat)):
+            if not np.iinfo(dtype).min <= bound <= np.iinfo(dtype).max:
+                raise InvalidArgument(f"{what} has the value {reprlib.repr(bound)}, which does not fit {name}")
+    if dtype.kind != "f":
+        return np.array(flat, dtype)
+    try:
+        exact = np.array(flat, np.float64)
+    except OverflowError:
+        raise InvalidArgument(f"{what} has a number that does not fit {name}") from None
+    with np.errstate(over="ignore"):
+        array = exact.astype(dtype)
+    lost = np.isinf(array) & np.isfinite(exact)
+    if lost.any():
+        raise InvalidArgument(f"{what} has the value {exact[lost][0]}, which does not fit {name}")
+    return array
+
+
+def is_base64(value: object) -> bool:
+    """Whether a value is what TensorFlow Serving has for bytes: {"b64": "..."}."""
+    return type(value) is dict and value.keys() == {"b64"} and type(value["b64"]) is str
+
+
+def nested(array: Array) -> Any:
+    """The array's values in nested lists, floats as short as they can be."""
+    return (short_floats(array) if array.dtype.kind == "f" else array).tolist()
+
+
+def text(document: object, arrays: Iterable[Array] = ()) -> bytes:
+    """JSON of a document with the values of `arrays`. Infinities and NaN are written as TensorFlow Serving does."""
+    if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in arrays):
+        return msgspec.json.encode(document)
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
