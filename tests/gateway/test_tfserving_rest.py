@@ -201,9 +201,14 @@ def test_a_tensor_without_a_name_needs_a_model_with_one_input() -> None:
 def test_versions_are_passed_on() -> None:
     fabric = FakeFabric(Model("m", 3, (X,), (X,), 1, False), Model("m", 12, (X,), (X,), 1, True))
     body = b'{"instances": [[1, 2]]}'
-    for path in ("/v1/models/m:predict", "/v1/models/m/versions/3:predict", "/v1/models/%6d/versions/0012:predict"):
+    for path in (
+        "/v1/models/m:predict",
+        "/v1/models/m/versions/3:predict",
+        "/v1/models/%6d/versions/0012:predict",
+        "/v1/models/m/versions/0:predict",
+    ):
         assert ask(fabric, "POST", path, body).status == 200
-    assert [(call.model, call.version) for call in fabric.calls] == [("m", None), ("m", 3), ("m", 12)]
+    assert [(call.model, call.version) for call in fabric.calls] == [("m", None), ("m", 3), ("m", 12), ("m", None)]
     status, text = refused(ask(fabric, "POST", "/v1/models/m/versions/4:predict", body))
     assert status == 404 and "no version 4; served are versions 3, 12" in text
     assert refused(ask(fabric, "POST", "/v1/models/half:predict", body))[0] == 404
@@ -215,7 +220,8 @@ def test_status_lists_versions() -> None:
     def entry(version: str) -> dict[str, object]:
         return {"version": version, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
 
-    assert answered(ask(fabric, "GET", "/v1/models/m")) == {"model_version_status": [entry("3"), entry("12")]}
+    for path in ("/v1/models/m", "/v1/models/m/versions/0"):
+        assert answered(ask(fabric, "GET", path)) == {"model_version_status": [entry("3"), entry("12")]}
     assert answered(ask(fabric, "GET", "/v1/models/m/versions/3")) == {"model_version_status": [entry("3")]}
     assert refused(ask(fabric, "GET", "/v1/models/half"))[0] == 404
 
@@ -253,7 +259,7 @@ def test_metadata_has_the_signature() -> None:
         ("POST", "/v1/models/m/versions/one:predict", 400, "is not a request"),
         ("PUT", "/v1/models/m:predict", 400, "is not a request"),
         ("GET", "/v1/models/m/versions/" + "1" * 5000, 400, "at most 19 digits"),
-        ("GET", "/v1/models/m/versions/0", 404, "no version 0"),
+        ("GET", "/v1/models/m/versions/2", 404, "no version 2"),
         ("POST", "/v1/models/m/labels/st%61ble:predict", 400, "version label 'stable' is not known"),
         ("GET", "/v1/models/m/labels/stable/metadata", 400, "version label 'stable' is not known"),
         ("POST", "/v1/models/m:classify", 501, "classify is not here"),

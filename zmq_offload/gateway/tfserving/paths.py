@@ -44,7 +44,7 @@ def target(method: str, path: str) -> Target:
         raise InvalidArgument(f"version {digits:.40} is not a number of at most {_DIGITS} digits")
     if label is not None:
         raise no_label(unquote(label))
-    return Target(unquote(name), None if digits is None else int(digits), action or "status")
+    return Target(unquote(name), int(digits or 0) or None, action or "status")
 
 
 def no_label(label: str) -> InvalidArgument:
