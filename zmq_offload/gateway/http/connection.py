@@ -1,0 +1,382 @@
+"""One HTTP/1.1 connection: bytes to requests, responses to bytes.
+
+Bytes arrive in a buffer that all connections share, since each read is handled before the next. What cannot be handled
+yet is held by the connection. Once a head tells the length of a body that has not fully arrived, the rest of the body
+is received straight into its own memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import math
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from zmq_offload.errors import OffloadError, ResourceExhausted
+from zmq_offload.gateway.access.tls import peer_certificate
+from zmq_offload.gateway.calls import Buffer, Cancel
+from zmq_offload.gateway.http.chunks import Chunks
+from zmq_offload.gateway.http.heads import END, Head, Refused, check_complete, check_incomplete, parse_head
+from zmq_offload.gateway.http.limits import Progress
+from zmq_offload.gateway.http.messages import Request, Response
+from zmq_offload.gateway.http.responses import failed, failure, head_of, size_of
+from zmq_offload.net.grants import Grant
+
+if TYPE_CHECKING:
+    from zmq_offload.gateway.http.server import HttpServer
+
+_log = logging.getLogger(__name__)
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_JOINED_BYTES = 64 * 1024
+"""A response of at most this size is joined to one write: the copy costs less than a vector of buffers."""
+
+_PIPELINED_BYTES = 64 * 1024
+"""Bytes behind the request that is answered now. With more, the connection is not read until the answer."""
+
+_TURN = 16
+"""Pipelined requests that are answered before other connections have their turn."""
+
+
+class _Phase(enum.Enum):
+    """What a connection does."""
+
+    RECEIVING = enum.auto()  # waits for a request, or for the rest of one
+    ANSWERING = enum.auto()  # a handler has the request
+    SENDING = enum.auto()  # the client does not read its response as fast as it is written
+    LINGERING = enum.auto()  # a request is refused; what follows is read, so that the client sees why
+    CLOSING = enum.auto()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """The protocol of one connection. `due` is when `overdue` is to be called."""
+
+    __slots__ = (
+        "_body",
+        "_cancel",
+        "_certificate",
+        "_chunks",
+        "_filled",
+        "_grant",
+        "_head",
+        "_held",
+        "_holds",
+        "_limits",
+        "_number",
+        "_phase",
+        "_progress",
+        "_read_paused",
+        "_server",
+        "_started",
+        "_taking",
+        "_transport",
+        "_write_paused",
+        "due",
+    )
+
+    _transport: asyncio.Transport
+    _head: Head
+    _grant: Grant
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._phase = _Phase.RECEIVING
+        self._held = bytearray()  # bytes that came and are not handled yet
+        self._started = False  # the first bytes of a head have come
+        self._body: memoryview | None = None  # being received
+        self._filled = 0
+        self._chunks: Chunks | None = None  # being received
+        self._holds = 0  # bytes of the request's body, as the server counts them
+        self._number = 0  # of the request, so that a late response cannot answer another one
+        self._cancel: Cancel | None = None
+        self._taking = False
+        self._read_paused = False
+        self._write_paused = False
+        self._progress = Progress()
+        self.due = math.inf
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._certificate = peer_certificate(transport)
+        self.due = self._server.now() + self._limits.idle
+        if not self._server.opened(self):
+            error = Refused(503, f"the gateway has {self._limits.connections} connections; try again later")
+            self._write(failed(error), "close")
+            self._close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = _Phase.CLOSING
+        self._number += 1
+        self._release()
+        self._server.closed(self)
+        cancel, self._cancel = self._cancel, None
+        if cancel:
+            cancel()
+
+    def eof_received(self) -> None:
+        """The client sends nothing more and counts as gone: the transport closes, and calls `connection_lost`."""
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._phase is _Phase.SENDING:
+            self._next()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._server.view if self._body is None else self._body[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        phase = self._phase
+        if self._body is not None:
+            self._fill(self._body, nbytes)
+        elif phase is _Phase.RECEIVING and not self._held:
+            self._take(self._server.buffer, nbytes)
+        elif phase is not _Phase.LINGERING and phase is not _Phase.CLOSING:
+            self._held += self._server.view[:nbytes]
+            if phase is _Phase.RECEIVING:
+                self._resume()
+            elif len(self._held) > _PIPELINED_BYTES:
+                self._read_paused = True
+                self._transport.pause_reading()
+
+    # What the server calls.
+
+    def overdue(self, now: float) -> None:
+        """`due` has passed."""
+        phase = self._phase
+        if phase is _Phase.RECEIVING:
+            received = self._received()
+            if received is not None and self._progress.made(received, self._limits):
+                self.due = now + self._limits.window
+            elif received is not None or self._started:
+                self._refuse(Refused(408, "the request comes too slowly; send it faster"))
+            else:
+                self._close()
+        elif phase is not _Phase.LINGERING and self._progress.made(self._sent(), self._limits):
+            self.due = now + self._limits.window
+        else:
+            self._transport.abort()
+
+    def drain(self) -> None:
+        """Close the connection, if need be after the answer."""
+        if self._phase is _Phase.RECEIVING and self._received() is None and not self._held:
+            self._close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
+
+    # Requests.
+
+    def _received(self) -> int | None:
+        """The bytes that have come of a body that is being received."""
+        if self._body is not None:
+            return self._filled
+        return None if self._chunks is None else len(self._chunks.body)
+
+    def _resume(self) -> None:
+        """Go on with the bytes that are held."""
+        if self._phase is not _Phase.RECEIVING or self._taking:
+            return
+        if self._held:
+            held, self._held = self._held, bytearray()
+            self._take(held, len(held))
+        if self._read_paused and self._phase is _Phase.RECEIVING:
+            self._read_paused = False
+            self._transport.resume_reading()
+
+    def _take(self, data: bytearray, stop: int) -> None:
+        """Take requests out of received bytes, until one has to wait for its answer or for more bytes."""
+        start, last = 0, self._number + _TURN
+        self._taking = True
+        try:
+            while start < stop and self._phase is _Phase.RECEIVING:
+                if self._chunks is not None:
+                    start = self._take_chunks(self._chunks, data, start, stop)
+                elif self._number < last and (end := self._take_head(data, start, stop)) >= 0:
+                    start = self._take_body(data, end, stop)
+                else:
+                    break
+        except (Refused, OffloadError) as error:
+            self._refuse(error)
+        finally:
+            self._taking = False
+        phase = self._phase
+        if start < stop and phase is not _Phase.LINGERING and phase is not _Phase.CLOSING:
+            self._held += memoryview(data)[start:stop]
+            if phase is _Phase.RECEIVING:
+                if self._number == last:
+                    self._server.loop.call_soon(self._resume)
+                if not self._started:
+                    self._started = True
+                    self.due = self._server.now() + self._limits.head_time
+
+    def _take_head(self, data: bytearray, start: int, stop: int) -> int:
+        """Take a head. Returns where it ends, or -1 if it has not fully come."""
+        while data.startswith(b"\r\n", start, stop):  # RFC 9112, 2.2: empty lines before a request are ignored
+            start += 2
+        end = data.find(END, start, stop)
+        if end < 0:
+            check_incomplete(data[start:stop], self._limits)
+            return -1
+        end += len(END)
+        lines = bytes(memoryview(data)[start:end])
+        check_complete(lines, self._limits)
+        self._head = head = parse_head(lines, self._limits)
+        self._grant = self._server.access.check(head.headers.get("authorization"), self._certificate, head.path)
+        if head.expects and end == stop and head.length != 0:
+            self._transport.write(_CONTINUE)
+        return end
+
+    def _take_body(self, data: bytearray, start: int, stop: int) -> int:
+        """Take what has come of the body. Returns where that ends."""
+        length = self._head.length
+        if length is None:
+            self._chunks = Chunks(self._limits.body)
+        elif length <= stop - start:
+            self._hold(length)
+            stop = start + length
+            self._handle(bytes(memoryview(data)[start:stop]) if length else b"")
+            return stop
+        else:
+            body = np.empty(length, np.uint8).data
+            self._filled = stop - start
+            self._hold(self._filled)
+            body[: self._filled] = memoryview(data)[start:stop]
+            self._body = body
+            start = stop
+        self._progress = Progress()
+        self.due = self._server.now() + self._limits.window
+        return start
+
+    def _take_chunks(self, chunks: Chunks, data: bytearray, start: int, stop: int) -> int:
+        """Take what has come of a body in chunks. Returns where that ends."""
+        before = len(chunks.body)
+        start = chunks.feed(data, start, stop)
+        self._hold(len(chunks.body) - before)
+        if chunks.complete:
+            self._chunks = None
+            self._handle(chunks.body)
+        return start
+
+    def _fill(self, body: memoryview, count: int) -> None:
+        """Bytes were received straight into a body."""
+        self._filled += count
+        try:
+            self._hold(count)
+        except OffloadError as error:
+            self._refuse(error)
+            return
+        if self._filled == len(body):
+            self._body = None
+            self._handle(body)
+
+    def _hold(self, count: int) -> None:
+        """Count bytes of bodies. Raises ResourceExhausted."""
+        server = self._server
+        self._holds += count
+        server.held += count
+        if server.held > self._limits.bodies:
+            raise ResourceExhausted(f"the gateway holds {self._limits.bodies} bytes of requests; try again later")
+
+    def _release(self) -> None:
+        """The body is not held any more."""
+        self._server.held -= self._holds
+        self._holds = 0
+        self._body = self._chunks = None
+
+    def _handle(self, body: Buffer) -> None:
+        """A request is complete."""
+        self._number = number = self._number + 1
+        self._started = False
+        self._phase = _Phase.ANSWERING
+        self.due = math.inf  # who handles requests sees to it that each ends
+        head = self._head
+        request = Request(head.method, head.path, head.query, head.headers, body, self._grant)
+        try:
+            cancel = self._server.handler(request, partial(self._respond, number))
+        except Exception:
+            _log.exception("the request %s %s failed", head.method, head.path)
+            self._respond(number, failure(500, "the gateway failed; its log has details"))
+            return
+        if self._number == number and self._phase is _Phase.ANSWERING:
+            self._cancel = cancel
+
+    # Responses.
+
+    def _respond(self, number: int, response: Response) -> None:
+        """Answer a request. Too late, if its connection is lost."""
+        if number != self._number or self._phase is not _Phase.ANSWERING:
+            return
+        self._cancel = None
+        head = self._head
+        keep_alive = head.keep_alive and not self._server.draining
+        connection = ("keep-alive" if head.version == "1.0" else None) if keep_alive else "close"
+        self._write(response, connection, with_body=head.method != "HEAD")
+        self._release()
+        if keep_alive:
+            self._next()
+        else:
+            self._close()
+
+    def _write(self, response: Response, connection: str | None, *, with_body: bool = True) -> None:
+        """Write a response."""
+        parts = response.body
+        size = size_of(parts)
+        head = head_of(response.status, response.headers, size, self._server.date, connection)
+        if not size or not with_body:
+            self._transport.write(head)
+        elif size <= _JOINED_BYTES:
+            self._transport.write(b"".join([head, *parts]))
+        else:
+            self._transport.writelines([head, *parts])
+
+    def _next(self) -> None:
+        """Take the next request, once the client has read its response."""
+        now = self._server.now()
+        if self._write_paused:
+            self._phase = _Phase.SENDING
+            self._progress = Progress(self._sent())
+            self.due = now + self._limits.window
+        else:
+            self._phase = _Phase.RECEIVING
+            self.due = now + self._limits.idle
+            self._resume()
+
+    def _sent(self) -> int:
+        """Grows by the bytes that are sent."""
+        return -self._transport.get_write_buffer_size()
+
+    def _refuse(self, error: Refused | OffloadError) -> None:
+        """Answer with an error, and close the connection when the client has had time to see it.
+
+        To close it with bytes unread would reset it, and the client might not see the answer.
+        """
+        self._release()
+        self._held.clear()
+        self._write(failed(error), "close")
+        self._phase = _Phase.LINGERING
+        self.due = self._server.now() + self._limits.linger
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if self._read_paused:
+            self._read_paused = False
+            self._transport.resume_reading()
+
+    def _close(self) -> None:
+        """Close the connection when all is sent."""
+        self._held.clear()
+        self._phase = _Phase.CLOSING
+        self._progress = Progress(self._sent())
+        self.due = self._server.now() + self._limits.window
+        self._transport.close()

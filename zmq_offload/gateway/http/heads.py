@@ -1,0 +1,169 @@
+"""The heads of requests: from bytes to a checked `Head`. Pure.
+
+llhttp, by httptools, parses a head. It refuses what lets two parsers disagree about where a request ends: two lengths,
+a length and a transfer coding, bare line feeds, folded headers. A parser is made for each head and sees nothing else,
+so that no state of one request reaches the next.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import httptools
+
+from zmq_offload.errors import one_line, printable
+from zmq_offload.gateway.http.limits import Limits
+
+END = b"\r\n\r\n"
+"""Ends a head, and a body of chunks."""
+
+_SINGLE = frozenset({"authorization", "content-encoding", "content-type", "host", "inference-header-content-length"})
+"""Headers of which two make a request ambiguous."""
+
+_OTHER_METHODS = frozenset({"CONNECT", "TRACE"})
+"""They are not about a resource of ours."""
+
+
+class Refused(Exception):
+    """A request is answered with `status` because of how it travels, and its connection is closed."""
+
+    def __init__(self, status: int, message: str, *headers: tuple[str, str]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+
+
+class Head(NamedTuple):
+    """Request line and headers. `length` is None for a body of chunks. `expects` asks for 100 Continue."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    length: int | None
+    keep_alive: bool
+    expects: bool
+    version: str
+
+
+class _Parts:
+    """What the parser calls back with."""
+
+    __slots__ = ("count", "headers", "keep_alive", "parser", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: dict[str, str] = {}
+        self.count = 0
+        self.keep_alive = False
+        self.parser = httptools.HttpRequestParser(self)
+
+    def on_url(self, target: bytes) -> None:
+        self.target += target
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        key = name.decode("latin-1").lower()
+        self.count += 1
+        if key in self.headers:
+            if key in _SINGLE:
+                raise Refused(400, f"the request has two headers {key!r}; send one")
+            self.headers[key] += f", {value.decode('latin-1')}"
+        else:
+            self.headers[key] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.keep_alive = self.parser.should_keep_alive()
+
+
+def parse_head(data: bytes, limits: Limits) -> Head:
+    """Parse a head, `END` included. Raises Refused."""
+    parts = _Parts()
+    parser = parts.parser
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass  # the offer of another protocol is not taken: the answer is HTTP/1.1
+    except httptools.HttpParserError as error:
+        if isinstance(error.__context__, Refused):
+            raise error.__context__ from None
+        raise Refused(400, f"the request is malformed: {one_line(error).lower()}") from None
+    version = parser.get_http_version()
+    if version not in ("1.1", "1.0"):
+        raise Refused(505, f"the version HTTP/{version} is not spoken here; use HTTP/1.1")
+    if parts.count > limits.headers:
+        raise Refused(431, f"the request has {parts.count} headers; send at most {limits.headers}")
+    method = parser.get_method().decode()
+    if method in _OTHER_METHODS:
+        raise Refused(501, f"the method {method} is not supported")
+    headers = parts.headers
+    if version == "1.1" and "host" not in headers:
+        raise Refused(400, "the request has no header 'Host'; send it")
+    path, query = _split(parts.target, method)
+    expectation = headers.get("expect")
+    if expectation is not None and expectation.lower() != "100-continue":
+        raise Refused(417, f"the expectation {printable(expectation)!r} cannot be met; send '100-continue' or none")
+    return Head(
+        method,
+        path,
+        query,
+        headers,
+        _length(headers, version, limits),
+        parts.keep_alive,
+        expectation is not None and version == "1.1",
+        version,
+    )
+
+
+def check_incomplete(data: bytearray, limits: Limits) -> None:
+    """Raise Refused if a head that is still without its end is too long."""
+    if len(data) > limits.request_line and data.find(b"\r\n", 0, limits.request_line) < 0:
+        raise _long_line(limits)
+    if len(data) > limits.head:
+        raise _long_head(limits)
+
+
+def check_complete(data: bytes, limits: Limits) -> None:
+    """Raise Refused if a head is too long."""
+    if len(data) > limits.request_line:
+        if data.index(b"\r\n") > limits.request_line:
+            raise _long_line(limits)
+        if len(data) > limits.head:
+            raise _long_head(limits)
+
+
+def _long_line(limits: Limits) -> Refused:
+    return Refused(414, f"the request line is too long; send at most {limits.request_line} bytes")
+
+
+def _long_head(limits: Limits) -> Refused:
+    return Refused(431, f"the headers are too long; send at most {limits.head} bytes")
+
+
+def _length(headers: dict[str, str], version: str, limits: Limits) -> int | None:
+    """The length of the body, or None if it comes in chunks."""
+    coding = headers.get("transfer-encoding")
+    if coding is None:
+        length = int(headers.get("content-length", "0"))  # the parser has checked its digits
+        if length > limits.body:
+            raise Refused(413, f"the body has {length} bytes; send at most {limits.body}")
+        return length
+    if coding.strip().lower() != "chunked":
+        raise Refused(501, f"the transfer coding {printable(coding)!r} is not supported; use 'chunked'")
+    if version == "1.0":
+        raise Refused(400, "HTTP/1.0 has no transfer codings; send 'Content-Length'")
+    return None
+
+
+def _split(target: bytes, method: str) -> tuple[str, str]:
+    """Path and query of a request's target."""
+    text = target.decode("latin-1")
+    if not text.startswith("/"):
+        if text == "*" and method == "OPTIONS":
+            return text, ""
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme.lower() not in ("http", "https"):
+            raise Refused(400, f"the target {printable(text)[:100]!r} is not a path; begin it with '/'")
+        text = f"/{rest.partition('/')[2]}"
+    path, _, query = text.partition("#")[0].partition("?")
+    return path, query
