@@ -28,8 +28,8 @@ from broker.events import (
     ToClient,
     Undelivered,
 )
-from broker.files import raise_file_limit
 from broker.security import Security, check_exposure
+from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.errors import ProtocolError
 from zmq_offload.net import transport
 from zmq_offload.net.ipc import SocketFile
@@ -275,7 +275,7 @@ def _decode(frames: transport.Frames, expected: frozenset[type[_M]]) -> _M:
 def serve(config: Config) -> int:
     """Run a broker in this process until SIGTERM, SIGINT or SIGHUP."""
     check_exposure((config.frontend, config.backend), secured=config.server_key is not None, insecure=config.insecure)
-    raise_file_limit()
+    raise_file_limit(log)
     broker = Broker(config)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets this

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import broker.config
-from zmq_offload.cli.main import COMMANDS, main, make_parser
+from zmq_offload.cli.main import COMMANDS, PROGRAMS, main, make_parser
 from zmq_offload.console import dotenv, settings
 from zmq_offload.console.variables import INTERNAL, PREFIX, VARIABLES, warn_of_unknown
 from zmq_offload.errors import InvalidArgument
@@ -126,7 +126,7 @@ def test_variables_of_the_supervisor_are_rejected(
 def test_all_commands_are_listed_in_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert len(re.findall(r"^    [a-z]+\s", capsys.readouterr().out, flags=re.M)) == len(COMMANDS) + 2
+    assert len(re.findall(r"^    [a-z]+\s", capsys.readouterr().out, flags=re.M)) == len(COMMANDS) + len(PROGRAMS)
 
 
 FILE = """

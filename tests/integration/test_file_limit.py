@@ -1,4 +1,4 @@
-"""The broker raises its limit of open files, or says why it cannot."""
+"""A program raises its limit of open files, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.support.processes import ROOT
 
 CODE = """
 import logging, resource, sys
-from broker.files import raise_file_limit
+from zmq_offload.common.open_files import raise_file_limit
 logging.basicConfig(format="%(message)s")
 hard = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
-connections = raise_file_limit()
+connections = raise_file_limit(logging.getLogger())
 print(connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 

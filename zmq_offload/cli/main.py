@@ -27,6 +27,7 @@ COMMANDS = {
 PROGRAMS = {
     "broker": ("broker", "run a broker, which passes requests to workers"),
     "worker": ("workers", "run workers, which serve the models of a repository"),
+    "gateway": ("zmq_offload.gateway", "run a gateway, which takes requests over HTTP and gRPC"),
 }
 
 

@@ -31,7 +31,7 @@ VARIABLES: Mapping[str, Variable] = {
     for name, variable in {
         "FRONTEND": Variable(
             "the broker's frontend: where it listens for clients, and where client commands connect",
-            ("broker", "status", "load", "profile"),
+            ("broker", "gateway", "status", "load", "profile"),
         ),
         "BACKEND": Variable("the broker's backend: where it listens for workers", ("broker",)),
         "BROKER": Variable("the backends, separated by commas, that a worker connects to", ("worker",)),
@@ -51,8 +51,12 @@ VARIABLES: Mapping[str, Variable] = {
         "HEARTBEAT": Variable("seconds between the heartbeats of broker and workers", _FABRIC),
         "PATIENCE": Variable("seconds of silence that broker and workers accept from each other", _FABRIC),
         "HANG_GRACE": Variable("seconds that a subgraph may run after its request's deadline", _FABRIC),
-        "MAX_FRAME_BYTES": Variable("largest tensor, in bytes; use the same value everywhere", (*_FABRIC, "load")),
-        "GRACE": Variable("maximum seconds in which a stopped broker finishes its requests", ("broker",)),
+        "MAX_FRAME_BYTES": Variable(
+            "largest tensor, in bytes; use the same value everywhere", (*_FABRIC, "gateway", "load")
+        ),
+        "GRACE": Variable(
+            "maximum seconds in which a stopped broker or gateway finishes its requests", ("broker", "gateway")
+        ),
         "WORKER_GRACE": Variable("seconds that a request waits for a first worker with its model", ("broker",)),
         "RESTART_GRACE": Variable("seconds that a request waits for a lost worker to come back", ("broker",)),
         "MAX_ATTEMPTS": Variable("number of lost workers after which a request is given up", ("broker",)),
@@ -63,12 +67,21 @@ VARIABLES: Mapping[str, Variable] = {
         "SERVER_KEY": Variable("the broker's own NAME.key_secret", ("broker",)),
         "AUTHORIZED_CLIENTS": Variable("list of the keys of clients that may connect", ("broker",)),
         "AUTHORIZED_WORKERS": Variable("list of the keys of workers that may connect", ("broker",)),
+        "HTTP": Variable("HOST:PORT where a gateway takes HTTP requests, or `none`", ("gateway",)),
+        "GRPC": Variable("HOST:PORT where a gateway takes gRPC calls, or `none`", ("gateway",)),
+        "MAX_BODY_BYTES": Variable("largest body or message of a request to a gateway, in bytes", ("gateway",)),
+        "MAX_HELD_BYTES": Variable("bodies of all requests at once in a gateway, in bytes", ("gateway",)),
+        "MAX_HEADER_BYTES": Variable("all headers of a request to a gateway, in bytes", ("gateway",)),
+        "MAX_CONNECTIONS": Variable("connections of a port of a gateway", ("gateway",)),
+        "MAX_STREAMS": Variable("concurrent calls of a gRPC connection to a gateway", ("gateway",)),
+        "IDLE_TIMEOUT": Variable("seconds that a connection to a gateway stays open without a request", ("gateway",)),
+        "RECEIVE_TIMEOUT": Variable("seconds in which a gateway wants all headers of a request", ("gateway",)),
         "WORKER_KEY": Variable("a worker's own NAME.key_secret", ("worker",)),
-        "CLIENT_KEY": Variable("a client's own NAME.key_secret", ("status", "load", "profile", "library")),
+        "CLIENT_KEY": Variable("a client's own NAME.key_secret", ("gateway", "status", "load", "profile", "library")),
         "BROKER_KEY": Variable(
-            "the broker's NAME.key, for its peers", ("worker", "status", "load", "profile", "library")
+            "the broker's NAME.key, for its peers", ("worker", "gateway", "status", "load", "profile", "library")
         ),
-        "TIMEOUT": Variable("maximum seconds for each request of a command", ("status", "load", "profile")),
+        "TIMEOUT": Variable("maximum seconds for each request of a command", ("gateway", "status", "load", "profile")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }

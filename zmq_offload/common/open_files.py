@@ -1,20 +1,18 @@
-"""The limit of open files: each connected client and worker takes one."""
+"""The limit of open files: each connection takes one."""
 
 from __future__ import annotations
 
 import logging
 import resource
 
-log = logging.getLogger("broker")
+_OWN = 64
+"""Files that a program itself has open, estimated generously."""
 
 WANTED = 65536
-"""The number of sockets that the broker's ZeroMQ context takes."""
-
-_OWN = 64
-"""Files that the broker itself has open, estimated generously."""
+"""Files that a program asks for."""
 
 
-def raise_file_limit(wanted: int = WANTED) -> int:
+def raise_file_limit(log: logging.Logger, wanted: int = WANTED) -> int:
     """Raise the limit of open files as far as allowed, up to `wanted`; return how many connections fit.
 
     Most systems start a process with a limit of 1024, which it may raise itself. A connection over the limit is not

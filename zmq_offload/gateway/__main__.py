@@ -1,0 +1,43 @@
+"""`zmq-offload gateway`, or `python -m zmq_offload.gateway`."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False  # importing typing takes time, in which Ctrl-C would print a traceback
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m zmq_offload.gateway") -> int:
+    """Run a gateway. Exit codes: 0 stopped, 1 failed (one line on stderr), 2 wrong usage."""
+    try:
+        from zmq_offload.console.interrupts import quiet_ctrl_c
+
+        with quiet_ctrl_c():
+            from zmq_offload.console.programs import run
+
+            return run(lambda: _serve(arguments, prog), "gateway")
+    except KeyboardInterrupt:  # before the handler is set
+        return 130
+
+
+def _serve(arguments: Sequence[str] | None, prog: str) -> int:
+    import logging
+
+    from zmq_offload.common.extras import needs
+    from zmq_offload.console import dotenv
+    from zmq_offload.console.variables import warn_of_unknown
+    from zmq_offload.gateway.config import parse
+
+    dotenv.load()
+    config = parse(arguments, prog)
+    warn_of_unknown("gateway")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    with needs("gateway"):
+        from zmq_offload.gateway.server import serve
+    return serve(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The gateway's options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zmq_offload.console.parser import Parser
+from zmq_offload.console.settings import (
+    FRONTEND,
+    add_frontend,
+    add_option,
+    bytes_,
+    check_together,
+    checked,
+    count,
+    file,
+    seconds,
+)
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.net.transport import check_endpoint
+from zmq_offload.protocol import limits
+
+NONE = "none"
+"""The address of a port that is turned off."""
+
+
+def address(text: str) -> str:
+    """Return `text` if it is HOST:PORT, or "none". Raises InvalidArgument otherwise."""
+    if text == NONE:
+        return text
+    if "://" in text:
+        raise InvalidArgument(f"address {text!r} has a transport; use HOST:PORT, or none")
+    check_endpoint(f"tcp://{text}")
+    if text.endswith(":*"):
+        raise InvalidArgument(f"address {text!r}: the port is not a number; use 0 for a free one")
+    return text
+
+
+_address = checked(address, lambda _: True, "HOST:PORT")
+
+_MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of one gateway."""
+
+    broker: Sequence[str] = (FRONTEND,)
+    http: str = "127.0.0.1:8000"
+    grpc: str = "127.0.0.1:8001"
+    timeout: float = 10.0
+    grace: float = 10.0
+    max_frame_bytes: int = limits.MESSAGE_BYTES
+    model_control: bool = False
+    client_key: str | None = None
+    broker_key: str | None = None
+    insecure: bool = False
+    max_body_bytes: int = 272 * _MEBIBYTE
+    max_held_bytes: int = 2048 * _MEBIBYTE
+    max_header_bytes: int = 64 * 1024
+    max_connections: int = 16384
+    max_streams: int = 256
+    idle_timeout: float = 120.0
+    receive_timeout: float = 20.0
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of `zmq-offload gateway`."""
+    parser.description = (
+        "Run a gateway, which takes requests over HTTP and gRPC and passes them to a broker. SIGTERM stops it after "
+        "the requests in progress."
+    )
+    parser.set_example(
+        "zmq-offload gateway",
+        "zmq-offload gateway --broker tcp://edge-1:5555,tcp://edge-2:5555 --grpc none",
+    )
+    add_frontend(parser, several=True)
+    add_option(parser, "--http", _address, Config.http, "address for HTTP, or none", metavar="HOST:PORT")
+    add_option(parser, "--grpc", _address, Config.grpc, "address for gRPC, or none", metavar="HOST:PORT")
+    add_option(parser, "--timeout", seconds, Config.timeout, "seconds for requests that name no time", metavar="S")
+    add_option(parser, "--grace", seconds, Config.grace, "seconds to finish requests after SIGTERM", metavar="S")
+    add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
+    add_option(parser, "--client-key", file, None, "this gateway's NAME.key_secret", metavar="FILE")
+    add_option(parser, "--broker-key", file, None, "the broker's NAME.key", metavar="FILE")
+    parser.add_argument("--insecure", action="store_true", help="listen on a network without tokens or certificates")
+    parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")
+    for flag, kind, text in _LIMITS:
+        default = getattr(Config, flag.removeprefix("--").replace("-", "_"))
+        add_option(parser, flag, kind, default, text, metavar="S" if kind is seconds else "N")
+
+
+_LIMITS = (
+    ("--max-body-bytes", bytes_, "largest body or message of a request, in bytes"),
+    ("--max-held-bytes", bytes_, "bodies of all requests at once, in bytes"),
+    ("--max-header-bytes", bytes_, "all headers of a request, in bytes"),
+    ("--max-connections", count, "connections of a port"),
+    ("--max-streams", count, "concurrent calls of a gRPC connection"),
+    ("--idle-timeout", seconds, "seconds that a connection stays open without a request"),
+    ("--receive-timeout", seconds, "seconds for a request's headers"),
+)
+
+
+def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gateway") -> Config:
+    """The options of `zmq-offload gateway`, from arguments, environment and defaults."""
+    parser = Parser(prog=prog)
+    add_options(parser)
+    parsed = parser.parse_args(arguments)
+    check_together(parser, parsed, "--client-key", "--broker-key")
+    if parsed.http == parsed.grpc == NONE:
+        parser.error("--http none with --grpc none; a gateway needs one of the two ports")
+    return Config(**vars(parsed))

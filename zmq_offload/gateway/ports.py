@@ -1,0 +1,129 @@
+"""The gateway's ports: listening, and ending without a reset of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from zmq_offload.errors import FailedPrecondition
+from zmq_offload.net import addresses
+
+log = logging.getLogger("gateway")
+
+_BACKLOG = 4096
+"""Connections that wait to be accepted; the system may allow fewer."""
+
+_LOOK_EVERY = 0.02
+"""Seconds between two looks at what a draining gateway still holds."""
+
+
+class Service(Protocol):
+    """What answers on a port."""
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+
+    def protocol(self) -> asyncio.BaseProtocol:
+        """Make the protocol of a new connection."""
+
+    def drain(self) -> None:
+        """Finish what runs, and close each connection then.
+
+        Answers say that their connection closes. One without a request closes after a moment of silence, because a
+        request may be under way.
+        """
+
+    def abort(self) -> None:
+        """Close all connections at once."""
+
+
+class Door(NamedTuple):
+    """A port that is wanted: its name, HOST:PORT, and what answers there."""
+
+    name: str
+    address: str
+    service: Service
+    tls: ssl.SSLContext | None
+
+
+@dataclass(slots=True)
+class Port:
+    """A port that listens."""
+
+    door: Door
+    socket: socket.socket
+    server: asyncio.AbstractServer
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, with the number that the system chose for port 0."""
+        host, number = self.socket.getsockname()[:2]
+        return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
+async def listen(doors: Iterable[Door]) -> list[Port]:
+    """Listen at all of them. Raises FailedPrecondition for an address that is taken, or of another machine."""
+    loop = asyncio.get_running_loop()
+    ports = []
+    for door in doors:
+        bound = _bind(door.address)
+        server = await loop.create_server(door.service.protocol, sock=bound, ssl=door.tls, backlog=_BACKLOG)
+        ports.append(Port(door, bound, server))
+    return ports
+
+
+def _bind(address: str) -> socket.socket:
+    """A socket that is bound to HOST:PORT. `[::]` accepts IPv4, too."""
+    host, _, port = addresses.to_bind(f"tcp://{address}").removeprefix("tcp://").rpartition(":")
+    host = "0.0.0.0" if host == "*" else host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, where = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+            bound.setblocking(False)
+            bound.bind(where)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise FailedPrecondition(f"cannot listen at {address}: {error.strerror}") from None
+    return bound
+
+
+async def drain(ports: Sequence[Port], grace: float) -> None:
+    """Take no more connections, finish what runs, and close what is left after `grace` seconds."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + grace
+    for port in ports:
+        service = port.door.service
+        waiting = _accept_all(port.socket)  # closing the socket would reset them
+        port.server.close()
+        service.drain()
+        for accepted in waiting:
+            await loop.connect_accepted_socket(service.protocol, accepted, ssl=port.door.tls)
+    while (left := sum(port.door.service.connections for port in ports)) and loop.time() < end:
+        await asyncio.sleep(_LOOK_EVERY)
+    if left:
+        log.warning("%d connections are closed, which were not at their end within %.1f s", left, grace)
+    for port in ports:
+        port.door.service.abort()
+
+
+def _accept_all(listening: socket.socket) -> list[socket.socket]:
+    """The connections that wait to be accepted."""
+    accepted = []
+    with contextlib.suppress(OSError):  # BlockingIOError: there are no more
+        while True:
+            accepted.append(listening.accept()[0])
+    return accepted
