@@ -17,9 +17,9 @@ from broker.events import Action, Authorized, Malformed, ToClient, ToWorker
 from broker.lifecycle import REQUEST_TRANSITIONS, WORKER_TRANSITIONS, History, WorkerState
 from broker.listing import unserved
 from broker.liveness import LivenessPolicy
-from broker.notes import Notes
 from broker.scheduler import Scheduler
 from broker.state import Payload, PendingRequest, Wanted, Worker
+from zmq_offload.common.notes import Notes
 from zmq_offload.errors import Status
 from zmq_offload.net.timers import Timers
 from zmq_offload.protocol import limits
@@ -67,7 +67,7 @@ class Ledger:
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.poison: dict[Key, tuple[str, wire.Error]] = {}
         """The last poison requests: the client's key, and the error that was sent."""
-        self.notes = Notes()
+        self.notes = Notes({"workers": 1000})
         """Lines for the log."""
         self._history = History()
 

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
-from typing import TypeAlias
+from functools import partial
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from broker.events import Authorized
-from broker.notes import Notes
+from zmq_offload.common.notes import Notes
 from zmq_offload.common.units import counted
-from zmq_offload.errors import InvalidArgument, OffloadError
+from zmq_offload.errors import InvalidArgument
 from zmq_offload.net.addresses import is_loopback
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.keylist import read_list
 from zmq_offload.net.keys import read_pair
+from zmq_offload.net.watched import Watched
 
 log = logging.getLogger("broker")
-
-_Stamp: TypeAlias = tuple[int, int, int, int] | int | None
-"""What tells whether a file changed: parts of its status, or the error."""
 
 
 def check_exposure(endpoints: tuple[str, ...], *, secured: bool, insecure: bool) -> None:
@@ -37,12 +34,16 @@ def check_exposure(endpoints: tuple[str, ...], *, secured: bool, insecure: bool)
 
 
 class _Provider:
-    """The callback of pyzmq's authenticator. It runs in another thread, so that `keys` is replaced, never changed."""
+    """The callback of pyzmq's authenticator. It runs in another thread, so that a list is replaced, never changed."""
 
-    def __init__(self, file: str) -> None:
-        self.keys: Mapping[str, Grant] = {}
+    def __init__(self, name: str, file: str) -> None:
+        self.list = Watched((file,), partial(read_list, file), log, f"the keys of {name} stay as they were")
         self._file = file
         self._notes = Notes()
+
+    @property
+    def keys(self) -> Mapping[str, Grant]:
+        return self.list.value
 
     def callback(self, domain: str, key: bytes) -> bool:
         if (allowed := key.decode() in self.keys) is False:
@@ -58,11 +59,8 @@ class Security:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: str, clients: str, workers: str) -> None:
         self._pair = read_pair(key)
-        self._files = {"clients": clients, "workers": workers}
-        self._providers = {name: _Provider(file) for name, file in self._files.items()}
-        self._stamps: dict[str, _Stamp] = {}
-        self._complaints: dict[str, str] = {}
-        self.authorized = self._read()
+        self._providers = {name: _Provider(name, file) for name, file in (("clients", clients), ("workers", workers))}
+        self.authorized = self._authorized()
         self._authenticator = ThreadAuthenticator(context)
         self._authenticator.start()
         for name, provider in self._providers.items():
@@ -75,35 +73,9 @@ class Security:
         socket.zap_domain = role.encode()
 
     def reload(self) -> Authorized | None:
-        """Read the lists again; return them if one changed.
-
-        A list that cannot be read keeps its keys, which is logged once, and each call tries again: a revocation must
-        not be lost because a file could not be opened for a moment.
-        """
-        changed = [name for name, path in self._files.items() if _stamp(path) != self._stamps.get(name)]
-        read = [name for name in changed if self._read_again(name)]
-        return self._authorized() if read else None
-
-    def _read_again(self, name: str) -> bool:
-        try:
-            self._read_one(name)
-        except OffloadError as error:
-            if self._complaints.get(name) != str(error):
-                log.error("%s; the keys of %s stay as they were", error, name)
-            self._complaints[name] = str(error)
-            return False
-        return True
-
-    def _read(self) -> Authorized:
-        for name in self._files:
-            self._read_one(name)
-        return self._authorized()
-
-    def _read_one(self, name: str) -> None:
-        stamp = _stamp(self._files[name])  # before the file is read, so that a change in between is seen next time
-        self._providers[name].keys = read_list(self._files[name])
-        self._stamps[name] = stamp
-        self._complaints.pop(name, None)
+        """Read the lists again; return them if one changed."""
+        changed = [provider.list.reload() for provider in self._providers.values()]
+        return self._authorized() if any(changed) else None
 
     def _authorized(self) -> Authorized:
         clients, workers = (self._providers[name].keys for name in ("clients", "workers"))
@@ -112,11 +84,3 @@ class Security:
 
     def close(self) -> None:
         self._authenticator.stop()
-
-
-def _stamp(path: str) -> _Stamp:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        return error.errno
-    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from broker.lifecycle import WorkerState
-from broker.notes import Notes
 from broker.scheduler import Scheduler
 from broker.state import Model, Wanted, Worker
 from broker.versions import adopt
+from zmq_offload.common.notes import Notes
 from zmq_offload.protocol.messages import LATEST
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmq_offload.errors import Unauthenticated
-from zmq_offload.gateway.access.decisions import PUBLIC, Certificate, Listed, Open, identities, token_entry
+from zmq_offload.gateway.access.decisions import PUBLIC, Certificate, Listed, Open, identities
+from zmq_offload.net.credentials import token_entry
 from zmq_offload.net.grants import Grant
 
 CAMERA = Grant("camera", frozenset({"ocr"}))

@@ -1,9 +1,9 @@
-"""Lists of the keys that a broker accepts, and the two ways to change them.
+"""Lists of the keys that a broker accepts, and the two ways to change them. Gateways have lists of the same form.
 
 A list has a line for each key: the public key, a name for people and logs, and the models that the key may use,
 separated by commas, or nothing for all models. A name with spaces, quotes or line ends is written as a JSON string.
 Lines that begin with "#" are comments. ("#" is also a digit of Z85, but no key begins with it: it is the highest digit,
-and five digits that begin with it exceed 32 bits.)
+and five digits that begin with it exceed 32 bits.) `net.credentials` has what gateways' lists have in place of keys.
 
 `authorize` and `revoke` change only the lines of one key or name. They lock the list and replace it by a rename, so
 that a broker never reads half a list and no change is lost.
@@ -36,6 +36,16 @@ _NEW_MODE = 0o644
 """Permissions of a new list, which holds public keys and names."""
 
 
+class Form(NamedTuple):
+    """What the first word of each line is: its name in messages, and a check that raises InvalidArgument."""
+
+    noun: str
+    check: Callable[[str], None]
+
+
+KEYS = Form("key", check_key)
+
+
 class Entry(NamedTuple):
     """A line of a list; `key` is None for a comment or an empty line."""
 
@@ -44,32 +54,33 @@ class Entry(NamedTuple):
     grant: Grant = Grant("")
 
 
-def read_list(path: str | os.PathLike[str]) -> dict[str, Grant]:
+def read_list(path: str | os.PathLike[str], form: Form = KEYS) -> dict[str, Grant]:
     """Return the grants of a list by public key.
 
     Raises FailedPrecondition naming file and line, also for a key with two lines that differ: a broker must not guess
     which one is meant.
     """
     found: dict[str, tuple[int, Grant]] = {}
-    for number, entry in enumerate(_read(Path(path)), 1):
+    for number, entry in enumerate(_read(Path(path), form), 1):
         if entry.key is None:
             continue
         before, grant = found.setdefault(entry.key, (number, entry.grant))
         if grant != entry.grant:
             raise FailedPrecondition(
-                f"{path}, line {number}: the key has another grant in line {before}; remove one of the two lines"
+                f"{path}, line {number}: the {form.noun} has another grant in line {before}; remove one of the two "
+                "lines"
             )
     return {key: grant for key, (_, grant) in found.items()}
 
 
-def authorize(path: Path, public: bytes, grant: Grant) -> Grant | None:
+def authorize(path: Path, public: bytes, grant: Grant, form: Form = KEYS) -> Grant | None:
     """Add a key to a list, or replace its grant, and return the grant that it had. A missing list is created.
 
     Raises FailedPrecondition for a list that cannot be read, locked or replaced, and InvalidArgument for a name that is
     empty or not UTF-8, or for an empty set of models.
     """
     if not grant.name.strip():
-        raise InvalidArgument("the name of the key is empty; give it a name")
+        raise InvalidArgument(f"the name of the {form.noun} is empty; give it a name")
     if grant.models is not None and not grant.models:
         raise InvalidArgument("the list of models is empty; name at least one model, or leave the models out for all")
     _check_text(grant.name)
@@ -83,11 +94,11 @@ def authorize(path: Path, public: bytes, grant: Grant) -> Grant | None:
         others = [entry for entry in entries[at:] if entry.key != key]
         return [*entries[:at], added, *others]
 
-    _edit(path, change, create=True)
+    _edit(path, form, change, create=True)
     return before[-1] if before else None
 
 
-def revoke(path: Path, name: str) -> None:
+def revoke(path: Path, name: str, form: Form = KEYS) -> None:
     """Remove all keys of a name from a list. Raises NotFound, and FailedPrecondition as `authorize` does."""
 
     def change(entries: Sequence[Entry]) -> list[Entry]:
@@ -95,11 +106,12 @@ def revoke(path: Path, name: str) -> None:
         if len(kept) == len(entries):
             names = dict.fromkeys(printable(entry.grant.name) for entry in entries if entry.key is not None)
             raise NotFound(
-                f"{path} has no key named {name!r}; it has {', '.join(names) or 'none'}{did_you_mean(name, names)}"
+                f"{path} has no {form.noun} named {name!r}; it has {', '.join(names) or 'none'}"
+                f"{did_you_mean(name, names)}"
             )
         return kept
 
-    _edit(path, change, create=False)
+    _edit(path, form, change, create=False)
 
 
 def parse_models(text: str) -> frozenset[str]:
@@ -115,7 +127,7 @@ def parse_models(text: str) -> frozenset[str]:
     return frozenset(map(check_model_name, names))
 
 
-def _read(path: Path) -> list[Entry]:
+def _read(path: Path, form: Form) -> list[Entry]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             text = file.read()
@@ -126,17 +138,17 @@ def _read(path: Path) -> list[Entry]:
         raise FailedPrecondition(f"{path}, line {number} is not UTF-8 text") from None
     # splitlines() would also split at characters that a comment may contain.
     lines = text.removesuffix("\n").split("\n") if text else []
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return [_parse(line, f"{path}, line {number}", form) for number, line in enumerate(lines, 1)]
 
 
-def _parse(line: str, place: str) -> Entry:
+def _parse(line: str, place: str, form: Form) -> Entry:
     words = line.removeprefix("\ufeff").strip()
     key, rest = [*words.split(maxsplit=1), "", ""][:2]
     if not words or words.startswith("#"):
         return Entry(line)
     try:
         name, models = _name_and_models(rest)
-        check_key(key)
+        form.check(key)
         if not name:
             raise ValueError
         return Entry(line, key, Grant(name, models))
@@ -144,7 +156,8 @@ def _parse(line: str, place: str) -> Entry:
         raise FailedPrecondition(f"{place}: {error.message}") from None
     except ValueError:
         raise FailedPrecondition(
-            f"{place} is not a key, a name and perhaps models; separate models by commas, and quote a name with spaces"
+            f"{place} is not a {form.noun}, a name and perhaps models; separate models by commas, and quote a name "
+            "with spaces"
         ) from None
 
 
@@ -169,15 +182,15 @@ def _check_text(name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InvalidArgument(f"the name {printable(name)} is not UTF-8; rename the key file") from None
+        raise InvalidArgument(f"the name {printable(name)} is not UTF-8; use another name") from None
 
 
-def _edit(path: Path, change: Callable[[Sequence[Entry]], list[Entry]], *, create: bool) -> None:
+def _edit(path: Path, form: Form, change: Callable[[Sequence[Entry]], list[Entry]], *, create: bool) -> None:
     target = Path(os.path.realpath(path))  # a symbolic link stays one
     try:
         with _locked(target, path, create=create) as created:
             try:
-                _replace(target, change([] if created else _read(target)))
+                _replace(target, change([] if created else _read(target, form)))
             except BaseException:
                 if created:
                     target.unlink(missing_ok=True)

@@ -10,11 +10,11 @@ What it raises is answered as any other error, over HTTP with the header `CHALLE
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from zmq_offload.errors import Unauthenticated
+from zmq_offload.net.credentials import certificate_entry, token_entry
 from zmq_offload.net.grants import Grant
 
 CHALLENGE = ("WWW-Authenticate", 'Bearer realm="zmq-offload"')
@@ -98,21 +98,12 @@ class Listed:
         return f"the request has no credential{how}{', or use a client certificate' * self._certificates}"
 
 
-def token_entry(token: str) -> str:
-    """What a list has for a token: its SHA-256, so that who reads the list can use none of the tokens.
-
-    Tokens are random and long, so that neither salt nor a slow hash is needed. Looking the hash up in a dictionary
-    takes a time that depends on the hash, but nobody can choose tokens by their hash to learn another one from that.
-    """
-    return f"token:{hashlib.sha256(token.encode(errors='surrogatepass')).hexdigest()}"
-
-
 def identities(der: bytes, names: Mapping[str, Any]) -> tuple[str, ...]:
     """What lists may call a certificate. `names` is what `ssl.SSLSocket.getpeercert` gives.
 
     The fingerprint is first, then the alternative names in their order, then the common name.
     """
-    found = [f"certificate:{hashlib.sha256(der).hexdigest()}"]
+    found = [certificate_entry(der)]
     alternative: Sequence[tuple[str, str]] = names.get("subjectAltName", ())
     for kind, name in alternative:
         if kind in _NAMES:
