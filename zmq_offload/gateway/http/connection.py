@@ -43,6 +43,13 @@ _TURN = 16
 """Pipelined requests that are answered before other connections have their turn."""
 
 
+_LINGER = 5.0
+"""Seconds for which a refused request is read on."""
+
+_SILENCE = 0.5
+"""Seconds for which a connection without a request is kept when the gateway drains: a request may be under way."""
+
+
 class _Phase(enum.Enum):
     """What a connection does."""
 
@@ -157,20 +164,20 @@ class Connection(asyncio.BufferedProtocol):
         if phase is _Phase.RECEIVING:
             received = self._received()
             if received is not None and self._progress.made(received, self._limits):
-                self.due = now + self._limits.window
+                self.due = now + self._limits.receive
             elif received is not None or self._started:
                 self._refuse(Refused(408, "the request comes too slowly; send it faster"))
             else:
                 self._close()
         elif phase is not _Phase.LINGERING and self._progress.made(self._sent(), self._limits):
-            self.due = now + self._limits.window
+            self.due = now + self._limits.receive
         else:
             self._transport.abort()
 
     def drain(self) -> None:
-        """Close the connection, if need be after the answer."""
-        if self._phase is _Phase.RECEIVING and self._received() is None and not self._held:
-            self._close()
+        """Close the connection after the answer, or soon if it has no request."""
+        if self._phase is _Phase.RECEIVING and self._received() is None and not self._started:
+            self.due = min(self.due, self._server.now() + _SILENCE)
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -219,7 +226,7 @@ class Connection(asyncio.BufferedProtocol):
                     self._server.loop.call_soon(self._resume)
                 if not self._started:
                     self._started = True
-                    self.due = self._server.now() + self._limits.head_time
+                    self.due = self._server.now() + self._limits.receive
 
     def _take_head(self, data: bytearray, start: int, stop: int) -> int:
         """Take a head. Returns where it ends, or -1 if it has not fully come."""
@@ -242,7 +249,7 @@ class Connection(asyncio.BufferedProtocol):
         """Take what has come of the body. Returns where that ends."""
         length = self._head.length
         if length is None:
-            self._chunks = Chunks(self._limits.body)
+            self._chunks = Chunks(self._limits.body_bytes)
         elif length <= stop - start:
             self._hold(length)
             stop = start + length
@@ -256,7 +263,7 @@ class Connection(asyncio.BufferedProtocol):
             self._body = body
             start = stop
         self._progress = Progress()
-        self.due = self._server.now() + self._limits.window
+        self.due = self._server.now() + self._limits.receive
         return start
 
     def _take_chunks(self, chunks: Chunks, data: bytearray, start: int, stop: int) -> int:
@@ -286,8 +293,8 @@ class Connection(asyncio.BufferedProtocol):
         server = self._server
         self._holds += count
         server.held += count
-        if server.held > self._limits.bodies:
-            raise ResourceExhausted(f"the gateway holds {self._limits.bodies} bytes of requests; try again later")
+        if server.held > self._limits.held_bytes:
+            raise ResourceExhausted(f"the gateway holds {self._limits.held_bytes} bytes of requests; try again later")
 
     def _release(self) -> None:
         """The body is not held any more."""
@@ -347,7 +354,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._write_paused:
             self._phase = _Phase.SENDING
             self._progress = Progress(self._sent())
-            self.due = now + self._limits.window
+            self.due = now + self._limits.receive
         else:
             self._phase = _Phase.RECEIVING
             self.due = now + self._limits.idle
@@ -366,7 +373,7 @@ class Connection(asyncio.BufferedProtocol):
         self._held.clear()
         self._write(failed(error), "close")
         self._phase = _Phase.LINGERING
-        self.due = self._server.now() + self._limits.linger
+        self.due = self._server.now() + _LINGER
         if self._transport.can_write_eof():
             self._transport.write_eof()
         if self._read_paused:
@@ -378,5 +385,5 @@ class Connection(asyncio.BufferedProtocol):
         self._held.clear()
         self._phase = _Phase.CLOSING
         self._progress = Progress(self._sent())
-        self.due = self._server.now() + self._limits.window
+        self.due = self._server.now() + self._limits.receive
         self._transport.close()

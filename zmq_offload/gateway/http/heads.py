@@ -12,7 +12,7 @@ from typing import NamedTuple
 import httptools
 
 from zmq_offload.errors import one_line, printable
-from zmq_offload.gateway.http.limits import Limits
+from zmq_offload.gateway.http.limits import HEADERS, REQUEST_LINE_BYTES, Limits
 
 END = b"\r\n\r\n"
 """Ends a head, and a body of chunks."""
@@ -91,8 +91,8 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     version = parser.get_http_version()
     if version not in ("1.1", "1.0"):
         raise Refused(505, f"the version HTTP/{version} is not spoken here; use HTTP/1.1")
-    if parts.count > limits.headers:
-        raise Refused(431, f"the request has {parts.count} headers; send at most {limits.headers}")
+    if parts.count > HEADERS:
+        raise Refused(431, f"the request has {parts.count} headers; send at most {HEADERS}")
     method = parser.get_method().decode()
     if method in _OTHER_METHODS:
         raise Refused(501, f"the method {method} is not supported")
@@ -117,27 +117,26 @@ def parse_head(data: bytes, limits: Limits) -> Head:
 
 def check_incomplete(data: bytearray, limits: Limits) -> None:
     """Raise Refused if a head that is still without its end is too long."""
-    if len(data) > limits.request_line and data.find(b"\r\n", 0, limits.request_line) < 0:
-        raise _long_line(limits)
-    if len(data) > limits.head:
+    if len(data) > REQUEST_LINE_BYTES and data.find(b"\r\n", 0, REQUEST_LINE_BYTES + 2) < 0:
+        raise _long_line()
+    if len(data) > limits.header_bytes:
         raise _long_head(limits)
 
 
 def check_complete(data: bytes, limits: Limits) -> None:
     """Raise Refused if a head is too long."""
-    if len(data) > limits.request_line:
-        if data.index(b"\r\n") > limits.request_line:
-            raise _long_line(limits)
-        if len(data) > limits.head:
-            raise _long_head(limits)
+    if len(data) > REQUEST_LINE_BYTES and data.index(b"\r\n") > REQUEST_LINE_BYTES:
+        raise _long_line()
+    if len(data) > limits.header_bytes:
+        raise _long_head(limits)
 
 
-def _long_line(limits: Limits) -> Refused:
-    return Refused(414, f"the request line is too long; send at most {limits.request_line} bytes")
+def _long_line() -> Refused:
+    return Refused(414, f"the request line is too long; send at most {REQUEST_LINE_BYTES} bytes")
 
 
 def _long_head(limits: Limits) -> Refused:
-    return Refused(431, f"the headers are too long; send at most {limits.head} bytes")
+    return Refused(431, f"the headers are too long; send at most {limits.header_bytes} bytes")
 
 
 def _length(headers: dict[str, str], version: str, limits: Limits) -> int | None:
@@ -145,8 +144,8 @@ def _length(headers: dict[str, str], version: str, limits: Limits) -> int | None
     coding = headers.get("transfer-encoding")
     if coding is None:
         length = int(headers.get("content-length", "0"))  # the parser has checked its digits
-        if length > limits.body:
-            raise Refused(413, f"the body has {length} bytes; send at most {limits.body}")
+        if length > limits.body_bytes:
+            raise Refused(413, f"the body has {length} bytes; send at most {limits.body_bytes}")
         return length
     if coding.strip().lower() != "chunked":
         raise Refused(501, f"the transfer coding {printable(coding)!r} is not supported; use 'chunked'")

@@ -4,54 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MEBIBYTE = 1024 * 1024
+REQUEST_LINE_BYTES = 8 * 1024
+
+HEADERS = 100
+"""The most headers of a request."""
+
+RATE = 1024
+"""Bytes a second that a client sends of a body, or reads of a response, at least. Modems were faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one HTTP server. Sizes are in bytes, times in seconds.
+    """The limits that are options of the gateway.
 
-    Attributes
-    ----------
-    body : int
-        The body of a request, before and after decompression. It is checked before memory is used for it.
-    bodies : int
-        All bodies that are held at one time.
-    request_line : int
-        Method, target and version.
-    head : int
-        Request line and headers.
-    headers : int
-        Number of headers.
-    connections : int
-        Open connections. One more is answered with 503 and closed.
-    idle : float
-        Time that a connection may wait for a request.
-    head_time : float
-        Time that the head of a request may take.
-    window : float
-        Time after which a body must have grown, and a response must have been read, by `rate` bytes for each second.
-    rate : int
-        See `window`.
-    linger : float
-        Time for which a refused request is still read, so that its client sees the response.
+    `body_bytes` is for a body, before and after decompression, `held_bytes` for all bodies at one time, `header_bytes`
+    for request line and headers. `idle` is the seconds that a connection stays open without a request; `receive` those
+    in which the headers of a request arrive, and within which its body has to make progress.
     """
 
-    body: int = 64 * MEBIBYTE
-    bodies: int = 1024 * MEBIBYTE
-    request_line: int = 8 * 1024
-    head: int = 32 * 1024
-    headers: int = 100
-    connections: int = 20_000
-    idle: float = 75.0
-    head_time: float = 10.0
-    window: float = 10.0
-    rate: int = 1024
-    linger: float = 5.0
+    body_bytes: int
+    held_bytes: int
+    header_bytes: int
+    connections: int
+    idle: float
+    receive: float
 
 
 class Progress:
-    """Whether something that counts up makes enough progress."""
+    """The progress of a count of bytes. It is looked at once in `Limits.receive` seconds.
+
+    An average over the whole body would let a client that began fast be idle for hours.
+    """
 
     __slots__ = ("_mark",)
 
@@ -59,7 +42,7 @@ class Progress:
         self._mark = count
 
     def made(self, count: int, limits: Limits) -> bool:
-        """To be asked once in each `limits.window`."""
-        enough = count - self._mark >= limits.rate * limits.window
+        """Whether enough bytes came since the last look."""
+        enough = count - self._mark >= RATE * limits.receive
         self._mark = count
         return enough
