@@ -12,6 +12,7 @@ from tvm.target import Target
 from zmq_offload.byoc.overlap import isolate_joins, overlap
 from zmq_offload.byoc.unequal import isolate_unequal
 from zmq_offload.compile.arguments import with_checks
+from zmq_offload.compile.definitions import definitions_first
 from zmq_offload.compile.empty import without_empty_constants
 from zmq_offload.compile.shared_shapes import share_shapes
 from zmq_offload.schedules.exact import exact
@@ -52,6 +53,7 @@ def graph_passes(machine: Machine) -> list[Pass]:
         _plain(isolate_unequal, "zmq_offload.isolate_unequal"),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
+        _plain(definitions_first, "zmq_offload.definitions_first"),
         # Before scheduling, which removes the functions' blocks.
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),
