@@ -92,9 +92,10 @@ class BrokerFabric:
         except Exception as error:  # for instance MemoryError; the caller must get it
             outcome = Internal(f"the reply cannot be read: {type(error).__name__}: {one_line(error)}")
         if isinstance(outcome, Outputs):
-            self.statistics.succeeded(model, outcome.version, outcome.timings, time.time())
+            rows = _rows(run.call)
+            self.statistics.count(model, outcome.version).succeeded(rows, outcome.timings, time.time())
         elif (version := self._served(model, run.call.version)) is not None:
-            self.statistics.failed(model, version, took)
+            self.statistics.count(model, version).fail.add(took)
         return outcome
 
     def _served(self, model: str, version: int | None) -> int | None:
@@ -189,6 +190,13 @@ class _Run:
         if not self.over:
             self.over = True
             self._ended(self._fabric.over(self, action))
+
+
+def _rows(call: Call) -> int:
+    """Dimension 0 of a request's first input, which is the batch of models that have one."""
+    for array in call.inputs.values():
+        return array.shape[0] if array.shape else 1
+    return 1
 
 
 def _nothing() -> None:

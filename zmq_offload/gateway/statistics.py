@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from zmq_offload.client.results import Timings
 
+SIZES = 128
+"""Batch sizes of a version that are counted by themselves. Clients choose the sizes, and must not fill the memory."""
+
 
 @dataclass(slots=True)
 class Duration:
@@ -33,10 +36,36 @@ class VersionStatistics:
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
     compute: Duration = field(default_factory=Duration)
+    _rows: int = 0
+    _by_rows: dict[int, Duration] = field(default_factory=dict)
+
+    def inferences(self, batched: bool) -> int:
+        """The inputs that were computed: rows, if dimension 0 of the model's inputs is the batch, else requests."""
+        return self._rows if batched else self.success.count
+
+    def batches(self, batched: bool) -> list[tuple[int, Duration]]:
+        """Compute times by batch size. A gateway sees requests, not the batches that a worker makes of them."""
+        if batched:
+            return sorted(self._by_rows.items())
+        return [(1, self.compute)] if self.compute.count else []
+
+    def succeeded(self, rows: int, timings: Timings, now: float) -> None:
+        """Count a request that was answered. `rows` is dimension 0 of its inputs, `now` in seconds since 1970."""
+        self.last = int(now * 1000)
+        self.success.add(timings.total)
+        self.queue.add(timings.queue)
+        self.compute.add(timings.compute)
+        self._rows += rows
+        by_rows = self._by_rows.get(rows)
+        if by_rows is None:
+            if len(self._by_rows) == SIZES:
+                return
+            by_rows = self._by_rows[rows] = Duration()
+        by_rows.add(timings.compute)
 
 
 class Statistics:
-    """All versions that answered requests."""
+    """All versions that had requests."""
 
     def __init__(self) -> None:
         self._versions: dict[tuple[str, int], VersionStatistics] = {}
@@ -45,16 +74,9 @@ class Statistics:
         """The statistics of a version; all zero before its first request."""
         return self._versions.get((model, version)) or VersionStatistics()
 
-    def succeeded(self, model: str, version: int, timings: Timings, now: float) -> None:
-        """Count a request that was answered. `now` is in seconds since 1970."""
+    def count(self, model: str, version: int) -> VersionStatistics:
+        """The same, to be changed. The caller makes sure that the version is or was served."""
         found = self._versions.get((model, version))
         if found is None:
             found = self._versions[model, version] = VersionStatistics()
-        found.last = int(now * 1000)
-        found.success.add(timings.total)
-        found.queue.add(timings.queue)
-        found.compute.add(timings.compute)
-
-    def failed(self, model: str, version: int, seconds: float) -> None:
-        """Count a request that failed. The caller makes sure that the version is or was served."""
-        self._versions.setdefault((model, version), VersionStatistics()).fail.add(seconds)
+        return found

@@ -1,0 +1,130 @@
+"""The list of models: reading the broker's answer, what is shown of it, when it is asked for again, model control."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.gateway.fake_fabric import model
+from zmq_offload.errors import Internal, NotFound, ProtocolError, Unavailable
+from zmq_offload.gateway.catalog import Catalog, catalog_of
+from zmq_offload.gateway.control import ModelControl
+from zmq_offload.gateway.inquiry import FRESH, RECENT, Inquiry
+from zmq_offload.protocol.tensors import TensorSpec
+
+
+def entry(name: str = "m", version: int = 1, **more: Any) -> dict[str, Any]:
+    return {"name": name, "version": version, "inputs": [], "outputs": [], "workers": 1} | more
+
+
+def test_the_brokers_answer_is_read_in_order() -> None:
+    x = {"name": "x", "datatype": "FP32", "shape": [-1, 3]}
+    found = catalog_of([entry("m", 2, latest=False), entry("m", 1, latest=True, inputs=[x]), entry("a", latest=True)])
+    assert [(one.name, one.version, one.latest) for one in found.models] == [
+        ("a", 1, True),
+        ("m", 1, True),
+        ("m", 2, False),
+    ]
+    assert found.find("m").inputs == (TensorSpec("x", "FP32", (-1, 3)),)
+    assert found.find("m", 2).version == 2
+
+
+def test_an_older_broker_does_not_say_which_version_is_the_latest() -> None:
+    found = catalog_of([entry("m", 1), entry("m", 3), entry("m", 2), entry("a", 7)])
+    assert (found.find("m").version, found.find("a").version) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        {},
+        [1],
+        [{}],
+        [entry(version="1")],
+        [entry(name=1)],
+        [entry(workers=None)],
+        [entry(inputs=None)],
+        [entry(outputs=[{"name": "x"}])],
+    ],
+)
+def test_anything_else_is_a_protocol_error(body: object) -> None:
+    with pytest.raises(ProtocolError):
+        catalog_of(body)
+
+
+def test_what_is_not_found_names_what_is_served() -> None:
+    catalog = Catalog([model("a"), model("b", version=3)])
+    with pytest.raises(NotFound, match="model 'c' is not served; served are: a, b"):
+        catalog.find("c")
+    with pytest.raises(NotFound, match="model 'b' has no version 2; served are versions 3"):
+        catalog.find("b", 2)
+    with pytest.raises(NotFound, match="served are: none"):
+        Catalog([]).find("c")
+    assert catalog.has("a") and catalog.has("b", 3) and not catalog.has("b", 2) and not catalog.has("c")
+
+
+def test_others_models_are_not_seen_and_closed_ones_are_not_found() -> None:
+    catalog = Catalog([model("a"), model("b")])
+    assert catalog.seen(lambda _: True, set()) is catalog
+    assert [one.name for one in catalog.seen(lambda name: name == "b", set()).models] == ["b"]
+    closed = catalog.seen(lambda _: True, {"a"})
+    assert [(one.name, one.open) for one in closed.models] == [("a", False), ("b", True)]
+    assert closed.versions("a") == [] and closed.has("a")
+    with pytest.raises(NotFound, match="model 'a' has no available versions; it is unloaded"):
+        closed.find("a")
+    with pytest.raises(NotFound, match=re.escape("served are: b")):
+        closed.find("c")
+
+
+def test_an_answer_is_used_for_a_moment() -> None:
+    inquiry, told = Inquiry(), list[object]()
+    assert inquiry.known("a", None, 5.0) is None
+    assert inquiry.wait(told.append) == (1, True)
+    assert inquiry.wait(told.append) == (2, False), "one query serves both"
+    catalog = Catalog([model("a")])
+    assert inquiry.answered(catalog, 5.0) == [told.append, told.append]
+    assert inquiry.known("a", None, 5.0 + 0.9 * FRESH) is catalog
+    assert inquiry.known(None, None, 5.0 + 0.9 * FRESH) is catalog
+    assert inquiry.known("a", None, 5.0 + FRESH) is None
+    assert inquiry.wait(told.append) == (3, True)
+
+
+def test_a_missing_model_is_asked_for_sooner() -> None:
+    inquiry = Inquiry()
+    inquiry.wait(lambda _: None)
+    inquiry.answered(Catalog([model("a")]), 5.0)
+    for name, version in (("b", None), ("a", 2)):
+        assert inquiry.known(name, version, 5.0 + 0.5 * RECENT) is not None
+        assert inquiry.known(name, version, 5.0 + 2 * RECENT) is None
+
+
+def test_who_leaves_is_not_told_and_the_query_is_still_under_way() -> None:
+    inquiry = Inquiry()
+    number, _ = inquiry.wait(lambda _: None)
+    inquiry.leave(number)
+    assert inquiry.wait(print) == (2, False)
+    assert inquiry.answered(Unavailable("gone"), 1.0) == [print]
+    inquiry.leave(2)
+    assert inquiry.catalog is None and inquiry.known(None, None, 1.0) is None
+
+
+def test_models_are_closed_and_opened() -> None:
+    control, served = ModelControl(allowed=True), Catalog([model("a")])
+    assert control.refusal() is None
+    control.unload("a", served)
+    assert control.closed == {"a"}
+    assert control.load("a", served) is None and control.closed == set()
+    control.unload("b", served)
+    assert control.closed == set(), "names that nobody serves would fill the memory"
+    error = control.load("b", served)
+    assert isinstance(error, Internal)
+    assert error.message == "failed to load 'b', failed to poll from model repository: no worker serves it"
+
+
+def test_model_control_is_off_unless_it_is_switched_on() -> None:
+    refusal = ModelControl(allowed=False).refusal()
+    assert isinstance(refusal, Unavailable)
+    assert refusal.message == "explicit model load / unload is not allowed; start the gateway with --model-control"
