@@ -8,6 +8,8 @@ from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.calls import Call, Cancel, Ended
 from zmq_offload.gateway.catalog import Catalog, Model
+from zmq_offload.gateway.control import ModelControl
+from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
@@ -24,12 +26,16 @@ class FakeFabric:
     """Serves models that echo their inputs. All that happens is in `calls` and `canceled`.
 
     `run` has the outputs of a call in place of its inputs, or the error. With `hold`, nothing ends before `release`.
+    Models can be unloaded if `control` says so.
     """
 
     def __init__(self, *models: Model, run: Callable[[Call], Mapping[str, Array] | OffloadError] | None = None) -> None:
         self.catalog: Catalog | OffloadError = Catalog(models)
         self.run = run or (lambda call: call.inputs)
         self.hold = False
+        self.statistics = Statistics()
+        self.stopping = False
+        self.control = ModelControl(True)
         self.calls: list[Call] = []
         self.canceled = 0
         self._waiting: list[Callable[[], None]] = []
@@ -38,8 +44,25 @@ class FakeFabric:
         self.calls.append(call)
         return self._later(lambda: ended(self._outputs(call)))
 
-    def models(self, grant: Grant, ended: Callable[[Catalog | OffloadError], None]) -> Cancel:
-        return self._later(lambda: ended(self.catalog))
+    def models(
+        self,
+        grant: Grant,
+        ended: Callable[[Catalog | OffloadError], None],
+        name: str | None = None,
+        version: int | None = None,
+    ) -> Cancel:
+        known = self.catalog
+        seen = known.seen(grant.allows, self.control.closed) if isinstance(known, Catalog) else known
+        return self._later(lambda: ended(seen))
+
+    def load(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
+        return self._later(lambda: ended(self.control.refusal() or self._change(name, self.control.load)))
+
+    def unload(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
+        return self._later(lambda: ended(self.control.refusal() or self._change(name, self.control.unload)))
+
+    def _change(self, name: str, change: Callable[[str, Catalog], OffloadError | None]) -> OffloadError | None:
+        return change(name, self.catalog) if isinstance(self.catalog, Catalog) else self.catalog
 
     def release(self) -> None:
         """End what waits."""

@@ -1,0 +1,277 @@
+"""Inference over HTTP: the body of a request to a call, and outputs to the body of a response. Pure.
+
+A body is a JSON object. With the binary tensor extension it is followed by the bytes of tensors, in order; the header
+Inference-Header-Content-Length then has the length of the JSON. Inputs view the memory of the body, and large outputs
+are sent from the memory of their arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+
+from zmq_offload.client.results import Outputs
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.gateway.calls import Buffer, Call
+from zmq_offload.gateway.catalog import Model
+from zmq_offload.gateway.http.messages import Response
+from zmq_offload.gateway.oip import json_data
+from zmq_offload.gateway.oip.metadata import batched
+from zmq_offload.gateway.oip.parameters import flag, number, queueing
+from zmq_offload.gateway.oip.requested import Requested, check_requested, classes_of, selected
+from zmq_offload.gateway.oip.responses import JSON
+from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbytes_of, view
+from zmq_offload.gateway.sharedmemory.regions import Part, part_of
+from zmq_offload.net.grants import Grant
+from zmq_offload.protocol.tensors import ANY, DATATYPES, DType, datatype_of
+
+if TYPE_CHECKING:
+    from zmq_offload.gateway.sharedmemory.files import Place, SharedMemory
+
+HEAD_LENGTH = "inference-header-content-length"
+
+
+class Answer(NamedTuple):
+    """What the response needs of the request.
+
+    `outputs` are those asked for; None: all of them, as binary data if `binary` says so. `places` are for those that go
+    to shared memory.
+    """
+
+    id: str | None
+    outputs: tuple[Requested, ...] | None
+    binary: bool
+    places: Mapping[str, Place] = {}
+
+    @property
+    def classified(self) -> bool:
+        """Whether an output is returned as classes."""
+        return self.outputs is not None and any(output.classes for output in self.outputs)
+
+
+class _Input(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: dict[str, Any] = {}
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Head(msgspec.Struct):
+    inputs: list[_Input]
+    outputs: list[_Output] | None = None
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+
+
+class _ParsedInput(msgspec.Struct):
+    """The same from the slower parser, which has parsed the data."""
+
+    name: str
+    datatype: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    data: Any = msgspec.UNSET
+    parameters: dict[str, Any] = {}
+
+
+class _ParsedHead(msgspec.Struct):
+    inputs: list[_ParsedInput]
+    outputs: list[_Output] | None = None
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+
+
+class _Tensor(NamedTuple):
+    """An input without its bytes: they are at `data` after the JSON, or `data` is JSON or a part of a region."""
+
+    name: str
+    datatype: str
+    dtype: DType | None
+    shape: tuple[int, ...]
+    data: int | Part | object
+
+
+class _Plan(NamedTuple):
+    """All that the JSON of a request says."""
+
+    tensors: tuple[_Tensor, ...]
+    nbytes: int
+    priority: int
+    timeout: float | None
+    answer: Answer
+
+
+def is_raw(head_length: str | None, body: Buffer) -> bool:
+    """Whether a body has no JSON, but the bytes of the model's one input."""
+    return not len(body) or (head_length is not None and head_length.strip() == "0")
+
+
+def decode_raw(model: Model, version: int | None, body: Buffer) -> tuple[Call, Answer]:
+    """The call of a body without JSON. One extent may be symbolic; beside it the batch is 1. Raises InvalidArgument."""
+    if len(model.inputs) != 1:
+        raise InvalidArgument(
+            f"model {model.name!r} has {len(model.inputs)} inputs; a request without JSON is for models with one"
+        )
+    spec = model.inputs[0]
+    shape = list(spec.shape)
+    if shape.count(ANY) > 1 and batched(model):
+        shape[0] = 1
+    if shape.count(ANY) > 1:
+        raise InvalidArgument(f"a request without JSON does not tell the shape of input {spec}; send JSON before it")
+    if ANY in shape:
+        axis = shape.index(ANY)
+        shape[axis] = 1
+        row = nbytes_of(spec.name, spec.dtype, shape)
+        shape[axis] = len(body) // row if row else 0
+    check_size(spec.name, spec.datatype, shape, nbytes_of(spec.name, spec.dtype, shape), len(body))
+    inputs = {spec.name: view(spec.name, spec.dtype, shape, body)}
+    return Call(model.name, version, inputs), Answer(None, None, binary=True)
+
+
+def decode(
+    model: str, version: int | None, head_length: str | None, body: Buffer, memory: SharedMemory, grant: Grant
+) -> tuple[Call, Answer]:
+    """The call of a body with JSON. Raises InvalidArgument, which names the tensor that is wrong."""
+    whole = len(body)
+    length = whole if head_length is None else _length(head_length, whole)
+    head = bytes(memoryview(body)[:length])
+    # The JSON before binary tensors is often the same in every request; JSON with data is not.
+    plan = (_cached_plan if length < whole and length <= _SHORT else _plan)(head)
+    if plan.nbytes != whole - length:
+        raise InvalidArgument(f"{whole - length} bytes follow the JSON; its inputs have {plan.nbytes}")
+    parts = [tensor.data for tensor in plan.tensors if isinstance(tensor.data, Part)]
+    views = iter(memory.read(parts, grant) if parts else ())
+    inputs = {}
+    for name, datatype, dtype, shape, data in plan.tensors:
+        if dtype is None:
+            inputs[name] = json_data.array_of(name, datatype, shape, data)
+        elif type(data) is int:
+            inputs[name] = view(name, dtype, shape, body, length + data)
+        else:
+            inputs[name] = view(name, dtype, shape, next(views))
+    answer = plan.answer
+    if answer.outputs and (rooms := [output for output in answer.outputs if output.part is not None]):
+        places = memory.places([output.part for output in rooms if output.part is not None], grant)
+        answer = answer._replace(places={output.name: place for output, place in zip(rooms, places, strict=True)})
+    return Call(model, version, inputs, plan.timeout, plan.priority), answer
+
+
+def _length(text: str, whole: int) -> int:
+    if not text.isdecimal() or not text.isascii() or int(text[:20]) > whole:
+        raise InvalidArgument(f"Inference-Header-Content-Length is {text!r:.40}; the body has {whole} bytes")
+    return int(text)
+
+
+_SHORT = 2048
+"""The longest JSON whose plan is kept, in bytes: it must not fill the memory."""
+
+
+def _plan(head: bytes) -> _Plan:
+    given: _Head | _ParsedHead = json_data.loads(head, _Head, _ParsedHead)
+    priority, timeout = queueing(given.parameters)
+    tensors, names, offset = [], set[str](), 0
+    for each in given.inputs:
+        if each.name in names:
+            raise InvalidArgument(f"two inputs have the name {each.name!r:.80}; names must differ")
+        names.add(each.name)
+        tensor = _tensor(each, offset)
+        tensors.append(tensor)
+        if tensor.dtype is not None and type(tensor.data) is int:
+            offset += each.parameters["binary_data_size"]
+    binary = flag(given.parameters, "binary_data_output")
+    outputs = None if given.outputs is None else tuple(_requested(each, binary) for each in given.outputs)
+    if outputs is not None:
+        check_requested(outputs)
+    return _Plan(tuple(tensors), offset, priority, timeout, Answer(given.id or None, outputs or None, binary))
+
+
+_cached_plan = functools.lru_cache(256)(_plan)
+
+
+def _tensor(given: _Input | _ParsedInput, offset: int) -> _Tensor:
+    name, datatype, shape = given.name, given.datatype, tuple(given.shape)
+    has_data, has_binary = given.data is not msgspec.UNSET, "binary_data_size" in given.parameters
+    part = part_of(name, given.parameters)
+    if has_data + has_binary + (part is not None) != 1:
+        raise InvalidArgument(
+            f"input {name!r:.80} must have one of data, and the parameters binary_data_size and shared_memory_region"
+        )
+    if has_data:
+        return _Tensor(name, datatype, None, shape, given.data)
+    dtype = dtype_of(name, datatype)
+    nbytes = number(given.parameters, "binary_data_size") if part is None else part.byte_size
+    check_size(name, datatype, shape, nbytes_of(name, dtype, shape), nbytes)
+    return _Tensor(name, datatype, dtype, shape, offset if part is None else part)
+
+
+def _requested(given: _Output, binary: bool) -> Requested:
+    part = part_of(given.name, given.parameters)
+    return Requested(
+        given.name,
+        flag(given.parameters, "binary_data", binary and part is None),
+        number(given.parameters, "classification"),
+        part,
+    )
+
+
+def encode(outputs: Outputs, answer: Answer, batches: bool = False) -> Response:
+    """The response for outputs. `batches` says whether dimension 0 of the model's outputs is the batch.
+
+    Raises InvalidArgument for an output that the model does not have, or that cannot be returned as asked.
+    """
+    entries: list[bytes] = []
+    parts: list[Buffer] = []
+    for output, array in selected(outputs, outputs.model, answer.outputs, answer.binary):
+        if output.classes:
+            shape, texts = classes_of(output.name, array, output.classes, batches)
+            start = _entry(output.name, "BYTES", tuple(shape))
+            if output.binary:
+                part: Buffer = b"".join([len(text).to_bytes(4, "little") + text for text in texts])
+            else:
+                data = msgspec.json.encode([text.decode() for text in texts])
+        else:
+            start, dtype = _start(output.name, array.dtype, array.shape)
+            if output.part is not None:
+                answer.places[output.name].write((bytes_of(array, dtype),))
+                entries.append(b'%b,"parameters":%b}' % (start, msgspec.json.encode(output.part.parameters())))
+                continue
+            if output.binary:
+                part = bytes_of(array, dtype)
+            else:
+                data = json_data.text_of(array)
+        if output.binary:
+            entries.append(b'%b,"parameters":{"binary_data_size":%d}}' % (start, len(part)))
+            if part:
+                parts.append(part)
+        else:
+            entries.append(b'%b,"data":%b}' % (start, data))
+    head = _beginning(outputs.model, outputs.version) + b",".join(entries) + b"]}"
+    head = (b"{" if answer.id is None else b'{"id":%b,' % msgspec.json.encode(answer.id)) + head
+    if not parts:
+        return Response(200, (head,), [JSON])
+    headers = [("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", str(len(head)))]
+    return Response(200, (head, *parts), headers)
+
+
+@functools.lru_cache(256)
+def _beginning(model: str, version: int) -> bytes:
+    return b'"model_name":%b,"model_version":"%d","outputs":[' % (msgspec.json.encode(model), version)
+
+
+@functools.lru_cache(256)
+def _start(name: str, dtype: DType, shape: tuple[int, ...]) -> tuple[bytes, DType]:
+    """An output's JSON object without its data and its end, and the dtype on the wire."""
+    datatype = datatype_of(dtype)
+    return _entry(name, datatype, shape), DATATYPES[datatype]
+
+
+def _entry(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    return msgspec.json.encode({"name": name, "datatype": datatype, "shape": shape})[:-1]
