@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -144,6 +144,30 @@ def running_workers(backend: str, *options: str, program: str = "workers", **env
     """A supervisor with its workers; they may not be connected yet."""
     with running("-m", program, "--broker", backend, *options, **environment) as process:
         yield process
+
+
+class Gateway:
+    """A gateway process, and HOST:PORT of its ports; a port that is turned off is empty."""
+
+    def __init__(self, process: Process, http: str, grpc: str) -> None:
+        self.process = process
+        self.http = http
+        self.grpc = grpc
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.http}"
+
+
+@contextmanager
+def running_gateway(*brokers: str, options: Sequence[str] = (), **environment: str) -> Iterator[Gateway]:
+    """A gateway in front of these frontends, ready for connections on free ports."""
+    ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    arguments = ["-m", "zmq_offload.gateway", "--broker", ",".join(brokers), *ports, *options]
+    with running(*arguments, **environment) as process:
+        line = process.wait_for(r"^ready( .*)?$")[0]
+        addresses = dict(re.findall(r"(http|grpc)=(\S+)", line))
+        yield Gateway(process, addresses.get("http", ""), addresses.get("grpc", ""))
 
 
 @contextmanager
