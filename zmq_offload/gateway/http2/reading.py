@@ -1,0 +1,118 @@
+"""Bytes to frames (RFC 9113, sections 3.4 and 4). Pure.
+
+The payload of a DATA frame is passed on as it arrives, and so is never held here. Other frames are small.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from zmq_offload.gateway.calls import Buffer
+from zmq_offload.gateway.http2 import frames
+from zmq_offload.gateway.http2.errors import ConnectionFault, ErrorCode
+from zmq_offload.gateway.http2.frames import HEAD, LARGEST_ID, PREFACE
+from zmq_offload.gateway.http2.settings import Limits
+
+
+class Reader(ABC):
+    """The reading half of a connection. Its methods raise ConnectionFault."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._partial = b""
+        self._greeted = self._settled = False
+        self._within_block = False
+        # What is still to come of the DATA frame that arrives, or of a frame that nobody reads.
+        self._left = self._padding = 0
+
+    @abstractmethod
+    def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        """A frame other than DATA."""
+
+    @abstractmethod
+    def _data_begun(self, number: int, flags: int, length: int, size: int) -> None:
+        """A DATA frame begins: `length` counts for flow control, `size` is the data without padding."""
+
+    @abstractmethod
+    def _data(self, data: Buffer, last: bool) -> None:
+        """Some of the frame's data is here. `last`: the frame is whole now."""
+
+    @abstractmethod
+    def _idle(self) -> None:
+        """A frame does not serve any request."""
+
+    def _read(self, data: Buffer) -> None:
+        view = memoryview(self._partial + data if self._partial else data)
+        position, end = 0, len(view)
+        if not self._greeted:
+            if view[: len(PREFACE)] != PREFACE[:end]:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the preface of HTTP/2 is missing")
+            if end < len(PREFACE):
+                self._partial = bytes(view)
+                return
+            self._greeted = True
+            position = len(PREFACE)
+        while True:
+            if self._left or self._padding:
+                position = self._payload(view, position)
+            start = position + HEAD.size
+            if end < start:
+                break
+            word, flags, number = HEAD.unpack_from(view, position)
+            length, kind, number = word >> 8, word & 0xFF, number & LARGEST_ID
+            self._check_head(kind, flags, length)
+            if kind == frames.DATA:
+                padding = 0
+                if flags & frames.PADDED:
+                    if not length:
+                        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without payload")
+                    if start == end:
+                        break
+                    padding = view[start] + 1
+                    start += 1
+                if padding > length:
+                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a DATA frame of {length} bytes is all padding")
+                self._left, self._padding = length - padding, max(0, padding - 1)
+                self._data_begun(number, flags, length, self._left)
+                if not self._left and not self._padding:
+                    self._data(b"", True)
+            elif kind > frames.CONTINUATION:
+                self._idle()
+                self._skip(length)
+            else:
+                if end - start < length:
+                    break
+                self._frame(kind, flags, number, bytes(view[start : start + length]))
+                start += length
+            position = start
+        self._partial = bytes(view[position:])
+
+    @abstractmethod
+    def _skip(self, length: int) -> None:
+        """A frame of an unknown type begins."""
+
+    def _check_head(self, kind: int, flags: int, length: int) -> None:
+        if length > self._limits.frame:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame has {length} bytes")
+        if length > self._limits.header_block and 0 < kind <= frames.CONTINUATION:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"a frame of type {kind} has {length} bytes")
+        if self._within_block != (kind == frames.CONTINUATION):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION is out of place, or missing")
+        if not self._settled:
+            if kind != frames.SETTINGS or flags & frames.ACK:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS are not the first frame")
+            self._settled = True
+
+    def _payload(self, view: memoryview, position: int) -> int:
+        """Take what is here of the payload that arrives; returns where it ends."""
+        data = view[position : position + self._left]
+        position += len(data)
+        self._left -= len(data)
+        if not self._left:
+            skipped = min(self._padding, len(view) - position)
+            self._padding -= skipped
+            position += skipped
+        last = not self._left and not self._padding
+        if last or len(data):
+            self._data(data, last)
+        return position
