@@ -1,9 +1,9 @@
 """Whether a request is let in, and for which models. Pure.
 
-A connection asks `tls.peer_certificate` once, and `Access.check` for each request, so that a revoked credential is
-refused on open connections, too:
+A connection asks `tls.peer_of` once, and `Access.check` for each request, so that a revoked credential is refused on
+open connections, too:
 
-    grant = access.check(headers.get("authorization"), self.certificate, path)
+    grant = access.check(headers.get("authorization"), self.peer, path)
 
 What it raises is answered as any other error, over HTTP with the header `CHALLENGE`.
 """
@@ -41,16 +41,20 @@ _NAMES = {"URI": "uri", "DNS": "dns", "email": "email"}
 """Kinds of names that the `ssl` module finds in a certificate -> as lists write them."""
 
 
-class Certificate(NamedTuple):
-    """A client's certificate, which the handshake has verified: what lists may call it, the narrowest first."""
+class Peer(NamedTuple):
+    """The other end of a connection: its address, for logs, and what lists may call its certificate.
 
-    identities: tuple[str, ...]
+    The narrowest identity is first. There is none without a certificate, which the handshake has verified.
+    """
+
+    address: str
+    identities: tuple[str, ...] = ()
 
 
 class Access(Protocol):
     """Decides who may use which models. It belongs to the event loop's thread, and its lists may change."""
 
-    def check(self, authorization: str | None, certificate: Certificate | None, path: str = "") -> Grant:
+    def check(self, authorization: str | None, peer: Peer, path: str = "") -> Grant:
         """The models that a request may use.
 
         `authorization` is the value of the header, `path` is without the query. Raises Unauthenticated, which says
@@ -61,7 +65,7 @@ class Access(Protocol):
 class Open:
     """Lets everyone use all models: for loopback, or a network that is trusted."""
 
-    def check(self, authorization: str | None, certificate: Certificate | None, path: str = "") -> Grant:
+    def check(self, authorization: str | None, peer: Peer, path: str = "") -> Grant:
         return _ANYONE
 
 
@@ -75,24 +79,24 @@ class Listed:
         self.grants = grants
         self._certificates = certificates
 
-    def check(self, authorization: str | None, certificate: Certificate | None, path: str = "") -> Grant:
+    def check(self, authorization: str | None, peer: Peer, path: str = "") -> Grant:
         """A request is let in by either credential; a token that is known goes before a certificate."""
         if authorization is not None and (grant := self.grants.get(token_entry(_token(authorization)))):
             return grant
-        for identity in certificate.identities if certificate else ():
+        for identity in peer.identities:
             if grant := self.grants.get(identity):
                 return grant
         if path in PUBLIC:
             return _HEALTH
-        raise Unauthenticated(self._refusal(authorization, certificate))
+        raise Unauthenticated(self._refusal(authorization, peer))
 
-    def _refusal(self, authorization: str | None, certificate: Certificate | None) -> str:
+    def _refusal(self, authorization: str | None, peer: Peer) -> str:
         if authorization is not None:
             if not _token(authorization):
                 return "the authorization is not a bearer token; send the header 'Authorization: Bearer TOKEN'"
             return "the token is not known to this gateway; ask for one, or check that it is complete"
-        if certificate:
-            names = ", ".join(certificate.identities)
+        if peer.identities:
+            names = ", ".join(peer.identities)
             return f"no name of the client certificate is known to this gateway; it has {names}"
         how = "; send the header 'Authorization: Bearer TOKEN'"
         return f"the request has no credential{how}{', or use a client certificate' * self._certificates}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from zmq_offload.errors import OffloadError, ResourceExhausted
-from zmq_offload.gateway.access.tls import peer_certificate
+from zmq_offload.gateway.access.tls import peer_of
 from zmq_offload.gateway.calls import Buffer, Cancel
 from zmq_offload.gateway.http.chunks import Chunks
 from zmq_offload.gateway.http.heads import END, Head, Refused, check_complete, check_incomplete, parse_head
@@ -66,7 +66,6 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_body",
         "_cancel",
-        "_certificate",
         "_chunks",
         "_filled",
         "_grant",
@@ -75,6 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         "_holds",
         "_limits",
         "_number",
+        "_peer",
         "_phase",
         "_progress",
         "_read_paused",
@@ -112,7 +112,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._certificate = peer_certificate(transport)
+        self._peer = peer_of(transport)
         self.due = self._server.now() + self._limits.idle
         if not self._server.opened(self):
             error = Refused(503, f"the gateway has {self._limits.connections} connections; try again later")
@@ -240,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
         lines = bytes(memoryview(data)[start:end])
         check_complete(lines, self._limits)
         self._head = head = parse_head(lines, self._limits)
-        self._grant = self._server.access.check(head.headers.get("authorization"), self._certificate, head.path)
+        self._grant = self._server.access.check(head.headers.get("authorization"), self._peer, head.path)
         if head.expects and end == stop and head.length != 0:
             self._transport.write(_CONTINUE)
         return end
