@@ -20,6 +20,7 @@ from zmq_offload.errors import OffloadError, ResourceExhausted
 from zmq_offload.gateway.access.tls import peer_of
 from zmq_offload.gateway.calls import Buffer, Cancel
 from zmq_offload.gateway.http.chunks import Chunks
+from zmq_offload.gateway.http.codings import COMPRESSED_FROM, Decoding, Encoding, choose
 from zmq_offload.gateway.http.heads import END, Head, Refused, check_complete, check_incomplete, parse_head
 from zmq_offload.gateway.http.limits import Progress
 from zmq_offload.gateway.http.messages import Request, Response
@@ -55,6 +56,7 @@ class _Phase(enum.Enum):
 
     RECEIVING = enum.auto()  # waits for a request, or for the rest of one
     ANSWERING = enum.auto()  # a handler has the request
+    CODING = enum.auto()  # the request is decompressed, or the response compressed
     SENDING = enum.auto()  # the client does not read its response as fast as it is written
     LINGERING = enum.auto()  # a request is refused; what follows is read, so that the client sees why
     CLOSING = enum.auto()
@@ -281,12 +283,11 @@ class Connection(asyncio.BufferedProtocol):
         self._filled += count
         try:
             self._hold(count)
-        except OffloadError as error:
+            if self._filled == len(body):
+                self._body = None
+                self._handle(body)
+        except (Refused, OffloadError) as error:
             self._refuse(error)
-            return
-        if self._filled == len(body):
-            self._body = None
-            self._handle(body)
 
     def _hold(self, count: int) -> None:
         """Count bytes of bodies. Raises ResourceExhausted."""
@@ -303,11 +304,39 @@ class Connection(asyncio.BufferedProtocol):
         self._body = self._chunks = None
 
     def _handle(self, body: Buffer) -> None:
-        """A request is complete."""
-        self._number = number = self._number + 1
+        """A request is complete. Raises Refused or OffloadError."""
+        self._number += 1
         self._started = False
-        self._phase = _Phase.ANSWERING
         self.due = math.inf  # who handles requests sees to it that each ends
+        coding = self._head.headers.get("content-encoding", "identity")
+        if coding == "identity" or not body:
+            self._ask(body)
+        else:
+            self._phase = _Phase.CODING
+            self._decode(self._number, Decoding(coding, body, self._limits.body_bytes))
+
+    def _decode(self, number: int, decoding: Decoding) -> None:
+        """Decompress a part of a body. Raises Refused or OffloadError."""
+        before = len(decoding.body)
+        done = decoding.step()
+        self._hold(len(decoding.body) - before)
+        if done:
+            self._ask(decoding.body)
+        else:
+            self._server.loop.call_soon(self._decode_on, number, decoding)
+
+    def _decode_on(self, number: int, decoding: Decoding) -> None:
+        """Decompress the next part."""
+        if number == self._number and self._phase is _Phase.CODING:
+            try:
+                self._decode(number, decoding)
+            except (Refused, OffloadError) as error:
+                self._refuse(error)
+
+    def _ask(self, body: Buffer) -> None:
+        """Give the request to the handler."""
+        self._phase = _Phase.ANSWERING
+        number = self._number
         head = self._head
         request = Request(head.method, head.path, head.query, head.headers, body, self._grant)
         try:
@@ -326,6 +355,27 @@ class Connection(asyncio.BufferedProtocol):
         if number != self._number or self._phase is not _Phase.ANSWERING:
             return
         self._cancel = None
+        if response.compressible and (accepted := self._head.headers.get("accept-encoding")):
+            coding = choose(accepted)
+            if coding and size_of(response.body) >= COMPRESSED_FROM:
+                response.headers += [("Content-Encoding", coding), ("Vary", "Accept-Encoding")]
+                self._phase = _Phase.CODING
+                self._encode(number, response, Encoding(coding, response.body))
+                return
+        self._answer(response)
+
+    def _encode(self, number: int, response: Response, encoding: Encoding) -> None:
+        """Compress a part of a response."""
+        if number != self._number or self._phase is not _Phase.CODING:
+            return
+        if encoding.step():
+            response.body = encoding.body
+            self._answer(response)
+        else:
+            self._server.loop.call_soon(self._encode, number, response, encoding)
+
+    def _answer(self, response: Response) -> None:
+        """Write the response to the request, and go on."""
         head = self._head
         keep_alive = head.keep_alive and not self._server.draining
         connection = ("keep-alive" if head.version == "1.0" else None) if keep_alive else "close"

@@ -28,11 +28,16 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """A response. The connection adds Content-Length and what belongs to the connection."""
+    """A response. The connection adds Content-Length and what belongs to the connection.
+
+    If it is `compressible`, it is compressed for a client that asks for that. As with Triton, only results of models
+    are: tritonclient.http.aio asks for compression always, and does not decompress any other response.
+    """
 
     status: int
     body: Buffers = ()
     headers: list[tuple[str, str]] = field(default_factory=list)
+    compressible: bool = False
 
 
 Respond: TypeAlias = Callable[[Response], None]

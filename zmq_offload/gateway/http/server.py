@@ -50,7 +50,7 @@ class HttpServer:
         self.draining = False
         self.date = formatdate(usegmt=True)
         self._open: set[Connection] = set()
-        self._sweeping = False
+        self._ticking = False
 
     @property
     def connections(self) -> int:
@@ -77,8 +77,8 @@ class HttpServer:
     def opened(self, connection: Connection) -> bool:
         """Whether there is room for a new connection."""
         self._open.add(connection)
-        if not self._sweeping:
-            self._sweep()
+        if not self._ticking:
+            self._tick()
         if self.draining:
             connection.drain()
         return len(self._open) <= self.limits.connections
@@ -86,12 +86,16 @@ class HttpServer:
     def closed(self, connection: Connection) -> None:
         self._open.discard(connection)
 
-    def _sweep(self) -> None:
-        """End what has passed its deadline. One timer for all, since deadlines move with each request."""
-        self.date = formatdate(usegmt=True)
+    def sweep(self) -> None:
+        """End what has passed its deadline."""
         now = self.now()
         for connection in [one for one in self._open if one.due <= now]:
             connection.overdue(now)
-        self._sweeping = bool(self._open)
-        if self._sweeping:
-            self.loop.call_later(_SWEEP, self._sweep)
+
+    def _tick(self) -> None:
+        """One timer for all connections, since their deadlines move with each request."""
+        self.date = formatdate(usegmt=True)
+        self.sweep()
+        self._ticking = bool(self._open)
+        if self._ticking:
+            self.loop.call_later(_SWEEP, self._tick)
