@@ -96,8 +96,8 @@ def triton(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Co
         raise Missing("tritonclient is not installed: --triton-python VENV/bin/python of one with tritonclient[all]")
     with tritonserver(folder, python, {"echo": (_TRITON_CONFIG, _TRITON_MODEL)}) as running:
         yield {
-            "Triton, gRPC": [python, "triton", "grpc", f"127.0.0.1:{running.grpc}"],
-            "Triton, HTTP": [python, "triton", "http", f"127.0.0.1:{running.http}"],
+            "Triton, gRPC": [python, "triton", "grpc", running.grpc],
+            "Triton, HTTP": [python, "triton", "http", running.http],
         }
 
 
@@ -120,7 +120,8 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def mosec(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
+def mosec_server(folder: Path, python: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """An echo, and its port."""
     if not has(python, "mosec"):
         raise Missing("mosec is not installed: --mosec-python VENV/bin/python of one with mosec")
     (folder / "server.py").write_text(_MOSEC_SERVER)
@@ -128,6 +129,12 @@ def mosec(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Com
     command = [python, str(folder / "server.py"), "--address", "127.0.0.1", "--port", str(port)]
     with server([*command, "--max-request-size", str(1 << 27), "--timeout", "60000"], {}, folder) as process:
         until_up(lambda: listens(port), process, "mosec")
+        yield process, port
+
+
+@contextmanager
+def mosec(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Command]]:
+    with mosec_server(folder, python) as (_, port):
         yield {"mosec, HTTP": [python, "mosec", str(port)]}
 
 

@@ -34,8 +34,8 @@ RECORDED = Path(__file__).with_name("triton_answers.json")
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
-def ask_http(port: int, call: HttpCall) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+def ask_http(address: str, call: HttpCall) -> Answer:
+    connection = http.client.HTTPConnection(address, timeout=20)
     try:
         connection.putrequest(call.method, "/" + call.path, skip_accept_encoding=True)
         headers = {"Content-Length": str(len(call.content))} | dict(call.headers)
@@ -110,11 +110,11 @@ def _plain(message: Any) -> Any:
     return MessageToDict(message, preserving_proto_field_name=True)
 
 
-def ask_all(http_port: int, grpc_port: int) -> dict[str, dict[str, Answer]]:
+def ask_all(http_address: str, grpc_address: str) -> dict[str, dict[str, Answer]]:
     """The answers to all calls, by protocol and name."""
-    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+    with grpc.insecure_channel(grpc_address) as channel:
         return {
-            "http": {name: ask_http(http_port, call) for name, call in oracle_calls.HTTP.items()},
+            "http": {name: ask_http(http_address, call) for name, call in oracle_calls.HTTP.items()},
             "grpc": {name: ask_grpc(channel, *call) for name, call in oracle_calls.GRPC.items()},
             "stream": {name: ask_stream(channel, requests) for name, requests in oracle_calls.STREAM.items()},
         }

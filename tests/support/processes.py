@@ -202,3 +202,11 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@contextmanager
+def signed_workers(backend: str, *options: str) -> Iterator[Process]:
+    """Echo workers that serve models with signatures, too; see `tests.support.signed_worker`."""
+    arguments = ("--executor", "echo", *options)
+    with running_workers(backend, *arguments, program="tests.support.signed_worker") as process:
+        yield process

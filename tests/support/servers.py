@@ -69,11 +69,11 @@ def server(command: Command, environment: Mapping[str, str], folder: Path) -> It
 
 
 class Triton(NamedTuple):
-    """A running Triton: its process, and the ports of its protocols."""
+    """A running Triton, and HOST:PORT of its protocols."""
 
     process: subprocess.Popen[bytes]
-    http: int
-    grpc: int
+    http: str
+    grpc: str
 
 
 @contextmanager
@@ -115,4 +115,4 @@ def tritonserver(folder: Path, python: str, models: Mapping[str, tuple[str, str]
     with server(command, environment, folder) as process:
         url = f"http://127.0.0.1:{http}/v2/health/ready"
         until_up(lambda: urllib.request.urlopen(url, timeout=2).status == 200, process, "Triton")
-        yield Triton(process, http, grpc)
+        yield Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")

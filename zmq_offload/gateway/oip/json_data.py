@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -114,16 +113,21 @@ def _nested(datatype: str, depth: int) -> Any:
 
 def _depth(data: object) -> int:
     """How deep the first element is nested."""
-    if isinstance(data, msgspec.Raw):
-        return next(_OPENING.finditer(memoryview(data)))[0].count(b"[")
     depth = 0
+    if isinstance(data, msgspec.Raw):
+        for byte in memoryview(data):
+            if byte == _OPEN:
+                depth += 1
+            elif byte not in _SPACE:
+                break
+        return depth
     while isinstance(data, list):
         depth, data = depth + 1, data[0] if data else None
     return depth
 
 
-_OPENING = re.compile(rb"[\[ \t\r\n]*")
-"""The brackets before the first element; it matches at the start of any text."""
+_OPEN = ord("[")
+_SPACE = b" \t\r\n"
 
 
 def _flat(name: str, values: list[Any], shape: Sequence[int]) -> list[Any]:

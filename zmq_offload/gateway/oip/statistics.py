@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from zmq_offload.gateway.catalog import Model
-from zmq_offload.gateway.oip.metadata import batched
 from zmq_offload.gateway.statistics import Duration, Statistics
 
 
@@ -13,38 +12,36 @@ def model_stats(models: Iterable[Model], statistics: Statistics) -> dict[str, ob
     """The statistics of versions.
 
     A worker tells one time for a request, which has the taking in of inputs and the giving out of outputs in it. So
-    "compute_input" and "compute_output" take no time here. Batches are those of requests.
+    "compute_input" and "compute_output" take no time here. Workers do not tell the batches that they run either:
+    "execution_count" counts requests, and "batch_stats" is empty.
     """
     return {"model_stats": [_version(model, statistics) for model in models]}
 
 
 def _version(model: Model, statistics: Statistics) -> dict[str, object]:
     found = statistics.of(model.name, model.version)
-    rows = batched(model)
+    copied = {"count": found.compute.count, "ns": 0}
     never = {"count": 0, "ns": 0}
     return {
         "name": model.name,
         "version": str(model.version),
         "last_inference": found.last,
-        "inference_count": found.inferences(rows),
+        "inference_count": found.success.count,
         "execution_count": found.success.count,
         "inference_stats": {
             "success": _duration(found.success),
             "fail": _duration(found.fail),
             "queue": _duration(found.queue),
-            **_computed(found.compute),
+            "compute_input": copied,
+            "compute_infer": _duration(found.compute),
+            "compute_output": copied,
             "cache_hit": never,
             "cache_miss": never,
         },
         "response_stats": {},
-        "batch_stats": [{"batch_size": size, **_computed(compute)} for size, compute in found.batches(rows)],
+        "batch_stats": [],
         "memory_usage": [],
     }
-
-
-def _computed(compute: Duration) -> dict[str, object]:
-    copied = {"count": compute.count, "ns": 0}
-    return {"compute_input": copied, "compute_infer": _duration(compute), "compute_output": copied}
 
 
 def _duration(duration: Duration) -> dict[str, int]:

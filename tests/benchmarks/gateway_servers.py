@@ -1,0 +1,76 @@
+"""The servers of the gateway's benchmark, each with an echo of FP32."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.benchmarks.gateway_client import MODEL
+from tests.benchmarks.measure import cpu_seconds
+from tests.benchmarks.peer_servers import mosec_server
+from tests.support.oracle import triton
+from tests.support.processes import running_broker, running_gateway, signed_workers, wait_for_workers
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server and one of its ports; `roots` are the processes that it consists of, apart from their children.
+
+    `statistics` is HOST:PORT of its HTTP, or nothing if it counts no requests.
+    """
+
+    name: str
+    kind: str
+    url: str
+    roots: tuple[int, ...]
+    statistics: str = ""
+
+    def cpu(self) -> float:
+        """The CPU time of all processes of the server until now, in seconds."""
+        processes = [psutil.Process(root) for root in self.roots]
+        below = [child for process in processes for child in process.children(recursive=True)]
+        return sum(cpu_seconds(process.pid) for process in processes + below)
+
+    def count(self) -> int:
+        """The requests that succeeded until now, as the server counts them."""
+        with urllib.request.urlopen(f"http://{self.statistics}/v2/models/{MODEL}/stats", timeout=20) as response:
+            (model,) = json.load(response)["model_stats"]
+        return int(model["inference_stats"]["success"]["count"])
+
+
+def _both(name: str, http: str, grpc: str, roots: tuple[int, ...]) -> list[Server]:
+    return [
+        Server(f"{name}, HTTP", "http", http, roots, http),
+        Server(f"{name}, gRPC", "grpc", grpc, roots, http),
+    ]
+
+
+@contextmanager
+def gateway(folder: Path, python: str) -> Iterator[list[Server]]:
+    """A gateway, a broker and a supervisor with one worker."""
+    with running_broker() as broker, signed_workers(broker.backend) as workers:
+        wait_for_workers(broker.frontend, 1)
+        with running_gateway(broker.frontend) as running:
+            roots = tuple(process.popen.pid for process in (broker.broker, workers, running.process))
+            yield _both("zmq-offload", running.http, running.grpc, roots)
+
+
+@contextmanager
+def real_triton(folder: Path, python: str) -> Iterator[list[Server]]:
+    with triton(folder, python) as running:
+        yield _both("Triton", running.http, running.grpc, (running.process.pid,))
+
+
+@contextmanager
+def mosec(folder: Path, python: str) -> Iterator[list[Server]]:
+    with mosec_server(folder, python) as (process, port):
+        yield [Server("mosec, HTTP", "mosec", f"127.0.0.1:{port}", (process.pid,))]
+
+
+SERVERS = {"gateway": gateway, "triton": real_triton, "mosec": mosec}
