@@ -58,10 +58,12 @@ def test_a_refusal_names_certificates_only_if_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(PUBLIC))
-def test_probes_need_no_credential_and_get_no_model(path: str) -> None:
-    assert not ACCESS.check(None, NOBODY, path).allows("ocr")
-    assert not ACCESS.check("Bearer wrong", NOBODY, path).allows("ocr")
+def test_probes_need_no_credential(path: str) -> None:
+    assert ACCESS.check(None, NOBODY, path) == ACCESS.check("Bearer wrong", NOBODY, path) == Grant("health check")
     assert ACCESS.check("Bearer t0ken", NOBODY, path) is CAMERA
+    for other in ("", f"{path}/", path[1:], "/v2/models/ocr/ready"):
+        with pytest.raises(Unauthenticated):
+            ACCESS.check(None, NOBODY, other)
 
 
 def test_a_replaced_list_counts_at_once() -> None:

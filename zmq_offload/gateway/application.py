@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from zmq_offload.gateway.access.decisions import Access, Open
+from zmq_offload.gateway.access.decisions import Access
+from zmq_offload.gateway.access.guard import Guard
 from zmq_offload.gateway.calls import Cancel, Fabric
 from zmq_offload.gateway.config import NONE, Config
 from zmq_offload.gateway.http.limits import Limits
 from zmq_offload.gateway.http.messages import Handler, Request, Respond
 from zmq_offload.gateway.http.router import Router
 from zmq_offload.gateway.http.server import HttpServer
+from zmq_offload.gateway.oip.regions import region_routes
+from zmq_offload.gateway.oip.rest import routes
 from zmq_offload.gateway.ports import Door
+from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory, System
 from zmq_offload.gateway.tfserving import rest as tfserving
 
 
-def doors(config: Config, fabric: Fabric) -> list[Door]:
+def doors(config: Config, fabric: Fabric, guard: Guard) -> list[Door]:
     """The ports that are wanted. Call it in the event loop."""
-    access = Open()
+    memory = System(config.max_body_bytes) if config.system_shared_memory else Off()
     found = []
     if config.http != NONE:
-        found.append(Door("http", config.http, _http(config, http_handler(fabric), access), None))
+        service = _http(config, http_handler(fabric, memory), guard.access)
+        found.append(Door("http", config.http, service, guard.contexts.http if guard.contexts else None))
     return found
 
 
-def http_handler(fabric: Fabric) -> Handler:
+def http_handler(fabric: Fabric, memory: SharedMemory) -> Handler:
     """What answers HTTP requests."""
     tensorflow, open_inference = tfserving.handler(fabric), Router()
+    for route in (*routes(fabric, memory), *region_routes(memory)):
+        open_inference.add(*route)
 
     def handle(request: Request, respond: Respond) -> Cancel | None:
         return (tensorflow if request.path.startswith("/v1/") else open_inference)(request, respond)

@@ -55,7 +55,12 @@ class Config:
     model_control: bool = False
     client_key: str | None = None
     broker_key: str | None = None
+    access_list: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    client_ca: str | None = None
     insecure: bool = False
+    system_shared_memory: bool = False
     max_body_bytes: int = 272 * _MEBIBYTE
     max_held_bytes: int = 2048 * _MEBIBYTE
     max_header_bytes: int = 64 * 1024
@@ -83,7 +88,12 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
     add_option(parser, "--client-key", file, None, "this gateway's NAME.key_secret", metavar="FILE")
     add_option(parser, "--broker-key", file, None, "the broker's NAME.key", metavar="FILE")
+    add_option(parser, "--access-list", file, None, "list of tokens and client certificates", metavar="FILE")
+    add_option(parser, "--tls-cert", file, None, "this gateway's certificate, in PEM", metavar="FILE")
+    add_option(parser, "--tls-key", file, None, "the key of that certificate", metavar="FILE")
+    add_option(parser, "--client-ca", file, None, "authorities of the clients' certificates", metavar="FILE")
     parser.add_argument("--insecure", action="store_true", help="listen on a network without tokens or certificates")
+    parser.add_argument("--system-shared-memory", action="store_true", help="let clients name files of /dev/shm")
     parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")
     for flag, kind, text in _LIMITS:
         default = getattr(Config, flag.removeprefix("--").replace("-", "_"))
@@ -107,6 +117,10 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
     add_options(parser)
     parsed = parser.parse_args(arguments)
     check_together(parser, parsed, "--client-key", "--broker-key")
+    check_together(parser, parsed, "--tls-cert", "--tls-key")
+    for other in ("tls_cert", "access_list"):
+        if parsed.client_ca and not getattr(parsed, other):
+            parser.error(f"--client-ca without --{other.replace('_', '-')}; client certificates need both")
     if parsed.http == parsed.grpc == NONE:
         parser.error("--http none with --grpc none; a gateway needs one of the two ports")
     return Config(**vars(parsed))

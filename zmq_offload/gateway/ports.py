@@ -19,6 +19,9 @@ log = logging.getLogger("gateway")
 _BACKLOG = 4096
 """Connections that wait to be accepted; the system may allow fewer."""
 
+_HANDSHAKE = 10.0
+"""Seconds for a TLS handshake. A connection counts among a port's connections only after it."""
+
 _LOOK_EVERY = 0.02
 """Seconds between two looks at what a draining gateway still holds."""
 
@@ -74,7 +77,10 @@ async def listen(doors: Iterable[Door]) -> list[Port]:
     ports = []
     for door in doors:
         bound = _bind(door.address)
-        server = await loop.create_server(door.service.protocol, sock=bound, ssl=door.tls, backlog=_BACKLOG)
+        handshake = _HANDSHAKE if door.tls else None
+        server = await loop.create_server(
+            door.service.protocol, sock=bound, ssl=door.tls, ssl_handshake_timeout=handshake, backlog=_BACKLOG
+        )
         ports.append(Port(door, bound, server))
     return ports
 

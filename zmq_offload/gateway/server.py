@@ -10,8 +10,10 @@ import uvloop
 
 from zmq_offload.client.connection import Connection
 from zmq_offload.common.open_files import raise_file_limit
+from zmq_offload.gateway.access.guard import Guard, check_exposure
+from zmq_offload.gateway.access.tls import files_of
 from zmq_offload.gateway.application import doors
-from zmq_offload.gateway.config import Config
+from zmq_offload.gateway.config import NONE, Config
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.fabric import BrokerFabric
 from zmq_offload.gateway.ports import drain, listen
@@ -32,12 +34,17 @@ async def _run(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets this
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    addresses = [address for address in (config.http, config.grpc) if address != NONE]
+    listed, tls = config.access_list is not None, config.tls_cert is not None
+    check_exposure(addresses, listed=listed, tls=tls, insecure=config.insecure)
+    guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
     connection = Connection(
         config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, reclaims=False
     )
     fabric = BrokerFabric(connection, config.timeout, ModelControl(config.model_control))
     try:
-        ports = await listen(doors(config, fabric))
+        ports = await listen(doors(config, fabric, guard))
+        guard.watch()
         # A program that starts a gateway with port 0 reads the ports here.
         print("ready", *(f"{port.door.name}={port.address}" for port in ports), flush=True)
         await stop.wait()
@@ -45,4 +52,5 @@ async def _run(config: Config) -> None:
         fabric.stopping = True
         await drain(ports, config.grace)
     finally:
+        guard.close()
         fabric.close()

@@ -22,8 +22,8 @@ CHALLENGE = ("WWW-Authenticate", 'Bearer realm="zmq-offload"')
 
 _ANYONE = Grant("anyone")
 
-_HEALTH = Grant("health check", frozenset())
-"""Of those who ask without a credential whether the gateway lives or is ready: it is for no model."""
+_HEALTH = Grant("health check")
+"""Of those who ask without a credential: whether a gateway is ready depends on all of its models."""
 
 PUBLIC = frozenset(
     {
@@ -35,7 +35,7 @@ PUBLIC = frozenset(
         "/grpc.health.v1.Health/Watch",
     }
 )
-"""Paths that need no credential: probes of load balancers and of Kubernetes send none. They name no model."""
+"""Paths that need no credential: probes of load balancers and of Kubernetes send none."""
 
 _NAMES = {"URI": "uri", "DNS": "dns", "email": "email"}
 """Kinds of names that the `ssl` module finds in a certificate -> as lists write them."""

@@ -25,6 +25,11 @@ class Files(NamedTuple):
     client_ca: str | None = None
 
 
+def files_of(certificate: str | None, key: str | None, client_ca: str | None) -> Files | None:
+    """The files of the options, or None if TLS is off."""
+    return None if certificate is None or key is None else Files(certificate, key, client_ca)
+
+
 def peer_of(transport: asyncio.BaseTransport) -> Peer:
     """Who is at the other end of a connection. Ask once, when the connection is made."""
     found = transport.get_extra_info("peername") or ("unknown", 0)
