@@ -1,0 +1,208 @@
+"""The gateway's client of the broker, without the protocols around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.processes import running_broker, running_workers, wait_for_workers
+from zmq_offload.client.connection import Connection
+from zmq_offload.client.results import Outputs
+from zmq_offload.client.session import RetryPolicy
+from zmq_offload.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OffloadError,
+    PermissionDenied,
+    Unavailable,
+)
+from zmq_offload.gateway.calls import Call
+from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.control import ModelControl
+from zmq_offload.gateway.fabric import BrokerFabric
+from zmq_offload.net.grants import Grant
+from zmq_offload.testing import Fabric
+
+ALL = Grant("all")
+OTHERS = Grant("others", frozenset({"other"}))
+X = np.arange(12, dtype="f4").reshape(3, 4)
+ECHO = Call("echo", None, {"x": X})
+
+
+@asynccontextmanager
+async def behind(*brokers: str, timeout: float = 10.0, control: bool = False) -> AsyncIterator[BrokerFabric]:
+    fabric = BrokerFabric(Connection(brokers, None, 1 << 28, reclaims=False), timeout, ModelControl(allowed=control))
+    try:
+        yield fabric
+    finally:
+        fabric.close()
+
+
+async def end_of(start: Callable[..., Any], *arguments: object) -> Any:
+    """What a method of the fabric passes to its callback."""
+    ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    start(*arguments, ended.set_result)
+    return await ended
+
+
+async def listed(fabric: BrokerFabric, grant: Grant, *wanted: Any) -> Catalog | OffloadError:
+    ended: asyncio.Future[Catalog | OffloadError] = asyncio.get_running_loop().create_future()
+    fabric.models(grant, ended.set_result, *wanted)
+    return await ended
+
+
+async def failures(fabric: BrokerFabric, calls: Sequence[tuple[Call, Grant]]) -> list[OffloadError]:
+    found = [await end_of(fabric.infer, call, grant) for call, grant in calls]
+    assert all(isinstance(error, OffloadError) for error in found), found
+    return found
+
+
+def test_requests_end_with_outputs_and_are_counted(echo_fabric: Fabric) -> None:
+    async def run() -> None:
+        async with behind(echo_fabric.frontend) as fabric:
+            outputs = await asyncio.gather(*[end_of(fabric.infer, ECHO, ALL) for _ in range(20)])
+            for each in outputs:
+                assert isinstance(each, Outputs) and each.version == 1
+                np.testing.assert_array_equal(each["x"], X)
+            large = {"x": np.arange(1 << 20, dtype="f4"), "y": np.array(7, "i8"), "z": np.zeros((0, 3), "i1")}
+            each = await end_of(fabric.infer, Call("echo", 1, large), ALL)
+            for name, array in large.items():
+                np.testing.assert_array_equal(each[name], array)
+            assert fabric.outstanding == 0
+            found = fabric.statistics.of("echo", 1)
+            assert (found.success.count, found.queue.count, found.compute.count, found.fail.count) == (21, 21, 21, 0)
+            assert [(size, each.count) for size, each in found.batches(batched=True)] == [(3, 20), (1 << 20, 1)]
+
+    asyncio.run(run())
+
+
+def test_what_goes_wrong_is_passed_on(echo_fabric: Fabric) -> None:
+    wrong = [
+        (ECHO, OTHERS, PermissionDenied, "others is not for model 'echo'"),
+        (ECHO._replace(timeout=0.0), ALL, DeadlineExceeded, "the deadline was over"),
+        (ECHO._replace(priority=101), ALL, InvalidArgument, "priority 101"),
+        (ECHO._replace(version=0), ALL, InvalidArgument, "version 0"),
+        (ECHO._replace(inputs={"": X}), ALL, InvalidArgument, "tensor name"),
+    ]
+
+    async def run() -> None:
+        async with behind(echo_fabric.frontend) as fabric:
+            for (_, _, kind, says), error in zip(
+                wrong, await failures(fabric, [(call, grant) for call, grant, *_ in wrong]), strict=True
+            ):
+                assert type(error) is kind and says in error.message
+            assert isinstance(await end_of(fabric.infer, ECHO._replace(timeout=1e12), ALL), Outputs)
+            await listed(fabric, ALL)
+            late = ECHO._replace(timeout=1e-6)
+            await failures(fabric, [(late, ALL), (late._replace(version=7), ALL), (late._replace(model="nobody"), ALL)])
+            counts = [
+                fabric.statistics.of(*version).fail.count for version in (("echo", 1), ("echo", 7), ("nobody", 1))
+            ]
+            assert counts == [1, 0, 0]
+
+    asyncio.run(run())
+
+
+def test_a_key_sees_its_own_models(echo_fabric: Fabric) -> None:
+    async def run() -> None:
+        async with behind(echo_fabric.frontend) as fabric:
+            answers = await asyncio.gather(*[listed(fabric, ALL) for _ in range(5)], listed(fabric, OTHERS))
+            names = [[m.name for m in answer.models] for answer in answers if isinstance(answer, Catalog)]
+            assert names == [["echo"]] * 5 + [[]]
+
+    asyncio.run(run())
+
+
+def test_models_are_unloaded_and_loaded_at_this_gateway(echo_fabric: Fabric) -> None:
+    async def run() -> None:
+        async with behind(echo_fabric.frontend, control=True) as fabric, behind(echo_fabric.frontend) as other:
+            assert isinstance(await end_of(fabric.unload, "echo", OTHERS), PermissionDenied)
+            assert await end_of(fabric.unload, "nobody", ALL) is None
+            assert await end_of(fabric.unload, "echo", ALL) is None
+            (error,) = await failures(fabric, [(ECHO, ALL)])
+            assert type(error) is NotFound and "is unloaded" in error.message
+            catalog = await listed(fabric, ALL, "echo")
+            assert isinstance(catalog, Catalog) and [(m.name, m.open) for m in catalog.models] == [("echo", False)]
+            assert isinstance(await end_of(other.infer, ECHO, ALL), Outputs)
+            assert type(await end_of(fabric.load, "nobody", ALL)) is Internal
+            assert await end_of(fabric.load, "echo", ALL) is None
+            assert isinstance(await end_of(fabric.infer, ECHO, ALL), Outputs)
+            assert type(await end_of(other.unload, "echo", ALL)) is Unavailable
+
+    asyncio.run(run())
+
+
+def test_a_canceled_request_is_not_reported(echo_fabric: Fabric) -> None:
+    async def run() -> None:
+        async with behind(echo_fabric.frontend) as fabric:
+            ended: list[object] = []
+            cancel = fabric.infer(ECHO, ALL, ended.append)
+            leave = fabric.models(ALL, ended.append)
+            assert fabric.outstanding == 1
+            cancel()
+            cancel()
+            leave()
+            assert fabric.outstanding == 0
+            assert isinstance(await end_of(fabric.infer, ECHO, ALL), Outputs)
+            assert isinstance(await listed(fabric, ALL), Catalog)
+            assert ended == []
+
+    asyncio.run(run())
+
+
+def test_a_callback_that_fails_harms_no_other_request(echo_fabric: Fabric, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        async with behind(echo_fabric.frontend) as fabric:
+            fabric.infer(ECHO, ALL, broken)
+            fabric.models(ALL, broken)
+            answers = await asyncio.gather(end_of(fabric.infer, ECHO, ALL), listed(fabric, ALL))
+            assert [type(answer) for answer in answers] == [Outputs, Catalog]
+
+    asyncio.run(run())
+    assert {record.message for record in caplog.records} == {
+        "a callback of a call failed",
+        "a callback of a query failed",
+    }
+
+
+def test_without_a_broker_requests_end_in_time_and_a_closed_client_answers() -> None:
+    async def run() -> None:
+        async with behind("tcp://127.0.0.1:9", timeout=0.2) as fabric:
+            (error,) = await failures(fabric, [(ECHO, ALL)])
+            assert type(error) is Unavailable and "no broker answered" in error.message
+            ended: list[object] = []
+            fabric.infer(ECHO, ALL, ended.append)
+            fabric.models(ALL, ended.append)
+            fabric.close()
+            assert [type(error) for error in ended] == [Cancelled, Cancelled]
+            (error,) = await failures(fabric, [(ECHO, ALL)])
+            assert type(error) is Cancelled and type(await listed(fabric, ALL)) is Cancelled
+
+    asyncio.run(run())
+
+
+def test_requests_go_to_the_next_broker() -> None:
+    with running_broker() as first, running_broker() as second:
+        options = ("--executor", "echo", "--processes", "1")
+        with running_workers(f"{first.backend},{second.backend}", *options):
+            wait_for_workers(second.frontend, 1)
+
+            async def run() -> None:
+                async with behind(first.frontend, second.frontend) as fabric:
+                    assert isinstance(await end_of(fabric.infer, ECHO, ALL), Outputs)
+                    first.broker.kill()
+                    answers = await asyncio.gather(*[end_of(fabric.infer, ECHO, ALL) for _ in range(5)])
+                    assert [type(answer) for answer in answers] == [Outputs] * 5
+
+            asyncio.run(run())
