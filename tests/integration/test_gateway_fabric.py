@@ -39,7 +39,8 @@ ECHO = Call("echo", None, {"x": X})
 
 @asynccontextmanager
 async def behind(*brokers: str, timeout: float = 10.0, control: bool = False) -> AsyncIterator[BrokerFabric]:
-    fabric = BrokerFabric(Connection(brokers, None, 1 << 28, reclaims=False), timeout, ModelControl(allowed=control))
+    connection = Connection(brokers, RetryPolicy(heartbeat=0.1, patience=0.3), 1 << 28, reclaims=False)
+    fabric = BrokerFabric(connection, timeout, ModelControl(allowed=control))
     try:
         yield fabric
     finally:

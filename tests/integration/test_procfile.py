@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +20,17 @@ from zmq_offload import Client
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def free_ports() -> tuple[int, int]:
-    """Two ports that were free a moment ago. Processes of honcho cannot tell each other their ports."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        return one.getsockname()[1], two.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago. Processes of honcho cannot tell each other their ports."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
 
 
-@pytest.mark.parametrize("order", [["broker", "worker"], ["worker", "broker"]])
+@pytest.mark.parametrize("order", [["broker", "worker", "gateway"], ["gateway", "worker", "broker"]])
 def test_honcho_brings_up_a_fabric_from_environment_variables(order: list[str]) -> None:
-    frontend, backend = (f"tcp://127.0.0.1:{port}" for port in free_ports())
+    http, *ports = free_ports(3)
+    frontend, backend = (f"tcp://127.0.0.1:{port}" for port in ports)
     mark = new_mark()
     environment = {
         "PATH": PATH,
@@ -36,17 +40,21 @@ def test_honcho_brings_up_a_fabric_from_environment_variables(order: list[str]) 
         "ZMQ_OFFLOAD_BROKER": backend,
         "ZMQ_OFFLOAD_EXECUTOR": "echo",
         "ZMQ_OFFLOAD_PROCESSES": "2",
+        "ZMQ_OFFLOAD_HTTP": f"127.0.0.1:{http}",
+        "ZMQ_OFFLOAD_GRPC": "none",
     }
     with running("-m", "honcho", "start", *order, **environment) as honcho:
-        serve_and_stop(honcho, frontend)
+        serve_and_stop(honcho, frontend, f"http://127.0.0.1:{http}")
     assert processes_marked(mark) == {}
 
 
-def serve_and_stop(honcho: Process, frontend: str) -> None:
+def serve_and_stop(honcho: Process, frontend: str, http: str) -> None:
     with Client(frontend) as client:
         eventually(lambda: len(client.status()["workers"]) == 2)
         x = np.arange(6, dtype=np.float32).reshape(2, 3)
         np.testing.assert_array_equal(client.infer("echo", {"x": x})["x"], x)
+    with urllib.request.urlopen(f"{http}/v2/health/ready") as answer:
+        assert answer.status == 200
     honcho.end()
     stopped = [line for line in honcho.lines if "stopped (rc=0)" in line]
-    assert len(stopped) == 2, "\n".join(honcho.lines)
+    assert len(stopped) == 3, "\n".join(honcho.lines)

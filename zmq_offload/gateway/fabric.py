@@ -72,7 +72,7 @@ class BrokerFabric:
             ended(error)
             return _nothing
         self.outstanding += 1
-        run = _Run(self, call, loop.time(), ended)
+        run = _Run(self, call, time.monotonic(), ended)  # uvloop's clock counts milliseconds
         number = self._driver.start(loop, run.ended, self._connection.session.request, *arguments)
         return functools.partial(self._cancel, run, number)
 
@@ -85,7 +85,7 @@ class BrokerFabric:
     def over(self, run: _Run, action: Complete | Fail) -> Outputs | OffloadError:
         """Count a request that has ended and return what came of it."""
         self.outstanding -= 1
-        model, took = run.call.model, self._loop.time() - run.started
+        model, took = run.call.model, time.monotonic() - run.started
         outcome: Outputs | OffloadError
         try:
             outcome = action.error if isinstance(action, Fail) else outputs_of(action, took, model)

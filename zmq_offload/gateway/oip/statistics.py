@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from zmq_offload.gateway.catalog import Model
+from zmq_offload.gateway.oip.metadata import batched
 from zmq_offload.gateway.statistics import Duration, Statistics
 
 
@@ -12,21 +13,21 @@ def model_stats(models: Iterable[Model], statistics: Statistics) -> dict[str, ob
     """The statistics of versions.
 
     A worker tells one time for a request, which has the taking in of inputs and the giving out of outputs in it. So
-    "compute_input" and "compute_output" take no time here. Workers do not tell the batches that they run either:
-    "execution_count" counts requests, and "batch_stats" is empty.
+    "compute_input" and "compute_output" take no time here. Workers do not tell the batches that they make of requests
+    either: "execution_count" counts requests, and "batch_stats" has them by their own batch size.
     """
     return {"model_stats": [_version(model, statistics) for model in models]}
 
 
 def _version(model: Model, statistics: Statistics) -> dict[str, object]:
-    found = statistics.of(model.name, model.version)
+    found, batches = statistics.of(model.name, model.version), batched(model)
     copied = {"count": found.compute.count, "ns": 0}
     never = {"count": 0, "ns": 0}
     return {
         "name": model.name,
         "version": str(model.version),
         "last_inference": found.last,
-        "inference_count": found.success.count,
+        "inference_count": found.inferences(batches),
         "execution_count": found.success.count,
         "inference_stats": {
             "success": _duration(found.success),
@@ -39,7 +40,15 @@ def _version(model: Model, statistics: Statistics) -> dict[str, object]:
             "cache_miss": never,
         },
         "response_stats": {},
-        "batch_stats": [],
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": {"count": times.count, "ns": 0},
+                "compute_infer": _duration(times),
+                "compute_output": {"count": times.count, "ns": 0},
+            }
+            for size, times in found.batches(batches)
+        ],
         "memory_usage": [],
     }
 
