@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from zmq_offload.gateway.catalog import Model
 from zmq_offload.gateway.http.messages import Request, Response
 from zmq_offload.gateway.http.router import Router
 from zmq_offload.gateway.oip.rest import routes
-from zmq_offload.gateway.sharedmemory.files import Off
+from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory, System
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DATATYPES, TensorSpec, datatype_of
 
@@ -31,10 +33,15 @@ RAW = np.array([[1, 2, 3]], np.float32).tobytes()
 
 
 def ask(
-    fabric: FakeFabric, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    fabric: FakeFabric,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    memory: SharedMemory | None = None,
 ) -> Response:
     router = Router()
-    for route in routes(fabric, Off()):
+    for route in routes(fabric, memory or Off()):
         router.add(*route)
     responses: list[Response] = []
     lower = {name.lower(): value for name, value in (headers or {}).items()}
@@ -388,6 +395,37 @@ def test_without_a_batch_all_elements_are_one_row() -> None:
 def test_outputs_without_classes(array: Array, words: str) -> None:
     wanted = {"outputs": [{"name": "y", "parameters": {"classification": 2}}]}
     assert words in refused(request([1, 2, 3], **wanted), fabric=FakeFabric(ECHO, run=lambda _call: {"y": array}))
+
+
+def test_tensors_in_shared_memory() -> None:
+    path = Path("/dev/shm") / f"zo-test-{uuid.uuid4().hex}"
+    try:
+        path.write_bytes(RAW + bytes(100))
+        memory = System()
+        memory.register("r", path.name, 0, 112, ALL)
+        inputs = [
+            {**ROW, "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 12}},
+            {**ROW, "name": "z", "data": [4, 5, 6]},
+        ]
+        place = {"shared_memory_region": "r", "shared_memory_offset": 12, "shared_memory_byte_size": 12}
+        sent = json.dumps({"inputs": inputs, "outputs": [{"name": "z"}, {"name": "x", "parameters": place}]}).encode()
+        infer_path = "/v2/models/echo/infer"
+        body, _ = parsed(ask(FakeFabric(ECHO), "POST", infer_path, sent, memory=memory))
+        described = {"name": "x", "datatype": "FP32", "shape": [1, 3]}
+        assert body["outputs"] == [described | {"name": "z", "data": [4, 5, 6]}, described | {"parameters": place}]
+        assert path.read_bytes() == RAW + RAW + bytes(88)
+        for wrong, status in (
+            (sent.replace(b'"r"', b'"s"'), 404),
+            (sent.replace(b'"shared_memory_byte_size": 12}', b'"shared_memory_byte_size": 8}'), 400),
+            (sent.replace(b"12}}]", b"8}}]"), 400),
+            (sent.replace(b"12}}]", b'12, "binary_data": true}}]'), 400),
+            (sent.replace(b"12}}]", b'12, "classification": 1}}]'), 400),
+        ):
+            response = ask(FakeFabric(ECHO), "POST", infer_path, wrong, memory=memory)
+            assert response.status == status, parsed(response)
+        assert ask(FakeFabric(ECHO), "POST", infer_path, sent).status == 501
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def test_errors_of_the_fabric_have_their_statuses() -> None:

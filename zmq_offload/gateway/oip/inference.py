@@ -64,6 +64,10 @@ def _respond(outputs: Outputs | OffloadError, answer: Answer, batches: bool, res
     respond(response)
 
 
+def _nothing() -> None:
+    """Takes nothing back."""
+
+
 class _Informed:
     """A request that needs to know the model: it waits for the catalog first, and then for the outputs."""
 
@@ -80,20 +84,20 @@ class _Informed:
     ) -> None:
         self._fabric, self._request, self._respond = fabric, request, respond
         self._name, self._version, self._decoded = name, version, decoded
-        self._cancel: Cancel | None = None
+        self._cancel: Cancel = _nothing
         asking = fabric.models(request.grant, self._listed, name, version)
-        if self._cancel is None:  # else the catalog was there at once, and the model is running
+        if self._cancel is _nothing:  # else the catalog was there at once, and the model is running
             self._cancel = asking
 
     def cancel(self) -> None:
         """Take the request back."""
-        if self._cancel is not None:
-            self._cancel()
+        self._cancel()
 
     def _listed(self, catalog: Catalog | OffloadError) -> None:
+        if isinstance(catalog, OffloadError):
+            self._respond(failed(catalog))
+            return
         try:
-            if isinstance(catalog, OffloadError):
-                raise catalog
             model = catalog.find(self._name, self._version)
             self._cancel = self._run(model, *(self._decoded or decode_raw(model, self._version, self._request.body)))
         except OffloadError as error:

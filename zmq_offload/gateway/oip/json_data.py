@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -113,21 +114,16 @@ def _nested(datatype: str, depth: int) -> Any:
 
 def _depth(data: object) -> int:
     """How deep the first element is nested."""
-    depth = 0
     if isinstance(data, msgspec.Raw):
-        for byte in memoryview(data):
-            if byte == _OPEN:
-                depth += 1
-            elif byte not in _SPACE:
-                break
-        return depth
+        return next(_OPENING.finditer(memoryview(data)))[0].count(b"[")
+    depth = 0
     while isinstance(data, list):
         depth, data = depth + 1, data[0] if data else None
     return depth
 
 
-_OPEN = ord("[")
-_SPACE = b" \t\r\n"
+_OPENING = re.compile(rb"[\[ \t\r\n]*")
+"""The brackets before the first element; it matches at the start of any text."""
 
 
 def _flat(name: str, values: list[Any], shape: Sequence[int]) -> list[Any]:

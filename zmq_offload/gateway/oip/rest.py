@@ -205,9 +205,10 @@ class _Rest:
         """Answer with what becomes of the list of models."""
 
         def listed(catalog: Catalog | OffloadError) -> None:
+            if isinstance(catalog, OffloadError):
+                respond(failed(catalog))
+                return
             try:
-                if isinstance(catalog, OffloadError):
-                    raise catalog
                 response = answer(catalog)
             except OffloadError as error:
                 response = failed(error)

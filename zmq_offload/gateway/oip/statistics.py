@@ -20,37 +20,32 @@ def model_stats(models: Iterable[Model], statistics: Statistics) -> dict[str, ob
 
 
 def _version(model: Model, statistics: Statistics) -> dict[str, object]:
-    found, batches = statistics.of(model.name, model.version), batched(model)
-    copied = {"count": found.compute.count, "ns": 0}
+    found = statistics.of(model.name, model.version)
+    rows = batched(model)
     never = {"count": 0, "ns": 0}
     return {
         "name": model.name,
         "version": str(model.version),
         "last_inference": found.last,
-        "inference_count": found.inferences(batches),
+        "inference_count": found.inferences(rows),
         "execution_count": found.success.count,
         "inference_stats": {
             "success": _duration(found.success),
             "fail": _duration(found.fail),
             "queue": _duration(found.queue),
-            "compute_input": copied,
-            "compute_infer": _duration(found.compute),
-            "compute_output": copied,
+            **_computed(found.compute),
             "cache_hit": never,
             "cache_miss": never,
         },
         "response_stats": {},
-        "batch_stats": [
-            {
-                "batch_size": size,
-                "compute_input": {"count": times.count, "ns": 0},
-                "compute_infer": _duration(times),
-                "compute_output": {"count": times.count, "ns": 0},
-            }
-            for size, times in found.batches(batches)
-        ],
+        "batch_stats": [{"batch_size": size, **_computed(compute)} for size, compute in found.batches(rows)],
         "memory_usage": [],
     }
+
+
+def _computed(compute: Duration) -> dict[str, object]:
+    copied = {"count": compute.count, "ns": 0}
+    return {"compute_input": copied, "compute_infer": _duration(compute), "compute_output": copied}
 
 
 def _duration(duration: Duration) -> dict[str, int]:

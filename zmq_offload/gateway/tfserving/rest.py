@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from zmq_offload.client.results import Outputs
-from zmq_offload.errors import OffloadError, Status
+from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.calls import Call, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.http.messages import Handler, Request, Respond, Response
-from zmq_offload.gateway.statuses import CODES
+from zmq_offload.gateway.http.responses import failed
 from zmq_offload.gateway.tfserving import predict
 from zmq_offload.gateway.tfserving.paths import Target, target
 from zmq_offload.gateway.tfserving.signatures import metadata, statuses
@@ -23,19 +23,11 @@ def handler(fabric: Fabric) -> Handler:
         try:
             wanted = target(request.method, request.path)
         except OffloadError as error:
-            respond(failure(error))
+            respond(failed(error))
             return None
         return _Exchange(fabric, request, wanted, respond).cancel
 
     return handle
-
-
-def failure(error: OffloadError) -> Response:
-    """The response for an error."""
-    headers = [_HEADERS]
-    if error.code is Status.RESOURCE_EXHAUSTED:
-        headers.append(("Retry-After", "1"))
-    return Response(CODES[error.code].http, [text({"error": error.message})], headers)
 
 
 def _nothing() -> None:
@@ -60,7 +52,7 @@ class _Exchange:
 
     def _listed(self, catalog: Catalog | OffloadError) -> None:
         if isinstance(catalog, OffloadError):
-            self._respond(failure(catalog))
+            self._respond(failed(catalog))
             return
         name, version, action = self._wanted
         try:
@@ -74,16 +66,16 @@ class _Exchange:
                 call = Call(name, version, inputs)
                 self._cancel = self._fabric.infer(call, self._request.grant, self._ended)
         except OffloadError as error:
-            self._respond(failure(error))
+            self._respond(failed(error))
 
     def _ended(self, outputs: Outputs | OffloadError) -> None:
         if isinstance(outputs, OffloadError):
-            self._respond(failure(outputs))
+            self._respond(failed(outputs))
             return
         try:
             self._answer(predict.response(outputs, self._form))
         except OffloadError as error:
-            self._respond(failure(error))
+            self._respond(failed(error))
 
     def _answer(self, body: bytes) -> None:
         self._respond(Response(200, [body], [_HEADERS]))
