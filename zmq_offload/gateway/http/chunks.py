@@ -38,9 +38,8 @@ class Chunks:
                 # Two of them may overlap, so the search goes on inside the last one.
                 found = data.find(END, found + 2, stop)
                 end = found + 4 if found >= 0 else stop
-            if end > start:
-                self._feed(view[start:end])
-                start = end
+            self._feed(view[start:end])
+            start = end
         return start
 
     def _feed(self, piece: memoryview) -> None:

@@ -256,9 +256,9 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False) -> Response:
     head = _beginning(outputs.model, outputs.version) + b",".join(entries) + b"]}"
     head = (b"{" if answer.id is None else b'{"id":%b,' % msgspec.json.encode(answer.id)) + head
     if not parts:
-        return Response(200, (head,), [JSON])
+        return Response(200, (head,), [JSON], compressible=True)
     headers = [("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", str(len(head)))]
-    return Response(200, (head, *parts), headers)
+    return Response(200, (head, *parts), headers, compressible=True)
 
 
 @functools.lru_cache(256)

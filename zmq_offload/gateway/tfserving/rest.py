@@ -78,4 +78,4 @@ class _Exchange:
             self._respond(failed(error))
 
     def _answer(self, body: bytes) -> None:
-        self._respond(Response(200, [body], [_HEADERS]))
+        self._respond(Response(200, [body], [_HEADERS], compressible=True))
