@@ -1,8 +1,8 @@
 """Reads an inference.ModelInferRequest without copying its tensors. Pure.
 
 A message is divided in two: tensors, which are viewed or decoded by NumPy, and the rest, which protobuf parses.
-Protobuf would copy each tensor, twice. Requests for a model have the same rest, so what came of it is used again; the
-id of a request is not part of it.
+Protobuf would copy each tensor, twice. Requests for a model have the same rest, so what came of it can be used again;
+the id of a request is not part of it.
 
 Whatever does not look as clients write it (unknown fields, numbers that are not packed, ...) is left to protobuf as it
 is, so that its rules hold: which bytes are no message, and which of two values counts.
@@ -10,8 +10,7 @@ is, so that its rules hold: which bytes are no message, and which of two values 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ class Requested(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """A request. A parameter is a bool, int, str or float, or None if it has no value. `raw` views the message."""
+    """What protobuf reads. A parameter is a bool, int, str or float, or None if it has no value."""
 
     model: str
     version: str
@@ -52,7 +51,20 @@ class InferRequest(NamedTuple):
     parameters: Mapping[str, object]
     inputs: tuple[Input, ...]
     outputs: tuple[Requested, ...]
-    raw: list[Buffer]
+    raw: Sequence[Buffer]
+
+
+class Divided(NamedTuple):
+    """A message as bytes for `parse`, and what is not among them.
+
+    `id` and `raw` are None if they are among them. `raw` views the message. `contents` has typed values by the index of
+    their input.
+    """
+
+    rest: bytes
+    id: str | None
+    raw: Sequence[Buffer] | None
+    contents: Mapping[int, Mapping[str, Array]]
 
 
 CONTENTS: dict[str, DType] = {
@@ -76,42 +88,35 @@ _WITH_LENGTH, _WIRE_TYPE = 2, 7
 _FIELDS = 1024
 """Fields that are looked at one by one. Protobuf reads a message with more, which takes it less time."""
 _SMALL = 4096
-"""Bytes of an input that protobuf reads with its contents, and of a rest that is kept for the next request."""
+"""Bytes of an input that protobuf reads with its contents."""
 _LARGEST = 16 << 20
 """Bytes that are left to protobuf, whose objects can take 20 times their size."""
-_HEADS = 256
-"""Rests that are kept."""
+
+
+class Malformed(Internal):
+    """The bytes are no message. Servers of gRPC answer with INTERNAL."""
 
 
 class _Unusual(Exception):
     """A message is not as clients write it."""
 
 
-def read_request(data: Buffer) -> InferRequest:
-    """Read a message.
-
-    Raises Internal for bytes that protobuf refuses, as servers of gRPC do, and InvalidArgument for a message that is
-    beyond a limit.
-    """
+def divide(data: Buffer) -> Divided:
+    """Take a message apart. Raises InvalidArgument for one that is beyond a limit."""
     try:
-        head, request_id, raw, large = _divided(data)
+        divided = _divided(data)
     except (_Unusual, IndexError, ValueError):
-        _check_rest(len(data))
-        return _parsed(bytes(data))
-    _check_rest(len(head))
-    if len(raw) > limits.TENSORS:
-        raise InvalidArgument(f"{len(raw)} raw_input_contents in one request; the limit is {limits.TENSORS}")
-    request = (_known if len(head) <= _SMALL else _parsed)(head)
-    inputs = request.inputs
-    if large:
-        inputs = tuple(
-            given._replace(contents=large[index]) if index in large else given for index, given in enumerate(inputs)
+        divided = Divided(bytes(data), None, None, {})
+    if len(divided.rest) > _LARGEST:
+        raise InvalidArgument(
+            f"{len(divided.rest)} bytes beside raw tensors and packed contents in one request; the limit is {_LARGEST}"
         )
-    return request._replace(id=request_id, inputs=inputs, raw=raw)
+    if divided.raw is not None:
+        _check_count("raw_input_contents", len(divided.raw))
+    return divided
 
 
-def _divided(data: Buffer) -> tuple[bytes, str, list[Buffer], dict[int, Mapping[str, Array]]]:
-    """The rest, the id, the raw tensors, and typed contents by the index of their inputs."""
+def _divided(data: Buffer) -> Divided:
     view, size = memoryview(data), len(data)
     rest: list[Buffer] = []
     request_id, raw, large = "", list[Buffer](), dict[int, Mapping[str, Array]]()
@@ -142,7 +147,7 @@ def _divided(data: Buffer) -> tuple[bytes, str, list[Buffer], dict[int, Mapping[
         kept = at = end
     else:
         raise _Unusual
-    return b"".join((*rest, view[kept:])), request_id, raw, large
+    return Divided(b"".join((*rest, view[kept:])), request_id, raw, large)
 
 
 def _divided_input(view: memoryview) -> tuple[bytes, Mapping[str, Array]]:
@@ -173,23 +178,17 @@ def _divided_input(view: memoryview) -> tuple[bytes, Mapping[str, Array]]:
     return b"".join(rest), {name: np.frombuffer(numbers, dtype) if dtype.kind == "f" else packed(numbers, dtype)}
 
 
-def _check_rest(size: int) -> None:
-    """Raise InvalidArgument for more bytes than protobuf parses."""
-    if size > _LARGEST:
-        raise InvalidArgument(
-            f"{size} bytes beside raw tensors and packed contents in one request; the limit is {_LARGEST}"
-        )
+def parse(rest: bytes) -> InferRequest:
+    """What a message, or what is left of it, says.
 
-
-def _parsed(text: bytes) -> InferRequest:
-    """A message as protobuf reads it."""
+    Raises Malformed for bytes that protobuf refuses, and InvalidArgument for a message that is beyond a limit.
+    """
     try:
-        message = message_class("inference.ModelInferRequest").FromString(text)
+        message = message_class("inference.ModelInferRequest").FromString(rest)
     except DecodeError:
-        raise Internal("the bytes are not an inference.ModelInferRequest; send what protobuf serializes") from None
+        raise Malformed("the bytes are not an inference.ModelInferRequest; send what protobuf serializes") from None
     for what in ("inputs", "outputs", "raw_input_contents"):
-        if len(getattr(message, what)) > limits.TENSORS:
-            raise InvalidArgument(f"{len(getattr(message, what))} {what} in one request; the limit is {limits.TENSORS}")
+        _check_count(what, len(getattr(message, what)))
     return InferRequest(
         message.model_name,
         message.model_version,
@@ -201,7 +200,9 @@ def _parsed(text: bytes) -> InferRequest:
     )
 
 
-_known = functools.lru_cache(_HEADS)(_parsed)
+def _check_count(what: str, count: int) -> None:
+    if count > limits.TENSORS:
+        raise InvalidArgument(f"{count} {what} in one request; the limit is {limits.TENSORS}")
 
 
 def _input(message: Any) -> Input:

@@ -9,15 +9,11 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.protobuf.messages import message_class
 from zmq_offload.gateway.protobuf.varints import field, varint
 from zmq_offload.gateway.sharedmemory.regions import Part
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.payload import Array
-from zmq_offload.protocol.tensors import DATATYPES, DType, datatype_of
 
 _ID = 0x1A
 _ERROR, _RESPONSE = 0x0A, 0x12
@@ -28,10 +24,12 @@ _KEPT = 256
 
 
 class Output(NamedTuple):
-    """An output of a response. With a `part` of shared memory, that has its elements, and the message has not."""
+    """An output of a response. With a `part` of shared memory, that has its elements, and the message has no data."""
 
     name: str
-    array: Array
+    datatype: str
+    shape: tuple[int, ...]
+    data: Buffer = b""
     part: Part | None = None
 
 
@@ -39,24 +37,22 @@ def write_response(
     model: str, version: int, request_id: str, outputs: Sequence[Output], final: bool | None = None
 ) -> list[Buffer]:
     """The parts of a message. `final` is the parameter `triton_final_response` of an answer in a stream."""
-    described, dtypes = _described(
-        model, version, tuple([(name, array.dtype, array.shape, part) for name, array, part in outputs])
-    )
-    small = [described]
+    shown = tuple([(name, datatype, shape, part) for name, datatype, shape, _, part in outputs])
+    small: list[Buffer] = [_described(model, version, shown)]
     if request_id:
         small.append(field(_ID, request_id.encode()))
     if final is not None:
         small.append(_FINAL[final])
     parts: list[Buffer] = []
-    for (_, array, part), dtype in zip(outputs, dtypes, strict=True):
-        if part is not None:
+    for output in outputs:
+        if output.part is not None:
             continue
-        small.append(b"\x32" + varint(array.nbytes))
-        if array.nbytes <= limits.PACKED_BYTES:  # a copy costs less than another part to send
-            small.append(array.astype(dtype, copy=False).tobytes())
+        small.append(b"\x32" + varint(len(output.data)))
+        if len(output.data) <= limits.PACKED_BYTES:  # a copy costs less than another part to send
+            small.append(output.data)
         else:
-            parts += b"".join(small), np.ascontiguousarray(array, dtype).data.cast("B")
-            small.clear()
+            parts += b"".join(small), output.data
+            small = []
     if small:
         parts.append(b"".join(small))
     return parts
@@ -73,22 +69,17 @@ def write_fault(text: str, request_id: str) -> list[Buffer]:
 
 
 @functools.lru_cache(_KEPT)
-def _described(
-    model: str, version: int, outputs: tuple[tuple[str, DType, tuple[int, ...], Part | None], ...]
-) -> tuple[bytes, list[DType]]:
-    """The start of a message: model, version, descriptions of its outputs; and each output's dtype on the wire."""
+def _described(model: str, version: int, outputs: tuple[tuple[str, str, tuple[int, ...], Part | None], ...]) -> bytes:
+    """The start of a message: model, version and descriptions of its outputs."""
     message = message_class("inference.ModelInferResponse")(model_name=model, model_version=str(version))
-    dtypes = []
-    for name, dtype, shape, part in outputs:
-        datatype = datatype_of(dtype)
+    for name, datatype, shape, part in outputs:
         output = message.outputs.add(name=name, datatype=datatype, shape=shape)
         for parameter, value in part.parameters().items() if part else ():
             if isinstance(value, str):
                 output.parameters[parameter].string_param = value
             else:
                 output.parameters[parameter].int64_param = value
-        dtypes.append(DATATYPES[datatype])
-    return message.SerializeToString(), dtypes
+    return bytes(message.SerializeToString())
 
 
 def _final(value: bool) -> bytes:
