@@ -24,7 +24,7 @@ from zmq_offload.protocol import limits
 log = logging.getLogger("zmq_offload")
 
 _QUERY_SECONDS = 3.0
-"""The longest that a query for the models takes: long enough to leave a silent broker for another one."""
+"""The longest that a query for the models takes, if a request may: long enough to leave a silent broker for another."""
 
 _MOST_SECONDS = limits.BUDGET_US / 1e6
 
@@ -44,6 +44,7 @@ class BrokerFabric:
         self._driver = AsyncDriver(connection)
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
+        self._query_timeout = min(timeout, _QUERY_SECONDS)
         self._control = control
         self._inquiry = Inquiry()
 
@@ -128,7 +129,7 @@ class BrokerFabric:
             except OffloadError as error:
                 self._answered(error)
                 return _nothing
-            self._driver.start(loop, self._listed, self._connection.session.query, "models", _QUERY_SECONDS)
+            self._driver.start(loop, self._listed, self._connection.session.query, "models", self._query_timeout)
         return functools.partial(self._inquiry.leave, number)
 
     def _listed(self, action: Complete | Fail) -> None:

@@ -1,0 +1,140 @@
+"""A gateway process: clients that go away, its stop, and what it answers without a broker."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.support.processes import (
+    Fabric,
+    Gateway,
+    eventually,
+    faulty_workers,
+    running,
+    running_broker,
+    running_gateway,
+    status,
+    wait_for_workers,
+)
+
+
+@pytest.fixture(scope="module")
+def slow_fabric() -> Iterator[Fabric]:
+    """A worker that runs one request at a time, for as long as the request says."""
+    with running_broker() as fabric, faulty_workers(fabric.backend, "--processes", "1", slots=1):
+        wait_for_workers(fabric.frontend, 1)
+        yield fabric
+
+
+@pytest.fixture(scope="module")
+def gateway(slow_fabric: Fabric) -> Iterator[Gateway]:
+    with running_gateway(slow_fabric.frontend) as gateway:
+        yield gateway
+
+
+@contextmanager
+def connected(gateway: Gateway) -> Iterator[http.client.HTTPConnection]:
+    connection = http.client.HTTPConnection(gateway.http, timeout=20)
+    connection.connect()
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def refused(gateway: Gateway) -> bool:
+    try:
+        with connected(gateway):
+            return False
+    except ConnectionRefusedError:
+        return True
+
+
+def sleep(connection: http.client.HTTPConnection, seconds: float, **parameters: Any) -> None:
+    """Send a request that sleeps in the worker."""
+    tensor = {"name": "sleep", "datatype": "FP32", "shape": [], "data": [seconds]}
+    connection.request("POST", "/v2/models/echo/infer", json.dumps({"inputs": [tensor], "parameters": parameters}))
+
+
+def queued(fabric: Fabric) -> int:
+    return int(status(fabric.frontend)["requests"]["queued"])
+
+
+def test_who_closes_the_connection_takes_the_request_out_of_the_queue(slow_fabric: Fabric, gateway: Gateway) -> None:
+    with connected(gateway) as running, connected(gateway) as waiting:
+        sleep(running, 0.7)
+        eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 1)
+        sleep(waiting, 60.0)
+        eventually(lambda: queued(slow_fabric) == 1)
+        waiting.close()
+        eventually(lambda: queued(slow_fabric) == 0, timeout=0.6)
+        assert running.getresponse().status == 200
+    assert status(slow_fabric.frontend)["requests"]["failed"] == {"CANCELLED": 1}
+
+
+def test_a_stop_finishes_what_runs_and_resets_no_connection(slow_fabric: Fabric) -> None:
+    with running_gateway(slow_fabric.frontend) as gateway, connected(gateway) as busy, connected(gateway) as idle:
+        idle.request("GET", "/v2/health/live")
+        assert idle.getresponse().read() == b""
+        sleep(busy, 0.5)
+        eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 1)
+        gateway.process.popen.terminate()
+        gateway.process.wait_for("stopping: finishing 1 requests")
+        eventually(lambda: refused(gateway))
+        idle.request("GET", "/v2/health/ready")
+        answer = idle.getresponse()
+        assert answer.status == 400 and answer.getheader("Connection") == "close"
+        assert json.loads(answer.read()) == {"error": "the gateway is stopping"}
+        answer = busy.getresponse()
+        assert answer.status == 200 and answer.getheader("Connection") == "close"
+        answer.read()
+        assert gateway.process.wait() == 0
+        assert not any("closed" in line for line in gateway.process.lines)
+
+
+def test_what_does_not_end_in_time_is_closed(slow_fabric: Fabric) -> None:
+    with running_gateway(slow_fabric.frontend, options=("--grace", "0.2")) as gateway, connected(gateway) as busy:
+        sleep(busy, 0.7)
+        eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 1)
+        assert gateway.process.end() == 0
+        assert any("1 connections are closed" in line for line in gateway.process.lines)
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+            busy.getresponse()
+    eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 0)
+
+
+def test_the_requests_timeout_is_the_brokers_budget(slow_fabric: Fabric, gateway: Gateway) -> None:
+    with connected(gateway) as connection:
+        sleep(connection, 0.3, timeout=100_000)
+        answer = connection.getresponse()
+        assert answer.status == 504
+        assert "deadline" in json.loads(answer.read())["error"]
+    eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 0)
+
+
+def test_without_a_broker_the_gateway_lives_and_is_not_ready() -> None:
+    nobody = running_gateway("tcp://127.0.0.1:9", options=("--timeout", "0.3"))
+    with nobody as gateway, connected(gateway) as connection:
+        connection.request("GET", "/v2/health/live")
+        assert connection.getresponse().read() == b""
+        sleep(connection, 0.0)
+        answer = connection.getresponse()
+        assert answer.status == 503
+        assert "no broker answered at tcp://127.0.0.1:9" in json.loads(answer.read())["error"]
+        connection.request("GET", "/v2/health/ready")
+        answer = connection.getresponse()
+        assert answer.status == 503 and "no broker answered" in json.loads(answer.read())["error"]
+
+
+def test_an_address_that_is_taken_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with running("-m", "zmq_offload.gateway", "--http", address) as process:
+            assert process.wait() == 1
+            assert process.lines == [f"gateway: error: cannot listen at {address}: Address already in use"]
