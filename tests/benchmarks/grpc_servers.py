@@ -20,6 +20,11 @@ import grpc
 import uvloop
 
 from tests.benchmarks.measure import interleave
+from zmq_offload.gateway.access.decisions import Open
+from zmq_offload.gateway.calls import Buffer
+from zmq_offload.gateway.grpc.calls import Context, Reply
+from zmq_offload.gateway.grpc.limits import Limits
+from zmq_offload.gateway.grpc.server import GrpcServer
 
 PATH = "/bench.Echo/Echo"
 SIZES = (1024, 38_400, 1_000_000)
@@ -111,7 +116,21 @@ async def _listen(protocol: Callable[[], Any]) -> None:
     await asyncio.Event().wait()
 
 
-SERVERS = {"grpcio": serve_grpcio, "h2": serve_h2}
+def serve_gateway() -> None:
+    """The gateway's gRPC server, without a broker behind it."""
+
+    def echo(message: Buffer, context: Context, reply: Reply) -> None:
+        reply([message])
+
+    async def make() -> GrpcServer:
+        return GrpcServer({PATH: echo}, Open(), Limits(LARGEST, 16 * LARGEST, 65_536, 1000, 256, 60.0, 20.0))
+
+    loop = uvloop.new_event_loop()
+    server = loop.run_until_complete(make())
+    _listen(loop, server.protocol)
+
+
+SERVERS = {"grpcio": serve_grpcio, "h2": serve_h2, "gateway": serve_gateway}
 
 
 @contextmanager

@@ -34,6 +34,13 @@ class Connection(Reader, Generic[Head]):
     `interpret` makes of a request's head what the owner needs; it may raise StreamFault. Its result is used again for
     a head that is repeated. All events of a call are to be handled before the next call of `receive` or `arrived`.
     Commands for a stream that is over do nothing.
+
+    Attributes
+    ----------
+    failed : bool
+        Whether the peer broke a rule, so that the connection is over.
+    greeted : bool
+        Whether the peer has begun to speak HTTP/2.
     """
 
     def __init__(self, interpret: Callable[[RequestHead], Head], limits: Limits) -> None:
@@ -117,7 +124,7 @@ class Connection(Reader, Generic[Head]):
         return True
 
     def end(self, number: int, trailers: bytes) -> None:
-        """End a response, after its data. Without a head before them, the trailers are the head, too."""
+        """End a response after its data, be it `Drained` or not. Without a head before, the trailers are the head."""
         if stream := self._streams.get(number):
             stream.trailers = trailers
             if not stream.held:
@@ -139,6 +146,11 @@ class Connection(Reader, Generic[Head]):
         """How many bytes the peer may still send on a stream."""
         stream = self._streams.get(number)
         return stream.allowed if stream else 0
+
+    def held(self, number: int) -> int:
+        """How many bytes flow control holds back on a stream."""
+        stream = self._streams.get(number)
+        return stream.held if stream else 0
 
     def drain(self) -> None:
         """Take no new streams, except those that the peer begins before it hears of it. When `finished`, close."""
@@ -328,9 +340,8 @@ class Connection(Reader, Generic[Head]):
 
     def _drained(self, streams: Iterable[Stream]) -> None:
         for stream in streams:
-            if stream.trailers is None:
-                self._events.append(Drained(stream.number))
-            else:
+            self._events.append(Drained(stream.number))
+            if stream.trailers is not None:
                 self._end(stream, stream.trailers)
 
     def _break(self, stream: Stream, code: ErrorCode) -> None:

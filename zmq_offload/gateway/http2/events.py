@@ -36,7 +36,7 @@ class Reset(NamedTuple):
 
 
 class Drained(NamedTuple):
-    """All data of a stream that flow control had held back is sent."""
+    """All data of a stream that flow control had held back is sent, and so are its trailers, if there are any yet."""
 
     stream: int
 

@@ -20,7 +20,8 @@ class Reader(ABC):
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._partial = b""
-        self._greeted = self._settled = False
+        self._prefaced = False
+        self.greeted = False  # the first frame is here
         self._within_block = False
         # What is still to come of the DATA frame that arrives, or of a frame that nobody reads.
         self._left = self._padding = 0
@@ -44,13 +45,13 @@ class Reader(ABC):
     def _read(self, data: Buffer) -> None:
         view = memoryview(self._partial + data if self._partial else data)
         position, end = 0, len(view)
-        if not self._greeted:
+        if not self._prefaced:
             if view[: len(PREFACE)] != PREFACE[:end]:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the preface of HTTP/2 is missing")
             if end < len(PREFACE):
                 self._partial = bytes(view)
                 return
-            self._greeted = True
+            self._prefaced = True
             position = len(PREFACE)
         while True:
             if self._left or self._padding:
@@ -98,10 +99,10 @@ class Reader(ABC):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"a frame of type {kind} has {length} bytes")
         if self._within_block != (kind == frames.CONTINUATION):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION is out of place, or missing")
-        if not self._settled:
+        if not self.greeted:
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS are not the first frame")
-            self._settled = True
+            self.greeted = True
 
     def _payload(self, view: memoryview, position: int) -> int:
         """Take what is here of the payload that arrives; returns where it ends."""

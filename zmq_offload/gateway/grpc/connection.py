@@ -1,0 +1,250 @@
+"""One connection of gRPC: its bytes to calls, and their replies to bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from typing import TYPE_CHECKING, cast
+
+from zmq_offload.errors import OffloadError, Unimplemented
+from zmq_offload.gateway.access.tls import peer_certificate
+from zmq_offload.gateway.grpc.calls import Context, Streaming
+from zmq_offload.gateway.grpc.heads import CallHead
+from zmq_offload.gateway.grpc.limits import RATE
+from zmq_offload.gateway.grpc.responses import failure, no_call
+from zmq_offload.gateway.grpc.running import Running
+from zmq_offload.gateway.grpc.streaming import StreamingCall
+from zmq_offload.gateway.grpc.unary import UnaryCall
+from zmq_offload.gateway.http2.connection import Connection as Http2
+from zmq_offload.gateway.http2.errors import ErrorCode
+from zmq_offload.gateway.http2.events import Begun, Data, Drained, Event, Reset
+
+if TYPE_CHECKING:
+    from zmq_offload.gateway.grpc.server import GrpcServer
+
+_JOINED_BYTES = 64 * 1024
+"""Output of at most this size is joined to one write: the copy costs less than a vector of buffers."""
+
+_DIRECT_BYTES = 32 * 1024
+"""A piece of a message of at least this size is received into the message's own memory."""
+
+_WRITTEN_AHEAD = 4 << 20
+"""With more output that the system does not take, a connection is not read."""
+
+_TICK = 1.0
+"""Seconds after which a client may do again what floods a connection."""
+
+_SILENCE = 0.5
+"""Seconds for which a draining connection waits for the client's word that it heard of it."""
+
+_LINGER = 5.0
+"""Seconds for which a connection that has ended is read on, so that it is not reset."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """The protocol of one connection. `due` is when `overdue` is to be called."""
+
+    __slots__ = (
+        "_active",
+        "_calls",
+        "_ending",
+        "_filling",
+        "_joins",
+        "_mark",
+        "_reading",
+        "_tick",
+        "_transport",
+        "_written",
+        "certificate",
+        "due",
+        "http2",
+        "limits",
+        "server",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: GrpcServer) -> None:
+        self.server = server
+        self.limits = server.limits
+        self.http2: Http2[CallHead] = Http2(server.interpret, server.http2_limits)
+        self.due = math.inf
+        self._calls: dict[int, Running] = {}
+        self._filling: Running | None = None  # the call whose message is received directly
+        self._ending = False
+        self._reading = False  # bytes are being handled; what they cause is written afterwards
+        self._tick = self._active = server.now()
+        self._written = 0
+        self._mark: int | None = None  # bytes that the system took until the last look, if it did not take all
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(_WRITTEN_AHEAD)
+        self.certificate = peer_certificate(transport)
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        self._joins = math.inf if tls else _JOINED_BYTES  # each buffer would become a record of its own
+        self.due = self.server.now() + self.limits.receive
+        if tls and tls.selected_alpn_protocol() != "h2":
+            self.http2.close(ErrorCode.INADEQUATE_SECURITY, "the client does not offer h2 by ALPN")
+        elif not self.server.opened(self):
+            self.http2.close(ErrorCode.ENHANCE_YOUR_CALM, f"the gateway has {self.limits.connections} connections")
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ending = True
+        self.server.closed(self)
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.gone()
+
+    def pause_writing(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if arriving := self.http2.arriving():
+            number, size = arriving
+            if size >= _DIRECT_BYTES and (call := self._calls.get(number)) and not call.over:
+                memory = call.assembler.memory()
+                if memory is not None and len(memory) >= _DIRECT_BYTES:
+                    self._filling = call
+                    return memory[:size]
+        return self.server.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        now = self.server.now()
+        if now - self._tick > _TICK:
+            self._tick = now
+            self.http2.tick()
+        self._reading = True
+        call, self._filling = self._filling, None
+        if call:
+            call.filled(nbytes)
+            self._handle(self.http2.arrived(nbytes))
+        else:
+            self._handle(self.http2.receive(self.server.buffer[:nbytes]))
+        self._reading = False
+        self.flush()
+
+    # What the server calls.
+
+    def overdue(self, now: float) -> None:
+        """`due` has passed."""
+        if self._ending or self._stuck():
+            self._transport.abort()
+            return
+        if self.server.draining:
+            self.http2.close(ErrorCode.NO_ERROR)
+        self.due = now + self.limits.receive
+        if self._calls:
+            for call in [call for call in self._calls.values() if call.slow()]:
+                call.expire()
+        elif not self.http2.greeted or now >= self._active + self.limits.idle:
+            self.http2.close(ErrorCode.NO_ERROR, "the connection is idle")
+        else:
+            self.due = self._active + self.limits.idle
+        self.flush()
+
+    def drain(self) -> None:
+        """Finish the calls, take no more, and close then."""
+        self.http2.drain()
+        self.due = min(self.due, self.server.now() + _SILENCE)
+        self.flush()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
+
+    # What calls call.
+
+    def flush(self) -> None:
+        """Write what there is to write. uvloop passes all of a turn to the system at once."""
+        if self._reading or self._ending:
+            return
+        if out := self.http2.take():
+            size = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in out)
+            self._written += size
+            if size <= self._joins:
+                self._transport.write(b"".join(out))
+            else:
+                self._transport.writelines(out)
+        if self.http2.finished:
+            self._end()
+
+    def ended(self, number: int) -> None:
+        """A call is over, and all of it is sent."""
+        if self._calls.pop(number, None):
+            self._active = self.server.now()
+
+    def abandon(self, number: int) -> None:
+        """End a stream of which not all is sent."""
+        self.http2.reset(number, ErrorCode.CANCEL)
+        self.ended(number)
+
+    # Events.
+
+    def _handle(self, events: list[Event[CallHead]]) -> None:
+        for event in events:
+            if isinstance(event, Begun):
+                self._begin(event.stream, event.head, event.ended)
+            elif isinstance(event, Data):
+                if call := self._calls.get(event.stream):
+                    call.data(event.data, event.ended)
+            elif isinstance(event, Drained):
+                if call := self._calls.get(event.stream):
+                    call.drained()
+            elif isinstance(event, Reset) and (call := self._calls.pop(event.stream, None)):
+                self._active = self.server.now()
+                call.gone()
+
+    def _begin(self, number: int, head: CallHead, ended: bool) -> None:
+        if head.status != 200:
+            self.http2.end(number, no_call(head.status))
+            return
+        if head.error:  # is not raised, because the head is used again
+            self.http2.end(number, failure(head.error, begun=False))
+            return
+        try:
+            call = self._call(number, head)
+        except OffloadError as error:
+            self.http2.end(number, failure(error, begun=False))
+            return
+        if not call.over or self.http2.held(number):
+            self._calls[number] = call
+            if ended:
+                call.data(b"", True)
+
+    def _call(self, number: int, head: CallHead) -> Running:
+        grant = self.server.access.check(head.metadata.get("authorization"), self.certificate, head.path)
+        context = Context(grant, head.timeout, head.metadata)
+        method = self.server.methods.get(head.path)
+        if method is None:
+            raise Unimplemented(f"method {head.path!r} is not here")
+        if isinstance(method, Streaming):
+            return StreamingCall(self, number, head, context, method)
+        return UnaryCall(self, number, head, context, method)
+
+    # The end.
+
+    def _stuck(self) -> bool:
+        """Whether the client reads so slowly that nearly nothing was sent since the last look."""
+        waiting = self._transport.get_write_buffer_size()
+        before, self._mark = self._mark, self._written - waiting if waiting else None
+        return before is not None and self._mark is not None and self._mark - before < RATE * self.limits.receive
+
+    def _end(self) -> None:
+        """Close the connection when all is sent. To close it with bytes unread would reset it."""
+        self._ending = True
+        self.due = self.server.now() + _LINGER
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.gone()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()

@@ -1,0 +1,186 @@
+"""What all calls that run on a connection share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from zmq_offload.errors import DeadlineExceeded, InvalidArgument, OffloadError, ResourceExhausted
+from zmq_offload.gateway.calls import Buffer, Buffers
+from zmq_offload.gateway.grpc.calls import Context
+from zmq_offload.gateway.grpc.codings import IDENTITY, compress, decompress
+from zmq_offload.gateway.grpc.heads import CallHead
+from zmq_offload.gateway.grpc.limits import RATE
+from zmq_offload.gateway.grpc.messages import Assembler, Message, prefixed
+from zmq_offload.gateway.grpc.responses import HEADS, failure
+
+if TYPE_CHECKING:
+    from zmq_offload.gateway.grpc.connection import Connection
+
+FAILED = "the gateway failed; its log has details"
+
+
+class Running(ABC):
+    """A call from its head to its trailers. `over`: nothing of the client matters any more."""
+
+    __slots__ = (
+        "_begun",
+        "_complete",
+        "_connection",
+        "_context",
+        "_head",
+        "_held",
+        "_mark",
+        "_number",
+        "_received",
+        "assembler",
+        "over",
+    )
+
+    def __init__(self, connection: Connection, number: int, head: CallHead, context: Context) -> None:
+        self._connection = connection
+        self._number = number
+        self._head = head
+        self._context = context
+        self._begun = False  # the head of the response is sent
+        self._complete = False  # the client sends nothing more
+        self._held = 0  # bytes that the server counts for this call
+        self._received = 0
+        self._mark: tuple[int, int] | None = None
+        self.assembler = Assembler(connection.limits.message_bytes)
+        self.over = False
+
+    # What the connection calls.
+
+    def data(self, data: Buffer, ended: bool) -> None:
+        """Data arrived; `ended`: it is the last."""
+        if self.over:
+            return
+        try:
+            self._hold(len(data))
+            for message in self.assembler.feed(data):
+                self._take(message)
+            self._arrived(ended)
+        except OffloadError as error:
+            self.fail(error)
+
+    def filled(self, size: int) -> None:
+        """Data was put into the message's memory."""
+        try:
+            self._hold(size)
+            if message := self.assembler.filled(size):
+                self._take(message)
+                self._arrived(False)
+        except OffloadError as error:
+            self.fail(error)
+
+    def gone(self) -> None:
+        """The client, or its connection, is gone."""
+        if not self.over:
+            self._close()
+            self._canceled()
+
+    @abstractmethod
+    def drained(self) -> None:
+        """All that was to be sent is sent."""
+
+    def slow(self) -> bool:
+        """Whether a message, or a reply, made no progress since the last look. It is looked at seldom."""
+        held = self._connection.http2.held(self._number)
+        partial = not self.over and not self._complete and (self.assembler.partial or self._expects())
+        mark = (self._received if partial else 0, held)
+        before, self._mark = self._mark, mark if partial or held else None
+        if before is None or self._mark is None:
+            return False
+        enough = RATE * self._connection.limits.receive
+        return (partial and mark[0] - before[0] < enough) or (held > 0 and before[1] - held < enough)
+
+    def expire(self) -> None:
+        """The client is too slow."""
+        if self.over:
+            self._connection.abandon(self._number)
+        else:
+            self._canceled()
+            self.fail(DeadlineExceeded("the message, or the reading of the reply, makes no progress"))
+
+    # What the kinds of calls do.
+
+    @abstractmethod
+    def _take(self, message: Message) -> None:
+        """A message is whole."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """The client has sent all its messages."""
+
+    @abstractmethod
+    def _canceled(self) -> None:
+        """Tell the method that nobody waits for it."""
+
+    @abstractmethod
+    def _expects(self) -> bool:
+        """Whether a message has to come soon."""
+
+    @abstractmethod
+    def _allowance(self) -> int:
+        """How many more bytes the client may send now."""
+
+    # What they share.
+
+    def fail(self, error: OffloadError) -> None:
+        """End the call with an error."""
+        self._finish(failure(error, begun=self._begun))
+
+    def _arrived(self, ended: bool) -> None:
+        """Data was taken."""
+        if self.over:
+            return
+        if ended:
+            self._complete = True
+            if self.assembler.partial:
+                raise InvalidArgument("the call ends within a message")
+            self._end()
+        elif allowance := self._allowance():
+            self._connection.http2.allow(self._number, allowance)
+
+    def _decoded(self, message: Message) -> Buffer:
+        if not message.compressed:
+            return message.data
+        data = decompress(self._head.coding, message.data, self._connection.limits.message_bytes)
+        self._hold(len(data))
+        return data
+
+    def _send(self, parts: Buffers) -> bool:
+        """Send a message; whether it is all sent."""
+        http2, coding = self._connection.http2, self._head.reply_coding
+        if not self._begun:
+            self._begun = True
+            http2.headers(self._number, HEADS[coding])
+        compressed = coding != IDENTITY
+        return http2.data(self._number, prefixed(compress(coding, parts) if compressed else parts, compressed))
+
+    def _finish(self, trailers: bytes) -> None:
+        """End the response."""
+        self._close()
+        http2 = self._connection.http2
+        http2.end(self._number, trailers)
+        if not http2.held(self._number):
+            self._connection.ended(self._number)
+        self._connection.flush()
+
+    def _hold(self, size: int) -> None:
+        """Count bytes that are held."""
+        server = self._connection.server
+        self._received += size
+        self._held += size
+        server.held += size
+        if server.held > server.limits.held_bytes:
+            raise ResourceExhausted(f"the gateway holds {server.limits.held_bytes} bytes of messages; try again later")
+
+    def _close(self) -> None:
+        self.over = True
+        self._release()
+
+    def _release(self) -> None:
+        self._connection.server.held -= self._held
+        self._held = 0

@@ -1,0 +1,142 @@
+"""Calls with any number of messages each way."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from zmq_offload.errors import Internal, OffloadError
+from zmq_offload.gateway.calls import Buffers
+from zmq_offload.gateway.grpc.calls import Context, Stream, Streaming
+from zmq_offload.gateway.grpc.heads import CallHead
+from zmq_offload.gateway.grpc.messages import Message
+from zmq_offload.gateway.grpc.responses import HEADS, SUCCESS, failure
+from zmq_offload.gateway.grpc.running import FAILED, Running
+
+if TYPE_CHECKING:
+    from zmq_offload.gateway.grpc.connection import Connection
+
+_log = logging.getLogger(__name__)
+
+
+class StreamingCall(Running):
+    """A call with any number of messages each way. It is the `Writer` of its method.
+
+    While flow control holds a message to the client back, none of the client's messages is taken.
+    """
+
+    __slots__ = ("_choked", "_ended", "_paused", "_queue", "_stream", "_taking")
+
+    def __init__(
+        self, connection: Connection, number: int, head: CallHead, context: Context, method: Streaming
+    ) -> None:
+        super().__init__(connection, number, head, context)
+        self._paused = self._choked = self._taking = self._ended = False
+        self._queue: deque[Message] = deque()
+        self._stream: Stream | None = None
+        try:
+            self._stream = method.begin(context, self)
+        except Exception:
+            _log.exception("the call of %s failed", head.path)
+            raise Internal(FAILED) from None
+
+    # As a writer.
+
+    def send(self, message: Buffers) -> None:
+        if not self.over:
+            self._choked |= not self._send(message)
+            self._connection.flush()
+
+    def close(self, error: OffloadError | None = None) -> None:
+        if not self.over:
+            self._stream = None
+            self._finish(failure(error, begun=self._begun) if error else self._success())
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._go_on()
+
+    # As a running call.
+
+    def drained(self) -> None:
+        if self.over:
+            self._connection.ended(self._number)
+        else:
+            self._choked = False
+            self._go_on()
+
+    def _take(self, message: Message) -> None:
+        self._queue.append(message)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._pass_on()
+
+    def _arrived(self, ended: bool) -> None:
+        if not ended:
+            self._pass_on()
+        super()._arrived(ended)
+
+    def _go_on(self) -> None:
+        """Pass on what waited, and let the client send more."""
+        if self.over or self._taking:
+            return
+        try:
+            self._pass_on()
+            if not self.over and not self._complete:
+                self._connection.http2.allow(self._number, self._allowance())
+                self._connection.flush()
+        except OffloadError as error:
+            self.fail(error)
+
+    def _pass_on(self) -> None:
+        """Give messages to the method, as long as it takes them."""
+        stream = self._stream
+        if self._taking or stream is None:
+            return
+        self._taking = True
+        try:
+            while self._queue and not (self._paused or self._choked or self.over):
+                data = self._decoded(self._queue.popleft())
+                stream.message(data)
+                if not self._queue and not self.assembler.partial:
+                    self._release()
+            if self._ended and not self._queue and not self.over:
+                self._ended = False
+                stream.half_closed()
+        except OffloadError:
+            raise
+        except Exception:
+            _log.exception("the call of %s failed", self._head.path)
+            raise Internal(FAILED) from None
+        finally:
+            self._taking = False
+
+    def fail(self, error: OffloadError) -> None:
+        self._canceled()
+        super().fail(error)
+
+    def _canceled(self) -> None:
+        stream, self._stream = self._stream, None
+        self._queue.clear()
+        if stream:
+            stream.canceled()
+
+    def _expects(self) -> bool:
+        return False
+
+    def _allowance(self) -> int:
+        if self._queue:
+            return self.assembler.missing
+        return max(self.assembler.missing, self._connection.server.http2_limits.window)
+
+    def _success(self) -> bytes:
+        if self._begun:
+            return SUCCESS
+        self._begun = True
+        self._connection.http2.headers(self._number, HEADS[self._head.reply_coding])
+        return SUCCESS
