@@ -100,20 +100,13 @@ def serve_h2() -> None:
             self.h2.send_headers(stream, [(b"grpc-status", b"0")], end_stream=True)
             del self.waiting[stream]
 
-    asyncio.run(_listen(Protocol), loop_factory=uvloop.new_event_loop) if sys.version_info >= (3, 12) else _run(
-        Protocol
-    )
+    _listen(uvloop.new_event_loop(), Protocol)
 
 
-def _run(protocol: Callable[[], asyncio.BaseProtocol]) -> None:
-    uvloop.install()
-    asyncio.run(_listen(protocol))
-
-
-async def _listen(protocol: Callable[[], Any]) -> None:
-    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+def _listen(loop: asyncio.AbstractEventLoop, protocol: Callable[[], Any]) -> None:
+    server = loop.run_until_complete(loop.create_server(protocol, "127.0.0.1", 0))
     _ready(server.sockets[0].getsockname()[1])
-    await asyncio.Event().wait()
+    loop.run_forever()
 
 
 def serve_gateway() -> None:

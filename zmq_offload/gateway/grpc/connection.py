@@ -8,7 +8,7 @@ import ssl
 from typing import TYPE_CHECKING, cast
 
 from zmq_offload.errors import OffloadError, Unimplemented
-from zmq_offload.gateway.access.tls import peer_certificate
+from zmq_offload.gateway.access.tls import peer_of
 from zmq_offload.gateway.grpc.calls import Context, Streaming
 from zmq_offload.gateway.grpc.heads import CallHead
 from zmq_offload.gateway.grpc.limits import RATE
@@ -52,11 +52,11 @@ class Connection(asyncio.BufferedProtocol):
         "_filling",
         "_joins",
         "_mark",
+        "_peer",
         "_reading",
         "_tick",
         "_transport",
         "_written",
-        "certificate",
         "due",
         "http2",
         "limits",
@@ -83,7 +83,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(_WRITTEN_AHEAD)
-        self.certificate = peer_certificate(transport)
+        self._peer = peer_of(transport)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         self._joins = math.inf if tls else _JOINED_BYTES  # each buffer would become a record of its own
         self.due = self.server.now() + self.limits.receive
@@ -220,7 +220,7 @@ class Connection(asyncio.BufferedProtocol):
                 call.data(b"", True)
 
     def _call(self, number: int, head: CallHead) -> Running:
-        grant = self.server.access.check(head.metadata.get("authorization"), self.certificate, head.path)
+        grant = self.server.access.check(head.metadata.get("authorization"), self._peer, head.path)
         context = Context(grant, head.timeout, head.metadata)
         method = self.server.methods.get(head.path)
         if method is None:
