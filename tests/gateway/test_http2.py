@@ -224,7 +224,8 @@ def test_data_waits_for_the_stream_and_for_the_connection():
     assert peer.connection.data(1, [b"x"]) and peer.connection.data(99, [b"x"])
     answer(peer, 3, bytes(12))
     assert body(peer.frames(), 3) == bytes(10)
-    assert peer.send(window_update(3, 2)) == []
+    assert peer.connection.held(3) == 2
+    assert peer.send(window_update(3, 2)) == [Drained(3)] and peer.connection.held(3) == 0
     assert [f.kind for f in peer.frames()] == [frames.DATA, frames.HEADERS] and peer.connection.streams == 1
 
 
@@ -271,7 +272,7 @@ def test_settings_change_the_windows_of_open_streams():
     assert body(peer.frames(), 1) == b""
     assert peer.send(settings(window=3)) == []
     assert body(peer.frames(), 1) == bytes(3)
-    assert peer.send(settings(window=12)) == [Drained(1)]
+    assert peer.send(settings(window=12)) == [Drained(1), Drained(5)]
     assert body(peer.frames(), 5) == bytes(2) and peer.connection.streams == 2
 
 
