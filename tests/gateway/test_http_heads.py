@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmq_offload.gateway.http.chunks import Chunks
-from zmq_offload.gateway.http.heads import Head, Refused, check_complete, check_incomplete, parse_head
+from zmq_offload.gateway.http.heads import Head, Heads, Refused, check_complete, check_incomplete, parse_head
 from zmq_offload.gateway.http.limits import Limits, Progress
 
 LIMITS = Limits(body_bytes=1000, held_bytes=5000, header_bytes=10_000, connections=9, idle=1.0, receive=0.01)
@@ -122,6 +122,19 @@ def test_a_complete_head_is_refused_if_it_is_too_long() -> None:
         check_complete(b"x" * 8193 + b"\r\n\r\n", LIMITS)
     with pytest.raises(Refused, match="the headers are too long; send at most 10000 bytes"):
         check_complete(b"x\r\n" * 3334, LIMITS)
+
+
+def test_heads_are_remembered_within_bounds() -> None:
+    heads = Heads(LIMITS)
+    first = heads.parse(b"GET /0 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert heads.parse(b"GET /0 HTTP/1.1\r\nHost: x\r\n\r\n") is first
+    for number in range(1000):
+        assert heads.parse(f"GET /{number} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).path == f"/{number}"
+    long = f"GET /{'x' * 2000} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    assert heads.parse(long) is not heads.parse(long)
+    assert len(heads._known) <= 256
+    with pytest.raises(Refused):
+        heads.parse(b"x" * 8193 + b"\r\n\r\n")
 
 
 @given(

@@ -21,7 +21,7 @@ from zmq_offload.gateway.access.tls import peer_of
 from zmq_offload.gateway.calls import Buffer, Cancel
 from zmq_offload.gateway.http.chunks import Chunks
 from zmq_offload.gateway.http.codings import COMPRESSED_FROM, Decoding, Encoding, choose
-from zmq_offload.gateway.http.heads import END, Head, Refused, check_complete, check_incomplete, parse_head
+from zmq_offload.gateway.http.heads import END, Head, Refused, check_incomplete
 from zmq_offload.gateway.http.limits import Progress
 from zmq_offload.gateway.http.messages import Request, Response
 from zmq_offload.gateway.http.responses import failed, failure, head_of, size_of
@@ -239,10 +239,9 @@ class Connection(asyncio.BufferedProtocol):
             check_incomplete(data[start:stop], self._limits)
             return -1
         end += len(END)
-        lines = bytes(memoryview(data)[start:end])
-        check_complete(lines, self._limits)
-        self._head = head = parse_head(lines, self._limits)
-        self._grant = self._server.access.check(head.headers.get("authorization"), self._peer, head.path)
+        server = self._server
+        self._head = head = server.heads.parse(bytes(memoryview(data)[start:end]))
+        self._grant = server.access.check(head.headers.get("authorization"), self._peer, head.path)
         if head.expects and end == stop and head.length != 0:
             self._transport.write(_CONTINUE)
         return end

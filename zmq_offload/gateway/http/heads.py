@@ -7,6 +7,7 @@ so that no state of one request reaches the next.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import httptools
@@ -40,11 +41,38 @@ class Head(NamedTuple):
     method: str
     path: str
     query: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     length: int | None
     keep_alive: bool
     expects: bool
     version: str
+
+
+class Heads:
+    """Parses heads, and remembers short ones: most clients send the same head again and again.
+
+    Half of the time for a small request would be spent in parsing. A head is only its bytes, so that it may be shared
+    by connections.
+    """
+
+    _MOST = 256
+    _LONGEST = 1024
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._known: dict[bytes, Head] = {}
+
+    def parse(self, data: bytes) -> Head:
+        """Parse a head, `END` included. Raises Refused."""
+        head = self._known.get(data)
+        if head is None:
+            check_complete(data, self._limits)
+            head = parse_head(data, self._limits)
+            if len(data) <= self._LONGEST:
+                if len(self._known) >= self._MOST:
+                    self._known.clear()
+                self._known[data] = head
+        return head
 
 
 class _Parts:

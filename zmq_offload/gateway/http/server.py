@@ -7,6 +7,7 @@ from email.utils import formatdate
 
 from zmq_offload.gateway.access.decisions import Access
 from zmq_offload.gateway.http.connection import Connection
+from zmq_offload.gateway.http.heads import Heads
 from zmq_offload.gateway.http.limits import Limits
 from zmq_offload.gateway.http.messages import Handler
 
@@ -42,6 +43,7 @@ class HttpServer:
         self.handler = handler
         self.access = access
         self.limits = limits
+        self.heads = Heads(limits)
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
         self.buffer = bytearray(_BUFFER_BYTES)
