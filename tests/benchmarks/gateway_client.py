@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-MODEL = "vector"
+MODEL = "row"
 clock = time.perf_counter
 
 
@@ -35,7 +35,7 @@ def alone(kind: str, url: str, x: Any) -> Callable[[], Any]:
 
         def post() -> Any:
             connection.request("POST", "/inference", x.tobytes())
-            return np.frombuffer(connection.getresponse().read(), x.dtype)
+            return np.frombuffer(connection.getresponse().read(), x.dtype).reshape(x.shape)
 
         return post
     module: Any
@@ -57,7 +57,7 @@ async def together(kind: str, url: str, x: Any, callers: int, seconds: float) ->
 
         async def call() -> Any:
             async with client.post(f"http://{url}/inference", data=x.tobytes()) as response:
-                return np.frombuffer(await response.read(), x.dtype)
+                return np.frombuffer(await response.read(), x.dtype).reshape(x.shape)
 
     else:
         module: Any
@@ -94,7 +94,7 @@ def main() -> None:
     calls: dict[int, Callable[[], Any]] = {}
     for line in sys.stdin:
         size, callers, seconds = json.loads(line)
-        x = np.random.default_rng(0).random(size // 4, dtype=np.float32)
+        x = np.random.default_rng(0).random((1, size // 4), dtype=np.float32)
         began = clock()
         if callers > 1:
             times = asyncio.run(together(kind, url, x, callers, seconds))

@@ -243,3 +243,10 @@ def test_answers_that_are_always_the_same_are_not_shared() -> None:
         answer(None, {}, answers.append)  # type: ignore[arg-type]
     answers[0].headers.append(("X", "1"))
     assert answers[1].headers == [("Content-Type", "application/json")]
+
+
+def test_health_says_it_in_json_too() -> None:
+    """KServe's client reads it; Triton's read the status only."""
+    assert get("/v2/health/live") == {"live": True}
+    assert get("/v2/health/ready") == {"ready": True}
+    assert get("/v2/models/table/ready") == {"name": "table", "ready": True}

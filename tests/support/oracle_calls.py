@@ -55,6 +55,7 @@ def _get(paths: Mapping[str, str]) -> dict[str, HttpCall]:
 
 
 _WANTED_BINARY = {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
+_LONG = _but(shape=[300, 3], data=[0] * 900)
 _JSON = json.dumps({"inputs": [X]}).encode()
 
 HTTP: dict[str, HttpCall] = {
@@ -160,7 +161,7 @@ HTTP: dict[str, HttpCall] = {
     "binary, empty tensor": _binary(
         {"inputs": [_but(BINARY_X, shape=[0, 3], parameters={"binary_data_size": 0})], **_WANTED_BINARY}, b""
     ),
-    "binary, raw body": HttpCall("POST", "v2/models/vector/infer", RAW, {LENGTH: "0"}),
+    "binary, raw body": HttpCall("POST", "v2/models/row/infer", RAW, {LENGTH: "0"}),
     "binary, raw body of several inputs": HttpCall("POST", "v2/models/pair/infer", RAW, {LENGTH: "0"}),
     "binary, raw body of no whole number of elements": HttpCall("POST", INFER, RAW[:-1], {LENGTH: "0"}),
     "binary, size too small": _binary({"inputs": [_but(BINARY_X, parameters={"binary_data_size": 8})]}),
@@ -177,8 +178,9 @@ HTTP: dict[str, HttpCall] = {
     "deflate": HttpCall("POST", INFER, zlib.compress(_JSON), {"Content-Encoding": "deflate"}),
     "gzip, damaged": HttpCall("POST", INFER, b"\x1f\x8bnot gzip", {"Content-Encoding": "gzip"}),
     "unknown content coding": HttpCall("POST", INFER, _JSON, {"Content-Encoding": "br"}),
-    "gzip answer": HttpCall("POST", INFER, {"inputs": [X]}, {"Accept-Encoding": "gzip"}),
-    "deflate answer": HttpCall("POST", INFER, {"inputs": [X]}, {"Accept-Encoding": "deflate"}),
+    "gzip answer": HttpCall("POST", INFER, {"inputs": [_LONG]}, {"Accept-Encoding": "gzip"}),
+    "deflate answer": HttpCall("POST", INFER, {"inputs": [_LONG]}, {"Accept-Encoding": "deflate"}),
+    "gzip answer of a few bytes": HttpCall("POST", INFER, {"inputs": [X]}, {"Accept-Encoding": "gzip"}),
     # Last: the statistics of what was asked before.
     **_get({
             "stats": "v2/models/identity/stats",

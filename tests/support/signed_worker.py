@@ -26,7 +26,7 @@ SIGNATURES: dict[str, tuple[Signature, Signature]] = {
         {"c": ("INT32", (2,)), "d": ("FP32", (-1,))},
     ),
     "fails": ({"x": ("FP32", (1,))}, {"y": ("FP32", (1,))}),
-    "vector": ({"x": ("FP32", (-1,))}, {"y": ("FP32", (-1,))}),
+    "row": ({"x": ("FP32", (1, -1))}, {"y": ("FP32", (1, -1))}),
 }
 """Inputs and outputs of each model."""
 VERSIONS = {"identity": (1, 2)}

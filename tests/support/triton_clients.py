@@ -257,6 +257,13 @@ def index(s: Session) -> bool:
     return any(wanted.items() <= entry.items() for entry in entries)
 
 
+def trace(s: Session) -> bool:
+    """Tracing is off."""
+    settings = s.plain(s.get_trace_settings())
+    level = settings["trace_level"] if s.over_http else settings["settings"]["trace_level"]["value"]
+    return bool(level == ["OFF"])
+
+
 def refused(name: str, *given: Any, **named: Any) -> Callable[[Session], Any]:
     """A call of what the gateway does not have."""
 
@@ -275,7 +282,7 @@ CALLS: dict[str, Callable[[Session], Any]] = {
     "async_stream_infer": stream,
     "close": closes,
     "generate_request_body": offline_body,
-    "get_cuda_shared_memory_status": refused("get_cuda_shared_memory_status"),
+    "get_cuda_shared_memory_status": lambda s: not s.plain(s.get_cuda_shared_memory_status()),
     "get_inference_statistics": statistics,
     "get_log_settings": refused("get_log_settings"),
     "get_model_config": config,
@@ -283,7 +290,7 @@ CALLS: dict[str, Callable[[Session], Any]] = {
     "get_model_repository_index": index,
     "get_server_metadata": lambda s: "version" in s.plain(s.get_server_metadata()),
     "get_system_shared_memory_status": system_shared_memory,
-    "get_trace_settings": refused("get_trace_settings"),
+    "get_trace_settings": trace,
     "infer": infer,
     "is_model_ready": lambda s: s.is_model_ready("identity") and not s.is_model_ready("identity", "9"),
     "is_server_live": lambda s: s.is_server_live(),
@@ -298,7 +305,7 @@ CALLS: dict[str, Callable[[Session], Any]] = {
     "stop_stream": stream,
     "stream_infer": stream_infer,
     "unload_model": model_control,
-    "unregister_cuda_shared_memory": refused("unregister_cuda_shared_memory"),
+    "unregister_cuda_shared_memory": lambda s: s.unregister_cuda_shared_memory() is None,
     "unregister_plugin": plugin,
     "unregister_system_shared_memory": system_shared_memory,
     "update_log_settings": refused("update_log_settings", {"log_verbose_level": 1}),
@@ -306,5 +313,10 @@ CALLS: dict[str, Callable[[Session], Any]] = {
 }
 """A call for each method that any of the four has."""
 
-NOT_HERE = {name for name in CALLS if "cuda" in name or "_log_" in name or "_trace_" in name}
+NOT_HERE = {
+    "get_log_settings",
+    "register_cuda_shared_memory",
+    "update_log_settings",
+    "update_trace_settings",
+}
 """Methods for what the gateway does not have."""

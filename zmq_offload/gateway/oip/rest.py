@@ -26,7 +26,7 @@ def routes(fabric: Fabric, memory: SharedMemory) -> Iterator[tuple[str, str, End
     extensions = ["binary_tensor_data", *([] if isinstance(memory, Off) else ["system_shared_memory"])]
     infer = Inference(fabric, memory)
     yield "GET", "/v2", _always(json(metadata.server_metadata(extensions)))
-    yield "GET", "/v2/health/live", _always(empty())
+    yield "GET", "/v2/health/live", _always(json({"live": True}))
     yield "GET", "/v2/health/ready", rest.ready
     yield "GET", "/v2/models/stats", rest.all_stats
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
@@ -101,7 +101,7 @@ class _Rest:
                 return failure(400, "the gateway is stopping")
             if not any(model.open for model in catalog.models):
                 return failure(400, "no model is served")
-            return empty()
+            return json({"ready": True})
 
         return self._listed(request, respond, answer)
 
@@ -113,7 +113,7 @@ class _Rest:
                 catalog.find(name, version)
             except NotFound as error:
                 return failure(400, error.message)
-            return empty()
+            return json({"name": name, "ready": True})
 
         return self._found(request, names, respond, answer)
 
