@@ -1,0 +1,148 @@
+"""grpc.health.v1.Health: whether the gateway, one of its services, or a model takes calls. Pure.
+
+The service "" is the gateway. It serves if a broker answers and serves a model, as do all services of the gateway. The
+name of a model is a service, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError, Unavailable
+from zmq_offload.gateway.calls import Buffer, Buffers, Cancel, Fabric
+from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.grpc.calls import Context, Reply, Streaming, Unary, Writer
+from zmq_offload.gateway.protobuf.messages import message_class
+
+SERVICE = "grpc.health.v1.Health"
+
+EVERY = 1.0
+"""Seconds between two looks at the list of models, for a client that watches."""
+
+Later: TypeAlias = "Callable[[float, Callable[[], None]], Cancel]"
+"""Calls a function after some seconds, unless that is canceled before."""
+
+_SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3
+"""grpc.health.v1.HealthCheckResponse.ServingStatus."""
+
+
+def methods(fabric: Fabric, services: Collection[str], later: Later) -> dict[str, Unary | Streaming]:
+    """The methods by their paths. `services` are the gRPC services of the gateway."""
+    health = _Health(fabric, services)
+    return {
+        f"/{SERVICE}/Check": health.check,
+        f"/{SERVICE}/Watch": Streaming(lambda context, writer: _Watch(health, context, writer, later)),
+    }
+
+
+class _Health:
+    """What is known of the gateway's services and models."""
+
+    def __init__(self, fabric: Fabric, services: Collection[str]) -> None:
+        self.fabric = fabric
+        self._services = services
+
+    def check(self, data: Buffer, context: Context, reply: Reply) -> Cancel | None:
+        """Answer with the status of a service. Ends with NotFound for an unknown one."""
+        try:
+            service = _service_of(data)
+        except OffloadError as error:
+            reply(error)
+            return None
+
+        def listed(catalog: Catalog | OffloadError) -> None:
+            status = self.status(service, catalog)
+            if status == _SERVICE_UNKNOWN:
+                reply(NotFound(f"service {service!r:.200} is not known; use a model's name, or none for the gateway"))
+            else:
+                reply(_response(status))
+
+        return self.fabric.models(context.grant, listed, self.model(service))
+
+    def model(self, service: str) -> str | None:
+        """The model that a service stands for; None for the gateway."""
+        return None if not service or service in self._services else service
+
+    def status(self, service: str, catalog: Catalog | OffloadError) -> int:
+        """Whether a service takes calls."""
+        model = self.model(service)
+        if isinstance(catalog, OffloadError):
+            return _NOT_SERVING
+        found = [each for each in catalog.models if model in (None, each.name)]
+        if model is not None and not found:
+            return _SERVICE_UNKNOWN
+        return _SERVING if any(each.open for each in found) and not self.fabric.stopping else _NOT_SERVING
+
+
+def _service_of(data: Buffer) -> str:
+    """The service that a request is about. Raises Internal for bytes that are no message."""
+    try:
+        return str(message_class("grpc.health.v1.HealthCheckRequest").FromString(bytes(data)).service)
+    except DecodeError:
+        raise Internal("the bytes are not a grpc.health.v1.HealthCheckRequest; send what protobuf serializes") from None
+
+
+def _response(status: int) -> Buffers:
+    return (message_class("grpc.health.v1.HealthCheckResponse")(status=status).SerializeToString(),)
+
+
+class _Watch:
+    """A client that is told the status of a service, and each change of it.
+
+    The call ends when the gateway stops, so that it does not hold up draining.
+    """
+
+    def __init__(self, health: _Health, context: Context, writer: Writer, later: Later) -> None:
+        self._health = health
+        self._grant = context.grant
+        self._writer = writer
+        self._later = later
+        self._service: str | None = None
+        self._status: int | None = None
+        self._over = False
+        self._timer: Cancel | None = None
+
+    def message(self, data: Buffer) -> None:
+        """The request. A client sends one."""
+        if self._service is not None or self._over:
+            return
+        try:
+            self._service = _service_of(data)
+        except OffloadError as error:
+            self._close(error)
+            return
+        self._look()
+
+    def half_closed(self) -> None:
+        """There are no more requests."""
+        if self._service is None and not self._over:
+            self._close(InvalidArgument("the call has no request; send one"))
+
+    def canceled(self) -> None:
+        """The client is gone."""
+        self._over = True
+        if self._timer is not None:
+            self._timer()
+
+    def _close(self, error: OffloadError) -> None:
+        self._over = True
+        self._writer.close(error)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._health.fabric.models(self._grant, self._listed, self._health.model(self._service or ""))
+
+    def _listed(self, catalog: Catalog | OffloadError) -> None:
+        if self._over:  # the client went away meanwhile
+            return
+        status = self._health.status(self._service or "", catalog)
+        if status != self._status:
+            self._status = status
+            self._writer.send(_response(status))
+        if self._health.fabric.stopping:
+            self._close(Unavailable("the gateway is stopping"))
+        else:
+            self._timer = self._later(EVERY, self._look)
