@@ -1,0 +1,197 @@
+"""Who may use a real gateway for what: tokens, client certificates, TLS, revocation, and what needs no credential."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from tests.support.certificates import Authority, Pair
+from tests.support.fabrics import gateway_of_signed_models
+from tests.support.processes import Gateway, eventually, running
+from zmq_offload.cli.main import main
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+class Site:
+    """A gateway with an access list: a token for the model "identity", and a certificate for "pair"."""
+
+    gateway: Gateway
+
+    def __init__(self, folder: Path) -> None:
+        self.list = folder / "access"
+        self.ca = Authority(folder)
+        self.server, self.press = self.ca.make("server"), self.ca.make("press", "DNS:press.example")
+        self.change("certificate", "dns:press.example", "--models", "pair")
+        self.phone = self.change("token", "phone", "--models", "identity")
+        self.lost = self.change("token", "lost")
+
+    def change(self, *arguments: str) -> str:
+        """Run a command that changes the list, and return what it prints."""
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            assert main(["keys", *arguments, "--list", str(self.list)]) == 0
+        return output.getvalue().strip()
+
+    @property
+    def options(self) -> list[str]:
+        tls = ["--tls-cert", str(self.server.certificate), "--tls-key", str(self.server.key)]
+        return [*tls, "--client-ca", self.ca.file, "--access-list", str(self.list)]
+
+    def context(self, pair: Pair | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.ca.file)
+        if pair is not None:
+            context.load_cert_chain(*pair)
+        return context
+
+    def connect(self, pair: Pair | None = None) -> http.client.HTTPSConnection:
+        host, _, port = self.gateway.http.rpartition(":")
+        return http.client.HTTPSConnection(host, int(port), timeout=20, context=self.context(pair))
+
+    def triton(self, pair: Pair | None = None) -> Any:
+        context = self.context(pair)
+        return tritonclient.http.InferenceServerClient(self.gateway.http, ssl=True, ssl_context_factory=lambda: context)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"))
+    with gateway_of_signed_models(*site.options) as site.gateway:
+        yield site
+
+
+def ask(connection: http.client.HTTPSConnection, path: str, token: str | None = None) -> tuple[int, Any]:
+    """The status and the JSON of an answer. The connection stays open if the gateway lets it."""
+    connection.request("GET", path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
+    response = connection.getresponse()
+    body = response.read()
+    assert response.status != 401 or response.headers["WWW-Authenticate"].startswith("Bearer")
+    return response.status, json.loads(body) if body else None
+
+
+def infer(client: Any, model: str, headers: dict[str, str] | None = None) -> Any:
+    """Run "identity" or "pair" with a client of Triton."""
+    values = {"x": X} if model == "identity" else {"a": np.array([1, 2], np.int32), "b": X[0]}
+    inputs = []
+    for name, value in values.items():
+        inputs.append(tritonclient.http.InferInput(name, list(value.shape), "INT32" if name == "a" else "FP32"))
+        inputs[-1].set_data_from_numpy(value)
+    return client.infer(model, inputs, headers=headers).as_numpy("y" if model == "identity" else "d")
+
+
+def test_a_token_is_for_its_models(site: Site) -> None:
+    headers = {"Authorization": f"Bearer {site.phone}"}
+    with site.triton() as client:
+        np.testing.assert_array_equal(infer(client, "identity", headers), X)
+        with pytest.raises(InferenceServerException, match="phone is not for model 'pair'") as error:
+            infer(client, "pair", headers)
+        assert error.value.status() == "403"
+        names = {model["name"] for model in client.get_model_repository_index(headers=headers)}
+        assert names == {"identity"}
+        with pytest.raises(InferenceServerException, match="'pair' is not served; served are: identity"):
+            client.get_model_metadata("pair", headers=headers)
+        with pytest.raises(InferenceServerException, match="the request has no credential"):
+            infer(client, "identity")
+
+
+def test_a_certificate_is_for_its_models(site: Site) -> None:
+    with site.triton(site.press) as client:
+        np.testing.assert_array_equal(infer(client, "pair"), X[0])
+        with pytest.raises(InferenceServerException, match=r"press\.example is not for model 'identity'"):
+            infer(client, "identity")
+
+
+def test_either_credential_is_enough(site: Site) -> None:
+    unknown = site.ca.make("unknown", "DNS:unknown.example")
+    for pair, token in ((unknown, site.phone), (site.press, "wrong")):
+        connection = site.connect(pair)
+        assert ask(connection, "/v2", token)[0] == 200
+        connection.close()
+    connection = site.connect(unknown)
+    status, body = ask(connection, "/v2")
+    assert (status, "no name of the client certificate is known" in body["error"]) == (401, True)
+    connection.close()
+
+
+def test_other_certificates_do_not_complete_the_handshake(site: Site, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path, "stranger").make("press", "DNS:press.example")
+    for pair in (stranger, site.ca.make("late", "DNS:press.example", days=-1)):
+        with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+            ask(site.connect(pair), "/v2")
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
+def test_probes_need_no_credential(site: Site, path: str) -> None:
+    connection = site.connect()
+    assert ask(connection, path) == (200, None)
+    status, body = ask(connection, "/v2/models/identity/ready")
+    assert (status, "has no credential" in body["error"]) == (401, True)
+    connection.close()
+    site.gateway.process.wait_for(r"WARNING 127\.0\.0\.1:\d+ is refused /v2/models/identity/ready: the request has no")
+
+
+def test_a_revoked_token_is_refused_on_an_open_connection(site: Site) -> None:
+    connection = site.connect()
+    assert ask(connection, "/v2", site.lost)[0] == 200
+    first = connection.sock
+    site.change("revoke", "lost")
+    eventually(lambda: ask(connection, "/v2", site.lost)[0] == 401)
+    assert first.fileno() == -1, "the gateway closed this connection, and the client did not open another one before"
+    connection.close()
+
+
+def test_curl(site: Site) -> None:
+    """The commands of docs/security.md."""
+    if shutil.which("curl") is None:
+        pytest.skip("the command curl is not installed")
+    url = f"https://{site.gateway.http}"
+    body = '{"inputs": [{"name": "a", "datatype": "INT32", "shape": [2], "data": [1, 2]}, '
+    body += '{"name": "b", "datatype": "FP32", "shape": [1], "data": [0.5]}]}'
+    with_certificate = ["--cert", str(site.press.certificate), "--key", str(site.press.key)]
+    for options, code in (
+        ([*with_certificate, f"{url}/v2/models/pair/infer", "--data", body], 200),
+        ([*with_certificate, f"{url}/v2/models/identity/infer", "--data", "{}"], 400),
+        ([f"{url}/v2/models/pair/infer", "--data", body], 401),
+        ([f"{url}/v2/health/ready"], 200),
+    ):
+        command = ["curl", "--silent", "--cacert", site.ca.file, "--write-out", "\n%{http_code}", *options]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert out.rpartition("\n")[2] == str(code), out
+    assert subprocess.run(["curl", "--silent", f"{url}/v2/health/ready"], check=False).returncode == 60
+    assert subprocess.run(["curl", "--silent", url.replace("https", "http")], check=False).returncode == 52
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(site: Site) -> None:
+    new = site.ca.make("renewed")
+    for source, target in zip(new, site.server, strict=True):
+        shutil.copy(source, target)
+    wanted = ssl.PEM_cert_to_DER_cert(new.certificate.read_text())
+
+    def served() -> bytes | None:
+        connection = site.connect()
+        connection.connect()
+        try:
+            assert isinstance(connection.sock, ssl.SSLSocket)
+            return connection.sock.getpeercert(binary_form=True)
+        finally:
+            connection.close()
+
+    eventually(lambda: served() == wanted)
+
+
+def test_a_gateway_that_anybody_could_use_does_not_start() -> None:
+    with running("-m", "zmq_offload.gateway", "--http", "0.0.0.0:0", "--grpc", "none") as process:
+        process.wait_for(r"0\.0\.0\.0:0 can be reached from other machines without tokens or client certificates")
+        assert process.wait() == 1
