@@ -120,16 +120,16 @@ def test_a_file_that_becomes_shorter_ends_the_request_and_not_the_gateway(user: 
     os.truncate(f"/dev/shm{user.key}", 2 * OUT)  # for the memory that this test has mapped
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_shared_memory_is_off_unless_it_is_switched_on(kind: str) -> None:
+def test_shared_memory_is_off_unless_it_is_switched_on() -> None:
     with running_gateway("tcp://127.0.0.1:1") as gateway:
-        client: Any = KINDS[kind].InferenceServerClient(getattr(gateway, kind))
-        for call in (
-            client.get_system_shared_memory_status,
-            client.unregister_system_shared_memory,
-            lambda: client.register_system_shared_memory("mine", "/key", 8),
-        ):
-            with pytest.raises(InferenceServerException, match=r"switched off.*--system-shared-memory") as error:
-                call()
-            assert error.value.status() in ("501", "StatusCode.UNIMPLEMENTED")
-        client.close()
+        for kind in KINDS:
+            client: Any = KINDS[kind].InferenceServerClient(getattr(gateway, kind))
+            for call in (
+                client.get_system_shared_memory_status,
+                client.unregister_system_shared_memory,
+                lambda client=client: client.register_system_shared_memory("mine", "/key", 8),
+            ):
+                with pytest.raises(InferenceServerException, match=r"switched off.*--system-shared-memory") as error:
+                    call()
+                assert error.value.status() in ("501", "StatusCode.UNIMPLEMENTED")
+            client.close()

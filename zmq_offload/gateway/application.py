@@ -6,15 +6,20 @@ from zmq_offload.gateway.access.decisions import Access
 from zmq_offload.gateway.access.guard import Guard
 from zmq_offload.gateway.calls import Cancel, Fabric
 from zmq_offload.gateway.config import NONE, Config
+from zmq_offload.gateway.grpc.calls import Methods
+from zmq_offload.gateway.grpc.limits import Limits as GrpcLimits
+from zmq_offload.gateway.grpc.server import GrpcServer
 from zmq_offload.gateway.http.limits import Limits
 from zmq_offload.gateway.http.messages import Handler, Request, Respond
 from zmq_offload.gateway.http.router import Router
 from zmq_offload.gateway.http.server import HttpServer
+from zmq_offload.gateway.oip.grpc_service import methods as oip_methods
 from zmq_offload.gateway.oip.regions import region_routes
 from zmq_offload.gateway.oip.rest import routes
 from zmq_offload.gateway.ports import Door
 from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory, System
 from zmq_offload.gateway.tfserving import rest as tfserving
+from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
 
 
 def doors(config: Config, fabric: Fabric, guard: Guard) -> list[Door]:
@@ -24,6 +29,9 @@ def doors(config: Config, fabric: Fabric, guard: Guard) -> list[Door]:
     if config.http != NONE:
         service = _http(config, http_handler(fabric, memory), guard.access)
         found.append(Door("http", config.http, service, guard.contexts.http if guard.contexts else None))
+    if config.grpc != NONE:
+        calls = _grpc(config, grpc_methods(fabric, memory), guard.access)
+        found.append(Door("grpc", config.grpc, calls, guard.contexts.grpc if guard.contexts else None))
     return found
 
 
@@ -39,6 +47,11 @@ def http_handler(fabric: Fabric, memory: SharedMemory) -> Handler:
     return handle
 
 
+def grpc_methods(fabric: Fabric, memory: SharedMemory) -> Methods:
+    """What answers gRPC calls."""
+    return {**oip_methods(fabric, memory), **tfserving_methods(fabric)}
+
+
 def _http(config: Config, handler: Handler, access: Access) -> HttpServer:
     limits = Limits(
         body_bytes=config.max_body_bytes,
@@ -49,3 +62,16 @@ def _http(config: Config, handler: Handler, access: Access) -> HttpServer:
         receive=config.receive_timeout,
     )
     return HttpServer(handler, access, limits)
+
+
+def _grpc(config: Config, methods: Methods, access: Access) -> GrpcServer:
+    limits = GrpcLimits(
+        message_bytes=config.max_body_bytes,
+        held_bytes=config.max_held_bytes,
+        header_bytes=config.max_header_bytes,
+        connections=config.max_connections,
+        streams=config.max_streams,
+        idle=config.idle_timeout,
+        receive=config.receive_timeout,
+    )
+    return GrpcServer(methods, access, limits)
