@@ -20,6 +20,7 @@ from zmq_offload.gateway.calls import Call
 from zmq_offload.gateway.catalog import Model
 from zmq_offload.gateway.http.messages import Request, Response
 from zmq_offload.gateway.http.router import Router
+from zmq_offload.gateway.oip import json_data
 from zmq_offload.gateway.oip.rest import routes
 from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory, System
 from zmq_offload.protocol.payload import Array
@@ -190,7 +191,8 @@ def test_wrong_data_is_refused_with_the_name_of_the_input(changes: dict[str, Any
         (request([1, 2, 3], parameters={"sequence_start": 1}), "parameter 'sequence_start' is 1; use true or false"),
         (request([1, 2, 3], parameters={"binary_data_output": 1}), "parameter 'binary_data_output' is 1"),
         (request([1, 2, 3], parameters={"triton_enable": True}), "parameter 'triton_enable' is reserved"),
-        (request([1, 2, 3], parameters={"color": ["red"]}), "use a string, a number or a boolean"),
+        (request([1, 2, 3], parameters={"color": ["red"]}), "got `array` - at `$.parameters"),
+        (request([1, 2, 3], parameters={"color": None}), "use a string, a number or a boolean"),
         (request([1, 2, 3], outputs=[{"name": "x", "parameters": {"binary_data": 1}}]), "parameter 'binary_data' is 1"),
     ],
 )
@@ -479,6 +481,22 @@ def test_nan_and_infinities_pass_as_triton_writes_them() -> None:
     )
     assert "not FP32" in refused(json.dumps(request([*SPECIAL[:2], "a"])).encode())
     assert "data is not an array" in refused(json.dumps(request(SPECIAL[0])).encode())
+
+
+def test_json_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_data, "ELEMENTS", 8)
+    row = {"inputs": [{**ROW, "shape": [9], "data": [0] * 9}]}
+    assert refused(row) == "input 'x' has 9 elements; send at most 8 as JSON, and more as binary data"
+    row["inputs"][0]["shape"] = [1]
+    assert "input 'x' has 9 elements" in refused(row)
+    many = np.zeros(9, np.int8)
+    fabric = FakeFabric(ECHO, run=lambda _call: {"y": many})
+    assert "output 'y' has 9 elements, and at most 8" in refused(request([1, 2, 3]), fabric=fabric)
+    assert answered(request([1, 2, 3], parameters={"binary_data_output": True}), fabric=fabric)[1] == many.tobytes()
+    monkeypatch.setattr(json_data, "SLOW_BYTES", 40)
+    assert "NaN or Infinity, or is malformed; send at most 40" in refused(json.dumps(request(SPECIAL)).encode())
+    monkeypatch.setattr(json_data, "JSON_BYTES", 50)
+    assert "send at most 50, and large tensors as binary data" in refused(request([1, 2, 3]))
 
 
 @st.composite

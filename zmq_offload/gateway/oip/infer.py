@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -52,24 +52,27 @@ class Answer(NamedTuple):
         return self.outputs is not None and any(output.classes for output in self.outputs)
 
 
+Parameters: TypeAlias = "dict[str, str | int | float | bool | None]"
+
+
 class _Input(msgspec.Struct):
     name: str
     datatype: str
     shape: list[Annotated[int, msgspec.Meta(ge=0)]]
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class _Output(msgspec.Struct):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class _Head(msgspec.Struct):
     inputs: list[_Input]
     outputs: list[_Output] | None = None
     id: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class _ParsedInput(msgspec.Struct):
@@ -79,14 +82,14 @@ class _ParsedInput(msgspec.Struct):
     datatype: str
     shape: list[Annotated[int, msgspec.Meta(ge=0)]]
     data: Any = msgspec.UNSET
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class _ParsedHead(msgspec.Struct):
     inputs: list[_ParsedInput]
     outputs: list[_Output] | None = None
     id: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class _Tensor(NamedTuple):
@@ -142,6 +145,7 @@ def decode(
     """The call of a body with JSON. Raises InvalidArgument, which names the tensor that is wrong."""
     whole = len(body)
     length = whole if head_length is None else _length(head_length, whole)
+    json_data.check_length(length)
     head = bytes(memoryview(body)[:length])
     # The JSON before binary tensors is often the same in every request; JSON with data is not.
     plan = (_cached_plan if length < whole and length <= _SHORT else _plan)(head)
@@ -185,7 +189,7 @@ def _plan(head: bytes) -> _Plan:
         tensor = _tensor(each, offset)
         tensors.append(tensor)
         if tensor.dtype is not None and type(tensor.data) is int:
-            offset += each.parameters["binary_data_size"]
+            offset += number(each.parameters, "binary_data_size")
     binary = flag(given.parameters, "binary_data_output")
     outputs = None if given.outputs is None else tuple(_requested(each, binary) for each in given.outputs)
     if outputs is not None:
@@ -246,7 +250,7 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False) -> Response:
             if output.binary:
                 part = bytes_of(array, dtype)
             else:
-                data = json_data.text_of(array)
+                data = json_data.text_of(output.name, array)
         if output.binary:
             entries.append(b'%b,"parameters":{"binary_data_size":%d}}' % (start, len(part)))
             if part:

@@ -21,7 +21,24 @@ from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.oip.tensors import dtype_of, nbytes_of
 from zmq_offload.protocol.payload import Array
 
+JSON_BYTES = 64 * 1024 * 1024
+"""The longest JSON of a request; Triton's default is the same. Tensors in binary do not count."""
+
+SLOW_BYTES = 16 * 1024 * 1024
+"""The longest JSON with NaN or Infinity, which the slower parser takes."""
+
+ELEMENTS = 2**23
+"""Elements of a tensor in JSON. Each is an object of Python for a moment: a short text would fill the memory."""
+
 _NOT_NUMBERS = (b"NaN", b"Infinity")
+
+
+def check_length(length: int) -> None:
+    """Raise InvalidArgument for JSON that is too long."""
+    if length > JSON_BYTES:
+        raise InvalidArgument(
+            f"the JSON of the request has {length} bytes; send at most {JSON_BYTES}, and large tensors as binary data"
+        )
 
 
 def loads(text: bytes, wanted: Any, lenient: Any) -> Any:
@@ -36,6 +53,11 @@ def loads(text: bytes, wanted: Any, lenient: Any) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if not any(word in text for word in _NOT_NUMBERS):
             raise _malformed(error) from None
+        if len(text) > SLOW_BYTES:
+            raise InvalidArgument(
+                f"the JSON of the request has {len(text)} bytes and NaN or Infinity, or is malformed; send at most "
+                f"{SLOW_BYTES} with these, and large tensors as binary data"
+            ) from None
     try:
         return msgspec.convert(json.loads(text), lenient)
     except msgspec.ValidationError as error:
@@ -67,6 +89,11 @@ def array_of(name: str, datatype: str, shape: Sequence[int], data: object) -> Ar
         raise InvalidArgument(
             f"input {name!r}: data is nested {depth} deep, but shape {list(shape)} has {len(shape)} extents; nest data "
             "as the shape says, or not at all"
+        )
+    if max(count, _elements(data)) > ELEMENTS:
+        raise InvalidArgument(
+            f"input {name!r} has {max(count, _elements(data))} elements; send at most {ELEMENTS} as JSON, and more as "
+            "binary data"
         )
     wanted = _nested(datatype, depth)
     try:
@@ -126,6 +153,13 @@ _OPENING = re.compile(rb"[\[ \t\r\n]*")
 """The brackets before the first element; it matches at the start of any text."""
 
 
+def _elements(data: object) -> int:
+    """How many elements the text has; 0 for one that is too short to have too many."""
+    if not isinstance(data, msgspec.Raw) or len(text := memoryview(data)) < 2 * ELEMENTS:
+        return 0
+    return bytes(text).count(b",") + 1
+
+
 def _flat(name: str, values: list[Any], shape: Sequence[int]) -> list[Any]:
     """The elements of nested lists. Raises InvalidArgument if a list does not have the length of its extent."""
     lists = [values]
@@ -140,8 +174,12 @@ def _flat(name: str, values: list[Any], shape: Sequence[int]) -> list[Any]:
     return lists
 
 
-def text_of(array: Array) -> bytes:
-    """The elements of an array as a flat JSON array."""
+def text_of(name: str, array: Array) -> bytes:
+    """The elements of an output as a flat JSON array. Raises InvalidArgument for too many."""
+    if array.size > ELEMENTS:
+        raise InvalidArgument(
+            f"output {name!r} has {array.size} elements, and at most {ELEMENTS} are returned as JSON; use binary data"
+        )
     values = array.ravel().tolist()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return json.dumps(values, separators=(",", ":")).encode()
