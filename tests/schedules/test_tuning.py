@@ -155,7 +155,11 @@ def test_one_process_tunes_and_others_can_read(pretended: Pretended, tmp_path: P
     run.tune([(mod, HOST), (mod, HOST)], tmp_path, 8)  # two parts for one target are one database
 
 
-def test_a_function_of_both_parts_is_found_in_both_databases(pretended: Pretended, tmp_path: Path) -> None:
+def test_a_function_of_both_parts_is_found_in_both_databases(
+    pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine a function's measured time may be so short beside another's that it gets no trials.
+    monkeypatch.setattr(run, "share_out", lambda trials, costs: dict.fromkeys(costs, trials // len(costs)))
     _, mod = small()
     other = TARGETS[-1]
     run.tune([(mod, HOST), (mod, other)], tmp_path, 400)
