@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 from zmq_offload.gateway.access.decisions import Access
 from zmq_offload.gateway.access.guard import Guard
 from zmq_offload.gateway.calls import Cancel, Fabric
 from zmq_offload.gateway.config import NONE, Config
+from zmq_offload.gateway.grpc import health, reflection
 from zmq_offload.gateway.grpc.calls import Methods
 from zmq_offload.gateway.grpc.limits import Limits as GrpcLimits
 from zmq_offload.gateway.grpc.server import GrpcServer
@@ -48,8 +52,14 @@ def http_handler(fabric: Fabric, memory: SharedMemory) -> Handler:
 
 
 def grpc_methods(fabric: Fabric, memory: SharedMemory) -> Methods:
-    """What answers gRPC calls."""
-    return {**oip_methods(fabric, memory), **tfserving_methods(fabric)}
+    """What answers gRPC calls. Call it in the event loop."""
+    served = {**oip_methods(fabric, memory), **tfserving_methods(fabric)}
+    services = {path.split("/")[1] for path in served} | {health.SERVICE}
+
+    def later(seconds: float, call: Callable[[], None]) -> Cancel:
+        return asyncio.get_running_loop().call_later(seconds, call).cancel
+
+    return {**served, **health.methods(fabric, services, later), **reflection.methods(services)}
 
 
 def _http(config: Config, handler: Handler, access: Access) -> HttpServer:
