@@ -86,14 +86,22 @@ def test_a_request_that_ends_with_trailers():
     assert peer.send(headers(1), headers(1, [("x", "y")], end=True))[1] == Data(1, b"", True)
 
 
-def test_a_response_before_the_end_of_the_request_stops_the_client():
-    peer = Peer()
-    peer.send(headers(1))
-    answer(peer, 1)
-    last = peer.frames()[-1]
-    assert (last.kind, last.stream, last.number) == (frames.RST_STREAM, 1, ErrorCode.NO_ERROR)
-    # What was on its way is no fault.
-    assert not peer.send(data(1, b"abc"), window_update(1, 5), headers(1, [("x", "y")], end=True)) and not peer.frames()
+def test_what_follows_on_a_stream_after_its_response_is_ignored_and_stopped_if_it_is_much():
+    peer = Peer(Limits(streams=4))
+    for number in (1, 3, 5, 7):
+        peer.send(headers(number))
+        answer(peer, number)
+    peer.frames()
+    assert peer.connection.streams == 0
+    assert peer.break_stream(headers(9)) == ErrorCode.REFUSED_STREAM
+    assert not peer.send(data(1, b"abc"), headers(1, [("x", "y")]), headers(1, [("x", "y")], end=True))
+    assert not peer.send(data(3, b"abc"), frames.reset(3, ErrorCode.CANCEL), data(7, b"", end=True))
+    peer.send(data(5, bytes(60_000)), frames.window_update(5, 5))
+    assert not peer.frames()
+    assert peer.break_stream(data(5, bytes(10_000))) == ErrorCode.NO_ERROR
+    assert not peer.send(data(5, bytes(10_000)), headers(5, [("x", "y")], end=True)) and not peer.frames()
+    assert len(peer.send(*(headers(number) for number in (11, 13, 15, 17)))) == 4
+    assert peer.fault(data(1, b"abc")) == ErrorCode.STREAM_CLOSED
 
 
 def test_padding_and_priority_are_taken_off():

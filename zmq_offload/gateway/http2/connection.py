@@ -22,6 +22,12 @@ from zmq_offload.gateway.http2.streams import Stream
 _REMEMBERED = 1024
 """Streams that this end reset, of which frames may be on their way."""
 
+_LEFT_OVER = 64 * 1024
+"""Data that a peer may send on a stream that this end has ended, before it is told to stop.
+
+To tell it at once is allowed, but clients do not expect it: curl takes it for an error.
+"""
+
 _TINY = 256
 """A peer that lets held data go on in steps below this makes work."""
 
@@ -50,6 +56,7 @@ class Connection(Reader, Generic[Head]):
         self._decoder = Decoder(interpret, limits.header_block)
         self._sender = Sender()
         self._streams: dict[int, Stream] = {}
+        self._done: dict[int, int] = {}  # streams that only this end has ended, and what may still arrive of them
         self._forgiven: dict[int, None] = {}
         self._last = 0
         self._closing = False
@@ -93,6 +100,7 @@ class Connection(Reader, Generic[Head]):
                 self._sender.out.append(frames.goaway(self._last, fault.code, str(fault)))
                 self.failed = self._closing = True
                 self._streams.clear()
+                self._done.clear()
                 events.append(Failed(fault.code, str(fault)))
         return events
 
@@ -173,6 +181,8 @@ class Connection(Reader, Generic[Head]):
             self._allowed = LARGEST_WINDOW
         stream = self._find(number, "DATA", closed=ErrorCode.STREAM_CLOSED)
         self._ends = bool(flags & frames.END_STREAM)
+        if number in self._done:
+            self._left_over(number, length)
         if not size and not self._ends:
             self._idle()
         if stream:
@@ -216,6 +226,7 @@ class Connection(Reader, Generic[Head]):
             self._window_update(number, frames.read_number(payload) & LARGEST_WINDOW)
         elif kind == frames.RST_STREAM:
             code = frames.read_number(payload)
+            self._done.pop(number, None)
             if stream := self._find(number, "RST_STREAM"):
                 self._flooded()
                 self._remove(stream)
@@ -256,7 +267,7 @@ class Connection(Reader, Generic[Head]):
             return
         self._last = number
         try:
-            if self._closing or len(self._streams) >= self._limits.streams:
+            if self._closing or len(self._streams) + len(self._done) >= self._limits.streams:
                 self._decoder.skip(block)
                 raise StreamFault(ErrorCode.REFUSED_STREAM, "too many streams, or the connection ends")
             head, expected = self._decoder.request(block)
@@ -287,6 +298,8 @@ class Connection(Reader, Generic[Head]):
             else:
                 stream.ended = True
                 self._events.append(Data(number, b"", True))
+        elif ended:
+            self._done.pop(number, None)
 
     def _window_update(self, number: int, increment: int) -> None:
         stream = self._find(number, "WINDOW_UPDATE") if number else None
@@ -327,16 +340,24 @@ class Connection(Reader, Generic[Head]):
         if not stream:
             if not number & 1 or number > self._last:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{kind} on stream {number}, which has not begun")
-            if closed and number not in self._forgiven:
+            if closed and number not in self._forgiven and number not in self._done:
                 raise ConnectionFault(closed, f"{kind} on stream {number}, which has ended")
         return stream
 
     def _end(self, stream: Stream, trailers: bytes) -> None:
         self._sender.headers(stream.number, trailers, True)
-        if stream.ended:
-            self._remove(stream)
-        else:
-            self._abandon(stream, ErrorCode.NO_ERROR)
+        self._remove(stream)
+        if not stream.ended:
+            self._done[stream.number] = _LEFT_OVER
+
+    def _left_over(self, number: int, length: int) -> None:
+        """Data arrives on a stream that this end has ended."""
+        self._done[number] -= length
+        if self._ends:
+            del self._done[number]
+        elif self._done[number] < 0:
+            del self._done[number]
+            self._refuse(number, ErrorCode.NO_ERROR)
 
     def _drained(self, streams: Iterable[Stream]) -> None:
         for stream in streams:

@@ -1,0 +1,477 @@
+"""gRPC with clients of others: grpcio, curl, and single frames."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import hpack
+import pytest
+
+from tests.gateway.grpc_server import LIMITS, Server, serving
+from tests.gateway.http2_peer import Frame, data, headers, settings
+from zmq_offload.errors import Status
+from zmq_offload.gateway.access.decisions import Listed
+from zmq_offload.gateway.grpc.messages import prefixed
+from zmq_offload.gateway.http2 import frames
+from zmq_offload.gateway.http2.errors import ErrorCode
+from zmq_offload.gateway.http2.frames import HEAD, PREFACE, frame
+from zmq_offload.gateway.statuses import CODES
+from zmq_offload.net.credentials import token_entry
+from zmq_offload.net.grants import Grant
+
+OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address, options=OPTIONS) as channel:
+        yield channel
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def failing(call: Callable[[], object]) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as info:
+        call()
+    return info.value
+
+
+# grpcio's synchronous client.
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 38_400, 1 << 20, 4 << 20, 64 << 20])
+def test_messages_of_any_size_come_back(channel, size):
+    echo = channel.unary_unary("/t/Echo")
+    message = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    for _ in range(1 if size > 1 << 20 else 3):
+        assert echo(message, timeout=30) == message
+
+
+def test_many_calls_at_once(channel):
+    echo = channel.unary_unary("/t/Echo")
+    messages = [bytes([i]) * (100 if i % 2 else 200_000) for i in range(100)]
+    calls = [echo.future(message, timeout=30) for message in messages]
+    assert [call.result() for call in calls] == messages
+
+
+def test_more_calls_than_streams_wait_for_their_turn(server, channel):
+    wait = channel.unary_unary("/t/Wait")
+    calls = [wait.future(b"%d" % i, timeout=30) for i in range(LIMITS.streams + 20)]
+    wait_for(lambda: len(server.waiting) == LIMITS.streams)
+    replies, server.waiting = server.waiting, []
+    server.do(lambda: [reply([b"ok"]) for reply in replies])
+    wait_for(lambda: len(server.waiting) == 20)
+    replies, server.waiting = server.waiting, []
+    server.do(lambda: [reply([b"o", memoryview(b"k")]) for reply in replies])
+    assert {call.result() for call in calls} == {b"ok"}
+
+
+@pytest.mark.parametrize("status", Status)
+def test_errors_keep_their_code_and_message(channel, status):
+    error = failing(lambda: channel.unary_unary("/t/Fail")(status.value.encode(), timeout=10))
+    assert error.code().value[0] == CODES[status].grpc
+    assert error.details() == r"ähm: 100 %\nof it"
+
+
+def test_a_method_that_raises_is_an_internal_error(channel, caplog):
+    for call in (channel.unary_unary("/t/Raise"), channel.unary_unary("/t/Broken")):
+        assert failing(lambda call=call: call(b"x", timeout=10)).code() is grpc.StatusCode.INTERNAL
+    assert caplog.text.count("RuntimeError: as asked") == 2
+
+
+def test_an_unknown_method_is_unimplemented(channel):
+    error = failing(lambda: channel.unary_unary("/t/None")(b"x", timeout=10))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED and error.details() == "method '/t/None' is not here"
+
+
+def test_the_context_has_deadline_and_metadata(channel):
+    reply = channel.unary_unary("/t/Context")(b"", timeout=25, metadata=[("a", "1"), ("b-bin", b"\0\1"), ("a", "2")])
+    seen = json.loads(reply)
+    assert 20 < seen["timeout"] <= 26 and seen["grant"] == "anyone"
+    assert seen["metadata"]["a"] == "1,2" and seen["metadata"]["b-bin"].rstrip("=") == "AAE"
+    assert json.loads(channel.unary_unary("/t/Context")(b""))["timeout"] is None
+
+
+def test_a_client_that_cancels_takes_its_call_back(server, channel):
+    server.canceled.clear()
+    call = channel.unary_unary("/t/Wait").future(b"x")
+    wait_for(lambda: server.waiting)
+    call.cancel()
+    wait_for(lambda: server.canceled == ["unary"])
+    server.do(lambda: server.waiting.pop()([b"late"]))
+    assert channel.unary_unary("/t/Echo")(b"x") == b"x"
+
+
+def test_a_deadline_takes_the_call_back(server, channel):
+    server.canceled.clear()
+    error = failing(lambda: channel.unary_unary("/t/Wait")(b"x", timeout=0.05))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_for(lambda: server.canceled == ["unary"])
+    server.waiting.clear()
+
+
+def test_a_connection_that_is_lost_takes_its_calls_back(server):
+    server.canceled.clear()
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.unary_unary("/t/Wait").future(b"x")
+        stream = channel.stream_stream("/t/Stream")(iter([b"pause", b"x"]))
+        next(stream)
+        wait_for(lambda: server.waiting)
+    wait_for(lambda: sorted(server.canceled) == ["stream", "unary"])
+    assert call.code() is grpc.StatusCode.CANCELLED
+    server.do(lambda: server.waiting.pop()([b"late"]))
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_messages_are_answered_compressed(server, channel, compression):
+    message = bytes(100_000)
+    assert channel.unary_unary("/t/Echo")(message, compression=compression) == message
+    stream = channel.stream_stream("/t/Stream")(iter([message, b"", message]), compression=compression)
+    assert list(stream) == [message, b"", message]
+
+
+def test_too_long_a_message_is_refused():
+    with (
+        serving(limits=replace(LIMITS, message_bytes=1 << 20)) as server,
+        grpc.insecure_channel(server.address, options=OPTIONS) as channel,
+    ):
+        echo = channel.unary_unary("/t/Echo")
+        for size in (1 << 20) + 1, 20 << 20:
+            error = failing(lambda size=size: echo(bytes(size)))
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert error.details() == f"a message has {size} bytes; at most 1048576 are taken"
+        bomb = failing(lambda: echo(bytes(20 << 20), compression=grpc.Compression.Gzip))
+        assert bomb.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "decompressed" in bomb.details()
+        assert echo(bytes(1 << 20)) == bytes(1 << 20)
+
+
+def test_no_more_messages_are_held_than_the_limit_says(channel):
+    with (
+        serving(limits=replace(LIMITS, held_bytes=3 << 20)) as server,
+        grpc.insecure_channel(server.address, options=OPTIONS) as channel,
+    ):
+        wait = channel.unary_unary("/t/Wait")
+        calls = [wait.future(bytes(1_000_000)) for _ in range(3)]
+        wait_for(lambda: len(server.waiting) == 3)
+        error = failing(lambda: channel.unary_unary("/t/Echo")(bytes(1_000_000)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "holds 3145728 bytes" in error.details()
+        calls[0].cancel()
+        wait_for(lambda: server.canceled)
+        assert len(channel.unary_unary("/t/Echo")(bytes(1_000_000))) == 1_000_000
+        server.do(lambda: [reply([b"ok"]) for reply in server.waiting])
+        assert [call.result() for call in calls[1:]] == [b"ok"] * 2
+
+
+def test_too_much_metadata_is_refused(channel):
+    error = failing(lambda: channel.unary_unary("/t/Echo")(b"", metadata=[("a", "x" * 8192)]))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "bytes of metadata" in error.details()
+
+
+def test_a_stream_of_messages(channel):
+    messages = [bytes([i]) * (i * 5000) for i in range(60)]
+    assert list(channel.stream_stream("/t/Stream")(iter(messages), timeout=30)) == messages
+    assert list(channel.stream_stream("/t/Stream")(iter([]), timeout=30)) == []
+    assert channel.stream_unary("/t/Stream")(iter([b"one"]), timeout=30) == b"one"
+
+
+def test_answers_of_a_stream_come_while_it_goes_on(channel):
+    more = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        yield b"first"
+        assert more.wait(10)
+        yield b"second"
+
+    stream = channel.stream_stream("/t/Stream")(messages(), timeout=30)
+    assert next(stream) == b"first"
+    more.set()
+    assert list(stream) == [b"second"]
+
+
+def test_the_end_of_a_stream_with_an_error(channel, server, caplog):
+    for word, code in (
+        ("error NOT_FOUND", grpc.StatusCode.NOT_FOUND),
+        ("refuse UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
+        ("raise", grpc.StatusCode.INTERNAL),
+    ):
+        messages = [b"x" * 100, word.encode(), b"y" * 100]
+        stream = channel.stream_stream("/t/Stream")(iter(messages), timeout=30)
+        assert next(stream) == b"x" * 100
+        assert failing(lambda stream=stream: next(stream)).code() is code
+        assert server.streams[-1].messages == 2
+    assert caplog.text.count("RuntimeError: as asked") == 1
+
+
+def test_a_stream_that_is_paused_takes_nothing(channel, server):
+    stream = channel.stream_stream("/t/Stream")(iter([b"pause", *[b"x" * 500_000] * 10]), timeout=30)
+    assert next(stream) == b"pause"
+    echo = server.streams[-1]
+    assert channel.unary_unary("/t/Echo")(b"x") == b"x"
+    assert echo.messages == 1
+    server.do(echo.writer.resume)
+    assert list(stream) == [b"x" * 500_000] * 10
+
+
+def test_a_client_that_reads_nothing_stops_its_stream(channel, server):
+    """The replies that wait are few, and the server takes no further messages until they are read."""
+    stream = channel.stream_stream("/t/Stream")(iter([b"x" * 1_000_000] * 100), timeout=60)
+    assert next(stream)
+    echo = server.streams[-1]
+    seen = -1
+    while echo.messages != seen:
+        seen = echo.messages
+        time.sleep(0.2)
+    assert seen < 60
+    assert sum(1 for _ in stream) == 99
+
+
+# grpcio's client for asyncio.
+
+
+def test_the_client_for_asyncio(server):
+    async def run() -> None:
+        async with grpc.aio.insecure_channel(server.address, options=OPTIONS) as channel:
+            echo = channel.unary_unary("/t/Echo")
+            messages = [bytes([i]) * 10_000 for i in range(100)]
+            assert await asyncio.gather(*(echo(message) for message in messages)) == messages
+            assert await echo(bytes(5 << 20)) == bytes(5 << 20)
+
+            async def send() -> Any:
+                for message in messages[:5]:
+                    yield message
+
+            stream = channel.stream_stream("/t/Stream")(send())
+            assert [message async for message in stream] == messages[:5]
+            with pytest.raises(grpc.aio.AioRpcError) as info:
+                await channel.unary_unary("/t/Wait")(b"", timeout=0.05)
+            assert info.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    asyncio.run(run())
+    server.waiting.clear()
+
+
+# Who may call.
+
+
+def test_each_call_has_the_grant_of_its_token():
+    access = Listed({token_entry("secret"): Grant("app", None)}, certificates=False)
+    with serving(access) as server, grpc.insecure_channel(server.address) as channel:
+        context = channel.unary_unary("/t/Context")
+        assert json.loads(context(b"", metadata=[("authorization", "Bearer secret")]))["grant"] == "app"
+        for metadata in ([], [("authorization", "Bearer other")]):
+            error = failing(lambda metadata=metadata: context(b"", metadata=metadata))
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert failing(lambda: channel.unary_unary("/t/None")(b"")).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+# Draining.
+
+
+def test_a_server_that_drains_finishes_its_calls_and_resets_nothing():
+    with serving() as server, grpc.insecure_channel(server.address) as channel:
+        calls = [channel.unary_unary("/t/Wait").future(b"x") for _ in range(10)]
+        stream = channel.stream_stream("/t/Stream")(iter([b"pause", b"last"]))
+        assert next(stream) == b"pause"
+        wait_for(lambda: len(server.waiting) == 10)
+        server.do(server.grpc.drain)
+        time.sleep(0.05)
+        server.do(lambda: [reply([b"done"]) for reply in server.waiting])
+        assert [call.result() for call in calls] == [b"done"] * 10
+        assert server.do(lambda: server.grpc.connections) == 1
+        server.do(server.streams[-1].writer.resume)
+        assert list(stream) == [b"last"]
+        wait_for(lambda: server.do(lambda: server.grpc.connections) == 0)
+
+
+# curl, and single frames.
+
+
+def curl(*arguments: str) -> str:
+    command = ["curl", "-s", "--max-time", "10", "--http2-prior-knowledge", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_what_is_no_call_has_an_http_status(server):
+    url = f"http://{server.address}/t/Echo"
+    status = ("-o", "/dev/null", "-w", "%{http_code}")
+    assert curl(*status, url) == "405"
+    assert curl(*status, "-d", "x", url) == "415"
+
+
+def test_a_call_by_curl(server, tmp_path):
+    (tmp_path / "message").write_bytes(b"\0\0\0\0\3abc")
+    grpc_call = ("-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", f"@{tmp_path}/message")
+    sent = curl("-i", *grpc_call, f"http://{server.address}/t/Echo")
+    assert sent.startswith("HTTP/2 200") and "\x03abc" in sent and "grpc-status: 0" in sent
+
+
+class Wire:
+    """A connection of bytes."""
+
+    def __init__(self, server: Server, first: bytes = PREFACE + settings(window=1 << 20)) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        self._file = self.socket.makefile("rb")
+        self.decoder = hpack.Decoder()
+        self.send(first)
+
+    def send(self, *parts: bytes) -> None:
+        self.socket.sendall(b"".join(parts))
+
+    def frame(self) -> Frame | None:
+        """The next frame, or None at the end of the connection."""
+        head = self._file.read(HEAD.size)
+        if not head:
+            return None
+        word, flags, stream = HEAD.unpack(head)
+        return Frame(word & 0xFF, flags, stream, self._file.read(word >> 8))
+
+    def until(self, *kinds: int) -> Frame:
+        """The next frame of these kinds."""
+        while frame := self.frame():
+            if frame.kind in kinds:
+                return frame
+        raise EOFError
+
+    def answer(self, stream: int) -> dict[str, str]:
+        """The fields of the head and the trailers of a stream's response."""
+        fields: dict[str, str] = {}
+        while True:
+            frame = self.until(frames.HEADERS)
+            decoded = dict(self.decoder.decode(frame.payload))
+            if frame.stream == stream:
+                fields.update(decoded)
+                if frame.flags & frames.END_STREAM:
+                    return fields
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+
+def call(path: str = "/t/Echo", *more: tuple[str, str]) -> list[tuple[str, str]]:
+    pseudo = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "h")]
+    return [*pseudo, ("content-type", "application/grpc"), ("te", "trailers"), *more]
+
+
+def message(payload: bytes, compressed: bool = False) -> bytes:
+    return b"".join(prefixed([payload], compressed))
+
+
+@pytest.mark.parametrize(
+    ("more", "payload", "code"),
+    [
+        ((), b"", Status.INVALID_ARGUMENT),
+        ((), message(b"a") + message(b"b"), Status.INVALID_ARGUMENT),
+        ((), message(b"abc")[:-1], Status.INVALID_ARGUMENT),
+        ((), b"\0\0", Status.INVALID_ARGUMENT),
+        ((), b"\2\0\0\0\0", Status.INVALID_ARGUMENT),
+        ((), message(b"abc", True), Status.INVALID_ARGUMENT),
+        ((("grpc-encoding", "gzip"),), message(b"abc", True), Status.INVALID_ARGUMENT),
+        ((("grpc-encoding", "br"),), message(b""), Status.UNIMPLEMENTED),
+        ((("grpc-timeout", "soon"),), message(b""), Status.INVALID_ARGUMENT),
+        ((), b"\0\xff\xff\xff\xff", Status.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_a_broken_call_is_refused_and_its_connection_lives_on(server, more, payload, code):
+    with Wire(server) as wire:
+        wire.send(headers(1, call("/t/Echo", *more)), data(1, payload, end=True))
+        assert wire.answer(1)["grpc-status"] == str(CODES[code].grpc)
+        wire.send(headers(3, call()), data(3, message(b"x"), end=True))
+        assert wire.answer(3)["grpc-status"] == "0"
+
+
+def test_a_call_ends_by_trailers_or_without_any_data(server):
+    with Wire(server) as wire:
+        wire.send(headers(1, call()), data(1, message(b"x")), headers(1, [("x", "y")], end=True))
+        assert wire.answer(1)["grpc-status"] == "0"
+        wire.send(headers(3, call("/t/Stream"), end=True), headers(5, call(), end=True))
+        assert wire.answer(3)["grpc-status"] == "0"
+        assert wire.answer(5)["grpc-status"] == str(CODES[Status.INVALID_ARGUMENT].grpc)
+
+
+def test_pings_are_answered(server):
+    with Wire(server) as wire:
+        wire.send(frame(frames.PING, 0, 0, b"12345678"))
+        assert wire.until(frames.PING) == Frame(frames.PING, frames.ACK, 0, b"12345678")
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", PREFACE + data(1, b"x"), b"\x16\x03\x01"])
+def test_what_is_no_http2_is_told_and_closed_without_a_reset(server, first):
+    with Wire(server, first) as wire:
+        assert wire.until(frames.GOAWAY).number == ErrorCode.PROTOCOL_ERROR
+        wire.send(bytes(1000))
+        assert wire.frame() is None
+
+
+def test_a_reply_that_its_client_does_not_take_is_dropped_when_the_client_cancels(server):
+    with Wire(server, PREFACE + settings(window=10)) as wire:
+        for number in (1, 3):
+            wire.send(headers(number, call()), data(number, message(bytes(100)), end=True))
+            wire.until(frames.DATA)
+        wire.send(frames.window_update(1, 1000), frames.reset(3, ErrorCode.CANCEL))
+        assert wire.answer(1)["grpc-status"] == "0"
+        wire.send(frame(frames.PING, 0, 0, b"12345678"))
+        assert wire.until(frames.PING, frames.DATA).kind == frames.PING
+
+
+def test_clients_that_make_no_progress_are_ended(monkeypatch):
+    monkeypatch.setattr("zmq_offload.gateway.grpc.server._SWEEP", 0.05)
+    monkeypatch.setattr("zmq_offload.gateway.grpc.connection._LINGER", 0.1)
+    limits = replace(LIMITS, receive=0.2, idle=0.9)
+    with serving(limits=limits) as server, ExitStack() as stack:
+        silent = stack.enter_context(Wire(server, b""))
+        idle = stack.enter_context(Wire(server))
+        half, deaf, full, lively = (stack.enter_context(Wire(server)) for _ in range(4))
+        half.send(headers(1, call()), data(1, message(b"abc")[:-1]))
+        half.send(headers(3, call("/t/Stream")), data(3, message(b"abc")[:-1]))
+        half.send(headers(5, call("/t/Stream")), data(5, message(b"abc")))
+        deaf.send(settings(window=10), headers(1, call()), data(1, message(bytes(100)), end=True))
+        full.send(settings(window=frames.LARGEST_WINDOW), frames.window_update(0, 1 << 30), headers(1, call()))
+        big = message(bytes(30 << 20))
+        full.send(
+            data(1, big[: 1 << 20]), *(data(1, big[i : i + (1 << 20)]) for i in range(1 << 20, len(big), 1 << 20))
+        )
+        full.send(data(1, b"", end=True))
+        lively.send(headers(1, call("/t/Wait")), data(1, message(b"x"), end=True))
+        assert silent.until(frames.GOAWAY).number == ErrorCode.NO_ERROR and silent.frame() is None
+        assert idle.until(frames.GOAWAY).payload.endswith(b"the connection is idle") and idle.frame() is None
+        deadline = str(CODES[Status.DEADLINE_EXCEEDED].grpc)
+        assert half.answer(1)["grpc-status"] == half.answer(3)["grpc-status"] == deadline
+        assert deaf.until(frames.RST_STREAM).number == ErrorCode.CANCEL
+        wait_for(lambda: server.do(lambda: server.grpc.connections) <= 3)
+        server.do(lambda: server.waiting.pop()([b"ok"]))
+        assert lively.answer(1)["grpc-status"] == "0"
+        half.send(data(5, b"", end=True))
+        assert half.answer(5)["grpc-status"] == "0"
+
+
+def test_a_connection_too_many_is_refused():
+    with serving(limits=replace(LIMITS, connections=1)) as server, Wire(server) as first:
+        first.until(frames.SETTINGS)
+        with Wire(server) as second:
+            assert second.until(frames.GOAWAY).number == ErrorCode.ENHANCE_YOUR_CALM
+            assert second.frame() is None
