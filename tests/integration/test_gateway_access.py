@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import queue
 import shutil
 import ssl
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
@@ -38,6 +40,7 @@ class Site:
         self.change("certificate", "dns:press.example", "--models", "pair")
         self.phone = self.change("token", "phone", "--models", "identity")
         self.lost = self.change("token", "lost")
+        self.stolen = self.change("token", "stolen")
 
     def change(self, *arguments: str) -> str:
         """Run a command that changes the list, and return what it prints."""
@@ -56,9 +59,12 @@ class Site:
             context.load_cert_chain(*pair)
         return context
 
-    def connect(self, pair: Pair | None = None) -> http.client.HTTPSConnection:
+    @contextlib.contextmanager
+    def connected(self, pair: Pair | None = None) -> Iterator[http.client.HTTPSConnection]:
         host, _, port = self.gateway.http.rpartition(":")
-        return http.client.HTTPSConnection(host, int(port), timeout=20, context=self.context(pair))
+        connection = http.client.HTTPSConnection(host, int(port), timeout=20, context=self.context(pair))
+        with contextlib.closing(connection):
+            yield connection
 
     def triton(self, pair: Pair | None = None) -> Any:
         context = self.context(pair)
@@ -81,12 +87,18 @@ def ask(connection: http.client.HTTPSConnection, path: str, token: str | None = 
     return response.status, json.loads(body) if body else None
 
 
+def grpc_client(site: Site, pair: Pair | None = None) -> Any:
+    files = {} if pair is None else {"certificate_chain": str(pair.certificate), "private_key": str(pair.key)}
+    return tritonclient.grpc.InferenceServerClient(site.gateway.grpc, ssl=True, root_certificates=site.ca.file, **files)
+
+
 def infer(client: Any, model: str, headers: dict[str, str] | None = None) -> Any:
     """Run "identity" or "pair" with a client of Triton."""
     values = {"x": X} if model == "identity" else {"a": np.array([1, 2], np.int32), "b": X[0]}
+    module = tritonclient.http if isinstance(client, tritonclient.http.InferenceServerClient) else tritonclient.grpc
     inputs = []
     for name, value in values.items():
-        inputs.append(tritonclient.http.InferInput(name, list(value.shape), "INT32" if name == "a" else "FP32"))
+        inputs.append(module.InferInput(name, list(value.shape), "INT32" if name == "a" else "FP32"))
         inputs[-1].set_data_from_numpy(value)
     return client.infer(model, inputs, headers=headers).as_numpy("y" if model == "identity" else "d")
 
@@ -106,6 +118,54 @@ def test_a_token_is_for_its_models(site: Site) -> None:
             infer(client, "identity")
 
 
+def test_a_token_is_for_its_models_over_grpc(site: Site) -> None:
+    headers = {"authorization": f"Bearer {site.phone}"}
+    with grpc_client(site) as client:
+        np.testing.assert_array_equal(infer(client, "identity", headers), X)
+        for call, code, said in (
+            (lambda: infer(client, "pair", headers), "PERMISSION_DENIED", "phone is not for model 'pair'"),
+            (lambda: client.get_model_metadata("pair", headers=headers), "NOT_FOUND", "served are: identity"),
+            (lambda: infer(client, "identity"), "UNAUTHENTICATED", "the request has no credential; send the header"),
+            (lambda: client.get_server_metadata(headers={"authorization": "Bearer x"}), "UNAUTHENTICATED", "not known"),
+        ):
+            with pytest.raises(InferenceServerException, match=said) as error:
+                call()
+            assert error.value.status() == f"StatusCode.{code}"
+        index = client.get_model_repository_index(headers=headers).models
+        assert {model.name for model in index} == {"identity"}
+        assert client.is_server_live() and client.is_server_ready()
+
+
+def test_a_certificate_is_for_its_models_over_grpc(site: Site, tmp_path: Path) -> None:
+    with grpc_client(site, site.press) as client:
+        np.testing.assert_array_equal(infer(client, "pair"), X[0])
+        with pytest.raises(InferenceServerException, match=r"press\.example is not for model 'identity'"):
+            infer(client, "identity")
+    stranger = Authority(tmp_path, "stranger").make("press", "DNS:press.example")
+    with grpc_client(site, stranger) as client, pytest.raises(InferenceServerException) as error:
+        infer(client, "pair")
+    assert error.value.status() == "StatusCode.UNAVAILABLE"
+
+
+def test_a_revoked_token_is_refused_within_a_stream(site: Site) -> None:
+    answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+    given = tritonclient.grpc.InferInput("x", [2, 3], "FP32")
+    given.set_data_from_numpy(X)
+    with grpc_client(site) as client:
+        client.start_stream(
+            lambda result, error: answers.put((result, error)), headers={"authorization": f"Bearer {site.stolen}"}
+        )
+
+        def refused() -> Any:
+            client.async_stream_infer("identity", [given])
+            return answers.get(timeout=20)[1]
+
+        assert refused() is None
+        site.change("revoke", "stolen")
+        error = eventually(refused)
+        assert error.status() == "StatusCode.UNAUTHENTICATED" and "the token is not known" in error.message()
+
+
 def test_a_certificate_is_for_its_models(site: Site) -> None:
     with site.triton(site.press) as client:
         np.testing.assert_array_equal(infer(client, "pair"), X[0])
@@ -116,40 +176,36 @@ def test_a_certificate_is_for_its_models(site: Site) -> None:
 def test_either_credential_is_enough(site: Site) -> None:
     unknown = site.ca.make("unknown", "DNS:unknown.example")
     for pair, token in ((unknown, site.phone), (site.press, "wrong")):
-        connection = site.connect(pair)
-        assert ask(connection, "/v2", token)[0] == 200
-        connection.close()
-    connection = site.connect(unknown)
-    status, body = ask(connection, "/v2")
+        with site.connected(pair) as connection:
+            assert ask(connection, "/v2", token)[0] == 200
+    with site.connected(unknown) as connection:
+        status, body = ask(connection, "/v2")
     assert (status, "no name of the client certificate is known" in body["error"]) == (401, True)
-    connection.close()
 
 
 def test_other_certificates_do_not_complete_the_handshake(site: Site, tmp_path: Path) -> None:
     stranger = Authority(tmp_path, "stranger").make("press", "DNS:press.example")
     for pair in (stranger, site.ca.make("late", "DNS:press.example", days=-1)):
-        with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
-            ask(site.connect(pair), "/v2")
+        with site.connected(pair) as connection, pytest.raises((ssl.SSLError, ConnectionError)):
+            ask(connection, "/v2")
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
 def test_probes_need_no_credential(site: Site, path: str) -> None:
-    connection = site.connect()
-    assert ask(connection, path) == (200, None)
-    status, body = ask(connection, "/v2/models/identity/ready")
+    with site.connected() as connection:
+        assert ask(connection, path)[0] == 200
+        status, body = ask(connection, "/v2/models/identity/ready")
     assert (status, "has no credential" in body["error"]) == (401, True)
-    connection.close()
     site.gateway.process.wait_for(r"WARNING 127\.0\.0\.1:\d+ is refused /v2/models/identity/ready: the request has no")
 
 
 def test_a_revoked_token_is_refused_on_an_open_connection(site: Site) -> None:
-    connection = site.connect()
-    assert ask(connection, "/v2", site.lost)[0] == 200
-    first = connection.sock
-    site.change("revoke", "lost")
-    eventually(lambda: ask(connection, "/v2", site.lost)[0] == 401)
-    assert first.fileno() == -1, "the gateway closed this connection, and the client did not open another one before"
-    connection.close()
+    with site.connected() as connection:
+        assert ask(connection, "/v2", site.lost)[0] == 200
+        first = connection.sock
+        site.change("revoke", "lost")
+        eventually(lambda: ask(connection, "/v2", site.lost)[0] == 401)
+        assert first.fileno() == -1, "the gateway closed this connection, and the client did not open another before"
 
 
 def test_curl(site: Site) -> None:
@@ -180,13 +236,10 @@ def test_a_renewed_certificate_is_used_without_a_restart(site: Site) -> None:
     wanted = ssl.PEM_cert_to_DER_cert(new.certificate.read_text())
 
     def served() -> bytes | None:
-        connection = site.connect()
-        connection.connect()
-        try:
+        with site.connected() as connection:
+            connection.connect()
             assert isinstance(connection.sock, ssl.SSLSocket)
             return connection.sock.getpeercert(binary_form=True)
-        finally:
-            connection.close()
 
     eventually(lambda: served() == wanted)
 

@@ -19,6 +19,7 @@ from zmq_offload.gateway.grpc.unary import UnaryCall
 from zmq_offload.gateway.http2.connection import Connection as Http2
 from zmq_offload.gateway.http2.errors import ErrorCode
 from zmq_offload.gateway.http2.events import Begun, Data, Drained, Event, Reset
+from zmq_offload.net.grants import Grant
 
 if TYPE_CHECKING:
     from zmq_offload.gateway.grpc.server import GrpcServer
@@ -186,6 +187,10 @@ class Connection(asyncio.BufferedProtocol):
         self.http2.reset(number, ErrorCode.CANCEL)
         self.ended(number)
 
+    def grant(self, head: CallHead) -> Grant:
+        """What a call may use now. Raises Unauthenticated."""
+        return self.server.access.check(head.metadata.get("authorization"), self._peer, head.path)
+
     # Events.
 
     def _handle(self, events: list[Event[CallHead]]) -> None:
@@ -220,8 +225,7 @@ class Connection(asyncio.BufferedProtocol):
                 call.data(b"", True)
 
     def _call(self, number: int, head: CallHead) -> Running:
-        grant = self.server.access.check(head.metadata.get("authorization"), self._peer, head.path)
-        context = Context(grant, head.timeout, head.metadata)
+        context = Context(self.grant(head), head.timeout, head.metadata)
         method = self.server.methods.get(head.path)
         if method is None:
             raise Unimplemented(f"method {head.path!r} is not here")

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from zmq_offload.errors import Internal, OffloadError
+from zmq_offload.errors import Internal, OffloadError, Unauthenticated
 from zmq_offload.gateway.calls import Buffers
 from zmq_offload.gateway.grpc.calls import Context, Stream, Streaming
 from zmq_offload.gateway.grpc.heads import CallHead
@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 class StreamingCall(Running):
     """A call with any number of messages each way. It is the `Writer` of its method.
 
-    While flow control holds a message to the client back, none of the client's messages is taken.
+    Each message needs a credential that is still known, since a stream may live for days. While flow control holds a
+    message to the client back, none of the client's messages is taken.
     """
 
     __slots__ = ("_choked", "_ended", "_paused", "_queue", "_stream", "_taking")
@@ -101,6 +102,8 @@ class StreamingCall(Running):
         self._taking = True
         try:
             while self._queue and not (self._paused or self._choked or self.over):
+                if self._connection.grant(self._head) != self._context.grant:
+                    raise Unauthenticated("the models of this credential have changed; begin another stream")
                 data = self._decoded(self._queue.popleft())
                 stream.message(data)
                 if not self._queue and not self.assembler.partial:
