@@ -107,7 +107,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _plain(message: Any) -> Any:
-    return MessageToDict(message, preserving_proto_field_name=True)
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def ask_all(http_address: str, grpc_address: str) -> dict[str, dict[str, Answer]]:
@@ -165,8 +165,8 @@ def triton(folder: Path, python: str) -> Iterator[Triton]:
 
 
 def outline(answer: Any) -> Any:
-    """What an answer is apart from its values: codes, and the keys of objects. Numbers, texts and lists of numbers are
-    alike. Objects in a list become one with the keys of all."""
+    """What an answer is apart from its values: codes, truth values, and the keys of objects. Numbers, texts and lists
+    of numbers are alike. Objects in a list become one with the keys of all."""
     if isinstance(answer, dict):
         kept = {"status", "code", "coding"}
         return {key: value if key in kept else outline(value) for key, value in answer.items()}
@@ -176,7 +176,7 @@ def outline(answer: Any) -> Any:
             if isinstance(item, dict):
                 merged |= outline(item)
         return [merged] if merged else "list"
-    return type(answer).__name__
+    return answer if isinstance(answer, bool) else type(answer).__name__
 
 
 def _lines(answers: dict[str, dict[str, Answer]]) -> str:
