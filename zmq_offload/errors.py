@@ -15,8 +15,8 @@ The tree, with the status code that each class carries (names and meanings follo
     ├── Aborted                         ABORTED              every attempt lost its worker; not tried again
     ├── Internal                        INTERNAL             the subgraph or the fabric failed
     ├── Unimplemented                   UNIMPLEMENTED        the server does not have this, or it is switched off
-    ├── Unauthenticated                 UNAUTHENTICATED      the peer's key is not known
-    └── PermissionDenied                PERMISSION_DENIED    the peer's key does not allow this
+    ├── Unauthenticated                 UNAUTHENTICATED      the peer's key or credential is not known
+    └── PermissionDenied                PERMISSION_DENIED    the peer's key or credential does not allow this
 
 The code travels on the wire by its name; `from_status` turns it back into the class. docs/errors.md says when each
 error occurs and what to do.
@@ -171,13 +171,13 @@ class Unimplemented(OffloadError):
 
 
 class Unauthenticated(OffloadError):
-    """The broker does not know this client's key, or the two ends use different keys."""
+    """The broker does not know this client's key, or the two ends use different keys; a gateway knows no credential."""
 
     code = Status.UNAUTHENTICATED
 
 
 class PermissionDenied(OffloadError):
-    """The client's key is known but does not allow this model or session."""
+    """The client's key or credential is known but does not allow this model or session."""
 
     code = Status.PERMISSION_DENIED
 
