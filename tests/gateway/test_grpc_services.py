@@ -6,7 +6,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from tests.gateway.fake_fabric import ALL, FakeFabric, model
-from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError, Unavailable
+from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError, Unauthenticated, Unavailable
+from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.grpc import health, reflection
 from zmq_offload.gateway.grpc.calls import Context
 from zmq_offload.gateway.protobuf.messages import message_class
@@ -62,7 +63,8 @@ class Timers:
 class Health:
     """A client of the health service."""
 
-    def __init__(self, fabric):
+    def __init__(self, fabric, context=CONTEXT):
+        self.context = context
         self.timers = Timers()
         self.methods = health.methods(fabric, SERVICES, self.timers.later)
 
@@ -71,7 +73,7 @@ class Health:
 
     def send(self, data):
         replies = []
-        self.cancel = self.methods["/grpc.health.v1.Health/Check"](data, CONTEXT, replies.append)
+        self.cancel = self.methods["/grpc.health.v1.Health/Check"](data, self.context, replies.append)
         if not replies:
             return None
         (reply,) = replies
@@ -79,7 +81,7 @@ class Health:
 
     def watch(self, service=""):
         client = Client("grpc.health.v1.HealthCheckResponse")
-        client.stream = self.methods["/grpc.health.v1.Health/Watch"].begin(CONTEXT, client)
+        client.stream = self.methods["/grpc.health.v1.Health/Watch"].begin(self.context, client)
         client.stream.message(self.request(service))
         client.stream.half_closed()
         return client
@@ -102,6 +104,16 @@ def test_gateway_services_and_models_serve(fabric, service):
     fabric.stopping = False
     fabric.catalog = Unavailable("no broker answers")
     assert client.check(service) == NOT_SERVING
+
+
+def test_who_has_no_credential_learns_nothing_of_models(fabric):
+    client = Health(fabric, Context(HEALTH, None, {}))
+    for service in ("", *SERVICES):
+        assert client.check(service) == SERVING
+    for service in ("echo", "other"):
+        assert isinstance(client.check(service), Unauthenticated)
+        watcher = client.watch(service)
+        assert [type(error) for error in watcher.closed] == [Unauthenticated] and not watcher.sent
 
 
 def test_a_gateway_without_models_does_not_serve(fabric):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -145,6 +146,30 @@ def test_a_certificate_is_for_its_models_over_grpc(site: Site, tmp_path: Path) -
     with grpc_client(site, stranger) as client, pytest.raises(InferenceServerException) as error:
         infer(client, "pair")
     assert error.value.status() == "StatusCode.UNAVAILABLE"
+
+
+def test_credentials_of_grpcio(site: Site) -> None:
+    """A token and a certificate, as grpcio has them itself; health checks without them name no model."""
+    ca = Path(site.ca.file).read_bytes()
+    certificate = grpc.ssl_channel_credentials(ca, site.press.key.read_bytes(), site.press.certificate.read_bytes())
+    plain = grpc.ssl_channel_credentials(ca)
+    token = grpc.composite_channel_credentials(plain, grpc.access_token_call_credentials(site.phone))
+    serving, identity, pair = b"\x08\x01", b"\x0a\x08identity", b"\x0a\x04pair"
+    for credentials, service, wanted in (
+        (plain, b"", serving),
+        (plain, identity, grpc.StatusCode.UNAUTHENTICATED),
+        (token, identity, serving),
+        (token, pair, grpc.StatusCode.NOT_FOUND),
+        (certificate, pair, serving),
+    ):
+        with grpc.secure_channel(site.gateway.grpc, credentials) as channel:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check")
+            if isinstance(wanted, bytes):
+                assert check(service, timeout=20) == wanted
+            else:
+                with pytest.raises(grpc.RpcError) as error:
+                    check(service, timeout=20)
+                assert error.value.code() is wanted
 
 
 def test_a_revoked_token_is_refused_within_a_stream(site: Site) -> None:

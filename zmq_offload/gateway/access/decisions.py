@@ -22,8 +22,11 @@ CHALLENGE = ("WWW-Authenticate", 'Bearer realm="zmq-offload"')
 
 _ANYONE = Grant("anyone")
 
-_HEALTH = Grant("health check")
-"""Of those who ask without a credential: whether a gateway is ready depends on all of its models."""
+HEALTH = Grant("health check")
+"""Of those who ask without a credential: whether a gateway is ready depends on all of its models.
+
+What names a model must not be answered to them.
+"""
 
 PUBLIC = frozenset(
     {
@@ -87,7 +90,7 @@ class Listed:
             if grant := self.grants.get(identity):
                 return grant
         if path in PUBLIC:
-            return _HEALTH
+            return HEALTH
         raise Unauthenticated(self._refusal(authorization, peer))
 
     def _refusal(self, authorization: str | None, peer: Peer) -> str:

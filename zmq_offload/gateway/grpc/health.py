@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError, Unavailable
+from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError, Unauthenticated, Unavailable
+from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.calls import Buffer, Buffers, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.grpc.calls import Context, Reply, Streaming, Unary, Writer
@@ -48,7 +49,7 @@ class _Health:
     def check(self, data: Buffer, context: Context, reply: Reply) -> Cancel | None:
         """Answer with the status of a service. Ends with NotFound for an unknown one."""
         try:
-            service = _service_of(data)
+            service = self.service_of(data, context)
         except OffloadError as error:
             reply(error)
             return None
@@ -61,6 +62,13 @@ class _Health:
                 reply(_response(status))
 
         return self.fabric.models(context.grant, listed, self.model(service))
+
+    def service_of(self, data: Buffer, context: Context) -> str:
+        """The service that a request is about. Raises Internal, and Unauthenticated."""
+        service = _service_of(data)
+        if context.grant is HEALTH and self.model(service) is not None:
+            raise Unauthenticated("a service other than the gateway's own needs a credential; send one, or ask for ''")
+        return service
 
     def model(self, service: str) -> str | None:
         """The model that a service stands for; None for the gateway."""
@@ -97,7 +105,7 @@ class _Watch:
 
     def __init__(self, health: _Health, context: Context, writer: Writer, later: Later) -> None:
         self._health = health
-        self._grant = context.grant
+        self._context = context
         self._writer = writer
         self._later = later
         self._service: str | None = None
@@ -110,7 +118,7 @@ class _Watch:
         if self._service is not None or self._over:
             return
         try:
-            self._service = _service_of(data)
+            self._service = self._health.service_of(data, self._context)
         except OffloadError as error:
             self._close(error)
             return
@@ -133,7 +141,7 @@ class _Watch:
 
     def _look(self) -> None:
         self._timer = None
-        self._health.fabric.models(self._grant, self._listed, self._health.model(self._service or ""))
+        self._health.fabric.models(self._context.grant, self._listed, self._health.model(self._service or ""))
 
     def _listed(self, catalog: Catalog | OffloadError) -> None:
         if self._over:  # the client went away meanwhile
