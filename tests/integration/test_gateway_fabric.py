@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.processes import running_broker, running_workers, wait_for_workers
+from tests.support.processes import running_broker
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
@@ -193,17 +193,13 @@ def test_without_a_broker_requests_end_in_time_and_a_closed_client_answers() -> 
     asyncio.run(run())
 
 
-def test_requests_go_to_the_next_broker() -> None:
-    with running_broker() as first, running_broker() as second:
-        options = ("--executor", "echo", "--processes", "1")
-        with running_workers(f"{first.backend},{second.backend}", *options):
-            wait_for_workers(second.frontend, 1)
+def test_requests_go_to_the_next_broker(echo_fabric: Fabric) -> None:
+    async def run() -> None:
+        with running_broker() as first:  # it has no workers, so that requests wait there
+            async with behind(first.frontend, echo_fabric.frontend) as fabric:
+                ends = [asyncio.ensure_future(end_of(fabric.infer, ECHO, ALL)) for _ in range(5)]
+                assert isinstance(await listed(fabric, ALL), Catalog)
+                first.broker.kill()
+                assert [type(answer) for answer in await asyncio.gather(*ends)] == [Outputs] * 5
 
-            async def run() -> None:
-                async with behind(first.frontend, second.frontend) as fabric:
-                    assert isinstance(await end_of(fabric.infer, ECHO, ALL), Outputs)
-                    first.broker.kill()
-                    answers = await asyncio.gather(*[end_of(fabric.infer, ECHO, ALL) for _ in range(5)])
-                    assert [type(answer) for answer in answers] == [Outputs] * 5
-
-            asyncio.run(run())
+    asyncio.run(run())
