@@ -16,6 +16,7 @@ from zmq_offload.client.connection import Connection
 from zmq_offload.client.session import Action, Complete, Fail, Reconnect, Send
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.errors import Cancelled, FailedPrecondition, Internal
+from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("zmq_offload")
 
@@ -85,13 +86,14 @@ class AsyncDriver:
         self._connection = connection
         self._session = connection.session
         self._calls: dict[int, Ended] = {}
-        self._looks = False  # whether the loop is to call `_look`
+        self._outbox: list[Send] = []  # what the loop sends at the end of its turn
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         tell_of_forks(self)
 
     def forget(self) -> None:
         """Fail all calls in a forked child, whose copy of the parent's loop may run on."""
+        self._outbox.clear()
         calls = list(self._calls.items())
         self._calls.clear()
         for number, ended in calls:
@@ -155,6 +157,7 @@ class AsyncDriver:
         if self._timer is not None:
             self._timer.cancel()
         self._do(self._perform, self._session.close())
+        self._do(self._send)
         self.reader.close()
 
     # --- in the loop ----------------------------------------------------------------------------------------
@@ -163,10 +166,14 @@ class AsyncDriver:
         if not self.reader.closed and not self.reader.forgotten:
             self._do(self._take_in)
 
-    def _look(self) -> None:
-        """Do what `_ready` does, once for all that was sent since."""
-        self._looks = False
-        self._ready()
+    def _end_turn(self) -> None:
+        """Send what the loop's turn has brought.
+
+        The descriptor is edge-triggered: sending may notice incoming messages, and then it does not fire. So look.
+        """
+        if not self.reader.closed and not self.reader.forgotten:
+            self._do(self._send)
+            self._do(self._take_in)
 
     def _do(self, work: Callable[..., None], *args: object) -> None:
         """Run `work`. If it fails, fail all calls: nobody sees an exception in a callback of the loop."""
@@ -186,6 +193,7 @@ class AsyncDriver:
             self.reader.unwatch()
         self._connection.reset()
         self._session.close()
+        self._outbox.clear()
         failed = list(self._calls.items())
         self._calls.clear()
         for number, ended in failed:
@@ -208,6 +216,9 @@ class AsyncDriver:
                 self._perform(self._session.received(*message, loop.time()))
                 if connection.socket is not socket or not connection.is_open:
                     break  # the other messages are of the broker that was left
+            else:
+                if connection.emptied:
+                    break
         self._keep_time(loop)
 
     def _keep_time(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -227,27 +238,34 @@ class AsyncDriver:
             self._timer_at = deadline
             self._timer = loop.call_at(deadline, self._ready)
 
+    def _send(self) -> None:
+        """Send what is in the outbox. All at once wakes libzmq's thread once, and it writes to the broker once."""
+        while self._outbox:
+            outbox, self._outbox = self._outbox, []
+            if not self._connection.is_open:
+                self._exchange(self._connection.reopen)
+            for action in outbox:
+                message = action.message
+                if isinstance(message, (wire.Request, wire.Query)) and message.id not in self._calls:
+                    continue  # it has ended; its memory may not be lent any more
+                self._connection.send(action)
+
     def _perform(self, actions: Sequence[Action]) -> None:
-        sent = False
         for action in actions:
             if isinstance(action, Send):
-                if not self._connection.is_open:
-                    self._exchange(self._connection.reopen)
-                self._connection.send(action)
-                sent = True
+                if not self._outbox and self.reader.loop is not None:
+                    self.reader.loop.call_soon(self._end_turn)
+                self._outbox.append(action)
             elif isinstance(action, Reconnect):
+                self._outbox.clear()  # it is for the broker that is left; the session sends all calls again
                 self._exchange(functools.partial(self._connection.reconnect, action.endpoint))
-                sent = True
             else:
                 self._end(action)
-        if sent and not self._looks and self.reader.loop is not None and not self.reader.closed:
-            # The descriptor is edge-triggered: sending may have noticed incoming messages, and then it does not fire.
-            self._looks = True
-            self.reader.loop.call_soon(self._look)
 
     def _end(self, action: Complete | Fail) -> None:
         lent = self._connection.still_lent(action.id)
         if lent:
+            self._outbox.clear()
             self._exchange(functools.partial(self._connection.reclaim, lent))
             assert self.reader.loop is not None
             self._perform(self._session.reconnected(self.reader.loop.time()))

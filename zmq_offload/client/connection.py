@@ -256,6 +256,11 @@ class Connection:
         """Whether a message has arrived."""
         return self._inbox.waiting()
 
+    @property
+    def emptied(self) -> bool:
+        """Whether the last `receive` found that there were no more."""
+        return self._inbox.emptied
+
     def close(self, linger: int = 100) -> None:
         """Disconnect. `linger` is in milliseconds, for a last Cancel."""
         self._shut(linger)

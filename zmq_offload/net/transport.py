@@ -263,19 +263,26 @@ class Inbox:
         self._receive = receive_from if keyed else receive
         self._source = [(socket, POLLIN)]
         self._busy = False
+        self.emptied = False
+        """Whether the last `take` found that there were no more."""
 
     def take(self, most: int) -> list[Frames]:
         """Return up to `most` messages, as `receive` does."""
         receive, socket = self._receive, self.socket
         messages: list[Frames] = []
+        self.emptied = False
         while len(messages) < most:
             frames = receive(socket)
             if frames is None:
                 self._busy = len(messages) > 1
+                self.emptied = True
                 break
             messages.append(frames)
             if not self._busy:
-                if len(messages) == most or not self.waiting():
+                if len(messages) == most:
+                    break
+                if not self.waiting():
+                    self.emptied = True
                     break
                 self._busy = True
         return messages
