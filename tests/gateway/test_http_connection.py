@@ -387,6 +387,15 @@ async def test_who_has_no_credential_is_refused_before_the_body() -> None:
     assert service.requests[0].grant.name == "t"
 
 
+@in_loop
+async def test_a_browser_asks_without_a_credential_and_may_use_nothing() -> None:
+    service = Service(access=Listed({token_entry("t"): Grant("t")}, certificates=False))
+    peer = service.peer()
+    peer.send(b"OPTIONS / HTTP/1.1\r\nHost: x\r\nOrigin: https://page.example\r\n\r\n")
+    assert [status for status, _ in peer.answers()] == [200]
+    assert service.requests[0].grant.models == frozenset()
+
+
 async def answered(peer: Peer) -> list[tuple[int, bytes]]:
     await turns(200)
     return peer.answers()

@@ -73,6 +73,9 @@ VARIABLES: Mapping[str, Variable] = {
         "TLS_CERT": Variable("a gateway's certificate, in PEM", ("gateway",)),
         "TLS_KEY": Variable("the key of a gateway's certificate", ("gateway",)),
         "CLIENT_CA": Variable("certificates of the authorities of clients of a gateway, in PEM", ("gateway",)),
+        "CORS_ORIGINS": Variable(
+            "origins of web pages, separated by commas, that may call a gateway, or `*`", ("gateway",)
+        ),
         "MAX_BODY_BYTES": Variable("largest body or message of a request to a gateway, in bytes", ("gateway",)),
         "MAX_HELD_BYTES": Variable("bodies of all requests at once in a gateway, in bytes", ("gateway",)),
         "MAX_HEADER_BYTES": Variable("all headers of a request to a gateway, in bytes", ("gateway",)),

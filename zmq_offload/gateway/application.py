@@ -13,6 +13,7 @@ from zmq_offload.gateway.grpc import health, reflection
 from zmq_offload.gateway.grpc.calls import Methods
 from zmq_offload.gateway.grpc.limits import Limits as GrpcLimits
 from zmq_offload.gateway.grpc.server import GrpcServer
+from zmq_offload.gateway.http.cors import crossing
 from zmq_offload.gateway.http.limits import Limits
 from zmq_offload.gateway.http.messages import Handler, Request, Respond
 from zmq_offload.gateway.http.router import Router
@@ -31,7 +32,8 @@ def doors(config: Config, fabric: Fabric, guard: Guard) -> list[Door]:
     memory = System(config.max_body_bytes) if config.system_shared_memory else Off()
     found = []
     if config.http != NONE:
-        service = _http(config, http_handler(fabric, memory), guard.access)
+        handler = crossing(http_handler(fabric, memory), config.cors_origins or ())
+        service = _http(config, handler, guard.access)
         found.append(Door("http", config.http, service, guard.contexts.http if guard.contexts else None))
     if config.grpc != NONE:
         calls = _grpc(config, grpc_methods(fabric, memory), guard.access)

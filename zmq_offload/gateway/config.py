@@ -18,6 +18,7 @@ from zmq_offload.console.settings import (
     seconds,
 )
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.gateway.http.cors import origins_of
 from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
 
@@ -39,6 +40,8 @@ def address(text: str) -> str:
 
 _address = checked(address, lambda _: True, "HOST:PORT")
 
+_origins = checked(origins_of, lambda _: True, "ORIGIN,...")
+
 _MEBIBYTE = 1024 * 1024
 
 
@@ -59,6 +62,7 @@ class Config:
     tls_cert: str | None = None
     tls_key: str | None = None
     client_ca: str | None = None
+    cors_origins: Sequence[str] | None = None
     insecure: bool = False
     system_shared_memory: bool = False
     max_body_bytes: int = 272 * _MEBIBYTE
@@ -92,6 +96,7 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--tls-cert", file, None, "this gateway's certificate, in PEM", metavar="FILE")
     add_option(parser, "--tls-key", file, None, "the key of that certificate", metavar="FILE")
     add_option(parser, "--client-ca", file, None, "authorities of the clients' certificates", metavar="FILE")
+    add_option(parser, "--cors-origins", _origins, None, "origins of web pages that may call, or *", metavar="URL,...")
     parser.add_argument("--insecure", action="store_true", help="listen on a network without tokens or certificates")
     parser.add_argument("--system-shared-memory", action="store_true", help="let clients name files of /dev/shm")
     parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")

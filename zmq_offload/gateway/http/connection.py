@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+_NOTHING = Grant("nobody", frozenset())
+
 _JOINED_BYTES = 64 * 1024
 """A response of at most this size is joined to one write: the copy costs less than a vector of buffers."""
 
@@ -241,7 +243,10 @@ class Connection(asyncio.BufferedProtocol):
         end += len(END)
         server = self._server
         self._head = head = server.heads.parse(bytes(memoryview(data)[start:end]))
-        self._grant = server.access.check(head.headers.get("authorization"), self._peer, head.path)
+        if head.method == "OPTIONS":  # a browser sends no credential with it, and nothing is done
+            self._grant = _NOTHING
+        else:
+            self._grant = server.access.check(head.headers.get("authorization"), self._peer, head.path)
         if head.expects and end == stop and head.length != 0:
             self._transport.write(_CONTINUE)
         return end
