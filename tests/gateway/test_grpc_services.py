@@ -210,7 +210,7 @@ class Reflection(Client):
     def __init__(self, package="grpc.reflection.v1"):
         super().__init__(f"{package}.ServerReflectionResponse")
         self.package = package
-        found = reflection.methods(SERVICES)
+        found = reflection.methods([*SERVICES, "some.Service"])
         self.stream = found[f"/{package}.ServerReflection/ServerReflectionInfo"].begin(CONTEXT, self)
 
     def ask(self, **fields):

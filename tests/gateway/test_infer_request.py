@@ -168,13 +168,13 @@ def as_we_read(data):
     return (*named, shown(request.parameters), inputs, outputs, [bytes(raw) for raw in request.raw])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(messages(), st.sampled_from([bytes, bytearray, memoryview]))
 def test_a_message_has_the_meaning_that_protobuf_gives_it(data, kind):
     assert as_we_read(kind(data)) == as_protobuf_reads(data)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(messages(), messages(), st.data())
 def test_changed_bytes_are_refused_or_mean_the_same(message, other, data):
     text = bytearray(message + other)
@@ -197,13 +197,13 @@ def test_changed_bytes_are_refused_or_mean_the_same(message, other, data):
     assert as_we_read(bytes(text)) == as_protobuf_reads(bytes(text))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_refused_or_mean_the_same(text):
     assert as_we_read(text) == as_protobuf_reads(text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(list(CONTENTS)), st.data())
 def test_changed_numbers_of_long_contents_are_refused_or_mean_the_same(name, data):
     many = data.draw(st.lists(values[name], min_size=1, max_size=8)) * 2500

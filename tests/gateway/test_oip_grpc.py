@@ -149,6 +149,7 @@ def test_no_values_in_contents_are_an_empty_tensor(call):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"model_name": None}, NotFound, "model '' is not served, and no model can have this name"),
         ({"model_version": "first"}, InvalidArgument, "version 'first' is not a whole number from 1 to 2147483647"),
         ({"model_version": "99999999999"}, InvalidArgument, "is not a whole number from 1 to"),
         ({"inputs": x(shape=[1, 4])}, InvalidArgument, r"input 'x': FP32\[1, 4\] has 16 bytes, not 12"),

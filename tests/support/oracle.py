@@ -92,7 +92,9 @@ def ask_stream(channel: grpc.Channel, requests: list[dict[str, Any]]) -> Answer:
     )
     messages = [ParseDict(_encoded(request), service_pb2.ModelInferRequest()) for request in requests]
     try:
-        return {"code": "OK", "replies": [_plain(reply) for reply in call(iter(messages), timeout=20)]}
+        # Triton answers in the order of the requests. The gateway does not hold back an answer that has an id.
+        replies = sorted(call(iter(messages), timeout=20), key=lambda reply: reply.infer_response.id)
+        return {"code": "OK", "replies": [_plain(reply) for reply in replies]}
     except grpc.RpcError as error:
         return {"code": error.code().name, "message": error.details()}  # type: ignore[attr-defined]
 

@@ -18,8 +18,9 @@ PACKAGES = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 
 
 def methods(services: Iterable[str]) -> dict[str, Streaming]:
-    """The methods by their paths. `services` are the other gRPC services of the gateway."""
-    names = sorted({*services, *(f"{package}.ServerReflection" for package in PACKAGES)})
+    """The methods by their paths. `services` are the other gRPC services; those without a definition are left out."""
+    own = (f"{package}.ServerReflection" for package in PACKAGES)
+    names = sorted(name for name in {*services, *own} if _is_defined(name))
 
     def streaming(package: str) -> Streaming:
         return Streaming(lambda _context, writer: _Reflection(package, names, writer))
@@ -88,6 +89,14 @@ class _Reflection:
             response.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
         else:
             raise InvalidArgument("the request asks for nothing; set one of its fields")
+
+
+def _is_defined(service: str) -> bool:
+    try:
+        pool().FindServiceByName(service)
+    except KeyError:
+        return False
+    return True
 
 
 def _found(what: str, name: str, find: Callable[[str], Any]) -> Any:
