@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +22,10 @@ from zmq_offload.errors import (
     ResourceExhausted,
     Unimplemented,
 )
-from zmq_offload.gateway.sharedmemory.files import Off, System
+from zmq_offload.gateway.http.messages import Request, Response
+from zmq_offload.gateway.http.router import Router
+from zmq_offload.gateway.oip.regions import region_routes
+from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory, System
 from zmq_offload.gateway.sharedmemory.regions import MOST, MOST_OF_ONE, Part, Region, Table, part_of, region_of
 from zmq_offload.net.grants import Grant
 
@@ -220,3 +225,52 @@ def test_any_values_are_a_region_or_an_error(name: str, key: object, offset: obj
         return
     assert "/" not in region.key.removeprefix("/") and region.key not in ("", "/", ".", "..", "/..")
     assert region.offset >= 0 and region.byte_size > 0
+
+
+# --- over HTTP ----------------------------------------------------------------------------------------------
+
+
+class Web:
+    """A client of the paths for shared memory."""
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self._router = Router()
+        for route in region_routes(memory):
+            self._router.add(*route)
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+        responses: list[Response] = []
+        self._router(Request(method, f"/v2/systemsharedmemory{path}", "", {}, body, A), responses.append)
+        [response] = responses
+        content = b"".join(bytes(part) for part in response.body)
+        return response.status, json.loads(content) if content else None
+
+
+def test_regions_over_http(memory: System, path: Path) -> None:
+    web = Web(memory)
+    body = json.dumps({"key": path.name, "byte_size": 4}).encode()
+    assert web.ask("POST", "/region/two/register", body) == (200, None)
+    one = {"name": "r", "key": f"/{path.name}", "offset": 10, "byte_size": 80}
+    two = {"name": "two", "key": path.name, "offset": 0, "byte_size": 4}
+    assert web.ask("GET", "/status") == (200, [one, two])
+    assert web.ask("GET", "/region/two/status") == (200, [two])
+    assert web.ask("POST", "/region/r/unregister") == (200, None)
+    assert web.ask("GET", "/status") == (200, [two])
+    assert web.ask("POST", "/unregister") == (200, None)
+    assert web.ask("GET", "/status") == (200, [])
+    assert web.ask("GET", "/region/two/status")[0] == 404
+    assert web.ask("POST", "/status")[0] == 405
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"key": "k"}', b'{"byte_size": 8}', b"\xff", b"[" * 100_000])
+def test_a_registration_that_is_none_is_refused(memory: System, body: bytes) -> None:
+    status, answer = Web(memory).ask("POST", "/region/x/register", body)
+    assert (status, answer["error"].startswith("the body is not a registration")) == (400, True)
+
+
+def test_what_is_switched_off_is_501_over_http() -> None:
+    web = Web(Off())
+    body = b'{"key": "k", "byte_size": 8}'
+    for method, place in (("GET", "/status"), ("POST", "/unregister"), ("POST", "/region/x/register")):
+        status, answer = web.ask(method, place, body)
+        assert (status, "--system-shared-memory" in answer["error"]) == (501, True)

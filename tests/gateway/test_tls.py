@@ -17,6 +17,7 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument, Unauthentica
 from zmq_offload.gateway.access.decisions import Open, Peer
 from zmq_offload.gateway.access.guard import Guard, check_exposure
 from zmq_offload.gateway.access.tls import GRPC, HTTP, Files, context, peer_of
+from zmq_offload.gateway.config import parse
 from zmq_offload.net.credentials import token_entry
 
 
@@ -237,3 +238,17 @@ def test_a_network_needs_a_list_and_tls(address: str) -> None:
     check_exposure(addresses, listed=True, tls=True, insecure=False)
     for listed in (False, True):
         check_exposure(addresses, listed=listed, tls=False, insecure=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--client-ca", "ca"], "--client-ca without --tls-cert; client certificates need both"),
+        (["--client-ca", "ca", "--tls-cert", "c", "--tls-key", "k"], "--client-ca without --access-list"),
+        (["--tls-cert", "c"], "--tls-cert given without --tls-key; give all of them or none"),
+    ],
+)
+def test_options_that_need_each_other(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(options)
+    assert end.value.code == 2 and said in capsys.readouterr().err
