@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -19,8 +20,10 @@ import pytest
 
 from tests.gateway.grpc_server import LIMITS, Server, serving
 from tests.gateway.http2_peer import Frame, data, headers, settings
+from tests.support.certificates import Authority
 from zmq_offload.errors import Status
 from zmq_offload.gateway.access.decisions import Listed
+from zmq_offload.gateway.access.tls import GRPC, Files, context
 from zmq_offload.gateway.grpc.messages import prefixed
 from zmq_offload.gateway.http2 import frames
 from zmq_offload.gateway.http2.errors import ErrorCode
@@ -283,6 +286,32 @@ def test_each_call_has_the_grant_of_its_token():
             error = failing(lambda metadata=metadata: context(b"", metadata=metadata))
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED
         assert failing(lambda: channel.unary_unary("/t/None")(b"")).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_tls_with_certificates_of_clients(tmp_path):
+    ca = Authority(tmp_path)
+    ours, theirs = ca.make("server"), ca.make("camera", "DNS:camera.example")
+    access = Listed({"dns:camera.example": Grant("camera")}, certificates=True)
+    tls = context(Files(str(ours.certificate), str(ours.key), ca.file), GRPC)
+    root = ca.pair.certificate.read_bytes()
+    known = grpc.ssl_channel_credentials(root, theirs.key.read_bytes(), theirs.certificate.read_bytes())
+    with serving(access, tls=tls) as server:
+        with grpc.secure_channel(f"localhost:{server.port}", known, OPTIONS) as channel:
+            assert json.loads(channel.unary_unary("/t/Context")(b"", timeout=10))["grant"] == "camera"
+            messages = [bytes(1 << 22), b"x" * 100_000, b""]
+            assert [channel.unary_unary("/t/Echo")(message, timeout=30) for message in messages] == messages
+            assert list(channel.stream_stream("/t/Stream")(iter(messages), timeout=30)) == messages
+        with grpc.secure_channel(f"localhost:{server.port}", grpc.ssl_channel_credentials(root)) as channel:
+            error = failing(lambda: channel.unary_unary("/t/Context")(b"", timeout=10))
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        client = ssl.create_default_context(cafile=ca.file)
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain,
+            client.wrap_socket(plain, server_hostname="localhost") as wrapped,
+        ):  # without ALPN
+            wrapped.sendall(PREFACE)
+            received = b"".join(iter(lambda: wrapped.recv(1000), b""))
+            assert b"the client does not offer h2 by ALPN" in received
 
 
 # Draining.
