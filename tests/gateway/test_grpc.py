@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import ssl
 import subprocess
@@ -348,11 +349,31 @@ def test_what_is_no_call_has_an_http_status(server):
     assert curl(*status, "-d", "x", url) == "415"
 
 
+def test_what_is_no_call_is_answered_after_its_data(server):
+    with Wire(server) as wire:
+        wire.send(headers(1), headers(3), headers(5), data(1, b"x"), data(3, b"x", end=True))
+        wire.send(frames.reset(5, ErrorCode.CANCEL))
+        assert wire.until(frames.HEADERS).stream == 3
+
+
 def test_a_call_by_curl(server, tmp_path):
     (tmp_path / "message").write_bytes(b"\0\0\0\0\3abc")
     grpc_call = ("-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", f"@{tmp_path}/message")
     sent = curl("-i", *grpc_call, f"http://{server.address}/t/Echo")
     assert sent.startswith("HTTP/2 200") and "\x03abc" in sent and "grpc-status: 0" in sent
+
+
+@pytest.mark.skipif(not shutil.which("h2load"), reason="h2load (nghttp2-client) is not installed")
+@pytest.mark.parametrize("size", [0, 1000, 300_000])
+def test_calls_by_h2load(server, tmp_path, size):
+    (tmp_path / "message").write_bytes(message(bytes(size)))
+    head = ("-H", "content-type: application/grpc", "-H", "te: trailers", "-d", f"{tmp_path}/message")
+    load = ("h2load", "-n", "200", "-c", "4", "-m", "10", "-w", "24", "-W", "24")
+    shown = subprocess.run(
+        [*load, *head, f"http://{server.address}/t/Echo"], capture_output=True, text=True, check=True
+    )
+    assert "200 succeeded, 0 failed, 0 errored, 0 timeout" in shown.stdout
+    assert f"({200 * (size + 5)}) data" in shown.stdout
 
 
 class Wire:
@@ -472,26 +493,29 @@ def test_clients_that_make_no_progress_are_ended(monkeypatch):
     monkeypatch.setattr("zmq_offload.gateway.grpc.connection._LINGER", 0.1)
     limits = replace(LIMITS, receive=0.2, idle=0.9)
     with serving(limits=limits) as server, ExitStack() as stack:
-        silent = stack.enter_context(Wire(server, b""))
-        idle = stack.enter_context(Wire(server))
-        half, deaf, full, lively = (stack.enter_context(Wire(server)) for _ in range(4))
+        full = stack.enter_context(Wire(server))
+        full.send(settings(window=frames.LARGEST_WINDOW), frames.window_update(0, 1 << 30), headers(1, call()))
+        big = message(bytes(30 << 20))
+        for start in range(0, len(big), 1 << 20):
+            full.send(data(1, big[start : start + (1 << 20)]))
+        full.send(data(1, b"", end=True))
+        lively = stack.enter_context(Wire(server))
+        lively.send(headers(1, call("/t/Wait")), data(1, message(b"x"), end=True), headers(3))
+        half = stack.enter_context(Wire(server))
         half.send(headers(1, call()), data(1, message(b"abc")[:-1]))
         half.send(headers(3, call("/t/Stream")), data(3, message(b"abc")[:-1]))
         half.send(headers(5, call("/t/Stream")), data(5, message(b"abc")))
+        deaf = stack.enter_context(Wire(server))
         deaf.send(settings(window=10), headers(1, call()), data(1, message(bytes(100)), end=True))
-        full.send(settings(window=frames.LARGEST_WINDOW), frames.window_update(0, 1 << 30), headers(1, call()))
-        big = message(bytes(30 << 20))
-        full.send(
-            data(1, big[: 1 << 20]), *(data(1, big[i : i + (1 << 20)]) for i in range(1 << 20, len(big), 1 << 20))
-        )
-        full.send(data(1, b"", end=True))
-        lively.send(headers(1, call("/t/Wait")), data(1, message(b"x"), end=True))
+        silent = stack.enter_context(Wire(server, b""))
+        idle = stack.enter_context(Wire(server))
         assert silent.until(frames.GOAWAY).number == ErrorCode.NO_ERROR and silent.frame() is None
         assert idle.until(frames.GOAWAY).payload.endswith(b"the connection is idle") and idle.frame() is None
         deadline = str(CODES[Status.DEADLINE_EXCEEDED].grpc)
         assert half.answer(1)["grpc-status"] == half.answer(3)["grpc-status"] == deadline
         assert deaf.until(frames.RST_STREAM).number == ErrorCode.CANCEL
         wait_for(lambda: server.do(lambda: server.grpc.connections) <= 3)
+        assert lively.answer(3)[":status"] == "415"
         server.do(lambda: server.waiting.pop()([b"ok"]))
         assert lively.answer(1)["grpc-status"] == "0"
         half.send(data(5, b"", end=True))

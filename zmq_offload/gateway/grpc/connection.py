@@ -53,6 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         "_filling",
         "_joins",
         "_mark",
+        "_no_calls",
         "_peer",
         "_reading",
         "_tick",
@@ -72,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         self.http2: Http2[CallHead] = Http2(server.interpret, server.http2_limits)
         self.due = math.inf
         self._calls: dict[int, Running] = {}
+        self._no_calls: dict[int, bytes] = {}  # responses to what is no call; curl wants them after all its data
         self._filling: Running | None = None  # the call whose message is received directly
         self._ending = False
         self._reading = False  # bytes are being handled; what they cause is written afterwards
@@ -142,10 +144,14 @@ class Connection(asyncio.BufferedProtocol):
         if self.server.draining:
             self.http2.close(ErrorCode.NO_ERROR)
         self.due = now + self.limits.receive
+        for number in list(self._no_calls):
+            self.http2.end(number, self._no_calls.pop(number))
         if self._calls:
             for call in [call for call in self._calls.values() if call.slow()]:
                 call.expire()
-        elif not self.http2.greeted or now >= self._active + self.limits.idle:
+        elif not self.http2.greeted:
+            self.http2.close(ErrorCode.NO_ERROR, "the preface of HTTP/2 is late")
+        elif now >= self._active + self.limits.idle:
             self.http2.close(ErrorCode.NO_ERROR, "the connection is idle")
         else:
             self.due = self._active + self.limits.idle
@@ -200,16 +206,23 @@ class Connection(asyncio.BufferedProtocol):
             elif isinstance(event, Data):
                 if call := self._calls.get(event.stream):
                     call.data(event.data, event.ended)
+                elif event.ended and (block := self._no_calls.pop(event.stream, None)):
+                    self.http2.end(event.stream, block)
             elif isinstance(event, Drained):
                 if call := self._calls.get(event.stream):
                     call.drained()
-            elif isinstance(event, Reset) and (call := self._calls.pop(event.stream, None)):
-                self._active = self.server.now()
-                call.gone()
+            elif isinstance(event, Reset):
+                self._no_calls.pop(event.stream, None)
+                if call := self._calls.pop(event.stream, None):
+                    self._active = self.server.now()
+                    call.gone()
 
     def _begin(self, number: int, head: CallHead, ended: bool) -> None:
         if head.status != 200:
-            self.http2.end(number, no_call(head.status))
+            if ended:
+                self.http2.end(number, no_call(head.status))
+            else:
+                self._no_calls[number] = no_call(head.status)
             return
         if head.error:  # is not raised, because the head is used again
             self.http2.end(number, failure(head.error, begun=False))
