@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.support.processes import (
@@ -22,6 +23,7 @@ from tests.support.processes import (
     status,
     wait_for_workers,
 )
+from zmq_offload.gateway.protobuf.messages import message_class
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,13 @@ def sleep(connection: http.client.HTTPConnection, seconds: float, **parameters: 
     connection.request("POST", "/v2/models/echo/infer", json.dumps({"inputs": [tensor], "parameters": parameters}))
 
 
+def sleeping(seconds: float) -> bytes:
+    """A gRPC request that sleeps in the worker."""
+    tensor = {"name": "sleep", "datatype": "FP32", "contents": {"fp32_contents": [seconds]}}
+    request = message_class("inference.ModelInferRequest")(model_name="echo", inputs=[tensor])
+    return bytes(request.SerializeToString())
+
+
 def queued(fabric: Fabric) -> int:
     return int(status(fabric.frontend)["requests"]["queued"])
 
@@ -73,19 +82,41 @@ def test_who_closes_the_connection_takes_the_request_out_of_the_queue(slow_fabri
         sleep(waiting, 60.0)
         eventually(lambda: queued(slow_fabric) == 1)
         waiting.close()
-        eventually(lambda: queued(slow_fabric) == 0, timeout=0.6)
-        assert running.getresponse().status == 200
-    assert status(slow_fabric.frontend)["requests"]["failed"] == {"CANCELLED": 1}
+        eventually(lambda: queued(slow_fabric) == 0)
+        assert running.getresponse().read()
+        sleep(running, 0.0)
+        assert running.getresponse().status == 200, "the worker is free"
+
+
+def test_a_grpc_call_that_is_canceled_or_late_leaves_the_queue(slow_fabric: Fabric, gateway: Gateway) -> None:
+    with connected(gateway) as running, grpc.insecure_channel(gateway.grpc) as channel:
+        sleep(running, 0.7)
+        eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 1)
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        canceled, late = infer.future(sleeping(60.0)), infer.future(sleeping(60.0), timeout=0.4)
+        eventually(lambda: queued(slow_fabric) == 2)
+        canceled.cancel()
+        assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        eventually(lambda: queued(slow_fabric) == 0)
+        assert running.getresponse().read()
+        sleep(running, 0.0)
+        assert running.getresponse().status == 200, "the worker is free"
 
 
 def test_a_stop_finishes_what_runs_and_resets_no_connection(slow_fabric: Fabric) -> None:
-    with running_gateway(slow_fabric.frontend) as gateway, connected(gateway) as busy, connected(gateway) as idle:
+    with (
+        running_gateway(slow_fabric.frontend) as gateway,
+        connected(gateway) as busy,
+        connected(gateway) as idle,
+        grpc.insecure_channel(gateway.grpc) as channel,
+    ):
         idle.request("GET", "/v2/health/live")
-        assert idle.getresponse().read() == b""
-        sleep(busy, 0.5)
-        eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 1)
+        assert idle.getresponse().read() == b'{"live":true}'
+        called = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(sleeping(0.1))
+        sleep(busy, 0.4)
+        eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 2)
         gateway.process.popen.terminate()
-        gateway.process.wait_for("stopping: finishing 1 requests")
+        gateway.process.wait_for("stopping: finishing 2 requests")
         eventually(lambda: refused(gateway))
         idle.request("GET", "/v2/health/ready")
         answer = idle.getresponse()
@@ -94,6 +125,7 @@ def test_a_stop_finishes_what_runs_and_resets_no_connection(slow_fabric: Fabric)
         answer = busy.getresponse()
         assert answer.status == 200 and answer.getheader("Connection") == "close"
         answer.read()
+        assert called.code() == grpc.StatusCode.OK
         assert gateway.process.wait() == 0
         assert not any("closed" in line for line in gateway.process.lines)
 
@@ -122,7 +154,7 @@ def test_without_a_broker_the_gateway_lives_and_is_not_ready() -> None:
     nobody = running_gateway("tcp://127.0.0.1:9", options=("--timeout", "0.3"))
     with nobody as gateway, connected(gateway) as connection:
         connection.request("GET", "/v2/health/live")
-        assert connection.getresponse().read() == b""
+        assert connection.getresponse().read() == b'{"live":true}'
         sleep(connection, 0.0)
         answer = connection.getresponse()
         assert answer.status == 503

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 
 from tests.support.processes import running_broker
 from zmq_offload.client.connection import Connection
@@ -191,6 +192,16 @@ def test_without_a_broker_requests_end_in_time_and_a_closed_client_answers() -> 
             assert type(error) is Cancelled and type(await listed(fabric, ALL)) is Cancelled
 
     asyncio.run(run())
+
+
+def test_a_loop_that_counts_milliseconds_misses_no_deadline() -> None:
+    async def run() -> None:
+        async with behind("tcp://127.0.0.1:9") as fabric:
+            for tick in range(20):
+                (error,) = await failures(fabric, [(ECHO._replace(timeout=0.01 + tick * 0.00011), ALL)])
+                assert type(error) is Unavailable
+
+    uvloop.run(run())
 
 
 def test_requests_go_to_the_next_broker(echo_fabric: Fabric) -> None:

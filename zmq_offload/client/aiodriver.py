@@ -20,6 +20,9 @@ from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("zmq_offload")
 
+_ROUNDING = 0.0005
+"""uvloop rounds delays to milliseconds. A timer that is early would be set again and again until its time has come."""
+
 Ended: TypeAlias = Callable[["Complete | Fail"], None]
 """Is called once with what came of a call, unless the call is canceled before."""
 
@@ -236,7 +239,11 @@ class AsyncDriver:
             self._timer = None
         if self._timer is None and deadline is not None:
             self._timer_at = deadline
-            self._timer = loop.call_at(deadline, self._ready)
+            self._timer = loop.call_at(deadline + _ROUNDING, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._ready()
 
     def _send(self) -> None:
         """Send what is in the outbox. All at once wakes libzmq's thread once, and it writes to the broker once."""
