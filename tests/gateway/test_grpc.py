@@ -182,6 +182,9 @@ def test_no_more_messages_are_held_than_the_limit_says(channel):
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "holds 3145728 bytes" in error.details()
         calls[0].cancel()
         wait_for(lambda: server.canceled)
+        messages = [b"x" * 300_000] * 20  # what a method has taken does not count any more
+        for compression in grpc.Compression.NoCompression, grpc.Compression.Gzip:
+            assert list(channel.stream_stream("/t/Stream")(iter(messages), compression=compression)) == messages
         assert len(channel.unary_unary("/t/Echo")(bytes(1_000_000))) == 1_000_000
         server.do(lambda: [reply([b"ok"]) for reply in server.waiting])
         assert [call.result() for call in calls[1:]] == [b"ok"] * 2

@@ -16,6 +16,7 @@ from zmq_offload.errors import InvalidArgument, ResourceExhausted
 from zmq_offload.gateway.calls import Buffer
 
 _PREFIX = struct.Struct(">BI")
+PREFIX_BYTES = _PREFIX.size
 
 
 class Message(NamedTuple):

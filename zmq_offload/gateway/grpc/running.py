@@ -177,10 +177,12 @@ class Running(ABC):
         if server.held > server.limits.held_bytes:
             raise ResourceExhausted(f"the gateway holds {server.limits.held_bytes} bytes of messages; try again later")
 
-    def _close(self) -> None:
-        self.over = True
-        self._release()
+    def _free(self, size: int) -> None:
+        """Bytes that `_hold` counted are the method's now."""
+        if not self.over:
+            self._connection.server.held -= size
+            self._held -= size
 
-    def _release(self) -> None:
-        self._connection.server.held -= self._held
-        self._held = 0
+    def _close(self) -> None:
+        self._free(self._held)
+        self.over = True

@@ -10,7 +10,7 @@ from zmq_offload.errors import Internal, OffloadError, Unauthenticated
 from zmq_offload.gateway.calls import Buffers
 from zmq_offload.gateway.grpc.calls import Context, Stream, Streaming
 from zmq_offload.gateway.grpc.heads import CallHead
-from zmq_offload.gateway.grpc.messages import Message
+from zmq_offload.gateway.grpc.messages import PREFIX_BYTES, Message
 from zmq_offload.gateway.grpc.responses import HEADS, SUCCESS, failure
 from zmq_offload.gateway.grpc.running import FAILED, Running
 
@@ -104,10 +104,10 @@ class StreamingCall(Running):
             while self._queue and not (self._paused or self._choked or self.over):
                 if self._connection.grant(self._head) != self._context.grant:
                     raise Unauthenticated("the models of this credential have changed; begin another stream")
-                data = self._decoded(self._queue.popleft())
+                message = self._queue.popleft()
+                data = self._decoded(message)
                 stream.message(data)
-                if not self._queue and not self.assembler.partial:
-                    self._release()
+                self._free(PREFIX_BYTES + len(message.data) + (len(data) if message.compressed else 0))
             if self._ended and not self._queue and not self.over:
                 self._ended = False
                 stream.half_closed()
