@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +44,7 @@ def path() -> Iterator[Path]:
 
 @pytest.fixture
 def memory(path: Path) -> System:
-    memory = System(largest=150)
+    memory = System(largest=150, most=200)
     memory.register("r", f"/{path.name}", 10, 80, A)
     return memory
 
@@ -160,6 +161,18 @@ def test_inputs_in_shared_memory_have_a_limit_together(memory: System) -> None:
     memory.read([Part("r", 0, 75)] * 2, A)
     with pytest.raises(ResourceExhausted, match="have 160 bytes; at most 150 are taken"):
         memory.read([Part("r", 0, 80)] * 2, A)
+
+
+def test_inputs_of_all_requests_have_a_limit_together(memory: System) -> None:
+    held = [memory.read([Part("r", 0, 80)], A) for _ in range(2)]
+    with pytest.raises(ResourceExhausted, match="holds 160 bytes of shared memory; try again later"):
+        memory.read([Part("r", 0, 41)], A)
+    memory.read([Part("r", 0, 40)], A)
+    array = np.frombuffer(held.pop()[0], np.uint8)[1:]
+    with pytest.raises(ResourceExhausted):
+        memory.read([Part("r", 0, 41)], A)
+    del array
+    memory.read([Part("r", 0, 80)], A)
 
 
 def test_the_number_of_regions_is_limited_for_one_client_and_for_all() -> None:

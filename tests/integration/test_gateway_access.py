@@ -119,6 +119,14 @@ def test_a_token_is_for_its_models(site: Site) -> None:
             infer(client, "identity")
 
 
+def test_a_token_is_for_its_models_in_other_dialects(site: Site) -> None:
+    with site.connected() as connection:
+        assert ask(connection, "/v1/models/identity", site.phone)[0] == 200
+        assert ask(connection, "/v1/models/pair", site.phone)[0] == 404
+        connection.request("POST", "/v1/models/pair:predict", "{}", {"Authorization": f"Bearer {site.phone}"})
+        assert connection.getresponse().status in (403, 404)
+
+
 def test_a_token_is_for_its_models_over_grpc(site: Site) -> None:
     headers = {"authorization": f"Bearer {site.phone}"}
     with grpc_client(site) as client:

@@ -29,7 +29,7 @@ from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
 
 def doors(config: Config, fabric: Fabric, guard: Guard) -> list[Door]:
     """The ports that are wanted. Call it in the event loop."""
-    memory = System(config.max_body_bytes) if config.system_shared_memory else Off()
+    memory = System(config.max_body_bytes, config.max_held_bytes) if config.system_shared_memory else Off()
     found = []
     if config.http != NONE:
         handler = crossing(http_handler(fabric, memory), config.cors_origins or ())

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import stat
+import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -94,11 +95,15 @@ class Off:
 
 
 class System:
-    """The files of /dev/shm that clients name."""
+    """The files of /dev/shm that clients name.
 
-    def __init__(self, largest: int = limits.MESSAGE_BYTES) -> None:
+    `largest` is for the inputs of a request, in bytes, `most` for those of all requests at once.
+    """
+
+    def __init__(self, largest: int = limits.MESSAGE_BYTES, most: int = 8 * limits.MESSAGE_BYTES) -> None:
         self._table: Table[_File] = Table()
-        self._largest = largest
+        self._largest, self._most = largest, most
+        self._held = 0
 
     def register(self, name: str, key: object, offset: object, byte_size: object, grant: Grant) -> None:
         region = region_of(name, key, offset, byte_size)
@@ -124,10 +129,22 @@ class System:
             raise ResourceExhausted(
                 f"the inputs in shared memory have {total} bytes; at most {self._largest} are taken"
             )
+        if self._held + total > self._most:
+            raise ResourceExhausted(f"the gateway holds {self._held} bytes of shared memory; try again later")
         return [
-            file.read(region.offset + part.offset, part.byte_size)
+            self._copy(file, region.offset + part.offset, part.byte_size)
             for part, (region, file) in zip(parts, found, strict=True)
         ]
+
+    def _copy(self, file: _File, start: int, size: int) -> memoryview:
+        copy = np.empty(size, np.uint8)
+        file.read(start, copy.data)
+        self._held += size
+        weakref.finalize(copy, self._release, size).atexit = False  # when the request has ended, and its arrays with it
+        return copy.data
+
+    def _release(self, size: int) -> None:
+        self._held -= size
 
     def places(self, parts: Sequence[Part], grant: Grant) -> list[Place]:
         found = [self._table.find(grant.name, part) for part in parts]
@@ -174,16 +191,14 @@ class _File:
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
-    def read(self, start: int, size: int) -> memoryview:
-        self._check(start + size)
-        view = np.empty(size, np.uint8).data
-        done = 0
-        while done < size:
+    def read(self, start: int, target: memoryview) -> None:
+        end = start + target.nbytes
+        self._check(end)
+        while target:
             # Linux reads at most 2 GB at once; 0 bytes: the file became shorter since the check.
-            if not (count := os.preadv(self._descriptor, [view[done:]], start + done)):
-                raise self._short(start + size)
-            done += count
-        return view
+            if not (count := os.preadv(self._descriptor, [target], start)):
+                raise self._short(end)
+            target, start = target[count:], start + count
 
     def write(self, start: int, data: memoryview) -> int:
         # If the file becomes shorter after this check, writing makes it longer again, up to the end of the region.
