@@ -9,7 +9,6 @@ from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import service_pb2
 
 from zmq_offload.gateway.protobuf.infer_response import Output, write_answer, write_fault, write_response
-from zmq_offload.gateway.sharedmemory.regions import Part
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import DATATYPES, datatype_of
 
@@ -18,10 +17,10 @@ arrays = st.sampled_from(list(DATATYPES.values())).flatmap(
 )
 
 
-def output_of(name, array, part=None):
+def output_of(name, array):
     """An output with an array's own memory, if that is possible."""
     data = array.tobytes() if array.nbytes < 100 else np.ascontiguousarray(array).data.cast("B")
-    return Output(name, datatype_of(array.dtype), array.shape, data, part)
+    return Output(name, datatype_of(array.dtype), array.shape, data)
 
 
 def joined(parts):
@@ -52,13 +51,9 @@ def test_a_large_output_is_sent_from_its_own_memory():
 
 
 def test_an_output_in_shared_memory_is_described_only():
-    outputs = [Output("y", "FP32", (4,), part=Part("region", 8, 16)), output_of("z", np.ones(2, "<i4"))]
+    outputs = [Output("y", "FP32", (4,)), output_of("z", np.ones(2, "<i4"))]
     response = service_pb2.ModelInferResponse.FromString(joined(write_response("m", 1, "7", outputs)))
-    parameters = response.outputs[0].parameters
-    assert parameters["shared_memory_region"].string_param == "region"
-    assert parameters["shared_memory_offset"].int64_param == 8
-    assert parameters["shared_memory_byte_size"].int64_param == 16
-    assert response.raw_output_contents == [np.ones(2, "<i4").tobytes()]
+    assert response.raw_output_contents == [b"", np.ones(2, "<i4").tobytes()]
 
 
 def test_an_answer_in_a_stream_says_whether_it_is_the_last():

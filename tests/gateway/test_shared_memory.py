@@ -206,8 +206,6 @@ def test_what_is_switched_off_says_how_to_switch_it_on() -> None:
 def test_parameters_of_a_tensor_name_a_part() -> None:
     parameters = {"shared_memory_region": "r", "shared_memory_offset": 8, "shared_memory_byte_size": 16}
     assert part_of("x", parameters) == Part("r", 8, 16)
-    assert Part("r", 8, 16).parameters() == parameters
-    assert Part("r", 0, 16).parameters() == {"shared_memory_region": "r", "shared_memory_byte_size": 16}
     assert part_of("x", {"binary_data_size": 4}) is None
 
 

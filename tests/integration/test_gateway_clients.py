@@ -106,6 +106,7 @@ def test_kserve_and_open_inference(gateway: Gateway) -> None:
         ["-i", "grpc"],
         ["-i", "grpc", "--streaming"],
         ["-i", "http", "--shared-memory", "system"],
+        ["-i", "grpc", "--shared-memory", "system"],
         ["-i", "grpc", "--service-kind", "tfserving", "--model-signature-name", "serving_default"],
     ],
     ids=" ".join,

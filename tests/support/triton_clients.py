@@ -28,6 +28,7 @@ KINDS: dict[str, ModuleType] = {
     "grpc.aio": tritonclient.grpc.aio,
 }
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
+A, B = np.array([7, -7], np.int32), np.array([0.5], np.float32)
 
 
 def methods(kind: str) -> set[str]:
@@ -181,7 +182,7 @@ def regions_of(s: Session) -> set[str]:
 
 
 def system_shared_memory(s: Session) -> bool:
-    """Register regions, infer from one into the other, and unregister them."""
+    """Register regions, infer from one into the other, also beside an output in the response, and unregister them."""
     place = s.kind.replace(".", "-")
     create = shared_memory.create_shared_memory_region
     regions = {name: create(name, f"/zmq-offload-{place}-{name}", X.nbytes) for name in ("in", "out")}
@@ -198,6 +199,10 @@ def system_shared_memory(s: Session) -> bool:
         value = shared_memory.get_contents_as_numpy(regions["out"], np.float32, [2, 3])
         arrived = bool(np.array_equal(value, X))
         del value
+        pair = [s.input("a", A, "INT32"), s.input("b", B)]
+        placed, plain = s.module.InferRequestedOutput("c"), s.module.InferRequestedOutput("d")
+        placed.set_shared_memory(f"{place}-out", A.nbytes)
+        assert np.array_equal(s.infer("pair", pair, outputs=[placed, plain]).as_numpy("d"), B)
         for name in regions:
             s.unregister_system_shared_memory(f"{place}-{name}")
         assert not names & regions_of(s)

@@ -216,7 +216,7 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False, final: bool 
         datatype, dtype = _datatype(array.dtype)
         if output.part is not None:
             answer.places[output.name].write((bytes_of(array, dtype),))
-            given.append(Output(output.name, datatype, array.shape, part=output.part))
+            given.append(Output(output.name, datatype, array.shape))
         else:
             given.append(Output(output.name, datatype, array.shape, bytes_of(array, dtype)))
     return write_response(outputs.model, outputs.version, answer.id, given, final)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.protobuf.messages import message_class
 from zmq_offload.gateway.protobuf.varints import field, varint
-from zmq_offload.gateway.sharedmemory.regions import Part
 from zmq_offload.protocol import limits
 
 _ID = 0x1A
@@ -24,20 +23,19 @@ _KEPT = 256
 
 
 class Output(NamedTuple):
-    """An output of a response. With a `part` of shared memory, that has its elements, and the message has no data."""
+    """An output of a response. One in shared memory has no data; it has its place among the others' all the same."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: Buffer = b""
-    part: Part | None = None
 
 
 def write_response(
     model: str, version: int, request_id: str, outputs: Sequence[Output], final: bool | None = None
 ) -> list[Buffer]:
     """The parts of a message. `final` is the parameter `triton_final_response` of an answer in a stream."""
-    shown = tuple([(name, datatype, shape, part) for name, datatype, shape, _, part in outputs])
+    shown = tuple([(name, datatype, shape) for name, datatype, shape, _ in outputs])
     small: list[Buffer] = [_described(model, version, shown)]
     if request_id:
         small.append(field(_ID, request_id.encode()))
@@ -45,8 +43,6 @@ def write_response(
         small.append(_FINAL[final])
     parts: list[Buffer] = []
     for output in outputs:
-        if output.part is not None:
-            continue
         small.append(b"\x32" + varint(len(output.data)))
         if len(output.data) <= limits.PACKED_BYTES:  # a copy costs less than another part to send
             small.append(output.data)
@@ -69,16 +65,11 @@ def write_fault(text: str, request_id: str) -> list[Buffer]:
 
 
 @functools.lru_cache(_KEPT)
-def _described(model: str, version: int, outputs: tuple[tuple[str, str, tuple[int, ...], Part | None], ...]) -> bytes:
+def _described(model: str, version: int, outputs: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
     """The start of a message: model, version and descriptions of its outputs."""
     message = message_class("inference.ModelInferResponse")(model_name=model, model_version=str(version))
-    for name, datatype, shape, part in outputs:
-        output = message.outputs.add(name=name, datatype=datatype, shape=shape)
-        for parameter, value in part.parameters().items() if part else ():
-            if isinstance(value, str):
-                output.parameters[parameter].string_param = value
-            else:
-                output.parameters[parameter].int64_param = value
+    for name, datatype, shape in outputs:
+        message.outputs.add(name=name, datatype=datatype, shape=shape)
     return bytes(message.SerializeToString())
 
 

@@ -5,7 +5,7 @@ A protocol gets a `SharedMemory` and uses it in this way; everything raises Offl
     part = part_of(name, parameters)                 # of an input or output; None: the tensor is in the request
     views = memory.read([part, ...], grant)          # all inputs of a request at once
     places = memory.places([part, ...], grant)       # its outputs, before it runs
-    place.write(buffers)                             # each output; the response has `part.parameters()`, no data
+    place.write(buffers)                             # each output; the response has no data
 
 `Off` answers instead where shared memory is not switched on.
 

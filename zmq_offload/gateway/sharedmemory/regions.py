@@ -39,11 +39,6 @@ class Part(NamedTuple):
     offset: int
     byte_size: int
 
-    def parameters(self) -> dict[str, str | int]:
-        """What an output in a response says of its place."""
-        offset: dict[str, str | int] = {_OFFSET: self.offset} if self.offset else {}
-        return {_REGION: self.region, **offset, _BYTE_SIZE: self.byte_size}
-
 
 def part_of(tensor: str, parameters: Mapping[str, object]) -> Part | None:
     """The part of a region that the parameters of an input or output name, or None if they name no region.
