@@ -26,6 +26,7 @@ from zmq_offload.gateway.oip.responses import JSON
 from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbytes_of, view
 from zmq_offload.gateway.sharedmemory.regions import Part, part_of
 from zmq_offload.net.grants import Grant
+from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, DType, datatype_of
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def decode(
     whole = len(body)
     length = whole if head_length is None else _length(head_length, whole)
     json_data.check_length(length)
-    head = bytes(memoryview(body)[:length])
+    text = memoryview(body)[:length]
     # The JSON before binary tensors is often the same in every request; JSON with data is not.
-    plan = (_cached_plan if length < whole and length <= _SHORT else _plan)(head)
+    plan = _cached_plan(bytes(text)) if length < whole and length <= _SHORT else _plan(text)
     if plan.nbytes != whole - length:
         raise InvalidArgument(f"{whole - length} bytes follow the JSON; its inputs have {plan.nbytes}")
     parts = [tensor.data for tensor in plan.tensors if isinstance(tensor.data, Part)]
@@ -178,8 +179,8 @@ _SHORT = 2048
 """The longest JSON whose plan is kept, in bytes: it must not fill the memory."""
 
 
-def _plan(head: bytes) -> _Plan:
-    given: _Head | _ParsedHead = json_data.loads(head, _Head, _ParsedHead)
+def _plan(text: bytes | memoryview) -> _Plan:
+    given: _Head | _ParsedHead = json_data.loads(text, _Head, _ParsedHead)
     priority, timeout = queueing(given.parameters)
     tensors, names, offset = [], set[str](), 0
     for each in given.inputs:
@@ -231,38 +232,45 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False) -> Response:
 
     Raises InvalidArgument for an output that the model does not have, or that cannot be returned as asked.
     """
-    entries: list[bytes] = []
+    pieces = [b"{" if answer.id is None else b'{"id":%b,' % msgspec.json.encode(answer.id)]
+    pieces.append(_beginning(outputs.model, outputs.version))
     parts: list[Buffer] = []
+    separator = b""
     for output, array in selected(outputs, outputs.model, answer.outputs, answer.binary):
-        if output.classes:
-            shape, texts = classes_of(output.name, array, output.classes, batches)
-            start = _entry(output.name, "BYTES", tuple(shape))
-            if output.binary:
-                part: Buffer = b"".join([len(text).to_bytes(4, "little") + text for text in texts])
-            else:
-                data = msgspec.json.encode([text.decode() for text in texts])
-        else:
-            start, dtype = _start(output.name, array.dtype, array.shape)
-            if output.part is not None:
-                answer.places[output.name].write((bytes_of(array, dtype),))
-                entries.append(start + b"}")  # as Triton: its C++ client takes any parameters for those of binary data
-                continue
-            if output.binary:
-                part = bytes_of(array, dtype)
-            else:
-                data = json_data.text_of(output.name, array)
-        if output.binary:
-            entries.append(b'%b,"parameters":{"binary_data_size":%d}}' % (start, len(part)))
-            if part:
-                parts.append(part)
-        else:
-            entries.append(b'%b,"data":%b}' % (start, data))
-    head = _beginning(outputs.model, outputs.version) + b",".join(entries) + b"]}"
-    head = (b"{" if answer.id is None else b'{"id":%b,' % msgspec.json.encode(answer.id)) + head
+        entry, part = _output(output, array, answer, batches)
+        pieces += (separator, *entry)
+        separator = b","
+        if part:
+            parts.append(part)
+    pieces.append(b"]}")
+    length = sum(map(len, pieces))
+    head = pieces if length > _JOINED else [b"".join(pieces)]  # large text is not copied again
     if not parts:
-        return Response(200, (head,), [JSON], compressible=True)
-    headers = [("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", str(len(head)))]
-    return Response(200, (head, *parts), headers, compressible=True)
+        return Response(200, head, [JSON], compressible=True)
+    headers = [("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", str(length))]
+    return Response(200, [*head, *parts], headers, compressible=True)
+
+
+_JOINED = 64 * 1024
+
+
+def _output(output: Requested, array: Array, answer: Answer, batches: bool) -> tuple[tuple[bytes, ...], Buffer]:
+    """An output's JSON object, in pieces, and its binary data, which may be empty."""
+    if output.classes:
+        shape, texts = classes_of(output.name, array, output.classes, batches)
+        start = _entry(output.name, "BYTES", tuple(shape))
+        if not output.binary:
+            return (start, b',"data":', msgspec.json.encode([text.decode() for text in texts]), b"}"), b""
+        part: Buffer = b"".join([len(text).to_bytes(4, "little") + text for text in texts])
+    else:
+        start, dtype = _start(output.name, array.dtype, array.shape)
+        if output.part is not None:
+            answer.places[output.name].write((bytes_of(array, dtype),))
+            return (start, b"}"), b""  # as Triton: its C++ client takes any parameters for those of binary data
+        if not output.binary:
+            return (start, b',"data":', json_data.text_of(output.name, array), b"}"), b""
+        part = bytes_of(array, dtype)
+    return (b'%b,"parameters":{"binary_data_size":%d}}' % (start, len(part)),), part
 
 
 @functools.lru_cache(256)

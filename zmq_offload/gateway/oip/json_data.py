@@ -41,7 +41,7 @@ def check_length(length: int) -> None:
         )
 
 
-def loads(text: bytes, wanted: Any, lenient: Any) -> Any:
+def loads(text: bytes | memoryview, wanted: Any, lenient: Any) -> Any:
     """Decode JSON to a type.
 
     Text with NaN or Infinity is decoded by a slower parser, to the type `lenient`. Raises InvalidArgument.
@@ -51,6 +51,7 @@ def loads(text: bytes, wanted: Any, lenient: Any) -> Any:
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"the request does not have the form of an inference: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = bytes(text)
         if not any(word in text for word in _NOT_NUMBERS):
             raise _malformed(error) from None
         if len(text) > SLOW_BYTES:
