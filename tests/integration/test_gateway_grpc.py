@@ -160,14 +160,14 @@ def test_the_asyncio_client_streams(gateway: Gateway) -> None:
 
 def test_the_deadline_of_a_call_is_the_brokers_budget(client: Any, fabric: Fabric) -> None:
     with pytest.raises(InferenceServerException) as raised:
-        client.infer("echo", tensor(0.3), client_timeout=0.1)
+        client.infer("echo", tensor(0.8), client_timeout=0.4)
     assert raised.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     eventually(lambda: outstanding(fabric) == 0)
 
 
 def test_the_timeout_of_a_request_is_the_brokers_budget(client: Any, fabric: Fabric) -> None:
     with pytest.raises(InferenceServerException) as raised:
-        client.infer("echo", tensor(0.3), timeout=100_000)
+        client.infer("echo", tensor(0.8), timeout=400_000)
     assert raised.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     eventually(lambda: outstanding(fabric) == 0)
 
