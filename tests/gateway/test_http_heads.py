@@ -86,8 +86,7 @@ def test_the_offer_of_another_protocol_is_not_taken() -> None:
         (400, ["GET ftp://x/ HTTP/1.1", "Host: x"]),
         (417, ["POST / HTTP/1.1", "Host: x", "Expect: cake"]),
         (431, ["GET / HTTP/1.1", "Host: x", *["A: b"] * 100]),
-        (501, ["CONNECT x:1 HTTP/1.1", "Host: x"]),
-        (501, ["TRACE / HTTP/1.1", "Host: x"]),
+        (400, ["CONNECT x:1 HTTP/1.1", "Host: x"]),
         (505, ["GET / HTTP/2.0", "Host: x"]),
     ],
 )

@@ -21,9 +21,6 @@ END = b"\r\n\r\n"
 _SINGLE = frozenset({"authorization", "content-encoding", "content-type", "host", "inference-header-content-length"})
 """Headers of which two make a request ambiguous."""
 
-_OTHER_METHODS = frozenset({"CONNECT", "TRACE"})
-"""They are not about a resource of ours."""
-
 
 class Refused(Exception):
     """A request is answered with `status` because of how it travels, and its connection is closed."""
@@ -122,8 +119,6 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     if parts.count > HEADERS:
         raise Refused(431, f"the request has {parts.count} headers; send at most {HEADERS}")
     method = parser.get_method().decode()
-    if method in _OTHER_METHODS:
-        raise Refused(501, f"the method {method} is not supported")
     headers = parts.headers
     if version == "1.1" and "host" not in headers:
         raise Refused(400, "the request has no header 'Host'; send it")
