@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from zmq_offload.gateway.http.codings import Decoding, Encoding, choose
 from zmq_offload.gateway.http.heads import Refused
+from zmq_offload.gateway.http.messages import Compression
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -113,4 +114,6 @@ def test_a_response_is_compressed(parts: list[bytes]) -> None:
     ],
 )
 def test_a_coding_is_chosen(accepted: str, coding: str | None) -> None:
-    assert choose(accepted) == coding
+    assert choose(accepted, Compression.ACCEPTING) == coding
+    assert choose(accepted, Compression.ASKING) == (None if "," in accepted else coding)
+    assert choose(accepted, Compression.NONE) is None

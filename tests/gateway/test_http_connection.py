@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway.http_wire import LIMITS, Peer, Service, chunked, request, turns
 from zmq_offload.gateway.access.decisions import Listed, token_entry
-from zmq_offload.gateway.http.messages import Response
+from zmq_offload.gateway.http.messages import Compression, Response
 from zmq_offload.net.grants import Grant
 
 
@@ -428,23 +428,24 @@ async def test_what_cannot_be_decompressed_is_refused(body: bytes, coding: str, 
 @in_loop
 async def test_a_response_is_compressed_if_client_and_handler_want_it() -> None:
     service = Service()
-    service.respond = lambda request: Response(200, [request.body], compressible=request.path == "/yes")
+    kinds = {"/yes": Compression.ACCEPTING, "/asked": Compression.ASKING, "/no": Compression.NONE}
+    service.respond = lambda request: Response(200, [request.body], [], kinds[request.path])
     peer = service.peer()
     body = b"a" * 150_000
-    for path, accept in [("/yes", "gzip"), ("/yes", "identity"), ("/no", "gzip")]:
+    for path, accept in [("/yes", "gzip"), ("/yes", "identity"), ("/no", "gzip"), ("/asked", "gzip, deflate")]:
         peer.send(request(path, body, f"Accept-Encoding: {accept}"))
         await turns()
     peer.send(request("/yes", b"small", "Accept-Encoding: gzip"))
     (_, first), *rest = await answered(peer)
     assert len(first) < 10_000 and gzip.decompress(first) == body
-    assert rest == [(200, body), (200, body), (200, b"small")]
+    assert rest == [(200, body), (200, body), (200, body), (200, b"small")]
     assert peer.transport.written.count(b"\r\nContent-Encoding: gzip\r\nVary: Accept-Encoding\r\n") == 1
 
 
 @in_loop
 async def test_coding_stops_when_the_client_is_lost() -> None:
     service = Service()
-    service.respond = lambda request: Response(200, [request.body], compressible=True)
+    service.respond = lambda request: Response(200, [request.body], [], Compression.ACCEPTING)
     sender, reader = service.peer(), service.peer()
     large = LIMITS.body_bytes * b"x"
     sender.send(request("/", gzip.compress(bytes(190_000), 0), "Content-Encoding: gzip"))

@@ -47,7 +47,6 @@ DIFFERENCES: dict[tuple[str, str], str] = {
     ("grpc", "logging"): LOGGING,
     ("grpc", "config"): CONFIG,
     ("grpc", "register system shared memory, no key"): "its sender's fault, where Triton says INTERNAL",
-    ("grpc", "infer, no model"): "no model can have this name, served or not",
 }  # fmt: skip
 """Where another answer is right, and why."""
 

@@ -7,6 +7,7 @@ import zlib
 from zmq_offload.errors import one_line, printable
 from zmq_offload.gateway.calls import Buffer, Buffers
 from zmq_offload.gateway.http.heads import Refused
+from zmq_offload.gateway.http.messages import Compression
 
 COMPRESSED_FROM = 1024
 """A smaller response gains nothing."""
@@ -82,8 +83,10 @@ class Encoding:
         return False
 
 
-def choose(accepted: str) -> str | None:
+def choose(accepted: str, compression: Compression) -> str | None:
     """The coding for a response, by the value of Accept-Encoding; None is no coding."""
+    if compression is Compression.NONE or (compression is Compression.ASKING and "," in accepted):
+        return None
     weights: dict[str, float] = {}
     for item in accepted.split(","):
         name, *parameters = [part.strip().lower() for part in item.split(";")]

@@ -359,8 +359,8 @@ class Connection(asyncio.BufferedProtocol):
         if number != self._number or self._phase is not _Phase.ANSWERING:
             return
         self._cancel = None
-        if response.compressible and (accepted := self._head.headers.get("accept-encoding")):
-            coding = choose(accepted)
+        if accepted := self._head.headers.get("accept-encoding"):
+            coding = choose(accepted, response.compression)
             if coding and size_of(response.body) >= COMPRESSED_FROM:
                 response.headers += [("Content-Encoding", coding), ("Vary", "Accept-Encoding")]
                 self._phase = _Phase.CODING

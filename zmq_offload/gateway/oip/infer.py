@@ -17,7 +17,7 @@ from zmq_offload.client.results import Outputs
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer, Call
 from zmq_offload.gateway.catalog import Model
-from zmq_offload.gateway.http.messages import Response
+from zmq_offload.gateway.http.messages import Compression, Response
 from zmq_offload.gateway.oip import json_data
 from zmq_offload.gateway.oip.metadata import batched
 from zmq_offload.gateway.oip.parameters import flag, number, queueing
@@ -246,9 +246,9 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False) -> Response:
     length = sum(map(len, pieces))
     head = pieces if length > _JOINED else [b"".join(pieces)]  # large text is not copied again
     if not parts:
-        return Response(200, head, [JSON], compressible=True)
+        return Response(200, head, [JSON], Compression.ACCEPTING)
     headers = [("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", str(length))]
-    return Response(200, [*head, *parts], headers, compressible=True)
+    return Response(200, [*head, *parts], headers, Compression.ASKING)
 
 
 _JOINED = 64 * 1024

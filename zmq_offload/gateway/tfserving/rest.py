@@ -6,7 +6,7 @@ from zmq_offload.client.results import Outputs
 from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.calls import Call, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog
-from zmq_offload.gateway.http.messages import Handler, Request, Respond, Response
+from zmq_offload.gateway.http.messages import Compression, Handler, Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed
 from zmq_offload.gateway.tfserving import predict
 from zmq_offload.gateway.tfserving.paths import Target, target
@@ -78,4 +78,4 @@ class _Exchange:
             self._respond(failed(error))
 
     def _answer(self, body: bytes) -> None:
-        self._respond(Response(200, [body], [_HEADERS], compressible=True))
+        self._respond(Response(200, [body], [_HEADERS], compression=Compression.ACCEPTING))
