@@ -18,7 +18,7 @@ LIMITS = Limits(body_bytes=200_000, held_bytes=500_000, header_bytes=10_000, con
 
 
 class Transport:
-    """What a connection writes is in `written`. With `stuck`, the client reads nothing."""
+    """What a connection writes is in `written`; `unsent` is how much of it the client has not read."""
 
     def __init__(self) -> None:
         self.written = bytearray()
