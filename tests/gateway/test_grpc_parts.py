@@ -81,11 +81,11 @@ def test_compression_is_undone(coding, parts):
         ("identity", b"x", InvalidArgument),
         ("gzip", b"x", InvalidArgument),
         ("gzip", zlib.compress(b"x"), InvalidArgument),
-        ("gzip", gzip.compress(b"x")[:-1], InvalidArgument),
-        ("gzip", gzip.compress(b"x") + b"y", InvalidArgument),
+        ("gzip", gzip.compress(b"x", mtime=0)[:-1], InvalidArgument),
+        ("gzip", gzip.compress(b"x", mtime=0) + b"y", InvalidArgument),
         ("gzip", b"", InvalidArgument),
         ("deflate", zlib.compress(bytes(1001)), ResourceExhausted),
-        ("gzip", gzip.compress(bytes(10_000_000)), ResourceExhausted),
+        ("gzip", gzip.compress(bytes(10_000_000), mtime=0), ResourceExhausted),
     ],
 )
 def test_what_cannot_be_decompressed_is_refused(coding, data, error):
