@@ -297,6 +297,7 @@ def test_requests_that_differ_in_id_and_tensors_only_have_the_same_rest():
         ({"raw_input_contents": [b""] * 2000}, "2000 raw_input_contents in one request; the limit is 256"),
         ({"inputs": [{}] * 300}, "300 inputs in one request; the limit is 256"),
         ({"inputs": [{"name": "x", "shape": [1] * 17}]}, "input 'x' has 17 dimensions; the limit is 16"),
+        ({"parameters": {str(n): {} for n in range(2000)}}, "2000 parameters in one place; the limit is 1024"),
         ({"model_name": "m" * (16 << 20)}, "16777221 bytes beside raw tensors and packed contents in one request"),
     ],
 )
@@ -306,5 +307,5 @@ def test_what_is_beyond_a_limit_is_refused(message, what):
 
 
 def test_bytes_that_are_no_message_are_refused():
-    with pytest.raises(Internal, match=r"are not an inference\.ModelInferRequest"):
+    with pytest.raises(Internal, match=r"are no inference\.ModelInferRequest"):
         read_request(b"\xff")

@@ -222,8 +222,13 @@ def test_unusual_bytes_are_read_as_protobuf_reads_them(call):
 
 def test_bytes_that_are_no_message_are_refused(call):
     for method in ("ModelInfer", "ModelMetadata"):
-        with pytest.raises(Internal, match=rf"the bytes are not an inference\.{method}Request"):
+        with pytest.raises(Internal, match=rf"the bytes are no inference\.{method}Request"):
             raise call.send(method, b"\xff")
+
+
+def test_a_large_request_without_tensors_is_refused(call):
+    with pytest.raises(InvalidArgument, match=r"the inference\.ModelReadyRequest has .* bytes; at most 1048576"):
+        raise call("ModelReady", name="x" * (1 << 20))
 
 
 def test_what_goes_wrong_is_the_reply(call, fabric):

@@ -262,7 +262,7 @@ def test_long_names_are_not_kept() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"\xff", "not a tensorflow.serving.PredictRequest"),
+        (b"\xff", "no tensorflow.serving.PredictRequest"),
         (b"\x32\x81\x80\x80\x08" + bytes(1 + (16 << 20)), "16777222 bytes beside packed tensors"),
         (
             request_of().SerializeToString() + b"".join(b"\x12\x07\x0a\x03%03d\x12\x00" % i for i in range(300)),
@@ -435,10 +435,10 @@ def test_other_metadata_is_refused(fields: list[str], words: str) -> None:
 
 
 def test_requests_without_tensors_are_short() -> None:
-    assert "at most 65536 bytes" in refused(STATUS, bytes(65537))[1]
+    assert "at most 1048576 are taken" in refused(STATUS, bytes((1 << 20) + 1))[1]
     assert refused(STATUS, b"\xff") == (
         "INTERNAL",
-        "the bytes are not a tensorflow.serving.GetModelStatusRequest; send what protobuf serializes",
+        "the bytes are no tensorflow.serving.GetModelStatusRequest; send what protobuf serializes",
     )
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
-from google.protobuf.message import DecodeError
-
-from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError, Unauthenticated, Unavailable
+from zmq_offload.errors import InvalidArgument, NotFound, OffloadError, Unauthenticated, Unavailable
 from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.calls import Buffer, Buffers, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.grpc.calls import Context, Reply, Streaming, Unary, Writer
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.gateway.protobuf.messages import message_class, parse_small_message
 
 SERVICE = "grpc.health.v1.Health"
 
@@ -86,11 +84,8 @@ class _Health:
 
 
 def _service_of(data: Buffer) -> str:
-    """The service that a request is about. Raises Internal for bytes that are no message."""
-    try:
-        return str(message_class("grpc.health.v1.HealthCheckRequest").FromString(bytes(data)).service)
-    except DecodeError:
-        raise Internal("the bytes are not a grpc.health.v1.HealthCheckRequest; send what protobuf serializes") from None
+    """The service that a request is about. Raises OffloadError for bytes that are no such request."""
+    return str(parse_small_message("grpc.health.v1.HealthCheckRequest", data).service)
 
 
 def _response(status: int) -> Buffers:

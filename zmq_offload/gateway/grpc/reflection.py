@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.message import DecodeError
 
-from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError, Status
+from zmq_offload.errors import InvalidArgument, NotFound, OffloadError, Status
 from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.grpc.calls import Streaming, Writer
-from zmq_offload.gateway.protobuf.messages import message_class, pool
+from zmq_offload.gateway.protobuf.messages import message_class, parse_small_message, pool
 from zmq_offload.gateway.statuses import CODES
 
 PACKAGES = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
@@ -32,7 +31,7 @@ class _Reflection:
     """A client that asks for definitions. Each request has its answer; an error is one, and the stream lives on."""
 
     def __init__(self, package: str, services: Sequence[str], writer: Writer) -> None:
-        self._request = message_class(f"{package}.ServerReflectionRequest")
+        self._request = f"{package}.ServerReflectionRequest"
         self._response = message_class(f"{package}.ServerReflectionResponse")
         self._services = services
         self._writer = writer
@@ -43,10 +42,9 @@ class _Reflection:
         if self._over:
             return
         try:
-            request = self._request.FromString(bytes(data))
-        except DecodeError:
-            name = self._request.DESCRIPTOR.full_name
-            self._close(Internal(f"the bytes are not a {name}; send what protobuf serializes"))
+            request = parse_small_message(self._request, data)
+        except OffloadError as error:
+            self._close(error)
             return
         response = self._response(valid_host=request.host, original_request=request)
         try:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError
 
-from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError
+from zmq_offload.errors import InvalidArgument, NotFound, OffloadError
 from zmq_offload.gateway.calls import Buffer, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.grpc.calls import Context, Reply, Streaming, Unary, Writer
@@ -18,7 +17,7 @@ from zmq_offload.gateway.oip.grpc_inference import Inference
 from zmq_offload.gateway.oip.grpc_stream import InferStream
 from zmq_offload.gateway.oip.statistics import model_stats
 from zmq_offload.gateway.protobuf.infer_request import divide
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.gateway.protobuf.messages import message_class, parse_small_message
 from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory
 
 SERVICE = "inference.GRPCInferenceService"
@@ -65,7 +64,7 @@ def methods(fabric: Fabric, memory: SharedMemory) -> dict[str, Unary | Streaming
 
 def _unary(name: str, endpoint: Endpoint) -> Unary:
     """A method whose request and response are protobuf messages named after it."""
-    request, response = (message_class(f"inference.{name}{what}") for what in ("Request", "Response"))
+    request, response = f"inference.{name}Request", message_class(f"inference.{name}Response")
 
     def method(data: Buffer, context: Context, reply: Reply) -> Cancel | None:
         def done(fields: Mapping[str, object] | OffloadError) -> None:
@@ -75,12 +74,10 @@ def _unary(name: str, endpoint: Endpoint) -> Unary:
                 reply((ParseDict(fields, response()).SerializeToString(),))
 
         try:
-            return endpoint(request.FromString(bytes(data)), context, done)
-        except DecodeError:
-            reply(Internal(f"the bytes are not an inference.{name}Request; send what protobuf serializes"))
+            return endpoint(parse_small_message(request, data), context, done)
         except OffloadError as error:
             reply(error)
-        return None
+            return None
 
     return method
 

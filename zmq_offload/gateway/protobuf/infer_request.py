@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
-from zmq_offload.errors import Internal, InvalidArgument
+from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.gateway.protobuf.messages import parse_message
 from zmq_offload.gateway.protobuf.varints import field, length_at, packed
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
@@ -89,12 +88,10 @@ _FIELDS = 1024
 """Fields that are looked at one by one. Protobuf reads a message with more, which takes it less time."""
 _SMALL = 4096
 """Bytes of an input that protobuf reads with its contents."""
+_PARAMETERS = 1024
+"""Parameters of a request, and of each of its tensors."""
 _LARGEST = 16 << 20
 """Bytes that are left to protobuf, whose objects can take 20 times their size."""
-
-
-class Malformed(Internal):
-    """The bytes are no message. Servers of gRPC answer with INTERNAL."""
 
 
 class _Unusual(Exception):
@@ -183,10 +180,7 @@ def parse(rest: bytes) -> InferRequest:
 
     Raises Malformed for bytes that protobuf refuses, and InvalidArgument for a message that is beyond a limit.
     """
-    try:
-        message = message_class("inference.ModelInferRequest").FromString(rest)
-    except DecodeError:
-        raise Malformed("the bytes are not an inference.ModelInferRequest; send what protobuf serializes") from None
+    message = parse_message("inference.ModelInferRequest", rest)
     for what in ("inputs", "outputs", "raw_input_contents"):
         _check_count(what, len(getattr(message, what)))
     return InferRequest(
@@ -222,6 +216,8 @@ def _contents(message: Any) -> Mapping[str, Array]:
 
 
 def _parameters(message: Any) -> Mapping[str, object]:
+    if len(message.parameters) > _PARAMETERS:
+        raise InvalidArgument(f"{len(message.parameters)} parameters in one place; the limit is {_PARAMETERS}")
     found = {}
     for name, parameter in message.parameters.items():
         choice = parameter.WhichOneof("parameter_choice")

@@ -11,6 +11,17 @@ from importlib.resources import files
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from zmq_offload.errors import Internal, InvalidArgument
+from zmq_offload.gateway.calls import Buffer
+
+LARGEST = 1 << 20
+"""Bytes of a request that has no tensors. An object of protobuf can take 20 times as many."""
+
+
+class Malformed(Internal):
+    """The bytes are no message. Servers of gRPC answer with INTERNAL."""
 
 
 @cache
@@ -32,3 +43,18 @@ def pool() -> descriptor_pool.DescriptorPool:
 def message_class(name: str) -> Any:
     """The class of a message, by its full name, such as "inference.ModelInferRequest"."""
     return message_factory.GetMessageClass(pool().FindMessageTypeByName(name))
+
+
+def parse_message(name: str, data: Buffer) -> Any:
+    """A message, by its full name. Raises Malformed for bytes that protobuf refuses."""
+    try:
+        return message_class(name).FromString(bytes(data))
+    except DecodeError:
+        raise Malformed(f"the bytes are no {name}; send what protobuf serializes") from None
+
+
+def parse_small_message(name: str, data: Buffer) -> Any:
+    """A message without tensors. Raises InvalidArgument for one that is too large, too."""
+    if len(data) > LARGEST:
+        raise InvalidArgument(f"the {name} has {len(data)} bytes; at most {LARGEST} are taken")
+    return parse_message(name, data)

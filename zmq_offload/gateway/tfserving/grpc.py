@@ -10,14 +10,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from zmq_offload.client.results import Outputs
-from zmq_offload.errors import Internal, InvalidArgument, OffloadError, Unimplemented
+from zmq_offload.errors import InvalidArgument, OffloadError, Unimplemented
 from zmq_offload.gateway.calls import Buffer, Buffers, Call, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.grpc.calls import Context, Methods, Reply, Unary
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.gateway.protobuf.messages import message_class, parse_small_message
 from zmq_offload.gateway.protobuf.varints import field, varint
 from zmq_offload.gateway.tfserving.paths import no_label
 from zmq_offload.gateway.tfserving.predict_request import PredictRequest, read_predict
@@ -36,8 +34,6 @@ _ABSENT = {
 """Methods that are not here -> why."""
 
 _AVAILABLE = 30
-_REQUEST_BYTES = 64 * 1024
-"""A request without tensors."""
 
 _OUTPUT, _KEY, _VALUE, _SPEC = 0x0A, 0x0A, 0x12, 0x12
 
@@ -122,7 +118,7 @@ def _about(fabric: Fabric, method: str, answer: Callable[[Any, Catalog], Any]) -
 
     def begin(message: Buffer, context: Context, reply: Reply) -> Cancel | None:
         try:
-            request = _request(f"tensorflow.serving.{method}Request", message)
+            request = parse_small_message(f"tensorflow.serving.{method}Request", message)
         except OffloadError as error:
             reply(error)
             return None
@@ -138,15 +134,6 @@ def _about(fabric: Fabric, method: str, answer: Callable[[Any, Catalog], Any]) -
         return fabric.models(context.grant, listed)
 
     return begin
-
-
-def _request(name: str, message: Buffer) -> Any:
-    if len(message) > _REQUEST_BYTES:
-        raise InvalidArgument(f"a {name} has at most {_REQUEST_BYTES} bytes, not {len(message)}")
-    try:
-        return message_class(name).FromString(bytes(message))
-    except DecodeError:
-        raise Internal(f"the bytes are not a {name}; send what protobuf serializes") from None
 
 
 def _statuses(request: Any, catalog: Catalog) -> Any:

@@ -13,11 +13,10 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
-from zmq_offload.errors import Internal, InvalidArgument
+from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.gateway.protobuf.messages import parse_message
 from zmq_offload.gateway.protobuf.varints import field, length_at, packed
 from zmq_offload.gateway.tfserving.tensors import CONTENT, FIELDS, Tensor, field_of
 from zmq_offload.protocol import limits
@@ -158,10 +157,7 @@ def _counted(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _parsed(text: bytes) -> PredictRequest:
     """A message as protobuf reads it."""
-    try:
-        message = message_class("tensorflow.serving.PredictRequest").FromString(text)
-    except DecodeError:
-        raise Internal("the bytes are not a tensorflow.serving.PredictRequest; send what protobuf serializes") from None
+    message = parse_message("tensorflow.serving.PredictRequest", text)
     spec = message.model_spec
     return PredictRequest(
         spec.name,
