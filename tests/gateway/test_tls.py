@@ -202,6 +202,18 @@ def test_a_revoked_credential_is_refused_after_the_next_look(tmp_path: Path) -> 
     asyncio.run(main())
 
 
+def test_certificates_that_cannot_be_used_are_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    path = site.folder / "list"
+    path.write_text(f"{token_entry('t' * 20)} phone\ncn:a a\ndns:b b\n")
+    Guard(str(path), site.files)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    for files in (None, site.files._replace(client_ca=None)):
+        caplog.clear()
+        Guard(str(path), files)
+        (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert line == f"2 certificates in {path}: not used without --client-ca"
+
+
 def test_strangers_do_not_flood_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "list"
     path.write_text("")

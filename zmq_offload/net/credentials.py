@@ -20,6 +20,9 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.net.keylist import Form
 from zmq_offload.net.keys import KEY_CHARS, check_key
 
+TOKEN = "token:"
+"""The begin of an entry for a token; others are for certificates."""
+
 _HASHES = ("token", "certificate")
 _NAMES = ("dns", "uri", "email", "cn")
 
@@ -49,7 +52,7 @@ def token_entry(token: str) -> str:
     Tokens are random and long, so that neither salt nor a slow hash is needed. Looking the hash up in a dictionary
     takes a time that depends on the hash, but nobody can choose tokens by their hash to learn another one from that.
     """
-    return f"token:{hashlib.sha256(token.encode(errors='surrogatepass')).hexdigest()}"
+    return f"{TOKEN}{hashlib.sha256(token.encode(errors='surrogatepass')).hexdigest()}"
 
 
 def certificate_entry(der: bytes) -> str:

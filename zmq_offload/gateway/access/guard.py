@@ -14,7 +14,7 @@ from zmq_offload.errors import InvalidArgument, Unauthenticated
 from zmq_offload.gateway.access.decisions import Access, Listed, Open, Peer
 from zmq_offload.gateway.access.tls import Contexts, Files
 from zmq_offload.net.addresses import is_loopback
-from zmq_offload.net.credentials import CREDENTIALS
+from zmq_offload.net.credentials import CREDENTIALS, TOKEN
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.keylist import read_list
 from zmq_offload.net.watched import Watched
@@ -73,6 +73,8 @@ class Guard:
         def use(grants: dict[str, Grant]) -> None:
             access.grants = grants
             log.info("authorized: %s in %s", counted(len(grants), "credential"), path)
+            if not certificates and (unused := sum(not entry.startswith(TOKEN) for entry in grants)):
+                log.warning("%s in %s: not used without --client-ca", counted(unused, "certificate"), path)
 
         use(listed.value)
         self._follow(listed, use)
