@@ -215,13 +215,13 @@ class AsyncDriver:
         # Read all: the descriptor is edge-triggered and says nothing of messages that are left.
         while connection.is_open and connection.waiting():
             socket = connection.socket
-            for message in connection.receive():
+            for message in connection.receive(len(self._calls) or 1):
                 self._perform(self._session.received(*message, loop.time()))
                 if connection.socket is not socket or not connection.is_open:
                     break  # the other messages are of the broker that was left
             else:
-                if connection.emptied:
-                    break
+                if connection.emptied or not self._calls:
+                    break  # what may be left belongs to no call; it is read after the next sending
         self._keep_time(loop)
 
     def _keep_time(self, loop: asyncio.AbstractEventLoop) -> None:

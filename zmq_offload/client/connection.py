@@ -229,7 +229,7 @@ class Connection:
         A worker that replies has read all of the request, so the memory is nearly always free. If it is not, because
         the broker does not read or because the request was sent twice, `reclaim` it before the call ends.
         """
-        lent = self._lent.pop(number, None)
+        lent = self._lent.pop(number, None) if self._lent else None
         if lent is None or all(tracker.done for tracker in lent) or _wait_for(lent, _RECLAIM_AT_EASE):
             return ()
         return lent
@@ -306,8 +306,8 @@ def _array(name: str, value: object) -> Array:
         raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
 
 
-def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
-    """Decode a Result. Returns the error if its tensors cannot be decoded."""
+def outputs_of(done: Complete, total: float, model: str, *, kept: bool = True) -> Outputs | OffloadError:
+    """Decode a Result. Returns the error if its tensors cannot be decoded. `kept`: the caller may keep the outputs."""
     message = done.message
     assert isinstance(message, wire.Result)
     timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
@@ -315,9 +315,10 @@ def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadErr
         tensors = decode_tensors(done.payload)
     except ProtocolError as error:
         return error
-    for name, array in tensors.items():
-        if array.nbytes < _SHARED:
-            tensors[name] = array.copy()
+    if kept:
+        for name, array in tensors.items():
+            if array.nbytes < _SHARED:
+                tensors[name] = array.copy()
     return Outputs(tensors, model, message.version, timings)
 
 

@@ -1,4 +1,4 @@
-"""Returning freed memory to the system."""
+"""Freed memory: keeping it for the next allocation, and returning it to the system."""
 
 from __future__ import annotations
 
@@ -14,3 +14,20 @@ def trim() -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(ctypes.c_size_t(0))
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_THRESHOLD = 32 * 1024 * 1024
+"""What glibc has at most: larger blocks are always mapped by themselves, and returned at once."""
+
+
+def keep(most: int) -> None:
+    """Keep up to `most` bytes of freed memory.
+
+    Without this, glibc returns more than a few megabytes at once. A program that takes in and frees one message of a
+    megabyte after the other then has a page fault for each 4 KB, again and again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, most)

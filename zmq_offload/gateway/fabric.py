@@ -65,39 +65,39 @@ class BrokerFabric:
                 raise unloaded(model)
             if timeout <= 0:
                 raise DeadlineExceeded("the deadline was over when the request arrived")
-            arguments = self._connection.request(
-                model, call.inputs, call.version, min(timeout, _MOST_SECONDS), call.priority
-            )
+            if timeout > _MOST_SECONDS:
+                timeout = _MOST_SECONDS
+            arguments = self._connection.request(model, call.inputs, call.version, timeout, call.priority)
             loop = self._driver.attach()
         except OffloadError as error:
             ended(error)
             return _nothing
         self.outstanding += 1
-        run = _Run(self, call, time.monotonic(), ended)  # uvloop's clock counts milliseconds
-        number = self._driver.start(loop, run.ended, self._connection.session.request, *arguments)
-        return functools.partial(self._cancel, run, number)
-
-    def _cancel(self, run: _Run, number: int) -> None:
-        if not run.over:
-            run.over = True
-            self.outstanding -= 1
-            self._driver.cancel(number)
+        run = _Run(self, call, ended)
+        run.number = self._driver.start(loop, run.ended, self._connection.session.request, *arguments)
+        return run.cancel
 
     def over(self, run: _Run, action: Complete | Fail) -> Outputs | OffloadError:
         """Count a request that has ended and return what came of it."""
         self.outstanding -= 1
-        model, took = run.call.model, time.monotonic() - run.started
+        call = run.call
+        model, took = call.model, time.monotonic() - run.started
         outcome: Outputs | OffloadError
         try:
-            outcome = action.error if isinstance(action, Fail) else outputs_of(action, took, model)
+            outcome = action.error if isinstance(action, Fail) else outputs_of(action, took, model, kept=False)
         except Exception as error:  # for instance MemoryError; the caller must get it
             outcome = Internal(f"the reply cannot be read: {type(error).__name__}: {one_line(error)}")
         if isinstance(outcome, Outputs):
-            rows = _rows(run.call)
+            rows = _rows(call)
             self.statistics.count(model, outcome.version).succeeded(rows, outcome.timings, time.time())
-        elif (version := self._served(model, run.call.version)) is not None:
+        elif (version := self._served(model, call.version)) is not None:
             self.statistics.count(model, version).fail.add(took)
         return outcome
+
+    def canceled(self, number: int) -> None:
+        """Take a request back."""
+        self.outstanding -= 1
+        self._driver.cancel(number)
 
     def _served(self, model: str, version: int | None) -> int | None:
         """The version that a failed request was for, as far as the last list of models says."""
@@ -178,19 +178,25 @@ class BrokerFabric:
 class _Run:
     """A request under way."""
 
-    __slots__ = ("_ended", "_fabric", "call", "over", "started")
+    __slots__ = ("_ended", "_fabric", "_over", "call", "number", "started")
 
-    def __init__(self, fabric: BrokerFabric, call: Call, started: float, ended: Ended) -> None:
+    def __init__(self, fabric: BrokerFabric, call: Call, ended: Ended) -> None:
         self._fabric = fabric
         self._ended = ended
+        self._over = False
         self.call = call
-        self.started = started
-        self.over = False
+        self.number = 0
+        self.started = time.monotonic()  # uvloop's clock counts milliseconds
 
     def ended(self, action: Complete | Fail) -> None:
-        if not self.over:
-            self.over = True
-            self._ended(self._fabric.over(self, action))
+        """The client of the broker calls this, unless the request is canceled before."""
+        self._over = True
+        self._ended(self._fabric.over(self, action))
+
+    def cancel(self) -> None:
+        if not self._over:
+            self._over = True
+            self._fabric.canceled(self.number)
 
 
 def _rows(call: Call) -> int:

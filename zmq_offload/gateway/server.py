@@ -9,6 +9,7 @@ import signal
 import uvloop
 
 from zmq_offload.client.connection import Connection
+from zmq_offload.common import memory
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.gateway.access.guard import Guard, check_exposure
 from zmq_offload.gateway.access.tls import files_of
@@ -20,10 +21,14 @@ from zmq_offload.gateway.ports import drain, listen
 
 log = logging.getLogger("gateway")
 
+_KEPT_BYTES = 64 * 1024 * 1024
+"""Freed memory that is kept for the next requests."""
+
 
 def serve(config: Config) -> int:
     """Run a gateway in this process until SIGTERM, SIGINT or SIGHUP."""
     raise_file_limit(log)
+    memory.keep(_KEPT_BYTES)
     uvloop.run(_run(config))
     log.info("stopped")
     return 0

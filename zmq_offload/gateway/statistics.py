@@ -26,36 +26,53 @@ class Duration:
 class VersionStatistics:
     """The requests for one version of a model.
 
-    `success` and `fail` have the whole time in the gateway; `queue` is the broker's, `compute` the worker's, which
-    includes taking the inputs in and giving the outputs out. `last` is the time of the last request, in milliseconds
-    since 1970.
+    `last` is the time of the last request, in milliseconds since 1970. `fail` has the whole time in the gateway.
     """
 
     last: int = 0
-    success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
-    queue: Duration = field(default_factory=Duration)
-    compute: Duration = field(default_factory=Duration)
+    _count: int = 0
+    _seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     _rows: int = 0
     _by_rows: dict[int, Duration] = field(default_factory=dict)
 
+    @property
+    def success(self) -> Duration:
+        """Requests that were answered, with their whole time in the gateway."""
+        return self._duration(0)
+
+    @property
+    def queue(self) -> Duration:
+        """Their time in the broker."""
+        return self._duration(1)
+
+    @property
+    def compute(self) -> Duration:
+        """Their time in the worker, which includes taking the inputs in and giving the outputs out."""
+        return self._duration(2)
+
+    def _duration(self, of: int) -> Duration:
+        return Duration(self._count, round(self._seconds[of] * 1e9))
+
     def inferences(self, batched: bool) -> int:
         """The inputs that were computed: rows, if dimension 0 of the model's inputs is the batch, else requests."""
-        return self._rows if batched else self.success.count
+        return self._rows if batched else self._count
 
     def batches(self, batched: bool) -> list[tuple[int, Duration]]:
         """Compute times by batch size. A gateway sees requests, not the batches that a worker makes of them."""
         if batched:
             return sorted(self._by_rows.items())
-        return [(1, self.compute)] if self.compute.count else []
+        return [(1, self.compute)] if self._count else []
 
     def succeeded(self, rows: int, timings: Timings, now: float) -> None:
         """Count a request that was answered. `rows` is dimension 0 of its inputs, `now` in seconds since 1970."""
         self.last = int(now * 1000)
-        self.success.add(timings.total)
-        self.queue.add(timings.queue)
-        self.compute.add(timings.compute)
+        self._count += 1
         self._rows += rows
+        seconds = self._seconds
+        seconds[0] += timings.total
+        seconds[1] += timings.queue
+        seconds[2] += timings.compute
         by_rows = self._by_rows.get(rows)
         if by_rows is None:
             if len(self._by_rows) == SIZES:
