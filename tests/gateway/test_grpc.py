@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import shutil
 import socket
 import ssl
@@ -335,6 +336,28 @@ def test_a_server_that_drains_finishes_its_calls_and_resets_nothing():
         server.do(server.streams[-1].writer.resume)
         assert list(stream) == [b"last"]
         wait_for(lambda: server.do(lambda: server.grpc.connections) == 0)
+
+
+def test_a_server_that_drains_ends_streams_that_go_on():
+    """After the answers to what it took; the rest is refused with a status, not by a reset."""
+    with serving() as server, grpc.insecure_channel(server.address) as channel:
+        messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        stream = channel.stream_stream("/t/Stream")(iter(messages.get, None))
+        for number in range(3):
+            messages.put(b"pause" if number == 2 else b"go on")
+            assert next(stream)
+        messages.put(b"taken")
+        taken = server.streams[-1]
+        wait_for(lambda: server.do(lambda: bool(server.streams) and taken.writer._queue))  # type: ignore[attr-defined]
+        server.do(server.grpc.drain)
+        messages.put(b"too late")
+        server.do(taken.writer.resume)
+        assert next(stream) == b"taken"
+        error = failing(lambda: list(stream))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE and "the gateway is stopping" in error.details()
+        assert taken.messages == 4 and not taken.ended
+        wait_for(lambda: server.do(lambda: server.grpc.connections) == 0)
+        messages.put(None)
 
 
 # curl, and single frames.

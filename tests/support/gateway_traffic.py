@@ -79,9 +79,13 @@ def _request(x: Array, timeout: float) -> service_pb2.ModelInferRequest:
     return request
 
 
-def _raise(error: grpc.RpcError) -> None:
+def _raise(error: grpc.RpcError, new: bool = False) -> None:
+    """`new`: whether the call is a stream without an answer yet."""
     details = str(error.details()).lower()  # type: ignore[attr-defined]
     if "refused" in details or "failed to connect" in details:
+        raise Refused from error
+    if new and "goaway received; error code: 0" in details:
+        # gRPC's library began the call while it heard that the connection takes no more, and did not send it.
         raise Refused from error
     if any(word in details for word in ("reset", "socket closed", "goaway", "rst_stream")):
         raise error
@@ -120,7 +124,8 @@ class StreamCaller:
         self._replies: Any = None
 
     def call(self, x: Array, timeout: float) -> Array:
-        if self._replies is None:
+        new = self._replies is None
+        if new:
             self._requests = queue.SimpleQueue()
             method = self._channel.stream_stream(
                 "/inference.GRPCInferenceService/ModelStreamInfer",
@@ -133,7 +138,7 @@ class StreamCaller:
             reply = next(self._replies, None)
         except grpc.RpcError as error:
             self._replies = None
-            _raise(error)
+            _raise(error, new)
         if reply is None:
             self._replies = None
             raise Failed("the stream ended")

@@ -160,6 +160,8 @@ class Connection(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """Finish the calls, take no more, and close then."""
         self.http2.drain()
+        for call in list(self._calls.values()):
+            call.drain()
         self.due = min(self.due, self.server.now() + _SILENCE)
         self.flush()
 
@@ -236,6 +238,8 @@ class Connection(asyncio.BufferedProtocol):
             self._calls[number] = call
             if ended:
                 call.data(b"", True)
+            if self.server.draining:  # the client has not heard of it yet
+                call.drain()
 
     def _call(self, number: int, head: CallHead) -> Running:
         context = Context(self.grant(head), head.timeout, head.metadata)

@@ -84,6 +84,9 @@ class Running(ABC):
     def drained(self) -> None:
         """All that was to be sent is sent."""
 
+    def drain(self) -> None:  # noqa: B027  (a call that ends by itself has nothing to do)
+        """The gateway stops: end as soon as that is possible without losing what was taken."""
+
     def slow(self) -> bool:
         """Whether a message, or a reply, made no progress since the last look. It is looked at seldom."""
         held = self._connection.http2.held(self._number)

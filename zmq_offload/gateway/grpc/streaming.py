@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from zmq_offload.errors import Internal, OffloadError, Unauthenticated
+from zmq_offload.errors import Internal, OffloadError, Unauthenticated, Unavailable
 from zmq_offload.gateway.calls import Buffers
 from zmq_offload.gateway.grpc.calls import Context, Stream, Streaming
 from zmq_offload.gateway.grpc.heads import CallHead
@@ -25,15 +25,18 @@ class StreamingCall(Running):
 
     Each message needs a credential that is still known, since a stream may live for days. While flow control holds a
     message to the client back, none of the client's messages is taken.
+
+    A gateway that drains takes no more messages, and ends the call, which might never end otherwise, after the answers
+    to those that it has.
     """
 
-    __slots__ = ("_choked", "_ended", "_paused", "_queue", "_stream", "_taking")
+    __slots__ = ("_choked", "_draining", "_ended", "_paused", "_queue", "_stream", "_taking")
 
     def __init__(
         self, connection: Connection, number: int, head: CallHead, context: Context, method: Streaming
     ) -> None:
         super().__init__(connection, number, head, context)
-        self._paused = self._choked = self._taking = self._ended = False
+        self._paused = self._choked = self._taking = self._ended = self._draining = False
         self._queue: deque[Message] = deque()
         self._stream: Stream | None = None
         try:
@@ -52,6 +55,8 @@ class StreamingCall(Running):
     def close(self, error: OffloadError | None = None) -> None:
         if not self.over:
             self._stream = None
+            if error is None and self._draining:
+                error = Unavailable("the gateway is stopping; it took nothing after what it has answered")
             self._finish(failure(error, begun=self._begun) if error else self._success())
 
     def pause(self) -> None:
@@ -70,12 +75,21 @@ class StreamingCall(Running):
             self._choked = False
             self._go_on()
 
+    def drain(self) -> None:
+        if not self._complete:
+            self._draining = self._ended = True
+            self._go_on()
+
     def _take(self, message: Message) -> None:
-        self._queue.append(message)
+        if self._draining:
+            self._free(PREFIX_BYTES + len(message.data))
+        else:
+            self._queue.append(message)
 
     def _end(self) -> None:
-        self._ended = True
-        self._pass_on()
+        if not self._draining:
+            self._ended = True
+            self._pass_on()
 
     def _arrived(self, ended: bool) -> None:
         if not ended:
