@@ -51,11 +51,11 @@ class Connection(asyncio.BufferedProtocol):
         "_calls",
         "_ending",
         "_filling",
+        "_flushing",
         "_joins",
         "_mark",
         "_no_calls",
         "_peer",
-        "_reading",
         "_tick",
         "_transport",
         "_written",
@@ -76,7 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         self._no_calls: dict[int, bytes] = {}  # responses to what is no call; curl wants them after all its data
         self._filling: Running | None = None  # the call whose message is received directly
         self._ending = False
-        self._reading = False  # bytes are being handled; what they cause is written afterwards
+        self._flushing = False  # `_write` is going to be called
         self._tick = self._active = server.now()
         self._written = 0
         self._mark: int | None = None  # bytes that the system took until the last look, if it did not take all
@@ -94,7 +94,7 @@ class Connection(asyncio.BufferedProtocol):
             self.http2.close(ErrorCode.INADEQUATE_SECURITY, "the client does not offer h2 by ALPN")
         elif not self.server.opened(self):
             self.http2.close(ErrorCode.ENHANCE_YOUR_CALM, f"the gateway has {self.limits.connections} connections")
-        self.flush()
+        self._write()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ending = True
@@ -124,15 +124,14 @@ class Connection(asyncio.BufferedProtocol):
         if now - self._tick > _TICK:
             self._tick = now
             self.http2.tick()
-        self._reading = True
+        self._flushing = True  # what is caused by these bytes is written afterwards
         call, self._filling = self._filling, None
         if call:
             call.filled(nbytes)
             self._handle(self.http2.arrived(nbytes))
         else:
             self._handle(self.http2.receive(self.server.buffer[:nbytes]))
-        self._reading = False
-        self.flush()
+        self._write()
 
     # What the server calls.
 
@@ -172,8 +171,14 @@ class Connection(asyncio.BufferedProtocol):
     # What calls call.
 
     def flush(self) -> None:
-        """Write what there is to write. uvloop passes all of a turn to the system at once."""
-        if self._reading or self._ending:
+        """Write what there is to write, at the end of this turn of the loop: its replies share a system call."""
+        if not self._flushing:
+            self._flushing = True
+            self.server.loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._flushing = False
+        if self._ending:
             return
         if out := self.http2.take():
             size = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in out)

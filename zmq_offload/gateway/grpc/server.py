@@ -45,7 +45,8 @@ class GrpcServer:
         self.limits = limits
         # A call with too much metadata gets an answer. Only beyond four times of it the connection ends.
         self.http2_limits = settings.Limits(streams=limits.streams, header_block=4 * limits.header_bytes)
-        self.now = asyncio.get_running_loop().time
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time
         self.buffer = memoryview(bytearray(_BUFFER_BYTES))
         self.held = 0
         self.draining = False
@@ -97,4 +98,4 @@ class GrpcServer:
             connection.overdue(now)
         self._sweeping = bool(self._open)
         if self._sweeping:
-            asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
+            self.loop.call_later(_SWEEP, self._sweep)
