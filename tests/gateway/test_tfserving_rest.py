@@ -25,7 +25,7 @@ PAIR = model("pair", X, N)
 FIXED = model("fixed", TensorSpec("x", "FP32", (1, 2)))
 
 
-def ask(fabric: FakeFabric, method: str, path: str, body: bytes = b"") -> Response:
+def ask(fabric: FakeFabric, method: str, path: str, body: bytes | memoryview = b"") -> Response:
     responses: list[Response] = []
     handler(fabric)(Request(method, path, "", {}, body, ALL), responses.append)
     (response,) = responses
@@ -86,7 +86,7 @@ def test_a_list_without_elements_has_the_models_shape() -> None:
 
 
 def test_infinities_and_nan_are_written_as_tensorflow_serving_writes_them() -> None:
-    body = b'{"instances": [[NaN, 1.5], [-Infinity, Infinity]]}'
+    body = memoryview(b'{"instances": [[NaN, 1.5], [-Infinity, Infinity]]}')
     response = ask(FakeFabric(TABLE), "POST", "/v1/models/m:predict", body)
     assert b"".join(response.body) == b'{"predictions":[[NaN,1.5],[-Infinity,Infinity]]}'
 
@@ -109,6 +109,12 @@ def test_a_fixed_batch_is_named() -> None:
 def test_outputs_without_common_rows_ask_for_columns(shapes: list[tuple[int, ...]]) -> None:
     outputs = {f"y{i}": np.zeros(shape) for i, shape in enumerate(shapes)}
     assert "use 'inputs'" in predict_refused(TABLE, {"instances": [[1, 2]]}, run=lambda call: outputs)
+
+
+def test_an_output_that_is_too_large_for_json_is_refused() -> None:
+    large = {"y": np.broadcast_to(np.float32(1), 2**23 + 1)}
+    for body in ({"inputs": [[1, 2]]}, {"instances": [[1, 2]]}):
+        assert "8388609 elements" in predict_refused(TABLE, body, run=lambda call: large)
 
 
 def test_a_model_without_a_signature_takes_what_is_given() -> None:
@@ -149,7 +155,12 @@ def test_every_datatype_and_shape_comes_back(case: tuple[TensorSpec, np.ndarray[
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "not JSON: maximum recursion depth exceeded"),
+        (b"NaN" + b"[" * 100_000, "not JSON"),
+        (b"{" * (2**20 + 1), "1048577 lists or objects"),
+        (b"," * 2**23, "8388608 elements"),
+        (b"NaN" + b" " * (16 << 20), "send at most 16777216 with these"),
+        (b" " * (64 << 20) + b"{", "has 67108865 bytes"),
         ([1], "not a JSON object"),
         ({}, "neither of 'instances' and 'inputs'"),
         ({"inputs": [], "instances": []}, "both of 'instances' and 'inputs'"),

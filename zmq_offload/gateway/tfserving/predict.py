@@ -101,7 +101,7 @@ def response(outputs: Mapping[str, Array], form: Form) -> bytes:
     """The body for outputs. Raises InvalidArgument for outputs that have no rows, if rows were asked for."""
     if form is Form.ROWS:
         return text({"predictions": _predictions(outputs)}, outputs.values())
-    lists = {name: nested(array) for name, array in outputs.items()}
+    lists = {name: nested(name, array) for name, array in outputs.items()}
     whole = lists.popitem()[1] if len(lists) == 1 else lists
     return text({"predictions": [whole]} if form is Form.ONE else {"outputs": whole}, outputs.values())
 
@@ -111,7 +111,7 @@ def _predictions(outputs: Mapping[str, Array]) -> list[Any]:
     if len(batches) > 1 or () in batches:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
         raise InvalidArgument(f"the outputs cannot be divided into rows: they are {shapes}; use 'inputs'"[:1000])
-    columns = [nested(array) for array in outputs.values()]
+    columns = [nested(name, array) for name, array in outputs.items()]
     if len(columns) == 1:
         return columns[0]  # type: ignore[no-any-return]
     return [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -18,6 +18,7 @@ import numpy as np
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.decimals import short_floats
+from zmq_offload.gateway.oip.json_data import ELEMENTS, SLOW_BYTES, check_length
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec
@@ -31,21 +32,36 @@ _KINDS: dict[str, tuple[set[type], str]] = {
 """Kind of a NumPy dtype -> the types of JSON that fit, and their name."""
 
 
+_LISTS = 2**20
+"""Lists and objects in the JSON of a request. An empty one takes 30 times the memory of its text."""
+
+
 def parse(body: Buffer) -> Any:
     """Parse JSON. Raises InvalidArgument.
 
     NaN and Infinity, which TensorFlow Serving's JSON has and JSON has not, are left to Python's parser, which takes six
-    times as long.
+    times as long. Every value is an object of Python for a moment, so there are limits.
     """
+    text = bytes(body) if isinstance(body, memoryview) else body
+    check_length(len(text))
+    elements, lists = text.count(b","), text.count(b"[") + text.count(b"{")
+    if elements >= ELEMENTS or lists > _LISTS:
+        raise InvalidArgument(
+            f"the body has about {elements} elements and {lists} lists or objects; send at most {ELEMENTS} and "
+            f"{_LISTS} as JSON, and larger tensors over gRPC"
+        )
     try:
-        return msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if b"NaN" not in text and b"Infinity" not in text:
+            raise InvalidArgument(f"the body is not JSON: {error}") from None
+    if len(text) > SLOW_BYTES:
+        raise InvalidArgument(
+            f"the body has {len(text)} bytes and NaN or Infinity, or is malformed; send at most {SLOW_BYTES} with these"
+        )
     try:
-        return json.loads(bytes(body))
-    except RecursionError:
-        raise InvalidArgument("the body is not JSON that can be read: it is nested too deeply") from None
-    except ValueError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"the body is not JSON: {error}") from None
 
 
@@ -114,8 +130,12 @@ def is_base64(value: object) -> bool:
     return type(value) is dict and value.keys() == {"b64"} and type(value["b64"]) is str
 
 
-def nested(array: Array) -> Any:
-    """The array's values in nested lists, floats as short as they can be."""
+def nested(name: str, array: Array) -> Any:
+    """An output's values in nested lists, floats as short as they can be. Raises InvalidArgument for too many."""
+    if array.size > ELEMENTS:
+        raise InvalidArgument(
+            f"output {name!r:.100} has {array.size} elements, and at most {ELEMENTS} are returned as JSON; use gRPC"
+        )
     return (short_floats(array) if array.dtype.kind == "f" else array).tolist()
 
 
