@@ -5,6 +5,7 @@ import functools
 import gzip
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -421,6 +422,21 @@ async def test_what_cannot_be_decompressed_is_refused(body: bytes, coding: str, 
     peer = service.peer()
     peer.send(request("/", body, f"Content-Encoding: {coding}"))
     assert [status for status, _ in await answered(peer)] == [status]
+    assert service.requests == []
+    assert service.server.held == 0
+
+
+@in_loop
+async def test_a_bomb_is_stopped_at_the_limit() -> None:
+    service = Service(replace(LIMITS, body_bytes=1_000_000, held_bytes=1_000_000))
+    bombs = [service.peer() for _ in range(2)]
+    for peer, size in zip(bombs, (10_000_000, 1_000_000), strict=True):
+        peer.send(request("/", gzip.compress(bytes(size)), "Content-Encoding: gzip"))
+    bombs[0].send(bytes(300_000))
+    assert bombs[0].transport.paused
+    assert service.server.held > 0
+    assert [[status for status, _ in await answered(peer)] for peer in bombs] == [[413], [429]]
+    assert bombs[0].reading
     assert service.requests == []
     assert service.server.held == 0
 
