@@ -168,6 +168,20 @@ def test_a_new_certificate_is_used_by_new_connections(site: Site, caplog: pytest
         assert ends[1].selected_alpn_protocol() == alpn
 
 
+def test_a_server_name_that_is_not_ascii_is_ignored(made: Site) -> None:
+    """A callback for it would write a traceback to stderr, which fails here as an unraisable exception."""
+    contexts = Guard(None, made.files).contexts
+    assert contexts is not None
+    hello, to_server, answer = ssl.MemoryBIO(), ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context(made.ca.file).wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    to_server.write(hello.read().replace(b"localhost", b"l\x9ccalhost"))
+    with pytest.raises(ssl.SSLWantReadError):
+        contexts.http.wrap_bio(to_server, answer, server_side=True).do_handshake()
+    assert answer.pending
+
+
 def test_another_authority_replaces_the_one_before(site: Site, tmp_path: Path) -> None:
     contexts = (guard := Guard(None, site.files)).contexts
     assert contexts is not None and site.files.client_ca is not None

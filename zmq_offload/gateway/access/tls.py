@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.gateway.access.decisions import Peer, identities
@@ -60,12 +61,12 @@ def context(files: Files, protocol: str) -> ssl.SSLContext:
 
 
 class Contexts:
-    """The contexts of both protocols. The ports keep the first ones; connections get those of the last `load`."""
+    """The contexts of both protocols, for ports that keep theirs: each connection is made with the latest."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._current = self.load()
-        self.http, self.grpc = self._first(HTTP), self._first(GRPC)
+        self._latest = self.load()
+        self.http, self.grpc = _Latest(lambda: self._latest[HTTP]), _Latest(lambda: self._latest[GRPC])
 
     def load(self) -> dict[str, ssl.SSLContext]:
         """Make contexts of what the files say now. Raises FailedPrecondition."""
@@ -73,21 +74,26 @@ class Contexts:
 
     def use(self, contexts: dict[str, ssl.SSLContext]) -> None:
         """Give these contexts to new connections."""
-        self._current = contexts
+        self._latest = contexts
 
-    def _first(self, protocol: str) -> ssl.SSLContext:
-        """A context that hands each connection over to the current one.
 
-        To load a new certificate into a context that is in use would be simpler. But that could neither forget an
-        authority, nor be undone if the key turns out not to fit.
-        """
-        first = context(self._files, protocol)
+class _Latest(ssl.SSLContext):
+    """Passes each connection to another context.
 
-        def choose(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _first: ssl.SSLContext) -> None:
-            connection.context = self._current[protocol]
+    To load a new certificate into a context that is in use could neither forget an authority, nor be undone if the key
+    turns out not to fit. And the callback for the server's name, which may choose a context, writes a traceback to
+    stderr for each name that is not ASCII: strangers could fill the log.
+    """
 
-        first.sni_callback = choose  # is also called for clients that name no server
-        return first
+    def __new__(cls, latest: Callable[[], ssl.SSLContext]) -> _Latest:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, latest: Callable[[], ssl.SSLContext]) -> None:
+        self._choose = latest
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Begin a connection. The event loop calls this for each one."""
+        return self._choose().wrap_bio(*arguments, **options)
 
 
 def _load_pair(made: ssl.SSLContext, files: Files) -> None:
