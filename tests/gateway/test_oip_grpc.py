@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
@@ -224,6 +226,23 @@ def test_bytes_that_are_no_message_are_refused(call):
     for method in ("ModelInfer", "ModelMetadata"):
         with pytest.raises(Internal, match=rf"the bytes are no inference\.{method}Request"):
             raise call.send(method, b"\xff")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(ALL_METHODS)), st.binary(max_size=40), st.data())
+def test_any_bytes_have_one_reply(method, tail, data):
+    """Fields that are written over, dropped or added: an answer or an error, and nothing is raised."""
+    fields = {} if ALL_METHODS[method].input_type.name != "ModelInferRequest" else request(outputs=CLASSES)
+    text = bytearray(getattr(service_pb2, ALL_METHODS[method].input_type.name)(**fields).SerializeToString() + tail)
+    for _ in range(data.draw(st.integers(0, 3)) if text else 0):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    fabric = FakeFabric(model("identity", X, outputs=(X,)))
+    if method == "ModelStreamInfer":
+        client = Client(fabric)
+        client.stream.message(bytes(text))
+        assert len(client.answers) + len(client.closed) == 1
+    else:
+        assert Caller(fabric).send(method, bytes(text)) is not None
 
 
 def test_a_large_request_without_tensors_is_refused(call):
