@@ -88,6 +88,7 @@ class Server:
             "/t/Fail": self.fail,
             "/t/Raise": self.fault,
             "/t/Context": self.context,
+            "/grpc.health.v1.Health/Check": self.context,
             "/t/Stream": Streaming(lambda context, writer: Echo(self, writer)),
             "/t/Broken": Streaming(self.fault),
         }

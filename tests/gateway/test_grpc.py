@@ -293,6 +293,15 @@ def test_each_call_has_the_grant_of_its_token():
         assert failing(lambda: channel.unary_unary("/t/None")(b"")).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_who_has_no_credential_cannot_send_much():
+    access = Listed({token_entry("secret"): Grant("app", None)}, certificates=False)
+    with serving(access) as server, grpc.insecure_channel(server.address) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert json.loads(check(bytes(4096)))["grant"] == "health check"
+        assert failing(lambda: check(bytes(4097))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert json.loads(check(bytes(5000), metadata=[("authorization", "Bearer secret")]))["grant"] == "app"
+
+
 def test_tls_with_certificates_of_clients(tmp_path):
     ca = Authority(tmp_path)
     ours, theirs = ca.make("server"), ca.make("camera", "DNS:camera.example")

@@ -397,6 +397,23 @@ async def test_a_browser_asks_without_a_credential_and_may_use_nothing() -> None
     assert service.requests[0].grant.models == frozenset()
 
 
+@in_loop
+async def test_who_has_no_credential_cannot_send_much() -> None:
+    access = Listed({token_entry("t"): Grant("t")}, certificates=False)
+    for head in (b"OPTIONS / HTTP/1.1\r\nHost: x\r\n", b"POST /v2/health/live HTTP/1.1\r\nHost: x\r\n"):
+        for length, status in (
+            (b"Content-Length: 4096\r\n\r\n" + bytes(4096), 200),
+            (b"Content-Length: 4097\r\n\r\n", 413),
+            (b"Transfer-Encoding: chunked\r\n\r\n", 413),
+        ):
+            peer = Service(access=access).peer()
+            peer.send(head + length)
+            assert [status for status, _ in peer.answers()] == [status]
+    known = Service(access=access).peer()
+    known.send(request("/v2/health/live", bytes(5000), "Authorization: Bearer t"))
+    assert known.answers() == [(200, bytes(5000))]
+
+
 async def answered(peer: Peer) -> list[tuple[int, bytes]]:
     await turns(200)
     return peer.answers()

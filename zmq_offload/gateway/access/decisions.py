@@ -28,6 +28,9 @@ HEALTH = Grant("health check")
 What names a model must not be answered to them.
 """
 
+STRANGERS_BYTES = 4096
+"""The longest body, or message, of a request without a credential: strangers must not fill the gateway's memory."""
+
 PUBLIC = frozenset(
     {
         "/v2/health/live",

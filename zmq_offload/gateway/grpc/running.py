@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from zmq_offload.errors import DeadlineExceeded, InvalidArgument, OffloadError, ResourceExhausted
+from zmq_offload.gateway.access.decisions import HEALTH, STRANGERS_BYTES
 from zmq_offload.gateway.calls import Buffer, Buffers
 from zmq_offload.gateway.grpc.calls import Context
 from zmq_offload.gateway.grpc.codings import IDENTITY, compress, decompress
@@ -47,7 +48,7 @@ class Running(ABC):
         self._held = 0  # bytes that the server counts for this call
         self._received = 0
         self._mark: tuple[int, int] | None = None
-        self.assembler = Assembler(connection.limits.message_bytes)
+        self.assembler = Assembler(STRANGERS_BYTES if context.grant is HEALTH else connection.limits.message_bytes)
         self.over = False
 
     # What the connection calls.

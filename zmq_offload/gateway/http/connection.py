@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from zmq_offload.errors import OffloadError, ResourceExhausted
+from zmq_offload.gateway.access.decisions import HEALTH, STRANGERS_BYTES
 from zmq_offload.gateway.access.tls import peer_of
 from zmq_offload.gateway.calls import Buffer, Cancel
 from zmq_offload.gateway.http.chunks import Chunks
@@ -247,6 +248,9 @@ class Connection(asyncio.BufferedProtocol):
             self._grant = _NOTHING
         else:
             self._grant = server.access.check(head.headers.get("authorization"), self._peer, head.path)
+        unknown = self._grant is _NOTHING or self._grant is HEALTH
+        if unknown and (head.length is None or head.length > STRANGERS_BYTES):
+            raise Refused(413, f"the body is too long; send at most {STRANGERS_BYTES} bytes without a credential")
         if head.expects and end == stop and head.length != 0:
             self._transport.write(_CONTINUE)
         return end
