@@ -39,6 +39,10 @@ _TICK = 1.0
 _SILENCE = 0.5
 """Seconds for which a draining connection waits for the client's word that it heard of it."""
 
+_FAREWELL = 0.5
+"""Seconds for which a drained connection waits for the client to close it. gRPC's own library takes the end of a
+connection for the end of a call whose status has just arrived, and tells that instead of the status."""
+
 _LINGER = 5.0
 """Seconds for which a connection that has ended is read on, so that it is not reset."""
 
@@ -49,6 +53,7 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_active",
         "_calls",
+        "_closed",
         "_ending",
         "_filling",
         "_flushing",
@@ -75,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._calls: dict[int, Running] = {}
         self._no_calls: dict[int, bytes] = {}  # responses to what is no call; curl wants them after all its data
         self._filling: Running | None = None  # the call whose message is received directly
-        self._ending = False
+        self._ending = self._closed = False
         self._flushing = False  # `_write` is going to be called
         self._tick = self._active = server.now()
         self._written = 0
@@ -137,6 +142,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def overdue(self, now: float) -> None:
         """`due` has passed."""
+        if self._ending and not self._closed:
+            self._close()
+            return
         if self._ending or self._stuck():
             self._transport.abort()
             return
@@ -264,12 +272,20 @@ class Connection(asyncio.BufferedProtocol):
         return before is not None and self._mark is not None and self._mark - before < RATE * self.limits.receive
 
     def _end(self) -> None:
-        """Close the connection when all is sent. To close it with bytes unread would reset it."""
+        """Close the connection, or have the client close it."""
         self._ending = True
-        self.due = self.server.now() + _LINGER
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.gone()
+        if self.server.draining and not self.http2.failed:
+            self.due = self.server.now() + _FAREWELL
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        """Close the connection when all is sent. To close it with bytes unread would reset it."""
+        self._closed = True
+        self.due = self.server.now() + _LINGER
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:
