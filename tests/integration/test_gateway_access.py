@@ -277,6 +277,20 @@ def test_a_renewed_certificate_is_used_without_a_restart(site: Site) -> None:
     eventually(lambda: served() == wanted)
 
 
+def test_shared_memory_is_off_unless_it_is_switched_on(site: Site) -> None:
+    headers = {"authorization": f"Bearer {site.phone}"}
+    for connect, status in ((site.triton, "501"), (lambda: grpc_client(site), "StatusCode.UNIMPLEMENTED")):
+        with connect() as client:
+            for call in (
+                client.get_system_shared_memory_status,
+                client.unregister_system_shared_memory,
+                lambda client=client, **named: client.register_system_shared_memory("mine", "/key", 8, **named),
+            ):
+                with pytest.raises(InferenceServerException, match=r"switched off.*--system-shared-memory") as error:
+                    call(headers=dict(headers))
+                assert error.value.status() == status
+
+
 def test_a_gateway_that_anybody_could_use_does_not_start() -> None:
     with running("-m", "zmq_offload.gateway", "--http", "0.0.0.0:0", "--grpc", "none") as process:
         process.wait_for(r"0\.0\.0\.0:0 can be reached from other machines without tokens or client certificates")

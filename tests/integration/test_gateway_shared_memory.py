@@ -15,7 +15,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from tests.support.fabrics import gateway_of_signed_models
-from tests.support.processes import Gateway, running_gateway
+from tests.support.processes import Gateway
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 IN, OUT = X.nbytes, 64
@@ -118,18 +118,3 @@ def test_a_file_that_becomes_shorter_ends_the_request_and_not_the_gateway(user: 
         user.infer()
     assert user.client.is_server_live()
     os.truncate(f"/dev/shm{user.key}", 2 * OUT)  # for the memory that this test has mapped
-
-
-def test_shared_memory_is_off_unless_it_is_switched_on() -> None:
-    with running_gateway("tcp://127.0.0.1:1") as gateway:
-        for kind in KINDS:
-            client: Any = KINDS[kind].InferenceServerClient(getattr(gateway, kind))
-            for call in (
-                client.get_system_shared_memory_status,
-                client.unregister_system_shared_memory,
-                lambda client=client: client.register_system_shared_memory("mine", "/key", 8),
-            ):
-                with pytest.raises(InferenceServerException, match=r"switched off.*--system-shared-memory") as error:
-                    call()
-                assert error.value.status() in ("501", "StatusCode.UNIMPLEMENTED")
-            client.close()
