@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from tests.support.processes import (
     status,
     wait_for_workers,
 )
+from zmq_offload.cli.main import main
 from zmq_offload.gateway.protobuf.messages import message_class
 
 
@@ -170,3 +172,14 @@ def test_an_address_that_is_taken_is_one_clear_line() -> None:
         with running("-m", "zmq_offload.gateway", "--http", address) as process:
             assert process.wait() == 1
             assert process.lines == [f"gateway: error: cannot listen at {address}: Address already in use"]
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    monkeypatch.delitem(sys.modules, "zmq_offload.gateway.server", raising=False)
+    assert main(["gateway"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gateway: error: a package is missing (") and "uvloop" in line
+    assert line.endswith("install it with pip install 'zmq-offload[gateway]'")
