@@ -12,6 +12,10 @@ import pytest
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
+_LEAF = "basicConstraints=critical,CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+"""Extensions that Python 3.13 wants (VERIFY_X509_STRICT)."""
+
+
 class Pair(NamedTuple):
     """The files of a certificate and of its key, in PEM."""
 
@@ -42,7 +46,7 @@ class Authority:
             self._folder / f"{name}.csr",
             self._folder / f"{name}.ext",
         )
-        extensions.write_text(f"basicConstraints=critical,CA:FALSE\nsubjectAltName={alternative}\n")
+        extensions.write_text(f"{_LEAF}subjectAltName={alternative}\n")
         self._run("req", "-new", *_NEW_KEY, "-subj", f"/CN={name}", "-keyout", str(pair.key), "-out", str(request))
         signer = ("-CA", self.file, "-CAkey", str(self.pair.key), "-CAcreateserial", "-extfile", str(extensions))
         out = ("-in", str(request), "-out", str(pair.certificate))
