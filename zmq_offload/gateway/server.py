@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 
@@ -50,6 +51,8 @@ async def _run(config: Config) -> None:
     try:
         ports = await listen(doors(config, fabric, guard))
         guard.watch()
+        gc.collect()
+        gc.freeze()  # what lives until the end is not looked at in each full collection
         # A program that starts a gateway with port 0 reads the ports here.
         print("ready", *(f"{port.door.name}={port.address}" for port in ports), flush=True)
         await stop.wait()
