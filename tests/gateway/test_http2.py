@@ -214,8 +214,9 @@ def test_a_large_response_goes_out_as_views_of_its_parts():
     peer.send(headers(1, end=True), window_update(0, 1 << 20))
     large = bytes(range(256)) * 2000
     answer(peer, 1, b"12345", large)
+    assert peer.connection.size == 5 + len(large)
     sent = peer.connection.take()
-    assert any(part is large for part in sent)
+    assert any(part is large for part in sent) and peer.connection.size == 0
     assert body(split(b"".join(sent)), 1) == b"12345" + large
 
 

@@ -188,12 +188,14 @@ class Connection(asyncio.BufferedProtocol):
         self._flushing = False
         if self._ending:
             return
+        small = self.http2.size <= self._joins
         if out := self.http2.take():
-            size = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in out)
-            self._written += size
-            if size <= self._joins:
-                self._transport.write(b"".join(out))
+            if small:
+                joined = b"".join(out)
+                self._written += len(joined)
+                self._transport.write(joined)
             else:
+                self._written += sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in out)
                 self._transport.writelines(out)
         if self.http2.finished:
             self._end()

@@ -62,7 +62,6 @@ class Connection(Reader, Generic[Head]):
         self._closing = False
         self._allowed = LARGEST_WINDOW
         self._block: tuple[int, int, bytearray] = (0, 0, bytearray())
-        self._resets = self._idle_frames = 0
         # The stream of the DATA frame that arrives (None: nobody wants it), and whether the frame ends the stream.
         self._target: Stream | None = None
         self._ends = False
@@ -81,14 +80,20 @@ class Connection(Reader, Generic[Head]):
         """Whether nothing more happens: the connection failed, or it takes no streams and has none."""
         return self.failed or (self._closing and not self._streams)
 
+    @property
+    def size(self) -> int:
+        """The size of the data that `take` returns, without frames' heads and other frames."""
+        return self._sender.size
+
     def take(self) -> list[Buffer]:
         """What is to be written, in order."""
         out, self._sender.out = self._sender.out, []
+        self._sender.size = 0
         return out
 
     def tick(self) -> None:
         """Time has passed: what the peer may do in a certain time, it may do again."""
-        self._resets = self._idle_frames = 0
+        self._floods.tick()
 
     def receive(self, data: Buffer) -> list[Event[Head]]:
         """Take bytes of the peer. Raises nothing: a broken rule is an event."""
@@ -184,7 +189,7 @@ class Connection(Reader, Generic[Head]):
         if number in self._done:
             self._left_over(number, length)
         if not size and not self._ends:
-            self._idle()
+            self._floods.idle_frame()
         if stream:
             stream.allowed -= length
             if stream.expected is not None:
@@ -223,18 +228,18 @@ class Connection(Reader, Generic[Head]):
                 self._within_block = True
                 self._block = (number, flags, bytearray(block))
         elif kind == frames.WINDOW_UPDATE:
-            self._window_update(number, frames.read_number(payload) & LARGEST_WINDOW)
+            self._window_update(number, frames.read_number(payload))
         elif kind == frames.RST_STREAM:
             code = frames.read_number(payload)
             self._done.pop(number, None)
             if stream := self._find(number, "RST_STREAM"):
-                self._flooded()
+                self._floods.reset()
                 self._remove(stream)
                 self._events.append(Reset(number, code))
         elif kind == frames.CONTINUATION:
             self._continuation(number, flags, payload)
         elif kind == frames.PRIORITY:
-            self._idle()  # RFC 9113 keeps this frame and gives it no meaning
+            self._floods.idle_frame()  # RFC 9113 keeps this frame and gives it no meaning
             if not number or len(payload) != 5:
                 code = ErrorCode.FRAME_SIZE_ERROR if number else ErrorCode.PROTOCOL_ERROR
                 raise ConnectionFault(code, f"PRIORITY with {len(payload)} bytes on stream {number}")
@@ -245,11 +250,11 @@ class Connection(Reader, Generic[Head]):
         elif kind == frames.SETTINGS:
             self._settings(flags, payload)
         else:  # GOAWAY: the streams that are open go on
-            self._idle()
+            self._floods.idle_frame()
             frames.check_goaway(payload)
 
     def _continuation(self, number: int, flags: int, payload: bytes) -> None:
-        self._idle()
+        self._floods.idle_frame()
         first, first_flags, block = self._block
         block += payload
         if number != first:
@@ -274,7 +279,7 @@ class Connection(Reader, Generic[Head]):
             if ended and expected:
                 raise StreamFault(ErrorCode.PROTOCOL_ERROR, "content-length without data")
         except StreamFault as fault:
-            self._flooded()
+            self._floods.reset()
             self._refuse(number, fault.code)
             return
         self._streams[number] = Stream(
@@ -302,13 +307,14 @@ class Connection(Reader, Generic[Head]):
             self._done.pop(number, None)
 
     def _window_update(self, number: int, increment: int) -> None:
+        increment &= LARGEST_WINDOW
         stream = self._find(number, "WINDOW_UPDATE") if number else None
         if stream:
             if not increment or stream.window + increment > LARGEST_WINDOW:
                 self._break(stream, ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR)
                 return
             if stream.held and increment < _TINY:
-                self._idle()
+                self._floods.idle_frame()
             if self._sender.widen(stream, increment):
                 self._drained([stream])
         elif not number:
@@ -317,7 +323,7 @@ class Connection(Reader, Generic[Head]):
             self._drained(self._sender.widen_all(increment))
 
     def _settings(self, flags: int, payload: bytes) -> None:
-        self._idle()
+        self._floods.idle_frame()
         if not flags & frames.ACK:
             self._drained(self._sender.apply(frames.read_settings(payload), self._streams.values()))
         elif payload:
@@ -326,7 +332,7 @@ class Connection(Reader, Generic[Head]):
     def _ping(self, flags: int, payload: bytes) -> None:
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a PING frame has {len(payload)} bytes")
-        self._idle()
+        self._floods.idle_frame()
         if not flags & frames.ACK:
             self._sender.out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
         elif payload == _DRAINING:
@@ -367,7 +373,7 @@ class Connection(Reader, Generic[Head]):
 
     def _break(self, stream: Stream, code: ErrorCode) -> None:
         """The peer broke a rule on a stream."""
-        self._flooded()
+        self._floods.reset()
         self._abandon(stream, code)
         self._events.append(Reset(stream.number, code))
 
@@ -386,16 +392,3 @@ class Connection(Reader, Generic[Head]):
         self._sender.forget(stream)
         if self._target is stream:
             self._target = None
-
-    # Floods.
-
-    def _flooded(self) -> None:
-        """The peer began a stream for nothing (CVE-2023-44487)."""
-        self._resets += 1
-        if self._resets > self._limits.resets:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are reset")
-
-    def _idle(self) -> None:
-        self._idle_frames += 1
-        if self._idle_frames > self._limits.idle_frames:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that serve no request")

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.http2 import frames
 from zmq_offload.gateway.http2.errors import ConnectionFault, ErrorCode
-from zmq_offload.gateway.http2.frames import HEAD, LARGEST_ID, PREFACE
+from zmq_offload.gateway.http2.floods import Floods
+from zmq_offload.gateway.http2.frames import HEAD, LARGEST_ID, NUMBER, PREFACE
 from zmq_offload.gateway.http2.settings import Limits
 
 
@@ -19,6 +20,8 @@ class Reader(ABC):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._floods = Floods(limits)
+        self._small = min(limits.frame, limits.header_block)
         self._partial = b""
         self._prefaced = False
         self.greeted = False  # the first frame is here
@@ -31,16 +34,16 @@ class Reader(ABC):
         """A frame other than DATA."""
 
     @abstractmethod
+    def _window_update(self, number: int, increment: int) -> None:
+        """A WINDOW_UPDATE frame. The first bit of `increment` says nothing."""
+
+    @abstractmethod
     def _data_begun(self, number: int, flags: int, length: int, size: int) -> None:
         """A DATA frame begins: `length` counts for flow control, `size` is the data without padding."""
 
     @abstractmethod
     def _data(self, data: Buffer, last: bool) -> None:
         """Some of the frame's data is here. `last`: the frame is whole now."""
-
-    @abstractmethod
-    def _idle(self) -> None:
-        """A frame does not serve any request."""
 
     def _read(self, data: Buffer) -> None:
         view = memoryview(self._partial + data if self._partial else data)
@@ -61,7 +64,8 @@ class Reader(ABC):
                 break
             word, flags, number = HEAD.unpack_from(view, position)
             length, kind, number = word >> 8, word & 0xFF, number & LARGEST_ID
-            self._check_head(kind, flags, length)
+            if length > self._small or not self.greeted or self._within_block or kind == frames.CONTINUATION:
+                self._check_head(kind, flags, length)
             if kind == frames.DATA:
                 padding = 0
                 if flags & frames.PADDED:
@@ -77,8 +81,11 @@ class Reader(ABC):
                 self._data_begun(number, flags, length, self._left)
                 if not self._left and not self._padding:
                     self._data(b"", True)
+            elif kind == frames.WINDOW_UPDATE and length == NUMBER.size <= end - start:  # comes twice with each call
+                self._window_update(number, NUMBER.unpack_from(view, start)[0])
+                start += NUMBER.size
             elif kind > frames.CONTINUATION:
-                self._idle()
+                self._floods.idle_frame()
                 self._skip(length)
             else:
                 if end - start < length:

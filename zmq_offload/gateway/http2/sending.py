@@ -20,10 +20,11 @@ TURN = 256 * 1024
 
 
 class Sender:
-    """Collects in `out` what is to be written."""
+    """Collects in `out` what is to be written; `size` is that of the data in it."""
 
     def __init__(self) -> None:
         self.out: list[Buffer] = []
+        self.size = 0
         self.peer = PeerSettings()
         self._window = DEFAULT_WINDOW
         self._waiting: dict[int, Stream] = {}
@@ -46,6 +47,7 @@ class Sender:
             if size:
                 stream.window -= size
                 self._window -= size
+                self.size += size
                 self.out.append(HEAD.pack(size << 8, 0, stream.number))
                 self.out += added
             return
@@ -104,6 +106,7 @@ class Sender:
             stream.window -= size
             self._window -= size
             most -= size
+            self.size += size
             self.out.append(HEAD.pack(size << 8, 0, stream.number))
             self._move(stream.parts, size)
         if stream.held:
@@ -111,12 +114,14 @@ class Sender:
         self._waiting.pop(stream.number, None)
         return True
 
-    def _move(self, parts: deque[Buffer], size: int) -> None:
+    def _move(self, parts: list[Buffer], size: int) -> None:
         """Move `size` bytes from the parts to the output."""
         while size:
-            view = memoryview(parts.popleft()).cast("B")
+            view = memoryview(parts[0]).cast("B")
             if len(view) > size:
-                parts.appendleft(view[size:])
+                parts[0] = view[size:]
                 view = view[:size]
+            else:
+                del parts[0]
             self.out.append(view)
             size -= len(view)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from zmq_offload.gateway.calls import Buffer
 
 
@@ -20,7 +18,7 @@ class Stream:
         Whether the peer sends nothing more.
     window : int
         Bytes that the peer takes; SETTINGS can make it negative.
-    parts, held : deque, int
+    parts, held : list, int
         Data that flow control holds back, and its size.
     trailers : bytes or None
         What ends the stream after that data.
@@ -34,6 +32,6 @@ class Stream:
         self.expected = expected
         self.ended = ended
         self.window = window
-        self.parts: deque[Buffer] = deque()
+        self.parts: list[Buffer] = []  # few: a list costs less than a deque
         self.held = 0
         self.trailers: bytes | None = None
