@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.fabric import BrokerFabric
 from zmq_offload.net.grants import Grant
+from zmq_offload.net.keys import new_keys
 from zmq_offload.testing import Fabric
 
 ALL = Grant("all")
@@ -39,8 +41,10 @@ ECHO = Call("echo", None, {"x": X})
 
 
 @asynccontextmanager
-async def behind(*brokers: str, timeout: float = 10.0, control: bool = False) -> AsyncIterator[BrokerFabric]:
-    connection = Connection(brokers, RetryPolicy(heartbeat=0.1, patience=0.3), 1 << 28, reclaims=False)
+async def behind(
+    *brokers: str, timeout: float = 10.0, control: bool = False, keys: Sequence[Path] = ()
+) -> AsyncIterator[BrokerFabric]:
+    connection = Connection(brokers, RetryPolicy(heartbeat=0.1, patience=0.3), 1 << 28, *keys, reclaims=False)
     fabric = BrokerFabric(connection, timeout, ModelControl(allowed=control))
     try:
         yield fabric
@@ -202,6 +206,19 @@ def test_a_loop_that_counts_milliseconds_misses_no_deadline() -> None:
                 assert type(error) is Unavailable
 
     uvloop.run(run())
+
+
+def test_a_broker_that_refuses_the_gateway_does_not_refuse_its_clients(echo_fabric: Fabric, tmp_path: Path) -> None:
+    for name in ("broker", "gateway"):
+        new_keys(name, tmp_path)
+
+    async def run() -> None:
+        keys = (tmp_path / "gateway.key_secret", tmp_path / "broker.key")
+        async with behind(echo_fabric.frontend, keys=keys) as fabric:
+            for error in (*await failures(fabric, [(ECHO, ALL)]), await listed(fabric, ALL)):
+                assert type(error) is Unavailable and "no broker lets this gateway in" in error.message
+
+    asyncio.run(run())
 
 
 def test_requests_go_to_the_next_broker(echo_fabric: Fabric) -> None:

@@ -12,7 +12,15 @@ from zmq_offload.client.aiodriver import AsyncDriver
 from zmq_offload.client.connection import Connection, answer_of, outputs_of
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import Complete, Fail
-from zmq_offload.errors import DeadlineExceeded, Internal, OffloadError, PermissionDenied, one_line
+from zmq_offload.errors import (
+    DeadlineExceeded,
+    Internal,
+    OffloadError,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    one_line,
+)
 from zmq_offload.gateway.calls import Call, Cancel, Ended
 from zmq_offload.gateway.catalog import Catalog, catalog_of, unloaded
 from zmq_offload.gateway.control import ModelControl
@@ -84,7 +92,7 @@ class BrokerFabric:
         model, took = call.model, time.monotonic() - run.started
         outcome: Outputs | OffloadError
         try:
-            outcome = action.error if isinstance(action, Fail) else outputs_of(action, took, model, kept=False)
+            outcome = _own(action) if isinstance(action, Fail) else outputs_of(action, took, model, kept=False)
         except Exception as error:  # for instance MemoryError; the caller must get it
             outcome = Internal(f"the reply cannot be read: {type(error).__name__}: {one_line(error)}")
         if isinstance(outcome, Outputs):
@@ -135,7 +143,7 @@ class BrokerFabric:
     def _listed(self, action: Complete | Fail) -> None:
         answer: Catalog | OffloadError
         try:
-            body = action.error if isinstance(action, Fail) else answer_of(action)
+            body = _own(action) if isinstance(action, Fail) else answer_of(action)
             answer = body if isinstance(body, OffloadError) else catalog_of(body)
         except OffloadError as error:
             answer = error
@@ -197,6 +205,13 @@ class _Run:
         if not self._over:
             self._over = True
             self._fabric.canceled(self.number)
+
+
+def _own(failed: Fail) -> OffloadError:
+    """The error of a request for its client. A broker that refuses the gateway does not refuse the client."""
+    if isinstance(failed.error, Unauthenticated):
+        return Unavailable(f"no broker lets this gateway in: {failed.error.message}")
+    return failed.error
 
 
 def _rows(call: Call) -> int:
