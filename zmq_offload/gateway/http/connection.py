@@ -1,8 +1,7 @@
 """One HTTP/1.1 connection: bytes to requests, responses to bytes.
 
 Bytes arrive in a buffer that all connections share, since each read is handled before the next. What cannot be handled
-yet is held by the connection. Once a head tells the length of a body that has not fully arrived, the rest of the body
-is received straight into its own memory.
+yet is held by the connection. `Incoming` finds the requests in it; it has bodies received straight into their memory.
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
 from zmq_offload.errors import OffloadError, ResourceExhausted
 from zmq_offload.gateway.access.decisions import HEALTH, STRANGERS_BYTES
 from zmq_offload.gateway.access.tls import peer_of
 from zmq_offload.gateway.calls import Buffer, Cancel
-from zmq_offload.gateway.http.chunks import Chunks
 from zmq_offload.gateway.http.codings import COMPRESSED_FROM, Decoding, Encoding, choose
-from zmq_offload.gateway.http.heads import END, Head, Refused, check_incomplete
+from zmq_offload.gateway.http.heads import Head, Refused
+from zmq_offload.gateway.http.incoming import Incoming
 from zmq_offload.gateway.http.limits import Progress
 from zmq_offload.gateway.http.messages import Request, Response
 from zmq_offload.gateway.http.responses import failed, failure, head_of, size_of
@@ -46,7 +43,6 @@ _PIPELINED_BYTES = 64 * 1024
 _TURN = 16
 """Pipelined requests that are answered before other connections have their turn."""
 
-
 _LINGER = 5.0
 """Seconds for which a refused request is read on."""
 
@@ -69,14 +65,12 @@ class Connection(asyncio.BufferedProtocol):
     """The protocol of one connection. `due` is when `overdue` is to be called."""
 
     __slots__ = (
-        "_body",
         "_cancel",
-        "_chunks",
-        "_filled",
         "_grant",
         "_head",
         "_held",
         "_holds",
+        "_incoming",
         "_limits",
         "_number",
         "_peer",
@@ -101,9 +95,7 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = _Phase.RECEIVING
         self._held = bytearray()  # bytes that came and are not handled yet
         self._started = False  # the first bytes of a head have come
-        self._body: memoryview | None = None  # being received
-        self._filled = 0
-        self._chunks: Chunks | None = None  # being received
+        self._incoming = Incoming(server.heads, server.limits)
         self._holds = 0  # bytes of the request's body, as the server counts them
         self._number = 0  # of the request, so that a late response cannot answer another one
         self._cancel: Cancel | None = None
@@ -145,12 +137,13 @@ class Connection(asyncio.BufferedProtocol):
             self._next()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._server.view if self._body is None else self._body[self._filled :]
+        buffer = self._incoming.buffer
+        return self._server.view if buffer is None else buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         phase = self._phase
-        if self._body is not None:
-            self._fill(self._body, nbytes)
+        if self._incoming.buffer is not None:
+            self._fill(nbytes)
         elif phase is _Phase.RECEIVING and not self._held:
             self._take(self._server.buffer, nbytes)
         elif phase is not _Phase.LINGERING and phase is not _Phase.CLOSING:
@@ -167,10 +160,10 @@ class Connection(asyncio.BufferedProtocol):
         """`due` has passed."""
         phase = self._phase
         if phase is _Phase.RECEIVING:
-            received = self._received()
-            if received is not None and self._progress.made(received, self._limits):
+            incoming = self._incoming
+            if incoming.head is not None and self._progress.made(incoming.count, self._limits):
                 self.due = now + self._limits.receive
-            elif received is not None or self._started:
+            elif incoming.head is not None or self._started:
                 self._refuse(Refused(408, "the request comes too slowly; send it faster"))
             else:
                 self._close()
@@ -181,7 +174,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def drain(self) -> None:
         """Close the connection after the answer, or soon if it has no request."""
-        if self._phase is _Phase.RECEIVING and self._received() is None and not self._started:
+        if self._phase is _Phase.RECEIVING and self._incoming.head is None and not self._started:
             self.due = min(self.due, self._server.now() + _SILENCE)
 
     def abort(self) -> None:
@@ -189,12 +182,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.abort()
 
     # Requests.
-
-    def _received(self) -> int | None:
-        """The bytes that have come of a body that is being received."""
-        if self._body is not None:
-            return self._filled
-        return None if self._chunks is None else len(self._chunks.body)
 
     def _resume(self) -> None:
         """Go on with the bytes that are held."""
@@ -209,16 +196,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take(self, data: bytearray, stop: int) -> None:
         """Take requests out of received bytes, until one has to wait for its answer or for more bytes."""
-        start, last = 0, self._number + _TURN
+        incoming, start, last = self._incoming, 0, self._number + _TURN
         self._taking = True
         try:
             while start < stop and self._phase is _Phase.RECEIVING:
-                if self._chunks is not None:
-                    start = self._take_chunks(self._chunks, data, start, stop)
-                elif self._number < last and (end := self._take_head(data, start, stop)) >= 0:
-                    start = self._take_body(data, end, stop)
-                else:
-                    break
+                head = incoming.head
+                if head is None:
+                    if self._number == last or (end := incoming.take_head(data, start, stop)) < 0:
+                        break
+                    start, head = end, self._begin(end == stop)
+                end, body = incoming.take_body(head.length, data, start, stop)
+                self._hold(end - start)
+                start = end
+                if body is not None:
+                    self._handle(body)
         except (Refused, OffloadError) as error:
             self._refuse(error)
         finally:
@@ -233,66 +224,28 @@ class Connection(asyncio.BufferedProtocol):
                     self._started = True
                     self.due = self._server.now() + self._limits.receive
 
-    def _take_head(self, data: bytearray, start: int, stop: int) -> int:
-        """Take a head. Returns where it ends, or -1 if it has not fully come."""
-        while data.startswith(b"\r\n", start, stop):  # RFC 9112, 2.2: empty lines before a request are ignored
-            start += 2
-        end = data.find(END, start, stop)
-        if end < 0:
-            check_incomplete(data[start:stop], self._limits)
-            return -1
-        end += len(END)
-        server = self._server
-        self._head = head = server.heads.parse(bytes(memoryview(data)[start:end]))
+    def _begin(self, alone: bool) -> Head:
+        """A head has come, `alone` or with more bytes. Raises Refused or OffloadError, before a body is held."""
+        head = self._head = cast("Head", self._incoming.head)
         if head.method == "OPTIONS":  # a browser sends no credential with it, and nothing is done
             self._grant = _NOTHING
         else:
-            self._grant = server.access.check(head.headers.get("authorization"), self._peer, head.path)
+            self._grant = self._server.access.check(head.headers.get("authorization"), self._peer, head.path)
         unknown = self._grant is _NOTHING or self._grant is HEALTH
         if unknown and (head.length is None or head.length > STRANGERS_BYTES):
             raise Refused(413, f"the body is too long; send at most {STRANGERS_BYTES} bytes without a credential")
-        if head.expects and end == stop and head.length != 0:
+        if head.expects and alone and head.length != 0:
             self._transport.write(_CONTINUE)
-        return end
-
-    def _take_body(self, data: bytearray, start: int, stop: int) -> int:
-        """Take what has come of the body. Returns where that ends."""
-        length = self._head.length
-        if length is None:
-            self._chunks = Chunks(self._limits.body_bytes)
-        elif length <= stop - start:
-            self._hold(length)
-            stop = start + length
-            self._handle(bytes(memoryview(data)[start:stop]) if length else b"")
-            return stop
-        else:
-            body = np.empty(length, np.uint8).data
-            self._filled = stop - start
-            self._hold(self._filled)
-            body[: self._filled] = memoryview(data)[start:stop]
-            self._body = body
-            start = stop
         self._progress = Progress()
         self.due = self._server.now() + self._limits.receive
-        return start
+        return head
 
-    def _take_chunks(self, chunks: Chunks, data: bytearray, start: int, stop: int) -> int:
-        """Take what has come of a body in chunks. Returns where that ends."""
-        before = len(chunks.body)
-        start = chunks.feed(data, start, stop)
-        self._hold(len(chunks.body) - before)
-        if chunks.complete:
-            self._chunks = None
-            self._handle(chunks.body)
-        return start
-
-    def _fill(self, body: memoryview, count: int) -> None:
+    def _fill(self, count: int) -> None:
         """Bytes were received straight into a body."""
-        self._filled += count
         try:
             self._hold(count)
-            if self._filled == len(body):
-                self._body = None
+            body = self._incoming.received(count)
+            if body is not None:
                 self._handle(body)
         except (Refused, OffloadError) as error:
             self._refuse(error)
@@ -309,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
         """The body is not held any more."""
         self._server.held -= self._holds
         self._holds = 0
-        self._body = self._chunks = None
+        self._incoming.drop()
 
     def _handle(self, body: Buffer) -> None:
         """A request is complete. Raises Refused or OffloadError."""
@@ -344,8 +297,7 @@ class Connection(asyncio.BufferedProtocol):
     def _ask(self, body: Buffer) -> None:
         """Give the request to the handler."""
         self._phase = _Phase.ANSWERING
-        number = self._number
-        head = self._head
+        number, head = self._number, self._head
         request = Request(head.method, head.path, head.query, head.headers, body, self._grant)
         try:
             cancel = self._server.handler(request, partial(self._respond, number))
