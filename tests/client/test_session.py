@@ -164,6 +164,29 @@ def test_without_any_reply_the_error_says_that_no_broker_answered(bench: Bench) 
     assert "tcp://a:1" in error.message
 
 
+def test_a_short_deadline_does_not_say_that_a_broker_is_silent_that_answered_before(bench: Bench) -> None:
+    bench.got(result(bench.request()))
+    bench.after(60)
+    for _ in range(2):
+        bench.request(timeout=0.01)
+        assert [type(error) for error in errors(bench.after(0.01))] == [DeadlineExceeded]
+    bench.request(timeout=1)  # it answers no Ping
+    assert [type(error) for error in errors(bench.after(1))] == [Unavailable]
+    bench.request(timeout=0.01)  # it is silent since then
+    assert [type(error) for error in errors(bench.after(0.01))] == [Unavailable]
+    bench.got(result(bench.request()))
+    bench.request(timeout=0.01)
+    assert [type(error) for error in errors(bench.after(0.01))] == [DeadlineExceeded]
+
+
+def test_of_another_broker_nothing_is_known(several: Bench) -> None:
+    several.got(result(several.request()))
+    several.request(timeout=1.6)
+    actions = several.after(1.6)
+    assert Reconnect(1) in actions
+    assert [type(error) for error in errors(actions)] == [Unavailable]
+
+
 def test_cancelling_a_call_cancels_it_at_the_broker(bench: Bench) -> None:
     number = bench.request()
     send, fail = bench.note(bench.session.cancel(number))

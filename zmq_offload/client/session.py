@@ -126,6 +126,7 @@ class ClientSession:
         self._bytes = 0  # of outstanding requests
         self._heard_at = 0.0  # the last message since calls are outstanding, or when they began to be
         self._answered = False  # whether there was such a message
+        self._alive = False  # whether the broker ever answered, and did not stay silent for a call since then
         self._complaint = ""  # the text of an Error that belongs to no call
         self._ping_at = 0.0
         self._switched_at = -math.inf
@@ -170,7 +171,7 @@ class ClientSession:
 
     def close(self) -> list[Action]:
         """Cancel all calls, and forget what is known of the broker."""
-        self._broker_limit = None
+        self._broker_limit, self._alive = None, False
         return [action for number in list(self._calls) for action in self.cancel(number)]
 
     def _begin(
@@ -215,7 +216,7 @@ class ClientSession:
 
     def received(self, message: wire.ToClient, payload: Sequence[object], now: float) -> list[Action]:
         """Take a message of the broker."""
-        self._heard_at, self._answered, self._refused = now, True, 0
+        self._heard_at, self._answered, self._alive, self._refused = now, True, True, 0
         if message.session != self.token:
             if isinstance(message, wire.Error) and message.id == 0:
                 self._complaint = message.text
@@ -299,6 +300,7 @@ class ClientSession:
         """Go to the next endpoint with all outstanding calls."""
         self._endpoint = (self._endpoint + 1) % len(self._endpoints)
         self._switched_at = self._heard_at = now
+        self._alive = False
         self._ping_at = now + self._policy.heartbeat
         self._broker_limit, self._unsent = None, set()
         return [Reconnect(self._endpoint), *self._send_again(list(self._calls), now)]
@@ -307,9 +309,11 @@ class ClientSession:
         call = self._end(number)
         spent = call.deadline - call.started
         cancel = Send(wire.Cancel(self.token, number))
-        if self._answered:
+        # A broker that answered earlier is silent only if it does not answer a Ping either.
+        if self._answered or (self._alive and now < self._heard_at + self._policy.heartbeat):
             said = f"; the broker said: {self._complaint}" if self._complaint else ""
             return [cancel, Fail(number, DeadlineExceeded(f"deadline exceeded after {spent:.3f} s{said}"))]
+        self._alive = False
         where = " or ".join(self._endpoints)
         return [cancel, Fail(number, Unavailable(f"no broker answered at {where} within {spent:.3f} s"))]
 
