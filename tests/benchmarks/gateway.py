@@ -117,7 +117,7 @@ def by_perf_analyzer(program: str, servers: Sequence[Server], points: Sequence[P
                 before, counted = server.cpu(), server.count()
                 command = [
                     program, "-m", MODEL, "-u", server.url, "-i", server.kind, "--shape", f"x:1,{size // 4}",
-                    "--concurrency-range", str(callers), "-s", "999", "-r", "3", "-p", str(round(seconds / 3 * 1000)),
+                    "--concurrency-range", str(callers), "-s", "999", "-r", "10", "-p", str(round(seconds / 3 * 1000)),
                     "-f", "result.csv",
                 ]  # fmt: skip
                 done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

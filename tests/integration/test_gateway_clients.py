@@ -119,7 +119,7 @@ def test_perf_analyzer(gateway: Gateway, options: list[str], concurrency: int, t
     url = gateway.http if "http" in options else gateway.grpc
     command = [
         os.environ["PERF_ANALYZER"], "-m", "row", "-u", url, "--shape", "x:1,256", "-s", "999",
-        "-p", "300", "-r", "3", "--concurrency-range", str(concurrency), *options,
+        "-p", "300", "-r", "10", "--concurrency-range", str(concurrency), *options,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
