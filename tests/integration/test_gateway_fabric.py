@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import uvloop
 
-from tests.support.processes import running_broker
+from tests.support.processes import running_broker, status
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
@@ -150,6 +150,7 @@ def test_a_canceled_request_is_not_reported(echo_fabric: Fabric) -> None:
     async def run() -> None:
         async with behind(echo_fabric.frontend) as fabric:
             ended: list[object] = []
+            accepted = status(echo_fabric.frontend)["requests"]["accepted"]
             cancel = fabric.infer(ECHO, ALL, ended.append)
             leave = fabric.models(ALL, ended.append)
             assert fabric.outstanding == 1
@@ -160,6 +161,8 @@ def test_a_canceled_request_is_not_reported(echo_fabric: Fabric) -> None:
             assert isinstance(await end_of(fabric.infer, ECHO, ALL), Outputs)
             assert isinstance(await listed(fabric, ALL), Catalog)
             assert ended == []
+            now = status(echo_fabric.frontend)["requests"]["accepted"]
+            assert now == accepted + 1, "what is canceled in the same turn of the loop is not sent"
 
     asyncio.run(run())
 

@@ -86,10 +86,12 @@ def test_an_inbox_returns_all_messages_in_order_and_at_most_the_given_number(pai
             assert pair[1].poll(5000)
             taken = [frames[0] for frames in inbox.take(most)]
             assert 0 < len(taken) <= most
+            assert len(taken) == most or inbox.emptied
             seen += taken
         assert seen == [b"%d" % number for number in range(burst)]
         assert not inbox.waiting()
         assert list(inbox.take(most)) == []
+        assert inbox.emptied
 
 
 LISTEN_OFTEN = """
