@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Ended
+from zmq_offload.gateway.calls import Call, Cancel, Ended, tell
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.statistics import Statistics
@@ -42,7 +42,7 @@ class FakeFabric:
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         self.calls.append(call)
-        return self._later(lambda: ended(self._outputs(call)))
+        return self._later(lambda: tell(ended, self._outputs(call)))
 
     def models(
         self,
@@ -53,7 +53,7 @@ class FakeFabric:
     ) -> Cancel:
         known = self.catalog
         seen = known.seen(grant.allows, self.control.closed) if isinstance(known, Catalog) else known
-        return self._later(lambda: ended(seen))
+        return self._later(lambda: tell(ended, seen))
 
     def load(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
         return self._later(lambda: ended(self.control.refusal() or self._change(name, self.control.load)))

@@ -442,14 +442,6 @@ def test_errors_of_the_fabric_have_their_statuses() -> None:
     assert "is not served" in refused(b"", RAW, length="0", fabric=FakeFabric(), status=404)
 
 
-def test_a_fault_of_ours_is_answered_too(caplog: pytest.LogCaptureFixture) -> None:
-    fabric = FakeFabric(ECHO, run=lambda _call: {"y": "no array"})  # type: ignore[dict-item]
-    assert refused(request([1, 2, 3]), fabric=fabric, status=500).startswith(
-        "the outputs cannot be returned: Attribute"
-    )
-    assert "outputs of model 'echo' cannot be returned" in caplog.text
-
-
 def test_a_client_that_goes_away_takes_its_request_back() -> None:
     for body, length in ((json.dumps(request([1, 2, 3])).encode(), None), (RAW, "0")):
         fabric = FakeFabric(ECHO)

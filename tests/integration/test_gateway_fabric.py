@@ -179,10 +179,29 @@ def test_a_callback_that_fails_harms_no_other_request(echo_fabric: Fabric, caplo
             assert [type(answer) for answer in answers] == [Outputs, Catalog]
 
     asyncio.run(run())
-    assert {record.message for record in caplog.records} == {
-        "a callback of a call failed",
-        "a callback of a query failed",
-    }
+    assert [record.message for record in caplog.records] == ["an answer cannot be returned"] * 2
+
+
+def test_who_waits_for_an_answer_that_cannot_be_returned_is_told(echo_fabric: Fabric) -> None:
+    """For instance outputs that no memory is left to encode."""
+
+    def failing(ended: asyncio.Future[Any]) -> Callable[[Any], None]:
+        def take(answer: Any) -> None:
+            if not isinstance(answer, OffloadError):
+                raise MemoryError
+            ended.set_result(answer)
+
+        return take
+
+    async def run() -> None:
+        async with behind(echo_fabric.frontend) as fabric:
+            loop = asyncio.get_running_loop()
+            ran, asked = loop.create_future(), loop.create_future()
+            fabric.infer(ECHO, ALL, failing(ran))
+            fabric.models(ALL, failing(asked))
+            assert [type(answer) for answer in await asyncio.gather(ran, asked)] == [Internal, Internal]
+
+    asyncio.run(run())
 
 
 def test_without_a_broker_requests_end_in_time_and_a_closed_client_answers() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from zmq_offload.client.results import Outputs
-from zmq_offload.errors import OffloadError
+from zmq_offload.errors import Internal, OffloadError
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol.payload import Array
+
+log = logging.getLogger("gateway")
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Buffers: TypeAlias = Sequence[Buffer]
@@ -20,7 +24,21 @@ Cancel: TypeAlias = Callable[[], None]
 """Takes a request back: a queued one is not run, and its end is not reported. After the end it does nothing."""
 
 Ended: TypeAlias = "Callable[[Outputs | OffloadError], None]"
-"""Is called once with what came of a request, unless the request is canceled before."""
+"""Is called once with what came of a request, unless the request is canceled before. See `tell`."""
+
+FAILED = "the gateway failed; its log has details"
+
+Answer = TypeVar("Answer")
+
+
+def tell(ended: Callable[[Answer | OffloadError], None], answer: Answer | OffloadError) -> None:
+    """Pass an answer to who waits for it. If that fails (a fault of ours, no memory), tell him so: he waits."""
+    try:
+        ended(answer)
+    except Exception:
+        log.exception("an answer cannot be returned")
+        with contextlib.suppress(Exception):
+            ended(Internal(FAILED))
 
 
 class Call(NamedTuple):

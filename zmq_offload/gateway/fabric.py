@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
 from collections.abc import Callable
 
@@ -21,15 +20,13 @@ from zmq_offload.errors import (
     Unavailable,
     one_line,
 )
-from zmq_offload.gateway.calls import Call, Cancel, Ended
+from zmq_offload.gateway.calls import Call, Cancel, Ended, tell
 from zmq_offload.gateway.catalog import Catalog, catalog_of, unloaded
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.inquiry import Inquiry
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import limits
-
-log = logging.getLogger("zmq_offload")
 
 _QUERY_SECONDS = 3.0
 """The longest that a query for the models takes, if a request may: long enough to leave a silent broker for another."""
@@ -123,14 +120,14 @@ class BrokerFabric:
         name: str | None = None,
         version: int | None = None,
     ) -> Cancel:
-        def tell(answer: Catalog | OffloadError) -> None:
+        def see(answer: Catalog | OffloadError) -> None:
             ended(answer.seen(grant.allows, self._control.closed) if isinstance(answer, Catalog) else answer)
 
         known = self._inquiry.known(name, version, self._loop.time())
         if known is not None:
-            tell(known)
+            see(known)
             return _nothing
-        number, ask = self._inquiry.wait(tell)
+        number, ask = self._inquiry.wait(see)
         if ask:
             try:
                 loop = self._driver.attach()
@@ -151,10 +148,7 @@ class BrokerFabric:
 
     def _answered(self, answer: Catalog | OffloadError) -> None:
         for waiter in self._inquiry.answered(answer, self._loop.time()):
-            try:
-                waiter(answer)
-            except Exception:  # noqa: PERF203  (one who waits must not keep the answer from the others)
-                log.exception("a callback of a query failed")
+            tell(waiter, answer)
 
     # --- model control --------------------------------------------------------------------------------------
 
@@ -199,7 +193,7 @@ class _Run:
     def ended(self, action: Complete | Fail) -> None:
         """The client of the broker calls this, unless the request is canceled before."""
         self._over = True
-        self._ended(self._fabric.over(self, action))
+        tell(self._ended, self._fabric.over(self, action))
 
     def cancel(self) -> None:
         if not self._over:

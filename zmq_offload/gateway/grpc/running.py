@@ -18,8 +18,6 @@ from zmq_offload.gateway.grpc.responses import HEADS, failure
 if TYPE_CHECKING:
     from zmq_offload.gateway.grpc.connection import Connection
 
-FAILED = "the gateway failed; its log has details"
-
 
 class Running(ABC):
     """A call from its head to its trailers. `over`: nothing of the client matters any more."""

@@ -7,12 +7,12 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from zmq_offload.errors import Internal, OffloadError, Unauthenticated, Unavailable
-from zmq_offload.gateway.calls import Buffers
+from zmq_offload.gateway.calls import FAILED, Buffers
 from zmq_offload.gateway.grpc.calls import Context, Stream, Streaming
 from zmq_offload.gateway.grpc.heads import CallHead
 from zmq_offload.gateway.grpc.messages import PREFIX_BYTES, Message
 from zmq_offload.gateway.grpc.responses import HEADS, SUCCESS, failure
-from zmq_offload.gateway.grpc.running import FAILED, Running
+from zmq_offload.gateway.grpc.running import Running
 
 if TYPE_CHECKING:
     from zmq_offload.gateway.grpc.connection import Connection

@@ -6,12 +6,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError
-from zmq_offload.gateway.calls import Buffer, Buffers, Cancel
+from zmq_offload.gateway.calls import FAILED, Buffer, Buffers, Cancel
 from zmq_offload.gateway.grpc.calls import Context, Unary
 from zmq_offload.gateway.grpc.heads import CallHead
 from zmq_offload.gateway.grpc.messages import Message
 from zmq_offload.gateway.grpc.responses import SUCCESS
-from zmq_offload.gateway.grpc.running import FAILED, Running
+from zmq_offload.gateway.grpc.running import Running
 
 if TYPE_CHECKING:
     from zmq_offload.gateway.grpc.connection import Connection

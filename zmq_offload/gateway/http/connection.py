@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from zmq_offload.errors import OffloadError, ResourceExhausted
 from zmq_offload.gateway.access.decisions import HEALTH, STRANGERS_BYTES
 from zmq_offload.gateway.access.tls import peer_of
-from zmq_offload.gateway.calls import Buffer, Cancel
+from zmq_offload.gateway.calls import FAILED, Buffer, Cancel
 from zmq_offload.gateway.http.codings import COMPRESSED_FROM, Decoding, Encoding, choose
 from zmq_offload.gateway.http.heads import Head, Refused
 from zmq_offload.gateway.http.incoming import Incoming
@@ -303,7 +303,7 @@ class Connection(asyncio.BufferedProtocol):
             cancel = self._server.handler(request, partial(self._respond, number))
         except Exception:
             _log.exception("the request %s %s failed", head.method, head.path)
-            self._respond(number, failure(500, "the gateway failed; its log has details"))
+            self._respond(number, failure(500, FAILED))
             return
         if self._number == number and self._phase is _Phase.ANSWERING:
             self._cancel = cancel

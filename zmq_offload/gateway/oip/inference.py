@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from zmq_offload.client.results import Outputs
-from zmq_offload.errors import Internal, InvalidArgument, OffloadError, one_line
+from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.gateway.calls import Call, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.http.messages import Request, Respond
@@ -15,8 +13,6 @@ from zmq_offload.gateway.oip.infer import HEAD_LENGTH, Answer, decode, decode_ra
 from zmq_offload.gateway.oip.metadata import batched
 from zmq_offload.gateway.sharedmemory.files import SharedMemory
 from zmq_offload.protocol import limits
-
-log = logging.getLogger("gateway")
 
 
 def version_of(names: Names) -> int | None:
@@ -65,9 +61,6 @@ def _respond(outputs: Outputs | OffloadError, answer: Answer, batches: bool, res
         response = encode(outputs, answer, batches)
     except OffloadError as error:
         response = failed(error)
-    except Exception as error:  # for instance MemoryError; the client must get an answer
-        log.exception("outputs of model %r cannot be returned", outputs.model)
-        response = failed(Internal(f"the outputs cannot be returned: {type(error).__name__}: {one_line(error)}"))
     respond(response)
 
 
