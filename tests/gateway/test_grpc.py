@@ -196,6 +196,27 @@ def test_too_much_metadata_is_refused(channel):
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "bytes of metadata" in error.details()
 
 
+def test_replies_that_their_client_does_not_take_count_as_held():
+    """Whether its window is shut, or it does not read its socket."""
+    with serving(limits=replace(LIMITS, held_bytes=3_000_000)) as server:
+        held = lambda: server.do(lambda: server.grpc.held)  # noqa: E731
+        with Wire(server, PREFACE + settings(window=0)) as shut, Wire(server) as deaf:
+            for number in (1, 3):
+                shut.send(headers(number, call()), data(number, message(bytes(1_000_000)), end=True))
+            wait_for(lambda: held() == 2_000_010)
+            shut.send(headers(5, call()), data(5, message(bytes(1_000_000)), end=True))
+            assert shut.answer(5)["grpc-status"] == str(CODES[Status.RESOURCE_EXHAUSTED].grpc)
+            shut.send(frames.reset(1, ErrorCode.CANCEL))
+            wait_for(lambda: held() == 1_000_005)
+            deaf.send(settings(window=frames.LARGEST_WINDOW), frames.window_update(0, 1 << 30))
+            deaf.socket.settimeout(1)
+            many = [headers(n, call()) + data(n, message(bytes(500_000)), end=True) for n in range(1, 200, 2)]
+            with pytest.raises(TimeoutError):
+                deaf.send(*many)
+            assert held() > 3_000_000
+        wait_for(lambda: held() == 0)
+
+
 def test_a_stream_of_messages(channel):
     messages = [bytes([i]) * (i * 5000) for i in range(60)]
     assert list(channel.stream_stream("/t/Stream")(iter(messages), timeout=30)) == messages

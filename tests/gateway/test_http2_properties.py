@@ -160,3 +160,6 @@ def test_the_windows_of_the_peer_are_kept_and_used(sizes, steps):
         assert not new or (window >= 0 and room >= 0)
         assert received == payload or min(window, room) <= 0
         assert payload.startswith(received)
+        assert peer.connection.all_held == peer.connection.held(1) == len(payload) - len(received)
+    peer.connection.reset(1, ErrorCode.CANCEL)
+    assert peer.connection.all_held == 0

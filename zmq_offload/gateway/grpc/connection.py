@@ -57,12 +57,14 @@ class Connection(asyncio.BufferedProtocol):
         "_ending",
         "_filling",
         "_flushing",
+        "_full",
         "_joins",
         "_mark",
         "_no_calls",
         "_peer",
         "_tick",
         "_transport",
+        "_unsent",
         "_written",
         "due",
         "http2",
@@ -81,6 +83,8 @@ class Connection(asyncio.BufferedProtocol):
         self._no_calls: dict[int, bytes] = {}  # responses to what is no call; curl wants them after all its data
         self._filling: Running | None = None  # the call whose message is received directly
         self._ending = self._closed = False
+        self._full = False  # the system does not take the output as fast as it is written
+        self._unsent = 0  # bytes of replies that wait for the client, as the server counts them
         self._flushing = False  # `_write` is going to be called
         self._tick = self._active = server.now()
         self._written = 0
@@ -103,16 +107,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ending = True
+        self._count(0)
         self.server.closed(self)
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.gone()
 
     def pause_writing(self) -> None:
+        self._full = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._full = False
         self._transport.resume_reading()
+        self.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if arriving := self.http2.arriving():
@@ -197,8 +205,14 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._written += sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in out)
                 self._transport.writelines(out)
+        self._count(self.http2.all_held + (self._transport.get_write_buffer_size() if self._full else 0))
         if self.http2.finished:
             self._end()
+
+    def _count(self, unsent: int) -> None:
+        """Count replies that wait for the client. With too many, the gateway takes no more messages."""
+        self.server.held += unsent - self._unsent
+        self._unsent = unsent
 
     def ended(self, number: int) -> None:
         """A call is over, and all of it is sent."""

@@ -106,6 +106,7 @@ class Connection(Reader, Generic[Head]):
                 self.failed = self._closing = True
                 self._streams.clear()
                 self._done.clear()
+                self._sender.held = 0
                 events.append(Failed(fault.code, str(fault)))
         return events
 
@@ -159,6 +160,11 @@ class Connection(Reader, Generic[Head]):
         """How many bytes the peer may still send on a stream."""
         stream = self._streams.get(number)
         return stream.allowed if stream else 0
+
+    @property
+    def all_held(self) -> int:
+        """How many bytes flow control holds back on all streams."""
+        return self._sender.held
 
     def held(self, number: int) -> int:
         """How many bytes flow control holds back on a stream."""

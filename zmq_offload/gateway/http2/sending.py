@@ -20,11 +20,15 @@ TURN = 256 * 1024
 
 
 class Sender:
-    """Collects in `out` what is to be written; `size` is that of the data in it."""
+    """Collects in `out` what is to be written.
+
+    `size` is that of the data in it, `held` that of all data that flow control holds back.
+    """
 
     def __init__(self) -> None:
         self.out: list[Buffer] = []
         self.size = 0
+        self.held = 0
         self.peer = PeerSettings()
         self._window = DEFAULT_WINDOW
         self._waiting: dict[int, Stream] = {}
@@ -52,13 +56,15 @@ class Sender:
                 self.out += added
             return
         stream.held += size
+        self.held += size
         stream.parts += added
         self._waiting[stream.number] = stream
         self._advance(stream, LARGEST_WINDOW)
 
     def forget(self, stream: Stream) -> None:
         """Drop what is held back."""
-        self._waiting.pop(stream.number, None)
+        if self._waiting.pop(stream.number, None):
+            self.held -= stream.held
 
     def widen(self, stream: Stream, increment: int) -> bool:
         """A stream's window grows; whether all that was held back is sent now."""
@@ -103,6 +109,7 @@ class Sender:
             if size <= 0:
                 break
             stream.held -= size
+            self.held -= size
             stream.window -= size
             self._window -= size
             most -= size
