@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -36,12 +37,13 @@ TURN = 0.5
 
 @dataclass
 class Cell:
-    """What one client measured at one server. Times are in seconds; `p50` and `p99` are of the round trip."""
+    """What one client measured at one server. Times are in seconds; `p50` and `p99` are of the round trip, `cpu` is of
+    a request, by process."""
 
     rate: float
     p50: float
     p99: float
-    cpu: float
+    cpu: Counter[str]
 
 
 Point = tuple[int, int]
@@ -56,12 +58,16 @@ class Turns:
 
     times: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    cpu: float = 0.0
+    cpu: Counter[str] = field(default_factory=Counter)
     requests: int = 0
 
     def cell(self) -> Cell:
         ranked = statistics.quantiles(self.times, n=100) if len(self.times) > 1 else self.times * 99
-        return Cell(len(self.times) / self.seconds, ranked[49], ranked[98], self.cpu / self.requests)
+        return Cell(len(self.times) / self.seconds, ranked[49], ranked[98], _each(self.cpu, self.requests))
+
+
+def _each(cpu: Counter[str], requests: int) -> Counter[str]:
+    return Counter({name: seconds / requests for name, seconds in cpu.items()})
 
 
 @contextmanager
@@ -127,7 +133,7 @@ def by_perf_analyzer(program: str, servers: Sequence[Server], points: Sequence[P
                 (row,) = csv.DictReader((Path(folder) / "result.csv").read_text().splitlines())
                 times = (float(row[f"{percentile} latency"]) / 1e6 for percentile in ("p50", "p99"))
                 rate = float(row["Inferences/Second"])
-                cells.setdefault((size, callers), {})[server.name] = Cell(rate, *times, cpu / requests)
+                cells.setdefault((size, callers), {})[server.name] = Cell(rate, *times, _each(cpu, requests))
             print(f"perf_analyzer: {size:,} bytes, {callers} callers done", file=sys.stderr)
     return cells
 
@@ -141,10 +147,12 @@ def table(cells: Cells) -> str:
     for (size, callers), servers in cells.items():
         for name, cell in servers.items():
             theirs = servers.get(f"Triton, {name.rpartition(', ')[2]}")
+            parts = ", ".join(f"{part} {seconds * 1e6:,.0f}" for part, seconds in cell.cpu.items())
+            of_them = f" ({parts})" if len(cell.cpu) > 1 else ""
             ratio = f" ({cell.rate / theirs.rate:.2f}x)" if theirs and theirs is not cell else ""
             lines.append(
                 f"| {size:,} | {callers} | {name} | {cell.rate:,.0f}{ratio} | {cell.p50 * 1e3:.3f} "
-                f"| {cell.p99 * 1e3:.2f} | {cell.cpu * 1e6:,.0f} |"
+                f"| {cell.p99 * 1e3:.2f} | {sum(cell.cpu.values()) * 1e6:,.0f}{of_them} |"
             )
     return "\n".join(lines)
 
@@ -159,7 +167,7 @@ def recorded(text: str) -> Cells:
         size, callers, name, *values = (cell.strip() for cell in line.strip("|").split("|"))
         rate, p50, p99, cpu = (float(value.split()[0].replace(",", "")) for value in values)
         point = int(size.replace(",", "")), int(callers)
-        cells.setdefault(point, {})[name] = Cell(rate, p50 / 1e3, p99 / 1e3, cpu / 1e6)
+        cells.setdefault(point, {})[name] = Cell(rate, p50 / 1e3, p99 / 1e3, Counter(server=cpu / 1e6))
     return cells
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from tests.support.processes import running_broker, running_gateway, signed_work
 
 @dataclass(frozen=True)
 class Server:
-    """A server and one of its ports; `roots` are the processes that it consists of, apart from their children.
+    """A server and one of its ports; `roots` are the processes that it consists of, by
+    name, apart from their children.
 
     `statistics` is HOST:PORT of its HTTP, or nothing if it counts no requests.
     """
@@ -28,14 +30,16 @@ class Server:
     name: str
     kind: str
     url: str
-    roots: tuple[int, ...]
+    roots: Mapping[str, int]
     statistics: str = ""
 
-    def cpu(self) -> float:
-        """The CPU time of all processes of the server until now, in seconds."""
-        processes = [psutil.Process(root) for root in self.roots]
-        below = [child for process in processes for child in process.children(recursive=True)]
-        return sum(cpu_seconds(process.pid) for process in processes + below)
+    def cpu(self) -> Counter[str]:
+        """The CPU time of all processes of the server until now, in seconds, by root."""
+        times: Counter[str] = Counter()
+        for name, root in self.roots.items():
+            process = psutil.Process(root)
+            times[name] = sum(cpu_seconds(each.pid) for each in (process, *process.children(recursive=True)))
+        return times
 
     def count(self) -> int:
         """The requests that succeeded until now, as the server counts them."""
@@ -44,7 +48,7 @@ class Server:
         return int(model["inference_stats"]["success"]["count"])
 
 
-def _both(name: str, http: str, grpc: str, roots: tuple[int, ...]) -> list[Server]:
+def _both(name: str, http: str, grpc: str, roots: Mapping[str, int]) -> list[Server]:
     return [
         Server(f"{name}, HTTP", "http", http, roots, http),
         Server(f"{name}, gRPC", "grpc", grpc, roots, http),
@@ -57,20 +61,21 @@ def gateway(folder: Path, python: str) -> Iterator[list[Server]]:
     with running_broker() as broker, signed_workers(broker.backend) as workers:
         wait_for_workers(broker.frontend, 1)
         with running_gateway(broker.frontend) as running:
-            roots = tuple(process.popen.pid for process in (broker.broker, workers, running.process))
+            processes = {"gateway": running.process, "broker": broker.broker, "worker": workers}
+            roots = {name: process.popen.pid for name, process in processes.items()}
             yield _both("zmq-offload", running.http, running.grpc, roots)
 
 
 @contextmanager
 def real_triton(folder: Path, python: str) -> Iterator[list[Server]]:
     with triton(folder, python) as running:
-        yield _both("Triton", running.http, running.grpc, (running.process.pid,))
+        yield _both("Triton", running.http, running.grpc, {"Triton": running.process.pid})
 
 
 @contextmanager
 def mosec(folder: Path, python: str) -> Iterator[list[Server]]:
     with mosec_server(folder, python) as (process, port):
-        yield [Server("mosec, HTTP", "mosec", f"127.0.0.1:{port}", (process.pid,))]
+        yield [Server("mosec, HTTP", "mosec", f"127.0.0.1:{port}", {"mosec": process.pid})]
 
 
 SERVERS = {"gateway": gateway, "triton": real_triton, "mosec": mosec}
