@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.state import Model, Payload, Wanted
+from broker.state import Description, Model, Payload, Wanted
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import LATEST, shown
@@ -14,7 +14,8 @@ from zmq_offload.protocol.tensors import TensorSpec, signature_of
 def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
     """Parse the body of an Announce. Raises ProtocolError.
 
-    The body is an array of maps with `name`, `version`, `inputs` and `outputs` (the tensors' signatures).
+    The body is an array of maps with `name`, `version`, `inputs`, `outputs` (the tensors' signatures), and maybe
+    `max_batch`.
     """
     body = decode_body(payload, "an Announce")
     if type(body) is not list:
@@ -30,13 +31,18 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
             raise ProtocolError(f"announced model {name!r}: its version cannot be {shown(version)}")
         inputs, outputs = (_tensors(name, entry.get(part)) for part in ("inputs", "outputs"))
         signature = signature_of(inputs, outputs)
+        description: Description = {
+            "name": name,
+            "version": version,
+            "inputs": [tensor.to_json() for tensor in inputs],
+            "outputs": [tensor.to_json() for tensor in outputs],
+        }
+        if "max_batch" in entry:
+            description["max_batch"] = most = entry["max_batch"]
+            if type(most) is not int or not 0 < most < limits.EXTENT:
+                raise ProtocolError(f"announced model {name!r}: its max_batch cannot be {shown(most)}")
         models[name, version] = Model(
-            {
-                "name": name,
-                "version": version,
-                "inputs": [tensor.to_json() for tensor in inputs],
-                "outputs": [tensor.to_json() for tensor in outputs],
-            },
+            description,
             signature,
             (Wanted(name, version), Wanted(name), Wanted(name, LATEST, signature)),
         )

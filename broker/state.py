@@ -25,8 +25,12 @@ class Wanted(NamedTuple):
     signature: bytes = b""
 
 
-class Description(TypedDict):
-    """A version of a model, as the reply to a Query describes it."""
+class _Batches(TypedDict, total=False):
+    max_batch: int
+
+
+class Description(_Batches):
+    """A version of a model, as the reply to a Query describes it. `max_batch`: the rows that it takes at most."""
 
     name: str
     version: int

@@ -291,7 +291,9 @@ class Worker:
             found = batching_of(executor.model, self._config.batching)
             if found is not None:
                 batching[model] = found
-        self._perform(self.session.announce([describe(e) for e in self._executors.values()], batching))
+        self._perform(
+            self.session.announce([describe(e, batching.get(m)) for m, e in self._executors.items()], batching)
+        )
 
     def _take_news(self) -> None:
         """Serve the versions that are loaded now."""

@@ -54,15 +54,18 @@ class Job:
     rows: int = 1
 
 
-def describe(executor: Executor | Echo) -> dict[str, object]:
+def describe(executor: Executor | Echo, batching: Batching | None) -> dict[str, object]:
     """A model's entry in the Announce."""
     model = executor.model
-    return {
+    entry: dict[str, object] = {
         "name": model.name,
         "version": model.version,
         "inputs": [tensor.to_json() for tensor in model.inputs],
         "outputs": [tensor.to_json() for tensor in model.outputs],
     }
+    if batching is not None:
+        entry["max_batch"] = batching.max_batch
+    return entry
 
 
 def batching_of(model: ModelVersion, override: Batching | None) -> Batching | None:

@@ -888,12 +888,21 @@ def test_what_is_no_message_is_answered_and_changes_nothing(bench: Bench) -> Non
 @pytest.mark.parametrize(
     "body",
     [{}, [1], [{"name": "m"}], [{"name": "", "version": 1}], [{"name": "m", "version": 0}],
-     [{"name": "m", "version": 1, "inputs": [], "outputs": [{"name": "x", "datatype": "FP33", "shape": []}]}]],
+     [{"name": "m", "version": 1, "inputs": [], "outputs": [{"name": "x", "datatype": "FP33", "shape": []}]}],
+     [{"name": "m", "version": 1, "inputs": [], "outputs": [], "max_batch": 0}],
+     [{"name": "m", "version": 1, "inputs": [], "outputs": [], "max_batch": None}]],
 )  # fmt: skip
 def test_an_announcement_that_makes_no_sense_is_refused(bench: Bench, body: Any) -> None:
     (answer,) = bench.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body(body)]))
     assert isinstance(answer.message, wire.Error)
     assert not bench.core.ledger.workers
+
+
+def test_clients_learn_the_largest_batch_of_a_model(bench: Bench) -> None:
+    body = [{"name": name, "version": 1, "inputs": [], "outputs": []} for name in ("a", "b")]
+    bench.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body([body[0], body[1] | {"max_batch": 8}])]))
+    (answer,) = bench.handle(FromClient(b"a", wire.Query(ALICE, 1, "models"), []))
+    assert [model.get("max_batch") for model in decode_body(answer.payload, "models")] == [None, 8]
 
 
 def test_an_answer_to_an_attempt_that_the_worker_does_not_hold_is_dropped(bench: Bench) -> None:

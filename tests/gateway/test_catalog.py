@@ -29,6 +29,7 @@ def test_the_brokers_answer_is_read_in_order() -> None:
     ]
     assert found.find("m").inputs == (TensorSpec("x", "FP32", (-1, 3)),)
     assert found.find("m", 2).version == 2
+    assert catalog_of([entry(max_batch=8)]).find("m").max_batch == 8
 
 
 def test_an_older_broker_does_not_say_which_version_is_the_latest() -> None:
@@ -46,6 +47,7 @@ def test_an_older_broker_does_not_say_which_version_is_the_latest() -> None:
         [entry(version="1")],
         [entry(name=1)],
         [entry(workers=None)],
+        [entry(max_batch="8")],
         [entry(inputs=None)],
         [entry(outputs=[{"name": "x"}])],
     ],
@@ -59,8 +61,12 @@ def test_what_is_not_found_names_what_is_served() -> None:
     catalog = Catalog([model("a"), model("b", version=3)])
     with pytest.raises(NotFound, match="model 'c' is not served; served are: a, b"):
         catalog.find("c")
-    with pytest.raises(NotFound, match="model 'b' has no version 2; served are versions 3"):
+    with pytest.raises(NotFound, match="model 'b' has no version 2; the served version is 3"):
         catalog.find("b", 2)
+    with pytest.raises(NotFound, match="the served versions are 3, 4"):
+        Catalog([model("b", version=3), model("b", version=4)]).find("b", 2)
+    with pytest.raises(NotFound, match=r"served are: m0, m1, .*, m19, and 10000 more$"):
+        Catalog([model(f"m{number}") for number in range(10_020)]).find("c")
     with pytest.raises(NotFound, match="served are: none"):
         Catalog([]).find("c")
     assert catalog.has("a") and catalog.has("b", 3) and not catalog.has("b", 2) and not catalog.has("c")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -132,7 +133,9 @@ def test_the_configuration_has_the_batch_apart() -> None:
     ],
 )
 def test_there_is_a_batch_if_all_tensors_have_it(inputs: list[TensorSpec], most: int) -> None:
-    assert max_batch_size(model("m", *inputs, outputs=(Y,))) == most
+    described = model("m", *inputs, outputs=(Y,))
+    assert max_batch_size(described) == most
+    assert max_batch_size(dataclasses.replace(described, max_batch=32)) == min(most, 32)
 
 
 def test_statistics_are_by_version() -> None:

@@ -221,7 +221,7 @@ def test_versions_are_passed_on() -> None:
         assert ask(fabric, "POST", path, body).status == 200
     assert [(call.model, call.version) for call in fabric.calls] == [("m", None), ("m", 3), ("m", 12), ("m", None)]
     status, text = refused(ask(fabric, "POST", "/v1/models/m/versions/4:predict", body))
-    assert status == 404 and "no version 4; served are versions 3, 12" in text
+    assert status == 404 and "no version 4; the served versions are 3, 12" in text
     assert refused(ask(fabric, "POST", "/v1/models/half:predict", body))[0] == 404
 
 

@@ -90,6 +90,7 @@ def test_requests_that_do_not_fit_fail_alone(endpoint: str) -> None:
                 future.result()
         with pytest.raises(InvalidArgument, match="the batch has 9 rows; it takes at most 8"):
             wrong["many", 0].result()
+        assert {model["name"]: model.get("max_batch") for model in client.models()}["mlp"] == 8
 
 
 def test_an_empty_batch_is_answered(endpoint: str) -> None:

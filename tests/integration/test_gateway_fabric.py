@@ -96,6 +96,7 @@ def test_what_goes_wrong_is_passed_on(echo_fabric: Fabric) -> None:
         (ECHO._replace(timeout=0.0), ALL, DeadlineExceeded, "the deadline was over"),
         (ECHO._replace(priority=101), ALL, InvalidArgument, "priority 101"),
         (ECHO._replace(version=0), ALL, InvalidArgument, "version 0"),
+        (ECHO._replace(model="a b"), ALL, NotFound, "model 'a b' is not served, and no model can have this name"),
         (ECHO._replace(inputs={"": X}), ALL, InvalidArgument, "tensor name"),
     ]
 
@@ -202,6 +203,18 @@ def test_who_waits_for_an_answer_that_cannot_be_returned_is_told(echo_fabric: Fa
             assert [type(answer) for answer in await asyncio.gather(ran, asked)] == [Internal, Internal]
 
     asyncio.run(run())
+
+
+def test_failures_count_although_nobody_has_asked_for_the_models(echo_fabric: Fabric) -> None:
+    async def run() -> None:
+        async with behind(echo_fabric.frontend) as fabric:
+            assert isinstance(await end_of(fabric.infer, ECHO, ALL), Outputs)
+            late = ECHO._replace(timeout=1e-6)
+            await asyncio.gather(*[end_of(fabric.infer, call, ALL) for call in (late, late._replace(version=1))])
+            while fabric.statistics.of("echo", 1).fail.count != 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
 
 
 def test_without_a_broker_requests_end_in_time_and_a_closed_client_answers() -> None:

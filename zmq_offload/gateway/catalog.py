@@ -7,7 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from zmq_offload.errors import InvalidArgument, NotFound, ProtocolError
+from zmq_offload.protocol.names import NAME_PATTERN
 from zmq_offload.protocol.tensors import TensorSpec
+
+_NAMED = 20
+"""Models that an error names; as many as the broker's errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,7 @@ class Model:
     """One served version of a model.
 
     `latest` says whether requests without a version go to it; `open`, whether this gateway takes requests for it.
+    `max_batch` is the largest batch that workers accept, if they have a bound.
     """
 
     name: str
@@ -24,6 +29,7 @@ class Model:
     workers: int
     latest: bool
     open: bool = True
+    max_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,13 @@ class Catalog:
                 return model
         if found:
             listing = ", ".join(str(model.version) for model in found)
-            raise NotFound(f"model {name!r} has no version {version}; served are versions {listing}")
+            plural = "s are" if len(found) > 1 else " is"
+            raise NotFound(f"model {name!r} has no version {version}; the served version{plural} {listing}")
         if any(model.name == name for model in self.models):
             raise unloaded(name)
-        served = ", ".join(dict.fromkeys(model.name for model in self.models if model.open)) or "none"
-        raise NotFound(f"model {name!r} is not served; served are: {served}")
+        names = list(dict.fromkeys(model.name for model in self.models if model.open))
+        more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise NotFound(f"model {name!r} is not served; served are: {', '.join(names[:_NAMED]) or 'none'}{more}")
 
     def has(self, name: str, version: int | None = None) -> bool:
         """Whether a version, or any, is served."""
@@ -70,6 +78,16 @@ class Catalog:
 def unloaded(name: str) -> NotFound:
     """The error of a request for a model that this gateway was told to unload."""
     return NotFound(f"model {name!r} has no available versions; it is unloaded at this gateway")
+
+
+def can_exist(name: str) -> bool:
+    """Whether a model can have this name."""
+    return NAME_PATTERN.fullmatch(name) is not None
+
+
+def unknown(name: str) -> NotFound:
+    """The error of a request for a model that cannot exist: no different from one that does not."""
+    return NotFound(f"model {name!r:.80} is not served, and no model can have this name")
 
 
 def catalog_of(body: object) -> Catalog:
@@ -95,8 +113,12 @@ def _model(entry: Mapping[str, object], highest: Mapping[str, int]) -> Model:
     name, version, workers = entry["name"], entry["version"], entry["workers"]
     if not isinstance(name, str) or not isinstance(version, int) or not isinstance(workers, int):
         raise ProtocolError("a model of the broker's list has no name, version and workers of the right types")
-    latest = entry.get("latest", version == highest[name])
-    return Model(name, version, _specs(entry["inputs"]), _specs(entry["outputs"]), workers, latest is True)
+    latest, most = entry.get("latest", version == highest[name]), entry.get("max_batch")
+    if most is not None and not isinstance(most, int):
+        raise ProtocolError("a model of the broker's list has a max_batch that is not a number")
+    return Model(
+        name, version, _specs(entry["inputs"]), _specs(entry["outputs"]), workers, latest is True, max_batch=most
+    )
 
 
 def _specs(values: object) -> tuple[TensorSpec, ...]:

@@ -14,14 +14,16 @@ from zmq_offload.client.session import Complete, Fail
 from zmq_offload.errors import (
     DeadlineExceeded,
     Internal,
+    InvalidArgument,
     OffloadError,
     PermissionDenied,
+    Status,
     Unauthenticated,
     Unavailable,
     one_line,
 )
 from zmq_offload.gateway.calls import Call, Cancel, Ended, tell
-from zmq_offload.gateway.catalog import Catalog, catalog_of, unloaded
+from zmq_offload.gateway.catalog import Catalog, can_exist, catalog_of, unknown, unloaded
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.inquiry import Inquiry
 from zmq_offload.gateway.statistics import Statistics
@@ -30,6 +32,11 @@ from zmq_offload.protocol import limits
 
 _QUERY_SECONDS = 3.0
 """The longest that a query for the models takes, if a request may: long enough to leave a silent broker for another."""
+
+_NOBODY = (Status.NOT_FOUND, Status.UNAVAILABLE, Status.CANCELLED)
+"""Codes of requests that no version was there for, or that end with the gateway."""
+
+_ALL = Grant("this gateway")
 
 _MOST_SECONDS = limits.BUDGET_US / 1e6
 
@@ -75,7 +82,7 @@ class BrokerFabric:
             arguments = self._connection.request(model, call.inputs, call.version, timeout, call.priority)
             loop = self._driver.attach()
         except OffloadError as error:
-            ended(error)
+            ended(error if not isinstance(error, InvalidArgument) or can_exist(model) else unknown(model))
             return _nothing
         self.outstanding += 1
         run = _Run(self, call, ended)
@@ -95,14 +102,26 @@ class BrokerFabric:
         if isinstance(outcome, Outputs):
             rows = _rows(call)
             self.statistics.count(model, outcome.version).succeeded(rows, outcome.timings, time.time())
-        elif (version := self._served(model, call.version)) is not None:
-            self.statistics.count(model, version).fail.add(took)
+        else:
+            self._failed(call, took, outcome)
         return outcome
 
     def canceled(self, number: int) -> None:
         """Take a request back."""
         self.outstanding -= 1
         self._driver.cancel(number)
+
+    def _failed(self, call: Call, took: float, error: OffloadError) -> None:
+        """Count a failed request for the version that it was for. If the last list of models has none, ask for it."""
+
+        def count(_: Catalog | OffloadError) -> None:
+            if (served := self._served(call.model, call.version)) is not None:
+                self.statistics.count(call.model, served).fail.add(took)
+
+        if self._served(call.model, call.version) is not None or error.code in _NOBODY:
+            count(error)
+        else:
+            self.models(_ALL, count, call.model, call.version)
 
     def _served(self, model: str, version: int | None) -> int | None:
         """The version that a failed request was for, as far as the last list of models says."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from zmq_offload.client.results import Outputs
-from zmq_offload.errors import InvalidArgument, NotFound
+from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer, Call
+from zmq_offload.gateway.catalog import can_exist, unknown
 from zmq_offload.gateway.oip.parameters import flag, number, queueing
 from zmq_offload.gateway.oip.requested import Requested, check_requested, classes_of, selected
 from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbytes_of, view
@@ -19,7 +20,6 @@ from zmq_offload.gateway.protobuf.infer_response import Output, write_response
 from zmq_offload.gateway.sharedmemory.regions import Part, part_of
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.names import check_model_name
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DATATYPES, DType, datatype_of
 
@@ -136,10 +136,8 @@ _SHORT = 4096
 def _plan(rest: bytes) -> _Plan:
     request = parse(rest)
     version = version_of(request.version)
-    try:
-        check_model_name(request.model)
-    except InvalidArgument:
-        raise NotFound(f"model {request.model!r:.80} is not served, and no model can have this name") from None
+    if not can_exist(request.model):
+        raise unknown(request.model)
     flag(request.parameters, _EMPTY_FINAL)
     priority, timeout = queueing({name: value for name, value in request.parameters.items() if name != _EMPTY_FINAL})
     tensors, names = [], set[str]()

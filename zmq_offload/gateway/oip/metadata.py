@@ -56,7 +56,8 @@ def max_batch_size(model: Model) -> int:
     """The largest batch; 0 if the model has none."""
     if not batched(model):
         return 0
-    return min([_LARGEST_BATCH, *[most for spec in model.inputs if (most := spec.maximum(0)) is not None]])
+    bounds = [model.max_batch, *[spec.maximum(0) for spec in model.inputs]]
+    return min([_LARGEST_BATCH, *[most for most in bounds if most is not None]])
 
 
 def model_config(model: Model) -> dict[str, object]:

@@ -21,7 +21,7 @@ def dtype_of(name: str, datatype: str) -> DType:
     """The dtype of an input. Raises InvalidArgument for a datatype that no model takes."""
     dtype = DATATYPES.get(datatype)
     if dtype is None:
-        fault = "that no model here takes" if datatype in _OTHERS else "that is not known"
+        fault = "which no model here takes" if datatype in _OTHERS else "which is not known"
         raise InvalidArgument(
             f"input {name!r} has datatype {datatype!r:.40}, {fault}; use one of {', '.join(DATATYPES)}"
         )

@@ -43,7 +43,7 @@ class _Exchange:
         self._fabric, self._request, self._wanted, self._respond = fabric, request, wanted, respond
         self._form = predict.Form.COLUMNS
         self._cancel: Cancel = _nothing
-        listing = fabric.models(request.grant, self._listed)
+        listing = fabric.models(request.grant, self._listed, wanted.model, wanted.version)
         if self._cancel is _nothing:  # else the catalog was there at once, and the model is running
             self._cancel = listing
 
