@@ -89,7 +89,8 @@ class AsyncDriver:
         self._connection = connection
         self._session = connection.session
         self._calls: dict[int, Ended] = {}
-        self._outbox: list[Send] = []  # what the loop sends at the end of its turn
+        self._turn = False  # whether the loop is to call `_end_turn`
+        self._outbox: list[Send] = []  # what is sent then
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         tell_of_forks(self)
@@ -160,7 +161,7 @@ class AsyncDriver:
         if self._timer is not None:
             self._timer.cancel()
         self._do(self._perform, self._session.close())
-        self._do(self._send)
+        self._do(self._flush)
         self.reader.close()
 
     # --- in the loop ----------------------------------------------------------------------------------------
@@ -174,8 +175,9 @@ class AsyncDriver:
 
         The descriptor is edge-triggered: sending may notice incoming messages, and then it does not fire. So look.
         """
+        self._turn = False
         if not self.reader.closed and not self.reader.forgotten:
-            self._do(self._send)
+            self._do(self._flush)
             self._do(self._take_in)
 
     def _do(self, work: Callable[..., None], *args: object) -> None:
@@ -245,24 +247,31 @@ class AsyncDriver:
         self._timer = None
         self._ready()
 
-    def _send(self) -> None:
+    def _flush(self) -> None:
         """Send what is in the outbox. All at once wakes libzmq's thread once, and it writes to the broker once."""
-        while self._outbox:
-            outbox, self._outbox = self._outbox, []
-            if not self._connection.is_open:
-                self._exchange(self._connection.reopen)
-            for action in outbox:
-                message = action.message
-                if isinstance(message, (wire.Request, wire.Query)) and message.id not in self._calls:
-                    continue  # it has ended; its memory may not be lent any more
-                self._connection.send(action)
+        outbox, self._outbox = self._outbox, []
+        for action in outbox:
+            message = action.message
+            if isinstance(message, (wire.Request, wire.Query)) and message.id not in self._calls:
+                continue  # it has ended; its memory may not be lent any more
+            self._send(action)
+
+    def _send(self, action: Send) -> None:
+        if not self._connection.is_open:
+            self._exchange(self._connection.reopen)
+        self._connection.send(action)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
-                if not self._outbox and self.reader.loop is not None:
+                # The first of a turn is sent at once, so that a single call loses no time.
+                if self._turn:
+                    self._outbox.append(action)
+                    continue
+                if self.reader.loop is not None:
+                    self._turn = True
                     self.reader.loop.call_soon(self._end_turn)
-                self._outbox.append(action)
+                self._send(action)
             elif isinstance(action, Reconnect):
                 self._outbox.clear()  # it is for the broker that is left; the session sends all calls again
                 self._exchange(functools.partial(self._connection.reconnect, action.endpoint))
