@@ -7,7 +7,7 @@ import zlib
 
 import hpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmq_offload.errors import InvalidArgument, NotFound, OffloadError, ResourceExhausted, Unimplemented
@@ -67,6 +67,7 @@ def test_how_messages_are_compressed():
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@settings(max_examples=40)
 @given(parts=st.lists(st.binary(max_size=100), max_size=3))
 def test_compression_is_undone(coding, parts):
     compressed = b"".join(compress(coding, parts))
