@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.fake_fabric import FakeFabric, model
+from tests.gateway.fake_fabric import ALL, FakeFabric, model
 from tests.gateway.test_oip_rest import ask
 from zmq_offload.client.results import Timings
 from zmq_offload.common.version import __version__
 from zmq_offload.errors import Unavailable
 from zmq_offload.gateway.catalog import Model
 from zmq_offload.gateway.control import ModelControl
+from zmq_offload.gateway.http.messages import Request, Response
+from zmq_offload.gateway.http.router import Router
 from zmq_offload.gateway.oip.metadata import max_batch_size
+from zmq_offload.gateway.oip.regions import region_routes
 from zmq_offload.gateway.oip.rest import routes
 from zmq_offload.gateway.sharedmemory.files import Off, System
 from zmq_offload.protocol.tensors import TensorSpec
@@ -253,3 +256,23 @@ def test_health_says_it_in_json_too() -> None:
     assert get("/v2/health/live") == {"live": True}
     assert get("/v2/health/ready") == {"ready": True}
     assert get("/v2/models/table/ready") == {"name": "table", "ready": True}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/repository/index",
+        "/v2/repository/models/table/load",
+        "/v2/repository/models/table/unload",
+        "/v2/systemsharedmemory/region/r/register",
+    ],
+)
+def test_a_request_without_tensors_has_no_large_body(path: str) -> None:
+    served = fabric()
+    router = Router()
+    for route in (*routes(served, Off()), *region_routes(Off())):
+        router.add(*route)
+    responses: list[Response] = []
+    router(Request("POST", path, "", {}, b'{"parameters":{"a":[' + b"[]," * 2**19 + b"[]]}}", ALL), responses.append)
+    (response,) = responses
+    assert response.status == 400 and b"such a request takes at most 1048576" in b"".join(response.body)

@@ -483,6 +483,19 @@ def test_nan_and_infinities_pass_as_triton_writes_them() -> None:
     assert "data is not an array" in refused(json.dumps(request(SPECIAL[0])).encode())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{{"inputs":[],"parameters":{{{}}}}}'.format(",".join(f'"{number}":1' for number in range(120_000))),
+        '{{"inputs":[],"outputs":[{}]}}'.format(",".join(f'{{"name":"{number}"}}' for number in range(80_000))),
+    ],
+    ids=["parameters", "outputs"],
+)
+def test_json_that_would_hold_up_others_is_refused(text: str) -> None:
+    assert len(text) > 2**20
+    assert "at most 65536 are taken" in refused(text.encode())
+
+
 def test_json_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_data, "ELEMENTS", 8)
     row = {"inputs": [{**ROW, "shape": [9], "data": [0] * 9}]}
@@ -495,6 +508,11 @@ def test_json_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPa
     assert answered(request([1, 2, 3], parameters={"binary_data_output": True}), fabric=fabric)[1] == many.tobytes()
     monkeypatch.setattr(json_data, "SLOW_BYTES", 40)
     assert "NaN or Infinity, or is malformed; send at most 40" in refused(json.dumps(request(SPECIAL)).encode())
+    monkeypatch.setattr(json_data, "LISTS", 1)
+    assert "40 and 1 lists with these" in refused(b'{"inputs":[NaN,{}]}')
+    assert refused({"inputs": [{**ROW, "shape": [1, 3], "data": [[1, 2, 3]]}]}).startswith(
+        "input 'x' has 2 lists of elements; send at most 1 as JSON, or do not nest data"
+    )
     monkeypatch.setattr(json_data, "JSON_BYTES", 50)
     assert "send at most 50, and large tensors as binary data" in refused(request([1, 2, 3]))
 

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from zmq_offload.errors import InvalidArgument
+from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.oip.tensors import dtype_of, nbytes_of
 from zmq_offload.protocol.payload import Array
 
@@ -30,6 +31,12 @@ SLOW_BYTES = 16 * 1024 * 1024
 ELEMENTS = 2**23
 """Elements of a tensor in JSON. Each is an object of Python for a moment: a short text would fill the memory."""
 
+NAMES, LISTS = 2**16, 2**20
+"""Names in the JSON of a request, and lists of a tensor. A microsecond each holds up all other requests."""
+
+_FEW_BYTES = 2**20
+"""JSON of this size has too few of them to matter. Requests without tensors have no more."""
+
 _NOT_NUMBERS = (b"NaN", b"Infinity")
 
 
@@ -41,11 +48,29 @@ def check_length(length: int) -> None:
         )
 
 
+def check_small(body: Buffer) -> None:
+    """Raise InvalidArgument for a body that is too long to be one without tensors."""
+    if len(body) > _FEW_BYTES:
+        raise InvalidArgument(f"the body has {len(body)} bytes; such a request takes at most {_FEW_BYTES}")
+
+
+def _check_names(text: bytes | memoryview) -> None:
+    """Raise InvalidArgument for JSON with too many names, before they are objects of Python."""
+    if len(text) > _FEW_BYTES and (names := _count(text, b":")) > NAMES:
+        raise InvalidArgument(f"the JSON of the request has about {names} names; at most {NAMES} are taken")
+
+
+def _count(text: bytes | memoryview, byte: bytes) -> int:
+    """How often a byte is in a text, which is not copied."""
+    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == byte[0]))
+
+
 def loads(text: bytes | memoryview, wanted: Any, lenient: Any) -> Any:
     """Decode JSON to a type.
 
     Text with NaN or Infinity is decoded by a slower parser, to the type `lenient`. Raises InvalidArgument.
     """
+    _check_names(text)
     try:
         return _decoder(wanted).decode(text)
     except msgspec.ValidationError as error:
@@ -54,10 +79,10 @@ def loads(text: bytes | memoryview, wanted: Any, lenient: Any) -> Any:
         text = bytes(text)
         if not any(word in text for word in _NOT_NUMBERS):
             raise _malformed(error) from None
-        if len(text) > SLOW_BYTES:
+        if len(text) > SLOW_BYTES or _count(text, b"[") + _count(text, b"{") > LISTS:
             raise InvalidArgument(
                 f"the JSON of the request has {len(text)} bytes and NaN or Infinity, or is malformed; send at most "
-                f"{SLOW_BYTES} with these, and large tensors as binary data"
+                f"{SLOW_BYTES} and {LISTS} lists with these, and large tensors as binary data"
             ) from None
     try:
         return msgspec.convert(json.loads(text), lenient)
@@ -95,6 +120,10 @@ def array_of(name: str, datatype: str, shape: Sequence[int], data: object) -> Ar
         raise InvalidArgument(
             f"input {name!r} has {max(count, _elements(data))} elements; send at most {ELEMENTS} as JSON, and more as "
             "binary data"
+        )
+    if _lists(data) > LISTS:
+        raise InvalidArgument(
+            f"input {name!r} has {_lists(data)} lists of elements; send at most {LISTS} as JSON, or do not nest data"
         )
     wanted = _nested(datatype, depth)
     try:
@@ -158,7 +187,14 @@ def _elements(data: object) -> int:
     """How many elements the text has; 0 for one that is too short to have too many."""
     if not isinstance(data, msgspec.Raw) or len(text := memoryview(data)) < 2 * ELEMENTS:
         return 0
-    return bytes(text).count(b",") + 1
+    return _count(text, b",") + 1
+
+
+def _lists(data: object) -> int:
+    """How many lists the text has; 0 for one that is too short to have too many."""
+    if not isinstance(data, msgspec.Raw) or len(text := memoryview(data)) < 2 * LISTS:
+        return 0
+    return _count(text, b"[")
 
 
 def _flat(name: str, values: list[Any], shape: Sequence[int]) -> list[Any]:

@@ -10,6 +10,7 @@ from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.gateway.http.messages import Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed
 from zmq_offload.gateway.http.router import Endpoint, Names
+from zmq_offload.gateway.oip import json_data
 from zmq_offload.gateway.oip.responses import empty, json
 from zmq_offload.gateway.sharedmemory.files import SharedMemory
 
@@ -29,6 +30,7 @@ def region_routes(memory: SharedMemory) -> Iterator[tuple[str, str, Endpoint]]:
         return json([region._asdict() for region in memory.regions(names.get("region"), request.grant)])
 
     def register(request: Request, names: Names) -> Response:
+        json_data.check_small(request.body)
         try:
             body = msgspec.json.decode(request.body, type=_Registration)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -13,7 +13,7 @@ from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.http.messages import Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed, failure
 from zmq_offload.gateway.http.router import Endpoint, Names
-from zmq_offload.gateway.oip import metadata
+from zmq_offload.gateway.oip import json_data, metadata
 from zmq_offload.gateway.oip.inference import Inference, version_of
 from zmq_offload.gateway.oip.responses import empty, json
 from zmq_offload.gateway.oip.statistics import model_stats
@@ -226,6 +226,7 @@ _Body = TypeVar("_Body")
 
 def _body(request: Request, form: type[_Body]) -> _Body:
     """The JSON object of a request, or an empty one if there is no body. Raises InvalidArgument."""
+    json_data.check_small(request.body)
     try:
         return msgspec.json.decode(request.body or b"{}", type=form)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

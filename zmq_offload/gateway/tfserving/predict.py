@@ -7,7 +7,7 @@ The row form ("instances", "predictions") lists rows, which are stacked to a bat
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from zmq_offload.errors import InvalidArgument
@@ -15,6 +15,7 @@ from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.catalog import Model
 from zmq_offload.gateway.tfserving.signatures import check_signature_name
 from zmq_offload.gateway.tfserving.values import array_of, is_base64, nested, parse, text
+from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY
 
@@ -58,6 +59,7 @@ def _rows(rows: list[Any], model: Model) -> tuple[dict[str, Array], Form]:
     named = type(rows[0]) is dict and not is_base64(rows[0])
     if named:
         names = rows[0].keys()
+        _check_count(names)
         for number, row in enumerate(rows):
             if type(row) is not dict or row.keys() != names:
                 raise InvalidArgument(f"row {number} of 'instances' is not an object with the names of row 0")
@@ -88,7 +90,13 @@ def _only_input(model: Model, what: str) -> str:
     return model.inputs[0].name
 
 
+def _check_count(names: Collection[str]) -> None:
+    if len(names) > limits.TENSORS:
+        raise InvalidArgument(f"the body has {len(names)} tensors; the limit is {limits.TENSORS}")
+
+
 def _arrays(columns: Mapping[str, object], model: Model) -> dict[str, Array]:
+    _check_count(columns)
     specs = {spec.name: spec for spec in model.inputs}
     if specs and columns.keys() != specs.keys():
         given = ", ".join(map(repr, columns))

@@ -35,6 +35,9 @@ _KINDS: dict[str, tuple[set[type], str]] = {
 _LISTS = 2**20
 """Lists and objects in the JSON of a request. An empty one takes 30 times the memory of its text."""
 
+_NAMES = 2**21
+"""Names in the JSON of a request; the rows of a table repeat those of their columns."""
+
 
 def parse(body: Buffer) -> Any:
     """Parse JSON. Raises InvalidArgument.
@@ -44,11 +47,11 @@ def parse(body: Buffer) -> Any:
     """
     text = bytes(body) if isinstance(body, memoryview) else body
     check_length(len(text))
-    elements, lists = text.count(b","), text.count(b"[") + text.count(b"{")
-    if elements >= ELEMENTS or lists > _LISTS:
+    elements, lists, names = text.count(b","), text.count(b"[") + text.count(b"{"), text.count(b":")
+    if elements >= ELEMENTS or lists > _LISTS or names > _NAMES:
         raise InvalidArgument(
-            f"the body has about {elements} elements and {lists} lists or objects; send at most {ELEMENTS} and "
-            f"{_LISTS} as JSON, and larger tensors over gRPC"
+            f"the body has about {elements} elements, {lists} lists or objects, and {names} names; send at most "
+            f"{ELEMENTS}, {_LISTS} and {_NAMES} as JSON, and larger tensors over gRPC"
         )
     try:
         return msgspec.json.decode(text)
