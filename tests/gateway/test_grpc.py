@@ -358,6 +358,8 @@ def test_a_server_that_drains_finishes_its_calls_and_resets_nothing():
         stream = channel.stream_stream("/t/Stream")(iter([b"pause", b"last"]))
         assert next(stream) == b"pause"
         wait_for(lambda: len(server.waiting) == 10)
+        (connection,) = server.grpc._open
+        wait_for(lambda: all(call._complete for call in connection._calls.values()))
         server.do(server.grpc.drain)
         server.do(lambda: [reply([b"done"]) for reply in server.waiting])
         assert [call.result() for call in calls] == [b"done"] * 10
