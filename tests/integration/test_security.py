@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
+import json
 import os
 import re
 import subprocess
@@ -10,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zmq
 
-from tests.support.processes import Process, eventually, running, running_broker, running_workers
+from tests.support.processes import Process, eventually, running, running_broker, running_gateway, running_workers
 from zmq_offload import AsyncClient, Client
 from zmq_offload.cli.main import main
 from zmq_offload.errors import OffloadError, PermissionDenied, Unauthenticated, Unavailable
@@ -81,6 +85,24 @@ def test_an_authorized_client_is_served(site: Site) -> None:
             np.testing.assert_array_equal((await client.infer("echo", {"x": X}))["x"], X)
 
     asyncio.run(infer())
+
+
+def test_a_gateway_with_a_key_serves_what_its_key_is_for(site: Site) -> None:
+    def infer(name: str) -> tuple[int, dict[str, Any]]:
+        options = ["--client-key", site.path(name, "key_secret"), "--broker-key", site.path("broker")]
+        with running_gateway(site.frontend, options=options) as gateway:
+            tensor = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}
+            connection = http.client.HTTPConnection(gateway.http, timeout=20)
+            connection.request("POST", "/v2/models/echo/infer", json.dumps({"inputs": [tensor]}))
+            with contextlib.closing(connection), connection.getresponse() as answer:
+                return answer.status, json.load(answer)
+
+    status, body = infer("alice")
+    assert (status, body["outputs"][0]["data"]) == (200, [1.0, 2.0])
+    status, body = infer("bob")
+    assert status == 403 and "this key is not for model 'echo'" in body["error"]
+    status, body = infer("stranger")
+    assert status == 503 and "key" in body["error"], "the HTTP client's credential is not at fault"
 
 
 def test_the_brokers_log_names_a_key_that_is_refused(tmp_path: Path) -> None:
