@@ -89,6 +89,7 @@ class Server:
             "/t/Raise": self.fault,
             "/t/Context": self.context,
             "/grpc.health.v1.Health/Check": self.context,
+            "/grpc.health.v1.Health/Watch": Streaming(lambda context, writer: Echo(self, writer)),
             "/t/Stream": Streaming(lambda context, writer: Echo(self, writer)),
             "/t/Broken": Streaming(self.fault),
         }

@@ -323,6 +323,43 @@ def test_who_has_no_credential_cannot_send_much():
         assert json.loads(check(bytes(5000), metadata=[("authorization", "Bearer secret")]))["grant"] == "app"
 
 
+def test_what_who_has_no_credential_cannot_do():
+    """Without limits of their own, strangers could fill the memory: with bombs, metadata, calls and watches."""
+    access = Listed({token_entry("secret"): Grant("app", None)}, certificates=False)
+    with serving(access) as server, grpc.insecure_channel(server.address) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        token, large = ("authorization", "Bearer secret"), ("x", "y" * 4096)
+        assert failing(lambda: check(b"", metadata=[large])).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert json.loads(check(b"", metadata=[large, token]))["grant"] == "app"
+        gzip = grpc.Compression.Gzip
+        assert "without a credential" in failing(lambda: check(bytes(2000), compression=gzip)).details()
+        assert json.loads(check(bytes(2000), compression=gzip, metadata=[token]))["grant"] == "app"
+        over = threading.Event()
+
+        def asked():
+            yield b"x"
+            over.wait(20)
+
+        watches = [channel.stream_stream("/grpc.health.v1.Health/Watch")(asked()) for _ in range(16)]
+        assert [next(watch) for watch in watches] == [b"x"] * 16
+        assert "send a credential with more" in failing(lambda: check(b"")).details()
+        assert json.loads(check(b"", metadata=[token]))["grant"] == "app"
+        over.set()
+
+
+def test_metadata_counts_as_held():
+    with serving(limits=replace(LIMITS, held_bytes=10_000)) as server:
+        channels = [grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(2)]
+        with channels[0] as channel, channels[1] as other:
+            waiting = channel.unary_unary("/t/Wait").future(b"", metadata=[("x", "y" * 6000)])
+            wait_for(lambda: server.waiting)
+            error = failing(lambda: other.unary_unary("/t/Context")(b"", metadata=[("x", "y" * 6000)]))
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            waiting.cancel()
+            wait_for(lambda: not server.do(lambda: server.grpc.held))
+            assert json.loads(other.unary_unary("/t/Context")(b"", metadata=[("x", "y" * 6000)]))
+
+
 def test_tls_with_certificates_of_clients(tmp_path):
     ca = Authority(tmp_path)
     ours, theirs = ca.make("server"), ca.make("camera", "DNS:camera.example")
@@ -577,6 +614,18 @@ def test_clients_that_make_no_progress_are_ended(monkeypatch):
         assert lively.answer(1)["grpc-status"] == "0"
         half.send(data(5, b"", end=True))
         assert half.answer(5)["grpc-status"] == "0"
+
+
+@pytest.mark.parametrize(
+    "begun", [frames.HEAD.pack(5000 << 8 | frames.HEADERS, 0, 1) + b"x", frame(frames.HEADERS, 0, 1, b"")]
+)
+def test_headers_that_do_not_come_end_the_connection(monkeypatch, begun):
+    monkeypatch.setattr("zmq_offload.gateway.grpc.server._SWEEP", 0.05)
+    monkeypatch.setattr("zmq_offload.gateway.grpc.connection._LINGER", 0.1)
+    with serving(limits=replace(LIMITS, receive=0.2)) as server, Wire(server) as wire:
+        wire.send(begun)
+        assert wire.until(frames.GOAWAY).payload.endswith(b"the headers of a call are late")
+        assert wire.frame() is None
 
 
 def test_a_connection_too_many_is_refused():

@@ -25,7 +25,7 @@ def head(*fields: tuple[str, str], method: str = "POST", size: int = 100, kind: 
 
 def test_a_plain_head():
     found = head(("te", "trailers"), ("key", "a"), ("key", "b"))
-    assert found == CallHead("/s/m", {"content-type": "application/grpc", "te": "trailers", "key": "a,b"})
+    assert found == CallHead("/s/m", {"content-type": "application/grpc", "te": "trailers", "key": "a,b"}, size=100)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,15 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from tests.gateway.fake_fabric import ALL, FakeFabric, model
-from zmq_offload.errors import Internal, InvalidArgument, NotFound, OffloadError, Unauthenticated, Unavailable
+from zmq_offload.errors import (
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OffloadError,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
 from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.grpc import health, reflection
 from zmq_offload.gateway.grpc.calls import Context
@@ -114,6 +122,18 @@ def test_who_has_no_credential_learns_nothing_of_models(fabric):
         assert isinstance(client.check(service), Unauthenticated)
         watcher = client.watch(service)
         assert [type(error) for error in watcher.closed] == [Unauthenticated] and not watcher.sent
+
+
+def test_a_number_of_clients_may_watch(fabric, monkeypatch):
+    monkeypatch.setattr(health, "WATCHING", 2)
+    client = Health(fabric)
+    first, second, third = (client.watch("") for _ in range(3))
+    assert [type(error) for error in third.closed] == [ResourceExhausted] and not third.sent
+    assert not first.closed and not second.closed
+    first.stream.canceled()
+    third.stream.canceled()
+    assert not client.watch("").closed
+    assert [type(error) for error in client.watch("").closed] == [ResourceExhausted]
 
 
 def test_a_gateway_without_models_does_not_serve(fabric):

@@ -520,6 +520,19 @@ def test_only_some_blocks_are_remembered():
     assert len(seen) == 102
 
 
+def test_a_short_block_of_many_bytes_is_not_remembered():
+    """A block of a few bytes may name a long entry of the table again and again."""
+    seen = []
+    connection = Connection(lambda head: seen.append(head.path), Limits())
+    connection.receive(PREFACE + SETTINGS)
+    encoder = hpack.Encoder()
+    blocks = [encoder.encode([*REQUEST, *[("x", "y" * 2000)] * 3]) for _ in range(3)]
+    assert blocks[1] == blocks[2] and len(blocks[2]) < 20
+    for number, fields in zip((1, 3, 5), blocks, strict=True):
+        connection.receive(frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number, fields))
+    assert len(seen) == 3
+
+
 def test_our_header_blocks_leave_the_table_alone():
     fields = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-message", "%25")]
     decoder = hpack.Decoder()

@@ -400,11 +400,13 @@ async def test_a_browser_asks_without_a_credential_and_may_use_nothing() -> None
 @in_loop
 async def test_who_has_no_credential_cannot_send_much() -> None:
     access = Listed({token_entry("t"): Grant("t")}, certificates=False)
+    bomb = gzip.compress(bytes(4097), mtime=0)
     for head in (b"OPTIONS / HTTP/1.1\r\nHost: x\r\n", b"POST /v2/health/live HTTP/1.1\r\nHost: x\r\n"):
         for length, status in (
             (b"Content-Length: 4096\r\n\r\n" + bytes(4096), 200),
             (b"Content-Length: 4097\r\n\r\n", 413),
             (b"Transfer-Encoding: chunked\r\n\r\n", 413),
+            (b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(bomb), bomb), 413),
         ):
             peer = Service(access=access).peer()
             peer.send(head + length)

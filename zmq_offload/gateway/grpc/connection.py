@@ -7,7 +7,8 @@ import math
 import ssl
 from typing import TYPE_CHECKING, cast
 
-from zmq_offload.errors import OffloadError, Unimplemented
+from zmq_offload.errors import OffloadError, ResourceExhausted, Unimplemented
+from zmq_offload.gateway.access.decisions import HEALTH, STRANGERS_BYTES
 from zmq_offload.gateway.access.tls import peer_of
 from zmq_offload.gateway.grpc.calls import Context, Streaming
 from zmq_offload.gateway.grpc.heads import CallHead
@@ -43,6 +44,9 @@ _FAREWELL = 0.5
 """Seconds for which a drained connection waits for the client to close it. gRPC's own library takes the end of a
 connection for the end of a call whose status has just arrived, and tells that instead of the status."""
 
+_STRANGERS_CALLS = 16
+"""Calls at once of a connection that gets another one without a credential."""
+
 _LINGER = 5.0
 """Seconds for which a connection that has ended is read on, so that it is not reset."""
 
@@ -59,6 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         "_flushing",
         "_full",
         "_joins",
+        "_late",
         "_mark",
         "_no_calls",
         "_peer",
@@ -88,6 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         self._flushing = False  # `_write` is going to be called
         self._tick = self._active = server.now()
         self._written = 0
+        self._late = math.inf  # when the rest of a frame, or of a call's headers, has to be here
         self._mark: int | None = None  # bytes that the system took until the last look, if it did not take all
 
     # What the transport calls.
@@ -144,6 +150,11 @@ class Connection(asyncio.BufferedProtocol):
             self._handle(self.http2.arrived(nbytes))
         else:
             self._handle(self.http2.receive(self.server.buffer[:nbytes]))
+        if not self.http2.partial:
+            self._late = math.inf
+        elif self._late == math.inf:
+            self._late = now + self.limits.receive
+            self.due = min(self.due, self._late)
         self._write()
 
     # What the server calls.
@@ -164,12 +175,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._calls:
             for call in [call for call in self._calls.values() if call.slow()]:
                 call.expire()
+        elif now >= self._late:
+            self.http2.close(ErrorCode.NO_ERROR, "the headers of a call are late")
         elif not self.http2.greeted:
             self.http2.close(ErrorCode.NO_ERROR, "the preface of HTTP/2 is late")
         elif now >= self._active + self.limits.idle:
             self.http2.close(ErrorCode.NO_ERROR, "the connection is idle")
         else:
-            self.due = self._active + self.limits.idle
+            self.due = min(self._active + self.limits.idle, self._late)
         self.flush()
 
     def drain(self) -> None:
@@ -265,6 +278,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if not call.over or self.http2.held(number):
             self._calls[number] = call
+            if not call.over:
+                call.begin()
             if ended:
                 call.data(b"", True)
             if self.server.draining:  # the client has not heard of it yet
@@ -272,12 +287,23 @@ class Connection(asyncio.BufferedProtocol):
 
     def _call(self, number: int, head: CallHead) -> Running:
         context = Context(self.grant(head), head.timeout, head.metadata)
+        if context.grant is HEALTH:
+            self._check_stranger(head)
         method = self.server.methods.get(head.path)
         if method is None:
             raise Unimplemented(f"method {head.path!r} is not here")
         if isinstance(method, Streaming):
             return StreamingCall(self, number, head, context, method)
         return UnaryCall(self, number, head, context, method)
+
+    def _check_stranger(self, head: CallHead) -> None:
+        """Raise ResourceExhausted if a client without a credential takes more than a probe needs."""
+        if head.size > STRANGERS_BYTES:
+            raise ResourceExhausted(
+                f"the call has {head.size} bytes of metadata; at most {STRANGERS_BYTES} are taken without a credential"
+            )
+        if len(self._calls) >= _STRANGERS_CALLS:
+            raise ResourceExhausted(f"the connection has {len(self._calls)} calls; send a credential with more")
 
     # The end.
 

@@ -23,6 +23,7 @@ class CallHead(NamedTuple):
 
     `timeout` is in seconds. `coding` is how compressed messages of the client are compressed, and `reply_coding` how
     it wants its replies: as it sends, if it reads that, too. `status` is the HTTP status of what is no gRPC call.
+    `size` is that of all fields.
     """
 
     path: str
@@ -32,6 +33,7 @@ class CallHead(NamedTuple):
     reply_coding: str = IDENTITY
     status: int = 200
     error: OffloadError | None = None
+    size: int = 0
 
 
 def call_head(head: RequestHead, largest: int) -> CallHead:
@@ -51,7 +53,9 @@ def call_head(head: RequestHead, largest: int) -> CallHead:
             raise Unimplemented(f"grpc-encoding {coding!r} is not known; use one of {', '.join(CODINGS)}")
         read = metadata.get("grpc-accept-encoding", "").replace(" ", "").split(",")
         reply_coding = coding if coding in read else IDENTITY
-        return CallHead(head.path, metadata, _timeout(metadata.get("grpc-timeout")), coding, reply_coding)
+        return CallHead(
+            head.path, metadata, _timeout(metadata.get("grpc-timeout")), coding, reply_coding, size=head.size
+        )
     except OffloadError as error:
         return CallHead(head.path, metadata, error=error)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
-from zmq_offload.errors import InvalidArgument, NotFound, OffloadError, Unauthenticated, Unavailable
+from zmq_offload.errors import InvalidArgument, NotFound, OffloadError, ResourceExhausted, Unauthenticated, Unavailable
 from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.calls import Buffer, Buffers, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog
@@ -17,6 +17,9 @@ from zmq_offload.gateway.grpc.calls import Context, Reply, Streaming, Unary, Wri
 from zmq_offload.gateway.protobuf.messages import message_class, parse_small_message
 
 SERVICE = "grpc.health.v1.Health"
+
+WATCHING = 1024
+"""Clients that watch at once; they need no credential."""
 
 EVERY = 1.0
 """Seconds between two looks at the list of models, for a client that watches."""
@@ -43,6 +46,7 @@ class _Health:
     def __init__(self, fabric: Fabric, services: Collection[str]) -> None:
         self.fabric = fabric
         self._services = services
+        self.watching = 0
 
     def check(self, data: Buffer, context: Context, reply: Reply) -> Cancel | None:
         """Answer with the status of a service. Ends with NotFound for an unknown one."""
@@ -113,10 +117,14 @@ class _Watch:
         if self._service is not None or self._over:
             return
         try:
-            self._service = self._health.service_of(data, self._context)
+            service = self._health.service_of(data, self._context)
+            if self._health.watching >= WATCHING:
+                raise ResourceExhausted(f"{WATCHING} clients watch; use Check, or try again later")
         except OffloadError as error:
             self._close(error)
             return
+        self._service = service
+        self._health.watching += 1
         self._look()
 
     def half_closed(self) -> None:
@@ -126,12 +134,17 @@ class _Watch:
 
     def canceled(self) -> None:
         """The client is gone."""
-        self._over = True
+        self._end()
         if self._timer is not None:
             self._timer()
 
-    def _close(self, error: OffloadError) -> None:
+    def _end(self) -> None:
+        if self._service is not None and not self._over:
+            self._health.watching -= 1
         self._over = True
+
+    def _close(self, error: OffloadError) -> None:
+        self._end()
         self._writer.close(error)
 
     def _look(self) -> None:

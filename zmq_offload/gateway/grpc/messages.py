@@ -29,10 +29,11 @@ class Message(NamedTuple):
 class Assembler:
     """Makes messages of the data of one stream."""
 
-    __slots__ = ("_compressed", "_filled", "_largest", "_memory", "_prefix")
+    __slots__ = ("_compressed", "_compressible", "_filled", "_largest", "_memory", "_prefix")
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, largest: int, compressible: bool = True) -> None:
         self._largest = largest
+        self._compressible = compressible
         self._prefix = b""
         self._memory: memoryview | None = None
         self._filled = self._compressed = 0
@@ -90,6 +91,8 @@ class Assembler:
     def _check(self, size: int) -> None:
         if self._compressed > 1:
             raise InvalidArgument(f"a message begins with {self._compressed}; 0 or 1 says whether it is compressed")
+        if self._compressed and not self._compressible:
+            raise InvalidArgument("a message is compressed; without a credential, send it as it is")
         if size > self._largest:
             raise ResourceExhausted(f"a message has {size} bytes; at most {self._largest} are taken")
 

@@ -46,10 +46,18 @@ class Running(ABC):
         self._held = 0  # bytes that the server counts for this call
         self._received = 0
         self._mark: tuple[int, int] | None = None
-        self.assembler = Assembler(STRANGERS_BYTES if context.grant is HEALTH else connection.limits.message_bytes)
+        stranger = context.grant is HEALTH
+        self.assembler = Assembler(STRANGERS_BYTES if stranger else connection.limits.message_bytes, not stranger)
         self.over = False
 
     # What the connection calls.
+
+    def begin(self) -> None:
+        """The connection has the call: count its metadata, which lives as long as it does."""
+        try:
+            self._hold(self._head.size)
+        except OffloadError as error:
+            self.fail(error)
 
     def data(self, data: Buffer, ended: bool) -> None:
         """Data arrived; `ended`: it is the last."""

@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from zmq_offload.errors import Internal, OffloadError, Unauthenticated, Unavailable
+from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.calls import FAILED, Buffers
 from zmq_offload.gateway.grpc.calls import Context, Stream, Streaming
 from zmq_offload.gateway.grpc.heads import CallHead
@@ -30,13 +31,13 @@ class StreamingCall(Running):
     to those that it has.
     """
 
-    __slots__ = ("_choked", "_draining", "_ended", "_paused", "_queue", "_stream", "_taking")
+    __slots__ = ("_asked", "_choked", "_draining", "_ended", "_paused", "_queue", "_stream", "_taking")
 
     def __init__(
         self, connection: Connection, number: int, head: CallHead, context: Context, method: Streaming
     ) -> None:
         super().__init__(connection, number, head, context)
-        self._paused = self._choked = self._taking = self._ended = self._draining = False
+        self._paused = self._choked = self._taking = self._ended = self._draining = self._asked = False
         self._queue: deque[Message] = deque()
         self._stream: Stream | None = None
         try:
@@ -81,6 +82,7 @@ class StreamingCall(Running):
             self._go_on()
 
     def _take(self, message: Message) -> None:
+        self._asked = True
         if self._draining:
             self._free(PREFIX_BYTES + len(message.data))
         else:
@@ -144,7 +146,7 @@ class StreamingCall(Running):
             stream.canceled()
 
     def _expects(self) -> bool:
-        return False
+        return self._context.grant is HEALTH and not self._asked
 
     def _allowance(self) -> int:
         if self._queue:

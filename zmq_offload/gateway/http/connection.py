@@ -231,8 +231,7 @@ class Connection(asyncio.BufferedProtocol):
             self._grant = _NOTHING
         else:
             self._grant = self._server.access.check(head.headers.get("authorization"), self._peer, head.path)
-        unknown = self._grant is _NOTHING or self._grant is HEALTH
-        if unknown and (head.length is None or head.length > STRANGERS_BYTES):
+        if _is_stranger(self._grant) and (head.length is None or head.length > STRANGERS_BYTES):
             raise Refused(413, f"the body is too long; send at most {STRANGERS_BYTES} bytes without a credential")
         if head.expects and alone and head.length != 0:
             self._transport.write(_CONTINUE)
@@ -274,7 +273,8 @@ class Connection(asyncio.BufferedProtocol):
             self._ask(body)
         else:
             self._phase = _Phase.CODING
-            self._decode(self._number, Decoding(coding, body, self._limits.body_bytes))
+            limit = STRANGERS_BYTES if _is_stranger(self._grant) else self._limits.body_bytes
+            self._decode(self._number, Decoding(coding, body, limit))
 
     def _decode(self, number: int, decoding: Decoding) -> None:
         """Decompress a part of a body. Raises Refused or OffloadError."""
@@ -397,3 +397,8 @@ class Connection(asyncio.BufferedProtocol):
         self._progress = Progress(self._sent())
         self.due = self._server.now() + self._limits.receive
         self._transport.close()
+
+
+def _is_stranger(grant: Grant) -> bool:
+    """Whether a request has no credential. A client in the list may have the same name."""
+    return grant is HEALTH or grant is _NOTHING

@@ -15,6 +15,8 @@ Head = TypeVar("Head")
 
 REMEMBERED = 16
 LONGEST_REMEMBERED = 512
+LARGEST_REMEMBERED = 4096
+"""Bytes of the fields: a short block may name a long entry of the table again and again."""
 
 _NAME = re.compile(r"[!-9;-@\[-~]+")
 _VALUE = re.compile(r"(?![ \t])[^\0\r\n]*(?<![ \t])")
@@ -95,7 +97,7 @@ class Decoder(Generic[Head]):
             fields, changed = self._fields(block)
             head = request_head(fields)
             found = self._interpret(head), head.content_length
-            if not changed and len(block) <= LONGEST_REMEMBERED:
+            if not changed and len(block) <= LONGEST_REMEMBERED and head.size <= LARGEST_REMEMBERED:
                 if len(self._remembered) >= REMEMBERED:
                     self._remembered.clear()
                 self._remembered[block] = found

@@ -29,6 +29,11 @@ class Reader(ABC):
         # What is still to come of the DATA frame that arrives, or of a frame that nobody reads.
         self._left = self._padding = 0
 
+    @property
+    def partial(self) -> bool:
+        """Whether a frame other than DATA, or the headers of a stream, are here in part."""
+        return bool(self._partial) or self._within_block
+
     @abstractmethod
     def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         """A frame other than DATA."""
