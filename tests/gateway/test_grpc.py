@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import queue
 import shutil
@@ -634,3 +635,40 @@ def test_a_connection_too_many_is_refused():
         with Wire(server) as second:
             assert second.until(frames.GOAWAY).number == ErrorCode.ENHANCE_YOUR_CALM
             assert second.frame() is None
+
+
+@pytest.mark.parametrize("path", ["/t/Echo", "/t/Stream"])
+def test_a_call_does_not_wait_for_the_compression_of_anothers_messages(server, path):
+    """Neither while a message is decompressed, nor while the reply is compressed."""
+    small, large = message(b"x"), message(gzip.compress(bytes(4 << 20)), True)
+    asks = call(path, ("grpc-encoding", "gzip"), ("grpc-accept-encoding", "gzip"))
+    with Wire(server) as wire:
+        wire.send(headers(1, asks), data(1, large, end=True), headers(3, call()), data(3, small, end=True))
+        ended = []
+        received = bytearray()
+        while len(ended) < 2:
+            frame = wire.until(frames.HEADERS, frames.DATA)
+            if frame.kind == frames.DATA and frame.stream == 1:
+                received += frame.payload
+            if frame.flags & frames.END_STREAM:
+                ended.append(frame.stream)
+        assert ended == [3, 1]
+        assert gzip.decompress(received[5:]) == bytes(4 << 20)
+
+
+def test_messages_of_a_stream_keep_their_order_while_they_are_compressed(channel):
+    messages = [bytes([number]) * (number % 3 * 3_000_000) for number in range(12)]
+    stream = channel.stream_stream("/t/Stream")
+    assert list(stream(iter(messages), compression=grpc.Compression.Gzip)) == messages
+    assert failing(lambda: list(stream(iter([bytes(1_000_000), b"error INTERNAL"]), compression=grpc.Compression.Gzip)))
+
+
+@pytest.mark.parametrize("path", ["/t/Echo", "/t/Stream"])
+def test_a_client_that_is_gone_during_compression_harms_nothing(server, channel, path):
+    asks = call(path, ("grpc-encoding", "gzip"), ("grpc-accept-encoding", "gzip"))
+    with Wire(server) as wire:
+        for stream in 1, 3:
+            wire.send(headers(stream, asks), data(stream, message(gzip.compress(bytes(4 << 20)), True), end=True))
+        wire.send(frame(frames.RST_STREAM, 0, 1, bytes(4)))
+    wait_for(lambda: server.grpc.connections <= 1 and not server.grpc.held)
+    assert channel.unary_unary("/t/Echo")(b"x") == b"x"

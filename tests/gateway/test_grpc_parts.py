@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import random
 import zlib
 
 import hpack
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmq_offload.errors import InvalidArgument, NotFound, OffloadError, ResourceExhausted, Unimplemented
-from zmq_offload.gateway.grpc.codings import compress, decompress
+from zmq_offload.gateway.grpc.codings import Decoding, Encoding
 from zmq_offload.gateway.grpc.heads import CallHead, call_head
 from zmq_offload.gateway.grpc.messages import Assembler, prefixed
 from zmq_offload.gateway.grpc.responses import HEADS, SUCCESS, failure, no_call
@@ -66,6 +68,20 @@ def test_how_messages_are_compressed():
     assert head(("grpc-accept-encoding", "gzip,deflate")).reply_coding == "identity"
 
 
+def compress(coding, parts):
+    encoding = Encoding(coding, parts)
+    while not encoding.step():
+        pass
+    return encoding.parts
+
+
+def decompress(coding, data, largest):
+    decoding = Decoding(coding, data, largest)
+    while not decoding.step():
+        pass
+    return decoding.message
+
+
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @settings(max_examples=40)
 @given(parts=st.lists(st.binary(max_size=100), max_size=3))
@@ -92,6 +108,23 @@ def test_compression_is_undone(coding, parts):
 def test_what_cannot_be_decompressed_is_refused(coding, data, error):
     with pytest.raises(error):
         decompress(coding, data, 1000)
+
+
+@pytest.mark.parametrize("size", [0, 1, 256 * 1024, 256 * 1024 + 1, 1_000_000])
+def test_steps_of_compression_are_short(size):
+    for data in bytes(size), random.Random(0).randbytes(size):
+        encoding = Encoding("gzip", [data[:1000], data[1000:]])
+        steps = 1
+        while not encoding.step():
+            steps += 1
+        assert steps == max(1, math.ceil(size / 65536))
+        decoding = Decoding("gzip", b"".join(encoding.parts), size)
+        before, done = 0, False
+        while not done:
+            done = decoding.step()
+            assert len(decoding.message) - before <= 256 * 1024
+            before = len(decoding.message)
+        assert decoding.message == data
 
 
 @given(

@@ -276,7 +276,7 @@ class Connection(asyncio.BufferedProtocol):
         except OffloadError as error:
             self.http2.end(number, failure(error, begun=False))
             return
-        if not call.over or self.http2.held(number):
+        if not call.over or call.unsent:
             self._calls[number] = call
             if not call.over:
                 call.begin()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from zmq_offload.errors import DeadlineExceeded, InvalidArgument, OffloadError, ResourceExhausted
+from zmq_offload.errors import DeadlineExceeded, Internal, InvalidArgument, OffloadError, ResourceExhausted
 from zmq_offload.gateway.access.decisions import HEALTH, STRANGERS_BYTES
-from zmq_offload.gateway.calls import Buffer, Buffers
+from zmq_offload.gateway.calls import FAILED, Buffer, Buffers
 from zmq_offload.gateway.grpc.calls import Context
-from zmq_offload.gateway.grpc.codings import IDENTITY, compress, decompress
+from zmq_offload.gateway.grpc.codings import IDENTITY, Decoding, Encoding
 from zmq_offload.gateway.grpc.heads import CallHead
 from zmq_offload.gateway.grpc.limits import RATE
 from zmq_offload.gateway.grpc.messages import Assembler, Message, prefixed
@@ -17,6 +19,8 @@ from zmq_offload.gateway.grpc.responses import HEADS, failure
 
 if TYPE_CHECKING:
     from zmq_offload.gateway.grpc.connection import Connection
+
+_log = logging.getLogger(__name__)
 
 
 class Running(ABC):
@@ -27,11 +31,14 @@ class Running(ABC):
         "_complete",
         "_connection",
         "_context",
+        "_decoding",
         "_head",
         "_held",
         "_mark",
         "_number",
+        "_outbox",
         "_received",
+        "_trailers",
         "assembler",
         "over",
     )
@@ -46,6 +53,9 @@ class Running(ABC):
         self._held = 0  # bytes that the server counts for this call
         self._received = 0
         self._mark: tuple[int, int] | None = None
+        self._decoding = False  # `_decode_on` is going to be called
+        self._outbox: list[Encoding] = []  # messages that are being compressed
+        self._trailers: bytes | None = None  # what ends the response after them
         stranger = context.grant is HEALTH
         self.assembler = Assembler(STRANGERS_BYTES if stranger else connection.limits.message_bytes, not stranger)
         self.over = False
@@ -83,13 +93,22 @@ class Running(ABC):
 
     def gone(self) -> None:
         """The client, or its connection, is gone."""
+        self._outbox.clear()
         if not self.over:
             self._close()
             self._canceled()
 
-    @abstractmethod
+    @property
+    def unsent(self) -> bool:
+        """Whether there is more to send than what is sent."""
+        return bool(self._outbox) or self._connection.http2.held(self._number) > 0
+
     def drained(self) -> None:
-        """All that was to be sent is sent."""
+        """All that flow control held back is sent."""
+        if self.over and not self._outbox:
+            self._connection.ended(self._number)
+        elif not self.over:
+            self._go_on()
 
     def drain(self) -> None:  # noqa: B027  (a call that ends by itself has nothing to do)
         """The gateway stops: end as soon as that is possible without losing what was taken."""
@@ -107,11 +126,7 @@ class Running(ABC):
 
     def expire(self) -> None:
         """The client is too slow."""
-        if self.over:
-            self._connection.abandon(self._number)
-        else:
-            self._canceled()
-            self.fail(DeadlineExceeded("the message, or the reading of the reply, makes no progress"))
+        self._give_up(DeadlineExceeded("the message, or the reading of the reply, makes no progress"))
 
     # What the kinds of calls do.
 
@@ -135,6 +150,10 @@ class Running(ABC):
     def _allowance(self) -> int:
         """How many more bytes the client may send now."""
 
+    @abstractmethod
+    def _go_on(self) -> None:
+        """Go on with messages that are here: there is more of one, or all replies are sent."""
+
     # What they share.
 
     def fail(self, error: OffloadError) -> None:
@@ -153,30 +172,88 @@ class Running(ABC):
         elif allowance := self._allowance():
             self._connection.http2.allow(self._number, allowance)
 
-    def _decoded(self, message: Message) -> Buffer:
-        if not message.compressed:
-            return message.data
-        data = decompress(self._head.coding, message.data, self._connection.limits.message_bytes)
-        self._hold(len(data))
-        return data
+    def _give_up(self, error: OffloadError) -> None:
+        """End the call with an error, and without what is not sent."""
+        self._outbox.clear()
+        if self.over:
+            self._connection.abandon(self._number)
+        else:
+            self._canceled()
+            self.fail(error)
 
-    def _send(self, parts: Buffers) -> bool:
-        """Send a message; whether it is all sent."""
+    def _later(self, work: Callable[[], None]) -> None:
+        """Do a part of long work in the next turn of the loop, so that other calls do not wait for all of it."""
+        self._connection.server.loop.call_soon(self._do, work)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:  # for instance MemoryError; the client must get an answer
+            _log.exception("the call of %s failed", self._head.path)
+            self._give_up(Internal(FAILED))
+            self._connection.flush()
+
+    def _decoder(self, message: Message) -> Decoding:
+        return Decoding(self._head.coding, message.data, self._connection.limits.message_bytes)
+
+    def _decode(self, decoding: Decoding) -> bool:
+        """Decompress a part of a message. Whether it is whole; if it is not, `_go_on` is called when more is."""
+        if self._decoding:
+            return False
+        before = len(decoding.message)
+        done = decoding.step()
+        self._hold(len(decoding.message) - before)
+        if not done:
+            self._decoding = True
+            self._later(self._decode_on)
+        return done
+
+    def _decode_on(self) -> None:
+        self._decoding = False
+        self._go_on()
+
+    def _send(self, parts: Buffers) -> None:
+        """Send a message."""
         http2, coding = self._connection.http2, self._head.reply_coding
         if not self._begun:
             self._begun = True
             http2.headers(self._number, HEADS[coding])
-        compressed = coding != IDENTITY
-        return http2.data(self._number, prefixed(compress(coding, parts) if compressed else parts, compressed))
+        if coding == IDENTITY:
+            http2.data(self._number, prefixed(parts))
+            return
+        self._outbox.append(Encoding(coding, parts))
+        if len(self._outbox) == 1:
+            self._encode()
+
+    def _encode(self) -> None:
+        """Compress a part of what is to be sent, and send what is ready."""
+        while self._outbox:
+            if not self._outbox[0].step():
+                self._later(self._encode_on)
+                return
+            self._connection.http2.data(self._number, prefixed(self._outbox.pop(0).parts, True))
+
+    def _encode_on(self) -> None:
+        self._encode()
+        if self._trailers is not None and not self._outbox:
+            self._end_response(self._trailers)
+        elif not self.unsent:
+            self._go_on()
+        self._connection.flush()
 
     def _finish(self, trailers: bytes) -> None:
         """End the response."""
         self._close()
-        http2 = self._connection.http2
-        http2.end(self._number, trailers)
-        if not http2.held(self._number):
-            self._connection.ended(self._number)
+        if self._outbox:
+            self._trailers = trailers
+        else:
+            self._end_response(trailers)
         self._connection.flush()
+
+    def _end_response(self, trailers: bytes) -> None:
+        self._connection.http2.end(self._number, trailers)
+        if not self._connection.http2.held(self._number):
+            self._connection.ended(self._number)
 
     def _hold(self, size: int) -> None:
         """Count bytes that are held."""

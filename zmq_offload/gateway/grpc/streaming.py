@@ -10,6 +10,7 @@ from zmq_offload.errors import Internal, OffloadError, Unauthenticated, Unavaila
 from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.calls import FAILED, Buffers
 from zmq_offload.gateway.grpc.calls import Context, Stream, Streaming
+from zmq_offload.gateway.grpc.codings import Decoding
 from zmq_offload.gateway.grpc.heads import CallHead
 from zmq_offload.gateway.grpc.messages import PREFIX_BYTES, Message
 from zmq_offload.gateway.grpc.responses import HEADS, SUCCESS, failure
@@ -31,14 +32,15 @@ class StreamingCall(Running):
     to those that it has.
     """
 
-    __slots__ = ("_asked", "_choked", "_draining", "_ended", "_paused", "_queue", "_stream", "_taking")
+    __slots__ = ("_asked", "_coded", "_draining", "_ended", "_paused", "_queue", "_stream", "_taking")
 
     def __init__(
         self, connection: Connection, number: int, head: CallHead, context: Context, method: Streaming
     ) -> None:
         super().__init__(connection, number, head, context)
-        self._paused = self._choked = self._taking = self._ended = self._draining = self._asked = False
+        self._paused = self._taking = self._ended = self._draining = self._asked = False
         self._queue: deque[Message] = deque()
+        self._coded: Decoding | None = None  # the first of them while it is decompressed
         self._stream: Stream | None = None
         try:
             self._stream = method.begin(context, self)
@@ -50,7 +52,7 @@ class StreamingCall(Running):
 
     def send(self, message: Buffers) -> None:
         if not self.over:
-            self._choked |= not self._send(message)
+            self._send(message)
             self._connection.flush()
 
     def close(self, error: OffloadError | None = None) -> None:
@@ -68,13 +70,6 @@ class StreamingCall(Running):
         self._go_on()
 
     # As a running call.
-
-    def drained(self) -> None:
-        if self.over:
-            self._connection.ended(self._number)
-        else:
-            self._choked = False
-            self._go_on()
 
     def drain(self) -> None:
         if not self._complete:
@@ -117,11 +112,17 @@ class StreamingCall(Running):
             return
         self._taking = True
         try:
-            while self._queue and not (self._paused or self._choked or self.over):
-                if self._connection.grant(self._head) != self._context.grant:
+            while self._queue and not (self._paused or self.over or self.unsent):
+                message = self._queue[0]
+                data = message.data
+                if self._coded is None and self._connection.grant(self._head) != self._context.grant:
                     raise Unauthenticated("the models of this credential have changed; begin another stream")
-                message = self._queue.popleft()
-                data = self._decoded(message)
+                if message.compressed:
+                    self._coded = self._coded or self._decoder(message)
+                    if not self._decode(self._coded):
+                        return
+                    data, self._coded = memoryview(self._coded.message), None
+                self._queue.popleft()
                 stream.message(data)
                 self._free(PREFIX_BYTES + len(message.data) + (len(data) if message.compressed else 0))
             if self._ended and not self._queue and not self.over:
@@ -142,6 +143,7 @@ class StreamingCall(Running):
     def _canceled(self) -> None:
         stream, self._stream = self._stream, None
         self._queue.clear()
+        self._coded = None
         if stream:
             stream.canceled()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError
 from zmq_offload.gateway.calls import FAILED, Buffer, Buffers, Cancel
 from zmq_offload.gateway.grpc.calls import Context, Unary
+from zmq_offload.gateway.grpc.codings import Decoding
 from zmq_offload.gateway.grpc.heads import CallHead
 from zmq_offload.gateway.grpc.messages import Message
 from zmq_offload.gateway.grpc.responses import SUCCESS
@@ -22,28 +23,41 @@ _log = logging.getLogger(__name__)
 class UnaryCall(Running):
     """A call with one message each way."""
 
-    __slots__ = ("_cancel", "_message", "_method")
+    __slots__ = ("_cancel", "_coded", "_message", "_method")
 
     def __init__(self, connection: Connection, number: int, head: CallHead, context: Context, method: Unary) -> None:
         super().__init__(connection, number, head, context)
         self._method = method
-        self._message: Buffer | None = None
+        self._message: Message | None = None
+        self._coded: Decoding | None = None  # the message while it is decompressed
         self._cancel: Cancel | None = None
-
-    def drained(self) -> None:
-        if self.over:
-            self._connection.ended(self._number)
 
     def _take(self, message: Message) -> None:
         if self._message is not None:
             raise InvalidArgument("the call has more than one message; its method takes one")
-        self._message = self._decoded(message)
+        self._message = message
 
     def _end(self) -> None:
-        message = self._message
+        message, self._message = self._message, None
         if message is None:
             raise InvalidArgument("the call has no message; its method takes one")
-        self._message = None
+        if message.compressed:
+            self._coded = self._decoder(message)
+            self._go_on()
+        else:
+            self._run(message.data)
+
+    def _go_on(self) -> None:
+        if self._coded is None or self.over:
+            return
+        try:
+            if self._decode(self._coded):
+                message, self._coded = memoryview(self._coded.message), None
+                self._run(message)
+        except OffloadError as error:
+            self.fail(error)
+
+    def _run(self, message: Buffer) -> None:
         try:
             cancel = self._method(message, self._context, self._reply)
         except Exception:
@@ -64,6 +78,7 @@ class UnaryCall(Running):
             self._finish(SUCCESS)
 
     def _canceled(self) -> None:
+        self._coded = None
         cancel, self._cancel = self._cancel, None
         if cancel:
             cancel()
