@@ -8,6 +8,7 @@ import io
 import json
 import queue
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -295,3 +296,17 @@ def test_a_gateway_that_anybody_could_use_does_not_start() -> None:
     with running("-m", "zmq_offload.gateway", "--http", "0.0.0.0:0", "--grpc", "none") as process:
         process.wait_for(r"0\.0\.0\.0:0 can be reached from other machines without tokens or client certificates")
         assert process.wait() == 1
+
+
+def test_clients_that_do_not_wait_for_answers_do_not_fill_the_log(site: Site) -> None:
+    host, _, port = site.gateway.http.rpartition(":")
+    request = f"GET /v2/health/live HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    for _ in range(5):
+        with (
+            socket.create_connection((host, int(port)), timeout=20) as plain,
+            site.context().wrap_socket(plain, server_hostname="localhost") as wrapped,
+        ):
+            wrapped.sendall(request * 100)
+    with site.connected() as connection:
+        assert ask(connection, "/v2/health/live")[0] == 200
+    assert "connection is closed" not in "\n".join(site.gateway.process.seen())

@@ -29,10 +29,19 @@ _KEPT_BYTES = 64 * 1024 * 1024
 def serve(config: Config) -> int:
     """Run a gateway in this process until SIGTERM, SIGINT or SIGHUP."""
     raise_file_limit(log)
+    logging.getLogger("asyncio").addFilter(_is_of_use)
     memory.keep(_KEPT_BYTES)
     uvloop.run(_run(config))
     log.info("stopped")
     return 0
+
+
+_OF_LOST_CONNECTIONS = ("SSL connection is closed", "socket.send() raised exception.")
+"""What the event loop logs for each answer that its client does not wait for: strangers could fill the log."""
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return record.msg not in _OF_LOST_CONNECTIONS
 
 
 async def _run(config: Config) -> None:
