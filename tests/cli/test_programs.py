@@ -63,6 +63,10 @@ def test_status_without_a_broker_is_one_line() -> None:
         (["broker", "--frontend", "localhost"], "use tcp://HOST:PORT"),
         (["broker", "--max-queued", "0"], "whole number from 1"),
         (["broker", "--heartbeat", "nan"], "time in seconds"),
+        (
+            ["zmq_offload", "gateway", "--http", "8000"],
+            "address '8000' is not a host and a port; use HOST:PORT, such as",
+        ),
         (["workers", "--executor", "gpu"], "graph or echo"),
         (["workers", "--broker", ""], "one or more endpoints"),
         (["workers", "--processes", "many"], "whole number from 1"),

@@ -171,7 +171,8 @@ def test_an_address_that_is_taken_is_one_clear_line() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with running("-m", "zmq_offload.gateway", "--http", address) as process:
             assert process.wait() == 1
-            assert process.lines == [f"gateway: error: cannot listen at {address}: Address already in use"]
+            what = f"cannot listen at {address}: Address already in use"
+            assert process.lines == [f"gateway: error: {what}; choose another address with --http, or none"]
 
 
 def test_without_the_extra_one_line_says_what_to_install(

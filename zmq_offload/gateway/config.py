@@ -32,7 +32,12 @@ def address(text: str) -> str:
         return text
     if "://" in text:
         raise InvalidArgument(f"address {text!r} has a transport; use HOST:PORT, or none")
-    check_endpoint(f"tcp://{text}")
+    try:
+        check_endpoint(f"tcp://{text}")
+    except InvalidArgument:
+        raise InvalidArgument(
+            f"address {text!r} is not a host and a port; use HOST:PORT, such as 127.0.0.1:8000 or [::1]:8000, or none"
+        ) from None
     if text.endswith(":*"):
         raise InvalidArgument(f"address {text!r}: the port is not a number; use 0 for a free one")
     return text

@@ -48,7 +48,7 @@ class Service(Protocol):
 
 
 class Door(NamedTuple):
-    """A port that is wanted: its name, HOST:PORT, and what answers there."""
+    """A port that is wanted: its name, which is that of its option, HOST:PORT, and what answers there."""
 
     name: str
     address: str
@@ -76,7 +76,7 @@ async def listen(doors: Iterable[Door]) -> list[Port]:
     loop = asyncio.get_running_loop()
     ports = []
     for door in doors:
-        bound = _bind(door.address)
+        bound = _bind(door)
         handshake = _HANDSHAKE if door.tls else None
         server = await loop.create_server(
             door.service.protocol, sock=bound, ssl=door.tls, ssl_handshake_timeout=handshake, backlog=_BACKLOG
@@ -85,9 +85,9 @@ async def listen(doors: Iterable[Door]) -> list[Port]:
     return ports
 
 
-def _bind(address: str) -> socket.socket:
-    """A socket that is bound to HOST:PORT. `[::]` accepts IPv4, too."""
-    host, _, port = addresses.to_bind(f"tcp://{address}").removeprefix("tcp://").rpartition(":")
+def _bind(door: Door) -> socket.socket:
+    """A socket that is bound to a door's HOST:PORT. `[::]` accepts IPv4, too."""
+    host, _, port = addresses.to_bind(f"tcp://{door.address}").removeprefix("tcp://").rpartition(":")
     host = "0.0.0.0" if host == "*" else host.strip("[]")
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -103,7 +103,9 @@ def _bind(address: str) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        raise FailedPrecondition(f"cannot listen at {address}: {error.strerror}") from None
+        raise FailedPrecondition(
+            f"cannot listen at {door.address}: {error.strerror}; choose another address with --{door.name}, or none"
+        ) from None
     return bound
 
 
