@@ -33,10 +33,13 @@ LIMITS = Limits(
 
 
 class Echo(Stream):
-    """Sends each message back. "error NAME" ends the call with this error, "raise" raises, "pause" pauses."""
+    """Sends each message back. "error NAME" ends the call with this error, "raise" raises, "pause" pauses.
 
-    def __init__(self, server: Server, writer: Writer) -> None:
-        self.server, self.writer = server, writer
+    "left" is answered with the seconds that the client's deadline leaves.
+    """
+
+    def __init__(self, server: Server, context: Context, writer: Writer) -> None:
+        self.server, self.context, self.writer = server, context, writer
         server.streams.append(self)
         self.messages = 0
         self.ended = False
@@ -52,6 +55,8 @@ class Echo(Stream):
                 raise RuntimeError("as asked")
             if word == "refuse":
                 raise from_status(rest, "as asked")
+            if word == "left":
+                data = str(self.context.timeout).encode()
             if word == "pause":
                 self.writer.pause()
         self.writer.send([data])
@@ -89,8 +94,8 @@ class Server:
             "/t/Raise": self.fault,
             "/t/Context": self.context,
             "/grpc.health.v1.Health/Check": self.context,
-            "/grpc.health.v1.Health/Watch": Streaming(lambda context, writer: Echo(self, writer)),
-            "/t/Stream": Streaming(lambda context, writer: Echo(self, writer)),
+            "/grpc.health.v1.Health/Watch": Streaming(lambda context, writer: Echo(self, context, writer)),
+            "/t/Stream": Streaming(lambda context, writer: Echo(self, context, writer)),
             "/t/Broken": Streaming(self.fault),
         }
         self.grpc = GrpcServer(methods, self._access, self._limits)

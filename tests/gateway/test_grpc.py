@@ -672,3 +672,18 @@ def test_a_client_that_is_gone_during_compression_harms_nothing(server, channel,
         wire.send(frame(frames.RST_STREAM, 0, 1, bytes(4)))
     wait_for(lambda: server.grpc.connections <= 1 and not server.grpc.held)
     assert channel.unary_unary("/t/Echo")(b"x") == b"x"
+
+
+def test_a_message_that_comes_late_has_less_of_the_deadline(server):
+    with Wire(server) as wire:
+        for stream, path in (1, "/t/Context"), (3, "/t/Stream"):
+            wire.send(headers(stream, call(path, ("grpc-timeout", "10S"))), frame(frames.PING, 0, 0, b"12345678"))
+        wire.until(frames.PING)
+        wire.until(frames.PING)
+        time.sleep(0.02)
+        wire.send(data(1, message(b""), end=True), data(3, message(b"left")))
+        left = [json.loads(wire.until(frames.DATA).payload[5:])["timeout"], float(wire.until(frames.DATA).payload[5:])]
+        time.sleep(0.02)
+        wire.send(data(3, message(b"left"), end=True))
+        left.append(float(wire.until(frames.DATA).payload[5:]))
+        assert 10 > left[0] >= left[1] > left[2] > 0

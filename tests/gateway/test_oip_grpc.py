@@ -325,10 +325,11 @@ def test_classes_of_an_unknown_model_are_refused(call, fabric, catalog):
 class Client:
     """The writer of a stream, with the stream's requests."""
 
-    def __init__(self, fabric):
+    def __init__(self, fabric, timeout=None):
         self.answers, self.closed, self.pauses = [], [], []
         begin = methods(fabric, Off())[f"/{SERVICE}/ModelStreamInfer"].begin
-        self.stream = begin(Context(ALL, None, {}), self)
+        self.context = Context(ALL, timeout, {})
+        self.stream = begin(self.context, self)
 
     def send(self, message):
         assert not self.closed
@@ -367,6 +368,15 @@ def test_a_stream_answers_and_ends_after_the_last_answer(fabric):
         assert not answer.error_message
         assert answer.infer_response.raw_output_contents == [ROW.tobytes()]
         assert answer.infer_response.parameters["triton_final_response"].bool_param
+
+
+def test_requests_of_a_stream_have_the_time_that_the_stream_has(fabric):
+    client = Client(fabric, timeout=5.0)
+    client.ask()
+    client.context.timeout = 1.0
+    client.ask(parameters={"timeout": {"int64_param": 2_000_000}})
+    client.ask(parameters={"timeout": {"int64_param": 500_000}})
+    assert [call.timeout for call in fabric.calls] == [5.0, 1.0, 0.5]
 
 
 def test_a_stream_without_requests_ends(fabric):

@@ -13,7 +13,10 @@ from zmq_offload.net.grants import Grant
 
 @dataclass(slots=True)
 class Context:
-    """Who calls, the seconds that the client's deadline leaves (None: it has none), and the metadata."""
+    """Who calls, the seconds that the client's deadline leaves (None: it has none), and the metadata.
+
+    Each message of a stream finds in `timeout` what is left then.
+    """
 
     grant: Grant
     timeout: float | None

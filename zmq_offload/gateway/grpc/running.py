@@ -32,6 +32,7 @@ class Running(ABC):
         "_connection",
         "_context",
         "_decoding",
+        "_expires",
         "_head",
         "_held",
         "_mark",
@@ -48,6 +49,8 @@ class Running(ABC):
         self._number = number
         self._head = head
         self._context = context
+        timeout = context.timeout
+        self._expires = None if timeout is None else connection.server.now() + timeout
         self._begun = False  # the head of the response is sent
         self._complete = False  # the client sends nothing more
         self._held = 0  # bytes that the server counts for this call
@@ -171,6 +174,11 @@ class Running(ABC):
             self._end()
         elif allowance := self._allowance():
             self._connection.http2.allow(self._number, allowance)
+
+    def _keep_time(self) -> None:
+        """Before a method gets a message: tell it what is left of the client's deadline now."""
+        if self._expires is not None:
+            self._context.timeout = self._expires - self._connection.server.now()
 
     def _give_up(self, error: OffloadError) -> None:
         """End the call with an error, and without what is not sent."""

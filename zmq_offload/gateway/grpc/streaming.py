@@ -123,6 +123,7 @@ class StreamingCall(Running):
                         return
                     data, self._coded = memoryview(self._coded.message), None
                 self._queue.popleft()
+                self._keep_time()
                 stream.message(data)
                 self._free(PREFIX_BYTES + len(message.data) + (len(data) if message.compressed else 0))
             if self._ended and not self._queue and not self.over:

@@ -58,6 +58,7 @@ class UnaryCall(Running):
             self.fail(error)
 
     def _run(self, message: Buffer) -> None:
+        self._keep_time()
         try:
             cancel = self._method(message, self._context, self._reply)
         except Exception:

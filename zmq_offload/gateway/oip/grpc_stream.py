@@ -29,7 +29,7 @@ class InferStream:
 
     def __init__(self, inference: Inference, context: Context, writer: Writer) -> None:
         self._inference = inference
-        self._grant = context.grant
+        self._context = context
         self._writer = writer
         self._open: set[_Run] = set()
         """Requests whose answers are not sent."""
@@ -51,7 +51,7 @@ class InferStream:
             run.id = parse(divided.rest).id if divided.id is None else divided.id
             if not run.id:
                 self._in_order.append(run)
-            run.cancel = self._inference.start(divided, self._grant, None, run.answered)
+            run.cancel = self._inference.start(divided, self._context.grant, self._context.timeout, run.answered)
         except Malformed as error:
             self.canceled()
             self._writer.close(error)
