@@ -132,6 +132,28 @@ async def test_a_client_that_does_not_read_is_disconnected() -> None:
     assert peer.transport.aborted
 
 
+@in_loop
+async def test_answers_that_are_not_read_count_as_held() -> None:
+    """Each client may be slow, but all of them together must not fill the memory with answers."""
+    service = Service()
+    service.respond = lambda request: Response(200, [bytes(200_000)])
+    slow = [service.peer() for _ in range(2)]
+    for peer in slow:
+        peer.connection.pause_writing()
+        peer.transport.unsent = 200_000
+        peer.send(request())
+    assert service.server.held == 400_000
+    other = service.peer()
+    other.send(request())
+    ((status, body),) = other.answers()
+    assert status == 429 and b"500000 bytes of requests and unread answers; try again later" in body
+    slow[0].connection.resume_writing()
+    slow[1].go()
+    assert service.server.held == 0
+    other.send(request())
+    assert [status for status, _ in other.answers()] == [429, 200]
+
+
 @pytest.mark.parametrize("end", ["Connection: close", "Connection: Close, X"])
 @in_loop
 async def test_a_connection_closes_if_the_client_wants_it(end: str) -> None:

@@ -28,6 +28,9 @@ HEALTH = Grant("health check")
 What names a model must not be answered to them.
 """
 
+NOBODY = Grant("nobody", frozenset())
+"""Of those who only ask what a browser asks before it sends a credential."""
+
 STRANGERS_BYTES = 4096
 """The longest body, or message, of a request without a credential: strangers must not fill the gateway's memory."""
 
@@ -45,6 +48,11 @@ PUBLIC = frozenset(
 
 _NAMES = {"URI": "uri", "DNS": "dns", "email": "email"}
 """Kinds of names that the `ssl` module finds in a certificate -> as lists write them."""
+
+
+def is_stranger(grant: Grant) -> bool:
+    """Whether a request has no credential. A client in the list may have the same name."""
+    return grant is HEALTH or grant is NOBODY
 
 
 class Peer(NamedTuple):

@@ -13,8 +13,8 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from zmq_offload.errors import OffloadError, ResourceExhausted
-from zmq_offload.gateway.access.decisions import HEALTH, STRANGERS_BYTES
+from zmq_offload.errors import OffloadError
+from zmq_offload.gateway.access.decisions import NOBODY, STRANGERS_BYTES, is_stranger
 from zmq_offload.gateway.access.tls import peer_of
 from zmq_offload.gateway.calls import FAILED, Buffer, Cancel
 from zmq_offload.gateway.http.codings import COMPRESSED_FROM, Decoding, Encoding, choose
@@ -22,7 +22,7 @@ from zmq_offload.gateway.http.heads import Head, Refused
 from zmq_offload.gateway.http.incoming import Incoming
 from zmq_offload.gateway.http.limits import Progress
 from zmq_offload.gateway.http.messages import Request, Response
-from zmq_offload.gateway.http.responses import failed, failure, head_of, size_of
+from zmq_offload.gateway.http.responses import exhausted, failed, failure, head_of, size_of
 from zmq_offload.net.grants import Grant
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-_NOTHING = Grant("nobody", frozenset())
 
 _JOINED_BYTES = 64 * 1024
 """A response of at most this size is joined to one write: the copy costs less than a vector of buffers."""
@@ -96,7 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         self._held = bytearray()  # bytes that came and are not handled yet
         self._started = False  # the first bytes of a head have come
         self._incoming = Incoming(server.heads, server.limits)
-        self._holds = 0  # bytes of the request's body, as the server counts them
+        self._holds = 0  # bytes of the request's body, or of its unread answer, as the server counts them
         self._number = 0  # of the request, so that a late response cannot answer another one
         self._cancel: Cancel | None = None
         self._taking = False
@@ -228,10 +226,10 @@ class Connection(asyncio.BufferedProtocol):
         """A head has come, `alone` or with more bytes. Raises Refused or OffloadError, before a body is held."""
         head = self._head = cast("Head", self._incoming.head)
         if head.method == "OPTIONS":  # a browser sends no credential with it, and nothing is done
-            self._grant = _NOTHING
+            self._grant = NOBODY
         else:
             self._grant = self._server.access.check(head.headers.get("authorization"), self._peer, head.path)
-        if _is_stranger(self._grant) and (head.length is None or head.length > STRANGERS_BYTES):
+        if is_stranger(self._grant) and (head.length is None or head.length > STRANGERS_BYTES):
             raise Refused(413, f"the body is too long; send at most {STRANGERS_BYTES} bytes without a credential")
         if head.expects and alone and head.length != 0:
             self._transport.write(_CONTINUE)
@@ -255,10 +253,10 @@ class Connection(asyncio.BufferedProtocol):
         self._holds += count
         server.held += count
         if server.held > self._limits.held_bytes:
-            raise ResourceExhausted(f"the gateway holds {self._limits.held_bytes} bytes of requests; try again later")
+            raise exhausted(self._limits)
 
     def _release(self) -> None:
-        """The body is not held any more."""
+        """The body, or the answer, is not held any more."""
         self._server.held -= self._holds
         self._holds = 0
         self._incoming.drop()
@@ -273,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
             self._ask(body)
         else:
             self._phase = _Phase.CODING
-            limit = STRANGERS_BYTES if _is_stranger(self._grant) else self._limits.body_bytes
+            limit = STRANGERS_BYTES if is_stranger(self._grant) else self._limits.body_bytes
             self._decode(self._number, Decoding(coding, body, limit))
 
     def _decode(self, number: int, decoding: Decoding) -> None:
@@ -336,11 +334,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answer(self, response: Response) -> None:
         """Write the response to the request, and go on."""
-        head = self._head
-        keep_alive = head.keep_alive and not self._server.draining
+        head, server = self._head, self._server
+        self._release()
+        size = size_of(response.body)
+        if size > _JOINED_BYTES and server.held + size > self._limits.held_bytes:
+            response = failed(exhausted(self._limits))
+        keep_alive = head.keep_alive and not server.draining
         connection = ("keep-alive" if head.version == "1.0" else None) if keep_alive else "close"
         self._write(response, connection, with_body=head.method != "HEAD")
-        self._release()
+        if self._write_paused:
+            self._holds = self._transport.get_write_buffer_size()  # until the client has read it
+            server.held += self._holds
         if keep_alive:
             self._next()
         else:
@@ -366,6 +370,7 @@ class Connection(asyncio.BufferedProtocol):
             self._progress = Progress(self._sent())
             self.due = now + self._limits.receive
         else:
+            self._release()
             self._phase = _Phase.RECEIVING
             self.due = now + self._limits.idle
             self._resume()
@@ -397,8 +402,3 @@ class Connection(asyncio.BufferedProtocol):
         self._progress = Progress(self._sent())
         self.due = self._server.now() + self._limits.receive
         self._transport.close()
-
-
-def _is_stranger(grant: Grant) -> bool:
-    """Whether a request has no credential. A client in the list may have the same name."""
-    return grant is HEALTH or grant is _NOTHING

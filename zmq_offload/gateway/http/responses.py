@@ -10,6 +10,7 @@ from zmq_offload.errors import OffloadError, ResourceExhausted, Unauthenticated
 from zmq_offload.gateway.access.decisions import CHALLENGE
 from zmq_offload.gateway.calls import Buffers
 from zmq_offload.gateway.http.heads import Refused
+from zmq_offload.gateway.http.limits import Limits
 from zmq_offload.gateway.http.messages import Response
 from zmq_offload.gateway.statuses import CODES
 
@@ -38,6 +39,13 @@ def size_of(parts: Buffers) -> int:
 def failure(status: int, message: str, *headers: tuple[str, str]) -> Response:
     """A response with a JSON body as Triton and TensorFlow Serving have it."""
     return Response(status, [json.dumps({"error": message}).encode()], [_JSON, *headers])
+
+
+def exhausted(limits: Limits) -> ResourceExhausted:
+    """The error of a request, or an answer, that is more than all connections together may hold."""
+    return ResourceExhausted(
+        f"the gateway holds {limits.held_bytes} bytes of requests and unread answers; try again later"
+    )
 
 
 def failed(error: OffloadError | Refused) -> Response:
