@@ -272,6 +272,7 @@ def test_a_network_needs_a_list_and_tls(address: str) -> None:
         (["--client-ca", "ca"], "--client-ca without --tls-cert; client certificates need both"),
         (["--client-ca", "ca", "--tls-cert", "c", "--tls-key", "k"], "--client-ca without --access-list"),
         (["--tls-cert", "c"], "--tls-cert given without --tls-key; give all of them or none"),
+        (["--http", "none", "--grpc", "none"], "a gateway needs one of the two ports"),
     ],
 )
 def test_options_that_need_each_other(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
