@@ -29,7 +29,7 @@ class StreamingCall(Running):
     message to the client back, none of the client's messages is taken.
 
     A gateway that drains takes no more messages, and ends the call, which might never end otherwise, after the answers
-    to those that it has.
+    to those that the method has.
     """
 
     __slots__ = ("_asked", "_coded", "_draining", "_ended", "_paused", "_queue", "_stream", "_taking")
@@ -74,6 +74,8 @@ class StreamingCall(Running):
     def drain(self) -> None:
         if not self._complete:
             self._draining = self._ended = True
+            self._queue.clear()  # thousands of small messages may wait until the method takes more
+            self._coded = None
             self._go_on()
 
     def _take(self, message: Message) -> None:
