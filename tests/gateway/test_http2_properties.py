@@ -66,16 +66,19 @@ def run(pieces: list[bytes], directly: bool = False) -> tuple[list[object], byte
     return [*seen, joined], b"".join(connection.take())
 
 
+UNDIVIDED = run([CONVERSATION])
+
+
 @given(st.lists(st.integers(0, len(CONVERSATION)), max_size=40), st.booleans())
 def test_any_division_of_the_bytes_gives_the_same_events(cuts, directly):
     cuts = sorted({0, *cuts, len(CONVERSATION)})
     pieces = [CONVERSATION[a:b] for a, b in pairwise(cuts)]
-    assert run(pieces, directly) == run([CONVERSATION])
+    assert run(pieces, directly) == UNDIVIDED
 
 
 def test_single_bytes_give_the_same_events():
-    assert run([bytes([byte]) for byte in CONVERSATION]) == run([CONVERSATION])
-    assert run([bytes([byte]) for byte in CONVERSATION], directly=True) == run([CONVERSATION])
+    assert run([bytes([byte]) for byte in CONVERSATION]) == UNDIVIDED
+    assert run([bytes([byte]) for byte in CONVERSATION], directly=True) == UNDIVIDED
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 12))

@@ -53,7 +53,8 @@ def serve_and_stop(honcho: Process, frontend: str, http: str) -> None:
         eventually(lambda: len(client.status()["workers"]) == 2)
         x = np.arange(6, dtype=np.float32).reshape(2, 3)
         np.testing.assert_array_equal(client.infer("echo", {"x": x})["x"], x)
-    with urllib.request.urlopen(f"{http}/v2/health/ready") as answer:
+    honcho.wait_for("ready http=")
+    with urllib.request.urlopen(f"{http}/v2/health/ready", timeout=20) as answer:
         assert answer.status == 200
     honcho.end()
     stopped = [line for line in honcho.lines if "stopped (rc=0)" in line]
