@@ -29,7 +29,10 @@ def joined(parts):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=5), arrays, st.sampled_from([1, 2, 500])), max_size=3), st.text(max_size=20) | st.just("x" * 200))
+@given(
+    st.lists(st.tuples(st.text(max_size=5), arrays, st.sampled_from([1, 2, 500])), max_size=3),
+    st.text(max_size=20) | st.just("x" * 200),
+)
 def test_protobuf_reads_what_was_written(given, request_id):
     made = [(name, np.repeat(array[None], repeats, 0)) for name, array, repeats in given]
     outputs = [output_of(name, array) for name, array in made]

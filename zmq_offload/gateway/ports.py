@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from zmq_offload.common.units import counted
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.net import addresses
 
@@ -123,7 +124,7 @@ async def drain(ports: Sequence[Port], grace: float) -> None:
     while (left := sum(port.door.service.connections for port in ports)) and loop.time() < end:
         await asyncio.sleep(_LOOK_EVERY)
     if left:
-        log.warning("%d connections are closed, which were not at their end within %.1f s", left, grace)
+        log.warning("closed %s that did not end within %.1f s", counted(left, "connection"), grace)
     for port in ports:
         port.door.service.abort()
 

@@ -15,11 +15,11 @@ from zmq_offload.gateway.catalog import can_exist, unknown
 from zmq_offload.gateway.oip.parameters import flag, number, queueing
 from zmq_offload.gateway.oip.requested import Requested, check_requested, classes_of, selected
 from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbytes_of, view
+from zmq_offload.gateway.oip.versions import version_of
 from zmq_offload.gateway.protobuf.infer_request import CONTENTS, Divided, Input, parse
 from zmq_offload.gateway.protobuf.infer_response import Output, write_response
 from zmq_offload.gateway.sharedmemory.regions import Part, part_of
 from zmq_offload.net.grants import Grant
-from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DATATYPES, DType, datatype_of
 
@@ -83,15 +83,6 @@ class _Plan(NamedTuple):
     outputs: Sequence[Requested] | None
     rooms: Sequence[Requested]
     raw: Sequence[Buffer]
-
-
-def version_of(text: str) -> int | None:
-    """The version that a request names; None for the latest. Raises InvalidArgument."""
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal()) or int(text[:20]) > limits.VERSION:
-        raise InvalidArgument(f"version {text!r:.40} is not a whole number from 1 to {limits.VERSION}")
-    return int(text)
 
 
 def decode(divided: Divided, memory: SharedMemory, grant: Grant) -> tuple[Call, Answer]:

@@ -12,10 +12,10 @@ from zmq_offload.gateway.calls import Buffer, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.grpc.calls import Context, Reply, Streaming, Unary, Writer
 from zmq_offload.gateway.oip import metadata
-from zmq_offload.gateway.oip.grpc_infer import version_of
 from zmq_offload.gateway.oip.grpc_inference import Inference
 from zmq_offload.gateway.oip.grpc_stream import InferStream
 from zmq_offload.gateway.oip.statistics import model_stats
+from zmq_offload.gateway.oip.versions import version_of
 from zmq_offload.gateway.protobuf.infer_request import divide
 from zmq_offload.gateway.protobuf.messages import message_class, parse_small_message
 from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory

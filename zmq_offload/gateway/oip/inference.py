@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmq_offload.client.results import Outputs
-from zmq_offload.errors import InvalidArgument, OffloadError
+from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.calls import Call, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.http.messages import Request, Respond
@@ -11,18 +11,8 @@ from zmq_offload.gateway.http.responses import failed
 from zmq_offload.gateway.http.router import Names
 from zmq_offload.gateway.oip.infer import HEAD_LENGTH, Answer, decode, decode_raw, encode, is_raw
 from zmq_offload.gateway.oip.metadata import batched
+from zmq_offload.gateway.oip.versions import version_of
 from zmq_offload.gateway.sharedmemory.files import SharedMemory
-from zmq_offload.protocol import limits
-
-
-def version_of(names: Names) -> int | None:
-    """The version that a path names; None for the latest. Raises InvalidArgument."""
-    text = names.get("version")
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdecimal()) or int(text[:20]) > limits.VERSION:
-        raise InvalidArgument(f"version {text!r:.40} is not a whole number from 1 to {limits.VERSION}")
-    return int(text)
 
 
 class Inference:
@@ -37,7 +27,7 @@ class Inference:
         model, body = names["model"], request.body
         length = request.headers.get(HEAD_LENGTH)
         try:
-            version = version_of(names)
+            version = version_of(names.get("version"))
             if is_raw(length, body):
                 return _Informed(self._fabric, request, model, version, None, respond).cancel
             call, answer = decode(model, version, length, body, self._memory, request.grant)

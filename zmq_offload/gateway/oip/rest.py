@@ -14,9 +14,10 @@ from zmq_offload.gateway.http.messages import Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed, failure
 from zmq_offload.gateway.http.router import Endpoint, Names
 from zmq_offload.gateway.oip import json_data, metadata
-from zmq_offload.gateway.oip.inference import Inference, version_of
+from zmq_offload.gateway.oip.inference import Inference
 from zmq_offload.gateway.oip.responses import empty, json
 from zmq_offload.gateway.oip.statistics import model_stats
+from zmq_offload.gateway.oip.versions import version_of
 from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory
 
 
@@ -188,7 +189,7 @@ class _Rest:
         """Answer with what becomes of the list of models and the name and version of the path."""
         name = names["model"]
         try:
-            version = version_of(names)
+            version = version_of(names.get("version"))
         except OffloadError as error:
             respond(failed(error))
             return None
