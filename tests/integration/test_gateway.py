@@ -132,14 +132,26 @@ def test_a_stop_finishes_what_runs_and_resets_no_connection(slow_fabric: Fabric)
         assert not any("closed" in line for line in gateway.process.lines)
 
 
-def test_what_does_not_end_in_time_is_closed(slow_fabric: Fabric) -> None:
-    with running_gateway(slow_fabric.frontend, options=("--grace", "0.2")) as gateway, connected(gateway) as busy:
+def test_what_does_not_end_in_time_is_told_so_and_taken_back(slow_fabric: Fabric) -> None:
+    with (
+        running_gateway(slow_fabric.frontend, options=("--grace", "0.2")) as gateway,
+        connected(gateway) as busy,
+        connected(gateway) as partial,
+        grpc.insecure_channel(gateway.grpc) as channel,
+    ):
         sleep(busy, 0.7)
-        eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 1)
+        called = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(sleeping(60.0))
+        partial.putrequest("POST", "/v2/models/echo/infer")
+        partial.putheader("Content-Length", "100")
+        partial.endheaders(b"{")
+        eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 2)
         assert gateway.process.end() == 0
-        assert any("closed 1 connection that did not end within 0.2 s" in line for line in gateway.process.lines)
+        assert any("closing 3 connections that did not end within 0.2 s" in line for line in gateway.process.lines)
+        answer = busy.getresponse()
+        assert answer.status == 503 and "the gateway has stopped" in json.loads(answer.read())["error"]
+        assert called.code() == grpc.StatusCode.UNAVAILABLE and "the gateway has stopped" in str(called.details())
         with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
-            busy.getresponse()
+            partial.getresponse()
     eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 0)
 
 

@@ -17,7 +17,6 @@ from zmq_offload.client.connection import Connection
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.errors import (
-    Cancelled,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -227,9 +226,9 @@ def test_without_a_broker_requests_end_in_time_and_a_closed_client_answers() -> 
             fabric.infer(ECHO, ALL, ended.append)
             fabric.models(ALL, ended.append)
             fabric.close()
-            assert [type(error) for error in ended] == [Cancelled, Cancelled]
+            assert [type(error) for error in ended] == [Unavailable, Unavailable]
             (error,) = await failures(fabric, [(ECHO, ALL)])
-            assert type(error) is Cancelled and type(await listed(fabric, ALL)) is Cancelled
+            assert type(error) is Unavailable and type(await listed(fabric, ALL)) is Unavailable
 
     asyncio.run(run())
 

@@ -12,6 +12,7 @@ from zmq_offload.client.connection import Connection, answer_of, outputs_of
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import Complete, Fail
 from zmq_offload.errors import (
+    Cancelled,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -33,7 +34,7 @@ from zmq_offload.protocol import limits
 _QUERY_SECONDS = 3.0
 """The longest that a query for the models takes, if a request may: long enough to leave a silent broker for another."""
 
-_NOBODY = (Status.NOT_FOUND, Status.UNAVAILABLE, Status.CANCELLED)
+_NOBODY = (Status.NOT_FOUND, Status.UNAVAILABLE)
 """Codes of requests that no version was there for, or that end with the gateway."""
 
 _ALL = Grant("this gateway")
@@ -61,7 +62,7 @@ class BrokerFabric:
         self._inquiry = Inquiry()
 
     def close(self) -> None:
-        """Disconnect. Outstanding requests end with Cancelled."""
+        """Disconnect. Outstanding requests end with Unavailable, and so do later ones."""
         self._driver.close()
 
     # --- requests -------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ class BrokerFabric:
             arguments = self._connection.request(model, call.inputs, call.version, timeout, call.priority)
             loop = self._driver.attach()
         except OffloadError as error:
-            ended(error if not isinstance(error, InvalidArgument) or can_exist(model) else unknown(model))
+            ended(_own(error) if not isinstance(error, InvalidArgument) or can_exist(model) else unknown(model))
             return _nothing
         self.outstanding += 1
         run = _Run(self, call, ended)
@@ -96,7 +97,7 @@ class BrokerFabric:
         model, took = call.model, time.monotonic() - run.started
         outcome: Outputs | OffloadError
         try:
-            outcome = _own(action) if isinstance(action, Fail) else outputs_of(action, took, model, kept=False)
+            outcome = _own(action.error) if isinstance(action, Fail) else outputs_of(action, took, model, kept=False)
         except Exception as error:  # for instance MemoryError; the caller must get it
             outcome = Internal(f"the reply cannot be read: {type(error).__name__}: {one_line(error)}")
         if isinstance(outcome, Outputs):
@@ -151,7 +152,7 @@ class BrokerFabric:
             try:
                 loop = self._driver.attach()
             except OffloadError as error:
-                self._answered(error)
+                self._answered(_own(error))
                 return _nothing
             self._driver.start(loop, self._listed, self._connection.session.query, "models", self._query_timeout)
         return functools.partial(self._inquiry.leave, number)
@@ -159,7 +160,7 @@ class BrokerFabric:
     def _listed(self, action: Complete | Fail) -> None:
         answer: Catalog | OffloadError
         try:
-            body = _own(action) if isinstance(action, Fail) else answer_of(action)
+            body = _own(action.error) if isinstance(action, Fail) else answer_of(action)
             answer = body if isinstance(body, OffloadError) else catalog_of(body)
         except OffloadError as error:
             answer = error
@@ -220,11 +221,13 @@ class _Run:
             self._fabric.canceled(self.number)
 
 
-def _own(failed: Fail) -> OffloadError:
-    """The error of a request for its client. A broker that refuses the gateway does not refuse the client."""
-    if isinstance(failed.error, Unauthenticated):
-        return Unavailable(f"no broker lets this gateway in: {failed.error.message}")
-    return failed.error
+def _own(error: OffloadError) -> OffloadError:
+    """The error of a request for its client. It is the gateway that a broker refuses, or that cancels its requests."""
+    if isinstance(error, Unauthenticated):
+        return Unavailable(f"no broker lets this gateway in: {error.message}")
+    if isinstance(error, Cancelled):
+        return Unavailable("the gateway has stopped before the answer; send the request again")
+    return error
 
 
 def _rows(call: Call) -> int:

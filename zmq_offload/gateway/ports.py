@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -22,6 +22,9 @@ _BACKLOG = 4096
 
 _HANDSHAKE = 10.0
 """Seconds for a TLS handshake. A connection counts among a port's connections only after it."""
+
+_LAST = 0.5
+"""Seconds in which clients read the errors of requests that are given up."""
 
 _LOOK_EVERY = 0.02
 """Seconds between two looks at what a draining gateway still holds."""
@@ -110,8 +113,12 @@ def _bind(door: Door) -> socket.socket:
     return bound
 
 
-async def drain(ports: Sequence[Port], grace: float) -> None:
-    """Take no more connections, finish what runs, and close what is left after `grace` seconds."""
+async def drain(ports: Sequence[Port], grace: float, give_up: Callable[[], None]) -> None:
+    """Take no more connections, and finish what runs.
+
+    After `grace` seconds, `give_up` answers what is left with an error. Connections that are not at their end then are
+    closed.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + grace
     for port in ports:
@@ -121,12 +128,19 @@ async def drain(ports: Sequence[Port], grace: float) -> None:
         service.drain()
         for accepted in waiting:
             await loop.connect_accepted_socket(service.protocol, accepted, ssl=port.door.tls)
-    while (left := sum(port.door.service.connections for port in ports)) and loop.time() < end:
-        await asyncio.sleep(_LOOK_EVERY)
-    if left:
-        log.warning("closed %s that did not end within %.1f s", counted(left, "connection"), grace)
+    if left := await _left(ports, end):
+        log.warning("closing %s that did not end within %.1f s", counted(left, "connection"), grace)
+        give_up()
+        await _left(ports, loop.time() + _LAST)
     for port in ports:
         port.door.service.abort()
+
+
+async def _left(ports: Sequence[Port], end: float) -> int:
+    """Wait until all connections are closed, or the time is `end`; how many are left."""
+    while (left := sum(port.door.service.connections for port in ports)) and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(_LOOK_EVERY)
+    return left
 
 
 def _accept_all(listening: socket.socket) -> list[socket.socket]:

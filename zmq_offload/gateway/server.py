@@ -67,7 +67,7 @@ async def _run(config: Config) -> None:
         await stop.wait()
         log.info("stopping: finishing %d requests within %.1f s", fabric.outstanding, config.grace)
         fabric.stopping = True
-        await drain(ports, config.grace)
+        await drain(ports, config.grace, fabric.close)
     finally:
         guard.close()
         fabric.close()
