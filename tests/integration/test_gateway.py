@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -162,6 +164,24 @@ def test_the_requests_timeout_is_the_brokers_budget(slow_fabric: Fabric, gateway
         assert answer.status == 504
         assert "deadline" in json.loads(answer.read())["error"]
     eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 0)
+
+
+def test_clients_that_vanish_are_noticed(gateway: Gateway) -> None:
+    """The kernel probes silent connections: a stream may be silent for days, and its client without power."""
+    for address in gateway.http, gateway.grpc:
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port))) as client:
+            ends = [f":{int(port):04X}", f":{client.getsockname()[1]:04X}"]
+
+            def keepalive(ends: list[str] = ends) -> int:
+                """Ticks until the next probe; 0 if the connection's timer, which has other uses, is not for it now."""
+                for line in Path("/proc/net/tcp").read_text().splitlines():
+                    _, local, remote, _, _, timer, *_ = line.split()
+                    if [local[-5:], remote[-5:]] == ends and timer.startswith("02:"):
+                        return int(timer[3:], 16)
+                return 0
+
+            assert eventually(keepalive) <= 60 * os.sysconf("SC_CLK_TCK")
 
 
 def test_without_a_broker_the_gateway_lives_and_is_not_ready() -> None:

@@ -20,6 +20,15 @@ log = logging.getLogger("gateway")
 _BACKLOG = 4096
 """Connections that wait to be accepted; the system may allow fewer."""
 
+_PROBING = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
+)
+"""A client that vanishes without a word, such as a phone without power, is noticed after two minutes. Its stream would
+stay for ever, since a stream may be silent."""
+
 _HANDSHAKE = 10.0
 """Seconds for a TLS handshake. A connection counts among a port's connections only after it."""
 
@@ -99,6 +108,9 @@ def _bind(door: Door) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for level, name, value in _PROBING:  # accepted connections inherit it
+                if hasattr(socket, name):
+                    bound.setsockopt(level, getattr(socket, name), value)
             if family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
             bound.setblocking(False)
