@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -216,6 +216,64 @@ def test_replies_that_their_client_does_not_take_count_as_held():
                 deaf.send(*many)
             assert held() > 3_000_000
         wait_for(lambda: held() == 0)
+
+
+def test_little_that_a_client_does_not_read_counts_too(monkeypatch):
+    monkeypatch.setattr("zmq_offload.gateway.grpc.server._SWEEP", 0.05)
+
+    def held_after_a_look():
+        for connection in list(server.grpc.writing):
+            connection.look()
+        return server.grpc.held
+
+    start = PREFACE + settings(window=frames.LARGEST_WINDOW) + frames.window_update(0, 1 << 30)
+    with serving() as server, Wire(server, start) as deaf:
+        deaf.send(*[headers(n, call("/t/Wait")) + data(n, message(b""), end=True) for n in range(1, 121, 2)])
+        wait_for(lambda: len(server.waiting) == 60)
+        held = 0
+        while not held:  # the system takes some of it
+            server.do(lambda: server.waiting.pop()([bytes(300_000)]))
+            held = server.do(held_after_a_look)
+        assert 0 < held <= 300_009
+        deaf.socket.settimeout(0.02)
+        while server.do(lambda: server.grpc.held):  # it is looked at again
+            with suppress(TimeoutError):
+                deaf.socket.recv(1 << 20)
+
+
+def test_a_reply_is_refused_if_clients_do_not_take_the_replies_before():
+    """A small message may have a large reply."""
+    with serving(limits=replace(LIMITS, held_bytes=1_000_000)) as server:
+        with Wire(server, PREFACE + settings(window=0)) as shut:
+            for number in (1, 3, 5):
+                shut.send(headers(number, call("/t/Wait")), data(number, message(b""), end=True))
+            shut.send(headers(7, call("/t/Stream")), data(7, message(b"large")))
+            wait_for(lambda: len(server.waiting) == 3)
+            for _ in range(2):
+                server.do(lambda: server.waiting.pop(0)([bytes(600_000)]))
+            wait_for(lambda: server.do(lambda: server.grpc.held) > 1_200_000)
+            exhausted = str(CODES[Status.RESOURCE_EXHAUSTED].grpc)
+            server.do(lambda: server.waiting.pop()([bytes(600_000)]))
+            assert shut.answer(5)["grpc-status"] == exhausted
+            server.do(lambda: server.streams[0].writer.send([b"more"]))
+            shut.send(frames.window_update(7, 100))
+            assert shut.answer(7)["grpc-status"] == exhausted
+            wait_for(lambda: server.canceled == ["stream"])
+        wait_for(lambda: server.do(lambda: server.grpc.held) == 0)
+
+
+def test_a_reply_counts_as_held_while_it_is_compressed(server, channel):
+    reply = bytes(1 << 20)
+    call = channel.unary_unary("/t/Wait").future(b"x", compression=grpc.Compression.Gzip)
+    wait_for(lambda: server.waiting)
+
+    def answer():
+        server.waiting.pop()([reply])
+        return server.grpc.held
+
+    assert server.do(answer) >= len(reply)
+    assert call.result() == reply
+    wait_for(lambda: server.do(lambda: server.grpc.held) == 0)
 
 
 def test_a_stream_of_messages(channel):

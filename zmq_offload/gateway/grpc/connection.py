@@ -56,6 +56,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_active",
+        "_buffered",
         "_calls",
         "_closed",
         "_ending",
@@ -64,6 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         "_full",
         "_joins",
         "_late",
+        "_lost",
         "_mark",
         "_no_calls",
         "_peer",
@@ -89,6 +91,8 @@ class Connection(asyncio.BufferedProtocol):
         self._filling: Running | None = None  # the call whose message is received directly
         self._ending = self._closed = False
         self._full = False  # the system does not take the output as fast as it is written
+        self._lost = False
+        self._buffered = 0  # bytes that the system had not taken at the last look
         self._unsent = 0  # bytes of replies that wait for the client, as the server counts them
         self._flushing = False  # `_write` is going to be called
         self._tick = self._active = server.now()
@@ -113,7 +117,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ending = True
-        self._count(0)
+        self._lost = True
+        self._count()
         self.server.closed(self)
         calls, self._calls = self._calls, {}
         for call in calls.values():
@@ -218,12 +223,22 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._written += sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in out)
                 self._transport.writelines(out)
-        self._count(self.http2.all_held + (self._transport.get_write_buffer_size() if self._full else 0))
+            self.server.writing.add(self)
+        self._count()
         if self.http2.finished:
             self._end()
 
-    def _count(self, unsent: int) -> None:
+    def look(self) -> None:
+        """See what the system has not taken since the last look; it takes most output within the turn of the loop."""
+        self._buffered = self._transport.get_write_buffer_size()
+        if not self._buffered:
+            self.server.writing.discard(self)
+        self._count()
+
+    def _count(self) -> None:
         """Count replies that wait for the client. With too many, the gateway takes no more messages."""
+        buffered = self._transport.get_write_buffer_size() if self._full else self._buffered
+        unsent = 0 if self._lost else self.http2.all_held + buffered
         self.server.held += unsent - self._unsent
         self._unsent = unsent
 

@@ -99,5 +99,9 @@ class Assembler:
 
 def prefixed(parts: Sequence[Buffer], compressed: bool = False) -> list[Buffer]:
     """A message with its prefix."""
-    size = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
-    return [_PREFIX.pack(compressed, size), *parts]
+    return [_PREFIX.pack(compressed, size_of(parts)), *parts]
+
+
+def size_of(parts: Sequence[Buffer]) -> int:
+    """The bytes of a message. The items of a view may be larger than a byte."""
+    return sum([part.nbytes if isinstance(part, memoryview) else len(part) for part in parts])

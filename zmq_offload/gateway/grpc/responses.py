@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from urllib.parse import quote
 
-from zmq_offload.errors import OffloadError, Status, Unimplemented
+from zmq_offload.errors import OffloadError, ResourceExhausted, Status, Unimplemented
 from zmq_offload.gateway.grpc.codings import CODINGS, IDENTITY
+from zmq_offload.gateway.grpc.limits import Limits
 from zmq_offload.gateway.http2.headers import encode
 from zmq_offload.gateway.statuses import CODES
 
@@ -23,6 +24,13 @@ HEADS = {coding: encode([*_HEAD, *([("grpc-encoding", coding)] if coding != IDEN
 
 SUCCESS = encode([("grpc-status", "0")])
 """Trailers of a call that succeeded."""
+
+
+def exhausted(limits: Limits) -> ResourceExhausted:
+    """The error of a message, or a reply, that is more than all connections together may hold."""
+    return ResourceExhausted(
+        f"the gateway holds {limits.held_bytes} bytes of messages and unread replies; try again later"
+    )
 
 
 def failure(error: OffloadError, *, begun: bool) -> bytes:

@@ -7,15 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from zmq_offload.errors import DeadlineExceeded, Internal, InvalidArgument, OffloadError, ResourceExhausted
+from zmq_offload.errors import DeadlineExceeded, Internal, InvalidArgument, OffloadError
 from zmq_offload.gateway.access.decisions import HEALTH, STRANGERS_BYTES
 from zmq_offload.gateway.calls import FAILED, Buffer, Buffers
 from zmq_offload.gateway.grpc.calls import Context
 from zmq_offload.gateway.grpc.codings import IDENTITY, Decoding, Encoding
 from zmq_offload.gateway.grpc.heads import CallHead
 from zmq_offload.gateway.grpc.limits import RATE
-from zmq_offload.gateway.grpc.messages import Assembler, Message, prefixed
-from zmq_offload.gateway.grpc.responses import HEADS, failure
+from zmq_offload.gateway.grpc.messages import Assembler, Message, prefixed, size_of
+from zmq_offload.gateway.grpc.responses import HEADS, exhausted, failure
 
 if TYPE_CHECKING:
     from zmq_offload.gateway.grpc.connection import Connection
@@ -38,6 +38,7 @@ class Running(ABC):
         "_mark",
         "_number",
         "_outbox",
+        "_outbox_bytes",
         "_received",
         "_trailers",
         "assembler",
@@ -58,6 +59,7 @@ class Running(ABC):
         self._mark: tuple[int, int] | None = None
         self._decoding = False  # `_decode_on` is going to be called
         self._outbox: list[Encoding] = []  # messages that are being compressed
+        self._outbox_bytes = 0  # as the server counts them
         self._trailers: bytes | None = None  # what ends the response after them
         stranger = context.grant is HEALTH
         self.assembler = Assembler(STRANGERS_BYTES if stranger else connection.limits.message_bytes, not stranger)
@@ -96,7 +98,7 @@ class Running(ABC):
 
     def gone(self) -> None:
         """The client, or its connection, is gone."""
-        self._outbox.clear()
+        self._drop_outbox()
         if not self.over:
             self._close()
             self._canceled()
@@ -182,7 +184,7 @@ class Running(ABC):
 
     def _give_up(self, error: OffloadError) -> None:
         """End the call with an error, and without what is not sent."""
-        self._outbox.clear()
+        self._drop_outbox()
         if self.over:
             self._connection.abandon(self._number)
         else:
@@ -220,18 +222,26 @@ class Running(ABC):
         self._decoding = False
         self._go_on()
 
-    def _send(self, parts: Buffers) -> None:
-        """Send a message."""
+    def _send(self, parts: Buffers) -> bool:
+        """Send a message. False if so much is held that the call ends instead."""
         http2, coding = self._connection.http2, self._head.reply_coding
+        server = self._connection.server
+        if server.held - self._held > server.limits.held_bytes:
+            self.fail(exhausted(server.limits))
+            return False
         if not self._begun:
             self._begun = True
             http2.headers(self._number, HEADS[coding])
         if coding == IDENTITY:
             http2.data(self._number, prefixed(parts))
-            return
+            return True
         self._outbox.append(Encoding(coding, parts))
+        size = size_of(parts)
+        self._outbox_bytes += size
+        server.held += size
         if len(self._outbox) == 1:
             self._encode()
+        return True
 
     def _encode(self) -> None:
         """Compress a part of what is to be sent, and send what is ready."""
@@ -240,6 +250,12 @@ class Running(ABC):
                 self._later(self._encode_on)
                 return
             self._connection.http2.data(self._number, prefixed(self._outbox.pop(0).parts, True))
+        self._drop_outbox()
+
+    def _drop_outbox(self) -> None:
+        self._outbox.clear()
+        self._connection.server.held -= self._outbox_bytes
+        self._outbox_bytes = 0
 
     def _encode_on(self) -> None:
         self._encode()
@@ -270,7 +286,7 @@ class Running(ABC):
         self._held += size
         server.held += size
         if server.held > server.limits.held_bytes:
-            raise ResourceExhausted(f"the gateway holds {server.limits.held_bytes} bytes of messages; try again later")
+            raise exhausted(server.limits)
 
     def _free(self, size: int) -> None:
         """Bytes that `_hold` counted are the method's now."""

@@ -50,6 +50,7 @@ class GrpcServer:
         self.buffer = memoryview(bytearray(_BUFFER_BYTES))
         self.held = 0
         self.draining = False
+        self.writing: set[Connection] = set()  # those that wrote, of which the system may not have taken all
         self._open: set[Connection] = set()
         self._sweeping = False
 
@@ -90,10 +91,13 @@ class GrpcServer:
 
     def closed(self, connection: Connection) -> None:
         self._open.discard(connection)
+        self.writing.discard(connection)
 
     def _sweep(self) -> None:
         """End what has passed its deadline. One timer for all, since deadlines move with each call."""
         now = self.now()
+        for connection in list(self.writing):
+            connection.look()
         for connection in [one for one in self._open if one.due <= now]:
             connection.overdue(now)
         self._sweeping = bool(self._open)

@@ -74,8 +74,7 @@ class UnaryCall(Running):
         self._cancel = None
         if isinstance(reply, OffloadError):
             self.fail(reply)
-        else:
-            self._send(reply)
+        elif self._send(reply):
             self._finish(SUCCESS)
 
     def _canceled(self) -> None:
