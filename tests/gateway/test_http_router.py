@@ -66,7 +66,9 @@ def test_a_path_has_an_endpoint(router: Router, method: str, path: str, text: st
 def test_a_path_without_endpoint_is_not_found(router: Router, path: str) -> None:
     answer = ask(router, "GET", path)
     assert answer.status == 404
-    assert json.loads(answer.body[0]) == {"error": f"the path {path!r} is not served here"}
+    assert json.loads(answer.body[0]) == {
+        "error": f"the path {path!r} is not served here; paths begin with /v2 or /v1/models"
+    }
 
 
 def test_a_path_that_is_not_text_is_refused(router: Router) -> None:

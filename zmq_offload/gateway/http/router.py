@@ -54,7 +54,8 @@ class Router:
                 respond(failure(400, f"the path {printable(request.path)!r} is not UTF-8; percent-encode it as such"))
                 return None
         if found is None:
-            respond(failure(404, f"the path {printable(request.path)!r} is not served here"))
+            what = f"the path {printable(request.path)!r} is not served here"
+            respond(failure(404, f"{what}; paths begin with /v2 or /v1/models"))
             return None
         methods, names = found
         method = request.method
