@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import itertools
 import json
 import random
-import resource
 import socket
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from tests.support.attacks import MEBIBYTE, asking, check_alive, connect, crowd, memory, need_files, report, storm
 from tests.support.processes import ROOT, Gateway, running_broker, running_gateway, running_workers, wait_for_workers
 
 pytestmark = pytest.mark.chaos
 
-REQUESTS = 100_000
-AT_ONCE = 64
-IDLE = 10_000
 RECEIVE = 3
-MEBIBYTE = 1024 * 1024
 
 PATHS = (
     "/v2",
@@ -66,62 +61,29 @@ def _gateway() -> Iterator[Gateway]:
             yield gateway
 
 
-def memory(gateway: Gateway) -> int:
-    """The resident memory of the gateway, in bytes."""
-    status = Path(f"/proc/{gateway.process.popen.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
-
-
 def post(path: str, body: bytes) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def connect(gateway: Gateway) -> socket.socket:
-    host, _, port = gateway.http.rpartition(":")
-    client = socket.socket()
-    client.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
-    return client
+def honest_traffic(gateway: Gateway) -> AbstractAsyncContextManager[list[float]]:
+    """A client that runs a model again and again."""
 
+    async def ask(times: list[float]) -> None:
+        loop = asyncio.get_running_loop()
+        with await connect(gateway.http) as client:
+            while True:
+                start = time.perf_counter()
+                await loop.sock_sendall(client, post("/v2/models/echo/infer", INFER))
+                answer = b""
+                while not answer.endswith(b"]}]}"):
+                    data = await loop.sock_recv(client, 65536)
+                    assert data, f"an honest client was disconnected after {answer!r}"
+                    answer += data
+                assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and b'"data":[1.5,2.5]' in answer
+                times.append(time.perf_counter() - start)
+                await asyncio.sleep(0.002)
 
-@asynccontextmanager
-async def honest_traffic(gateway: Gateway) -> AsyncIterator[list[float]]:
-    """A client that runs a model again and again; how long each request took, in seconds."""
-    times: list[float] = []
-    loop = asyncio.get_running_loop()
-    client = await connect(gateway)
-
-    async def ask() -> None:
-        while True:
-            start = time.perf_counter()
-            await loop.sock_sendall(client, post("/v2/models/echo/infer", INFER))
-            answer = b""
-            while not answer.endswith(b"]}]}"):
-                data = await loop.sock_recv(client, 65536)
-                assert data, f"an honest client was disconnected after {answer!r}"
-                answer += data
-            assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and b'"data":[1.5,2.5]' in answer
-            times.append(time.perf_counter() - start)
-            await asyncio.sleep(0.002)
-
-    task = loop.create_task(ask())
-    try:
-        yield times
-        assert not task.done(), task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        client.close()
-
-
-def report(what: str, gateway: Gateway, before: int, times: list[float]) -> None:
-    assert times
-    ordered = sorted(times)
-    middle, last = ordered[len(ordered) // 2] * 1e3, ordered[int(len(ordered) * 0.99)] * 1e3
-    print(
-        f"{what}: {before / MEBIBYTE:.1f} -> {memory(gateway) / MEBIBYTE:.1f} MiB resident; "
-        f"beside it {len(times)} honest requests, p50 {middle:.2f} ms, p99 {last:.2f} ms"
-    )
+    return asking(ask)
 
 
 def hostile(chance: random.Random) -> bytes:
@@ -145,42 +107,9 @@ def hostile(chance: random.Random) -> bytes:
     return post(path, body)
 
 
-async def attack(gateway: Gateway, chance: random.Random) -> None:
-    """Send something, and reset the connection, close it, or read until the gateway closes it."""
-    loop = asyncio.get_running_loop()
-    with await connect(gateway) as client:
-        try:
-            await loop.sock_sendall(client, hostile(chance))
-            end = chance.randrange(3)
-            if end == 0:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            elif end == 1:
-                client.shutdown(socket.SHUT_WR)
-                while await asyncio.wait_for(loop.sock_recv(client, 65536), 30):
-                    pass
-        except ConnectionError:
-            pass  # the gateway was first
-
-
 def test_random_and_half_requests(gateway: Gateway) -> None:
-    async def run() -> None:
-        numbers = itertools.count()
-
-        async def attacker() -> None:
-            while (number := next(numbers)) < REQUESTS:
-                await attack(gateway, random.Random(number))
-
-        for number in range(-2000, 0):  # so that what is cached is there
-            await attack(gateway, random.Random(number))
-        before = memory(gateway)
-        async with honest_traffic(gateway) as times:
-            await asyncio.gather(*[attacker() for _ in range(AT_ONCE)])
-        report(f"{REQUESTS} random and half requests", gateway, before, times)
-        assert memory(gateway) - before < 32 * MEBIBYTE
-
-    uvloop.run(run())
-    assert gateway.process.popen.poll() is None
-    assert not [line for line in gateway.process.seen() if "Traceback" in line or "failed" in line]
+    uvloop.run(storm(gateway, gateway.http, hostile, partial(honest_traffic, gateway)))
+    check_alive(gateway)
 
 
 def test_slow_clients(gateway: Gateway) -> None:
@@ -188,7 +117,7 @@ def test_slow_clients(gateway: Gateway) -> None:
 
     async def slow(start: bytes, rest: bytes) -> None:
         loop = asyncio.get_running_loop()
-        with await connect(gateway) as client:
+        with await connect(gateway.http) as client:
             try:
                 await loop.sock_sendall(client, start)
                 for byte in rest:
@@ -203,7 +132,7 @@ def test_slow_clients(gateway: Gateway) -> None:
         body = json.dumps(
             {"inputs": [{"name": "x", "shape": [1_000_000], "datatype": "UINT8", "data": [1] * 1_000_000}]}
         )
-        with await connect(gateway) as client:
+        with await connect(gateway.http) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             try:
                 for _ in range(100):
@@ -230,23 +159,8 @@ def test_slow_clients(gateway: Gateway) -> None:
 
 
 def test_idle_connections(gateway: Gateway) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard < IDLE + 1000:
-        pytest.skip(f"the limit of open files is {hard}")
-
-    async def run() -> None:
-        before = memory(gateway)
-        idle = [await connect(gateway) for _ in range(IDLE)]
-        async with honest_traffic(gateway) as times:
-            while len(times) < 1000:
-                await asyncio.sleep(0.05)
-            report(f"{IDLE} idle connections", gateway, before, times)
-        assert memory(gateway) - before < IDLE * 8192
-        for client in idle:
-            client.close()
-
-    uvloop.run(run())
+    need_files()
+    uvloop.run(crowd(gateway, gateway.http, b"", 8192, partial(honest_traffic, gateway)))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
-import resource
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import grpc
 import pytest
 import uvloop
 
 from tests.gateway.http2_peer import data, headers, settings
+from tests.support.attacks import MEBIBYTE, asking, check_alive, connect, crowd, memory, need_files, report, storm
 from tests.support.processes import Gateway, running_broker, running_gateway, running_workers, wait_for_workers
 from zmq_offload.gateway.grpc.messages import prefixed
 from zmq_offload.gateway.http2 import frames
@@ -27,11 +26,7 @@ from zmq_offload.gateway.protobuf.messages import message_class
 
 pytestmark = pytest.mark.chaos
 
-REQUESTS = 100_000
-AT_ONCE = 64
-IDLE = 10_000
 RECEIVE = 3
-MEBIBYTE = 1024 * 1024
 
 METHODS = (
     "/inference.GRPCInferenceService/ModelInfer",
@@ -79,26 +74,10 @@ MESSAGE = b"".join(prefixed([INFER]))
 WHOLE = PREFACE + settings(window=1 << 20) + headers(1, call(METHODS[0])) + data(1, MESSAGE, end=True)
 
 
-def memory(gateway: Gateway) -> int:
-    """The resident memory of the gateway, in bytes."""
-    status = Path(f"/proc/{gateway.process.popen.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+def honest_traffic(gateway: Gateway) -> AbstractAsyncContextManager[list[float]]:
+    """A client that runs a model again and again."""
 
-
-async def connect(gateway: Gateway) -> socket.socket:
-    host, _, port = gateway.grpc.rpartition(":")
-    client = socket.socket()
-    client.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
-    return client
-
-
-@asynccontextmanager
-async def honest_traffic(gateway: Gateway) -> AsyncIterator[list[float]]:
-    """A client that runs a model again and again; how long each request took, in seconds."""
-    times: list[float] = []
-
-    async def ask() -> None:
+    async def ask(times: list[float]) -> None:
         async with grpc.aio.insecure_channel(gateway.grpc) as channel:
             echo = channel.unary_unary(METHODS[0])
             while True:
@@ -108,23 +87,7 @@ async def honest_traffic(gateway: Gateway) -> AsyncIterator[list[float]]:
                 times.append(time.perf_counter() - start)
                 await asyncio.sleep(0.002)
 
-    task = asyncio.get_running_loop().create_task(ask())
-    try:
-        yield times
-        assert not task.done(), task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def report(what: str, gateway: Gateway, before: int, times: list[float]) -> None:
-    assert times
-    ordered = sorted(times)
-    middle, last = ordered[len(ordered) // 2] * 1e3, ordered[int(len(ordered) * 0.99)] * 1e3
-    print(
-        f"{what}: {before / MEBIBYTE:.1f} -> {memory(gateway) / MEBIBYTE:.1f} MiB resident; "
-        f"beside it {len(times)} honest requests, p50 {middle:.2f} ms, p99 {last:.2f} ms"
-    )
+    return asking(ask)
 
 
 def hostile(chance: random.Random) -> bytes:
@@ -161,42 +124,9 @@ def hostile(chance: random.Random) -> bytes:
     return b"".join(parts)
 
 
-async def attack(gateway: Gateway, chance: random.Random) -> None:
-    """Send something, and reset the connection, close it, or read until the gateway closes it."""
-    loop = asyncio.get_running_loop()
-    with await connect(gateway) as client:
-        try:
-            await loop.sock_sendall(client, hostile(chance))
-            end = chance.randrange(3)
-            if end == 0:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            elif end == 1:
-                client.shutdown(socket.SHUT_WR)
-                while await asyncio.wait_for(loop.sock_recv(client, 65536), 30):
-                    pass
-        except ConnectionError:
-            pass  # the gateway was first
-
-
 def test_random_and_half_conversations(gateway: Gateway) -> None:
-    async def run() -> None:
-        numbers = itertools.count()
-
-        async def attacker() -> None:
-            while (number := next(numbers)) < REQUESTS:
-                await attack(gateway, random.Random(number))
-
-        for number in range(-2000, 0):  # so that what is cached is there
-            await attack(gateway, random.Random(number))
-        before = memory(gateway)
-        async with honest_traffic(gateway) as times:
-            await asyncio.gather(*[attacker() for _ in range(AT_ONCE)])
-        report(f"{REQUESTS} random and half conversations", gateway, before, times)
-        assert memory(gateway) - before < 32 * MEBIBYTE
-
-    uvloop.run(run())
-    assert gateway.process.popen.poll() is None
-    assert not [line for line in gateway.process.seen() if "Traceback" in line or "failed" in line]
+    uvloop.run(storm(gateway, gateway.grpc, hostile, partial(honest_traffic, gateway)))
+    check_alive(gateway)
 
 
 def test_slow_clients(gateway: Gateway) -> None:
@@ -204,7 +134,7 @@ def test_slow_clients(gateway: Gateway) -> None:
 
     async def slow(start: bytes, rest: bytes, told: int) -> None:
         loop = asyncio.get_running_loop()
-        with await connect(gateway) as client:
+        with await connect(gateway.grpc) as client:
             received = b""
             await loop.sock_sendall(client, start)
             for byte in rest:
@@ -220,7 +150,7 @@ def test_slow_clients(gateway: Gateway) -> None:
     async def deaf() -> None:
         loop = asyncio.get_running_loop()
         message = b"".join(prefixed([INFER]))
-        with await connect(gateway) as client:
+        with await connect(gateway.grpc) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             try:
                 await loop.sock_sendall(client, PREFACE + settings(window=1 << 30) + frames.window_update(0, 1 << 30))
@@ -249,23 +179,6 @@ def test_slow_clients(gateway: Gateway) -> None:
 
 
 def test_idle_connections(gateway: Gateway) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard < IDLE + 1000:
-        pytest.skip(f"the limit of open files is {hard}")
-
-    async def run() -> None:
-        before = memory(gateway)
-        loop = asyncio.get_running_loop()
-        idle = [await connect(gateway) for _ in range(IDLE)]
-        for client in idle:
-            await loop.sock_sendall(client, PREFACE + settings(window=1 << 20))
-        async with honest_traffic(gateway) as times:
-            while len(times) < 1000:
-                await asyncio.sleep(0.05)
-            report(f"{IDLE} idle connections", gateway, before, times)
-        assert memory(gateway) - before < IDLE * 12_288
-        for client in idle:
-            client.close()
-
-    uvloop.run(run())
+    need_files()
+    greeting = PREFACE + settings(window=1 << 20)
+    uvloop.run(crowd(gateway, gateway.grpc, greeting, 12_288, partial(honest_traffic, gateway)))
