@@ -72,6 +72,28 @@ def test_what_is_not_found_names_what_is_served() -> None:
     assert catalog.has("a") and catalog.has("b", 3) and not catalog.has("b", 2) and not catalog.has("c")
 
 
+def test_a_request_may_be_for_a_version_that_is_gone() -> None:
+    old = Catalog([model("a"), model("b", version=1), model("c")])
+    new = Catalog([model("b", version=2), model("c")]).after(old)
+    assert [(one.name, one.version) for one in new.gone] == [("a", 1), ("b", 1)]
+    assert new.awaited("a") == new.awaited("a", 1) == model("a")
+    assert (new.awaited("b").version, new.awaited("b", 1).version) == (2, 1)
+    for wanted in (("a", 2), ("d", None)):
+        with pytest.raises(NotFound):
+            new.awaited(*wanted)
+    with pytest.raises(NotFound):
+        new.find("a")
+    assert not new.has("a")
+    with pytest.raises(NotFound):
+        new.seen(lambda name: name != "a", set()).awaited("a")
+    with pytest.raises(NotFound):
+        new.seen(lambda _: True, {"a"}).awaited("a")
+    back = Catalog([model("a"), model("b", version=2)]).after(new)
+    assert [(one.name, one.version) for one in back.gone] == [("c", 1), ("b", 1)]
+    many = Catalog([model(f"m{number}") for number in range(5000)])
+    assert len(Catalog([]).after(many).gone) == 1024
+
+
 def test_others_models_are_not_seen_and_closed_ones_are_not_found() -> None:
     catalog = Catalog([model("a"), model("b")])
     assert catalog.seen(lambda _: True, set()) is catalog

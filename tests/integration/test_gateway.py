@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.support.processes import (
     running,
     running_broker,
     running_gateway,
+    running_workers,
     status,
     wait_for_workers,
 )
@@ -155,6 +156,32 @@ def test_what_does_not_end_in_time_is_told_so_and_taken_back(slow_fabric: Fabric
         with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
             partial.getresponse()
     eventually(lambda: status(slow_fabric.frontend)["requests"]["outstanding"] == 0)
+
+
+def test_a_request_waits_for_a_lost_worker_in_every_dialect() -> None:
+    """TensorFlow Serving's form and requests for classes need the model's signature, which nobody serves meanwhile."""
+    x = {"name": "x", "datatype": "FP32", "shape": [1], "data": [7]}
+    classes = [{"name": "x", "parameters": {"classification": 1}}]
+    requests = {
+        "/v1/models/echo:predict": {"inputs": {"x": [7.0]}},
+        "/v2/models/echo/infer": {"inputs": [x], "outputs": classes},
+    }
+    with running_broker("--worker-grace", "20") as fabric, running_gateway(fabric.frontend) as gateway:
+        with running_workers(fabric.backend, "--executor", "echo", "--processes", "1"):
+            wait_for_workers(fabric.frontend, 1)
+            with connected(gateway) as connection:
+                connection.request("GET", "/v2/models/echo/ready")
+                assert connection.getresponse().status == 200
+        eventually(lambda: not status(fabric.frontend)["models"])
+        with ExitStack() as stack:
+            connections = [stack.enter_context(connected(gateway)) for _ in requests]
+            for connection, (path, body) in zip(connections, requests.items(), strict=True):
+                connection.request("POST", path, json.dumps(body))
+            eventually(lambda: queued(fabric) == 2)
+            stack.enter_context(running_workers(fabric.backend, "--executor", "echo", "--processes", "1"))
+            answers = [connection.getresponse() for connection in connections]
+            assert [answer.status for answer in answers] == [200, 200]
+            assert json.loads(answers[0].read()) == {"outputs": [7.0]}
 
 
 def test_the_requests_timeout_is_the_brokers_budget(slow_fabric: Fabric, gateway: Gateway) -> None:

@@ -14,6 +14,10 @@ _NAMED = 20
 """Models that an error names; as many as the broker's errors."""
 
 
+_GONE = 1024
+"""Versions that are remembered after they were served."""
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """One served version of a model.
@@ -34,9 +38,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All served versions, sorted by name and version. `find` and `versions` know only those that are open."""
+    """All served versions, sorted by name and version. `find` and `versions` know only those that are open.
+
+    `gone` are versions that were served earlier, those that were seen last first.
+    """
 
     models: Sequence[Model]
+    gone: Sequence[Model] = ()
 
     def versions(self, name: str) -> list[Model]:
         """The open versions of a model, the lowest first; empty if there are none."""
@@ -58,21 +66,42 @@ class Catalog:
         more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         raise NotFound(f"model {name!r} is not served; served are: {', '.join(names[:_NAMED]) or 'none'}{more}")
 
+    def awaited(self, name: str, version: int | None = None) -> Model:
+        """The same for a request to run a model. It may be gone: the broker knows whether its worker may come back."""
+        try:
+            return self.find(name, version)
+        except NotFound:
+            for model in self.gone:
+                wanted = model.latest if version is None else model.version == version
+                if model.name == name and model.open and wanted:
+                    return model
+            raise
+
+    def after(self, before: Catalog | None) -> Catalog:
+        """This list with the versions that are gone since an earlier one."""
+        if before is None:
+            return self
+        served = {(model.name, model.version) for model in self.models}
+        gone = [model for model in (*before.models, *before.gone) if (model.name, model.version) not in served]
+        return Catalog(self.models, gone[:_GONE])
+
     def has(self, name: str, version: int | None = None) -> bool:
         """Whether a version, or any, is served."""
         return any(model.name == name and version in (None, model.version) for model in self.models)
 
     def seen(self, allows: Callable[[str], bool], closed: Collection[str]) -> Catalog:
         """The part that somebody may see, without the way to the models that are `closed`."""
-        if not closed and all(allows(model.name) for model in self.models):
+        if not closed and all(allows(model.name) for model in (*self.models, *self.gone)):
             return self
-        return Catalog(
+        models, gone = (
             [
                 dataclasses.replace(model, open=False) if model.name in closed else model
-                for model in self.models
+                for model in models
                 if allows(model.name)
             ]
+            for models in (self.models, self.gone)
         )
+        return Catalog(models, gone)
 
 
 def unloaded(name: str) -> NotFound:

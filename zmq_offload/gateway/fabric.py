@@ -161,7 +161,7 @@ class BrokerFabric:
         answer: Catalog | OffloadError
         try:
             body = _own(action.error) if isinstance(action, Fail) else answer_of(action)
-            answer = body if isinstance(body, OffloadError) else catalog_of(body)
+            answer = body if isinstance(body, OffloadError) else catalog_of(body).after(self._inquiry.catalog)
         except OffloadError as error:
             answer = error
         self._answered(answer)

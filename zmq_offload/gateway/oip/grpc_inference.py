@@ -77,7 +77,7 @@ class _Informed:
         try:
             if isinstance(catalog, OffloadError):
                 raise catalog
-            batches = batched(catalog.find(self._call.model, self._call.version))
+            batches = batched(catalog.awaited(self._call.model, self._call.version))
         except OffloadError as error:
             self._answered(error)
             return

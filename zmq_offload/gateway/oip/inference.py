@@ -88,7 +88,7 @@ class _Informed:
             self._respond(failed(catalog))
             return
         try:
-            model = catalog.find(self._name, self._version)
+            model = catalog.awaited(self._name, self._version)
             self._cancel = self._run(model, *(self._decoded or decode_raw(model, self._version, self._request.body)))
         except OffloadError as error:
             self._respond(failed(error))

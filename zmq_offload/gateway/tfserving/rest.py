@@ -62,7 +62,7 @@ class _Exchange:
             elif action == "metadata":
                 self._answer(text(metadata(catalog.find(name, version))))
             else:
-                inputs, self._form = predict.request(self._request.body, catalog.find(name, version))
+                inputs, self._form = predict.request(self._request.body, catalog.awaited(name, version))
                 call = Call(name, version, inputs)
                 self._cancel = self._fabric.infer(call, self._request.grant, self._ended)
         except OffloadError as error:
