@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable
 
-from zmq_offload.errors import InvalidArgument, ResourceExhausted
+from zmq_offload.errors import Internal, InvalidArgument, ResourceExhausted
 from zmq_offload.gateway.calls import Buffer
 
 IDENTITY = "identity"
@@ -30,7 +30,8 @@ class Decoding:
 
     def __init__(self, coding: str, data: Buffer, largest: int) -> None:
         if coding not in _WBITS:
-            raise InvalidArgument("a message is compressed, but the call does not say how; send grpc-encoding")
+            # gRPC's rules want this code: https://github.com/grpc/grpc/blob/master/doc/compression.md
+            raise Internal("a message is compressed, but the call does not say how; send grpc-encoding")
         self.message = bytearray()
         self._coding = coding
         self._largest = largest
