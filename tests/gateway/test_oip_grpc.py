@@ -185,7 +185,7 @@ def test_no_values_in_contents_are_an_empty_tensor(call):
             Unimplemented,
             "is switched off",
         ),
-        ({"parameters": {"color": {}}}, InvalidArgument, "parameter 'color' is None"),
+        ({"parameters": {"color": {}}}, InvalidArgument, "parameter 'color' is null"),
     ],
 )
 def test_a_bad_request_is_refused(call, changes, error, message):

@@ -292,7 +292,7 @@ def test_binary_tensors_are_in_the_order_of_the_inputs() -> None:
         ({}, RAW + b"\0", None, "13 bytes follow the JSON; its inputs have 12"),
         ({"parameters": {"binary_data_size": 8}}, RAW[:8], None, "input 'x': FP32[1, 3] has 12 bytes, not 8"),
         ({"parameters": {"binary_data_size": -1}}, RAW, None, "'binary_data_size' is -1; use a whole number from 0"),
-        ({"parameters": {"binary_data_size": True}}, RAW, None, "'binary_data_size' is True"),
+        ({"parameters": {"binary_data_size": True}}, RAW, None, "'binary_data_size' is true"),
         ({"datatype": "BYTES"}, RAW, None, "has datatype 'BYTES'"),
         ({"shape": [2**39, 2**39, 0], "parameters": {"binary_data_size": 0}}, b"", "whole", "is too large a shape"),
         ({}, RAW, "9999", "Inference-Header-Content-Length is '9999'; the body has"),

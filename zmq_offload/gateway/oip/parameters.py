@@ -12,6 +12,8 @@ no effect, as in Triton for such a model. Other parameters have no effect either
 
 from __future__ import annotations
 
+import json
+import reprlib
 from collections.abc import Mapping
 
 from zmq_offload.errors import InvalidArgument
@@ -39,7 +41,7 @@ def queueing(parameters: Mapping[str, object]) -> tuple[int, float | None]:
                 f"parameter {name!r:.80} is reserved; names of your own do not start with {_RESERVED}"
             )
         elif type(value) not in (str, int, bool, float):
-            raise InvalidArgument(f"parameter {name!r:.80} is {_shown(value)}; use a string, a number or a boolean")
+            raise InvalidArgument(f"parameter {name!r:.80} is {shown(value)}; use a string, a number or a boolean")
     return priority, timeout
 
 
@@ -57,7 +59,7 @@ def flag(parameters: Mapping[str, object], name: str, default: bool = False) -> 
     """A boolean parameter. Raises InvalidArgument for anything else."""
     value = parameters.get(name, default)
     if type(value) is not bool:
-        raise InvalidArgument(f"parameter {name!r} is {_shown(value)}; use true or false")
+        raise InvalidArgument(f"parameter {name!r} is {shown(value)}; use true or false")
     return value
 
 
@@ -68,9 +70,10 @@ def number(parameters: Mapping[str, object], name: str) -> int:
 
 def _unsigned(name: str, value: object) -> int:
     if type(value) is not int or not 0 <= value < _UNSIGNED:
-        raise InvalidArgument(f"parameter {name!r} is {_shown(value)}; use a whole number from 0")
+        raise InvalidArgument(f"parameter {name!r} is {shown(value)}; use a whole number from 0")
     return value
 
 
-def _shown(value: object) -> str:
-    return f"{value!r:.80}"
+def shown(value: object) -> str:
+    """A value for a message, short; null, true and false as JSON writes them."""
+    return json.dumps(value) if value is None or type(value) is bool else reprlib.repr(value)

@@ -13,6 +13,7 @@ from typing import Any
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.catalog import Model
+from zmq_offload.gateway.oip.parameters import shown
 from zmq_offload.gateway.tfserving.signatures import check_signature_name
 from zmq_offload.gateway.tfserving.values import array_of, is_base64, nested, parse, text
 from zmq_offload.protocol import limits
@@ -36,7 +37,7 @@ def request(body: Buffer, model: Model) -> tuple[dict[str, Array], Form]:
         raise InvalidArgument('the body is not a JSON object; use {"instances": [...]} or {"inputs": ...}')
     signature = document.get("signature_name", "")
     if type(signature) is not str:
-        raise InvalidArgument(f"signature_name {signature!r:.100} is not a string")
+        raise InvalidArgument(f"signature_name {shown(signature)} is not a string")
     check_signature_name(signature)
     if ("instances" in document) == ("inputs" in document):
         number = "both" if "inputs" in document else "neither"

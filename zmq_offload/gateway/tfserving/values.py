@@ -7,7 +7,6 @@ or a fraction for a whole number.
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -19,6 +18,7 @@ from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.decimals import short_floats
 from zmq_offload.gateway.oip.json_data import ELEMENTS, SLOW_BYTES, check_length
+from zmq_offload.gateway.oip.parameters import shown
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, TensorSpec
@@ -95,7 +95,7 @@ def _flat(value: object, what: str) -> tuple[tuple[int, ...], list[Any]]:
         for item in level:
             if type(item) is not list or len(item) != extent:
                 raise InvalidArgument(
-                    f"{what} is not a tensor: {_shown(item)} is beside a list of {extent} elements; nest lists "
+                    f"{what} is not a tensor: {shown(item)} is beside a list of {extent} elements; nest lists "
                     "of one length"
                 )
         shape += (extent,)
@@ -109,11 +109,11 @@ def _converted(flat: list[Any], name: str, what: str) -> Array:
     if set(map(type, flat)) - types:
         wrong = next(item for item in flat if type(item) not in types)
         why = "; base64 data is for strings, which no model takes" if is_base64(wrong) else ""
-        raise InvalidArgument(f"{what} has the value {_shown(wrong)}; {name} takes {words}{why}")
+        raise InvalidArgument(f"{what} has the value {shown(wrong)}; {name} takes {words}{why}")
     if dtype.kind in "iu" and flat:
         for bound in (min(flat), max(flat)):
             if not np.iinfo(dtype).min <= bound <= np.iinfo(dtype).max:
-                raise InvalidArgument(f"{what} has the value {reprlib.repr(bound)}, which does not fit {name}")
+                raise InvalidArgument(f"{what} has the value {shown(bound)}, which does not fit {name}")
     if dtype.kind != "f":
         return np.array(flat, dtype)
     try:
@@ -126,11 +126,6 @@ def _converted(flat: list[Any], name: str, what: str) -> Array:
     if lost.any():
         raise InvalidArgument(f"{what} has the value {exact[lost][0]}, which does not fit {name}")
     return array
-
-
-def _shown(value: object) -> str:
-    """A value as JSON writes it, for a message."""
-    return json.dumps(value) if value is None or type(value) is bool else reprlib.repr(value)
 
 
 def is_base64(value: object) -> bool:
