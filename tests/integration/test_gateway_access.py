@@ -298,6 +298,32 @@ def test_a_gateway_that_anybody_could_use_does_not_start() -> None:
         assert process.wait() == 1
 
 
+def test_each_way_to_run_a_model_says_that_the_token_is_not_for_it(site: Site) -> None:
+    """Those that need to know the model first, too, and for a model that nobody serves as well."""
+    tensors = {"inputs": [{"name": "a", "datatype": "INT32", "shape": [1], "data": [1]}]}
+    classes = {"outputs": [{"name": "d", "parameters": {"classification": 1}}]}
+    headers = {"Authorization": f"Bearer {site.phone}"}
+    for model in ("pair", "nobody"):
+        for path, body in (
+            (f"/v2/models/{model}/infer", json.dumps(tensors)),
+            (f"/v2/models/{model}/infer", json.dumps(tensors | classes)),
+            (f"/v2/models/{model}/infer", ""),
+            (f"/v1/models/{model}:predict", json.dumps({"inputs": {"a": [1]}})),
+        ):
+            with site.connected() as connection:
+                connection.request("POST", path, body, headers)
+                response = connection.getresponse()
+                assert response.status == 403, path
+                assert json.loads(response.read()) == {"error": f"phone is not for model '{model}'"}
+        tensor = tritonclient.grpc.InferInput("a", [1], "INT32")
+        tensor.set_data_from_numpy(np.array([1], np.int32))
+        wanted = [tritonclient.grpc.InferRequestedOutput("d", class_count=1)]
+        lower = {"authorization": headers["Authorization"]}
+        with grpc_client(site) as client, pytest.raises(InferenceServerException, match="phone is not for") as error:
+            client.infer(model, [tensor], outputs=wanted, headers=lower)
+        assert error.value.status() == "StatusCode.PERMISSION_DENIED"
+
+
 def test_clients_that_do_not_wait_for_answers_do_not_fill_the_log(site: Site) -> None:
     host, _, port = site.gateway.http.rpartition(":")
     request = f"GET /v2/health/live HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()

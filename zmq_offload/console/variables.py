@@ -77,7 +77,9 @@ VARIABLES: Mapping[str, Variable] = {
             "origins of web pages, separated by commas, that may call a gateway, or `*`", ("gateway",)
         ),
         "MAX_BODY_BYTES": Variable("largest body or message of a request to a gateway, in bytes", ("gateway",)),
-        "MAX_HELD_BYTES": Variable("bodies of all requests at once in a gateway, in bytes", ("gateway",)),
+        "MAX_HELD_BYTES": Variable(
+            "bodies and unread answers of all requests at once in a gateway, in bytes", ("gateway",)
+        ),
         "MAX_HEADER_BYTES": Variable("all headers of a request to a gateway, in bytes", ("gateway",)),
         "MAX_CONNECTIONS": Variable("connections of a port of a gateway", ("gateway",)),
         "MAX_STREAMS": Variable("concurrent calls of a gRPC connection to a gateway", ("gateway",)),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from zmq_offload.client.results import Outputs
-from zmq_offload.errors import Internal, OffloadError
+from zmq_offload.errors import Internal, OffloadError, PermissionDenied
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
@@ -39,6 +39,12 @@ def tell(ended: Callable[[Answer | OffloadError], None], answer: Answer | Offloa
         log.exception("an answer cannot be returned")
         with contextlib.suppress(Exception):
             ended(Internal(FAILED))
+
+
+def check_allowed(model: str, grant: Grant) -> None:
+    """Raise PermissionDenied if `grant` is not for a model, whether it is served or not."""
+    if not grant.allows(model):
+        raise PermissionDenied(f"{grant.name} is not for model {model!r}")
 
 
 class Call(NamedTuple):

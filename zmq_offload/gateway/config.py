@@ -112,7 +112,7 @@ def add_options(parser: Parser) -> None:
 
 _LIMITS = (
     ("--max-body-bytes", bytes_, "largest body or message of a request, in bytes"),
-    ("--max-held-bytes", bytes_, "bodies of all requests at once, in bytes"),
+    ("--max-held-bytes", bytes_, "bodies and unread answers of all requests at once, in bytes"),
     ("--max-header-bytes", bytes_, "all headers of a request, in bytes"),
     ("--max-connections", count, "connections of a port"),
     ("--max-streams", count, "concurrent calls of a gRPC connection"),

@@ -23,7 +23,7 @@ from zmq_offload.errors import (
     Unavailable,
     one_line,
 )
-from zmq_offload.gateway.calls import Call, Cancel, Ended, tell
+from zmq_offload.gateway.calls import Call, Cancel, Ended, check_allowed, tell
 from zmq_offload.gateway.catalog import Catalog, can_exist, catalog_of, unknown, unloaded
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.inquiry import Inquiry
@@ -72,8 +72,7 @@ class BrokerFabric:
         if timeout is None:
             timeout = self._timeout
         try:
-            if not grant.allows(model):
-                raise PermissionDenied(f"{grant.name} is not for model {model!r}")
+            check_allowed(model, grant)
             if model in self._control.closed:
                 raise unloaded(model)
             if timeout <= 0:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from zmq_offload.client.results import Outputs
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric
+from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric, check_allowed
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.oip.grpc_infer import Answer, decode, encode
 from zmq_offload.gateway.oip.metadata import batched
@@ -77,6 +77,7 @@ class _Informed:
         try:
             if isinstance(catalog, OffloadError):
                 raise catalog
+            check_allowed(self._call.model, self._grant)
             batches = batched(catalog.awaited(self._call.model, self._call.version))
         except OffloadError as error:
             self._answered(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zmq_offload.client.results import Outputs
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Fabric
+from zmq_offload.gateway.calls import Call, Cancel, Fabric, check_allowed
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.http.messages import Request, Respond
 from zmq_offload.gateway.http.responses import failed
@@ -88,6 +88,7 @@ class _Informed:
             self._respond(failed(catalog))
             return
         try:
+            check_allowed(self._name, self._request.grant)
             model = catalog.awaited(self._name, self._version)
             self._cancel = self._run(model, *(self._decoded or decode_raw(model, self._version, self._request.body)))
         except OffloadError as error:

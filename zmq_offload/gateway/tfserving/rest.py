@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zmq_offload.client.results import Outputs
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Fabric
+from zmq_offload.gateway.calls import Call, Cancel, Fabric, check_allowed
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.http.messages import Compression, Handler, Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed
@@ -62,6 +62,7 @@ class _Exchange:
             elif action == "metadata":
                 self._answer(text(metadata(catalog.find(name, version))))
             else:
+                check_allowed(name, self._request.grant)
                 inputs, self._form = predict.request(self._request.body, catalog.awaited(name, version))
                 call = Call(name, version, inputs)
                 self._cancel = self._fabric.infer(call, self._request.grant, self._ended)
