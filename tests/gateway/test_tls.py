@@ -244,6 +244,15 @@ def test_strangers_do_not_flood_the_log(tmp_path: Path, caplog: pytest.LogCaptur
     assert lines[0] == "1.2.3.4:5 is refused /v2/models/a\\nb: the token is not known to this gateway"
 
 
+@pytest.mark.parametrize(
+    ("options", "files", "connections"),
+    [([], 20_000, 10_000), (["--grpc", "none"], 20_000, 16_384), ([], 1, 1), (["--max-connections", "5"], 20_000, 5)],
+)
+def test_strangers_cannot_take_all_files(options: list[str], files: int, connections: int) -> None:
+    """Then no list could be read again, and nobody be revoked."""
+    assert parse(options).fitting(files).max_connections == connections
+
+
 # --- exposure -----------------------------------------------------------------------------------------------
 
 

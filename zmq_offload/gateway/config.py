@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
@@ -77,6 +77,16 @@ class Config:
     max_streams: int = 256
     idle_timeout: float = 120.0
     receive_timeout: float = 20.0
+
+    @property
+    def addresses(self) -> list[str]:
+        """Those of the ports that are wanted."""
+        return [address for address in (self.http, self.grpc) if address != NONE]
+
+    def fitting(self, files: int) -> Config:
+        """These options with connections for which there are files. Without a file, no list could be read again."""
+        most = max(1, files // len(self.addresses))
+        return replace(self, max_connections=min(self.max_connections, most))
 
 
 def add_options(parser: Parser) -> None:

@@ -15,7 +15,7 @@ from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.gateway.access.guard import Guard, check_exposure
 from zmq_offload.gateway.access.tls import files_of
 from zmq_offload.gateway.application import doors
-from zmq_offload.gateway.config import NONE, Config
+from zmq_offload.gateway.config import Config
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.fabric import BrokerFabric
 from zmq_offload.gateway.ports import drain, listen
@@ -28,7 +28,7 @@ _KEPT_BYTES = 64 * 1024 * 1024
 
 def serve(config: Config) -> int:
     """Run a gateway in this process until SIGTERM, SIGINT or SIGHUP."""
-    raise_file_limit(log)
+    config = config.fitting(raise_file_limit(log))
     logging.getLogger("asyncio").addFilter(_is_of_use)
     memory.keep(_KEPT_BYTES)
     uvloop.run(_run(config))
@@ -49,9 +49,8 @@ async def _run(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets this
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    addresses = [address for address in (config.http, config.grpc) if address != NONE]
     listed, tls = config.access_list is not None, config.tls_cert is not None
-    check_exposure(addresses, listed=listed, tls=tls, insecure=config.insecure)
+    check_exposure(config.addresses, listed=listed, tls=tls, insecure=config.insecure)
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
     connection = Connection(
         config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, reclaims=False
