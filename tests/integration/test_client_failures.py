@@ -229,7 +229,7 @@ def test_a_reply_that_cannot_be_read_fails_its_call_and_no_other(
 ) -> None:
     with Client(echo_fabric.frontend) as client:
         with monkeypatch.context() as patch:
-            patch.setattr("zmq_offload.client.connection.decode_tensors", broken(MemoryError("none left")))
+            patch.setattr("zmq_offload.client.link.decode_tensors", broken(MemoryError("none left")))
             for error in errors_of_threads(client):
                 assert kinds([error]) == {(Internal, "the reply cannot be read: MemoryError: none left")}
         assert client.infer("echo", X)["x"].shape == (3, 4)

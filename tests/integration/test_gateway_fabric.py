@@ -13,7 +13,6 @@ import pytest
 import uvloop
 
 from tests.support.processes import running_broker, status
-from zmq_offload.client.connection import Connection
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.errors import (
@@ -28,7 +27,7 @@ from zmq_offload.errors import (
 from zmq_offload.gateway.calls import Call
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.control import ModelControl
-from zmq_offload.gateway.fabric import BrokerFabric
+from zmq_offload.gateway.fabric import BrokerFabric, link_to
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.keys import new_keys
 from zmq_offload.testing import Fabric
@@ -43,8 +42,8 @@ ECHO = Call("echo", None, {"x": X})
 async def behind(
     *brokers: str, timeout: float = 10.0, control: bool = False, keys: Sequence[Path] = ()
 ) -> AsyncIterator[BrokerFabric]:
-    connection = Connection(brokers, RetryPolicy(heartbeat=0.1, patience=0.3), 1 << 28, *keys, reclaims=False)
-    fabric = BrokerFabric(connection, timeout, ModelControl(allowed=control))
+    link = link_to(brokers, RetryPolicy(heartbeat=0.1, patience=0.3), 1 << 28, *keys)
+    fabric = BrokerFabric(link, timeout, ModelControl(allowed=control))
     try:
         yield fabric
     finally:

@@ -1,7 +1,4 @@
-"""How an event loop drives the asyncio client's socket.
-
-The loop watches the socket's own file descriptor. `zmq.asyncio` would add a future and a task switch to each frame.
-"""
+"""How an event loop drives a connection to the brokers."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from zmq_offload.client.connection import Connection
+from zmq_offload.client.link import Link
 from zmq_offload.client.session import Action, Complete, Fail, Reconnect, Send
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.errors import Cancelled, FailedPrecondition, Internal
@@ -30,26 +27,21 @@ Ended: TypeAlias = Callable[["Complete | Fail"], None]
 class Reader:
     """The connection, and the loop that watches it. A `lifetime.Resource`, so it does not refer to the client."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Link) -> None:
         self.connection = connection
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closed = False
         self.forgotten = False
-        self._watched: int | None = None
 
     def watch(self, ready: Callable[[], None]) -> None:
-        """Call `ready` whenever the socket becomes readable."""
+        """Call `ready` whenever messages have arrived."""
         assert self.loop is not None
-        self.unwatch()
-        descriptor = self.connection.socket.fileno()
-        self.loop.add_reader(descriptor, ready)
-        self._watched = descriptor
+        self.connection.watch(self.loop, ready)
 
     def unwatch(self) -> None:
-        """Stop watching, before the socket is closed: the next socket may get the same descriptor."""
-        descriptor, self._watched = self._watched, None
-        if descriptor is not None and self.loop is not None and not self.loop.is_closed():
-            self.loop.remove_reader(descriptor)
+        """Stop watching."""
+        if self.loop is not None:
+            self.connection.unwatch(self.loop)
 
     def close(self, linger: int = 100) -> None:
         """Disconnect. `linger` is in milliseconds, for a last Cancel."""
@@ -72,19 +64,15 @@ class Reader:
             self.close(linger=0)
 
     def forget(self) -> None:
-        """Let go of the connection in a forked child.
-
-        The reader stays: parent and child share the loop's descriptor, so removing it here would remove it there.
-        """
+        """Let go of the connection in a forked child."""
         self.forgotten = True
-        self._watched = None
         self.connection.forget()
 
 
 class AsyncDriver:
     """Makes the calls of a connection. It belongs to the event loop in which it is first used."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Link) -> None:
         self.reader = Reader(connection)
         self._connection = connection
         self._session = connection.session
@@ -216,10 +204,10 @@ class AsyncDriver:
         assert loop is not None
         # Read all: the descriptor is edge-triggered and says nothing of messages that are left.
         while connection.is_open and connection.waiting():
-            socket = connection.socket
+            way = connection.way
             for message in connection.receive(len(self._calls) or 1):
                 self._perform(self._session.received(*message, loop.time()))
-                if connection.socket is not socket or not connection.is_open:
+                if connection.way is not way or not connection.is_open:
                     break  # the other messages are of the broker that was left
             else:
                 if connection.emptied or not self._calls:
@@ -255,6 +243,7 @@ class AsyncDriver:
             if isinstance(message, (wire.Request, wire.Query)) and message.id not in self._calls:
                 continue  # it has ended; its memory may not be lent any more
             self._send(action)
+        self._connection.flush()
 
     def _send(self, action: Send) -> None:
         if not self._connection.is_open:

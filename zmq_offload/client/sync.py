@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.calls import Call, Submitted
-from zmq_offload.client.connection import DEFAULT_TIMEOUT, Connection, answer_of, outputs_of
+from zmq_offload.client.connection import Connection
 from zmq_offload.client.driver import Driver
+from zmq_offload.client.link import DEFAULT_TIMEOUT, answer_of, outputs_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy

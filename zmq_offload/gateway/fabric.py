@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zmq_offload.client.aiodriver import AsyncDriver
-from zmq_offload.client.connection import Connection, answer_of, outputs_of
+from zmq_offload.client.connection import Connection
+from zmq_offload.client.link import Link, answer_of, outputs_of
+from zmq_offload.client.looplink import LoopLink
 from zmq_offload.client.results import Outputs
-from zmq_offload.client.session import Complete, Fail
+from zmq_offload.client.session import Complete, Fail, RetryPolicy
 from zmq_offload.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -29,6 +32,7 @@ from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.inquiry import Inquiry
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
+from zmq_offload.net.handshake import clients_security
 from zmq_offload.protocol import limits
 
 _QUERY_SECONDS = 3.0
@@ -42,13 +46,27 @@ _ALL = Grant("this gateway")
 _MOST_SECONDS = limits.BUDGET_US / 1e6
 
 
+def link_to(
+    brokers: Sequence[str],
+    policy: RetryPolicy | None,
+    max_frame_bytes: int,
+    key: str | os.PathLike[str] | None = None,
+    broker_key: str | os.PathLike[str] | None = None,
+) -> Link:
+    """A connection of the running event loop to the brokers: libzmq's if there are keys, as it encrypts; else the
+    cheaper one of the loop's own."""
+    if clients_security(key, broker_key).has_keys:
+        return Connection(brokers, policy, max_frame_bytes, key, broker_key, reclaims=False)
+    return LoopLink(brokers, policy, max_frame_bytes)
+
+
 class BrokerFabric:
     """A `zmq_offload.gateway.calls.Fabric` behind a connection that does not reclaim memory. Make it in its event loop.
 
     `timeout` is in seconds, for calls that have none.
     """
 
-    def __init__(self, connection: Connection, timeout: float, control: ModelControl) -> None:
+    def __init__(self, connection: Link, timeout: float, control: ModelControl) -> None:
         self.statistics = Statistics()
         self.stopping = False
         self.outstanding = 0

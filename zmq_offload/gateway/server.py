@@ -9,7 +9,6 @@ import signal
 
 import uvloop
 
-from zmq_offload.client.connection import Connection
 from zmq_offload.common import memory
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.gateway.access.guard import Guard, check_exposure
@@ -17,7 +16,7 @@ from zmq_offload.gateway.access.tls import files_of
 from zmq_offload.gateway.application import doors
 from zmq_offload.gateway.config import Config
 from zmq_offload.gateway.control import ModelControl
-from zmq_offload.gateway.fabric import BrokerFabric
+from zmq_offload.gateway.fabric import BrokerFabric, link_to
 from zmq_offload.gateway.ports import drain, listen
 
 log = logging.getLogger("gateway")
@@ -52,10 +51,8 @@ async def _run(config: Config) -> None:
     listed, tls = config.access_list is not None, config.tls_cert is not None
     check_exposure(config.addresses, listed=listed, tls=tls, insecure=config.insecure)
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
-    connection = Connection(
-        config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, reclaims=False
-    )
-    fabric = BrokerFabric(connection, config.timeout, ModelControl(config.model_control))
+    link = link_to(config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key)
+    fabric = BrokerFabric(link, config.timeout, ModelControl(config.model_control))
     try:
         ports = await listen(doors(config, fabric, guard))
         guard.watch()

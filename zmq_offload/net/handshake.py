@@ -15,11 +15,11 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.net import transport
 from zmq_offload.net.keys import KeyPair, read_pair, read_public
 
-_FAILURES = 3
+FAILURES = 3
 """Handshakes in a row that must fail before the keys are blamed: a broker that is killed in a handshake looks the
 same."""
 
-_MISMATCH = "does not complete the handshake: its key is not the expected one, or only one side has keys"
+MISMATCH = "does not complete the handshake: its key is not the expected one, or only one side has keys"
 
 
 class Security:
@@ -28,6 +28,10 @@ class Security:
     def __init__(self, key: str | None, broker_key: str | None) -> None:
         self._pair: KeyPair | None = read_pair(key) if key else None
         self._broker = read_public(broker_key) if broker_key else None
+
+    @property
+    def has_keys(self) -> bool:
+        return self._pair is not None
 
     def protect(self, socket: zmq.Socket[bytes]) -> None:
         if self._pair is not None and self._broker is not None:
@@ -87,10 +91,10 @@ class HandshakeMonitor:
                 return "does not know this key"
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 # The two sides have different mechanisms; libzmq does not try again.
-                return _MISMATCH
+                return MISMATCH
             else:
                 self._failures += 1
-        return _MISMATCH if self._failures >= _FAILURES else None
+        return MISMATCH if self._failures >= FAILURES else None
 
     def close(self) -> None:
         self._socket.disable_monitor()

@@ -30,8 +30,11 @@ LENT = 512 * 1024
 """Bytes from which a buffer is lent to libzmq instead of copied. Returning lent memory goes through a thread of pyzmq,
 which costs as much as copying this many bytes. (pyzmq's COPY_THRESHOLD of 64 KiB does not apply to Frames.)"""
 
-_HANDSHAKE_MS = 5000
-"""Limit of a handshake. libzmq's default of 30 s is long for a stranger to hold memory."""
+HANDSHAKE = 5.0
+"""Seconds for a handshake. libzmq's default of 30 s is long for a stranger to hold memory."""
+
+RECONNECT, RECONNECT_MOST = 0.05, 1.0
+"""Seconds until a lost connection is made again: after the first failure, and after many."""
 
 CLIENTS_HEARTBEAT = 5.0
 """Seconds between ZMTP heartbeats of a client and its broker. A client that waits for a reply sends Pings of its own
@@ -105,11 +108,11 @@ def make_socket(
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * interval)
     socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * interval)
     socket.setsockopt(zmq.MAXMSGSIZE, max(max_frame_bytes, limits.UNASKED_BYTES))
-    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, round(HANDSHAKE * 1000))
     socket.setsockopt(zmq.SNDHWM, high_water_mark)
     socket.setsockopt(zmq.RCVHWM, high_water_mark)
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt(zmq.RECONNECT_IVL, round(RECONNECT * 1000))
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, round(RECONNECT_MOST * 1000))
     if kind == zmq.ROUTER:
         # Otherwise a message to a peer that has left, or whose pipe is full, is dropped silently.
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)

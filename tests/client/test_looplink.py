@@ -1,0 +1,348 @@
+"""The event loop's own connection, against sockets of libzmq and against peers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+import zmq
+
+from zmq_offload.client.looplink import LoopLink
+from zmq_offload.client.session import Send
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.net import transport
+from zmq_offload.net.keys import new_keys, read_pair
+from zmq_offload.protocol import messages as wire
+
+SESSION = bytes(range(16))
+READY = (
+    b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+    + b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER"
+)  # fmt: skip
+SECONDS = 20.0
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(asyncio.wait_for(test, SECONDS))
+
+
+@contextmanager
+def router(endpoint: str = "tcp://127.0.0.1:0", keys: Path | None = None) -> Iterator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as bound:
+        bound.linger = 0
+        bound.rcvtimeo = round(SECONDS * 1000)
+        if keys is not None:
+            pair = read_pair(str(keys))
+            bound.curve_server, bound.curve_secretkey, bound.curve_publickey = True, pair.secret, pair.public
+        bound.bind(endpoint.replace(":0", ":*"))
+        yield bound
+
+
+def place_of(bound: zmq.Socket[bytes]) -> str:
+    return bound.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+@asynccontextmanager
+async def linked(*endpoints: str) -> AsyncIterator[LoopLink]:
+    link = LoopLink(endpoints, None, 1 << 27)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def ask(link: LoopLink, number: int, *payload: bytes | memoryview) -> None:
+    link.send(Send(wire.Request(SESSION, number, "echo", 0, 10**6, 0), payload))
+    link.flush()
+
+
+async def received(link: LoopLink) -> list[tuple[wire.ToClient, list[bytes]]]:
+    """The next messages."""
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    link.watch(loop, came.set)
+    if not link.waiting():
+        await came.wait()
+    link.unwatch(loop)
+    return [(message, [bytes(each) for each in payload]) for message, payload in link.receive(9)]  # type: ignore[call-overload]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.005)
+
+
+async def in_thread(call: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, call)
+
+
+@pytest.mark.parametrize(("runner", "ipc"), [(asyncio.run, False), (uvloop.run, False), (uvloop.run, True)])
+def test_messages_go_to_a_router_and_come_back(runner: Callable[..., None], ipc: bool, tmp_path: Path) -> None:
+    large = bytes(range(256)) * 4096 * 64  # 64 MiB
+    payload = (b"", b"a", b"b" * 255, b"c" * 256, b"d" * 40_000, large, b"")
+
+    async def test(bound: zmq.Socket[bytes]) -> None:
+        async with linked(place_of(bound)) as link:
+            ask(link, 1, *payload)
+            peer, envelope, *frames = await in_thread(bound.recv_multipart)
+            assert wire.decode(envelope, wire.FROM_CLIENT) == wire.Request(SESSION, 1, "echo", 0, 10**6, 0)
+            assert tuple(frames) == payload
+            await in_thread(lambda: bound.send_multipart([peer, b"not a message"]))
+            await in_thread(lambda: bound.send_multipart([peer, wire.encode(wire.Answer(SESSION, 7)), *payload]))
+            await in_thread(
+                lambda: bound.send_multipart([peer, wire.encode(wire.Answer(SESSION, 8)), large[: 1 << 20]])
+            )
+            answers: list[Any] = []
+            while len(answers) < 2:
+                answers += await received(link)
+            assert answers == [(wire.Answer(SESSION, 7), [*payload]), (wire.Answer(SESSION, 8), [large[: 1 << 20]])]
+
+    with router(f"ipc://{tmp_path}/router" if ipc else "tcp://127.0.0.1:0") as bound:
+        runner(asyncio.wait_for(_awaited(test(bound)), SECONDS))
+
+
+async def _awaited(test: Awaitable[None]) -> None:
+    await test
+
+
+def test_what_waits_for_a_connection_ends_with_its_call(tmp_path: Path) -> None:
+    place = f"ipc://{tmp_path}/router"
+
+    async def test() -> None:
+        async with linked(place) as link:
+            for number in range(1, 5):
+                ask(link, number)
+            for ids in ([1], [2]):
+                link.send(Send(wire.Ping(SESSION, ids)))
+            link.send(Send(wire.Cancel(SESSION, 2)))
+            link.still_lent(3)
+            ask(link, 4, b"again")
+            with router(place) as bound:
+                frames = [(await in_thread(bound.recv_multipart))[1:] for _ in range(3)]
+                sent = [(wire.decode(envelope, wire.FROM_CLIENT), *payload) for envelope, *payload in frames]
+                assert [(type(message), *payload) for message, *payload in sent] == [
+                    (wire.Request,), (wire.Request, b"again"), (wire.Ping,),
+                ]  # fmt: skip
+                assert sent[2] == (wire.Ping(SESSION, [2]),)
+
+    run(test())
+
+
+def test_a_connection_that_ends_is_made_again(tmp_path: Path) -> None:
+    place = f"ipc://{tmp_path}/router"
+
+    async def test() -> None:
+        async with linked(place) as link:
+            for number in range(1, 4):
+                with router(place) as bound:
+                    ask(link, number)
+                    _, envelope = await in_thread(bound.recv_multipart)
+                    assert wire.decode(envelope, wire.FROM_CLIENT).id == number  # type: ignore[union-attr]
+                    way = link.way
+                await until(lambda way=way: link.way is not way)  # type: ignore[misc]
+
+    run(test())
+
+
+def test_a_reader_who_does_not_read_is_not_written_to() -> None:
+    async def test() -> None:
+        server = socket.create_server(("127.0.0.1", 0))
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        server.settimeout(SECONDS)
+        async with linked(f"tcp://127.0.0.1:{server.getsockname()[1]}") as link:
+            peer, _ = await in_thread(server.accept)
+            peer.sendall(READY)
+            body = memoryview(bytes(1 << 20))
+            ask(link, 1)
+            await until(lambda: not link._waiting)
+            number = 1
+            while not link._waiting:
+                number += 1
+                ask(link, number, body)
+                await asyncio.sleep(0)
+            ask(link, number + 1)
+            assert number + 1 in link._waiting
+            left = len(link._waiting)
+            link.send(Send(wire.Cancel(SESSION, 1)))  # of a request that was written
+            link.flush()
+            peer.settimeout(SECONDS)
+
+            def read() -> int:
+                count = 0
+                while count < (number - left) << 20:
+                    count += len(peer.recv(1 << 20))
+                return count
+
+            await in_thread(read)
+            await until(lambda: not link._waiting)
+            peer.close()
+        server.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("says", [READY, READY[:64], READY[:5], b""])
+def test_a_silent_peer_is_left(says: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "CLIENTS_HEARTBEAT", 0.05)
+    monkeypatch.setattr(transport, "HANDSHAKE", 0.2)
+
+    async def test() -> None:
+        server = socket.create_server(("127.0.0.1", 0))
+        server.settimeout(SECONDS)
+        async with linked(f"tcp://127.0.0.1:{server.getsockname()[1]}"):
+            first, _ = await in_thread(server.accept)
+            first.sendall(says)
+            again, _ = await in_thread(server.accept)
+            first.settimeout(SECONDS)
+            assert await in_thread(lambda: _all_of(first))
+            again.close()
+            first.close()
+        server.close()
+
+    run(test())
+
+
+def _all_of(peer: socket.socket) -> bytes:
+    """What comes until the other end has closed."""
+    data = b""
+    try:
+        while more := peer.recv(65536):
+            data += more
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def test_a_peer_of_libzmq_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "CLIENTS_HEARTBEAT", 0.05)
+
+    async def test(bound: zmq.Socket[bytes]) -> None:
+        async with linked(place_of(bound)) as link:
+            ask(link, 1)
+            await in_thread(bound.recv_multipart)
+            way = link.way
+            await asyncio.sleep(0.5)  # ten heartbeats; their end is what a failure would show
+            assert link.way is way
+
+    with router() as bound:
+        bound.setsockopt(zmq.HEARTBEAT_IVL, 50)
+        run(test(bound))
+
+
+@pytest.mark.parametrize("talk", [b"HTTP/1.1 400 Bad Request\r\n\r\n", READY[:64] + b"\x04\x05\x05ERROR"])
+def test_who_does_not_complete_the_handshake_is_named(talk: bytes) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                peer, _ = server.accept()
+            except OSError:
+                return
+            with peer:
+                peer.sendall(talk)
+                _all_of(peer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+
+    async def test() -> None:
+        endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        async with linked(endpoint) as link:
+            await until(lambda: link.refusal() is not None)
+            assert str(link.refusal()).startswith(f"the broker at {endpoint} does not complete the handshake: its key")
+
+    try:
+        run(test())
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+
+
+def test_a_broker_with_keys_is_named(tmp_path: Path) -> None:
+    async def test(bound: zmq.Socket[bytes]) -> None:
+        async with linked(place_of(bound)) as link:
+            await until(lambda: link.refusal() is not None)
+            assert "only one side has keys" in str(link.refusal())
+            link.reconnect(0)
+            assert link.refusal() is None
+            await until(lambda: link.refusal() is not None)
+
+    new_keys("broker", tmp_path)
+    with router(keys=tmp_path / "broker.key_secret") as bound:
+        run(test(bound))
+
+
+def test_a_message_over_the_limit_ends_the_connection() -> None:
+    async def test(bound: zmq.Socket[bytes]) -> None:
+        link = LoopLink(place_of(bound), None, 1000)  # at least limits.UNASKED_BYTES count
+        try:
+            ask(link, 1)
+            peer, _ = await in_thread(bound.recv_multipart)
+            way = link.way
+            answer = wire.encode(wire.Answer(SESSION, 7))
+            await in_thread(lambda: bound.send_multipart([peer, answer, bytes(4 << 20)]))
+            assert [message for message, _ in await received(link)] == [wire.Answer(SESSION, 7)]
+            await in_thread(lambda: bound.send_multipart([peer, answer, bytes((4 << 20) + 1)]))
+            await until(lambda: link.way is not way)
+            assert not link.waiting()
+        finally:
+            link.close()
+
+    with router() as bound:
+        run(test(bound))
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://a..b:5555", "ipc://@nobody-is-there"])
+def test_an_endpoint_that_leads_nowhere_is_tried_again(endpoint: str) -> None:
+    async def test() -> None:
+        async with linked(endpoint) as link:
+            await until(lambda: link._delay == 4 * transport.RECONNECT)
+            assert link.refusal() is None
+
+    asyncio.run(asyncio.wait_for(test(), SECONDS))
+
+
+def test_a_name_and_an_address_of_ipv6_lead_to_a_broker() -> None:
+    async def test(bound: zmq.Socket[bytes], endpoint: str) -> None:
+        async with linked(endpoint) as link:
+            ask(link, 1)
+            await in_thread(bound.recv_multipart)
+
+    with router() as bound:
+        run(test(bound, place_of(bound).replace("127.0.0.1", "localhost")))
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as bound:
+        bound.ipv6, bound.rcvtimeo = True, round(SECONDS * 1000)
+        bound.bind("tcp://[::1]:*")
+        run(test(bound, place_of(bound)))
+
+
+def test_a_wrong_endpoint_is_refused_at_once() -> None:
+    async def test() -> None:
+        with pytest.raises(InvalidArgument, match="the port is missing"):
+            LoopLink("tcp://edge", None, 1000)
+
+    run(test())
+
+
+def test_the_last_cancel_is_sent_before_the_end() -> None:
+    async def test(bound: zmq.Socket[bytes]) -> None:
+        link = LoopLink(place_of(bound), None, 1000)
+        ask(link, 1)
+        await in_thread(bound.recv_multipart)
+        link.send(Send(wire.Cancel(SESSION, 1)))
+        link.flush()
+        link.close()
+        _, envelope = await in_thread(bound.recv_multipart)
+        assert wire.decode(envelope, wire.FROM_CLIENT) == wire.Cancel(SESSION, 1)
+
+    with router() as bound:
+        run(test(bound))

@@ -1,0 +1,215 @@
+"""What all connections to brokers share: the options, the session, and the tensors of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zmq
+
+from zmq_offload.client.arguments import check_call, check_max_frame_bytes, check_policy
+from zmq_offload.client.results import Outputs, Timings
+from zmq_offload.client.session import ClientSession, Complete, Payload, RetryPolicy, Send
+from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
+from zmq_offload.net.endpoints import check_brokers
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
+from zmq_offload.protocol.tensors import Latest, array_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+DEFAULT_TIMEOUT = 10.0
+"""Seconds that a call may take by default."""
+
+_SHARED = 8192
+"""Bytes of libzmq's receive buffers, which small frames share. A smaller output is copied, so that keeping it does not
+keep the whole buffer."""
+
+
+class Link(ABC):
+    """A connection to one of several brokers, as `AsyncDriver` uses it. Not thread-safe.
+
+    Raises InvalidArgument for endpoints and numbers that cannot be used.
+    """
+
+    is_open = False
+
+    def __init__(self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
+        self.endpoints = check_brokers(broker)
+        self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
+        self.session = ClientSession(
+            os.urandom(wire.SESSION_BYTES), self.endpoints, check_policy(policy), self._max_frame_bytes
+        )
+        self._endpoint = 0
+
+    @property
+    def endpoint(self) -> str:
+        """Endpoint of the current broker."""
+        return self.endpoints[self._endpoint]
+
+    def _unavailable(self, error: zmq.ZMQError | OSError) -> Unavailable:
+        return Unavailable(f"cannot connect to {self.endpoint}: {error.strerror or one_line(error)}")
+
+    def reopen(self) -> None:
+        """Connect after a failure, to the current broker or the first one after it for which that works."""
+        for _ in self.endpoints[1:]:
+            with contextlib.suppress(OffloadError):
+                self._open()
+                return
+            self._endpoint = (self._endpoint + 1) % len(self.endpoints)
+        self._open()
+
+    def failure(self, error: Exception) -> OffloadError:
+        """Return the error of a call when driving the connection has failed; a new one for each call."""
+        if isinstance(error, OffloadError):
+            return type(error)(error.message)
+        if isinstance(error, (zmq.ZMQError, OSError)):
+            return Unavailable(f"the connection to {self.endpoint} failed: {error.strerror or one_line(error)}")
+        return Internal(f"the client failed: {type(error).__name__}: {one_line(error)}")
+
+    def request(
+        self, model: str, inputs: Mapping[str, ArrayLike], version: int | Latest | None, timeout: float, priority: int
+    ) -> tuple[str, Payload, float, int, int, bytes]:
+        """Validate a call and return the positional arguments for `ClientSession.request`.
+
+        Raises InvalidArgument naming the argument or input.
+        """
+        timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
+        return model, self._payload(inputs), timeout, wanted, priority, signature
+
+    def _payload(self, inputs: Mapping[str, ArrayLike]) -> Payload:
+        """Return `[header, frame, ...]` of a call's inputs. Large arrays are sent from their own memory.
+
+        Raises InvalidArgument naming the input that cannot be sent.
+        """
+        arrays = _arrays(inputs)
+        payload = encode_tensors(arrays)
+        # The session checks the broker's limit.
+        most = self._max_frame_bytes
+        if max(map(len, payload)) > most:
+            for name, array in arrays.items():
+                if array.nbytes > most:
+                    raise InvalidArgument(f"input {name!r} has {array.nbytes} bytes; max_frame_bytes allows {most}")
+            raise InvalidArgument(
+                f"the small inputs together have {len(payload[0])} bytes, names included; max_frame_bytes allows {most}"
+            )
+        return payload
+
+    @property
+    @abstractmethod
+    def way(self) -> object:
+        """What leads to the broker now. Another after `reconnect`."""
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Begin to connect to the current endpoint. Raises OffloadError if that is not possible."""
+
+    @abstractmethod
+    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[], None]) -> None:
+        """Let the loop call `ready` whenever messages have arrived."""
+
+    @abstractmethod
+    def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Call it no more."""
+
+    @abstractmethod
+    def send(self, action: Send) -> None:
+        """Send, now, with the next `flush`, or when there is a connection."""
+
+    def flush(self) -> None:  # noqa: B027  (libzmq sends by itself)
+        """A turn of the loop ends: send what it has brought."""
+
+    @abstractmethod
+    def receive(self, most: int) -> list[tuple[wire.ToClient, Sequence[object]]]:
+        """Return messages that have arrived, about `most` at once."""
+
+    @abstractmethod
+    def waiting(self) -> bool:
+        """Whether a message has arrived."""
+
+    @property
+    @abstractmethod
+    def emptied(self) -> bool:
+        """Whether the last `receive` found that there were no more."""
+
+    @abstractmethod
+    def refusal(self) -> str | None:
+        """Say why the broker refuses this client, or return None."""
+
+    @abstractmethod
+    def reconnect(self, endpoint: int) -> None:
+        """Connect to endpoint number `endpoint`, dropping what is queued in the old connection."""
+
+    @abstractmethod
+    def still_lent(self, number: int) -> Sequence[zmq.MessageTracker]:
+        """A call ends. Return trackers of its memory if that is still read and has to be reclaimed."""
+
+    @abstractmethod
+    def reclaim(self, lent: Sequence[zmq.MessageTracker]) -> None:
+        """Reclaim lent memory by connecting anew."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Disconnect after any failure."""
+
+    @abstractmethod
+    def close(self, linger: int = 100) -> None:
+        """Disconnect. `linger` is in milliseconds, for a last Cancel."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Let go of the parent's connection in a forked child."""
+
+
+def decoded(frame: bytes) -> wire.ToClient | None:
+    """Decode an envelope. None if these bytes are not a message: they belong to no call."""
+    try:
+        return wire.decode(frame, wire.TO_CLIENT)
+    except ProtocolError:
+        return None
+
+
+def _arrays(inputs: Mapping[str, ArrayLike]) -> Mapping[str, Array]:
+    if type(inputs) is not dict and not isinstance(inputs, Mapping):  # a check against an abstract class is slow
+        raise InvalidArgument(f"inputs is a {type(inputs).__name__}; use a mapping of names to arrays")
+    for value in inputs.values():
+        if type(value) is not np.ndarray:
+            return {name: _array(name, value) for name, value in inputs.items()}
+    return inputs  # type: ignore[return-value,unused-ignore]  # all values are arrays
+
+
+def _array(name: str, value: object) -> Array:
+    try:
+        return array_of(value)
+    except ValueError as error:
+        raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
+
+
+def outputs_of(done: Complete, total: float, model: str, *, kept: bool = True) -> Outputs | OffloadError:
+    """Decode a Result. Returns the error if its tensors cannot be decoded. `kept`: the caller may keep the outputs."""
+    message = done.message
+    assert isinstance(message, wire.Result)
+    timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
+    try:
+        tensors = decode_tensors(done.payload)
+    except ProtocolError as error:
+        return error
+    if kept:
+        for name, array in tensors.items():
+            if array.nbytes < _SHARED:
+                tensors[name] = array.copy()
+    return Outputs(tensors, model, message.version, timings)
+
+
+def answer_of(done: Complete, total: float = 0.0, model: str = "") -> Any:
+    """Decode an Answer. Returns the error if its body cannot be decoded."""
+    try:
+        return decode_body(done.payload, "an Answer")
+    except ProtocolError as error:
+        return error
