@@ -44,6 +44,9 @@ _FAREWELL = 0.5
 """Seconds for which a drained connection waits for the client to close it. gRPC's own library takes the end of a
 connection for the end of a call whose status has just arrived, and tells that instead of the status."""
 
+_TOLD = 16
+"""Connections beyond the limit that are told why they end; they take files until their clients have seen it."""
+
 _STRANGERS_CALLS = 16
 """Calls at once of a connection that gets another one without a credential."""
 
@@ -109,9 +112,13 @@ class Connection(asyncio.BufferedProtocol):
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         self._joins = math.inf if tls else _JOINED_BYTES  # each buffer would become a record of its own
         self.due = self.server.now() + self.limits.receive
+        fits = self.server.opened(self)
         if tls and tls.selected_alpn_protocol() != "h2":
             self.http2.close(ErrorCode.INADEQUATE_SECURITY, "the client does not offer h2 by ALPN")
-        elif not self.server.opened(self):
+        elif not fits:
+            if self.server.connections > self.limits.connections + _TOLD:
+                self._transport.abort()
+                return
             self.http2.close(ErrorCode.ENHANCE_YOUR_CALM, f"the gateway has {self.limits.connections} connections")
         self._write()
 
