@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmq_offload.errors import Unauthenticated
+from zmq_offload.errors import PermissionDenied, Unauthenticated
 from zmq_offload.gateway.access.decisions import PUBLIC, Listed, Open, Peer, identities
+from zmq_offload.gateway.calls import check_allowed
 from zmq_offload.net.credentials import token_entry
 from zmq_offload.net.grants import Grant
 
@@ -91,3 +92,9 @@ def test_a_certificate_is_known_by_fingerprint_alternative_names_and_common_name
     fingerprint = "certificate:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of FIPS 180-2
     assert identities(b"abc", names) == (fingerprint, "dns:press.example", "uri:spiffe://plant/press", "cn:press")
     assert identities(b"abc", {}) == (fingerprint,)
+
+
+def test_a_grant_is_for_its_models_only() -> None:
+    check_allowed("ocr", Grant("phone", frozenset({"ocr"})))
+    with pytest.raises(PermissionDenied, match="phone is not for model 'pair'"):
+        check_allowed("pair", Grant("phone", frozenset({"ocr"})))
