@@ -722,6 +722,24 @@ def test_a_call_does_not_wait_for_the_compression_of_anothers_messages(server, p
         assert gzip.decompress(received[5:]) == bytes(4 << 20)
 
 
+def test_long_work_of_many_calls_leaves_time_for_others(server):
+    order: list[str] = []
+
+    def turn() -> None:
+        order.append("others")
+        if len(order) < 6:
+            server.loop.call_soon(turn)
+
+    def begin() -> None:
+        for _ in range(3):
+            server.grpc.later(lambda: order.append("part"))
+        server.loop.call_soon(turn)
+
+    server.do(begin)
+    wait_for(lambda: len(order) == 6)
+    assert order == ["part", "others"] * 3
+
+
 def test_messages_of_a_stream_keep_their_order_while_they_are_compressed(channel):
     messages = [bytes([number]) * (number % 3 * 3_000_000) for number in range(12)]
     stream = channel.stream_stream("/t/Stream")

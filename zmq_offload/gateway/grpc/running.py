@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zmq_offload.errors import DeadlineExceeded, Internal, InvalidArgument, OffloadError
@@ -192,8 +193,8 @@ class Running(ABC):
             self.fail(error)
 
     def _later(self, work: Callable[[], None]) -> None:
-        """Do a part of long work in the next turn of the loop, so that other calls do not wait for all of it."""
-        self._connection.server.loop.call_soon(self._do, work)
+        """Do a part of long work, so that other calls do not wait for all of it."""
+        self._connection.server.later(partial(self._do, work))
 
     def _do(self, work: Callable[[], None]) -> None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 
 from zmq_offload.gateway.access.decisions import Access
 from zmq_offload.gateway.grpc.calls import Methods
@@ -52,6 +54,7 @@ class GrpcServer:
         self.draining = False
         self.writing: set[Connection] = set()  # those that wrote, of which the system may not have taken all
         self._open: set[Connection] = set()
+        self._work: deque[Callable[[], None]] = deque()
         self._sweeping = False
 
     @property
@@ -92,6 +95,18 @@ class GrpcServer:
     def closed(self, connection: Connection) -> None:
         self._open.discard(connection)
         self.writing.discard(connection)
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do a part of long work, such as compression. One part is done in a turn of the loop, of all that wait."""
+        if not self._work:
+            self.loop.call_soon(self._work_on)
+        self._work.append(work)
+
+    def _work_on(self) -> None:
+        work = self._work.popleft()
+        if self._work:
+            self.loop.call_soon(self._work_on)
+        work()
 
     def _sweep(self) -> None:
         """End what has passed its deadline. One timer for all, since deadlines move with each call."""
