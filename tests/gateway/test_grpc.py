@@ -770,4 +770,4 @@ def test_a_message_that_comes_late_has_less_of_the_deadline(server):
         time.sleep(0.02)
         wire.send(data(3, message(b"left"), end=True))
         left.append(float(wire.until(frames.DATA).payload[5:]))
-        assert 10 > left[0] >= left[1] > left[2] > 0
+        assert 9.99 > left[0] > 0 and 9.99 > left[1] > left[2] > 0  # each call has its own start
