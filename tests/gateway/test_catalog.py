@@ -156,3 +156,10 @@ def test_model_control_is_off_unless_it_is_switched_on() -> None:
     refusal = ModelControl(allowed=False).refusal()
     assert isinstance(refusal, Unavailable)
     assert refusal.message == "explicit model load / unload is not allowed; start the gateway with --model-control"
+
+
+def test_versions_that_are_gone_are_kept_apart_from_those_that_are_served() -> None:
+    before = catalog_of([entry("m", 1), entry("m", 2)])
+    assert before.after(None) is before
+    found = catalog_of([entry("m", 2)]).after(before)
+    assert [one.version for one in found.models] == [2] and [one.version for one in found.gone] == [1]
