@@ -76,6 +76,7 @@ class AsyncDriver:
         self.reader = Reader(connection)
         self._connection = connection
         self._session = connection.session
+        self._gathers = connection.gathers
         self._calls: dict[int, Ended] = {}
         self._turn = False  # whether the loop is to call `_end_turn`
         self._outbox: list[Send] = []  # what is sent then
@@ -122,8 +123,24 @@ class AsyncDriver:
         """Begin a call by the session's method `begin`; return its number. `ended` may be called before that."""
         number, actions = begin(*args, now=loop.time())
         self._calls[number] = ended
-        self._do(self._perform, actions)
+        try:
+            if self._gathers and len(self._calls) == 1 and not self._turn:
+                self._send_alone(loop, actions)
+            else:
+                self._perform(actions)
+        except Exception as error:
+            self._fail(error)
         return number
+
+    def _send_alone(self, loop: asyncio.AbstractEventLoop, actions: Sequence[Action]) -> None:
+        """Send the only call at once: nothing else would be gathered with it."""
+        self._turn = True
+        try:
+            self._perform(actions)
+        finally:
+            self._turn = False
+        self._connection.flush()
+        self._keep_time(loop)
 
     def cancel(self, number: int) -> None:
         """Cancel a call; its `ended` is not called any more. Does nothing after its end."""
@@ -156,7 +173,10 @@ class AsyncDriver:
 
     def _ready(self) -> None:
         if not self.reader.closed and not self.reader.forgotten:
-            self._do(self._take_in)
+            try:
+                self._take_in()
+            except Exception as error:
+                self._fail(error)
 
     def _end_turn(self) -> None:
         """Send what the loop's turn has brought.
@@ -204,9 +224,9 @@ class AsyncDriver:
         assert loop is not None
         # Read all: the descriptor is edge-triggered and says nothing of messages that are left.
         while connection.is_open and connection.waiting():
-            way = connection.way
-            for message in connection.receive(len(self._calls) or 1):
-                self._perform(self._session.received(*message, loop.time()))
+            way, now = connection.way, loop.time()
+            for message, payload in connection.receive(len(self._calls) or 1):
+                self._perform(self._session.received(message, payload, now))
                 if connection.way is not way or not connection.is_open:
                     break  # the other messages are of the broker that was left
             else:
@@ -254,12 +274,13 @@ class AsyncDriver:
         for action in actions:
             if isinstance(action, Send):
                 # The first of a turn is sent at once, so that a single call loses no time.
-                if self._turn:
+                if not self._turn:
+                    if self.reader.loop is not None:
+                        self._turn = True
+                        self.reader.loop.call_soon(self._end_turn)
+                elif not self._gathers:
                     self._outbox.append(action)
                     continue
-                if self.reader.loop is not None:
-                    self._turn = True
-                    self.reader.loop.call_soon(self._end_turn)
                 self._send(action)
             elif isinstance(action, Reconnect):
                 self._outbox.clear()  # it is for the broker that is left; the session sends all calls again

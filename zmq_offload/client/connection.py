@@ -110,7 +110,8 @@ class Connection(Link):
             if isinstance(error, (zmq.ZMQError, OSError)):
                 raise self._unavailable(error) from None
             raise
-        self.socket, self._monitor = socket, monitor
+        self.socket = self.way = socket
+        self._monitor = monitor
         self._inbox = transport.Inbox(socket)
         self.is_open = True
 
@@ -121,10 +122,6 @@ class Connection(Link):
         self._shut(linger=0)
         if lent and not _wait_for(lent, _RECLAIM_BY_FORCE):
             log.error(_STILL_READ)
-
-    @property
-    def way(self) -> object:
-        return self.socket
 
     def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[], None]) -> None:
         self.unwatch(loop)

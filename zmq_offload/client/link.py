@@ -39,6 +39,10 @@ class Link(ABC):
     """
 
     is_open = False
+    gathers = False
+    """Whether `send` does little, and `flush` sends all that was gathered."""
+    way: object
+    """What leads to the broker now. Another after `reconnect`."""
 
     def __init__(self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
         self.endpoints = check_brokers(broker)
@@ -100,11 +104,6 @@ class Link(ABC):
                 f"the small inputs together have {len(payload[0])} bytes, names included; max_frame_bytes allows {most}"
             )
         return payload
-
-    @property
-    @abstractmethod
-    def way(self) -> object:
-        """What leads to the broker now. Another after `reconnect`."""
 
     @abstractmethod
     def _open(self) -> None:

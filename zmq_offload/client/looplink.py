@@ -25,6 +25,9 @@ from zmq_offload.protocol import messages as wire
 _HIGH, _LOW = 4 * 1024 * 1024, 1024 * 1024
 """Bytes that are not written yet. At the first number requests wait, and at the second they are sent again."""
 
+_JOINED_BYTES = 64 * 1024
+"""Bytes of a turn of the loop that are joined to one buffer: the copy costs less than a list of buffers."""
+
 _inherited: list[object] = []
 """Connections of the parent process, which a forked child does not touch."""
 
@@ -36,6 +39,9 @@ class LoopLink(Link):
     While there is no connection, requests wait until their calls end.
     """
 
+    way: _Way | None
+    gathers = True
+
     def __init__(self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
         super().__init__(broker, policy, max_frame_bytes)
         self.most_bytes = max(self._max_frame_bytes, limits.UNASKED_BYTES)
@@ -44,7 +50,7 @@ class LoopLink(Link):
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, Send] = {}  # by the call's number; 0 is that of the last Ping
         self._out: list[Buffer] = []  # what the loop's turn has brought
-        self._way: _Way | None = None
+        self.way = None
         self._writable = False  # whether requests may be written to it
         self._again: asyncio.TimerHandle | None = None
         self._delay = transport.RECONNECT
@@ -53,10 +59,6 @@ class LoopLink(Link):
         self._open()
 
     # --- what the driver calls ------------------------------------------------------------------------------
-
-    @property
-    def way(self) -> object:
-        return self._way
 
     @property
     def emptied(self) -> bool:
@@ -82,14 +84,14 @@ class LoopLink(Link):
             if isinstance(message, wire.Ping):
                 self._waiting[0] = action
                 return
-            if self._waiting.pop(message.id, None) is not None or self._way is None or not self._way.is_ready:
+            if self._waiting.pop(message.id, None) is not None or self.way is None or not self.way.is_ready:
                 return  # the broker has not got what is canceled
         self._out += encode([wire.encode(message), *action.payload])
 
     def flush(self) -> None:
         out, self._out = self._out, []
-        if out and self._way is not None:
-            self._way.write(out)
+        if out and self.way is not None:
+            self.way.write(out if sum(map(len, out)) > _JOINED_BYTES else [b"".join(out)])
 
     def waiting(self) -> bool:
         return bool(self.inbox)
@@ -126,15 +128,15 @@ class LoopLink(Link):
         self._shut()
 
     def close(self, linger: int = 100) -> None:
-        if linger and self._writable and self._way is not None:
-            self._way.finish(linger / 1000)
-            self._way = None
+        if linger and self._writable and self.way is not None:
+            self.way.finish(linger / 1000)
+            self.way = None
         self._shut()
 
     def forget(self) -> None:
         self.is_open = self._writable = False
-        _inherited.append((self._way, self._again))
-        self._way = self._again = None
+        _inherited.append((self.way, self._again))
+        self.way = self._again = None
 
     # --- the connection -------------------------------------------------------------------------------------
 
@@ -146,23 +148,23 @@ class LoopLink(Link):
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        way, self._way = self._way, None
+        way, self.way = self.way, None
         if way is not None:
             way.abort()
 
     def _dial(self) -> None:
         self._again = None
-        self._way = _Way(self, self.endpoint, self._loop)
+        self.way = _Way(self, self.endpoint, self._loop)
 
     def connected(self, way: _Way) -> None:
         """The handshake is over."""
-        if way is self._way:
+        if way is self.way:
             self._failures, self._refusal, self._delay = 0, None, transport.RECONNECT
             self.writable(way)
 
     def writable(self, way: _Way, *, now: bool = True) -> None:
         """Messages may be written, or not any more."""
-        if way is not self._way:
+        if way is not self.way:
             return
         self._writable = now
         if now:
@@ -173,9 +175,9 @@ class LoopLink(Link):
 
     def lost(self, way: _Way, refusal: str | None, *, shook: bool) -> None:
         """There is no connection any more, or none was made. `shook`: it ended in its handshake."""
-        if way is not self._way:
+        if way is not self.way:
             return
-        self._way, self._writable, self._out = None, False, []
+        self.way, self._writable, self._out = None, False, []
         if shook:
             self._failures += 1
         self._refusal = refusal or (MISMATCH if self._failures >= FAILURES else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import time
@@ -73,7 +72,8 @@ class BrokerFabric:
         """Requests that have not ended."""
         self._connection = connection
         self._driver = AsyncDriver(connection)
-        self._loop = asyncio.get_running_loop()
+        self._loop = self._driver.attach()
+        self._closed = False
         self._timeout = timeout
         self._query_timeout = min(timeout, _QUERY_SECONDS)
         self._control = control
@@ -81,6 +81,7 @@ class BrokerFabric:
 
     def close(self) -> None:
         """Disconnect. Outstanding requests end with Unavailable, and so do later ones."""
+        self._closed = True
         self._driver.close()
 
     # --- requests -------------------------------------------------------------------------------------------
@@ -98,13 +99,14 @@ class BrokerFabric:
             if timeout > _MOST_SECONDS:
                 timeout = _MOST_SECONDS
             arguments = self._connection.request(model, call.inputs, call.version, timeout, call.priority)
-            loop = self._driver.attach()
+            if self._closed:
+                self._driver.attach()  # says so
         except OffloadError as error:
             ended(_own(error) if not isinstance(error, InvalidArgument) or can_exist(model) else unknown(model))
             return _nothing
         self.outstanding += 1
         run = _Run(self, call, ended)
-        run.number = self._driver.start(loop, run.ended, self._connection.session.request, *arguments)
+        run.number = self._driver.start(self._loop, run.ended, self._connection.session.request, *arguments)
         return run.cancel
 
     def over(self, run: _Run, action: Complete | Fail) -> Outputs | OffloadError:

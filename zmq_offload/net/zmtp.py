@@ -43,9 +43,6 @@ _COMMAND_BYTES = 4096
 _BUFFER_BYTES = 128 * 1024
 """Bytes that are received at once. A longer frame is received into memory of its own."""
 
-_JOINED_BYTES = 16 * 1024
-"""A frame of at most this size is joined to its neighbors: the copy costs less than a buffer of its own."""
-
 
 class Broken(Exception):
     """The other end does not speak this protocol. The connection cannot go on."""
@@ -207,21 +204,14 @@ _long_head = struct.Struct("!BQ").pack
 
 
 def encode(frames: Sequence[Buffer]) -> list[Buffer]:
-    """The buffers of a message. Long frames are not copied."""
+    """The buffers of a message, of which none is copied."""
     buffers: list[Buffer] = []
-    parts: list[Buffer] = []
     left = len(frames)
     for frame in frames:
         left -= 1
         size, more = len(frame), 1 if left else 0
-        parts.append(_SHORT_HEADS[more][size] if size < 256 else _long_head(_LONG | more, size))
-        if size <= _JOINED_BYTES:
-            parts.append(frame)
-        else:
-            buffers += (b"".join(parts), frame)
-            parts = []
-    if parts:
-        buffers.append(b"".join(parts))
+        buffers.append(_SHORT_HEADS[more][size] if size < 256 else _long_head(_LONG | more, size))
+        buffers.append(frame)
     return buffers
 
 

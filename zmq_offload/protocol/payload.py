@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgpack
@@ -31,10 +31,14 @@ def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -
     A frame is a view of the array's own memory if that is contiguous and little-endian, and of a copy otherwise. Raises
     InvalidArgument, which names the tensor that cannot be sent.
     """
-    pairs = list(tensors.items() if type(tensors) is dict or isinstance(tensors, Mapping) else tensors)
+    if type(tensors) is dict or isinstance(tensors, Mapping):
+        pairs: Collection[tuple[str, Array]] = tensors.items()
+    else:
+        pairs = list(tensors)
     head, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in pairs]))
-    packed, frames = [head], list[bytes | memoryview]()
-    for (_, array), dtype in zip(pairs, dtypes, strict=True):
+    packed = [head]
+    frames: list[bytes | memoryview] = []
+    for (_, array), dtype in zip(pairs, dtypes):  # noqa: B905  (strict costs a tenth of the call)
         if array.nbytes <= _PACKED:
             packed.append(array.tobytes() if array.dtype is dtype else array.astype(dtype).tobytes())
         else:
