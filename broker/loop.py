@@ -9,7 +9,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import zmq
 
@@ -137,19 +137,18 @@ class Broker:
             self._wake.close()
 
     def _serve(self) -> None:
-        # The monitor and the wake are polled as descriptors: a ZeroMQ socket costs a system call for each poll.
         wake, monitor = self._wake.fileno(), self._monitor.fileno()
-        back, front = self._back, self._front
-        sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (wake, monitor, back, front)]
+        front, back = self._from_clients, self._from_workers
+        poll = transport.Poll((back, front), (wake, monitor))
         self._drain_monitor(self._monitor, "workers")
         core, clock = self.core, self._clock
         wait = 0
         while not core.finished:
-            for source, _ in zmq.zmq_poll(sources, wait):
+            for source in poll.wait(wait):
                 if source is back:
-                    self._drain(self._from_workers, self._from_back)
+                    self._drain(back.take_after(poll, _BATCH), self._from_back)
                 elif source is front:
-                    self._drain(self._from_clients, self._from_front)
+                    self._drain(front.take_after(poll, _BATCH), self._from_front)
                 elif source == monitor:
                     if self._drain_monitor(self._monitor, "workers"):
                         self._handle(Disconnected())
@@ -208,17 +207,17 @@ class Broker:
         for _ in range((len(self.core.ledger.workers) + 1) * _UNREAD_HERE // _BATCH):
             if not self._from_workers.waiting():
                 break
-            self._drain(self._from_workers, self._from_back)
+            self._drain(self._from_workers.take(_BATCH), self._from_back)
         undelivered, self._undelivered = self._undelivered, []
         for event in undelivered:
             self._handle(event)
 
-    def _drain(self, inbox: transport.Inbox, read: Callable[[transport.Frames], Event]) -> None:
+    def _drain(self, messages: list[transport.Frames], read: Callable[[transport.Frames], Event]) -> None:
         """Handle a batch of messages, then perform all actions: messages that are sent together need fewer system
         calls."""
         handle, clock = self.core.handle, self._clock
         actions: list[Action] = []
-        for frames in inbox.take(_BATCH):
+        for frames in messages:
             actions += handle(read(frames), clock())
         self._perform(actions)
 

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import zmq
 
@@ -46,9 +45,6 @@ answers. If the attempt took this process down first, they would be lost, and ot
 
 _STINT = 0.05
 """Seconds of work between two looks for a stop or for a new version."""
-
-_Source: TypeAlias = "zmq.Socket[bytes] | int"
-"""What `zmq_poll` takes: a socket or a file descriptor."""
 
 HUNG = 70
 """Exit code of a worker that ends itself because a subgraph hangs."""
@@ -139,10 +135,13 @@ class Worker:
         if session.held and (ready_at := session.ready_at()) is not None:
             deadline = min(deadline, ready_at)
         wait = -1 if deadline == math.inf else max(0, math.ceil((deadline - clock()) * 1000))
-        for source, _ in zmq.zmq_poll(self._sources, wait):
-            broker = self._brokers_by_socket.get(source)
-            if broker is not None:
-                self._receive(broker)
+        poll = self._polled
+        for source in poll.wait(wait):
+            if isinstance(source, transport.Inbox):
+                if source in self._inboxes:  # not replaced just now
+                    # Those that can run together are received together.
+                    messages = source.take(_BATCH) if session.batching else source.take_after(poll, _BATCH)
+                    self._receive(self._inboxes.index(source), messages)
             elif source == self._news.fileno():
                 self._take_news()
             elif source in self._stops:
@@ -153,8 +152,8 @@ class Worker:
         if due is not None and clock() >= due:
             self._perform(session.tick(clock()))
 
-    def _receive(self, broker: int) -> None:
-        for frames in self._inboxes[broker].take(_BATCH):
+    def _receive(self, broker: int, arrived: list[transport.Frames]) -> None:
+        for frames in arrived:
             try:
                 message = wire.decode(frames[0], wire.TO_WORKER)
             except ProtocolError as error:
@@ -243,7 +242,7 @@ class Worker:
         """Receive what arrived during a run: an attempt may be revoked by now, or more may run together."""
         for broker, inbox in enumerate(self._inboxes):
             if inbox.waiting():
-                self._receive(broker)
+                self._receive(broker, inbox.take(_BATCH))
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -280,9 +279,7 @@ class Worker:
 
     def _find_sources(self) -> None:
         """What to poll: the brokers' sockets, and the descriptors that tell of a stop or of new versions."""
-        self._brokers_by_socket: dict[_Source, int] = {i.socket: broker for broker, i in enumerate(self._inboxes)}
-        sources: list[_Source] = [*self._stops, self._news.fileno(), *self._brokers_by_socket]
-        self._sources = [(source, transport.POLLIN) for source in sources]
+        self._polled = transport.Poll(self._inboxes, [*self._stops, self._news.fileno()])
 
     def _announce(self) -> None:
         """Tell the brokers which models are served, and the session which requests can run together."""

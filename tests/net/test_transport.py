@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 import zmq
 
 from tests.support.processes import eventually
 from zmq_offload.net import transport
-from zmq_offload.net.transport import LENT, Inbox
+from zmq_offload.net.transport import LENT, Inbox, Poll, Wake
 
 Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
 
@@ -92,6 +94,67 @@ def test_an_inbox_returns_all_messages_in_order_and_at_most_the_given_number(pai
         assert not inbox.waiting()
         assert list(inbox.take(most)) == []
         assert inbox.emptied
+
+
+def test_a_poll_finds_every_message_whatever_was_done_with_its_sockets_before(pair: Pair) -> None:
+    """Sending, too, reads from a socket's descriptor what tells of messages that came in."""
+    near, far = pair
+    inbox = Inbox(near)
+    poll = Poll([inbox], [])
+    random = Random(0)
+    sent = seen = 0
+    for _ in range(300):
+        for _ in range(random.randint(1, 3)):
+            far.send(b"%d" % sent)
+            sent += 1
+        if random.random() < 0.5:
+            near.send(b"there")
+        if random.random() < 0.2:
+            time.sleep(0.001)  # from then on libzmq looks at its commands when it sends
+            near.send(b"there")
+        if random.random() < 0.3:
+            assert poll.wait(5000) == [inbox]
+            for frames in inbox.take_after(poll, random.choice((1, 3, 64))):
+                assert frames == [b"%d" % seen]
+                seen += 1
+    while seen < sent:
+        assert poll.wait(5000) == [inbox]
+        for frames in inbox.take_after(poll, 64):
+            assert frames == [b"%d" % seen]
+            seen += 1
+    assert poll.wait(0) == []
+    assert poll.waits > 0
+
+
+def test_a_poll_finds_descriptors_beside_messages(pair: Pair) -> None:
+    inbox, wake = Inbox(pair[0]), Wake()
+    poll = Poll([inbox], [wake.fileno()])
+    assert poll.wait(0) == []
+    wake.set()
+    assert poll.wait(5000) == [wake.fileno()]
+    pair[1].send(b"a")
+    pair[1].send(b"b")
+    eventually(inbox.waiting)
+    assert poll.wait(5000) == [wake.fileno(), inbox]
+    assert poll.waits == 0
+    assert inbox.take_after(poll, 64) == [[b"a"], [b"b"]]
+    wake.close()
+
+
+def test_messages_that_come_one_by_one_are_taken_without_a_look_for_others(pair: Pair) -> None:
+    inbox = Inbox(pair[0])
+    poll = Poll([inbox], [])
+    for _ in range(6):
+        assert poll.wait(1) == []
+    pair[1].send(b"a")
+    pair[1].send(b"b")
+    eventually(lambda: poll._poll.poll(0))  # the descriptor tells of both, and the socket was not asked
+    assert poll.waits > 4
+    assert inbox.take_after(poll, 64) == [[b"a"]]
+    assert poll.wait(0) == [inbox]
+    assert poll.waits == 0
+    assert inbox.take_after(poll, 64) == [[b"b"]]
+    assert inbox.emptied
 
 
 LISTEN_OFTEN = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import select
 import signal
 import socket as socketlib
 from collections.abc import Sequence
@@ -253,6 +254,10 @@ def receive(socket: zmq.Socket[bytes]) -> Frames | None:
     return frames
 
 
+_ONE_BY_ONE = 4
+"""Waits after which messages count as coming one by one."""
+
+
 class Inbox:
     """Reads the messages that have arrived at a socket, after a poll said that there is at least one.
 
@@ -290,9 +295,45 @@ class Inbox:
                 self._busy = True
         return messages
 
+    def take_after(self, polled: Poll, most: int) -> list[Frames]:
+        """Return up to `most` messages, but only one while messages come one by one: `polled` will find others."""
+        return self.take(1 if polled.waits > _ONE_BY_ONE and not self._busy else most)
+
     def waiting(self) -> bool:
         """Whether a message has arrived."""
         return bool(zmq.zmq_poll(self._source, 0))
+
+
+class Poll:
+    """Waits for messages at inboxes, and for other descriptors.
+
+    libzmq's own poll asks each socket before it waits and again afterwards, with a system call each. This asks once,
+    and then waits for the sockets' descriptors. A descriptor tells only of what comes after its socket was asked or
+    used, so nothing may come between.
+    """
+
+    def __init__(self, inboxes: Sequence[Inbox], descriptors: Sequence[int]) -> None:
+        self._sockets = [(inbox.socket, POLLIN) for inbox in inboxes]
+        self._inboxes: dict[object, Inbox] = {inbox.socket: inbox for inbox in inboxes}
+        self._by_descriptor: dict[int, Inbox | int] = {number: number for number in descriptors}
+        self._by_descriptor |= {int(inbox.socket.getsockopt(zmq.FD)): inbox for inbox in inboxes}
+        self._poll = select.poll()
+        for number in self._by_descriptor:
+            self._poll.register(number, select.POLLIN)
+        self.waits = 0
+        """The last calls of `wait`, without a break, that found no message there already."""
+
+    def wait(self, milliseconds: int) -> list[Inbox | int]:
+        """Wait, at most so long (-1: without a limit). Returns descriptors that are ready, and inboxes that may have
+        messages."""
+        ready = zmq.zmq_poll(self._sockets, 0)
+        found = self._by_descriptor
+        if not ready:
+            self.waits += 1
+            return [found[number] for number, _ in self._poll.poll(milliseconds)]
+        self.waits = 0
+        others = [found[number] for number, _ in self._poll.poll(0)]
+        return [other for other in others if type(other) is int] + [self._inboxes[socket] for socket, _ in ready]
 
 
 def forward(socket: zmq.Socket[bytes], frames: Sequence[Sendable]) -> None:
