@@ -15,6 +15,9 @@ from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import Key
 
+_new = tuple.__new__
+"""Half the cost of a NamedTuple's own constructor."""
+
 _CODES = frozenset(status.value for status in Status)
 
 
@@ -50,7 +53,8 @@ class Backend:
             pass  # it says only that the worker was heard
         else:
             self._goodbye(worker, message, now)
-        ledger.feed(worker, now)
+        if ledger.scheduler.queues:
+            ledger.feed(worker, now)
 
     def _unknown(self, event: FromWorker) -> None:
         """Answer a worker that was lost and came back, or that is older than this broker.
@@ -143,7 +147,8 @@ class Backend:
             ledger.counts["served"] += 1
             queue_us = int((request.dispatched_at - request.accepted_at) * 1e6)
             broker_us = int((now - request.accepted_at) * 1e6)
-            result = wire.Result(*request.key, request.runs, queue_us, message.compute_us, broker_us)
+            fields = (*request.key, request.runs, queue_us, message.compute_us, broker_us)
+            result: wire.Result = _new(wire.Result, fields)
             ledger.end(request, "served", now, result, payload)
 
     def _too_large_for_its_client(self, request: PendingRequest, longest: int, now: float) -> None:
@@ -174,12 +179,13 @@ class Backend:
 
     def _answered(self, worker: Worker, message: wire.Done | wire.Failed) -> PendingRequest | None:
         """Free the slot of an attempt; return its request if that still waits for this attempt."""
-        request = worker.held.pop((Key(message.session, message.id), message.attempt), None)
+        attempt = message[2]
+        request = worker.held.pop((_new(Key, message[:2]), attempt), None)
         if not worker.held:
             worker.most_slots = worker.slots
         if request is not None:
             worker.nbytes -= request.nbytes
-            if self._ledger.awaits(worker, request, message.attempt):
+            if self._ledger.awaits(worker, request, attempt):
                 return request
         self._ledger.counts["late"] += 1
         return None

@@ -52,37 +52,40 @@ class Frontend:
     def _request(self, event: FromClient, message: wire.Request, now: float) -> None:
         ledger = self._ledger
         peer, payload, user = event.peer, event.payload, event.user
-        key = Key(message.session, message.id)
-        if not ledger.allows(user, message.model):
-            self._refuse(event, key, Status.PERMISSION_DENIED, f"this key is not for model {message.model!r}", now)
+        session, number, model, version, budget_us, priority, signature, max_frame_bytes = message
+        key = _new(Key, (session, number))
+        if ledger.authorized is not None and not ledger.allows(user, model):
+            self._refuse(event, key, Status.PERMISSION_DENIED, f"this key is not for model {model!r}", now)
             return
         if (key in ledger.requests or key in ledger.poison) and self._sent_again(event, key, now):
             return
-        nbytes = sum(map(len, payload))
-        longest = nbytes if len(payload) == 1 else max(map(len, payload), default=0)
+        if len(payload) == 1:
+            nbytes = longest = len(payload[0])
+        else:
+            nbytes, longest = sum(map(len, payload)), max(map(len, payload), default=0)
         if longest > ledger.max_frame_bytes:
             text = (
                 f"the inputs have a frame of {longest} bytes; this broker takes at most {ledger.max_frame_bytes} "
-                f"(--max-frame-bytes), the client {message.max_frame_bytes} (max_frame_bytes)"
+                f"(--max-frame-bytes), the client {max_frame_bytes} (max_frame_bytes)"
             )
-            ledger.note(now, "frames", f"model {message.model!r}: {text}")
+            ledger.note(now, "frames", f"model {model!r}: {text}")
             self._refuse(event, key, Status.INVALID_ARGUMENT, text, now)
             return
-        deadline = now + message.budget_us / 1e6
-        wanted = _new(Wanted, (message.model, message.version, b"" if message.version else message.signature))
+        deadline = now + budget_us / 1e6
+        wanted = _new(Wanted, (model, version, b"" if version else signature))
         request = PendingRequest(
             key=key,
             client=peer,
-            owner=user.encode() or message.session,
+            owner=user.encode() if user else session,
             user=user,
             wanted=wanted,
-            priority=message.priority,
+            priority=priority,
             deadline=deadline,
             accepted_at=now,
             payload=payload,
             nbytes=nbytes,
             longest=longest,
-            max_frame_bytes=message.max_frame_bytes,
+            max_frame_bytes=max_frame_bytes,
         )
         worker = None if ledger.stopping or deadline <= now else ledger.scheduler.choose(wanted, longest)
         if worker is None and not self._may_queue(event, request, now):

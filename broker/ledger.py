@@ -35,6 +35,9 @@ NO_REQUEST = Key(bytes(SESSION_BYTES), 0)
 _POISON_KEPT = 1000
 """Poison requests that are remembered."""
 
+_new = tuple.__new__
+"""Half the cost of a NamedTuple's own constructor."""
+
 Subject: TypeAlias = Key | bytes | Literal["stop"]
 """A timer's: a request's Key, a worker's peer, or STOP."""
 
@@ -101,11 +104,15 @@ class Ledger:
 
     def accept(self, request: PendingRequest, worker: Worker | None, now: float) -> None:
         """Promise a reply, and place the request."""
-        self.requests[request.key] = request
+        key = request.key
+        self.requests[key] = request
         self.counts["accepted"] += 1
-        self.timers.set(request.key, request.deadline)
-        self._history.add(now, request.key, "accepted", request.wanted.model)
-        self.place(request, worker, now)
+        self.timers.set(key, request.deadline)
+        self._history.add(now, key, "accepted", request.wanted.model)
+        if worker is None:
+            self.place(request, None, now)
+        else:
+            self.dispatch(request, worker, now)
 
     def place(self, request: PendingRequest, worker: Worker | None, now: float) -> None:
         """Dispatch to `worker`, or queue if that is None."""
@@ -127,18 +134,20 @@ class Ledger:
         """Give a request to a worker: the next attempt."""
         self.transition(request, "dispatched", now, worker.name)
         self.scheduler.given(worker)
-        request.attempt += 1
+        key, wanted, deadline = request.key, request.wanted, request.deadline
+        attempt = request.attempt + 1
+        runs = self.scheduler.version_for(wanted, worker)
+        request.attempt, request.runs = attempt, runs
         request.worker, request.dispatched_at = worker, now
-        request.runs = self.scheduler.version_for(request.wanted, worker)
-        place = request.key, request.attempt
+        place = key, attempt
         # The client may send a request again after it expired at this worker: it then takes its own place.
         before = worker.held.get(place)
         worker.held[place] = request
         worker.nbytes += request.nbytes - (0 if before is None else before.nbytes)
-        self.timers.set(request.key, request.deadline)
-        budget_us = max(0, int((request.deadline - now) * 1e6))
-        message = wire.Dispatch(*request.key, request.attempt, request.wanted.model, request.runs, budget_us)
-        self.actions.append(ToWorker(worker.peer, message, request.payload))
+        self.timers.set(key, deadline)
+        budget_us = int((deadline - now) * 1e6) if deadline > now else 0
+        message = _new(wire.Dispatch, (*key, attempt, wanted.model, runs, budget_us))
+        self.actions.append(_new(ToWorker, (worker.peer, message, request.payload)))
 
     def end(
         self, request: PendingRequest, event: str, now: float, reply: wire.Result | wire.Error, payload: Payload = ()
@@ -147,7 +156,7 @@ class Ledger:
         self.transition(request, event, now)
         del self.requests[request.key]
         self.timers.cancel(request.key)
-        self.actions.append(ToClient(request.client, reply, payload))
+        self.actions.append(_new(ToClient, (request.client, reply, payload)))
 
     def fail(self, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:
         """End a request, queued or at a worker, with an error of the broker."""

@@ -131,7 +131,8 @@ class Scheduler:
 
     def given(self, worker: Worker) -> None:
         """Note that a worker gets a request now, for the ties to come."""
-        worker.chosen = self._turn()
+        self._turns += 1
+        worker.chosen = self._turns
 
     # --- requests -------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict
 
+from msgspec import Struct
+
 from broker.lifecycle import RequestState, WorkerState
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import LATEST, Key
@@ -47,9 +49,11 @@ class Model(NamedTuple):
     """What requests for it may ask for."""
 
 
-@dataclass(slots=True, eq=False)
-class PendingRequest:
-    """An accepted request without a terminal reply. `worker` is None while the request is queued."""
+class PendingRequest(Struct, eq=False):
+    """An accepted request without a terminal reply. `worker` is None while the request is queued.
+
+    A Struct is made in a fifth of the time of a dataclass.
+    """
 
     key: Key
     client: bytes
