@@ -51,6 +51,23 @@ def test_a_message_survives_a_round_trip(message: wire.Message) -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_a_message_may_be_written_in_a_longer_way(message: wire.Message) -> None:
+    """A peer need not choose msgpack's shortest form of a length or of the code."""
+    short = wire.encode(message)
+    count, code, fields = short[1] - 0x90, short[2], short[3:]
+    for begin in (b"\xdc" + count.to_bytes(2, "big"), b"\xdd" + count.to_bytes(4, "big")):
+        for number in (bytes([code]), b"\xcc" + bytes([code]), b"\xcd" + code.to_bytes(2, "big")):
+            again = wire.decode(short[:1] + begin + number + fields, ALL)
+            assert again == message
+            assert type(again) is type(message)
+
+
+def test_a_model_may_be_named_by_a_string_of_another_class() -> None:
+    message = wire.Query(SESSION, 1, np.str_("models"))
+    assert wire.encode(message) == wire.encode(wire.Query(SESSION, 1, "models"))
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_a_message_for_another_socket_is_refused(message: wire.Message) -> None:
     with pytest.raises(ProtocolError, match="unexpected"):
         wire.decode(wire.encode(message), ALL - {type(message)})
