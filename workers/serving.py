@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from msgspec import Struct
 
 from zmq_offload.artifacts.repository import Batching, ModelVersion
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError
@@ -44,8 +45,7 @@ class Echo:
     model = ModelVersion("echo", 1, (), (), None, "", "")
 
 
-@dataclass(slots=True)
-class Job:
+class Job(Struct, eq=False):
     """A request that can run. `group` and `rows` are for batching: see `workers.session.Attempt`."""
 
     executor: Executor | Echo
