@@ -38,7 +38,7 @@ def watched() -> Iterator[tuple[Fabric, MemoryWatch]]:
 
 
 def test_a_client_that_floods_harms_itself_only() -> None:
-    polite = {"clients": 1, "depth": 1, "elements": 4800, "more": {"sleep": np.array(0.005)}}
+    polite = {"clients": 1, "depth": 1, "elements": 4800, "extra": {"sleep": np.array(0.005)}}
     with watched() as (broker, memory):
         with traffic(broker.frontend, **polite) as alone:
             time.sleep(5)
