@@ -57,7 +57,8 @@ def _gateway() -> Iterator[Gateway]:
     with running_broker() as fabric, running_workers(fabric.backend, "--executor", "echo", "--processes", "1"):
         wait_for_workers(fabric.frontend, 1)
         options = ["--receive-timeout", str(RECEIVE), "--model-control", "--system-shared-memory"]
-        with running_gateway(fabric.frontend, options=options) as gateway:
+        # A port by itself has all files of the process: ports share them.
+        with running_gateway(fabric.frontend, options=[*options, "--grpc", "none"]) as gateway:
             yield gateway
 
 

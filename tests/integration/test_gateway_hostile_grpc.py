@@ -44,7 +44,9 @@ METHODS = (
 def _gateway() -> Iterator[Gateway]:
     with running_broker() as fabric, running_workers(fabric.backend, "--executor", "echo", "--processes", "1"):
         wait_for_workers(fabric.frontend, 1)
-        with running_gateway(fabric.frontend, options=["--receive-timeout", str(RECEIVE)]) as gateway:
+        # A port by itself has all files of the process: ports share them.
+        options = ["--receive-timeout", str(RECEIVE), "--http", "none"]
+        with running_gateway(fabric.frontend, options=options) as gateway:
             yield gateway
 
 
