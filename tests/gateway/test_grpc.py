@@ -219,7 +219,7 @@ def test_replies_that_their_client_does_not_take_count_as_held():
 
 
 def test_little_that_a_client_does_not_read_counts_too(monkeypatch):
-    monkeypatch.setattr("zmq_offload.gateway.grpc.server._SWEEP", 0.05)
+    monkeypatch.setattr("zmq_offload.gateway.connections.SWEEP", 0.05)
 
     def held_after_a_look():
         for connection in list(server.grpc.writing):
@@ -640,7 +640,7 @@ def test_a_reply_that_its_client_does_not_take_is_dropped_when_the_client_cancel
 
 
 def test_clients_that_make_no_progress_are_ended(monkeypatch):
-    monkeypatch.setattr("zmq_offload.gateway.grpc.server._SWEEP", 0.05)
+    monkeypatch.setattr("zmq_offload.gateway.connections.SWEEP", 0.05)
     monkeypatch.setattr("zmq_offload.gateway.grpc.connection._LINGER", 0.1)
     limits = replace(LIMITS, receive=0.2, idle=0.6)
     with serving(limits=limits) as server, ExitStack() as stack:
@@ -677,7 +677,7 @@ def test_clients_that_make_no_progress_are_ended(monkeypatch):
     "begun", [frames.HEAD.pack(5000 << 8 | frames.HEADERS, 0, 1) + b"x", frame(frames.HEADERS, 0, 1, b"")]
 )
 def test_headers_that_do_not_come_end_the_connection(monkeypatch, begun):
-    monkeypatch.setattr("zmq_offload.gateway.grpc.server._SWEEP", 0.05)
+    monkeypatch.setattr("zmq_offload.gateway.connections.SWEEP", 0.05)
     monkeypatch.setattr("zmq_offload.gateway.grpc.connection._LINGER", 0.1)
     with serving(limits=replace(LIMITS, receive=0.2)) as server, Wire(server) as wire:
         wire.send(begun)

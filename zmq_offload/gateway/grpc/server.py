@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 
 from zmq_offload.gateway.access.decisions import Access
+from zmq_offload.gateway.connections import Connections
 from zmq_offload.gateway.grpc.calls import Methods
 from zmq_offload.gateway.grpc.connection import Connection
 from zmq_offload.gateway.grpc.heads import CallHead, call_head
@@ -17,11 +17,8 @@ from zmq_offload.gateway.http2.headers import RequestHead
 _BUFFER_BYTES = 256 * 1024
 """Bytes that are read at once. All connections share the buffer, since each read is handled before the next."""
 
-_SWEEP = 0.5
-"""Seconds between looks at all deadlines."""
 
-
-class GrpcServer:
+class GrpcServer(Connections[Connection]):
     """Serves gRPC. Its `protocol` is a factory for `loop.create_server`, with or without TLS.
 
     All of it belongs to the running loop, in which it has to be made.
@@ -42,40 +39,19 @@ class GrpcServer:
     """
 
     def __init__(self, methods: Methods, access: Access, limits: Limits) -> None:
+        super().__init__(limits.connections)
         self.methods = methods
         self.access = access
         self.limits = limits
         # A call with too much metadata gets an answer. Only beyond four times of it the connection ends.
         self.http2_limits = settings.Limits(streams=limits.streams, header_block=4 * limits.header_bytes)
-        self.loop = asyncio.get_running_loop()
-        self.now = self.loop.time
         self.buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self.held = 0
-        self.draining = False
         self.writing: set[Connection] = set()  # those that wrote, of which the system may not have taken all
-        self._open: set[Connection] = set()
         self._work: deque[Callable[[], None]] = deque()
-        self._sweeping = False
-
-    @property
-    def connections(self) -> int:
-        """The number of open connections."""
-        return len(self._open)
 
     def protocol(self) -> Connection:
         """Make the protocol of a new connection."""
         return Connection(self)
-
-    def drain(self) -> None:
-        """Finish the calls, take no more, and close each connection then."""
-        self.draining = True
-        for connection in list(self._open):
-            connection.drain()
-
-    def abort(self) -> None:
-        """Close all connections at once."""
-        for connection in list(self._open):
-            connection.abort()
 
     # What connections call.
 
@@ -83,17 +59,8 @@ class GrpcServer:
         """What a request's head says to gRPC."""
         return call_head(head, self.limits.header_bytes)
 
-    def opened(self, connection: Connection) -> bool:
-        """Whether there is room for a new connection."""
-        self._open.add(connection)
-        if not self._sweeping:
-            self._sweep()
-        if self.draining:
-            connection.drain()
-        return len(self._open) <= self.limits.connections
-
     def closed(self, connection: Connection) -> None:
-        self._open.discard(connection)
+        super().closed(connection)
         self.writing.discard(connection)
 
     def later(self, work: Callable[[], None]) -> None:
@@ -108,13 +75,8 @@ class GrpcServer:
             self.loop.call_soon(self._work_on)
         work()
 
-    def _sweep(self) -> None:
-        """End what has passed its deadline. One timer for all, since deadlines move with each call."""
-        now = self.now()
+    def sweep(self) -> None:
+        """End what has passed its deadline, and see what the system has taken of what was written."""
         for connection in list(self.writing):
             connection.look()
-        for connection in [one for one in self._open if one.due <= now]:
-            connection.overdue(now)
-        self._sweeping = bool(self._open)
-        if self._sweeping:
-            self.loop.call_later(_SWEEP, self._sweep)
+        super().sweep()
