@@ -18,7 +18,7 @@ from zmq_offload.errors import (
 from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.grpc import health, reflection
 from zmq_offload.gateway.grpc.calls import Context
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.protobuf.messages import message_class
 from zmq_offload.protocol.tensors import TensorSpec
 
 X = TensorSpec("x", "FP32", (3,))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from zmq_offload.errors import Internal, InvalidArgument
-from zmq_offload.gateway.protobuf import varints
 from zmq_offload.gateway.protobuf.infer_request import CONTENTS, divide, parse
+from zmq_offload.protobuf import varints
 from zmq_offload.protocol import limits
 
 names = st.text(max_size=6)

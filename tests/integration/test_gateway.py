@@ -28,7 +28,7 @@ from tests.support.processes import (
     wait_for_workers,
 )
 from zmq_offload.cli.main import main
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.protobuf.messages import message_class
 
 
 @pytest.fixture(scope="module")

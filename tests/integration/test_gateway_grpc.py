@@ -25,7 +25,7 @@ from tests.support.processes import (
     status,
     wait_for_workers,
 )
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.protobuf.messages import message_class
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from zmq_offload.gateway.grpc.messages import prefixed
 from zmq_offload.gateway.http2 import frames
 from zmq_offload.gateway.http2.errors import ErrorCode
 from zmq_offload.gateway.http2.frames import HEAD, PREFACE, frame
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.protobuf.messages import message_class
 
 pytestmark = pytest.mark.chaos
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.fabrics import gateway_of_signed_models
 from tests.support.processes import Gateway
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.protobuf.messages import message_class
 
 
 @pytest.fixture(scope="module")

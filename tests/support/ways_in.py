@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype
 
 from zmq_offload import Client
-from zmq_offload.gateway.protobuf.messages import message_class
+from zmq_offload.protobuf.messages import message_class
 
 Array = np.ndarray[Any, Any]
 

@@ -13,10 +13,10 @@ from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.payload import Buffer as Buffer
 
 log = logging.getLogger("gateway")
 
-Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Buffers: TypeAlias = Sequence[Buffer]
 """Parts of a body or message, sent in order without being joined. They must not change until they are sent."""
 

@@ -23,6 +23,7 @@ from zmq_offload.protocol.messages import shown, unpack
 from zmq_offload.protocol.tensors import DATATYPES, DType, datatype_of
 
 Array: TypeAlias = npt.NDArray[Any]
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
 def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> list[bytes | memoryview]:

@@ -14,7 +14,7 @@ from zmq_offload.gateway.access.decisions import HEALTH
 from zmq_offload.gateway.calls import Buffer, Buffers, Cancel, Fabric
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.grpc.calls import Context, Reply, Streaming, Unary, Writer
-from zmq_offload.gateway.protobuf.messages import message_class, parse_small_message
+from zmq_offload.protobuf.messages import message_class, parse_small_message
 
 SERVICE = "grpc.health.v1.Health"
 

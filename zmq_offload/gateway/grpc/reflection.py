@@ -10,8 +10,8 @@ from google.protobuf.descriptor import FileDescriptor
 from zmq_offload.errors import InvalidArgument, NotFound, OffloadError, Status
 from zmq_offload.gateway.calls import Buffer
 from zmq_offload.gateway.grpc.calls import Streaming, Writer
-from zmq_offload.gateway.protobuf.messages import message_class, parse_small_message, pool
 from zmq_offload.gateway.statuses import CODES
+from zmq_offload.protobuf.messages import message_class, parse_small_message, pool
 
 PACKAGES = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 

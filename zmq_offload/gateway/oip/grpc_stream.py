@@ -15,7 +15,7 @@ from zmq_offload.gateway.grpc.calls import Context, Writer
 from zmq_offload.gateway.oip.grpc_inference import Inference
 from zmq_offload.gateway.protobuf.infer_request import divide, parse
 from zmq_offload.gateway.protobuf.infer_response import write_answer, write_fault
-from zmq_offload.gateway.protobuf.messages import Malformed
+from zmq_offload.protobuf.messages import Malformed
 
 MOST = 256
 """Requests of one stream that are under way; the client waits with more."""

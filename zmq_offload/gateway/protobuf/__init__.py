@@ -1,1 +1,1 @@
-"""Protocol buffers: definitions, a reader and a writer of the fields around large tensors."""
+"""Readers and writers of the messages around large tensors."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
-from zmq_offload.gateway.protobuf.messages import parse_message
-from zmq_offload.gateway.protobuf.varints import field, length_at, packed
+from zmq_offload.protobuf.messages import parse_message
+from zmq_offload.protobuf.varints import field, length_at, packed
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DType

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from zmq_offload.gateway.calls import Buffer
-from zmq_offload.gateway.protobuf.messages import message_class
-from zmq_offload.gateway.protobuf.varints import field, varint
+from zmq_offload.protobuf.messages import message_class
+from zmq_offload.protobuf.varints import field, varint
 from zmq_offload.protocol import limits
 
 _ID = 0x1A

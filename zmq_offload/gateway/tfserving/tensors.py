@@ -9,10 +9,10 @@ import numpy as np
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
-from zmq_offload.gateway.protobuf.messages import pool
-from zmq_offload.gateway.protobuf.packing import varints
-from zmq_offload.gateway.protobuf.varints import field, varint
 from zmq_offload.gateway.tfserving.signatures import DATATYPES
+from zmq_offload.protobuf.messages import pool
+from zmq_offload.protobuf.packing import varints
+from zmq_offload.protobuf.varints import field, varint
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import tensors as ours
 from zmq_offload.protocol.payload import Array

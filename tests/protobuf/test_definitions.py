@@ -6,8 +6,8 @@ import pytest
 from google.protobuf import descriptor, descriptor_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from zmq_offload.gateway.protobuf import messages
-from zmq_offload.gateway.protobuf.generate import compile_definitions
+from zmq_offload.protobuf import messages
+from zmq_offload.protobuf.generate import compile_definitions
 
 TRITON = {file.DESCRIPTOR.name: file.DESCRIPTOR for file in (model_config_pb2, service_pb2)}
 
@@ -99,7 +99,7 @@ def test_both_live_in_one_process():
 def test_the_checked_in_file_is_what_the_command_makes(tmp_path):
     compile_definitions(tmp_path / "compiled.binpb")
     made = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "compiled.binpb").read_bytes())
-    assert made == messages.definitions(), "run python -m zmq_offload.gateway.protobuf.generate"
+    assert made == messages.definitions(), "run python -m zmq_offload.protobuf.generate"
 
 
 def test_reflection_v1_and_v1alpha_are_the_same_but_for_the_package():

@@ -1,4 +1,4 @@
-"""Writes `definitions.binpb` from the files in `definitions/`: `python -m zmq_offload.gateway.protobuf.generate`.
+"""Writes `definitions.binpb` from the files in `definitions/`: `python -m zmq_offload.protobuf.generate`.
 
 It needs grpcio-tools, which has the compiler of protocol buffers; the gateway itself does not.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from zmq_offload.gateway.calls import Buffer
+from zmq_offload.protocol.payload import Buffer
 from zmq_offload.protocol.tensors import DType
 
 _LONGEST = 10

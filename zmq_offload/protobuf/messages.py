@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from zmq_offload.errors import Internal, InvalidArgument
-from zmq_offload.gateway.calls import Buffer
+from zmq_offload.protocol.payload import Buffer
 
 LARGEST = 1 << 20
 """Bytes of a request that has no tensors. An object of protobuf can take 20 times as many."""
