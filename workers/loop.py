@@ -1,8 +1,7 @@
-"""A worker process: the sockets to its brokers, and the executor, in one thread. Of the workers' modules, only this one
-touches zmq or a clock.
+"""A worker process: what arrives from its brokers, and the executor, in one thread.
 
 One thread on purpose: handing a request to another thread and back would cost more than the rest of the fabric. While
-the virtual machine runs, libzmq's I/O thread answers the brokers' heartbeats (see broker.liveness).
+the virtual machine runs for long, another thread keeps the connections alive (see `workers.links`).
 """
 
 from __future__ import annotations
@@ -16,32 +15,25 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import zmq
-
 from workers.config import Config
 from workers.deployment import Deployment
 from workers.follower import Follower
+from workers.keyedlinks import KeyedLinks
+from workers.links import Change, Event, Links
 from workers.loading import Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
-from workers.session import Action, Attempt, Reconnect, Send, WorkerSession
+from workers.session import Action, Attempt, Reconnect, WorkerSession
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
 from zmq_offload.net import transport
-from zmq_offload.net.handshake import HandshakeMonitor, Security
+from zmq_offload.net.handshake import Security
 from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("workers")
 
-_BATCH = 64
-"""Messages to receive from one broker before the next one, and before an attempt runs."""
-
 _RECEIVE_EVERY = 0.0002
 """Seconds of work between two looks for messages. A look costs as much as a short run."""
-
-_SETTLE = 0.002
-"""Seconds to wait before an attempt whose request lost a worker before. Meanwhile libzmq's thread sends the queued
-answers. If the attempt took this process down first, they would be lost, and other requests would be blamed."""
 
 _STINT = 0.05
 """Seconds of work between two looks for a stop or for a new version."""
@@ -88,14 +80,17 @@ class Worker:
             self._executors = dict(self._deployment.executors)
             self.follower = Follower(self._deployment, repository.root, config.refresh, load_warm)
             self.follower.start()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._stops = [self._wake.fileno()] + ([parent] if parent is not None else [])
-        self._security = Security(config.key, config.broker_key)
-        self._monitors: dict[int, HandshakeMonitor] = {}
-        self._inboxes = [self._connect(broker) for broker in range(len(config.brokers))]
-        self._find_sources()
+        self._parent = parent
+        self._links: Links = KeyedLinks(
+            config.brokers,
+            Security(config.key, config.broker_key),
+            heartbeat=config.policy.heartbeat,
+            # A broker sends Probes, and attempts for free slots. Beyond this limit, messages stay in its memory.
+            most_messages=1000 + 4 * config.slots,
+            max_frame_bytes=config.max_frame_bytes,
+        )
         self.session = WorkerSession.open(
-            config.name, config.slots, len(self._inboxes), config.policy, clock(), config.max_frame_bytes
+            config.name, config.slots, len(config.brokers), config.policy, clock(), config.max_frame_bytes
         )
         self._running: list[Attempt] = []
         self._warn_at = 0.0
@@ -112,7 +107,11 @@ class Worker:
 
     def run(self) -> None:
         """Serve until stopped, then close everything."""
-        session = self.session
+        session, links = self.session, self._links
+        stops = [self._wake.fileno()] + ([self._parent] if self._parent is not None else [])
+        for descriptor in stops:
+            links.watch(descriptor, lambda: self._drain(stops))
+        links.watch(self._news.fileno(), self._take_news)
         self._announce()
         while not session.finished:
             self._poll()
@@ -120,37 +119,35 @@ class Worker:
                 self._work()
         if self.follower is not None:
             self.follower.end()
-        for broker, inbox in enumerate(self._inboxes):
-            self._monitors[broker].close()
-            inbox.socket.close(linger=2000 if session.answers(broker) else 0)  # time to send the last results
-        self._context.term()
+        # Time to send the last results.
+        links.close([session.answers(broker) for broker in range(len(session.connections))])
         self._wake.close()
         self._news.close()
 
+    def _drain(self, stops: list[int]) -> None:
+        for descriptor in stops:
+            self._links.unwatch(descriptor)
+        log.info("draining")
+        self._perform(self.session.drain(self._clock()))
+
     def _poll(self) -> None:
-        """Wait until a message arrives or something is due, then receive all that is there."""
-        session, clock = self.session, self._clock
+        """Wait until something happens or is due, and do what there is to do apart from running."""
+        session, links = self.session, self._links
+        links.flush()
         due = session.next_deadline()
         deadline = math.inf if due is None else due
         if session.held and (ready_at := session.ready_at()) is not None:
             deadline = min(deadline, ready_at)
-        wait = -1 if deadline == math.inf else max(0, math.ceil((deadline - clock()) * 1000))
-        poll = self._polled
-        for source in poll.wait(wait):
-            if isinstance(source, transport.Inbox):
-                if source in self._inboxes:  # not replaced just now
-                    # Those that can run together are received together.
-                    messages = source.take(_BATCH) if session.batching else source.take_after(poll, _BATCH)
-                    self._receive(self._inboxes.index(source), messages)
-            elif source == self._news.fileno():
-                self._take_news()
-            elif source in self._stops:
-                self._stops = []
-                self._find_sources()
-                log.info("draining")
-                self._perform(session.drain(clock()))
-        if due is not None and clock() >= due:
-            self._perform(session.tick(clock()))
+        for event in links.wait(deadline, many=bool(session.batching)):
+            self._happened(event)
+        if due is not None and (now := self._clock()) >= due:
+            self._perform(session.tick(now))
+
+    def _happened(self, event: Event) -> None:
+        broker, what = event
+        if isinstance(what, Change):
+            raise AssertionError(what)
+        self._receive(broker, what)
 
     def _receive(self, broker: int, arrived: list[transport.Frames]) -> None:
         for frames in arrived:
@@ -207,7 +204,8 @@ class Worker:
                 break
             del attempts  # frees their memory for the next ones
             if now >= receive_at:
-                self._receive_waiting()
+                for event in self._links.look():  # an attempt may be revoked by now, or more may run together
+                    self._happened(event)
                 now = clock()
                 receive_at = now + _RECEIVE_EVERY
         return now
@@ -222,64 +220,34 @@ class Worker:
     def _run(self, attempts: list[Attempt]) -> float:
         """Run attempts together and answer each. Returns the time at which they ended."""
         if attempts[0].message.attempt > 1:
-            time.sleep(_SETTLE)
+            # If it takes this process down, too, answers that had not left would be lost, and their requests be blamed.
+            self._links.settle()
         session, clock = self.session, self._clock
         self._running = attempts
         start = clock()
+        self._links.lend(long=False)
         outcomes = execute([attempt.job for attempt in attempts])
+        self._links.take_back()
         self._running = []
         now = clock()
         # At once: if the next run takes this process down, attempts that were not answered count as lost with it.
         for attempt, outcome in zip(attempts, outcomes, strict=True):
             outcome = bounded(outcome, session.max_frame_bytes, session.connections[attempt.broker].takes)
             if isinstance(outcome, OffloadError):
-                self._send(session.failed_with(attempt, outcome))
+                self._links.send(*session.failed_with(attempt, outcome))
             else:
-                self._send(session.done(attempt, outcome, now - start))
+                self._links.send(*session.done(attempt, outcome, now - start))
         return now
-
-    def _receive_waiting(self) -> None:
-        """Receive what arrived during a run: an attempt may be revoked by now, or more may run together."""
-        for broker, inbox in enumerate(self._inboxes):
-            if inbox.waiting():
-                self._receive(broker, inbox.take(_BATCH))
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
-                why = self._monitors[action.broker].refusal() or "is silent"
+                why = self._links.refusal(action.broker) or "is silent"
                 state = f"broker {self._config.brokers[action.broker]} {why}; connecting again until it answers"
                 self._log_state(action.broker, logging.WARNING, state)
-                self._monitors[action.broker].close()
-                self._inboxes[action.broker].socket.close(linger=0)
-                self._inboxes[action.broker] = self._connect(action.broker)
-                self._find_sources()
+                self._links.reconnect(action.broker)
             else:
-                self._send(action)
-
-    def _send(self, action: Send) -> None:
-        try:
-            transport.send(self._inboxes[action.broker].socket, [wire.encode(action.message), *action.payload])
-        except zmq.Again:
-            return  # a connection whose key was refused; the session replaces it when the broker stays silent
-
-    def _connect(self, broker: int) -> transport.Inbox:
-        socket = transport.make_socket(
-            self._context,
-            zmq.DEALER,
-            max_frame_bytes=self._config.max_frame_bytes,
-            heartbeat=self._config.policy.heartbeat,
-        )
-        # A broker sends Probes, and attempts for free slots. Beyond this limit, messages stay in the broker's memory.
-        socket.setsockopt(zmq.RCVHWM, 1000 + 4 * self._config.slots)
-        self._security.protect(socket)
-        self._monitors[broker] = HandshakeMonitor(socket)
-        transport.connect(socket, self._config.brokers[broker])
-        return transport.Inbox(socket)
-
-    def _find_sources(self) -> None:
-        """What to poll: the brokers' sockets, and the descriptors that tell of a stop or of new versions."""
-        self._polled = transport.Poll(self._inboxes, [*self._stops, self._news.fileno()])
+                self._links.send(*action)
 
     def _announce(self) -> None:
         """Tell the brokers which models are served, and the session which requests can run together."""

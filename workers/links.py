@@ -1,0 +1,70 @@
+"""What leads from a worker to its brokers, as the loop uses it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from zmq_offload.protocol import messages as wire
+
+if TYPE_CHECKING:
+    from zmq_offload.net.pyzmq_internals import Sendable
+    from zmq_offload.net.transport import Frames
+
+
+class Change(enum.Enum):
+    """What happened to a connection."""
+
+    CONNECTED = "connected"
+    """Messages can be sent from now on."""
+    LOST = "lost"
+    """It ended. What was sent and is not there yet is lost, and so is what is sent before the next CONNECTED."""
+
+
+Event: TypeAlias = "tuple[int, list[Frames] | Change]"
+"""A broker, and messages of it that arrived, or a change of its connection."""
+
+
+class Links(Protocol):
+    """One connection to each of several brokers. A broker is given by its index.
+
+    A lost connection is made again. If that is not visible, there are no Changes, and what is sent meanwhile waits.
+    """
+
+    def watch(self, descriptor: int, ready: Callable[[], None]) -> None:
+        """Have `wait` call `ready` when a descriptor can be read."""
+
+    def unwatch(self, descriptor: int) -> None:
+        """Undo `watch`."""
+
+    def wait(self, until: float, *, many: bool) -> list[Event]:
+        """Wait until something happens, or until the clock says `until`. `many`: take all messages that are there, even
+        if to look for a second one costs more than to wait again."""
+
+    def look(self) -> list[Event]:
+        """What happened until now."""
+
+    def send(self, broker: int, message: wire.FromWorker, payload: Sequence[Sendable] = ()) -> None:
+        """Send a message, at the latest with the next `flush`. The memory of the payload must not change."""
+
+    def flush(self) -> None:
+        """Send what waits, as far as the system takes it. `wait` and a long run go on with the rest."""
+
+    def settle(self) -> None:
+        """Wait, for a short time at most, until what was sent has left this process."""
+
+    def lend(self, *, long: bool) -> None:
+        """Attempts run from now on, perhaps for long. Until `take_back`, only that may be called."""
+
+    def take_back(self) -> None:
+        """They ended."""
+
+    def reconnect(self, broker: int) -> None:
+        """Make the connection anew, whatever its state is. What was sent and is not there yet is lost."""
+
+    def refusal(self, broker: int) -> str | None:
+        """Why there is no connection, as far as that is known."""
+
+    def close(self, lingering: Sequence[bool]) -> None:
+        """Close all. For each broker: whether to wait until it got what was sent, for some seconds at most."""
