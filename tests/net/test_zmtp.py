@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmq_offload.net.zmtp import HELLO, Broken, Peer, Refused, encode
+from zmq_offload.net.zmtp import HELLO, Broken, Peer, Refused, Scratch, encode
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 MOST = 1 << 20
@@ -22,9 +22,9 @@ def command(body: bytes) -> bytes:
     return bytes((4, len(body))) + body
 
 
-def ready(kind: bytes = b"ROUTER") -> bytes:
+def ready(kind: bytes = b"ROUTER", identity: bytes = b"", more: bytes = b"") -> bytes:
     socket_type = b"\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
-    return command(b"\x05READY" + socket_type + b"\x08Identity\0\0\0\0")
+    return command(b"\x05READY" + socket_type + b"\x08Identity" + len(identity).to_bytes(4, "big") + identity + more)
 
 
 OPENING = GREETING + ready()
@@ -85,7 +85,7 @@ def test_the_handshake_is_that_of_a_dealer() -> None:
         (GREETING[:10] + b"\x01" + bytes(53), "it speaks ZMTP 1; use ZMTP 3"),
         (GREETING + frame(b"early"), "a message has more than 0 frames"),
         (GREETING + command(b"\x04PING\0\0"), "a command came before READY"),
-        (GREETING + ready(b"PUB"), "it is a socket of type b'PUB'; a DEALER talks to a ROUTER"),
+        (GREETING + ready(b"PUB"), "it is a socket of type b'PUB'; a DEALER talks to REP, DEALER, ROUTER"),
         (GREETING + command(b"\x05READY"), "it is a socket of type None"),
         (GREETING + command(b"\x05READY\x0bSocket-Type\0\0"), "a READY ends within a property"),
         (GREETING + command(b"\x05READY\x0bSocket-Type\0\0\0\x07ROUTER"), "a READY ends within a property"),
@@ -128,6 +128,46 @@ def test_what_is_not_allowed_ends_the_connection(data: bytes, says: str) -> None
     assert says in refused(data)
 
 
+def test_a_frame_for_which_there_is_no_memory_ends_the_connection() -> None:
+    size = 2**62
+    assert f"there is no memory for a frame of {size} bytes" in refused(struct.pack("!BQ", 2, size), opened(most=size))
+
+
+@pytest.mark.parametrize("kind", [b"DEALER", b"REQ", b"ROUTER"])
+def test_a_router_talks_to_those_who_ask(kind: bytes) -> None:
+    peer = Peer(MOST, 4, INTERVAL, b"ROUTER")
+    feed(peer, GREETING + ready(kind, b"name", b"\x05X-One\0\0\0\x01a"))
+    assert peer.is_ready and peer.identity == b"name"
+    assert peer.properties == {b"socket-type": kind, b"identity": b"name", b"x-one": b"a"}
+    assert b"".join(peer.answers).endswith(ready(b"ROUTER"))
+
+
+@pytest.mark.parametrize("kind", [b"REP", b"PULL", b"SUB"])
+def test_a_router_does_not_talk_to_others(kind: bytes) -> None:
+    said = refused(GREETING + ready(kind), Peer(MOST, 4, INTERVAL, b"ROUTER"))
+    assert said == f"it is a socket of type {kind!r}; a ROUTER talks to REQ, DEALER, ROUTER"
+
+
+@pytest.mark.parametrize("size", [0, 1, 200, 1000])
+def test_two_ends_tell_each_other_their_properties(size: int) -> None:
+    ends = [
+        Peer(MOST, 4, INTERVAL, b"ROUTER", {b"X-Long": b"x" * size}),
+        Peer(MOST, 4, INTERVAL, properties={b"X-One": b"1", b"X-Two": b""}),
+    ]
+    data = [HELLO, HELLO]
+    while any(data):
+        for at in (0, 1):
+            got, data[1 - at] = data[1 - at], b""
+            if got:
+                feed(ends[at], got)
+            data[at] += b"".join(ends[at].answers)
+            ends[at].answers.clear()
+    router, dealer = ends
+    assert router.is_ready and dealer.is_ready
+    assert router.properties == {b"socket-type": b"DEALER", b"identity": b"", b"x-one": b"1", b"x-two": b""}
+    assert dealer.properties == {b"socket-type": b"ROUTER", b"identity": b"", b"x-long": b"x" * size}
+
+
 def test_a_frame_over_the_limit_is_refused_even_if_it_has_come() -> None:
     assert "a frame has 200 bytes; the limit is 100" in refused(frame(bytes(200)), opened(most=100))
 
@@ -141,23 +181,30 @@ def test_commands_come_between_the_frames_of_a_message() -> None:
     assert feed(opened(), frame(b"a") + frame(b"b") + command(b"\x04PONG")) == [[b"a"], [b"b"]]
 
 
-def test_a_silent_peer_is_noticed() -> None:
+def test_a_silent_peer_is_asked_and_then_gone() -> None:
+    ping = command(b"\x04PING\0\x96")  # 15 s
     peer = opened()
-    assert peer.tick() == command(b"\x04PING\0\x96")  # 15 s
-    assert peer.tick() and peer.tick() and peer.tick() is None
+    assert [peer.tick() for _ in range(4)] == [b"", ping, ping, None]
     peer = opened()
     for _ in range(10):
-        assert peer.tick() and peer.tick() and peer.tick()
+        assert [peer.tick() for _ in range(3)] == [b"", ping, ping]
         feed(peer, command(b"\x04PONG"))
+
+
+def test_a_peer_that_is_heard_is_not_asked() -> None:
+    peer = opened()
+    for _ in range(10):
+        assert peer.tick() == b""
+        feed(peer, command(b"\x04PING\0\0"))
 
 
 @pytest.mark.parametrize(("tenths", "ticks"), [(0, 3), (50, 1), (75, 2), (150, 3), (10_000, 3)])
 def test_a_peer_that_gives_a_shorter_time_is_gone_sooner(tenths: int, ticks: int) -> None:
     peer = opened()
     feed(peer, command(b"\x04PING" + tenths.to_bytes(2, "big")))
-    for _ in range(ticks):
-        assert peer.tick() is not None
-    assert peer.tick() is None
+    said = [peer.tick() for _ in range(ticks + 1)]
+    assert said[-1] is None and said[-2], "it is asked before it is gone"
+    assert None not in said[:-1]
 
 
 SIZES = st.one_of(
@@ -167,15 +214,40 @@ SIZES = st.one_of(
 MESSAGES = st.lists(st.lists(SIZES, min_size=1, max_size=4), max_size=4)
 
 
-@given(MESSAGES, st.lists(st.integers(1, 100_000), max_size=20))
-def test_messages_survive_any_cut(sizes: list[list[int]], cuts: list[int]) -> None:
+def stream_of(sizes: list[list[int]]) -> tuple[list[list[bytes]], bytes]:
     messages = [[bytes((at + size) % 256 for at in range(3)) * (size // 3) for size in message] for message in sizes]
-    stream = b"".join(
+    return messages, b"".join(
         b"".join(frame(body, at + 1 < len(message)) for at, body in enumerate(message)) for message in messages
     )
+
+
+@given(MESSAGES, st.lists(st.integers(1, 100_000), max_size=20))
+def test_messages_survive_any_cut(sizes: list[list[int]], cuts: list[int]) -> None:
+    messages, stream = stream_of(sizes)
     assert b"".join(map(bytes, (each for message in messages for each in encode(message)))) == stream
     peer = Peer(MOST, 4, INTERVAL)
     assert feed(peer, OPENING + stream, cuts) == messages
+
+
+@given(st.lists(st.tuples(MESSAGES, st.lists(st.integers(1, 100_000), max_size=8)), min_size=2, max_size=3))
+def test_connections_that_share_a_scratch_do_not_mix(each: list[tuple[list[list[int]], list[int]]]) -> None:
+    scratch = Scratch()
+    peers = [Peer(MOST, 4, INTERVAL, scratch=scratch) for _ in each]
+    expected, pieces = [], []
+    for sizes, cuts in each:
+        messages, stream = stream_of(sizes)
+        expected.append(messages)
+        data, cut = OPENING + stream, []
+        for size in (*cuts, len(data)):
+            cut.append(data[:size])
+            data = data[size:]
+        pieces.append(cut)
+    got: list[list[list[bytes]]] = [[] for _ in each]
+    for turn in range(max(map(len, pieces))):
+        for at, peer in enumerate(peers):
+            if turn < len(pieces[at]):
+                got[at] += feed(peer, pieces[at][turn])
+    assert got == expected
 
 
 @given(st.data())

@@ -103,7 +103,9 @@ class LoopLink(Link):
             message = decoded(cast("bytes", frames[0]))
             if message is None:
                 continue
-            if len(frames) > 1 and type(frames[1]) is not bytes:  # a header of more than 100 KiB
+            if (
+                len(frames) > 1 and type(frames[1]) is not bytes
+            ):  # a header of more than 16 KiB, of which a part came first
                 frames[1] = bytes(frames[1])
             messages.append((message, frames[1:]))
         return messages
@@ -249,7 +251,8 @@ class _Way(asyncio.BufferedProtocol):
         if ping is None:
             self._end(shook=False)
             return
-        self.write([ping])
+        if ping:
+            self.write([ping])
         self._timer = self._loop.call_later(transport.CLIENTS_HEARTBEAT, self._tick)
 
     # --- what the transport calls ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""ZMTP 3.1 (rfc.zeromq.org/spec/37), the protocol of ZeroMQ's sockets, for a DEALER that connects without keys.
+"""ZMTP 3.1 (rfc.zeromq.org/spec/37), the protocol of ZeroMQ's sockets, for a DEALER or a ROUTER without keys.
 
 Pure: bytes go in and messages come out, messages go in and buffers come out. A message is a list of frames. The
 security mechanism is NULL. A frame over the limit is refused before its memory is allocated.
@@ -7,7 +7,7 @@ security mechanism is NULL. A frame over the limit is refused before its memory 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -31,17 +31,21 @@ _READY = b"\x05READY"
 _ERROR = b"\x05ERROR"
 _PING = b"\x04PING"
 _PONG = b"\x04PONG"
-_PEERS = (b"REP", b"DEALER", b"ROUTER")
-"""Kinds of sockets that a DEALER may talk to."""
+_PARTNERS = {b"DEALER": (b"REP", b"DEALER", b"ROUTER"), b"ROUTER": (b"REQ", b"DEALER", b"ROUTER")}
+"""Kinds of sockets, and the kinds that they may talk to."""
 
 _CONTEXT_BYTES = 16
 """The part of a PING that a PONG returns has at most this many bytes."""
 
 _COMMAND_BYTES = 4096
-"""The longest command. READY has less than 100 bytes."""
+"""The longest command."""
 
 _BUFFER_BYTES = 128 * 1024
-"""Bytes that are received at once. A longer frame is received into memory of its own."""
+"""Bytes that are received at once."""
+
+_KEPT_BYTES = 16 * 1024
+"""The longest frame of which a part is kept until the next bytes come. The rest of a longer one is received into memory
+of the frame's own, as is all of a frame that is longer than the buffer."""
 
 
 class Broken(Exception):
@@ -52,41 +56,94 @@ class Refused(Broken):
     """The other end does not let this one in: it has keys, or it said so."""
 
 
+class Scratch:
+    """Memory into which bytes are received. The connections of a thread may share one: nothing stays in it."""
+
+    __slots__ = ("data", "view")
+
+    def __init__(self) -> None:
+        self.data = bytearray(_BUFFER_BYTES)
+        self.view = memoryview(self.data)
+
+
 class Peer:
     """One connection, from its first byte to its last.
 
-    Receive into `buffer()` and tell `received` how much came; then send what is in `answers`, and clear it. After
-    Broken the connection is to be closed.
+    Receive into `buffer()` and tell `received` how much came, before another connection with the same `scratch` does;
+    then send what is in `answers`, and clear it. After Broken the connection is to be closed.
 
-    `tick` is to be called once in each `interval` (seconds) after `is_ready`, and sends a PING. The other end is gone
-    after three of them without anything from it, or after the time that its own last PING gave.
+    `tick` is to be called once in each `interval` (seconds) after `is_ready`. The other end is gone after three of them
+    without anything from it, or after the time that its own last PING gave. `kind` is the kind of this end's socket,
+    and `properties` are those that it tells beside it.
     """
 
-    def __init__(self, max_frame_bytes: int, max_frames: int, interval: float) -> None:
+    __slots__ = (
+        "_body",
+        "_data",
+        "_filled",
+        "_frames",
+        "_greeted",
+        "_interval",
+        "_kind",
+        "_more",
+        "_most",
+        "_most_frames",
+        "_own",
+        "_patience",
+        "_rest",
+        "_room",
+        "_silent",
+        "_view",
+        "answers",
+        "is_ready",
+        "properties",
+    )
+
+    def __init__(
+        self,
+        max_frame_bytes: int,
+        max_frames: int,
+        interval: float,
+        kind: bytes = b"DEALER",
+        properties: Mapping[bytes, bytes] | None = None,
+        scratch: Scratch | None = None,
+    ) -> None:
         self._most = max_frame_bytes
         self._most_frames = max_frames
         self._room = 0  # frames that a message may have now: none before READY
         self._interval = interval
-        self._data = bytearray(_BUFFER_BYTES)
-        self._view = memoryview(self._data)
-        self._stop = 0  # the end of what was received and is not taken yet; it begins at 0
+        self._kind = kind
+        self._own: Mapping[bytes, bytes] = properties or {}
+        scratch = scratch or Scratch()
+        self._data, self._view = scratch.data, scratch.view
+        self._rest = b""  # what was received and is not taken yet
         self._body: memoryview | None = None  # of a long frame of which the rest is missing
         self._filled = 0
         self._more = 0  # its flag
         self._frames: list[Buffer] = []  # of a message whose other frames are missing
         self._greeted = 0  # bytes of the greeting that were answered
-        self._ping = _command(_PING + struct.pack("!H", min(0xFFFF, round(interval * 30))))
         self._silent = 0  # ticks without anything from the other end
         self._patience = 3.0  # ticks until it is gone
         self.is_ready = False
         """Whether messages may be sent."""
         self.answers: list[bytes] = []
+        self.properties: dict[bytes, bytes] = {}
+        """What the other end told of itself, by name in lower case."""
+
+    @property
+    def identity(self) -> bytes:
+        """The name that the other end gave itself, if it did."""
+        return self.properties.get(b"identity", b"")
 
     def buffer(self) -> memoryview:
         """Where to receive the next bytes."""
         if self._body is not None:
             return self._body[self._filled :]
-        return self._view[self._stop :]
+        if self._rest:
+            kept = len(self._rest)
+            self._view[:kept] = self._rest
+            return self._view[kept:]
+        return self._view
 
     def received(self, count: int) -> list[list[Buffer]]:
         """`count` bytes were received into `buffer()`. Returns the messages that are complete. Raises Broken."""
@@ -102,14 +159,15 @@ class Peer:
                     messages.append(self._frames)
                     self._frames = []
             return messages
-        self._stop += count
+        stop = len(self._rest) + count
         at = 0
+        data, view, frames = self._data, self._view, self._frames
         if self._greeted < _GREETING_BYTES:
-            self._greet()
+            self._greet(stop)
             if self._greeted < _GREETING_BYTES:
+                self._rest = bytes(view[:stop])
                 return messages
             at = _GREETING_BYTES
-        data, stop, frames = self._data, self._stop, self._frames
         while stop - at > 1:
             flags = data[at]
             if flags & _LONG:
@@ -124,37 +182,36 @@ class Peer:
             if flags > _LONG | _MORE or end > stop or size > self._most or len(frames) >= self._room:
                 self._check(flags, size)
                 if end > stop:
-                    if end - at > _BUFFER_BYTES:
-                        self._begin(flags, size, start)
+                    if size > _KEPT_BYTES:
+                        self._begin(flags, size, view[start:stop])
                         at = stop
                     break
-                self._obey(bytes(self._view[start:end]))
+                self._obey(bytes(view[start:end]))
             else:
-                frames.append(bytes(self._view[start:end]))
+                frames.append(bytes(view[start:end]))
                 if not flags & _MORE:
                     messages.append(frames)
                     frames = self._frames = []
             at = end
-        if at:
-            self._stop = stop - at
-            data[: self._stop] = data[at:stop]
+        self._rest = bytes(view[at:stop]) if at < stop else b""
         return messages
 
-    def _greet(self) -> None:
+    def _greet(self, stop: int) -> None:
         """Check what has come of the greeting, and answer it."""
         data = self._data
-        if data[0] != _SIGNATURE[0] or (self._stop > 9 and not data[9] & 1):
+        if data[0] != _SIGNATURE[0] or (stop > 9 and not data[9] & 1):
             raise Broken("it does not speak ZMTP")
-        if self._stop >= _VERSION_BYTES and not self._greeted:
+        if stop >= _VERSION_BYTES and not self._greeted:
             if data[10] < 3:
                 raise Broken(f"it speaks ZMTP {data[10]}; use ZMTP 3")
             self._greeted = _VERSION_BYTES
             self.answers.append(_GREETING[_VERSION_BYTES:])
-        if self._stop >= _GREETING_BYTES:
+        if stop >= _GREETING_BYTES:
             if data[12:32] != _NULL:
                 raise Refused("it has keys")
             self._greeted = _GREETING_BYTES
-            self.answers.append(_command(_READY + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b"")))
+            told = {b"Socket-Type": self._kind, b"Identity": b"", **self._own}
+            self.answers.append(_command(_READY + b"".join(_property(*pair) for pair in told.items())))
 
     def _check(self, flags: int, size: int) -> None:
         """Refuse a frame by its flags and size."""
@@ -166,12 +223,15 @@ class Peer:
         if not flags & _COMMAND and len(self._frames) >= self._room:
             raise Broken(f"a message has more than {self._room} frames")
 
-    def _begin(self, flags: int, size: int, start: int) -> None:
-        """Receive the rest of a long frame into its own memory."""
-        self._body = np.empty(size, np.uint8).data
+    def _begin(self, flags: int, size: int, part: memoryview) -> None:
+        """Receive the rest of a long frame, of which a part has come, into its own memory."""
+        try:
+            self._body = np.empty(size, np.uint8).data
+        except MemoryError:
+            raise Broken(f"there is no memory for a frame of {size} bytes") from None
         self._more = flags & _MORE
-        self._filled = self._stop - start
-        self._body[: self._filled] = self._view[start : self._stop]
+        self._filled = len(part)
+        self._body[: self._filled] = part
 
     def _obey(self, command: bytes) -> None:
         if not self.is_ready:
@@ -179,9 +239,11 @@ class Peer:
                 raise Refused(f"it said {command[len(_ERROR) + 1 :].decode('ascii', 'replace')!r}")
             if not command.startswith(_READY):
                 raise Broken("a command came before READY")
-            kind = _properties(command[len(_READY) :]).get(b"socket-type")
-            if kind not in _PEERS:
-                raise Broken(f"it is a socket of type {kind!r}; a DEALER talks to a ROUTER")
+            self.properties = _properties(command[len(_READY) :])
+            kind, partners = self.properties.get(b"socket-type"), _PARTNERS[self._kind]
+            if kind not in partners:
+                own, others = self._kind.decode(), b", ".join(partners).decode()
+                raise Broken(f"it is a socket of type {kind!r}; a {own} talks to {others}")
             self.is_ready, self._room = True, self._most_frames
         elif command.startswith(_PING):
             rest = command[len(_PING) :]
@@ -192,11 +254,17 @@ class Peer:
             self.answers.append(_command(_PONG + rest[2:]))
 
     def tick(self) -> bytes | None:
-        """An interval is over. Returns a PING to send, or None if the other end is gone."""
-        if self._silent >= self._patience:
+        """An interval is over. Returns what to send: a PING if the other end was silent in it, else nothing.
+
+        None if the other end is gone. One that sends PINGs itself, as libzmq does with heartbeats, needs none.
+        """
+        silent = self._silent
+        if silent >= self._patience:
             return None
-        self._silent += 1
-        return self._ping
+        self._silent = silent + 1
+        if not silent and self._patience > 1:
+            return b""
+        return _command(_PING + struct.pack("!H", min(0xFFFF, round(self._interval * 30))))
 
 
 _SHORT_HEADS = [[bytes((more, size)) for size in range(256)] for more in (0, _MORE)]
@@ -216,7 +284,8 @@ def encode(frames: Sequence[Buffer]) -> list[Buffer]:
 
 
 def _command(body: bytes) -> bytes:
-    return bytes((_COMMAND, len(body))) + body
+    size = len(body)
+    return (bytes((_COMMAND, size)) if size < 256 else _long_head(_LONG | _COMMAND, size)) + body
 
 
 def _property(name: bytes, value: bytes) -> bytes:

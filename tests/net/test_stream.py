@@ -1,0 +1,170 @@
+"""Streams on real sockets: with each other, and with libzmq."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from zmq_offload.net.stream import Ended, Stream
+from zmq_offload.net.zmtp import Broken, Peer
+
+MOST = 64 << 20
+
+
+def stream(
+    connected: socket.socket, kind: bytes = b"DEALER", *, most: int = 256, most_bytes: int | None = None
+) -> Stream:
+    return Stream(connected, Peer(MOST, 258, 1.0, kind), most, most_bytes)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Stream, Stream]]:
+    """Both ends of a connection after the handshake."""
+    pair = socket.socketpair()
+    both = stream(pair[0], b"ROUTER", most_bytes=1 << 20), stream(pair[1])
+    for end in both:
+        assert end.flush()
+    for end in (*both, *both):
+        assert end.receive() == []
+    assert all(end.peer.is_ready for end in both)
+    yield both
+    for end in both:
+        end.close()
+
+
+def everything(reader: Stream, writer: Stream) -> list[list[bytes]]:
+    """All messages that the writer has queued."""
+    got: list[list[bytes]] = []
+    while True:
+        done = writer.flush()
+        messages = reader.receive()
+        got += [[bytes(frame) for frame in message] for message in messages]
+        if done and not messages and not select.select([reader], [], [], 0)[0]:
+            return got
+
+
+def test_messages_of_all_sizes_arrive(ends: tuple[Stream, Stream]) -> None:
+    messages = [[b"a"], [b"", b"b" * 300, b""], [b"c" * 10, b"d" * 3_000_000, b"", b"e" * 100_000], [b"x"] * 258]
+    for message in messages:
+        assert ends[1].put([memoryview(frame) for frame in message])
+    assert everything(*ends) == messages and ends[1].queued == 0
+
+
+def test_a_peer_that_does_not_read_gets_so_many_messages(ends: tuple[Stream, Stream]) -> None:
+    reader, writer = ends
+    taken = 0
+    while writer.put([b"%d" % taken, bytes(20_000)]):
+        taken += 1
+        writer.flush()
+    assert writer.blocked and taken > 256
+    before = writer.queued
+    assert not writer.put([b"no"]) and writer.queued == before
+    got = everything(reader, writer)
+    assert [int(message[0]) for message in got] == list(range(taken))
+    assert writer.put([b"yes"]) and everything(reader, writer) == [[b"yes"]]
+
+
+def test_a_slow_reader_is_not_full_for_what_it_has_read(ends: tuple[Stream, Stream]) -> None:
+    reader, writer = ends
+    got = 0
+    for _ in range(3000):  # never empty, and never more than 100 messages behind
+        assert writer.put([bytes(3000)])
+        writer.flush()
+        if writer.queued > 100 * 3009:
+            while writer.queued > 50 * 3009:
+                got += len(reader.receive())
+                writer.flush()
+    assert writer.queued
+    assert got + len(everything(reader, writer)) == 3000
+
+
+def test_bytes_are_bounded_too(ends: tuple[Stream, Stream]) -> None:
+    writer, reader = ends
+    taken = 0
+    while writer.put([bytes(400_000)]):
+        taken += 1
+        writer.flush()
+    assert 1 << 20 <= writer.queued < (1 << 20) + 400_100
+    assert len(everything(reader, writer)) == taken
+
+
+def test_pings_of_a_peer_that_does_not_read_fill_nothing(ends: tuple[Stream, Stream]) -> None:
+    reader, writer = ends
+    ping = b"\x04\x17\x04PING\0\0" + bytes(16)
+    sending = writer.socket
+    for _ in range(400):
+        sending.send(ping * 100)
+        while select.select([reader], [], [], 0)[0]:
+            reader.receive()
+    assert reader.blocked
+    assert reader.queued < 1 << 18
+
+
+def test_the_end_and_other_protocols_are_told_apart(ends: tuple[Stream, Stream]) -> None:
+    ends[0].put([b"last"])
+    ends[0].flush()
+    ends[0].close()
+    assert ends[1].receive() == [[b"last"]], "what came before the end is read first"
+    with pytest.raises(Ended):
+        ends[1].receive()
+    ends[1].put([b"late"])
+    with pytest.raises(BrokenPipeError):
+        ends[1].flush()
+    mine, others = socket.socketpair()
+    with mine, others:
+        others.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(Broken):
+            stream(mine).receive()
+
+
+def test_a_silent_peer_is_gone_after_three_intervals(ends: tuple[Stream, Stream]) -> None:
+    one, other = ends
+    for _ in range(5):
+        assert one.tick() and one.tick() and not one.blocked
+        other.receive()
+        one.receive()
+    assert [one.tick() for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [(zmq.DEALER, b"ROUTER"), (zmq.REQ, b"ROUTER"), (zmq.ROUTER, b"DEALER")])
+def test_libzmq_at_the_other_end(theirs: int, mine: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, zmq.Context() as context:
+        other: zmq.Socket[bytes] = context.socket(theirs)
+        other.linger = 0
+        other.setsockopt(zmq.HEARTBEAT_IVL, 50)
+        other.setsockopt(zmq.HEARTBEAT_TIMEOUT, 500)
+        other.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        monitor = other.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        accepted = stream(server.accept()[0], mine)
+        assert accepted.flush()
+        end = time.monotonic() + 10
+        while not accepted.peer.is_ready:
+            assert time.monotonic() < end
+            select.select([accepted], [], [], 1)
+            assert accepted.receive() == []
+        if theirs == zmq.ROUTER:
+            assert accepted.put([b"hello", b"x" * 200_000])
+            accepted.flush()
+            name, *frames = other.recv_multipart()
+            assert frames == [b"hello", b"x" * 200_000]
+            other.send_multipart([name, b"", b"y" * 200_000])
+        else:
+            other.send_multipart([b"y" * 200_000])
+        got: list[list[bytes]] = []
+        heartbeats = 0
+        while not got or heartbeats < 12:  # longer than libzmq waits for PONGs
+            assert time.monotonic() < end
+            select.select([accepted], [], [], 1)
+            heartbeats += 1
+            got += [[bytes(frame) for frame in message] for message in accepted.receive()]
+        assert got == [[b"", b"y" * 200_000]] if theirs != zmq.DEALER else got == [[b"y" * 200_000]]
+        assert not monitor.poll(0), "heartbeats are answered"
+        other.disable_monitor()
+        monitor.close()
+        other.close()
+        accepted.close()
