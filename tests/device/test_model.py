@@ -22,8 +22,8 @@ from tests.support import onnx_models
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST
 from zmq_offload.artifacts.repository import checksum
+from zmq_offload.common.crew import Crew
 from zmq_offload.compile import Compiled, compile_model
-from zmq_offload.device.crew import Crew
 from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, Unavailable
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.processes import eventually
-from zmq_offload.device.crew import Crew
+from zmq_offload.common.crew import Crew
 from zmq_offload.device.pipeline import check_depth, in_order
 from zmq_offload.device.runs import OUTSTANDING, Run, current
 from zmq_offload.device.turns import Turns

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.device.test_pipeline import Blocked, Model, fails_on
-from zmq_offload.device.crew import Crew
+from zmq_offload.common.crew import Crew
 from zmq_offload.device.pipeline import in_order_async
 from zmq_offload.errors import Unavailable
 

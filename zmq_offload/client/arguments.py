@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import math
 import reprlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +16,11 @@ from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.names import check_model_name
-from zmq_offload.protocol.tensors import Latest
+from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import Latest, array_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def check_call(
@@ -106,3 +112,20 @@ def real(value: object) -> float | None:
         except OverflowError:
             return math.inf if value > 0 else -math.inf
     return None
+
+
+def arrays_of(inputs: Mapping[str, ArrayLike]) -> Mapping[str, Array]:
+    """The inputs of a call as arrays. Raises InvalidArgument naming the input that is none."""
+    if type(inputs) is not dict and not isinstance(inputs, Mapping):  # a check against an abstract class is slow
+        raise InvalidArgument(f"inputs is a {type(inputs).__name__}; use a mapping of names to arrays")
+    for value in inputs.values():
+        if type(value) is not np.ndarray:
+            return {name: _array(name, value) for name, value in inputs.items()}
+    return inputs  # type: ignore[return-value,unused-ignore]  # all values are arrays
+
+
+def _array(name: str, value: object) -> Array:
+    try:
+        return array_of(value)
+    except ValueError as error:
+        raise InvalidArgument(f"input {name!r} is not an array: {error}") from None

@@ -9,17 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import zmq
 
-from zmq_offload.client.arguments import check_call, check_max_frame_bytes, check_policy
+from zmq_offload.client.arguments import arrays_of, check_call, check_max_frame_bytes, check_policy
 from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.client.session import ClientSession, Complete, Payload, RetryPolicy, Send
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
 from zmq_offload.net.endpoints import check_brokers
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
-from zmq_offload.protocol.tensors import Latest, array_of
+from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
+from zmq_offload.protocol.tensors import Latest
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -92,7 +91,7 @@ class Link(ABC):
 
         Raises InvalidArgument naming the input that cannot be sent.
         """
-        arrays = _arrays(inputs)
+        arrays = arrays_of(inputs)
         payload = encode_tensors(arrays)
         # The session checks the broker's limit.
         most = self._max_frame_bytes
@@ -172,22 +171,6 @@ def decoded(frame: bytes) -> wire.ToClient | None:
         return wire.decode(frame, wire.TO_CLIENT)
     except ProtocolError:
         return None
-
-
-def _arrays(inputs: Mapping[str, ArrayLike]) -> Mapping[str, Array]:
-    if type(inputs) is not dict and not isinstance(inputs, Mapping):  # a check against an abstract class is slow
-        raise InvalidArgument(f"inputs is a {type(inputs).__name__}; use a mapping of names to arrays")
-    for value in inputs.values():
-        if type(value) is not np.ndarray:
-            return {name: _array(name, value) for name, value in inputs.items()}
-    return inputs  # type: ignore[return-value,unused-ignore]  # all values are arrays
-
-
-def _array(name: str, value: object) -> Array:
-    try:
-        return array_of(value)
-    except ValueError as error:
-        raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
 
 
 def outputs_of(done: Complete, total: float, model: str, *, kept: bool = True) -> Outputs | OffloadError:

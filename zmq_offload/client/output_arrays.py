@@ -129,8 +129,9 @@ def fill(outputs: Outputs, into: Mapping[str, Array]) -> None:
             raise InvalidArgument(_differs(outputs.model, name, f"{array.dtype}{list(array.shape)}", place))
     for name, array in outputs.items():
         place = into[name]
-        np.copyto(place, array)
-        outputs[name] = place
+        if array is not place:
+            np.copyto(place, array)
+            outputs[name] = place
 
 
 def _names_differ(model: str, returned: Iterable[str], given: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.client.arguments import check_timeout
@@ -17,6 +18,9 @@ from zmq_offload.errors import InvalidArgument
 from zmq_offload.runtime.forks import THREADS
 from zmq_offload.runtime.machine import check_tvm_version, load_library
 
+if TYPE_CHECKING:
+    from zmq_offload.transports.client import ServerClient
+
 __all__ = ["OffloadedModel", "load"]
 
 
@@ -24,6 +28,7 @@ def load(
     bundle: str | os.PathLike[str],
     broker: str | Sequence[str] | None = None,
     *,
+    server: str | Sequence[str] | None = None,
     client: InferenceClient | None = None,
     timeout: float | None = None,
     offload: Mode = "always",
@@ -37,6 +42,10 @@ def load(
     broker : str or sequence of str, optional
         The endpoint of the broker that passes requests to workers, or several for failover. The client that connects to
         it is closed with the model.
+    server : str or sequence of str, optional
+        The URL of a server that has the offloaded parts, such as ``"grpc://edge:8001"`` for Triton, or several for
+        failover, also of different kinds; docs/transports.md lists them. ``broker`` is the short form for a broker's
+        ``tcp://``. The client that connects to it is closed with the model.
     client : InferenceClient, optional
         A client to use instead, such as `zmq_offload.Client`. It can serve several models, and the caller closes it.
     timeout : float, optional
@@ -55,7 +64,7 @@ def load(
         its regions, or `offload` needs fallbacks that it does not have; or this process is a forked child of one that
         has run a model.
     InvalidArgument
-        `bundle` is not a path, or not exactly one of `broker` and `client` is given.
+        `bundle` is not a path, not exactly one of `broker`, `server` and `client` is given, or a URL cannot be used.
 
     Examples
     --------
@@ -70,8 +79,8 @@ def load(
     check_tvm_version(folder, manifest.tvm_version)
     library = manifest.check_library(folder)
     manifest.cpu.check(str(library))
-    if (broker is None) == (client is None):
-        raise InvalidArgument("load() needs a broker or a client, and not both")
+    if sum(given is not None for given in (broker, server, client)) != 1:
+        raise InvalidArgument("load() needs a broker, a server or a client, and just one of them")
     if timeout is not None:
         timeout = check_timeout(timeout)
     module = load_library(library)
@@ -81,8 +90,7 @@ def load(
     }
     if client is not None:
         return OffloadedModel(manifest, module, client, timeout=timeout, fallbacks=fallbacks, offload=offload)
-    assert broker is not None  # as checked above
-    own = Client(broker)
+    own = _connected(broker, server)
     try:
         model = OffloadedModel(
             manifest, module, own, timeout=timeout, close=own.close, fallbacks=fallbacks, offload=offload
@@ -92,3 +100,12 @@ def load(
     except BaseException:
         own.close()
         raise
+
+
+def _connected(broker: str | Sequence[str] | None, server: str | Sequence[str] | None) -> Client | ServerClient:
+    if server is None:
+        assert broker is not None  # as `load` checks
+        return Client(broker)
+    from zmq_offload.transports.client import connect  # a device that calls brokers does not need it
+
+    return connect(server)

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 from zmq_offload.client.arguments import whole
-from zmq_offload.device.crew import Crew
+from zmq_offload.common.crew import Crew
 from zmq_offload.device.runs import OUTSTANDING, Results, Run
 from zmq_offload.errors import InvalidArgument, OffloadError, Unavailable
 

@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from zmq_offload.common.crew import Crew
 from zmq_offload.common.future_internals import fail_in_child, lock_of
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
-from zmq_offload.device.crew import Crew
 from zmq_offload.device.remote import Reply
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Unavailable

@@ -47,6 +47,17 @@ def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -
     return [b"".join(packed), *frames]
 
 
+def sendable(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Named arrays as any protocol can send them: contiguous and little-endian, each the array itself if it is so.
+
+    Raises InvalidArgument, which names the tensor that cannot be sent.
+    """
+    _, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in tensors.items()]))
+    return {
+        name: np.asarray(array, dtype, order="C") for (name, array), dtype in zip(tensors.items(), dtypes, strict=True)
+    }
+
+
 _PACKED = limits.PACKED_BYTES
 _LENGTH = 4
 """Bytes before the header."""
