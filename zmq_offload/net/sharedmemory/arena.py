@@ -1,0 +1,153 @@
+"""A process's own memory for the tensors that it sends. It belongs to one thread; memory may be dropped in any."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from zmq_offload.net.sharedmemory import layout, segment
+from zmq_offload.net.sharedmemory.layout import SlotHead
+from zmq_offload.net.sharedmemory.references import Reference
+from zmq_offload.net.sharedmemory.slots import UNIT, Slot, Slots
+
+_LOOKS = 4
+"""Waiting slots that are looked at for each slot that is taken."""
+
+TRIM = 5.0
+"""Seconds after which memory that is not used any more goes back to the kernel."""
+
+
+class _Memory(np.ndarray[Any, np.dtype[np.uint8]]):
+    """The memory of a slot, made from the map and not from another array: NumPy lets views keep only the first array
+    of a chain, and they are to keep the lease."""
+
+    lease: _Lease
+
+
+class _Lease:
+    """Tells the arena when nothing here refers to the memory of a slot any more."""
+
+    __slots__ = ("_done", "_slot")
+
+    def __init__(self, slot: Slot, done: deque[Slot]) -> None:
+        self._slot = slot
+        self._done = done
+
+    def __del__(self) -> None:
+        self._done.append(self._slot)  # perhaps in another thread, or within `take`
+
+
+class Arena:
+    """At most `size` bytes, of which the kernel gives those that are used. Raises OSError if it gives none."""
+
+    def __init__(self, size: int, clock: Callable[[], float] = time.monotonic) -> None:
+        size = max(size - size % UNIT, UNIT)
+        self._clock = clock
+        self._pid = os.getpid()
+        self.fd = segment.make(layout.DATA_AT + size)
+        self.cookie = os.urandom(layout.COOKIE_BYTES)
+        self._heads = segment.map_heads(self.fd)
+        layout.write_head(self._heads, self.cookie, size)
+        self._map = segment.map_data(self.fd, layout.DATA_AT + size, writable=True)
+        self._data = np.frombuffer(self._map, np.uint8)
+        self._start = self._data.ctypes.data
+        self._slots = Slots(layout.COUNT, size)
+        self._done: deque[Slot] = deque()
+        self._trim_at = clock() + TRIM
+        self.size = size
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+    @property
+    def used(self) -> int:
+        """Slots that are used, by this process or by readers."""
+        return len(self._slots)
+
+    def take(self, nbytes: int) -> memoryview | None:
+        """Memory for `nbytes`, until nothing here refers to it any more. None if there is no room."""
+        slot = self._take(nbytes)
+        if slot is None:
+            return None
+        memory = _Memory((nbytes,), np.uint8, self._map, slot.start)
+        memory.lease = _Lease(slot, self._done)
+        return memory.data
+
+    def give(self, data: bytes | memoryview) -> Reference | None:
+        """A reference to a copy of `data`, until its receiver has read it. None if there is no room."""
+        nbytes = len(data)
+        slot = self._take(nbytes)
+        if slot is None:
+            return None
+        self._data[slot.start : slot.start + nbytes] = np.frombuffer(data, np.uint8)
+        slot.given_at = self._clock()
+        self._slots.waiting.append(slot)
+        return self._share(slot, slot.start, nbytes)
+
+    def find(self, data: memoryview) -> Reference | None:
+        """A reference to `data`, if it lies in memory that was taken. It holds until that is dropped."""
+        start = np.frombuffer(data, np.uint8).ctypes.data - self._start
+        if not 0 <= start < self.size or os.getpid() != self._pid:
+            return None
+        slot = self._slots.find(start, len(data))
+        return None if slot is None else self._share(slot, start, len(data))
+
+    def tick(self) -> None:
+        """To be called every few seconds: nothing may be taken for a long time."""
+        if os.getpid() == self._pid:
+            self._look(len(self._slots.waiting) + len(self._done))
+            self._trim(self._clock())
+
+    def _take(self, nbytes: int) -> Slot | None:
+        if os.getpid() != self._pid or not 0 < nbytes <= self.size:
+            return None
+        self._look(_LOOKS)
+        slot = self._slots.take(nbytes)
+        if slot is None:
+            self._look(len(self._slots.waiting))
+            slot = self._slots.take(nbytes)
+        return slot
+
+    def _share(self, slot: Slot, start: int, nbytes: int) -> Reference:
+        if not slot.shared:
+            slot.shared = True
+            layout.write_slot(self._heads, slot.number, SlotHead(slot.generation, slot.start, slot.nbytes))
+        return Reference(self._pid, self.fd, self.cookie, slot.number, slot.generation, start, nbytes)
+
+    def _look(self, most: int) -> None:
+        """Free dropped slots that nobody knows of, and at most so many of those that somebody may read."""
+        done, waiting = self._done, self._slots.waiting
+        while done:
+            slot = done.popleft()
+            if slot.shared:
+                waiting.appendleft(slot)
+            else:
+                self._slots.free(slot)
+        now = self._clock() if waiting else 0.0
+        for _ in range(min(most, len(waiting))):
+            slot = waiting.popleft()
+            if not self._free(slot, now):
+                waiting.append(slot)
+
+    def _free(self, slot: Slot, now: float) -> bool:
+        """Free a slot, if nobody reads it or is still to read it."""
+        number, heads = slot.number, self._heads
+        if not slot.may_be_taken_back(layout.is_seen(heads, number), now) or not segment.claim(self.fd, number):
+            return False
+        layout.write_slot(heads, number, SlotHead(self._slots.free(slot), 0, 0))
+        segment.unclaim(self.fd, number)
+        return True
+
+    def _trim(self, now: float) -> None:
+        if now >= self._trim_at:
+            self._trim_at = now + TRIM
+            start, length = self._slots.unneeded()
+            if length:
+                self._map.madvise(mmap.MADV_REMOVE, start, length)

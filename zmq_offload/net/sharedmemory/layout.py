@@ -1,0 +1,69 @@
+"""The bytes at the start of an arena: its head, and the heads of its slots. Pure.
+
+All numbers are in the machine's own form, as nobody else reads them. One that is aligned is written at once: a reader
+sees the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+COOKIE_BYTES = 16
+
+_MAGIC = b"zmqoff01"
+_HEAD = struct.Struct(f"@{len(_MAGIC)}s{COOKIE_BYTES}sQ")
+_SLOTS_AT = 64
+_SLOT = struct.Struct("@QQQ")
+_SLOT_BYTES = 32
+_SEEN = 24
+
+COUNT = 4094
+"""Slots of an arena."""
+
+DATA_AT = _SLOTS_AT + COUNT * _SLOT_BYTES
+"""Where the data of slots begin. A page of memory has at most 64 KiB, and 128 KiB is a multiple of any."""
+
+MOST_BYTES = 2**46
+"""The most that an arena has. More than any process can map is refused before it is tried."""
+
+
+class SlotHead(NamedTuple):
+    """What a reader compares with its reference: the data from `start` on belong to this generation."""
+
+    generation: int
+    start: int
+    nbytes: int
+
+
+def write_head(memory: memoryview, cookie: bytes, data_bytes: int) -> None:
+    """Begin an arena."""
+    _HEAD.pack_into(memory, 0, _MAGIC, cookie, data_bytes)
+
+
+def read_head(memory: memoryview, size: int) -> tuple[bytes, int] | None:
+    """The cookie and the bytes of data of an arena of `size` bytes in all. None if it is no arena."""
+    magic, cookie, data_bytes = _HEAD.unpack_from(memory)
+    return (cookie, data_bytes) if magic == _MAGIC and DATA_AT + data_bytes == size else None
+
+
+def write_slot(memory: memoryview, number: int, head: SlotHead) -> None:
+    """Begin a generation of a slot, which nobody has seen yet."""
+    at = _SLOTS_AT + number * _SLOT_BYTES
+    memory[at + _SEEN] = 0
+    _SLOT.pack_into(memory, at, *head)
+
+
+def read_slot(memory: memoryview, number: int) -> SlotHead:
+    """What a slot has now."""
+    return SlotHead(*_SLOT.unpack_from(memory, _SLOTS_AT + number * _SLOT_BYTES))
+
+
+def mark_seen(memory: memoryview, number: int) -> None:
+    """A reader came. It must have pinned the slot."""
+    memory[_SLOTS_AT + number * _SLOT_BYTES + _SEEN] = 1
+
+
+def is_seen(memory: memoryview, number: int) -> bool:
+    """Whether a reader came in this generation."""
+    return memory[_SLOTS_AT + number * _SLOT_BYTES + _SEEN] != 0

@@ -1,0 +1,123 @@
+"""The arenas of other processes, as this one reads them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from zmq_offload.net.sharedmemory import layout, segment
+from zmq_offload.net.sharedmemory.references import Reference
+from zmq_offload.net.sharedmemory.segment import Unreadable
+
+_MOST = 256
+"""Arenas that are mapped at once, besides those that are being read."""
+
+IDLE = 10.0
+"""Seconds after which an arena that is not read is unmapped: its owner may have ended."""
+
+_Key: TypeAlias = tuple[int, int, bytes]
+"""Process id, descriptor and cookie of an arena."""
+
+
+class Readers:
+    """Maps arenas when they are first read, and unmaps those that are not read for long."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._mapped: dict[_Key, _Mapping] = {}
+
+    def __len__(self) -> int:
+        return len(self._mapped)
+
+    def can_open(self, pid: int, fd: int, cookie: bytes) -> bool:
+        """Whether this process may read an arena."""
+        try:
+            self._mapping((pid, fd, cookie))
+        except Unreadable:
+            return False
+        return True
+
+    def read(self, reference: Reference) -> memoryview:
+        """The bytes of a reference, which stay as they are until nothing refers to them any more. Raises Unreadable."""
+        mapping = self._mapping(reference[:3])
+        mapping.used_at = self._clock()
+        return mapping.read(reference)
+
+    def tick(self) -> None:
+        """To be called every few seconds. What is being read stays mapped."""
+        before = self._clock() - IDLE
+        for key in [key for key, mapping in self._mapped.items() if mapping.used_at < before]:
+            del self._mapped[key]
+
+    def _mapping(self, key: _Key) -> _Mapping:
+        mapping = self._mapped.get(key)
+        if mapping is None:
+            mapping = _Mapping(*key, self._clock())
+            while len(self._mapped) >= _MOST:
+                del self._mapped[min(self._mapped, key=lambda key: self._mapped[key].used_at)]
+            self._mapped[key] = mapping
+        return mapping
+
+
+class _Mapping:
+    """One arena. Raises Unreadable if it is not the one with this cookie."""
+
+    def __init__(self, pid: int, fd: int, cookie: bytes, now: float) -> None:
+        self.fd, size = segment.open_of(pid, fd)
+        self.used_at = now
+        try:
+            self._heads = segment.map_heads(self.fd)
+            head = layout.read_head(self._heads, size)
+            if head is None or head[0] != cookie:
+                raise Unreadable(f"descriptor {fd} of process {pid} is another arena")
+            self._data = segment.map_data(self.fd, size, writable=False)
+        except (OSError, ValueError) as error:  # no memory for it
+            raise Unreadable(f"descriptor {fd} of process {pid} cannot be mapped: {error}") from None
+        self._pins = itertools.count()
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+    def read(self, reference: Reference) -> memoryview:
+        slot, start, nbytes = reference.slot, reference.start, reference.nbytes
+        pin = _Pin(self, slot, next(self._pins) % segment.PINS)
+        head = layout.read_slot(self._heads, slot)
+        if (
+            head.generation != reference.generation
+            or start < head.start
+            or start + nbytes > min(head.start + head.nbytes, len(self._data))
+        ):
+            raise Unreadable(f"slot {slot} of process {reference.pid} has other bytes by now")
+        layout.mark_seen(self._heads, slot)
+        tensor = _Tensor((nbytes,), np.uint8, self._data, start)
+        tensor.pin = pin
+        return tensor.data
+
+
+class _Pin:
+    """Keeps the bytes of a slot as they are. Raises Unreadable if its owner is about to use it again."""
+
+    __slots__ = ("_mapping", "_number", "_pid", "_slot")
+
+    def __init__(self, mapping: _Mapping, slot: int, number: int) -> None:
+        self._pid = 0
+        if not segment.pin(mapping.fd, slot, number):
+            raise Unreadable(f"slot {slot} is used again")
+        self._pid = os.getpid()
+        self._mapping, self._slot, self._number = mapping, slot, number
+
+    def __del__(self) -> None:
+        if self._pid == os.getpid():  # a forked child must not give up its parent's lock
+            segment.unpin(self._mapping.fd, self._slot, self._number)
+
+
+class _Tensor(np.ndarray[Any, np.dtype[np.uint8]]):
+    """Pinned bytes. What views them keeps them, as with the memory of an `Arena`."""
+
+    pin: _Pin
