@@ -60,3 +60,15 @@ def test_a_lent_slot_is_free_at_once_and_a_given_one_when_its_reader_came_or_is_
     assert not slot.may_be_taken_back(False, 10.0 + TAKE_BACK - 0.1)
     assert slot.may_be_taken_back(False, 10.0 + TAKE_BACK)
     assert slot.may_be_taken_back(True, 10.0)
+
+
+def test_there_are_no_more_slots_than_numbers() -> None:
+    slots = Slots(2, _SIZE)
+    first = slots.take(1)
+    assert first is not None
+    assert slots.take(1) is not None
+    assert slots.take(1) is None
+    slots.free(first)
+    again = slots.take(1)
+    assert again is not None
+    assert (again.number, again.generation) == (first.number, first.generation + 1)

@@ -78,7 +78,8 @@ class Arena:
             return None
         memory = _Memory((nbytes,), np.uint8, self._map, slot.start)
         memory.lease = _Lease(slot, self._done)
-        return memory.data
+        data: memoryview = memory.data
+        return data
 
     def give(self, data: bytes | memoryview) -> Reference | None:
         """A reference to a copy of `data`, until its receiver has read it. None if there is no room."""

@@ -97,7 +97,8 @@ class _Mapping:
         layout.mark_seen(self._heads, slot)
         tensor = _Tensor((nbytes,), np.uint8, self._data, start)
         tensor.pin = pin
-        return tensor.data
+        data: memoryview = tensor.data
+        return data
 
 
 class _Pin:
