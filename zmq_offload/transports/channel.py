@@ -1,0 +1,84 @@
+"""Calls of gRPC with deadlines, whose messages are bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import grpc
+
+from zmq_offload.errors import Unavailable
+from zmq_offload.transports.codes import of_grpc
+from zmq_offload.transports.transport import Attempt
+from zmq_offload.transports.url import Url
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    # The server may be there again soon, and calls in between fail at once: gRPC's own pauses are 1 s to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Channels of one process to one address share a connection otherwise, and its state after a failure.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Channel:
+    """The connection to one server. `most`: bytes of an answer. Threads share it."""
+
+    def __init__(self, url: Url, most: int) -> None:
+        self._server = f"{url.scheme}://{url.address}"
+        options = [*_OPTIONS, ("grpc.max_receive_message_length", min(most, 2**31 - 1))]
+        self._channel = grpc.insecure_channel(url.address, options=options)
+        self._methods: dict[str, grpc.UnaryUnaryMultiCallable] = {}
+        self._reached = False
+
+    def call(
+        self, method: str, message: bytes, attempt: Attempt, metadata: Sequence[tuple[str, str]] | None = None
+    ) -> bytes:
+        """Call a method by its path. Raises the error of the server's status."""
+        known = self._methods.get(method)
+        if known is None:
+            known = self._methods[method] = self._channel.unary_unary(method)
+        if not self._reached and attempt.connect_until < attempt.until:
+            self._reach(attempt)
+        call = known.future(message, timeout=attempt.seconds(), metadata=metadata)
+        try:
+            with attempt.stopped_by(call.cancel):
+                answer: bytes = call.result()
+        except grpc.FutureCancelledError:
+            attempt.seconds()  # raises Cancelled
+            raise Unavailable(f"the connection to {self._server} was closed") from None
+        except grpc.RpcError as error:
+            attempt.seconds()
+            code = error.code()
+            if code is grpc.StatusCode.UNAVAILABLE:
+                self._reached = False
+            raise of_grpc(code.name, error.details() or "", self._server) from None
+        except BaseException:
+            call.cancel()
+            raise
+        self._reached = True
+        return answer
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._channel.close()
+
+    def _reach(self, attempt: Attempt) -> None:
+        """Connect within the time to connect, which is shorter than the call's."""
+        ready = threading.Event()
+
+        def follow(state: grpc.ChannelConnectivity) -> None:
+            if state is not grpc.ChannelConnectivity.IDLE and state is not grpc.ChannelConnectivity.CONNECTING:
+                ready.set()  # a failure is for the call to find
+
+        self._channel.subscribe(follow, try_to_connect=True)
+        try:
+            with attempt.stopped_by(ready.set):
+                if not ready.wait(attempt.seconds_to_connect()):
+                    attempt.seconds()
+                    raise Unavailable(f"cannot connect to {self._server} in time")
+            attempt.seconds()
+        finally:
+            self._channel.unsubscribe(follow)
