@@ -37,6 +37,8 @@ from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import Key
 
+_GONE = "its connection is gone"
+
 
 class Core:
     """The broker without its sockets. `started` is the time at which it came up."""
@@ -67,8 +69,7 @@ class Core:
         elif isinstance(event, Undelivered):
             self._undelivered(event, now)
         elif isinstance(event, Disconnected):
-            for peer in ledger.workers:
-                ledger.probe(peer)
+            self._disconnected(event.peer, now)
         elif isinstance(event, Malformed):
             ledger.malformed(event, now)
         elif isinstance(event, Authorized):
@@ -107,6 +108,14 @@ class Core:
                 # It announces itself again, without the models that its key is not for.
                 ledger.lose(worker, "its key is for fewer models than before", now)
 
+    def _disconnected(self, peer: bytes | None, now: float) -> None:
+        ledger = self.ledger
+        if peer is None:
+            for known in ledger.workers:
+                ledger.probe(known)
+        elif (worker := ledger.workers.get(peer)) is not None:
+            ledger.lose(worker, _GONE, now)
+
     def _undelivered(self, event: Undelivered, now: float) -> None:
         if isinstance(event.action, ToClient):
             # The client is gone, or does not read. If it comes back, its next Ping tells it what to send again.
@@ -114,7 +123,7 @@ class Core:
             return
         worker = self.ledger.workers.get(event.action.peer)
         if worker is not None:
-            why = "it takes no more messages" if event.full else "its connection is gone"
+            why = "it takes no more messages" if event.full else _GONE
             self.ledger.lose(worker, why, now)
 
     # --- time -----------------------------------------------------------------------------------------------

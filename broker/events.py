@@ -54,7 +54,9 @@ class Undelivered(NamedTuple):
 
 
 class Disconnected(NamedTuple):
-    """The connection of a worker ended; ZeroMQ does not say which."""
+    """The connection of a worker ended. libzmq does not say which: then `peer` is None."""
+
+    peer: bytes | None = None
 
 
 class Tick(NamedTuple):

@@ -145,6 +145,7 @@ class Stream:
     def close(self) -> None:
         """Close the socket and forget what is queued."""
         self.socket.close()
+        self.peer.forget()
         self._out = []
         self._ends.clear()
 

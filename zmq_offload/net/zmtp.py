@@ -196,6 +196,11 @@ class Peer:
         self._rest = bytes(view[at:stop]) if at < stop else b""
         return messages
 
+    def forget(self) -> None:
+        """Give back the memory of a message that is not complete: the connection is closed."""
+        self._body = None
+        self._frames, self._rest = [], b""
+
     def _greet(self, stop: int) -> None:
         """Check what has come of the greeting, and answer it."""
         data = self._data

@@ -1,0 +1,75 @@
+"""A connection of a peer, and what the connections of one port have in common."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections import deque
+
+from broker.ports.listening import Listener
+from zmq_offload.net.stream import Stream
+from zmq_offload.net.zmtp import Peer, Scratch
+from zmq_offload.protocol import limits
+
+_FRAMES = 4 * limits.FRAMES
+"""Frames of a message from which its connection is closed. One with more than `limits.FRAMES` is answered with an
+error."""
+
+
+class Side:
+    """One of the two ports: its listening socket and the options of its connections."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        who: str,
+        of_clients: bool,
+        heartbeat: float,
+        max_frame_bytes: int,
+        most: int,
+        most_bytes: int | None,
+        scratch: Scratch,
+    ) -> None:
+        self.listener = listener
+        self.who = who
+        self.of_clients = of_clients
+        self.heartbeat = heartbeat
+        self._max_frame_bytes = max_frame_bytes
+        self.most, self.most_bytes = most, most_bytes
+        self._scratch = scratch
+        self.handshakes: deque[tuple[float, Connection]] = deque()
+        """The connections by when their handshakes must be over."""
+        self.beats: deque[tuple[float, Connection]] = deque()
+        """The connections by the ends of their intervals of heartbeats."""
+        self.accepts_at = math.inf
+        """When the port accepts again, if it has paused."""
+        self.is_full = False
+        """Whether it has paused, and has not accepted all that waited since."""
+
+    def peer(self) -> Peer:
+        return Peer(self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch)
+
+
+class Connection(Stream):
+    """A connection that was accepted. Each message of its peer has its `id`."""
+
+    __slots__ = ("address", "id", "is_named", "is_new", "is_polled", "side")
+
+    def __init__(self, accepted: socket.socket, address: str, id: bytes, side: Side) -> None:
+        super().__init__(accepted, side.peer(), side.most, side.most_bytes)
+        self.id = id
+        self.address = address
+        self.side = side
+        self.is_new = True
+        """Whether the handshake is not over."""
+        self.is_named = False
+        """Whether its peer gave itself a name."""
+        self.is_polled = False
+        """Whether it is polled for writing."""
+
+    def beat(self) -> bool:
+        """An interval of heartbeats is over. False if the other end is gone."""
+        try:
+            return self.tick()
+        except OSError:  # what came before the end is read first, and then the end is
+            return True

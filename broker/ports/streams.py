@@ -1,0 +1,330 @@
+"""Ports on plain sockets, for a broker without keys: one epoll, one `recv` for each peer that sent, one `send` for each
+peer that is sent to, in each turn."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from broker.config import Config
+from broker.events import Action, Disconnected, Event, FromClient, FromWorker, Malformed, Stop, Undelivered
+from broker.ports import UNREAD_BY_PEER
+from broker.ports.connection import Connection, Side
+from broker.ports.listening import Listener
+from broker.ports.reading import decode, new
+from zmq_offload.common.notes import Notes
+from zmq_offload.errors import ProtocolError
+from zmq_offload.net import transport
+from zmq_offload.net.zmtp import Broken, Buffer, Scratch
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+
+_TURN = 64
+"""Connections that are read in one turn. If more can be, workers go first, so that answers do not wait for requests."""
+
+_MESSAGES = 32
+"""Messages of one connection that are handled in one turn."""
+
+_ACCEPTED = 64
+"""Connections that one port accepts in one turn."""
+
+_TICKED = 256
+"""Connections whose heartbeats are sent in one turn."""
+
+_TOGETHER = 0.05
+"""Seconds within which heartbeats are sent together, so that few of them wake the broker."""
+
+_NO_FILES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_ACCEPT_AGAIN = 0.5
+"""Seconds until a port accepts again when there were no files left."""
+
+_LINGER = 1.0
+"""Seconds in which peers read the last messages of a broker that ends."""
+
+_CLIENTS_UNREAD_BYTES = 256 * 1024 * 1024
+"""Bytes queued for one client that does not read, and one message more. Requests that a worker has not read yet are
+kept in memory for another attempt anyway, so those are only counted."""
+
+
+class StreamPorts:
+    """Ports on plain sockets. `wake` makes `wait` return a Stop."""
+
+    def __init__(self, config: Config, wake: transport.Wake, notes: Notes, clock: Callable[[], float]) -> None:
+        self._wake, self._notes, self._clock = wake, notes, clock
+        self._grace = config.grace
+        front = Listener(config.frontend)
+        try:
+            back = Listener(config.backend)
+        except BaseException:
+            front.close()
+            raise
+        self.frontend, self.backend = front.endpoint, back.endpoint
+        most = max(config.max_frame_bytes, limits.UNASKED_BYTES)
+        scratch = Scratch()
+        self._sides = (
+            Side(back, "a worker", False, config.policy.heartbeat, most, UNREAD_BY_PEER, None, scratch),
+            Side(
+                front,
+                "a client",
+                True,
+                transport.CLIENTS_HEARTBEAT,
+                most,
+                UNREAD_BY_PEER,
+                _CLIENTS_UNREAD_BYTES,
+                scratch,
+            ),
+        )
+        self._poll = select.epoll()
+        self._workers = select.epoll()  # a second look at those, if there is too much for a turn
+        self._poll.register(wake.fileno(), _IN)
+        self._listening = {side.listener.socket.fileno(): side for side in self._sides}
+        for number in self._listening:
+            self._poll.register(number, _IN)
+        self._connections: dict[int, Connection] = {}  # by descriptor
+        self._by_id: dict[bytes, Connection] = {}
+        self._behind: dict[Connection, list[list[Buffer]]] = {}  # messages that are for later turns
+        self._undelivered: list[Undelivered] = []
+        self.due = math.inf
+
+    # --- a turn ---------------------------------------------------------------------------------------------
+
+    def wait(self, seconds: float | None) -> Sequence[Event]:
+        events: list[Event] = []
+        undelivered, self._undelivered = self._undelivered, []
+        if undelivered or self._behind:
+            seconds = 0
+        ready = self._poll.poll(seconds, _TURN)
+        if len(ready) == _TURN:
+            ready = list(dict(self._workers.poll(0, _TURN) + ready).items())
+        if self._behind:
+            self._catch_up(events)
+        connections = self._connections
+        for number, happened in ready:
+            connection = connections.get(number)
+            if connection is None:
+                self._look_at(number, events)
+                continue
+            if happened & _OUT:
+                self._flush(connection)
+            if happened != _OUT and connection not in self._behind:
+                self._receive(connection, events)
+        if self._clock() >= self.due:
+            self._sweep(events)
+        events += undelivered  # what came from those peers before is handled first
+        return events
+
+    def _look_at(self, number: int, events: list[Event]) -> None:
+        side = self._listening.get(number)
+        if side is not None:
+            self._accept(side)
+        else:
+            self._wake.clear()
+            events.append(Stop(self._grace))
+
+    def _receive(self, connection: Connection, events: list[Event]) -> None:
+        try:
+            messages = connection.receive()
+        except (Broken, OSError) as error:
+            self._end(connection, error, events)
+            return
+        if connection.is_new and connection.peer.is_ready:
+            connection.is_new = False
+            connection.is_named = bool(connection.peer.identity)
+            self._beat(connection, self._clock())
+        if connection.blocked != connection.is_polled:
+            self._watch(connection)
+        if len(messages) > _MESSAGES:
+            self._behind[connection] = messages[_MESSAGES:]
+            messages = messages[:_MESSAGES]
+        self._read(connection, messages, events)
+
+    def _catch_up(self, events: list[Event]) -> None:
+        """Read messages that were too many for an earlier turn."""
+        for connection, messages in list(self._behind.items()):
+            if len(messages) > _MESSAGES:
+                self._behind[connection] = messages[_MESSAGES:]
+            else:
+                del self._behind[connection]
+            self._read(connection, messages[:_MESSAGES], events)
+
+    def _read(self, connection: Connection, messages: list[list[Buffer]], events: list[Event]) -> None:
+        read = _from_client if connection.side.of_clients else _from_worker
+        events += [read(connection, frames) for frames in messages]
+
+    def send(self, actions: Sequence[Action]) -> None:
+        by_id = self._by_id
+        written: dict[Connection, None] = {}
+        for action in actions:
+            connection = by_id.get(action.peer)
+            if connection is None:
+                self._undelivered.append(Undelivered(action, False))
+                continue
+            try:
+                if connection.put(_frames_of(action)):
+                    written[connection] = None
+                else:
+                    self._undelivered.append(Undelivered(action, True))
+            except OSError:
+                self._undelivered.append(Undelivered(action, False))
+        for connection in written:
+            if not connection.is_polled:
+                self._flush(connection)
+
+    def _flush(self, connection: Connection) -> None:
+        try:
+            connection.flush()
+        except OSError:
+            # The connection has ended. What came before is read first, and then the end is.
+            connection.blocked = False
+        if connection.blocked != connection.is_polled:
+            self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        """Poll a connection for writing, or not any more."""
+        connection.is_polled = connection.blocked
+        self._poll.modify(connection.fileno(), _IN | _OUT if connection.is_polled else _IN)
+
+    # --- connections ----------------------------------------------------------------------------------------
+
+    def _accept(self, side: Side) -> None:
+        now = self._clock()
+        for _ in range(_ACCEPTED):
+            try:
+                accepted, address = side.listener.accept()
+            except BlockingIOError:
+                side.is_full = False
+                return
+            except OSError as error:
+                if error.errno in _NO_FILES:
+                    self._pause(side, error, now)
+                    return
+                continue  # it ended before it was accepted
+            try:
+                connection = Connection(accepted, address, self._new_id(), side)
+            except OSError:
+                accepted.close()
+                continue
+            number = accepted.fileno()
+            self._connections[number] = connection
+            self._by_id[connection.id] = connection
+            self._poll.register(number, _IN)
+            if not side.of_clients:
+                self._workers.register(number, _IN)
+            self._flush(connection)
+            side.handshakes.append((now + transport.HANDSHAKE, connection))
+            self.due = min(self.due, now + transport.HANDSHAKE)
+
+    def _new_id(self) -> bytes:
+        """An id that nobody can guess."""
+        while (found := b"\0" + os.urandom(8)) in self._by_id:
+            pass
+        return found
+
+    def _pause(self, side: Side, error: OSError, now: float) -> None:
+        """No files are left. The port that goes on would be ready at once, again and again."""
+        self._poll.unregister(side.listener.socket.fileno())
+        side.accepts_at = now + _ACCEPT_AGAIN
+        self.due = min(self.due, side.accepts_at)
+        if not side.is_full:
+            side.is_full = True
+            text = f"{side.who} cannot connect: {error.strerror}; it waits until another connection ends"
+            self._notes.add(now, "files", text)
+
+    def _beat(self, connection: Connection, now: float) -> None:
+        """Look at a connection again after an interval of heartbeats."""
+        at = now + connection.side.heartbeat
+        connection.side.beats.append((at, connection))
+        self.due = min(self.due, at)
+
+    def _sweep(self, events: list[Event]) -> None:
+        """Do what is due: heartbeats, handshakes that took too long, ports that paused."""
+        now = self._clock()
+        due = math.inf
+        for side in self._sides:
+            if side.accepts_at <= now:
+                side.accepts_at = math.inf
+                self._poll.register(side.listener.socket.fileno(), _IN)
+            for connection in _due(side.handshakes, now):
+                if connection.is_new:
+                    self._end(connection, Broken("its handshake took too long"), events)
+            for connection in _due(side.beats, now + _TOGETHER):
+                if connection.fileno() < 0:
+                    continue
+                if connection.beat():
+                    self._beat(connection, now)
+                    if connection.blocked != connection.is_polled:
+                        self._watch(connection)
+                else:
+                    self._end(connection, Broken("it does not answer heartbeats"), events)
+            heads = [entries[0][0] for entries in (side.handshakes, side.beats) if entries]
+            due = min(due, side.accepts_at, *heads)
+        self.due = due
+
+    def _end(self, connection: Connection, error: Exception, events: list[Event]) -> None:
+        number = connection.fileno()
+        del self._connections[number], self._by_id[connection.id]
+        self._behind.pop(connection, None)
+        self._poll.unregister(number)
+        side = connection.side
+        if not side.of_clients:
+            self._workers.unregister(number)
+            if not connection.is_new:
+                events.append(Disconnected(connection.id))
+        connection.close()
+        if isinstance(error, Broken):
+            text = f"the connection of {side.who} at {connection.address} is closed: {error}"
+            self._notes.add(self._clock(), "connections", text)
+
+    def close(self) -> None:
+        for side in self._sides:
+            side.listener.close()
+        left = {number: one for number, one in self._connections.items() if one.is_polled}
+        writing = select.poll()
+        for number in left:
+            writing.register(number, select.POLLOUT)
+        end = self._clock() + _LINGER
+        while left and (seconds := end - self._clock()) > 0:
+            for number, _ in writing.poll(seconds * 1000):
+                self._flush(left[number])
+                if not left[number].is_polled:
+                    writing.unregister(number)
+                    del left[number]
+        for connection in self._connections.values():
+            connection.close()
+        self._poll.close()
+        self._workers.close()
+
+
+def _from_client(connection: Connection, frames: list[Buffer]) -> Event:
+    try:
+        message = decode(frames, 0, wire.FROM_CLIENT, named=connection.is_named)
+        return new(FromClient, (connection.id, message, frames[1:], ""))  # type: ignore[no-any-return]
+    except ProtocolError as error:
+        return Malformed(connection.id, True, error, connection.address)
+
+
+def _from_worker(connection: Connection, frames: list[Buffer]) -> Event:
+    try:
+        message = decode(frames, 0, wire.FROM_WORKER, named=connection.is_named)
+        return new(FromWorker, (connection.id, message, frames[1:], "", connection.address))  # type: ignore[no-any-return]
+    except ProtocolError as error:
+        return Malformed(connection.id, False, error, connection.address)
+
+
+def _frames_of(action: Action) -> list[Buffer]:
+    """The frames of a message as they leave. Payloads are those that came in here: no frame is one of libzmq."""
+    return [wire.encode(action.message), *action.payload]  # type: ignore[list-item]
+
+
+def _due(entries: deque[tuple[float, Connection]], now: float) -> list[Connection]:
+    """Remove what is due, but not too many at once."""
+    found: list[Connection] = []
+    while entries and entries[0][0] <= now and len(found) < _TICKED:
+        found.append(entries.popleft()[1])
+    return found
