@@ -11,6 +11,9 @@ from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Peer, Scratch
 from zmq_offload.protocol import limits
 
+MESSAGES = 16
+"""Messages of one connection that are handled in one turn."""
+
 _FRAMES = 4 * limits.FRAMES
 """Frames of a message from which its connection is closed. One with more than `limits.FRAMES` is answered with an
 error."""
@@ -41,13 +44,15 @@ class Side:
         """The connections by when their handshakes must be over."""
         self.beats: deque[tuple[float, Connection]] = deque()
         """The connections by the ends of their intervals of heartbeats."""
+        self.behind: deque[Connection] = deque()
+        """The connections of which messages have come that are not read yet."""
         self.accepts_at = math.inf
         """When the port accepts again, if it has paused."""
         self.is_full = False
         """Whether it has paused, and has not accepted all that waited since."""
 
     def peer(self) -> Peer:
-        return Peer(self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch)
+        return Peer(self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch, turn=MESSAGES)
 
 
 class Connection(Stream):

@@ -29,6 +29,7 @@ class Listener:
         """Bind. Raises FailedPrecondition if the address is taken or belongs to another machine."""
         bind = self._bind_tcp if check_endpoint(endpoint).startswith("tcp://") else self._bind_ipc
         self.file: ipc.SocketFile | None = None
+        self._folder: str | None = None
         try:
             self.socket, self.endpoint = bind(endpoint)
         except OSError as error:
@@ -60,7 +61,8 @@ class Listener:
         if not endpoint.startswith("ipc://"):
             raise OSError(errno.EPROTONOSUPPORT, "")
         if endpoint == "ipc://*":
-            endpoint = f"ipc://{tempfile.mkdtemp(prefix='zmq-offload-')}/socket"
+            self._folder = tempfile.mkdtemp(prefix="zmq-offload-")
+            endpoint = f"ipc://{self._folder}/socket"
         path = endpoint.removeprefix("ipc://")
         place: str | bytes = path
         if path.startswith("@"):
@@ -94,6 +96,8 @@ class Listener:
         self.socket.close()
         if self.file is not None:
             self.file.remove()
+        if self._folder is not None:
+            os.rmdir(self._folder)
 
 
 def _listen(bound: socket.socket) -> None:

@@ -28,8 +28,8 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _TURN = 64
 """Connections that are read in one turn. If more can be, workers go first, so that answers do not wait for requests."""
 
-_MESSAGES = 32
-"""Messages of one connection that are handled in one turn."""
+_BEHIND = 2
+"""Connections of each port that are read in one turn, of those that sent more than a turn's messages at once."""
 
 _ACCEPTED = 64
 """Connections that one port accepts in one turn."""
@@ -88,7 +88,6 @@ class StreamPorts:
             self._poll.register(number, _IN)
         self._connections: dict[int, Connection] = {}  # by descriptor
         self._by_id: dict[bytes, Connection] = {}
-        self._behind: dict[Connection, list[list[Buffer]]] = {}  # messages that are for later turns
         self._undelivered: list[Undelivered] = []
         self.due = math.inf
 
@@ -97,13 +96,12 @@ class StreamPorts:
     def wait(self, seconds: float | None) -> Sequence[Event]:
         events: list[Event] = []
         undelivered, self._undelivered = self._undelivered, []
-        if undelivered or self._behind:
+        back, front = self._sides
+        if undelivered or back.behind or front.behind:
             seconds = 0
         ready = self._poll.poll(seconds, _TURN)
         if len(ready) == _TURN:
             ready = list(dict(self._workers.poll(0, _TURN) + ready).items())
-        if self._behind:
-            self._catch_up(events)
         connections = self._connections
         for number, happened in ready:
             connection = connections.get(number)
@@ -112,8 +110,11 @@ class StreamPorts:
                 continue
             if happened & _OUT:
                 self._flush(connection)
-            if happened != _OUT and connection not in self._behind:
+            if happened != _OUT and not connection.peer.has_more:
                 self._receive(connection, events)
+        for side in self._sides:
+            for _ in range(min(_BEHIND, len(side.behind))):
+                self._receive(side.behind.popleft(), events)
         if self._clock() >= self.due:
             self._sweep(events)
         events += undelivered  # what came from those peers before is handled first
@@ -139,23 +140,12 @@ class StreamPorts:
             self._beat(connection, self._clock())
         if connection.blocked != connection.is_polled:
             self._watch(connection)
-        if len(messages) > _MESSAGES:
-            self._behind[connection] = messages[_MESSAGES:]
-            messages = messages[:_MESSAGES]
-        self._read(connection, messages, events)
-
-    def _catch_up(self, events: list[Event]) -> None:
-        """Read messages that were too many for an earlier turn."""
-        for connection, messages in list(self._behind.items()):
-            if len(messages) > _MESSAGES:
-                self._behind[connection] = messages[_MESSAGES:]
-            else:
-                del self._behind[connection]
-            self._read(connection, messages[:_MESSAGES], events)
-
-    def _read(self, connection: Connection, messages: list[list[Buffer]], events: list[Event]) -> None:
-        read = _from_client if connection.side.of_clients else _from_worker
-        events += [read(connection, frames) for frames in messages]
+        side = connection.side
+        if connection.peer.has_more:
+            side.behind.append(connection)
+        if messages:
+            read = _from_client if side.of_clients else _from_worker
+            events += [read(connection, frames) for frames in messages]
 
     def send(self, actions: Sequence[Action]) -> None:
         by_id = self._by_id
@@ -251,7 +241,7 @@ class StreamPorts:
                 side.accepts_at = math.inf
                 self._poll.register(side.listener.socket.fileno(), _IN)
             for connection in _due(side.handshakes, now):
-                if connection.is_new:
+                if connection.is_new and connection.fileno() >= 0:
                     self._end(connection, Broken("its handshake took too long"), events)
             for connection in _due(side.beats, now + _TOGETHER):
                 if connection.fileno() < 0:
@@ -269,7 +259,8 @@ class StreamPorts:
     def _end(self, connection: Connection, error: Exception, events: list[Event]) -> None:
         number = connection.fileno()
         del self._connections[number], self._by_id[connection.id]
-        self._behind.pop(connection, None)
+        if connection.peer.has_more:
+            connection.side.behind.remove(connection)
         self._poll.unregister(number)
         side = connection.side
         if not side.of_clients:

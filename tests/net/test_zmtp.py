@@ -229,6 +229,24 @@ def test_messages_survive_any_cut(sizes: list[list[int]], cuts: list[int]) -> No
     assert feed(peer, OPENING + stream, cuts) == messages
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 500))
+def test_a_turn_returns_only_so_many_messages(sizes: list[int], turn: int, cut: int) -> None:
+    peer = Peer(MOST, 4, INTERVAL, turn=turn)
+    feed(peer, OPENING)
+    data = b"".join(frame(bytes(size)) for size in sizes)
+    got: list[int] = []
+    while data or peer.has_more:
+        room = peer.buffer()
+        count = 0
+        if not peer.has_more:
+            count = min(len(room), len(data), cut)
+            room[:count], data = data[:count], data[count:]
+        messages = peer.received(count)
+        assert len(messages) <= turn
+        got += [len(message[0]) for message in messages]
+    assert got == sizes
+
+
 @given(st.lists(st.tuples(MESSAGES, st.lists(st.integers(1, 100_000), max_size=8)), min_size=2, max_size=3))
 def test_connections_that_share_a_scratch_do_not_mix(each: list[tuple[list[list[int]], list[int]]]) -> None:
     scratch = Scratch()

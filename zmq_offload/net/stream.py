@@ -62,19 +62,23 @@ class Stream:
         return self._put - self._written
 
     def receive(self) -> list[list[Buffer]]:
-        """Receive once. Returns the messages that are complete, of which each is a list of frames.
+        """Receive once, unless `peer.has_more`. Returns the messages that are complete; each is a list of frames.
 
         Answers of the handshake and to PINGs are written. Raises Broken if the other end does not speak the protocol,
         and OSError (Ended) if the connection has ended.
         """
         peer = self.peer
-        try:
-            count = self._recv_into(peer.buffer())
-        except BlockingIOError:
-            return []
-        if not count:
-            raise Ended("the other end closed the connection")
-        messages = peer.received(count)
+        room = peer.buffer()
+        if peer.has_more:
+            messages = peer.received(0)
+        else:
+            try:
+                count = self._recv_into(room)
+            except BlockingIOError:
+                return []
+            if not count:
+                raise Ended("the other end closed the connection")
+            messages = peer.received(count)
         if peer.answers:
             self._answer()
         return messages

@@ -74,7 +74,8 @@ class Peer:
 
     `tick` is to be called once in each `interval` (seconds) after `is_ready`. The other end is gone after three of them
     without anything from it, or after the time that its own last PING gave. `kind` is the kind of this end's socket,
-    and `properties` are those that it tells beside it.
+    and `properties` are those that it tells beside it. With a `turn`, at most so many messages are returned at once:
+    `received(0)` returns others while `has_more`.
     """
 
     __slots__ = (
@@ -93,8 +94,10 @@ class Peer:
         "_rest",
         "_room",
         "_silent",
+        "_turn",
         "_view",
         "answers",
+        "has_more",
         "is_ready",
         "properties",
     )
@@ -107,12 +110,14 @@ class Peer:
         kind: bytes = b"DEALER",
         properties: Mapping[bytes, bytes] | None = None,
         scratch: Scratch | None = None,
+        turn: int = 0,
     ) -> None:
         self._most = max_frame_bytes
         self._most_frames = max_frames
         self._room = 0  # frames that a message may have now: none before READY
         self._interval = interval
         self._kind = kind
+        self._turn = turn
         self._own: Mapping[bytes, bytes] = properties or {}
         scratch = scratch or Scratch()
         self._data, self._view = scratch.data, scratch.view
@@ -126,6 +131,8 @@ class Peer:
         self._patience = 3.0  # ticks until it is gone
         self.is_ready = False
         """Whether messages may be sent."""
+        self.has_more = False
+        """Whether messages may be complete that were not returned yet."""
         self.answers: list[bytes] = []
         self.properties: dict[bytes, bytes] = {}
         """What the other end told of itself, by name in lower case."""
@@ -148,6 +155,7 @@ class Peer:
     def received(self, count: int) -> list[list[Buffer]]:
         """`count` bytes were received into `buffer()`. Returns the messages that are complete. Raises Broken."""
         self._silent = 0
+        self.has_more = False
         messages: list[list[Buffer]] = []
         body = self._body
         if body is not None:
@@ -192,6 +200,10 @@ class Peer:
                 if not flags & _MORE:
                     messages.append(frames)
                     frames = self._frames = []
+                    if len(messages) == self._turn:
+                        at = end
+                        self.has_more = at < stop
+                        break
             at = end
         self._rest = bytes(view[at:stop]) if at < stop else b""
         return messages
@@ -199,7 +211,7 @@ class Peer:
     def forget(self) -> None:
         """Give back the memory of a message that is not complete: the connection is closed."""
         self._body = None
-        self._frames, self._rest = [], b""
+        self._frames, self._rest, self.has_more = [], b"", False
 
     def _greet(self, stop: int) -> None:
         """Check what has come of the greeting, and answer it."""
