@@ -12,7 +12,7 @@ from zmq_offload.net.zmtp import Peer, Scratch
 from zmq_offload.protocol import limits
 
 MESSAGES = 16
-"""Messages of one connection that are handled in one turn."""
+"""Messages of one connection that are handled in one turn, at most."""
 
 _FRAMES = 4 * limits.FRAMES
 """Frames of a message from which its connection is closed. One with more than `limits.FRAMES` is answered with an
@@ -52,7 +52,7 @@ class Side:
         """Whether it has paused, and has not accepted all that waited since."""
 
     def peer(self) -> Peer:
-        return Peer(self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch, turn=MESSAGES)
+        return Peer(self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch)
 
 
 class Connection(Stream):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from broker.config import Config
 from broker.events import Action, Disconnected, Event, FromClient, FromWorker, Malformed, Stop, Undelivered
 from broker.ports import UNREAD_BY_PEER
-from broker.ports.connection import Connection, Side
+from broker.ports.connection import MESSAGES, Connection, Side
 from broker.ports.listening import Listener
 from broker.ports.reading import decode, new
 from zmq_offload.common.notes import Notes
@@ -27,6 +27,10 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 _TURN = 64
 """Connections that are read in one turn. If more can be, workers go first, so that answers do not wait for requests."""
+
+_SHARED = 64
+"""Messages of one turn, apart from the first of each connection: many connections that send much at once have few each,
+so that a request between them waits for few."""
 
 _BEHIND = 2
 """Connections of each port that are read in one turn, of those that sent more than a turn's messages at once."""
@@ -89,6 +93,7 @@ class StreamPorts:
         self._connections: dict[int, Connection] = {}  # by descriptor
         self._by_id: dict[bytes, Connection] = {}
         self._undelivered: list[Undelivered] = []
+        self._share = MESSAGES  # messages of each connection in this turn
         self.due = math.inf
 
     # --- a turn ---------------------------------------------------------------------------------------------
@@ -103,6 +108,7 @@ class StreamPorts:
         if len(ready) == _TURN:
             ready = list(dict(self._workers.poll(0, _TURN) + ready).items())
         connections = self._connections
+        self._share = min(MESSAGES, 1 + _SHARED // (len(ready) + 1))
         for number, happened in ready:
             connection = connections.get(number)
             if connection is None:
@@ -129,6 +135,7 @@ class StreamPorts:
             events.append(Stop(self._grace))
 
     def _receive(self, connection: Connection, events: list[Event]) -> None:
+        connection.peer.turn = self._share
         try:
             messages = connection.receive()
         except (Broken, OSError) as error:

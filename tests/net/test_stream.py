@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from zmq_offload.net.stream import Ended, Stream
-from zmq_offload.net.zmtp import Broken, Peer
+from zmq_offload.net.zmtp import HELLO, Broken, Peer
 
 MOST = 64 << 20
 
@@ -168,3 +168,27 @@ def test_libzmq_at_the_other_end(theirs: int, mine: bytes) -> None:
         monitor.close()
         other.close()
         accepted.close()
+
+
+def test_what_came_before_the_end_is_returned_though_a_ping_cannot_be_answered() -> None:
+    pair = socket.socketpair()
+    ours, theirs = stream(pair[0], b"ROUTER"), pair[1]
+    ours.flush()
+    other = Peer(MOST, 258, 1.0)
+    theirs.sendall(HELLO)
+    ours.receive()
+    other.received(theirs.recv_into(other.buffer()))
+    theirs.sendall(b"".join(other.answers))
+    ours.receive()
+    other.answers.clear()
+    other.received(theirs.recv_into(other.buffer()))
+    theirs.sendall(b"".join(other.answers))
+    ours.receive()
+    assert ours.peer.is_ready
+    theirs.sendall(b"\x04\x07\x04PING\x00\x00" + b"\x00\x04last")
+    theirs.shutdown(socket.SHUT_RD)  # what this end writes now fails
+    assert ours.receive() == [[b"last"]]
+    theirs.close()
+    with pytest.raises(ConnectionError):
+        ours.receive()
+    ours.close()

@@ -6,6 +6,7 @@ for writing only while `blocked`.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -88,7 +89,9 @@ class Stream:
         if not self.blocked or self.queued <= _ANSWERED_BYTES:
             self._out += answers
             self._put += sum(map(len, answers))
-            self.flush()
+            # If the other end is gone, what it sent before is returned first. The next `receive` finds its end.
+            with contextlib.suppress(OSError):
+                self.flush()
 
     def put(self, frames: Sequence[Buffer]) -> bool:
         """Queue a message, to be written by `flush`. False if too much is queued already; then it is not.

@@ -94,12 +94,12 @@ class Peer:
         "_rest",
         "_room",
         "_silent",
-        "_turn",
         "_view",
         "answers",
         "has_more",
         "is_ready",
         "properties",
+        "turn",
     )
 
     def __init__(
@@ -117,7 +117,6 @@ class Peer:
         self._room = 0  # frames that a message may have now: none before READY
         self._interval = interval
         self._kind = kind
-        self._turn = turn
         self._own: Mapping[bytes, bytes] = properties or {}
         scratch = scratch or Scratch()
         self._data, self._view = scratch.data, scratch.view
@@ -131,6 +130,7 @@ class Peer:
         self._patience = 3.0  # ticks until it is gone
         self.is_ready = False
         """Whether messages may be sent."""
+        self.turn = turn
         self.has_more = False
         """Whether messages may be complete that were not returned yet."""
         self.answers: list[bytes] = []
@@ -200,7 +200,7 @@ class Peer:
                 if not flags & _MORE:
                     messages.append(frames)
                     frames = self._frames = []
-                    if len(messages) == self._turn:
+                    if len(messages) == self.turn:
                         at = end
                         self.has_more = at < stop
                         break
