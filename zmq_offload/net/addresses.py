@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
+from typing import Any
 
 LOOKUP_S = 0.25
 """Seconds that a connection waits for the first look-up of a name: the threads that connect keep deadlines. The result
@@ -121,3 +122,27 @@ def _resolved(host: str) -> tuple[int, str] | None:
     inet = {int(family): str(place[0]) for family, _, _, _, place in reversed(found)}
     family = next((f for f in (socket.AF_INET, socket.AF_INET6) if f in inet), None)
     return None if family is None else (family, inet[family])
+
+
+class Lookup:
+    """Finds the addresses of a host in a thread, so that nobody waits. `found` is None until it has ended, then what
+    `socket.connect` takes, with the family; it is empty if there is none. IPv6 is left out if there is IPv4."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.found: list[tuple[int, tuple[Any, ...]]] | None = None
+        self._place = host.strip("[]"), port
+        if literal(host) is not None:
+            self._work()
+            return
+        try:
+            threading.Thread(target=self._work, name="look up", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self.found = []
+
+    def _work(self) -> None:
+        try:
+            found = socket.getaddrinfo(*self._place, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            found = []
+        first = min((family for family, *_ in found), default=0)  # AF_INET is less than AF_INET6
+        self.found = [(family, tuple(place)) for family, *_, place in found if family == first]
