@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import zmq
 
@@ -84,11 +84,14 @@ class KeyedLinks:
     def settle(self) -> None:
         time.sleep(_SETTLE)
 
-    def lend(self, *, long: bool) -> None:
+    def lend(self, kind: Hashable) -> None:
         """libzmq's thread goes on."""
 
-    def take_back(self) -> None:
+    def take_back(self, kind: Hashable, seconds: float) -> None:
         """Nothing was lent."""
+
+    def forget(self) -> None:
+        """Nothing was remembered."""
 
     def reconnect(self, broker: int) -> None:
         self._monitors[broker].close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from zmq_offload.protocol import messages as wire
@@ -54,11 +54,15 @@ class Links(Protocol):
     def settle(self) -> None:
         """Wait, for a short time at most, until what was sent has left this process."""
 
-    def lend(self, *, long: bool) -> None:
-        """Attempts run from now on, perhaps for long. Until `take_back`, only that may be called."""
+    def lend(self, kind: Hashable) -> None:
+        """Attempts run from now on, perhaps for long: as those of the same kind did. Until `take_back`, nothing else
+        may be called."""
 
-    def take_back(self) -> None:
-        """They ended."""
+    def take_back(self, kind: Hashable, seconds: float) -> None:
+        """They ended after so many seconds."""
+
+    def forget(self) -> None:
+        """Other kinds are run from now on."""
 
     def reconnect(self, broker: int) -> None:
         """Make the connection anew, whatever its state is. What was sent and is not there yet is lost."""

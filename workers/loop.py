@@ -23,6 +23,7 @@ from workers.links import Change, Event, Links
 from workers.loading import Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
 from workers.session import Action, Attempt, Reconnect, WorkerSession
+from workers.streamlinks import StreamLinks
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
@@ -81,14 +82,7 @@ class Worker:
             self.follower = Follower(self._deployment, repository.root, config.refresh, load_warm)
             self.follower.start()
         self._parent = parent
-        self._links: Links = KeyedLinks(
-            config.brokers,
-            Security(config.key, config.broker_key),
-            heartbeat=config.policy.heartbeat,
-            # A broker sends Probes, and attempts for free slots. Beyond this limit, messages stay in its memory.
-            most_messages=1000 + 4 * config.slots,
-            max_frame_bytes=config.max_frame_bytes,
-        )
+        self._links = connections(config)
         self.session = WorkerSession.open(
             config.name, config.slots, len(config.brokers), config.policy, clock(), config.max_frame_bytes
         )
@@ -145,9 +139,12 @@ class Worker:
 
     def _happened(self, event: Event) -> None:
         broker, what = event
-        if isinstance(what, Change):
-            raise AssertionError(what)
-        self._receive(broker, what)
+        if what is Change.CONNECTED:
+            self._perform(self.session.connected(broker))
+        elif what is Change.LOST:
+            self.session.lost(broker)
+        else:
+            self._receive(broker, what)
 
     def _receive(self, broker: int, arrived: list[transport.Frames]) -> None:
         for frames in arrived:
@@ -204,6 +201,7 @@ class Worker:
                 break
             del attempts  # frees their memory for the next ones
             if now >= receive_at:
+                self._links.flush()
                 for event in self._links.look():  # an attempt may be revoked by now, or more may run together
                     self._happened(event)
                 now = clock()
@@ -225,11 +223,12 @@ class Worker:
         session, clock = self.session, self._clock
         self._running = attempts
         start = clock()
-        self._links.lend(long=False)
+        kind = attempts[0].message[3:5]
+        self._links.lend(kind)
         outcomes = execute([attempt.job for attempt in attempts])
-        self._links.take_back()
-        self._running = []
         now = clock()
+        self._links.take_back(kind, now - start)
+        self._running = []
         # At once: if the next run takes this process down, attempts that were not answered count as lost with it.
         for attempt, outcome in zip(attempts, outcomes, strict=True):
             outcome = bounded(outcome, session.max_frame_bytes, session.connections[attempt.broker].takes)
@@ -265,6 +264,7 @@ class Worker:
         self._news.clear()
         if self._deployment is not None:
             self._executors = dict(self._deployment.executors)
+            self._links.forget()
             self._announce()
 
     def _watch(self) -> None:
@@ -277,6 +277,27 @@ class Worker:
                 log.critical("a subgraph hangs; ending this worker")
                 logging.shutdown()
                 os._exit(HUNG)
+
+
+def connections(config: Config) -> Links:
+    """The connections of a worker to its brokers."""
+    # A broker sends Probes, and attempts for free slots. Beyond this limit, messages stay in its memory.
+    most_messages = 1000 + 4 * config.slots
+    security = Security(config.key, config.broker_key)
+    if security.has_keys:
+        return KeyedLinks(
+            config.brokers,
+            security,
+            heartbeat=config.policy.heartbeat,
+            most_messages=most_messages,
+            max_frame_bytes=config.max_frame_bytes,
+        )
+    return StreamLinks(
+        config.brokers,
+        heartbeat=config.policy.heartbeat,
+        most_messages=most_messages,
+        max_frame_bytes=config.max_frame_bytes,
+    )
 
 
 def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:

@@ -151,6 +151,14 @@ class WorkerSession:
         self.most_held = max(self.most_held, 64 + 4 * len(self.connections) * self._announced_slots)
         return [self._announcement(at) for at, connection in enumerate(self.connections) if not connection.gone]
 
+    def connected(self, broker: int) -> list[Action]:
+        """There is a new connection to a broker, which does not know this worker yet."""
+        return [] if self.connections[broker].gone else self._introduce(broker, None)
+
+    def lost(self, broker: int) -> None:
+        """The connection to a broker ended. If the broker is there, it gives its attempts to other workers."""
+        self.held = deque(attempt for attempt in self.held if attempt.broker != broker)
+
     def received(self, broker: int, message: wire.ToWorker, now: float) -> list[Action]:
         """A broker sent a message other than a Dispatch."""
         self.connections[broker].heard_at = now
@@ -191,7 +199,7 @@ class WorkerSession:
             elif now >= connection.heard_at + self.policy.patience:
                 connection.heard_at = connection.connected_at = now
                 connection.heartbeat_at = now + self.policy.heartbeat
-                self.held = deque(attempt for attempt in self.held if attempt.broker != at)
+                self.lost(at)
                 actions.append(Reconnect(at))
                 actions += self._introduce(at, None)
             elif now >= connection.heartbeat_at:

@@ -47,6 +47,11 @@ class Runs:
         """Forget the kinds: others are run from now on."""
         self._lasted.clear()
 
+    @property
+    def changed(self) -> bool:
+        """Whether a run began or ended since the last `look`."""
+        return self.count != self._seen
+
     def look(self, *, long: bool) -> Turn:
         """What to do. `long`: the run is expected to be, or there is something to be sent meanwhile."""
         seen, self._seen = self._seen, self.count

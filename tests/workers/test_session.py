@@ -299,3 +299,19 @@ def test_a_broker_that_is_not_there_is_not_waited_for_after_a_drain(bench: Bench
     assert [bench.session.answers(broker) for broker in (0, 1)] == [False, True]
     bench.got(0, wire.Probe())
     assert bench.session.answers(0), "it came up"
+
+
+def test_a_lost_connection_drops_what_its_broker_gave_and_a_new_one_is_introduced() -> None:
+    session = WorkerSession.open("w", 4, 2, WorkerPolicy(), 0.0)
+    session.announce([])
+    for broker in (0, 1):
+        session.given(broker, wire.Dispatch(bytes(16), 1, 1, "m", 1, 10_000_000), None, 0.0)
+    session.lost(0)
+    assert [attempt.broker for attempt in session.held] == [1]
+    (action,) = session.connected(0)
+    assert action.broker == 0 and type(action.message) is wire.Announce
+    session.drain(1.0)
+    (action,) = session.connected(0)
+    assert type(action.message) is wire.Goodbye
+    session.received(0, wire.Farewell(), 1.0)
+    assert session.connected(0) == []

@@ -49,7 +49,7 @@ class Dial:
                 return self._connected()
             except BlockingIOError:
                 return None
-            except OSError:
+            except OSError:  # noqa: PERF203  (the next address is tried after an error)
                 self.close()
                 if not self._places:
                     raise

@@ -1,0 +1,224 @@
+"""The connection to one broker on a plain socket: made, kept alive, and made again."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from workers.links import Change, Event
+from zmq_offload.net import transport
+from zmq_offload.net.addresses import Lookup
+from zmq_offload.net.dialing import LOOK_AGAIN, Dial
+from zmq_offload.net.handshake import FAILURES, MISMATCH
+from zmq_offload.net.pyzmq_internals import Sendable
+from zmq_offload.net.stream import Stream
+from zmq_offload.net.zmtp import Broken, Buffer, Peer, Refused, Scratch
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+
+_AHEAD_BYTES = 64 * 1024 * 1024
+"""Bytes of messages from one broker that are received while a run takes long. The others stay in the broker's memory,
+or in the system's."""
+
+_HEARTBEAT = wire.encode(wire.Heartbeat())
+
+
+class Line:
+    """One broker's connection. Poll `descriptor` for reading unless `full`, and for writing if `wants_to_write`; then
+    call `ready`. Call `tick` at `due`. What happens is added to `events`.
+    """
+
+    def __init__(
+        self,
+        broker: int,
+        endpoint: str,
+        events: Callable[[Event], object],
+        scratch: Scratch,
+        *,
+        heartbeat: float,
+        most_messages: int,
+        max_frame_bytes: int,
+    ) -> None:
+        self.broker = broker
+        self._endpoint = endpoint
+        self._event = events
+        self._scratch = scratch
+        self._heartbeat = heartbeat
+        self._most_messages = most_messages
+        self._max_frame_bytes = max(max_frame_bytes, limits.UNASKED_BYTES)
+        self._delay = transport.RECONNECT
+        self._failures = 0  # handshakes in a row that failed
+        self.refusal: str | None = None
+        self._dial: Dial | None = None
+        self._lookup: Lookup | None = None
+        self.stream: Stream | None = None
+        self.is_ready = False
+        """Whether messages can be sent."""
+        self.due = -math.inf
+        self._ahead = self._ahead_bytes = 0  # messages that were received ahead, and their bytes
+
+    # --- what is to be polled -------------------------------------------------------------------------------
+
+    @property
+    def descriptor(self) -> int | None:
+        if self.stream is not None:
+            return self.stream.fileno()
+        return None if self._dial is None else self._dial.fileno()
+
+    @property
+    def wants_to_write(self) -> bool:
+        return self.stream is None or self.stream.blocked
+
+    @property
+    def full(self) -> bool:
+        """Whether so much was received ahead that the rest has to wait."""
+        return self._ahead >= self._most_messages or self._ahead_bytes >= _AHEAD_BYTES
+
+    # --- messages -------------------------------------------------------------------------------------------
+
+    def put(self, now: float, message: wire.FromWorker, payload: Sequence[Sendable]) -> None:
+        """Queue a message for `flush`. Without a connection it is lost. So is the connection if its other end has not
+        read for long."""
+        stream = self.stream
+        if stream is not None and self.is_ready:
+            try:
+                if not stream.put([wire.encode(message), *cast("Sequence[Buffer]", payload)]):
+                    self._lose(now)
+            except OSError:
+                self._lose(now)
+
+    def receive(self, now: float) -> None:
+        """Receive what is there."""
+        assert self.stream is not None
+        try:
+            messages = self.stream.receive()
+        except (Broken, OSError) as error:
+            self._lose(now, error)
+            return
+        if not self.is_ready:
+            self._shake(now)
+        if messages:
+            for frames in messages:
+                for at, frame in enumerate(frames[:2]):
+                    if type(frame) is not bytes:  # a header of more than 16 KiB, of which a part came first
+                        frames[at] = bytes(frame)
+            self._event((self.broker, messages))
+
+    def received_ahead(self, messages: Sequence[Sequence[Buffer]]) -> None:
+        """Count messages that wait until a run ends."""
+        self._ahead += len(messages)
+        self._ahead_bytes += sum(len(frame) for frames in messages for frame in frames)
+
+    def caught_up(self) -> None:
+        """No messages wait any more."""
+        self._ahead = self._ahead_bytes = 0
+
+    def flush(self, now: float) -> None:
+        """Write what the system takes."""
+        if self.stream is not None:
+            try:
+                self.stream.flush()
+            except OSError as error:
+                self._lose(now, error)
+
+    # --- the connection -------------------------------------------------------------------------------------
+
+    def ready(self, now: float) -> None:
+        """The descriptor is ready."""
+        if self.stream is None:
+            self._connect(now)
+            return
+        if self.stream.blocked:
+            self.flush(now)
+        if self.stream is not None and not self.full:
+            self.receive(now)
+
+    def tick(self, now: float) -> None:
+        """Something is due."""
+        if self.is_ready:
+            self._beat(now)
+        elif self.stream is not None:
+            self._lose(now, TimeoutError())  # the handshake takes too long
+        elif self._dial is not None and self._dial.fileno() is not None:
+            self._fail(now)  # to connect takes too long
+        else:
+            if self._dial is None:
+                self._dial = Dial(self._endpoint, self._lookup)
+            self._connect(now)
+
+    def reconnect(self) -> None:
+        """Drop the connection, and connect at once."""
+        self.close()
+        self._delay, self._failures, self.refusal = transport.RECONNECT, 0, None
+        self.due = -math.inf
+
+    def close(self) -> None:
+        """Drop the connection and what is queued in it."""
+        self.is_ready = False
+        if self._dial is not None:
+            self._dial.close()
+        if self.stream is not None:
+            self.stream.close()
+        self._dial = self.stream = None
+        self.due = math.inf
+
+    def _connect(self, now: float) -> None:
+        """Go on to connect."""
+        assert self._dial is not None
+        self._lookup = self._dial.lookup
+        try:
+            connected = self._dial.step()
+        except OSError:
+            self._fail(now)
+            return
+        if connected is None:
+            self.due = now + (LOOK_AGAIN if self._dial.fileno() is None else transport.HANDSHAKE)
+            return
+        self._dial = None
+        peer = Peer(self._max_frame_bytes, limits.FRAMES, self._heartbeat, scratch=self._scratch)
+        self.stream = Stream(connected, peer, self._most_messages, 4 * self._max_frame_bytes)
+        self.due = now + transport.HANDSHAKE
+        self.flush(now)
+
+    def _shake(self, now: float) -> None:
+        """The handshake may be over."""
+        assert self.stream is not None
+        if self.stream.peer.is_ready:
+            self.is_ready = True
+            self._delay, self._failures, self.refusal = transport.RECONNECT, 0, None
+            self.due = now + self._heartbeat
+            self._event((self.broker, Change.CONNECTED))
+
+    def _beat(self, now: float) -> None:
+        """A heartbeat is due."""
+        assert self.stream is not None
+        self.due = now + self._heartbeat
+        try:
+            if self.full:  # what the broker says is not read, so its silence says nothing; but it hears this end
+                alive = self.stream.blocked or self.stream.put([_HEARTBEAT])
+                self.stream.flush()
+            else:
+                alive = self.stream.tick()
+        except OSError:
+            alive = False
+        if not alive:
+            self._lose(now)
+
+    def _lose(self, now: float, why: Exception | None = None) -> None:
+        """There is a connection that cannot go on."""
+        if self.is_ready:
+            self._event((self.broker, Change.LOST))
+        else:
+            self._failures += 1
+            if isinstance(why, Refused) or self._failures >= FAILURES:
+                self.refusal = MISMATCH
+        self._fail(now)
+
+    def _fail(self, now: float) -> None:
+        """Connect again after a while."""
+        self.close()
+        # As libzmq does: not all workers of a broker that comes back at the same moment.
+        self.due = now + self._delay + random.random() * transport.RECONNECT
+        self._delay = min(2 * self._delay, transport.RECONNECT_MOST)
