@@ -47,9 +47,9 @@ class Dial:
                 if self._socket is None:
                     self._next()
                 return self._connected()
-            except BlockingIOError:
+            except BlockingIOError:  # noqa: PERF203  (the next address is tried after an error)
                 return None
-            except OSError:  # noqa: PERF203  (the next address is tried after an error)
+            except OSError:
                 self.close()
                 if not self._places:
                     raise
