@@ -301,7 +301,7 @@ def test_closing_closes_the_models_own_client_only(model: OffloadedModel) -> Non
 
 def test_a_broker_or_a_client_must_be_given(compiled_mlp: Compiled, client: LocalClient) -> None:
     for options in ({}, {"broker": "tcp://127.0.0.1:5555", "client": client}):
-        with pytest.raises(InvalidArgument, match="needs a broker or a client, and not both"):
+        with pytest.raises(InvalidArgument, match="needs a broker, a server or a client, and just one of them"):
             load(compiled_mlp.device, **options)  # type: ignore[arg-type]
 
 
