@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from zmq_offload.client.results import Outputs, Timings
+from zmq_offload.client.results import Timings
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Ended, tell
+from zmq_offload.gateway.calls import Call, Cancel, Ended, Outputs, tell
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
+from zmq_offload.protocol.packed import pack
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
 
@@ -74,7 +75,7 @@ class FakeFabric:
         outputs = self.run(call)
         if isinstance(outputs, OffloadError):
             return outputs
-        return Outputs(outputs, call.model, call.version or 1, Timings(0.001, 0.002, 0.004, 0.005))
+        return Outputs(pack(outputs), call.model, call.version or 1, Timings(0.001, 0.002, 0.004, 0.005))
 
     def _later(self, end: Callable[[], None]) -> Cancel:
         if not self.hold:

@@ -17,6 +17,7 @@ from zmq_offload.gateway.grpc.calls import Context, Streaming
 from zmq_offload.gateway.http.messages import Request, Response
 from zmq_offload.gateway.sharedmemory.files import Off
 from zmq_offload.protobuf.messages import message_class
+from zmq_offload.protocol.packed import Packed
 from zmq_offload.protocol.tensors import TensorSpec
 
 X = TensorSpec("x", "FP32", (-1,))
@@ -88,7 +89,8 @@ def oip_stream(fabric: FakeFabric) -> None:
     "way", [oip_http, tensorflow_rest, oip_grpc, oip_stream, tensorflow_grpc], ids=lambda way: way.__name__
 )
 def test_who_waits_is_told(way: Callable[[FakeFabric], None], caplog: pytest.LogCaptureFixture) -> None:
-    fabric = FakeFabric(model("m", X, outputs=(X,)), run=lambda _call: {"x": "no array"})  # type: ignore[dict-item]
+    broken = Packed(None, (1,))  # type: ignore[arg-type]
+    fabric = FakeFabric(model("m", X, outputs=(X,)), run=lambda _call: broken)
     fabric.hold = True
     way(fabric)
     assert "an answer cannot be returned" in caplog.text

@@ -294,6 +294,14 @@ def test_an_output_can_be_returned_as_its_classes(call):
     assert reply.raw_output_contents == [serialize_byte_tensor(texts).item()]
 
 
+def test_an_output_is_returned_as_it_is_beside_classes_of_another(call, fabric):
+    whole = np.arange(3000, dtype="f4")
+    fabric.run = lambda call: {"x": np.array([[1, 2, 3]], "f4"), "y": whole}
+    reply = call("ModelInfer", **request(outputs=[{"name": "y"}, *CLASSES]))
+    assert [(output.name, output.datatype) for output in reply.outputs] == [("y", "FP32"), ("x", "BYTES")]
+    assert reply.raw_output_contents[0] == whole.tobytes()
+
+
 def test_classes_of_an_output_without_order_are_refused(call, fabric):
     fabric.run = lambda call: {"x": np.array([True])}
     with pytest.raises(InvalidArgument, match="classification is for"):

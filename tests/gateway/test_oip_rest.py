@@ -259,8 +259,9 @@ def test_an_output_says_itself_whether_it_is_binary() -> None:
 def test_inputs_view_the_body_and_large_outputs_are_sent_from_their_memory() -> None:
     array = np.arange(3000, dtype=np.float32)
     fabric = FakeFabric(ECHO, run=lambda _call: {"y": array})
-    head = json.dumps(BINARY | {"parameters": {"binary_data_output": True}}).encode()
-    body = bytearray(head + RAW)
+    given = {"name": "x", "datatype": "FP32", "shape": [3000], "parameters": {"binary_data_size": 12_000}}
+    head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
+    body = bytearray(head + array.tobytes())
     response = ask(fabric, "POST", "/v2/models/echo/infer", body, {LENGTH: str(len(head))})  # type: ignore[arg-type]
     assert np.shares_memory(fabric.calls[0].inputs["x"], np.frombuffer(body, np.uint8))
     assert np.shares_memory(np.frombuffer(response.body[1], np.float32), array)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -17,6 +17,7 @@ from zmq_offload.client.session import ClientSession, Complete, Payload, RetryPo
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
 from zmq_offload.net.endpoints import check_brokers
 from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.packed import Packed
 from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import Latest
 
@@ -94,15 +95,30 @@ class Link(ABC):
         arrays = arrays_of(inputs)
         payload = encode_tensors(arrays)
         # The session checks the broker's limit.
-        most = self._max_frame_bytes
-        if max(map(len, payload)) > most:
-            for name, array in arrays.items():
-                if array.nbytes > most:
-                    raise InvalidArgument(f"input {name!r} has {array.nbytes} bytes; max_frame_bytes allows {most}")
-            raise InvalidArgument(
-                f"the small inputs together have {len(payload[0])} bytes, names included; max_frame_bytes allows {most}"
-            )
+        if max(map(len, payload)) > self._max_frame_bytes:
+            raise self._too_large(len(payload[0]), ((name, array.nbytes) for name, array in arrays.items()))
         return payload
+
+    def packed_request(
+        self, model: str, inputs: Packed, version: int | None, timeout: float, priority: int
+    ) -> tuple[str, Payload, float, int, int, bytes]:
+        """The same as `request` for inputs that are frames already."""
+        timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
+        sizes = inputs.layout.sizes
+        if max(sizes) > self._max_frame_bytes:
+            named = ((place.name, place.stop - place.start) for place in inputs.layout.places)
+            raise self._too_large(sizes[0], named)
+        return model, inputs.frames, timeout, wanted, priority, signature
+
+    def _too_large(self, head: int, inputs: Iterable[tuple[str, int]]) -> InvalidArgument:
+        """The error of inputs, of which the bytes are given, with a frame that is too large."""
+        most = self._max_frame_bytes
+        for name, nbytes in inputs:
+            if nbytes > most:
+                return InvalidArgument(f"input {name!r} has {nbytes} bytes; max_frame_bytes allows {most}")
+        return InvalidArgument(
+            f"the small inputs together have {head} bytes, names included; max_frame_bytes allows {most}"
+        )
 
     @abstractmethod
     def _open(self) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
-from zmq_offload.client.results import Outputs
+from zmq_offload.client.results import Timings
 from zmq_offload.errors import Internal, OffloadError, PermissionDenied
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
-from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.packed import Packed
 from zmq_offload.protocol.payload import Buffer as Buffer
 
 log = logging.getLogger("gateway")
@@ -22,6 +22,16 @@ Buffers: TypeAlias = Sequence[Buffer]
 
 Cancel: TypeAlias = Callable[[], None]
 """Takes a request back: a queued one is not run, and its end is not reported. After the end it does nothing."""
+
+
+class Outputs(NamedTuple):
+    """What a model returned. `version` is the one that ran."""
+
+    tensors: Packed
+    model: str
+    version: int
+    timings: Timings
+
 
 Ended: TypeAlias = "Callable[[Outputs | OffloadError], None]"
 """Is called once with what came of a request, unless the request is canceled before. See `tell`."""
@@ -51,12 +61,12 @@ class Call(NamedTuple):
     """A request to run a model, whatever protocol it came in.
 
     `timeout` is in seconds; None is the gateway's default. `priority` is from -100 to 100, as `Client.infer` takes it.
-    The arrays of `inputs` must not change before the call ends.
+    The memory of `inputs` must not change before the call ends.
     """
 
     model: str
     version: int | None
-    inputs: Mapping[str, Array]
+    inputs: Packed
     timeout: float | None = None
     priority: int = 0
 

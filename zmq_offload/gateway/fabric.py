@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from zmq_offload.client.aiodriver import AsyncDriver
 from zmq_offload.client.connection import Connection
-from zmq_offload.client.link import Link, answer_of, outputs_of
+from zmq_offload.client.link import Link, answer_of
 from zmq_offload.client.looplink import LoopLink
-from zmq_offload.client.results import Outputs
+from zmq_offload.client.results import Timings
 from zmq_offload.client.session import Complete, Fail, RetryPolicy
 from zmq_offload.errors import (
     Cancelled,
@@ -20,12 +20,13 @@ from zmq_offload.errors import (
     InvalidArgument,
     OffloadError,
     PermissionDenied,
+    ProtocolError,
     Status,
     Unauthenticated,
     Unavailable,
     one_line,
 )
-from zmq_offload.gateway.calls import Call, Cancel, Ended, check_allowed, tell
+from zmq_offload.gateway.calls import Call, Cancel, Ended, Outputs, check_allowed, tell
 from zmq_offload.gateway.catalog import Catalog, can_exist, catalog_of, unknown, unloaded
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.inquiry import Inquiry
@@ -33,6 +34,8 @@ from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.handshake import clients_security
 from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.packed import unpack
 
 _QUERY_SECONDS = 3.0
 """The longest that a query for the models takes, if a request may: long enough to leave a silent broker for another."""
@@ -98,7 +101,7 @@ class BrokerFabric:
                 raise DeadlineExceeded("the deadline was over when the request arrived")
             if timeout > _MOST_SECONDS:
                 timeout = _MOST_SECONDS
-            arguments = self._connection.request(model, call.inputs, call.version, timeout, call.priority)
+            arguments = self._connection.packed_request(model, call.inputs, call.version, timeout, call.priority)
             if self._closed:
                 self._driver.attach()  # says so
         except OffloadError as error:
@@ -116,11 +119,11 @@ class BrokerFabric:
         model, took = call.model, time.monotonic() - run.started
         outcome: Outputs | OffloadError
         try:
-            outcome = _own(action.error) if isinstance(action, Fail) else outputs_of(action, took, model, kept=False)
+            outcome = _own(action.error) if isinstance(action, Fail) else _outputs_of(action, took, model)
         except Exception as error:  # for instance MemoryError; the caller must get it
             outcome = Internal(f"the reply cannot be read: {type(error).__name__}: {one_line(error)}")
         if isinstance(outcome, Outputs):
-            rows = _rows(call)
+            rows = call.inputs.layout.rows
             self.statistics.count(model, outcome.version).succeeded(rows, outcome.timings, time.time())
         else:
             self._failed(call, took, outcome)
@@ -249,11 +252,15 @@ def _own(error: OffloadError) -> OffloadError:
     return error
 
 
-def _rows(call: Call) -> int:
-    """Dimension 0 of a request's first input, which is the batch of models that have one."""
-    for array in call.inputs.values():
-        return array.shape[0] if array.shape else 1
-    return 1
+def _outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
+    """The outputs of a Result, or the error if its frames cannot be read."""
+    message = done.message
+    assert isinstance(message, wire.Result)
+    timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
+    try:
+        return Outputs(unpack(done.payload), model, message.version, timings)
+    except ProtocolError as error:
+        return error
 
 
 def _nothing() -> None:

@@ -36,7 +36,7 @@ def encode_tensors(tensors: Mapping[str, Array] | Iterable[tuple[str, Array]]) -
         pairs: Collection[tuple[str, Array]] = tensors.items()
     else:
         pairs = list(tensors)
-    head, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in pairs]))
+    head, dtypes = encode_header(tuple([(name, array.dtype, array.shape) for name, array in pairs]))
     packed = [head]
     frames: list[bytes | memoryview] = []
     for (_, array), dtype in zip(pairs, dtypes):  # noqa: B905  (strict costs a tenth of the call)
@@ -52,7 +52,7 @@ def sendable(tensors: Mapping[str, Array]) -> dict[str, Array]:
 
     Raises InvalidArgument, which names the tensor that cannot be sent.
     """
-    _, dtypes = _encode_header(tuple([(name, array.dtype, array.shape) for name, array in tensors.items()]))
+    _, dtypes = encode_header(tuple([(name, array.dtype, array.shape) for name, array in tensors.items()]))
     return {
         name: np.asarray(array, dtype, order="C") for (name, array), dtype in zip(tensors.items(), dtypes, strict=True)
     }
@@ -67,7 +67,7 @@ _SIGNATURES = 256
 
 
 @functools.lru_cache(_SIGNATURES)
-def _encode_header(
+def encode_header(
     entries: tuple[tuple[str, DType, tuple[int, ...]], ...],
 ) -> tuple[bytes, list[DType]]:
     """The start of the head frame, up to the tensors, and each tensor's dtype on the wire."""
@@ -127,7 +127,7 @@ def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
         raise ProtocolError(f"a header of {at - _LENGTH} bytes does not end in its frame of {len(head)}")
     if at > _LENGTH + limits.HEADER_BYTES:
         raise ProtocolError(f"a header has at most {limits.HEADER_BYTES} bytes, not {at - _LENGTH}")
-    layout = (_cached_layout if at <= _SHORT else _layout)(head[_LENGTH:at])
+    layout = (_cached_layout if at <= _SHORT else layout_of)(head[_LENGTH:at])
     tensors: dict[str, Array] = {}
     used = 1
     for name, dtype, shape, nbytes in layout:
@@ -143,10 +143,7 @@ def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
             used += 1
             if len(frame) != nbytes:
                 raise ProtocolError(f"{_named(name, dtype, shape, nbytes)}, its frame has {len(frame)}")
-        try:
-            tensors[name] = np.ndarray(shape, dtype, frame, offset)
-        except ValueError:  # an extent of 0 makes no bytes of extents that NumPy cannot multiply
-            raise ProtocolError(f"tensor {name!r}: {list(shape)} is too large a shape") from None
+        tensors[name] = np.ndarray(shape, dtype, frame, offset)
     if used != len(frames) or at != len(head):
         raise ProtocolError(
             f"{len(head) - at} bytes and {len(frames) - used} frames more than the header's tensors have"
@@ -162,15 +159,27 @@ _SHORT = 1024
 """The largest header that is cached, in bytes: a peer's headers must not fill the memory."""
 
 
-def _layout(header: bytes) -> tuple[tuple[str, DType, tuple[int, ...], int], ...]:
-    """Name, dtype, shape and bytes of each tensor."""
-    return tuple(
-        (name, dtype := DATATYPES[datatype], shape, math.prod(shape) * dtype.itemsize)
-        for name, datatype, shape in decode_header(header)
-    )
+def layout_of(header: bytes) -> tuple[tuple[str, DType, tuple[int, ...], int], ...]:
+    """Name, dtype, shape and bytes of each tensor. Raises ProtocolError."""
+    layout = []
+    for name, datatype, shape in decode_header(header):
+        dtype = DATATYPES[datatype]
+        nbytes = math.prod(shape) * dtype.itemsize
+        if not nbytes:
+            check_empty(name, dtype, shape)
+        layout.append((name, dtype, shape, nbytes))
+    return tuple(layout)
 
 
-_cached_layout = functools.lru_cache(_SIGNATURES)(_layout)
+def check_empty(name: str, dtype: DType, shape: tuple[int, ...]) -> None:
+    """Raise ProtocolError for a shape with an extent of 0, and others that NumPy cannot multiply."""
+    try:
+        np.ndarray(shape, dtype, b"")
+    except ValueError:
+        raise ProtocolError(f"tensor {name!r}: {list(shape)} is too large a shape") from None
+
+
+_cached_layout = functools.lru_cache(_SIGNATURES)(layout_of)
 
 
 def encode_body(body: object) -> bytes:

@@ -316,7 +316,7 @@ class Connection(asyncio.BufferedProtocol):
         if accepted := self._head.headers.get("accept-encoding"):
             coding = choose(accepted, response.compression)
             if coding and size_of(response.body) >= COMPRESSED_FROM:
-                response.headers += [("Content-Encoding", coding), ("Vary", "Accept-Encoding")]
+                response.headers = [*response.headers, ("Content-Encoding", coding), ("Vary", "Accept-Encoding")]
                 self._phase = _Phase.CODING
                 self._encode(number, response, Encoding(coding, response.body))
                 return

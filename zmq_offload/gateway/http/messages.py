@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from zmq_offload.gateway.calls import Buffer, Buffers, Cancel
@@ -49,7 +49,7 @@ class Response:
 
     status: int
     body: Buffers = ()
-    headers: list[tuple[str, str]] = field(default_factory=list)
+    headers: Sequence[tuple[str, str]] = ()
     compression: Compression = Compression.NONE
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from zmq_offload.errors import OffloadError, ResourceExhausted, Unauthenticated
@@ -20,15 +21,31 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Clien
 
 
 def head_of(
-    status: int, headers: Iterable[tuple[str, str]], length: int, date: str, connection: str | None = None
+    status: int, headers: Sequence[tuple[str, str]], length: int, date: str, connection: str | None = None
 ) -> bytes:
     """The head of a response with a body of `length` bytes. `connection` is the value of that header."""
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nDate: {date}\r\n"]
-    lines.extend([f"{name}: {value}\r\n" for name, value in headers])
+    make = _known_head if len(headers) <= _OWN else _head
+    before, after = make(status, tuple(headers), length, connection)
+    return before + date.encode() + after
+
+
+_OWN = 2
+"""Headers of a response that this gateway writes alike again and again. With more, some are of the client's making."""
+
+
+def _head(
+    status: int, headers: tuple[tuple[str, str], ...], length: int, connection: str | None
+) -> tuple[bytes, bytes]:
+    """A head before and after the date."""
+    lines = [f"{name}: {value}\r\n" for name, value in headers]
     if status != HTTPStatus.NO_CONTENT:
         lines.append(f"Content-Length: {length}\r\n")
     lines.append(f"Connection: {connection}\r\n\r\n" if connection else "\r\n")
-    return "".join(lines).encode("latin-1")
+    before = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nDate: "
+    return before.encode("latin-1"), f"\r\n{''.join(lines)}".encode("latin-1")
+
+
+_known_head = functools.lru_cache(256)(_head)
 
 
 def size_of(parts: Buffers) -> int:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from zmq_offload.client.results import Outputs
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.gateway.calls import Buffer, Call
+from zmq_offload.gateway.calls import Buffer, Call, Outputs
 from zmq_offload.gateway.catalog import can_exist, unknown
 from zmq_offload.gateway.oip.parameters import flag, number, queueing
-from zmq_offload.gateway.oip.requested import Requested, check_requested, classes_of, selected
+from zmq_offload.gateway.oip.requested import Requested, check_known, check_requested, classes_of, selected
 from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbytes_of, view
 from zmq_offload.gateway.oip.versions import version_of
 from zmq_offload.gateway.protobuf.infer_request import CONTENTS, Divided, Input, parse
 from zmq_offload.gateway.protobuf.infer_response import Output, write_response
 from zmq_offload.gateway.sharedmemory.regions import Part, part_of
 from zmq_offload.net.grants import Grant
+from zmq_offload.protocol import packed
+from zmq_offload.protocol.packed import Layout, Packed, layout_for, pack
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DATATYPES, DType, datatype_of
 
@@ -49,7 +50,7 @@ class Answer(NamedTuple):
     """What the response needs of the request. `outputs` are those asked for; None: all of them."""
 
     id: str
-    outputs: Sequence[Requested] | None
+    outputs: tuple[Requested, ...] | None
     places: Mapping[str, Place] = {}
 
     @property
@@ -80,9 +81,12 @@ class _Plan(NamedTuple):
     timeout: float | None
     tensors: tuple[_Tensor, ...]
     parts: Sequence[Part]
-    outputs: Sequence[Requested] | None
+    outputs: tuple[Requested, ...] | None
     rooms: Sequence[Requested]
     raw: Sequence[Buffer]
+    layout: Layout | None
+    """Of the inputs, if all are raw."""
+    raw_sizes: list[int]
 
 
 def decode(divided: Divided, memory: SharedMemory, grant: Grant) -> tuple[Call, Answer]:
@@ -94,6 +98,39 @@ def decode(divided: Divided, memory: SharedMemory, grant: Grant) -> tuple[Call, 
     plan = (_known_plan if len(rest) <= _SHORT else _plan)(rest)
     if raw is None:
         raw = plan.raw
+    layout = plan.layout
+    if layout is not None and not large and plan.raw_sizes == [len(data) for data in raw]:
+        inputs = _packed(layout, raw)
+    else:
+        inputs = pack(_inputs(plan, raw, large, memory, grant))
+    places: Mapping[str, Place] = {}
+    if plan.rooms:
+        found = memory.places([output.part for output in plan.rooms if output.part is not None], grant)
+        places = {output.name: place for output, place in zip(plan.rooms, found, strict=True)}
+    answer = Answer(plan.id if request_id is None else request_id, plan.outputs, places)
+    return Call(plan.model, plan.version, inputs, plan.timeout, plan.priority), answer
+
+
+def _packed(layout: Layout, raw: Sequence[Buffer]) -> Packed:
+    """Inputs that are all raw. No arrays are made of them."""
+    if len(layout.sizes) == 1:  # all are small
+        return Packed(layout, (b"".join((layout.header, *raw)),))
+    head: list[Buffer] = [layout.header]
+    frames: list[Buffer] = [b""]
+    for place, data in zip(layout.places, raw, strict=True):
+        (frames if place.frame else head).append(data)
+    frames[0] = b"".join(head)
+    return Packed(layout, frames)
+
+
+def _inputs(
+    plan: _Plan,
+    raw: Sequence[Buffer],
+    large: Mapping[int, Mapping[str, Array]],
+    memory: SharedMemory,
+    grant: Grant,
+) -> dict[str, Array]:
+    """Inputs of which some are typed contents or in shared memory, or whose raw bytes do not fit."""
     views = iter(memory.read(plan.parts, grant) if plan.parts else ())
     inputs = {}
     used = 0
@@ -112,12 +149,7 @@ def decode(divided: Divided, memory: SharedMemory, grant: Grant) -> tuple[Call, 
             check_size(name, datatype, shape, nbytes, len(raw[used]))
             inputs[name] = view(name, dtype, shape, raw[used])
             used += 1
-    places: Mapping[str, Place] = {}
-    if plan.rooms:
-        found = memory.places([output.part for output in plan.rooms if output.part is not None], grant)
-        places = {output.name: place for output, place in zip(plan.rooms, found, strict=True)}
-    answer = Answer(plan.id if request_id is None else request_id, plan.outputs, places)
-    return Call(plan.model, plan.version, inputs, plan.timeout, plan.priority), answer
+    return inputs
 
 
 _SHORT = 4096
@@ -142,6 +174,9 @@ def _plan(rest: bytes) -> _Plan:
         part = part_of(asked.name, asked.parameters)
         outputs.append(Requested(asked.name, False, number(asked.parameters, "classification"), part))
     check_requested(outputs)
+    layout = None
+    if all(tensor.part is None and tensor.contents is None for tensor in tensors):
+        layout = layout_for([(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors])
     return _Plan(
         request.model,
         version,
@@ -150,9 +185,11 @@ def _plan(rest: bytes) -> _Plan:
         timeout,
         tuple(tensors),
         [tensor.part for tensor in tensors if tensor.part is not None],
-        outputs or None,
+        tuple(outputs) or None,
         [output for output in outputs if output.part is not None],
         request.raw,
+        layout,
+        [tensor.nbytes for tensor in tensors],
     )
 
 
@@ -168,6 +205,8 @@ def _tensor(given: Input) -> _Tensor:
     nbytes = nbytes_of(name, dtype, shape)
     if part is not None:
         check_size(name, datatype, shape, nbytes, part.byte_size)
+    if not nbytes:
+        view(name, dtype, shape, b"")  # a shape that NumPy refuses
     return _Tensor(name, datatype, dtype, shape, nbytes, part, contents)
 
 
@@ -195,8 +234,14 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False, final: bool 
 
     Raises InvalidArgument for an output that the model does not have, or that cannot be returned as asked.
     """
+    tensors = outputs.tensors
+    header = tensors.layout.header
+    if answer.outputs is None or not any(output.classes or output.part for output in answer.outputs):
+        wanted = (_known_raw if len(header) <= _SHORT else _raw)(header, outputs.model, answer.outputs)
+        raw = [Output(name, kind, shape, tensors.bytes_of(place)) for name, kind, shape, place in wanted]
+        return write_response(outputs.model, outputs.version, answer.id, raw, final)
     given = []
-    for output, array in selected(outputs, outputs.model, answer.outputs, False):
+    for output, array in selected(tensors, outputs.model, answer.outputs, False):
         if output.classes:
             shape, texts = classes_of(output.name, array, output.classes, batches)
             data = b"".join([len(text).to_bytes(4, "little") + text for text in texts])
@@ -209,6 +254,20 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False, final: bool 
         else:
             given.append(Output(output.name, datatype, array.shape, bytes_of(array, dtype)))
     return write_response(outputs.model, outputs.version, answer.id, given, final)
+
+
+def _raw(
+    header: bytes, model: str, requested: tuple[Requested, ...] | None
+) -> list[tuple[str, str, tuple[int, ...], packed.Place]]:
+    """Name, datatype, shape and place of the outputs to return. Raises InvalidArgument for one that is unknown."""
+    places = {place.name: place for place in packed.described(header).places}
+    if requested is not None:
+        check_known(model, requested, places)
+    names = places if requested is None else [output.name for output in requested]
+    return [(name, datatype_of(places[name].dtype), places[name].shape, places[name]) for name in names]
+
+
+_known_raw = functools.lru_cache(256)(_raw)
 
 
 @functools.lru_cache(64)

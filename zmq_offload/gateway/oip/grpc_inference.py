@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from zmq_offload.client.results import Outputs
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric, check_allowed
+from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric, Outputs, check_allowed
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.oip.grpc_infer import Answer, decode, encode
 from zmq_offload.gateway.oip.metadata import batched

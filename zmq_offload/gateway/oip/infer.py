@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from zmq_offload.client.results import Outputs
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.gateway.calls import Buffer, Call
+from zmq_offload.gateway.calls import Buffer, Call, Outputs
 from zmq_offload.gateway.catalog import Model
 from zmq_offload.gateway.http.messages import Compression, Response
 from zmq_offload.gateway.oip import json_data
 from zmq_offload.gateway.oip.metadata import batched
 from zmq_offload.gateway.oip.parameters import flag, number, queueing
-from zmq_offload.gateway.oip.requested import Requested, check_requested, classes_of, selected
+from zmq_offload.gateway.oip.requested import Requested, check_known, check_requested, classes_of, selected
 from zmq_offload.gateway.oip.responses import JSON
 from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbytes_of, view
 from zmq_offload.gateway.sharedmemory.regions import Part, part_of
 from zmq_offload.net.grants import Grant
+from zmq_offload.protocol import packed
+from zmq_offload.protocol.packed import Layout, Packed, described, layout_for, pack
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, DType, datatype_of
 
@@ -111,6 +112,8 @@ class _Plan(NamedTuple):
     priority: int
     timeout: float | None
     answer: Answer
+    layout: Layout | None
+    """Of the inputs, if all are binary data."""
 
 
 def is_raw(head_length: str | None, body: Buffer) -> bool:
@@ -136,7 +139,7 @@ def decode_raw(model: Model, version: int | None, body: Buffer) -> tuple[Call, A
         row = nbytes_of(spec.name, spec.dtype, shape)
         shape[axis] = len(body) // row if row else 0
     check_size(spec.name, spec.datatype, shape, nbytes_of(spec.name, spec.dtype, shape), len(body))
-    inputs = {spec.name: view(spec.name, spec.dtype, shape, body)}
+    inputs = pack({spec.name: view(spec.name, spec.dtype, shape, body)})
     return Call(model.name, version, inputs), Answer(None, None, binary=True)
 
 
@@ -152,6 +155,30 @@ def decode(
     plan = _cached_plan(bytes(text)) if length < whole and length <= _SHORT else _plan(text)
     if plan.nbytes != whole - length:
         raise InvalidArgument(f"{whole - length} bytes follow the JSON; its inputs have {plan.nbytes}")
+    answer = plan.answer
+    inputs = _inputs(plan, length, body, memory, grant) if plan.layout is None else _packed(plan.layout, length, body)
+    if answer.outputs and (rooms := [output for output in answer.outputs if output.part is not None]):
+        places = memory.places([output.part for output in rooms if output.part is not None], grant)
+        answer = answer._replace(places={output.name: place for output, place in zip(rooms, places, strict=True)})
+    return Call(model, version, inputs, plan.timeout, plan.priority), answer
+
+
+def _packed(layout: Layout, at: int, body: Buffer) -> Packed:
+    """The inputs whose bytes follow each other in a body. No arrays are made of them."""
+    if len(layout.sizes) == 1:  # all are small
+        return Packed(layout, (b"".join((layout.header, memoryview(body)[at:])),))
+    view = memoryview(body)
+    head: list[Buffer] = [layout.header]
+    frames: list[Buffer] = [b""]
+    for place in layout.places:
+        piece = view[at : (at := at + place.stop - place.start)]
+        (frames if place.frame else head).append(piece)
+    frames[0] = b"".join(head)
+    return Packed(layout, frames)
+
+
+def _inputs(plan: _Plan, length: int, body: Buffer, memory: SharedMemory, grant: Grant) -> Packed:
+    """The inputs of a body, of which some are JSON or in shared memory."""
     parts = [tensor.data for tensor in plan.tensors if isinstance(tensor.data, Part)]
     views = iter(memory.read(parts, grant) if parts else ())
     inputs = {}
@@ -162,11 +189,7 @@ def decode(
             inputs[name] = view(name, dtype, shape, body, length + data)
         else:
             inputs[name] = view(name, dtype, shape, next(views))
-    answer = plan.answer
-    if answer.outputs and (rooms := [output for output in answer.outputs if output.part is not None]):
-        places = memory.places([output.part for output in rooms if output.part is not None], grant)
-        answer = answer._replace(places={output.name: place for output, place in zip(rooms, places, strict=True)})
-    return Call(model, version, inputs, plan.timeout, plan.priority), answer
+    return pack(inputs)
 
 
 def _length(text: str, whole: int) -> int:
@@ -176,7 +199,7 @@ def _length(text: str, whole: int) -> int:
 
 
 _SHORT = 2048
-"""The longest JSON whose plan is kept, in bytes: it must not fill the memory."""
+"""The longest JSON, or header of outputs, of which is kept what it says, in bytes: it must not fill the memory."""
 
 
 def _plan(text: bytes | memoryview) -> _Plan:
@@ -195,7 +218,11 @@ def _plan(text: bytes | memoryview) -> _Plan:
     outputs = None if given.outputs is None else tuple(_requested(each, binary) for each in given.outputs)
     if outputs is not None:
         check_requested(outputs)
-    return _Plan(tuple(tensors), offset, priority, timeout, Answer(given.id or None, outputs or None, binary))
+    layout = None
+    if all(type(tensor.data) is int for tensor in tensors):
+        layout = layout_for([(name, dtype, shape) for name, _, dtype, shape, _ in tensors if dtype is not None])
+    answer = Answer(given.id or None, outputs or None, binary)
+    return _Plan(tuple(tensors), offset, priority, timeout, answer, layout)
 
 
 _cached_plan = functools.lru_cache(256)(_plan)
@@ -213,7 +240,10 @@ def _tensor(given: _Input | _ParsedInput, offset: int) -> _Tensor:
         return _Tensor(name, datatype, None, shape, given.data)
     dtype = dtype_of(name, datatype)
     nbytes = number(given.parameters, "binary_data_size") if part is None else part.byte_size
-    check_size(name, datatype, shape, nbytes_of(name, dtype, shape), nbytes)
+    wanted = nbytes_of(name, dtype, shape)
+    check_size(name, datatype, shape, wanted, nbytes)
+    if not wanted:
+        view(name, dtype, shape, b"")  # a shape that NumPy refuses
     return _Tensor(name, datatype, dtype, shape, offset if part is None else part)
 
 
@@ -232,11 +262,21 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False) -> Response:
 
     Raises InvalidArgument for an output that the model does not have, or that cannot be returned as asked.
     """
-    pieces = [b"{" if answer.id is None else b'{"id":%b,' % msgspec.json.encode(answer.id)]
-    pieces.append(_beginning(outputs.model, outputs.version))
+    start = b"{" if answer.id is None else b'{"id":%b,' % msgspec.json.encode(answer.id)
+    tensors = outputs.tensors
+    header = tensors.layout.header
+    binary = (_known_binary if len(header) <= _SHORT else _binary)(
+        header, outputs.model, outputs.version, answer.outputs, answer.binary
+    )
+    if binary is not None:
+        text, places = binary
+        length = len(start) + len(text)
+        body: list[Buffer] = [start + text, *[tensors.bytes_of(place) for place in places]]
+        return Response(200, body, _binary_headers(length), Compression.ASKING)
+    pieces = [start, _beginning(outputs.model, outputs.version)]
     parts: list[Buffer] = []
     separator = b""
-    for output, array in selected(outputs, outputs.model, answer.outputs, answer.binary):
+    for output, array in selected(tensors, outputs.model, answer.outputs, answer.binary):
         entry, part = _output(output, array, answer, batches)
         pieces += (separator, *entry)
         separator = b","
@@ -246,9 +286,36 @@ def encode(outputs: Outputs, answer: Answer, batches: bool = False) -> Response:
     length = sum(map(len, pieces))
     head = pieces if length > _JOINED else [b"".join(pieces)]  # large text is not copied again
     if not parts:
-        return Response(200, head, [JSON], Compression.ACCEPTING)
-    headers = [("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", str(length))]
-    return Response(200, [*head, *parts], headers, Compression.ASKING)
+        return Response(200, head, (JSON,), Compression.ACCEPTING)
+    return Response(200, [*head, *parts], _binary_headers(length), Compression.ASKING)
+
+
+def _binary_headers(length: int) -> tuple[tuple[str, str], ...]:
+    return ("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", str(length))
+
+
+def _binary(
+    header: bytes, model: str, version: int, requested: tuple[Requested, ...] | None, binary: bool
+) -> tuple[bytes, tuple[packed.Place, ...]] | None:
+    """The JSON of a response, without its start, and the places of what follows it; None if not all outputs are binary
+    data. Raises InvalidArgument for an output that the model does not have."""
+    places = {place.name: place for place in described(header).places}
+    if requested is None:
+        requested = tuple([Requested(name, binary) for name in places])
+    check_known(model, requested, places)
+    wanted = [places[output.name] for output in requested]
+    given = [place for place in wanted if place.stop > place.start]
+    if not given or not all(output.binary and not output.classes and output.part is None for output in requested):
+        return None
+    entries = [
+        b'%b,"parameters":{"binary_data_size":%d}}'
+        % (_start(place.name, place.dtype, place.shape)[0], place.stop - place.start)
+        for place in wanted
+    ]
+    return _beginning(model, version) + b",".join(entries) + b"]}", tuple(given)
+
+
+_known_binary = functools.lru_cache(256)(_binary)
 
 
 _JOINED = 64 * 1024

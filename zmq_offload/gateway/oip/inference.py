@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from zmq_offload.client.results import Outputs
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Fabric, check_allowed
+from zmq_offload.gateway.calls import Call, Cancel, Fabric, Outputs, check_allowed
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.http.messages import Request, Respond
 from zmq_offload.gateway.http.responses import failed

@@ -10,9 +10,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from zmq_offload.client.results import Outputs
 from zmq_offload.errors import InvalidArgument, OffloadError, Unimplemented
-from zmq_offload.gateway.calls import Buffer, Buffers, Call, Cancel, Fabric
+from zmq_offload.gateway.calls import Buffer, Buffers, Call, Cancel, Fabric, Outputs
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.grpc.calls import Context, Methods, Reply, Unary
 from zmq_offload.gateway.tfserving.paths import no_label
@@ -21,6 +20,7 @@ from zmq_offload.gateway.tfserving.signatures import DATATYPES, METHOD, SIGNATUR
 from zmq_offload.gateway.tfserving.tensors import CONTENT, array_of, written
 from zmq_offload.protobuf.messages import message_class, parse_small_message
 from zmq_offload.protobuf.varints import field, varint
+from zmq_offload.protocol.packed import pack
 from zmq_offload.protocol.payload import Array
 
 _PREDICTION, _MODEL = "/tensorflow.serving.PredictionService/", "/tensorflow.serving.ModelService/"
@@ -62,7 +62,7 @@ def _predict(fabric: Fabric, message: Buffer, context: Context, reply: Reply) ->
         check_signature_name(request.signature)
         if len(set(request.filter)) != len(request.filter):
             raise InvalidArgument("output_filter names an output twice")
-        inputs = {name: array_of(tensor, name) for name, tensor in request.inputs.items()}
+        inputs = pack({name: array_of(tensor, name) for name, tensor in request.inputs.items()})
     except OffloadError as error:
         reply(error)
         return None
@@ -86,15 +86,16 @@ def _version(model: str, version: int, label: str) -> int | None:
 
 
 def _response(request: PredictRequest, outputs: Outputs) -> Buffers:
+    tensors = outputs.tensors
     for name in request.filter:
-        if name not in outputs:
-            has = ", ".join(map(repr, outputs))
+        if name not in tensors:
+            has = ", ".join(map(repr, tensors))
             raise InvalidArgument(f"model {outputs.model!r} has no output {name!r:.100}; it has {has}"[:1000])
     fields = [tensor.field for tensor in request.inputs.values() if tensor.values is not None]
     content = bool(fields) and all(name == CONTENT for name in fields)
     parts: list[Buffer] = []
-    for name in request.filter or outputs:
-        parts += _entry(name, outputs[name], content)
+    for name in request.filter or tensors:
+        parts += _entry(name, tensors[name], content)
     return [*parts, _spec(outputs.model, outputs.version)]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from zmq_offload.client.results import Outputs
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Fabric, check_allowed
+from zmq_offload.gateway.calls import Call, Cancel, Fabric, Outputs, check_allowed
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.http.messages import Compression, Handler, Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed
@@ -12,6 +11,7 @@ from zmq_offload.gateway.tfserving import predict
 from zmq_offload.gateway.tfserving.paths import Target, target
 from zmq_offload.gateway.tfserving.signatures import metadata, statuses
 from zmq_offload.gateway.tfserving.values import text
+from zmq_offload.protocol.packed import pack
 
 _HEADERS = ("Content-Type", "application/json")
 
@@ -64,7 +64,7 @@ class _Exchange:
             else:
                 check_allowed(name, self._request.grant)
                 inputs, self._form = predict.request(self._request.body, catalog.awaited(name, version))
-                call = Call(name, version, inputs)
+                call = Call(name, version, pack(inputs))
                 self._cancel = self._fabric.infer(call, self._request.grant, self._ended)
         except OffloadError as error:
             self._respond(failed(error))
@@ -74,7 +74,7 @@ class _Exchange:
             self._respond(failed(outputs))
             return
         try:
-            self._answer(predict.response(outputs, self._form))
+            self._answer(predict.response(outputs.tensors, self._form))
         except OffloadError as error:
             self._respond(failed(error))
 
