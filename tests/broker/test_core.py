@@ -1042,3 +1042,11 @@ def test_the_log_names_requests_that_are_aborted_and_bytes_that_are_no_message(b
     assert "request 61616161/1 for model 'm' is ABORTED: it lost its worker 3 times (W0, W1, W2; the last:" in aborted
     bench.handle(Malformed(b"?", True, ProtocolError("nonsense\x1b[31m"), "10.0.0.9"))
     assert said(bench) == ["bytes of a client at 10.0.0.9 are not a message: nonsense\\x1b[31m"]
+
+
+def test_a_worker_whose_connection_ended_is_lost_at_once(bench: Bench) -> None:
+    bench.announce()
+    bench.handle(Disconnected(b"a stranger"))
+    assert bench.request() != []
+    bench.handle(Disconnected(b"W1"))
+    assert not bench.core.ledger.workers

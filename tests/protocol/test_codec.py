@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from broker.announcement import parse_models
 from tests.support.mutation import mutate, nested_arrays, with_length
-from zmq_offload.errors import ProtocolError
+from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
+from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors, sendable
 from zmq_offload.protocol.tensors import DATATYPES
 
 VERSION = bytes([wire.VERSION])
@@ -139,3 +139,13 @@ def test_announced_lengths_are_not_believed(header: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 1100 * 8 * limits.BODY_ITEMS  # levels that msgpack follows, times the bytes of a pointer
+
+
+def test_arrays_are_made_sendable_and_those_that_are_stay_themselves() -> None:
+    plain, swapped = np.arange(6, dtype="<f4").reshape(2, 3), np.arange(6, dtype=">f4").reshape(2, 3).T
+    made = sendable({"plain": plain, "swapped": swapped})
+    assert made["plain"] is plain
+    assert made["swapped"].flags.c_contiguous and made["swapped"].dtype == np.dtype("<f4")
+    assert np.array_equal(made["swapped"], swapped)
+    with pytest.raises(InvalidArgument, match="'text'"):
+        sendable({"text": np.array(["a"])})
