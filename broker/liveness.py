@@ -3,9 +3,9 @@
 A worker runs subgraphs in the thread that talks to the broker, so that a busy worker is silent. Silence alone is not a
 sign that it is lost. These are:
 
-- Its connection ended. libzmq's I/O thread exchanges ZMTP heartbeats independently of Python and TVM, and closes a
-  connection that does not answer them. The broker's next Probe then comes back undelivered. This finds a killed,
-  stopped (SIGSTOP) or unreachable worker, busy or idle.
+- Its connection ended. Both ends exchange ZMTP heartbeats, a worker also while it runs a subgraph, and the broker
+  closes a connection that does not answer them. This finds a killed, stopped (SIGSTOP) or unreachable worker, busy or
+  idle. libzmq does not tell which connection ended; the broker's next Probe then comes back undelivered.
 - It holds nothing and was silent for `patience` seconds, although an idle worker sends a Heartbeat every `heartbeat`
   seconds. It may be busy for another broker, or be loading a model. It is quiet: it gets no requests until it is heard
   again, and requests wait for it. After `hang_grace` more seconds it is lost.
