@@ -14,7 +14,7 @@ from zmq_offload.net.dialing import LOOK_AGAIN, Dial
 from zmq_offload.net.handshake import FAILURES, MISMATCH
 from zmq_offload.net.pyzmq_internals import Sendable
 from zmq_offload.net.stream import Stream
-from zmq_offload.net.zmtp import Broken, Buffer, Peer, Refused, Scratch
+from zmq_offload.net.zmtp import Broken, Buffer, Peer, Refused, Scratch, read_heads
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
@@ -100,11 +100,7 @@ class Line:
         if not self.is_ready:
             self._shake(now)
         if messages:
-            for frames in messages:
-                for at, frame in enumerate(frames[:2]):
-                    if type(frame) is not bytes:  # a header of more than 16 KiB, of which a part came first
-                        frames[at] = bytes(frame)
-            self._event((self.broker, messages))
+            self._event((self.broker, list(map(read_heads, messages))))
 
     def received_ahead(self, messages: Sequence[Sequence[Buffer]]) -> None:
         """Count messages that wait until a run ends."""

@@ -112,6 +112,23 @@ async def _awaited(test: Awaitable[None]) -> None:
     await test
 
 
+@pytest.mark.parametrize("nbytes", [13, 8193, 1 << 20])
+def test_what_is_no_message_is_dropped_whatever_its_length(nbytes: int) -> None:
+    async def test(bound: zmq.Socket[bytes]) -> None:
+        async with linked(place_of(bound)) as link:
+            ask(link, 1)
+            peer = (await in_thread(bound.recv_multipart))[0]
+            await in_thread(lambda: bound.send_multipart([peer, bytes(nbytes)]))
+            await in_thread(lambda: bound.send_multipart([peer, wire.encode(wire.Answer(SESSION, 7)), b""]))
+            answers: list[Any] = []
+            while not answers:
+                answers += await received(link)
+            assert answers == [(wire.Answer(SESSION, 7), [b""])]
+
+    with router() as bound:
+        run(test(bound))
+
+
 def test_what_waits_for_a_connection_ends_with_its_call(tmp_path: Path) -> None:
     place = f"ipc://{tmp_path}/router"
 

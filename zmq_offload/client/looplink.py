@@ -18,7 +18,7 @@ from zmq_offload.client.link import Link, decoded
 from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.net import addresses, transport
 from zmq_offload.net.handshake import FAILURES, MISMATCH
-from zmq_offload.net.zmtp import HELLO, Broken, Buffer, Peer, Refused, encode
+from zmq_offload.net.zmtp import HELLO, Broken, Buffer, Peer, Refused, encode, read_heads
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
@@ -99,15 +99,10 @@ class LoopLink(Link):
     def receive(self, most: int) -> list[tuple[wire.ToClient, Sequence[object]]]:
         inbox, self.inbox = self.inbox, []
         messages: list[tuple[wire.ToClient, Sequence[object]]] = []
-        for frames in inbox:
+        for frames in map(read_heads, inbox):
             message = decoded(cast("bytes", frames[0]))
-            if message is None:
-                continue
-            if (
-                len(frames) > 1 and type(frames[1]) is not bytes
-            ):  # a header of more than 16 KiB, of which a part came first
-                frames[1] = bytes(frames[1])
-            messages.append((message, frames[1:]))
+            if message is not None:
+                messages.append((message, frames[1:]))
         return messages
 
     def refusal(self) -> str | None:

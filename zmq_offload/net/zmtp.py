@@ -300,6 +300,17 @@ def encode(frames: Sequence[Buffer]) -> list[Buffer]:
     return buffers
 
 
+def read_heads(frames: list[Buffer]) -> list[Buffer]:
+    """Make bytes of a message's envelope and header, the frames that are read here and not passed on.
+
+    A frame of over 16 KiB of which only a part came at first is a view of memory of its own.
+    """
+    for at, frame in enumerate(frames[:2]):
+        if type(frame) is not bytes:
+            frames[at] = bytes(frame)
+    return frames
+
+
 def _command(body: bytes) -> bytes:
     size = len(body)
     return (bytes((_COMMAND, size)) if size < 256 else _long_head(_LONG | _COMMAND, size)) + body
