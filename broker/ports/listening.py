@@ -63,10 +63,7 @@ class Listener:
         if endpoint == "ipc://*":
             self._folder = tempfile.mkdtemp(prefix="zmq-offload-")
             endpoint = f"ipc://{self._folder}/socket"
-        path = endpoint.removeprefix("ipc://")
-        place: str | bytes = path
-        if path.startswith("@"):
-            place = b"\0" + os.fsencode(path[1:])
+        place = addresses.unix_address(endpoint)
         if len(os.fsencode(place)) > 107:
             raise OSError(errno.ENAMETOOLONG, "")
         with contextlib.ExitStack() as stack:

@@ -300,13 +300,11 @@ async def _connect(loop: asyncio.AbstractEventLoop, factory: Callable[[], _Way],
     """Connect to tcp://HOST:PORT, over IPv4 if the host has such an address, or to ipc://PATH."""
     host = addresses.host_of(endpoint)
     if host is None:
-        path = endpoint.removeprefix("ipc://")
-        await loop.create_unix_connection(factory, "\0" + path[1:] if path.startswith("@") else path)
+        await loop.create_unix_connection(factory, addresses.unix_address(endpoint))  # type: ignore[arg-type]  # bytes, too
         return
     port = int(endpoint.rpartition(":")[2])
     found = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    family = min(family for family, *_ in found)  # AF_INET is less than AF_INET6
-    *others, last = [str(place[0]) for kind, *_, place in found if kind == family]
+    *others, last = [str(place[0]) for _, place in addresses.of_one_family(found)]
     for address in others:
         with contextlib.suppress(OSError):
             await loop.create_connection(factory, address, port)

@@ -8,8 +8,10 @@ listens on IPv4 (`localhost`, on most machines). So names are looked up here fir
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 LOOKUP_S = 0.25
@@ -119,14 +121,25 @@ def _resolved(host: str) -> tuple[int, str] | None:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return None
-    inet = {int(family): str(place[0]) for family, _, _, _, place in reversed(found)}
-    family = next((f for f in (socket.AF_INET, socket.AF_INET6) if f in inet), None)
-    return None if family is None else (family, inet[family])
+    places = of_one_family(found)
+    return (places[0][0], str(places[0][1][0])) if places else None
+
+
+def of_one_family(found: Sequence[tuple[int, int, int, str, tuple[Any, ...]]]) -> list[tuple[int, tuple[Any, ...]]]:
+    """Family and address of each result of `getaddrinfo`. IPv6 is left out if there is IPv4."""
+    first = min((family for family, *_ in found), default=0)  # AF_INET is less than AF_INET6
+    return [(family, place) for family, *_, place in found if family == first]
+
+
+def unix_address(endpoint: str) -> str | bytes:
+    """What a Unix socket takes for ipc://PATH. With ipc://@NAME there is no file (Linux's abstract names)."""
+    path = endpoint.removeprefix("ipc://")
+    return b"\0" + os.fsencode(path[1:]) if path.startswith("@") else path
 
 
 class Lookup:
     """Finds the addresses of a host in a thread, so that nobody waits. `found` is None until it has ended, then what
-    `socket.connect` takes, with the family; it is empty if there is none. IPv6 is left out if there is IPv4."""
+    `socket.connect` takes, with the family (`of_one_family`); it is empty if there is none."""
 
     def __init__(self, host: str, port: int) -> None:
         self.found: list[tuple[int, tuple[Any, ...]]] | None = None
@@ -144,5 +157,4 @@ class Lookup:
             found = socket.getaddrinfo(*self._place, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             found = []
-        first = min((family for family, *_ in found), default=0)  # AF_INET is less than AF_INET6
-        self.found = [(family, tuple(place)) for family, *_, place in found if family == first]
+        self.found = of_one_family(found)

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any
 
-from zmq_offload.net.addresses import Lookup, host_of
+from zmq_offload.net.addresses import Lookup, host_of, unix_address
 
 LOOK_AGAIN = 0.01
 """Seconds between two looks for the result of a look-up of a name."""
@@ -24,8 +24,7 @@ class Dial:
         """For the next attempt, so that a name that is being looked up is not looked up again."""
         host = host_of(endpoint)
         if host is None:
-            path = endpoint.removeprefix("ipc://")
-            self._places = [(socket.AF_UNIX, b"\0" + os.fsencode(path[1:]) if path.startswith("@") else path)]
+            self._places = [(socket.AF_UNIX, unix_address(endpoint))]
         elif lookup is None or lookup.found is not None:
             self.lookup = Lookup(host, int(endpoint.rpartition(":")[2]))
 
