@@ -189,20 +189,25 @@ def decoded(frame: bytes) -> wire.ToClient | None:
         return None
 
 
-def outputs_of(done: Complete, total: float, model: str, *, kept: bool = True) -> Outputs | OffloadError:
-    """Decode a Result. Returns the error if its tensors cannot be decoded. `kept`: the caller may keep the outputs."""
+def result_of(done: Complete, total: float) -> tuple[int, Timings]:
+    """Version and timings of a Result. `total` is in seconds."""
     message = done.message
     assert isinstance(message, wire.Result)
     timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
+    return message.version, timings
+
+
+def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
+    """Decode a Result. Returns the error if its tensors cannot be decoded."""
+    version, timings = result_of(done, total)
     try:
         tensors = decode_tensors(done.payload)
     except ProtocolError as error:
         return error
-    if kept:
-        for name, array in tensors.items():
-            if array.nbytes < _SHARED:
-                tensors[name] = array.copy()
-    return Outputs(tensors, model, message.version, timings)
+    for name, array in tensors.items():
+        if array.nbytes < _SHARED:
+            tensors[name] = array.copy()
+    return Outputs(tensors, model, version, timings)
 
 
 def answer_of(done: Complete, total: float = 0.0, model: str = "") -> Any:

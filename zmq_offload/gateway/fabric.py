@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 
 from zmq_offload.client.aiodriver import AsyncDriver
 from zmq_offload.client.connection import Connection
-from zmq_offload.client.link import Link, answer_of
+from zmq_offload.client.link import Link, answer_of, result_of
 from zmq_offload.client.looplink import LoopLink
-from zmq_offload.client.results import Timings
 from zmq_offload.client.session import Complete, Fail, RetryPolicy
 from zmq_offload.errors import (
     Cancelled,
@@ -34,7 +33,6 @@ from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.handshake import clients_security
 from zmq_offload.protocol import limits
-from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import unpack
 
 _QUERY_SECONDS = 3.0
@@ -254,11 +252,9 @@ def _own(error: OffloadError) -> OffloadError:
 
 def _outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
     """The outputs of a Result, or the error if its frames cannot be read."""
-    message = done.message
-    assert isinstance(message, wire.Result)
-    timings = Timings(message.queue_us / 1e6, message.compute_us / 1e6, message.broker_us / 1e6, total)
+    version, timings = result_of(done, total)
     try:
-        return Outputs(unpack(done.payload), model, message.version, timings)
+        return Outputs(unpack(done.payload), model, version, timings)
     except ProtocolError as error:
         return error
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.payload import Array, decode_tensors, encode_header, encode_tensors, layout_of
+from zmq_offload.protocol.payload import Array, Buffer, decode_tensors, encode_header, encode_tensors, layout_of
 from zmq_offload.protocol.tensors import DType
-
-Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
 class Place(NamedTuple):
@@ -73,6 +71,18 @@ def pack(tensors: Mapping[str, Array]) -> Packed:
         return tensors
     layout = layout_for([(name, array.dtype, array.shape) for name, array in tensors.items()])
     return Packed(layout, encode_tensors(tensors))
+
+
+def assemble(layout: Layout, tensors: Iterable[Buffer]) -> Packed:
+    """The bytes of each tensor of a layout, in order, as frames. Large ones stay where they are."""
+    if len(layout.sizes) == 1:  # all are small
+        return Packed(layout, (b"".join((layout.header, *tensors)),))
+    head: list[Buffer] = [layout.header]
+    frames: list[Buffer] = [b""]
+    for place, data in zip(layout.places, tensors, strict=True):
+        (frames if place.frame else head).append(data)
+    frames[0] = b"".join(head)
+    return Packed(layout, frames)
 
 
 def layout_for(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> Layout:

@@ -20,7 +20,7 @@ from zmq_offload.gateway.protobuf.infer_response import Output, write_response
 from zmq_offload.gateway.sharedmemory.regions import Part, part_of
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import packed
-from zmq_offload.protocol.packed import Layout, Packed, layout_for, pack
+from zmq_offload.protocol.packed import Layout, assemble, layout_for, pack
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DATATYPES, DType, datatype_of
 
@@ -100,7 +100,7 @@ def decode(divided: Divided, memory: SharedMemory, grant: Grant) -> tuple[Call, 
         raw = plan.raw
     layout = plan.layout
     if layout is not None and not large and plan.raw_sizes == [len(data) for data in raw]:
-        inputs = _packed(layout, raw)
+        inputs = assemble(layout, raw)
     else:
         inputs = pack(_inputs(plan, raw, large, memory, grant))
     places: Mapping[str, Place] = {}
@@ -109,18 +109,6 @@ def decode(divided: Divided, memory: SharedMemory, grant: Grant) -> tuple[Call, 
         places = {output.name: place for output, place in zip(plan.rooms, found, strict=True)}
     answer = Answer(plan.id if request_id is None else request_id, plan.outputs, places)
     return Call(plan.model, plan.version, inputs, plan.timeout, plan.priority), answer
-
-
-def _packed(layout: Layout, raw: Sequence[Buffer]) -> Packed:
-    """Inputs that are all raw. No arrays are made of them."""
-    if len(layout.sizes) == 1:  # all are small
-        return Packed(layout, (b"".join((layout.header, *raw)),))
-    head: list[Buffer] = [layout.header]
-    frames: list[Buffer] = [b""]
-    for place, data in zip(layout.places, raw, strict=True):
-        (frames if place.frame else head).append(data)
-    frames[0] = b"".join(head)
-    return Packed(layout, frames)
 
 
 def _inputs(

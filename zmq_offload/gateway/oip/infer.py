@@ -26,7 +26,7 @@ from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbyt
 from zmq_offload.gateway.sharedmemory.regions import Part, part_of
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import packed
-from zmq_offload.protocol.packed import Layout, Packed, described, layout_for, pack
+from zmq_offload.protocol.packed import Layout, Packed, assemble, described, layout_for, pack
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, DType, datatype_of
 
@@ -165,16 +165,8 @@ def decode(
 
 def _packed(layout: Layout, at: int, body: Buffer) -> Packed:
     """The inputs whose bytes follow each other in a body. No arrays are made of them."""
-    if len(layout.sizes) == 1:  # all are small
-        return Packed(layout, (b"".join((layout.header, memoryview(body)[at:])),))
     view = memoryview(body)
-    head: list[Buffer] = [layout.header]
-    frames: list[Buffer] = [b""]
-    for place in layout.places:
-        piece = view[at : (at := at + place.stop - place.start)]
-        (frames if place.frame else head).append(piece)
-    frames[0] = b"".join(head)
-    return Packed(layout, frames)
+    return assemble(layout, [view[at : (at := at + place.stop - place.start)] for place in layout.places])
 
 
 def _inputs(plan: _Plan, length: int, body: Buffer, memory: SharedMemory, grant: Grant) -> Packed:
