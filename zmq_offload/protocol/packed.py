@@ -7,7 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.payload import Array, Buffer, decode_tensors, encode_header, encode_tensors, layout_of
+from zmq_offload.protocol.payload import (
+    KEPT_HEADER_BYTES,
+    KEPT_HEADERS,
+    LENGTH_BYTES,
+    Array,
+    Buffer,
+    decode_tensors,
+    encode_header,
+    encode_tensors,
+    layout_of,
+)
 from zmq_offload.protocol.tensors import DType
 
 
@@ -92,32 +102,24 @@ def layout_for(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> Layout:
 
 def unpack(frames: Sequence[Any]) -> Packed:
     """Tensors that came as frames; the head is bytes. Raises ProtocolError if they are not what the header says."""
-    if frames:
-        head = frames[0]
-        at = _LENGTH + int.from_bytes(head[:_LENGTH], "big")
-        if at <= _SHORT and at <= len(head):
-            found = _known(head[:at])
-            if tuple(map(len, frames)) == found.sizes:
-                return Packed(found, frames)
+    head = frames[0] if frames else b""
+    at = LENGTH_BYTES + int.from_bytes(head[:LENGTH_BYTES], "big")
+    if at <= KEPT_HEADER_BYTES and at <= len(head):
+        found = _known(head[:at])
+        if tuple(map(len, frames)) == found.sizes:
+            return Packed(found, frames)
     decode_tensors(frames)  # a long header, or frames that do not fit, of which it says why
-    return Packed(described(frames[0][: _LENGTH + int.from_bytes(frames[0][:_LENGTH], "big")]), frames)
-
-
-_LENGTH = 4
-"""Bytes of a header's length."""
-
-_SHORT = 1024
-"""The longest header of which the layout is kept, in bytes."""
+    return Packed(described(head[:at]), frames)
 
 
 def described(header: bytes) -> Layout:
     """The layout that a header gives, which begins with its length. Raises ProtocolError."""
-    return (_known if len(header) <= _SHORT else _layout)(header)
+    return (_known if len(header) <= KEPT_HEADER_BYTES else _layout)(header)
 
 
 def _layout(header: bytes) -> Layout:
     places, sizes = [], [len(header)]
-    for name, dtype, shape, nbytes in layout_of(header[_LENGTH:]):
+    for name, dtype, shape, nbytes in layout_of(header[LENGTH_BYTES:]):
         if nbytes > limits.PACKED_BYTES:
             places.append(Place(name, dtype, shape, len(sizes), 0, nbytes))
             sizes.append(nbytes)
@@ -127,4 +129,4 @@ def _layout(header: bytes) -> Layout:
     return Layout(header, tuple(places), tuple(sizes))
 
 
-_known = functools.lru_cache(256)(_layout)
+_known = functools.lru_cache(KEPT_HEADERS)(_layout)

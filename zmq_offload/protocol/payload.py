@@ -59,14 +59,14 @@ def sendable(tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 _PACKED = limits.PACKED_BYTES
-_LENGTH = 4
+LENGTH_BYTES = 4
 """Bytes before the header."""
 
-_SIGNATURES = 256
+KEPT_HEADERS = 256
 """Headers that are cached: those of a model are the same in every request."""
 
 
-@functools.lru_cache(_SIGNATURES)
+@functools.lru_cache(KEPT_HEADERS)
 def encode_header(
     entries: tuple[tuple[str, DType, tuple[int, ...]], ...],
 ) -> tuple[bytes, list[DType]]:
@@ -89,7 +89,7 @@ def encode_header(
         encoded = msgpack.packb(header)
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"tensor name {error.object!r:.80} is not valid Unicode") from None
-    return len(encoded).to_bytes(_LENGTH, "big") + encoded, [DATATYPES[datatype] for _, datatype, _ in header]
+    return len(encoded).to_bytes(LENGTH_BYTES, "big") + encoded, [DATATYPES[datatype] for _, datatype, _ in header]
 
 
 def decode_header(frame: bytes) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -122,12 +122,12 @@ def decode_tensors(frames: Sequence[Any]) -> dict[str, Array]:
     if not frames:
         raise ProtocolError("the header is missing")
     head = frames[0]
-    at = _LENGTH + int.from_bytes(head[:_LENGTH], "big")
-    if not _LENGTH <= at <= len(head):
-        raise ProtocolError(f"a header of {at - _LENGTH} bytes does not end in its frame of {len(head)}")
-    if at > _LENGTH + limits.HEADER_BYTES:
-        raise ProtocolError(f"a header has at most {limits.HEADER_BYTES} bytes, not {at - _LENGTH}")
-    layout = (_cached_layout if at <= _SHORT else layout_of)(head[_LENGTH:at])
+    at = LENGTH_BYTES + int.from_bytes(head[:LENGTH_BYTES], "big")
+    if not LENGTH_BYTES <= at <= len(head):
+        raise ProtocolError(f"a header of {at - LENGTH_BYTES} bytes does not end in its frame of {len(head)}")
+    if at > LENGTH_BYTES + limits.HEADER_BYTES:
+        raise ProtocolError(f"a header has at most {limits.HEADER_BYTES} bytes, not {at - LENGTH_BYTES}")
+    layout = (_cached_layout if at <= KEPT_HEADER_BYTES else layout_of)(head[LENGTH_BYTES:at])
     tensors: dict[str, Array] = {}
     used = 1
     for name, dtype, shape, nbytes in layout:
@@ -155,7 +155,7 @@ def _named(name: str, dtype: DType, shape: tuple[int, ...], nbytes: int) -> str:
     return f"tensor {name!r}: {datatype_of(dtype)}{list(shape)} needs {nbytes} bytes"
 
 
-_SHORT = 1024
+KEPT_HEADER_BYTES = 1024
 """The largest header that is cached, in bytes: a peer's headers must not fill the memory."""
 
 
@@ -179,7 +179,7 @@ def check_empty(name: str, dtype: DType, shape: tuple[int, ...]) -> None:
         raise ProtocolError(f"tensor {name!r}: {list(shape)} is too large a shape") from None
 
 
-_cached_layout = functools.lru_cache(_SIGNATURES)(layout_of)
+_cached_layout = functools.lru_cache(KEPT_HEADERS)(layout_of)
 
 
 def encode_body(body: object) -> bytes:
