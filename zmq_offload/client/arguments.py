@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,6 +122,13 @@ def arrays_of(inputs: Mapping[str, ArrayLike]) -> Mapping[str, Array]:
         if type(value) is not np.ndarray:
             return {name: _array(name, value) for name, value in inputs.items()}
     return inputs  # type: ignore[return-value,unused-ignore]  # all values are arrays
+
+
+def check_input_bytes(inputs: Iterable[tuple[str, int]], most: int) -> None:
+    """Raise InvalidArgument, which names the first of these inputs that has more bytes than `max_frame_bytes`."""
+    for name, nbytes in inputs:
+        if nbytes > most:
+            raise InvalidArgument(f"input {name!r} has {nbytes} bytes; max_frame_bytes allows {most}")
 
 
 def _array(name: str, value: object) -> Array:

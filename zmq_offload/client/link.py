@@ -7,11 +7,11 @@ import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import zmq
 
-from zmq_offload.client.arguments import arrays_of, check_call, check_max_frame_bytes, check_policy
+from zmq_offload.client.arguments import arrays_of, check_call, check_input_bytes, check_max_frame_bytes, check_policy
 from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.client.session import ClientSession, Complete, Payload, RetryPolicy, Send
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
@@ -96,7 +96,7 @@ class Link(ABC):
         payload = encode_tensors(arrays)
         # The session checks the broker's limit.
         if max(map(len, payload)) > self._max_frame_bytes:
-            raise self._too_large(len(payload[0]), ((name, array.nbytes) for name, array in arrays.items()))
+            self._refuse_size(len(payload[0]), ((name, array.nbytes) for name, array in arrays.items()))
         return payload
 
     def packed_request(
@@ -107,16 +107,14 @@ class Link(ABC):
         sizes = inputs.layout.sizes
         if max(sizes) > self._max_frame_bytes:
             named = ((place.name, place.stop - place.start) for place in inputs.layout.places)
-            raise self._too_large(sizes[0], named)
+            self._refuse_size(sizes[0], named)
         return model, inputs.frames, timeout, wanted, priority, signature
 
-    def _too_large(self, head: int, inputs: Iterable[tuple[str, int]]) -> InvalidArgument:
-        """The error of inputs, of which the bytes are given, with a frame that is too large."""
+    def _refuse_size(self, head: int, inputs: Iterable[tuple[str, int]]) -> NoReturn:
+        """Raise the error of inputs, of which the bytes are given, with a frame that is too large."""
         most = self._max_frame_bytes
-        for name, nbytes in inputs:
-            if nbytes > most:
-                return InvalidArgument(f"input {name!r} has {nbytes} bytes; max_frame_bytes allows {most}")
-        return InvalidArgument(
+        check_input_bytes(inputs, most)
+        raise InvalidArgument(
             f"the small inputs together have {head} bytes, names included; max_frame_bytes allows {most}"
         )
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NoReturn
 
-from zmq_offload.client.arguments import arrays_of, check_call, check_max_frame_bytes, check_timeout
+from zmq_offload.client.arguments import arrays_of, check_call, check_input_bytes, check_max_frame_bytes, check_timeout
+from zmq_offload.client.link import DEFAULT_TIMEOUT
 from zmq_offload.client.output_arrays import check_output_arrays
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.sync import Client
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
-from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array, sendable
 from zmq_offload.protocol.tensors import Latest
@@ -23,9 +23,6 @@ from zmq_offload.transports.url import scheme_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-DEFAULT_TIMEOUT = 10.0
-"""Seconds that a call may take by default, as through a broker."""
 
 
 class ServerClient:
@@ -204,11 +201,7 @@ class ServerClient:
             model, self._timeout if timeout is None else timeout, version, priority
         )
         arrays = sendable(arrays_of(inputs))
-        for name, array in arrays.items():
-            if array.nbytes > self._max_frame_bytes:
-                raise InvalidArgument(
-                    f"input {name!r} has {array.nbytes} bytes; max_frame_bytes allows {self._max_frame_bytes}"
-                )
+        check_input_bytes(((name, array.nbytes) for name, array in arrays.items()), self._max_frame_bytes)
         return ServerCall(model, wanted or None, signature, arrays, outputs, priority, started, started + seconds)
 
 
