@@ -27,14 +27,14 @@ _HEARTBEAT = wire.encode(wire.Heartbeat())
 
 class Line:
     """One broker's connection. Poll `descriptor` for reading unless `full`, and for writing if `wants_to_write`; then
-    call `ready`. Call `tick` at `due`. What happens is added to `events`.
+    call `ready`. Call `tick` at `due`. `happened` is told what happens.
     """
 
     def __init__(
         self,
         broker: int,
         endpoint: str,
-        events: Callable[[Event], object],
+        happened: Callable[[Event], object],
         scratch: Scratch,
         *,
         heartbeat: float,
@@ -43,7 +43,7 @@ class Line:
     ) -> None:
         self.broker = broker
         self._endpoint = endpoint
-        self._event = events
+        self._event = happened
         self._scratch = scratch
         self._heartbeat = heartbeat
         self._most_messages = most_messages
@@ -66,6 +66,11 @@ class Line:
         if self.stream is not None:
             return self.stream.fileno()
         return None if self._dial is None else self._dial.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something is queued of which the system takes no more for now."""
+        return self.stream is not None and self.stream.blocked
 
     @property
     def wants_to_write(self) -> bool:

@@ -108,7 +108,7 @@ class StreamLinks:
             lines, self._unsent = self._unsent, []
             for line in lines:
                 line.flush(self._clock())
-                self._register(line)
+                self._follow(line)
 
     def settle(self) -> None:
         self._write_out(self._lines, _SETTLE)
@@ -196,10 +196,9 @@ class StreamLinks:
         wait = None if due == math.inf else max(0, math.ceil((due - self._clock()) * 1000)) if due > 0 else 0
         for descriptor, _ in poll.poll(wait):
             if descriptor in self._polled:
-                line, polled = self._polled[descriptor]
+                line, _ = self._polled[descriptor]
                 line.ready(self._clock())
-                if polled != _POLLIN or line.stream is None or line.stream.blocked or line.full:
-                    self._register(line)
+                self._follow(line)
             elif descriptor in self._watched:
                 self._watched[descriptor]()
             else:
@@ -215,10 +214,16 @@ class StreamLinks:
                 line.tick(now)
             self._register(line)
 
+    def _follow(self, line: Line) -> None:
+        """Something was done with a connection. Nearly always it is polled for reading alone, and goes on so."""
+        stream = line.stream
+        if stream is None or stream.blocked or line.full or self._polled.get(stream.fileno()) != (line, _POLLIN):
+            self._register(line)
+
     def _register(self, line: Line) -> None:
         """Poll a connection as it is now, and find out when the next one has something to do."""
         self._due = min(each.due for each in self._lines)
-        self._blocked = any(each.stream is not None and each.stream.blocked for each in self._lines)
+        self._blocked = any(each.blocked for each in self._lines)
         descriptor = line.descriptor
         for known, (other, _) in list(self._polled.items()):
             if other is line and known != descriptor:
@@ -253,14 +258,10 @@ class StreamLinks:
             for line in lines:
                 line.flush(self._clock())
                 self._register(line)
+            waiting = next((line.stream for line in lines if line.blocked), None)
+            left = end - self._clock()
+            if waiting is None or left <= 0:
+                return
             blocked = select.poll()
-            for line in lines:
-                if line.stream is not None and line.stream.blocked:
-                    blocked.register(line.stream, _POLLOUT)
-                    left = end - self._clock()
-                    break
-            else:
-                return
-            if left <= 0:
-                return
+            blocked.register(waiting, _POLLOUT)
             blocked.poll(left * 1000)
