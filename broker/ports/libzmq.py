@@ -75,8 +75,9 @@ class LibzmqPorts:
         self._front_monitor = transport.monitor(self._front, refusals)
         self._from_workers = transport.Inbox(self._back, keyed=True)
         self._from_clients = transport.Inbox(self._front, keyed=True)
+        self._news_of_connections = self._monitor.fileno()
         self._poll = transport.Poll(
-            (self._from_workers, self._from_clients), (wake.fileno(), int(self._monitor.getsockopt(zmq.FD)))
+            (self._from_workers, self._from_clients), (wake.fileno(), self._news_of_connections)
         )
         self._undelivered: list[Undelivered] = []
         self._news: list[Event] = [self._security.authorized]
@@ -102,13 +103,12 @@ class LibzmqPorts:
         if self._news or self._undelivered:
             return self._take_news()
         events: list[Event] = []
-        monitor = self._monitor.fileno()
         for source in self._poll.wait(-1 if seconds is None else math.ceil(seconds * 1000)):
             if source is self._from_workers:
                 events += map(self._from_back, self._from_workers.take_after(self._poll, _BATCH))
             elif source is self._from_clients:
                 events += map(self._from_front, self._from_clients.take_after(self._poll, _BATCH))
-            elif source == monitor:
+            elif source == self._news_of_connections:
                 if self._drain_monitor(self._monitor, "workers"):
                     events.append(Disconnected())
             else:
