@@ -28,6 +28,7 @@ from zmq_offload.compile.pipeline import fusing
 from zmq_offload.compile.target import host_target
 from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.errors import Cancelled, FailedPrecondition, Unavailable
+from zmq_offload.runtime.views import view_of
 
 LEFT, RIGHT = Region("left", ["features"], ["left"]), Region("right", ["features"], ["right"])
 X = onnx_models.random(1, 3, 8, 8)
@@ -131,7 +132,7 @@ def test_the_device_works_while_its_request_is_in_flight(tmp_path: Path, joins: 
     worked = threading.Event()
 
     def own(source: Any, result: Any) -> None:
-        np.from_dlpack(result)[...] = np.from_dlpack(source) * 2
+        view_of(result)[...] = np.from_dlpack(source) * 2
         worked.set()
 
     def backend(functions: Any, *_: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from tvm.script import relax as R
 from tests.schedules.schedule_harness import HOST, Net, close, compiled
 from zmq_offload.compile.pipeline import cpu_pipeline, graph_passes
 from zmq_offload.compile.target import host_target
+from zmq_offload.runtime.views import view_of
 from zmq_offload.schedules import machine_of
 from zmq_offload.schedules.schedule import scheduled
 from zmq_offload.schedules.tvm_internals import SCHEDULED
@@ -82,7 +83,7 @@ def test_weights_that_are_inputs_are_packed_at_run_time() -> None:
 def test_a_call_to_an_external_function_stays_in_its_place() -> None:
     @tvm.register_global_func("zmq_offload.tests.schedules.double", override=True)
     def double(x: tvm.runtime.Tensor, out: tvm.runtime.Tensor) -> None:
-        np.from_dlpack(out)[:] = 2 * np.from_dlpack(x)
+        view_of(out)[:] = 2 * np.from_dlpack(x)
 
     @tvm.script.ir_module
     class Module:

@@ -55,7 +55,7 @@ def _folded(place: Array) -> bool:
 def _overlap(first: Array, second: Array) -> bool:
     try:
         return np.shares_memory(first, second, max_work=_OVERLAP_WORK)  # type: ignore[arg-type,unused-ignore]  # NumPy 2.4
-    except RuntimeError:  # np.exceptions.TooHardError, which NumPy 1.24 has elsewhere
+    except np.exceptions.TooHardError:
         return False
 
 

@@ -18,6 +18,7 @@ from zmq_offload.artifacts.manifest import RECEIVE, SEND, OffloadedRegion
 from zmq_offload.errors import Cancelled, Internal
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest, signature_of
+from zmq_offload.runtime.views import view_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -143,7 +144,7 @@ class RemoteModule:
     def __call__(self, *tensors: tvm.runtime.Tensor) -> tvm.runtime.Tensor | list[tvm.runtime.Tensor] | None:
         """Arguments: inputs, outputs. Without outputs, the results are returned: their shapes were not known."""
         try:  # not `_noting`, which would add to a call of a hundred microseconds
-            inputs, outputs = self._named([np.from_dlpack(t) for t in tensors])
+            inputs, outputs = self._named([view_of(t) for t in tensors])
             if not outputs:
                 return self._returned(inputs)
             self._call(inputs, outputs)
@@ -155,7 +156,7 @@ class RemoteModule:
     def send(self, *tensors: tvm.runtime.Tensor) -> None:
         """Arguments: inputs, token. Begin a request and write its number to the token, or 0 if `receive` makes it."""
         with self._noting():
-            *views, token = (np.from_dlpack(t) for t in tensors)
+            *views, token = (view_of(t) for t in tensors)
             inputs, _ = self._named(views)
             submit: Callable[..., PendingReply] | None = getattr(self._client, "submit", None)
             if submit is None:
@@ -167,7 +168,7 @@ class RemoteModule:
     def receive(self, *tensors: tvm.runtime.Tensor) -> None:
         """Arguments: token, inputs, outputs. Wait for a request. Passing the inputs keeps their memory until then."""
         with self._noting():
-            token, *views = (np.from_dlpack(t) for t in tensors)
+            token, *views = (view_of(t) for t in tensors)
             inputs, outputs = self._named(views)
             if token == 0:
                 self._call(inputs, outputs)

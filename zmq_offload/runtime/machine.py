@@ -20,6 +20,7 @@ from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime import extra  # noqa: F401  (importing it loads sorting)
 from zmq_offload.runtime.refusal import refusal
+from zmq_offload.runtime.views import view_of
 
 Memory: TypeAlias = tuple[tvm.runtime.Tensor, Array]
 """A tensor of TVM's, and a view of it."""
@@ -109,7 +110,7 @@ class Machine:
             if refused is None:
                 raise
             raise refused from None
-        results = [np.from_dlpack(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
+        results = [view_of(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
         # A result's memory lives as long as the array. But a model may hand an input through, perhaps under another
         # shape, and the next run writes to an input's memory.
         for _, view in memories:
@@ -119,4 +120,4 @@ class Machine:
 
 def _memory(shape: Sequence[int], dtype: np.dtype[Any]) -> Memory:
     tensor = tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())
-    return tensor, np.from_dlpack(tensor)
+    return tensor, view_of(tensor)
