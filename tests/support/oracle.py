@@ -154,15 +154,17 @@ def _tensors(signature: Signature) -> str:
 @contextmanager
 def triton(folder: Path, python: str) -> Iterator[Triton]:
     """Triton with the models of `signed_worker`."""
-    models = {}
     for name, (inputs, outputs) in SIGNATURES.items():
         versions = ", ".join(map(str, VERSIONS.get(name, (1,))))
         config = (
             f'backend: "python"\nmax_batch_size: 0\nversion_policy: {{ specific {{ versions: [{versions}] }} }}\n'
             f"input [{_tensors(inputs)}]\noutput [{_tensors(outputs)}]\n"
         )
-        models[name] = config, _MODEL
-    with tritonserver(folder, python, models, "--model-control-mode=explicit", "--load-model=*") as running:
+        for number in ("1", "2"):
+            (folder / "models" / name / number).mkdir(parents=True)
+            (folder / "models" / name / number / "model.py").write_text(_MODEL)
+        (folder / "models" / name / "config.pbtxt").write_text(config)
+    with tritonserver(folder, python, folder / "models", "--model-control-mode=explicit", "--load-model=*") as running:
         yield running
 
 

@@ -77,10 +77,10 @@ class Triton(NamedTuple):
 
 
 @contextmanager
-def tritonserver(folder: Path, python: str, models: Mapping[str, tuple[str, str]], *options: str) -> Iterator[Triton]:
+def tritonserver(folder: Path, python: str, repository: Path, *options: str) -> Iterator[Triton]:
     """The server in the package nvidia-pytriton, with its Python backend, without GPU or container.
 
-    `models` has the text of config.pbtxt and of model.py by name. A model's folders are its versions 1 and 2.
+    `folder` is for its backends and its log. The models of `repository` run in the environment of `python`.
     """
     found = subprocess.run(
         [python, "-c", "import pytriton, sys, sysconfig; "
@@ -97,15 +97,10 @@ def tritonserver(folder: Path, python: str, models: Mapping[str, tuple[str, str]
         (backend / name).symlink_to(home / "tritonserver/backends/python" / name)
     stub = home / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
     (backend / stub.name).symlink_to(stub)
-    for name, (config, code) in models.items():
-        for number in ("1", "2"):
-            (folder / "models" / name / number).mkdir(parents=True)
-            (folder / "models" / name / number / "model.py").write_text(code)
-        (folder / "models" / name / "config.pbtxt").write_text(config)
     http, grpc, metrics = free_port(), free_port(), free_port()
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     command = [
-        str(home / "tritonserver/bin/tritonserver"), "--model-repository", str(folder / "models"),
+        str(home / "tritonserver/bin/tritonserver"), "--model-repository", str(repository),
         "--backend-directory", str(folder / "backends"), *ports, *options,
     ]  # fmt: skip
     environment = {

@@ -1,0 +1,1 @@
+"""A model repository of ours as one of another inference server."""
