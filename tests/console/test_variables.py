@@ -28,7 +28,7 @@ def readers() -> dict[str, set[str]]:
 
 
 def test_options_read_the_variables_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = {"CLIENT_KEY", "BROKER_KEY", "ENV_FILE"}  # `Client` reads the keys, whichever command makes one
+    keys = {"CLIENT_KEY", "BROKER_KEY", "TOKEN", "ENV_FILE"}  # clients read the keys, whichever command makes one
     found = readers()
     assert set(found) | {PREFIX + key for key in keys} == set(VARIABLES)
     for name, programs in found.items():

@@ -90,6 +90,7 @@ VARIABLES: Mapping[str, Variable] = {
         "BROKER_KEY": Variable(
             "the broker's NAME.key, for its peers", ("worker", "gateway", "status", "load", "profile", "library")
         ),
+        "TOKEN": Variable("a client's bearer token, for servers that are called over TLS", ("library",)),
         "TIMEOUT": Variable("maximum seconds for each request of a command", ("gateway", "status", "load", "profile")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 
 import grpc
 
 from zmq_offload.errors import Unavailable
+from zmq_offload.transports.access import Tls, access, read
 from zmq_offload.transports.codes import of_grpc
 from zmq_offload.transports.transport import Attempt
 from zmq_offload.transports.url import Url
@@ -16,7 +16,6 @@ _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     # The server may be there again soon, and calls in between fail at once: gRPC's own pauses are 1 s to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Channels of one process to one address share a connection otherwise, and its state after a failure.
     ("grpc.use_local_subchannel_pool", 1),
@@ -24,25 +23,31 @@ _OPTIONS = (
 
 
 class Channel:
-    """The connection to one server. `most`: bytes of an answer. Threads share it."""
+    """The connection to one server. `most`: bytes of an answer. Threads share it.
+
+    Raises InvalidArgument and FailedPrecondition for what the URL says of TLS and a token.
+    """
 
     def __init__(self, url: Url, most: int) -> None:
         self._server = f"{url.scheme}://{url.address}"
         options = [*_OPTIONS, ("grpc.max_receive_message_length", min(most, 2**31 - 1))]
-        self._channel = grpc.insecure_channel(url.address, options=options)
+        tls, authorization = access(url)
+        if tls is None:
+            self._channel = grpc.insecure_channel(url.address, options=options)
+        else:
+            self._channel = grpc.secure_channel(url.address, _credentials(tls), options=options)
+        self._metadata = () if authorization is None else (("authorization", authorization),)
         self._methods: dict[str, grpc.UnaryUnaryMultiCallable] = {}
         self._reached = False
 
-    def call(
-        self, method: str, message: bytes, attempt: Attempt, metadata: Sequence[tuple[str, str]] | None = None
-    ) -> bytes:
+    def call(self, method: str, message: bytes, attempt: Attempt) -> bytes:
         """Call a method by its path. Raises the error of the server's status."""
         known = self._methods.get(method)
         if known is None:
             known = self._methods[method] = self._channel.unary_unary(method)
         if not self._reached and attempt.connect_until < attempt.until:
             self._reach(attempt)
-        call = known.future(message, timeout=attempt.seconds(), metadata=metadata)
+        call = known.future(message, timeout=attempt.seconds(), metadata=self._metadata)
         try:
             with attempt.stopped_by(call.cancel):
                 answer: bytes = call.result()
@@ -82,3 +87,9 @@ class Channel:
             attempt.seconds()
         finally:
             self._channel.unsubscribe(follow)
+
+
+def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    tls.context()  # gRPC says nothing of files that it cannot use, but cannot connect
+    files = (tls.ca, tls.key, tls.certificate)
+    return grpc.ssl_channel_credentials(*[None if path is None else read(path) for path in files])

@@ -20,6 +20,7 @@ from zmq_offload.transports.registry import BROKERS, check_servers, opened
 from zmq_offload.transports.servers import ServerCall, Servers
 from zmq_offload.transports.transport import Options, Transport
 from zmq_offload.transports.url import scheme_of
+from zmq_offload.transports.url import shown as shown_url
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -73,7 +74,7 @@ class ServerClient:
             for transport in transports:
                 transport.close()
             raise
-        self._servers = Servers(urls, transports)
+        self._servers = Servers([shown_url(url) for url in urls], transports)
         self._release = hold(self, self._servers)
         self._warns = True
 

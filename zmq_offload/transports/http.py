@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,12 +13,16 @@ from typing import Any
 
 from zmq_offload.errors import DeadlineExceeded, OffloadError, ProtocolError, ResourceExhausted, Unavailable, one_line
 from zmq_offload.protocol.payload import Buffer
+from zmq_offload.transports.access import access
 from zmq_offload.transports.names import looked_up
 from zmq_offload.transports.transport import Attempt
 from zmq_offload.transports.url import Url
 
 _IDLE = 64
 """Connections that are kept for later requests."""
+
+_RECORD = 16 << 10
+"""Bytes of a request that is one record of TLS."""
 
 _PIECE = 1 << 20
 """Bytes that are read at once of a body whose length is not known before."""
@@ -31,7 +36,7 @@ class Response:
         self.status = response.status
         length = response.length
         if length is not None and length > most:
-            raise ResourceExhausted(f"the answer of {server} has {length} bytes; max_frame_bytes allows about {most}")
+            raise ResourceExhausted(f"the answer of {server} has {length} bytes; at most {most} are taken")
         self.left = length
         """Bytes of the body that are not read yet; None if the server did not say how many there are."""
 
@@ -61,9 +66,7 @@ class Response:
             pieces.append(piece)
             size += len(piece)
             if size > self._most:
-                raise ResourceExhausted(
-                    f"the answer of {self._server} has more than {self._most} bytes, about what max_frame_bytes allows"
-                )
+                raise ResourceExhausted(f"the answer of {self._server} has more than {self._most} bytes")
         return b"".join(pieces)
 
 
@@ -85,10 +88,16 @@ class _Timed(io.RawIOBase):
 
 
 class HttpConnections:
-    """The connections to one server. `most`: bytes of an answer. Threads share it."""
+    """The connections to one server. `most`: bytes of an answer. Threads share it.
+
+    Raises InvalidArgument and FailedPrecondition for what the URL says of TLS and a token.
+    """
 
     def __init__(self, url: Url, most: int) -> None:
         self._url, self._most = url, most
+        tls, authorization = access(url)
+        self._tls = None if tls is None else tls.context()
+        self._authorization = [] if authorization is None else [f"Authorization: {authorization}"]
         self._server = f"{url.scheme}://{url.address}"
         self._idle: list[socket.socket] = []
         self._closed = False
@@ -96,16 +105,23 @@ class HttpConnections:
 
     @contextmanager
     def request(
-        self, method: str, path: str, attempt: Attempt, headers: Mapping[str, str], body: Sequence[Buffer] = ()
+        self,
+        method: str,
+        path: str,
+        attempt: Attempt,
+        headers: Mapping[str, str],
+        body: Sequence[Buffer] = (),
+        most: int | None = None,
     ) -> Iterator[Response]:
-        """Send a request, and give its answer to the body of the `with` statement, which reads it.
+        """Send a request, and give its answer to the body of the `with` statement, which reads it. `most`: bytes of the
+        answer, where it is known to be small.
 
         Raises Unavailable, DeadlineExceeded and ProtocolError, in the body of the statement, too.
         """
         length = sum(map(len, body))
         lines = [f"{method} {self._url.path}{path} HTTP/1.1", f"Host: {self._url.address}", "Accept-Encoding: identity"]
         lines += [f"Content-Length: {length}"] if body else []
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines += [*self._authorization, *(f"{name}: {value}" for name, value in headers.items())]
         head = "\r\n".join([*lines, "", ""]).encode("ascii")
         connection: socket.socket | None = None
         try:
@@ -114,14 +130,12 @@ class HttpConnections:
                 with attempt.stopped_by(_stopper(connection)):
                     answer = self._answer(connection, method, [head, *body], attempt, kept)
                     if answer is not None:
-                        yield Response(answer, self._most, self._server)
+                        yield Response(answer, self._most if most is None else most, self._server)
                         if answer.isclosed() and not answer.will_close:
                             connection = self._keep(connection)
                         return
                 connection.close()  # the server had closed it since the last request
         except http.client.HTTPException as error:
-            if isinstance(error, ConnectionError):
-                raise
             raise ProtocolError(
                 f"{self._server} does not answer in HTTP: {type(error).__name__}: {one_line(error)}"
             ) from None
@@ -165,7 +179,15 @@ class HttpConnections:
                 with attempt.stopped_by(_stopper(connection)):
                     connection.connect(address)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return connection, False
+                if self._tls is None:
+                    return connection, False
+                secure = connection = self._tls.wrap_socket(
+                    connection, server_hostname=self._url.host, do_handshake_on_connect=False
+                )
+                secure.settimeout(attempt.seconds_to_connect())
+                with attempt.stopped_by(_stopper(secure)):
+                    secure.do_handshake()
+                return secure, False
             except OSError as error:
                 connection.close()
                 if isinstance(error, OffloadError):
@@ -212,14 +234,21 @@ class HttpConnections:
 def _stopper(connection: socket.socket) -> Any:
     def stop() -> None:
         with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # SSLSocket's own is not for another thread
 
     return stop
 
 
 def _send(connection: socket.socket, parts: Sequence[Buffer], attempt: Attempt) -> None:
-    """Send all parts; the first ones in one system call."""
+    """Send all parts; the first ones in one system call, or one record of TLS."""
     views = [memoryview(part).cast("B") for part in parts]
+    if isinstance(connection, ssl.SSLSocket):
+        for view in views if sum(map(len, views)) > _RECORD else [memoryview(b"".join(views))]:
+            at = 0
+            while at < len(view):
+                connection.settimeout(attempt.seconds())
+                at += connection.send(view[at:])
+        return
     connection.settimeout(attempt.seconds())
     sent = connection.sendmsg(views)
     for view in views:

@@ -31,6 +31,10 @@ class Place(NamedTuple):
 BUILT_IN = {
     "tcp": Place("zmq_offload.transports.broker", "BrokerTransport", None),
     "ipc": Place("zmq_offload.transports.broker", "BrokerTransport", None),
+    "grpc": Place("zmq_offload.transports.oip.infer_grpc", "OipGrpc", "grpc"),
+    "grpcs": Place("zmq_offload.transports.oip.infer_grpc", "OipGrpc", "grpc"),
+    "http": Place("zmq_offload.transports.oip.infer_http", "OipHttp", None),
+    "https": Place("zmq_offload.transports.oip.infer_http", "OipHttp", None),
 }
 """Our own transports. Their schemes cannot be registered by others."""
 

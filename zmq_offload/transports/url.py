@@ -30,15 +30,25 @@ class Url(NamedTuple):
         """HOST:PORT, with the brackets of an IPv6 address."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def shown(self) -> str:
+        """The URL for messages."""
+        return shown(self.text)
+
     def only(self, *keys: str, path: bool = False) -> Url:
         """The URL itself, if it has no path (unless `path`) and no keys but these. Raises InvalidArgument."""
         if self.path and not path:
-            raise InvalidArgument(f"server {self.text!r} has a path; use {self.scheme}://HOST:PORT")
+            raise InvalidArgument(f"server {self.shown!r} has a path; use {self.scheme}://HOST:PORT")
         for key in self.query:
             if key not in keys:
                 known = f"; known are {', '.join(keys)}" if keys else f"; use {self.scheme}://HOST:PORT"
-                raise InvalidArgument(f"server {self.text!r} has {key!r} after the question mark{known}")
+                raise InvalidArgument(f"server {self.shown!r} has {key!r} after the question mark{known}")
         return self
+
+
+def shown(text: str) -> str:
+    """A URL without what may be secret, for messages and logs: its query, and all but its scheme if it has an @."""
+    return f"{text.partition('://')[0]}://..." if "@" in text else text.partition("?")[0]
 
 
 def scheme_of(text: object) -> str:
@@ -47,9 +57,9 @@ def scheme_of(text: object) -> str:
         raise InvalidArgument(f"server {text!r} is not a string; use a URL such as grpc://HOST:PORT")
     scheme, separator, _ = text.partition("://")
     if not separator or not scheme:
-        raise InvalidArgument(f"server {text!r} is not a URL; use one such as grpc://HOST:PORT")
+        raise InvalidArgument(f"server {shown(text)!r} is not a URL; use one such as grpc://HOST:PORT")
     if "," in text and text.count("://") > 1:
-        raise InvalidArgument(f"server {text!r} is several URLs; give them as a list")
+        raise InvalidArgument(f"server {shown(text)!r} is several URLs; give them as a list")
     return scheme.lower()
 
 
@@ -59,13 +69,13 @@ def parse(text: str) -> Url:
     found = _URL.fullmatch(text)
     place = found and _PLACE.fullmatch(found["place"])
     if found is None or place is None:
-        raise InvalidArgument(f"server {text!r} has no host and port; use {scheme}://HOST:PORT")
+        raise InvalidArgument(f"server {shown(text)!r} has no host and port; use {scheme}://HOST:PORT")
     port = int(place["port"])
     if not 0 < port < 65536:
-        raise InvalidArgument(f"server {text!r}: port {port} is not from 1 to 65535")
+        raise InvalidArgument(f"server {shown(text)!r}: port {port} is not from 1 to 65535")
     try:
         pairs = parse_qsl(found["query"] or "", keep_blank_values=True, strict_parsing=bool(found["query"]))
     except ValueError:
-        raise InvalidArgument(f"server {text!r}: what follows the question mark is not KEY=VALUE") from None
+        raise InvalidArgument(f"server {shown(text)!r}: what follows the question mark is not KEY=VALUE") from None
     host = place["host"].removeprefix("[").removesuffix("]")
     return Url(text, scheme, host, port, unquote(found["path"] or "").rstrip("/"), dict(pairs))

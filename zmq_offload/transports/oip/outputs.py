@@ -1,0 +1,92 @@
+"""What a server says of a tensor, checked before any memory is taken for it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from zmq_offload.errors import FailedPrecondition, ProtocolError, ResourceExhausted, printable
+from zmq_offload.protocol import limits
+from zmq_offload.protocol.payload import Array
+from zmq_offload.protocol.tensors import ANY, DATATYPES, DType, TensorSpec
+
+
+class Output(NamedTuple):
+    """An output that fits all limits."""
+
+    name: str
+    datatype: str
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+
+    def __str__(self) -> str:
+        return f"output {self.name!r} {self.datatype}{list(self.shape)}"
+
+
+def spec_of(name: str, datatype: str, shape: Sequence[int]) -> TensorSpec:
+    """A tensor of a model's metadata. Its datatype may be one that no bundle has. Raises ProtocolError."""
+    _check(name, datatype, shape, ANY)
+    return TensorSpec(name, datatype, tuple(shape))
+
+
+def output_of(name: str, datatype: str, shape: Sequence[int], most: int) -> Output:
+    """An output of an answer. Raises ProtocolError, FailedPrecondition for a datatype that no bundle has, and
+    ResourceExhausted for more than `most` bytes."""
+    _check(name, datatype, shape, 0)
+    dtype = DATATYPES.get(datatype)
+    if dtype is None:
+        raise FailedPrecondition(f"output {name!r} has datatype {datatype}; a bundle takes {', '.join(DATATYPES)}")
+    nbytes = math.prod(shape) * dtype.itemsize
+    found = Output(name, datatype, dtype, tuple(shape), nbytes)
+    if nbytes > most:
+        raise ResourceExhausted(f"{found} has {nbytes} bytes; at most max_frame_bytes={most} are taken")
+    return found
+
+
+def check_names(outputs: Sequence[Output]) -> None:
+    """Raise ProtocolError for a name that two outputs have, or for too many outputs."""
+    if len(outputs) > limits.TENSORS:
+        raise ProtocolError(f"the server's answer has {len(outputs)} outputs; at most {limits.TENSORS} are taken")
+    if len({output.name for output in outputs}) < len(outputs):
+        raise ProtocolError("two outputs in the server's answer have the same name")
+
+
+def place_for(output: Output, given: Mapping[str, Array] | None) -> Array:
+    """The array that an output is written to: the caller's, if it can be written to in one piece, or a new one.
+
+    Raises ProtocolError for a shape that NumPy cannot have.
+    """
+    place = None if given is None else given.get(output.name)
+    if place is not None and (place.shape, place.dtype) == (output.shape, output.dtype) and place.flags.c_contiguous:
+        return place
+    try:
+        return np.empty(output.shape, output.dtype)
+    except (ValueError, MemoryError):  # an extent of 0 makes no bytes of extents that NumPy cannot multiply
+        raise ProtocolError(f"{output} has a shape that is too large") from None
+
+
+def bytes_of(array: Array) -> memoryview:
+    """The memory of an array that is contiguous. A view without elements cannot be had of all."""
+    return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
+
+
+def wrong_size(output: Output, given: int) -> ProtocolError:
+    """The error for an output with too few or too many bytes."""
+    return ProtocolError(f"{output} of the server's answer has {given} bytes; it must have {output.nbytes}")
+
+
+def _check(name: str, datatype: str, shape: Sequence[int], least: int) -> None:
+    if not 0 < len(name.encode(errors="replace")) <= limits.NAME_BYTES or printable(name) != name:
+        raise ProtocolError(f"the server's answer has a tensor with the name {name[:100]!r}")
+    if not datatype.isalnum() or len(datatype) > _DATATYPE:
+        raise ProtocolError(f"tensor {name!r} of the server's answer has datatype {datatype[:100]!r}")
+    if len(shape) > limits.RANK or any(not least <= extent < limits.EXTENT for extent in shape):
+        raise ProtocolError(f"tensor {name!r} of the server's answer has shape {str(list(shape[: limits.RANK]))[:300]}")
+
+
+_DATATYPE = 32
+"""Characters of a datatype's name."""
