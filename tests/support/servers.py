@@ -74,6 +74,7 @@ class Triton(NamedTuple):
     process: subprocess.Popen[bytes]
     http: str
     grpc: str
+    metrics: str
 
 
 @contextmanager
@@ -110,4 +111,4 @@ def tritonserver(folder: Path, python: str, repository: Path, *options: str) -> 
     with server(command, environment, folder) as process:
         url = f"http://127.0.0.1:{http}/v2/health/ready"
         until_up(lambda: urllib.request.urlopen(url, timeout=2).status == 200, process, "Triton")
-        yield Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
+        yield Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}")

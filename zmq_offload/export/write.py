@@ -89,8 +89,7 @@ def _chosen(source: Repository, models: Sequence[str]) -> list[str]:
         raise NotFound(f"{source.root} has no model; give the repository that zmq-offload compile wrote")
     for name in models:
         if name not in there:
-            hint = did_you_mean(name, there)
-            raise NotFound(f"{source.root} has no model {name!r}{hint}; it has {', '.join(there)}")
+            raise NotFound(f"{source.root} has no model {name!r}; it has {', '.join(there)}{did_you_mean(name, there)}")
     return list(dict.fromkeys(models)) or there
 
 
