@@ -16,8 +16,13 @@ from broker.ports.streams import StreamPorts
 from broker.security import check_exposure
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.net import transport
+from zmq_offload.net.sharedmemory.sharing import sharing_of
 
 log = logging.getLogger("broker")
+
+_ARENA_BYTES = 4096
+"""A broker passes references on and shares no memory of its own. It has an arena, so that peers can prove that they are
+on its host."""
 
 
 class Broker:
@@ -37,7 +42,7 @@ class Broker:
     def _open(self, config: Config) -> Ports:
         notes = self.core.ledger.notes
         if config.server_key is None:
-            return StreamPorts(config, self._wake, notes, self._clock)
+            return StreamPorts(config, self._wake, notes, self._clock, sharing_of(_ARENA_BYTES, log))
         from broker.ports.libzmq import LibzmqPorts
 
         return LibzmqPorts(config, config.server_key, self._wake, notes, self._clock)

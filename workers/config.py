@@ -12,7 +12,9 @@ from zmq_offload.artifacts.repository import Batching
 from zmq_offload.common.cores import usable_cores
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
+    ARENA_BYTES,
     add_option,
+    arena,
     bytes_,
     check_together,
     checked,
@@ -67,6 +69,7 @@ class Config:
     refresh: float = 5.0
     hang_grace: float = 30.0
     max_frame_bytes: int = limits.MESSAGE_BYTES
+    arena_bytes: int = ARENA_BYTES
     batching: Batching | None = None
     key: str | None = None
     broker_key: str | None = None
@@ -104,6 +107,14 @@ def add_options(parser: Parser) -> None:
     )
     add_option(parser, "--hang-grace", seconds, 30.0, "seconds that a subgraph may run after its deadline", metavar="S")
     add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
+    add_option(
+        parser,
+        "--arena-bytes",
+        arena,
+        ARENA_BYTES,
+        "memory for outputs that others read; 0: none",
+        metavar="N",
+    )
     add_option(parser, "--max-batch", rows, None, "maximum rows per batch, instead of model.json's", metavar="N")
     add_option(
         parser, "--batch-delay", microseconds, None, "maximum microseconds that a batch waits for more", metavar="US"
@@ -130,6 +141,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
         refresh=given.refresh,
         hang_grace=given.hang_grace,
         max_frame_bytes=given.max_frame_bytes,
+        arena_bytes=given.arena_bytes,
         batching=None if given.max_batch is None else Batching(given.max_batch, given.batch_delay or 0),
         key=given.worker_key,
         broker_key=given.broker_key,

@@ -13,6 +13,7 @@ from zmq_offload.net.addresses import Lookup
 from zmq_offload.net.dialing import LOOK_AGAIN, Dial
 from zmq_offload.net.handshake import FAILURES, MISMATCH
 from zmq_offload.net.pyzmq_internals import Sendable
+from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Broken, Buffer, Peer, Refused, Scratch, read_heads
 from zmq_offload.protocol import limits
@@ -40,11 +41,13 @@ class Line:
         heartbeat: float,
         most_messages: int,
         max_frame_bytes: int,
+        sharing: Sharing | None = None,
     ) -> None:
         self.broker = broker
         self._endpoint = endpoint
         self._event = happened
         self._scratch = scratch
+        self._sharing = sharing
         self._heartbeat = heartbeat
         self._most_messages = most_messages
         self._max_frame_bytes = max(max_frame_bytes, limits.UNASKED_BYTES)
@@ -89,7 +92,10 @@ class Line:
         stream = self.stream
         if stream is not None and self.is_ready:
             try:
-                if not stream.put([wire.encode(message), *cast("Sequence[Buffer]", payload)]):
+                frames = [wire.encode(message), *cast("Sequence[Buffer]", payload)]
+                if self._sharing is not None and stream.peer.shares:
+                    frames = self._sharing.given(frames)
+                if not stream.put(frames):
                     self._lose(now)
             except OSError:
                 self._lose(now)
@@ -178,7 +184,7 @@ class Line:
             self.due = now + (LOOK_AGAIN if self._dial.fileno() is None else transport.HANDSHAKE)
             return
         self._dial = None
-        peer = Peer(self._max_frame_bytes, limits.FRAMES, self._heartbeat, scratch=self._scratch)
+        peer = Peer(self._max_frame_bytes, limits.FRAMES, self._heartbeat, scratch=self._scratch, sharer=self._sharing)
         self.stream = Stream(connected, peer, self._most_messages, 4 * self._max_frame_bytes)
         self.due = now + transport.HANDSHAKE
         self.flush(now)

@@ -26,9 +26,10 @@ from workers.session import Action, Attempt, Reconnect, WorkerSession
 from workers.streamlinks import StreamLinks
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common.extras import needs
-from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
+from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, Unavailable, printable
 from zmq_offload.net import transport
 from zmq_offload.net.handshake import Security
+from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable, sharing_of
 from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("workers")
@@ -82,7 +83,8 @@ class Worker:
             self.follower = Follower(self._deployment, repository.root, config.refresh, load_warm)
             self.follower.start()
         self._parent = parent
-        self._links = connections(config)
+        self._sharing = None if config.key else sharing_of(config.arena_bytes, log)
+        self._links = connections(config, self._sharing)
         self.session = WorkerSession.open(
             config.name, config.slots, len(config.brokers), config.policy, clock(), config.max_frame_bytes
         )
@@ -183,7 +185,12 @@ class Worker:
                 raise ResourceExhausted(f"this worker holds {self.session.most_held} requests; send it fewer")
             if executor is None:
                 raise NotFound(f"model {message.model!r} version {message.version} is no longer served here")
+            if self._sharing is not None:
+                payload = self._sharing.read(payload)
             job = prepare(executor, payload, self.session.batching.get(model))
+        except Unreadable as gone:  # the call has ended, or its client
+            lost = Unavailable(f"the inputs are lost: {gone}")
+            self._perform([self.session.refused(broker, message, lost, self._clock())])
         except OffloadError as error:
             self._perform([self.session.refused(broker, message, error, self._clock())])
         else:
@@ -279,7 +286,7 @@ class Worker:
                 os._exit(HUNG)
 
 
-def connections(config: Config) -> Links:
+def connections(config: Config, sharing: Sharing | None = None) -> Links:
     """The connections of a worker to its brokers."""
     # A broker sends Probes, and attempts for free slots. Beyond this limit, messages stay in its memory.
     most_messages = 1000 + 4 * config.slots
@@ -297,6 +304,7 @@ def connections(config: Config) -> Links:
         heartbeat=config.policy.heartbeat,
         most_messages=most_messages,
         max_frame_bytes=config.max_frame_bytes,
+        sharing=sharing,
     )
 
 

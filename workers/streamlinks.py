@@ -14,6 +14,7 @@ from workers.links import Change, Event
 from workers.turns import LONG, LOOK_EVERY, Runs, Turn
 from zmq_offload.net import transport
 from zmq_offload.net.pyzmq_internals import Sendable
+from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing
 from zmq_offload.net.zmtp import Scratch
 from zmq_offload.protocol import messages as wire
 
@@ -22,6 +23,13 @@ _SETTLE = 0.2
 
 _LINGER = 2.0
 """Seconds that the end waits, at most, for brokers to read what was sent."""
+
+_UNREAD = 0.5
+"""Seconds that the end waits, at most, for others to come to outputs in shared memory: it ends with this process for
+those that have not mapped it."""
+
+_LOOK = 0.005
+"""Seconds between two looks whether they came."""
 
 _HELD = 0.0002
 """Seconds that an answer may wait for the run of the next one, so that both are sent together."""
@@ -42,9 +50,12 @@ class StreamLinks:
         heartbeat: float,
         most_messages: int,
         max_frame_bytes: int,
+        sharing: Sharing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._sharing = sharing
+        self._share_at = -math.inf  # when shared memory is looked at again
         self._events: list[Event] = []
         scratch = Scratch()
         self._lines = [
@@ -56,6 +67,7 @@ class StreamLinks:
                 heartbeat=heartbeat,
                 most_messages=most_messages,
                 max_frame_bytes=max_frame_bytes,
+                sharing=sharing,
             )
             for broker, endpoint in enumerate(brokers)
         ]
@@ -122,6 +134,10 @@ class StreamLinks:
 
     def close(self, lingering: Sequence[bool]) -> None:
         self._write_out([line for line, lingers in zip(self._lines, lingering, strict=True) if lingers], _LINGER)
+        if self._sharing is not None and any(lingering):
+            end = self._clock() + _UNREAD
+            while self._sharing.arena.unread and self._clock() < end:
+                time.sleep(_LOOK)
         self._closed = True
         self._turn.release()
         self._wake.set()
@@ -209,6 +225,9 @@ class StreamLinks:
     def _tick(self) -> None:
         """Do what is due."""
         now = self._clock()
+        if self._sharing is not None and now >= self._share_at:
+            self._share_at = now + EVERY
+            self._sharing.tick()
         for line in self._lines:
             if line.due <= now:
                 line.tick(now)

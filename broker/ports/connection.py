@@ -7,6 +7,7 @@ import socket
 from collections import deque
 
 from broker.ports.listening import Listener
+from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Peer, Scratch
 from zmq_offload.protocol import limits
@@ -32,6 +33,7 @@ class Side:
         most: int,
         most_bytes: int | None,
         scratch: Scratch,
+        sharing: Sharing | None,
     ) -> None:
         self.listener = listener
         self.who = who
@@ -40,6 +42,7 @@ class Side:
         self._max_frame_bytes = max_frame_bytes
         self.most, self.most_bytes = most, most_bytes
         self._scratch = scratch
+        self._sharing = sharing
         self.handshakes: deque[tuple[float, Connection]] = deque()
         """The connections by when their handshakes must be over."""
         self.beats: deque[tuple[float, Connection]] = deque()
@@ -52,7 +55,9 @@ class Side:
         """Whether it has paused, and has not accepted all that waited since."""
 
     def peer(self) -> Peer:
-        return Peer(self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch)
+        return Peer(
+            self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch, sharer=self._sharing
+        )
 
 
 class Connection(Stream):

@@ -9,6 +9,7 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from broker.config import Config
 from broker.events import Action, Disconnected, Event, FromClient, FromWorker, Malformed, Stop, Undelivered
@@ -17,8 +18,10 @@ from broker.ports.connection import MESSAGES, Connection, Side
 from broker.ports.listening import Listener
 from broker.ports.reading import decode, new
 from zmq_offload.common.notes import Notes
-from zmq_offload.errors import ProtocolError
+from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.net import transport
+from zmq_offload.net.sharedmemory.references import FIRST
+from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, Unreadable
 from zmq_offload.net.zmtp import Broken, Buffer, Scratch
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -59,8 +62,17 @@ kept in memory for another attempt anyway, so those are only counted."""
 class StreamPorts:
     """Ports on plain sockets. `wake` makes `wait` return a Stop."""
 
-    def __init__(self, config: Config, wake: transport.Wake, notes: Notes, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        wake: transport.Wake,
+        notes: Notes,
+        clock: Callable[[], float],
+        sharing: Sharing | None = None,
+    ) -> None:
         self._wake, self._notes, self._clock = wake, notes, clock
+        self._sharing = sharing
+        self._share_at = clock()  # when the memory of peers is looked at again
         self._grace = config.grace
         front = Listener(config.frontend)
         try:
@@ -72,7 +84,7 @@ class StreamPorts:
         most = max(config.max_frame_bytes, limits.UNASKED_BYTES)
         scratch = Scratch()
         self._sides = (
-            Side(back, "a worker", False, config.policy.heartbeat, most, UNREAD_BY_PEER, None, scratch),
+            Side(back, "a worker", False, config.policy.heartbeat, most, UNREAD_BY_PEER, None, scratch, sharing),
             Side(
                 front,
                 "a client",
@@ -82,6 +94,7 @@ class StreamPorts:
                 UNREAD_BY_PEER,
                 _CLIENTS_UNREAD_BYTES,
                 scratch,
+                sharing,
             ),
         )
         self._poll = select.epoll()
@@ -92,7 +105,7 @@ class StreamPorts:
             self._poll.register(number, _IN)
         self._connections: dict[int, Connection] = {}  # by descriptor
         self._by_id: dict[bytes, Connection] = {}
-        self._undelivered: list[Undelivered] = []
+        self._undelivered: list[Undelivered | FromWorker] = []  # for the next turn
         self._share = MESSAGES  # messages of each connection in this turn
         self.due = math.inf
 
@@ -163,15 +176,37 @@ class StreamPorts:
                 self._undelivered.append(Undelivered(action, False))
                 continue
             try:
-                if connection.put(_frames_of(action)):
+                if connection.put(self._frames_of(action, connection)):
                     written[connection] = None
                 else:
                     self._undelivered.append(Undelivered(action, True))
             except OSError:
                 self._undelivered.append(Undelivered(action, False))
+            except Unreadable as error:
+                self._undelivered.append(_failed(connection, action.message, f"the inputs are lost: {error}"))
         for connection in written:
             if not connection.is_polled:
                 self._flush(connection)
+
+    def _frames_of(self, action: Action, connection: Connection) -> list[Buffer]:
+        """The frames of a message as they leave. Payloads are those that came in here: no frame is one of libzmq.
+
+        Raises Unreadable if a worker needs the bytes of a reference, and they are gone.
+        """
+        message, payload = action.message, action.payload
+        frames: list[Any] = [wire.encode(message), *payload]
+        sharing = self._sharing
+        if sharing is None or len(frames) <= FIRST:
+            return frames
+        if connection.peer.shares:
+            return sharing.lent(frames)
+        try:
+            return sharing.read(frames)
+        except Unreadable as error:
+            if type(message) is not wire.Result:
+                raise
+            text = f"the outputs are lost: {error}"  # the worker that had them ended
+            return [wire.encode(wire.Error(message.session, message.id, Status.UNAVAILABLE.value, text))]
 
     def _flush(self, connection: Connection) -> None:
         try:
@@ -243,6 +278,12 @@ class StreamPorts:
         """Do what is due: heartbeats, handshakes that took too long, ports that paused."""
         now = self._clock()
         due = math.inf
+        if self._sharing is not None:
+            if self._share_at <= now:
+                self._share_at = now + EVERY
+                self._sharing.tick()
+            if self._sharing.reads:
+                due = self._share_at
         for side in self._sides:
             if side.accepts_at <= now:
                 side.accepts_at = math.inf
@@ -315,9 +356,11 @@ def _from_worker(connection: Connection, frames: list[Buffer]) -> Event:
         return Malformed(connection.id, False, error, connection.address)
 
 
-def _frames_of(action: Action) -> list[Buffer]:
-    """The frames of a message as they leave. Payloads are those that came in here: no frame is one of libzmq."""
-    return [wire.encode(action.message), *action.payload]  # type: ignore[list-item]
+def _failed(connection: Connection, message: wire.ToClient | wire.ToWorker, why: str) -> FromWorker:
+    """What a worker would answer that has a message without its bytes. The call has ended, or its client."""
+    assert type(message) is wire.Dispatch
+    failed = wire.Failed(message.session, message.id, message.attempt, Status.UNAVAILABLE.value, why)
+    return FromWorker(connection.id, failed, (), "", connection.address)
 
 
 def _due(entries: deque[tuple[float, Connection]], now: float) -> list[Connection]:

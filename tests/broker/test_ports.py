@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -22,6 +23,9 @@ from broker.ports.streams import StreamPorts
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.net import transport
+from zmq_offload.net.sharedmemory import readers, segment
+from zmq_offload.net.sharedmemory.references import Reference, SharedFrame, take_out
+from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import HELLO, Peer
 from zmq_offload.protocol import limits
@@ -35,14 +39,14 @@ BEAT = wire.encode(wire.Heartbeat())
 class Bench:
     """Ports of a broker, and the time that they see: real time, and what a test adds to it."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, sharing: Sharing | None = None, **options: object) -> None:
         self.ahead = 0.0
         self.wake = transport.Wake()
         self.notes = Notes()
         given = {"frontend": "tcp://127.0.0.1:0", "backend": "tcp://127.0.0.1:0"}
         config = Config(**{**given, **options}, policy=LivenessPolicy(heartbeat=1.0))  # type: ignore[arg-type]
         try:
-            self.ports = StreamPorts(config, self.wake, self.notes, self.now)
+            self.ports = StreamPorts(config, self.wake, self.notes, self.now, sharing)
         except BaseException:
             self.wake.close()
             raise
@@ -58,11 +62,13 @@ class Bench:
         self._opened.append(connected)
         return connected
 
-    def peer(self, endpoint: str) -> Stream:
-        """A peer after its handshake."""
-        stream = Stream(self.connect(endpoint), Peer(1 << 20, limits.FRAMES, 1.0))
+    def peer(self, endpoint: str, sharing: Sharing | None = None) -> Stream:
+        """A peer after its handshake, which shares memory with the broker if both can."""
+        stream = Stream(self.connect(endpoint), Peer(1 << 20, limits.FRAMES, 1.0, sharer=sharing))
         self._opened.append(stream)
         self.until(lambda: (stream.flush(), stream.receive(), stream.peer.is_ready)[-1])
+        if sharing is not None:
+            self.until(lambda: (stream.receive(), stream.peer.shares)[-1])
         return stream
 
     def send(self, stream: Stream, *frames: bytes) -> None:
@@ -365,3 +371,121 @@ def test_what_cannot_be_bound_says_why(endpoint: str, says: str) -> None:
 def test_a_taken_port_is_refused(bench: Bench) -> None:
     with pytest.raises(FailedPrecondition, match="Address already in use"):
         Bench(backend=bench.ports.backend)
+
+
+# --- shared memory --------------------------------------------------------------------------------------------------
+
+needs_sharing = pytest.mark.skipif(not segment.SUPPORTED, reason="this system has no memory to share")
+ASKED = wire.Request(SESSION, 1, "echo", 0, 10**6, 0)
+GIVEN = wire.Dispatch(SESSION, 1, 1, "echo", 1, 10**6)
+ANSWERED = wire.Result(SESSION, 1, 1, 0, 0, 0)
+LONG = os.urandom(100_000)
+
+
+@pytest.fixture
+def shared() -> Iterator[Bench]:
+    bench = Bench(Sharing(1 << 20))
+    yield bench
+    bench.close()
+
+
+def next_message(bench: Bench, stream: Stream) -> list[Any]:
+    found: list[list[Any]] = []
+    bench.until(lambda: found.extend(stream.receive()) or found)
+    (frames,) = found
+    return frames
+
+
+def lent(bench: Bench, client: Stream, own: Sharing) -> tuple[memoryview, FromClient]:
+    """A request whose long tensor lies in the client's memory."""
+    memory = own.memory(len(LONG))
+    memory[:] = LONG
+    bench.send(client, *own.lent([wire.encode(ASKED), b"head", memory, b"tail"]))
+    event = bench.first(FromClient)
+    assert isinstance(event, FromClient)
+    return memory, event
+
+
+@needs_sharing
+def test_references_are_passed_on_and_others_get_the_bytes(shared: Bench) -> None:
+    own, theirs = Sharing(1 << 20), Sharing(1 << 20)
+    client = shared.peer(shared.ports.frontend, own)
+    workers = [shared.peer(shared.ports.backend, theirs), shared.peer(shared.ports.backend)]
+    ids = []
+    for worker in workers:
+        shared.send(worker, BEAT)
+        ids.append(shared.first(FromWorker).peer)  # type: ignore[union-attr]
+    memory, event = lent(shared, client, own)
+    assert [len(frame) for frame in event.payload] == [4, len(LONG), 4]
+    assert type(event.payload[1]) is SharedFrame
+    shared.ports.send([ToWorker(id, GIVEN, event.payload) for id in ids])
+    passed, inline = (next_message(shared, worker) for worker in workers)
+    assert type(passed[2]) is SharedFrame
+    assert theirs.read(passed)[1:] == [b"head", memory, b"tail"]
+    assert [bytes(frame) for frame in inline[1:]] == [b"head", LONG, b"tail"]
+
+
+@needs_sharing
+def test_what_lies_in_the_brokers_process_is_passed_on_too(shared: Bench) -> None:
+    theirs = Sharing(1 << 20)
+    worker = shared.peer(shared.ports.backend, theirs)
+    shared.send(worker, BEAT)
+    sharing = shared.ports._sharing
+    assert sharing is not None
+    memory = sharing.memory(len(LONG))
+    memory[:] = LONG
+    shared.ports.send([ToWorker(shared.first(FromWorker).peer, GIVEN, [b"head", memory])])  # type: ignore[union-attr]
+    passed = next_message(shared, worker)
+    assert type(passed[2]) is SharedFrame
+    assert theirs.read(passed)[2] == LONG
+
+
+@needs_sharing
+def test_bytes_that_are_gone_fail_their_request_only(shared: Bench) -> None:
+    own = Sharing(1 << 20)
+    client, worker = shared.peer(shared.ports.frontend, own), shared.peer(shared.ports.backend)
+    shared.send(worker, BEAT)
+    id = shared.first(FromWorker).peer  # type: ignore[union-attr]
+    memory, event = lent(shared, client, own)
+    del memory
+    own.tick()
+    assert own.arena.used == 0
+    shared.ports.send([ToWorker(id, GIVEN, event.payload)])
+    failed = shared.first(FromWorker)
+    assert isinstance(failed, FromWorker) and isinstance(failed.message, wire.Failed)
+    assert (failed.peer, failed.message[:4]) == (id, (SESSION, 1, 1, "UNAVAILABLE"))
+    other = shared.peer(shared.ports.frontend)
+    shared.send(other, PING)
+    asks = shared.first(FromClient).peer  # type: ignore[union-attr]
+    shared.ports.send([ToClient(asks, ANSWERED, event.payload), ToClient(asks, wire.Pong(SESSION, [1]))])
+    messages: list[list[Any]] = []
+    shared.until(lambda: messages.extend(other.receive()) or len(messages) == 2)
+    error, pong = (wire.decode(frames[0], wire.TO_CLIENT) for frames in messages)
+    assert isinstance(error, wire.Error) and error[:3] == (SESSION, 1, "UNAVAILABLE")
+    assert isinstance(pong, wire.Pong)
+    assert [len(frames) for frames in messages] == [1, 1]
+
+
+@needs_sharing
+def test_a_wrong_table_ends_its_connection_and_one_of_a_peer_that_does_not_share_is_malformed(shared: Bench) -> None:
+    own = Sharing(1 << 20)
+    client, other = shared.peer(shared.ports.frontend, own), shared.peer(shared.ports.frontend)
+    reference = Reference(1, 1, bytes(16), 0, 0, 0, 1 << 20)
+    shared.send(other, *take_out([wire.encode(ASKED), b"head", SharedFrame(reference)]))
+    assert isinstance(shared.first(Malformed), Malformed)
+    shared.send(client, *take_out([wire.encode(ASKED), b"head", SharedFrame(reference._replace(nbytes=1 << 40))]))
+    with pytest.raises(ConnectionError):
+        shared.until(lambda: client.receive() is None)
+    assert any("a shared frame has 1099511627776 bytes; the limit is" in line for line in shared.log())
+
+
+@needs_sharing
+def test_memory_of_peers_that_are_gone_is_given_back(shared: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Sharing(1 << 20)
+    client = shared.peer(shared.ports.frontend, own)
+    sharing = shared.ports._sharing
+    assert sharing is not None and sharing.reads
+    client.close()
+    monkeypatch.setattr(readers, "IDLE", 0.0)
+    shared.ahead += 60
+    shared.until(lambda: not sharing.reads)

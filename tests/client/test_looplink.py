@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvloop
 import zmq
@@ -19,6 +21,11 @@ from zmq_offload.client.session import Send
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.net import transport
 from zmq_offload.net.keys import new_keys, read_pair
+from zmq_offload.net.sharedmemory import segment
+from zmq_offload.net.sharedmemory.references import Reference, SharedFrame
+from zmq_offload.net.sharedmemory.sharing import SHARED_FROM, Sharing
+from zmq_offload.net.zmtp import HELLO, Peer, encode
+from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
 SESSION = bytes(range(16))
@@ -363,3 +370,142 @@ def test_the_last_cancel_is_sent_before_the_end() -> None:
 
     with router() as bound:
         run(test(bound))
+
+
+# --- shared memory --------------------------------------------------------------------------------------------------
+
+needs_sharing = pytest.mark.skipif(not segment.SUPPORTED, reason="this system has no memfd")
+MEGABYTE = os.urandom(1024 * 1024)
+
+
+class _Broker:
+    """A broker on a plain socket that may share memory, and that answers what it is told to."""
+
+    def __init__(self, sharing: Sharing | None) -> None:
+        self.sharing = sharing
+        self.requests: asyncio.Queue[list[Any]] = asyncio.Queue()
+        self._peer = Peer(
+            1 << 27,
+            limits.FRAMES,
+            10.0,
+            b"ROUTER",
+            sharer=sharing,
+        )
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        writer.write(HELLO)
+        while data := await reader.read(10_000):
+            while data:
+                room = self._peer.buffer()
+                count = min(len(room), len(data))
+                room[:count] = data[:count]
+                data = data[count:]
+                for frames in self._peer.received(count):
+                    self.requests.put_nowait(frames)
+            writer.writelines(self._peer.answers)
+            self._peer.answers = []
+
+    def answer(self, number: int, *frames: Any) -> None:
+        whole: list[Any] = [wire.encode(wire.Result(SESSION, number, 1, 0, 0, 0)), *frames]
+        self.writer.writelines(encode(self.sharing.lent(whole) if self.sharing else whole))
+
+
+@asynccontextmanager
+async def shared(broker_sharing: Sharing | None, own: Sharing | None) -> AsyncIterator[tuple[LoopLink, _Broker]]:
+    broker = _Broker(broker_sharing)
+    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    link = LoopLink(f"tcp://{host}:{port}", None, 1 << 27, own)
+    try:
+        yield link, broker
+    finally:
+        link.close()
+        server.close()
+        broker.writer.close()
+
+
+def given(sharing: Sharing, data: bytes) -> Reference:
+    reference = sharing.arena.give(data)
+    assert reference is not None
+    return reference
+
+
+async def _shares(link: LoopLink) -> None:
+    while link.way is None or not link.way.shares:
+        await asyncio.sleep(0.001)
+
+
+@needs_sharing
+def test_long_tensors_go_and_come_by_reference() -> None:
+    async def test() -> None:
+        own, others = Sharing(8 << 20), Sharing(8 << 20)
+        async with shared(others, own) as (link, broker):
+            await _shares(link)
+            array = np.frombuffer(MEGABYTE, np.uint8)
+            payload = link.request("m", {"x": array}, None, 1.0, 0)[1]
+            ask(link, 1, *payload)  # type: ignore[arg-type]
+            frames = await broker.requests.get()
+            assert type(frames[2]) is SharedFrame
+            assert others.read(frames)[2] == MEGABYTE
+            body = own.memory(2 * len(MEGABYTE))  # as a gateway receives it
+            body[: len(MEGABYTE)] = MEGABYTE
+            ask(link, 2, b"head", body[: len(MEGABYTE)], b"short")
+            frames = await broker.requests.get()
+            assert [type(frame) for frame in frames] == [bytes, bytes, SharedFrame, bytes]
+            assert others.read(frames)[2:] == [MEGABYTE, b"short"]
+            broker.answer(1, b"head", SharedFrame(given(others, MEGABYTE)))
+            ((message, came),) = await received(link)
+            assert (message.id, came) == (1, [b"head", MEGABYTE])  # type: ignore[union-attr]
+            del body, frames, payload
+            own.tick()
+            others.tick()
+            assert own.arena.used == others.arena.used == 0
+
+    run(test())
+
+
+@needs_sharing
+def test_a_full_arena_and_short_tensors_go_inline() -> None:
+    async def test() -> None:
+        own = Sharing(128 * 1024)
+        async with shared(Sharing(4096), own) as (link, broker):
+            await _shares(link)
+            for size in (1024 * 1024, SHARED_FROM - 1):
+                payload = link.request("m", {"x": np.frombuffer(MEGABYTE[:size], np.uint8)}, None, 1.0, 0)[1]
+                ask(link, 1, *payload)  # type: ignore[arg-type]
+                assert bytes((await broker.requests.get())[2]) == MEGABYTE[:size]
+
+    run(test())
+
+
+@needs_sharing
+@pytest.mark.parametrize("broker_shares", [False, True])
+def test_a_broker_or_a_client_that_does_not_share_gets_bytes(broker_shares: bool) -> None:
+    async def test() -> None:
+        one = Sharing(8 << 20)
+        async with shared(*((one, None) if broker_shares else (None, one))) as (link, broker):
+            array = np.frombuffer(MEGABYTE, np.uint8)
+            ask(link, 1, *link.request("m", {"x": array}, None, 1.0, 0)[1])  # type: ignore[arg-type]
+            assert bytes((await broker.requests.get())[2]) == MEGABYTE
+
+    run(test())
+
+
+@needs_sharing
+def test_a_reply_that_cannot_be_read_is_an_error_that_says_so() -> None:
+    async def test() -> None:
+        others = Sharing(8 << 20)
+        async with shared(others, Sharing(8 << 20)) as (link, broker):
+            await _shares(link)
+            gone = SharedFrame(Reference(others.arena._pid, others.arena.fd, bytes(16), 0, 0, 0, 100))
+            broker.answer(1, b"head", gone)
+            broker.answer(2, b"head", b"tail")
+            replies = await received(link)
+            while len(replies) < 2:
+                replies += await received(link)
+            assert isinstance(replies[0][0], wire.Error)
+            assert replies[0][0][:3] == (SESSION, 1, "UNAVAILABLE")
+            assert replies[1][0].id == 2  # type: ignore[union-attr]
+
+    run(test())

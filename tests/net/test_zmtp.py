@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zmq_offload.net.sharedmemory.references import Reference, SharedFrame, take_out
 from zmq_offload.net.zmtp import HELLO, Broken, Peer, Refused, Scratch, encode
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -278,3 +279,104 @@ def test_changed_bytes_end_in_a_clean_error(data: st.DataObject) -> None:
         messages = feed(peer, bytes(stream), data.draw(st.lists(st.integers(1, 100), max_size=8)))
         assert all(0 < len(message) <= 4 for message in messages)
         assert sum(len(each) for message in messages for each in message) <= len(stream)
+
+
+# --- references to shared memory ------------------------------------------------------------------------------------
+
+OFFER = b"\x12X-Zmq-Offload-Host\0\0\0\x03yes"
+REFERENCE = Reference(7, 3, bytes(16), 5, 9, 4096, 100)
+
+
+class Sharer:
+    """Offers `mine`, takes the offer `yes`, and proves by names."""
+
+    properties: ClassVar[Mapping[bytes, bytes]] = {b"X-Zmq-Offload-Host": b"mine"}
+
+    def proof(self, told: Mapping[bytes, bytes], kind: bytes) -> bytes | None:
+        return b"yes read by " + kind if told.get(b"x-zmq-offload-host") == b"yes" else None
+
+    def is_proof(self, given: bytes, kind: bytes) -> bool:
+        return given == b"mine read from " + kind
+
+
+SHARES = command(b"\x06SHARESmine read from DEALER")
+OWN = command(b"\x06SHARESyes read by DEALER")
+
+
+def sharing_peer() -> Peer:
+    return Peer(MOST, 4, INTERVAL, sharer=Sharer())
+
+
+def offered() -> bytes:
+    kind = b"\x0bSocket-Type\0\0\0\x06ROUTER"
+    return GREETING + command(b"\x05READY" + kind + OFFER)
+
+
+def message(frames: Sequence[Any]) -> bytes:
+    return b"".join(encode(frames))
+
+
+def fed(peer: Peer, data: bytes) -> list[list[Any]]:
+    peer.buffer()[: len(data)] = data
+    return peer.received(len(data))
+
+
+def test_references_pass_between_ends_that_offered_and_proved() -> None:
+    shared = take_out([b"\x03envelope", b"head", SharedFrame(REFERENCE), b"last"])
+    peer = sharing_peer()
+    (frames,) = fed(peer, offered() + SHARES + message(shared))
+    assert b"X-Zmq-Offload-Host\0\0\0\x04mine" in b"".join(peer.answers)
+    assert peer.answers[-1] == OWN
+    assert peer.shares
+    assert [frames[0], frames[1], frames[2].reference, frames[3]] == [b"\x03envelope", b"head", REFERENCE, b"last"]
+
+
+@pytest.mark.parametrize(
+    "said", [offered(), offered() + command(b"\x06SHARES"), offered() + OWN, OPENING, OPENING + SHARES]
+)
+def test_references_pass_between_no_others(said: bytes) -> None:
+    shared = take_out([b"\x03envelope", b"head", SharedFrame(REFERENCE), b"last"])
+    peer = sharing_peer()
+    assert fed(peer, said + message(shared)) == [[bytes(frame) for frame in shared]]
+    assert not peer.shares
+
+
+def test_an_end_that_does_not_share_says_and_takes_nothing_of_it() -> None:
+    peer = Peer(MOST, 4, INTERVAL)
+    fed(peer, offered() + SHARES)
+    assert not peer.shares
+    assert b"X-Zmq" not in b"".join(peer.answers)
+    assert OWN not in peer.answers
+
+
+def test_a_wrong_table_ends_the_connection() -> None:
+    for wrong in (
+        [b"\x83"],
+        [b"\x83", b"table"],
+        take_out([b"\x03", b"", SharedFrame(REFERENCE._replace(nbytes=MOST + 1))]),
+    ):
+        peer = sharing_peer()
+        fed(peer, offered() + SHARES)
+        with pytest.raises(Broken):
+            fed(peer, message(wrong))
+
+
+def test_a_long_frame_may_be_in_a_message_with_references() -> None:
+    peer = sharing_peer()
+    fed(peer, offered() + SHARES)
+    long = bytes(200_000)
+    data = message(take_out([b"\x03", b"head", long, SharedFrame(REFERENCE)]))
+    found: list[list[Any]] = []
+    while data:
+        room = peer.buffer()
+        count = min(len(room), len(data))
+        room[:count] = data[:count]
+        data = data[count:]
+        found += peer.received(count)
+    assert [len(frame) for frame in found[0]] == [1, 4, 200_000, 100]
+    assert fed(peer, message([b""])) == [[b""]]
+    whole = message([b"\x83" * 20_000])  # too long for an envelope, and so in memory of its own
+    assert fed(peer, whole[:100]) == []
+    room = peer.buffer()
+    room[:] = whole[100:]
+    assert [bytes(frame) for frame in peer.received(len(room))[0]] == [b"\x83" * 20_000]

@@ -9,18 +9,23 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import zmq
 
 from zmq_offload.client.link import Link, decoded
-from zmq_offload.client.session import RetryPolicy, Send
+from zmq_offload.client.session import Payload, RetryPolicy, Send
+from zmq_offload.errors import Status
 from zmq_offload.net import addresses, transport
 from zmq_offload.net.handshake import FAILURES, MISMATCH
+from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable
 from zmq_offload.net.zmtp import HELLO, Broken, Buffer, Peer, Refused, encode, read_heads
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _HIGH, _LOW = 4 * 1024 * 1024, 1024 * 1024
 """Bytes that are not written yet. At the first number requests wait, and at the second they are sent again."""
@@ -36,14 +41,22 @@ class LoopLink(Link):
     """A connection of the running event loop. A call's inputs may still be read when it has ended, as they are by a
     `Connection` that does not reclaim them.
 
-    While there is no connection, requests wait until their calls end.
+    While there is no connection, requests wait until their calls end. `sharing` passes long tensors through shared
+    memory if the broker is on this host.
     """
 
     way: _Way | None
     gathers = True
 
-    def __init__(self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
+    def __init__(
+        self,
+        broker: str | Sequence[str],
+        policy: RetryPolicy | None,
+        max_frame_bytes: int,
+        sharing: Sharing | None = None,
+    ) -> None:
         super().__init__(broker, policy, max_frame_bytes)
+        self.sharing = sharing
         self.most_bytes = max(self._max_frame_bytes, limits.UNASKED_BYTES)
         self.ready: Callable[[], None] = _nothing
         self.inbox: list[list[Buffer]] = []
@@ -86,7 +99,10 @@ class LoopLink(Link):
                 return
             if self._waiting.pop(message.id, None) is not None or self.way is None or not self.way.is_ready:
                 return  # the broker has not got what is canceled
-        self._out += encode([wire.encode(message), *action.payload])
+        frames = [wire.encode(message), *action.payload]
+        if self.sharing is not None and self.way is not None and self.way.shares:
+            frames = self.sharing.lent(frames)
+        self._out += encode(frames)
 
     def flush(self) -> None:
         out, self._out = self._out, []
@@ -102,8 +118,17 @@ class LoopLink(Link):
         for frames in map(read_heads, inbox):
             message = decoded(cast("bytes", frames[0]))
             if message is not None:
-                messages.append((message, frames[1:]))
+                messages.append(self._read(message, frames))
         return messages
+
+    def _read(self, message: wire.ToClient, frames: list[Buffer]) -> tuple[wire.ToClient, Sequence[object]]:
+        """A message and its payload, where it lies."""
+        if self.sharing is None or type(message) is not wire.Result:
+            return message, frames[1:]
+        try:
+            return message, self.sharing.read(frames[1:])
+        except Unreadable as error:  # its owner ended just now
+            return wire.Error(*message[:2], Status.UNAVAILABLE.value, f"the outputs were lost: {error}"), ()
 
     def refusal(self) -> str | None:
         return None if self._refusal is None else f"the broker at {self.endpoint} {self._refusal}"
@@ -134,6 +159,12 @@ class LoopLink(Link):
         self.is_open = self._writable = False
         _inherited.append((self.way, self._again))
         self.way = self._again = None
+
+    def _payload(self, inputs: Mapping[str, ArrayLike]) -> Payload:
+        payload = super()._payload(inputs)
+        if self.sharing is not None and self.way is not None and self.way.shares:
+            return self.sharing.placed(payload)
+        return payload
 
     # --- the connection -------------------------------------------------------------------------------------
 
@@ -191,7 +222,7 @@ class _Way(asyncio.BufferedProtocol):
     def __init__(self, link: LoopLink, endpoint: str, loop: asyncio.AbstractEventLoop) -> None:
         self._link = link
         self._loop = loop
-        self._peer = Peer(link.most_bytes, limits.FRAMES, transport.CLIENTS_HEARTBEAT)
+        self._peer = Peer(link.most_bytes, limits.FRAMES, transport.CLIENTS_HEARTBEAT, sharer=link.sharing)
         self._transport: asyncio.Transport | None = None
         self._why: str | None = None
         self._over = False
@@ -202,6 +233,11 @@ class _Way(asyncio.BufferedProtocol):
     def is_ready(self) -> bool:
         """Whether the handshake is over."""
         return self._peer.is_ready
+
+    @property
+    def shares(self) -> bool:
+        """Whether the broker takes references to shared memory."""
+        return self._peer.shares
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         assert self._transport is not None

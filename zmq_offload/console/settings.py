@@ -176,6 +176,9 @@ count = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}
 processes = threads = checked(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")
 """Far more threads are a typing error, too, and stop the whole machine while they start."""
 bytes_ = checked(int, lambda n: 1 <= n < 2**62, "a whole number of bytes from 1")
+arena = checked(int, lambda n: 0 <= n < 2**46, "a whole number of bytes, or 0")
+"""The bytes of an arena; 0: no memory is shared."""
+ARENA_BYTES = 512 * 1024 * 1024
 seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
 microseconds = checked(int, lambda n: 0 <= n <= MOST, f"a whole number of microseconds from 0 to {MOST}")
 seconds = checked(float, lambda s: 0.001 <= s < 1e6, "a time in seconds, from 0.001 to a million")

@@ -54,6 +54,10 @@ VARIABLES: Mapping[str, Variable] = {
         "MAX_FRAME_BYTES": Variable(
             "largest tensor, in bytes; use the same value everywhere", (*_FABRIC, "gateway", "load")
         ),
+        "ARENA_BYTES": Variable(
+            "memory, in bytes, for tensors that are passed on between processes on one host; 0: none",
+            ("worker", "gateway"),
+        ),
         "GRACE": Variable(
             "maximum seconds in which a stopped broker or gateway finishes its requests", ("broker", "gateway")
         ),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from zmq_offload.gateway.access.decisions import Access
 from zmq_offload.gateway.access.guard import Guard
-from zmq_offload.gateway.calls import Cancel, Fabric
+from zmq_offload.gateway.calls import Cancel, Fabric, Memory, own_memory
 from zmq_offload.gateway.config import NONE, Config
 from zmq_offload.gateway.grpc import health, reflection
 from zmq_offload.gateway.grpc.calls import Methods
@@ -27,16 +27,16 @@ from zmq_offload.gateway.tfserving import rest as tfserving
 from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
 
 
-def doors(config: Config, fabric: Fabric, guard: Guard) -> list[Door]:
-    """The ports that are wanted. Call it in the event loop."""
+def doors(config: Config, fabric: Fabric, guard: Guard, receive: Memory = own_memory) -> list[Door]:
+    """The ports that are wanted. Call it in the event loop. `receive` gives memory for long bodies and messages."""
     memory = System(config.max_body_bytes, config.max_held_bytes) if config.system_shared_memory else Off()
     found = []
     if config.http != NONE:
         handler = crossing(http_handler(fabric, memory), config.cors_origins or ())
-        service = _http(config, handler, guard.access)
+        service = _http(config, handler, guard.access, receive)
         found.append(Door("http", config.http, service, guard.contexts.http if guard.contexts else None))
     if config.grpc != NONE:
-        calls = _grpc(config, grpc_methods(fabric, memory), guard.access)
+        calls = _grpc(config, grpc_methods(fabric, memory), guard.access, receive)
         found.append(Door("grpc", config.grpc, calls, guard.contexts.grpc if guard.contexts else None))
     return found
 
@@ -64,7 +64,7 @@ def grpc_methods(fabric: Fabric, memory: SharedMemory) -> Methods:
     return {**served, **health.methods(fabric, services, later), **reflection.methods(services)}
 
 
-def _http(config: Config, handler: Handler, access: Access) -> HttpServer:
+def _http(config: Config, handler: Handler, access: Access, memory: Memory) -> HttpServer:
     limits = Limits(
         body_bytes=config.max_body_bytes,
         held_bytes=config.max_held_bytes,
@@ -73,10 +73,10 @@ def _http(config: Config, handler: Handler, access: Access) -> HttpServer:
         idle=config.idle_timeout,
         receive=config.receive_timeout,
     )
-    return HttpServer(handler, access, limits)
+    return HttpServer(handler, access, limits, memory)
 
 
-def _grpc(config: Config, methods: Methods, access: Access) -> GrpcServer:
+def _grpc(config: Config, methods: Methods, access: Access, memory: Memory) -> GrpcServer:
     limits = GrpcLimits(
         message_bytes=config.max_body_bytes,
         held_bytes=config.max_held_bytes,
@@ -86,4 +86,4 @@ def _grpc(config: Config, methods: Methods, access: Access) -> GrpcServer:
         idle=config.idle_timeout,
         receive=config.receive_timeout,
     )
-    return GrpcServer(methods, access, limits)
+    return GrpcServer(methods, access, limits, memory)

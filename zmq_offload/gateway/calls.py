@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
+import numpy as np
+
 from zmq_offload.client.results import Timings
 from zmq_offload.errors import Internal, OffloadError, PermissionDenied
 from zmq_offload.gateway.catalog import Catalog
@@ -19,6 +21,15 @@ log = logging.getLogger("gateway")
 
 Buffers: TypeAlias = Sequence[Buffer]
 """Parts of a body or message, sent in order without being joined. They must not change until they are sent."""
+
+Memory: TypeAlias = Callable[[int], memoryview]
+"""Gives memory for so many bytes. It stays until nothing refers to it any more."""
+
+
+def own_memory(nbytes: int) -> memoryview:
+    """A `Memory` of this process alone."""
+    return np.empty(nbytes, np.uint8).data
+
 
 Cancel: TypeAlias = Callable[[], None]
 """Takes a request back: a queued one is not run, and its end is not reported. After the end it does nothing."""

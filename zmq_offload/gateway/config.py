@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
+    ARENA_BYTES,
     FRONTEND,
     add_frontend,
     add_option,
+    arena,
     bytes_,
     check_together,
     checked,
@@ -72,6 +74,7 @@ class Config:
     system_shared_memory: bool = False
     max_body_bytes: int = 272 * _MEBIBYTE
     max_held_bytes: int = 2048 * _MEBIBYTE
+    arena_bytes: int = ARENA_BYTES
     max_header_bytes: int = 64 * 1024
     max_connections: int = 16384
     max_streams: int = 256
@@ -123,6 +126,7 @@ def add_options(parser: Parser) -> None:
 _LIMITS = (
     ("--max-body-bytes", bytes_, "largest body or message of a request, in bytes"),
     ("--max-held-bytes", bytes_, "bodies and unread answers of all requests at once, in bytes"),
+    ("--arena-bytes", arena, "memory for tensors that workers on this host read in place; 0: none"),
     ("--max-header-bytes", bytes_, "all headers of a request, in bytes"),
     ("--max-connections", count, "connections of a port"),
     ("--max-streams", count, "concurrent calls of a gRPC connection"),

@@ -32,6 +32,7 @@ from zmq_offload.gateway.inquiry import Inquiry
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.handshake import clients_security
+from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.packed import unpack
 
@@ -52,12 +53,13 @@ def link_to(
     max_frame_bytes: int,
     key: str | os.PathLike[str] | None = None,
     broker_key: str | os.PathLike[str] | None = None,
+    sharing: Sharing | None = None,
 ) -> Link:
     """A connection of the running event loop to the brokers: libzmq's if there are keys, as it encrypts; else the
-    cheaper one of the loop's own."""
+    cheaper one of the loop's own, which can share memory."""
     if clients_security(key, broker_key).has_keys:
         return Connection(brokers, policy, max_frame_bytes, key, broker_key, reclaims=False)
-    return LoopLink(brokers, policy, max_frame_bytes)
+    return LoopLink(brokers, policy, max_frame_bytes, sharing)
 
 
 class BrokerFabric:

@@ -14,10 +14,12 @@ from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.gateway.access.guard import Guard, check_exposure
 from zmq_offload.gateway.access.tls import files_of
 from zmq_offload.gateway.application import doors
+from zmq_offload.gateway.calls import own_memory
 from zmq_offload.gateway.config import Config
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.fabric import BrokerFabric, link_to
 from zmq_offload.gateway.ports import drain, listen
+from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, sharing_of
 
 log = logging.getLogger("gateway")
 
@@ -51,10 +53,12 @@ async def _run(config: Config) -> None:
     listed, tls = config.access_list is not None, config.tls_cert is not None
     check_exposure(config.addresses, listed=listed, tls=tls, insecure=config.insecure)
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
-    link = link_to(config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key)
+    sharing = None if config.client_key else sharing_of(config.arena_bytes, log)
+    link = link_to(config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, sharing)
     fabric = BrokerFabric(link, config.timeout, ModelControl(config.model_control))
+    sharing_kept = asyncio.ensure_future(_keep(sharing))
     try:
-        ports = await listen(doors(config, fabric, guard))
+        ports = await listen(doors(config, fabric, guard, own_memory if sharing is None else sharing.memory))
         guard.watch()
         gc.collect()
         gc.freeze()  # what lives until the end is not looked at in each full collection
@@ -65,5 +69,13 @@ async def _run(config: Config) -> None:
         fabric.stopping = True
         await drain(ports, config.grace, fabric.close)
     finally:
+        sharing_kept.cancel()
         guard.close()
         fabric.close()
+
+
+async def _keep(sharing: Sharing | None) -> None:
+    """Give memory back that is not used any more."""
+    while sharing is not None:
+        await asyncio.sleep(EVERY)
+        sharing.tick()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+
+from zmq_offload.net.sharedmemory.references import BadTable, put_in
 
 Buffer: TypeAlias = "bytes | memoryview"
 
@@ -31,6 +33,9 @@ _READY = b"\x05READY"
 _ERROR = b"\x05ERROR"
 _PING = b"\x04PING"
 _PONG = b"\x04PONG"
+_SHARES = b"\x06SHARES"
+"""A command of this project: this end takes references to shared memory, and proves that it can read that of the other
+end, which offered it in its READY."""
 _PARTNERS = {b"DEALER": (b"REP", b"DEALER", b"ROUTER"), b"ROUTER": (b"REQ", b"DEALER", b"ROUTER")}
 """Kinds of sockets, and the kinds that they may talk to."""
 
@@ -66,6 +71,20 @@ class Scratch:
         self.view = memoryview(self.data)
 
 
+class Sharer(Protocol):
+    """What an end that shares memory tells the other. `kind` is the kind of this end's socket."""
+
+    properties: Mapping[bytes, bytes]
+    """What it offers in its READY."""
+
+    def proof(self, told: Mapping[bytes, bytes], kind: bytes) -> bytes | None:
+        """What proves that this end can read the memory that the other one offers. None if it cannot. The properties
+        that the other one told have names in lower case."""
+
+    def is_proof(self, given: bytes, kind: bytes) -> bool:
+        """Whether the other end proves that it can read this one's memory."""
+
+
 class Peer:
     """One connection, from its first byte to its last.
 
@@ -75,7 +94,8 @@ class Peer:
     `tick` is to be called once in each `interval` (seconds) after `is_ready`. The other end is gone after three of them
     without anything from it, or after the time that its own last PING gave. `kind` is the kind of this end's socket,
     and `properties` are those that it tells beside it. With a `turn`, at most so many messages are returned at once:
-    `received(0)` returns others while `has_more`.
+    `received(0)` returns others while `has_more`. With a `sharer`, messages may have references to shared memory (see
+    `zmq_offload.net.sharedmemory`) if the other end shares that, too.
     """
 
     __slots__ = (
@@ -91,14 +111,17 @@ class Peer:
         "_most_frames",
         "_own",
         "_patience",
+        "_proved",
         "_rest",
         "_room",
+        "_sharer",
         "_silent",
         "_view",
         "answers",
         "has_more",
         "is_ready",
         "properties",
+        "shares",
         "turn",
     )
 
@@ -111,6 +134,7 @@ class Peer:
         properties: Mapping[bytes, bytes] | None = None,
         scratch: Scratch | None = None,
         turn: int = 0,
+        sharer: Sharer | None = None,
     ) -> None:
         self._most = max_frame_bytes
         self._most_frames = max_frames
@@ -118,6 +142,8 @@ class Peer:
         self._interval = interval
         self._kind = kind
         self._own: Mapping[bytes, bytes] = properties or {}
+        self._sharer = sharer
+        self._proved = False  # whether this end can read the other's memory, and said so
         scratch = scratch or Scratch()
         self._data, self._view = scratch.data, scratch.view
         self._rest = b""  # what was received and is not taken yet
@@ -136,6 +162,8 @@ class Peer:
         self.answers: list[bytes] = []
         self.properties: dict[bytes, bytes] = {}
         """What the other end told of itself, by name in lower case."""
+        self.shares = False
+        """Whether messages may have references to shared memory, in both directions."""
 
     @property
     def identity(self) -> bytes:
@@ -166,7 +194,7 @@ class Peer:
                 if not self._more:
                     messages.append(self._frames)
                     self._frames = []
-            return messages
+            return self._followed(messages) if self.shares else messages
         stop = len(self._rest) + count
         at = 0
         data, view, frames = self._data, self._view, self._frames
@@ -206,6 +234,17 @@ class Peer:
                         break
             at = end
         self._rest = bytes(view[at:stop]) if at < stop else b""
+        return self._followed(messages) if self.shares else messages
+
+    def _followed(self, messages: list[Any]) -> list[Any]:
+        """Put references where they belong in their messages."""
+        for at, frames in enumerate(messages):
+            envelope = frames[0]
+            if type(envelope) is bytes and envelope >= b"\x80":
+                try:
+                    messages[at] = put_in(frames, self._most)
+                except BadTable as error:
+                    raise Broken(str(error)) from None
         return messages
 
     def forget(self) -> None:
@@ -228,6 +267,8 @@ class Peer:
                 raise Refused("it has keys")
             self._greeted = _GREETING_BYTES
             told = {b"Socket-Type": self._kind, b"Identity": b"", **self._own}
+            if self._sharer is not None:
+                told.update(self._sharer.properties)
             self.answers.append(_command(_READY + b"".join(_property(*pair) for pair in told.items())))
 
     def _check(self, flags: int, size: int) -> None:
@@ -262,6 +303,12 @@ class Peer:
                 own, others = self._kind.decode(), b", ".join(partners).decode()
                 raise Broken(f"it is a socket of type {kind!r}; a {own} talks to {others}")
             self.is_ready, self._room = True, self._most_frames
+            if self._sharer is not None and (proof := self._sharer.proof(self.properties, self._kind)) is not None:
+                self._proved = True
+                self.answers.append(_command(_SHARES + proof))
+        elif command.startswith(_SHARES):
+            if self._sharer is not None and self._proved:
+                self.shares = self._sharer.is_proof(command[len(_SHARES) :], self._kind)
         elif command.startswith(_PING):
             rest = command[len(_PING) :]
             if not 2 <= len(rest) <= 2 + _CONTEXT_BYTES:

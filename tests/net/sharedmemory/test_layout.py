@@ -17,8 +17,8 @@ _heads = st.builds(SlotHead, _numbers, _numbers, _numbers)
 def test_the_head_of_an_arena_has_its_cookie_and_fits_its_size() -> None:
     memory = memoryview(bytearray(DATA_AT))
     assert layout.read_head(memory, DATA_AT + 4096) is None
-    layout.write_head(memory, b"c" * 16, 4096)
-    assert layout.read_head(memory, DATA_AT + 4096) == (b"c" * 16, 4096)
+    layout.write_head(memory, b"c" * 16, 4096, b"s" * 16)
+    assert layout.read_head(memory, DATA_AT + 4096) == (b"c" * 16, b"s" * 16)
     assert layout.read_head(memory, DATA_AT + 8192) is None
 
 
@@ -30,7 +30,7 @@ def test_data_begin_where_any_page_may() -> None:
 @given(st.dictionaries(st.integers(0, COUNT - 1), _heads, max_size=5), st.integers(0, COUNT - 1))
 def test_each_slot_has_a_head_of_its_own(heads: dict[int, SlotHead], seen: int) -> None:
     memory = memoryview(bytearray(DATA_AT))
-    layout.write_head(memory, b"c" * 16, 4096)
+    layout.write_head(memory, b"c" * 16, 4096, b"s" * 16)
     for number, head in heads.items():
         layout.mark_seen(memory, number)
         layout.write_slot(memory, number, head)
@@ -38,4 +38,4 @@ def test_each_slot_has_a_head_of_its_own(heads: dict[int, SlotHead], seen: int) 
     layout.mark_seen(memory, seen)
     assert {number: layout.read_slot(memory, number) for number in heads} == heads
     assert [number for number in {*heads, seen} if layout.is_seen(memory, number)] == [seen]
-    assert layout.read_head(memory, DATA_AT + 4096) == (b"c" * 16, 4096)
+    assert layout.read_head(memory, DATA_AT + 4096) == (b"c" * 16, b"s" * 16)

@@ -414,12 +414,17 @@ def test_threads_that_drop_what_they_read_do_not_unlock_others(arena: Arena, rea
 # --- peers ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_offer_of_this_host_is_accepted_and_no_other(arena: Arena, readers: Readers) -> None:
+def test_who_reads_an_arena_on_this_host_proves_it_and_nobody_else(arena: Arena, readers: Readers) -> None:
     own = host.offer_of(arena)
     other = Arena(4096)
-    assert host.accepts(readers, own, host.offer_of(other))
+    proof = host.proof(readers, own, host.offer_of(other), b"DEALER")
+    assert proof is not None
+    assert host.is_proof(other, proof, b"ROUTER")
+    assert not host.is_proof(other, proof, b"DEALER")  # a proof for one that accepts is none for one that connects
+    assert not host.is_proof(arena, proof, b"ROUTER")
+    assert not host.is_proof(other, b"", b"ROUTER")
     for wrong in (b"", own[:-1], bytes(len(own)), bytes([own[0] ^ 1]) + own[1:], own[:-1] + bytes([own[-1] ^ 1])):
-        assert not host.accepts(Readers(), own, wrong)
+        assert host.proof(Readers(), own, wrong, b"DEALER") is None
 
 
 def test_processes_of_another_user_get_bytes(arena: Arena) -> None:

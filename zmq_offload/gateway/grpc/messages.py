@@ -10,10 +10,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from zmq_offload.errors import InvalidArgument, ResourceExhausted
-from zmq_offload.gateway.calls import Buffer
+from zmq_offload.gateway.calls import Buffer, Memory, own_memory
 
 _PREFIX = struct.Struct(">BI")
 PREFIX_BYTES = _PREFIX.size
@@ -29,9 +27,10 @@ class Message(NamedTuple):
 class Assembler:
     """Makes messages of the data of one stream."""
 
-    __slots__ = ("_compressed", "_compressible", "_filled", "_largest", "_memory", "_prefix")
+    __slots__ = ("_compressed", "_compressible", "_filled", "_largest", "_memory", "_new", "_prefix")
 
-    def __init__(self, largest: int, compressible: bool = True) -> None:
+    def __init__(self, largest: int, compressible: bool = True, memory: Memory = own_memory) -> None:
+        self._new = memory
         self._largest = largest
         self._compressible = compressible
         self._prefix = b""
@@ -79,7 +78,7 @@ class Assembler:
                 if position <= end:
                     messages.append(Message(self._compressed, bytes(data[stop:position])))
                     continue
-                self._memory, self._filled = np.empty(size, np.uint8).data, 0
+                self._memory, self._filled = self._new(size), 0
                 position = stop
             rest = data[position : position + self.missing]
             position += len(rest)

@@ -63,7 +63,8 @@ class Running(ABC):
         self._outbox_bytes = 0  # as the server counts them
         self._trailers: bytes | None = None  # what ends the response after them
         stranger = context.grant is HEALTH
-        self.assembler = Assembler(STRANGERS_BYTES if stranger else connection.limits.message_bytes, not stranger)
+        most = STRANGERS_BYTES if stranger else connection.limits.message_bytes
+        self.assembler = Assembler(most, not stranger, connection.server.memory)
         self.over = False
 
     # What the connection calls.

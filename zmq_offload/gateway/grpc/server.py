@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from zmq_offload.gateway.access.decisions import Access
+from zmq_offload.gateway.calls import Memory, own_memory
 from zmq_offload.gateway.connections import Connections
 from zmq_offload.gateway.grpc.calls import Methods
 from zmq_offload.gateway.grpc.connection import Connection
@@ -29,6 +30,8 @@ class GrpcServer(Connections[Connection]):
     access : Access
         Decides who may use which models.
     limits : Limits
+    memory : Memory
+        Gives memory for long messages.
 
     Attributes
     ----------
@@ -38,11 +41,12 @@ class GrpcServer(Connections[Connection]):
         Whether connections take no more calls.
     """
 
-    def __init__(self, methods: Methods, access: Access, limits: Limits) -> None:
+    def __init__(self, methods: Methods, access: Access, limits: Limits, memory: Memory = own_memory) -> None:
         super().__init__(limits.connections)
         self.methods = methods
         self.access = access
         self.limits = limits
+        self.memory = memory
         # A call with too much metadata gets an answer. Only beyond four times of it the connection ends.
         self.http2_limits = settings.Limits(streams=limits.streams, header_block=4 * limits.header_bytes)
         self.buffer = memoryview(bytearray(_BUFFER_BYTES))

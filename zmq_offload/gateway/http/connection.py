@@ -93,7 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = _Phase.RECEIVING
         self._held = bytearray()  # bytes that came and are not handled yet
         self._started = False  # the first bytes of a head have come
-        self._incoming = Incoming(server.heads, server.limits)
+        self._incoming = Incoming(server.heads, server.limits, server.memory)
         self._holds = 0  # bytes of the request's body, or of its unread answer, as the server counts them
         self._number = 0  # of the request, so that a late response cannot answer another one
         self._cancel: Cancel | None = None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from zmq_offload.gateway.calls import Buffer
+from zmq_offload.gateway.calls import Buffer, Memory
 from zmq_offload.gateway.http.chunks import Chunks
 from zmq_offload.gateway.http.heads import END, Head, Heads, check_incomplete
 from zmq_offload.gateway.http.limits import Limits
@@ -15,11 +13,13 @@ class Incoming:
 
     `head` is that of the request whose body is missing; the body is to be taken even if it is empty. Once a head tells
     the length of a body that has not fully come, the rest is received straight into the body's memory: see `buffer`.
+    `memory` gives it.
     """
 
-    __slots__ = ("_body", "_chunks", "_filled", "_heads", "_limits", "head")
+    __slots__ = ("_body", "_chunks", "_filled", "_heads", "_limits", "_memory", "head")
 
-    def __init__(self, heads: Heads, limits: Limits) -> None:
+    def __init__(self, heads: Heads, limits: Limits, memory: Memory) -> None:
+        self._memory = memory
         self._heads = heads
         self._limits = limits
         self.head: Head | None = None
@@ -78,6 +78,6 @@ class Incoming:
             stop = start + length
             return stop, bytes(memoryview(data)[start:stop]) if length else b""
         self._filled = stop - start
-        self._body = np.empty(length, np.uint8).data
+        self._body = self._memory(length)
         self._body[: self._filled] = memoryview(data)[start:stop]
         return stop, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from email.utils import formatdate
 
 from zmq_offload.gateway.access.decisions import Access
+from zmq_offload.gateway.calls import Memory, own_memory
 from zmq_offload.gateway.connections import Connections
 from zmq_offload.gateway.http.connection import Connection
 from zmq_offload.gateway.http.heads import Heads
@@ -27,6 +28,8 @@ class HttpServer(Connections[Connection]):
     access : Access
         Decides who may use which models.
     limits : Limits
+    memory : Memory
+        Gives memory for long bodies.
 
     Attributes
     ----------
@@ -36,11 +39,12 @@ class HttpServer(Connections[Connection]):
         Whether each connection closes after its answer.
     """
 
-    def __init__(self, handler: Handler, access: Access, limits: Limits) -> None:
+    def __init__(self, handler: Handler, access: Access, limits: Limits, memory: Memory = own_memory) -> None:
         super().__init__(limits.connections)
         self.handler = handler
         self.access = access
         self.limits = limits
+        self.memory = memory
         self.heads = Heads(limits)
         self.buffer = bytearray(_BUFFER_BYTES)
         self.view = memoryview(self.buffer)

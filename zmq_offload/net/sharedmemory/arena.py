@@ -52,8 +52,9 @@ class Arena:
         self._pid = os.getpid()
         self.fd = segment.make(layout.DATA_AT + size)
         self.cookie = os.urandom(layout.COOKIE_BYTES)
+        self.secret = os.urandom(layout.SECRET_BYTES)
         self._heads = segment.map_heads(self.fd)
-        layout.write_head(self._heads, self.cookie, size)
+        layout.write_head(self._heads, self.cookie, size, self.secret)
         self._map = segment.map_data(self.fd, layout.DATA_AT + size, writable=True)
         self._data = np.frombuffer(self._map, np.uint8)
         self._start = self._data.ctypes.data
@@ -70,6 +71,12 @@ class Arena:
     def used(self) -> int:
         """Slots that are used, by this process or by readers."""
         return len(self._slots)
+
+    @property
+    def unread(self) -> bool:
+        """Whether something was given to a receiver that has not come yet."""
+        heads = self._heads
+        return any(slot.given_at is not None and not layout.is_seen(heads, slot.number) for slot in self._slots.waiting)
 
     def take(self, nbytes: int) -> memoryview | None:
         """Memory for `nbytes`, until nothing here refers to it any more. None if there is no room."""

@@ -1,8 +1,15 @@
-"""What a process tells a peer, so that both find out whether they can share memory."""
+"""What a process tells a peer, so that both find out whether they can share memory, and prove it.
+
+Each end offers its arena in its READY. An end that can open the other's arena reads the secret there, and sends a proof
+that is made of it. Nobody believes the offer alone: a peer may have it from somebody else. Nor can a proof be had from
+somebody else: an end proves in the name of its own kind of socket, and believes the other kind only. Those who accept
+connections prove nothing that another of them believes.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import struct
 from pathlib import Path
@@ -29,9 +36,22 @@ def offer_of(arena: Arena) -> bytes:
     return _OFFER.pack(_host(), os.getpid(), arena.fd, arena.cookie)
 
 
-def accepts(readers: Readers, own: bytes, offer: bytes) -> bool:
-    """Whether this process, which offers `own`, can read the memory of a peer that makes this offer."""
+def proof(readers: Readers, own: bytes, offer: bytes, kind: bytes) -> bytes | None:
+    """What proves to a peer that this process, which offers `own`, reads the peer's arena. `kind`: of the socket here.
+
+    None if it cannot.
+    """
     if len(offer) != _OFFER.size or offer[:_HOST_BYTES] != own[:_HOST_BYTES]:
-        return False
+        return None
     _, pid, fd, cookie = _OFFER.unpack(offer)
-    return readers.can_open(pid, fd, cookie)
+    secret = readers.secret_of(pid, fd, cookie)
+    return None if secret is None else _proof(secret, kind)
+
+
+def is_proof(arena: Arena, given: bytes, kind: bytes) -> bool:
+    """Whether a peer of the other kind than `kind`, that of the socket here, proves that it reads the arena."""
+    return hmac.compare_digest(given, _proof(arena.secret, b"DEALER" if kind == b"ROUTER" else b"ROUTER"))
+
+
+def _proof(secret: bytes, kind: bytes) -> bytes:
+    return hmac.digest(secret, kind, "sha256")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-COOKIE_BYTES = 16
+COOKIE_BYTES = SECRET_BYTES = 16
 
 _MAGIC = b"zmqoff01"
-_HEAD = struct.Struct(f"@{len(_MAGIC)}s{COOKIE_BYTES}sQ")
+_HEAD = struct.Struct(f"@{len(_MAGIC)}s{COOKIE_BYTES}sQ{SECRET_BYTES}s")
 _SLOTS_AT = 64
 _SLOT = struct.Struct("@QQQ")
 _SLOT_BYTES = 32
@@ -36,15 +36,15 @@ class SlotHead(NamedTuple):
     nbytes: int
 
 
-def write_head(memory: memoryview, cookie: bytes, data_bytes: int) -> None:
-    """Begin an arena."""
-    _HEAD.pack_into(memory, 0, _MAGIC, cookie, data_bytes)
+def write_head(memory: memoryview, cookie: bytes, data_bytes: int, secret: bytes) -> None:
+    """Begin an arena. Only who can read it knows the secret."""
+    _HEAD.pack_into(memory, 0, _MAGIC, cookie, data_bytes, secret)
 
 
-def read_head(memory: memoryview, size: int) -> tuple[bytes, int] | None:
-    """The cookie and the bytes of data of an arena of `size` bytes in all. None if it is no arena."""
-    magic, cookie, data_bytes = _HEAD.unpack_from(memory)
-    return (cookie, data_bytes) if magic == _MAGIC and DATA_AT + data_bytes == size else None
+def read_head(memory: memoryview, size: int) -> tuple[bytes, bytes] | None:
+    """The cookie and the secret of an arena of `size` bytes in all. None if it is no arena."""
+    magic, cookie, data_bytes, secret = _HEAD.unpack_from(memory)
+    return (cookie, secret) if magic == _MAGIC and DATA_AT + data_bytes == size else None
 
 
 def write_slot(memory: memoryview, number: int, head: SlotHead) -> None:

@@ -34,13 +34,12 @@ class Readers:
     def __len__(self) -> int:
         return len(self._mapped)
 
-    def can_open(self, pid: int, fd: int, cookie: bytes) -> bool:
-        """Whether this process may read an arena."""
+    def secret_of(self, pid: int, fd: int, cookie: bytes) -> bytes | None:
+        """The secret of an arena. None if this process may not read it."""
         try:
-            self._mapping((pid, fd, cookie))
+            return self._mapping((pid, fd, cookie)).secret
         except Unreadable:
-            return False
-        return True
+            return None
 
     def read(self, reference: Reference) -> memoryview:
         """The bytes of a reference, which stay as they are until nothing refers to them any more. Raises Unreadable."""
@@ -75,6 +74,7 @@ class _Mapping:
             head = layout.read_head(self._heads, size)
             if head is None or head[0] != cookie:
                 raise Unreadable(f"descriptor {fd} of process {pid} is another arena")
+            self.secret = head[1]
             self._data = segment.map_data(self.fd, size, writable=False)
         except (OSError, ValueError) as error:  # no memory for it
             raise Unreadable(f"descriptor {fd} of process {pid} cannot be mapped: {error}") from None
