@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +27,7 @@ from tritonclient.utils import InferenceServerException
 from tvm import relax
 
 from tests.support import onnx_models
-from tests.support.processes import eventually, running_broker, running_workers
+from tests.support.processes import ROOT, eventually, running_broker, running_workers
 from tests.support.servers import Triton, tritonserver
 from zmq_offload import Client
 from zmq_offload.artifacts.repository import LIBRARY, Batching, ModelVersion, Repository
@@ -252,3 +254,15 @@ def _waiting(served: Served, many: int) -> bool:
     with urllib.request.urlopen(f"http://{served.triton.metrics}/metrics", timeout=20) as response:
         found = re.search(r'nv_inference_pending_request_count{model="held".*} (\d+)', response.read().decode())
     return found is not None and int(found[1]) == many
+
+
+def test_the_example_runs_its_two_commands(tmp_path: Path) -> None:
+    for arguments in (["make", "--small"], ["serve", "--python", os.environ["TRITON_PYTHON"], "--pictures", "3"]):
+        done = subprocess.run(
+            [sys.executable, "-m", f"examples.triton.{arguments[0]}", *arguments[1:]],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    *pictures, last = done.stdout.splitlines()
+    assert [line.startswith(f"picture {at}: label ") for at, line in enumerate(pictures)] == [True] * 3
+    assert re.fullmatch(r"[\d.]+ ms a picture, the heads at grpc://127\.0\.0\.1:\d+", last)

@@ -6,11 +6,12 @@ import os
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+
+from examples.triton.server import Triton, triton
+from zmq_offload.errors import FailedPrecondition, Unavailable
 
 Command = list[str]
 """A command line, from its Python on."""
@@ -68,47 +69,12 @@ def server(command: Command, environment: Mapping[str, str], folder: Path) -> It
                 process.wait()
 
 
-class Triton(NamedTuple):
-    """A running Triton, and HOST:PORT of its protocols."""
-
-    process: subprocess.Popen[bytes]
-    http: str
-    grpc: str
-    metrics: str
-
-
 @contextmanager
 def tritonserver(folder: Path, python: str, repository: Path, *options: str) -> Iterator[Triton]:
-    """The server in the package nvidia-pytriton, with its Python backend, without GPU or container.
-
-    `folder` is for its backends and its log. The models of `repository` run in the environment of `python`.
-    """
-    found = subprocess.run(
-        [python, "-c", "import pytriton, sys, sysconfig; "
-         "print(pytriton.__path__[0], '%d.%d' % sys.version_info[:2], sysconfig.get_config_var('LIBDIR'), sep='\\n')"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if found.returncode:
-        raise Missing("Triton is not installed: --triton-python VENV/bin/python of one with nvidia-pytriton")
-    package, version, libraries = found.stdout.split("\n")[:3]
-    home = Path(package)
-    backend = folder / "backends" / "python"
-    backend.mkdir(parents=True)
-    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        (backend / name).symlink_to(home / "tritonserver/backends/python" / name)
-    stub = home / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
-    (backend / stub.name).symlink_to(stub)
-    http, grpc, metrics = free_port(), free_port(), free_port()
-    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    command = [
-        str(home / "tritonserver/bin/tritonserver"), "--model-repository", str(repository),
-        "--backend-directory", str(folder / "backends"), *ports, *options,
-    ]  # fmt: skip
-    environment = {
-        "LD_LIBRARY_PATH": f"{home.parent / 'nvidia_pytriton.libs'}:{libraries}",
-        "PATH": f"{Path(python).parent}:{os.environ['PATH']}",
-    }
-    with server(command, environment, folder) as process:
-        url = f"http://127.0.0.1:{http}/v2/health/ready"
-        until_up(lambda: urllib.request.urlopen(url, timeout=2).status == 200, process, "Triton")
-        yield Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}")
+    """The server in the package nvidia-pytriton, without GPU or container; its log is `server.log` in the folder."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(triton(python, repository, folder, *options))
+        except (FailedPrecondition, Unavailable) as error:
+            raise Missing(f"{error.message} (--triton-python VENV/bin/python)") from None
+        yield running

@@ -1,0 +1,1 @@
+"""A device bundle whose heads run in Triton."""
