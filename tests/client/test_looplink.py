@@ -90,8 +90,16 @@ async def in_thread(call: Callable[[], Any]) -> Any:
     return await asyncio.get_running_loop().run_in_executor(None, call)
 
 
-@pytest.mark.parametrize(("runner", "ipc"), [(asyncio.run, False), (uvloop.run, False), (uvloop.run, True)])
-def test_messages_go_to_a_router_and_come_back(runner: Callable[..., None], ipc: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("runner", "endpoint"),
+    [
+        (asyncio.run, "tcp://127.0.0.1:0"),
+        (uvloop.run, "tcp://127.0.0.1:0"),
+        (uvloop.run, "ipc://{folder}/router"),
+        (uvloop.run, "ipc://@{folder}"),
+    ],
+)
+def test_messages_go_to_a_router_and_come_back(runner: Callable[..., None], endpoint: str, tmp_path: Path) -> None:
     large = bytes(range(256)) * 4096 * 64  # 64 MiB
     payload = (b"", b"a", b"b" * 255, b"c" * 256, b"d" * 40_000, large, b"")
 
@@ -111,7 +119,7 @@ def test_messages_go_to_a_router_and_come_back(runner: Callable[..., None], ipc:
                 answers += await received(link)
             assert answers == [(wire.Answer(SESSION, 7), [*payload]), (wire.Answer(SESSION, 8), [large[: 1 << 20]])]
 
-    with router(f"ipc://{tmp_path}/router" if ipc else "tcp://127.0.0.1:0") as bound:
+    with router(endpoint.format(folder=tmp_path)) as bound:
         runner(asyncio.wait_for(_awaited(test(bound)), SECONDS))
 
 

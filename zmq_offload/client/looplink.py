@@ -336,7 +336,13 @@ async def _connect(loop: asyncio.AbstractEventLoop, factory: Callable[[], _Way],
     """Connect to tcp://HOST:PORT, over IPv4 if the host has such an address, or to ipc://PATH."""
     host = addresses.host_of(endpoint)
     if host is None:
-        await loop.create_unix_connection(factory, addresses.unix_address(endpoint))  # type: ignore[arg-type]  # bytes, too
+        # uvloop's own way to connect reads an abstract name as an empty path.
+        with contextlib.ExitStack() as stack:
+            connected = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connected.setblocking(False)
+            await loop.sock_connect(connected, addresses.unix_address(endpoint))
+            await loop.create_unix_connection(factory, sock=connected)
+            stack.pop_all()
         return
     port = int(endpoint.rpartition(":")[2])
     found = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
