@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +166,25 @@ def test_all_unread_messages_go_out_at_the_end_if_they_are_read(bench: Bench) ->
     bench.ports.send([ToClient(asked.peer, wire.Answer(SESSION, 1), [b"last"])])  # type: ignore[union-attr]
     bench.ports.close()
     assert client.receive()[0][1] == b"last"
+
+
+def test_the_end_waits_only_for_a_while_for_a_peer_that_does_not_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_LINGER", 0.05)
+    client = bench.peer(bench.ports.frontend)
+    bench.send(client, PING)
+    asked = bench.first(FromClient)
+    many = 100
+    answer = ToClient(asked.peer, wire.Answer(SESSION, 1), [bytes(1_000_000)])  # type: ignore[union-attr]
+    bench.ports.send([answer] * many)
+    bench.ports.close()
+    received, in_time = 0, True
+    with suppress(OSError):  # the end
+        while in_time:
+            in_time = bool(select.select([client], [], [], 10)[0])
+            received += len(client.receive())
+    assert in_time and received < many
 
 
 def test_a_flood_of_one_peer_leaves_turns_to_others(bench: Bench) -> None:
