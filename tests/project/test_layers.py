@@ -57,7 +57,7 @@ class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {
             "tvm", "tvm_ffi", "onnx", "onnxruntime", "PIL", "matplotlib", "plotly", "rich", "rich_argparse",
-            "shtab",
+            "shtab", "grpc", "google",
         }:
             raise ImportError(f"{name} is not installed")
 sys.meta_path.insert(0, Refuse())
@@ -78,6 +78,21 @@ def test_load_without_tvm_says_what_to_install() -> None:
     done = without_extras("import zmq_offload\nzmq_offload.load('x', 'tcp://127.0.0.1:1')")
     assert "FailedPrecondition" in done.stderr
     assert "zmq-offload[tvm]" in done.stderr
+
+
+def test_servers_are_called_without_packages_that_their_transport_does_not_need() -> None:
+    connects = "from zmq_offload.transports.client import connect\n"
+    done = without_extras(f"{connects}connect(['http://127.0.0.1:1', 'tcp://127.0.0.1:1']).close()")
+    assert done.returncode == 0, done.stderr
+    done = without_extras(f"{connects}connect('grpc://127.0.0.1:1')")
+    assert "FailedPrecondition" in done.stderr and "zmq-offload[grpc]" in done.stderr
+    code = (
+        f"{connects}connect('grpc://127.0.0.1:1').close()\nassert not {{'google.protobuf', 'tvm'}} & {{*sys.modules}}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_worker_without_tvm_says_what_to_install() -> None:

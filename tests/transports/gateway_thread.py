@@ -57,8 +57,9 @@ class GatewayThread:
     http: str
     grpc: str
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard) -> None:
         self.fabric = _Fabric(*catalog())
+        self._guard = guard
         self._loop = uvloop.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -78,10 +79,10 @@ class GatewayThread:
 
     async def _start(self) -> None:
         config = Config(http="127.0.0.1:0", grpc="127.0.0.1:0")
-        self._doors = doors(config, self.fabric, Guard(None, None))
+        self._doors = doors(config, self.fabric, self._guard)
         self._listening = []
         for door in self._doors:
-            server = await self._loop.create_server(door.service.protocol, "127.0.0.1", 0)
+            server = await self._loop.create_server(door.service.protocol, "127.0.0.1", 0, ssl=door.tls)
             setattr(self, door.name, f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
             self._listening.append(server)
         self._ready.set()
@@ -94,9 +95,9 @@ class GatewayThread:
 
 
 @contextmanager
-def gateway_thread() -> Iterator[GatewayThread]:
-    """A gateway, until the end of the body."""
-    gateway = GatewayThread()
+def gateway_thread(guard: Guard | None = None) -> Iterator[GatewayThread]:
+    """A gateway, until the end of the body. Without a guard it lets everyone in, without TLS."""
+    gateway = GatewayThread(guard or Guard(None, None))
     gateway.start()
     try:
         yield gateway

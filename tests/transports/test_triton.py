@@ -1,4 +1,7 @@
-"""A real Triton with the models of the contract. Set TRITON_PYTHON to the Python of an environment with nvidia-pytriton."""
+"""A real Triton with the models of the contract.
+
+Set TRITON_PYTHON to the Python of an environment with nvidia-pytriton.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from tests.transports.contract import TWO, Contract, X
 from tests.transports.models import MODELS, Specs
 from zmq_offload.errors import NotFound
 from zmq_offload.transports.client import ServerClient
+
+if "TRITON_PYTHON" not in os.environ:
+    pytest.skip("TRITON_PYTHON is not set", allow_module_level=True)
 
 _MODEL = """
 import json
@@ -52,13 +58,13 @@ def _config(inputs: Specs, outputs: Specs) -> str:
             f'{{ name: "{one.name}", data_type: TYPE_{one.datatype}, dims: {list(one.shape)} }}' for one in specs
         )
 
-    return f'backend: "python"\nversion_policy: {{ all {{}} }}\ninput [{tensors(inputs)}]\noutput [{tensors(outputs)}]\n'
+    return (
+        f'backend: "python"\nversion_policy: {{ all {{}} }}\ninput [{tensors(inputs)}]\noutput [{tensors(outputs)}]\n'
+    )
 
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
-    if "TRITON_PYTHON" not in os.environ:
-        pytest.skip("TRITON_PYTHON is not set")
     folder: Path = tmp_path_factory.mktemp("triton")
     for name, versions in MODELS.items():
         if name == "scalar":

@@ -25,10 +25,11 @@ _SIZES = {FIXED64: 8, FIXED32: 4}
 
 def fields(message: memoryview) -> Iterator[Field]:
     """The fields of a message, in their order. Raises ValueError for bytes that are no message, and for too many."""
-    at, size = 0, len(message)
-    for _ in range(FIELDS):
-        if at == size:
-            return
+    at, size, count = 0, len(message), 0
+    while at < size:
+        count += 1
+        if count > FIELDS:
+            raise ValueError(f"a message has more than {FIELDS} fields")
         tag, at = number(message, at)
         wire = tag & 7
         if not 0 < tag >> 3 < 1 << 29:
@@ -47,8 +48,6 @@ def fields(message: memoryview) -> Iterator[Field]:
             raise ValueError(f"a field of {length} bytes is cut off")
         yield tag, message[at : at + length]
         at += length
-    if at != size:
-        raise ValueError(f"a message has more than {FIELDS} fields")
 
 
 def number(message: memoryview, at: int) -> tuple[int, int]:

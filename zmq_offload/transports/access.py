@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable
 from typing import NamedTuple
 
-from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
+from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line, printable
 from zmq_offload.transports.url import Url
 
 KEYS = ("ca", "cert", "key", "token_file")
@@ -68,11 +68,6 @@ class Access(NamedTuple):
 def access(url: Url) -> Access:
     """What a URL and the environment say. Raises InvalidArgument, and FailedPrecondition for a file."""
     query = url.query
-    if "token" in query:
-        raise InvalidArgument(
-            f"server {url.shown!r} has a token after the question mark, which logs show; write it to a file and use "
-            "token_file=FILE"
-        )
     if not url.scheme.endswith(_SECURE):
         for name in ("ca", "cert", "key"):
             if name in query:
@@ -92,7 +87,7 @@ def read(path: str) -> bytes:
             return file.read()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise FailedPrecondition(f"{path}: {reason}") from None
+        raise FailedPrecondition(f"{printable(path)}: {reason}") from None
 
 
 def _authorization(path: str | None, token: str | None) -> str | None:

@@ -55,19 +55,24 @@ class Response:
         if self.left is not None:
             self.left -= at
 
-    def read(self) -> bytes | bytearray:
-        """The rest of the body."""
-        if self.left is not None:
+    def read(self, most: int | None = None) -> bytes | bytearray:
+        """The rest of the body. Raises ResourceExhausted for more than `most` bytes."""
+        most = self._most if most is None else most
+        if self.left is not None and self.left <= most:
             body = bytearray(self.left)
             self.read_into(memoryview(body))
             return body
-        pieces, size = [], 0
-        while piece := self._response.read(_PIECE):
+        pieces, size = list[bytes](), self.left or 0
+        while size <= most and (piece := self._response.read(_PIECE)):
             pieces.append(piece)
             size += len(piece)
-            if size > self._most:
-                raise ResourceExhausted(f"the answer of {self._server} has more than {self._most} bytes")
+        if size > most:
+            raise ResourceExhausted(f"the answer of {self._server} has more than {most} bytes")
         return b"".join(pieces)
+
+    def more(self) -> int:
+        """The bytes of the body that are left, or whether there are some (1) if the server did not say how many."""
+        return len(self._response.read(1)) if self.left is None else self.left
 
 
 class _Timed(io.RawIOBase):
@@ -111,10 +116,8 @@ class HttpConnections:
         attempt: Attempt,
         headers: Mapping[str, str],
         body: Sequence[Buffer] = (),
-        most: int | None = None,
     ) -> Iterator[Response]:
-        """Send a request, and give its answer to the body of the `with` statement, which reads it. `most`: bytes of the
-        answer, where it is known to be small.
+        """Send a request, and give its answer to the body of the `with` statement, which reads it.
 
         Raises Unavailable, DeadlineExceeded and ProtocolError, in the body of the statement, too.
         """
@@ -130,7 +133,7 @@ class HttpConnections:
                 with attempt.stopped_by(_stopper(connection)):
                     answer = self._answer(connection, method, [head, *body], attempt, kept)
                     if answer is not None:
-                        yield Response(answer, self._most if most is None else most, self._server)
+                        yield Response(answer, self._most, self._server)
                         if answer.isclosed() and not answer.will_close:
                             connection = self._keep(connection)
                         return

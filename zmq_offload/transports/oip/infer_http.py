@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import ClassVar
 from urllib.parse import quote
 
@@ -19,6 +20,8 @@ from zmq_offload.transports.transport import Abilities, Attempt, Options, Reply,
 from zmq_offload.transports.url import Url
 
 _READY = "/v2/health/ready"
+_NOT_READY = (400, 503)
+"""Statuses of servers that are not ready. Others have no such path, or do not tell everybody."""
 
 
 class OipHttp:
@@ -29,7 +32,9 @@ class OipHttp:
     def __init__(self, url: Url, options: Options) -> None:
         self._server = f"{url.scheme}://{url.address}"
         self._most = options.max_frame_bytes
-        self._connections = HttpConnections(url.only(*KEYS, path=True), self._most + LARGEST)
+        self._connections = HttpConnections(
+            url.only(*KEYS, path=True), max(self._most + LARGEST, json_messages.LARGEST)
+        )
         self._binary: bool | None = None
 
     def infer(self, request: Request, attempt: Attempt) -> Reply:
@@ -68,26 +73,24 @@ class OipHttp:
         """Read an answer. Binary tensors go from the socket to the memory where they stay."""
         length = response.header(LENGTH)
         if length is None:
-            if response.left is None or response.left > json_messages.LARGEST:
-                raise ResourceExhausted(
-                    f"the answer of {self._server} has its values in JSON, {response.left or 'unknown'} bytes; at most "
-                    f"{json_messages.LARGEST} are taken"
-                )
-            text = response.read()
+            text = response.read(json_messages.LARGEST)
         else:
             text = bytearray(self._size(length, response))
             response.read_into(memoryview(text))
         version, outputs = json_messages.infer_response(text, self._most)
         missing = sum(output.nbytes for output, value in outputs if value is None)
-        rest = response.left if length is not None else 0
-        if rest is None or missing != rest:
-            raise ProtocolError(f"the answer of {self._server} has {rest} bytes of tensors; it must have {missing}")
+        if response.left is not None and missing != response.left:
+            raise ProtocolError(
+                f"the answer of {self._server} has {response.left} bytes of tensors; it must have {missing}"
+            )
         found: dict[str, Array] = {}
         for output, value in outputs:
             if value is None:
                 value = place_for(output, request.outputs)
                 response.read_into(bytes_of(value))
             found[output.name] = value
+        if response.more():
+            raise ProtocolError(f"the answer of {self._server} has more than {missing} bytes of tensors")
         return Reply(found, version)
 
     def _size(self, length: str, response: Response) -> int:
@@ -111,25 +114,23 @@ class OipHttp:
 
     def _meant(self, error: NotFound, attempt: Attempt) -> OffloadError:
         try:
-            with self._connections.request("GET", _READY, attempt, {}, most=LARGEST) as response:
-                response.read()
-                return meant(error, response.status == 200)
+            with self._connections.request("GET", _READY, attempt, {}) as response:
+                response.read(LARGEST)
+                return meant(error, response.status not in _NOT_READY)
         except OffloadError:
             return error
 
     def _small(self, path: str, attempt: Attempt) -> bytes | bytearray:
-        with self._connections.request("GET", path, attempt, {}, most=LARGEST) as response:
+        with self._connections.request("GET", path, attempt, {}) as response:
             self._check(response)
-            return response.read()
+            return response.read(LARGEST)
 
     def _check(self, response: Response) -> None:
         """Raise the error of an answer that is one."""
         if response.status != 200:
-            text = (
-                ""
-                if response.left is not None and response.left > LARGEST
-                else json_messages.error_text(response.read())
-            )
+            text = ""
+            with suppress(ResourceExhausted):
+                text = json_messages.error_text(response.read(LARGEST))
             raise of_http(response.status, text, self._server)
 
 

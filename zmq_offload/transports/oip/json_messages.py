@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 
 from zmq_offload.errors import ProtocolError, one_line
 from zmq_offload.protocol.payload import Array
-from zmq_offload.protocol.tensors import datatype_of
+from zmq_offload.protocol.tensors import DType, datatype_of
 from zmq_offload.transports.oip.metadata import Metadata, check_count, number_of, urgency
 from zmq_offload.transports.oip.outputs import Output, check_names, output_of, place_for, spec_of, wrong_size
 
@@ -24,8 +25,8 @@ LENGTH = "Inference-Header-Content-Length"
 LARGEST = 16 << 20
 """Bytes of an answer with values in JSON. Their objects can take ten times as many."""
 
-_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
-"""Kind of a dtype -> kinds of the arrays that NumPy makes of fitting lists."""
+_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {float, int}}
+"""Kind of a dtype -> what its values are in Python."""
 
 
 class _Tensor(msgspec.Struct):
@@ -107,24 +108,29 @@ def _value(output: Output, tensor: _Tensor) -> Array | None:
 
 
 def _array(output: Output, data: list[Any]) -> Array:
-    """The array of a list, or of nested ones."""
+    """The array of a list, or of nested ones, in the order of their numbers."""
     try:
-        given = np.array(data)
-    except (ValueError, OverflowError) as error:
-        raise ProtocolError(f"{output} of the server's answer is no tensor: {one_line(error)}") from None
-    if given.size * output.dtype.itemsize != output.nbytes:
-        raise wrong_size(output, given.size * output.dtype.itemsize)
+        while data and isinstance(data[0], list):
+            data = list(itertools.chain.from_iterable(data))
+    except TypeError:
+        raise ProtocolError(f"{output} of the server's answer has numbers beside lists") from None
+    if len(data) * output.dtype.itemsize != output.nbytes:
+        raise wrong_size(output, len(data) * output.dtype.itemsize)
+    if not set(map(type, data)) <= _TYPES[output.dtype.kind]:
+        raise ProtocolError(f"{output} of the server's answer has values of another datatype")
     place = place_for(output, None)
-    if given.size:
-        if given.dtype.kind not in _KINDS[output.dtype.kind]:
-            raise ProtocolError(f"{output} of the server's answer has values of another datatype")
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = given.astype(output.dtype)
-        lost = np.isinf(found) & np.isfinite(given) if output.dtype.kind == "f" else found != given
-        if lost.any():
-            raise ProtocolError(f"{output} of the server's answer has values that do not fit its datatype")
-        np.copyto(place, found.reshape(output.shape))
+    if data and not _fit(output.dtype, data):
+        raise ProtocolError(f"{output} of the server's answer has values that do not fit its datatype")
+    place.reshape(-1)[:] = data
     return place
+
+
+def _fit(dtype: DType, data: list[Any]) -> bool:
+    if dtype.kind == "b":
+        return True
+    kind: Any = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+    number = int if dtype.kind in "iu" else float
+    return bool(number(kind.min) <= min(data) and max(data) <= number(kind.max))
 
 
 def metadata_response(text: bytes | bytearray) -> Metadata:

@@ -1,0 +1,320 @@
+"""Servers that answer in the right protocol, but not what they should."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from zmq_offload.errors import (
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    OffloadError,
+    ProtocolError,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from zmq_offload.protobuf.messages import message_class
+from zmq_offload.protocol.tensors import Latest, TensorSpec, signature_of
+from zmq_offload.transports.client import ServerClient
+from zmq_offload.transports.oip.json_messages import LARGEST
+
+X = np.ones(2, np.float32)
+MOST = 1 << 20
+SIGNATURE = Latest(signature_of([TensorSpec("x", "FP32", (2,))], [TensorSpec("y", "FP32", (2,))]))
+
+
+# --- gRPC -----------------------------------------------------------------------------------------------------
+
+GrpcAnswer = Callable[[bytes, grpc.ServicerContext], bytes]
+
+
+class _AnyMethod(grpc.GenericRpcHandler):
+    def __init__(self, answers: dict[str, GrpcAnswer]) -> None:
+        self.answers = answers
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        answer = self.answers.get(details.method.rpartition("/")[2])
+        return None if answer is None else grpc.unary_unary_rpc_method_handler(answer)
+
+
+class GrpcServer:
+    """Answers methods as `answers` says, with any bytes."""
+
+    def __init__(self) -> None:
+        self._handler = _AnyMethod({})
+        self._server = grpc.server(ThreadPoolExecutor(4), handlers=[self._handler])
+        self.url = f"grpc://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+        self.stop = lambda: self._server.stop(None).wait()
+
+    def answers(self, **answers: bytes | Any) -> None:
+        self._handler.answers = {name: one if callable(one) else _saying(one) for name, one in answers.items()}
+
+
+def _saying(message: Any) -> GrpcAnswer:
+    data = message if isinstance(message, bytes) else message.SerializeToString()
+    return lambda _request, _context: data
+
+
+def failing(code: grpc.StatusCode, text: str) -> GrpcAnswer:
+    def answer(_request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(code, text)
+        raise AssertionError
+
+    return answer
+
+
+def message(name: str, **fields: Any) -> Any:
+    return message_class(f"inference.{name}")(**fields)
+
+
+@pytest.fixture(scope="module")
+def grpc_server() -> Iterator[GrpcServer]:
+    server = GrpcServer()
+    yield server
+    server.stop()
+
+
+def infer(url: str, **options: Any) -> Any:
+    with ServerClient(url, max_frame_bytes=MOST) as client:
+        return client.infer("m", {"x": X}, timeout=10, **options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "says"),
+    [
+        (b"\xff", ProtocolError, "no inference.ModelInferResponse"),
+        (bytes(3 * MOST), ResourceExhausted, "larger than max"),
+        (failing(grpc.StatusCode.INTERNAL, "it broke\n\nAt:\n  model.py(13)"), Internal, "it broke At: model"),
+        (failing(grpc.StatusCode.UNKNOWN, ""), Internal, "status UNKNOWN"),
+        (failing(grpc.StatusCode.UNAVAILABLE, "loading"), Unavailable, "loading"),
+        (failing(grpc.StatusCode.UNAUTHENTICATED, "who?"), Unauthenticated, "who?"),
+        (failing(grpc.StatusCode.CANCELLED, "no more"), OffloadError, "no more"),
+        (failing(grpc.StatusCode.DATA_LOSS, "x" * 5000), Internal, "xxx"),
+    ],
+)
+def test_what_a_grpc_server_answers_is_a_typed_error(
+    grpc_server: GrpcServer, answer: Any, kind: type[OffloadError], says: str
+) -> None:
+    grpc_server.answers(ModelInfer=answer)
+    with pytest.raises(kind, match=says) as caught:
+        infer(grpc_server.url)
+    assert len(caught.value.message) < 2200 and "\n" not in caught.value.message
+
+
+def test_a_grpc_server_without_the_service_is_said_to_be_none(grpc_server: GrpcServer) -> None:
+    grpc_server.answers()
+    with pytest.raises(OffloadError, match="Method not found") as caught:
+        infer(grpc_server.url, version=SIGNATURE)
+    assert caught.value.code.value == "UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_grpc_server_that_is_not_ready_is_unavailable(grpc_server: GrpcServer, ready: bool) -> None:
+    missing = failing(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found")
+    grpc_server.answers(
+        ModelInfer=missing, ModelMetadata=missing, ServerReady=message("ServerReadyResponse", ready=ready)
+    )
+    for version in (None, SIGNATURE):
+        with pytest.raises(NotFound if ready else Unavailable, match="unknown model: 'm'"):
+            infer(grpc_server.url, version=version)
+    grpc_server.answers(ModelInfer=missing)
+    with pytest.raises(NotFound):
+        infer(grpc_server.url)
+
+
+def test_the_metadata_of_a_grpc_server_says_what_differs(grpc_server: GrpcServer) -> None:
+    tensor = {"name": "x", "datatype": "FP16", "shape": [2]}
+    grpc_server.answers(ModelMetadata=message("ModelMetadataResponse", versions=["3"], inputs=[tensor]))
+    with pytest.raises(FailedPrecondition, match=r"version 3 takes x FP16\[2\] and returns nothing"):
+        infer(grpc_server.url, version=SIGNATURE)
+    grpc_server.answers(ModelMetadata=bytes(MOST + 5))
+    with pytest.raises(ProtocolError, match="at most 1048576 are taken"):
+        infer(grpc_server.url, version=SIGNATURE)
+
+
+# --- HTTP -----------------------------------------------------------------------------------------------------
+
+HttpAnswer = tuple[int, dict[str, str], bytes]
+SERVER = json.dumps({"name": "s", "extensions": ["binary_tensor_data"]}).encode()
+Y = {"name": "y", "datatype": "FP32", "shape": [2]}
+BINARY = json.dumps({"outputs": [Y | {"parameters": {"binary_data_size": 8}}]}).encode()
+LENGTH = "Inference-Header-Content-Length"
+
+
+def plain(body: Any, status: int = 200, **headers: str) -> HttpAnswer:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return status, {"Content-Length": str(len(data))} | headers, data
+
+
+def binary(tail: bytes, length: str = str(len(BINARY)), head: bytes = BINARY, **headers: str) -> HttpAnswer:
+    return 200, {LENGTH: length, "Content-Length": str(len(head + tail))} | headers, head + tail
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HttpServer
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.asked.append(self.path)
+        status, headers, body = self.server.found.get(self.path, plain({"error": "Not Found"}, 404))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = headers.get("Connection") == "close" or "Content-Length" not in headers
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+class HttpServer(http.server.ThreadingHTTPServer):
+    """Answers paths as `found` says."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.found: dict[str, HttpAnswer] = {}
+        self.asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def answers(self, answer: HttpAnswer, **more: HttpAnswer) -> None:
+        self.asked.clear()
+        self.found = {"/v2": plain(SERVER), "/v2/models/m/infer": answer}
+        self.found |= {f"/v2/{path.replace('_', '/')}": one for path, one in more.items()}
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that hangs up is no news."""
+
+
+@contextmanager
+def running() -> Iterator[HttpServer]:
+    server = HttpServer()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def http_server() -> Iterator[HttpServer]:
+    with running() as server:
+        yield server
+
+
+def test_a_binary_answer_is_read_with_and_without_its_length(http_server: HttpServer) -> None:
+    http_server.answers(binary(X.tobytes()))
+    assert infer(http_server.url)["y"].tolist() == [1, 1]
+    place = np.zeros(2, np.float32)
+    assert infer(http_server.url, outputs={"y": place})["y"] is place
+    status, headers, body = binary(X.tobytes())
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
+    http_server.answers((status, {LENGTH: headers[LENGTH], "Transfer-Encoding": "chunked"}, chunks))
+    assert infer(http_server.url)["y"].tolist() == [1, 1]
+
+
+def test_a_server_without_binary_tensors_gets_json(http_server: HttpServer) -> None:
+    for server in (plain({"name": "s"}), plain({"error": "no such path"}, 404)):
+        http_server.answers(plain({"outputs": [Y | {"data": [1, 2]}], "model_version": "4"}))
+        http_server.found["/v2"] = server
+        outputs = infer(http_server.url)
+        assert outputs["y"].tolist() == [1, 2] and outputs.version == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "says"),
+    [
+        (plain(b""), ProtocolError, "is not as the protocol has it"),
+        (plain({"outputs": [Y]}), ProtocolError, "neither data nor a binary_data_size"),
+        (plain(BINARY), ProtocolError, "has 0 bytes of tensors; it must have 8"),
+        (binary(bytes(7)), ProtocolError, "has 7 bytes of tensors; it must have 8"),
+        (binary(bytes(9)), ProtocolError, "has 9 bytes of tensors; it must have 8"),
+        (binary(bytes(8), "-1"), ProtocolError, "has Inference-Header-Content-Length '-1'"),
+        (binary(bytes(8), "99999"), ProtocolError, "is right"),
+        (binary(bytes(8), "9" * 5000), ProtocolError, "is right"),
+        (binary(bytes(8), "5"), ProtocolError, "is not as the protocol has it"),
+        (binary(b"", **{"Content-Length": str(len(BINARY) + 8), "Connection": "close"}), ProtocolError, "ends after 0"),
+        (binary(bytes(8), **{"Content-Length": str(2**50)}), ResourceExhausted, "bytes; at most"),
+        (plain(bytes(LARGEST + 1)), ResourceExhausted, "has 16777217 bytes; at most 16777216 are taken"),
+        ((200, {"Connection": "close"}, bytes(LARGEST + 1)), ResourceExhausted, "has more than 16777216 bytes"),
+        ((200, {LENGTH: str(len(BINARY))}, BINARY + bytes(9)), ProtocolError, "more than 8 bytes"),
+        (plain(bytes(MOST + 5), 500), Internal, "HTTP status 500"),
+        ((200, {"Transfer-Encoding": "chunked", LENGTH: "5"}, b"zz\r\n"), ProtocolError, "does not answer in HTTP"),
+        (plain({"error": "it broke"}, 500), Internal, r"it broke \(from http://"),
+        (plain(b"<html>Bad Gateway</html>", 502), Unavailable, "HTTP status 502"),
+        (plain(b"[" * 100_000, 503), Unavailable, "HTTP status 503"),
+        (plain({"error": "who?"}, 401), Unauthenticated, "who?"),
+        (plain(b"", 302, Location="http://elsewhere"), Internal, "HTTP status 302"),
+    ],
+)  # fmt: skip
+def test_what_an_http_server_answers_is_a_typed_error(
+    http_server: HttpServer, answer: HttpAnswer, kind: type[OffloadError], says: str
+) -> None:
+    http_server.answers(answer)
+    with pytest.raises(kind, match=says) as caught:
+        infer(http_server.url)
+    assert type(caught.value) is kind
+    assert len(caught.value.message) < 2200 and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("ready", [200, 503])
+def test_an_http_server_that_is_not_ready_is_unavailable(http_server: HttpServer, ready: int) -> None:
+    missing = plain({"error": "Request for unknown model: 'm' is not found"}, 404)
+    http_server.answers(missing, models_m=missing, health_ready=plain(b"", ready))
+    for version in (None, SIGNATURE):
+        with pytest.raises(NotFound if ready == 200 else Unavailable, match="unknown model: 'm'"):
+            infer(http_server.url, version=version)
+
+
+def test_the_metadata_of_an_http_server_says_what_differs(http_server: HttpServer) -> None:
+    metadata = {"versions": ["3"], "inputs": [Y | {"datatype": "BYTES"}], "outputs": []}
+    http_server.answers(plain(b""), models_m=plain(metadata))
+    with pytest.raises(FailedPrecondition, match=r"version 3 takes y BYTES\[2\] and returns nothing"):
+        infer(http_server.url, version=SIGNATURE)
+    http_server.answers(plain(b""), models_m=plain(bytes(MOST + 5)))
+    with pytest.raises(ResourceExhausted, match="more than 1048576 bytes"):
+        infer(http_server.url, version=SIGNATURE)
+
+
+def test_a_path_before_that_of_the_protocol_is_kept(http_server: HttpServer) -> None:
+    http_server.answers(plain(b""))
+    with pytest.raises(NotFound):
+        infer(f"{http_server.url}/behind/a/proxy/", version=2)
+    assert http_server.asked[:2] == ["/behind/a/proxy/v2", "/behind/a/proxy/v2/models/m/versions/2/infer"]
+
+
+def test_a_lost_server_is_left_for_one_of_another_kind(grpc_server: GrpcServer) -> None:
+    answer = message("ModelInferResponse", outputs=[Y], raw_output_contents=[X.tobytes()])
+    grpc_server.answers(ModelInfer=answer)
+    with running() as server:
+        server.answers(binary(bytes(X)))
+        with ServerClient([server.url, grpc_server.url]) as client:
+            assert client.infer("m", {"x": X})["y"].tolist() == [1, 1]
+            server.answers(plain(b"", 503))
+            began = time.monotonic()
+            assert client.infer("m", {"x": X})["y"].tolist() == [1, 1]
+            assert client.infer("m", {"x": X})["y"].tolist() == [1, 1]
+            assert server.asked == ["/v2/models/m/infer"], "a server that failed is left alone for a pause"
+            assert time.monotonic() - began < 5
