@@ -15,7 +15,7 @@ from zmq_offload.gateway.application import grpc_methods, http_handler
 from zmq_offload.gateway.calls import FAILED
 from zmq_offload.gateway.grpc.calls import Context, Streaming
 from zmq_offload.gateway.http.messages import Request, Response
-from zmq_offload.gateway.sharedmemory.files import Off
+from zmq_offload.gateway.regions.files import Off
 from zmq_offload.protobuf.messages import message_class
 from zmq_offload.protocol.packed import Packed
 from zmq_offload.protocol.tensors import TensorSpec

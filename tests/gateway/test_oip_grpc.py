@@ -27,7 +27,7 @@ from zmq_offload.errors import (
 from zmq_offload.gateway.grpc.calls import Context
 from zmq_offload.gateway.oip import grpc_stream
 from zmq_offload.gateway.oip.grpc_service import SERVICE, methods
-from zmq_offload.gateway.sharedmemory.files import Off, System
+from zmq_offload.gateway.regions.files import Off, System
 from zmq_offload.protocol.tensors import DATATYPES, TensorSpec
 
 X = TensorSpec("x", "FP32", (-1, 3))

@@ -20,7 +20,7 @@ from zmq_offload.gateway.http.router import Router
 from zmq_offload.gateway.oip.metadata import max_batch_size
 from zmq_offload.gateway.oip.regions import region_routes
 from zmq_offload.gateway.oip.rest import routes
-from zmq_offload.gateway.sharedmemory.files import Off, System
+from zmq_offload.gateway.regions.files import Off, System
 from zmq_offload.protocol.tensors import TensorSpec
 
 X = TensorSpec("x", "FP32", (-1, 3))

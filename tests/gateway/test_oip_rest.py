@@ -22,7 +22,7 @@ from zmq_offload.gateway.http.messages import Request, Response
 from zmq_offload.gateway.http.router import Router
 from zmq_offload.gateway.oip import json_data
 from zmq_offload.gateway.oip.rest import routes
-from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory, System
+from zmq_offload.gateway.regions.files import Off, SharedMemory, System
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DATATYPES, TensorSpec, datatype_of
 

@@ -26,8 +26,8 @@ from zmq_offload.errors import (
 from zmq_offload.gateway.http.messages import Request, Response
 from zmq_offload.gateway.http.router import Router
 from zmq_offload.gateway.oip.regions import region_routes
-from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory, System
-from zmq_offload.gateway.sharedmemory.regions import MOST, MOST_OF_ONE, Part, Region, Table, part_of, region_of
+from zmq_offload.gateway.regions.files import Off, SharedMemory, System
+from zmq_offload.gateway.regions.table import MOST, MOST_OF_ONE, Part, Region, Table, part_of, region_of
 from zmq_offload.net.grants import Grant
 
 A, B = Grant("a"), Grant("b")

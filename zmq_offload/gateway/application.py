@@ -22,7 +22,7 @@ from zmq_offload.gateway.oip.grpc_service import methods as oip_methods
 from zmq_offload.gateway.oip.regions import region_routes
 from zmq_offload.gateway.oip.rest import routes
 from zmq_offload.gateway.ports import Door
-from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory, System
+from zmq_offload.gateway.regions.files import Off, SharedMemory, System
 from zmq_offload.gateway.tfserving import rest as tfserving
 from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
 

@@ -17,7 +17,7 @@ from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbyt
 from zmq_offload.gateway.oip.versions import version_of
 from zmq_offload.gateway.protobuf.infer_request import CONTENTS, Divided, Input, parse
 from zmq_offload.gateway.protobuf.infer_response import Output, write_response
-from zmq_offload.gateway.sharedmemory.regions import Part, part_of
+from zmq_offload.gateway.regions.table import Part, part_of
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import packed
 from zmq_offload.protocol.packed import Layout, assemble, layout_for, pack
@@ -25,7 +25,7 @@ from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DATATYPES, DType, datatype_of
 
 if TYPE_CHECKING:
-    from zmq_offload.gateway.sharedmemory.files import Place, SharedMemory
+    from zmq_offload.gateway.regions.files import Place, SharedMemory
 
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 """Asks for an empty last response of models that give several. Models here give one, which is the last."""

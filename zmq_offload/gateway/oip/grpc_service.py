@@ -17,7 +17,7 @@ from zmq_offload.gateway.oip.grpc_stream import InferStream
 from zmq_offload.gateway.oip.statistics import model_stats
 from zmq_offload.gateway.oip.versions import version_of
 from zmq_offload.gateway.protobuf.infer_request import divide
-from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory
+from zmq_offload.gateway.regions.files import Off, SharedMemory
 from zmq_offload.protobuf.messages import message_class, parse_small_message
 
 SERVICE = "inference.GRPCInferenceService"

@@ -23,7 +23,7 @@ from zmq_offload.gateway.oip.parameters import flag, number, queueing
 from zmq_offload.gateway.oip.requested import Requested, check_known, check_requested, classes_of, selected
 from zmq_offload.gateway.oip.responses import JSON
 from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbytes_of, view
-from zmq_offload.gateway.sharedmemory.regions import Part, part_of
+from zmq_offload.gateway.regions.table import Part, part_of
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import packed
 from zmq_offload.protocol.packed import Layout, Packed, assemble, described, layout_for, pack
@@ -31,7 +31,7 @@ from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, DType, datatype_of
 
 if TYPE_CHECKING:
-    from zmq_offload.gateway.sharedmemory.files import Place, SharedMemory
+    from zmq_offload.gateway.regions.files import Place, SharedMemory
 
 HEAD_LENGTH = "inference-header-content-length"
 

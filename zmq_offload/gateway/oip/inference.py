@@ -11,7 +11,7 @@ from zmq_offload.gateway.http.router import Names
 from zmq_offload.gateway.oip.infer import HEAD_LENGTH, Answer, decode, decode_raw, encode, is_raw
 from zmq_offload.gateway.oip.metadata import batched
 from zmq_offload.gateway.oip.versions import version_of
-from zmq_offload.gateway.sharedmemory.files import SharedMemory
+from zmq_offload.gateway.regions.files import SharedMemory
 
 
 class Inference:

@@ -12,7 +12,7 @@ from zmq_offload.gateway.http.responses import failed
 from zmq_offload.gateway.http.router import Endpoint, Names
 from zmq_offload.gateway.oip import json_data
 from zmq_offload.gateway.oip.responses import empty, json
-from zmq_offload.gateway.sharedmemory.files import SharedMemory
+from zmq_offload.gateway.regions.files import SharedMemory
 
 
 class _Registration(msgspec.Struct):

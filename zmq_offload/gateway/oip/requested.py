@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.gateway.sharedmemory.regions import Part
+from zmq_offload.gateway.regions.table import Part
 from zmq_offload.protocol.payload import Array
 
 

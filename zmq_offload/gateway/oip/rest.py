@@ -18,7 +18,7 @@ from zmq_offload.gateway.oip.inference import Inference
 from zmq_offload.gateway.oip.responses import empty, json
 from zmq_offload.gateway.oip.statistics import model_stats
 from zmq_offload.gateway.oip.versions import version_of
-from zmq_offload.gateway.sharedmemory.files import Off, SharedMemory
+from zmq_offload.gateway.regions.files import Off, SharedMemory
 
 
 def routes(fabric: Fabric, memory: SharedMemory) -> Iterator[tuple[str, str, Endpoint]]:

@@ -32,7 +32,7 @@ from zmq_offload.errors import (
     Unimplemented,
 )
 from zmq_offload.gateway.calls import Buffers
-from zmq_offload.gateway.sharedmemory.regions import Part, Region, Table, region_of
+from zmq_offload.gateway.regions.table import Part, Region, Table, region_of
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import limits
 
