@@ -52,14 +52,15 @@ def catalog() -> list[Model]:
 
 
 class GatewayThread:
-    """A running gateway: `http` and `grpc` are HOST:PORT, `fabric` has its calls."""
+    """A running gateway: `http` and `grpc` are HOST:PORT, `fabric` has its calls. It serves the contract's models, or
+    those of another fabric."""
 
     http: str
     grpc: str
 
-    def __init__(self, guard: Guard) -> None:
-        self.fabric = _Fabric(*catalog())
-        self._guard = guard
+    def __init__(self, guard: Guard | None = None, fabric: FakeFabric | None = None) -> None:
+        self.fabric = fabric or _Fabric(*catalog())
+        self._guard = guard or Guard(None, None)
         self._loop = uvloop.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -95,9 +96,9 @@ class GatewayThread:
 
 
 @contextmanager
-def gateway_thread(guard: Guard | None = None) -> Iterator[GatewayThread]:
+def gateway_thread(guard: Guard | None = None, fabric: FakeFabric | None = None) -> Iterator[GatewayThread]:
     """A gateway, until the end of the body. Without a guard it lets everyone in, without TLS."""
-    gateway = GatewayThread(guard or Guard(None, None))
+    gateway = GatewayThread(guard, fabric)
     gateway.start()
     try:
         yield gateway
