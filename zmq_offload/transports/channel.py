@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import grpc
 
@@ -47,10 +48,11 @@ class Channel:
             known = self._methods[method] = self._channel.unary_unary(method)
         if not self._reached and attempt.connect_until < attempt.until:
             self._reach(attempt)
-        call = known.future(message, timeout=attempt.seconds(), metadata=self._metadata)
         try:
-            with attempt.stopped_by(call.cancel):
-                answer: bytes = call.result()
+            if attempt.by_close:
+                answer: bytes = known(message, timeout=attempt.seconds(), metadata=self._metadata)
+            else:
+                answer = _stoppable(known, message, attempt, self._metadata)
         except grpc.FutureCancelledError:
             attempt.seconds()  # raises Cancelled
             raise Unavailable(f"the connection to {self._server} was closed") from None
@@ -60,9 +62,6 @@ class Channel:
             if code is grpc.StatusCode.UNAVAILABLE:
                 self._reached = False
             raise of_grpc(code.name, error.details() or "", self._server) from None
-        except BaseException:
-            call.cancel()
-            raise
         self._reached = True
         return answer
 
@@ -87,6 +86,21 @@ class Channel:
             attempt.seconds()
         finally:
             self._channel.unsubscribe(follow)
+
+
+def _stoppable(
+    method: grpc.UnaryUnaryMultiCallable, message: bytes, attempt: Attempt, metadata: Sequence[tuple[str, str]]
+) -> bytes:
+    """A call that another thread can stop. gRPC makes such a call in a thread of its own, which takes twice the time
+    of a small one."""
+    call = method.future(message, timeout=attempt.seconds(), metadata=metadata)
+    try:
+        with attempt.stopped_by(call.cancel):
+            answer: bytes = call.result()
+            return answer
+    except BaseException:
+        call.cancel()
+        raise
 
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:

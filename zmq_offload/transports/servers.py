@@ -208,7 +208,7 @@ class Servers:
     def _asked(self, turn: Turn, call: ServerCall) -> Reply:
         """Make a call at one server."""
         transport, versions = self._transports[turn.server], self._versions[turn.server]
-        attempt = Attempt(turn.until, turn.connect_until, call.cancellation)
+        attempt = Attempt(turn.until, turn.connect_until, call.cancellation, by_close=call.future is None)
         model, signature = call.model, call.signature
         attempt.seconds()
         if not signature:

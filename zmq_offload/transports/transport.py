@@ -143,10 +143,13 @@ class Cancellation:
 class Attempt:
     """One try of a call at one server: the time that it has, and what stops it. Times are those of `time.monotonic`."""
 
-    __slots__ = ("_cancellation", "connect_until", "until")
+    __slots__ = ("_cancellation", "by_close", "connect_until", "until")
 
-    def __init__(self, until: float, connect_until: float, cancellation: Cancellation) -> None:
+    def __init__(self, until: float, connect_until: float, cancellation: Cancellation, by_close: bool = False) -> None:
         self.until, self.connect_until = until, connect_until
+        self.by_close = by_close
+        """Only `Transport.close` stops the attempt: no caller has a future of it. So it need not use `stopped_by`, if
+        closing ends what waits."""
         self._cancellation = cancellation
 
     @property
