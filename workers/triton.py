@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from zmq_offload.artifacts.repository import ModelVersion, Repository
 from zmq_offload.common.cores import usable_cores
 from zmq_offload.common.extras import needs
-from zmq_offload.errors import FailedPrecondition, InvalidArgument, OffloadError
+from zmq_offload.errors import Cancelled, FailedPrecondition, InvalidArgument, OffloadError
 from zmq_offload.protocol.names import check_model_name
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
@@ -58,14 +58,19 @@ class TritonPythonModel:
         self._executor.warm_up()
 
     def execute(self, requests: Sequence[Triton]) -> list[Triton]:
-        """The responses to requests that Triton passes together, in their order."""
-        given = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
-        return [self._response(outcome) for outcome in run(self._executor, given)]
+        """The responses to requests that Triton passes together, in their order. Those whose clients gave up while they
+        waited do not run."""
+        gone = [request.is_cancelled() for request in requests]
+        waiting = [request for request, left in zip(requests, gone, strict=True) if not left]
+        given = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in waiting]
+        outcomes = iter(run(self._executor, given))
+        return [self._response(Cancelled("the client gave up") if left else next(outcomes)) for left in gone]
 
     def _response(self, outcome: Outcome) -> Triton:
         utils = self._utils
         if isinstance(outcome, OffloadError):
-            code = utils.TritonError.INVALID_ARG if isinstance(outcome, InvalidArgument) else utils.TritonError.INTERNAL
+            codes = {InvalidArgument: utils.TritonError.INVALID_ARG, Cancelled: utils.TritonError.CANCELLED}
+            code = codes.get(type(outcome), utils.TritonError.INTERNAL)
             return utils.InferenceResponse(error=utils.TritonError(outcome.message, code))
         names = [spec.name for spec in self._executor.model.outputs]
         return utils.InferenceResponse([utils.Tensor(name, array) for name, array in zip(names, outcome, strict=True)])

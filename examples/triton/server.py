@@ -26,7 +26,6 @@ class Triton(NamedTuple):
     process: subprocess.Popen[bytes]
     http: str
     grpc: str
-    metrics: str
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def triton(python: str, models: Path, scratch: Path, *options: str) -> Iterator[
         process = subprocess.Popen(command, env=environment, cwd=scratch, stdout=output, stderr=subprocess.STDOUT)
     try:
         _wait(process, f"http://127.0.0.1:{http}/v2/health/ready", log)
-        yield Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}")
+        yield Triton(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
     finally:
         process.terminate()
         try:

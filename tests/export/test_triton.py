@@ -56,7 +56,12 @@ def test_the_configuration_says_what_model_json_says() -> None:
     assert made.version_policy.HasField("all")
     assert made.instance_group[0].count == 3 and made.parameters["threads"].string_value == "2"
     alone = config(version())
-    assert alone.max_batch_size == 0 and list(alone.input[0].dims) == [-1, 3] and not alone.parameters
+    assert (
+        alone.max_batch_size == 0
+        and not alone.HasField("dynamic_batching")
+        and list(alone.input[0].dims) == [-1, 3]
+        and not alone.parameters
+    )
 
 
 def test_versions_are_batched_as_all_of_them_allow() -> None:
@@ -167,7 +172,7 @@ class Tensor:
 
 
 class TritonError(Exception):
-    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
+    INVALID_ARG, INTERNAL, CANCELLED = "INVALID_ARG", "INTERNAL", "CANCELLED"
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -178,8 +183,9 @@ def response(tensors: Sequence[Tensor] = (), error: TritonError | None = None) -
     return SimpleNamespace(outputs={tensor.name(): tensor.as_numpy() for tensor in tensors}, error=error)
 
 
-def request(**arrays: Any) -> SimpleNamespace:
-    return SimpleNamespace(inputs=lambda: [Tensor(name, array) for name, array in arrays.items()])
+def request(*, left: bool = False, **arrays: Any) -> SimpleNamespace:
+    tensors = [Tensor(name, array) for name, array in arrays.items()]
+    return SimpleNamespace(inputs=lambda: tensors, is_cancelled=lambda: left)
 
 
 @pytest.fixture
@@ -211,9 +217,12 @@ def test_an_instance_answers_as_a_worker(compiled_mlp: Compiled, tmp_path: Path,
     model = TritonPythonModel()
     model.initialize(arguments(copied, "mlp"))
     x = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
-    right, unknown, small = model.execute([request(h2=x), request(h3=x), request(h2=x[:1])])
+    gone, right, unknown, small = model.execute(
+        [request(left=True, h2=x), request(h2=x), request(h3=x), request(h2=x[:1])]
+    )
     [[expected]] = GraphExecutor(source, "mlp", 1).run([[x]])
     assert np.array_equal(right.outputs["h4"], expected)
+    assert gone.error.code == "CANCELLED" and not gone.outputs
     for failed in (unknown, small):
         assert failed.error.code == "INVALID_ARG" and "it takes h2 FP32[2,16]" in failed.error.message
 

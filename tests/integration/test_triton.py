@@ -10,10 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,20 +42,24 @@ pytestmark = [
 ]
 WIDTH = 16
 HELD = """
-import pathlib, time, triton_python_backend_utils as pb
+import pathlib, time
+from workers.triton import TritonPythonModel as Exported
 
-class TritonPythonModel:
+class TritonPythonModel(Exported):
     def initialize(self, arguments):
         self.folder = pathlib.Path(arguments["model_repository"])
+        super().initialize(arguments)
 
     def execute(self, requests):
         (self.folder / "started").touch()
         while not (self.folder / "go").exists():
             time.sleep(0.01)
-        return [pb.InferenceResponse([pb.Tensor("h4", pb.get_input_tensor_by_name(r, "h2").as_numpy()[:, :8])])
-                for r in requests]
+        responses = super().execute(requests)
+        with (self.folder / "ended").open("a") as file:
+            file.writelines(f"{response.has_error()}\\n" for response in responses)
+        return responses
 """
-"""Begins a run, and ends it when there is a file."""
+"""Begins a run, and ends it when there is a file. Says of each response whether it is an error."""
 
 
 class Served(NamedTuple):
@@ -221,39 +223,20 @@ def test_a_damaged_library_is_not_served_and_triton_says_why(served: Served) -> 
     assert "subgraph.so is damaged: its checksum is" in served.log.read_text()
 
 
-def test_a_request_waits_by_its_priority_and_no_longer_than_its_timeout(served: Served) -> None:
-    ended: list[str] = []
+def test_a_request_whose_client_gave_up_is_not_run(served: Served) -> None:
     x = {"h2": np.zeros((2, WIDTH), "f4")}
-
-    def call(name: str, options: dict[str, int]) -> None:
-        try:
-            served.call("held", x, **options)
-            ended.append(name)
-        except InferenceServerException as error:
-            ended.append(f"{error.status()} {error.message()}")
-
-    waiting: dict[str, dict[str, int]] = {
-        "late": {"priority": 201}, "usual": {}, "urgent": {"priority": 1}, "short": {"timeout": 1}
-    }  # fmt: skip
     folder = served.models / "held"
-    with ThreadPoolExecutor(1 + len(waiting)) as pool:
+    with ThreadPoolExecutor(1) as pool:
         try:
-            pool.submit(call, "first", {})
+            first = pool.submit(served.call, "held", x)
             eventually((folder / "started").exists)
-            for at, (name, options) in enumerate(waiting.items(), 1):
-                pool.submit(call, name, options)
-                eventually(partial(_waiting, served, at))
+            with pytest.raises(InferenceServerException, match="Deadline Exceeded"):
+                served.call("held", x, client_timeout=0.5)
         finally:
             (folder / "go").touch()
-    ended.remove("StatusCode.UNAVAILABLE Request timeout expired")
-    assert ended == ["first", "urgent", "usual", "late"]
-
-
-def _waiting(served: Served, many: int) -> bool:
-    """Whether so many requests wait for the model."""
-    with urllib.request.urlopen(f"http://{served.triton.metrics}/metrics", timeout=20) as response:
-        found = re.search(r'nv_inference_pending_request_count{model="held".*} (\d+)', response.read().decode())
-    return found is not None and int(found[1]) == many
+        first.result()
+    served.call("held", x)
+    assert (folder / "ended").read_text().split() == ["False", "True", "False"]
 
 
 def test_the_example_runs_its_two_commands(tmp_path: Path) -> None:

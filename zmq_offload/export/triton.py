@@ -11,13 +11,9 @@ from typing import NamedTuple
 
 from zmq_offload.artifacts.repository import Batching, ModelVersion
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import TensorSpec
 
 CONFIG, CODE = "config.pbtxt", "model.py"
-
-PRIORITIES = 2 * limits.PRIORITY + 1
-"""As many as ours, from 100 (most urgent, Triton's 1) to -100 (Triton's 201). 0 is Triton's 101."""
 
 _MOST_ROWS = 2**31 - 1
 """The largest `max_batch_size`."""
@@ -99,17 +95,11 @@ def config_of(versions: Sequence[ModelVersion], running: Running) -> str:
 
 
 def _queue(batching: Batching | None) -> list[str]:
-    """The scheduler that has priorities, and refuses a request whose `timeout` ends while it waits. Triton's default
-    scheduler does neither. A request's timeout counts only if the default is longer, so that is as long as any."""
-    timeout = f"default_timeout_microseconds: {limits.BUDGET_US} allow_timeout_override: true"
-    return [
-        "dynamic_batching {",
-        f"  max_queue_delay_microseconds: {batching.delay_us if batching else 0}",
-        f"  priority_levels: {PRIORITIES}",
-        f"  default_priority_level: {PRIORITIES // 2 + 1}",
-        f"  default_queue_policy {{ timeout_action: REJECT {timeout} }}",
-        "}",
-    ]
+    """How requests wait. Levels of priority and timeouts of a queue are not used: with either, Triton's scheduler
+    notices up to half a second late that an instance has become free."""
+    if batching is None:
+        return []
+    return [f"dynamic_batching {{ max_queue_delay_microseconds: {batching.delay_us} }}"]
 
 
 def _tensors(kind: str, tensors: Sequence[TensorSpec], *, batched: bool) -> list[str]:
