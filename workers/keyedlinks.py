@@ -102,6 +102,9 @@ class KeyedLinks:
     def refusal(self, broker: int) -> str | None:
         return self._monitors[broker].refusal()
 
+    def shares(self, broker: int) -> bool:
+        return False
+
     def close(self, lingering: Sequence[bool]) -> None:
         for broker, inbox in enumerate(self._inboxes):
             self._monitors[broker].close()

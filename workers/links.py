@@ -70,5 +70,8 @@ class Links(Protocol):
     def refusal(self, broker: int) -> str | None:
         """Why there is no connection, as far as that is known."""
 
+    def shares(self, broker: int) -> bool:
+        """Whether tensors pass through shared memory on the connection."""
+
     def close(self, lingering: Sequence[bool]) -> None:
         """Close all. For each broker: whether to wait until it got what was sent, for some seconds at most."""

@@ -161,7 +161,8 @@ class Worker:
             if type(message) is wire.Error:
                 self._warn(broker, f"says {message.code}: {message.text}")
             elif type(message) is not wire.Identify:  # a broker that does not know this worker sends that
-                self._log_state(broker, logging.INFO, f"connected to broker {self._config.brokers[broker]}")
+                how = ", sharing memory" if self._links.shares(broker) else ""
+                self._log_state(broker, logging.INFO, f"connected to broker {self._config.brokers[broker]}{how}")
             self._perform(self.session.received(broker, message, self._clock()))
 
     def _log_state(self, broker: int, level: int, state: str) -> None:

@@ -132,6 +132,10 @@ class StreamLinks:
     def refusal(self, broker: int) -> str | None:
         return self._lines[broker].refusal
 
+    def shares(self, broker: int) -> bool:
+        stream = self._lines[broker].stream
+        return stream is not None and stream.peer.shares
+
     def close(self, lingering: Sequence[bool]) -> None:
         self._write_out([line for line, lingers in zip(self._lines, lingering, strict=True) if lingers], _LINGER)
         if self._sharing is not None and any(lingering):

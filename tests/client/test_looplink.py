@@ -27,6 +27,7 @@ from zmq_offload.net.sharedmemory.sharing import SHARED_FROM, Sharing
 from zmq_offload.net.zmtp import HELLO, Peer, encode
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.packed import pack
 
 SESSION = bytes(range(16))
 READY = (
@@ -451,7 +452,7 @@ def test_long_tensors_go_and_come_by_reference() -> None:
         async with shared(others, own) as (link, broker):
             await _shares(link)
             array = np.frombuffer(MEGABYTE, np.uint8)
-            payload = link.request("m", {"x": array}, None, 1.0, 0)[1]
+            payload = link.packed_request("m", pack({"x": array}), None, 1.0, 0)[1]
             ask(link, 1, *payload)  # type: ignore[arg-type]
             frames = await broker.requests.get()
             assert type(frames[2]) is SharedFrame
@@ -480,7 +481,9 @@ def test_a_full_arena_and_short_tensors_go_inline() -> None:
         async with shared(Sharing(4096), own) as (link, broker):
             await _shares(link)
             for size in (1024 * 1024, SHARED_FROM - 1):
-                payload = link.request("m", {"x": np.frombuffer(MEGABYTE[:size], np.uint8)}, None, 1.0, 0)[1]
+                payload = link.packed_request("m", pack({"x": np.frombuffer(MEGABYTE[:size], np.uint8)}), None, 1.0, 0)[
+                    1
+                ]
                 ask(link, 1, *payload)  # type: ignore[arg-type]
                 assert bytes((await broker.requests.get())[2]) == MEGABYTE[:size]
 
@@ -494,7 +497,7 @@ def test_a_broker_or_a_client_that_does_not_share_gets_bytes(broker_shares: bool
         one = Sharing(8 << 20)
         async with shared(*((one, None) if broker_shares else (None, one))) as (link, broker):
             array = np.frombuffer(MEGABYTE, np.uint8)
-            ask(link, 1, *link.request("m", {"x": array}, None, 1.0, 0)[1])  # type: ignore[arg-type]
+            ask(link, 1, *link.packed_request("m", pack({"x": array}), None, 1.0, 0)[1])  # type: ignore[arg-type]
             assert bytes((await broker.requests.get())[2]) == MEGABYTE
 
     run(test())

@@ -50,10 +50,7 @@ class Caller:
 
     async def infer(self, tensors: dict[str, Any], timeout: float = 10.0) -> Outputs | OffloadError:
         ended: asyncio.Future[Outputs | OffloadError] = asyncio.get_running_loop().create_future()
-        inputs = pack(tensors)
-        if self.sharing is not None:  # as what came over HTTP lies there
-            inputs.frames = self.sharing.placed(inputs.frames)
-        self._fabric.infer(Call("echo", None, inputs, timeout), ALL, ended.set_result)
+        self._fabric.infer(Call("echo", None, pack(tensors), timeout), ALL, ended.set_result)
         return await ended
 
     async def load(self, calls: int, timeout: float = 10.0) -> None:
@@ -203,7 +200,8 @@ def test_what_ends_under_load_takes_no_memory_along() -> None:
     """Workers, then the broker, are killed while tensors are under way."""
     with ExitStack() as stack:
         broker = stack.enter_context(running_broker())
-        stack.enter_context(faulty_workers(broker.backend, "--processes", "2", "--drain", "2", slots=8))
+        workers = stack.enter_context(faulty_workers(broker.backend, "--processes", "2", "--drain", "2", slots=8))
+        workers.wait_for("connected to broker .*, sharing memory")
         pids = wait_for_workers(broker.frontend, 2)
 
         async def test() -> None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import zmq
@@ -25,7 +25,7 @@ from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from zmq_offload.protocol.packed import Packed
 
 _HIGH, _LOW = 4 * 1024 * 1024, 1024 * 1024
 """Bytes that are not written yet. At the first number requests wait, and at the second they are sent again."""
@@ -160,11 +160,13 @@ class LoopLink(Link):
         _inherited.append((self.way, self._again))
         self.way = self._again = None
 
-    def _payload(self, inputs: Mapping[str, ArrayLike]) -> Payload:
-        payload = super()._payload(inputs)
-        if self.sharing is not None and self.way is not None and self.way.shares:
-            return self.sharing.placed(payload)
-        return payload
+    def packed_request(
+        self, model: str, inputs: Packed, version: int | None, timeout: float, priority: int
+    ) -> tuple[str, Payload, float, int, int, bytes]:
+        arguments = super().packed_request(model, inputs, version, timeout, priority)
+        if self.sharing is None or self.way is None or not self.way.shares or len(arguments[1]) == 1:
+            return arguments
+        return model, self.sharing.placed(arguments[1]), *arguments[2:]
 
     # --- the connection -------------------------------------------------------------------------------------
 

@@ -43,6 +43,12 @@ class _Lease:
         self._done.append(self._slot)  # perhaps in another thread, or within `take`
 
 
+def _address(data: Any) -> int:
+    # Half the cost of `.ctypes.data`.
+    start: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+    return start
+
+
 class Arena:
     """At most `size` bytes, of which the kernel gives those that are used. Raises OSError if it gives none."""
 
@@ -57,7 +63,7 @@ class Arena:
         layout.write_head(self._heads, self.cookie, size, self.secret)
         self._map = segment.map_data(self.fd, layout.DATA_AT + size, writable=True)
         self._data = np.frombuffer(self._map, np.uint8)
-        self._start = self._data.ctypes.data
+        self._start = _address(self._data)
         self._slots = Slots(layout.COUNT, size)
         self._done: deque[Slot] = deque()
         self._trim_at = clock() + TRIM
@@ -99,9 +105,13 @@ class Arena:
         self._slots.waiting.append(slot)
         return self._share(slot, slot.start, nbytes)
 
+    def has(self, data: bytes | memoryview) -> bool:
+        """Whether `data` lies here."""
+        return type(data) is not bytes and 0 <= _address(data) - self._start < self.size
+
     def find(self, data: memoryview) -> Reference | None:
         """A reference to `data`, if it lies in memory that was taken. It holds until that is dropped."""
-        start = np.frombuffer(data, np.uint8).ctypes.data - self._start
+        start = _address(data) - self._start
         if not 0 <= start < self.size or os.getpid() != self._pid:
             return None
         slot = self._slots.find(start, len(data))

@@ -48,11 +48,9 @@ class Sharing:
 
     def placed(self, payload: Sequence[Any]) -> Sequence[Any]:
         """A payload whose long frames lie in the arena, as far as there is room. None is copied that does already."""
-        if len(payload) == 1:
-            return payload
         found = list(payload)
         for at, frame in enumerate(found):
-            if at and len(frame) >= SHARED_FROM and (type(frame) is bytes or self.arena.find(frame) is None):
+            if at and len(frame) >= SHARED_FROM and not self.arena.has(frame):
                 taken = self.arena.take(len(frame))
                 if taken is not None:
                     taken[:] = frame
