@@ -157,7 +157,8 @@ class Traffic:
     A caller that is refused goes to the next of its kind's addresses, or tries again after a moment.
     """
 
-    def __init__(self, makers: Sequence[Any], timeout: float = 5.0) -> None:
+    def __init__(self, makers: Sequence[Any], timeout: float = 5.0, elements: int = ELEMENTS) -> None:
+        self._elements = elements
         self.served: Counter[str] = Counter()
         """Right answers, by the kind of the caller."""
         self.errors: Counter[str] = Counter()
@@ -192,7 +193,7 @@ class Traffic:
         for count in itertools.count():
             if self._stop.is_set():
                 break
-            x = np.full(ELEMENTS, which * 1e9 + count)
+            x = np.full(self._elements, which * 1e9 + count)
             began = time.monotonic()
             try:
                 right = np.array_equal(caller.call(x, self._timeout), x)
@@ -223,9 +224,9 @@ class Traffic:
 
 
 @contextmanager
-def traffic(makers: Sequence[Any], timeout: float = 5.0) -> Iterator[Traffic]:
+def traffic(makers: Sequence[Any], timeout: float = 5.0, elements: int = ELEMENTS) -> Iterator[Traffic]:
     """Load that runs while the body does."""
-    running = Traffic(makers, timeout)
+    running = Traffic(makers, timeout, elements)
     try:
         yield running
     finally:

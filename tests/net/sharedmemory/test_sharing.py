@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from zmq_offload.net.sharedmemory.layout import DATA_AT
 from zmq_offload.net.sharedmemory.readers import IDLE, Readers
 from zmq_offload.net.sharedmemory.references import Reference
 from zmq_offload.net.sharedmemory.segment import Unreadable
+from zmq_offload.net.sharedmemory.sharing import sharing_of
 from zmq_offload.net.sharedmemory.slots import TAKE_BACK
 
 pytestmark = pytest.mark.skipif(not segment.SUPPORTED, reason="this system has no memfd")
@@ -409,6 +411,17 @@ def test_threads_that_drop_what_they_read_do_not_unlock_others(arena: Arena, rea
     del keeper
     arena.tick()
     assert arena.used == 0
+
+
+def test_a_system_that_may_refuse_memory_later_shares_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict = tmp_path / "overcommit_memory"
+    strict.write_text("2\n")
+    monkeypatch.setattr(segment, "OVERCOMMIT", strict)
+    assert sharing_of(4096, logging.getLogger("workers")) is None
+    assert "shared memory: vm.overcommit_memory is 2" in caplog.text
+    assert sharing_of(0, logging.getLogger("workers")) is None
 
 
 # --- peers ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import sys
+from pathlib import Path
 
 from zmq_offload.net.sharedmemory import layout
 
@@ -50,8 +51,17 @@ PINS = 2**32
 """Read locks of one descriptor that differ."""
 
 
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+_STRICT = b"2\n"
+
+
 def make(size: int) -> int:
-    """A descriptor of `size` new bytes, which only this process has, and whose size is sealed. Raises OSError."""
+    """A descriptor of `size` new bytes, which only this process has, and whose size is sealed.
+
+    Raises OSError, also on a system that may refuse the memory when it is first written, which ends the process.
+    """
+    if OVERCOMMIT.read_bytes() == _STRICT:
+        raise OSError(errno.ENOTSUP, "vm.overcommit_memory is 2")
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create(NAME, flags | _MFD_NOEXEC_SEAL)

@@ -1,0 +1,31 @@
+"""The shared memory of processes, seen from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from zmq_offload.net.sharedmemory import layout, segment
+
+
+def used_slots(pids: Iterable[int]) -> dict[int, int]:
+    """The slots that others know of, by arena (its inode), in all arenas that the processes have or read."""
+    found: dict[int, int] = {}
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if f"/memfd:{segment.NAME} " in os.readlink(link):
+                    fd = os.open(link, os.O_RDONLY)
+                    try:
+                        found[os.fstat(fd).st_ino] = _used(fd)
+                    finally:
+                        os.close(fd)
+    return found
+
+
+def _used(fd: int) -> int:
+    with mmap.mmap(fd, layout.DATA_AT, prot=mmap.PROT_READ) as heads, memoryview(heads) as view:
+        return sum(layout.read_slot(view, number).nbytes > 0 for number in range(layout.COUNT))
