@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.support.processes import eventually
 from zmq_offload.errors import (
     FailedPrecondition,
     Internal,
@@ -101,7 +104,7 @@ def infer(url: str, **options: Any) -> Any:
         (failing(grpc.StatusCode.UNKNOWN, ""), Internal, "status UNKNOWN"),
         (failing(grpc.StatusCode.UNAVAILABLE, "loading"), Unavailable, "loading"),
         (failing(grpc.StatusCode.UNAUTHENTICATED, "who?"), Unauthenticated, "who?"),
-        (failing(grpc.StatusCode.CANCELLED, "no more"), OffloadError, "no more"),
+        (failing(grpc.StatusCode.CANCELLED, "no more"), Unavailable, "no more"),
         (failing(grpc.StatusCode.DATA_LOSS, "x" * 5000), Internal, "xxx"),
     ],
 )
@@ -194,6 +197,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.found: dict[str, HttpAnswer] = {}
         self.asked: list[str] = []
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        self.latest, address = super().get_request()
+        return self.latest, address
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
@@ -233,6 +240,18 @@ def test_a_binary_answer_is_read_with_and_without_its_length(http_server: HttpSe
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
     http_server.answers((status, {LENGTH: headers[LENGTH], "Transfer-Encoding": "chunked"}, chunks))
     assert infer(http_server.url)["y"].tolist() == [1, 1]
+
+
+def test_a_kept_connection_that_the_server_gave_up_is_not_used_again(http_server: HttpServer) -> None:
+    http_server.answers(binary(X.tobytes()))
+    with ServerClient(http_server.url) as client:
+        for _ in range(3):
+            assert client.infer("m", {"x": X})["y"].tolist() == [1, 1]
+            [connection] = client._servers._transports[0]._connections._idle  # type: ignore[attr-defined]
+            # As proxies do that have waited for a request for too long.
+            http_server.latest.sendall(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+            http_server.latest.shutdown(socket.SHUT_RDWR)
+            eventually(lambda: select.select([connection], [], [], 0)[0])  # noqa: B023
 
 
 def test_a_server_without_binary_tensors_gets_json(http_server: HttpServer) -> None:

@@ -18,6 +18,10 @@ _OPTIONS = (
     # The server may be there again soon, and calls in between fail at once: gRPC's own pauses are 1 s to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # With these, Linux ends a connection whose bytes nobody acknowledges for 10 s: after a change of networks, calls would
+    # go to a dead one for a quarter of an hour. A ping more often than each 5 minutes is too often for most servers.
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
     # Channels of one process to one address share a connection otherwise, and its state after a failure.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -33,10 +37,11 @@ class Channel:
         self._server = f"{url.scheme}://{url.address}"
         options = [*_OPTIONS, ("grpc.max_receive_message_length", min(most, 2**31 - 1))]
         tls, authorization = access(url)
+        target = f"dns:///{url.address}"  # otherwise gRPC takes a host named "unix" for a scheme
         if tls is None:
-            self._channel = grpc.insecure_channel(url.address, options=options)
+            self._channel = grpc.insecure_channel(target, options=options)
         else:
-            self._channel = grpc.secure_channel(url.address, _credentials(tls), options=options)
+            self._channel = grpc.secure_channel(target, _credentials(tls), options=options)
         self._metadata = () if authorization is None else (("authorization", authorization),)
         self._methods: dict[str, grpc.UnaryUnaryMultiCallable] = {}
         self._reached = False
@@ -61,6 +66,8 @@ class Channel:
             code = error.code()
             if code is grpc.StatusCode.UNAVAILABLE:
                 self._reached = False
+            elif code is grpc.StatusCode.CANCELLED:  # not by us: the server or a proxy gave the call up
+                code = grpc.StatusCode.UNAVAILABLE
             raise of_grpc(code.name, error.details() or "", self._server) from None
         self._reached = True
         return answer

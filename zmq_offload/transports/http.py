@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import select
 import socket
 import ssl
 import threading
@@ -171,9 +172,14 @@ class HttpConnections:
 
     def _taken(self, attempt: Attempt) -> tuple[socket.socket, bool]:
         """A connection, and whether it was kept from an earlier request."""
-        with self._lock:
-            if self._idle:
-                return self._idle.pop(), True
+        while True:
+            with self._lock:
+                kept = self._idle.pop() if self._idle else None
+            if kept is None:
+                break
+            if not _readable(kept):
+                return kept, True
+            kept.close()  # the server has closed it, or said something that is no answer to the next request
         found: OSError | None = None
         for family, address in looked_up(self._url.host, self._url.port, attempt.seconds_to_connect()):
             connection = socket.socket(family, socket.SOCK_STREAM)
@@ -232,6 +238,12 @@ class HttpConnections:
             answer.close()
             raise
         return answer
+
+
+def _readable(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _stopper(connection: socket.socket) -> Any:
