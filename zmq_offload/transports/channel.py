@@ -18,8 +18,8 @@ _OPTIONS = (
     # The server may be there again soon, and calls in between fail at once: gRPC's own pauses are 1 s to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # With these, Linux ends a connection whose bytes nobody acknowledges for 10 s: after a change of networks, calls would
-    # go to a dead one for a quarter of an hour. A ping more often than each 5 minutes is too often for most servers.
+    # With these, Linux ends a connection whose bytes nobody acknowledges for 10 s. After a change of networks, calls
+    # would go to a dead one for a quarter of an hour. Most servers refuse pings more often than each 5 minutes.
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Channels of one process to one address share a connection otherwise, and its state after a failure.
