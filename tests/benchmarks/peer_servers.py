@@ -94,7 +94,11 @@ def triton(folder: Path, python: str, sizes: list[int]) -> Iterator[dict[str, Co
     """The server in the package nvidia-pytriton, with its Python backend, without GPU or container."""
     if not has(python, "tritonclient.grpc, tritonclient.http"):
         raise Missing("tritonclient is not installed: --triton-python VENV/bin/python of one with tritonclient[all]")
-    with tritonserver(folder, python, {"echo": (_TRITON_CONFIG, _TRITON_MODEL)}) as running:
+    version = folder / "models" / "echo" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(_TRITON_MODEL)
+    (version.parent / "config.pbtxt").write_text(_TRITON_CONFIG)
+    with tritonserver(folder, python, folder / "models") as running:
         yield {
             "Triton, gRPC": [python, "triton", "grpc", running.grpc],
             "Triton, HTTP": [python, "triton", "http", running.http],

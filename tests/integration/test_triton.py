@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,10 +28,11 @@ from tvm import relax
 from tests.support import onnx_models
 from tests.support.processes import ROOT, eventually, running_broker, running_workers
 from tests.support.servers import Triton, tritonserver
-from zmq_offload import Client
+from zmq_offload import Client, load
 from zmq_offload.artifacts.repository import LIBRARY, Batching, ModelVersion, Repository
 from zmq_offload.compile import compile_model
 from zmq_offload.compile.target import host_target
+from zmq_offload.errors import Unavailable
 from zmq_offload.export.triton import Running
 from zmq_offload.export.write import export_to_triton
 from zmq_offload.protocol.payload import Array
@@ -67,6 +69,8 @@ class Served(NamedTuple):
 
     triton: Triton
     models: Path
+    bundle: Path
+    """The device bundle of `fixed`, with a fallback."""
     broker: str
     log: Path
 
@@ -95,7 +99,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         for number in (1, 2) if name == "fixed" else (1,):
             compile_model(
                 path, inputs={"x": (rows, 8)}, name=name, output=folder / f"{name}{number}", batching=batching,
-                version=number, **shared,
+                version=number, with_fallback=True, **shared,
             )  # fmt: skip
     Repository(folder / "repository").write("types", 1, _every_datatype)
     models = folder / "models"
@@ -118,7 +122,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     ):
         with Client(fabric.frontend) as client:
             eventually(lambda: len(client.models()) == 5, timeout=60)
-        yield Served(triton, models, fabric.frontend, folder / "server.log")
+        yield Served(triton, models, folder / "fixed2/device", fabric.frontend, folder / "server.log")
 
 
 def _every_datatype(folder: Path) -> ModelVersion:
@@ -237,6 +241,42 @@ def test_a_request_whose_client_gave_up_is_not_run(served: Served) -> None:
         first.result()
     served.call("held", x)
     assert (folder / "ended").read_text().split() == ["False", "True", "False"]
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_bundle_runs_on_triton_as_through_the_broker(served: Served, scheme: str) -> None:
+    items = [onnx_models.random(2, 8, seed=seed) for seed in range(12)]
+    with load(served.bundle, broker=served.broker) as model:
+        expected = [model(x).tobytes() for x in items]
+    with load(served.bundle, server=f"{scheme}://{getattr(served.triton, scheme)}") as model:
+        assert [model(x).tobytes() for x in items] == expected
+        assert [y.tobytes() for y in model.map(items, depth=4)] == expected
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_when_triton_is_killed_a_bundle_goes_on_elsewhere(served: Served, tmp_path: Path, scheme: str) -> None:
+    items = [onnx_models.random(2, 8, seed=seed) for seed in range(12)]
+    only = ["--model-control-mode=explicit", "--load-model=fixed"]
+    with tritonserver(tmp_path, os.environ["TRITON_PYTHON"], served.models, *only) as triton:
+        url = f"{scheme}://{getattr(triton, scheme)}"
+        with (
+            load(served.bundle, server=url, timeout=5) as alone,
+            load(served.bundle, server=[url, served.broker], timeout=20) as model,
+        ):
+            expected = [alone(x).tobytes() for x in items]
+            results = model.map(items, depth=4)
+            found = [next(results) for _ in range(4)]
+            triton.process.kill()
+            found += list(results)
+            assert [y.tobytes() for y in found] == expected
+            began = time.monotonic()
+            with pytest.raises(Unavailable):
+                alone(items[0])
+            assert time.monotonic() - began < 6
+            alone.offload = "auto"
+            for _ in range(5):
+                alone(items[0])
+            assert alone.statistics.fell_back
 
 
 def test_the_example_runs_its_two_commands(tmp_path: Path) -> None:
