@@ -35,6 +35,7 @@ BUILT_IN = {
     "grpcs": Place("zmq_offload.transports.oip.infer_grpc", "OipGrpc", "grpc"),
     "http": Place("zmq_offload.transports.oip.infer_http", "OipHttp", None),
     "https": Place("zmq_offload.transports.oip.infer_http", "OipHttp", None),
+    "tvmrpc": Place("zmq_offload.transports.tvmrpc.transport", "TvmRpcTransport", None),
 }
 """Our own transports. Their schemes cannot be registered by others."""
 

@@ -1,0 +1,114 @@
+"""What the server does with a request: find the version, check, run. Each connection has a process with one service."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, ModelVersion, Repository
+from zmq_offload.errors import Internal, NotFound, OffloadError, ProtocolError, ResourceExhausted, one_line
+from zmq_offload.protocol import limits, messages
+from zmq_offload.protocol.payload import decode_tensors, encode_body, encode_tensors
+from zmq_offload.protocol.tensors import check_tensors, datatype_of
+from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library
+from zmq_offload.transports.tvmrpc import parcel
+
+log = logging.getLogger("RPCServer")
+
+_EXPECTED: frozenset[type[messages.Request | messages.Query]] = frozenset((messages.Request, messages.Query))
+
+
+class Service:
+    """Answers parcels from a model repository. Versions are loaded when they are first asked for."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._loaded: dict[tuple[str, int], tuple[tuple[int, int], ModelVersion, Machine]] = {}
+
+    def answer(self, data: bytes | bytearray | memoryview) -> list[parcel.Frame]:
+        """The buffers of the parcel that answers one. An error is an answer, too."""
+        try:
+            head, *frames = parcel.unpack(data)
+            message = messages.decode(bytes(head), _EXPECTED)
+            if isinstance(message, messages.Query):
+                answer = messages.Answer(parcel.SESSION, message.id)
+                return parcel.pack([messages.encode(answer), encode_body(self._models())])
+            return parcel.pack(self._run(message, frames))
+        except OffloadError as error:
+            return _refused(error)
+        except Exception as error:
+            log.exception("a request failed")
+            return _refused(Internal(f"{type(error).__name__}: {one_line(error)}"))
+
+    def _run(self, request: messages.Request, frames: Sequence[memoryview]) -> list[parcel.Frame]:
+        if not frames:
+            raise ProtocolError("a request has no tensors")
+        inputs = decode_tensors([memoryview(bytes(frames[0])), *frames[1:]])
+        model, machine = self._version(request.model, request.version or self._latest(request.model))
+        what = f"model {model.name!r} version {model.version}"
+        given = {name: (datatype_of(array.dtype), array.shape) for name, array in inputs.items()}
+        check_tensors(model.inputs, given, what=what)
+        began = time.monotonic()
+        try:
+            results = machine.run([inputs[spec.name] for spec in model.inputs])
+        except OffloadError as error:
+            raise type(error)(f"{what}: {error.message}") from None
+        except Exception as error:
+            raise Internal(f"{what} failed: {one_line(error)}") from error
+        took = int((time.monotonic() - began) * 1e6)
+        outputs = encode_tensors(list(zip([spec.name for spec in model.outputs], results, strict=True)))
+        if (size := sum(map(len, outputs))) > request.max_frame_bytes:
+            raise ResourceExhausted(
+                f"{what}: the outputs have {size} bytes; the client's max_frame_bytes allows {request.max_frame_bytes}"
+            )
+        envelope = messages.Result(parcel.SESSION, request.id, model.version, 0, took, took)
+        return [messages.encode(envelope), *outputs]
+
+    def _version(self, name: str, version: int) -> tuple[ModelVersion, Machine]:
+        folder = self._repository.path(name, version)
+        try:
+            state = (folder / DESCRIPTION).stat()
+        except OSError:
+            self._loaded.pop((name, version), None)
+            raise NotFound(f"model {name!r} version {version} is not in the repository; {self._there(name)}") from None
+        stamp = state.st_ino, state.st_mtime_ns
+        known = self._loaded.get((name, version))
+        if known is None or known[0] != stamp:
+            self._loaded.pop((name, version), None)
+            model = self._repository.read(name, version)
+            check_tvm_version(folder, model.tvm_version)
+            if model.cpu is not None:
+                model.cpu.check(str(folder / LIBRARY))
+            known = self._loaded[name, version] = stamp, model, Machine(load_library(folder / LIBRARY), model.inputs)
+        return known[1], known[2]
+
+    def _latest(self, name: str) -> int:
+        versions = self._repository.versions(name)
+        if not versions:
+            raise NotFound(f"model {name!r} is not in the repository; {self._there(name)}")
+        return versions[-1]
+
+    def _there(self, name: str) -> str:
+        versions = self._repository.versions(name)
+        if versions:
+            return f"its versions are {', '.join(map(str, versions))}"
+        return f"its models are {', '.join(self._repository.models()) or 'none'}"
+
+    def _models(self) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = []
+        for name in self._repository.models():
+            for version in self._repository.versions(name):
+                try:
+                    model = self._repository.read(name, version)
+                except OffloadError as error:
+                    log.warning("model %s version %d cannot be served: %s", name, version, error)
+                    continue
+                inputs, outputs = ([spec.to_json() for spec in specs] for specs in (model.inputs, model.outputs))
+                found.append({"name": name, "version": version, "inputs": inputs, "outputs": outputs})
+        return found
+
+
+def _refused(error: OffloadError) -> list[parcel.Frame]:
+    text = error.message[: limits.MESSAGE_CHARS]
+    return parcel.pack([messages.encode(messages.Error(parcel.SESSION, 0, error.code.value, text))])

@@ -1,0 +1,280 @@
+"""One connection to a server, with calls in flight: they go out in order, and answers come back in order.
+
+Of the threads that wait for an answer, one drives: it sends for all and receives for all. When it leaves, the next one
+drives. A call that is given up after it was sent leaves its answer behind, which is thrown away when it comes. The
+connection is not dropped for that: the server would first finish the call, and then load the library again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from zmq_offload.errors import OffloadError, ProtocolError, ResourceExhausted, Unavailable, one_line
+from zmq_offload.transports.transport import Attempt
+from zmq_offload.transports.tvmrpc import wire
+
+AHEAD = 4
+"""Calls at the server at a time. One more than runs hides the network; those that wait here can be taken back."""
+
+OWED = 30.0
+"""Seconds after which a connection is dropped whose server still owes the answer of a call that was given up."""
+
+_PIECES = 64
+"""Buffers that are sent at once."""
+
+
+class _Call:
+    """A call at a session. `given_up`: when its caller left, which throws its answer away."""
+
+    __slots__ = ("answer", "event", "given_up", "left")
+
+    def __init__(self, buffers: Sequence[wire.Buffer]) -> None:
+        self.left = [view for buffer in buffers if (view := memoryview(buffer).cast("B")).nbytes]
+        self.event = threading.Event()
+        self.answer: memoryview | None = None
+        self.given_up: float | None = None
+
+
+class Session:
+    """A connection on which a session has begun. Threads share it. `most`: bytes of an answer."""
+
+    def __init__(self, connection: socket.socket, address: str, most: int) -> None:
+        self._socket, self._address, self._most = connection, address, most
+        connection.setblocking(False)
+        self._lock = threading.Lock()
+        self._waiting: deque[_Call] = deque()
+        self._sent: deque[_Call] = deque()
+        self._driver: _Call | None = None
+        self._failure: OffloadError | None = None
+        self._length = bytearray(wire.LENGTH)
+        self._room = memoryview(self._length)
+        self._packet: memoryview | None = None
+        self._at = 0
+        self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll = select.poll()
+
+    @property
+    def usable(self) -> bool:
+        """Whether calls can be made."""
+        with self._lock:
+            first = self._sent[0] if self._sent else None
+            if first is not None and first.given_up is not None and time.monotonic() - first.given_up > OWED:
+                self._fail(Unavailable(f"the TVM RPC server at {self._address} is silent for {OWED:.0f} s"))
+            return self._failure is None
+
+    def call(self, buffers: Sequence[wire.Buffer], attempt: Attempt) -> memoryview:
+        """Send a packet, and return the packet that answers it, without its length."""
+        call = _Call(buffers)
+
+        def stop() -> None:
+            call.event.set()
+            self._wake()
+
+        with self._lock:
+            if self._failure is not None:
+                raise _again(self._failure)
+            self._waiting.append(call)
+        try:
+            with attempt.stopped_by(stop):
+                return self._awaited(call, attempt)
+        except BaseException:
+            self._give_up(call)
+            raise
+
+    def close(self) -> None:
+        """End the session. The server is told, and gets time to send what it owes: TVM's own server ends, and does not
+        say so, when it cannot send."""
+        with self._lock:
+            whole = all(not call.left for call in self._sent)
+            owed = bool(self._sent)
+            self._fail(Unavailable("the connection was closed"))
+        try:
+            if whole:
+                self._socket.send(wire.shutdown())
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            owed = False
+        if owed:
+            leave(self._socket)
+        else:
+            self._socket.close()
+
+    # --- a call ---------------------------------------------------------------------------------------------
+
+    def _awaited(self, call: _Call, attempt: Attempt) -> memoryview:
+        while call.answer is None:
+            seconds = attempt.seconds()
+            with self._lock:
+                if self._failure is not None:
+                    raise _again(self._failure)
+                leads = self._driver is None and call.answer is None
+                if leads:
+                    self._driver = call
+                elif call.answer is None:
+                    call.event.clear()
+            if leads:
+                try:
+                    self._drive(call, attempt)
+                finally:
+                    self._resign()
+            else:
+                self._wake()  # there is more to send
+                call.event.wait(seconds)
+        return call.answer
+
+    def _give_up(self, call: _Call) -> None:
+        with self._lock:
+            if call in self._waiting:
+                self._waiting.remove(call)
+            elif call.answer is None:
+                call.left = [memoryview(bytes(view)) for view in call.left]  # the arrays are the caller's again
+                call.given_up = time.monotonic()
+
+    # --- driving --------------------------------------------------------------------------------------------
+
+    def _drive(self, call: _Call, attempt: Attempt) -> None:
+        while call.answer is None:
+            seconds = attempt.seconds()
+            with self._lock:
+                if self._failure is not None:
+                    return
+                self._send()
+                unsent = any(one.left for one in self._sent)
+            self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if unsent else 0))
+            self._poll.register(self._wake_in, select.POLLIN)
+            ready = dict(self._poll.poll(seconds * 1000))
+            if self._wake_in in ready:
+                os.read(self._wake_in, 4096)
+            if ready.get(self._socket.fileno(), 0) & ~select.POLLOUT:
+                self._receive()
+
+    def _resign(self) -> None:
+        with self._lock:
+            self._driver = None
+            for one in (*self._sent, *self._waiting):
+                if one.given_up is None and one.answer is None:
+                    one.event.set()
+                    break
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is awake
+            os.write(self._wake_out, b"\0")
+
+    def _send(self) -> None:
+        """Send what can be sent. Needs the lock."""
+        try:
+            while True:
+                call = self._sent[-1] if self._sent and self._sent[-1].left else None
+                if call is None:
+                    if not self._waiting or len(self._sent) >= AHEAD:
+                        return
+                    call = self._waiting.popleft()
+                    self._sent.append(call)
+                count = self._socket.sendmsg(call.left[:_PIECES])
+                while count:
+                    first = call.left[0]
+                    if count < first.nbytes:
+                        call.left[0] = first[count:]
+                        break
+                    count -= first.nbytes
+                    del call.left[0]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(self._broken(error))
+
+    def _receive(self) -> None:
+        """Receive what is there. Only the driver does."""
+        try:
+            while True:
+                count = self._socket.recv_into(self._room[self._at :])
+                if not count:
+                    raise Unavailable(f"the TVM RPC server at {self._address} closed the connection")
+                self._at += count
+                if self._at == len(self._room):
+                    self._full()
+        except BlockingIOError:
+            return
+        except OffloadError as error:
+            with self._lock:
+                self._fail(error)
+        except OSError as error:
+            with self._lock:
+                self._fail(self._broken(error))
+
+    def _full(self) -> None:
+        """The length of a packet is there, or the packet."""
+        self._at = 0
+        if self._packet is None:
+            (length,) = struct.unpack("<Q", self._length)
+            if not length:
+                return
+            if length > self._most + 65536:
+                raise ResourceExhausted(
+                    f"an answer of the TVM RPC server at {self._address} has {length} bytes; max_frame_bytes allows "
+                    f"{self._most}"
+                )
+            self._packet = self._room = np.empty(length, np.uint8).data
+            return
+        packet, self._packet, self._room = self._packet, None, memoryview(self._length)
+        with self._lock:
+            if not self._sent or self._sent[0].left:
+                raise ProtocolError(f"the TVM RPC server at {self._address} answers what nobody asked")
+            call = self._sent.popleft()
+            call.answer = packet
+            call.event.set()
+
+    def _broken(self, error: OSError) -> Unavailable:
+        why = error.strerror or one_line(error)
+        return Unavailable(f"the connection to the TVM RPC server at {self._address} failed: {why}")
+
+    def _fail(self, error: OffloadError) -> None:
+        """End all calls. Needs the lock."""
+        self._failure = self._failure or error
+        for call in (*self._sent, *self._waiting):
+            call.event.set()
+        self._wake()
+
+    def __del__(self) -> None:
+        for end in (self._wake_in, self._wake_out):
+            os.close(end)
+
+
+def _again(error: OffloadError) -> OffloadError:
+    """The same error, a new one for each call."""
+    return type(error)(error.message)
+
+
+_LEAVING = threading.BoundedSemaphore(8)
+_PATIENCE = 30.0
+
+
+def leave(connection: socket.socket) -> None:
+    """Close a connection when the server has sent what it owes, in a thread of its own."""
+    if not _LEAVING.acquire(blocking=False):
+        connection.close()
+        return
+
+    def run() -> None:
+        try:
+            with connection:
+                connection.settimeout(_PATIENCE)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):
+                    pass
+        except OSError:
+            pass
+        finally:
+            _LEAVING.release()
+
+    threading.Thread(target=run, name="zmq-offload-leave", daemon=True).start()
