@@ -144,6 +144,7 @@ def test_errors_of_the_server_keep_their_class(server: str) -> None:
         assert client.infer("mlp", INPUTS)["h4"].shape == (2, 8)
 
 
+@pytest.mark.load
 def test_a_new_version_is_found_and_a_damaged_one_refused(fresh_mlp: Path) -> None:
     repository = fresh_mlp / "repository"
     with rpc_server(repository) as (url, _), ServerClient(url) as client:
@@ -182,6 +183,7 @@ def test_a_lost_server_is_unavailable_and_the_next_one_answers(server: str, fres
             alone.infer("mlp", INPUTS)
 
 
+@pytest.mark.load
 def test_a_server_serves_one_client_at_a_time_and_says_so(server: str) -> None:
     with ServerClient(server) as first:
         first.infer("mlp", INPUTS)
@@ -204,6 +206,7 @@ def test_a_client_that_is_lost_does_not_end_the_server(server: str) -> None:
         assert retried(client)["h4"].shape == (2, 8)
 
 
+@pytest.mark.load
 def test_another_key_is_refused(compiled_mlp: Compiled) -> None:
     with rpc_server(compiled_mlp.device.parent / "repository", "--key", "board") as (url, _):
         failed(url + "?key=other", Unauthenticated, "has another key than 'other'", 10)
@@ -267,6 +270,7 @@ def test_a_server_without_our_function_is_named(compiled_mlp: Compiled) -> None:
         failed(url, FailedPrecondition, "has no function 'zmq_offload.call'; start it by python -m", 10)
 
 
+@pytest.mark.load
 @pytest.mark.skipif(importlib.util.find_spec("tornado") is None, reason="TVM's tracker needs tornado")
 def test_a_tracker_gives_a_server_by_its_key(compiled_mlp: Compiled) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
