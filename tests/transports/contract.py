@@ -284,10 +284,10 @@ class Contract:
             began = time.monotonic()
             kinds = (DeadlineExceeded, Unavailable, ProtocolError, Internal)
             with pytest.raises(DeadlineExceeded if misbehave is silent else kinds):
-                client.infer("double", {"x": X}, timeout=0.4)
+                client.infer("double", {"x": X}, timeout=0.25)
             assert time.monotonic() - began < SOON
             with pytest.raises(kinds):
-                client.submit("double", {"x": X}, version=self.signature("double"), timeout=0.4).result(SOON)
+                client.submit("double", {"x": X}, version=self.signature("double"), timeout=0.25).result(SOON)
 
     # --- a device's region ----------------------------------------------------------------------------------
 
@@ -324,7 +324,7 @@ class Contract:
         with bad_server(misbehave) as address, ServerClient(f"{self.scheme}://{address}") as client:
             subject = self.offload(client, "moved", "auto")
             for _ in range(10):  # the first calls are to measure this device
-                found = subject.infer("moved", {"x": TWO}, version=self.signature("moved"), timeout=0.3)
+                found = subject.infer("moved", {"x": TWO}, version=self.signature("moved"), timeout=0.2)
                 assert found["y"].tolist() == [3.0, 3.0]
                 if subject.statistics().fell_back:
                     break
@@ -334,5 +334,5 @@ class Contract:
     def test_a_second_server_takes_over(self, server: str, misbehave: Callable[[Any], None]) -> None:
         with bad_server(misbehave) as address, ServerClient([f"{self.scheme}://{address}", server]) as client:
             for _ in range(3):
-                found = client.infer("moved", {"x": TWO}, version=self.signature("moved"), timeout=3)
+                found = client.infer("moved", {"x": TWO}, version=self.signature("moved"), timeout=1)
                 assert found["y"].tolist() == [3.0, -5.0]

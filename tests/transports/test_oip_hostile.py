@@ -320,8 +320,9 @@ def test_the_metadata_of_an_http_server_says_what_differs(http_server: HttpServe
 def test_a_path_before_that_of_the_protocol_is_kept(http_server: HttpServer) -> None:
     http_server.answers(plain(b""))
     with pytest.raises(NotFound):
-        infer(f"{http_server.url}/behind/a/proxy/", version=2)
-    assert http_server.asked[:2] == ["/behind/a/proxy/v2", "/behind/a/proxy/v2/models/m/versions/2/infer"]
+        infer(f"{http_server.url}/behind/a%20%C3%BC%0D%0AX:%20y/", version=2)
+    prefix = "/behind/a%20%C3%BC%0D%0AX%3A%20y/v2"
+    assert http_server.asked[:2] == [prefix, f"{prefix}/models/m/versions/2/infer"]
 
 
 def test_a_lost_server_is_left_for_one_of_another_kind(grpc_server: GrpcServer) -> None:

@@ -60,6 +60,13 @@ def test_an_answer_may_be_binary_or_nested_lists() -> None:
     assert values is not None and values.tolist() == [[1, 2], [3, 4]] and values.dtype == np.float32
     assert nothing is None and (binary.name, binary.nbytes) == ("z", 12)
     assert read.version is None
+    assert [infer_response(answer(model_version=given), MOST).version for given in ("4", 4, "v4", "", None)] == [
+        4,
+        4,
+        None,
+        None,
+        None,
+    ]
     [(_, empty)] = infer_response(answer(y([0, 3], data=[])), MOST).outputs
     assert empty is not None and empty.shape == (0, 3)
 

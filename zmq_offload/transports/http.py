@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 from zmq_offload.errors import DeadlineExceeded, OffloadError, ProtocolError, ResourceExhausted, Unavailable, one_line
 from zmq_offload.protocol.payload import Buffer
@@ -101,6 +102,7 @@ class HttpConnections:
 
     def __init__(self, url: Url, most: int) -> None:
         self._url, self._most = url, most
+        self._prefix = quote(url.path)
         tls, authorization = access(url)
         self._tls = None if tls is None else tls.context()
         self._authorization = [] if authorization is None else [f"Authorization: {authorization}"]
@@ -123,7 +125,7 @@ class HttpConnections:
         Raises Unavailable, DeadlineExceeded and ProtocolError, in the body of the statement, too.
         """
         length = sum(map(len, body))
-        lines = [f"{method} {self._url.path}{path} HTTP/1.1", f"Host: {self._url.address}", "Accept-Encoding: identity"]
+        lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._url.address}", "Accept-Encoding: identity"]
         lines += [f"Content-Length: {length}"] if body else []
         lines += [*self._authorization, *(f"{name}: {value}" for name, value in headers.items())]
         head = "\r\n".join([*lines, "", ""]).encode("ascii")

@@ -39,7 +39,7 @@ class _Tensor(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     outputs: list[_Tensor]
-    model_version: str | None = None
+    model_version: str | int | None = None
 
 
 class _Metadata(msgspec.Struct):
@@ -93,7 +93,7 @@ def infer_response(text: bytes | bytearray, most: int) -> Answer:
     answer = _parsed(text, _Answer)
     outputs = [(output_of(one.name, one.datatype, one.shape, most), one) for one in answer.outputs]
     check_names([output for output, _ in outputs])
-    return Answer(number_of(answer.model_version or ""), [(output, _value(output, one)) for output, one in outputs])
+    return Answer(number_of(str(answer.model_version)), [(output, _value(output, one)) for output, one in outputs])
 
 
 def _value(output: Output, tensor: _Tensor) -> Array | None:
