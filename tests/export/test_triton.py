@@ -135,7 +135,12 @@ def test_a_repository_is_written_and_replaced_only_if_asked(tmp_path: Path, caps
     assert (out / "m/3/subgraph.so").read_bytes() == b"library"
     added_again = Repository(tmp_path / "second")
     added(added_again, version(7))
-    assert main(["export", "--to", "triton", str(added_again.root), str(out), "--force", "--instances", "2"]) == 0
+    assert (
+        main(
+            ["export", "--to", "triton", str(added_again.root), str(out), "--force", "--instances", "2", "--model", "m"]
+        )
+        == 0
+    )
     assert [p.name for p in (out / "m").iterdir() if p.is_dir()] == ["7"]
     assert "count: 2" in (out / "m/config.pbtxt").read_text()
     with pytest.raises(NotFound, match="has no model 'n'"):
