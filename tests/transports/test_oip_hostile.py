@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -34,6 +34,7 @@ from zmq_offload.transports.client import ServerClient
 from zmq_offload.transports.oip.json_messages import LARGEST
 
 X = np.ones(2, np.float32)
+Y = {"name": "y", "datatype": "FP32", "shape": [2]}
 MOST = 1 << 20
 SIGNATURE = Latest(signature_of([TensorSpec("x", "FP32", (2,))], [TensorSpec("y", "FP32", (2,))]))
 
@@ -55,10 +56,11 @@ class _AnyMethod(grpc.GenericRpcHandler):
 class GrpcServer:
     """Answers methods as `answers` says, with any bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._handler = _AnyMethod({})
         self._server = grpc.server(ThreadPoolExecutor(4), handlers=[self._handler])
-        self.url = f"grpc://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.url = f"grpc://127.0.0.1:{self.port}"
         self._server.start()
         self.stop = lambda: self._server.stop(None).wait()
 
@@ -124,6 +126,27 @@ def test_a_grpc_server_without_the_service_is_said_to_be_none(grpc_server: GrpcS
     assert caught.value.code.value == "UNIMPLEMENTED"
 
 
+def test_a_grpc_server_that_comes_back_is_called_again() -> None:
+    answer = message("ModelInferResponse", outputs=[Y], raw_output_contents=[X.tobytes()])
+    first = GrpcServer()
+    first.answers(ModelInfer=answer)
+    with ServerClient(first.url) as client:
+        assert client.infer("m", {"x": X})["y"].tolist() == [1, 1]
+        first.stop()
+        with pytest.raises(Unavailable):
+            client.infer("m", {"x": X}, timeout=5)
+        second = GrpcServer(first.port)
+        second.answers(ModelInfer=answer)
+
+        def called() -> bool:
+            with suppress(Unavailable):
+                return bool(client.infer("m", {"x": X})["y"].tolist() == [1, 1])
+            return False
+
+        eventually(called, 5)
+        second.stop()
+
+
 @pytest.mark.parametrize("ready", [True, False])
 def test_a_grpc_server_that_is_not_ready_is_unavailable(grpc_server: GrpcServer, ready: bool) -> None:
     missing = failing(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found")
@@ -152,7 +175,6 @@ def test_the_metadata_of_a_grpc_server_says_what_differs(grpc_server: GrpcServer
 
 HttpAnswer = tuple[int, dict[str, str], bytes]
 SERVER = json.dumps({"name": "s", "extensions": ["binary_tensor_data"]}).encode()
-Y = {"name": "y", "datatype": "FP32", "shape": [2]}
 BINARY = json.dumps({"outputs": [Y | {"parameters": {"binary_data_size": 8}}]}).encode()
 LENGTH = "Inference-Header-Content-Length"
 
@@ -171,7 +193,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: HttpServer
 
     def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append(self.path)
         status, headers, body = self.server.found.get(self.path, plain({"error": "Not Found"}, 404))
         self.send_response(status)
@@ -196,6 +218,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.found: dict[str, HttpAnswer] = {}
         self.asked: list[str] = []
+        self.body = b""
 
     def get_request(self) -> tuple[socket.socket, Any]:
         self.latest, address = super().get_request()
@@ -240,6 +263,14 @@ def test_a_binary_answer_is_read_with_and_without_its_length(http_server: HttpSe
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
     http_server.answers((status, {LENGTH: headers[LENGTH], "Transfer-Encoding": "chunked"}, chunks))
     assert infer(http_server.url)["y"].tolist() == [1, 1]
+
+
+def test_a_large_request_goes_in_pieces(http_server: HttpServer) -> None:
+    http_server.answers(binary(X.tobytes()))
+    x = np.arange(4 << 20, dtype=np.float32)
+    with ServerClient(http_server.url) as client:
+        assert client.infer("m", {"w": X, "x": x})["y"].tolist() == [1, 1]
+    assert http_server.body.endswith(X.tobytes() + x.tobytes())
 
 
 def test_a_kept_connection_that_the_server_gave_up_is_not_used_again(http_server: HttpServer) -> None:
