@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from zmq_offload.net.sharedmemory import host, layout, segment
-from zmq_offload.net.sharedmemory.arena import TRIM, Arena
+from zmq_offload.net.sharedmemory.arena import LOOK_AGAIN, TRIM, Arena
 from zmq_offload.net.sharedmemory.layout import DATA_AT
 from zmq_offload.net.sharedmemory.readers import IDLE, Readers
 from zmq_offload.net.sharedmemory.references import Reference
@@ -130,6 +130,15 @@ def test_pinned_memory_is_not_used_again_until_it_is_read(arena: Arena, readers:
     del second, other
     arena.tick()
     assert arena.used == 0
+
+
+def test_a_full_arena_is_not_looked_through_again_and_again(arena: Arena, readers: Readers, clock: Clock) -> None:
+    given = [_give(arena) for _ in range(10)]
+    assert arena.give(_BYTES) is None  # nobody came
+    assert readers.read(given[3]) == _BYTES
+    assert arena.give(_BYTES) is None  # some are looked at, but not that one
+    clock.now += LOOK_AGAIN
+    assert arena.give(_BYTES) is not None
 
 
 def test_a_full_arena_has_no_room(arena: Arena) -> None:

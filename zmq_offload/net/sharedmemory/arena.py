@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import time
@@ -18,6 +19,9 @@ from zmq_offload.net.sharedmemory.slots import UNIT, Slot, Slots
 
 _LOOKS = 4
 """Waiting slots that are looked at for each slot that is taken."""
+
+LOOK_AGAIN = 0.02
+"""Seconds between two looks at all waiting slots of a full arena. There may be thousands, and the bytes can be sent."""
 
 TRIM = 5.0
 """Seconds after which memory that is not used any more goes back to the kernel."""
@@ -66,6 +70,7 @@ class Arena:
         self._start = _address(self._data)
         self._slots = Slots(layout.COUNT, size)
         self._done: deque[Slot] = deque()
+        self._look_at = -math.inf  # when a full arena is looked through again
         self._trim_at = clock() + TRIM
         self.size = size
 
@@ -128,7 +133,8 @@ class Arena:
             return None
         self._look(_LOOKS)
         slot = self._slots.take(nbytes)
-        if slot is None:
+        if slot is None and (now := self._clock()) >= self._look_at:
+            self._look_at = now + LOOK_AGAIN
             self._look(len(self._slots.waiting))
             slot = self._slots.take(nbytes)
         return slot
