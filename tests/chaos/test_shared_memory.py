@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.arenas import used_slots
+from tests.support.arenas import used_cells
 from tests.support.gateway_traffic import GrpcCaller, HttpCaller, Traffic, traffic
 from tests.support.processes import (
     Gateway,
@@ -82,7 +82,7 @@ def test_workers_brokers_and_a_gateway_are_killed(arena: str) -> None:
         assert not any("wrong" in fault for fault in (*short.faults, *theirs.faults)), (short.faults, theirs.faults)
         processes = [gateways[0].process, broker.broker, workers]
         pids = [process.popen.pid for process in processes] + wait_for_workers(broker.frontend, 3)
-        assert len(used_slots(pids)) >= 5
-        # What was given and never fetched is taken back after `slots.TAKE_BACK`.
-        eventually(lambda: not any(used_slots(pids).values()), timeout=60)
-        eventually(lambda: len(used_slots(pids)) <= 5, timeout=60)  # the arenas of those that are there
+        assert len(used_cells(pids)) >= 5
+        # What was given and never fetched is taken back after `cells.TAKE_BACK`.
+        eventually(lambda: not any(used_cells(pids).values()), timeout=60)
+        eventually(lambda: len(used_cells(pids)) <= 5, timeout=60)  # the arenas of those that are there

@@ -11,8 +11,8 @@ from pathlib import Path
 from zmq_offload.net.sharedmemory import layout, segment
 
 
-def used_slots(pids: Iterable[int]) -> dict[int, int]:
-    """The slots that others know of, by arena (its inode), in all arenas that the processes have or read."""
+def used_cells(pids: Iterable[int]) -> dict[int, int]:
+    """The cells that others know of, by arena (its inode), in all arenas that the processes have or read."""
     found: dict[int, int] = {}
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -28,4 +28,4 @@ def used_slots(pids: Iterable[int]) -> dict[int, int]:
 
 def _used(fd: int) -> int:
     with mmap.mmap(fd, layout.DATA_AT, prot=mmap.PROT_READ) as heads, memoryview(heads) as view:
-        return sum(layout.read_slot(view, number).nbytes > 0 for number in range(layout.COUNT))
+        return sum(layout.read_cell(view, number).nbytes > 0 for number in range(layout.COUNT))

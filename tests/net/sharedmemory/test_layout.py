@@ -1,4 +1,4 @@
-"""The head of an arena and the heads of its slots."""
+"""The head of an arena and the heads of its cells."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmq_offload.net.sharedmemory import layout
-from zmq_offload.net.sharedmemory.layout import COUNT, DATA_AT, SlotHead
+from zmq_offload.net.sharedmemory.layout import COUNT, DATA_AT, CellHead
 
 _numbers = st.integers(0, 2**64 - 1)
-_heads = st.builds(SlotHead, _numbers, _numbers, _numbers)
+_heads = st.builds(CellHead, _numbers, _numbers, _numbers)
 
 
 def test_the_head_of_an_arena_has_its_cookie_and_fits_its_size() -> None:
@@ -28,14 +28,14 @@ def test_data_begin_where_any_page_may() -> None:
 
 
 @given(st.dictionaries(st.integers(0, COUNT - 1), _heads, max_size=5), st.integers(0, COUNT - 1))
-def test_each_slot_has_a_head_of_its_own(heads: dict[int, SlotHead], seen: int) -> None:
+def test_each_cell_has_a_head_of_its_own(heads: dict[int, CellHead], seen: int) -> None:
     memory = memoryview(bytearray(DATA_AT))
     layout.write_head(memory, b"c" * 16, 4096, b"s" * 16)
     for number, head in heads.items():
         layout.mark_seen(memory, number)
-        layout.write_slot(memory, number, head)
+        layout.write_cell(memory, number, head)
         assert not layout.is_seen(memory, number)
     layout.mark_seen(memory, seen)
-    assert {number: layout.read_slot(memory, number) for number in heads} == heads
+    assert {number: layout.read_cell(memory, number) for number in heads} == heads
     assert [number for number in {*heads, seen} if layout.is_seen(memory, number)] == [seen]
     assert layout.read_head(memory, DATA_AT + 4096) == (b"c" * 16, b"s" * 16)

@@ -76,7 +76,7 @@ def _entry(position: int, reference: Reference) -> bytes:
         (GOOD._replace(pid=0), "process 0"),
         (GOOD._replace(pid=2**31), "process"),
         (GOOD._replace(fd=2**31), "descriptor"),
-        (GOOD._replace(slot=COUNT), "slot"),
+        (GOOD._replace(cell=COUNT), "cell"),
         (GOOD._replace(start=MOST_BYTES), "in no arena"),
         (GOOD._replace(start=2**64 - 1), "in no arena"),
         (GOOD._replace(nbytes=0), "0 bytes"),

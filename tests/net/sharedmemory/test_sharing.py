@@ -19,12 +19,12 @@ import pytest
 
 from zmq_offload.net.sharedmemory import host, layout, segment
 from zmq_offload.net.sharedmemory.arena import LOOK_AGAIN, TRIM, Arena
+from zmq_offload.net.sharedmemory.cells import TAKE_BACK
 from zmq_offload.net.sharedmemory.layout import DATA_AT
 from zmq_offload.net.sharedmemory.readers import IDLE, Readers
 from zmq_offload.net.sharedmemory.references import Reference
 from zmq_offload.net.sharedmemory.segment import Unreadable
 from zmq_offload.net.sharedmemory.sharing import sharing_of
-from zmq_offload.net.sharedmemory.slots import TAKE_BACK
 
 pytestmark = pytest.mark.skipif(not segment.SUPPORTED, reason="this system has no memfd")
 
@@ -177,7 +177,7 @@ def test_given_bytes_that_nobody_reads_are_taken_back(arena: Arena, readers: Rea
         readers.read(reference)
 
 
-def test_many_slots_are_given_and_read_in_any_order(arena: Arena, readers: Readers) -> None:
+def test_many_cells_are_given_and_read_in_any_order(arena: Arena, readers: Readers) -> None:
     rng = np.random.default_rng(7)
     waiting: list[tuple[Reference, bytes]] = []
     held: list[tuple[memoryview, bytes]] = []
@@ -302,7 +302,7 @@ def test_another_process_descriptor_or_cookie_is_refused(arena: Arena, readers: 
         reference._replace(fd=other.fd),
         reference._replace(fd=2**31 - 1),
         reference._replace(cookie=bytes(16)),
-        reference._replace(slot=reference.slot + 1),
+        reference._replace(cell=reference.cell + 1),
         reference._replace(generation=reference.generation + 1),
         reference._replace(start=2**45),
         reference._replace(nbytes=2**45),
@@ -312,10 +312,10 @@ def test_another_process_descriptor_or_cookie_is_refused(arena: Arena, readers: 
     assert readers.read(reference) == _BYTES
 
 
-def test_a_head_that_lies_about_its_slot_gives_nothing_beyond_the_arena(arena: Arena, readers: Readers) -> None:
+def test_a_head_that_lies_about_its_cell_gives_nothing_beyond_the_arena(arena: Arena, readers: Readers) -> None:
     reference = _give(arena)
     heads = segment.map_heads(arena.fd)
-    layout.write_slot(heads, reference.slot, layout.SlotHead(reference.generation, 0, 2**40))
+    layout.write_cell(heads, reference.cell, layout.CellHead(reference.generation, 0, 2**40))
     with pytest.raises(Unreadable, match="other bytes"):
         readers.read(reference._replace(start=1000 * _KB, nbytes=100 * _KB))
 

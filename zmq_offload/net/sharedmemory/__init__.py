@@ -1,31 +1,31 @@
 """Tensors that processes of one user on one machine pass to each other without copying them. Linux only.
 
-The modules `spans`, `slots`, `layout` and `references` are pure; `segment`, `arena`, `readers` and `host` ask the
+The modules `spans`, `cells`, `layout` and `references` are pure; `segment`, `arena`, `readers` and `host` ask the
 kernel.
 
 A process that sends large tensors has an **arena**: memory of its own without a name (memfd). It is divided into
-**slots**, each with one tensor or message. Others open it as /proc/PID/fd/N and read. A **reference** says where a
+**cells**, each with one tensor or message. Others open it as /proc/PID/fd/N and read. A **reference** says where a
 tensor lies; it travels in a message in place of the bytes.
 
 Who may change what, and why no reader ever sees wrong bytes:
 
-- Only the owner writes to slots. A reader maps them for reading only, and has one byte in each slot's head to write:
+- Only the owner writes to cells. A reader maps them for reading only, and has one byte in each cell's head to write:
   that it came.
-- A reader **pins** a slot before it reads: it takes a read lock of the kernel (of an open file description) for the
-  slot, and only then looks at the slot's generation. If that is not the reference's, the tensor is gone, and the reader
-  says so. The owner uses a slot again only after it had the write lock, and raises the generation while it holds it. So
+- A reader **pins** a cell before it reads: it takes a read lock of the kernel (of an open file description) for the
+  cell, and only then looks at the cell's generation. If that is not the reference's, the tensor is gone, and the reader
+  says so. The owner uses a cell again only after it had the write lock, and raises the generation while it holds it. So
   either the reader is first, and the owner finds the lock; or the owner is first, and the reader finds another
   generation. The kernel orders both, on every CPU.
 - A reader that dies, however that happens, loses its locks. No process ids are compared that might have been used
   again. A reader that is stopped keeps what it has pinned, and nothing more; the owner goes on with the rest, and sends
   the bytes themselves when the arena is full.
-- Two readers of one slot, or two tensors of one reader in it, have two locks. Both have to end before the slot is used
+- Two readers of one cell, or two tensors of one reader in it, have two locks. Both have to end before the cell is used
   again.
-- The inputs of a call are **lent**: their slot is free when the owner does not use it any more and nobody has pinned
+- The inputs of a call are **lent**: their cell is free when the owner does not use it any more and nobody has pinned
   it. An attempt that comes too late finds another generation and fails; nobody waits for its answer.
-- The outputs of a call are **given**: their slot is free when a reader came and went. A message may be lost on its way
-  (canceled, undelivered, its reader or the broker killed), and then nobody comes. So a slot that nobody has pinned
-  within `slots.TAKE_BACK` is taken back. A reader that comes even later finds another generation: for it the message is
+- The outputs of a call are **given**: their cell is free when a reader came and went. A message may be lost on its way
+  (canceled, undelivered, its reader or the broker killed), and then nobody comes. So a cell that nobody has pinned
+  within `cells.TAKE_BACK` is taken back. A reader that comes even later finds another generation: for it the message is
   lost, as if its connection had ended.
 - The owner's end does not take memory from those that have mapped it. Who has not opened it yet cannot do so any more:
   the message is lost with its sender. When the last process lets go, the kernel frees the memory; no name is left.

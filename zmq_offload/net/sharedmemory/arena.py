@@ -13,38 +13,38 @@ from typing import Any
 import numpy as np
 
 from zmq_offload.net.sharedmemory import layout, segment
-from zmq_offload.net.sharedmemory.layout import SlotHead
+from zmq_offload.net.sharedmemory.cells import UNIT, Cell, Cells
+from zmq_offload.net.sharedmemory.layout import CellHead
 from zmq_offload.net.sharedmemory.references import Reference
-from zmq_offload.net.sharedmemory.slots import UNIT, Slot, Slots
 
 _LOOKS = 4
-"""Waiting slots that are looked at for each slot that is taken."""
+"""Waiting cells that are looked at for each cell that is taken."""
 
 LOOK_AGAIN = 0.02
-"""Seconds between two looks at all waiting slots of a full arena. There may be thousands, and the bytes can be sent."""
+"""Seconds between two looks at all waiting cells of a full arena. There may be thousands, and the bytes can be sent."""
 
 TRIM = 5.0
 """Seconds after which memory that is not used any more goes back to the kernel."""
 
 
 class _Memory(np.ndarray[Any, np.dtype[np.uint8]]):
-    """The memory of a slot, made from the map and not from another array: NumPy lets views keep only the first array
+    """The memory of a cell, made from the map and not from another array: NumPy lets views keep only the first array
     of a chain, and they are to keep the lease."""
 
     lease: _Lease
 
 
 class _Lease:
-    """Tells the arena when nothing here refers to the memory of a slot any more."""
+    """Tells the arena when nothing here refers to the memory of a cell any more."""
 
-    __slots__ = ("_done", "_slot")
+    __slots__ = ("_cell", "_done")
 
-    def __init__(self, slot: Slot, done: deque[Slot]) -> None:
-        self._slot = slot
+    def __init__(self, cell: Cell, done: deque[Cell]) -> None:
+        self._cell = cell
         self._done = done
 
     def __del__(self) -> None:
-        self._done.append(self._slot)  # perhaps in another thread, or within `take`
+        self._done.append(self._cell)  # perhaps in another thread, or within `take`
 
 
 def _address(data: Any) -> int:
@@ -68,8 +68,8 @@ class Arena:
         self._map = segment.map_data(self.fd, layout.DATA_AT + size, writable=True)
         self._data = np.frombuffer(self._map, np.uint8)
         self._start = _address(self._data)
-        self._slots = Slots(layout.COUNT, size)
-        self._done: deque[Slot] = deque()
+        self._cells = Cells(layout.COUNT, size)
+        self._done: deque[Cell] = deque()
         self._look_at = -math.inf  # when a full arena is looked through again
         self._trim_at = clock() + TRIM
         self.size = size
@@ -80,35 +80,35 @@ class Arena:
 
     @property
     def used(self) -> int:
-        """Slots that are used, by this process or by readers."""
-        return len(self._slots)
+        """Cells that are used, by this process or by readers."""
+        return len(self._cells)
 
     @property
     def unread(self) -> bool:
         """Whether something was given to a receiver that has not come yet."""
         heads = self._heads
-        return any(slot.given_at is not None and not layout.is_seen(heads, slot.number) for slot in self._slots.waiting)
+        return any(cell.given_at is not None and not layout.is_seen(heads, cell.number) for cell in self._cells.waiting)
 
     def take(self, nbytes: int) -> memoryview | None:
         """Memory for `nbytes`, until nothing here refers to it any more. None if there is no room."""
-        slot = self._take(nbytes)
-        if slot is None:
+        cell = self._take(nbytes)
+        if cell is None:
             return None
-        memory = _Memory((nbytes,), np.uint8, self._map, slot.start)
-        memory.lease = _Lease(slot, self._done)
+        memory = _Memory((nbytes,), np.uint8, self._map, cell.start)
+        memory.lease = _Lease(cell, self._done)
         data: memoryview = memory.data
         return data
 
     def give(self, data: bytes | memoryview) -> Reference | None:
         """A reference to a copy of `data`, until its receiver has read it. None if there is no room."""
         nbytes = len(data)
-        slot = self._take(nbytes)
-        if slot is None:
+        cell = self._take(nbytes)
+        if cell is None:
             return None
-        self._data[slot.start : slot.start + nbytes] = np.frombuffer(data, np.uint8)
-        slot.given_at = self._clock()
-        self._slots.waiting.append(slot)
-        return self._share(slot, slot.start, nbytes)
+        self._data[cell.start : cell.start + nbytes] = np.frombuffer(data, np.uint8)
+        cell.given_at = self._clock()
+        self._cells.waiting.append(cell)
+        return self._share(cell, cell.start, nbytes)
 
     def has(self, data: bytes | memoryview) -> bool:
         """Whether `data` lies here."""
@@ -119,59 +119,59 @@ class Arena:
         start = _address(data) - self._start
         if not 0 <= start < self.size or os.getpid() != self._pid:
             return None
-        slot = self._slots.find(start, len(data))
-        return None if slot is None else self._share(slot, start, len(data))
+        cell = self._cells.find(start, len(data))
+        return None if cell is None else self._share(cell, start, len(data))
 
     def tick(self) -> None:
         """To be called every few seconds: nothing may be taken for a long time."""
         if os.getpid() == self._pid:
-            self._look(len(self._slots.waiting) + len(self._done))
+            self._look(len(self._cells.waiting) + len(self._done))
             self._trim(self._clock())
 
-    def _take(self, nbytes: int) -> Slot | None:
+    def _take(self, nbytes: int) -> Cell | None:
         if os.getpid() != self._pid or not 0 < nbytes <= self.size:
             return None
         self._look(_LOOKS)
-        slot = self._slots.take(nbytes)
-        if slot is None and (now := self._clock()) >= self._look_at:
+        cell = self._cells.take(nbytes)
+        if cell is None and (now := self._clock()) >= self._look_at:
             self._look_at = now + LOOK_AGAIN
-            self._look(len(self._slots.waiting))
-            slot = self._slots.take(nbytes)
-        return slot
+            self._look(len(self._cells.waiting))
+            cell = self._cells.take(nbytes)
+        return cell
 
-    def _share(self, slot: Slot, start: int, nbytes: int) -> Reference:
-        if not slot.shared:
-            slot.shared = True
-            layout.write_slot(self._heads, slot.number, SlotHead(slot.generation, slot.start, slot.nbytes))
-        return Reference(self._pid, self.fd, self.cookie, slot.number, slot.generation, start, nbytes)
+    def _share(self, cell: Cell, start: int, nbytes: int) -> Reference:
+        if not cell.shared:
+            cell.shared = True
+            layout.write_cell(self._heads, cell.number, CellHead(cell.generation, cell.start, cell.nbytes))
+        return Reference(self._pid, self.fd, self.cookie, cell.number, cell.generation, start, nbytes)
 
     def _look(self, most: int) -> None:
-        """Free dropped slots that nobody knows of, and at most so many of those that somebody may read."""
-        done, waiting = self._done, self._slots.waiting
+        """Free dropped cells that nobody knows of, and at most so many of those that somebody may read."""
+        done, waiting = self._done, self._cells.waiting
         while done:
-            slot = done.popleft()
-            if slot.shared:
-                waiting.appendleft(slot)
+            cell = done.popleft()
+            if cell.shared:
+                waiting.appendleft(cell)
             else:
-                self._slots.free(slot)
+                self._cells.free(cell)
         now = self._clock() if waiting else 0.0
         for _ in range(min(most, len(waiting))):
-            slot = waiting.popleft()
-            if not self._free(slot, now):
-                waiting.append(slot)
+            cell = waiting.popleft()
+            if not self._free(cell, now):
+                waiting.append(cell)
 
-    def _free(self, slot: Slot, now: float) -> bool:
-        """Free a slot, if nobody reads it or is still to read it."""
-        number, heads = slot.number, self._heads
-        if not slot.may_be_taken_back(layout.is_seen(heads, number), now) or not segment.claim(self.fd, number):
+    def _free(self, cell: Cell, now: float) -> bool:
+        """Free a cell, if nobody reads it or is still to read it."""
+        number, heads = cell.number, self._heads
+        if not cell.may_be_taken_back(layout.is_seen(heads, number), now) or not segment.claim(self.fd, number):
             return False
-        layout.write_slot(heads, number, SlotHead(self._slots.free(slot), 0, 0))
+        layout.write_cell(heads, number, CellHead(self._cells.free(cell), 0, 0))
         segment.unclaim(self.fd, number)
         return True
 
     def _trim(self, now: float) -> None:
         if now >= self._trim_at:
             self._trim_at = now + TRIM
-            start, length = self._slots.unneeded()
+            start, length = self._cells.unneeded()
             if length:
                 self._map.madvise(mmap.MADV_REMOVE, start, length)

@@ -1,4 +1,4 @@
-"""The bytes at the start of an arena: its head, and the heads of its slots. Pure.
+"""The bytes at the start of an arena: its head, and the heads of its cells. Pure.
 
 All numbers are in the machine's own form, as nobody else reads them. One that is aligned is written at once: a reader
 sees the old one or the new one.
@@ -13,22 +13,22 @@ COOKIE_BYTES = SECRET_BYTES = 16
 
 _MAGIC = b"zmqoff01"
 _HEAD = struct.Struct(f"@{len(_MAGIC)}s{COOKIE_BYTES}sQ{SECRET_BYTES}s")
-_SLOTS_AT = 64
-_SLOT = struct.Struct("@QQQ")
-_SLOT_BYTES = 32
+_CELLS_AT = 64
+_CELL = struct.Struct("@QQQ")
+_CELL_BYTES = 32
 _SEEN = 24
 
 COUNT = 4094
-"""Slots of an arena."""
+"""Cells of an arena."""
 
-DATA_AT = _SLOTS_AT + COUNT * _SLOT_BYTES
-"""Where the data of slots begin. A page of memory has at most 64 KiB, and 128 KiB is a multiple of any."""
+DATA_AT = _CELLS_AT + COUNT * _CELL_BYTES
+"""Where the data of cells begin. A page of memory has at most 64 KiB, and 128 KiB is a multiple of any."""
 
 MOST_BYTES = 2**46
 """The most that an arena has. More than any process can map is refused before it is tried."""
 
 
-class SlotHead(NamedTuple):
+class CellHead(NamedTuple):
     """What a reader compares with its reference: the data from `start` on belong to this generation."""
 
     generation: int
@@ -47,23 +47,23 @@ def read_head(memory: memoryview, size: int) -> tuple[bytes, bytes] | None:
     return (cookie, secret) if magic == _MAGIC and DATA_AT + data_bytes == size else None
 
 
-def write_slot(memory: memoryview, number: int, head: SlotHead) -> None:
-    """Begin a generation of a slot, which nobody has seen yet."""
-    at = _SLOTS_AT + number * _SLOT_BYTES
+def write_cell(memory: memoryview, number: int, head: CellHead) -> None:
+    """Begin a generation of a cell, which nobody has seen yet."""
+    at = _CELLS_AT + number * _CELL_BYTES
     memory[at + _SEEN] = 0
-    _SLOT.pack_into(memory, at, *head)
+    _CELL.pack_into(memory, at, *head)
 
 
-def read_slot(memory: memoryview, number: int) -> SlotHead:
-    """What a slot has now."""
-    return SlotHead(*_SLOT.unpack_from(memory, _SLOTS_AT + number * _SLOT_BYTES))
+def read_cell(memory: memoryview, number: int) -> CellHead:
+    """What a cell has now."""
+    return CellHead(*_CELL.unpack_from(memory, _CELLS_AT + number * _CELL_BYTES))
 
 
 def mark_seen(memory: memoryview, number: int) -> None:
-    """A reader came. It must have pinned the slot."""
-    memory[_SLOTS_AT + number * _SLOT_BYTES + _SEEN] = 1
+    """A reader came. It must have pinned the cell."""
+    memory[_CELLS_AT + number * _CELL_BYTES + _SEEN] = 1
 
 
 def is_seen(memory: memoryview, number: int) -> bool:
     """Whether a reader came in this generation."""
-    return memory[_SLOTS_AT + number * _SLOT_BYTES + _SEEN] != 0
+    return memory[_CELLS_AT + number * _CELL_BYTES + _SEEN] != 0

@@ -85,16 +85,16 @@ class _Mapping:
             os.close(self.fd)
 
     def read(self, reference: Reference) -> memoryview:
-        slot, start, nbytes = reference.slot, reference.start, reference.nbytes
-        pin = _Pin(self, slot, next(self._pins) % segment.PINS)
-        head = layout.read_slot(self._heads, slot)
+        cell, start, nbytes = reference.cell, reference.start, reference.nbytes
+        pin = _Pin(self, cell, next(self._pins) % segment.PINS)
+        head = layout.read_cell(self._heads, cell)
         if (
             head.generation != reference.generation
             or start < head.start
             or start + nbytes > min(head.start + head.nbytes, len(self._data))
         ):
-            raise Unreadable(f"slot {slot} of process {reference.pid} has other bytes by now")
-        layout.mark_seen(self._heads, slot)
+            raise Unreadable(f"cell {cell} of process {reference.pid} has other bytes by now")
+        layout.mark_seen(self._heads, cell)
         tensor = _Tensor((nbytes,), np.uint8, self._data, start)
         tensor.pin = pin
         data: memoryview = tensor.data
@@ -102,20 +102,20 @@ class _Mapping:
 
 
 class _Pin:
-    """Keeps the bytes of a slot as they are. Raises Unreadable if its owner is about to use it again."""
+    """Keeps the bytes of a cell as they are. Raises Unreadable if its owner is about to use it again."""
 
-    __slots__ = ("_mapping", "_number", "_pid", "_slot")
+    __slots__ = ("_cell", "_mapping", "_number", "_pid")
 
-    def __init__(self, mapping: _Mapping, slot: int, number: int) -> None:
+    def __init__(self, mapping: _Mapping, cell: int, number: int) -> None:
         self._pid = 0
-        if not segment.pin(mapping.fd, slot, number):
-            raise Unreadable(f"slot {slot} is used again")
+        if not segment.pin(mapping.fd, cell, number):
+            raise Unreadable(f"cell {cell} is used again")
         self._pid = os.getpid()
-        self._mapping, self._slot, self._number = mapping, slot, number
+        self._mapping, self._cell, self._number = mapping, cell, number
 
     def __del__(self) -> None:
         if self._pid == os.getpid():  # a forked child must not give up its parent's lock
-            segment.unpin(self._mapping.fd, self._slot, self._number)
+            segment.unpin(self._mapping.fd, self._cell, self._number)
 
 
 class _Tensor(np.ndarray[Any, np.dtype[np.uint8]]):

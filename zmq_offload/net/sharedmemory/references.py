@@ -2,7 +2,7 @@
 
 The first byte of the envelope of such a message has the bit `SHARED`. An entry of the table has, little-endian: the
 position of its frame in the whole message (2 bytes), the owner's process id (4) and descriptor (4), the cookie of its
-arena (16), the number of the slot (4), its generation (8), where the bytes begin in the arena's data (8), and how many
+arena (16), the number of the cell (4), its generation (8), where the bytes begin in the arena's data (8), and how many
 they are (8).
 """
 
@@ -28,12 +28,12 @@ class BadTable(ValueError):
 
 
 class Reference(NamedTuple):
-    """Where bytes lie: `nbytes` from `start` on in the data of an arena, if its slot still has the generation."""
+    """Where bytes lie: `nbytes` from `start` on in the data of an arena, if its cell still has the generation."""
 
     pid: int
     fd: int
     cookie: bytes
-    slot: int
+    cell: int
     generation: int
     start: int
     nbytes: int
@@ -96,8 +96,8 @@ def put_in(frames: Sequence[bytes | memoryview], most_bytes: int) -> list[Frame]
 
 
 def _checked(reference: Reference, most_bytes: int) -> Reference:
-    if not 0 < reference.pid < 2**31 or reference.fd >= 2**31 or reference.slot >= COUNT:
-        raise BadTable(f"process {reference.pid}, descriptor {reference.fd}, slot {reference.slot} cannot be")
+    if not 0 < reference.pid < 2**31 or reference.fd >= 2**31 or reference.cell >= COUNT:
+        raise BadTable(f"process {reference.pid}, descriptor {reference.fd}, cell {reference.cell} cannot be")
     if reference.start + reference.nbytes > MOST_BYTES:
         raise BadTable(f"{reference.nbytes} bytes at {reference.start} are in no arena")
     if not 0 < reference.nbytes <= most_bytes:

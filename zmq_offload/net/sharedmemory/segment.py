@@ -44,7 +44,7 @@ if SUPPORTED:
 _flock = struct.Struct("@hhqqi4x").pack
 
 _LOCKS = 2**33
-"""Positions that the locks of a slot may have. They are no positions of bytes, and locks do not touch each other:
+"""Positions that the locks of a cell may have. They are no positions of bytes, and locks do not touch each other:
 the kernel would join them."""
 
 PINS = 2**32
@@ -118,25 +118,25 @@ def map_data(fd: int, size: int, *, writable: bool) -> mmap.mmap:
     return mmap.mmap(fd, size - layout.DATA_AT, prot=prot, offset=layout.DATA_AT)
 
 
-def pin(fd: int, slot: int, number: int) -> bool:
-    """Take a read lock of a slot, with a number that no other one of this descriptor has. False if the slot's owner has
-    the write lock: it is about to use the slot again."""
-    return _lock(fd, _READ, slot * _LOCKS + 2 * number, 1)
+def pin(fd: int, cell: int, number: int) -> bool:
+    """Take a read lock of a cell, with a number that no other one of this descriptor has. False if the cell's owner has
+    the write lock: it is about to use the cell again."""
+    return _lock(fd, _READ, cell * _LOCKS + 2 * number, 1)
 
 
-def unpin(fd: int, slot: int, number: int) -> None:
+def unpin(fd: int, cell: int, number: int) -> None:
     """Give up a read lock."""
-    fcntl.fcntl(fd, _SETLK, _flock(_UNLOCK, os.SEEK_SET, slot * _LOCKS + 2 * number, 1, 0))
+    fcntl.fcntl(fd, _SETLK, _flock(_UNLOCK, os.SEEK_SET, cell * _LOCKS + 2 * number, 1, 0))
 
 
-def claim(fd: int, slot: int) -> bool:
-    """Take the write lock of a slot. False if somebody has pinned it."""
-    return _lock(fd, _WRITE, slot * _LOCKS, _LOCKS)
+def claim(fd: int, cell: int) -> bool:
+    """Take the write lock of a cell. False if somebody has pinned it."""
+    return _lock(fd, _WRITE, cell * _LOCKS, _LOCKS)
 
 
-def unclaim(fd: int, slot: int) -> None:
+def unclaim(fd: int, cell: int) -> None:
     """Give up a write lock."""
-    fcntl.fcntl(fd, _SETLK, _flock(_UNLOCK, os.SEEK_SET, slot * _LOCKS, _LOCKS, 0))
+    fcntl.fcntl(fd, _SETLK, _flock(_UNLOCK, os.SEEK_SET, cell * _LOCKS, _LOCKS, 0))
 
 
 def _lock(fd: int, kind: int, start: int, length: int) -> bool:

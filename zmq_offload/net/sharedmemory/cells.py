@@ -1,4 +1,4 @@
-"""The slots of an arena: which are used, for what, and when they may be used again. Pure; the time is passed in."""
+"""The cells of an arena: which are used, for what, and when they may be used again. Pure; the time is passed in."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections import deque
 from zmq_offload.net.sharedmemory.spans import Spans
 
 UNIT = 4096
-"""Slots begin at multiples of this many bytes, and have a multiple of it."""
+"""Cells begin at multiples of this many bytes, and have a multiple of it."""
 
 TAKE_BACK = 30.0
-"""Seconds for which the receiver of a given slot may not have come. Messages take less, or are lost."""
+"""Seconds for which the receiver of a given cell may not have come. Messages take less, or are lost."""
 
 
-class Slot:
+class Cell:
     """A part of an arena that is used. `start` is an offset in the arena's data."""
 
     __slots__ = ("generation", "given_at", "nbytes", "number", "shared", "start")
@@ -34,25 +34,25 @@ class Slot:
         return self.given_at is None or seen or now >= self.given_at + TAKE_BACK
 
 
-class Slots:
-    """At most `count` slots in `size` bytes."""
+class Cells:
+    """At most `count` cells in `size` bytes."""
 
     def __init__(self, count: int, size: int) -> None:
         self._spans = Spans(size // UNIT)
         self._numbers = list(range(count - 1, -1, -1))  # free ones; the last is taken next
         self._generations = [0] * count
-        self._starts: list[int] = []  # of used slots, in order
-        self._used: dict[int, Slot] = {}  # by start
-        self.waiting: deque[Slot] = deque()
-        """Slots that their owner is done with, but perhaps not their readers."""
+        self._starts: list[int] = []  # of used cells, in order
+        self._used: dict[int, Cell] = {}  # by start
+        self.waiting: deque[Cell] = deque()
+        """Cells that their owner is done with, but perhaps not their readers."""
         self._peak = 0  # where the used memory ended at most, since the last `unneeded`
         self._top = 0  # where the memory ends that the kernel may have given
 
     def __len__(self) -> int:
         return len(self._used)
 
-    def take(self, nbytes: int) -> Slot | None:
-        """A new slot of `nbytes`, at least 1. None if there is no room."""
+    def take(self, nbytes: int) -> Cell | None:
+        """A new cell of `nbytes`, at least 1. None if there is no room."""
         if not self._numbers:
             return None
         units = -(-nbytes // UNIT)
@@ -61,27 +61,27 @@ class Slots:
             return None
         number = self._numbers.pop()
         start *= UNIT
-        slot = self._used[start] = Slot(number, self._generations[number], start, nbytes)
+        cell = self._used[start] = Cell(number, self._generations[number], start, nbytes)
         insort(self._starts, start)
         self._peak = max(self._peak, start + units * UNIT)
-        return slot
+        return cell
 
-    def free(self, slot: Slot) -> int:
-        """Use a slot no more. Returns the generation that its number has from now on."""
-        del self._used[slot.start]
-        del self._starts[bisect_left(self._starts, slot.start)]
-        self._spans.free(slot.start // UNIT, -(-slot.nbytes // UNIT))
-        self._numbers.append(slot.number)
-        self._generations[slot.number] += 1
-        return self._generations[slot.number]
+    def free(self, cell: Cell) -> int:
+        """Use a cell no more. Returns the generation that its number has from now on."""
+        del self._used[cell.start]
+        del self._starts[bisect_left(self._starts, cell.start)]
+        self._spans.free(cell.start // UNIT, -(-cell.nbytes // UNIT))
+        self._numbers.append(cell.number)
+        self._generations[cell.number] += 1
+        return self._generations[cell.number]
 
-    def find(self, start: int, nbytes: int) -> Slot | None:
-        """The slot that has the bytes from `start` on."""
+    def find(self, start: int, nbytes: int) -> Cell | None:
+        """The cell that has the bytes from `start` on."""
         at = bisect_right(self._starts, start)
         if not at:
             return None
-        slot = self._used[self._starts[at - 1]]
-        return slot if start + nbytes <= slot.start + slot.nbytes else None
+        cell = self._used[self._starts[at - 1]]
+        return cell if start + nbytes <= cell.start + cell.nbytes else None
 
     def unneeded(self) -> tuple[int, int]:
         """Start and length of memory that was not used since the last call, but before. The kernel may have it."""
