@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,10 @@ def _give(arena: Arena, data: bytes = _BYTES) -> Reference:
 def _kept(arena: Arena) -> int:
     """Bytes that the kernel has given."""
     return os.fstat(arena.fd).st_blocks * 512
+
+
+def _refuse(*_: object) -> None:
+    raise Unreadable("it cannot be opened here")
 
 
 # --- lent memory ----------------------------------------------------------------------------------------------------
@@ -431,6 +436,23 @@ def test_a_system_that_may_refuse_memory_later_shares_none(
     assert sharing_of(4096, logging.getLogger("workers")) is None
     assert "shared memory: vm.overcommit_memory is 2" in caplog.text
     assert sharing_of(0, logging.getLogger("workers")) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "does", "says"),
+    [
+        ("open_of", _refuse, "cannot be opened here"),
+        ("pin", lambda *_: False, "is used again"),
+        ("claim", lambda *_: True, "locks of open files do not work here"),
+        ("unpin", lambda *_: None, "locks of open files stay"),
+    ],
+)
+def test_a_system_without_what_is_needed_shares_nothing(
+    call: str, does: Any, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(segment, call, does)
+    assert sharing_of(4096, logging.getLogger("workers")) is None
+    assert says in caplog.text
 
 
 # --- peers ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ class Sharing:
     """Raises OSError if the system does not let this process share memory."""
 
     def __init__(self, size: int) -> None:
+        _check_system()
         self.arena = Arena(size)
         self._readers = Readers()
         self._offer = host.offer_of(self.arena)
@@ -98,6 +100,24 @@ class Sharing:
         """To be called every few seconds."""
         self.arena.tick()
         self._readers.tick()
+
+
+def _check_system() -> None:
+    """Raise OSError where this process could not open the memory of others like it, or where locks do not work."""
+    arena, readers = Arena(1), Readers()
+    reference = arena.give(b".")
+    assert reference is not None
+    try:
+        read = readers.read(reference)
+    except Unreadable as error:
+        raise OSError(errno.ENOTSUP, str(error)) from None
+    arena.tick()
+    if arena.used != 1:
+        raise OSError(errno.ENOTSUP, "locks of open files do not work here")
+    del read
+    arena.tick()
+    if arena.used:
+        raise OSError(errno.ENOTSUP, "locks of open files stay when they are given up")
 
 
 def sharing_of(size: int, log: logging.Logger) -> Sharing | None:
