@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -177,6 +180,27 @@ def test_a_worker_that_does_not_share_serves_a_client_that_does(bytes_only: Fabr
             await until(lambda: not one.used())
 
     run(test())
+
+
+ELSEWHERE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def test_a_worker_in_another_pid_namespace_gets_bytes() -> None:
+    tried = shutil.which("unshare") and subprocess.run([*ELSEWHERE, "true"], capture_output=True, check=False)
+    if not tried or tried.returncode:
+        pytest.skip("this user may not make a pid namespace")
+    with running_broker() as broker:
+        command = [*ELSEWHERE, sys.executable, "-m", "workers", "--executor", "echo", "--broker", broker.backend]
+        with running("-c", f"import os; os.execvp('unshare', {command})") as worker:
+            assert worker.wait_for("connected to broker .*$")[0].endswith(broker.backend)
+
+            async def test() -> None:
+                async with calling(broker.frontend) as one:
+                    outputs = await one.infer({"x": X})
+                    assert isinstance(outputs, Outputs) and not is_shared(outputs)
+                    np.testing.assert_array_equal(outputs.tensors["x"], X)
+
+            run(test())
 
 
 @pytest.mark.parametrize("which", ["fabric", "bytes_only"])
