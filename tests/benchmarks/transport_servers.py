@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,6 @@ from tests.support.servers import tritonserver
 from zmq_offload import Client
 from zmq_offload.export.triton import Running
 from zmq_offload.export.write import export_to_triton
-from zmq_offload.transports.registry import BUILT_IN
 
 TVMRPC = "zmq_offload.transports.tvmrpc.server"
 
@@ -67,10 +68,11 @@ def triton(repository: Path, folder: Path, python: str) -> Iterator[list[Way]]:
 @contextmanager
 def tvmrpc(repository: Path) -> Iterator[list[Way]]:
     """TVM's RPC server."""
-    if "tvmrpc" not in BUILT_IN:
-        yield []
-        return
     arguments = ["-m", TVMRPC, "--repository", str(repository), "--port", "0"]
     with running(*arguments, TVM_NUM_THREADS="1") as process:
-        url = process.wait_for(r"ready (tvmrpc://\S+)")[1]
-        yield [Way("TVM's RPC server", url, (process.popen.pid,))]
+        way = Way("TVM's RPC server", process.wait_for(r"ready (tvmrpc://\S+)")[1], (process.popen.pid,))
+        try:
+            yield [way]
+        finally:
+            for pid in way.pids():  # its children would keep the pipe of its output open
+                os.kill(pid, signal.SIGKILL)
