@@ -9,7 +9,7 @@ from pathlib import Path
 from examples.mask_rcnn.model import FEATURES, OUTPUTS, SMALL, mask_rcnn
 from zmq_offload.compile import compile_module, cut_module
 from zmq_offload.console.programs import run
-from zmq_offload.export.write import export_to_triton
+from zmq_offload.export import export_to_triton
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,8 +15,7 @@ from tests.benchmarks.fabric import until_served
 from tests.support.processes import running, running_broker, running_gateway, running_workers
 from tests.support.servers import tritonserver
 from zmq_offload import Client
-from zmq_offload.export.triton import Running
-from zmq_offload.export.write import export_to_triton
+from zmq_offload.export import Running, export_to_triton
 
 TVMRPC = "zmq_offload.transports.tvmrpc.server"
 

@@ -33,8 +33,7 @@ from zmq_offload.artifacts.repository import LIBRARY, Batching, ModelVersion, Re
 from zmq_offload.compile import compile_model
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import Unavailable
-from zmq_offload.export.triton import Running
-from zmq_offload.export.write import export_to_triton
+from zmq_offload.export import Running, export_to_triton
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DATATYPES, TensorSpec
 

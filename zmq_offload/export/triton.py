@@ -36,8 +36,15 @@ __all__ = ["TritonPythonModel"]
 
 
 class Running(NamedTuple):
-    """How Triton runs a model: the number of instances, each a process with a virtual machine, and the threads of each
-    (None: the server's cores divided by the instances)."""
+    """How Triton runs a model.
+
+    Parameters
+    ----------
+    instances : int, default 1
+        The number of instances, each a process with a virtual machine.
+    threads : int, optional
+        TVM's threads in each instance. Default: the server's cores divided by the instances.
+    """
 
     instances: int = 1
     threads: int | None = None

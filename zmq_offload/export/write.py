@@ -20,8 +20,19 @@ from zmq_offload.export.triton import CODE, CONFIG, MODEL, Running, batching_in_
 
 
 class Exported(NamedTuple):
-    """A model that was written: its folder, its versions, whether Triton batches them, and the versions that were left
-    out, since their signature is not that of the highest one."""
+    """A model that was written.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Its folder.
+    versions : tuple of int
+        The versions that were written.
+    batched : bool
+        Whether Triton runs requests together.
+    left_out : tuple of int
+        Versions that were left out, since their signature is not that of the highest one.
+    """
 
     folder: Path
     versions: tuple[int, ...]
