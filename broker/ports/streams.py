@@ -111,12 +111,20 @@ class StreamPorts:
 
     # --- a turn ---------------------------------------------------------------------------------------------
 
+    def fileno(self) -> int:
+        """A descriptor that is readable when `wait` has something to do, for the loop of another program."""
+        return self._poll.fileno()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `wait` has something to do that the descriptor does not tell of."""
+        return bool(self._undelivered or self._sides[0].behind or self._sides[1].behind)
+
     def wait(self, seconds: float | None) -> Sequence[Event]:
         events: list[Event] = []
-        undelivered, self._undelivered = self._undelivered, []
-        back, front = self._sides
-        if undelivered or back.behind or front.behind:
+        if self.has_more:
             seconds = 0
+        undelivered, self._undelivered = self._undelivered, []
         ready = self._poll.poll(seconds, _TURN)
         if len(ready) == _TURN:
             ready = list(dict(self._workers.poll(0, _TURN) + ready).items())

@@ -15,6 +15,7 @@ from zmq_offload.client.link import Link, decoded
 from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.errors import Internal
 from zmq_offload.net import transport
+from zmq_offload.net.endpoints import check_brokers
 from zmq_offload.net.handshake import HandshakeMonitor, clients_security
 from zmq_offload.protocol import messages as wire
 
@@ -57,7 +58,7 @@ class Connection(Link):
         *,
         reclaims: bool = True,
     ) -> None:
-        super().__init__(broker, policy, max_frame_bytes)
+        super().__init__(check_brokers(broker), policy, max_frame_bytes)
         self._security = clients_security(key, broker_key)
         self._reclaims = reclaims
         self._lent: dict[int, list[zmq.MessageTracker]] = {}

@@ -14,8 +14,8 @@ import zmq
 from zmq_offload.client.arguments import arrays_of, check_call, check_input_bytes, check_max_frame_bytes, check_policy
 from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.client.session import ClientSession, Complete, Payload, RetryPolicy, Send
-from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Unavailable, one_line
-from zmq_offload.net.endpoints import check_brokers
+from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Status, Unavailable, one_line
+from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import Packed
 from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
@@ -35,7 +35,7 @@ keep the whole buffer."""
 class Link(ABC):
     """A connection to one of several brokers, as `AsyncDriver` uses it. Not thread-safe.
 
-    Raises InvalidArgument for endpoints and numbers that cannot be used.
+    `endpoints` are checked (`check_brokers`). Raises InvalidArgument for numbers that cannot be used.
     """
 
     is_open = False
@@ -44,8 +44,8 @@ class Link(ABC):
     way: object
     """What leads to the broker now. Another after `reconnect`."""
 
-    def __init__(self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
-        self.endpoints = check_brokers(broker)
+    def __init__(self, endpoints: Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
+        self.endpoints = endpoints
         self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
         self.session = ClientSession(
             os.urandom(wire.SESSION_BYTES), self.endpoints, check_policy(policy), self._max_frame_bytes
@@ -185,6 +185,18 @@ def decoded(frame: bytes) -> wire.ToClient | None:
         return wire.decode(frame, wire.TO_CLIENT)
     except ProtocolError:
         return None
+
+
+def in_place(
+    sharing: Sharing | None, message: wire.ToClient, payload: Sequence[Any]
+) -> tuple[wire.ToClient, Sequence[object]]:
+    """A message and its payload, of which tensors in shared memory are read where they lie."""
+    if sharing is None or type(message) is not wire.Result:
+        return message, payload
+    try:
+        return message, sharing.read(payload)
+    except Unreadable as error:  # its owner ended just now
+        return wire.Error(*message[:2], Status.UNAVAILABLE.value, f"the outputs were lost: {error}"), ()
 
 
 def result_of(done: Complete, total: float) -> tuple[int, Timings]:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, cast
 
 import zmq
 
-from zmq_offload.client.link import Link, decoded
+from zmq_offload.client.link import Link, decoded, in_place
 from zmq_offload.client.session import Payload, RetryPolicy, Send
-from zmq_offload.errors import Status
 from zmq_offload.net import addresses, transport
+from zmq_offload.net.endpoints import check_brokers
 from zmq_offload.net.handshake import FAILURES, MISMATCH
-from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable
+from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.zmtp import HELLO, Broken, Buffer, Peer, Refused, encode, read_heads
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -55,7 +55,7 @@ class LoopLink(Link):
         max_frame_bytes: int,
         sharing: Sharing | None = None,
     ) -> None:
-        super().__init__(broker, policy, max_frame_bytes)
+        super().__init__(check_brokers(broker), policy, max_frame_bytes)
         self.sharing = sharing
         self.most_bytes = max(self._max_frame_bytes, limits.UNASKED_BYTES)
         self.ready: Callable[[], None] = _nothing
@@ -118,17 +118,8 @@ class LoopLink(Link):
         for frames in map(read_heads, inbox):
             message = decoded(cast("bytes", frames[0]))
             if message is not None:
-                messages.append(self._read(message, frames))
+                messages.append(in_place(self.sharing, message, frames[1:]))
         return messages
-
-    def _read(self, message: wire.ToClient, frames: list[Buffer]) -> tuple[wire.ToClient, Sequence[object]]:
-        """A message and its payload, where it lies."""
-        if self.sharing is None or type(message) is not wire.Result:
-            return message, frames[1:]
-        try:
-            return message, self.sharing.read(frames[1:])
-        except Unreadable as error:  # its owner ended just now
-            return wire.Error(*message[:2], Status.UNAVAILABLE.value, f"the outputs were lost: {error}"), ()
 
     def refusal(self) -> str | None:
         return None if self._refusal is None else f"the broker at {self.endpoint} {self._refusal}"

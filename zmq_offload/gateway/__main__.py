@@ -8,6 +8,9 @@ TYPE_CHECKING = False  # importing typing takes time, in which Ctrl-C would prin
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from zmq_offload.gateway.config import Config
+    from zmq_offload.gateway.server import Host
+
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m zmq_offload.gateway") -> int:
     """Run a gateway. Exit codes: 0 stopped, 1 failed (one line on stderr), 2 wrong usage."""
@@ -36,7 +39,25 @@ def _serve(arguments: Sequence[str] | None, prog: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     with needs("gateway"):
         from zmq_offload.gateway.server import serve
-    return serve(config)
+    if config.with_broker is None:
+        return serve(config)
+    return serve(config, _host(config, prog))
+
+
+def _host(config: Config, prog: str) -> Host:
+    """What starts a broker beside the gateway. What is no option of the gateway comes from the broker's variables."""
+    from functools import partial
+
+    from zmq_offload.console.programs import own
+
+    assert config.with_broker is not None
+    given = ["--grace", str(config.grace), "--max-frame-bytes", str(config.max_frame_bytes)]
+    for flag, endpoint in zip(("--frontend", "--backend"), config.with_broker, strict=True):
+        given += [flag, endpoint] if endpoint else []
+    if config.insecure:
+        given.append("--insecure")
+    options = own("broker.config").parse(given, prog)
+    return partial(own("broker.guest").Guest, options)
 
 
 if __name__ == "__main__":

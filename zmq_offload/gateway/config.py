@@ -45,6 +45,16 @@ def address(text: str) -> str:
     return text
 
 
+def ports(text: str) -> tuple[str, str]:
+    """Return frontend and backend of FRONTEND,BACKEND. Raises InvalidArgument otherwise."""
+    frontend, comma, backend = text.partition(",")
+    if not comma:
+        raise InvalidArgument(f"{text!r} is not two endpoints; use FRONTEND,BACKEND, such as tcp://*:5555,tcp://*:5556")
+    return check_endpoint(frontend.strip()), check_endpoint(backend.strip())
+
+
+_ports = checked(ports, lambda _: True, "FRONTEND,BACKEND")
+
 _address = checked(address, lambda _: True, "HOST:PORT")
 
 _origins = checked(origins_of, lambda _: True, "ORIGIN,...")
@@ -57,6 +67,9 @@ class Config:
     """The options of one gateway."""
 
     broker: Sequence[str] = (FRONTEND,)
+    with_broker: tuple[str, str] | None = None
+    """Frontend and backend of a broker in the gateway's process, each empty if it is the broker's own option that
+    counts."""
     http: str = "127.0.0.1:8000"
     grpc: str = "127.0.0.1:8001"
     timeout: float = 10.0
@@ -88,7 +101,7 @@ class Config:
 
     def fitting(self, files: int) -> Config:
         """These options with connections for which there are files. Without a file, no list could be read again."""
-        most = max(1, files // len(self.addresses))
+        most = max(1, files // (len(self.addresses) + (self.with_broker is not None)))
         return replace(self, max_connections=min(self.max_connections, most))
 
 
@@ -101,8 +114,17 @@ def add_options(parser: Parser) -> None:
     parser.set_example(
         "zmq-offload gateway",
         "zmq-offload gateway --broker tcp://edge-1:5555,tcp://edge-2:5555 --grpc none",
+        "zmq-offload gateway --with-broker",
     )
     add_frontend(parser, several=True)
+    parser.add_argument(
+        "--with-broker",
+        nargs="?",
+        type=_ports,
+        const=("", ""),
+        help="run a broker in this process, instead of --broker; its other options are its variables",
+        metavar="FRONTEND,BACKEND",
+    )
     add_option(parser, "--http", _address, Config.http, "address for HTTP, or none", metavar="HOST:PORT")
     add_option(parser, "--grpc", _address, Config.grpc, "address for gRPC, or none", metavar="HOST:PORT")
     add_option(parser, "--timeout", seconds, Config.timeout, "seconds for requests that name no time", metavar="S")
@@ -142,6 +164,10 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
     parsed = parser.parse_args(arguments)
     check_together(parser, parsed, "--client-key", "--broker-key")
     check_together(parser, parsed, "--tls-cert", "--tls-key")
+    if parsed.with_broker is not None and parsed.client_key:
+        parser.error(
+            "--with-broker with --client-key; a broker in this process has no keys, so give one of them"
+        )
     for other in ("tls_cert", "access_list"):
         if parsed.client_ca and not getattr(parsed, other):
             parser.error(f"--client-ca without --{other.replace('_', '-')}; client certificates need both")

@@ -6,9 +6,13 @@ import asyncio
 import gc
 import logging
 import signal
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import uvloop
 
+from zmq_offload.client.link import Link
+from zmq_offload.client.locallink import LocalBroker, LocalLink
 from zmq_offload.common import memory
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.gateway.access.guard import Guard, check_exposure
@@ -27,12 +31,29 @@ _KEPT_BYTES = 64 * 1024 * 1024
 """Freed memory that is kept for the next requests."""
 
 
-def serve(config: Config) -> int:
-    """Run a gateway in this process until SIGTERM, SIGINT or SIGHUP."""
+class Guest(LocalBroker, Protocol):
+    """A broker in this process."""
+
+    backend: str
+    """Where workers connect."""
+
+    async def end(self) -> None:
+        """Finish what is accepted, and close the ports."""
+
+    def close(self) -> None:
+        """Close the ports at once."""
+
+
+Host: TypeAlias = "Callable[[Sharing | None], Guest]"
+"""Starts a broker in the running event loop."""
+
+
+def serve(config: Config, host: Host | None = None) -> int:
+    """Run a gateway in this process until SIGTERM, SIGINT or SIGHUP; with a broker beside it, if there is a `host`."""
     config = config.fitting(raise_file_limit(log))
     logging.getLogger("asyncio").addFilter(_is_of_use)
     memory.keep(_KEPT_BYTES)
-    uvloop.run(_run(config))
+    uvloop.run(_run(config, host))
     log.info("stopped")
     return 0
 
@@ -45,7 +66,7 @@ def _is_of_use(record: logging.LogRecord) -> bool:
     return record.msg not in _OF_LOST_CONNECTIONS
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, host: Host | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets this
@@ -54,7 +75,12 @@ async def _run(config: Config) -> None:
     check_exposure(config.addresses, listed=listed, tls=tls, insecure=config.insecure)
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
     sharing = None if config.client_key else sharing_of(config.arena_bytes, log)
-    link = link_to(config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, sharing)
+    guest = None if host is None else host(sharing)
+    link: Link
+    if guest is None:
+        link = link_to(config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, sharing)
+    else:
+        link = LocalLink(guest, None, config.max_frame_bytes, sharing)
     fabric = BrokerFabric(link, config.timeout, ModelControl(config.model_control))
     sharing_kept = asyncio.ensure_future(_keep(sharing))
     try:
@@ -63,15 +89,23 @@ async def _run(config: Config) -> None:
         gc.collect()
         gc.freeze()  # what lives until the end is not looked at in each full collection
         # A program that starts a gateway with port 0 reads the ports here.
-        print("ready", *(f"{port.door.name}={port.address}" for port in ports), flush=True)
+        places = [f"{port.door.name}={port.address}" for port in ports]
+        if guest is not None:
+            places += [f"frontend={guest.endpoint}", f"backend={guest.backend}"]
+        print("ready", *places, flush=True)
         await stop.wait()
         log.info("stopping: finishing %d requests within %.1f s", fabric.outstanding, config.grace)
         fabric.stopping = True
         await drain(ports, config.grace, fabric.close)
+        if guest is not None:
+            fabric.close()
+            await guest.end()
     finally:
         sharing_kept.cancel()
         guard.close()
         fabric.close()
+        if guest is not None:
+            guest.close()
 
 
 async def _keep(sharing: Sharing | None) -> None:
