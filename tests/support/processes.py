@@ -171,6 +171,17 @@ def running_gateway(*brokers: str, options: Sequence[str] = (), **environment: s
 
 
 @contextmanager
+def running_gateway_with_broker(*options: str, **environment: str) -> Iterator[tuple[Gateway, Fabric]]:
+    """A gateway with a broker in its process, ready for connections on free ports."""
+    ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    arguments = ["-m", "zmq_offload.gateway", "--with-broker", "tcp://127.0.0.1:0,tcp://127.0.0.1:0", *ports, *options]
+    with running(*arguments, **environment) as process:
+        addresses = dict(re.findall(r"(\w+)=(\S+)", process.wait_for(r"^ready( .*)?$")[0]))
+        gateway = Gateway(process, addresses["http"], addresses["grpc"])
+        yield gateway, Fabric(process, addresses["frontend"], addresses["backend"])
+
+
+@contextmanager
 def faulty_workers(backend: str, *options: str, slots: int = 2) -> Iterator[Process]:
     """Echo workers that sleep, hang or die on request; see `tests.support.faulty_worker`."""
     arguments = ("--executor", "echo", "--slots", str(slots), *options)

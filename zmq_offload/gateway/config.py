@@ -165,9 +165,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
     check_together(parser, parsed, "--client-key", "--broker-key")
     check_together(parser, parsed, "--tls-cert", "--tls-key")
     if parsed.with_broker is not None and parsed.client_key:
-        parser.error(
-            "--with-broker with --client-key; a broker in this process has no keys, so give one of them"
-        )
+        parser.error("--with-broker with --client-key; a broker in this process has no keys, so give one of them")
     for other in ("tls_cert", "access_list"):
         if parsed.client_ca and not getattr(parsed, other):
             parser.error(f"--client-ca without --{other.replace('_', '-')}; client certificates need both")
