@@ -1,4 +1,4 @@
-"""The broker's process: events from its ports to the core, actions back. The core uses neither sockets nor a clock."""
+"""The broker's loop: events from its ports to the core, actions back. The core uses neither sockets nor a clock."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from broker.config import Config
 from broker.core import Core
-from broker.events import Stop, Tick
+from broker.events import Event, Stop, Tick
 from broker.ports import Ports
 from broker.ports.streams import StreamPorts
 from broker.security import check_exposure
+from zmq_offload.common.notes import Notes
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.net import transport
 from zmq_offload.net.sharedmemory.sharing import sharing_of
@@ -25,27 +27,36 @@ _ARENA_BYTES = 4096
 on its host."""
 
 
-class Broker:
-    """A broker process. The constructor binds, so that `frontend` and `backend` have the real ports; `run` serves."""
+OpenPorts: TypeAlias = Callable[[Config, transport.Wake, Notes, Callable[[], float]], Ports]
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+
+def open_ports(config: Config, wake: transport.Wake, notes: Notes, clock: Callable[[], float]) -> Ports:
+    """The ports of a broker that is a process of its own."""
+    if config.server_key is None:
+        return StreamPorts(config, wake, notes, clock, sharing_of(_ARENA_BYTES, log))
+    from broker.ports.libzmq import LibzmqPorts
+
+    return LibzmqPorts(config, config.server_key, wake, notes, clock)
+
+
+class Broker:
+    """A broker. The constructor binds, so that `frontend` and `backend` have the real ports.
+
+    `run` serves. An event loop of another program does that in turns: `handle` what has come, and `pass_time`.
+    """
+
+    def __init__(
+        self, config: Config, clock: Callable[[], float] = time.monotonic, ports: OpenPorts = open_ports
+    ) -> None:
         self._clock = clock
         self.core = Core(config.policy, clock(), config.max_frame_bytes, config.queue_limits)
         self._wake = transport.Wake()
         try:
-            self._ports = self._open(config)
+            self._ports = ports(config, self._wake, self.core.ledger.notes, clock)
         except BaseException:
             self._wake.close()
             raise
         self.frontend, self.backend = self._ports.frontend, self._ports.backend
-
-    def _open(self, config: Config) -> Ports:
-        notes = self.core.ledger.notes
-        if config.server_key is None:
-            return StreamPorts(config, self._wake, notes, self._clock, sharing_of(_ARENA_BYTES, log))
-        from broker.ports.libzmq import LibzmqPorts
-
-        return LibzmqPorts(config, config.server_key, self._wake, notes, self._clock)
 
     def stop(self) -> None:
         """Make `run` drain and return. May be called from any thread and from a signal handler."""
@@ -58,35 +69,42 @@ class Broker:
     def run(self) -> None:
         """Serve until `stop`, then close everything."""
         try:
-            self._serve()
+            core, clock, wait = self.core, self._clock, self._ports.wait
+            while True:
+                due = self.pass_time()
+                if core.finished:
+                    break
+                self.handle(wait(None if due == math.inf else max(0.0, due - clock())))
         finally:
-            self._ports.close()
-            self._wake.close()
+            self.close()
 
-    def _serve(self) -> None:
-        core, clock, ports = self.core, self._clock, self._ports
-        handle, wait, send = core.handle, ports.wait, ports.send
-        notes = core.ledger.notes
-        while not core.finished:
-            now = clock()
-            due = core.next_deadline()
-            if due is None:
-                due = math.inf
-            elif due <= now:
-                send(handle(Tick(), now))
-            due = min(due, ports.due)
-            events = wait(None if due == math.inf else max(0.0, due - now))
-            # All actions are performed together: messages that are sent together need fewer system calls.
-            actions = []
-            for event in events:
-                if type(event) is Stop:
-                    log.info("stopping: finishing %d requests within %.1f s", len(core.ledger.requests), event.grace)
-                actions += handle(event, clock())
-            if actions:
-                send(actions)
-            if notes:
-                self._write_notes()
-        self._write_notes()
+    def handle(self, events: Sequence[Event]) -> None:
+        """Do what these events ask for."""
+        core, clock = self.core, self._clock
+        # All actions are performed together: messages that are sent together need fewer system calls.
+        actions = []
+        for event in events:
+            if type(event) is Stop:
+                log.info("stopping: finishing %d requests within %.1f s", len(core.ledger.requests), event.grace)
+            actions += core.handle(event, clock())
+        if actions:
+            self._ports.send(actions)
+        if core.ledger.notes:
+            self._write_notes()
+
+    def pass_time(self) -> float:
+        """Do what is due. Returns when something will be, even if nothing happens."""
+        due = self.core.next_deadline()
+        if due is not None and due <= (now := self._clock()):
+            self._ports.send(self.core.handle(Tick(), now))
+            self._write_notes()
+            due = self.core.next_deadline()
+        return self._ports.due if due is None else min(due, self._ports.due)
+
+    def close(self) -> None:
+        """Close the ports. Messages that are queued still go out."""
+        self._ports.close()
+        self._wake.close()
 
     def _write_notes(self) -> None:
         for level, text in self.core.ledger.notes.take():

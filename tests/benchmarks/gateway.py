@@ -1,6 +1,7 @@
 """The gateway compared with Triton and mosec: `python -m tests.benchmarks.gateway`.
 
-All return the FP32 tensor that they get: the gateway through a broker and a worker, Triton through its Python backend.
+All return the FP32 tensor that they get: the gateway through a broker and a worker, once with the
+broker in its own process and once with it in the gateway's, Triton through its Python backend.
 Their clients are tritonclient, one process for each server, in turns of half a second (for mosec, which speaks its own
 HTTP, http.client and aiohttp), and with --perf-analyzer also NVIDIA's perf_analyzer, which takes less of the machine.
 Prints a table and, with -o, draws it. A server that is not installed is skipped by name. `--recorded FILE.md` measures

@@ -16,7 +16,13 @@ from tests.benchmarks.gateway_client import MODEL
 from tests.benchmarks.measure import cpu_seconds
 from tests.benchmarks.peer_servers import mosec_server
 from tests.support.oracle import triton
-from tests.support.processes import running_broker, running_gateway, signed_workers, wait_for_workers
+from tests.support.processes import (
+    running_broker,
+    running_gateway,
+    running_gateway_with_broker,
+    signed_workers,
+    wait_for_workers,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,15 @@ def gateway(folder: Path, python: str) -> Iterator[list[Server]]:
 
 
 @contextmanager
+def gateway_with_broker(folder: Path, python: str) -> Iterator[list[Server]]:
+    """The same with the broker in the gateway's process."""
+    with running_gateway_with_broker() as (running, broker), signed_workers(broker.backend) as workers:
+        wait_for_workers(broker.frontend, 1)
+        roots = {"gateway and broker": running.process.popen.pid, "worker": workers.popen.pid}
+        yield _both("zmq-offload --with-broker", running.http, running.grpc, roots)
+
+
+@contextmanager
 def real_triton(folder: Path, python: str) -> Iterator[list[Server]]:
     with triton(folder, python) as running:
         yield _both("Triton", running.http, running.grpc, {"Triton": running.process.pid})
@@ -78,4 +93,4 @@ def mosec(folder: Path, python: str) -> Iterator[list[Server]]:
         yield [Server("mosec, HTTP", "mosec", f"127.0.0.1:{port}", {"mosec": process.pid})]
 
 
-SERVERS = {"gateway": gateway, "triton": real_triton, "mosec": mosec}
+SERVERS = {"gateway": gateway, "with-broker": gateway_with_broker, "triton": real_triton, "mosec": mosec}

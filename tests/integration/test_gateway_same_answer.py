@@ -10,18 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
-from tests.support.processes import running_broker, running_gateway, running_workers, wait_for_workers
-from tests.support.ways_in import Array, Way, all_ways
+from tests.support.processes import running_gateway, running_gateway_with_broker, running_workers, wait_for_workers
+from tests.support.ways_in import Array, PastGateways, Way, ways_of_gateway
 
 DTYPES = [np.dtype(code) for code in "?bBhHiIqQefd"]
 
 
 @pytest.fixture(scope="module")
 def ways() -> Iterator[list[Way]]:
-    with running_broker() as broker, running_workers(broker.backend, "--executor", "echo"):
+    """Through a gateway with a broker in its process, through another one that uses this broker, and past both."""
+    with running_gateway_with_broker() as (near, broker), running_workers(broker.backend, "--executor", "echo"):
         wait_for_workers(broker.frontend, 1)
         with running_gateway(broker.frontend) as gateway:
-            made = all_ways(broker.frontend, gateway.http, gateway.grpc)
+            through = [way for each in (gateway, near) for way in ways_of_gateway(each.http, each.grpc)]
+            made: list[Way] = [PastGateways(broker.frontend), *through]
             yield made
             for way in made:
                 way.close()
@@ -46,7 +48,7 @@ def check(ways: list[Way], x: Array) -> int:
 )
 @settings(max_examples=60)
 def test_random_tensors(ways: list[Way], x: Array) -> None:
-    assert check(ways, x) >= 4
+    assert check(ways, x) >= 7
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -82,4 +84,4 @@ def test_nan(ways: list[Way], dtype: np.dtype) -> None:
 
 def test_the_bits_of_a_nan(ways: list[Way]) -> None:
     x = np.array([0x7FC01234, 0xFFC00001], np.uint32).view(np.float32)
-    assert check(ways, x) == 4
+    assert check(ways, x) == 7

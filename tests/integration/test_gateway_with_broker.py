@@ -163,6 +163,7 @@ def test_overload_and_the_end() -> None:
     ("options", "environment", "says"),
     [
         (["--with-broker", "tcp://*:5555"], {}, "is not two endpoints; use FRONTEND,BACKEND"),
+        (["--with-broker", "--broker=tcp://edge:5555"], {}, "uses the broker in its process, so give one of them"),
         (["--with-broker", "--client-key", "a", "--broker-key", "b"], {}, "a broker in this process has no keys"),
         (
             ["--with-broker"],

@@ -30,8 +30,8 @@ class Way(Protocol):
     def close(self) -> None: ...
 
 
-class Fabric:
-    """ZeroMQ, past the gateway."""
+class PastGateways:
+    """ZeroMQ, past the gateways."""
 
     def __init__(self, frontend: str) -> None:
         self._client = Client(frontend)
@@ -198,7 +198,8 @@ class Predict(Grpc):
         return np.frombuffer(output.tensor_content, _DTYPES[datatype]).reshape(shape)
 
 
-def all_ways(frontend: str, http_address: str, grpc_address: str) -> list[Way]:
-    over_http = [way(http_address) for way in (Json, Binary, Rows)]
-    over_grpc = [way(grpc_address) for way in (Raw, Contents, Predict)]
-    return [Fabric(frontend), *over_http, *over_grpc]
+def ways_of_gateway(http_address: str, grpc_address: str) -> list[Way]:
+    return [
+        *(way(http_address) for way in (Json, Binary, Rows)),
+        *(way(grpc_address) for way in (Raw, Contents, Predict)),
+    ]

@@ -84,7 +84,7 @@ class LocalLink(Link):
 
     def receive(self, most: int) -> list[tuple[wire.ToClient, Sequence[object]]]:
         inbox, self._inbox = self._inbox, []
-        return [in_place(self._sharing, message, payload) for message, payload in inbox]
+        return [in_place(self._sharing, message, _with_header(payload)) for message, payload in inbox]
 
     def refusal(self) -> str | None:
         return None
@@ -111,6 +111,13 @@ class LocalLink(Link):
 
     def forget(self) -> None:
         self.is_open = False
+
+
+def _with_header(payload: Sequence[Any]) -> Sequence[Any]:
+    """Make bytes of the header, which is read here. A long one may be a view of memory of its own."""
+    if not payload or type(payload[0]) is bytes:
+        return payload
+    return [bytes(payload[0]), *payload[1:]]
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -161,9 +162,12 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
     """The options of `zmq-offload gateway`, from arguments, environment and defaults."""
     parser = Parser(prog=prog)
     add_options(parser)
-    parsed = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed = parser.parse_args(given)
     check_together(parser, parsed, "--client-key", "--broker-key")
     check_together(parser, parsed, "--tls-cert", "--tls-key")
+    if parsed.with_broker is not None and any(word.partition("=")[0] == "--broker" for word in given):
+        parser.error("--with-broker with --broker; the gateway uses the broker in its process, so give one of them")
     if parsed.with_broker is not None and parsed.client_key:
         parser.error("--with-broker with --client-key; a broker in this process has no keys, so give one of them")
     for other in ("tls_cert", "access_list"):

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
@@ -37,15 +38,18 @@ class Guest(LocalBroker, Protocol):
     backend: str
     """Where workers connect."""
 
-    async def end(self) -> None:
-        """Finish what is accepted, and close the ports."""
+    error: Exception | None
+    """Why it broke."""
+
+    async def end(self, grace: float) -> None:
+        """Finish what is accepted within `grace` seconds, and close the ports."""
 
     def close(self) -> None:
         """Close the ports at once."""
 
 
-Host: TypeAlias = "Callable[[Sharing | None], Guest]"
-"""Starts a broker in the running event loop."""
+Host: TypeAlias = "Callable[[Sharing | None, Callable[[], None]], Guest]"
+"""Starts a broker in the running event loop, with what to call if it breaks."""
 
 
 def serve(config: Config, host: Host | None = None) -> int:
@@ -75,7 +79,7 @@ async def _run(config: Config, host: Host | None) -> None:
     check_exposure(config.addresses, listed=listed, tls=tls, insecure=config.insecure)
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
     sharing = None if config.client_key else sharing_of(config.arena_bytes, log)
-    guest = None if host is None else host(sharing)
+    guest = None if host is None else host(sharing, stop.set)
     link: Link
     if guest is None:
         link = link_to(config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, sharing)
@@ -94,12 +98,15 @@ async def _run(config: Config, host: Host | None) -> None:
             places += [f"frontend={guest.endpoint}", f"backend={guest.backend}"]
         print("ready", *places, flush=True)
         await stop.wait()
+        if guest is not None and guest.error is not None:
+            raise guest.error
+        end = time.monotonic() + config.grace
         log.info("stopping: finishing %d requests within %.1f s", fabric.outstanding, config.grace)
         fabric.stopping = True
         await drain(ports, config.grace, fabric.close)
         if guest is not None:
             fabric.close()
-            await guest.end()
+            await guest.end(max(0.0, end - time.monotonic()))
     finally:
         sharing_kept.cancel()
         guard.close()
