@@ -74,6 +74,15 @@ def test_messages_of_any_size_come_back(channel, size):
         assert echo(message, timeout=30) == message
 
 
+def test_long_and_short_messages_share_a_connection(channel):
+    echo = channel.unary_unary("/t/Echo")
+    sizes = [1 << 20, 10, 16_350, 16_384, 1 << 20, 200_000, 33_000, 0, 1 << 20, 300_000, *[500] * 50, 1 << 20, 1 << 20]
+    messages = [bytes([number]) * size for number, size in enumerate(sizes)]
+    assert [echo(message, timeout=30) for message in messages] == messages
+    calls = [echo.future(message, timeout=30) for message in messages]
+    assert [call.result() for call in calls] == messages
+
+
 def test_many_calls_at_once(channel):
     echo = channel.unary_unary("/t/Echo")
     messages = [bytes([i]) * (100 if i % 2 else 200_000) for i in range(100)]

@@ -31,6 +31,13 @@ _JOINED_BYTES = 64 * 1024
 _DIRECT_BYTES = 32 * 1024
 """A piece of a message of at least this size is received into the message's own memory."""
 
+_LONG_BYTES = 128 * 1024
+"""After a piece of a message of at least this size, another one is expected. `_FIRST_BYTES` are read first then: what
+comes of a message together with its head is copied, and should be little."""
+
+_FIRST_BYTES = 16 * 1024
+"""More than the heads of a call have."""
+
 _WRITTEN_AHEAD = 4 << 20
 """With more output that the system does not take, a connection is not read."""
 
@@ -59,6 +66,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_active",
+        "_buffer",
         "_buffered",
         "_calls",
         "_closed",
@@ -92,6 +100,7 @@ class Connection(asyncio.BufferedProtocol):
         self._calls: dict[int, Running] = {}
         self._no_calls: dict[int, bytes] = {}  # responses to what is no call; curl wants them after all its data
         self._filling: Running | None = None  # the call whose message is received directly
+        self._buffer = server.buffer  # where all else is received
         self._ending = self._closed = False
         self._full = False  # the system does not take the output as fast as it is written
         self._lost = False
@@ -147,8 +156,10 @@ class Connection(asyncio.BufferedProtocol):
                 memory = call.assembler.memory()
                 if memory is not None and len(memory) >= _DIRECT_BYTES:
                     self._filling = call
+                    if size >= _LONG_BYTES:
+                        self._buffer = self.server.buffer[:_FIRST_BYTES]
                     return memory[:size]
-        return self.server.buffer
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         now = self.server.now()
@@ -161,7 +172,10 @@ class Connection(asyncio.BufferedProtocol):
             call.filled(nbytes)
             self._handle(self.http2.arrived(nbytes))
         else:
-            self._handle(self.http2.receive(self.server.buffer[:nbytes]))
+            data = self._buffer[:nbytes]
+            if nbytes == _FIRST_BYTES:  # unless the rest is a long piece
+                self._buffer = self.server.buffer
+            self._handle(self.http2.receive(data))
         if not self.http2.partial:
             self._late = math.inf
         elif self._late == math.inf:
