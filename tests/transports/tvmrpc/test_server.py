@@ -8,8 +8,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 
 import zmq_offload
+from tests.transports.tvmrpc.servers import free_port, our_server, program
 from zmq_offload.client.results import Outputs
 from zmq_offload.errors import (
     DeadlineExceeded,
@@ -34,6 +33,7 @@ from zmq_offload.errors import (
 from zmq_offload.testing import Fabric
 from zmq_offload.transports.client import ServerClient
 from zmq_offload.transports.tvmrpc import wire
+from zmq_offload.transports.tvmrpc.values import encode_values
 
 if TYPE_CHECKING:
     from zmq_offload.compile import Compiled
@@ -41,48 +41,13 @@ if TYPE_CHECKING:
 X = np.random.default_rng(0).standard_normal((2, 8)).astype("f4")
 
 
-@contextlib.contextmanager
-def program(*arguments: str, ready: str = "ready") -> Iterator[tuple[str, int]]:
-    """A program of Python's, until the block ends. Gives the rest of the line that begins with `ready`, and its pid."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    reader = None
-    try:
-        seen = []
-        for line in process.stdout:
-            seen.append(line)
-            if ready in line:
-                reader = threading.Thread(target=process.stdout.read)
-                reader.start()
-                yield line.partition(ready)[2].strip(), process.pid
-                return
-        pytest.fail(f"the program ended: {''.join(seen)}")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if reader is not None:
-            reader.join()
-        process.stdout.close()
-
-
-def rpc_server(repository: Path, *more: str) -> contextlib.AbstractContextManager[tuple[str, int]]:
-    module = "zmq_offload.transports.tvmrpc.server"
-    return program("-m", module, "--repository", str(repository), "--port", "0", *more)
-
-
 @pytest.fixture(scope="module")
 def server(compiled_mlp: Compiled) -> Iterator[str]:
-    with rpc_server(compiled_mlp.device.parent / "repository") as (url, _):
+    with our_server(compiled_mlp.device.parent / "repository") as (url, _):
         yield url
 
 
+@pytest.mark.load
 def test_a_bundle_gives_what_it_gives_with_a_broker_to_the_last_bit(server: str, compiled_mlp: Compiled) -> None:
     with zmq_offload.load(compiled_mlp.device, server=server) as model:
         over_rpc = [model(X * k) for k in range(3)]
@@ -115,6 +80,7 @@ def retried(client: ServerClient) -> Outputs:
     pytest.fail("the server does not serve")
 
 
+@pytest.mark.load
 def test_calls_share_a_connection_and_each_gets_its_own_answer(server: str) -> None:
     with ServerClient(server) as client:
         futures = [client.submit("mlp", {"h2": np.full((2, 16), k / 50, "f4")}) for k in range(50)]
@@ -124,6 +90,7 @@ def test_calls_share_a_connection_and_each_gets_its_own_answer(server: str) -> N
     assert one.version == 1
 
 
+@pytest.mark.load
 def test_results_are_written_to_the_arrays_that_are_given(server: str) -> None:
     place = {"h4": np.zeros((2, 8), "f4")}
     with ServerClient(server) as client:
@@ -131,6 +98,7 @@ def test_results_are_written_to_the_arrays_that_are_given(server: str) -> None:
     assert outputs["h4"] is place["h4"] and place["h4"].any()
 
 
+@pytest.mark.load
 def test_errors_of_the_server_keep_their_class(server: str) -> None:
     with ServerClient(server) as client:
         with pytest.raises(NotFound, match="model 'other' is not in the repository; its models are mlp"):
@@ -147,7 +115,7 @@ def test_errors_of_the_server_keep_their_class(server: str) -> None:
 @pytest.mark.load
 def test_a_new_version_is_found_and_a_damaged_one_refused(fresh_mlp: Path) -> None:
     repository = fresh_mlp / "repository"
-    with rpc_server(repository) as (url, _), ServerClient(url) as client:
+    with our_server(repository) as (url, _), ServerClient(url) as client:
         assert client.infer("mlp", INPUTS).version == 1
         library = repository / "mlp" / "1" / "subgraph.so"
         content = library.read_bytes()
@@ -158,8 +126,9 @@ def test_a_new_version_is_found_and_a_damaged_one_refused(fresh_mlp: Path) -> No
             client.infer("mlp", INPUTS)
 
 
+@pytest.mark.load
 def test_a_call_that_is_given_up_leaves_the_connection_in_order(fresh_mlp: Path) -> None:
-    with rpc_server(fresh_mlp / "repository") as (url, pid), ServerClient(url) as client:
+    with our_server(fresh_mlp / "repository") as (url, pid), ServerClient(url) as client:
         wanted = client.infer("mlp", INPUTS)["h4"]
         os.killpg(pid, signal.SIGSTOP)
         futures = [client.submit("mlp", {"h2": np.zeros((2, 16), "f4")}, timeout=0.2) for _ in range(8)]
@@ -170,9 +139,10 @@ def test_a_call_that_is_given_up_leaves_the_connection_in_order(fresh_mlp: Path)
         np.testing.assert_array_equal(client.infer("mlp", INPUTS)["h4"], wanted)
 
 
+@pytest.mark.load
 def test_a_lost_server_is_unavailable_and_the_next_one_answers(server: str, fresh_mlp: Path) -> None:
     with (
-        rpc_server(fresh_mlp / "repository") as (url, pid),
+        our_server(fresh_mlp / "repository") as (url, pid),
         ServerClient([url, server]) as both,
         ServerClient(url) as alone,
     ):
@@ -192,6 +162,7 @@ def test_a_server_serves_one_client_at_a_time_and_says_so(server: str) -> None:
         assert second.infer("mlp", INPUTS)["h4"].shape == (2, 8)
 
 
+@pytest.mark.load
 def test_a_client_that_is_lost_does_not_end_the_server(server: str) -> None:
     host, _, port = server.removeprefix("tvmrpc://").rpartition(":")
     with ServerClient(server) as client:
@@ -208,7 +179,7 @@ def test_a_client_that_is_lost_does_not_end_the_server(server: str) -> None:
 
 @pytest.mark.load
 def test_another_key_is_refused(compiled_mlp: Compiled) -> None:
-    with rpc_server(compiled_mlp.device.parent / "repository", "--key", "board") as (url, _):
+    with our_server(compiled_mlp.device.parent / "repository", "--key", "board") as (url, _):
         failed(url + "?key=other", Unauthenticated, "has another key than 'other'", 10)
         with ServerClient(url + "?key=board") as client:
             assert client.infer("mlp", INPUTS)["h4"].shape == (2, 8)
@@ -264,8 +235,8 @@ def test_a_silent_server_takes_no_longer_than_the_deadline() -> None:
         failed(url, DeadlineExceeded, "does not answer|deadline exceeded", 0.3)
 
 
-def test_a_server_without_our_function_is_named(compiled_mlp: Compiled) -> None:
-    found = wire.packet(wire.RETURN, wire.encode_values((None,)))
+def test_a_server_without_our_function_is_named() -> None:
+    found = wire.packet(wire.RETURN, encode_values((None,)))
     with answering(GREETING + wire.return_of_nothing() + found) as url:
         failed(url, FailedPrecondition, "has no function 'zmq_offload.call'; start it by python -m", 10)
 
@@ -273,12 +244,11 @@ def test_a_server_without_our_function_is_named(compiled_mlp: Compiled) -> None:
 @pytest.mark.load
 @pytest.mark.skipif(importlib.util.find_spec("tornado") is None, reason="TVM's tracker needs tornado")
 def test_a_tracker_gives_a_server_by_its_key(compiled_mlp: Compiled) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     tracker = f"127.0.0.1:{port}"
     options = ("-m", "tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1))
     repository = compiled_mlp.device.parent / "repository"
-    with program(*options, ready="bind to"), rpc_server(repository, "--tracker", tracker, "--key", "board"):
+    with program(*options, ready="bind to"), our_server(repository, "--tracker", tracker, "--key", "board"):
         with ServerClient(f"tvmrpc://{tracker}?tracker=board") as client:
             assert retried(client)["h4"].shape == (2, 8)
             failed(f"tvmrpc://{tracker}?tracker=board", DeadlineExceeded, "no free server with the key 'board'")
@@ -290,7 +260,7 @@ def test_a_tracker_gives_a_server_by_its_key(compiled_mlp: Compiled) -> None:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("tvmrpc://h:1?keys=a", "has 'keys' after the question mark; known are key, tracker"),
+        ("tvmrpc://h:1?keys=a", "has 'keys' after the question mark; known are key, tracker, repository"),
         ("tvmrpc://h:1?key=a&tracker=b", "has key and tracker"),
         ("tvmrpc://h:1?tracker=", "has an empty key for the tracker"),
         ("tvmrpc://h:1/path", "has a path"),

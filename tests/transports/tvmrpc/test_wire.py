@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zmq_offload.errors import OffloadError, ProtocolError, Unauthenticated
-from zmq_offload.transports.tvmrpc import parcel, wire
+from zmq_offload.transports.tvmrpc import parcel, values, wire
 
 
 @given(st.lists(st.binary(max_size=100), min_size=1, max_size=20))
@@ -44,15 +45,15 @@ def test_a_damaged_parcel_says_what_is_wrong(data: bytes, text: str) -> None:
 def test_bytes_of_a_call_and_of_its_answer_are_read_as_they_were_written(data: bytes) -> None:
     call = wire.call_with_bytes(7, len(data)) + data
     assert struct.unpack_from("<Q", call)[0] == len(call) - wire.LENGTH
-    assert wire.decode_values(call[wire.LENGTH + 12 :]) == [data]
+    assert values.decode_values(call[wire.LENGTH + 12 :]) == [data]
     answer = wire.return_of_bytes(len(data)) + data
     assert struct.unpack_from("<Q", answer)[0] == len(answer) - wire.LENGTH
     assert wire.decode_bytes(answer[wire.LENGTH :]) == data
 
 
-@given(st.lists(st.none() | st.text(max_size=20) | st.builds(wire.Handle, st.integers(0, 2**64 - 1)), max_size=9))
-def test_values_are_read_as_they_were_written(values: list[str | wire.Handle | None]) -> None:
-    assert wire.decode_values(wire.encode_values(values)) == values
+@given(st.lists(st.none() | st.text(max_size=20) | st.builds(values.Handle, st.integers(0, 2**64 - 1)), max_size=9))
+def test_values_are_read_as_they_were_written(written: list[str | values.Handle | None]) -> None:
+    assert values.decode_values(values.encode_values(written)) == written
 
 
 @given(st.binary(max_size=200))
@@ -60,6 +61,69 @@ def test_any_bytes_are_an_answer_or_an_error_of_ours(data: bytes) -> None:
     for body in (data, struct.pack("<i", wire.RETURN) + data, struct.pack("<ii", wire.EXCEPTION, 1) + data):
         with contextlib.suppress(OffloadError):
             wire.decode_bytes(body)
+
+
+ARRAYS = st.builds(
+    values.Tensor,
+    st.integers(0, 2**63),
+    st.sampled_from([np.dtype(name) for name in ("?", "u1", "<u2", "<u4", "<u8", "i1", "<i8", "<f2", "<f4", "<f8")]),
+    st.lists(st.integers(0, 2**9), max_size=5).map(tuple),
+)
+
+
+@given(ARRAYS)
+def test_an_array_on_the_server_is_read_as_it_was_written(array: values.Tensor) -> None:
+    assert values.decode_values(values.encode_values((array,))) == [array]
+    asked = wire.copy_from(array)
+    assert asked[12:-8] == values.encode_tensor(array)
+    assert struct.unpack_from("<Qi", asked) == (len(asked) - 8, wire.COPY_FROM)
+    filled = wire.copy_to(array)
+    assert struct.unpack_from("<Qi", filled) == (len(filled) - 8 + array.nbytes, wire.COPY_TO)
+
+
+def test_arguments_are_those_that_a_client_of_tvm_sends() -> None:
+    u8 = np.dtype("u1")
+    arguments = (7, True, "s", b"b", values.Module(2), values.Reference(3), values.Device(), u8, None)
+    expected = (
+        struct.pack("<i", 9)
+        + struct.pack("<iq", 1, 7)
+        + struct.pack("<iq", 2, 1)
+        + struct.pack("<iQ", 8, 1)
+        + b"s"
+        + struct.pack("<iQ", 9, 1)
+        + b"b"
+        + struct.pack("<iQ", 73, 2)
+        + struct.pack("<iIQ", 64, 115, 3)
+        + struct.pack("<iii", 6, 1, 0)
+        + struct.pack("<iBBHi", 5, 1, 8, 1, 0)
+        + struct.pack("<i", 0)
+    )
+    assert values.encode_values(arguments) == expected
+    assert wire.system_call(wire.FREE, values.Handle(5)) == struct.pack("<QiiiQ", 20, 10, 1, 4, 5)
+    assert wire.call(6, 1) == struct.pack("<QiQiiq", 28, 3, 6, 1, 1, 1)
+    assert values.decode_values(struct.pack("<iiq", 1, 2, 1)) == [1]
+
+
+def test_the_content_of_an_array_has_its_size() -> None:
+    assert wire.decode_copied(struct.pack("<i", wire.COPIED) + b"abcd", 4) == b"abcd"
+    assert wire.decode_copied(wire.exception("it is gone")[wire.LENGTH :], 4) == wire.Failed("it is gone")
+    for body in (struct.pack("<i", wire.COPIED) + b"abc", wire.return_of_nothing()[wire.LENGTH :]):
+        with pytest.raises(ProtocolError, match="is no array of 4 bytes"):
+            wire.decode_copied(body, 4)
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (struct.pack("<QiiiBBH", 1, 1, 0, -1, 2, 32, 1), "has -1 dimensions"),
+        (struct.pack("<QiiiBBHqQ", 1, 1, 0, 1, 2, 32, 1, -3, 0), r"the shape \(-3,\)"),
+        (struct.pack("<QiiiBBHqQ", 1, 1, 0, 1, 3, 64, 1, 3, 0), r"the datatype \(3, 64, 1\)"),
+        (struct.pack("<QiiiBBHqQ", 1, 1, 0, 1, 2, 32, 4, 3, 0), r"the datatype \(2, 32, 4\)"),
+    ],
+)
+def test_an_array_that_no_model_has_says_what_is_wrong(array: bytes, text: str) -> None:
+    with pytest.raises(ProtocolError, match=text):
+        values.decode_values(struct.pack("<ii", 1, 7) + array)
 
 
 def test_the_first_bytes_of_a_client_are_those_that_a_client_of_tvm_sends() -> None:

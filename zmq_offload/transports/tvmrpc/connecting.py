@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from zmq_offload.errors import OffloadError, ProtocolError, Unavailable, one_line, printable
 from zmq_offload.transports.names import looked_up
 from zmq_offload.transports.transport import Attempt
-from zmq_offload.transports.tvmrpc import wire
-from zmq_offload.transports.tvmrpc.session import leave
+from zmq_offload.transports.tvmrpc import values, wire
+from zmq_offload.transports.tvmrpc.leaving import leave
 
 _REQUEST, _SUMMARY = 4, 6
 _TRACKER_BYTES = 1 << 20
@@ -123,7 +123,7 @@ def begun(target: Target, attempt: Attempt, function: str) -> tuple[socket.socke
                 raise wire.session_failure(answer.text, target.address)
             line.send(wire.get_function(function))
             found = wire.decode_reply(line.packet())
-            if found is not None and not isinstance(found, wire.Handle):
+            if found is not None and not isinstance(found, values.Handle):
                 raise ProtocolError(f"{target.address} answers {found!r:.80} where a TVM RPC server names a function")
             return line.socket, 0 if found is None else found.number
     except BaseException:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from zmq_offload.errors import OffloadError
-from zmq_offload.transports.tvmrpc import wire
+from zmq_offload.transports.tvmrpc import values, wire
 
 MOST = 1 << 30
 """The longest packet that is read, in bytes."""
@@ -67,11 +67,11 @@ def _handled(connection: socket.socket, packet: memoryview, answer: Answer) -> b
         connection.sendall(wire.return_of_nothing())
         return True
     try:
-        values = wire.decode_values(packet[12:]) if code == wire.CALL else []
+        given = values.decode_values(packet[12:]) if code == wire.CALL else []
     except OffloadError:
-        values = []
-    if len(values) == 1 and isinstance(values[0], memoryview):
-        _returned(connection, answer(values[0]))
+        given = []
+    if len(given) == 1 and isinstance(given[0], memoryview):
+        _returned(connection, answer(given[0]))
     else:
         connection.sendall(wire.exception("after its first call this session takes calls of one function, with bytes"))
     return True

@@ -6,8 +6,10 @@ connection, one after the other. Each loads the versions that are asked for.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -19,6 +21,9 @@ from zmq_offload.console.parser import Parser
 from zmq_offload.console.programs import run
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.runtime import runtime_only
+
+_DEATH_SIGNAL = 1
+"""`PR_SET_PDEATHSIG` of Linux."""
 
 
 def register(repository: str) -> None:
@@ -34,6 +39,7 @@ def register(repository: str) -> None:
 
     from zmq_offload.transports.tvmrpc import direct, parcel
 
+    _end_with_parent()
     threading.excepthook = _end
     services: list[Callable[[bytes | memoryview], Sequence[bytes | memoryview]]] = []
 
@@ -58,6 +64,11 @@ def _end(failed: threading.ExceptHookArgs) -> None:
     clients would wait for ever."""
     logging.getLogger("RPCServer").error("the server ends: %s", failed.exc_value)
     os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process, which TVM starts, when the program that started it was killed."""
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, ModelVersion, Repository
-from zmq_offload.errors import Internal, NotFound, OffloadError, ProtocolError, ResourceExhausted, one_line
+from zmq_offload.artifacts.repository import LIBRARY, ModelVersion, Repository
+from zmq_offload.errors import Internal, OffloadError, ProtocolError, ResourceExhausted, one_line
 from zmq_offload.protocol import limits, messages
 from zmq_offload.protocol.payload import decode_tensors, encode_body, encode_tensors
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
 from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library
 from zmq_offload.transports.tvmrpc import parcel
+from zmq_offload.transports.tvmrpc.loaded import Loaded
 
 log = logging.getLogger("RPCServer")
 
@@ -24,7 +26,7 @@ class Service:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._loaded: dict[tuple[str, int], tuple[tuple[int, int], ModelVersion, Machine]] = {}
+        self._loaded: Loaded[Machine] = Loaded(repository)
 
     def answer(self, data: bytes | bytearray | memoryview) -> list[parcel.Frame]:
         """The buffers of the parcel that answers one. An error is an answer, too."""
@@ -45,7 +47,7 @@ class Service:
         if not frames:
             raise ProtocolError("a request has no tensors")
         inputs = decode_tensors([memoryview(bytes(frames[0])), *frames[1:]])
-        model, machine = self._version(request.model, request.version or self._latest(request.model))
+        model, machine = self._loaded.find(request.model, request.version or None, _machine)
         what = f"model {model.name!r} version {model.version}"
         given = {name: (datatype_of(array.dtype), array.shape) for name, array in inputs.items()}
         check_tensors(model.inputs, given, what=what)
@@ -65,36 +67,6 @@ class Service:
         envelope = messages.Result(parcel.SESSION, request.id, model.version, 0, took, took)
         return [messages.encode(envelope), *outputs]
 
-    def _version(self, name: str, version: int) -> tuple[ModelVersion, Machine]:
-        folder = self._repository.path(name, version)
-        try:
-            state = (folder / DESCRIPTION).stat()
-        except OSError:
-            self._loaded.pop((name, version), None)
-            raise NotFound(f"model {name!r} version {version} is not in the repository; {self._there(name)}") from None
-        stamp = state.st_ino, state.st_mtime_ns
-        known = self._loaded.get((name, version))
-        if known is None or known[0] != stamp:
-            self._loaded.pop((name, version), None)
-            model = self._repository.read(name, version)
-            check_tvm_version(folder, model.tvm_version)
-            if model.cpu is not None:
-                model.cpu.check(str(folder / LIBRARY))
-            known = self._loaded[name, version] = stamp, model, Machine(load_library(folder / LIBRARY), model.inputs)
-        return known[1], known[2]
-
-    def _latest(self, name: str) -> int:
-        versions = self._repository.versions(name)
-        if not versions:
-            raise NotFound(f"model {name!r} is not in the repository; {self._there(name)}")
-        return versions[-1]
-
-    def _there(self, name: str) -> str:
-        versions = self._repository.versions(name)
-        if versions:
-            return f"its versions are {', '.join(map(str, versions))}"
-        return f"its models are {', '.join(self._repository.models()) or 'none'}"
-
     def _models(self) -> list[dict[str, object]]:
         found: list[dict[str, object]] = []
         for name in self._repository.models():
@@ -107,6 +79,13 @@ class Service:
                 inputs, outputs = ([spec.to_json() for spec in specs] for specs in (model.inputs, model.outputs))
                 found.append({"name": name, "version": version, "inputs": inputs, "outputs": outputs})
         return found
+
+
+def _machine(model: ModelVersion, folder: Path) -> Machine:
+    check_tvm_version(folder, model.tvm_version)
+    if model.cpu is not None:
+        model.cpu.check(str(folder / LIBRARY))
+    return Machine(load_library(folder / LIBRARY), model.inputs)
 
 
 def _refused(error: OffloadError) -> list[parcel.Frame]:

@@ -11,17 +11,18 @@ import contextlib
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-import numpy as np
-
-from zmq_offload.errors import OffloadError, ProtocolError, ResourceExhausted, Unavailable, one_line
+from zmq_offload.errors import OffloadError, ProtocolError, Unavailable, one_line
 from zmq_offload.transports.transport import Attempt
 from zmq_offload.transports.tvmrpc import wire
+from zmq_offload.transports.tvmrpc.incoming import Incoming
+from zmq_offload.transports.tvmrpc.leaving import leave
+from zmq_offload.transports.tvmrpc.values import Buffer
 
 AHEAD = 4
 """Calls at the server at a time. One more than runs hides the network; those that wait here can be taken back."""
@@ -33,33 +34,42 @@ _PIECES = 64
 """Buffers that are sent at once."""
 
 
+Late: TypeAlias = "Callable[[Sequence[memoryview]], Sequence[bytes]]"
+"""Takes the answers of a call that was given up, none if it was not sent. Returns packets that free what it would have
+freed, or what the answers hold on the server."""
+
+
 class _Call:
-    """A call at a session. `given_up`: when its caller left, which throws its answer away."""
+    """A call at a session: packets, of which each is answered by one. `given_up`: when its caller left, which throws
+    its answers away."""
 
-    __slots__ = ("answer", "event", "given_up", "left")
+    __slots__ = ("answers", "event", "expected", "given_up", "late", "left")
 
-    def __init__(self, buffers: Sequence[wire.Buffer]) -> None:
+    def __init__(self, buffers: Sequence[Buffer], expected: int, late: Late | None) -> None:
         self.left = [view for buffer in buffers if (view := memoryview(buffer).cast("B")).nbytes]
         self.event = threading.Event()
-        self.answer: memoryview | None = None
+        self.expected = expected
+        self.answers: list[memoryview] = []
+        self.late = late
         self.given_up: float | None = None
+
+    @property
+    def answered(self) -> bool:
+        return len(self.answers) == self.expected
 
 
 class Session:
     """A connection on which a session has begun. Threads share it. `most`: bytes of an answer."""
 
     def __init__(self, connection: socket.socket, address: str, most: int) -> None:
-        self._socket, self._address, self._most = connection, address, most
+        self._socket, self._address = connection, address
+        self._incoming = Incoming(connection, address, most)
         connection.setblocking(False)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: deque[_Call] = deque()
         self._sent: deque[_Call] = deque()
         self._driver: _Call | None = None
         self._failure: OffloadError | None = None
-        self._length = bytearray(wire.LENGTH)
-        self._room = memoryview(self._length)
-        self._packet: memoryview | None = None
-        self._at = 0
         self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll = select.poll()
 
@@ -67,14 +77,24 @@ class Session:
     def usable(self) -> bool:
         """Whether calls can be made."""
         with self._lock:
+            if self._driver is None:
+                self._receive()  # what came since the last call
             first = self._sent[0] if self._sent else None
             if first is not None and first.given_up is not None and time.monotonic() - first.given_up > OWED:
                 self._fail(Unavailable(f"the TVM RPC server at {self._address} is silent for {OWED:.0f} s"))
             return self._failure is None
 
-    def call(self, buffers: Sequence[wire.Buffer], attempt: Attempt) -> memoryview:
-        """Send a packet, and return the packet that answers it, without its length."""
-        call = _Call(buffers)
+    def call(
+        self,
+        buffers: Sequence[Buffer],
+        attempt: Attempt,
+        expected: int = 1,
+        *,
+        late: Late | None = None,
+        first: bool = False,
+    ) -> list[memoryview]:
+        """Send packets, and return those that answer them, without their lengths. `first`: before those that wait."""
+        call = _Call(buffers, expected, late)
 
         def stop() -> None:
             call.event.set()
@@ -83,7 +103,10 @@ class Session:
         with self._lock:
             if self._failure is not None:
                 raise _again(self._failure)
-            self._waiting.append(call)
+            if first:
+                self._waiting.appendleft(call)
+            else:
+                self._waiting.append(call)
         try:
             with attempt.stopped_by(stop):
                 return self._awaited(call, attempt)
@@ -111,16 +134,16 @@ class Session:
 
     # --- a call ---------------------------------------------------------------------------------------------
 
-    def _awaited(self, call: _Call, attempt: Attempt) -> memoryview:
-        while call.answer is None:
+    def _awaited(self, call: _Call, attempt: Attempt) -> list[memoryview]:
+        while not call.answered:
             seconds = attempt.seconds()
             with self._lock:
                 if self._failure is not None:
                     raise _again(self._failure)
-                leads = self._driver is None and call.answer is None
+                leads = self._driver is None and not call.answered
                 if leads:
                     self._driver = call
-                elif call.answer is None:
+                elif not call.answered:
                     call.event.clear()
             if leads:
                 try:
@@ -130,20 +153,32 @@ class Session:
             else:
                 self._wake()  # there is more to send
                 call.event.wait(seconds)
-        return call.answer
+        return call.answers
 
     def _give_up(self, call: _Call) -> None:
         with self._lock:
             if call in self._waiting:
                 self._waiting.remove(call)
-            elif call.answer is None:
+                self._clean_up(call)
+                return
+            call.given_up = time.monotonic()
+            if call.answered:
+                self._clean_up(call)
+            else:
                 call.left = [memoryview(bytes(view)) for view in call.left]  # the arrays are the caller's again
-                call.given_up = time.monotonic()
+
+    def _clean_up(self, call: _Call) -> None:
+        """Free on the server what a call left there that was given up. Needs the lock; the next call sends it."""
+        packets = [] if call.late is None else call.late(call.answers)
+        if packets:
+            cleaning = _Call(packets, len(packets), None)
+            cleaning.given_up = time.monotonic()
+            self._waiting.append(cleaning)
 
     # --- driving --------------------------------------------------------------------------------------------
 
     def _drive(self, call: _Call, attempt: Attempt) -> None:
-        while call.answer is None:
+        while not call.answered:
             seconds = attempt.seconds()
             with self._lock:
                 if self._failure is not None:
@@ -162,7 +197,7 @@ class Session:
         with self._lock:
             self._driver = None
             for one in (*self._sent, *self._waiting):
-                if one.given_up is None and one.answer is None:
+                if one.given_up is None and not one.answered:
                     one.event.set()
                     break
 
@@ -179,6 +214,8 @@ class Session:
                     if not self._waiting or len(self._sent) >= AHEAD:
                         return
                     call = self._waiting.popleft()
+                    if call.given_up is not None:
+                        call.given_up = time.monotonic()  # its answers are owed from now on
                     self._sent.append(call)
                 count = self._socket.sendmsg(call.left[:_PIECES])
                 while count:
@@ -194,17 +231,11 @@ class Session:
             self._fail(self._broken(error))
 
     def _receive(self) -> None:
-        """Receive what is there. Only the driver does."""
+        """Receive what is there. Only the driver does, or who holds the lock while there is none."""
         try:
-            while True:
-                count = self._socket.recv_into(self._room[self._at :])
-                if not count:
-                    raise Unavailable(f"the TVM RPC server at {self._address} closed the connection")
-                self._at += count
-                if self._at == len(self._room):
-                    self._full()
-        except BlockingIOError:
-            return
+            while (packet := self._incoming.packet()) is not None:
+                with self._lock:
+                    self._take(packet)
         except OffloadError as error:
             with self._lock:
                 self._fail(error)
@@ -212,27 +243,17 @@ class Session:
             with self._lock:
                 self._fail(self._broken(error))
 
-    def _full(self) -> None:
-        """The length of a packet is there, or the packet."""
-        self._at = 0
-        if self._packet is None:
-            (length,) = struct.unpack("<Q", self._length)
-            if not length:
-                return
-            if length > self._most + 65536:
-                raise ResourceExhausted(
-                    f"an answer of the TVM RPC server at {self._address} has {length} bytes; max_frame_bytes allows "
-                    f"{self._most}"
-                )
-            self._packet = self._room = np.empty(length, np.uint8).data
-            return
-        packet, self._packet, self._room = self._packet, None, memoryview(self._length)
-        with self._lock:
-            if not self._sent or self._sent[0].left:
-                raise ProtocolError(f"the TVM RPC server at {self._address} answers what nobody asked")
-            call = self._sent.popleft()
-            call.answer = packet
+    def _take(self, packet: memoryview) -> None:
+        """An answer is there. Needs the lock."""
+        call = self._sent[0] if self._sent else None
+        if call is None or (call.left and len(call.answers) + 1 == call.expected):
+            raise ProtocolError(f"the TVM RPC server at {self._address} answers what nobody asked")
+        call.answers.append(packet)
+        if call.answered:
+            self._sent.popleft()
             call.event.set()
+            if call.given_up is not None:
+                self._clean_up(call)
 
     def _broken(self, error: OSError) -> Unavailable:
         why = error.strerror or one_line(error)
@@ -253,28 +274,3 @@ class Session:
 def _again(error: OffloadError) -> OffloadError:
     """The same error, a new one for each call."""
     return type(error)(error.message)
-
-
-_LEAVING = threading.BoundedSemaphore(8)
-_PATIENCE = 30.0
-
-
-def leave(connection: socket.socket) -> None:
-    """Close a connection when the server has sent what it owes, in a thread of its own."""
-    if not _LEAVING.acquire(blocking=False):
-        connection.close()
-        return
-
-    def run() -> None:
-        try:
-            with connection:
-                connection.settimeout(_PATIENCE)
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(1 << 16):
-                    pass
-        except OSError:
-            pass
-        finally:
-            _LEAVING.release()
-
-    threading.Thread(target=run, name="zmq-offload-leave", daemon=True).start()

@@ -1,4 +1,4 @@
-"""TVM's RPC protocol as bytes, as far as calls need it. Pure.
+"""Packets of TVM's RPC protocol, as far as calls need them. Pure.
 
 It is spoken here and not by `tvm.rpc`, which waits in C++ without a deadline, cannot be stopped, and has one call in
 flight. A packet is its length (eight bytes), a code and a body. The protocol is that of TVM 0.27, number "0.8.0"; a
@@ -8,40 +8,36 @@ server of another number says so in its answer to `init`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from zmq_offload.errors import ProtocolError, Unauthenticated, Unavailable, printable
+from zmq_offload.transports.tvmrpc.values import (
+    BYTES,
+    BYTES_OBJECT,
+    INT,
+    Buffer,
+    Tensor,
+    Value,
+    decode_values,
+    encode_tensor,
+    encode_values,
+)
 
 MAGIC = 0xFF271
 TRACKER_MAGIC = 0x2F271
 _PROTOCOL = b"0.8.0"
 _MISMATCH = MAGIC + 2
 
-SHUTDOWN, INIT, CALL, RETURN, EXCEPTION = range(1, 6)
+SHUTDOWN, INIT, CALL, RETURN, EXCEPTION, COPY_FROM, COPY_TO, COPIED = range(1, 9)
 GET_FUNCTION, FREE = 9, 10
+ALLOCATE = 13
 """Codes of packets: `RPCCode`."""
-
-_NONE, _INT, _POINTER, _STRING, _BYTES = 0, 1, 4, 8, 9
-_BYTES_OBJECT = 66
-"""Types of values: `TVMFFITypeIndex`."""
 
 LENGTH = 8
 """Bytes of a packet's length."""
 
 KEY_BYTES = 4096
 """The longest key of a server."""
-
-_VALUES = 1024
-"""The most values in one packet."""
-
-Buffer: TypeAlias = "bytes | bytearray | memoryview"
-
-
-class Handle(NamedTuple):
-    """An object on the server, by the number that the server gave it."""
-
-    number: int
 
 
 class Failed(NamedTuple):
@@ -69,12 +65,34 @@ def get_function(name: str) -> bytes:
     return packet(GET_FUNCTION, encode_values((name,)))
 
 
+def call(function: int, *arguments: Value) -> bytes:
+    """The packet that calls a function."""
+    return packet(CALL, struct.pack("<Q", function) + encode_values(arguments))
+
+
 _CALL_BYTES = struct.Struct("<QiQiiQ")
 
 
 def call_with_bytes(function: int, nbytes: int) -> bytes:
     """The start of the packet that calls a function with bytes, which follow."""
-    return _CALL_BYTES.pack(_CALL_BYTES.size - LENGTH + nbytes, CALL, function, 1, _BYTES, nbytes)
+    return _CALL_BYTES.pack(_CALL_BYTES.size - LENGTH + nbytes, CALL, function, 1, BYTES, nbytes)
+
+
+def system_call(code: int, *arguments: Value) -> bytes:
+    """The packet of a system call: GET_FUNCTION, FREE or ALLOCATE."""
+    return packet(code, encode_values(arguments))
+
+
+def copy_to(tensor: Tensor) -> bytes:
+    """The start of the packet that fills an array on the server. Its content follows."""
+    head = encode_tensor(tensor)
+    size = 4 + len(head) + 8 + tensor.nbytes
+    return struct.pack("<Qi", size, COPY_TO) + head + struct.pack("<Q", tensor.nbytes)
+
+
+def copy_from(tensor: Tensor) -> bytes:
+    """The packet that asks for the content of an array on the server."""
+    return packet(COPY_FROM, encode_tensor(tensor) + struct.pack("<Q", tensor.nbytes))
 
 
 def shutdown() -> bytes:
@@ -89,7 +107,7 @@ _RETURN_BYTES = struct.Struct("<QiiiqiQ")
 
 def return_of_bytes(nbytes: int) -> bytes:
     """The start of the packet that returns bytes, which follow."""
-    return _RETURN_BYTES.pack(_RETURN_BYTES.size - LENGTH + nbytes, RETURN, 2, _INT, _BYTES_OBJECT, _BYTES, nbytes)
+    return _RETURN_BYTES.pack(_RETURN_BYTES.size - LENGTH + nbytes, RETURN, 2, INT, BYTES_OBJECT, BYTES, nbytes)
 
 
 def return_of_nothing() -> bytes:
@@ -102,29 +120,12 @@ def exception(text: str) -> bytes:
     return packet(EXCEPTION, encode_values((text,)))
 
 
-# --- encoding ---------------------------------------------------------------------------------------------------
-
-
 def packet(code: int, body: bytes) -> bytes:
     """A packet."""
     return struct.pack("<Qi", 4 + len(body), code) + body
 
 
-def encode_values(values: Sequence[str | Handle | None]) -> bytes:
-    """A sequence of values."""
-    parts = [struct.pack("<i", len(values))]
-    for value in values:
-        if value is None:
-            parts.append(struct.pack("<i", _NONE))
-        elif isinstance(value, str):
-            data = value.encode()
-            parts.append(struct.pack("<iQ", _STRING, len(data)) + data)
-        else:
-            parts.append(struct.pack("<iQ", _POINTER, value.number))
-    return b"".join(parts)
-
-
-# --- decoding ---------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------
 
 
 def check_greeting(code: int, address: str, key: str) -> None:
@@ -144,67 +145,22 @@ def check_key_length(length: int, address: str) -> int:
     return length
 
 
-class _Reader:
-    """Reads a packet. Raises ProtocolError at its end."""
-
-    def __init__(self, data: Buffer) -> None:
-        self.data = memoryview(data)
-        self.at = 0
-
-    def number(self, form: str) -> int:
-        found: int = struct.unpack(form, self.bytes(struct.calcsize(form)))[0]
-        return found
-
-    def bytes(self, count: int) -> memoryview:
-        end = self.at + count
-        if end > len(self.data):
-            raise ProtocolError(f"a packet of {len(self.data)} bytes ends within a value")
-        found = self.data[self.at : end]
-        self.at = end
-        return found
-
-
-def decode_values(data: Buffer) -> list[Any]:
-    """The values of a packet's sequence; bytes are views of the packet. Raises ProtocolError."""
-    reader = _Reader(data)
-    count = reader.number("<i")
-    if not 0 <= count <= _VALUES:
-        raise ProtocolError(f"a packet has {count} values; the limit is {_VALUES}")
-    values = [_value(reader) for _ in range(count)]
-    if reader.at != len(reader.data):
-        raise ProtocolError(f"{len(reader.data) - reader.at} bytes follow the values of a packet")
-    return values
-
-
-def _value(reader: _Reader) -> Any:
-    kind = reader.number("<i")
-    if kind == _NONE:
-        return None
-    if kind == _INT:
-        return reader.number("<q")
-    if kind == _POINTER:
-        return Handle(reader.number("<Q"))
-    if kind == _STRING:
-        return bytes(reader.bytes(reader.number("<Q"))).decode(errors="replace")
-    if kind == _BYTES:
-        return reader.bytes(reader.number("<Q"))
-    raise ProtocolError(f"a value is of type {kind}, which no call here has")
+def decode_return(body: Buffer) -> list[Any] | Failed:
+    """The values that a packet returns, or Failed. A function's value comes after its type, and an array before its
+    handle. Raises ProtocolError."""
+    code, view = _code(body)
+    if code not in (RETURN, EXCEPTION):
+        raise ProtocolError(f"a packet with code {code} is no answer")
+    values = decode_values(view)
+    if not values:
+        raise ProtocolError("an answer has no value")
+    return Failed(str(values[0])) if code == EXCEPTION else values
 
 
 def decode_reply(body: Buffer) -> Any:
-    """What a packet answers: a value, or Failed. Raises ProtocolError. A function's value comes with its type."""
-    if len(body) < 4:
-        raise ProtocolError(f"a packet has {len(body)} bytes; the least is 4")
-    view = memoryview(body)
-    (code,) = struct.unpack_from("<i", view)
-    if code not in (RETURN, EXCEPTION):
-        raise ProtocolError(f"a packet with code {code} is no answer")
-    values = decode_values(view[4:])
-    if not values:
-        raise ProtocolError("an answer has no value")
-    if code == EXCEPTION:
-        return Failed(str(values[0]))
-    return values[-1]
+    """What a packet answers: a value, or Failed. Raises ProtocolError."""
+    values = decode_return(body)
+    return values if isinstance(values, Failed) else values[-1]
 
 
 def decode_bytes(body: Buffer) -> memoryview | Failed:
@@ -213,6 +169,23 @@ def decode_bytes(body: Buffer) -> memoryview | Failed:
     if isinstance(value, (memoryview, Failed)):
         return value
     raise ProtocolError(f"the server's function returned {value!r:.80}; it returns bytes")
+
+
+def decode_copied(body: Buffer, nbytes: int) -> memoryview | Failed:
+    """The content of an array, or Failed. Raises ProtocolError."""
+    code, view = _code(body)
+    if code == COPIED and len(view) == nbytes:
+        return view
+    if code == EXCEPTION and isinstance(failed := decode_return(body), Failed):
+        return failed
+    raise ProtocolError(f"a packet with code {code} and {len(view)} bytes is no array of {nbytes} bytes")
+
+
+def _code(body: Buffer) -> tuple[int, memoryview]:
+    view = memoryview(body)
+    if len(view) < 4:
+        raise ProtocolError(f"a packet has {len(view)} bytes; the least is 4")
+    return struct.unpack_from("<i", view)[0], view[4:]
 
 
 def session_failure(text: str, address: str) -> Unavailable:

@@ -1,0 +1,55 @@
+"""What every transport has to keep, by our function on the server, and by libraries that TVM's own server gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.transports.contract import TWO, Contract
+from tests.transports.tvmrpc.models import contract_repository
+from tests.transports.tvmrpc.servers import our_server, plain_server
+from zmq_offload.errors import Internal
+from zmq_offload.transports.client import ServerClient
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return contract_repository(tmp_path_factory.mktemp("contract"))
+
+
+@pytest.fixture(scope="module")
+def ours(repository: Path) -> Iterator[str]:
+    with our_server(repository) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def plain(repository: Path) -> Iterator[str]:
+    with plain_server() as (url, _):
+        yield f"{url}?repository={repository}"
+
+
+class TestByOurFunction(Contract):
+    scheme = "tvmrpc"
+    names_outputs = False  # they are those of the description
+
+    @pytest.fixture
+    def server(self, ours: str) -> str:
+        return ours
+
+    def test_a_model_that_fails_says_why(self, shared: ServerClient) -> None:
+        # TVM's runtime, without its Python, has no assertions of Relax.
+        with pytest.raises(Internal, match=r"Cannot find ffi::Function relax\.run\.assert_op"):
+            shared.infer("fails", {"x": TWO})
+
+
+@pytest.mark.load
+class TestByUploads(Contract):
+    scheme = "tvmrpc"
+    names_outputs = False
+
+    @pytest.fixture
+    def server(self, plain: str) -> str:
+        return plain
