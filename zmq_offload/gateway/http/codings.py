@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 from zmq_offload.errors import one_line, printable
@@ -87,6 +88,15 @@ def choose(accepted: str, compression: Compression) -> str | None:
     """The coding for a response, by the value of Accept-Encoding; None is no coding."""
     if compression is Compression.NONE or (compression is Compression.ASKING and "," in accepted):
         return None
+    return (_known_preferred if len(accepted) <= _SHORT else _preferred)(accepted)
+
+
+_SHORT = 256
+"""Characters of a header of which is kept what it says: long ones must not fill the memory."""
+
+
+def _preferred(accepted: str) -> str | None:
+    """The coding that a client likes best of those that there are, None if it is no coding."""
     weights: dict[str, float] = {}
     for item in accepted.split(","):
         name, *parameters = [part.strip().lower() for part in item.split(";")]
@@ -94,6 +104,9 @@ def choose(accepted: str, compression: Compression) -> str | None:
     best = max(_CODINGS, key=lambda coding: weights.get(coding, weights.get("*", 0.0)))
     weight = weights.get(best, weights.get("*", 0.0))
     return best if weight > 0 and weight >= weights.get("identity", 0.0) else None
+
+
+_known_preferred = functools.lru_cache(256)(_preferred)
 
 
 def _weight(parameters: list[str]) -> float:
