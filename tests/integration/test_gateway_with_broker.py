@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import grpc
@@ -157,6 +157,32 @@ def test_overload_and_the_end() -> None:
         gateway.process.wait_for("stopping: finishing 2 requests")
         assert (running.result(30)[0], queued.result(30)[0]) == (200, 200)
         assert gateway.process.wait() == 0
+
+
+BROKEN = """
+import sys
+import broker.core
+from zmq_offload.gateway.__main__ import main
+
+def handle(self, event, now):
+    raise ZeroDivisionError
+
+broker.core.Core.handle = handle
+sys.exit(main())
+"""
+
+
+def test_a_broker_that_breaks_ends_the_process() -> None:
+    """As it would its own: a gateway that nobody answers would look healthy."""
+    local = "127.0.0.1:0"
+    with running(
+        "-c", BROKEN, "--with-broker", f"tcp://{local},tcp://{local}", "--http", local, "--grpc", "none"
+    ) as process:
+        address = process.wait_for(r"ready http=(\S+)")[1]
+        with suppress(http.client.RemoteDisconnected, ConnectionResetError):  # an answer may come, or not
+            assert post(Gateway(process, address, ""), {"x": np.zeros(1, np.float32)})[0] == 503
+        assert process.wait() == 1
+        assert process.lines[-1] == "ZeroDivisionError"
 
 
 @pytest.mark.parametrize(
