@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from zmq_offload.errors import Internal, InvalidArgument
+from zmq_offload.gateway.protobuf import known_requests
 from zmq_offload.gateway.protobuf.infer_request import CONTENTS, divide, parse
+from zmq_offload.gateway.protobuf.known_requests import divide_as_before
 from zmq_offload.protobuf import varints
 from zmq_offload.protocol import limits
 
@@ -288,6 +290,93 @@ def test_requests_that_differ_in_id_and_tensors_only_have_the_same_rest():
         for number in range(5)
     }
     assert len(rests) == 1
+
+
+def usual(**other):
+    """A request as clients send it."""
+    fields = {
+        "model_name": "m",
+        "id": "1",
+        "inputs": [{"name": "x", "shape": [2]}, {"name": "y"}],
+        "raw_input_contents": [b"ab", b"c" * 300],
+    }
+    return service_pb2.ModelInferRequest(**fields | other).SerializeToString()
+
+
+@settings(max_examples=60, deadline=None)
+@given(messages(), st.text(max_size=30), st.data())
+def test_a_message_like_one_before_means_what_protobuf_says(first, request_id, data):
+    as_we_read(first)
+    message = service_pb2.ModelInferRequest.FromString(first)
+    message.id = request_id
+    for number, tensor in enumerate(message.raw_input_contents):
+        message.raw_input_contents[number] = bytes(reversed(tensor))
+    text = bytearray(message.SerializeToString())
+    assert as_we_read(bytes(text)) == as_protobuf_reads(bytes(text))
+    for _ in range(data.draw(st.integers(1, 2))):
+        if text:
+            at = data.draw(st.integers(0, min(len(text) - 1, 200)))
+            text[at] = data.draw(st.one_of(st.integers(0, 255), st.sampled_from([text[at] ^ 1, 0x1A, 0x3A, 0x80])))
+    assert as_we_read(bytes(text)) == as_protobuf_reads(bytes(text))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (usual(), usual(id="another one")),
+        (usual(), usual(id="")),
+        (usual(id=""), usual(raw_input_contents=[b"cd", b"e" * 300])),
+        (usual(model_version="1"), usual(model_version="1", id="7")),
+        (usual(inputs=[]), usual(inputs=[], id="7")),
+    ],
+)
+def test_a_message_that_differs_in_its_id_and_tensors_is_known(first, then):
+    rest = divide(first).rest
+    known = divide_as_before(memoryview(then))
+    assert known is not None
+    assert known.rest is rest
+    assert as_we_read(then) == as_protobuf_reads(then)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (usual(), usual(model_name="n")),
+        (usual(), usual(inputs=[{"name": "z", "shape": [2]}, {"name": "y"}])),
+        (usual(), usual(raw_input_contents=[b"abc", b"c" * 299])),
+        (usual(), usual(raw_input_contents=[b"ab", b"c" * 299, b""])),
+        (usual(), usual()[:-1]),
+        (usual(), usual() + b"\0"),
+        (usual(), usual().replace(b"\x1a\x011", b"\x1a\x01\xff")),
+        (usual(), usual().replace(b"\x0a\x01m", b"\x0a\x81\0m")),
+        (usual(model_version="1"), usual(model_version="1").replace(b"\x12\x011", b"\x12\x81\x001")),
+        (usual(), usual(id="i" * 128)),
+        (usual(model_name="m" * 128), usual(model_name="m" * 128)),
+        (usual(model_version="1" * 128), usual(model_version="1" * 128)),
+        (usual(id="i" * 128), usual(id="i" * 128)),
+        (usual(model_name=""), usual(model_name="")),
+        (usual(raw_input_contents=[]), usual(raw_input_contents=[])),
+        (usual(raw_input_contents=[b""] * 17), usual(raw_input_contents=[b""] * 17)),
+        (usual(inputs=[{"name": "x" * 3000}]), usual(inputs=[{"name": "x" * 3000}])),
+        (usual() + varints.field(0x1A, b"2"), usual() + varints.field(0x1A, b"2")),
+        (usual(id="") + varints.field(0x2A, b""), usual(id="") + varints.field(0x2A, b"")),
+        (b"\x0a\x01m\x3a\x82\0ab", b"\x0a\x01m\x3a\x82\0ab"),
+        (usual(inputs=[{"contents": {"fp32_contents": [1.0] * 2000}}]), usual(inputs=[{"contents": {}}])),
+    ],
+)
+def test_a_message_that_differs_in_more_is_read_anew(monkeypatch, first, then):
+    monkeypatch.setattr(known_requests, "_known", {})
+    as_we_read(first)
+    assert divide_as_before(then) is None
+    assert as_we_read(then) == as_protobuf_reads(then)
+
+
+def test_so_many_messages_are_remembered():
+    for number in range(1000):
+        divide(usual(model_name=f"m{number}"))
+    assert divide_as_before(usual(model_name="m999")) is not None
+    assert divide_as_before(usual(model_name="m0")) is None
+    assert len(known_requests._known) <= 256
 
 
 @pytest.mark.parametrize(

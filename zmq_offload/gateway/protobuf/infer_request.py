@@ -17,6 +17,7 @@ import numpy as np
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
+from zmq_offload.gateway.protobuf.known_requests import Divided, divide_as_before, remember
 from zmq_offload.protobuf.messages import parse_message
 from zmq_offload.protobuf.varints import field, length_at, packed
 from zmq_offload.protocol import limits
@@ -53,19 +54,6 @@ class InferRequest(NamedTuple):
     raw: Sequence[Buffer]
 
 
-class Divided(NamedTuple):
-    """A message as bytes for `parse`, and what is not among them.
-
-    `id` and `raw` are None if they are among them. `raw` views the message. `contents` has typed values by the index of
-    their input.
-    """
-
-    rest: bytes
-    id: str | None
-    raw: Sequence[Buffer] | None
-    contents: Mapping[int, Mapping[str, Array]]
-
-
 CONTENTS: dict[str, DType] = {
     "bool_contents": np.dtype("?"),
     "int_contents": np.dtype("<i4"),
@@ -100,6 +88,8 @@ class _Unusual(Exception):
 
 def divide(data: Buffer) -> Divided:
     """Take a message apart. Raises InvalidArgument for one that is beyond a limit."""
+    if (known := divide_as_before(data)) is not None:
+        return known
     try:
         divided = _divided(data)
     except (_Unusual, IndexError, ValueError):
@@ -110,6 +100,7 @@ def divide(data: Buffer) -> Divided:
         )
     if divided.raw is not None:
         _check_count("raw_input_contents", len(divided.raw))
+        remember(data, divided)
     return divided
 
 
