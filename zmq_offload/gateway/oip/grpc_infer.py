@@ -15,8 +15,9 @@ from zmq_offload.gateway.oip.parameters import flag, number, queueing
 from zmq_offload.gateway.oip.requested import Requested, check_known, check_requested, classes_of, selected
 from zmq_offload.gateway.oip.tensors import bytes_of, check_size, dtype_of, nbytes_of, view
 from zmq_offload.gateway.oip.versions import version_of
-from zmq_offload.gateway.protobuf.infer_request import CONTENTS, Divided, Input, parse
+from zmq_offload.gateway.protobuf.infer_request import CONTENTS, Input, parse
 from zmq_offload.gateway.protobuf.infer_response import Output, write_response
+from zmq_offload.gateway.protobuf.known_requests import Divided
 from zmq_offload.gateway.regions.table import Part, part_of
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import packed

@@ -10,7 +10,7 @@ from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric, Outputs, che
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.oip.grpc_infer import Answer, decode, encode
 from zmq_offload.gateway.oip.metadata import batched
-from zmq_offload.gateway.protobuf.infer_request import Divided
+from zmq_offload.gateway.protobuf.known_requests import Divided
 from zmq_offload.gateway.regions.files import SharedMemory
 from zmq_offload.net.grants import Grant
 
