@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import NamedTuple
 import psutil
 
 from tests.benchmarks.fabric import until_served
-from tests.support.processes import running, running_broker, running_gateway, running_workers
+from tests.support.processes import running_broker, running_gateway, running_workers
 from tests.support.servers import tritonserver
+from tests.transports.tvmrpc.servers import our_server, plain_server
 from zmq_offload import Client
 from zmq_offload.export import Running, export_to_triton
 
@@ -66,12 +65,9 @@ def triton(repository: Path, folder: Path, python: str) -> Iterator[list[Way]]:
 
 @contextmanager
 def tvmrpc(repository: Path) -> Iterator[list[Way]]:
-    """TVM's RPC server."""
-    arguments = ["-m", TVMRPC, "--repository", str(repository), "--port", "0"]
-    with running(*arguments, TVM_NUM_THREADS="1") as process:
-        way = Way("TVM's RPC server", process.wait_for(r"ready (tvmrpc://\S+)")[1], (process.popen.pid,))
-        try:
-            yield [way]
-        finally:
-            for pid in way.pids():  # its children would keep the pipe of its output open
-                os.kill(pid, signal.SIGKILL)
+    """TVM's RPC server, with our function and as it is."""
+    with our_server(repository) as (ours, our_pid), plain_server() as (plain, pid):
+        yield [
+            Way("TVM's RPC server with our function", ours, (our_pid,)),
+            Way("TVM's RPC server as it is", f"{plain}?repository={repository}", (pid,)),
+        ]

@@ -28,6 +28,7 @@ import numpy as np
 from examples.mask_rcnn.model import FEATURES, OUTPUTS, Config, mask_rcnn
 from tests.benchmarks.measure import cpu_seconds
 from tests.benchmarks.transport_servers import Way, fabric_and_gateway, triton, tvmrpc
+from tests.support import onnx_models
 from tests.support.servers import Missing
 from zmq_offload import load
 from zmq_offload.artifacts.repository import Repository
@@ -75,7 +76,14 @@ def heads(folder: Path) -> Case:
     return Case("Mask R-CNN, 640 x 480", compiled, items)
 
 
-CASES = {"ocr": ocr, "mask_rcnn": heads}
+def mlp(folder: Path) -> Case:
+    inputs = {"x": (2, 8)}
+    network = onnx_models.mlp(folder.parent / "mlp.onnx")
+    compiled = compile_model(network, inputs=inputs, cut=["h2"], until=["h4"], name=MODEL, output=folder)
+    return Case("MLP, two layers of it", compiled, [np.ones((2, 8), np.float32)])
+
+
+CASES = {"ocr": ocr, "mask_rcnn": heads, "mlp": mlp}
 
 
 def results(model: OffloadedModel, items: Sequence[Array]) -> list[bytes]:
@@ -156,7 +164,7 @@ def run(case: Case, folder: Path, python: str, seconds: float) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.transports", description=__doc__)
     parser.add_argument("--triton-python", default=sys.executable, metavar="FILE", help="of Triton's environment")
-    parser.add_argument("--case", choices=CASES, action="append", help="a network (default: both)")
+    parser.add_argument("--case", choices=CASES, action="append", help="a network (default: all)")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each figure")
     args = parser.parse_args()
     same = True

@@ -48,6 +48,7 @@ class _Line:
         data = b""
         while len(data) < count:
             self.socket.settimeout(self._attempt.seconds_to_connect())
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # see `Session`
             try:
                 piece = self.socket.recv(count - len(data))
             except OSError as error:

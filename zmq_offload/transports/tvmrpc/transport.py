@@ -74,7 +74,7 @@ class TvmRpcTransport:
     def _begun(self, attempt: Attempt) -> tuple[Session, Way]:
         target = tracked(self._place, attempt) if self._by_tracker else self._place
         connection, function = begun(target, attempt, parcel.FUNCTION)
-        session = Session(connection, target.address, self._most)
+        session = Session(connection, target.address, self._most, prompt=not function)
         if function:
             return session, Packed(session, function, self._most)
         if self._repository is not None:
