@@ -16,8 +16,6 @@ from tests.transports.tvmrpc.servers import our_server, plain_server
 from zmq_offload import Client
 from zmq_offload.export import Running, export_to_triton
 
-TVMRPC = "zmq_offload.transports.tvmrpc.server"
-
 
 class Way(NamedTuple):
     """A server and one of the protocols by which it is called. `roots` are its processes, apart from their children."""

@@ -23,10 +23,11 @@ TLS = ("grpcs", "https")
 
 @pytest.fixture(scope="module")
 def urls(compiled_mlp: Compiled) -> Iterator[dict[str, str]]:
-    """The URL of a server by scheme."""
+    """The URL of each server by its scheme; TVM's RPC server is there twice."""
     repository = compiled_mlp.subgraphs[0].parent.parent
     with fabric_and_gateway(repository, "mlp") as ways, tvmrpc(repository) as more:
-        yield {way.scheme: way.url for way in ways + more}
+        ours, plain = more
+        yield {way.scheme: way.url for way in ways} | {"tvmrpc": ours.url, "tvmrpc as it is": plain.url}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def expected(compiled_mlp: Compiled, urls: dict[str, str]) -> list[np.ndarray]:
         return [model(x) for x in ITEMS]
 
 
-@pytest.mark.parametrize("scheme", [scheme for scheme in BUILT_IN if scheme not in (*BROKERS, *TLS)])
+@pytest.mark.parametrize("scheme", [*(s for s in BUILT_IN if s not in (*BROKERS, *TLS)), "tvmrpc as it is"])
 def test_results_are_the_brokers_to_the_last_bit(
     compiled_mlp: Compiled, urls: dict[str, str], expected: list[np.ndarray], scheme: str
 ) -> None:
