@@ -82,6 +82,8 @@ class Contract:
     scheme: ClassVar[str]
     names_outputs: ClassVar[bool] = True
     """Whether a reply says the name and datatype of a single output."""
+    both: ClassVar[float] = 1.0
+    """Seconds for a call that two servers share, of which the second is connected to anew."""
 
     @pytest.fixture
     def server(self) -> str:
@@ -334,5 +336,5 @@ class Contract:
     def test_a_second_server_takes_over(self, server: str, misbehave: Callable[[Any], None]) -> None:
         with bad_server(misbehave) as address, ServerClient([f"{self.scheme}://{address}", server]) as client:
             for _ in range(3):
-                found = client.infer("moved", {"x": TWO}, version=self.signature("moved"), timeout=1)
+                found = client.infer("moved", {"x": TWO}, version=self.signature("moved"), timeout=self.both)
                 assert found["y"].tolist() == [3.0, -5.0]

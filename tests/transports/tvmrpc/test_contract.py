@@ -34,6 +34,7 @@ def plain(repository: Path) -> Iterator[str]:
 class TestByOurFunction(Contract):
     scheme = "tvmrpc"
     names_outputs = False  # they are those of the description
+    both = 3.0  # the server starts a process for a connection
 
     @pytest.fixture
     def server(self, ours: str) -> str:
@@ -49,6 +50,7 @@ class TestByOurFunction(Contract):
 class TestByUploads(Contract):
     scheme = "tvmrpc"
     names_outputs = False
+    both = 3.0
 
     @pytest.fixture
     def server(self, plain: str) -> str:
