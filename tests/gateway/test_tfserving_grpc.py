@@ -29,10 +29,9 @@ from zmq_offload.gateway.grpc.calls import Context
 from zmq_offload.gateway.tfserving import predict_request
 from zmq_offload.gateway.tfserving.grpc import methods
 from zmq_offload.gateway.tfserving.predict_request import PredictRequest, read_predict
-from zmq_offload.gateway.tfserving.signatures import DATATYPES
-from zmq_offload.gateway.tfserving.tensors import FIELDS, field_of
 from zmq_offload.protobuf.messages import message_class, pool
 from zmq_offload.protobuf.packing import varints
+from zmq_offload.protobuf.tensorflow import DATATYPES, FIELDS, field_of
 from zmq_offload.protobuf.varints import field
 from zmq_offload.protocol import tensors as ours
 from zmq_offload.protocol.tensors import TensorSpec

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zmq_offload.compile import Compiled
 
 ITEMS = [onnx_models.random(2, 8, seed=seed) for seed in range(12)]
-TLS = ("grpcs", "https")
+TLS = ("grpcs", "https", "tfs+grpcs", "tfs+https")
 
 
 @pytest.fixture(scope="module")

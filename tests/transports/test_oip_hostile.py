@@ -31,7 +31,7 @@ from zmq_offload.errors import (
 from zmq_offload.protobuf.messages import message_class
 from zmq_offload.protocol.tensors import Latest, TensorSpec, signature_of
 from zmq_offload.transports.client import ServerClient
-from zmq_offload.transports.oip.json_messages import LARGEST
+from zmq_offload.transports.outputs import LARGEST_JSON
 
 X = np.ones(2, np.float32)
 Y = {"name": "y", "datatype": "FP32", "shape": [2]}
@@ -307,8 +307,8 @@ def test_a_server_without_binary_tensors_gets_json(http_server: HttpServer) -> N
         (binary(bytes(8), "5"), ProtocolError, "is not as the protocol has it"),
         (binary(b"", **{"Content-Length": str(len(BINARY) + 8), "Connection": "close"}), ProtocolError, "ends after 0"),
         (binary(bytes(8), **{"Content-Length": str(2**50)}), ResourceExhausted, "bytes; at most"),
-        (plain(bytes(LARGEST + 1)), ResourceExhausted, "has 16777217 bytes; at most 16777216 are taken"),
-        ((200, {"Connection": "close"}, bytes(LARGEST + 1)), ResourceExhausted, "has more than 16777216 bytes"),
+        (plain(bytes(LARGEST_JSON + 1)), ResourceExhausted, "has 16777217 bytes; at most 16777216 are taken"),
+        ((200, {"Connection": "close"}, bytes(LARGEST_JSON + 1)), ResourceExhausted, "has more than 16777216 bytes"),
         ((200, {LENGTH: str(len(BINARY))}, BINARY + bytes(9)), ProtocolError, "more than 8 bytes"),
         (plain(bytes(MOST + 5), 500), Internal, "HTTP status 500"),
         ((200, {"Transfer-Encoding": "chunked", LENGTH: "5"}, b"zz\r\n"), ProtocolError, "does not answer in HTTP"),

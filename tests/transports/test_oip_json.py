@@ -19,7 +19,8 @@ from zmq_offload.transports.oip.json_messages import (
     metadata_response,
     takes_binary,
 )
-from zmq_offload.transports.oip.metadata import Metadata, meant, numbers_of, served_versions, urgency
+from zmq_offload.transports.oip.metadata import Metadata, meant, served_versions, urgency
+from zmq_offload.transports.versions import numbers_of
 
 
 def answer(*outputs: dict[str, Any], **more: Any) -> bytes:

@@ -35,6 +35,10 @@ BUILT_IN = {
     "grpcs": Place("zmq_offload.transports.oip.infer_grpc", "OipGrpc", "grpc"),
     "http": Place("zmq_offload.transports.oip.infer_http", "OipHttp", None),
     "https": Place("zmq_offload.transports.oip.infer_http", "OipHttp", None),
+    "tfs+grpc": Place("zmq_offload.transports.tfserving.predict_grpc", "TfServingGrpc", "grpc"),
+    "tfs+grpcs": Place("zmq_offload.transports.tfserving.predict_grpc", "TfServingGrpc", "grpc"),
+    "tfs+http": Place("zmq_offload.transports.tfserving.predict_http", "TfServingHttp", None),
+    "tfs+https": Place("zmq_offload.transports.tfserving.predict_http", "TfServingHttp", None),
     "tvmrpc": Place("zmq_offload.transports.tvmrpc.transport", "TvmRpcTransport", None),
 }
 """Our own transports. Their schemes cannot be registered by others."""

@@ -1,12 +1,14 @@
-"""Which version of a model a call with a signature goes to. Pure: times are passed in."""
+"""Versions of other servers' models, and which one a call with a signature goes to. Pure: times are passed in."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from zmq_offload.errors import FailedPrecondition
+from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import NO_FITTING_VERSION
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
 from zmq_offload.transports.transport import Served
@@ -16,6 +18,17 @@ FRESH = 30.0
 
 _SHOWN = 8
 """Versions that a message describes."""
+
+
+def numbers_of(versions: Iterable[str]) -> list[int]:
+    """The versions that have numbers, the latest first."""
+    found = {int(version) for version in versions if re.fullmatch("[0-9]{1,10}", version)}
+    return sorted((number for number in found if 0 < number <= limits.VERSION), reverse=True)
+
+
+def number_of(version: str) -> int | None:
+    """The version that ran, as an answer names it; None if it has no number."""
+    return next(iter(numbers_of([version])), None)
 
 
 class _Chosen(NamedTuple):

@@ -16,9 +16,10 @@ from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.grpc.calls import Context, Methods, Reply, Unary
 from zmq_offload.gateway.tfserving.paths import no_label
 from zmq_offload.gateway.tfserving.predict_request import PredictRequest, read_predict
-from zmq_offload.gateway.tfserving.signatures import DATATYPES, METHOD, SIGNATURE, SIGNATURE_DEF, check_signature_name
-from zmq_offload.gateway.tfserving.tensors import CONTENT, array_of, written
+from zmq_offload.gateway.tfserving.signatures import METHOD, SIGNATURE, SIGNATURE_DEF, check_signature_name
+from zmq_offload.gateway.tfserving.tensors import array_of
 from zmq_offload.protobuf.messages import message_class, parse_small_message
+from zmq_offload.protobuf.tensorflow import CONTENT, DATATYPES, written
 from zmq_offload.protobuf.varints import field, varint
 from zmq_offload.protocol.packed import pack
 from zmq_offload.protocol.payload import Array

@@ -16,8 +16,9 @@ import numpy as np
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.calls import Buffer
-from zmq_offload.gateway.tfserving.tensors import CONTENT, FIELDS, Tensor, field_of
+from zmq_offload.gateway.tfserving.tensors import Tensor
 from zmq_offload.protobuf.messages import parse_message
+from zmq_offload.protobuf.tensorflow import CONTENT, FIELDS, field_of
 from zmq_offload.protobuf.varints import field, length_at, packed
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array

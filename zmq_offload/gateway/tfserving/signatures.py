@@ -6,23 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.gateway.catalog import Model
+from zmq_offload.protobuf.tensorflow import DATATYPES
 from zmq_offload.protocol.tensors import TensorSpec
-
-DATATYPES = {
-    "FP32": ("DT_FLOAT", 1),
-    "FP64": ("DT_DOUBLE", 2),
-    "INT32": ("DT_INT32", 3),
-    "UINT8": ("DT_UINT8", 4),
-    "INT16": ("DT_INT16", 5),
-    "INT8": ("DT_INT8", 6),
-    "INT64": ("DT_INT64", 9),
-    "BOOL": ("DT_BOOL", 10),
-    "UINT16": ("DT_UINT16", 17),
-    "FP16": ("DT_HALF", 19),
-    "UINT32": ("DT_UINT32", 22),
-    "UINT64": ("DT_UINT64", 23),
-}
-"""Our datatype -> TensorFlow's name and number, from tensorflow/core/framework/types.proto."""
 
 SIGNATURE = "serving_default"
 """The one signature that models have: TensorFlow's name for what runs if a request names none."""

@@ -15,7 +15,8 @@ from zmq_offload.transports.oip.messages import (
     metadata_response,
     model_request,
 )
-from zmq_offload.transports.oip.metadata import LARGEST, Metadata, meant, served_versions
+from zmq_offload.transports.oip.metadata import Metadata, meant, served_versions
+from zmq_offload.transports.outputs import LARGEST
 from zmq_offload.transports.transport import Abilities, Attempt, Options, Reply, Request, Served
 from zmq_offload.transports.url import Url
 

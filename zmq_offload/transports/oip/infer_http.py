@@ -14,8 +14,8 @@ from zmq_offload.transports.codes import of_http
 from zmq_offload.transports.http import HttpConnections, Response
 from zmq_offload.transports.oip import json_messages
 from zmq_offload.transports.oip.json_messages import LENGTH
-from zmq_offload.transports.oip.metadata import LARGEST, Metadata, meant, served_versions
-from zmq_offload.transports.oip.outputs import bytes_of, place_for
+from zmq_offload.transports.oip.metadata import Metadata, meant, served_versions
+from zmq_offload.transports.outputs import LARGEST, LARGEST_JSON, bytes_of, place_for
 from zmq_offload.transports.transport import Abilities, Attempt, Options, Reply, Request, Served
 from zmq_offload.transports.url import Url
 
@@ -32,9 +32,7 @@ class OipHttp:
     def __init__(self, url: Url, options: Options) -> None:
         self._server = f"{url.scheme}://{url.address}"
         self._most = options.max_frame_bytes
-        self._connections = HttpConnections(
-            url.only(*KEYS, path=True), max(self._most + LARGEST, json_messages.LARGEST)
-        )
+        self._connections = HttpConnections(url.only(*KEYS, path=True), max(self._most + LARGEST, LARGEST_JSON))
         self._binary: bool | None = None
 
     def infer(self, request: Request, attempt: Attempt) -> Reply:
@@ -73,7 +71,7 @@ class OipHttp:
         """Read an answer. Binary tensors go from the socket to the memory where they stay."""
         length = response.header(LENGTH)
         if length is None:
-            text = response.read(json_messages.LARGEST)
+            text = response.read(LARGEST_JSON)
         else:
             text = bytearray(self._size(length, response))
             response.read_into(memoryview(text))

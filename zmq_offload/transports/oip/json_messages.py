@@ -12,21 +12,16 @@ import numpy as np
 
 from zmq_offload.errors import ProtocolError, one_line
 from zmq_offload.protocol.payload import Array
-from zmq_offload.protocol.tensors import DType, datatype_of
-from zmq_offload.transports.oip.metadata import Metadata, check_count, number_of, urgency
-from zmq_offload.transports.oip.outputs import Output, check_names, output_of, place_for, spec_of, wrong_size
+from zmq_offload.protocol.tensors import datatype_of
+from zmq_offload.transports.oip.metadata import Metadata, urgency
+from zmq_offload.transports.outputs import Output, array_of, check_count, check_names, output_of, spec_of, wrong_size
+from zmq_offload.transports.versions import number_of
 
 BINARY = "binary_tensor_data"
 """The extension by which tensors are sent in binary."""
 
 LENGTH = "Inference-Header-Content-Length"
 """The header with the bytes of the JSON, where binary tensors follow it."""
-
-LARGEST = 16 << 20
-"""Bytes of an answer with values in JSON. Their objects can take ten times as many."""
-
-_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {float, int}}
-"""Kind of a dtype -> what its values are in Python."""
 
 
 class _Tensor(msgspec.Struct):
@@ -114,23 +109,7 @@ def _array(output: Output, data: list[Any]) -> Array:
             data = list(itertools.chain.from_iterable(data))
     except TypeError:
         raise ProtocolError(f"{output} of the server's answer has numbers beside lists") from None
-    if len(data) * output.dtype.itemsize != output.nbytes:
-        raise wrong_size(output, len(data) * output.dtype.itemsize)
-    if not set(map(type, data)) <= _TYPES[output.dtype.kind]:
-        raise ProtocolError(f"{output} of the server's answer has values of another datatype")
-    place = place_for(output, None)
-    if data and not _fit(output.dtype, data):
-        raise ProtocolError(f"{output} of the server's answer has values that do not fit its datatype")
-    place.reshape(-1)[:] = data
-    return place
-
-
-def _fit(dtype: DType, data: list[Any]) -> bool:
-    if dtype.kind == "b":
-        return True
-    kind: Any = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
-    number = int if dtype.kind in "iu" else float
-    return bool(number(kind.min) <= min(data) and max(data) <= number(kind.max))
+    return array_of(output, data)
 
 
 def metadata_response(text: bytes | bytearray) -> Metadata:

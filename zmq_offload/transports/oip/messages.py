@@ -20,16 +20,18 @@ from zmq_offload.protobuf.wire import BYTES, VARINT, fields, integers, text, vie
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import DType, TensorSpec, datatype_of
-from zmq_offload.transports.oip.metadata import Metadata, check_count, number_of, urgency
-from zmq_offload.transports.oip.outputs import (
+from zmq_offload.transports.oip.metadata import Metadata, urgency
+from zmq_offload.transports.outputs import (
     Output,
     bytes_of,
+    check_count,
     check_names,
     output_of,
     place_for,
     spec_of,
     wrong_size,
 )
+from zmq_offload.transports.versions import number_of
 
 _KEPT = 256
 """Descriptions of requests that are kept: those for a model with the same shapes have the same."""

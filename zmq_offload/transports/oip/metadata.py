@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from zmq_offload.errors import NotFound, OffloadError, ProtocolError, Unavailable
+from zmq_offload.errors import NotFound, OffloadError, Unavailable
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.transports.transport import Served
-
-LARGEST = 1 << 20
-"""Bytes of an answer that has no tensors."""
+from zmq_offload.transports.versions import numbers_of
 
 
 class Metadata(NamedTuple):
@@ -22,23 +19,6 @@ class Metadata(NamedTuple):
     versions: Sequence[str]
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
-
-
-def check_count(tensors: Sequence[object]) -> None:
-    """Raise ProtocolError for more tensors than a model has."""
-    if len(tensors) > limits.TENSORS:
-        raise ProtocolError(f"the server describes {len(tensors)} tensors; a model has at most {limits.TENSORS}")
-
-
-def numbers_of(versions: Sequence[str]) -> list[int]:
-    """The versions that have numbers, the latest first."""
-    found = {int(version) for version in versions if re.fullmatch("[0-9]{1,10}", version)}
-    return sorted((number for number in found if 0 < number <= limits.VERSION), reverse=True)
-
-
-def number_of(version: str) -> int | None:
-    """The version that ran, as an answer names it; None if it has no number."""
-    return next(iter(numbers_of([version])), None)
 
 
 def served_versions(describe: Callable[[int | None], Metadata]) -> Iterator[Served]:

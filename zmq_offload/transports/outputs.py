@@ -1,10 +1,10 @@
-"""What a server says of a tensor, checked before any memory is taken for it. Pure."""
+"""What a server says of a tensor, checked before any memory is taken for it; and values of JSON. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,15 @@ from zmq_offload.errors import FailedPrecondition, ProtocolError, ResourceExhaus
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, DType, TensorSpec
+
+LARGEST = 1 << 20
+"""Bytes of an answer that has no tensors."""
+
+LARGEST_JSON = 16 << 20
+"""Bytes of an answer with values in JSON. Their objects can take ten times as many."""
+
+_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {float, int}}
+"""Kind of a dtype -> what its values are in Python."""
 
 
 class Output(NamedTuple):
@@ -47,6 +56,12 @@ def output_of(name: str, datatype: str, shape: Sequence[int], most: int) -> Outp
     return found
 
 
+def check_count(tensors: Sequence[object]) -> None:
+    """Raise ProtocolError for more tensors than a model has."""
+    if len(tensors) > limits.TENSORS:
+        raise ProtocolError(f"the server describes {len(tensors)} tensors; a model has at most {limits.TENSORS}")
+
+
 def check_names(outputs: Sequence[Output]) -> None:
     """Raise ProtocolError for a name that two outputs have, or for too many outputs."""
     if len(outputs) > limits.TENSORS:
@@ -67,6 +82,37 @@ def place_for(output: Output, given: Mapping[str, Array] | None) -> Array:
         return np.empty(output.shape, output.dtype)
     except (ValueError, MemoryError):  # an extent of 0 makes no bytes of extents that NumPy cannot multiply
         raise ProtocolError(f"{output} has a shape that is too large") from None
+
+
+def array_of(output: Output, values: list[Any], places: Mapping[str, Array] | None = None) -> Array:
+    """The array of an output whose values are objects of JSON, in their order. Raises ProtocolError."""
+    if len(values) * output.dtype.itemsize != output.nbytes:
+        raise wrong_size(output, len(values) * output.dtype.itemsize)
+    if not set(map(type, values)) <= _TYPES[output.dtype.kind]:
+        raise ProtocolError(f"{output} of the server's answer has values of another datatype")
+    found = _fitting(output.dtype, values)
+    if found is None:
+        raise ProtocolError(f"{output} of the server's answer has values that do not fit its datatype")
+    place = place_for(output, places)
+    np.copyto(place, found.reshape(output.shape))
+    return place
+
+
+def _fitting(dtype: DType, values: list[Any]) -> Array | None:
+    """The array of values of the right types; None if one is beyond what the datatype can have."""
+    if dtype.kind in "iu" and values:
+        kind = np.iinfo(dtype)
+        if not (kind.min <= min(values) and max(values) <= kind.max):
+            return None
+    if dtype.kind != "f":
+        return np.array(values, dtype)
+    try:
+        exact = np.array(values, np.float64)
+    except OverflowError:
+        return None
+    with np.errstate(over="ignore"):
+        found: Array = exact.astype(dtype)
+    return None if (np.isinf(found) & np.isfinite(exact)).any() else found
 
 
 def bytes_of(array: Array) -> memoryview:

@@ -1,0 +1,116 @@
+"""tfs+http://HOST:PORT[/PREFIX]: TensorFlow Serving's REST API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import ClassVar
+from urllib.parse import quote
+
+from zmq_offload.errors import FailedPrecondition, NotFound, OffloadError, ProtocolError, ResourceExhausted
+from zmq_offload.protocol.tensors import check_tensors, datatype_of
+from zmq_offload.transports.access import KEYS
+from zmq_offload.transports.codes import of_http
+from zmq_offload.transports.http import HttpConnections, Response
+from zmq_offload.transports.outputs import LARGEST, LARGEST_JSON
+from zmq_offload.transports.tfserving.json_messages import (
+    error_text,
+    metadata_response,
+    predict_request,
+    predict_response,
+    status_response,
+)
+from zmq_offload.transports.tfserving.metadata import Status, available, label_of, meant
+from zmq_offload.transports.transport import Abilities, Attempt, Options, Reply, Request, Served
+from zmq_offload.transports.url import Url
+from zmq_offload.transports.versions import FRESH
+
+
+class TfServingHttp:
+    """Requests of `predict`. JSON has no datatypes, so the model's metadata says those of an answer."""
+
+    ABILITIES: ClassVar[Abilities] = Abilities(cancel=True, priority=False, deadline=False, versions=True, shared=False)
+
+    def __init__(self, url: Url, options: Options) -> None:
+        self._server = f"{url.scheme}://{url.address}"
+        self._most = options.max_frame_bytes
+        self._label = label_of(url)
+        self._connections = HttpConnections(url.only(*KEYS, "label", path=True), LARGEST_JSON)
+        self._known: dict[tuple[str, int | None], tuple[float, Served]] = {}
+
+    def infer(self, request: Request, attempt: Attempt) -> Reply:
+        """Run a model."""
+        model, version = request.model, request.version
+        try:
+            served = self._described(model, version, attempt)
+            given = {name: (datatype_of(array.dtype), array.shape) for name, array in request.inputs.items()}
+            check_tensors(served.inputs, given, what=f"model {model!r} version {served.version}")
+            body = [predict_request(request.inputs)]
+            headers = {"Content-Type": "application/json"}
+            with self._connections.request(
+                "POST", self._path(model, version, ":predict"), attempt, headers, body
+            ) as found:
+                self._check(found)
+                answer = found.read(LARGEST_JSON)
+        except NotFound as error:
+            raise self._meant(error, request, attempt) from None
+        try:
+            return Reply(predict_response(answer, served.outputs, self._most, request.outputs), version)
+        except (ProtocolError, FailedPrecondition):
+            self._known.pop((model, version), None)  # the model may be another one by now
+            raise
+
+    def served(self, model: str, attempt: Attempt) -> Iterable[Served]:
+        """The versions that are available, or the one that the label stands for."""
+        if self._label:
+            yield self._asked(model, None, attempt)
+            return
+        for version in available(model, self._statuses(model, attempt)):
+            yield self._asked(model, version, attempt)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._connections.close()
+
+    def forget(self) -> None:
+        """Let go of the parent's connections in a forked child."""
+        self._connections.forget()
+
+    def _described(self, model: str, version: int | None, attempt: Attempt) -> Served:
+        """What is known of a version, or what the server says of it."""
+        at, served = self._known.get((model, version), (0.0, None))
+        return self._asked(model, version, attempt) if served is None or time.monotonic() > at + FRESH else served
+
+    def _asked(self, model: str, version: int | None, attempt: Attempt) -> Served:
+        found = metadata_response(self._small(self._path(model, version, "/metadata"), attempt))
+        self._known[model, version] = time.monotonic(), found
+        return found
+
+    def _statuses(self, model: str, attempt: Attempt) -> list[Status]:
+        return status_response(self._small(f"/v1/models/{quote(model, safe='')}", attempt))
+
+    def _meant(self, error: NotFound, request: Request, attempt: Attempt) -> OffloadError:
+        try:
+            return meant(error, request.version, self._statuses(request.model, attempt))
+        except OffloadError:
+            return error
+
+    def _small(self, path: str, attempt: Attempt) -> bytes | bytearray:
+        with self._connections.request("GET", path, attempt, {}) as response:
+            self._check(response)
+            return response.read(LARGEST)
+
+    def _check(self, response: Response) -> None:
+        """Raise the error of an answer that is one."""
+        if response.status != 200:
+            text = ""
+            with suppress(ResourceExhausted):
+                text = error_text(response.read(LARGEST))
+            raise of_http(response.status, text, self._server)
+
+    def _path(self, model: str, version: int | None, what: str) -> str:
+        which = f"/versions/{version}" if version is not None else ""
+        if self._label and version is None:
+            which = f"/labels/{quote(self._label, safe='')}"
+        return f"/v1/models/{quote(model, safe='')}{which}{what}"
