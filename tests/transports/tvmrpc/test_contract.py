@@ -8,27 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.transports.contract import TWO, Contract
-from tests.transports.tvmrpc.models import contract_repository
-from tests.transports.tvmrpc.servers import our_server, plain_server
+from tests.transports.tvmrpc.servers import our_server
 from zmq_offload.errors import Internal
 from zmq_offload.transports.client import ServerClient
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return contract_repository(tmp_path_factory.mktemp("contract"))
 
 
 @pytest.fixture(scope="module")
 def ours(repository: Path) -> Iterator[str]:
     with our_server(repository) as (url, _):
         yield url
-
-
-@pytest.fixture(scope="module")
-def plain(repository: Path) -> Iterator[str]:
-    with plain_server() as (url, _):
-        yield f"{url}?repository={repository}"
 
 
 class TestByOurFunction(Contract):
@@ -53,5 +41,5 @@ class TestByUploads(Contract):
     both = 3.0
 
     @pytest.fixture
-    def server(self, plain: str) -> str:
-        return plain
+    def server(self, plain: str, repository: Path) -> str:
+        return f"{plain}?repository={repository}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,11 @@ import numpy as np
 import pytest
 
 from tests.support.processes import eventually
-from tests.transports.tvmrpc.models import contract_repository
-from tests.transports.tvmrpc.servers import plain_server
 from zmq_offload.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted
 from zmq_offload.transports.client import ServerClient
 from zmq_offload.transports.tvmrpc.session import Session
 
 TWO = np.array([1.5, -2.5], np.float32)
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return contract_repository(tmp_path_factory.mktemp("uploaded"), ("double", "slow", "moved"))
-
-
-@pytest.fixture(scope="module")
-def plain() -> Iterator[str]:
-    with plain_server() as (url, _):
-        yield url
 
 
 def session(client: ServerClient) -> Session:
@@ -66,6 +52,16 @@ def test_a_request_is_two_round_trips_and_its_library_travels_once(
         # The input, set_input, invoke_stateful and get_output; then the output, and it is freed.
         assert counted.trips == [4, 2]
         assert counted.sent < 1000
+
+
+def test_calls_of_several_models_run_together_in_one_session(plain: str, repository: Path) -> None:
+    with ServerClient(f"{plain}?repository={repository}") as client:
+        rows = [np.full((1 + number % 3, 3), number, np.float32) for number in range(20)]
+        double = [client.submit("double", {"x": x}) for x in rows]
+        moved = [client.submit("moved", {"x": x.reshape(-1)[:2]}, version=1) for x in rows]
+        for x, one, other in zip(rows, double, moved, strict=True):
+            np.testing.assert_array_equal(one.result(20)["y"], x * 2)
+            np.testing.assert_array_equal(other.result(20)["y"], x.reshape(-1)[:2] * 2)
 
 
 @pytest.mark.load
