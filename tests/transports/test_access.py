@@ -23,7 +23,7 @@ from zmq_offload.transports.transport import Options
 from zmq_offload.transports.url import parse
 
 TOKEN = new_token()
-SCHEMES = ("grpc", "http")
+SCHEMES = ("grpc", "http", "tfs+grpc", "tfs+http")
 
 
 class Site:
@@ -41,8 +41,11 @@ class Site:
         files = Files(str(self.server.certificate), str(self.server.key), self.ca)
         self.guard = Guard(str(listed), files)
 
+    def address(self, scheme: str) -> str:
+        return str(getattr(self.gateway, scheme.removeprefix("tfs+")))
+
     def url(self, scheme: str, query: str) -> str:
-        return f"{scheme}s://{getattr(self.gateway, scheme)}?{query}"
+        return f"{scheme}s://{self.address(scheme)}?{query}"
 
     gateway: GatewayThread
 
@@ -83,10 +86,10 @@ def test_who_has_no_credential_is_told_so(site: Site, scheme: str, tmp_path: Pat
 def test_a_server_that_cannot_be_verified_is_not_called(site: Site, scheme: str, tmp_path: Path) -> None:
     stranger = Authority(tmp_path, "another")
     for query in (f"ca={stranger.file}", ""):
-        url = f"{scheme}s://{getattr(site.gateway, scheme)}" + (f"?{query}" if query else "")
+        url = f"{scheme}s://{site.address(scheme)}" + (f"?{query}" if query else "")
         with ServerClient(url) as client, pytest.raises(Unavailable):
             client.infer("double", {"x": X}, timeout=5)
-    with ServerClient(f"{scheme}://{getattr(site.gateway, scheme)}") as client, pytest.raises(OffloadError):
+    with ServerClient(f"{scheme}://{site.address(scheme)}") as client, pytest.raises(OffloadError):
         client.infer("double", {"x": X}, timeout=5)  # without TLS
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
-from tests.transports.contract import Contract
+from tests.support.processes import eventually
+from tests.transports.contract import TWO, Contract, X
 from tests.transports.gateway_thread import GatewayThread, gateway_thread
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.transports.client import ServerClient
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +35,32 @@ class TestRest(Contract):
     @pytest.fixture
     def server(self, gateway: GatewayThread) -> str:
         return f"tfs+http://{gateway.http}"
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_what_the_gateway_hears_of_a_call(gateway: GatewayThread, scheme: str) -> None:
+    with ServerClient(f"tfs+{scheme}://{getattr(gateway, scheme)}") as client:
+        client.infer("double", {"x": X}, version=1, timeout=7)
+        call = gateway.fabric.calls[-1]
+        assert (call.model, call.version) == ("double", 1)
+        if client._servers._transports[0].ABILITIES.deadline:
+            assert call.timeout is not None and 6 < call.timeout <= 7
+        future = client.submit("slow", {"x": TWO}, timeout=60)
+        canceled = gateway.fabric.canceled
+        eventually(lambda: gateway.fabric.calls[-1].model == "slow")
+        future.cancel()
+        eventually(lambda: gateway.fabric.canceled == canceled + 1)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_values_that_are_no_numbers_come_back(gateway: GatewayThread, scheme: str) -> None:
+    x = np.array([[np.nan, np.inf, -np.inf]], np.float32)
+    with ServerClient(f"tfs+{scheme}://{getattr(gateway, scheme)}") as client:
+        np.testing.assert_array_equal(client.infer("double", {"x": x})["y"], x)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_gateway_has_no_labels(gateway: GatewayThread, scheme: str) -> None:
+    url = f"tfs+{scheme}://{getattr(gateway, scheme)}?label=stable"
+    with ServerClient(url) as client, pytest.raises(InvalidArgument, match="stable"):
+        client.infer("double", {"x": X})
