@@ -37,7 +37,6 @@ from zmq_offload.demo.model import CUT, INPUT, find_model
 from zmq_offload.demo.picture import pages, to_tensor
 from zmq_offload.device.offloaded_model import OffloadedModel
 from zmq_offload.protocol.payload import Array
-from zmq_offload.transports.registry import BUILT_IN
 
 MODEL = "model"
 SIZE = (320, 320)
@@ -148,7 +147,6 @@ def run(case: Case, folder: Path, python: str, seconds: float) -> bool:
         except Missing as missing:
             print(f"left out: {missing}", file=sys.stderr)
         ways += stack.enter_context(tvmrpc(case.repository))
-        ways = [way for way in ways if way.scheme in BUILT_IN]
         models = {way: stack.enter_context(load(case.compiled.device, server=way.url)) for way in ways}
         found = {way: results(model, case.items) for way, model in models.items()}
         same = {way: each == found[ways[0]] for way, each in found.items()}

@@ -12,13 +12,12 @@ from tests.benchmarks.transport_servers import fabric_and_gateway, tvmrpc
 from tests.support import onnx_models
 from tests.support.processes import running_gateway
 from zmq_offload import load
-from zmq_offload.transports.registry import BROKERS, BUILT_IN
 
 if TYPE_CHECKING:
     from zmq_offload.compile import Compiled
 
 ITEMS = [onnx_models.random(2, 8, seed=seed) for seed in range(12)]
-TLS = ("grpcs", "https", "tfs+grpcs", "tfs+https")
+SCHEMES = ("grpc", "http", "tfs+grpc", "tfs+http", "tvmrpc", "tvmrpc as it is")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def expected(compiled_mlp: Compiled, urls: dict[str, str]) -> list[np.ndarray]:
         return [model(x) for x in ITEMS]
 
 
-@pytest.mark.parametrize("scheme", [*(s for s in BUILT_IN if s not in (*BROKERS, *TLS)), "tvmrpc as it is"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_results_are_the_brokers_to_the_last_bit(
     compiled_mlp: Compiled, urls: dict[str, str], expected: list[np.ndarray], scheme: str
 ) -> None:
