@@ -251,14 +251,15 @@ def test_versions_are_those_that_are_available() -> None:
     for version, state in ((1, 30), (3, 30), (2, 50), (4, 20), (0, 30), (-5, 30), (6, 0)):
         answer.model_version_status.add(version=version, state=state)
     answer.model_version_status[2].status.error_message = "out of\nmemory"
-    statuses = status_response(answer.SerializeToString())
+    unknown = b"\x0a\x04\x08\x06\x20\x01"  # a version with a field that is not known
+    statuses = status_response(answer.SerializeToString() + unknown)
     assert statuses[1:5] == [
         Status("3", "AVAILABLE", ""),
         Status("2", "END", "out of\nmemory"),
         Status("4", "LOADING", ""),
         Status("0", "AVAILABLE", ""),
     ]
-    assert statuses[5:] == [Status("-5", "AVAILABLE", ""), Status("6", "UNKNOWN", "")]
+    assert statuses[5:] == [Status("-5", "AVAILABLE", ""), Status("6", "UNKNOWN", ""), Status("6", "UNKNOWN", "")]
     assert available("m", statuses) == [3, 1]
     with pytest.raises(NotFound, match=r"no version of model 'm': version 2 is END \(out of memory\)$"):
         available("m", statuses[2:3])

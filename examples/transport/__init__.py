@@ -1,0 +1,1 @@
+"""A transport in a package of its own."""
