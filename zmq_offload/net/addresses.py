@@ -14,6 +14,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from zmq_offload.errors import one_line
+
 LOOKUP_S = 0.25
 """Seconds that a connection waits for the first look-up of a name: the threads that connect keep deadlines. The result
 of a slower look-up serves the next connection."""
@@ -138,23 +140,38 @@ def unix_address(endpoint: str) -> str | bytes:
 
 
 class Lookup:
-    """Finds the addresses of a host in a thread, so that nobody waits. `found` is None until it has ended, then what
-    `socket.connect` takes, with the family (`of_one_family`); it is empty if there is none."""
+    """Finds the addresses of a host in a thread: the system's look-up knows no deadline. Nobody has to wait for it.
+
+    `found` is None until it has ended, then what `socket.connect` takes, with the family (`of_one_family`); it is empty
+    if there is none, and `why` says so. `all_families` has the addresses that `found` leaves out, too.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self.found: list[tuple[int, tuple[Any, ...]]] | None = None
+        self.all_families: list[tuple[int, tuple[Any, ...]]] = []
+        self.why = ""
         self._place = host.strip("[]"), port
+        self._ended = threading.Event()
         if literal(host) is not None:
             self._work()
             return
         try:
             threading.Thread(target=self._work, name="look up", daemon=True).start()
-        except RuntimeError:  # no more threads
-            self.found = []
+        except RuntimeError as error:  # no more threads
+            self._end([], str(error))
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end, and return whether it has ended."""
+        return self._ended.wait(seconds)
 
     def _work(self) -> None:
         try:
-            found = socket.getaddrinfo(*self._place, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            found = []
+            self._end(socket.getaddrinfo(*self._place, type=socket.SOCK_STREAM), "")
+        except (OSError, UnicodeError) as error:
+            self._end([], getattr(error, "strerror", None) or one_line(error))
+
+    def _end(self, found: Sequence[tuple[int, int, int, str, tuple[Any, ...]]], why: str) -> None:
+        self.why = why
+        self.all_families = [(family, place) for family, *_, place in found]
         self.found = of_one_family(found)
+        self._ended.set()
