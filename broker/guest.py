@@ -55,7 +55,7 @@ class _Ports(StreamPorts):
 class Guest:
     """A broker of the running event loop. The constructor binds, so that `endpoint` and `backend` have the real ports.
 
-    Implements `zmq_offload.client.locallink.LocalBroker`. `sharing` is that of the process. `failed` is called if the
+    Implements `zmq_offload.client.aiocalls.LocalBroker`. `sharing` is that of the process. `failed` is called if the
     broker breaks; `error` says why then. Raises InvalidArgument for a broker with keys: libzmq encrypts, in threads of
     its own, so that nothing would be gained.
     """

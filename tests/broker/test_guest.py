@@ -12,34 +12,28 @@ import pytest
 from broker.config import Config
 from broker.guest import Guest
 from broker.liveness import LivenessPolicy
-from zmq_offload.client.aiodriver import AsyncDriver
-from zmq_offload.client.locallink import LocalLink
+from zmq_offload.client.aiocalls import LocalCalls
 from zmq_offload.client.session import Complete, Fail
 from zmq_offload.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from zmq_offload.net.sharedmemory.references import Reference, SharedFrame
-from zmq_offload.net.sharedmemory.sharing import Unreadable
 from zmq_offload.protocol import limits
-from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import pack
 
-PAYLOAD = pack({"x": np.zeros(2, np.float32)}).frames
+INPUTS = pack({"x": np.zeros(2, np.float32)})
 CONFIG = Config("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", policy=LivenessPolicy(worker_grace=30.0))
 
 
 class Caller:
-    """A link with its driver, and what came of its calls."""
+    """Calls, and what came of them."""
 
     def __init__(self, guest: Guest, sharing: Any = None) -> None:
-        self.link = LocalLink(guest, None, limits.MESSAGE_BYTES, sharing)
-        self.driver = AsyncDriver(self.link)
-        self.loop = self.driver.attach()
+        self.calls = LocalCalls(guest, limits.MESSAGE_BYTES, sharing)
         self.ended: list[Complete | Fail] = []
 
     def infer(self, timeout: float = 10.0) -> int:
-        return self.driver.start(self.loop, self.ended.append, self.link.session.request, "m", PAYLOAD, timeout)
+        return self.calls.request(self.ended.append, "m", INPUTS, None, timeout, 0)
 
     def ask(self) -> int:
-        return self.driver.start(self.loop, self.ended.append, self.link.session.query, "status", 5.0)
+        return self.calls.query(self.ended.append, "status", 5.0)
 
     async def next(self) -> Complete | Fail:
         await until(lambda: self.ended)
@@ -86,10 +80,10 @@ def test_an_answer_never_comes_before_the_call_returned() -> None:
             deepest = max(deepest, depth)
             if len(caller.ended) < 5:
                 caller.ended.append(action)
-                caller.driver.start(caller.loop, ended, caller.link.session.query, "status", 5.0)
+                caller.calls.query(ended, "status", 5.0)
             depth -= 1
 
-        caller.driver.start(caller.loop, ended, caller.link.session.query, "status", 5.0)
+        caller.calls.query(ended, "status", 5.0)
         assert not caller.ended
         await until(lambda: len(caller.ended) == 5)
         assert deepest == 1
@@ -107,7 +101,7 @@ def test_requests_wait_expire_and_are_canceled() -> None:
         late = await caller.next()
         assert isinstance(late, Fail) and isinstance(late.error, DeadlineExceeded)
         assert "while queued" in late.error.message, "it is the broker that says so"
-        caller.driver.cancel(canceled)
+        caller.calls.cancel(canceled)
         await until(lambda: not requests(guest))
         assert not caller.ended
 
@@ -119,24 +113,9 @@ def test_closing_takes_everything_back() -> None:
         caller = Caller(guest)
         caller.infer()
         await until(lambda: requests(guest) == 1)
-        caller.driver.close()
+        caller.calls.close()
         assert not requests(guest)
         assert isinstance(caller.ended[0], Fail)
-
-    with_guest(talk)
-
-
-def test_another_connection_goes_on_with_the_calls() -> None:
-    """As after a long stop of the loop, when the session takes the broker for silent."""
-
-    async def talk(guest: Guest) -> None:
-        caller = Caller(guest)
-        caller.infer(0.3)
-        await until(lambda: requests(guest) == 1)
-        caller.driver._perform(caller.link.session._switch(caller.loop.time()))
-        late = await caller.next()
-        assert isinstance(late, Fail) and "while queued" in late.error.message
-        assert guest._broker.core.ledger.counts["duplicate"] == 1
 
     with_guest(talk)
 
@@ -170,7 +149,7 @@ def test_a_broker_that_breaks_says_so(where: str, monkeypatch: pytest.MonkeyPatc
             writer.close()
         assert isinstance(guest.error, ZeroDivisionError)
         await guest.end(1.0)
-        caller.driver.close()
+        caller.calls.close()
 
     assert with_guest(talk) == ["failed"]
 
@@ -181,33 +160,3 @@ def test_exposed_without_keys() -> None:
 
     with pytest.raises(InvalidArgument, match=r"tcp://\*:0 can be reached from other machines without keys"):
         with_guest(talk, Config("tcp://*:0"))
-
-
-class Lost:
-    """What this process shares, when the worker that had the outputs has ended."""
-
-    def read(self, payload: Any) -> Any:
-        raise Unreadable("process 1 has ended")
-
-
-def test_outputs_that_are_gone_are_an_error() -> None:
-    async def talk(guest: Guest) -> None:
-        link = LocalLink(guest, None, limits.MESSAGE_BYTES, Lost())  # type: ignore[arg-type]
-        frame = SharedFrame(Reference(1, 1, b"c" * 16, 0, 0, 0, 1))
-        link._delivered([(wire.Result(b"s" * 16, 7, 1, 0, 0, 0), [b"head", frame])])
-        ((message, payload),) = link.receive(1)
-        assert isinstance(message, wire.Error) and message.id == 7 and not payload
-        assert (message.code, message.text) == ("UNAVAILABLE", "the outputs were lost: process 1 has ended")
-
-    with_guest(talk)
-
-
-def test_a_header_is_read_as_bytes() -> None:
-    async def talk(guest: Guest) -> None:
-        link = LocalLink(guest, None, limits.MESSAGE_BYTES)
-        tensor = memoryview(b"tensor")
-        link._delivered([(wire.Result(b"s" * 16, 7, 1, 0, 0, 0), [memoryview(b"head"), tensor])])
-        ((_, payload),) = link.receive(1)
-        assert type(payload[0]) is bytes and payload[1] is tensor
-
-    with_guest(talk)

@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from tests.support.processes import running_broker, status
+from zmq_offload.client.aiocalls import LinkCalls
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.errors import (
     DeadlineExceeded,
@@ -43,7 +44,7 @@ async def behind(
     *brokers: str, timeout: float = 10.0, control: bool = False, keys: Sequence[Path] = ()
 ) -> AsyncIterator[BrokerFabric]:
     link = link_to(brokers, RetryPolicy(heartbeat=0.1, patience=0.3), 1 << 28, *keys)
-    fabric = BrokerFabric(link, timeout, ModelControl(allowed=control))
+    fabric = BrokerFabric(LinkCalls(link), timeout, ModelControl(allowed=control))
     try:
         yield fabric
     finally:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.support.processes import Fabric, faulty_workers, running, running_broker, wait_for_workers
 from zmq_offload import Client
+from zmq_offload.client.aiocalls import LinkCalls
 from zmq_offload.client.looplink import LoopLink
 from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.errors import OffloadError
@@ -79,7 +80,7 @@ async def calling(*brokers: str, size: int = 64 * MEGABYTE) -> AsyncIterator[Cal
     """With size 0 it does not share."""
     sharing = Sharing(size) if size else None
     link = LoopLink(brokers, RetryPolicy(heartbeat=0.1, patience=0.5), 1 << 28, sharing)
-    fabric = BrokerFabric(link, 10.0, ModelControl(allowed=False))
+    fabric = BrokerFabric(LinkCalls(link), 10.0, ModelControl(allowed=False))
     try:
         if sharing is not None:
             await until(lambda: link.way is not None and link.way.shares)

@@ -96,27 +96,16 @@ class Link(ABC):
         payload = encode_tensors(arrays)
         # The session checks the broker's limit.
         if max(map(len, payload)) > self._max_frame_bytes:
-            self._refuse_size(len(payload[0]), ((name, array.nbytes) for name, array in arrays.items()))
+            _refuse_size(
+                len(payload[0]), ((name, array.nbytes) for name, array in arrays.items()), self._max_frame_bytes
+            )
         return payload
 
     def packed_request(
         self, model: str, inputs: Packed, version: int | None, timeout: float, priority: int
     ) -> tuple[str, Payload, float, int, int, bytes]:
         """The same as `request` for inputs that are frames already."""
-        timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
-        sizes = inputs.layout.sizes
-        if max(sizes) > self._max_frame_bytes:
-            named = ((place.name, place.stop - place.start) for place in inputs.layout.places)
-            self._refuse_size(sizes[0], named)
-        return model, inputs.frames, timeout, wanted, priority, signature
-
-    def _refuse_size(self, head: int, inputs: Iterable[tuple[str, int]]) -> NoReturn:
-        """Raise the error of inputs, of which the bytes are given, with a frame that is too large."""
-        most = self._max_frame_bytes
-        check_input_bytes(inputs, most)
-        raise InvalidArgument(
-            f"the small inputs together have {head} bytes, names included; max_frame_bytes allows {most}"
-        )
+        return checked_request(model, inputs, version, timeout, priority, self._max_frame_bytes)
 
     @abstractmethod
     def _open(self) -> None:
@@ -177,6 +166,26 @@ class Link(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Let go of the parent's connection in a forked child."""
+
+
+def checked_request(
+    model: str, inputs: Packed, version: int | None, timeout: float, priority: int, most: int
+) -> tuple[str, Payload, float, int, int, bytes]:
+    """The positional arguments for `ClientSession.request`, for inputs that are frames of at most `most` bytes.
+
+    Raises InvalidArgument naming the argument or input.
+    """
+    timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
+    sizes = inputs.layout.sizes
+    if max(sizes) > most:
+        _refuse_size(sizes[0], ((place.name, place.stop - place.start) for place in inputs.layout.places), most)
+    return model, inputs.frames, timeout, wanted, priority, signature
+
+
+def _refuse_size(head: int, inputs: Iterable[tuple[str, int]], most: int) -> NoReturn:
+    """Raise the error of inputs, of which the bytes are given, with a frame that is too large."""
+    check_input_bytes(inputs, most)
+    raise InvalidArgument(f"the small inputs together have {head} bytes, names included; max_frame_bytes allows {most}")
 
 
 def decoded(frame: bytes) -> wire.ToClient | None:

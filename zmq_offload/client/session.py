@@ -153,7 +153,7 @@ class ClientSession:
         """Begin a call of a model. Returns its number and the actions to take."""
         number = self._last_id + 1
         message = wire.Request(
-            self.token, number, model, version, _budget(timeout), priority, signature, self._max_frame_bytes
+            self.token, number, model, version, budget(timeout), priority, signature, self._max_frame_bytes
         )
         return number, self._begin(message, payload, sum(map(len, payload)), timeout, now)
 
@@ -326,7 +326,7 @@ class ClientSession:
             call.sent_at = now
             message = call.message
             if isinstance(message, wire.Request):
-                message = message._replace(budget_us=_budget(call.deadline - now))
+                message = message._replace(budget_us=budget(call.deadline - now))
             actions += self._send_if_it_fits(number, call, message)
         return actions
 
@@ -335,7 +335,7 @@ _ANSWERED_BY: dict[type, type] = {wire.Request: wire.Result, wire.Query: wire.An
 
 
 @functools.lru_cache(64)
-def _budget(timeout: float) -> int:
+def budget(timeout: float) -> int:
     """The broker's time for a call, in microseconds.
 
     A little less than the caller's: the broker's error says where the request was when time ran out, so it should

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import time
 from collections.abc import Callable, Sequence
 
-from zmq_offload.client.aiodriver import AsyncDriver
+from zmq_offload.client.aiocalls import Calls
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.link import Link, answer_of, result_of
 from zmq_offload.client.looplink import LoopLink
@@ -63,20 +64,18 @@ def link_to(
 
 
 class BrokerFabric:
-    """A `zmq_offload.gateway.calls.Fabric` behind a connection that does not reclaim memory. Make it in its event loop.
+    """A `zmq_offload.gateway.calls.Fabric` of a broker's calls. Make it in its event loop.
 
     `timeout` is in seconds, for calls that have none.
     """
 
-    def __init__(self, connection: Link, timeout: float, control: ModelControl) -> None:
+    def __init__(self, calls: Calls, timeout: float, control: ModelControl) -> None:
         self.statistics = Statistics()
         self.stopping = False
         self.outstanding = 0
         """Requests that have not ended."""
-        self._connection = connection
-        self._driver = AsyncDriver(connection)
-        self._loop = self._driver.attach()
-        self._closed = False
+        self._calls = calls
+        self._loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._query_timeout = min(timeout, _QUERY_SECONDS)
         self._control = control
@@ -84,8 +83,7 @@ class BrokerFabric:
 
     def close(self) -> None:
         """Disconnect. Outstanding requests end with Unavailable, and so do later ones."""
-        self._closed = True
-        self._driver.close()
+        self._calls.close()
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -101,15 +99,16 @@ class BrokerFabric:
                 raise DeadlineExceeded("the deadline was over when the request arrived")
             if timeout > _MOST_SECONDS:
                 timeout = _MOST_SECONDS
-            arguments = self._connection.packed_request(model, call.inputs, call.version, timeout, call.priority)
-            if self._closed:
-                self._driver.attach()  # says so
+            run = _Run(self, call, ended)
+            self.outstanding += 1
+            try:
+                run.number = self._calls.request(run.ended, model, call.inputs, call.version, timeout, call.priority)
+            except OffloadError:
+                self.outstanding -= 1
+                raise
         except OffloadError as error:
             ended(_own(error) if not isinstance(error, InvalidArgument) or can_exist(model) else unknown(model))
             return _nothing
-        self.outstanding += 1
-        run = _Run(self, call, ended)
-        run.number = self._driver.start(self._loop, run.ended, self._connection.session.request, *arguments)
         return run.cancel
 
     def over(self, run: _Run, action: Complete | Fail) -> Outputs | OffloadError:
@@ -132,7 +131,7 @@ class BrokerFabric:
     def canceled(self, number: int) -> None:
         """Take a request back."""
         self.outstanding -= 1
-        self._driver.cancel(number)
+        self._calls.cancel(number)
 
     def _failed(self, call: Call, took: float, error: OffloadError) -> None:
         """Count a failed request for the version that it was for. If the last list of models has none, ask for it."""
@@ -172,11 +171,10 @@ class BrokerFabric:
         number, ask = self._inquiry.wait(see)
         if ask:
             try:
-                loop = self._driver.attach()
+                self._calls.query(self._listed, "models", self._query_timeout)
             except OffloadError as error:
                 self._answered(_own(error))
                 return _nothing
-            self._driver.start(loop, self._listed, self._connection.session.query, "models", self._query_timeout)
         return functools.partial(self._inquiry.leave, number)
 
     def _listed(self, action: Complete | Fail) -> None:

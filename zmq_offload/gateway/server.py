@@ -12,8 +12,7 @@ from typing import Protocol, TypeAlias
 
 import uvloop
 
-from zmq_offload.client.link import Link
-from zmq_offload.client.locallink import LocalBroker, LocalLink
+from zmq_offload.client.aiocalls import Calls, LinkCalls, LocalBroker, LocalCalls
 from zmq_offload.common import memory
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.gateway.access.guard import Guard, check_exposure
@@ -80,12 +79,13 @@ async def _run(config: Config, host: Host | None) -> None:
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
     sharing = None if config.client_key else sharing_of(config.arena_bytes, log)
     guest = None if host is None else host(sharing, stop.set)
-    link: Link
+    calls: Calls
     if guest is None:
         link = link_to(config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, sharing)
+        calls = LinkCalls(link)
     else:
-        link = LocalLink(guest, None, config.max_frame_bytes, sharing)
-    fabric = BrokerFabric(link, config.timeout, ModelControl(config.model_control))
+        calls = LocalCalls(guest, config.max_frame_bytes, sharing)
+    fabric = BrokerFabric(calls, config.timeout, ModelControl(config.model_control))
     sharing_kept = asyncio.ensure_future(_keep(sharing))
     try:
         ports = await listen(doors(config, fabric, guard, own_memory if sharing is None else sharing.memory))
