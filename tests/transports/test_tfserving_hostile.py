@@ -228,6 +228,17 @@ def test_inputs_are_checked_here_because_json_has_no_datatypes(http_server: Http
     assert http_server.asked == [f"{MODEL}/metadata"]
 
 
+def test_inputs_of_a_model_that_has_changed_are_not_refused(http_server: HttpServer) -> None:
+    with ServerClient(answers(http_server, plain({"outputs": [[1, 2, 3]]}))) as client:
+        client.infer("m", {"x": X})
+        wider = json.dumps(METADATA).replace('"3"', '"4"').encode()
+        answers(http_server, plain({"outputs": [[1, 2, 3, 4]]}), **{"/metadata": plain(wider)})
+        assert client.infer("m", {"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[1, 2, 3, 4]]
+        with pytest.raises(InvalidArgument, match="'x'"):
+            client.infer("m", {"x": X})
+        assert http_server.asked == [f"{MODEL}/metadata", f"{MODEL}:predict", f"{MODEL}/metadata"]
+
+
 def test_an_http_server_that_is_loading_a_version_is_unavailable(http_server: HttpServer) -> None:
     missing = plain({"error": MISSING}, 404)
     url = answers(http_server, missing, **{"": states("AVAILABLE", "LOADING"), "/metadata": missing})

@@ -8,7 +8,14 @@ from contextlib import suppress
 from typing import ClassVar
 from urllib.parse import quote
 
-from zmq_offload.errors import FailedPrecondition, NotFound, OffloadError, ProtocolError, ResourceExhausted
+from zmq_offload.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OffloadError,
+    ProtocolError,
+    ResourceExhausted,
+)
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
 from zmq_offload.transports.access import KEYS
 from zmq_offload.transports.codes import of_http
@@ -43,9 +50,7 @@ class TfServingHttp:
         """Run a model."""
         model, version = request.model, request.version
         try:
-            served = self._described(model, version, attempt)
-            given = {name: (datatype_of(array.dtype), array.shape) for name, array in request.inputs.items()}
-            check_tensors(served.inputs, given, what=f"model {model!r} version {served.version}")
+            served = self._taking(request, attempt)
             body = [predict_request(request.inputs)]
             headers = {"Content-Type": "application/json"}
             with self._connections.request(
@@ -77,10 +82,19 @@ class TfServingHttp:
         """Let go of the parent's connections in a forked child."""
         self._connections.forget()
 
-    def _described(self, model: str, version: int | None, attempt: Attempt) -> Served:
-        """What is known of a version, or what the server says of it."""
-        at, served = self._known.get((model, version), (0.0, None))
-        return self._asked(model, version, attempt) if served is None or time.monotonic() > at + FRESH else served
+    def _taking(self, request: Request, attempt: Attempt) -> Served:
+        """What the server says of the version, which takes these inputs. Raises InvalidArgument.
+
+        The version that was described may be another one by now, so nothing is refused before the server is asked.
+        """
+        at, known = self._known.get((request.model, request.version), (0.0, None))
+        if known is not None and time.monotonic() <= at + FRESH:
+            with suppress(InvalidArgument):
+                _check_inputs(request, known)
+                return known
+        found = self._asked(request.model, request.version, attempt)
+        _check_inputs(request, found)
+        return found
 
     def _asked(self, model: str, version: int | None, attempt: Attempt) -> Served:
         found = metadata_response(self._small(self._path(model, version, "/metadata"), attempt))
@@ -114,3 +128,8 @@ class TfServingHttp:
         if self._label and version is None:
             which = f"/labels/{quote(self._label, safe='')}"
         return f"/v1/models/{quote(model, safe='')}{which}{what}"
+
+
+def _check_inputs(request: Request, served: Served) -> None:
+    given = {name: (datatype_of(array.dtype), array.shape) for name, array in request.inputs.items()}
+    check_tensors(served.inputs, given, what=f"model {request.model!r} version {served.version}")
