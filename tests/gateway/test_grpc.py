@@ -780,3 +780,17 @@ def test_a_message_that_comes_late_has_less_of_the_deadline(server):
         wire.send(data(3, message(b"left"), end=True))
         left.append(float(wire.until(frames.DATA).payload[5:]))
         assert 9.99 > left[0] > 0 and 9.99 > left[1] > left[2] > 0  # each call has its own start
+
+
+def test_a_call_ends_when_its_memory_was_ready_for_bytes_that_did_not_come(server):
+    """The event loop asks for memory before it knows whether bytes are there. What comes later is not the message's."""
+    begun = message(bytes(200_000))
+    with Wire(server) as wire:
+        wire.send(headers(1, call("/t/Stream")), data(1, begun)[: HEAD.size + 10])
+        wait_for(lambda: server.do(lambda: [one for one in server.grpc._open if one.http2.arriving()]))
+        (connection,) = server.do(lambda: [one for one in server.grpc._open if one.http2.arriving()])
+        assert server.do(lambda: len(connection.get_buffer(-1))) > 100_000
+        server.do(server.streams[-1].writer.close)
+        wire.send(data(1, begun)[HEAD.size + 10 :], headers(3, call()), data(3, message(b"x"), end=True))
+        assert wire.answer(3)["grpc-status"] == "0"
+    wait_for(lambda: not server.grpc.held)

@@ -150,6 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         self.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        self._filling = None  # perhaps nothing came into the memory that was ready before
         if arriving := self.http2.arriving():
             number, size = arriving
             if size >= _DIRECT_BYTES and (call := self._calls.get(number)) and not call.over:
