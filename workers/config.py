@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,9 @@ name = checked(
     lambda text: 1 <= len(text) <= limits.NAME_BYTES and text.isprintable(),
     f"a name of 1 to {limits.NAME_BYTES} printable characters",
 )
+device = checked(
+    str, lambda text: text == "cpu" or re.fullmatch(r"cuda:(0|[1-9][0-9]?)", text) is not None, "cpu or cuda:NUMBER"
+)
 slots = checked(int, lambda n: 1 <= n <= MOST_SLOTS, f"a whole number from 1 to {MOST_SLOTS}")
 rows = checked(int, lambda n: 1 <= n <= MOST_SLOTS // 2, f"a whole number from 1 to {MOST_SLOTS // 2}")
 switch = checked(str, lambda text: text in ("on", "off"), "on or off")
@@ -60,6 +64,8 @@ class Config:
     brokers: tuple[str, ...] = ("tcp://127.0.0.1:5556",)
     repository: str = "dist/repository"
     executor: str = "graph"
+    device: str = "cpu"
+    """What runs versions that were built for a GPU: cpu (nothing) or cuda:0, cuda:1, ..."""
     name: str = "worker"
     slots: int = 2
     processes: int = 1
@@ -90,6 +96,7 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "backends of the brokers", metavar="ENDPOINT,...")
     add_option(parser, "--repository", file, Config.repository, "the model repository", metavar="DIR")
     add_option(parser, "--executor", kind, "graph", "graph runs TVM, echo returns its inputs", metavar="KIND")
+    add_option(parser, "--device", device, "cpu", "cuda:0, cuda:1, ...: a GPU for versions built for one", metavar="D")
     add_option(parser, "--name", name, None, "name in the status, default HOST-PID", metavar="NAME")
     add_option(parser, "--slots", slots, None, "requests that a process may hold, default 2, echo 32", metavar="N")
     add_option(parser, "--processes", processes, 1, "worker processes; auto: one per core, at most 4", metavar="N")
@@ -133,6 +140,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
         brokers=given.broker,
         repository=given.repository,
         executor=given.executor,
+        device=given.device,
         name=given.name or f"{socket.gethostname()}-{os.getpid()}",
         slots=given.slots or (32 if given.executor == "echo" else 2),
         processes=given.processes,

@@ -10,14 +10,16 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from zmq_offload.artifacts.repository import LIBRARY, Repository
-from zmq_offload.errors import Internal, InvalidArgument, one_line
+from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY
-from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library, loading
+from zmq_offload.runtime.gpu import Gpu, GpuMachine, out_of_memory
+from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library, loading, release_memory
 from zmq_offload.runtime.threads import bind_pool
 
 
@@ -30,18 +32,35 @@ class GraphExecutor:
     """Runs one version of one model, for one thread at a time. When it is dropped, the library is unloaded; outputs
     that are still held stay valid.
 
+    A version that was built for a GPU runs on `gpu`, and any other on the CPU.
+
     Raises FailedPrecondition, naming the file, if the version is missing or damaged, was built by another version of
-    TVM or for another CPU, or if its library is not one of TVM's.
+    TVM, for another CPU or another GPU, or if its library is not one of TVM's.
     """
 
-    def __init__(self, repository: Repository, name: str, version: int) -> None:
+    def __init__(self, repository: Repository, name: str, version: int, gpu: Gpu | None = None) -> None:
         self.model = repository.read(name, version)
         folder = repository.path(name, version)
         check_tvm_version(folder, self.model.tvm_version)
         if self.model.cpu is not None:
             self.model.cpu.check(str(folder / LIBRARY))
+        gpu = self._gpu(folder, gpu)
         with loading(folder / LIBRARY):
-            self._machine = Machine(load_library(folder / LIBRARY), self.model.inputs)
+            library, inputs = load_library(folder / LIBRARY), self.model.inputs
+            self._machine = Machine(library, inputs) if gpu is None else GpuMachine(library, inputs, gpu)
+
+    def _gpu(self, folder: Path, gpu: Gpu | None) -> Gpu | None:
+        """The GPU that runs this version; None: the CPU runs it."""
+        needs = self.model.gpu
+        if needs is None:
+            return None
+        if gpu is None:
+            raise FailedPrecondition(
+                f"{folder / LIBRARY} was built for a GPU ({needs.architecture}), and this worker has none; start it "
+                "with --device cuda:0, or compile for its CPU"
+            )
+        needs.check(str(folder / LIBRARY), gpu.name, gpu.capability)
+        return gpu
 
     def warm_up(self, cores: Sequence[int] = ()) -> None:
         """Run once on ones, so that memory and code are ready for the first request. Errors are left to the requests.
@@ -70,8 +89,8 @@ class GraphExecutor:
         The inputs are copied. Several requests differ in dimension 0 only, which is the batch.
 
         Returns the outputs of each request, in the order of `model.outputs`. Their memory stays theirs until they are
-        dropped. Raises InvalidArgument for inputs that do not fit each other, and Internal, with TVM's message, if the
-        subgraph fails.
+        dropped. Raises InvalidArgument for inputs that do not fit each other, ResourceExhausted if the GPU's memory
+        does not suffice, and Internal, with TVM's message, if the subgraph fails.
         """
         try:
             if len(requests) == 1:
@@ -80,6 +99,11 @@ class GraphExecutor:
         except InvalidArgument as error:
             raise InvalidArgument(f"{self._name}: {error.message}") from None
         except Exception as error:
+            if out_of_memory(error):
+                release_memory()
+                raise ResourceExhausted(
+                    f"{self._name}: the GPU has too little memory for the request; send fewer rows at once"
+                ) from error
             raise Internal(f"{self._name} failed: {one_line(error)}") from error
         rows = [request[0].shape[0] for request in requests]
         if any(r.ndim == 0 or r.shape[0] != sum(rows) for r in results):

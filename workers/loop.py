@@ -65,18 +65,26 @@ class Worker:
         else:
             with needs("tvm"):  # an echo worker runs without
                 from workers.executor import GraphExecutor, bind_threads
+                from zmq_offload.runtime.gpu import open_gpu
                 from zmq_offload.runtime.machine import release_memory
 
             if cores:
                 bind_threads(cores)
 
+            gpu = None if config.device == "cpu" else open_gpu(config.device)
+            if gpu is not None:
+                log.info("device %s: %s, compute capability %s", gpu.name, gpu.device.device_name, gpu.capability)
+
+            def load(repository: Repository, name: str, version: int) -> Executor:
+                return GraphExecutor(repository, name, version, gpu)
+
             def load_warm(repository: Repository, name: str, version: int) -> Executor:
-                executor = GraphExecutor(repository, name, version)
+                executor = GraphExecutor(repository, name, version, gpu)
                 executor.warm_up(cores)
                 return executor
 
             repository = Repository(config.repository)
-            self._deployment = Deployment(repository, GraphExecutor, self._news.set, release_memory)
+            self._deployment = Deployment(repository, load, self._news.set, release_memory)
             # In this thread, and without waiting for other workers: nothing is served yet that loading could slow down.
             self._deployment.refresh()
             self._executors = dict(self._deployment.executors)

@@ -18,6 +18,7 @@ import msgspec
 
 from zmq_offload.artifacts import jsonfile
 from zmq_offload.artifacts.cpu import CpuNeeds
+from zmq_offload.artifacts.gpu import GpuNeeds
 from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.protocol import limits
@@ -78,6 +79,8 @@ class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True):
         How requests may run together. None: one at a time.
     extra : dict, optional
         Keys of the file that this release does not know.
+    gpu : GpuNeeds, optional
+        The GPU that the library needs. None: it runs on the CPU.
 
     Raises
     ------
@@ -95,6 +98,7 @@ class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True):
     cpu: CpuNeeds | None = None
     batching: Batching | None = None
     extra: dict[str, Any] = {}
+    gpu: GpuNeeds | None = None
 
     def __post_init__(self) -> None:
         check_model_name(self.name)

@@ -175,7 +175,12 @@ def _add_output_options(parser: Parser) -> None:
 
 def _add_build_options(parser: Parser) -> None:
     group = parser.add_argument_group("how to build")
-    group.add_argument("--target", metavar="T", help="TVM target of the workers, a name or JSON (default: this CPU)")
+    group.add_argument(
+        "--target",
+        metavar="T",
+        help="TVM target of the workers, a name or JSON, or a GPU: cuda-sm80, cuda-sm86, cuda-sm89, cuda-sm90 or "
+        "cuda-native (default: this CPU)",
+    )
     group.add_argument("--device-target", metavar="T", help="TVM target of the device (default: this CPU)")
     group.add_argument(
         "--with-fallback",

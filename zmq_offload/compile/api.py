@@ -28,7 +28,7 @@ from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
 from zmq_offload.compile.picture import draw_cuts
 from zmq_offload.compile.quantization.quantize import Kind, Quantized, quantize_model
-from zmq_offload.compile.target import resolve_target, runs_here
+from zmq_offload.compile.target import resolve_target, resolve_workers_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
 from zmq_offload.compile.typical import Typical
 from zmq_offload.console.progress import Progress
@@ -342,7 +342,7 @@ def _job(options: BuildOptions, models: Sequence[str]) -> BuildJob:
     """Check all options that need no import of the model."""
     destination = Destination(options)
     destination.check_names(models)
-    target, device_target = resolve_target(options.target), resolve_target(options.device_target)
+    target, device_target = resolve_workers_target(options.target), resolve_target(options.device_target)
     progress = options.progress or Progress(quiet=True)
     return BuildJob(tuple(models), destination, target, device_target, progress, _tuning(options, target))
 

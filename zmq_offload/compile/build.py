@@ -12,12 +12,15 @@ from pathlib import Path
 
 import tvm
 from tvm import relax
-from tvm.ir.transform import Pass, Sequential
+from tvm.ir.transform import Pass, PassContext, Sequential
 from tvm.support import cc
 from tvm.target import codegen
 
 from zmq_offload.common.memory import trim
 from zmq_offload.compile.bounds import clamp_indices
+from zmq_offload.compile.cuda.names import is_gpu
+from zmq_offload.compile.cuda.nvrtc import toolkit
+from zmq_offload.compile.cuda.pipeline import GRAPHS, gpu_pipeline
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.interrupt import interruptible
@@ -46,7 +49,12 @@ def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = No
 
 
 def build_library(mod: tvm.IRModule, path: Path, target: tvm.target.Target, tuning: Path | None = None) -> None:
-    """Compile a module into a shared library, as `build` and `export` do, in less memory. Raises what they raise."""
+    """Compile a module into a shared library, as `build` and `export` do, in less memory. Raises what they raise, and
+    FailedPrecondition without NVRTC for a GPU."""
+    if is_gpu(target):
+        toolkit()  # now, since the rest takes long
+        export(_compiled(mod, target, None, [], []), path, target)
+        return
     with tempfile.TemporaryDirectory(prefix="zmq-offload-") as folder:
         # The weights of another format are packed with LLVM's help, by the module that it compiled.
         failed: list[str] = []
@@ -64,6 +72,9 @@ def _compiled(
     try:
         with target, interruptible():
             first = tuned_or_none(tuning, target) if tuning is not None else None
+            if is_gpu(target):
+                with PassContext(opt_level=3, config={GRAPHS: True}):
+                    return tvm.compile(prepared(mod), target, relax_pipeline=gpu_pipeline(target))
             pipeline = Sequential([cpu_pipeline(target, first), *last])
             return tvm.compile(prepared(mod), target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE)
     except FailedPrecondition:  # a damaged database is not TVM's fault

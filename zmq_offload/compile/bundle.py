@@ -21,7 +21,7 @@ from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folde
 from zmq_offload.compile.build import build_library, prepared
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.flops import Count, counting
-from zmq_offload.compile.target import cpu_needs, runs_here, target_json
+from zmq_offload.compile.target import cpu_needs, gpu_needs, runs_here, target_json
 from zmq_offload.compile.tuning.plan import Tuning
 from zmq_offload.console.progress import Progress
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
@@ -268,6 +268,7 @@ def _add_version(library: _Library, job: BuildJob) -> ModelVersion:
             tvm.__version__,
             checksum="",
             cpu=cpu_needs(job.target),
+            gpu=gpu_needs(job.target),
             batching=destination.options.batching,
             extra={"flops": library.flops} if library.flops else {},
         )

@@ -30,7 +30,8 @@ class BuildOptions:
     policy : int or "latest"
         Version that the device asks for.
     target : str, dict or tvm.target.Target, optional
-        TVM target of the workers: a name such as ``"llvm"``, JSON, or an object. Default: this machine's CPU.
+        TVM target of the workers: a name such as ``"llvm"``, JSON, or an object, or the name of a GPU, such as
+        ``"cuda-sm90"`` or ``"cuda-native"``. Default: this machine's CPU.
     device_target : str, dict or tvm.target.Target, optional
         TVM target of the device. Default: this machine's CPU.
     repository : path, optional

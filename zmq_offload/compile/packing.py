@@ -15,7 +15,10 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from zmq_offload.compile.target import triple_of
+from zmq_offload.compile.cuda.names import is_gpu
+from zmq_offload.compile.cuda.nvrtc import machine_code
+from zmq_offload.compile.cuda.packing import with_machine_code
+from zmq_offload.compile.target import host_of, triple_of
 
 Pack: TypeAlias = Callable[[tvm.runtime.Module, bool, str, str], str]
 
@@ -31,9 +34,13 @@ def packer(target: tvm.target.Target) -> Pack | None:
 def _pack(target: tvm.target.Target, module: tvm.runtime.Module, _system: bool, prefix: str, folder: str) -> str:
     data, source, result = (Path(folder) / f"imports.{suffix}" for suffix in ("bin", "ll", "o"))
     packed = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module)
-    data.write_bytes(np.from_dlpack(packed).data)
+    content = np.from_dlpack(packed).data
+    if is_gpu(target):
+        architecture = str(target.attrs["arch"])
+        content = memoryview(with_machine_code(bytes(content), lambda source: machine_code(source, architecture)))
+    data.write_bytes(content)
     size = data.stat().st_size
-    del packed
+    del packed, content
     source.write_text(_module(target, prefix + SYMBOL, data, size))
     tvm_ffi.load_module(str(source)).write_to_file(str(result), "o")
     data.unlink()
@@ -56,7 +63,7 @@ def _module(target: tvm.target.Target, symbol: str, data: Path, size: int) -> st
         f'target triple = "{triple_of(target)}"',
         *(f'module asm "{_escaped(line)}"' for line in assembly),
         "!llvm.module.flags = !{!0}",
-        f'!0 = !{{i32 1, !"tvm_target", !"{_escaped(str(target))}"}}',
+        f'!0 = !{{i32 1, !"tvm_target", !"{_escaped(str(host_of(target)))}"}}',
     ]
     return "\n".join([*lines, ""])
 

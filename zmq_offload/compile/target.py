@@ -10,7 +10,9 @@ import tvm
 from tvm.target import codegen
 
 from zmq_offload.artifacts.cpu import CpuNeeds
+from zmq_offload.artifacts.gpu import GpuNeeds
 from zmq_offload.common.cores import usable_cores
+from zmq_offload.compile.cuda.names import NAMES, PREFIX, gpu_target, is_gpu
 from zmq_offload.errors import InvalidArgument
 
 TargetLike: TypeAlias = str | Mapping[str, object] | tvm.target.Target | None
@@ -24,27 +26,46 @@ def host_target() -> tvm.target.Target:
 
 
 def resolve_target(given: TargetLike) -> tvm.target.Target:
-    """Return the TVM target that the user gave.
+    """Return the TVM target of a CPU that the user gave.
 
     Raises InvalidArgument for a target that TVM does not know, for one that is not a CPU, and for a CPU that TVM's LLVM
     does not know (LLVM would compile for a generic CPU without a word).
     """
     if given is None:
         return host_target()
+    if isinstance(given, str) and given.startswith(PREFIX):
+        raise InvalidArgument(f"target {given!r} is a GPU; only --target, for the workers, can name one")
     try:
         target = given if isinstance(given, tvm.target.Target) else tvm.target.Target(given)
     except (ValueError, TypeError, tvm.error.InternalError) as error:
         raise InvalidArgument(f"target {given!r}: {' '.join(str(error).split())}") from None
     if target.kind.name != "llvm":
-        raise InvalidArgument(f"target {given!r} is of kind {target.kind.name}; only CPUs are supported (kind llvm)")
+        raise InvalidArgument(
+            f"target {given!r} is of kind {target.kind.name}; only CPUs are supported (kind "
+            f"llvm), and for the workers the GPUs {', '.join(NAMES)}"
+        )
     cpu, triple = target.attrs.get("mcpu"), triple_of(target)
     if cpu is not None and not codegen.llvm_is_valid_cpu(str(cpu), triple):
         raise InvalidArgument(f"target {given!r}: LLVM does not know the CPU {str(cpu)!r} for {triple}")
     return target
 
 
+def resolve_workers_target(given: TargetLike) -> tvm.target.Target:
+    """Return the TVM target of a CPU or, by its name, of a GPU. Raises what `resolve_target` and `gpu_target` raise."""
+    if isinstance(given, str) and given.startswith(PREFIX):
+        return gpu_target(given)
+    if isinstance(given, tvm.target.Target) and is_gpu(given) and given.host is not None:
+        return given
+    return resolve_target(given)
+
+
+def host_of(target: tvm.target.Target) -> tvm.target.Target:
+    """The CPU's part of a target."""
+    return target.host if is_gpu(target) else target
+
+
 def triple_of(target: tvm.target.Target) -> str:
-    return str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())
+    return str(host_of(target).attrs.get("mtriple") or codegen.llvm_get_system_triple())
 
 
 def target_json(target: tvm.target.Target) -> Any:
@@ -54,12 +75,17 @@ def target_json(target: tvm.target.Target) -> Any:
 
 def cpu_needs(target: tvm.target.Target) -> CpuNeeds:
     """The instruction sets that a CPU needs to run code for `target`."""
-    return CpuNeeds.of(triple_of(target), map(str, codegen.llvm_get_cpu_features(target)))
+    return CpuNeeds.of(triple_of(target), map(str, codegen.llvm_get_cpu_features(host_of(target))))
+
+
+def gpu_needs(target: tvm.target.Target) -> GpuNeeds | None:
+    """The GPU that a library for `target` needs."""
+    return GpuNeeds(str(target.attrs["arch"])) if is_gpu(target) else None
 
 
 def runs_here(target: tvm.target.Target) -> bool:
-    """Whether this machine can run code for `target`."""
-    return cpu_needs(target).met()
+    """Whether this machine can run code for `target`. Code for a GPU runs in workers only."""
+    return not is_gpu(target) and cpu_needs(target).met()
 
 
 def toolchain() -> dict[str, Any]:

@@ -52,8 +52,8 @@ def load_library(path: str | os.PathLike[str]) -> tvm.runtime.Module:
     return module
 
 
-def virtual_machine(library: tvm.runtime.Module) -> vm.VirtualMachine:
-    return vm.VirtualMachine(library, tvm.cpu())
+def virtual_machine(library: tvm.runtime.Module, device: tvm.runtime.Device | None = None) -> vm.VirtualMachine:
+    return vm.VirtualMachine(library, tvm.cpu() if device is None else device)
 
 
 def release_memory() -> None:
@@ -70,8 +70,10 @@ class Machine:
     made for each run. When the machine is dropped, results that are still held stay valid.
     """
 
-    def __init__(self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec] = ()) -> None:
-        self._main = virtual_machine(library)["main"]
+    def __init__(
+        self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec] = (), device: tvm.runtime.Device | None = None
+    ) -> None:
+        self._main = virtual_machine(library, device)["main"]
         self._specs = inputs
         self._inputs = [None if ANY in spec.shape else _memory(spec.shape, spec.dtype) for spec in inputs]
 
@@ -102,15 +104,18 @@ class Machine:
             memories.append(memory)
         return self._call(memories)
 
-    def _call(self, memories: Sequence[Memory]) -> list[Array]:
+    def _results(self, arguments: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
         try:
-            result = self._main(*[tensor for tensor, _ in memories])
+            result = self._main(*arguments)
         except Exception as error:
             refused = refusal(error, [spec.name for spec in self._specs])
             if refused is None:
                 raise
             raise refused from None
-        results = [view_of(t) for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
+        return [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+
+    def _call(self, memories: Sequence[Memory]) -> list[Array]:
+        results = [view_of(t) for t in self._results([tensor for tensor, _ in memories])]
         # A result's memory lives as long as the array. But a model may hand an input through, perhaps under another
         # shape, and the next run writes to an input's memory.
         for _, view in memories:
@@ -119,5 +124,10 @@ class Machine:
 
 
 def _memory(shape: Sequence[int], dtype: np.dtype[Any]) -> Memory:
-    tensor = tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())
+    return memory_on(tvm.cpu(), shape, dtype)
+
+
+def memory_on(device: tvm.runtime.Device, shape: Sequence[int], dtype: object) -> Memory:
+    """A tensor that the CPU can write, and a view of it."""
+    tensor = tvm.runtime.empty(tuple(shape), str(dtype), device)
     return tensor, view_of(tensor)
