@@ -82,6 +82,8 @@ class Contract:
     scheme: ClassVar[str]
     names_outputs: ClassVar[bool] = True
     """Whether a reply says the name and datatype of a single output."""
+    large: ClassVar[int] = 300_000
+    """Elements of a large tensor: more than one part of a message, in any protocol."""
     both: ClassVar[float] = 1.0
     """Seconds for a call that two servers share, of which the second is connected to anew."""
 
@@ -137,7 +139,7 @@ class Contract:
             assert found.dtype == array.dtype and found.tobytes() == array.tobytes(), name
 
     def test_large_tensors_go(self, shared: ServerClient) -> None:
-        x = np.arange(300_000, dtype=np.float32).reshape(-1, 3)
+        x = np.arange(self.large, dtype=np.float32).reshape(-1, 3)
         np.testing.assert_array_equal(shared.infer("double", {"x": x})["y"], x * 2)
 
     def test_outputs_are_written_in_place(self, shared: ServerClient) -> None:

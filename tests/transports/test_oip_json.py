@@ -77,6 +77,7 @@ def test_an_answer_may_be_binary_or_nested_lists() -> None:
     [
         (b"", ProtocolError, "is not as the protocol has it"),
         (b"[" * 100_000, ProtocolError, "is not as the protocol has it"),
+        (b"[]" * (1 << 21), ResourceExhausted, "has 2097152 lists and objects of JSON; at most 1048576 are taken"),
         (b"{}", ProtocolError, "missing required field `outputs`"),
         (answer({"name": "y"}), ProtocolError, "missing required field"),
         (answer(y([1])), ProtocolError, "neither data nor a binary_data_size"),

@@ -31,6 +31,7 @@ class TestGrpc(Contract):
 class TestRest(Contract):
     scheme = "tfs+http"
     names_outputs = False
+    large = 60_000  # numbers of JSON take long
 
     @pytest.fixture
     def server(self, gateway: GatewayThread) -> str:

@@ -59,6 +59,7 @@ def test_several_outputs_have_names_and_one_has_none() -> None:
         (b"<html>", ProtocolError, "is not JSON"),
         (b"[" * 100_000, ProtocolError, "is not JSON"),
         (b'{"outputs": ' + b"9" * 5000 + b"}", ProtocolError, "is not JSON|do not fit|lists"),
+        (b'{"outputs": [' + b"[]," * (1 << 20) + b"]}", ResourceExhausted, "has 1048578 lists and objects of JSON"),
         (b"[]", ProtocolError, "has no 'outputs'"),
         (b'{"predictions": [[1, 2]]}', ProtocolError, "has no 'outputs'"),
         (outputs([[1], [2, 3]]), ProtocolError, "output 'y' of the server's answer is no tensor: its lists differ"),

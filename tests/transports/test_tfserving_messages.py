@@ -32,6 +32,7 @@ from zmq_offload.errors import (
 )
 from zmq_offload.protobuf.tensorflow import DATATYPES as TENSORFLOW
 from zmq_offload.protobuf.tensorflow import field_of
+from zmq_offload.protobuf.varints import field
 from zmq_offload.protocol.tensors import TensorSpec, datatype_of
 from zmq_offload.transports.tfserving.messages import (
     metadata_request,
@@ -202,6 +203,22 @@ def test_an_answer_that_is_damaged_is_read_or_refused(data: st.DataObject) -> No
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(OffloadError):
         read(bytes(message))
+
+
+def test_fields_that_are_not_known_are_passed_over() -> None:
+    more = b"\x78\x01"  # a number in field 15
+    dim = field(0x12, b"\x08\x02" + more)
+    one = b"\x08\x01" + field(0x12, dim + more) + field(0x22, ONES.tobytes()) + more
+    output = field(0x0A, field(0x0A, b"y") + more + field(0x12, one))
+    spec = field(0x12, field(0x12, b"\x08\x05" + more) + more)
+    assert read(output + more + spec).version == 5 and read(output + spec).outputs["y"].tolist() == [1, 1]
+    info = field(0x0A, field(0x0A, b"x") + field(0x12, b"\x10\x01" + more + field(0x1A, dim + more)))
+    signature = field(0x0A, field(0x0A, b"serving_default") + field(0x12, info + more)) + more
+    entry = field(0x0A, b"signature_def") + field(0x12, field(0x12, signature) + more)
+    assert metadata_response(field(0x12, entry) + more + field(0x0A, more)) == Served(
+        None, [TensorSpec("x", "FP32", (2,))], []
+    )
+    assert status_response(more + field(0x0A, more + b"\x08\x06")) == [Status("6", "UNKNOWN", "")]
 
 
 # --- metadata -------------------------------------------------------------------------------------------------

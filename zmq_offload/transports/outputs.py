@@ -19,6 +19,9 @@ LARGEST = 1 << 20
 LARGEST_JSON = 16 << 20
 """Bytes of an answer with values in JSON. Their objects can take ten times as many."""
 
+_LISTS = 1 << 20
+"""Lists and objects of an answer in JSON. An empty one takes 30 times the memory of its text."""
+
 _TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {float, int}}
 """Kind of a dtype -> what its values are in Python."""
 
@@ -82,6 +85,15 @@ def place_for(output: Output, given: Mapping[str, Array] | None) -> Array:
         return np.empty(output.shape, output.dtype)
     except (ValueError, MemoryError):  # an extent of 0 makes no bytes of extents that NumPy cannot multiply
         raise ProtocolError(f"{output} has a shape that is too large") from None
+
+
+def check_lists(body: bytes | bytearray) -> None:
+    """Raise ResourceExhausted for JSON whose lists and objects would take much memory, before it is read."""
+    count = body.count(b"[") + body.count(b"{")
+    if count > _LISTS:
+        raise ResourceExhausted(
+            f"the server's answer has {count} lists and objects of JSON; at most {_LISTS} are taken"
+        )
 
 
 def array_of(output: Output, values: list[Any], places: Mapping[str, Array] | None = None) -> Array:

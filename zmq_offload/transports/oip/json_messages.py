@@ -14,7 +14,16 @@ from zmq_offload.errors import ProtocolError, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import datatype_of
 from zmq_offload.transports.oip.metadata import Metadata, urgency
-from zmq_offload.transports.outputs import Output, array_of, check_count, check_names, output_of, spec_of, wrong_size
+from zmq_offload.transports.outputs import (
+    Output,
+    array_of,
+    check_count,
+    check_lists,
+    check_names,
+    output_of,
+    spec_of,
+    wrong_size,
+)
 from zmq_offload.transports.versions import number_of
 
 BINARY = "binary_tensor_data"
@@ -137,6 +146,7 @@ def error_text(body: bytes | bytearray) -> str:
 
 
 def _parsed(text: bytes | bytearray, kind: type[Any]) -> Any:
+    check_lists(text)
     try:
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:

@@ -14,7 +14,7 @@ from zmq_offload.errors import ProtocolError, one_line
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
-from zmq_offload.transports.outputs import array_of, check_count, output_of, spec_of
+from zmq_offload.transports.outputs import array_of, check_count, check_lists, output_of, spec_of
 from zmq_offload.transports.tfserving.metadata import SIGNATURE, Status, any_rank, datatype_of, no_signature
 from zmq_offload.transports.transport import Served
 from zmq_offload.transports.versions import number_of
@@ -179,6 +179,7 @@ def _read(body: bytes | bytearray, kind: type[_Kind]) -> _Kind:
 
 def _parsed(body: bytes | bytearray) -> Any:
     """Any JSON, and with NaN and Infinity."""
+    check_lists(body)
     try:
         return msgspec.json.decode(body)
     except (ValueError, RecursionError):
