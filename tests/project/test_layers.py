@@ -82,13 +82,13 @@ def test_load_without_tvm_says_what_to_install() -> None:
 
 def test_servers_are_called_without_packages_that_their_transport_does_not_need() -> None:
     connects = "from zmq_offload.transports.client import connect\n"
-    done = without_extras(f"{connects}connect(['http://127.0.0.1:1', 'tcp://127.0.0.1:1']).close()")
+    plain = [f"{scheme}://127.0.0.1:1" for scheme in ("http", "tfs+http", "tvmrpc", "tcp")]
+    done = without_extras(f"{connects}connect({plain}).close()")
     assert done.returncode == 0, done.stderr
     done = without_extras(f"{connects}connect('grpc://127.0.0.1:1')")
     assert "FailedPrecondition" in done.stderr and "zmq-offload[grpc]" in done.stderr
-    code = (
-        f"{connects}connect('grpc://127.0.0.1:1').close()\nassert not {{'google.protobuf', 'tvm'}} & {{*sys.modules}}"
-    )
+    by_grpc = ["grpc://127.0.0.1:1", "tfs+grpc://127.0.0.1:1"]
+    code = f"{connects}connect({by_grpc}).close()\nassert not {{'google.protobuf', 'tvm'}} & {{*sys.modules}}"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
