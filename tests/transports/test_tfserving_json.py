@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.transports.test_oip_messages import MOST, arrays
 from zmq_offload.errors import FailedPrecondition, OffloadError, ProtocolError, ResourceExhausted
 from zmq_offload.protocol.tensors import TensorSpec, datatype_of
+from zmq_offload.transports.oip.json_messages import infer_request
 from zmq_offload.transports.tfserving.json_messages import (
     error_text,
     metadata_response,
@@ -41,6 +42,13 @@ def test_every_value_comes_back(array: np.ndarray[Any, Any]) -> None:
     np.testing.assert_array_equal(found, array)
     finite = array[np.isfinite(array)]
     assert found[np.isfinite(array)].tobytes() == finite.tobytes()  # the sign of a zero, too
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0xFFC00000])
+def test_a_nan_of_any_kind_is_one(bits: int) -> None:
+    x = np.array([bits], np.uint32).view(np.float32)
+    assert predict_request({"x": x}) == b'{"inputs":{"x":[NaN]}}'
+    assert b'"data":[NaN]' in infer_request({"x": x}, 0, 1, False)
 
 
 def test_several_outputs_have_names_and_one_has_none() -> None:

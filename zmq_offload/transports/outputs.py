@@ -96,6 +96,14 @@ def check_lists(body: bytes | bytearray) -> None:
         )
 
 
+def widened(array: Array) -> Array:
+    """An array for JSON: each float with digits enough to be the same again."""
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(invalid="ignore"):  # NumPy warns of some NaNs
+        return array.astype(np.float64)
+
+
 def array_of(output: Output, values: list[Any], places: Mapping[str, Array] | None = None) -> Array:
     """The array of an output whose values are objects of JSON, in their order. Raises ProtocolError."""
     if len(values) * output.dtype.itemsize != output.nbytes:

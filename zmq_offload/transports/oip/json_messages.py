@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from zmq_offload.errors import ProtocolError, one_line
 from zmq_offload.protocol.payload import Array
@@ -22,6 +21,7 @@ from zmq_offload.transports.outputs import (
     check_names,
     output_of,
     spec_of,
+    widened,
     wrong_size,
 )
 from zmq_offload.transports.versions import number_of
@@ -88,8 +88,7 @@ def _described(name: str, array: Array, binary: bool) -> dict[str, object]:
     found = {"name": name, "datatype": datatype_of(array.dtype), "shape": array.shape}
     if binary:
         return found | {"parameters": {"binary_data_size": array.nbytes}}
-    # Each float has digits enough to be the same again.
-    return found | {"data": (array.astype(np.float64) if array.dtype.kind == "f" else array).ravel().tolist()}
+    return found | {"data": widened(array).ravel().tolist()}
 
 
 def infer_response(text: bytes | bytearray, most: int) -> Answer:

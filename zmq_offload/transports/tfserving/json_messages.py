@@ -14,7 +14,7 @@ from zmq_offload.errors import ProtocolError, one_line
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
-from zmq_offload.transports.outputs import array_of, check_count, check_lists, output_of, spec_of
+from zmq_offload.transports.outputs import array_of, check_count, check_lists, output_of, spec_of, widened
 from zmq_offload.transports.tfserving.metadata import SIGNATURE, Status, any_rank, datatype_of, no_signature
 from zmq_offload.transports.transport import Served
 from zmq_offload.transports.versions import number_of
@@ -81,7 +81,7 @@ def predict_request(inputs: Mapping[str, Array]) -> bytes:
 
     Each float has digits enough to be the same again. NaN and infinities are as TensorFlow Serving's JSON has them.
     """
-    wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in inputs.items()}
+    wide = {name: widened(array) for name, array in inputs.items()}
     document = {"inputs": {name: array.tolist() for name, array in wide.items()}}
     if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in wide.values()):
         return msgspec.json.encode(document)
