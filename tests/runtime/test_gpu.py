@@ -17,7 +17,7 @@ from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.runtime.gpu import Gpu, GpuMachine, open_gpu, out_of_memory
 from zmq_offload.runtime.machine import Machine, load_library
 
-STUB = Gpu("cuda:0", "9.0", tvm.cpu(), tvm.cpu())
+STUB = Gpu("cuda:0", "9.0", tvm.cpu())
 
 
 @pytest.mark.parametrize("shape", [(2, 16), (-1, 16)])

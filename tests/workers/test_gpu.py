@@ -22,7 +22,7 @@ H2 = onnx_models.random(2, 16, seed=3)
 
 def gpu(capability: str) -> Gpu:
     """The CPU, in the place of a GPU."""
-    return Gpu("cuda:0", capability, tvm.cpu(), tvm.cpu())
+    return Gpu("cuda:0", capability, tvm.cpu())
 
 
 @pytest.fixture
@@ -49,6 +49,13 @@ def test_a_worker_with_the_gpu_runs_it_there(repository: Repository) -> None:
     assert isinstance(executor._machine, GpuMachine)
     ((found,),) = executor.run([[H2]])
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-(H2 @ onnx_models.random(16, 8, seed=2)))), atol=1e-5)
+
+
+def test_inputs_may_be_unaligned_read_only_views(repository: Repository) -> None:
+    frame = memoryview(b"\x01" + H2.tobytes())
+    view = np.frombuffer(frame[1:], "<f4").reshape(2, 16)
+    executor = GraphExecutor(repository, "mlp", 1, gpu("9.0"))
+    np.testing.assert_array_equal(executor.run([[view]])[0][0], executor.run([[H2]])[0][0])
 
 
 def test_a_version_for_the_cpu_runs_there_in_a_worker_with_a_gpu(compiled_mlp: Compiled) -> None:

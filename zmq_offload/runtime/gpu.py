@@ -10,30 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tvm
-import tvm_ffi
 from tvm import libinfo
 from tvm_ffi.libinfo import load_lib_ctypes
 
 from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
-from zmq_offload.runtime.machine import Machine, Memory, memory_on
-
-_PINNED = 3
-"""DLPack's number of memory of the CPU that a GPU reads by itself (kDLCUDAHost). TVM has no name for it."""
+from zmq_offload.runtime.machine import Machine, memory_on
 
 _NO_MEMORY = re.compile(r"cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that is there. `device` has its memory; `staging` is memory of the CPU that is copied to it fast."""
+    """A GPU that is there. `device` is TVM's name for it."""
 
     name: str
     capability: str
     device: tvm.runtime.Device
-    staging: tvm.runtime.Device
 
 
 def open_gpu(name: str) -> Gpu:
@@ -49,7 +45,7 @@ def open_gpu(name: str) -> Gpu:
     device = tvm.cuda(number)
     if not device.exist:
         raise FailedPrecondition(f"{name} is not there; `nvidia-smi -L` lists the GPUs of this machine")
-    return Gpu(name, str(device.compute_version), device, tvm_ffi.core.Device(_PINNED, 0))
+    return Gpu(name, str(device.compute_version), device)
 
 
 def _load_cuda() -> None:
@@ -67,20 +63,21 @@ def out_of_memory(error: Exception) -> bool:
 
 
 class GpuMachine(Machine):
-    """A `Machine` on a GPU. Inputs go through staging memory, outputs come back into memory of the CPU."""
+    """A `Machine` on a GPU. Inputs are copied to it from where they are, and outputs into memory of the CPU.
+
+    Inputs do not pass through page-locked memory: copying them there takes longer than it saves.
+    """
 
     def __init__(self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec], gpu: Gpu) -> None:
+        super().__init__(library, (), gpu.device)
         self._gpu = gpu
-        super().__init__(library, inputs, gpu.device)
-        # Memory with a known shape is made once. Staging memory is costly to make, so other inputs do without.
-        self._inputs = [None if ANY in s.shape else memory_on(gpu.staging, s.shape, s.dtype) for s in inputs]
-        self._there = [None if ANY in s.shape else self._empty(s.shape, str(s.dtype)) for s in inputs]
+        self._specs = inputs
+        self._there = [None if ANY in spec.shape else self._empty(spec.shape, spec.dtype) for spec in inputs]
 
-    def _call(self, memories: Sequence[Memory]) -> list[Array]:
-        there = self._there or [None] * len(memories)
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
         arguments = [
-            tensor.copyto(own or self._empty(tensor.shape, tensor.dtype))
-            for own, (tensor, _) in zip(there, memories, strict=True)
+            (own or self._empty(array.shape, array.dtype.newbyteorder("="))).copyfrom(array)
+            for own, array in zip(self._there, arrays, strict=True)
         ]
         results = []
         for tensor in self._results(arguments):
@@ -90,5 +87,8 @@ class GpuMachine(Machine):
         self._gpu.device.sync()
         return results
 
-    def _empty(self, shape: Sequence[int], dtype: str) -> tvm.runtime.Tensor:
+    def run_together(self, requests: Sequence[Sequence[Array]]) -> list[Array]:
+        return self.run([np.concatenate(arrays) for arrays in zip(*requests, strict=True)])
+
+    def _empty(self, shape: Sequence[int], dtype: object) -> tvm.runtime.Tensor:
         return tvm.runtime.empty(tuple(shape), str(dtype), self._gpu.device)
