@@ -101,6 +101,12 @@ def test_what_triton_cannot_serve_is_refused(tensors: dict[str, Any], says: str)
     assert says in raised.value.message
 
 
+@pytest.mark.parametrize("running", [Running(0), Running(True), Running("1 } }"), Running(1, 0), Running(1, '1"')])  # type: ignore[arg-type]
+def test_numbers_of_a_configuration_are_numbers(running: Running) -> None:
+    with pytest.raises(InvalidArgument, match=r"(instances|threads) .* is not a whole number from 1"):
+        config_of([version()], running)
+
+
 def added(repository: Repository, model: ModelVersion) -> None:
     def build(folder: Path) -> ModelVersion:
         (folder / LIBRARY).write_bytes(b"library")
@@ -126,6 +132,9 @@ def test_a_repository_is_written_and_replaced_only_if_asked(tmp_path: Path, caps
         "m/2/model.json", "m/2/model.py", "m/2/subgraph.so", "m/3/model.json", "m/3/model.py", "m/3/subgraph.so",
         "m/config.pbtxt",
     ]  # fmt: skip
+    for inside in (source.root, source.root / "triton", tmp_path / "triton/../repository/m"):
+        with pytest.raises(InvalidArgument, match="the repository that is read; write to another folder"):
+            export_to_triton(source.root, inside)
     assert Repository(out).read("m", 3) == source.read("m", 3), "a worker could serve it, too"
     with pytest.raises(AlreadyExists, match="m exists; write to another folder, or replace it"):
         export_to_triton(source.root, out)

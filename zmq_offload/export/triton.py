@@ -81,9 +81,10 @@ def check_tensors(model: ModelVersion) -> None:
 def config_of(versions: Sequence[ModelVersion], running: Running) -> str:
     """The text of `config.pbtxt` for versions of a model, which have the same signature.
 
-    Raises InvalidArgument, naming the tensor, for a model that Triton cannot serve.
+    Raises InvalidArgument for numbers that are none, and, naming the tensor, for a model that Triton cannot serve.
     """
     model = versions[-1]
+    _check_running(running)
     check_tensors(model)
     batching = batching_in_triton(versions)
     lines = [
@@ -99,6 +100,13 @@ def config_of(versions: Sequence[ModelVersion], running: Running) -> str:
     if running.threads is not None:
         lines.append(f'parameters {{ key: "threads" value {{ string_value: "{running.threads}" }} }}')
     return "\n".join(lines) + "\n"
+
+
+def _check_running(running: Running) -> None:
+    """Raise InvalidArgument for numbers that are written to `config.pbtxt` and are none."""
+    for name, value in running._asdict().items():
+        if not (type(value) is int and value >= 1) and not (name == "threads" and value is None):
+            raise InvalidArgument(f"{name} {value!r} is not a whole number from 1")
 
 
 def _queue(batching: Batching | None) -> list[str]:

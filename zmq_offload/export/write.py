@@ -75,13 +75,16 @@ def export_to_triton(
     AlreadyExists
         If a model exists in `output`, without `force`.
     InvalidArgument
-        If Triton cannot serve a model; the message names the tensor. If `output` is `repository`.
+        If Triton cannot serve a model; the message names the tensor. If `output` is `repository`, or in it. If
+        `running` has other numbers than those of 1 and more.
     FailedPrecondition
         If a version is damaged, or `output` cannot be written.
     """
     source, place = Repository(repository), Path(output)
-    if place.resolve() == source.root.resolve():
-        raise InvalidArgument(f"{place} is the repository that is read; write to another folder")
+    root = source.root.resolve()
+    if root in (place.resolve(), *place.resolve().parents):
+        where = "is" if place.resolve() == root else "is in"
+        raise InvalidArgument(f"{place} {where} the repository that is read; write to another folder")
     chosen = [_read(source, name) for name in _chosen(source, models)]
     configs = [config_of(versions, running or Running()) for versions, _ in chosen]
     for versions, _ in chosen:
