@@ -30,10 +30,13 @@ from zmq_offload.errors import (
     Unauthenticated,
     Unavailable,
 )
+from zmq_offload.protocol import messages
+from zmq_offload.protocol.payload import encode_body
+from zmq_offload.protocol.tensors import Latest, signature_of
 from zmq_offload.testing import Fabric
 from zmq_offload.transports.client import ServerClient
-from zmq_offload.transports.tvmrpc import wire
-from zmq_offload.transports.tvmrpc.values import encode_values
+from zmq_offload.transports.tvmrpc import parcel, wire
+from zmq_offload.transports.tvmrpc.values import Handle, encode_values
 
 if TYPE_CHECKING:
     from zmq_offload.compile import Compiled
@@ -223,6 +226,41 @@ GREETING = struct.pack("<ii", 0xFF271, 7) + b"server:"
 def test_garbage_is_a_protocol_error(data: bytes, text: str) -> None:
     with answering(data) as url:
         failed(url, ProtocolError, text, 10)
+
+
+@pytest.mark.parametrize(
+    "models",
+    [5, None, [5], [{"name": "mlp"}], [{"name": "mlp", "version": "x", "inputs": [], "outputs": []}],
+     [{"name": "mlp", "version": 1, "inputs": [{"name": "x"}], "outputs": []}]],
+)  # fmt: skip
+def test_what_is_no_list_of_models_is_a_protocol_error(models: object) -> None:
+    answer = b"".join(parcel.pack([messages.encode(messages.Answer(parcel.SESSION, 0)), encode_body(models)]))
+    function = wire.packet(wire.RETURN, encode_values((Handle(7),)))
+    data = GREETING + wire.return_of_nothing() + function + wire.return_of_bytes(len(answer)) + answer
+    with (
+        answering(data) as url,
+        ServerClient(url, timeout=10) as client,
+        pytest.raises(ProtocolError, match="is no list of models"),
+    ):
+        client.infer("mlp", INPUTS, version=Latest(signature_of([], [])))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[" * 100_000,
+        b'[0, ["127.0.0.1", 99999, "k"]]',
+        b'[0, ["127.0.0.1", -1, "k"]]',
+        b'[0, ["127.0.0.1", 1e999, "k"]]',
+    ],
+    ids=len,
+)
+def test_what_a_tracker_does_not_say_is_a_protocol_error(answer: bytes) -> None:
+    data = struct.pack("<i", wire.TRACKER_MAGIC)
+    for one in (b'[0, {"server_info": [{"key": "server:k"}]}]', answer):
+        data += struct.pack("<i", len(one)) + one
+    with answering(data) as url:
+        failed(f"{url}?tracker=k", ProtocolError, "what is no JSON|answers .0, .'127", 10)
 
 
 def test_a_server_of_another_protocol_number_says_so() -> None:

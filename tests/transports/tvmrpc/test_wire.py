@@ -116,7 +116,10 @@ def test_the_content_of_an_array_has_its_size() -> None:
     ("array", "text"),
     [
         (struct.pack("<QiiiBBH", 1, 1, 0, -1, 2, 32, 1), "has -1 dimensions"),
+        (struct.pack("<QiiiBBH17qQ", 1, 1, 0, 17, 2, 32, 1, *[1] * 17, 0), "has 17 dimensions; the limit is 16"),
         (struct.pack("<QiiiBBHqQ", 1, 1, 0, 1, 2, 32, 1, -3, 0), r"the shape \(-3,\)"),
+        (struct.pack("<QiiiBBH2qQ", 1, 1, 0, 2, 2, 32, 1, 0, 2**62, 0), r"the shape \(0, 4611686018427387904\)"),
+        (struct.pack("<QiiiBBHqQ", 2**64 - 1, 1, 0, 1, 2, 32, 1, 1, 1), "beyond all memory"),
         (struct.pack("<QiiiBBHqQ", 1, 1, 0, 1, 3, 64, 1, 3, 0), r"the datatype \(3, 64, 1\)"),
         (struct.pack("<QiiiBBHqQ", 1, 1, 0, 1, 2, 32, 4, 3, 0), r"the datatype \(2, 32, 4\)"),
     ],

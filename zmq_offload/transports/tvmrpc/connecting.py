@@ -73,7 +73,7 @@ class _Line:
             raise ProtocolError(f"{self._what} sends a message of {length} bytes")
         try:
             return json.loads(self.receive(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ProtocolError(f"{self._what} sends what is no JSON") from None
 
     def stop(self) -> None:
@@ -155,8 +155,8 @@ def tracked(tracker: Target, attempt: Attempt) -> Target:
             ) from None
     try:
         status, (host, port, key) = answer
-        if status == 0:
-            return Target(str(host), int(port), str(key))
+        if status == 0 and isinstance(port, int) and 0 < port < 65536:
+            return Target(str(host), port, str(key))
     except (TypeError, ValueError):
         pass
     raise ProtocolError(f"the TVM RPC tracker at {tracker.address} answers {printable(repr(answer))[:80]}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from zmq_offload.errors import Internal, NotFound, ProtocolError, from_status
+from zmq_offload.errors import Internal, InvalidArgument, NotFound, ProtocolError, from_status
 from zmq_offload.protocol import messages, tensors
 from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
 from zmq_offload.transports.transport import Attempt, Reply, Request, Served
@@ -39,11 +39,14 @@ class Packed:
         message, frames = self._asked([query], attempt)
         if not isinstance(message, messages.Answer):
             raise ProtocolError(f"the server answers a query with {type(message).__name__}")
-        found = [
-            Served(int(one["version"]), _specs(one["inputs"]), _specs(one["outputs"]))
-            for one in cast("Sequence[Any]", decode_body(frames, "an Answer"))
-            if isinstance(one, Mapping) and one.get("name") == model
-        ]
+        try:
+            found = [
+                Served(int(one["version"]), _specs(one["inputs"]), _specs(one["outputs"]))
+                for one in cast("Sequence[Any]", decode_body(frames, "an Answer"))
+                if one["name"] == model
+            ]
+        except (TypeError, KeyError, ValueError, InvalidArgument):
+            raise ProtocolError("the TVM RPC server's answer is no list of models") from None
         if not found:
             raise NotFound(f"model {model!r} is not in the repository of the TVM RPC server")
         return sorted(found, key=lambda one: one.version or 0, reverse=True)

@@ -85,7 +85,7 @@ class Uploaded:
         ask.value(self._call(_UPLOAD, name, content))
         # The system's loader keeps the file as long as it needs it.
         loaded, _ = ask.values(self._call(_LOAD, name), self._call(_REMOVE, name), failing=FailedPrecondition)
-        begin = ask.handle(self._method(loaded, "vm_load_executable"))
+        begin = ask.handle(self._method(ask.a_handle(loaded), "vm_load_executable"))
         vm = ask.handle(wire.call(begin.number))
         found = ask.values(*(self._method(vm, method) for method in METHODS))
         functions = {method: ask.a_handle(one).number for method, one in zip(METHODS, found, strict=True)}

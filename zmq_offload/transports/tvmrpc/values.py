@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from zmq_offload.errors import ProtocolError
+from zmq_offload.protocol import limits
 
 NONE, INT, BOOL, POINTER, DATATYPE, DEVICE, TENSOR, STRING, BYTES = 0, 1, 2, 4, 5, 6, 7, 8, 9
 OBJECT, BYTES_OBJECT, MODULE = 64, 66, 73
@@ -34,8 +35,6 @@ _LETTERS = {code: letter for letter, code in _KINDS.items()}
 
 _VALUES = 1024
 """The most values in one packet."""
-
-_DIMENSIONS = 64
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -174,10 +173,12 @@ def _value(reader: _Reader) -> Any:
 
 def _tensor(reader: _Reader) -> Tensor:
     data, _, _, ndim, code, bits, lanes = reader.numbers("<QiiiBBH")
-    if not 0 <= ndim <= _DIMENSIONS:
-        raise ProtocolError(f"an array has {ndim} dimensions; the limit is {_DIMENSIONS}")
+    if not 0 <= ndim <= limits.RANK:
+        raise ProtocolError(f"an array has {ndim} dimensions; the limit is {limits.RANK}")
     shape = reader.numbers(f"<{ndim}q")
     offset = reader.number("<Q")
-    if (code, bits) not in _KNOWN or lanes != 1 or any(extent < 0 for extent in shape):
+    if (code, bits) not in _KNOWN or lanes != 1 or any(not 0 <= extent < limits.EXTENT for extent in shape):
         raise ProtocolError(f"an array has the datatype ({code}, {bits}, {lanes}) and the shape {shape}")
+    if data + offset >= 1 << 64:
+        raise ProtocolError(f"an array is at {data} with the offset {offset}, which is beyond all memory")
     return Tensor(data + offset, np.dtype(f"<{_LETTERS[code]}{bits // 8}"), shape)

@@ -51,7 +51,7 @@ class Failed(NamedTuple):
 
 def hello(key: str) -> bytes:
     """The first bytes of a client. `key` is the server's key, or the one that a tracker gave."""
-    name = f"client:{key}".encode()
+    name = f"client:{key}".encode(errors="replace")
     return struct.pack("<ii", MAGIC, len(name)) + name
 
 
