@@ -265,6 +265,31 @@ def test_a_binary_answer_is_read_with_and_without_its_length(http_server: HttpSe
     assert infer(http_server.url)["y"].tolist() == [1, 1]
 
 
+def test_interim_answers_are_passed_over(http_server: HttpServer) -> None:
+    status, headers, body = binary(X.tobytes())
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    final = f"HTTP/1.1 {status} OK\r\n{head}\r\n".encode() + body
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+    http_server.answers((100, {}, hints + final))
+    http_server.found["/v2"] = plain(SERVER)
+    with ServerClient(http_server.url) as client:
+        for _ in range(2):
+            assert client.infer("m", {"x": X})["y"].tolist() == [1, 1]
+
+
+def test_all_outputs_together_fit_the_limit(http_server: HttpServer) -> None:
+    many = [Y | {"name": f"y{n}", "shape": [MOST // 4], "parameters": {"binary_data_size": MOST}} for n in range(2)]
+    head = json.dumps({"outputs": many}).encode()
+    chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(head) + 2 * MOST, head + bytes(2 * MOST))
+    for framing, body in (
+        ({"Transfer-Encoding": "chunked"}, chunk),
+        ({"Content-Length": str(len(head) + 2 * MOST)}, head + bytes(2 * MOST)),
+    ):
+        http_server.answers((200, {LENGTH: str(len(head))} | framing, body))
+        with pytest.raises(ResourceExhausted, match=f"have {2 * MOST} bytes; at most max_frame_bytes={MOST}"):
+            infer(http_server.url)
+
+
 def test_a_large_request_goes_in_pieces(http_server: HttpServer) -> None:
     http_server.answers(binary(X.tobytes()))
     x = np.arange(4 << 20, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,10 @@ def test_an_answer_may_be_binary_or_nested_lists() -> None:
         None,
         None,
     ]
+    [(_, odd)] = infer_response(answer(y([3], data=[math.nan, math.inf, -math.inf])), MOST).outputs
+    assert odd is not None and np.isnan(odd[0]) and odd[1:].tolist() == [math.inf, -math.inf], (
+        "as Python's json has them"
+    )
     [(_, empty)] = infer_response(answer(y([0, 3], data=[])), MOST).outputs
     assert empty is not None and empty.shape == (0, 3)
 

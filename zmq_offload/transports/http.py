@@ -82,6 +82,7 @@ class _Timed(io.RawIOBase):
 
     def __init__(self, connection: socket.socket, attempt: Attempt) -> None:
         self._connection, self._attempt = connection, attempt
+        self._file = io.BufferedReader(self, 64 * 1024)
 
     def readable(self) -> bool:
         return True
@@ -90,8 +91,8 @@ class _Timed(io.RawIOBase):
         self._connection.settimeout(self._attempt.seconds())
         return self._connection.recv_into(room)
 
-    def makefile(self, _: str) -> io.BufferedReader:
-        return io.BufferedReader(self, 64 * 1024)
+    def makefile(self, _: str) -> Any:
+        return self._file
 
 
 class HttpConnections:
@@ -228,9 +229,14 @@ class HttpConnections:
             _send(connection, parts, attempt)
         except ConnectionError as error:
             broken = error  # a server that refuses a body answers before it has read all of it
-        answer = http.client.HTTPResponse(_Timed(connection, attempt), method=method)  # type: ignore[arg-type]
+        timed: Any = _Timed(connection, attempt)
+        answer = http.client.HTTPResponse(timed, method=method)
         try:
             answer.begin()
+            while 100 < answer.status < 200 and answer.status != http.client.SWITCHING_PROTOCOLS:
+                answer.fp = None  # type: ignore[assignment]  # closing it would close what the next one is read from
+                answer = http.client.HTTPResponse(timed, method=method)
+                answer.begin()
         except ConnectionError as error:  # RemoteDisconnected, too
             answer.close()
             if kept:

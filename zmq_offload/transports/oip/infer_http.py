@@ -76,6 +76,10 @@ class OipHttp:
             text = bytearray(self._size(length, response))
             response.read_into(memoryview(text))
         version, outputs = json_messages.infer_response(text, self._most)
+        if (nbytes := sum(output.nbytes for output, _ in outputs)) > self._most:
+            raise ResourceExhausted(
+                f"the outputs of {self._server} have {nbytes} bytes; at most max_frame_bytes={self._most} are taken"
+            )
         missing = sum(output.nbytes for output, value in outputs if value is None)
         if response.left is not None and missing != response.left:
             raise ProtocolError(

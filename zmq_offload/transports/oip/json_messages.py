@@ -145,8 +145,13 @@ def error_text(body: bytes | bytearray) -> str:
 
 
 def _parsed(text: bytes | bytearray, kind: type[Any]) -> Any:
+    """Any JSON, and with NaN and infinities, as servers in Python write it."""
     check_lists(text)
     try:
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the server's answer is not as the protocol has it: {one_line(error)}") from None
+        failure = ProtocolError(f"the server's answer is not as the protocol has it: {one_line(error)}")
+    try:
+        return msgspec.convert(json.loads(text), kind)
+    except (ValueError, RecursionError):
+        raise failure from None
