@@ -164,23 +164,32 @@ import sys
 import broker.core
 from zmq_offload.gateway.__main__ import main
 
+works = broker.core.Core.handle
+
 def handle(self, event, now):
-    raise ZeroDivisionError
+    if type(event).__name__ == EVENT:
+        raise ZeroDivisionError
+    return works(self, event, now)
 
 broker.core.Core.handle = handle
 sys.exit(main())
 """
 
 
-def test_a_broker_that_breaks_ends_the_process() -> None:
-    """As it would its own: a gateway that nobody answers would look healthy."""
+@pytest.mark.parametrize("event", ["FromClient", "Stop"])
+def test_a_broker_that_breaks_ends_the_process(event: str) -> None:
+    """As it would its own: a gateway that nobody answers would look healthy. Also if it is stopping already."""
     local = "127.0.0.1:0"
+    program = f"EVENT = {event!r}\n{BROKEN}"
     with running(
-        "-c", BROKEN, "--with-broker", f"tcp://{local},tcp://{local}", "--http", local, "--grpc", "none"
+        "-c", program, "--with-broker", f"tcp://{local},tcp://{local}", "--http", local, "--grpc", "none"
     ) as process:
         address = process.wait_for(r"ready http=(\S+)")[1]
-        with suppress(http.client.RemoteDisconnected, ConnectionResetError):  # an answer may come, or not
-            assert post(Gateway(process, address, ""), {"x": np.zeros(1, np.float32)})[0] == 503
+        if event == "Stop":
+            process.popen.send_signal(signal.SIGTERM)
+        else:
+            with suppress(http.client.RemoteDisconnected, ConnectionResetError):  # an answer may come, or not
+                assert post(Gateway(process, address, ""), {"x": np.zeros(1, np.float32)})[0] == 503
         assert process.wait() == 1
         assert process.lines[-1] == "ZeroDivisionError"
 

@@ -98,15 +98,16 @@ async def _run(config: Config, host: Host | None) -> None:
             places += [f"frontend={guest.endpoint}", f"backend={guest.backend}"]
         print("ready", *places, flush=True)
         await stop.wait()
+        if guest is None or guest.error is None:
+            end = time.monotonic() + config.grace
+            log.info("stopping: finishing %d requests within %.1f s", fabric.outstanding, config.grace)
+            fabric.stopping = True
+            await drain(ports, config.grace, fabric.close)
+            if guest is not None:
+                fabric.close()
+                await guest.end(max(0.0, end - time.monotonic()))
         if guest is not None and guest.error is not None:
             raise guest.error
-        end = time.monotonic() + config.grace
-        log.info("stopping: finishing %d requests within %.1f s", fabric.outstanding, config.grace)
-        fabric.stopping = True
-        await drain(ports, config.grace, fabric.close)
-        if guest is not None:
-            fabric.close()
-            await guest.end(max(0.0, end - time.monotonic()))
     finally:
         sharing_kept.cancel()
         guard.close()
