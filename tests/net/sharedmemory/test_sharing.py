@@ -224,6 +224,25 @@ def test_memory_goes_back_to_the_kernel(arena: Arena, clock: Clock) -> None:
     assert _kept(arena) == before
 
 
+def test_only_whole_pages_go_back(arena: Arena, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pages have 64 KiB, parts of one cannot be given back: the kernel refuses that with an error."""
+    removed: list[tuple[int, int]] = []
+
+    class Map:
+        def madvise(self, option: int, start: int, length: int) -> None:
+            removed.append((start, length))
+
+    kept, _ = _lend(arena, b"abc")
+    _lend(arena, bytes(300 * _KB))
+    monkeypatch.setattr("zmq_offload.net.sharedmemory.arena._PAGE", 64 * _KB)
+    monkeypatch.setattr(arena, "_map", Map())
+    for _ in range(4):
+        clock.now += TRIM
+        arena.tick()
+    assert removed == [(64 * _KB, 192 * _KB)]  # 4 to 304 KiB are not needed
+    assert kept == b"abc"
+
+
 def test_an_arena_and_its_readers_leave_no_descriptor(clock: Clock) -> None:
     gc.collect()
     before = set(os.listdir("/proc/self/fd"))

@@ -26,6 +26,9 @@ LOOK_AGAIN = 0.02
 TRIM = 5.0
 """Seconds after which memory that is not used any more goes back to the kernel."""
 
+_PAGE = mmap.PAGESIZE
+"""The kernel takes whole pages. They may be larger than the units of cells."""
+
 
 class _Memory(np.ndarray[Any, np.dtype[np.uint8]]):
     """The memory of a cell, made from the map and not from another array: NumPy lets views keep only the first array
@@ -173,5 +176,7 @@ class Arena:
         if now >= self._trim_at:
             self._trim_at = now + TRIM
             start, length = self._cells.unneeded()
-            if length:
-                self._map.madvise(mmap.MADV_REMOVE, start, length)
+            stop = (start + length) // _PAGE * _PAGE
+            start = -(-start // _PAGE) * _PAGE
+            if start < stop:
+                self._map.madvise(mmap.MADV_REMOVE, start, stop - start)
