@@ -265,6 +265,21 @@ def test_a_binary_answer_is_read_with_and_without_its_length(http_server: HttpSe
     assert infer(http_server.url)["y"].tolist() == [1, 1]
 
 
+def test_a_server_is_asked_again_whether_it_takes_binary_tensors(
+    http_server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy says 404 while the server behind it starts."""
+    monkeypatch.setattr("zmq_offload.transports.oip.infer_http.FRESH", 0.0)
+    http_server.answers(plain({"outputs": [Y | {"data": [1, 1]}]}))
+    http_server.found["/v2"] = plain(b"<html>", 404)
+    with ServerClient(http_server.url) as client:
+        client.infer("m", {"x": X})
+        assert not http_server.body.endswith(X.tobytes())
+        http_server.found["/v2"] = plain(SERVER)
+        client.infer("m", {"x": X})
+        assert http_server.body.endswith(X.tobytes())
+
+
 def test_interim_answers_are_passed_over(http_server: HttpServer) -> None:
     status, headers, body = binary(X.tobytes())
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import ClassVar
@@ -18,6 +19,7 @@ from zmq_offload.transports.oip.metadata import Metadata, meant, served_versions
 from zmq_offload.transports.outputs import LARGEST, LARGEST_JSON, bytes_of, place_for
 from zmq_offload.transports.transport import Abilities, Attempt, Options, Reply, Request, Served
 from zmq_offload.transports.url import Url
+from zmq_offload.transports.versions import FRESH
 
 _READY = "/v2/health/ready"
 _NOT_READY = (400, 503)
@@ -33,7 +35,7 @@ class OipHttp:
         self._server = f"{url.scheme}://{url.address}"
         self._most = options.max_frame_bytes
         self._connections = HttpConnections(url.only(*KEYS, path=True), max(self._most + LARGEST, LARGEST_JSON))
-        self._binary: bool | None = None
+        self._binary: tuple[bool, float] | None = None
 
     def infer(self, request: Request, attempt: Attempt) -> Reply:
         """Run a model."""
@@ -103,13 +105,16 @@ class OipHttp:
         return int(length)
 
     def _takes_binary(self, attempt: Attempt) -> bool:
-        """Ask the server once. One that does not say so gets JSON, which all take."""
-        if self._binary is None:
+        """Ask the server, now and then: it may be another one by now, or only not have been there yet for its proxy.
+        One that does not say so gets JSON, which all take."""
+        known = self._binary
+        if known is None or time.monotonic() > known[1] + FRESH:
             try:
-                self._binary = json_messages.takes_binary(self._small("/v2", attempt))
+                takes = json_messages.takes_binary(self._small("/v2", attempt))
             except (NotFound, Unimplemented):
-                self._binary = False
-        return self._binary
+                takes = False
+            known = self._binary = takes, time.monotonic()
+        return known[0]
 
     def _metadata(self, model: str, version: int | None, attempt: Attempt) -> Metadata:
         return json_messages.metadata_response(self._small(_path(model, version), attempt))
