@@ -44,6 +44,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: raw-transport\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(
         f"[zmq_offload.transports]\nraw = {raw}\nlost = no_such_package:Transport\ngrpc = {raw}\n"
+        "Big = numpy:ndarray\nodd = math:pi\n"
     )
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.syspath_prepend(tmp_path)
@@ -91,7 +92,8 @@ def test_it_keeps_the_rules_of_a_transport(server: str) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_a_scheme_of_ours_cannot_be_replaced() -> None:
-    assert known_schemes() == [*BUILT_IN, "lost", "raw"]
+    assert known_schemes() == [*BUILT_IN, "Big", "lost", "odd", "raw"]
+    assert transport_class("big") is np.ndarray, "schemes have no case"
     assert transport_class("grpc").__name__ == "OipGrpc" and transport_class("raw").__name__ == "RawTransport"
 
 
@@ -100,6 +102,7 @@ def test_a_scheme_of_ours_cannot_be_replaced() -> None:
     ("url", "kind", "says"),
     [
         ("lost://edge:1", FailedPrecondition, "the transport lost:// of no_such_package:Transport cannot be imported"),
+        ("odd://edge:1", FailedPrecondition, "the transport odd:// is math:pi, which is not a class"),
         ("rav://edge:1", InvalidArgument, "no transport is known for rav://.*did you mean.*raw.*known are tcp://"),
         (f"raw://edge:1?{QUERY}&color=red", InvalidArgument, "has 'color' after the question mark; known are input"),
         ("raw://edge:1", InvalidArgument, "raw://edge:1 needs"),

@@ -63,7 +63,7 @@ def transport_class(scheme: str) -> type[Transport]:
         with needs(place.extra):
             return _imported(place)
     for entry in _registered():
-        if entry.name == scheme:
+        if entry.name.lower() == scheme:
             return _loaded(entry)
     known = known_schemes()
     raise InvalidArgument(
@@ -103,10 +103,12 @@ def _registered() -> Sequence[EntryPoint]:
 
 def _loaded(entry: EntryPoint) -> type[Transport]:
     try:
-        found: type[Transport] = entry.load()
+        found: object = entry.load()
     except Exception as error:
         raise FailedPrecondition(
             f"the transport {entry.name}:// of {entry.value} cannot be imported: {type(error).__name__}: "
             f"{one_line(error)}"
         ) from error
+    if not isinstance(found, type):
+        raise FailedPrecondition(f"the transport {entry.name}:// is {entry.value}, which is not a class")
     return found

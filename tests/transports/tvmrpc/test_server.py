@@ -36,6 +36,7 @@ from zmq_offload.protocol.tensors import Latest, signature_of
 from zmq_offload.testing import Fabric
 from zmq_offload.transports.client import ServerClient
 from zmq_offload.transports.tvmrpc import parcel, wire
+from zmq_offload.transports.tvmrpc.server import main
 from zmq_offload.transports.tvmrpc.values import Handle, encode_values
 
 if TYPE_CHECKING:
@@ -293,6 +294,26 @@ def test_a_tracker_gives_a_server_by_its_key(compiled_mlp: Compiled) -> None:
         failed(
             f"tvmrpc://{tracker}?tracker=other", Unavailable, "no server with the key 'other'; its keys are board", 10
         )
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "text"),
+    [
+        (("--port", "65536"), 2, "'65536' is not a port, from 0 to 65535"),
+        (("--port", "-1"), 2, "'-1' is not a port, from 0 to 65535"),
+        (("--tracker", "h:65536", "--key", "k"), 1, "--tracker 'h:65536' needs HOST:PORT"),
+        (("--tracker", "h:1"), 1, "--tracker 'h:1' needs HOST:PORT, and a --key"),
+    ],
+)
+def test_a_server_says_what_is_wrong_with_an_option(
+    option: tuple[str, ...], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        found = main([*option, "--repository", "."])
+    except SystemExit as end:
+        found = end.code
+    assert found == code
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,15 @@ from functools import partial
 from zmq_offload.console.interrupts import quiet_ctrl_c
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.programs import run
+from zmq_offload.console.settings import checked
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.runtime import runtime_only
 
 _DEATH_SIGNAL = 1
 """`PR_SET_PDEATHSIG` of Linux."""
+
+
+_port = checked(int, lambda n: 0 <= n <= 65535, "a port, from 0 to 65535")
 
 
 def register(repository: str) -> None:
@@ -82,12 +86,12 @@ def _run(arguments: Sequence[str]) -> None:
     parser.description = "TVM's RPC server for device bundles: it runs the subgraphs of a model repository."
     parser.add_argument("--repository", default="dist/repository", metavar="DIR", help="the model repository")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
-    parser.add_argument("--port", type=int, default=9090, help="the port to listen at; 0: a free one")
+    parser.add_argument("--port", type=_port, default=9090, help="the port to listen at; 0: a free one")
     parser.add_argument("--key", default="", help="the key that clients give")
     parser.add_argument("--tracker", default=None, metavar="HOST:PORT", help="a tracker to register at")
     given = parser.parse_args(arguments)
     host, _, port = (given.tracker or "").rpartition(":")
-    if given.tracker is not None and not (host and port.isdecimal() and given.key):
+    if given.tracker is not None and not (host and port.isdecimal() and 0 < int(port) < 65536 and given.key):
         raise InvalidArgument(f"--tracker {given.tracker!r} needs HOST:PORT, and a --key")
     if not os.path.isdir(given.repository):
         raise FailedPrecondition(f"{given.repository} is not a folder; give a model repository")
