@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvloop
+import zmq
 
 from tests.support.processes import running_broker, status
 from zmq_offload.client.aiocalls import LinkCalls
@@ -30,7 +33,9 @@ from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.fabric import BrokerFabric, link_to
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.keys import new_keys
+from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import pack
+from zmq_offload.protocol.payload import encode_body
 from zmq_offload.testing import Fabric
 
 ALL = Grant("all")
@@ -214,6 +219,44 @@ def test_failures_count_although_nobody_has_asked_for_the_models(echo_fabric: Fa
                 await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_an_answer_that_cannot_be_read_is_not_the_clients_fault() -> None:
+    """A client that is told of an invalid argument would not send it again, and look for what is wrong in it."""
+    results = itertools.cycle([[], [b"\xc1"], [*ECHO.inputs.frames, b"more"]])
+    answers = itertools.cycle([[b"\xc1"], [encode_body(7)], []])
+    over = threading.Event()
+
+    def answer(sock: zmq.Socket[bytes]) -> None:
+        while not over.is_set():
+            if sock.poll(20):
+                peer, envelope, *_ = sock.recv_multipart()
+                asked = wire.decode(envelope, wire.FROM_CLIENT)
+                if isinstance(asked, wire.Request):
+                    result = wire.Result(asked.session, asked.id, 1, 0, 0, 0)
+                    sock.send_multipart([peer, wire.encode(result), *next(results)])
+                elif isinstance(asked, wire.Query):
+                    sock.send_multipart([peer, wire.encode(wire.Answer(asked.session, asked.id)), *next(answers)])
+
+    found: list[OffloadError] = []
+
+    async def run(endpoint: str) -> None:
+        async with behind(endpoint) as fabric:
+            for _ in range(3):
+                found.append(await end_of(fabric.infer, ECHO, ALL))
+                found.append(await listed(fabric, ALL))
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as sock:
+        port = sock.bind_to_random_port("tcp://127.0.0.1")
+        thread = threading.Thread(target=answer, args=(sock,))
+        thread.start()
+        try:
+            asyncio.run(run(f"tcp://127.0.0.1:{port}"))
+        finally:
+            over.set()
+            thread.join()
+    for error in found:
+        assert type(error) is Internal and error.message.startswith("the answer cannot be read: "), error
 
 
 def test_without_a_broker_requests_end_in_time_and_a_closed_client_answers() -> None:

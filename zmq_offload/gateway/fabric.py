@@ -180,10 +180,10 @@ class BrokerFabric:
     def _listed(self, action: Complete | Fail) -> None:
         answer: Catalog | OffloadError
         try:
-            body = _own(action.error) if isinstance(action, Fail) else answer_of(action)
-            answer = body if isinstance(body, OffloadError) else catalog_of(body).after(self._inquiry.catalog)
+            body = action.error if isinstance(action, Fail) else answer_of(action)
+            answer = _own(body) if isinstance(body, OffloadError) else catalog_of(body).after(self._inquiry.catalog)
         except OffloadError as error:
-            answer = error
+            answer = _own(error)
         self._answered(answer)
 
     def _answered(self, answer: Catalog | OffloadError) -> None:
@@ -242,7 +242,10 @@ class _Run:
 
 
 def _own(error: OffloadError) -> OffloadError:
-    """The error of a request for its client. It is the gateway that a broker refuses, or that cancels its requests."""
+    """The error of a request for its client. It is the gateway that a broker refuses, or that cancels its requests, and
+    it is a worker or a broker whose answer cannot be read."""
+    if isinstance(error, ProtocolError):
+        return Internal(f"the answer cannot be read: {error.message}")
     if isinstance(error, Unauthenticated):
         return Unavailable(f"no broker lets this gateway in: {error.message}")
     if isinstance(error, Cancelled):
@@ -256,7 +259,7 @@ def _outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadEr
     try:
         return Outputs(unpack(done.payload), model, version, timings)
     except ProtocolError as error:
-        return error
+        return _own(error)
 
 
 def _nothing() -> None:
