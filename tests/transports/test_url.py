@@ -13,6 +13,7 @@ def test_all_parts_are_read() -> None:
     assert url[1:] == ("grpc", "::1", 8001, "/a b", {"key": "board", "empty": ""})
     assert url.address == "[::1]:8001"
     assert url.only("key", "empty", path=True) is url
+    assert parse("https://edge:1?ca=/c++/a%20b%2F").query == {"ca": "/c++/a b/"}
     plain = parse("tvmrpc://edge-1.lan:9090")
     assert (plain.address, plain.path, plain.query) == ("edge-1.lan:9090", "", {})
     assert plain.only() is plain
@@ -36,7 +37,9 @@ def test_what_is_no_url_says_so(text: object, says: str) -> None:
     ("text", "says"),
     [
         ("grpc://edge", "has no host and port; use grpc://HOST:PORT"),
-        ("grpc://ed ge:1", "has no host and port"),
+        ("grpc://ed_ge:1@", "'grpc://...' has no host and port"),
+        ("grpc://ed ge:1", "'grpc://ed ge:1' has a space in its URL; write %20 for one"),
+        ("https://edge:1?ca=/my files/ca.crt", "'https://edge:1' has a space in its URL"),
         ("http://edge:0", "port 0 is not from 1 to 65535"),
         ("http://edge:65536", "port 65536 is not"),
         ("http://edge:1?key", "is not KEY=VALUE"),

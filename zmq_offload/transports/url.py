@@ -66,6 +66,8 @@ def scheme_of(text: object) -> str:
 def parse(text: str) -> Url:
     """Read SCHEME://HOST:PORT[/PATH][?KEY=VALUE&...]. Raises InvalidArgument, which says what is wrong."""
     scheme = scheme_of(text)
+    if re.search(r"\s", text):
+        raise InvalidArgument(f"server {shown(text)!r} has a space in its URL; write %20 for one")
     found = _URL.fullmatch(text)
     place = found and _PLACE.fullmatch(found["place"])
     if found is None or place is None:
@@ -73,8 +75,9 @@ def parse(text: str) -> Url:
     port = int(place["port"])
     if not 0 < port < 65536:
         raise InvalidArgument(f"server {shown(text)!r}: port {port} is not from 1 to 65535")
+    query = (found["query"] or "").replace("+", "%2B")  # names of files have it: it is no space, as in forms
     try:
-        pairs = parse_qsl(found["query"] or "", keep_blank_values=True, strict_parsing=bool(found["query"]))
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
         raise InvalidArgument(f"server {shown(text)!r}: what follows the question mark is not KEY=VALUE") from None
     host = place["host"].removeprefix("[").removesuffix("]")
