@@ -74,7 +74,12 @@ class Guest:
                 "a broker in the process of its gateway has no keys, and --server-key is given; run it as a process of "
                 "its own: zmq-offload broker"
             )
-        check_exposure((config.frontend, config.backend), secured=False, insecure=config.insecure)
+        check_exposure(
+            (config.frontend, config.backend),
+            secured=False,
+            insecure=config.insecure,
+            remedy="run a broker with keys as a process of its own (zmq-offload broker)",
+        )
         self._clock, self._failed = clock, failed
 
         def open_ports(given: Config, wake: transport.Wake, notes: Notes, clock: Callable[[], float]) -> _Ports:

@@ -23,13 +23,19 @@ from zmq_offload.net.watched import Watched
 log = logging.getLogger("broker")
 
 
-def check_exposure(endpoints: tuple[str, ...], *, secured: bool, insecure: bool) -> None:
+def check_exposure(
+    endpoints: tuple[str, ...],
+    *,
+    secured: bool,
+    insecure: bool,
+    remedy: str = "give --server-key, --authorized-clients and --authorized-workers",
+) -> None:
     """Raise InvalidArgument if others on the network could connect without a key and `insecure` is not set."""
     for endpoint in endpoints:
         if not (secured or insecure or is_loopback(endpoint)):
             raise InvalidArgument(
-                f"{endpoint} can be reached from other machines without keys; give --server-key, --authorized-clients "
-                "and --authorized-workers, or --insecure if the network is trusted"
+                f"{endpoint} can be reached from other machines without keys; {remedy}, or give --insecure if the "
+                "network is trusted"
             )
 
 

@@ -176,7 +176,7 @@ count = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}
 processes = threads = checked(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")
 """Far more threads are a typing error, too, and stop the whole machine while they start."""
 bytes_ = checked(int, lambda n: 1 <= n < 2**62, "a whole number of bytes from 1")
-arena = checked(int, lambda n: 0 <= n < 2**46, "a whole number of bytes, or 0")
+arena = checked(int, lambda n: 0 <= n < 2**46, "a whole number of bytes below 2**46")
 """The bytes of an arena; 0: no memory is shared."""
 ARENA_BYTES = 512 * 1024 * 1024
 seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
