@@ -369,6 +369,24 @@ def test_what_an_http_server_answers_is_a_typed_error(
     assert len(caught.value.message) < 2200 and "\n" not in caught.value.message
 
 
+def test_a_port_that_does_not_speak_http_is_named_without_its_raw_bytes() -> None:
+    def settings() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"\0\0\6\4\0\0\0\0\0\0\3\0\0\1\x1b")  # HTTP/2, as a port for gRPC begins
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=settings, daemon=True)
+        server.start()
+        with pytest.raises(ProtocolError, match="use the server's port for HTTP") as caught:
+            infer(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        server.join(10)
+    assert caught.value.message.isprintable()
+
+
 @pytest.mark.parametrize("ready", [200, 503])
 def test_an_http_server_that_is_not_ready_is_unavailable(http_server: HttpServer, ready: int) -> None:
     missing = plain({"error": "Request for unknown model: 'm' is not found"}, 404)

@@ -143,9 +143,10 @@ class HttpConnections:
                         return
                 connection.close()  # the server had closed it since the last request
         except http.client.HTTPException as error:
-            raise ProtocolError(
-                f"{self._server} does not answer in HTTP: {type(error).__name__}: {one_line(error)}"
-            ) from None
+            why = f"{type(error).__name__}: {one_line(error)}"
+            if isinstance(error, http.client.BadStatusLine):  # often a port for gRPC; its bytes are not to print
+                why = f"its answer begins with {str(error)[:20]!a}; use the server's port for HTTP"
+            raise ProtocolError(f"{self._server} does not answer in HTTP: {why}") from None
         except TimeoutError as error:
             if isinstance(error, OffloadError):
                 raise
