@@ -168,3 +168,8 @@ def test_chunks_are_refused() -> None:
 def test_progress_is_asked_for_in_each_window() -> None:
     progress = Progress()
     assert [progress.made(count, LIMITS) for count in (11, 21, 32, 32)] == [True, False, True, False]
+
+
+def test_a_handshake_of_tls_is_refused_at_its_first_byte() -> None:
+    with pytest.raises(Refused, match="has no TLS; use http://"):
+        check_incomplete(bytearray(b"\x16\x03\x01"), LIMITS)

@@ -18,6 +18,9 @@ from zmq_offload.gateway.http.limits import HEADERS, REQUEST_LINE_BYTES, Limits
 END = b"\r\n\r\n"
 """Ends a head, and a body of chunks."""
 
+_HANDSHAKE = b"\x16"
+"""Begins a connection with TLS. No request begins so, and its client waits for an answer until its time is over."""
+
 _SINGLE = frozenset({"authorization", "content-encoding", "content-type", "host", "inference-header-content-length"})
 """Headers of which two make a request ambiguous."""
 
@@ -139,7 +142,9 @@ def parse_head(data: bytes, limits: Limits) -> Head:
 
 
 def check_incomplete(data: bytearray, limits: Limits) -> None:
-    """Raise Refused if a head that is still without its end is too long."""
+    """Raise Refused if a head that is still without its end is too long, or is a handshake of TLS."""
+    if data[:1] == _HANDSHAKE:
+        raise Refused(400, "this port has no TLS; use http:// instead of https://")
     if len(data) > REQUEST_LINE_BYTES and data.find(b"\r\n", 0, REQUEST_LINE_BYTES + 2) < 0:
         raise _long_line()
     if len(data) > limits.header_bytes:
