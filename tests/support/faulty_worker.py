@@ -54,8 +54,8 @@ def hold_loads(file: Path) -> None:
 
     init = workers.executor.GraphExecutor.__init__
 
-    def held(self: Any, repository: Any, name: str, version: int) -> None:
-        init(self, repository, name, version)
+    def held(self: Any, repository: Any, name: str, version: int, *others: Any) -> None:
+        init(self, repository, name, version, *others)
         while version > 1 and file.exists():
             time.sleep(0.005)
 
