@@ -93,5 +93,13 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float 
         except OSError:
             pass
         if process.poll() is not None or time.monotonic() > end:
-            raise Unavailable(f"Triton did not come up (code {process.poll()}): {log.read_text()[-2000:]}")
+            raise Unavailable(
+                f"Triton did not come up (code {process.poll()}): {_why(log.read_text(errors='replace'))}"
+            )
         time.sleep(0.2)
+
+
+def _why(log: str) -> str:
+    """What the log says of models that were not loaded, else its end. The table of options after it hides both."""
+    lines = log.splitlines()
+    return "\n".join([line for line in lines if "failed to load '" in line and "version" in line][:1] or lines[-2:])
