@@ -44,6 +44,7 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         "THREADS": Variable("number of TVM threads of a worker process", ("worker",)),
         "PIN": Variable("`on` or `off`: bind each worker process to its own cores", ("worker",)),
+        "DEVICE": Variable("`cpu`, or `cuda:N`: the GPU that runs the versions that were built for one", ("worker",)),
         "REFRESH": Variable("seconds between scans of the repository", ("worker",)),
         "MAX_BATCH": Variable("maximum rows per batch, instead of the value in `model.json`", ("worker",)),
         "BATCH_DELAY": Variable("maximum microseconds that a batch waits for more requests", ("worker",)),

@@ -105,7 +105,8 @@ class _Line:
 
     def _failure(self, error: OSError) -> Unavailable:
         if isinstance(error, TimeoutError) and not self._attempt.canceled:
-            return Unavailable(f"{self._what} does not answer; it serves one client at a time, and may have one")
+            why = "it serves one client at a time and may have one, or the port is another server's"
+            return Unavailable(f"{self._what} does not answer; {why}")
         self._attempt.seconds()
         return Unavailable(f"{self._what} cannot be reached: {error.strerror or one_line(error)}")
 
