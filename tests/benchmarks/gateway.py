@@ -175,14 +175,14 @@ def recorded(text: str) -> Cells:
 def chart(cells: Cells) -> Bars:
     """A panel for each size and number of callers, and a bar for each server."""
     panels = {
-        f"{size:,} bytes each way, {callers} {'caller' if callers == 1 else 'callers'}": {
+        f"{size:,} bytes, {callers} {'caller' if callers == 1 else 'callers'}": {
             name: cell.rate for name, cell in servers.items()
         }
         for (size, callers), servers in cells.items()
     }
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     groups = {name: 0 if name.startswith("zmq-offload") else 1 for name in names}
-    return Bars("Requests per second", panels, names, groups, lambda rate: f"{rate:,.0f}")
+    return Bars("Requests per second, as many bytes each way", panels, names, groups, lambda rate: f"{rate:,.0f}")
 
 
 def main() -> None:
