@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ovmsclient.tfs_compat.grpc.tensors import make_ndarray
@@ -128,6 +128,9 @@ def test_messages_are_those_of_a_client():
     assert ours_ == {name: theirs[name] for name in ours_}
 
 
+@example(np.ones(2, np.float16), False)
+@example(np.ones(2, np.float32), False)
+@example(np.ones(2, np.int32), False)
 @given(arrays(), st.booleans())
 def test_every_datatype_and_shape_comes_back(array: Array, content: bool) -> None:
     request = request_of(array, content=content)
