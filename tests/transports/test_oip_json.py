@@ -13,8 +13,8 @@ from hypothesis import given
 from tests.transports.test_oip_messages import MOST, arrays
 from zmq_offload.errors import FailedPrecondition, NotFound, OffloadError, ProtocolError, ResourceExhausted, Unavailable
 from zmq_offload.protocol.tensors import DATATYPES, TensorSpec, datatype_of
+from zmq_offload.transports.codes import error_text
 from zmq_offload.transports.oip.json_messages import (
-    error_text,
     infer_request,
     infer_response,
     metadata_response,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.transports.test_oip_messages import MOST, arrays
 from zmq_offload.errors import FailedPrecondition, OffloadError, ProtocolError, ResourceExhausted
 from zmq_offload.protocol.tensors import TensorSpec, datatype_of
+from zmq_offload.transports.codes import error_text
 from zmq_offload.transports.oip.json_messages import infer_request
 from zmq_offload.transports.tfserving.json_messages import (
-    error_text,
     metadata_response,
     predict_request,
     predict_response,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import grpc
 
-from zmq_offload.errors import Unavailable
+from zmq_offload.errors import ProtocolError, Unavailable
 from zmq_offload.transports.access import Tls, access, read
 from zmq_offload.transports.codes import of_grpc
+from zmq_offload.transports.outputs import LARGEST
 from zmq_offload.transports.transport import Attempt
 from zmq_offload.transports.url import Url
 
@@ -70,6 +71,14 @@ class Channel:
                 code = grpc.StatusCode.UNAVAILABLE
             raise of_grpc(code.name, error.details() or "", self._server) from None
         self._reached = True
+        return answer
+
+    def small(self, method: str, message: bytes, attempt: Attempt) -> bytes:
+        """The same for an answer without tensors. Raises ProtocolError for a long one."""
+        answer = self.call(method, message, attempt)
+        if len(answer) > LARGEST:
+            name = method.rpartition("/")[2]
+            raise ProtocolError(f"the server's answer to {name} has {len(answer)} bytes; at most {LARGEST} are taken")
         return answer
 
     def close(self) -> None:

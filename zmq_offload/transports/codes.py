@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from zmq_offload.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -40,6 +42,18 @@ _HTTP: dict[int, type[OffloadError]] = {
 
 _TEXT = 2000
 """Characters that are shown of a server's text."""
+
+
+class _Error(msgspec.Struct):
+    error: str
+
+
+def error_text(body: bytes | bytearray) -> str:
+    """What a server says over HTTP in an answer that is an error; "" if it is not JSON with that as its "error"."""
+    try:
+        return msgspec.json.decode(body, type=_Error).error
+    except (ValueError, RecursionError):
+        return ""
 
 
 def of_http(status: int, text: str, server: str) -> OffloadError:

@@ -16,7 +16,9 @@ from urllib.parse import quote
 from zmq_offload.errors import DeadlineExceeded, OffloadError, ProtocolError, ResourceExhausted, Unavailable, one_line
 from zmq_offload.protocol.payload import Buffer
 from zmq_offload.transports.access import access
+from zmq_offload.transports.codes import error_text, of_http
 from zmq_offload.transports.names import looked_up
+from zmq_offload.transports.outputs import LARGEST
 from zmq_offload.transports.transport import Attempt
 from zmq_offload.transports.url import Url
 
@@ -71,6 +73,14 @@ class Response:
         if size > most:
             raise ResourceExhausted(f"the answer of {self._server} has more than {most} bytes")
         return b"".join(pieces)
+
+    def check(self) -> None:
+        """Raise the error of an answer that is one."""
+        if self.status != 200:
+            text = ""
+            with suppress(ResourceExhausted):
+                text = error_text(self.read(LARGEST))
+            raise of_http(self.status, text, self._server)
 
     def more(self) -> int:
         """The bytes of the body that are left, or whether there are some (1) if the server did not say how many."""
@@ -159,6 +169,12 @@ class HttpConnections:
         finally:
             if connection is not None:
                 connection.close()
+
+    def get(self, path: str, attempt: Attempt) -> bytes | bytearray:
+        """The body of an answer without tensors. Raises the error of an answer that is one."""
+        with self.request("GET", path, attempt, {}) as response:
+            response.check()
+            return response.read(LARGEST)
 
     def close(self) -> None:
         """Close the connections that no request uses; the others follow when their requests end."""

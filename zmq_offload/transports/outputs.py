@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from zmq_offload.errors import FailedPrecondition, ProtocolError, ResourceExhausted, printable
+from zmq_offload.errors import (
+    FailedPrecondition,
+    OffloadError,
+    ProtocolError,
+    ResourceExhausted,
+    one_line,
+    printable,
+)
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, DATATYPES, DType, TensorSpec
@@ -133,6 +141,17 @@ def _fitting(dtype: DType, values: list[Any]) -> Array | None:
     with np.errstate(over="ignore"):
         found: Array = exact.astype(dtype)
     return None if (np.isinf(found) & np.isfinite(exact)).any() else found
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """In the body, bytes that cannot be read as a message of this name are an error of the server's."""
+    try:
+        yield
+    except OffloadError:
+        raise
+    except ValueError as error:
+        raise ProtocolError(f"the server's answer is no {name}: {one_line(error)}") from None
 
 
 def bytes_of(array: Array) -> memoryview:

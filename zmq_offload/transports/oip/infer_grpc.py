@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from zmq_offload.errors import NotFound, OffloadError, ProtocolError
+from zmq_offload.errors import NotFound, OffloadError
 from zmq_offload.transports.access import KEYS
 from zmq_offload.transports.channel import Channel
 from zmq_offload.transports.oip.messages import (
@@ -57,16 +57,11 @@ class OipGrpc:
         """The channel is the parent's. It stays as it is: the client keeps it from being collected."""
 
     def _metadata(self, model: str, version: int | None, attempt: Attempt) -> Metadata:
-        return metadata_response(self._small("ModelMetadata", model_request(model, version), attempt))
+        request = model_request(model, version)
+        return metadata_response(self._channel.small(f"{_SERVICE}ModelMetadata", request, attempt))
 
     def _meant(self, error: NotFound, attempt: Attempt) -> OffloadError:
         try:
-            return meant(error, is_ready(self._small("ServerReady", b"", attempt)))
+            return meant(error, is_ready(self._channel.small(f"{_SERVICE}ServerReady", b"", attempt)))
         except OffloadError:
             return error
-
-    def _small(self, method: str, message: bytes, attempt: Attempt) -> bytes:
-        answer = self._channel.call(_SERVICE + method, message, attempt)
-        if len(answer) > LARGEST:
-            raise ProtocolError(f"the server's answer to {method} has {len(answer)} bytes; at most {LARGEST} are taken")
-        return answer

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import ClassVar
 from urllib.parse import quote
 
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, Unimplemented
 from zmq_offload.protocol.payload import Array, Buffer
 from zmq_offload.transports.access import KEYS
-from zmq_offload.transports.codes import of_http
 from zmq_offload.transports.http import HttpConnections, Response
 from zmq_offload.transports.oip import json_messages
 from zmq_offload.transports.oip.json_messages import LENGTH
@@ -49,7 +47,7 @@ class OipHttp:
         path = f"{_path(request.model, request.version)}/infer"
         try:
             with self._connections.request("POST", path, attempt, headers, body) as response:
-                self._check(response)
+                response.check()
                 return self._reply(response, request)
         except NotFound as error:
             raise self._meant(error, attempt) from None
@@ -110,14 +108,14 @@ class OipHttp:
         known = self._binary
         if known is None or time.monotonic() > known[1] + FRESH:
             try:
-                takes = json_messages.takes_binary(self._small("/v2", attempt))
+                takes = json_messages.takes_binary(self._connections.get("/v2", attempt))
             except (NotFound, Unimplemented):
                 takes = False
             known = self._binary = takes, time.monotonic()
         return known[0]
 
     def _metadata(self, model: str, version: int | None, attempt: Attempt) -> Metadata:
-        return json_messages.metadata_response(self._small(_path(model, version), attempt))
+        return json_messages.metadata_response(self._connections.get(_path(model, version), attempt))
 
     def _meant(self, error: NotFound, attempt: Attempt) -> OffloadError:
         try:
@@ -126,19 +124,6 @@ class OipHttp:
                 return meant(error, response.status not in _NOT_READY)
         except OffloadError:
             return error
-
-    def _small(self, path: str, attempt: Attempt) -> bytes | bytearray:
-        with self._connections.request("GET", path, attempt, {}) as response:
-            self._check(response)
-            return response.read(LARGEST)
-
-    def _check(self, response: Response) -> None:
-        """Raise the error of an answer that is one."""
-        if response.status != 200:
-            text = ""
-            with suppress(ResourceExhausted):
-                text = json_messages.error_text(response.read(LARGEST))
-            raise of_http(response.status, text, self._server)
 
 
 def _path(model: str, version: int | None) -> str:

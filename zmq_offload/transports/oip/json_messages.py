@@ -56,10 +56,6 @@ class _Server(msgspec.Struct):
     extensions: list[str] = []
 
 
-class _Error(msgspec.Struct):
-    error: str
-
-
 class Answer(NamedTuple):
     """The version and outputs of an answer. An output's values are None if they follow in binary."""
 
@@ -134,14 +130,6 @@ def metadata_response(text: bytes | bytearray) -> Metadata:
 def takes_binary(text: bytes | bytearray) -> bool:
     """Whether a server's metadata has the extension. Raises ProtocolError."""
     return BINARY in _parsed(text, _Server).extensions
-
-
-def error_text(body: bytes | bytearray) -> str:
-    """What a server says in an answer that is an error; "" if it is not JSON as the protocol has it."""
-    try:
-        return msgspec.json.decode(body, type=_Error).error
-    except (ValueError, RecursionError):
-        return ""
 
 
 def _parsed(text: bytes | bytearray, kind: type[Any]) -> Any:

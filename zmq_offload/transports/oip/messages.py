@@ -7,13 +7,12 @@ beside what describes them, as their bytes. The numbers of fields are those of p
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from zmq_offload.errors import OffloadError, ProtocolError, one_line
+from zmq_offload.errors import ProtocolError
 from zmq_offload.protobuf import varints
 from zmq_offload.protobuf.varints import field, varint
 from zmq_offload.protobuf.wire import BYTES, VARINT, fields, integers, text, view
@@ -28,6 +27,7 @@ from zmq_offload.transports.outputs import (
     check_names,
     output_of,
     place_for,
+    reading,
     spec_of,
     wrong_size,
 )
@@ -107,7 +107,7 @@ def infer_response(message: bytes, most: int, places: Mapping[str, Array] | None
 
     Raises ProtocolError, FailedPrecondition and ResourceExhausted.
     """
-    with _reading("ModelInferResponse"):
+    with reading("inference.ModelInferResponse"):
         return _infer_response(memoryview(message), most, places)
 
 
@@ -170,7 +170,7 @@ def _typed(output: Output, contents: Sequence[memoryview]) -> Array:
 def metadata_response(message: bytes) -> Metadata:
     """Read a ModelMetadataResponse. Raises ProtocolError."""
     versions, inputs, outputs = list[str](), list[TensorSpec](), list[TensorSpec]()
-    with _reading("ModelMetadataResponse"):
+    with reading("inference.ModelMetadataResponse"):
         for tag, value in fields(memoryview(message)):
             if tag == _VERSIONS:
                 versions.append(text(value))
@@ -184,7 +184,7 @@ def metadata_response(message: bytes) -> Metadata:
 def is_ready(message: bytes) -> bool:
     """Read a ServerReadyResponse. Raises ProtocolError."""
     ready = False
-    with _reading("ServerReadyResponse"):
+    with reading("inference.ServerReadyResponse"):
         for tag, value in fields(memoryview(message)):
             if tag == 1 << 3 | VARINT:
                 ready = bool(value)
@@ -205,14 +205,3 @@ def _tensor(message: memoryview) -> tuple[str, str, list[int], list[memoryview]]
         elif tag == _CONTENTS:
             contents.append(view(value))
     return name, datatype, shape, contents
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """In the body, bytes that cannot be read are an error of the server's."""
-    try:
-        yield
-    except OffloadError:
-        raise
-    except ValueError as error:
-        raise ProtocolError(f"the server's answer is no inference.{name}: {one_line(error)}") from None

@@ -72,10 +72,6 @@ class _Statuses(msgspec.Struct):
     model_version_status: list[_VersionStatus]
 
 
-class _Error(msgspec.Struct):
-    error: str
-
-
 def predict_request(inputs: Mapping[str, Array]) -> bytes:
     """The body of a request, in the format of columns: that of rows has no scalars.
 
@@ -160,14 +156,6 @@ def status_response(body: bytes | bytearray) -> list[Status]:
         Status(str(one.version), one.state, one.status.error_message)
         for one in _read(body, _Statuses).model_version_status
     ]
-
-
-def error_text(body: bytes | bytearray) -> str:
-    """What a server says in an answer that is an error; "" if it is not JSON as the protocol has it."""
-    try:
-        return msgspec.json.decode(body, type=_Error).error
-    except (ValueError, RecursionError):
-        return ""
 
 
 def _read(body: bytes | bytearray, kind: type[_Kind]) -> _Kind:

@@ -6,13 +6,12 @@ datatype. The numbers of fields are those of protobuf/definitions/tensorflow.pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from zmq_offload.errors import OffloadError, ProtocolError, one_line
+from zmq_offload.errors import ProtocolError
 from zmq_offload.protobuf import varints
 from zmq_offload.protobuf.tensorflow import DATATYPES, FIELDS, field_of, written
 from zmq_offload.protobuf.varints import field, varint
@@ -26,6 +25,7 @@ from zmq_offload.transports.outputs import (
     check_names,
     output_of,
     place_for,
+    reading,
     spec_of,
     wrong_size,
 )
@@ -97,7 +97,7 @@ def predict_response(message: bytes, most: int, places: Mapping[str, Array] | No
 
     Raises ProtocolError, FailedPrecondition and ResourceExhausted.
     """
-    with _reading("PredictResponse"):
+    with reading("tensorflow.serving.PredictResponse"):
         version: int | None = None
         read: list[tuple[Output, Array]] = []
         for tag, value in fields(memoryview(message)):
@@ -116,7 +116,7 @@ def predict_response(message: bytes, most: int, places: Mapping[str, Array] | No
 
 def metadata_response(message: bytes) -> Served:
     """Read a GetModelMetadataResponse. Raises ProtocolError, and FailedPrecondition for a model that no bundle has."""
-    with _reading("GetModelMetadataResponse"):
+    with reading("tensorflow.serving.GetModelMetadataResponse"):
         version: int | None = None
         signatures: dict[str, memoryview] = {}
         for tag, value in fields(memoryview(message)):
@@ -140,7 +140,7 @@ def metadata_response(message: bytes) -> Served:
 
 def status_response(message: bytes) -> list[Status]:
     """Read a GetModelStatusResponse. Raises ProtocolError."""
-    with _reading("GetModelStatusResponse"):
+    with reading("tensorflow.serving.GetModelStatusResponse"):
         return [_status(view(value)) for tag, value in fields(memoryview(message)) if tag == _FIRST]
 
 
@@ -269,14 +269,3 @@ def _converted(output: Output, chunks: list[Array]) -> Array:
     if (narrow != values).any():
         raise ProtocolError(f"{output} has values that do not fit its datatype in the server's answer")
     return narrow.view(output.dtype)
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """In the body, bytes that cannot be read are an error of the server's."""
-    try:
-        yield
-    except OffloadError:
-        raise
-    except ValueError as error:
-        raise ProtocolError(f"the server's answer is no tensorflow.serving.{name}: {one_line(error)}") from None

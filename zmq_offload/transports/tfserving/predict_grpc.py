@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from zmq_offload.errors import NotFound, OffloadError, ProtocolError
+from zmq_offload.errors import NotFound, OffloadError
 from zmq_offload.transports.access import KEYS
 from zmq_offload.transports.channel import Channel
 from zmq_offload.transports.outputs import LARGEST
@@ -61,19 +61,13 @@ class TfServingGrpc:
 
     def _described(self, model: str, version: int | None, attempt: Attempt) -> Served:
         request = metadata_request(model, version, self._label)
-        return metadata_response(self._small(f"{_PREDICTION}GetModelMetadata", request, attempt))
+        return metadata_response(self._channel.small(f"{_PREDICTION}GetModelMetadata", request, attempt))
 
     def _statuses(self, model: str, attempt: Attempt) -> list[Status]:
-        return status_response(self._small(f"{_MODEL}GetModelStatus", status_request(model), attempt))
+        return status_response(self._channel.small(f"{_MODEL}GetModelStatus", status_request(model), attempt))
 
     def _meant(self, error: NotFound, request: Request, attempt: Attempt) -> OffloadError:
         try:
             return meant(error, request.version, self._statuses(request.model, attempt))
         except OffloadError:
             return error
-
-    def _small(self, method: str, message: bytes, attempt: Attempt) -> bytes:
-        answer = self._channel.call(method, message, attempt)
-        if len(answer) > LARGEST:
-            raise ProtocolError(f"the server's answer to {method} has {len(answer)} bytes; at most {LARGEST} are taken")
-        return answer

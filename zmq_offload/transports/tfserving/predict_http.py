@@ -14,15 +14,12 @@ from zmq_offload.errors import (
     NotFound,
     OffloadError,
     ProtocolError,
-    ResourceExhausted,
 )
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
 from zmq_offload.transports.access import KEYS
-from zmq_offload.transports.codes import of_http
-from zmq_offload.transports.http import HttpConnections, Response
-from zmq_offload.transports.outputs import LARGEST, LARGEST_JSON
+from zmq_offload.transports.http import HttpConnections
+from zmq_offload.transports.outputs import LARGEST_JSON
 from zmq_offload.transports.tfserving.json_messages import (
-    error_text,
     metadata_response,
     predict_request,
     predict_response,
@@ -56,7 +53,7 @@ class TfServingHttp:
             with self._connections.request(
                 "POST", self._path(model, version, ":predict"), attempt, headers, body
             ) as found:
-                self._check(found)
+                found.check()
                 answer = found.read(LARGEST_JSON)
         except NotFound as error:
             raise self._meant(error, request, attempt) from None
@@ -97,31 +94,18 @@ class TfServingHttp:
         return found
 
     def _asked(self, model: str, version: int | None, attempt: Attempt) -> Served:
-        found = metadata_response(self._small(self._path(model, version, "/metadata"), attempt))
+        found = metadata_response(self._connections.get(self._path(model, version, "/metadata"), attempt))
         self._known[model, version] = time.monotonic(), found
         return found
 
     def _statuses(self, model: str, attempt: Attempt) -> list[Status]:
-        return status_response(self._small(f"/v1/models/{quote(model, safe='')}", attempt))
+        return status_response(self._connections.get(f"/v1/models/{quote(model, safe='')}", attempt))
 
     def _meant(self, error: NotFound, request: Request, attempt: Attempt) -> OffloadError:
         try:
             return meant(error, request.version, self._statuses(request.model, attempt))
         except OffloadError:
             return error
-
-    def _small(self, path: str, attempt: Attempt) -> bytes | bytearray:
-        with self._connections.request("GET", path, attempt, {}) as response:
-            self._check(response)
-            return response.read(LARGEST)
-
-    def _check(self, response: Response) -> None:
-        """Raise the error of an answer that is one."""
-        if response.status != 200:
-            text = ""
-            with suppress(ResourceExhausted):
-                text = error_text(response.read(LARGEST))
-            raise of_http(response.status, text, self._server)
 
     def _path(self, model: str, version: int | None, what: str) -> str:
         which = f"/versions/{version}" if version is not None else ""
