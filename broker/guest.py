@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from broker.config import Config
 from broker.events import Action, Event, FromClient, Stop
@@ -22,13 +22,14 @@ from zmq_offload.common.notes import Notes
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.net import transport
 from zmq_offload.net.sharedmemory.sharing import Sharing
+from zmq_offload.net.timers import ROUNDING
 from zmq_offload.protocol import messages as wire
 
 _HOST = b"\0host"
 """The client in this process, as the core knows it. The ids of connections are longer."""
 
-_ROUNDING = 0.0005
-"""uvloop rounds delays to milliseconds. A timer that is early would be set again and again until its time has come."""
+_Replies: TypeAlias = "list[tuple[wire.ToClient, Sequence[Any]]]"
+"""Messages to that client, with their payloads."""
 
 
 class _Ports(StreamPorts):
@@ -38,8 +39,8 @@ class _Ports(StreamPorts):
         self, config: Config, wake: transport.Wake, notes: Notes, clock: Callable[[], float], sharing: Sharing | None
     ) -> None:
         super().__init__(config, wake, notes, clock, sharing)
-        self.deliver: Callable[[list[tuple[wire.ToClient, Sequence[Any]]]], None] | None = None
-        self.replies: list[tuple[wire.ToClient, Sequence[Any]]] = []
+        self.deliver: Callable[[_Replies], None] | None = None
+        self.replies: _Replies = []
 
     def send(self, actions: Sequence[Action]) -> None:
         others = []
@@ -99,7 +100,7 @@ class Guest:
 
     # --- the client in this process ---------------------------------------------------------------------------
 
-    def attach(self, deliver: Callable[[list[tuple[wire.ToClient, Sequence[Any]]]], None] | None) -> None:
+    def attach(self, deliver: Callable[[_Replies], None] | None) -> None:
         """Hand messages for the client in this process to `deliver`; with None, drop them."""
         self._ports.deliver = deliver
         self._ports.replies = []
@@ -153,7 +154,7 @@ class Guest:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = due
-            self._timer = self._loop.call_later(max(0.0, due - self._clock()) + _ROUNDING, self._due)
+            self._timer = self._loop.call_later(max(0.0, due - self._clock()) + ROUNDING, self._due)
 
     def _due(self) -> None:
         self._timer, self._timer_at = None, math.inf

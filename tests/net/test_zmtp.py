@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -152,8 +152,8 @@ def test_a_router_does_not_talk_to_others(kind: bytes) -> None:
 @pytest.mark.parametrize("size", [0, 1, 200, 1000])
 def test_two_ends_tell_each_other_their_properties(size: int) -> None:
     ends = [
-        Peer(MOST, 4, INTERVAL, b"ROUTER", {b"X-Long": b"x" * size}),
-        Peer(MOST, 4, INTERVAL, properties={b"X-One": b"1", b"X-Two": b""}),
+        Peer(MOST, 4, INTERVAL, b"ROUTER", sharer=Sharer({b"X-Long": b"x" * size})),
+        Peer(MOST, 4, INTERVAL, sharer=Sharer({b"X-One": b"1", b"X-Two": b""})),
     ]
     data = [HELLO, HELLO]
     while any(data):
@@ -290,7 +290,8 @@ REFERENCE = Reference(7, 3, bytes(16), 5, 9, 4096, 100)
 class Sharer:
     """Offers `mine`, takes the offer `yes`, and proves by names."""
 
-    properties: ClassVar[Mapping[bytes, bytes]] = {b"X-Zmq-Offload-Host": b"mine"}
+    def __init__(self, properties: Mapping[bytes, bytes]) -> None:
+        self.properties = properties
 
     def proof(self, told: Mapping[bytes, bytes], kind: bytes) -> bytes | None:
         return b"yes read by " + kind if told.get(b"x-zmq-offload-host") == b"yes" else None
@@ -304,7 +305,7 @@ OWN = command(b"\x06SHARESyes read by DEALER")
 
 
 def sharing_peer() -> Peer:
-    return Peer(MOST, 4, INTERVAL, sharer=Sharer())
+    return Peer(MOST, 4, INTERVAL, sharer=Sharer({b"X-Zmq-Offload-Host": b"mine"}))
 
 
 def offered() -> bytes:

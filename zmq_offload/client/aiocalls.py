@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from zmq_offload.client.aiodriver import AsyncDriver, Ended
+from zmq_offload.client.aiodriver import AsyncDriver, Ended, tell
 from zmq_offload.client.link import Link, checked_request, in_place
 from zmq_offload.client.session import Complete, Fail, budget
 from zmq_offload.errors import Cancelled, from_status
 from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import Packed
-
-log = logging.getLogger("zmq_offload")
 
 
 class Calls(Protocol):
@@ -127,7 +124,7 @@ class LocalCalls:
         self._flush()
         self._broker.attach(None)
         for number, ended in calls.items():
-            _tell(ended, Fail(number, Cancelled("canceled by the caller")))
+            tell(ended, Fail(number, Cancelled("canceled by the caller")))
 
     def _begin(self, ended: Ended, number: int, message: wire.FromClient, payload: Sequence[Any]) -> int:
         if self._closed:
@@ -163,14 +160,6 @@ class LocalCalls:
                 payload = [bytes(payload[0]), *payload[1:]]
             read, frames = in_place(self._sharing, message, payload)
             if isinstance(read, wire.Error):
-                _tell(ended, Fail(read.id, from_status(read.code, read.text)))
+                tell(ended, Fail(read.id, from_status(read.code, read.text)))
             else:
-                _tell(ended, Complete(message.id, read, frames))  # type: ignore[arg-type]  # as above
-
-
-def _tell(ended: Ended, action: Complete | Fail) -> None:
-    """Call `ended`. An exception is its own fault, not the broker's."""
-    try:
-        ended(action)
-    except Exception:
-        log.exception("a callback of a call failed")
+                tell(ended, Complete(message.id, read, frames))  # type: ignore[arg-type]  # as above

@@ -13,12 +13,10 @@ from zmq_offload.client.link import Link
 from zmq_offload.client.session import Action, Complete, Fail, Reconnect, Send
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.errors import Cancelled, FailedPrecondition, Internal
+from zmq_offload.net.timers import ROUNDING
 from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("zmq_offload")
-
-_ROUNDING = 0.0005
-"""uvloop rounds delays to milliseconds. A timer that is early would be set again and again until its time has come."""
 
 Ended: TypeAlias = Callable[["Complete | Fail"], None]
 """Is called once with what came of a call, unless the call is canceled before."""
@@ -210,14 +208,7 @@ class AsyncDriver:
         failed = list(self._calls.items())
         self._calls.clear()
         for number, ended in failed:
-            self._tell(ended, Fail(number, failure(error)))
-
-    def _tell(self, ended: Ended, action: Complete | Fail) -> None:
-        """Call `ended`. An exception is its own fault, not the connection's."""
-        try:
-            ended(action)
-        except Exception:
-            log.exception("a callback of a call failed")
+            tell(ended, Fail(number, failure(error)))
 
     def _take_in(self) -> None:
         connection, loop = self._connection, self.reader.loop
@@ -249,7 +240,7 @@ class AsyncDriver:
             self._timer = None
         if self._timer is None and deadline is not None:
             self._timer_at = deadline
-            self._timer = loop.call_at(deadline + _ROUNDING, self._due)
+            self._timer = loop.call_at(deadline + ROUNDING, self._due)
 
     def _due(self) -> None:
         self._timer = None
@@ -297,13 +288,21 @@ class AsyncDriver:
             self._perform(self._session.reconnected(self.reader.loop.time()))
         ended = self._calls.pop(action.id, None)
         if ended is not None:
-            self._tell(ended, action)
+            tell(ended, action)
 
     def _exchange(self, connect: Callable[[], None]) -> None:
         """Replace the connection's socket by `connect`."""
         self.reader.unwatch()
         connect()
         self.reader.watch(self._ready)
+
+
+def tell(ended: Ended, action: Complete | Fail) -> None:
+    """Call `ended`. An exception is its own fault, not that of what leads to the broker."""
+    try:
+        ended(action)
+    except Exception:
+        log.exception("a callback of a call failed")
 
 
 def _settle(future: asyncio.Future[Complete], action: Complete | Fail) -> None:

@@ -8,6 +8,10 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
+ROUNDING = 0.0005
+"""Seconds that a timer of an event loop is set later: uvloop rounds delays to milliseconds. A timer that is early would
+be set again and again until its time has come."""
+
 
 class Timers(Generic[K]):
     """At most one deadline for each key. Finding the earliest is O(1), setting one is O(log n).

@@ -92,8 +92,8 @@ class Peer:
     then send what is in `answers`, and clear it. After Broken the connection is to be closed.
 
     `tick` is to be called once in each `interval` (seconds) after `is_ready`. The other end is gone after three of them
-    without anything from it, or after the time that its own last PING gave. `kind` is the kind of this end's socket,
-    and `properties` are those that it tells beside it. With a `turn`, at most so many messages are returned at once:
+    without anything from it, or after the time that its own last PING gave. `kind` is the kind of this end's socket.
+    With a `turn`, at most so many messages are returned at once:
     `received(0)` returns others while `has_more`. With a `sharer`, messages may have references to shared memory (see
     `zmq_offload.net.sharedmemory`) if the other end shares that, too.
     """
@@ -109,7 +109,6 @@ class Peer:
         "_more",
         "_most",
         "_most_frames",
-        "_own",
         "_patience",
         "_proved",
         "_rest",
@@ -131,7 +130,6 @@ class Peer:
         max_frames: int,
         interval: float,
         kind: bytes = b"DEALER",
-        properties: Mapping[bytes, bytes] | None = None,
         scratch: Scratch | None = None,
         turn: int = 0,
         sharer: Sharer | None = None,
@@ -141,7 +139,6 @@ class Peer:
         self._room = 0  # frames that a message may have now: none before READY
         self._interval = interval
         self._kind = kind
-        self._own: Mapping[bytes, bytes] = properties or {}
         self._sharer = sharer
         self._proved = False  # whether this end can read the other's memory, and said so
         scratch = scratch or Scratch()
@@ -266,7 +263,7 @@ class Peer:
             if data[12:32] != _NULL:
                 raise Refused("it has keys")
             self._greeted = _GREETING_BYTES
-            told = {b"Socket-Type": self._kind, b"Identity": b"", **self._own}
+            told = {b"Socket-Type": self._kind, b"Identity": b""}
             if self._sharer is not None:
                 told.update(self._sharer.properties)
             self.answers.append(_command(_READY + b"".join(_property(*pair) for pair in told.items())))

@@ -18,7 +18,7 @@ from tvm_ffi.libinfo import load_lib_ctypes
 from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
-from zmq_offload.runtime.machine import Machine, memory_on
+from zmq_offload.runtime.machine import Machine, memory
 
 _NO_MEMORY = re.compile(r"cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY")
 
@@ -81,8 +81,8 @@ class GpuMachine(Machine):
         ]
         results = []
         for tensor in self._results(arguments):
-            memory, view = memory_on(tvm.cpu(), tensor.shape, tensor.dtype)
-            tensor.copyto(memory)
+            there, view = memory(tensor.shape, tensor.dtype)
+            tensor.copyto(there)
             results.append(view)
         self._gpu.device.sync()
         return results

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import tvm
@@ -75,7 +75,7 @@ class Machine:
     ) -> None:
         self._main = virtual_machine(library, device)["main"]
         self._specs = inputs
-        self._inputs = [None if ANY in spec.shape else _memory(spec.shape, spec.dtype) for spec in inputs]
+        self._inputs = [None if ANY in spec.shape else memory(spec.shape, spec.dtype) for spec in inputs]
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """The results of `main` for arrays that fit the signature. The arrays are copied; the results are the caller's.
@@ -88,7 +88,7 @@ class Machine:
         """
         own = self._inputs or [None] * len(arrays)
         memories = [
-            m or _memory(array.shape, array.dtype.newbyteorder("=")) for m, array in zip(own, arrays, strict=True)
+            m or memory(array.shape, array.dtype.newbyteorder("=")) for m, array in zip(own, arrays, strict=True)
         ]
         for (_, view), array in zip(memories, arrays, strict=True):
             view[...] = array
@@ -99,9 +99,9 @@ class Machine:
         rows = sum(request[0].shape[0] for request in requests)
         memories = []
         for own, *arrays in zip(self._inputs, *requests, strict=True):
-            memory = own or _memory((rows, *arrays[0].shape[1:]), arrays[0].dtype.newbyteorder("="))
-            np.concatenate(arrays, out=memory[1])
-            memories.append(memory)
+            m = own or memory((rows, *arrays[0].shape[1:]), arrays[0].dtype.newbyteorder("="))
+            np.concatenate(arrays, out=m[1])
+            memories.append(m)
         return self._call(memories)
 
     def _results(self, arguments: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
@@ -123,11 +123,7 @@ class Machine:
         return results
 
 
-def _memory(shape: Sequence[int], dtype: np.dtype[Any]) -> Memory:
-    return memory_on(tvm.cpu(), shape, dtype)
-
-
-def memory_on(device: tvm.runtime.Device, shape: Sequence[int], dtype: object) -> Memory:
-    """A tensor that the CPU can write, and a view of it."""
-    tensor = tvm.runtime.empty(tuple(shape), str(dtype), device)
+def memory(shape: Sequence[int], dtype: object) -> Memory:
+    """A tensor of the CPU, and a view of it."""
+    tensor = tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())
     return tensor, view_of(tensor)
