@@ -50,7 +50,7 @@ class Backend:
         elif isinstance(message, wire.Failed):
             self._failed(worker, message, now)
         elif isinstance(message, wire.Heartbeat):
-            pass  # it says only that the worker was heard
+            worker.memory_bytes = message.memory_bytes
         else:
             self._goodbye(worker, message, now)
         if ledger.scheduler.queues:
@@ -91,6 +91,7 @@ class Backend:
         added = {name for name, _ in models.keys() - before}
         worker.name, worker.slots, worker.heard_at = message.name, message.slots, now
         worker.max_frame_bytes = message.max_frame_bytes
+        worker.device, worker.restarts = message.device, message.restarts
         worker.most_slots = max(message.slots, worker.most_slots if worker.held else 0)
         ledger.record(peer, "announced", now, f"{message.name}, {message.slots} slots, {len(models)} models")
         ledger.catalog.add(models)

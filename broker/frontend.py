@@ -52,7 +52,7 @@ class Frontend:
     def _request(self, event: FromClient, message: wire.Request, now: float) -> None:
         ledger = self._ledger
         peer, payload, user = event.peer, event.payload, event.user
-        session, number, model, version, budget_us, priority, signature, max_frame_bytes = message
+        session, number, model, version, budget_us, priority, signature, max_frame_bytes, label, trace = message
         key = _new(Key, (session, number))
         if ledger.authorized is not None and not ledger.allows(user, model):
             self._refuse(event, key, Status.PERMISSION_DENIED, f"this key is not for model {model!r}", now)
@@ -86,6 +86,8 @@ class Frontend:
             nbytes=nbytes,
             longest=longest,
             max_frame_bytes=max_frame_bytes,
+            label=label,
+            trace=trace if len(trace) == wire.TRACE_BYTES else b"",
         )
         worker = None if ledger.stopping or deadline <= now else ledger.scheduler.choose(wanted, longest)
         if worker is None and not self._may_queue(event, request, now):

@@ -77,6 +77,10 @@ class PendingRequest(Struct, eq=False):
     dispatched_at: float = 0.0
     runs: int = 0
     """The version that the last attempt runs."""
+    label: str = ""
+    """The name of the version that the client asks for, if it asks by a label."""
+    trace: bytes = b""
+    """The trace that it belongs to; empty if it is not traced."""
     lost: tuple[str, ...] = ()
     """Names of the workers that were lost while they may have run it."""
 
@@ -102,6 +106,11 @@ class Worker:
     """The worker's key."""
     address: str = ""
     max_frame_bytes: int = limits.MESSAGE_BYTES
+    device: str = "cpu"
+    restarts: int = 0
+    """How often its supervisor started a process in its place."""
+    memory_bytes: int = 0
+    """Its resident memory at its last Heartbeat."""
     models: dict[tuple[str, int], Model] = field(default_factory=dict)
     versions: dict[str, dict[int, Model]] = field(default_factory=dict)
     """`models` by name."""

@@ -94,7 +94,13 @@ class Worker:
         self._sharing = None if config.key else sharing_of(config.arena_bytes, log)
         self._links = connections(config, self._sharing)
         self.session = WorkerSession.open(
-            config.name, config.slots, len(config.brokers), config.policy, clock(), config.max_frame_bytes
+            config.name,
+            config.slots,
+            len(config.brokers),
+            config.policy,
+            clock(),
+            config.max_frame_bytes,
+            config.device,
         )
         self._running: list[Attempt] = []
         self._warn_at = 0.0
@@ -245,13 +251,15 @@ class Worker:
         now = clock()
         self._links.take_back(kind, now - start)
         self._running = []
+        batch = sum(attempt.rows for attempt in attempts)
         # At once: if the next run takes this process down, attempts that were not answered count as lost with it.
         for attempt, outcome in zip(attempts, outcomes, strict=True):
             outcome = bounded(outcome, session.max_frame_bytes, session.connections[attempt.broker].takes)
             if isinstance(outcome, OffloadError):
                 self._links.send(*session.failed_with(attempt, outcome))
             else:
-                self._links.send(*session.done(attempt, outcome, now - start))
+                self._links.send(*session.done(attempt, outcome, now - start, batch))
+            batch = 0
         return now
 
     def _perform(self, actions: list[Action]) -> None:

@@ -115,6 +115,10 @@ class WorkerSession:
     connections: list[BrokerConnection]
     policy: WorkerPolicy
     max_frame_bytes: int = limits.MESSAGE_BYTES
+    device: str = "cpu"
+    restarts: int = 0
+    memory_bytes: int = 0
+    """Resident memory, as the loop last measured it; 0: unknown."""
     models: list[dict[str, object]] = field(default_factory=list)
     batching: dict[tuple[str, int], Batching] = field(default_factory=dict)
     """(model, version) -> how its requests may run together."""
@@ -137,9 +141,10 @@ class WorkerSession:
         policy: WorkerPolicy,
         now: float,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
+        device: str = "cpu",
     ) -> WorkerSession:
         """A session that serves no model yet."""
-        return cls(name, slots, [BrokerConnection(now, now) for _ in range(brokers)], policy, max_frame_bytes)
+        return cls(name, slots, [BrokerConnection(now, now) for _ in range(brokers)], policy, max_frame_bytes, device)
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -204,7 +209,7 @@ class WorkerSession:
                 actions += self._introduce(at, None)
             elif now >= connection.heartbeat_at:
                 connection.heartbeat_at = now + self.policy.heartbeat
-                actions.append(Send(at, wire.Heartbeat()))
+                actions.append(Send(at, wire.Heartbeat(self.memory_bytes)))
         return actions
 
     def next_deadline(self) -> float | None:
@@ -291,10 +296,11 @@ class WorkerSession:
                 at_once = full or rows == limits_of.max_batch or alone or self.draining_since is not None
                 yield batch, first.received_at + (0 if at_once else limits_of.delay_us / 1e6)
 
-    def done(self, attempt: Attempt, payload: Sequence[Sendable], compute: float) -> Send:
-        """`attempt` succeeded after `compute` seconds."""
+    def done(self, attempt: Attempt, payload: Sequence[Sendable], compute: float, batch: int = 1) -> Send:
+        """`attempt` succeeded after `compute` seconds. `batch`: the rows that ran, for the first attempt of a batch; 0
+        for the others."""
         self._note_answer(attempt.broker)
-        answer = _new(wire.Done, (*attempt.message[:3], int(compute * 1e6)))
+        answer = _new(wire.Done, (*attempt.message[:3], int(compute * 1e6), attempt.rows, batch))
         return _new(Send, (attempt.broker, answer, payload))
 
     def failed(self, attempt: Attempt, status: Status, text: str) -> Send:
@@ -359,9 +365,8 @@ class WorkerSession:
         return min(MOST_SLOTS, max([self.slots, *(2 * b.max_batch for b in self.batching.values())]))
 
     def _announcement(self, broker: int) -> Send:
-        return Send(
-            broker, wire.Announce(self.name, self._announced_slots, self.max_frame_bytes), (encode_body(self.models),)
-        )
+        message = wire.Announce(self.name, self._announced_slots, self.max_frame_bytes, self.device, self.restarts)
+        return Send(broker, message, (encode_body(self.models),))
 
 
 _ON: dict[type, Callable[[WorkerSession, int, Any], list[Action]]] = {

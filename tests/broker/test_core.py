@@ -1050,3 +1050,18 @@ def test_a_worker_whose_connection_ended_is_lost_at_once(bench: Bench) -> None:
     assert bench.request() != []
     bench.handle(Disconnected(b"W1"))
     assert not bench.core.ledger.workers
+
+
+def test_a_worker_says_what_it_is_and_how_much_memory_it_has(bench: Bench) -> None:
+    body = encode_body([{"name": "m", "version": 1, "inputs": [], "outputs": []}])
+    bench.handle(FromWorker(b"W1", wire.Announce("one", 2, 1 << 20, "cuda:1", 3), [body]))
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(5_000_000), []))
+    worker = bench.core.ledger.workers[b"W1"]
+    assert (worker.device, worker.restarts, worker.memory_bytes) == ("cuda:1", 3, 5_000_000)
+
+
+@pytest.mark.parametrize(("trace", "kept"), [(b"", b""), (b"t" * 24, b""), (b"t" * 25, b"t" * 25)])
+def test_a_request_keeps_its_label_and_a_trace_of_the_right_length(bench: Bench, trace: bytes, kept: bytes) -> None:
+    bench.handle(FromClient(b"A", wire.Request(ALICE, 1, "m", 0, 10**6, 0, label="stable", trace=trace), []))
+    (request,) = bench.core.ledger.requests.values()
+    assert (request.label, request.trace) == ("stable", kept)

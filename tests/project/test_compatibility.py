@@ -61,5 +61,5 @@ def test_a_key_of_a_later_release_is_ignored_and_another_format_is_refused(name:
 
 
 def test_a_message_of_another_protocol_is_refused_with_both_versions() -> None:
-    with pytest.raises(ProtocolError, match="protocol version 2 is not supported; use version 3"):
+    with pytest.raises(ProtocolError, match="protocol version 2 is not supported; use version 4"):
         messages.decode(b"\x02\x91\x32", messages.FROM_WORKER)

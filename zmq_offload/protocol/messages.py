@@ -19,9 +19,11 @@ from msgspec.msgpack import Decoder, Encoder
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
 
-VERSION = 3
+VERSION = 4
 SESSION_BYTES = 16
 SIGNATURE_BYTES = 16
+TRACE_BYTES = 25
+"""Trace id (16), id of the caller's span (8), flags (1), as in a W3C `traceparent`."""
 LATEST = 0
 """The version number that asks for the latest version."""
 
@@ -47,6 +49,8 @@ Signature: TypeAlias = Annotated[
     Meta(max_length=SIGNATURE_BYTES),
     Rule(lambda value: type(value) is bytes and len(value) in (0, SIGNATURE_BYTES)),
 ]
+Label: TypeAlias = Annotated[str, Meta(max_length=limits.MODEL_NAME_BYTES)]
+Trace: TypeAlias = Annotated[bytes, Meta(max_length=TRACE_BYTES)]
 QueryKind: TypeAlias = Annotated[str, Rule(("models", "status").__contains__)]
 Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=limits.VERSION)]
 Ids: TypeAlias = Annotated[list[Count], Meta(max_length=limits.PING_IDS)]
@@ -54,6 +58,7 @@ StatusCode: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Text: TypeAlias = Annotated[str, Meta(max_length=limits.MESSAGE_CHARS)]
 WorkerName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.NAME_BYTES), Rule(str.isprintable)]
 Slots: TypeAlias = Annotated[int, Meta(ge=1, le=65536)]
+DeviceName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64), Rule(str.isprintable)]
 
 
 class Key(NamedTuple):
@@ -74,7 +79,8 @@ class Request(NamedTuple):
 
     `signature` is the one that the caller was built for (`zmq_offload.protocol.tensors.signature_of`). A request for
     the latest version goes to a version with this signature, or to any version if it is empty. `max_frame_bytes` is the
-    largest frame that the client takes.
+    largest frame that the client takes. `label`, if it is not empty, stands for a version, and `version` is 0.
+    `trace` says which trace the request belongs to; it is ignored unless it has TRACE_BYTES.
     """
 
     session: Session
@@ -85,6 +91,8 @@ class Request(NamedTuple):
     priority: Priority
     signature: Signature = b""
     max_frame_bytes: Count = limits.MESSAGE_BYTES
+    label: Label = ""
+    trace: Trace = b""
 
 
 class Cancel(NamedTuple):
@@ -198,25 +206,36 @@ class Farewell(NamedTuple):
 class Announce(NamedTuple):
     """A worker's name, the requests that it may hold, and the largest frame that it takes.
 
-    A body with the descriptions of its models follows.
+    `device` is what runs its models: `cpu`, or a GPU as `cuda:0`. `restarts` counts how often its supervisor started
+    another process in its place. A body with the descriptions of its models follows.
     """
 
     name: WorkerName
     slots: Slots
     max_frame_bytes: Count = limits.MESSAGE_BYTES
+    device: DeviceName = "cpu"
+    restarts: Count = 0
 
 
 class Heartbeat(NamedTuple):
-    """The worker is idle and works."""
+    """The worker works. `memory_bytes` is its resident memory; 0 if it does not know."""
+
+    memory_bytes: Count = 0
 
 
 class Done(NamedTuple):
-    """An attempt succeeded. A header and the output tensors follow."""
+    """An attempt succeeded. A header and the output tensors follow.
+
+    `rows` is the share of the request in a batch; 1 without a batch dimension. `batch` is the whole batch that ran,
+    in rows. Only the first request of a batch says it, the others say 0, so that the sum counts each batch once.
+    """
 
     session: Session
     id: Count
     attempt: Attempt
     compute_us: Count
+    rows: Count = 1
+    batch: Count = 1
 
 
 class Failed(NamedTuple):
@@ -289,8 +308,9 @@ def _fields(cls: type[Message]) -> list[_Field]:
 
 _FIELDS = {cls: _fields(cls) for cls in CODES}
 
-_Codec: TypeAlias = tuple[Any, Callable[[bytes], tuple[Any, ...]], int, Callable[[Any], bool] | None]
-"""A message's class, what decodes and checks its array, and the position and the condition of its Rule."""
+_Codec: TypeAlias = tuple[Any, Callable[[bytes], tuple[Any, ...]], int | slice, Callable[[Any], bool] | None]
+"""A message's class, what decodes and checks its array, and the position and the condition of its Rule; of several
+Rules, all positions."""
 
 
 def _codec(cls: type[Message]) -> _Codec:
@@ -298,7 +318,12 @@ def _codec(cls: type[Message]) -> _Codec:
     array: Any = tuple
     types = int, *(field.type for field in fields)
     rules = [(at, field.rule.holds) for at, field in enumerate(fields, 1) if field.rule]
-    assert len(rules) <= 1, f"{cls.__name__}: decode looks at one Rule"
+    if len(rules) > 1:
+
+        def all_hold(values: tuple[Any, ...]) -> bool:
+            return all(holds(values[at]) for at, holds in rules)
+
+        return cls, Decoder(array[types]).decode, slice(None), all_hold
     return (cls, Decoder(array[types]).decode, *(rules[0] if rules else (0, None)))
 
 
