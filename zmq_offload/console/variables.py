@@ -85,6 +85,8 @@ VARIABLES: Mapping[str, Variable] = {
         "MAX_HELD_BYTES": Variable(
             "bodies and unread answers of all requests at once in a gateway, in bytes", ("gateway",)
         ),
+        "CACHE_BYTES": Variable("memory of a gateway for answers that are kept, in bytes; 0: none", ("gateway",)),
+        "CACHE_REDIS": Variable("URL of a Redis server that keeps the answers of gateways", ("gateway",)),
         "MAX_HEADER_BYTES": Variable("all headers of a request to a gateway, in bytes", ("gateway",)),
         "MAX_CONNECTIONS": Variable("connections of a port of a gateway", ("gateway",)),
         "MAX_STREAMS": Variable("concurrent calls of a gRPC connection to a gateway", ("gateway",)),

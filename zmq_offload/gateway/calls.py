@@ -88,11 +88,13 @@ class Fabric(Protocol):
     They never raise and never block: what goes wrong is passed to `ended`, which may be called before they return.
     """
 
-    statistics: Statistics
-    """Of the requests that this gateway passed on."""
+    @property
+    def statistics(self) -> Statistics:
+        """Of the requests that this gateway passed on."""
 
-    stopping: bool
-    """Whether the gateway drains. Then it is not ready, whatever the broker answers."""
+    @property
+    def stopping(self) -> bool:
+        """Whether the gateway drains. Then it is not ready, whatever the broker answers."""
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         """Run a model. Ends with PermissionDenied for a model that `grant` is not for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,20 @@ _GONE = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """That answers of a version may be kept, and for how many seconds. `build` changes when its files are replaced."""
+
+    seconds: float
+    build: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One served version of a model.
 
     `latest` says whether requests without a version go to it; `open`, whether this gateway takes requests for it.
-    `max_batch` is the largest batch that workers accept, if they have a bound.
+    `max_batch` is the largest batch that workers accept, if they have a bound. `cache`: whether answers may be kept.
+    `canary`: whether the model has a canary, so that a request for the latest version may go to another one.
     """
 
     name: str
@@ -34,6 +44,8 @@ class Model:
     latest: bool
     open: bool = True
     max_batch: int | None = None
+    cache: CachePolicy | None = None
+    canary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +157,29 @@ def _model(entry: Mapping[str, object], highest: Mapping[str, int]) -> Model:
     latest, most = entry.get("latest", version == highest[name]), entry.get("max_batch")
     if most is not None and not isinstance(most, int):
         raise ProtocolError("a model of the broker's list has a max_batch that is not a number")
+    config = entry.get("config")
+    config = config if isinstance(config, dict) else {}
     return Model(
-        name, version, _specs(entry["inputs"]), _specs(entry["outputs"]), workers, latest is True, max_batch=most
+        name,
+        version,
+        _specs(entry["inputs"]),
+        _specs(entry["outputs"]),
+        workers,
+        latest is True,
+        max_batch=most,
+        cache=_cache_of(config.get("cache")),
+        canary=bool(config.get("canary")),
     )
+
+
+def _cache_of(value: object) -> CachePolicy | None:
+    """The policy in an entry; None if its answers are not kept."""
+    if not isinstance(value, dict):
+        return None
+    seconds, build = value.get("seconds"), value.get("build", "")
+    if not isinstance(seconds, int | float) or not isinstance(build, str) or not 0 < seconds < math.inf:
+        raise ProtocolError("the cache of a model of the broker's list is not a time in seconds and a build")
+    return CachePolicy(seconds, build)
 
 
 def _specs(values: object) -> tuple[TensorSpec, ...]:

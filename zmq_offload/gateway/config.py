@@ -89,6 +89,8 @@ class Config:
     max_body_bytes: int = 272 * _MEBIBYTE
     max_held_bytes: int = 2048 * _MEBIBYTE
     arena_bytes: int = ARENA_BYTES
+    cache_bytes: int = 256 * _MEBIBYTE
+    cache_redis: str | None = None
     max_header_bytes: int = 64 * 1024
     max_connections: int = 16384
     max_streams: int = 256
@@ -141,6 +143,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--insecure", action="store_true", help="listen on a network without tokens or certificates")
     parser.add_argument("--system-shared-memory", action="store_true", help="let clients name files of /dev/shm")
     parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")
+    add_option(parser, "--cache-redis", str, None, "keep answers in this Redis server, not here", metavar="URL")
     for flag, kind, text in _LIMITS:
         default = getattr(Config, flag.removeprefix("--").replace("-", "_"))
         add_option(parser, flag, kind, default, text, metavar="S" if kind is seconds else "N")
@@ -150,6 +153,7 @@ _LIMITS = (
     ("--max-body-bytes", bytes_, "largest body or message of a request, in bytes"),
     ("--max-held-bytes", bytes_, "bodies and unread answers of all requests at once, in bytes"),
     ("--arena-bytes", arena, "memory for tensors that workers on this host read in place; 0: none"),
+    ("--cache-bytes", arena, "memory for answers of models whose config.toml has a cache; 0: none"),
     ("--max-header-bytes", bytes_, "all headers of a request, in bytes"),
     ("--max-connections", count, "connections of a port"),
     ("--max-streams", count, "concurrent calls of a gRPC connection"),

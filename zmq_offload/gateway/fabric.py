@@ -43,7 +43,8 @@ _QUERY_SECONDS = 3.0
 _NOBODY = (Status.NOT_FOUND, Status.UNAVAILABLE)
 """Codes of requests that no version was there for, or that end with the gateway."""
 
-_ALL = Grant("this gateway")
+EVERYTHING = Grant("this gateway")
+"""What the gateway itself may see."""
 
 _MOST_SECONDS = limits.BUDGET_US / 1e6
 
@@ -143,7 +144,7 @@ class BrokerFabric:
         if self._served(call.model, call.version) is not None or error.code in _NOBODY:
             count(error)
         else:
-            self.models(_ALL, count, call.model, call.version)
+            self.models(EVERYTHING, count, call.model, call.version)
 
     def _served(self, model: str, version: int | None) -> int | None:
         """The version that a failed request was for, as far as the last list of models says."""

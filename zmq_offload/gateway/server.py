@@ -18,11 +18,13 @@ from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.gateway.access.guard import Guard, check_exposure
 from zmq_offload.gateway.access.tls import files_of
 from zmq_offload.gateway.application import doors
+from zmq_offload.gateway.caching import CachingFabric, OwnMemory, Store
 from zmq_offload.gateway.calls import own_memory
 from zmq_offload.gateway.config import Config
 from zmq_offload.gateway.control import ModelControl
-from zmq_offload.gateway.fabric import BrokerFabric, link_to
+from zmq_offload.gateway.fabric import EVERYTHING, BrokerFabric, link_to
 from zmq_offload.gateway.ports import drain, listen
+from zmq_offload.gateway.responsecache import ResponseCache
 from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, sharing_of
 
 log = logging.getLogger("gateway")
@@ -87,8 +89,11 @@ async def _run(config: Config, host: Host | None) -> None:
         calls = LocalCalls(guest, config.max_frame_bytes, sharing)
     fabric = BrokerFabric(calls, config.timeout, ModelControl(config.model_control))
     sharing_kept = asyncio.ensure_future(_keep(sharing))
+    store = _store_of(config)
+    caching = None if store is None else CachingFabric(fabric, store)
+    looking = asyncio.ensure_future(_look(caching, fabric))
     try:
-        ports = await listen(doors(config, fabric, guard, own_memory if sharing is None else sharing.memory))
+        ports = await listen(doors(config, caching or fabric, guard, own_memory if sharing is None else sharing.memory))
         guard.watch()
         gc.collect()
         gc.freeze()  # what lives until the end is not looked at in each full collection
@@ -110,10 +115,33 @@ async def _run(config: Config, host: Host | None) -> None:
             raise guest.error
     finally:
         sharing_kept.cancel()
+        looking.cancel()
+        if store is not None:
+            store.close()
         guard.close()
         fabric.close()
         if guest is not None:
             guest.close()
+
+
+def _store_of(config: Config) -> Store | None:
+    """Where answers are kept; None: nowhere. Call it in the event loop."""
+    if config.cache_redis is not None:
+        from zmq_offload.gateway.rediscache import Redis
+
+        return Redis(config.cache_redis)
+    return OwnMemory(ResponseCache(config.cache_bytes)) if config.cache_bytes else None
+
+
+_LOOK_EVERY = 2.0
+"""Seconds between two looks at which models have a cache."""
+
+
+async def _look(caching: CachingFabric | None, fabric: BrokerFabric) -> None:
+    """Find out which models have a cache."""
+    while caching is not None:
+        fabric.models(EVERYTHING, caching.look)
+        await asyncio.sleep(_LOOK_EVERY)
 
 
 async def _keep(sharing: Sharing | None) -> None:

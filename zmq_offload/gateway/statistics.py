@@ -27,18 +27,29 @@ class VersionStatistics:
     """The requests for one version of a model.
 
     `last` is the time of the last request, in milliseconds since 1970. `fail` has the whole time in the gateway.
+    `cache_hit` has the requests that were answered from the cache, with the time of that; `cache_miss` those that were
+    looked for in vain, with the time of looking.
     """
 
     last: int = 0
     fail: Duration = field(default_factory=Duration)
+    cache_hit: Duration = field(default_factory=Duration)
+    cache_miss: Duration = field(default_factory=Duration)
     _count: int = 0
     _seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     _rows: int = 0
+    _hit_rows: int = 0
     _by_rows: dict[int, Duration] = field(default_factory=dict)
 
     @property
     def success(self) -> Duration:
-        """Requests that were answered, with their whole time in the gateway."""
+        """Requests that were answered, with their whole time in the gateway. Those from the cache count, too."""
+        run = self.run
+        return Duration(run.count + self.cache_hit.count, run.ns + self.cache_hit.ns)
+
+    @property
+    def run(self) -> Duration:
+        """Requests that a worker answered, with their whole time in the gateway."""
         return self._duration(0)
 
     @property
@@ -55,14 +66,20 @@ class VersionStatistics:
         return Duration(self._count, round(self._seconds[of] * 1e9))
 
     def inferences(self, batched: bool) -> int:
-        """The inputs that were computed: rows, if dimension 0 of the model's inputs is the batch, else requests."""
-        return self._rows if batched else self._count
+        """The inputs that were answered: rows, if dimension 0 of the model's inputs is the batch, else requests."""
+        return self._rows + self._hit_rows if batched else self._count + self.cache_hit.count
 
     def batches(self, batched: bool) -> list[tuple[int, Duration]]:
         """Compute times by batch size. A gateway sees requests, not the batches that a worker makes of them."""
         if batched:
             return sorted(self._by_rows.items())
         return [(1, self.compute)] if self._count else []
+
+    def hit(self, rows: int, seconds: float, now: float) -> None:
+        """Count a request that was answered from the cache in `seconds`. `now` is in seconds since 1970."""
+        self.last = int(now * 1000)
+        self._hit_rows += rows
+        self.cache_hit.add(seconds)
 
     def succeeded(self, rows: int, timings: Timings, now: float) -> None:
         """Count a request that was answered. `rows` is dimension 0 of its inputs, `now` in seconds since 1970."""

@@ -22,20 +22,19 @@ def model_stats(models: Iterable[Model], statistics: Statistics) -> dict[str, ob
 def _version(model: Model, statistics: Statistics) -> dict[str, object]:
     found = statistics.of(model.name, model.version)
     rows = batched(model)
-    never = {"count": 0, "ns": 0}
     return {
         "name": model.name,
         "version": str(model.version),
         "last_inference": found.last,
         "inference_count": found.inferences(rows),
-        "execution_count": found.success.count,
+        "execution_count": found.run.count,
         "inference_stats": {
             "success": _duration(found.success),
             "fail": _duration(found.fail),
             "queue": _duration(found.queue),
             **_computed(found.compute),
-            "cache_hit": never,
-            "cache_miss": never,
+            "cache_hit": _duration(found.cache_hit),
+            "cache_miss": _duration(found.cache_miss),
         },
         "response_stats": {},
         "batch_stats": [{"batch_size": size, **_computed(compute)} for size, compute in found.batches(rows)],
