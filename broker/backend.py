@@ -139,13 +139,19 @@ class Backend:
     def _done(self, worker: Worker, message: wire.Done, payload: Payload, now: float) -> None:
         ledger = self._ledger
         request = self._answered(worker, message)
+        if message.batch:  # the others of its batch have the same time
+            worker.busy_us += message.compute_us
         if request is not None:
-            longest = len(payload[0]) if len(payload) == 1 else max(map(len, payload), default=0)
+            if len(payload) == 1:
+                nbytes = longest = len(payload[0])
+            else:
+                nbytes, longest = sum(map(len, payload)), max(map(len, payload), default=0)
             if longest > request.max_frame_bytes or longest > ledger.max_frame_bytes:
                 self._too_large_for_its_client(request, longest, now)
                 return
             worker.served += 1
             ledger.counts["served"] += 1
+            ledger.statistics.served(request, message, nbytes, now)
             queue_us = int((request.dispatched_at - request.accepted_at) * 1e6)
             broker_us = int((now - request.accepted_at) * 1e6)
             fields = (*request.key, request.runs, queue_us, message.compute_us, broker_us)
@@ -175,8 +181,7 @@ class Backend:
         worker.failed += 1
         # An unknown code must not make the table of counts grow.
         code = message.code if message.code in _CODES else Status.INTERNAL.value
-        ledger.counts[f"failed.{code}"] += 1
-        ledger.end(request, "failed", now, wire.Error(*request.key, code, message.text))
+        ledger.fail_with(request, "failed", now, wire.Error(*request.key, code, message.text))
 
     def _answered(self, worker: Worker, message: wire.Done | wire.Failed) -> PendingRequest | None:
         """Free the slot of an attempt; return its request if that still waits for this attempt."""

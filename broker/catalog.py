@@ -39,6 +39,18 @@ class Catalog:
             return wanted.signature in versions.values()
         return bool(versions) if wanted.version == LATEST else wanted.version in versions
 
+    def newest(self, wanted: Wanted) -> int:
+        """The newest version that was announced of those that a request may run; 0 without any."""
+        name, version, signature = wanted
+        return max(
+            (
+                known
+                for known, its in self._versions.get(name, {}).items()
+                if version in (LATEST, known) and signature in (b"", its)
+            ),
+            default=LATEST,
+        )
+
     def lost(self, names: Iterable[str], now: float) -> None:
         """Note that a worker that had these models was lost."""
         self._lost_at.update((name, now) for name in names)

@@ -19,6 +19,7 @@ from broker.listing import unserved
 from broker.liveness import LivenessPolicy
 from broker.scheduler import Scheduler
 from broker.state import Payload, PendingRequest, Wanted, Worker
+from broker.statistics import Statistics
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import Status
 from zmq_offload.net.timers import Timers
@@ -68,6 +69,7 @@ class Ledger:
         """The keys that may be used; None on a broker without keys."""
         self.counts: Counter[str] = Counter()
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
+        self.statistics = Statistics(started)
         self.poison: dict[Key, tuple[str, wire.Error]] = {}
         """The last poison requests: the client's key, and the error that was sent."""
         self.notes = Notes({"workers": 1000})
@@ -165,8 +167,13 @@ class Ledger:
             self.actions.append(ToWorker(request.worker.peer, wire.Revoke(*request.key, request.attempt)))
         elif self.scheduler.holds(request):
             self.scheduler.discard(request)
-        self.counts[f"failed.{status.value}"] += 1
-        self.end(request, event, now, error_of(request.key, status, text))
+        self.fail_with(request, event, now, error_of(request.key, status, text))
+
+    def fail_with(self, request: PendingRequest, event: str, now: float, error: wire.Error) -> None:
+        """End a request that no worker holds with an error."""
+        self.counts[f"failed.{error.code}"] += 1
+        self.statistics.failed(request, request.runs or self.version_of(request.wanted), error.code, now)
+        self.end(request, event, now, error)
 
     def awaits(self, worker: Worker, request: PendingRequest, attempt: int) -> bool:
         """Whether a request waits for this attempt, so that the worker's answer counts."""
@@ -282,6 +289,11 @@ class Ledger:
     def unserved(self, wanted: Wanted, user: str) -> tuple[Status, str]:
         """The error of a request that no worker serves."""
         return unserved(self.scheduler, self.catalog, functools.partial(self.allows, user), wanted)
+
+    def version_of(self, wanted: Wanted) -> int:
+        """The version that counts requests for this; 0 if no worker ever had one for them."""
+        pool = self.scheduler.pools.get(wanted)
+        return self.catalog.newest(wanted) if pool is None else pool.version
 
     def probe(self, peer: bytes) -> None:
         self.actions.append(ToWorker(peer, wire.Probe(self.max_frame_bytes)))

@@ -124,6 +124,8 @@ class Worker:
     """A count of when it was last given a request: ties go to the worker that waited longest."""
     served: int = 0
     failed: int = 0
+    busy_us: int = 0
+    """Microseconds in which it ran requests."""
 
     def __str__(self) -> str:
         """Its name and address, for the log."""

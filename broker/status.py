@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from broker.ledger import Ledger
 from broker.listing import Allows, served_versions
 from broker.scheduler import Scheduler
-from broker.state import Wanted
+from broker.state import Wanted, Worker
+from broker.statistics import VersionStatistics
 
 
 def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, object]]:
@@ -24,6 +27,7 @@ def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, obje
 def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, object]:
     """The reply to Query "status", for the models that the asking key is for. Times are in seconds."""
     counts, scheduler = ledger.counts, ledger.scheduler
+    queued, running = waiting(ledger), holding(ledger)
     return {
         "uptime": now - ledger.started,
         "stopping": ledger.stopping,
@@ -48,6 +52,11 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
                 "slots": sum(ledger.workers[peer].slots for peer in pool.runs),
                 "of_workers": len(scheduler.holders[name]),
                 "of_slots": sum(worker.slots for worker in scheduler.holders[name].values()),
+                "statistics": {
+                    **_statistics(ledger.statistics.versions.get((name, version)) or VersionStatistics()),
+                    "queued": queued[name, version],
+                    "outstanding": queued[name, version] + running[name, version],
+                },
             }
             for (name, version, _), pool in served_versions(scheduler)
             if allows(name)
@@ -68,9 +77,69 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
                 "served": worker.served,
                 "failed": worker.failed,
                 "silent": now - worker.heard_at,
+                "device": worker.device,
+                "memory_bytes": worker.memory_bytes,
+                "restarts": worker.restarts,
+                "busy": worker.busy_us / 1e6,
+                "running": [f"{name}:{version}" for name, version in sorted(_held(worker)) if allows(name)],
             }
             for worker in ledger.workers.values()
         ],
+        "slow": [
+            {
+                "model": slow.model,
+                "version": slow.version,
+                "worker": slow.worker,
+                "ago": now - slow.ended_at,
+                "queue": slow.queue,
+                "compute": slow.compute,
+                "total": slow.total,
+                "attempts": slow.attempts,
+                "status": slow.status,
+                "key": slow.key,
+            }
+            for slow in ledger.statistics.slow(now)
+            if allows(slow.model)
+        ],
+    }
+
+
+def waiting(ledger: Ledger) -> Counter[tuple[str, int]]:
+    """The queued requests by model and version; under ("", 0) those for what no worker ever had.
+
+    This and `holding` copy each table at once, so that another thread may call them.
+    """
+    queued: Counter[tuple[str, int]] = Counter()
+    for wanted, queue in list(ledger.scheduler.queues.items()):
+        version = ledger.version_of(wanted)
+        queued[(wanted.model, version) if version else ("", 0)] += len(queue)
+    return queued
+
+
+def holding(ledger: Ledger) -> Counter[tuple[str, int]]:
+    """The requests that workers hold and somebody waits for, by model and version."""
+    return Counter(
+        request.runs_as
+        for worker in list(ledger.workers.values())
+        for (_, attempt), request in list(worker.held.items())
+        if ledger.awaits(worker, request, attempt)
+    )
+
+
+def _held(worker: Worker) -> set[tuple[str, int]]:
+    return {request.runs_as for request in worker.held.values()}
+
+
+def _statistics(version: VersionStatistics) -> dict[str, object]:
+    return {
+        "requests": version.requests,
+        "queue": version.queue.buckets().body(),
+        "compute": version.compute.buckets().body(),
+        "total": version.total.buckets().body(),
+        "batch": version.batch.buckets().body(),
+        "rows": version.rows,
+        "bytes_in": version.bytes_in,
+        "bytes_out": version.bytes_out,
     }
 
 
