@@ -50,7 +50,7 @@ class Backend:
         elif isinstance(message, wire.Failed):
             self._failed(worker, message, now)
         elif isinstance(message, wire.Heartbeat):
-            worker.memory_bytes = message.memory_bytes
+            worker.memory_bytes = message.memory_bytes or worker.memory_bytes  # a busy one does not tell
         else:
             self._goodbye(worker, message, now)
         if ledger.scheduler.queues:

@@ -27,7 +27,7 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     import os
 
     from workers.config import parse
-    from workers.supervisor import CORES, PARENT_FD, Supervisor
+    from workers.supervisor import CORES, PARENT_FD, RESTARTS, Supervisor
     from zmq_offload.console import dotenv
     from zmq_offload.console.variables import warn_of_unknown
     from zmq_offload.errors import InvalidArgument
@@ -37,18 +37,20 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     config = parse(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     given, listed = os.environ.pop(PARENT_FD, None), os.environ.pop(CORES, "")
+    counted = os.environ.pop(RESTARTS, "0")
     if given is None:
         warn_of_unknown("workers")
         return Supervisor(config, arguments).run()
     try:
-        parent, cores = int(given), [int(core) for core in listed.split(",") if core]
+        parent, cores, restarts = int(given), [int(core) for core in listed.split(",") if core], int(counted)
         os.fstat(parent)
     except (OSError, OverflowError, ValueError):
-        raise InvalidArgument(f"{PARENT_FD} and {CORES} are set by a supervisor for its workers; unset them") from None
+        text = f"{PARENT_FD}, {CORES} and {RESTARTS} are set by a supervisor for its workers; unset them"
+        raise InvalidArgument(text) from None
     runtime_only.use()
     from workers.loop import serve
 
-    return serve(config, parent, cores)
+    return serve(config, parent, cores, restarts)
 
 
 if __name__ == "__main__":

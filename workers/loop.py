@@ -25,6 +25,7 @@ from workers.serving import Echo, Executor, batching_of, bounded, describe, exec
 from workers.session import Action, Attempt, Reconnect, WorkerSession
 from workers.streamlinks import StreamLinks
 from zmq_offload.artifacts.repository import Repository
+from zmq_offload.common import memory
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, Unavailable, printable
 from zmq_offload.net import transport
@@ -53,6 +54,7 @@ class Worker:
         parent: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         cores: Sequence[int] = (),
+        restarts: int = 0,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -101,6 +103,7 @@ class Worker:
             clock(),
             config.max_frame_bytes,
             config.device,
+            restarts,
         )
         self._running: list[Attempt] = []
         self._warn_at = 0.0
@@ -151,6 +154,7 @@ class Worker:
         for event in links.wait(deadline, many=bool(session.batching)):
             self._happened(event)
         if due is not None and (now := self._clock()) >= due:
+            session.memory_bytes = memory.resident()
             self._perform(session.tick(now))
 
     def _happened(self, event: Event) -> None:
@@ -325,9 +329,9 @@ def connections(config: Config, sharing: Sharing | None = None) -> Links:
     )
 
 
-def serve(config: Config, parent: int | None, cores: Sequence[int] = ()) -> int:
+def serve(config: Config, parent: int | None, cores: Sequence[int] = (), restarts: int = 0) -> int:
     """Run a worker in this process, on `cores`, until its supervisor ends or SIGTERM, SIGINT or SIGHUP arrives."""
-    worker = Worker(config, parent, cores=cores)
+    worker = Worker(config, parent, cores=cores, restarts=restarts)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
             worker.stop_on(number)

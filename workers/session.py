@@ -142,9 +142,11 @@ class WorkerSession:
         now: float,
         max_frame_bytes: int = limits.MESSAGE_BYTES,
         device: str = "cpu",
+        restarts: int = 0,
     ) -> WorkerSession:
         """A session that serves no model yet."""
-        return cls(name, slots, [BrokerConnection(now, now) for _ in range(brokers)], policy, max_frame_bytes, device)
+        connections = [BrokerConnection(now, now) for _ in range(brokers)]
+        return cls(name, slots, connections, policy, max_frame_bytes, device, restarts)
 
     # --- events ---------------------------------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ _SETTLE = 0.3
 CORES = "ZMQ_OFFLOAD_CORES"
 """Variable with the cores that a child is bound to, separated by commas."""
 
+RESTARTS = "ZMQ_OFFLOAD_RESTARTS"
+"""Variable with the number of processes that a child's seat had before."""
+
 
 @dataclass(slots=True)
 class Backoff:
@@ -61,6 +64,8 @@ class _Seat:
     started: float = 0.0
     start_at: float = 0.0
     terminated: bool = False
+    starts: int = 0
+    """Processes that it has had."""
     kept: tuple[int, ...] = ()
     """The cores that its process is bound to."""
 
@@ -137,6 +142,7 @@ class Supervisor:
                 where = self._place(at)
                 environment = os.environ | {
                     PARENT_FD: str(self._alive_read),
+                    RESTARTS: str(seat.starts),
                     # Each process has its own thread pool. Together they must not exceed the cores.
                     "TVM_NUM_THREADS": str(where.threads),
                 }
@@ -152,6 +158,7 @@ class Supervisor:
                         self._command, env=environment, pass_fds=[self._alive_read], start_new_session=True
                     )
                 seat.started = now
+                seat.starts += 1
                 log.info(
                     "worker %d is process %d: %s%s",
                     at,

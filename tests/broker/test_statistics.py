@@ -129,6 +129,7 @@ def test_a_worker_tells_device_memory_and_restarts(bench: Bench) -> None:
     body = [b"\x90"]
     bench.handle(FromWorker(b"W1", wire.Announce("one", 2, device="cuda:0", restarts=3), body))
     bench.handle(FromWorker(b"W1", wire.Heartbeat(12345), []))
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(), []))  # of the thread that speaks for a busy worker
     (worker,) = status(bench)["workers"]
     assert (worker["device"], worker["memory_bytes"], worker["restarts"], worker["busy"]) == ("cuda:0", 12345, 3, 0)
 
@@ -155,6 +156,7 @@ def test_the_slowest_requests_are_kept_for_a_while() -> None:
     counts = Statistics(0.0)
     for number in range(1, 201):
         counts.served(pending(number, 100.0 - (number * 37 % 200) / 10), DONE, 1, 100.0)
+    counts.failed(pending(201, 99.9), 1, "CANCELLED", 100.0)
     slowest = counts.slow(100.0)
     assert [round(10 * slow.total) for slow in slowest] == [*range(199, 199 - MOST_SLOW, -1)]
     # A new search begins; those of the last one stay until it ends, too.

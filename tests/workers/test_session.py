@@ -73,6 +73,15 @@ def test_an_attempt_that_cannot_run_is_answered_at_once_and_its_broker_counts_as
     assert not [action for action in bench.tick(0.2) if isinstance(action, Reconnect)]
 
 
+def test_it_tells_where_it_runs_and_how_much_memory_it_has(bench: Bench) -> None:
+    session = WorkerSession.open("w", 2, 1, POLICY, 100.0, 77, "cuda:0", 3)
+    (announced,) = session.announce(MODELS)
+    assert isinstance(announced, Send) and announced.message == wire.Announce("w", 2, 77, "cuda:0", 3)
+    session.memory_bytes = 12345
+    (beat,) = session.tick(101.0)
+    assert isinstance(beat, Send) and beat.message == wire.Heartbeat(12345)
+
+
 def test_it_tells_every_broker_what_it_serves(bench: Bench) -> None:
     first, second = bench.session.announce(MODELS)
     assert isinstance(first, Send) and isinstance(second, Send)

@@ -103,7 +103,7 @@ VARIABLES: Mapping[str, Variable] = {
     }.items()
 }
 
-INTERNAL = frozenset({f"{PREFIX}PARENT_FD", f"{PREFIX}CORES"})
+INTERNAL = frozenset({f"{PREFIX}PARENT_FD", f"{PREFIX}CORES", f"{PREFIX}RESTARTS"})
 """Variables that only a supervisor sets, for its workers."""
 
 
