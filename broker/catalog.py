@@ -39,13 +39,17 @@ class Catalog:
             return wanted.signature in versions.values()
         return bool(versions) if wanted.version == LATEST else wanted.version in versions
 
+    def names(self) -> list[str]:
+        """All models."""
+        return list(self._versions)
+
     def newest(self, wanted: Wanted) -> int:
         """The newest version that was announced of those that a request may run; 0 without any."""
         name, version, signature = wanted
         return max(
             (
                 known
-                for known, its in self._versions.get(name, {}).items()
+                for known, its in list(self._versions.get(name, {}).items())  # the metrics are made in another thread
                 if version in (LATEST, known) and signature in (b"", its)
             ),
             default=LATEST,

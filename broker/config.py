@@ -9,7 +9,9 @@ from broker.admission import QueueLimits
 from broker.liveness import LivenessPolicy
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
+    NONE,
     add_option,
+    address,
     bytes_,
     check_together,
     checked,
@@ -51,6 +53,8 @@ class Config:
     authorized_clients: str = ""
     authorized_workers: str = ""
     insecure: bool = False
+    metrics: str = NONE
+    """HOST:PORT at which metrics are served."""
     policy: LivenessPolicy = field(default_factory=LivenessPolicy)
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
 
@@ -63,6 +67,7 @@ def add_options(parser: Parser) -> None:
     parser.set_example(
         "zmq-offload broker",
         "zmq-offload broker --frontend 'tcp://*:5555' --backend 'tcp://*:5556' \\\n    --insecure",
+        "zmq-offload broker --metrics 127.0.0.1:9464",
     )
     add_option(parser, "--frontend", endpoint, Config.frontend, "endpoint for clients", metavar="ENDPOINT")
     add_option(parser, "--backend", endpoint, Config.backend, "endpoint for workers", metavar="ENDPOINT")
@@ -71,6 +76,7 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--server-key", file, None, "this broker's NAME.key_secret", metavar="FILE")
     add_option(parser, "--authorized-clients", file, None, "list of the clients' keys", metavar="FILE")
     add_option(parser, "--authorized-workers", file, None, "list of the workers' keys", metavar="FILE")
+    add_option(parser, "--metrics", address, NONE, "address for Prometheus, or none", metavar="HOST:PORT")
     parser.add_argument("--insecure", action="store_true", help="listen on a network without keys")
     for options, defaults in ((_POLICY, LivenessPolicy()), (_QUEUE_LIMITS, QueueLimits())):
         for name, (kind, text) in options.items():

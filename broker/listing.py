@@ -21,7 +21,8 @@ Allows: TypeAlias = Callable[[str], bool]
 def served_versions(scheduler: Scheduler) -> list[tuple[Wanted, Pool]]:
     """The served versions, sorted by name and number."""
     return sorted(
-        ((wanted, pool) for wanted, pool in scheduler.pools.items() if wanted.version != LATEST),
+        # The table is copied at once: the metrics are made in another thread.
+        ((wanted, pool) for wanted, pool in list(scheduler.pools.items()) if wanted.version != LATEST),
         key=lambda item: item[0],
     )
 

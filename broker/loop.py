@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from broker import metrics
 from broker.config import Config
 from broker.core import Core
 from broker.events import Event, Stop, Tick
@@ -17,8 +19,11 @@ from broker.ports.streams import StreamPorts
 from broker.security import check_exposure
 from zmq_offload.common.notes import Notes
 from zmq_offload.common.open_files import raise_file_limit
+from zmq_offload.console.settings import NONE
 from zmq_offload.net import transport
 from zmq_offload.net.sharedmemory.sharing import sharing_of
+from zmq_offload.telemetry import process
+from zmq_offload.telemetry.server import MetricsServer
 
 log = logging.getLogger("broker")
 
@@ -114,13 +119,30 @@ class Broker:
 def serve(config: Config) -> int:
     """Run a broker in this process until SIGTERM, SIGINT or SIGHUP."""
     check_exposure((config.frontend, config.backend), secured=config.server_key is not None, insecure=config.insecure)
+    if config.metrics != NONE:
+        remedy = "let them listen at 127.0.0.1"
+        check_exposure((f"tcp://{config.metrics}",), secured=False, insecure=config.insecure, remedy=remedy)
     raise_file_limit(log)
     broker = Broker(config)
+    where = ""
+    with contextlib.ExitStack() as stack:
+        if config.metrics != NONE:
+            try:
+                served = MetricsServer(config.metrics, lambda: metrics.families(broker.core.ledger), process.families)
+            except BaseException:
+                broker.close()
+                raise
+            stack.callback(served.close)
+            where = f" metrics={served.address}"
+        _run(broker, where)
+    log.info("stopped")
+    return 0
+
+
+def _run(broker: Broker, where: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets this
             broker.stop_on(number)
     # A program that starts a broker with port 0 reads the ports here.
-    print(f"ready frontend={broker.frontend} backend={broker.backend}", flush=True)
+    print(f"ready frontend={broker.frontend} backend={broker.backend}{where}", flush=True)
     broker.run()
-    log.info("stopped")
-    return 0

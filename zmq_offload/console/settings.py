@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from zmq_offload.console.parser import Parser, WrongVariable
 from zmq_offload.console.programs import shortened
 from zmq_offload.console.variables import PREFIX
-from zmq_offload.errors import OffloadError
+from zmq_offload.errors import InvalidArgument, OffloadError
 
 FRONTEND = "tcp://127.0.0.1:5555"
 """Where a broker listens for clients by default."""
@@ -131,6 +131,28 @@ def add_optional_frontend(parser: Parser, help: str) -> None:
     )
 
 
+NONE = "none"
+"""The address of a port that is turned off."""
+
+
+def _address(text: str) -> str:
+    from zmq_offload.net.transport import check_endpoint
+
+    if text == NONE:
+        return text
+    if "://" in text:
+        raise InvalidArgument(f"address {text!r} has a transport; use HOST:PORT, or none")
+    try:
+        check_endpoint(f"tcp://{text}")
+    except InvalidArgument:
+        raise InvalidArgument(
+            f"address {text!r} is not a host and a port; use HOST:PORT, such as 127.0.0.1:8000 or [::1]:8000, or none"
+        ) from None
+    if text.endswith(":*"):
+        raise InvalidArgument(f"address {text!r}: the port is not a number; use 0 for a free one")
+    return text
+
+
 def _frontend(text: str) -> str:
     from zmq_offload.net.transport import check_endpoint
 
@@ -170,6 +192,9 @@ def _short(text: str) -> str:
 
 MOST = 10**9
 """Limit of all counts: requests, rows, runs. A higher number is a typing error, and would overflow somewhere."""
+
+address = checked(_address, lambda _: True, "HOST:PORT")
+"""HOST:PORT, or "none"."""
 
 whole = checked(int, lambda n: 0 <= n <= MOST, f"a whole number from 0 to {MOST}")
 count = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}")

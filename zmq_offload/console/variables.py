@@ -72,6 +72,7 @@ VARIABLES: Mapping[str, Variable] = {
         "SERVER_KEY": Variable("the broker's own NAME.key_secret", ("broker",)),
         "AUTHORIZED_CLIENTS": Variable("list of the keys of clients that may connect", ("broker",)),
         "AUTHORIZED_WORKERS": Variable("list of the keys of workers that may connect", ("broker",)),
+        "METRICS": Variable("HOST:PORT where metrics for Prometheus are served, or `none`", ("broker",)),
         "HTTP": Variable("HOST:PORT where a gateway takes HTTP requests, or `none`", ("gateway",)),
         "GRPC": Variable("HOST:PORT where a gateway takes gRPC calls, or `none`", ("gateway",)),
         "ACCESS_LIST": Variable("list of the tokens and client certificates that a gateway accepts", ("gateway",)),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from zmq_offload.console.settings import NONE
 from zmq_offload.gateway.access.decisions import Access
 from zmq_offload.gateway.access.guard import Guard
 from zmq_offload.gateway.calls import Cancel, Fabric, Memory, own_memory
-from zmq_offload.gateway.config import NONE, Config
+from zmq_offload.gateway.config import Config
 from zmq_offload.gateway.grpc import health, reflection
 from zmq_offload.gateway.grpc.calls import Methods
 from zmq_offload.gateway.grpc.limits import Limits as GrpcLimits

@@ -10,8 +10,10 @@ from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     ARENA_BYTES,
     FRONTEND,
+    NONE,
     add_frontend,
     add_option,
+    address,
     arena,
     bytes_,
     check_together,
@@ -25,26 +27,6 @@ from zmq_offload.gateway.http.cors import origins_of
 from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
 
-NONE = "none"
-"""The address of a port that is turned off."""
-
-
-def address(text: str) -> str:
-    """Return `text` if it is HOST:PORT, or "none". Raises InvalidArgument otherwise."""
-    if text == NONE:
-        return text
-    if "://" in text:
-        raise InvalidArgument(f"address {text!r} has a transport; use HOST:PORT, or none")
-    try:
-        check_endpoint(f"tcp://{text}")
-    except InvalidArgument:
-        raise InvalidArgument(
-            f"address {text!r} is not a host and a port; use HOST:PORT, such as 127.0.0.1:8000 or [::1]:8000, or none"
-        ) from None
-    if text.endswith(":*"):
-        raise InvalidArgument(f"address {text!r}: the port is not a number; use 0 for a free one")
-    return text
-
 
 def ports(text: str) -> tuple[str, str]:
     """Return frontend and backend of FRONTEND,BACKEND. Raises InvalidArgument otherwise."""
@@ -55,8 +37,6 @@ def ports(text: str) -> tuple[str, str]:
 
 
 _ports = checked(ports, lambda _: True, "FRONTEND,BACKEND")
-
-_address = checked(address, lambda _: True, "HOST:PORT")
 
 _origins = checked(origins_of, lambda _: True, "ORIGIN,...")
 
@@ -128,8 +108,8 @@ def add_options(parser: Parser) -> None:
         help="run a broker in this process, instead of --broker; its other options are its variables",
         metavar="FRONTEND,BACKEND",
     )
-    add_option(parser, "--http", _address, Config.http, "address for HTTP, or none", metavar="HOST:PORT")
-    add_option(parser, "--grpc", _address, Config.grpc, "address for gRPC, or none", metavar="HOST:PORT")
+    add_option(parser, "--http", address, Config.http, "address for HTTP, or none", metavar="HOST:PORT")
+    add_option(parser, "--grpc", address, Config.grpc, "address for gRPC, or none", metavar="HOST:PORT")
     add_option(parser, "--timeout", seconds, Config.timeout, "seconds for requests that name no time", metavar="S")
     add_option(parser, "--grace", seconds, Config.grace, "seconds to finish requests after SIGTERM", metavar="S")
     add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")

@@ -57,7 +57,11 @@ class Family:
 
 def render(families: Iterable[Family]) -> bytes:
     """The text that is served at /metrics. The names of the families are different."""
-    lines = [line for family in families for line in family.lines()]
+    return text_of(line for family in families for line in family.lines())
+
+
+def text_of(lines: Iterable[str]) -> bytes:
+    """These lines as the bytes that are sent."""
     # A lone surrogate, which no message can carry, must not cost the whole page.
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
