@@ -27,7 +27,7 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     import os
 
     from workers.config import parse
-    from workers.supervisor import CORES, PARENT_FD, RESTARTS, Supervisor
+    from workers.supervisor import CORES, PARENT_FD, SEAT, Supervisor
     from zmq_offload.console import dotenv
     from zmq_offload.console.variables import warn_of_unknown
     from zmq_offload.errors import InvalidArgument
@@ -36,21 +36,22 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     dotenv.load()
     config = parse(arguments, prog)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    given, listed = os.environ.pop(PARENT_FD, None), os.environ.pop(CORES, "")
-    counted = os.environ.pop(RESTARTS, "0")
-    if given is None:
+    given, listed, sat = (os.environ.pop(name, "") for name in (PARENT_FD, CORES, SEAT))
+    if not given:
         warn_of_unknown("workers")
         return Supervisor(config, arguments).run()
     try:
-        parent, cores, restarts = int(given), [int(core) for core in listed.split(",") if core], int(counted)
+        parent, cores = int(given), [int(core) for core in listed.split(",") if core]
+        seat, restarts = map(int, sat.split(","))
         os.fstat(parent)
     except (OSError, OverflowError, ValueError):
-        text = f"{PARENT_FD}, {CORES} and {RESTARTS} are set by a supervisor for its workers; unset them"
-        raise InvalidArgument(text) from None
+        raise InvalidArgument(
+            f"{PARENT_FD}, {CORES} and {SEAT} are set by a supervisor for its workers; unset them"
+        ) from None
     runtime_only.use()
     from workers.loop import serve
 
-    return serve(config, parent, cores, restarts)
+    return serve(config, parent, cores, seat, restarts)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from workers.loading import INCOMPLETE, Loading, Model
 from workers.serving import Executor
+from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
+from zmq_offload.artifacts.config import read as read_config
 from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, Repository
 from zmq_offload.errors import OffloadError
 
@@ -22,8 +24,12 @@ Loader = Callable[[Repository, str, int], Executor]
 class Deployment:
     """`executors` by (model, version), kept up to date with the repository.
 
-    `refresh` loads new and replaced versions and drops removed ones. A version that does not load is logged once, until
-    its files change. One thread can refresh while another serves: `executors` is never modified but replaced, and then
+    `refresh` loads new and replaced versions and drops those that were removed, or that the configuration of the model
+    leaves out. A version that does not load is logged once, until its files change. So is a configuration that is
+    wrong; the last good one counts then. `seat` is the number of this process among its supervisor's, from 0: a model
+    with `instances` is served by the first so many.
+
+    One thread can refresh while another serves: `executors` and `configs` are never modified but replaced, and then
     `changed` is called. An executor that is no longer served is dropped by the next refresh, which then calls
     `release_memory`. The serving thread does not wait for that.
     """
@@ -34,8 +40,12 @@ class Deployment:
         load: Loader,
         changed: Callable[[], None] = lambda: None,
         release_memory: Callable[[], None] = lambda: None,
+        seat: int = 0,
     ) -> None:
         self.executors: dict[Model, Executor] = {}
+        self.configs: dict[str, ModelConfig] = {}
+        """Of the models that have one."""
+        self._seat = seat
         self._repository = repository
         self._load = load
         self._changed = changed
@@ -44,6 +54,10 @@ class Deployment:
         self._logged: set[str] = set()
         self._replaced: list[Executor] = []
         self._dropped: list[weakref.ref[Executor]] = []
+
+    def config_of(self, name: str) -> ModelConfig:
+        """The configuration of a model."""
+        return self.configs.get(name, NO_CONFIG)
 
     def refresh(
         self,
@@ -65,7 +79,7 @@ class Deployment:
             problems = self._scan_again(first=False)
             self._settle(*chosen, outcome)
             del outcome
-        if not self.executors and os.path.isdir(self._repository.root):
+        if not self.executors and not self.configs and os.path.isdir(self._repository.root):
             problems.add(f"nothing is served: no model in {self._repository.root} loads")
         for problem in sorted(problems - self._logged):
             log.error("%s", problem)
@@ -97,9 +111,14 @@ class Deployment:
         """Scan the repository and drop versions that were removed. `first`: the first scan of a refresh. Returns the
         problems that were found."""
         problems: set[str] = set()
-        for model in self._loading.scanned(self._scan(problems), first):
+        configs = dict(self.configs)
+        there = self._scan(problems, configs)
+        if configs != self.configs:
+            self.configs = configs
+            self._changed()
+        for model in self._loading.scanned(there, first):
             if model in self.executors:
-                log.info("model %s version %d was removed from the repository", *model)
+                log.info("model %s version %d is to be served no more", *model)
                 self._replace(model, None)
         return problems
 
@@ -125,8 +144,9 @@ class Deployment:
             self._dropped = alive
             self._release_memory()
 
-    def _scan(self, problems: set[str]) -> dict[Model, int]:
-        """(model, version) -> a stamp that changes when the version is replaced. Adds to `problems`.
+    def _scan(self, problems: set[str], configs: dict[str, ModelConfig]) -> dict[Model, int]:
+        """(model, version) -> a stamp that changes when the version is replaced. Adds to `problems`, and changes
+        `configs`.
 
         If a folder cannot be read, or the whole repository is gone, its loaded versions are still served: they do not
         need the disk, which may have been unmounted.
@@ -143,14 +163,28 @@ class Deployment:
         except OffloadError as error:
             problems.add(f"{error}; serving the loaded versions")
             return dict(known)
+        for name in configs.keys() - set(names):
+            del configs[name]
         for name in names:
+            config = configs.get(name, NO_CONFIG)
+            try:
+                config = read_config(root / name)
+            except OffloadError as error:
+                before = "its last good one counts" if name in configs else "the model is served without one"
+                problems.add(f"{error.message}; {before}")
+            configs[name] = config
+            if config is NO_CONFIG:
+                del configs[name]
             try:
                 versions = self._repository.versions(name)
             except OffloadError as error:
                 problems.add(f"{error}; serving its loaded versions")
                 found.update((model, stamp) for model, stamp in known.items() if model[0] == name)
                 continue
-            for version in versions:
+            problems.update(_missing(name, config, versions))
+            if config.instances is not None and self._seat >= config.instances:
+                continue
+            for version in config.serves(versions):
                 folder = self._repository.path(name, version)
                 try:
                     # A version is replaced by renaming a folder, so its files have other inodes and times.
@@ -159,3 +193,19 @@ class Deployment:
                 except OSError:
                     found[name, version] = INCOMPLETE  # loading it reports what is wrong
         return found
+
+
+def _missing(name: str, config: ModelConfig, versions: Sequence[int]) -> list[str]:
+    """What a configuration names that is not served."""
+    served = config.serves(versions)
+    named = [(f"label {label!r}", version) for label, version in sorted(config.labels.items())]
+    if isinstance(config.versions, tuple):
+        named += [("one of its versions", version) for version in config.versions]
+    if config.canary is not None:
+        named.append(("the canary", config.canary.version))
+    return [
+        f"model {name}: {what} is version {version}, which is not "
+        f"{'listed in versions' if version in versions else 'in the repository'}"
+        for what, version in named
+        if version not in served
+    ]

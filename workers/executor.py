@@ -5,19 +5,17 @@ TVM's runtime is enough (see `zmq_offload.runtime`), so nothing of the compiler 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from workers.warmup import usual_inputs, wanted_inputs
+from zmq_offload.artifacts.config import WarmUp
 from zmq_offload.artifacts.repository import LIBRARY, Repository
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, one_line
 from zmq_offload.protocol.payload import Array
-from zmq_offload.protocol.tensors import ANY
 from zmq_offload.runtime.gpu import Gpu, GpuMachine, out_of_memory
 from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library, loading, release_memory
 from zmq_offload.runtime.threads import bind_pool
@@ -41,6 +39,7 @@ class GraphExecutor:
     def __init__(self, repository: Repository, name: str, version: int, gpu: Gpu | None = None) -> None:
         self.model = repository.read(name, version)
         folder = repository.path(name, version)
+        self._folder = folder.parent
         check_tvm_version(folder, self.model.tvm_version)
         if self.model.cpu is not None:
             self.model.cpu.check(str(folder / LIBRARY))
@@ -62,27 +61,33 @@ class GraphExecutor:
         needs.check(str(folder / LIBRARY), gpu.name, gpu.capability)
         return gpu
 
-    def warm_up(self, cores: Sequence[int] = ()) -> None:
-        """Run once on ones, so that memory and code are ready for the first request. Errors are left to the requests.
+    def warm_up(self, cores: Sequence[int] = (), wanted: WarmUp | None = None) -> None:
+        """Run before the first request, so that memory and code are ready for it.
 
         Another thread may be running another executor, so this runs in a thread of its own, with its pool of TVM's
-        threads on `cores`. Only models with float inputs and known shapes (a symbolic batch counts as one row) are run:
-        ones may not make sense as integers.
+        threads on `cores`. Without a `wanted` warm-up, a model of float inputs runs once, and errors are left to the
+        requests. With one, FailedPrecondition is raised if it fails.
         """
-        shapes = [(1, *spec.shape[1:]) if spec.shape[:1] == (ANY,) else spec.shape for spec in self.model.inputs]
-        if any(ANY in shape for shape in shapes) or any(spec.dtype.kind != "f" for spec in self.model.inputs):
+        inputs = usual_inputs(self.model) if wanted is None else wanted_inputs(self.model, wanted, self._folder)
+        if inputs is None:
             return
-        ones = [np.ones(shape, spec.dtype) for shape, spec in zip(shapes, self.model.inputs, strict=True)]
+        runs = 1 if wanted is None else wanted.runs
+        failed: list[Exception] = []
 
-        def once() -> None:
-            with contextlib.suppress(Exception):
+        def run() -> None:
+            try:
                 if cores:
                     bind_threads(cores)
-                self.run([ones])
+                for _ in range(runs):
+                    self.run([inputs])
+            except Exception as error:
+                failed.append(error)
 
-        thread = threading.Thread(target=once, name="warm-up", daemon=True)
+        thread = threading.Thread(target=run, name="warm-up", daemon=True)
         thread.start()
         thread.join()
+        if failed and wanted is not None:
+            raise FailedPrecondition(f"its warm-up failed: {one_line(failed[0])}") from failed[0]
 
     def run(self, requests: Sequence[Sequence[Array]]) -> list[list[Array]]:
         """Run requests together. Each has its inputs in the order of `model.inputs`, checked against the signature.

@@ -24,6 +24,7 @@ from workers.loading import Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
 from workers.session import Action, Attempt, Reconnect, WorkerSession
 from workers.streamlinks import StreamLinks
+from zmq_offload.artifacts.config import NO_CONFIG
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common import memory
 from zmq_offload.common.extras import needs
@@ -54,6 +55,7 @@ class Worker:
         parent: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         cores: Sequence[int] = (),
+        seat: int = 0,
         restarts: int = 0,
     ) -> None:
         self._config = config
@@ -82,11 +84,16 @@ class Worker:
 
             def load_warm(repository: Repository, name: str, version: int) -> Executor:
                 executor = GraphExecutor(repository, name, version, gpu)
-                executor.warm_up(cores)
+                executor.warm_up(cores, deployment.config_of(name).warmup)
                 return executor
 
+            def load_first(repository: Repository, name: str, version: int) -> Executor:
+                wanted = deployment.config_of(name).warmup
+                return load(repository, name, version) if wanted is None else load_warm(repository, name, version)
+
             repository = Repository(config.repository)
-            self._deployment = Deployment(repository, load, self._news.set, release_memory)
+            deployment = Deployment(repository, load_first, self._news.set, release_memory, seat)
+            self._deployment = deployment
             # In this thread, and without waiting for other workers: nothing is served yet that loading could slow down.
             self._deployment.refresh()
             self._executors = dict(self._deployment.executors)
@@ -278,14 +285,14 @@ class Worker:
 
     def _announce(self) -> None:
         """Tell the brokers which models are served, and the session which requests can run together."""
-        batching = {}
+        batching, models = {}, []
         for model, executor in self._executors.items():
-            found = batching_of(executor.model, self._config.batching)
+            config = NO_CONFIG if self._deployment is None else self._deployment.config_of(model[0])
+            found = batching_of(executor.model, self._config.batching or config.batching)
             if found is not None:
                 batching[model] = found
-        self._perform(
-            self.session.announce([describe(e, batching.get(m)) for m, e in self._executors.items()], batching)
-        )
+            models.append(describe(executor, found, config))
+        self._perform(self.session.announce(models, batching))
 
     def _take_news(self) -> None:
         """Serve the versions that are loaded now."""
@@ -329,9 +336,12 @@ def connections(config: Config, sharing: Sharing | None = None) -> Links:
     )
 
 
-def serve(config: Config, parent: int | None, cores: Sequence[int] = (), restarts: int = 0) -> int:
-    """Run a worker in this process, on `cores`, until its supervisor ends or SIGTERM, SIGINT or SIGHUP arrives."""
-    worker = Worker(config, parent, cores=cores, restarts=restarts)
+def serve(config: Config, parent: int | None, cores: Sequence[int] = (), seat: int = 0, restarts: int = 0) -> int:
+    """Run a worker in this process, on `cores`, until its supervisor ends or SIGTERM, SIGINT or SIGHUP arrives.
+
+    `seat` is its number among the processes of its supervisor, from 0; `restarts`, how many had the seat before.
+    """
+    worker = Worker(config, parent, cores=cores, seat=seat, restarts=restarts)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
             worker.stop_on(number)

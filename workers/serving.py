@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from msgspec import Struct
 
+from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.repository import Batching, ModelVersion
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError
 from zmq_offload.protocol.payload import Array, decode_tensors, encode_tensors
@@ -54,7 +55,9 @@ class Job(Struct, eq=False):
     rows: int = 1
 
 
-def describe(executor: Executor | Echo, batching: Batching | None) -> dict[str, object]:
+def describe(
+    executor: Executor | Echo, batching: Batching | None, config: ModelConfig = NO_CONFIG
+) -> dict[str, object]:
     """A model's entry in the Announce."""
     model = executor.model
     entry: dict[str, object] = {
@@ -65,6 +68,8 @@ def describe(executor: Executor | Echo, batching: Batching | None) -> dict[str, 
     }
     if batching is not None:
         entry["max_batch"] = batching.max_batch
+    if said := config.announced(model.version, model.checksum):
+        entry["config"] = said
     return entry
 
 

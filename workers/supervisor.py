@@ -29,11 +29,11 @@ PARENT_FD = "ZMQ_OFFLOAD_PARENT_FD"
 _SETTLE = 0.3
 """Seconds in which supervisors that start together find each other before they share the cores."""
 
+SEAT = "ZMQ_OFFLOAD_SEAT"
+"""Variable with a child's number among the processes of its supervisor, and how many had that before: SEAT,RESTARTS."""
+
 CORES = "ZMQ_OFFLOAD_CORES"
 """Variable with the cores that a child is bound to, separated by commas."""
-
-RESTARTS = "ZMQ_OFFLOAD_RESTARTS"
-"""Variable with the number of processes that a child's seat had before."""
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class _Seat:
     start_at: float = 0.0
     terminated: bool = False
     starts: int = 0
-    """Processes that it has had."""
+    """How many processes it has had."""
     kept: tuple[int, ...] = ()
     """The cores that its process is bound to."""
 
@@ -142,7 +142,7 @@ class Supervisor:
                 where = self._place(at)
                 environment = os.environ | {
                     PARENT_FD: str(self._alive_read),
-                    RESTARTS: str(seat.starts),
+                    SEAT: f"{at},{seat.starts}",
                     # Each process has its own thread pool. Together they must not exceed the cores.
                     "TVM_NUM_THREADS": str(where.threads),
                 }

@@ -96,7 +96,8 @@ def test_servers_are_called_without_packages_that_their_transport_does_not_need(
 
 
 def test_a_worker_without_tvm_says_what_to_install() -> None:
-    code = "import sys; sys.argv = ['workers']; import os; os.environ['ZMQ_OFFLOAD_PARENT_FD'] = '0'\n"
+    code = "import os, sys; sys.argv = ['workers']\n"
+    code += "os.environ.update(ZMQ_OFFLOAD_PARENT_FD='0', ZMQ_OFFLOAD_SEAT='0,0')\n"
     done = without_extras(code + "import workers.__main__\nsys.exit(workers.__main__.main())")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("workers: error:")

@@ -199,3 +199,88 @@ def test_a_missing_repository_is_named_and_waited_for(
     add(repository, "b", 1)
     deployment.refresh()
     assert set(deployment.executors) == {("b", 1)}
+
+
+def configure(repository: Repository, name: str, text: str) -> None:
+    (Path(repository.root) / name / "config.toml").write_text(text)
+
+
+def test_a_configuration_says_which_versions_are_served_and_is_followed(repository: Repository) -> None:
+    for version in (1, 2, 3):
+        add(repository, "m", version)
+    load, changes = Loader(), [0]
+    deployment = Deployment(repository, load, lambda: changes.__setitem__(0, changes[0] + 1))
+    configure(repository, "m", "versions = { latest = 2 }")
+    deployment.refresh()
+    assert sorted(deployment.executors) == [("m", 2), ("m", 3)]
+    configure(repository, "m", "versions = [1, 3]")
+    deployment.refresh()
+    assert sorted(deployment.executors) == [("m", 1), ("m", 3)]
+    configure(repository, "m", "versions = []")
+    assert deployment.refresh() and deployment.executors == {}
+    (Path(repository.root) / "m" / "config.toml").unlink()
+    deployment.refresh()
+    assert sorted(deployment.executors) == [("m", 1), ("m", 2), ("m", 3)]
+
+
+def test_another_configuration_of_the_same_versions_changes_the_announcement_without_a_load(
+    repository: Repository,
+) -> None:
+    add(repository, "m", 1)
+    load, events = Loader(), list[str]()
+    deployment = Deployment(repository, load, lambda: events.append("changed"))
+    deployment.refresh()
+    loads = len(load.loaded)
+    configure(repository, "m", "[labels]\nstable = 1")
+    deployment.refresh()
+    deployment.refresh()
+    assert (events, len(load.loaded)) == (["changed", "changed"], loads)
+    assert deployment.config_of("m").labels == {"stable": 1}
+    assert deployment.config_of("other").labels == {}
+
+
+def test_a_wrong_configuration_is_logged_once_and_the_last_good_one_counts(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in (1, 2):
+        add(repository, "m", version)
+    deployment = Deployment(repository, Loader())
+    configure(repository, "m", "versions = [1]")
+    deployment.refresh()
+    configure(repository, "m", "versions = 1")
+    for _ in range(2):
+        deployment.refresh()
+    (line,) = [record.getMessage() for record in caplog.records if "config.toml" in record.getMessage()]
+    assert line.endswith("or a list of version numbers; its last good one counts")
+    assert sorted(deployment.executors) == [("m", 1)]
+
+
+def test_what_a_configuration_names_and_is_not_there_is_logged(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in (1, 2):
+        add(repository, "m", version)
+    configure(
+        repository,
+        "m",
+        "versions = [1, 7]\nlabels = { old = 2, next = 3, now = 1 }\n[canary]\nversion = 2\nshare = 0.5",
+    )
+    Deployment(repository, Loader()).refresh()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "model m: label 'next' is version 3, which is not in the repository",
+        "model m: label 'old' is version 2, which is not listed in versions",
+        "model m: one of its versions is version 7, which is not in the repository",
+        "model m: the canary is version 2, which is not listed in versions",
+    ]
+
+
+@pytest.mark.parametrize(("seat", "served"), [(0, ["m", "n"]), (1, ["m", "n"]), (2, ["n"])])
+def test_a_model_is_served_by_so_many_processes_of_a_supervisor(
+    repository: Repository, seat: int, served: list[str]
+) -> None:
+    for name in ("m", "n"):
+        add(repository, name, 1)
+    configure(repository, "m", "instances = 2")
+    deployment = Deployment(repository, Loader(), seat=seat)
+    deployment.refresh()
+    assert sorted(name for name, _ in deployment.executors) == served

@@ -104,7 +104,7 @@ VARIABLES: Mapping[str, Variable] = {
     }.items()
 }
 
-INTERNAL = frozenset({f"{PREFIX}PARENT_FD", f"{PREFIX}CORES", f"{PREFIX}RESTARTS"})
+INTERNAL = frozenset({f"{PREFIX}PARENT_FD", f"{PREFIX}CORES", f"{PREFIX}SEAT"})
 """Variables that only a supervisor sets, for its workers."""
 
 
