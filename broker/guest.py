@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from broker import metrics
 from broker.config import Config
 from broker.events import Action, Event, FromClient, Stop
 from broker.loop import Broker
@@ -24,6 +25,7 @@ from zmq_offload.net import transport
 from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.timers import ROUNDING
 from zmq_offload.protocol import messages as wire
+from zmq_offload.telemetry.exposition import Family
 
 _HOST = b"\0host"
 """The client in this process, as the core knows it. The ids of connections are longer."""
@@ -118,6 +120,10 @@ class Guest:
         replies, ports.replies = ports.replies, []
         if replies and ports.deliver is not None:
             ports.deliver(replies)
+
+    def families(self) -> Iterator[Family]:
+        """The broker's metrics. Any thread may call this."""
+        return metrics.families(self._broker.core.ledger)
 
     # --- turns ------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ def serve(config: Config) -> int:
     """Run a broker in this process until SIGTERM, SIGINT or SIGHUP."""
     check_exposure((config.frontend, config.backend), secured=config.server_key is not None, insecure=config.insecure)
     if config.metrics != NONE:
-        remedy = "let them listen at 127.0.0.1"
+        remedy = "serve metrics at 127.0.0.1"
         check_exposure((f"tcp://{config.metrics}",), secured=False, insecure=config.insecure, remedy=remedy)
     raise_file_limit(log)
     broker = Broker(config)
