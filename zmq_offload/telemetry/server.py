@@ -26,6 +26,9 @@ log = logging.getLogger("metrics")
 MOST_CONNECTIONS = 16
 """One more takes the place of the one that is there for longest."""
 
+_BACKLOG = 128
+"""Connections that wait to be accepted."""
+
 PATIENCE = 5.0
 """Seconds that a connection may take to send its request, and again to read a part of the answer."""
 
@@ -191,7 +194,7 @@ def _bind(address: str) -> socket.socket:
             bound = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(where)
-            bound.listen(MOST_CONNECTIONS)
+            bound.listen(_BACKLOG)
             bound.setblocking(False)
             stack.pop_all()
     except OSError as error:
