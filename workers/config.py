@@ -23,6 +23,7 @@ from zmq_offload.console.settings import (
     heartbeat,
     microseconds,
     seconds,
+    switch,
     threads,
 )
 from zmq_offload.net.transport import check_endpoint
@@ -54,7 +55,6 @@ device = checked(
 )
 slots = checked(int, lambda n: 1 <= n <= MOST_SLOTS, f"a whole number from 1 to {MOST_SLOTS}")
 rows = checked(int, lambda n: 1 <= n <= MOST_SLOTS // 2, f"a whole number from 1 to {MOST_SLOTS // 2}")
-switch = checked(str, lambda text: text in ("on", "off"), "on or off")
 
 
 @dataclass(frozen=True)

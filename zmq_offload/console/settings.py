@@ -196,6 +196,7 @@ MOST = 10**9
 address = checked(_address, lambda _: True, "HOST:PORT")
 """HOST:PORT, or "none"."""
 
+switch = checked(str, lambda text: text in ("on", "off"), "on or off")
 whole = checked(int, lambda n: 0 <= n <= MOST, f"a whole number from 0 to {MOST}")
 count = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}")
 processes = threads = checked(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")

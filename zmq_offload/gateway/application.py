@@ -19,6 +19,8 @@ from zmq_offload.gateway.http.limits import Limits
 from zmq_offload.gateway.http.messages import Handler, Request, Respond
 from zmq_offload.gateway.http.router import Router
 from zmq_offload.gateway.http.server import HttpServer
+from zmq_offload.gateway.metered import MeteredFabric
+from zmq_offload.gateway.meters import Meters
 from zmq_offload.gateway.oip.grpc_service import methods as oip_methods
 from zmq_offload.gateway.oip.regions import region_routes
 from zmq_offload.gateway.oip.rest import routes
@@ -28,16 +30,23 @@ from zmq_offload.gateway.tfserving import rest as tfserving
 from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
 
 
-def doors(config: Config, fabric: Fabric, guard: Guard, receive: Memory = own_memory) -> list[Door]:
-    """The ports that are wanted. Call it in the event loop. `receive` gives memory for long bodies and messages."""
+def doors(
+    config: Config, fabric: Fabric, guard: Guard, receive: Memory = own_memory, meters: Meters | None = None
+) -> list[Door]:
+    """The ports that are wanted. Call it in the event loop. `receive` gives memory for long bodies and messages;
+    `meters` count the requests."""
+
+    def metered(protocol: str) -> Fabric:
+        return fabric if meters is None else MeteredFabric(fabric, meters, protocol)
+
     memory = System(config.max_body_bytes, config.max_held_bytes) if config.system_shared_memory else Off()
     found = []
     if config.http != NONE:
-        handler = crossing(http_handler(fabric, memory), config.cors_origins or ())
+        handler = crossing(http_handler(metered("http"), memory), config.cors_origins or ())
         service = _http(config, handler, guard.access, receive)
         found.append(Door("http", config.http, service, guard.contexts.http if guard.contexts else None))
     if config.grpc != NONE:
-        calls = _grpc(config, grpc_methods(fabric, memory), guard.access, receive)
+        calls = _grpc(config, grpc_methods(metered("grpc"), memory), guard.access, receive)
         found.append(Door("grpc", config.grpc, calls, guard.contexts.grpc if guard.contexts else None))
     return found
 

@@ -21,6 +21,7 @@ from zmq_offload.console.settings import (
     count,
     file,
     seconds,
+    switch,
 )
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.http.cors import origins_of
@@ -65,6 +66,9 @@ class Config:
     client_ca: str | None = None
     cors_origins: Sequence[str] | None = None
     insecure: bool = False
+    metrics: str = NONE
+    """HOST:PORT at which metrics are served."""
+    triton_metrics: bool = False
     system_shared_memory: bool = False
     max_body_bytes: int = 272 * _MEBIBYTE
     max_held_bytes: int = 2048 * _MEBIBYTE
@@ -97,7 +101,7 @@ def add_options(parser: Parser) -> None:
     parser.set_example(
         "zmq-offload gateway",
         "zmq-offload gateway --broker tcp://edge-1:5555,tcp://edge-2:5555 --grpc none",
-        "zmq-offload gateway --with-broker",
+        "zmq-offload gateway --with-broker --metrics 127.0.0.1:9465",
     )
     add_frontend(parser, several=True)
     parser.add_argument(
@@ -120,6 +124,8 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--tls-key", file, None, "the key of that certificate", metavar="FILE")
     add_option(parser, "--client-ca", file, None, "authorities of the clients' certificates", metavar="FILE")
     add_option(parser, "--cors-origins", _origins, None, "origins of web pages that may call, or *", metavar="URL,...")
+    add_option(parser, "--metrics", address, NONE, "address for Prometheus, or none", metavar="HOST:PORT")
+    add_option(parser, "--triton-metrics", switch, "off", "serve metrics by Triton's names, too", metavar="on|off")
     parser.add_argument("--insecure", action="store_true", help="listen on a network without tokens or certificates")
     parser.add_argument("--system-shared-memory", action="store_true", help="let clients name files of /dev/shm")
     parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")
@@ -159,4 +165,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
             parser.error(f"--client-ca without --{other.replace('_', '-')}; client certificates need both")
     if parsed.http == parsed.grpc == NONE:
         parser.error("--http none with --grpc none; a gateway needs one of the two ports")
+    parsed.triton_metrics = parsed.triton_metrics == "on"
+    if parsed.triton_metrics and parsed.metrics == NONE:
+        parser.error("--triton-metrics on without --metrics; say at which HOST:PORT they are served")
     return Config(**vars(parsed))

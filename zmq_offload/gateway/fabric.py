@@ -82,6 +82,11 @@ class BrokerFabric:
         self._control = control
         self._inquiry = Inquiry()
 
+    @property
+    def catalog(self) -> Catalog | None:
+        """The last list of models, however old."""
+        return self._inquiry.catalog
+
     def close(self) -> None:
         """Disconnect. Outstanding requests end with Unavailable, and so do later ones."""
         self._calls.close()

@@ -46,6 +46,10 @@ class Service(Protocol):
     def connections(self) -> int:
         """The number of open connections."""
 
+    @property
+    def held(self) -> int:
+        """Bytes of the bodies or messages that are held."""
+
     def protocol(self) -> asyncio.BaseProtocol:
         """Make the protocol of a new connection."""
 

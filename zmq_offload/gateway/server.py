@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias
 
 import uvloop
@@ -15,17 +15,26 @@ import uvloop
 from zmq_offload.client.aiocalls import Calls, LinkCalls, LocalBroker, LocalCalls
 from zmq_offload.common import memory
 from zmq_offload.common.open_files import raise_file_limit
+from zmq_offload.console.settings import NONE
+from zmq_offload.errors import InvalidArgument, OffloadError
+from zmq_offload.gateway import metrics, tritonmetrics
 from zmq_offload.gateway.access.guard import Guard, check_exposure
 from zmq_offload.gateway.access.tls import files_of
 from zmq_offload.gateway.application import doors
 from zmq_offload.gateway.caching import CachingFabric, OwnMemory, Store
 from zmq_offload.gateway.calls import own_memory
+from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.config import Config
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.fabric import EVERYTHING, BrokerFabric, link_to
-from zmq_offload.gateway.ports import drain, listen
+from zmq_offload.gateway.meters import Meters
+from zmq_offload.gateway.ports import Port, drain, listen
 from zmq_offload.gateway.responsecache import ResponseCache
+from zmq_offload.net.addresses import is_loopback
 from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, sharing_of
+from zmq_offload.telemetry import process
+from zmq_offload.telemetry.exposition import Family
+from zmq_offload.telemetry.server import MetricsServer
 
 log = logging.getLogger("gateway")
 
@@ -47,6 +56,9 @@ class Guest(LocalBroker, Protocol):
 
     def close(self) -> None:
         """Close the ports at once."""
+
+    def families(self) -> Iterable[Family]:
+        """The broker's metrics. Any thread may call this."""
 
 
 Host: TypeAlias = "Callable[[Sharing | None, Callable[[], None]], Guest]"
@@ -78,6 +90,7 @@ async def _run(config: Config, host: Host | None) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listed, tls = config.access_list is not None, config.tls_cert is not None
     check_exposure(config.addresses, listed=listed, tls=tls, insecure=config.insecure)
+    _check_metrics(config)
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
     sharing = None if config.client_key else sharing_of(config.arena_bytes, log)
     guest = None if host is None else host(sharing, stop.set)
@@ -91,9 +104,17 @@ async def _run(config: Config, host: Host | None) -> None:
     sharing_kept = asyncio.ensure_future(_keep(sharing))
     store = _store_of(config)
     caching = None if store is None else CachingFabric(fabric, store)
-    looking = asyncio.ensure_future(_look(caching, fabric))
+    meters = None if config.metrics == NONE else Meters()
+    looking = asyncio.ensure_future(_look(caching, meters, fabric))
+    served: MetricsServer | None = None
     try:
-        ports = await listen(doors(config, caching or fabric, guard, own_memory if sharing is None else sharing.memory))
+        receive = own_memory if sharing is None else sharing.memory
+        ports = await listen(doors(config, caching or fabric, guard, receive, meters))
+        if meters is not None:
+            sources = _sources(config, meters, fabric, ports, store)
+            served = MetricsServer(
+                config.metrics, *sources, *(() if guest is None else (guest.families,)), process.families
+            )
         guard.watch()
         gc.collect()
         gc.freeze()  # what lives until the end is not looked at in each full collection
@@ -101,6 +122,8 @@ async def _run(config: Config, host: Host | None) -> None:
         places = [f"{port.door.name}={port.address}" for port in ports]
         if guest is not None:
             places += [f"frontend={guest.endpoint}", f"backend={guest.backend}"]
+        if served is not None:
+            places.append(f"metrics={served.address}")
         print("ready", *places, flush=True)
         await stop.wait()
         if guest is None or guest.error is None:
@@ -116,6 +139,8 @@ async def _run(config: Config, host: Host | None) -> None:
     finally:
         sharing_kept.cancel()
         looking.cancel()
+        if served is not None:
+            served.close()
         if store is not None:
             store.close()
         guard.close()
@@ -133,14 +158,47 @@ def _store_of(config: Config) -> Store | None:
     return OwnMemory(ResponseCache(config.cache_bytes)) if config.cache_bytes else None
 
 
+def _check_metrics(config: Config) -> None:
+    """Raise InvalidArgument if others on the network could read the metrics without `--insecure`."""
+    if config.metrics != NONE and not (config.insecure or is_loopback(f"tcp://{config.metrics}")):
+        raise InvalidArgument(
+            f"{config.metrics} can be reached from other machines, and metrics have no tokens; serve them at "
+            "127.0.0.1, or give --insecure if the network is trusted"
+        )
+
+
+def _sources(
+    config: Config, meters: Meters, fabric: BrokerFabric, ports: Sequence[Port], store: Store | None
+) -> list[Callable[[], Iterable[Family]]]:
+    """What makes the gateway's own metrics."""
+    cache = store.cache if isinstance(store, OwnMemory) else None
+
+    def own() -> Iterable[Family]:
+        states = [
+            metrics.PortState(port.door.name, port.door.service.connections, port.door.service.held) for port in ports
+        ]
+        return metrics.families(meters, fabric.statistics, states, fabric.outstanding, cache)
+
+    def by_triton() -> Iterable[Family]:
+        return tritonmetrics.families(meters, fabric.statistics, fabric.catalog)
+
+    return [own, by_triton] if config.triton_metrics else [own]
+
+
 _LOOK_EVERY = 2.0
-"""Seconds between two looks at which models have a cache."""
+"""Seconds between two looks at the list of models."""
 
 
-async def _look(caching: CachingFabric | None, fabric: BrokerFabric) -> None:
-    """Find out which models have a cache."""
-    while caching is not None:
-        fabric.models(EVERYTHING, caching.look)
+async def _look(caching: CachingFabric | None, meters: Meters | None, fabric: BrokerFabric) -> None:
+    """Find out which models there are: which have a cache, and which have metrics."""
+    looks = [part.look for part in (caching, meters) if part is not None]
+
+    def look(answer: Catalog | OffloadError) -> None:
+        for each in looks:
+            each(answer)
+
+    while looks:
+        fabric.models(EVERYTHING, look)
         await asyncio.sleep(_LOOK_EVERY)
 
 

@@ -69,6 +69,10 @@ class VersionStatistics:
         """The inputs that were answered: rows, if dimension 0 of the model's inputs is the batch, else requests."""
         return self._rows + self._hit_rows if batched else self._count + self.cache_hit.count
 
+    def computed(self, batched: bool) -> int:
+        """Those of them that a worker answered."""
+        return self._rows if batched else self._count
+
     def batches(self, batched: bool) -> list[tuple[int, Duration]]:
         """Compute times by batch size. A gateway sees requests, not the batches that a worker makes of them."""
         if batched:
@@ -107,6 +111,10 @@ class Statistics:
     def of(self, model: str, version: int) -> VersionStatistics:
         """The statistics of a version; all zero before its first request."""
         return self._versions.get((model, version)) or VersionStatistics()
+
+    def versions(self) -> list[tuple[str, int, VersionStatistics]]:
+        """All of them, sorted by name and number. Any thread may call this."""
+        return [(*key, its) for key, its in sorted(self._versions.items(), key=lambda item: item[0])]
 
     def count(self, model: str, version: int) -> VersionStatistics:
         """The same, to be changed. The caller makes sure that the version is or was served."""

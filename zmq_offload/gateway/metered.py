@@ -1,0 +1,90 @@
+"""A fabric that counts what comes of the requests of one protocol, in front of another fabric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from zmq_offload.errors import OffloadError, Status
+from zmq_offload.gateway.calls import Call, Cancel, Ended, Fabric, Outputs
+from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.meters import Meters
+from zmq_offload.gateway.statistics import Statistics
+from zmq_offload.net.grants import Grant
+
+
+class MeteredFabric:
+    """A `zmq_offload.gateway.calls.Fabric`. `clock` is in seconds."""
+
+    def __init__(
+        self, fabric: Fabric, meters: Meters, protocol: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.load, self.unload = fabric.load, fabric.unload
+        self.meters = meters
+        self.protocol = protocol
+        self.clock = clock
+        self._fabric = fabric
+
+    @property
+    def statistics(self) -> Statistics:
+        return self._fabric.statistics
+
+    @property
+    def stopping(self) -> bool:
+        return self._fabric.stopping
+
+    def models(
+        self,
+        grant: Grant,
+        ended: Callable[[Catalog | OffloadError], None],
+        name: str | None = None,
+        version: int | None = None,
+    ) -> Cancel:
+        return self._fabric.models(grant, ended, name, version)
+
+    def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
+        run = _Run(self, call, ended)
+        run.take_back = self._fabric.infer(call, grant, run.ended)
+        return run.cancel
+
+
+class _Run:
+    """A request under way."""
+
+    __slots__ = ("_call", "_ended", "_over", "_owner", "_started", "take_back")
+
+    def __init__(self, owner: MeteredFabric, call: Call, ended: Ended) -> None:
+        self._owner = owner
+        self._call = call
+        self._ended = ended
+        self._over = False
+        self._started = owner.clock()
+        self.take_back: Cancel
+
+    def ended(self, outcome: Outputs | OffloadError) -> None:
+        if not self._over:  # whoever cannot pass an answer on is told of an error after it
+            self._over = True
+            owner = self._owner
+            if isinstance(outcome, OffloadError):
+                self._fail(outcome.code)
+            else:
+                tensors, model, version, (queue, compute, _, _) = outcome
+                owner.meters.succeeded(
+                    owner.protocol,
+                    model,
+                    version,
+                    (owner.clock() - self._started, queue, compute),
+                    self._call.inputs.layout,
+                    tensors.layout,
+                )
+        self._ended(outcome)
+
+    def cancel(self) -> None:
+        if not self._over:
+            self._over = True
+            self._fail(Status.CANCELLED)
+            self.take_back()
+
+    def _fail(self, status: Status) -> None:
+        call, owner = self._call, self._owner
+        owner.meters.failed(owner.protocol, status, call.model, call.version, call.inputs.layout)
