@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from zmq_offload.telemetry.histograms import Buckets
@@ -76,12 +77,19 @@ def number(value: float) -> str:
 
 
 def _histogram(name: str, pairs: list[str], buckets: Buckets) -> Iterator[str]:
-    *below, count = buckets.cumulative()
-    for bound, upto in zip(buckets.bounds, below, strict=True):
-        yield f"{name}_bucket{_braces([*pairs, _pair('le', number(float(bound)))])} {upto}"
-    yield f"{name}_bucket{_braces([*pairs, _pair('le', '+Inf')])} {count}"
+    cumulative = buckets.cumulative()
+    count = cumulative[-1]
+    begin = f"{name}_bucket{{{''.join(f'{pair},' for pair in pairs)}"  # most lines of a page begin so
+    for bound, upto in zip(_written(buckets.bounds), cumulative, strict=True):
+        yield f'{begin}le="{bound}"}} {upto}'
     yield f"{name}_sum{_braces(pairs)} {number(buckets.sum)}"
     yield f"{name}_count{_braces(pairs)} {count}"
+
+
+@lru_cache
+def _written(bounds: tuple[float, ...]) -> list[str]:
+    """The values of the label `le`."""
+    return [number(float(bound)) for bound in (*bounds, math.inf)]
 
 
 def _braces(pairs: list[str]) -> str:
