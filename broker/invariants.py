@@ -25,6 +25,24 @@ def validate(core: Core) -> None:
     assert len(ledger.timers) == len(timed), "a timer is left of a request or worker that is gone"
 
 
+def validate_statistics(core: Core) -> None:
+    """Raise AssertionError if the counts by version are not those of all requests. This takes longer."""
+    ledger = core.ledger
+    counts, statistics = ledger.counts, ledger.statistics
+    by_status = Counter(statistics.unplaced)
+    for runs, version in statistics.versions.items():
+        by_status.update(version.requests)
+        served = version.requests[OK]
+        for times in (version.queue, version.compute, version.total):
+            assert sum(times.counts) == served, f"{runs}: its histograms have other requests than its counts"
+        assert sum(version.batch.counts) <= served, f"{runs} has more batches than requests"
+    failed = {name.removeprefix("failed."): n for name, n in counts.items() if name.startswith("failed.")}
+    assert +by_status == +Counter({OK: counts["served"], **failed}), "statistics and counts are not the same"
+    waiting_now, held_now = status.waiting(ledger), status.holding(ledger)
+    assert waiting_now.total() == ledger.scheduler.queued, "the queued requests of all versions are not all"
+    assert waiting_now.total() + held_now.total() == len(ledger.requests), "a request is neither queued nor held"
+
+
 def _validate_requests(ledger: Ledger, queued: list[PendingRequest]) -> None:
     """Every request is in exactly one place, and the counts know of each what became of it."""
     assert len(queued) == len(set(queued)), "a request queues twice"
@@ -43,27 +61,11 @@ def _validate_requests(ledger: Ledger, queued: list[PendingRequest]) -> None:
             assert worker is not None and ledger.workers.get(worker.peer) is worker, f"{key}: its worker is gone"
             assert worker.held.get((key, request.attempt)) is request, f"{key} is not held by its worker"
         assert len(request.lost) < ledger.policy.max_attempts, f"{key} should have been given up"
-    _validate_statistics(ledger)
-    counts = ledger.counts
+    counts, statistics = ledger.counts, ledger.statistics
     ended = counts["served"] + sum(count for name, count in counts.items() if name.startswith("failed."))
     assert counts["accepted"] == ended + len(ledger.requests), "a request was lost, or answered twice"
-
-
-def _validate_statistics(ledger: Ledger) -> None:
-    """Each request that ended is counted once by its version, too."""
-    counts, statistics = ledger.counts, ledger.statistics
-    by_status = Counter(statistics.unplaced)
-    for runs, version in statistics.versions.items():
-        by_status.update(version.requests)
-        served = version.requests[OK]
-        for times in (version.queue, version.compute, version.total):
-            assert sum(times.counts) == served, f"{runs}: its histograms have other requests than its counts"
-        assert sum(version.batch.counts) <= served, f"{runs} has more batches than requests"
-    failed = {name.removeprefix("failed."): n for name, n in counts.items() if name.startswith("failed.")}
-    assert +by_status == +Counter({OK: counts["served"], **failed}), "statistics and counts are not the same"
-    waiting_now, held_now = status.waiting(ledger), status.holding(ledger)
-    assert waiting_now.total() == ledger.scheduler.queued, "the queued requests of all versions are not all"
-    assert waiting_now.total() + held_now.total() == len(ledger.requests), "a request is neither queued nor held"
+    by_version = sum(sum(version.total.counts) + version.failed.total() for version in statistics.versions.values())
+    assert by_version + statistics.unplaced.total() == ended, "a request is not counted by its version, or twice"
 
 
 def _validate_workers(ledger: Ledger) -> None:

@@ -24,7 +24,7 @@ from broker.events import (
     ToWorker,
     Undelivered,
 )
-from broker.invariants import validate
+from broker.invariants import validate, validate_statistics
 from broker.liveness import LivenessPolicy
 from broker.status import describe_status
 from zmq_offload.cli.status import describe
@@ -51,6 +51,7 @@ class Bench:
     def handle(self, event: Any) -> list[Action]:
         actions = self.core.handle(event, self.now)
         validate(self.core)
+        validate_statistics(self.core)
         self.seen += actions
         return actions
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from broker.admission import QueueLimits
 from broker.core import Core
 from broker.events import Disconnected, FromClient, FromWorker, Malformed, Stop, Tick, ToClient, ToWorker, Undelivered
-from broker.invariants import validate
+from broker.invariants import validate, validate_statistics
 from broker.liveness import LivenessPolicy
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import messages as wire
@@ -142,6 +142,7 @@ class Broker(RuleBasedStateMachine):
     @invariant()
     def holds(self) -> None:
         validate(self.core)
+        validate_statistics(self.core)
 
     @invariant()
     def nothing_outlives_its_deadline(self) -> None:

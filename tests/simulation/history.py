@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections import Counter
 
+from broker.invariants import validate_statistics
 from tests.simulation.network import Connection, World
 from tests.simulation.processes import Broker, Client, Fault, Worker
 
@@ -166,6 +167,7 @@ class History:
             if self.fair and set(client.outcomes.values()) != {"served"}:
                 raise Fault(f"there was no fault, but {client.name} got {client.outcomes}")
         for broker in self.brokers:
+            validate_statistics(broker.core)
             counts = broker.core.ledger.counts
             if self.calm and (counts["lost_workers"] or counts["retried"]):
                 raise Fault(f"there was no fault, but {broker.name} lost a worker: {counts}")
