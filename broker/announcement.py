@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from broker.state import Description, Model, Payload, Wanted
+from msgspec import ValidationError, convert, to_builtins
+
+from broker.state import NO_SETTINGS, Description, Model, Payload, Settings, Wanted
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import LATEST, shown
@@ -15,7 +17,7 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
     """Parse the body of an Announce. Raises ProtocolError.
 
     The body is an array of maps with `name`, `version`, `inputs`, `outputs` (the tensors' signatures), and maybe
-    `max_batch`.
+    `max_batch` and `config`.
     """
     body = decode_body(payload, "an Announce")
     if type(body) is not list:
@@ -41,10 +43,14 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
             description["max_batch"] = most = entry["max_batch"]
             if type(most) is not int or not 0 < most < limits.EXTENT:
                 raise ProtocolError(f"announced model {name!r}: its max_batch cannot be {shown(most)}")
+        settings = _settings(name, entry.get("config"))
+        if settings != NO_SETTINGS:
+            description["config"] = to_builtins(settings)
         models[name, version] = Model(
             description,
             signature,
             (Wanted(name, version), Wanted(name), Wanted(name, LATEST, signature)),
+            settings,
         )
     return models
 
@@ -56,3 +62,12 @@ def _tensors(model: str, value: object) -> list[TensorSpec]:
         return [TensorSpec.from_json(tensor) for tensor in value]
     except InvalidArgument as error:
         raise ProtocolError(f"announced model {model!r}: {error.message}"[: limits.MESSAGE_CHARS]) from None
+
+
+def _settings(model: str, value: object) -> Settings:
+    if value is None:
+        return NO_SETTINGS
+    try:
+        return convert(value, Settings)
+    except ValidationError as error:
+        raise ProtocolError(f"announced model {model!r}: its config cannot be read: {error}") from None

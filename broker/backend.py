@@ -53,7 +53,7 @@ class Backend:
             worker.memory_bytes = message.memory_bytes or worker.memory_bytes  # a busy one does not tell
         else:
             self._goodbye(worker, message, now)
-        if ledger.scheduler.queues:
+        if ledger.scheduler.queues and not ledger.moved:  # else the core looks at all queues
             ledger.feed(worker, now)
 
     def _unknown(self, event: FromWorker) -> None:
@@ -98,11 +98,21 @@ class Backend:
         if worker.state is WorkerState.DRAINING:
             worker.serve(models)
         else:
+            self._configure(models, now)
             ledger.note_latest(ledger.scheduler.update(worker, models, reset=ledger.starting(now)), now)
             self._note_newer(sorted(added), now)
         ledger.timers.set(peer, now + ledger.policy.heartbeat)
         ledger.probe(peer)  # before its first Dispatch: it tells the largest frame that this broker takes
         ledger.pools_changed(now)
+
+    def _configure(self, models: dict[tuple[str, int], Model], now: float) -> None:
+        """Take over what a worker announced of its models' configurations."""
+        ledger = self._ledger
+        changed, texts = ledger.routes.announced(models)
+        for text in texts:
+            ledger.note(now, "workers", text, logging.INFO)
+        if changed:
+            ledger.scheduler.canaries = ledger.routes.canaries()
 
     def _drop_forbidden(
         self, models: dict[tuple[str, int], Model], event: FromWorker, message: wire.Announce, now: float
@@ -176,6 +186,7 @@ class Backend:
             # The version was removed while the request was on its way; another worker or version may serve it.
             request.worker = None
             ledger.transition(request, "returned", now, worker.name)
+            ledger.follow(request, now)
             ledger.place(request, ledger.scheduler.choose(request.wanted, request.longest), now)
             return
         worker.failed += 1

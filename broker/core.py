@@ -76,6 +76,9 @@ class Core:
             self._authorize(event, now)
         else:
             self._stop(event.grace, now)
+        if ledger.moved:
+            ledger.moved = False
+            ledger.pools_changed(now)
         return ledger.actions
 
     def next_deadline(self) -> float | None:
@@ -156,7 +159,7 @@ class Core:
             text = f"deadline exceeded after {now - request.accepted_at:.3f} s {self._where(request)}"
             ledger.fail(request, "expired", now, Status.DEADLINE_EXCEEDED, text)
         elif request.worker is None and not request.lost and not ledger.scheduler.served(request.wanted):
-            ledger.fail(request, "unserved", now, *ledger.unserved(request.wanted, request.user))
+            ledger.fail(request, "unserved", now, *ledger.unserved(request))
         else:
             ledger.timers.set(request.key, request.deadline)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from broker import admission
+from broker.admission import QueueLimits
 from broker.events import FromClient, ToClient
 from broker.ledger import Ledger, error_of
 from broker.state import PendingRequest, Wanted
@@ -52,7 +54,7 @@ class Frontend:
     def _request(self, event: FromClient, message: wire.Request, now: float) -> None:
         ledger = self._ledger
         peer, payload, user = event.peer, event.payload, event.user
-        session, number, model, version, budget_us, priority, signature, max_frame_bytes, label, trace = message
+        session, number, model, version, budget_us, priority, signature, max_frame_bytes, label, trace, caller = message
         key = _new(Key, (session, number))
         if ledger.authorized is not None and not ledger.allows(user, model):
             self._refuse(event, key, Status.PERMISSION_DENIED, f"this key is not for model {model!r}", now)
@@ -72,11 +74,23 @@ class Frontend:
             self._refuse(event, key, Status.INVALID_ARGUMENT, text, now)
             return
         deadline = now + budget_us / 1e6
-        wanted = _new(Wanted, (model, version, b"" if version else signature))
+        wanted = asked = _new(Wanted, (model, version, b"" if version else signature))
+        owner = user.encode() if user else session
+        if label or model in ledger.routes.by_model:
+            if label and version:
+                text = f"the request names version {version} and label {label!r}; name one of them"
+                self._refuse(event, key, Status.INVALID_ARGUMENT, text, now)
+                return
+            found = ledger.resolve(wanted, label, caller.encode() or owner, now)
+            if not isinstance(found, Wanted):
+                self._refuse(event, key, *found, now)
+                return
+            wanted = found
+            priority, deadline = self._bounded(model, priority, deadline, now)
         request = PendingRequest(
             key=key,
             client=peer,
-            owner=user.encode() if user else session,
+            owner=owner,
             user=user,
             wanted=wanted,
             priority=priority,
@@ -87,12 +101,30 @@ class Frontend:
             longest=longest,
             max_frame_bytes=max_frame_bytes,
             label=label,
+            asked=asked if label or wanted is not asked else None,
+            caller=caller.encode() or owner,
             trace=trace if len(trace) == wire.TRACE_BYTES else b"",
         )
         worker = None if ledger.stopping or deadline <= now else ledger.scheduler.choose(wanted, longest)
         if worker is None and not self._may_queue(event, request, now):
             return
         ledger.accept(request, worker, now)
+
+    def _bounded(self, model: str, priority: int, deadline: float, now: float) -> tuple[int, float]:
+        """The priority and the deadline of a request, as the configuration of its model has them."""
+        route = self._ledger.routes.by_model.get(model)
+        if route is None:
+            return priority, deadline
+        if route.settings.timeout_us is not None:
+            deadline = min(deadline, now + route.settings.timeout_us / 1e6)
+        return max(-limits.PRIORITY, min(limits.PRIORITY, priority + route.settings.priority)), deadline
+
+    def _queue_limits(self, model: str) -> QueueLimits:
+        """The bounds of the queue for a model."""
+        bounds, route = self._ledger.queue_limits, self._ledger.routes.by_model.get(model)
+        if route is None or route.settings.max_queued is None:
+            return bounds
+        return replace(bounds, max_queued_per_model=min(bounds.max_queued_per_model, route.settings.max_queued))
 
     def _sent_again(self, event: FromClient, key: Key, now: float) -> bool:
         """Answer a request that the broker already has, or knows to be poison; False if it is to run all the same."""
@@ -120,7 +152,7 @@ class Frontend:
             ledger.record(request.key, "refused", now, refused[1])
             self._refuse(event, request.key, *refused, now)
             return False
-        for other in admission.evicted(ledger.scheduler, ledger.queue_limits, request):
+        for other in admission.evicted(ledger.scheduler, self._queue_limits(request.wanted.model), request):
             text = "the queue is full, and other clients have less in it; try again later"
             ledger.fail(other, "evicted", now, Status.RESOURCE_EXHAUSTED, text)
         return True
@@ -135,14 +167,14 @@ class Frontend:
         if (
             not ledger.scheduler.served(request.wanted)
             and ledger.catalog
-            and not ledger.catalog.has(request.wanted)
+            and not ledger.catalog.has(request.asked or request.wanted)
             and not ledger.starting(now)
         ):
-            return ledger.unserved(request.wanted, request.user)
+            return ledger.unserved(request)
         too_large = ledger.too_large(request, now)
         if too_large is not None:
             return Status.INVALID_ARGUMENT, too_large
-        full = admission.refusal(ledger.scheduler, ledger.queue_limits, request)
+        full = admission.refusal(ledger.scheduler, self._queue_limits(request.wanted.model), request)
         return None if full is None else (Status.RESOURCE_EXHAUSTED, full)
 
     def _cancel(self, event: FromClient, message: wire.Cancel, now: float) -> None:

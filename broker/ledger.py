@@ -12,14 +12,16 @@ from collections import Counter
 from typing import Literal, TypeAlias
 
 from broker.admission import QueueLimits
+from broker.canary import Trial
 from broker.catalog import Catalog
 from broker.events import Action, Authorized, Malformed, ToClient, ToWorker
 from broker.lifecycle import REQUEST_TRANSITIONS, WORKER_TRANSITIONS, History, WorkerState
 from broker.listing import unserved
 from broker.liveness import LivenessPolicy
+from broker.routes import Routes
 from broker.scheduler import Scheduler
-from broker.state import Payload, PendingRequest, Wanted, Worker
-from broker.statistics import Statistics
+from broker.state import UNKNOWN, Payload, PendingRequest, Wanted, Worker
+from broker.statistics import OK, Statistics
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import Status
 from zmq_offload.net.timers import Timers
@@ -62,9 +64,12 @@ class Ledger:
         self.workers: dict[bytes, Worker] = {}
         self.scheduler = Scheduler()
         self.catalog = Catalog()
+        self.routes = Routes()
         self.timers: Timers[Subject] = Timers()
         self.actions: list[Action] = []
         self.stopping = False
+        self.moved = False
+        """Whether queued requests may have to go elsewhere; the core looks after each event."""
         self.authorized: Authorized | None = None
         """The keys that may be used; None on a broker without keys."""
         self.counts: Counter[str] = Counter()
@@ -132,6 +137,79 @@ class Ledger:
             queue.unserved |= len(queue) == 1  # `pools_changed` cares for those that were here before
             self.timers.set(request.key, self._waits_until(request, now))
 
+    def resolve(self, asked: Wanted, label: str, caller: bytes, now: float) -> Wanted | tuple[Status, str]:
+        """Follow a label, or a canary, to the version that a request is for. Returns the error if that is not possible.
+
+        `asked` is what the request says; `caller` draws the canary. A label that is not known may still be announced
+        if a worker is to come: until then the version is UNKNOWN.
+        """
+        model, version, signature = asked
+        if label:
+            found = self.routes.labeled(model, label)
+            if not isinstance(found, int):
+                lately = self.catalog.lost_at(model) + self.policy.restart_grace
+                return Wanted(model, UNKNOWN) if self.starting(now) or now < lately else found
+            wanted = Wanted(model, found)
+            if not self._fits(wanted, signature):
+                text = f"label {label!r} stands for version {found}, which has another signature than was asked for"
+                return Status.FAILED_PRECONDITION, f"model {model!r}: {text}"
+            return wanted
+        route = self.routes.by_model.get(model)
+        if version == LATEST and route is not None and route.trial is not None and route.trial.draws(caller):
+            wanted = Wanted(model, route.trial.canary.version)
+            if self.scheduler.served(wanted) and self._fits(wanted, signature):
+                return wanted
+        return asked
+
+    def _fits(self, wanted: Wanted, signature: bytes) -> bool:
+        """Whether a version has the signature that was asked for, as far as is known."""
+        pool = self.scheduler.pools.get(wanted)
+        if not signature or pool is None:
+            return True
+        return pool.first[0].versions[wanted.model][wanted.version].signature == signature
+
+    def follow(self, request: PendingRequest, now: float) -> None:
+        """Find out anew what a request by a label, or for a canary, is for. It is in no queue and at no
+        worker. If its label is gone, it stays with the version that it had."""
+        if request.asked is not None:
+            wanted = self.resolve(request.asked, request.label, request.caller, now)
+            if isinstance(wanted, Wanted) and wanted.version != UNKNOWN:
+                request.wanted = wanted
+
+    def reroute(self, now: float) -> None:
+        """Move queued requests whose label stands for another version now, or whose canary is over."""
+        for wanted, queue in list(self.scheduler.queues.items()):
+            if wanted.model not in self.routes.by_model and not any(request.label for request in queue):
+                continue
+            for request in [request for request in queue if request.asked is not None]:
+                assert request.asked is not None
+                found = self.resolve(request.asked, request.label, request.caller, now)
+                if not isinstance(found, Wanted):
+                    self.fail(request, "unserved", now, *found)
+                elif found != wanted:
+                    self.scheduler.discard(request)
+                    request.wanted = found
+                    self.transition(request, "moved", now, found.version)
+                    self.scheduler.push(request)
+                    if not self.scheduler.served(found):
+                        self.scheduler.queues[found].unserved = True
+                        self.timers.set(request.key, self._waits_until(request, now))
+                    else:
+                        self.timers.set(request.key, request.deadline)
+
+    def _tried(self, trial: Trial, request: PendingRequest, reply: wire.Result | wire.Error, now: float) -> None:
+        """Count a request of a model with a canary; end the trial if the canary is worse."""
+        version = request.runs or request.wanted.version
+        if isinstance(reply, wire.Result):
+            why = trial.ended(version, OK, reply.compute_us / 1e6, now)
+        else:
+            why = trial.ended(version, reply.code, 0.0, now)
+        if why:
+            self.counts["canary_returns"] += 1
+            self.moved = True
+            text = f"version {trial.canary.version} is no canary any more, and gets no share of the requests: {why}"
+            self.note(now, "workers", f"model {request.wanted.model!r}: {text}")
+
     def dispatch(self, request: PendingRequest, worker: Worker, now: float) -> None:
         """Give a request to a worker: the next attempt."""
         self.transition(request, "dispatched", now, worker.name)
@@ -156,6 +234,10 @@ class Ledger:
     ) -> None:
         """Send the one terminal reply of an accepted request."""
         self.transition(request, event, now)
+        if self.routes.by_model:
+            route = self.routes.by_model.get(request.wanted.model)
+            if route is not None and route.trial is not None and not route.trial.returned:
+                self._tried(route.trial, request, reply, now)
         del self.requests[request.key]
         self.timers.cancel(request.key)
         self.actions.append(_new(ToClient, (request.client, reply, payload)))
@@ -204,6 +286,7 @@ class Ledger:
         short while for another.
         """
         scheduler = self.scheduler
+        self.reroute(now)
         for wanted, queue in list(scheduler.queues.items()):
             if scheduler.served(wanted) and queue.longest > scheduler.pools[wanted].takes:
                 for request in list(queue):
@@ -248,6 +331,7 @@ class Ledger:
                 self._give_up(request, why, now)
             else:
                 self.counts["retried"] += 1
+                self.follow(request, now)
                 self.place(request, self.scheduler.choose(request.wanted, request.longest), now)
         self.pools_changed(now)
 
@@ -286,8 +370,13 @@ class Ledger:
             (grant := self.authorized.clients.get(user)) is not None and grant.allows(model)
         )
 
-    def unserved(self, wanted: Wanted, user: str) -> tuple[Status, str]:
+    def unserved(self, request: PendingRequest) -> tuple[Status, str]:
         """The error of a request that no worker serves."""
+        wanted, user = request.wanted, request.user
+        if wanted.version == UNKNOWN:
+            found = self.routes.labeled(wanted.model, request.label)
+            assert not isinstance(found, int), "a queued request follows its label at once"
+            return found
         return unserved(self.scheduler, self.catalog, functools.partial(self.allows, user), wanted)
 
     def version_of(self, wanted: Wanted) -> int:

@@ -48,6 +48,7 @@ REQUEST_TRANSITIONS: dict[RequestState, dict[str, RequestState]] = {
     },
     RequestState.QUEUED: {
         "dispatched": RequestState.HELD,
+        "moved": RequestState.QUEUED,
         "expired": RequestState.ENDED,
         "canceled": RequestState.ENDED,
         "evicted": RequestState.ENDED,

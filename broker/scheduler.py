@@ -35,6 +35,8 @@ class Scheduler:
         """What requests may ask for -> the workers that may run them; there are no empty pools."""
         self.shares = Shares()
         """The share of each client in all queues."""
+        self.canaries: dict[str, int] = {}
+        """model -> the version that is tried out."""
         self._pools_of: dict[str, dict[Wanted, Pool]] = {}
         """`pools` by model."""
         self._turns = 0
@@ -82,7 +84,9 @@ class Scheduler:
     def _find_pools(self, name: str, reset: bool) -> list[tuple[str, int]]:
         before = self._pools_of.pop(name, {})
         adopted = {wanted: pool.version for wanted, pool in before.items() if wanted.version == LATEST}
-        after = pools(name, self.holders.get(name, {}).values(), adopted, reset=reset)
+        after = pools(
+            name, self.holders.get(name, {}).values(), adopted, reset=reset, canary=self.canaries.get(name, LATEST)
+        )
         for wanted in before:
             del self.pools[wanted]
         self.pools.update(after)
@@ -97,9 +101,11 @@ class Scheduler:
         return self.pools[wanted].runs[worker.peer]
 
     def newer(self, name: str) -> tuple[int, list[Worker], list[Worker]] | None:
-        """The newest version of a model, the workers that have it, and those that do not; None if it is the latest."""
+        """The newest version of a model but its canary, the workers that have it, and those that do not; None if it is
+        the latest."""
         holders = self.holders.get(name, {}).values()
-        newest = max((max(worker.versions[name]) for worker in holders), default=LATEST)
+        canary = self.canaries.get(name)
+        newest = max((v for worker in holders for v in worker.versions[name] if v != canary), default=LATEST)
         if not holders or newest <= self.pools[Wanted(name)].version:
             return None
         with_it = [worker for worker in holders if newest in worker.versions[name]]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias, TypedDict
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from broker.lifecycle import RequestState, WorkerState
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import LATEST, Key
+from zmq_offload.protocol.names import NAME_PATTERN
 
 if TYPE_CHECKING:
     import zmq
 
 Payload: TypeAlias = "Sequence[bytes | memoryview | zmq.Frame]"
 """The frames after an envelope. The broker forwards them and looks only at their lengths."""
+
+
+UNKNOWN = -1
+"""The version of requests by a label that no worker has announced yet: they wait for one that does."""
 
 
 class Wanted(NamedTuple):
@@ -29,10 +34,56 @@ class Wanted(NamedTuple):
 
 class _Batches(TypedDict, total=False):
     max_batch: int
+    config: dict[str, object]
+
+
+class CanarySettings(Struct, frozen=True):
+    """A version that is tried out (see `zmq_offload.artifacts.config.Canary`)."""
+
+    version: Annotated[int, Meta(ge=1, le=limits.VERSION)]
+    share: Annotated[float, Meta(ge=0, le=1)]
+    min_requests: Annotated[int, Meta(ge=1, le=10**6)] = 100
+    error_margin: Annotated[float, Meta(ge=0, le=1)] = 0.02
+    latency_ratio: Annotated[float, Meta(ge=1, le=1000)] = 1.5
+    window: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+
+
+class CacheSettings(Struct, frozen=True):
+    """That gateways keep answers of a version, and for how long. `build` names the files that it is made of."""
+
+    seconds: Annotated[float, Meta(gt=0, le=limits.BUDGET_US / 1e6)]
+    build: Annotated[str, Meta(max_length=200)] = ""
+
+
+Label: TypeAlias = Annotated[
+    str, Meta(min_length=1, max_length=limits.MODEL_NAME_BYTES, pattern=f"^{NAME_PATTERN.pattern}$")
+]
+
+
+class Settings(Struct, frozen=True, omit_defaults=True):
+    """What a worker announced of the configuration of a version."""
+
+    labels: Annotated[tuple[Label, ...], Meta(max_length=64)] = ()
+    timeout_us: Annotated[int, Meta(ge=1, le=limits.BUDGET_US)] | None = None
+    """The most time of a request."""
+    priority: Annotated[int, Meta(ge=-limits.PRIORITY, le=limits.PRIORITY)] = 0
+    """Added to that of a request."""
+    max_queued: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    """Requests for the model that may wait."""
+    cache: CacheSettings | None = None
+    canary: CanarySettings | None = None
+
+    def of_model(self) -> Settings:
+        """What is the same for all versions, and is not kept elsewhere."""
+        return Settings(timeout_us=self.timeout_us, priority=self.priority, max_queued=self.max_queued)
+
+
+NO_SETTINGS = Settings()
 
 
 class Description(_Batches):
-    """A version of a model, as the reply to a Query describes it. `max_batch`: the rows that it takes at most."""
+    """A version of a model, as the reply to a Query describes it. `max_batch`: the rows that it takes at most;
+    `config`: what is announced of its configuration."""
 
     name: str
     version: int
@@ -47,6 +98,7 @@ class Model(NamedTuple):
     signature: bytes
     satisfies: tuple[Wanted, ...]
     """What requests for it may ask for."""
+    settings: Settings = NO_SETTINGS
 
 
 class PendingRequest(Struct, eq=False):
@@ -79,6 +131,10 @@ class PendingRequest(Struct, eq=False):
     """The version that the last attempt runs."""
     label: str = ""
     """The name of the version that the client asks for, if it asks by a label."""
+    asked: Wanted | None = None
+    """What the client asked for, if `wanted` was found by a label or is a canary."""
+    caller: bytes = b""
+    """Whom it is for: the client, or one of those whose requests the client passes on."""
     trace: bytes = b""
     """The trace that it belongs to; empty if it is not traced."""
     lost: tuple[str, ...] = ()

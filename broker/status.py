@@ -49,6 +49,7 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
                 "version": version,
                 "workers": len(pool.runs),
                 "latest": scheduler.pools[Wanted(name)].version == version,
+                **_routed(ledger, name, version),
                 "slots": sum(ledger.workers[peer].slots for peer in pool.runs),
                 "of_workers": len(scheduler.holders[name]),
                 "of_slots": sum(worker.slots for worker in scheduler.holders[name].values()),
@@ -62,7 +63,7 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
             if allows(name)
         ],
         "queues": [
-            {"model": name, "version": version, "queued": len(queue), "bytes": queue.nbytes}
+            {"model": name, "version": max(0, version), "queued": len(queue), "bytes": queue.nbytes}
             for (name, version, _), queue in sorted(scheduler.queues.items(), key=lambda item: item[0])
             if allows(name)
         ],
@@ -102,6 +103,20 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
             if allows(slow.model)
         ],
     }
+
+
+def _routed(ledger: Ledger, name: str, version: int) -> dict[str, object]:
+    """The labels of a version, and its trial if it is a canary."""
+    route = ledger.routes.by_model.get(name)
+    if route is None:
+        return {"labels": []}
+    found: dict[str, object] = {
+        "labels": sorted(label for label, labeled in route.labels.items() if labeled == version)
+    }
+    if route.trial is not None and route.trial.canary.version == version:
+        trial = route.trial
+        found["canary"] = {"share": trial.canary.share, "returned": trial.returned, **trial.counts()}
+    return found
 
 
 def waiting(ledger: Ledger) -> Counter[tuple[str, int]]:

@@ -11,6 +11,7 @@ it asks for the latest version that has this signature; every device does. The r
 - After it is adopted, workers that have only an older version help out while all others are full, and get nothing
   otherwise.
 - Only versions with the signature of the adopted version are mixed.
+- A canary is not the latest, and is left out of these counts.
 
 Slots measure how much of the load a worker takes. Workers count as well, because a version that runs in batches makes
 its worker announce many more slots. By slots alone, the first worker that has it would get all of the load.
@@ -45,10 +46,14 @@ class Pool:
         self.takes = max(self.takes, worker.max_frame_bytes)
 
 
-def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *, reset: bool) -> dict[Wanted, Pool]:
+def pools(
+    model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *, reset: bool, canary: int = LATEST
+) -> dict[Wanted, Pool]:
     """The pools of one model, of the workers that have it.
 
     `before`: the versions that were adopted until now. `reset`: they have no preference, because a version was removed.
+    `canary`: the version that is tried out, if there is one. It does not become the latest, and does not help out,
+    unless there is no other.
     """
     found: dict[Wanted, Pool] = {}
     held: dict[bytes, dict[bytes, list[int]]] = {}  # signature, b"" for any -> peer -> versions
@@ -62,6 +67,7 @@ def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *
             for signature in (b"", description.signature):
                 held.setdefault(signature, {}).setdefault(worker.peer, []).append(version)
     for signature, versions_of in held.items():
+        versions_of = _without(canary, versions_of)
         wanted = Wanted(model, LATEST, signature)
         slots: dict[int, int] = {}
         count: dict[int, int] = {}
@@ -79,6 +85,12 @@ def pools(model: str, workers: Iterable[Worker], before: Mapping[Wanted, int], *
             if fit:
                 pool.add(by_peer[peer], adopted if adopted in fit else max(fit))
     return found
+
+
+def _without(canary: int, versions_of: dict[bytes, list[int]]) -> dict[bytes, list[int]]:
+    """The versions of each worker but the canary; all if there is only the canary."""
+    others = {peer: [version for version in versions if version != canary] for peer, versions in versions_of.items()}
+    return {peer: versions for peer, versions in others.items() if versions} or versions_of
 
 
 def adopt(share: Mapping[int, int], total: int, before: int, *, reset: bool) -> int:

@@ -46,6 +46,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "signature": st.one_of(st.just(b""), st.binary(min_size=16, max_size=16)),
     "max_frame_bytes": st.integers(0, 2**63 - 1),
     "label": st.text(max_size=limits.MODEL_NAME_BYTES),
+    "caller": st.text(max_size=limits.NAME_BYTES),
     "trace": st.binary(max_size=wire.TRACE_BYTES),
     "device": st.text(min_size=1, max_size=64).filter(str.isprintable),
     "restarts": st.integers(0, 2**63 - 1),

@@ -96,24 +96,24 @@ def envelope(*fields: object) -> bytes:
         (envelope(2, SESSION, -1), "'id'"),
         (envelope(2, SESSION, 2**63), "'id'"),
         (envelope(2, SESSION, True), "'id'"),
-        (envelope(1, SESSION, 1, "m", 0, 1, 101, b"", 1, "", b""), "'priority'"),
-        (envelope(1, SESSION, 1, "", 0, 1, 0, b"", 1, "", b""), "'model'"),
-        (envelope(1, SESSION, 1, "m" * 129, 0, 1, 0, b"", 1, "", b""), "'model'"),
-        (envelope(1, SESSION, 1, "m", 0, limits.BUDGET_US + 1, 0, b"", 1, "", b""), "'budget_us'"),
-        (envelope(1, SESSION, 1, "m", 0, 1, 0, b"x", 1, "", b""), "'signature'"),
-        (envelope(1, SESSION, 1, "m", 0, 1, 0, b"", -1, "", b""), "'max_frame_bytes'"),
-        (envelope(1, SESSION, 1, "m", 0, 1, 0), "Request has 10 fields, not 6"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 101, b"", 1, "", b"", ""), "'priority'"),
+        (envelope(1, SESSION, 1, "", 0, 1, 0, b"", 1, "", b"", ""), "'model'"),
+        (envelope(1, SESSION, 1, "m" * 129, 0, 1, 0, b"", 1, "", b"", ""), "'model'"),
+        (envelope(1, SESSION, 1, "m", 0, limits.BUDGET_US + 1, 0, b"", 1, "", b"", ""), "'budget_us'"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 0, b"x", 1, "", b"", ""), "'signature'"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 0, b"", -1, "", b"", ""), "'max_frame_bytes'"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 0), "Request has 11 fields, not 6"),
         (envelope(3, SESSION, 1, "secrets"), "'what'"),
         (envelope(4, SESSION, [1] * 600), "'ids'"),
         (envelope(4, SESSION, [-1]), "'ids'"),
         (envelope(49, "w", 0, 1, "cpu", 0), "'slots'"),
         (envelope(49, "w\n", 1, 1, "cpu", 0), "'name'"),
         (envelope(49, "w", 1, 1, "c\n", 0), "'device'"),
-        (envelope(1, SESSION, 1, "m", 0, 1, 0, b"", 1, "l" * 129, b""), "'label'"),
-        (envelope(1, SESSION, 1, "m", 0, 1, 0, b"", 1, "", b"t" * 26), "'trace'"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 0, b"", 1, "l" * 129, b"", ""), "'label'"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 0, b"", 1, "", b"t" * 26, ""), "'trace'"),
         (envelope(51, SESSION, 1, 1, 1, -1, 1), "'rows'"),
         (envelope(2, BASE64, 1), "'session'"),
-        (envelope(1, SESSION, 1, "m", 0, 1, 0, BASE64, 1, "", b""), "'signature'"),
+        (envelope(1, SESSION, 1, "m", 0, 1, 0, BASE64, 1, "", b"", ""), "'signature'"),
         (envelope(2, SESSION, 1, 2), "Cancel has 2 fields, not 3"),
         (envelope(2, SESSION, 1.0), "'id'"),
     ],
@@ -125,7 +125,7 @@ def test_bytes_that_are_not_a_message_are_refused(frame: bytes, says: str) -> No
 
 def test_an_error_about_a_request_names_it() -> None:
     with pytest.raises(ProtocolError) as caught:
-        wire.decode(envelope(1, SESSION, 7, "m", 0, 1, 1000, b"", 1, "", b""), ALL)
+        wire.decode(envelope(1, SESSION, 7, "m", 0, 1, 1000, b"", 1, "", b"", ""), ALL)
     assert caught.value.key == (SESSION, 7)
     with pytest.raises(ProtocolError) as caught:
         wire.decode(envelope(1, SESSION, -7, "m", 0, 1, 1000), ALL)

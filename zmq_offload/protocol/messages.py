@@ -50,6 +50,7 @@ Signature: TypeAlias = Annotated[
     Rule(lambda value: type(value) is bytes and len(value) in (0, SIGNATURE_BYTES)),
 ]
 Label: TypeAlias = Annotated[str, Meta(max_length=limits.MODEL_NAME_BYTES)]
+Caller: TypeAlias = Annotated[str, Meta(max_length=limits.NAME_BYTES)]
 Trace: TypeAlias = Annotated[bytes, Meta(max_length=TRACE_BYTES)]
 QueryKind: TypeAlias = Annotated[str, Rule(("models", "status").__contains__)]
 Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=limits.VERSION)]
@@ -80,7 +81,8 @@ class Request(NamedTuple):
     `signature` is the one that the caller was built for (`zmq_offload.protocol.tensors.signature_of`). A request for
     the latest version goes to a version with this signature, or to any version if it is empty. `max_frame_bytes` is the
     largest frame that the client takes. `label`, if it is not empty, stands for a version, and `version` is 0.
-    `trace` says which trace the request belongs to; it is ignored unless it has TRACE_BYTES.
+    `trace` says which trace the request belongs to; it is ignored unless it has TRACE_BYTES. `caller` says whom the
+    request is for, if the client passes on those of many, as a gateway does: whether a canary gets it is drawn by that.
     """
 
     session: Session
@@ -93,6 +95,7 @@ class Request(NamedTuple):
     max_frame_bytes: Count = limits.MESSAGE_BYTES
     label: Label = ""
     trace: Trace = b""
+    caller: Caller = ""
 
 
 class Cancel(NamedTuple):
