@@ -8,7 +8,7 @@ from broker.ledger import Ledger
 from broker.listing import Allows, served_versions
 from broker.scheduler import Scheduler
 from broker.state import Wanted, Worker
-from broker.statistics import VersionStatistics
+from broker.statistics import MOST_VERSIONS, VersionStatistics
 
 
 def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, object]]:
@@ -25,9 +25,21 @@ def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, obje
 
 
 def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, object]:
-    """The reply to Query "status", for the models that the asking key is for. Times are in seconds."""
+    """The reply to Query "status", for the models that the asking key is for. Times are in seconds.
+
+    Of very many versions there are no statistics: all of them would be larger than an Answer may be.
+    """
     counts, scheduler = ledger.counts, ledger.scheduler
     queued, running = waiting(ledger), holding(ledger)
+    served = served_versions(scheduler)
+
+    def counted(name: str, version: int) -> dict[str, object]:
+        return {
+            **_statistics(ledger.statistics.versions.get((name, version)) or VersionStatistics()),
+            "queued": queued[name, version],
+            "outstanding": queued[name, version] + running[name, version],
+        }
+
     return {
         "uptime": now - ledger.started,
         "stopping": ledger.stopping,
@@ -53,13 +65,9 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
                 "slots": sum(ledger.workers[peer].slots for peer in pool.runs),
                 "of_workers": len(scheduler.holders[name]),
                 "of_slots": sum(worker.slots for worker in scheduler.holders[name].values()),
-                "statistics": {
-                    **_statistics(ledger.statistics.versions.get((name, version)) or VersionStatistics()),
-                    "queued": queued[name, version],
-                    "outstanding": queued[name, version] + running[name, version],
-                },
+                **({"statistics": counted(name, version)} if len(served) <= MOST_VERSIONS else {}),
             }
-            for (name, version, _), pool in served_versions(scheduler)
+            for (name, version, _), pool in served
             if allows(name)
         ],
         "queues": [

@@ -12,8 +12,10 @@ from broker.state import PendingRequest, Wanted
 from broker.statistics import MOST_SLOW, MOST_VERSIONS, SLOW_FOR, Statistics
 from broker.status import describe_status
 from tests.broker.test_core import ALICE, Bench, dispatches, key_of
+from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import Key
+from zmq_offload.protocol.payload import encode_body
 from zmq_offload.telemetry.histograms import Buckets
 
 
@@ -140,6 +142,15 @@ def test_a_key_sees_only_its_models(bench: Bench) -> None:
     assert status(bench)["workers"][0]["running"] == []
     done(bench, dispatch)
     assert status(bench)["slow"] == []
+
+
+def test_the_status_of_very_many_versions_has_no_statistics(bench: Bench) -> None:
+    body = [{"name": "m", "version": n, "inputs": [], "outputs": []} for n in range(1, MOST_VERSIONS + 2)]
+    bench.core.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body(body)]), bench.now)
+    assert not [model for model in status(bench)["models"] if "statistics" in model]
+    bench.core.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body(body[1:])]), bench.now)
+    assert len([model for model in status(bench)["models"] if "statistics" in model]) == MOST_VERSIONS
+    assert len(encode_body(status(bench))) < limits.BODY_BYTES / 2
 
 
 def pending(number: int, accepted_at: float, model: str = "m", version: int = 1) -> PendingRequest:
