@@ -67,8 +67,13 @@ def test_labels_of_a_version_are_shown() -> None:
 def test_a_broker_that_was_started_again_counts_from_zero() -> None:
     history, now = fed(
         status(500, served=1000, failed={"INTERNAL": 3}, models=[model(counts=[9, 0, 0, 0])]),
-        status(0.5, served=4, failed={"INTERNAL": 1}, models=[model(counts=[4, 0, 0, 0]), model("b", counts=[2, 0, 0, 0])]),
-    )  # fmt: skip
+        status(
+            0.5,
+            served=4,
+            failed={"INTERNAL": 1},
+            models=[model(counts=[4, 0, 0, 0]), model("new", counts=[2, 0, 0, 0])],
+        ),
+    )
     view = history.view(now)
     assert view.broker.restarts == 1
     assert view.rates.requests == 8 and view.rates.errors == 2
