@@ -231,6 +231,7 @@ def test_a_canary_that_fails_is_returned_and_its_queue_goes_back(bench: Bench) -
         (held,) = dispatches(answer(bench, held, code="INTERNAL"))
         assert held.peer == b"W2"
     bench.now += 0.5
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(), []))
     actions = answer(bench, held, code="INTERNAL")
     assert {dispatch.peer for dispatch in dispatches(actions)} == {b"W1"}
     assert bench.core.ledger.counts["canary_returns"] == 1
