@@ -77,7 +77,8 @@ def test_counts_are_those_of_the_status_and_a_dead_worker_shows(fabric: tuple[Fa
     assert sum(seen["worker_restarts_total", frozenset({name})] for name in names) == 1
     assert {name for (key, labels), _ in seen.items() if key == "worker_slots" for name in labels} == names
     assert all(seen["worker_info", frozenset({name, "cpu"})] == 1 for name in names)
-    assert min(series(address)["worker_memory_bytes", frozenset({name})] for name in names) > 5e6
+    # The new process tells with its first heartbeat.
+    eventually(lambda: all(series(address)["worker_memory_bytes", frozenset({name})] > 5e6 for name in names))
     times = [slow["total"] for slow in status["slow"]]
     assert len(times) == 50 and times == sorted(times, reverse=True)
 
