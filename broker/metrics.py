@@ -24,6 +24,7 @@ def families(ledger: Ledger) -> Iterator[Family]:
     """All families of a broker, one after the other, so that none takes long."""
     yield from _of_the_broker(ledger)
     yield from _of_versions(ledger)
+    yield from _of_routes(ledger)
     yield from _of_workers(list(ledger.workers.values()))
 
 
@@ -32,6 +33,7 @@ def _of_the_broker(ledger: Ledger) -> Iterator[Family]:
     for name, key, help in (
         ("zmq_offload_accepted_requests_total", "accepted", "Requests that the broker promised to answer."),
         ("zmq_offload_retries_total", "retried", "Attempts that were made again because a worker was lost."),
+        ("zmq_offload_canary_returns_total", "canary_returns", "Canaries that were worse and get no share any more."),
         ("zmq_offload_lost_workers_total", "lost_workers", "Workers that ended or fell silent without a goodbye."),
     ):
         family = Family(name, "counter", help)
@@ -98,6 +100,19 @@ def _of_versions(ledger: Ledger) -> Iterator[Family]:
         for runs, version in counted:
             family.add(getattr(version, attribute), _labels(*runs))
         yield family
+
+
+def _of_routes(ledger: Ledger) -> Iterator[Family]:
+    """What labels stand for, and which versions are canaries."""
+    labels = Family("zmq_offload_model_label", "gauge", "Which version a label stands for, as labels.")
+    share = Family("zmq_offload_canary_share", "gauge", "The share of the requests that a canary gets.")
+    for model, route in sorted(ledger.routes.by_model.items(), key=lambda item: item[0]):
+        for label, version in sorted(route.labels.items()):
+            labels.add(1, {"model": model, "label": label, "version": str(version)})
+        if (trial := route.trial) is not None:
+            share.add(0 if trial.returned else trial.canary.share, _labels(model, trial.canary.version))
+    yield labels
+    yield share
 
 
 def _of_workers(workers: list[Worker]) -> Iterator[Family]:

@@ -114,6 +114,23 @@ def test_a_worker_that_left_has_no_series_and_its_model_has_no_workers(bench: Be
     assert scrape("version_workers", model="m", version="1") is None
 
 
+def test_labels_and_canaries(bench: Bench) -> None:
+    canary = {"version": 2, "share": 0.25}
+    body = [
+        {"name": "m", "version": 1, "inputs": [], "outputs": [], "config": {"labels": ["stable"], "canary": canary}},
+        {"name": "m", "version": 2, "inputs": [], "outputs": [], "config": {"labels": [], "canary": canary}},
+        {"name": "n", "version": 7, "inputs": [], "outputs": [], "config": {"labels": ["a", "b"]}},
+    ]
+    bench.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body(body)]))
+    scrape = Scrape(bench)
+    assert scrape.all("model_label") == {("stable", "m", "1"): 1, ("a", "n", "7"): 1, ("b", "n", "7"): 1}
+    assert scrape.all("canary_share") == {("m", "2"): 0.25}
+    trial = bench.core.ledger.routes.by_model["m"].trial
+    assert trial is not None
+    trial.returned = "it is worse"
+    assert Scrape(bench).all("canary_share") == {("m", "2"): 0}
+
+
 def test_workers_of_one_name_are_one_series(bench: Bench) -> None:
     body = [encode_body([{"name": "m", "version": 1, "inputs": [], "outputs": []}])]
     for peer, memory in ((b"W1", 1000), (b"W2", 500)):
