@@ -162,6 +162,8 @@ class Backend:
             worker.served += 1
             ledger.counts["served"] += 1
             ledger.statistics.served(request, message, nbytes, now)
+            if request.trace:
+                ledger.tracing.rows[request.key] = message.rows
             queue_us = int((request.dispatched_at - request.accepted_at) * 1e6)
             broker_us = int((now - request.accepted_at) * 1e6)
             fields = (*request.key, request.runs, queue_us, message.compute_us, broker_us)

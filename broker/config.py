@@ -22,7 +22,9 @@ from zmq_offload.console.settings import (
 )
 from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
+from zmq_offload.telemetry.traces.collector import check_collector
 
+collector = checked(check_collector, lambda _: True, "a URL")
 endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
 
 _POLICY = {
@@ -55,6 +57,8 @@ class Config:
     insecure: bool = False
     metrics: str = NONE
     """HOST:PORT at which metrics are served."""
+    traces: str = NONE
+    """URL of the collector that gets spans, or "otel": OpenTelemetry's variables say where it is."""
     policy: LivenessPolicy = field(default_factory=LivenessPolicy)
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
 
@@ -77,6 +81,9 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--authorized-clients", file, None, "list of the clients' keys", metavar="FILE")
     add_option(parser, "--authorized-workers", file, None, "list of the workers' keys", metavar="FILE")
     add_option(parser, "--metrics", address, NONE, "address for Prometheus, or none", metavar="HOST:PORT")
+    add_option(
+        parser, "--traces", collector, NONE, "collector of traces (OTLP over HTTP), otel, or none", metavar="URL"
+    )
     parser.add_argument("--insecure", action="store_true", help="listen on a network without keys")
     for options, defaults in ((_POLICY, LivenessPolicy()), (_QUEUE_LIMITS, QueueLimits())):
         for name, (kind, text) in options.items():

@@ -103,7 +103,7 @@ class Frontend:
             label=label,
             asked=asked if label or wanted is not asked else None,
             caller=caller.encode() or owner,
-            trace=trace if len(trace) == wire.TRACE_BYTES else b"",
+            trace=trace and ledger.tracing.wanted(trace),
         )
         worker = None if ledger.stopping or deadline <= now else ledger.scheduler.choose(wanted, longest)
         if worker is None and not self._may_queue(event, request, now):

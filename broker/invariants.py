@@ -61,6 +61,9 @@ def _validate_requests(ledger: Ledger, queued: list[PendingRequest]) -> None:
             assert worker is not None and ledger.workers.get(worker.peer) is worker, f"{key}: its worker is gone"
             assert worker.held.get((key, request.attempt)) is request, f"{key} is not held by its worker"
         assert len(request.lost) < ledger.policy.max_attempts, f"{key} should have been given up"
+    tracing = ledger.tracing
+    traced = {key for key, request in ledger.requests.items() if request.trace}
+    assert tracing.steps.keys() == traced and not tracing.rows, "steps are kept of a request that ended"
     counts, statistics = ledger.counts, ledger.statistics
     ended = counts["served"] + sum(count for name, count in counts.items() if name.startswith("failed."))
     assert counts["accepted"] == ended + len(ledger.requests), "a request was lost, or answered twice"

@@ -22,6 +22,7 @@ from broker.routes import Routes
 from broker.scheduler import Scheduler
 from broker.state import UNKNOWN, Payload, PendingRequest, Wanted, Worker
 from broker.statistics import OK, Statistics
+from broker.tracing import Tracing
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import Status
 from zmq_offload.net.timers import Timers
@@ -75,6 +76,7 @@ class Ledger:
         self.counts: Counter[str] = Counter()
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.statistics = Statistics(started)
+        self.tracing = Tracing()
         self.poison: dict[Key, tuple[str, wire.Error]] = {}
         """The last poison requests: the client's key, and the error that was sent."""
         self.notes = Notes({"workers": 1000})
@@ -94,6 +96,8 @@ class Ledger:
     def transition(self, request: PendingRequest, event: str, now: float, detail: object = "") -> None:
         request.state = REQUEST_TRANSITIONS[request.state][event]
         self._history.add(now, request.key, event, detail)
+        if request.trace:
+            self.tracing.step(request, event, now, detail)
 
     def worker_transition(self, worker: Worker, event: str, now: float, detail: object = "") -> None:
         worker.state = WORKER_TRANSITIONS[worker.state][event]
@@ -240,6 +244,8 @@ class Ledger:
                 self._tried(route.trial, request, reply, now)
         del self.requests[request.key]
         self.timers.cancel(request.key)
+        if request.trace:
+            self.tracing.end(request, reply)
         self.actions.append(_new(ToClient, (request.client, reply, payload)))
 
     def fail(self, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:

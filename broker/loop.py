@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from broker import metrics
 from broker.config import Config
@@ -17,6 +17,8 @@ from broker.events import Event, Stop, Tick
 from broker.ports import Ports
 from broker.ports.streams import StreamPorts
 from broker.security import check_exposure
+from broker.tracing import Record, spans_of
+from zmq_offload.common.extras import needs
 from zmq_offload.common.notes import Notes
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.console.settings import NONE
@@ -24,6 +26,9 @@ from zmq_offload.net import transport
 from zmq_offload.net.sharedmemory.sharing import sharing_of
 from zmq_offload.telemetry import process
 from zmq_offload.telemetry.server import MetricsServer
+
+if TYPE_CHECKING:
+    from zmq_offload.telemetry.traces.exporter import Exporter
 
 log = logging.getLogger("broker")
 
@@ -44,6 +49,13 @@ def open_ports(config: Config, wake: transport.Wake, notes: Notes, clock: Callab
     return LibzmqPorts(config, config.server_key, wake, notes, clock)
 
 
+def _exporter(url: str) -> Exporter[Record]:
+    """What sends spans. Without it, its packages are not needed."""
+    with needs("traces"):
+        from zmq_offload.telemetry.traces.exporter import Exporter
+    return Exporter(url, "zmq-offload-broker", spans_of)
+
+
 class Broker:
     """A broker. The constructor binds, so that `frontend` and `backend` have the real ports.
 
@@ -55,11 +67,16 @@ class Broker:
     ) -> None:
         self._clock = clock
         self.core = Core(config.policy, clock(), config.max_frame_bytes, config.queue_limits)
+        self._traces = None if config.traces == NONE else _exporter(config.traces)
+        self._tracing = self.core.ledger.tracing
+        self._tracing.enabled = self._traces is not None
         self._wake = transport.Wake()
         try:
             self._ports = ports(config, self._wake, self.core.ledger.notes, clock)
         except BaseException:
             self._wake.close()
+            if self._traces is not None:
+                self._traces.close()
             raise
         self.frontend, self.backend = self._ports.frontend, self._ports.backend
 
@@ -96,6 +113,8 @@ class Broker:
             self._ports.send(actions)
         if core.ledger.notes:
             self._write_notes()
+        if self._tracing.ended:
+            self._export()
 
     def pass_time(self) -> float:
         """Do what is due. Returns when something will be, even if nothing happens."""
@@ -103,6 +122,8 @@ class Broker:
         if due is not None and due <= (now := self._clock()):
             self._ports.send(self.core.handle(Tick(), now))
             self._write_notes()
+            if self._tracing.ended:
+                self._export()
             due = self.core.next_deadline()
         return self._ports.due if due is None else min(due, self._ports.due)
 
@@ -110,6 +131,13 @@ class Broker:
         """Close the ports. Messages that are queued still go out."""
         self._ports.close()
         self._wake.close()
+        if self._traces is not None:
+            self._traces.close()
+
+    def _export(self) -> None:
+        assert self._traces is not None  # else no request is traced
+        for record in self._tracing.take():
+            self._traces.put(record)
 
     def _write_notes(self) -> None:
         for level, text in self.core.ledger.notes.take():

@@ -10,8 +10,8 @@ import pytest
 from zmq_offload import AsyncClient, Client
 from zmq_offload.client.options import InferOptions, SubmitOptions
 
-ONLY_CLIENTS = {"priority": "int"}
-"""A device's calls have no priority of their own, so other implementations of `infer` need not take one."""
+ONLY_CLIENTS = {"priority": "int", "trace": "Trace"}
+"""A device's calls have no priority and no trace of their own, so other kinds of `infer` need not take one."""
 
 
 def options_of(method: Callable[..., object]) -> dict[str, str]:

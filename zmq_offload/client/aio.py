@@ -13,6 +13,7 @@ from zmq_offload.client.link import DEFAULT_TIMEOUT, answer_of, outputs_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
+from zmq_offload.client.tracing import Trace, begin
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.protocol import limits
@@ -92,6 +93,7 @@ class AsyncClient:
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
+        trace: Trace = None,
     ) -> Outputs:
         """Run a model on named arrays and await its named outputs.
 
@@ -114,6 +116,9 @@ class AsyncClient:
             Arrays that receive the results, by name, of the model's shapes and datatypes. They may be inputs, too. An
             array that is known not to fit is refused before the model runs; to make sure, the client may first ask the
             broker for the model's signature.
+        trace : str, True or opentelemetry.trace.SpanContext, optional
+            The trace that the call belongs to: a W3C ``traceparent``, True for OpenTelemetry's current span, or a
+            SpanContext (docs/traces.md).
 
         Returns
         -------
@@ -147,10 +152,18 @@ class AsyncClient:
             await self._check_fit(model, version, outputs, timeout)
         loop = self._driver.attach()
         started = loop.time()
-        done = await self._driver.call(loop, self._session.request, *arguments)
-        result = outputs_of(done, loop.time() - started, model)
-        if isinstance(result, OffloadError):
-            raise result
+        if trace is None:
+            done = await self._driver.call(loop, self._session.request, *arguments)
+            result = outputs_of(done, loop.time() - started, model)
+            if isinstance(result, OffloadError):
+                raise result
+        else:
+            with begin(trace, model) as span:
+                done = await self._driver.call(loop, self._session.request, *arguments, span.trace)
+                result = outputs_of(done, loop.time() - started, model)
+                if isinstance(result, OffloadError):
+                    raise result
+                span.succeeded(result)
         if outputs is not None:
             self._signatures.answered(result, version)
             fill(result, outputs)

@@ -20,7 +20,14 @@ class Calls(Protocol):
     """Begins calls and ends them. `ended` is called once with what came of a call, unless it is canceled before."""
 
     def request(
-        self, ended: Ended, model: str, inputs: Packed, version: int | None, timeout: float, priority: int
+        self,
+        ended: Ended,
+        model: str,
+        inputs: Packed,
+        version: int | None,
+        timeout: float,
+        priority: int,
+        trace: bytes = b"",
     ) -> int:
         """Begin to run a model; returns the call's number. Raises InvalidArgument naming the argument or input, and
         Cancelled after `close`."""
@@ -45,11 +52,18 @@ class LinkCalls:
         self.cancel, self.close = self._driver.cancel, self._driver.close
 
     def request(
-        self, ended: Ended, model: str, inputs: Packed, version: int | None, timeout: float, priority: int
+        self,
+        ended: Ended,
+        model: str,
+        inputs: Packed,
+        version: int | None,
+        timeout: float,
+        priority: int,
+        trace: bytes = b"",
     ) -> int:
         arguments = self._link.packed_request(model, inputs, version, timeout, priority)
         driver = self._driver
-        return driver.start(driver.attach(), ended, self._session.request, *arguments)
+        return driver.start(driver.attach(), ended, self._session.request, *arguments, trace)
 
     def query(self, ended: Ended, what: str, timeout: float) -> int:
         driver = self._driver
@@ -97,13 +111,23 @@ class LocalCalls:
         broker.attach(self._delivered)
 
     def request(
-        self, ended: Ended, model: str, inputs: Packed, version: int | None, timeout: float, priority: int
+        self,
+        ended: Ended,
+        model: str,
+        inputs: Packed,
+        version: int | None,
+        timeout: float,
+        priority: int,
+        trace: bytes = b"",
     ) -> int:
         model, payload, timeout, wanted, priority, signature = checked_request(
             model, inputs, version, timeout, priority, self._most
         )
         number = self._last + 1
-        message = wire.Request(self._token, number, model, wanted, budget(timeout), priority, signature, self._most)
+        budget_us = budget(timeout)
+        message = wire.Request(
+            self._token, number, model, wanted, budget_us, priority, signature, self._most, trace=trace
+        )
         return self._begin(ended, number, message, payload)
 
     def query(self, ended: Ended, what: str, timeout: float) -> int:

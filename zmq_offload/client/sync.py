@@ -15,6 +15,7 @@ from zmq_offload.client.link import DEFAULT_TIMEOUT, answer_of, outputs_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
+from zmq_offload.client.tracing import CallSpan, Trace, begin
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.errors import InvalidArgument, Unavailable
 from zmq_offload.protocol import limits
@@ -98,6 +99,7 @@ class Client:
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
+        trace: Trace = None,
     ) -> Outputs:
         """Run a model on named arrays and wait for its named outputs.
 
@@ -120,6 +122,9 @@ class Client:
             Arrays that receive the results, by name, of the model's shapes and datatypes. They may be inputs, too. An
             array that is known not to fit is refused before the model runs; to make sure, the client may first ask the
             broker for the model's signature.
+        trace : str, True or opentelemetry.trace.SpanContext, optional
+            The trace that the call belongs to: a W3C ``traceparent``, True for OpenTelemetry's current span, or a
+            SpanContext (docs/traces.md).
 
         Returns
         -------
@@ -153,9 +158,16 @@ class Client:
             check_output_arrays(outputs)
             self._check_fit(model, version, outputs, timeout)
         call: Call[Outputs] = Call(outputs_of, model)
-        self._driver.begin(call, self._session.request, *arguments)
-        self._driver.run(call)
-        result = call.result()
+        if trace is None:
+            self._driver.begin(call, self._session.request, *arguments)
+            self._driver.run(call)
+            result = call.result()
+        else:
+            with begin(trace, model) as span:
+                self._driver.begin(call, self._session.request, *arguments, span.trace)
+                self._driver.run(call)
+                result = call.result()
+                span.succeeded(result)
         if outputs is not None:
             self._signatures.answered(result, version)
             fill(result, outputs)
@@ -169,6 +181,7 @@ class Client:
         version: int | Latest | None = None,
         timeout: float | None = None,
         priority: int = 0,
+        trace: Trace = None,
     ) -> Future[Outputs]:
         """Run a model on named arrays and return a future at once.
 
@@ -184,6 +197,8 @@ class Client:
             Seconds until the future fails. Default: the client's.
         priority : int, default 0
             From -100 to 100. Requests of a higher priority leave the broker's queue first.
+        trace : str, True or opentelemetry.trace.SpanContext, optional
+            The trace that the call belongs to, as for `infer`.
 
         Returns
         -------
@@ -210,7 +225,10 @@ class Client:
         timeout = self._timeout if timeout is None else timeout
         arguments = self._connection.request(model, inputs, version, timeout, priority)
         call: Submitted[Outputs] = Submitted(self._driver, outputs_of, model)
-        self._driver.begin(call, self._session.request, *arguments)
+        if trace is None:
+            self._driver.begin(call, self._session.request, *arguments)
+        else:
+            self._begin_traced(call, arguments, begin(trace, model))
         call.future.number = call.number
         try:
             self._driver.send()
@@ -306,6 +324,15 @@ class Client:
         raise refuse_pickling("a Client")
 
     # --- private --------------------------------------------------------------------------------------------
+
+    def _begin_traced(self, call: Submitted[Outputs], arguments: Sequence[object], span: CallSpan) -> None:
+        """Begin a call whose span ends with its future."""
+        try:
+            self._driver.begin(call, self._session.request, *arguments, span.trace)
+        except BaseException as error:
+            span.end(error)
+            raise
+        call.future.add_done_callback(span.done)
 
     def _check_fit(
         self, model: str, version: int | Latest | None, outputs: Mapping[str, Array], timeout: float

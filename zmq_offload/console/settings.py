@@ -205,6 +205,7 @@ bytes_ = checked(int, lambda n: 1 <= n < 2**62, "a whole number of bytes from 1"
 arena = checked(int, lambda n: 0 <= n < 2**46, "a whole number of bytes below 2**46")
 """The bytes of an arena; 0: no memory is shared."""
 ARENA_BYTES = 512 * 1024 * 1024
+share = checked(float, lambda part: 0.0 <= part <= 1.0, "a share, from 0 to 1")
 seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
 microseconds = checked(int, lambda n: 0 <= n <= MOST, f"a whole number of microseconds from 0 to {MOST}")
 seconds = checked(float, lambda s: 0.001 <= s < 1e6, "a time in seconds, from 0.001 to a million")

@@ -74,6 +74,10 @@ VARIABLES: Mapping[str, Variable] = {
         "AUTHORIZED_WORKERS": Variable("list of the keys of workers that may connect", ("broker",)),
         "METRICS": Variable("HOST:PORT where metrics for Prometheus are served, or `none`", ("broker", "gateway")),
         "TRITON_METRICS": Variable("`on` or `off`: serve a gateway's metrics by Triton's names, too", ("gateway",)),
+        "TRACES": Variable(
+            "URL of the OpenTelemetry collector that gets traces, or `otel`, or `none`", ("broker", "gateway")
+        ),
+        "TRACE_SHARE": Variable("share of a gateway's requests without a trace that begin one, 0 to 1", ("gateway",)),
         "HTTP": Variable("HOST:PORT where a gateway takes HTTP requests, or `none`", ("gateway",)),
         "GRPC": Variable("HOST:PORT where a gateway takes gRPC calls, or `none`", ("gateway",)),
         "ACCESS_LIST": Variable("list of the tokens and client certificates that a gateway accepts", ("gateway",)),

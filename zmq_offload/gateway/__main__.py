@@ -49,6 +49,7 @@ def _host(config: Config, prog: str) -> Host:
     from functools import partial
 
     from zmq_offload.console.programs import own
+    from zmq_offload.console.settings import NONE
 
     assert config.with_broker is not None
     given = ["--grace", str(config.grace), "--max-frame-bytes", str(config.max_frame_bytes)]
@@ -56,6 +57,8 @@ def _host(config: Config, prog: str) -> Host:
         given += [flag, endpoint] if endpoint else []
     if config.insecure:
         given.append("--insecure")
+    if config.traces != NONE:
+        given += ["--traces", config.traces]
     options = own("broker.config").parse(given, prog)
     return partial(own("broker.guest").Guest, options)
 

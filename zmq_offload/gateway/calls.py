@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol.packed import Packed
 from zmq_offload.protocol.payload import Buffer as Buffer
+from zmq_offload.telemetry.traces import context
 
 log = logging.getLogger("gateway")
 
@@ -72,7 +73,7 @@ class Call(NamedTuple):
     """A request to run a model, whatever protocol it came in.
 
     `timeout` is in seconds; None is the gateway's default. `priority` is from -100 to 100, as `Client.infer` takes it.
-    The memory of `inputs` must not change before the call ends.
+    The memory of `inputs` must not change before the call ends. `trace` is that of a Request, empty without one.
     """
 
     model: str
@@ -80,6 +81,13 @@ class Call(NamedTuple):
     inputs: Packed
     timeout: float | None = None
     priority: int = 0
+    trace: bytes = b""
+
+
+def traced(call: Call, headers: Mapping[str, str]) -> Call:
+    """A call that belongs to the trace that its headers, or metadata, name. A malformed one counts as none."""
+    text = headers.get("traceparent")
+    return call if text is None else call._replace(trace=context.parse(text))
 
 
 class Fabric(Protocol):

@@ -21,12 +21,14 @@ from zmq_offload.console.settings import (
     count,
     file,
     seconds,
+    share,
     switch,
 )
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.http.cors import origins_of
 from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
+from zmq_offload.telemetry.traces.collector import check_collector
 
 
 def ports(text: str) -> tuple[str, str]:
@@ -38,6 +40,8 @@ def ports(text: str) -> tuple[str, str]:
 
 
 _ports = checked(ports, lambda _: True, "FRONTEND,BACKEND")
+
+_collector = checked(check_collector, lambda _: True, "a URL")
 
 _origins = checked(origins_of, lambda _: True, "ORIGIN,...")
 
@@ -75,6 +79,8 @@ class Config:
     arena_bytes: int = ARENA_BYTES
     cache_bytes: int = 256 * _MEBIBYTE
     cache_redis: str | None = None
+    traces: str = NONE
+    trace_share: float = 0.01
     max_header_bytes: int = 64 * 1024
     max_connections: int = 16384
     max_streams: int = 256
@@ -130,6 +136,10 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--system-shared-memory", action="store_true", help="let clients name files of /dev/shm")
     parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")
     add_option(parser, "--cache-redis", str, None, "keep answers in this Redis server, not here", metavar="URL")
+    add_option(
+        parser, "--traces", _collector, NONE, "collector of traces (OTLP over HTTP), otel, or none", metavar="URL"
+    )
+    add_option(parser, "--trace-share", share, 0.01, "share of requests that begin a trace, 0 to 1", metavar="X")
     for flag, kind, text in _LIMITS:
         default = getattr(Config, flag.removeprefix("--").replace("-", "_"))
         add_option(parser, flag, kind, default, text, metavar="S" if kind is seconds else "N")

@@ -108,7 +108,9 @@ class BrokerFabric:
             run = _Run(self, call, ended)
             self.outstanding += 1
             try:
-                run.number = self._calls.request(run.ended, model, call.inputs, call.version, timeout, call.priority)
+                run.number = self._calls.request(
+                    run.ended, model, call.inputs, call.version, timeout, call.priority, call.trace
+                )
             except OffloadError:
                 self.outstanding -= 1
                 raise

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import uvloop
 
 from zmq_offload.client.aiocalls import Calls, LinkCalls, LocalBroker, LocalCalls
 from zmq_offload.common import memory
+from zmq_offload.common.extras import needs
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.console.settings import NONE
 from zmq_offload.errors import InvalidArgument, OffloadError
@@ -22,7 +24,7 @@ from zmq_offload.gateway.access.guard import Guard, check_exposure
 from zmq_offload.gateway.access.tls import files_of
 from zmq_offload.gateway.application import doors
 from zmq_offload.gateway.caching import CachingFabric, OwnMemory, Store
-from zmq_offload.gateway.calls import own_memory
+from zmq_offload.gateway.calls import Fabric, own_memory
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.config import Config
 from zmq_offload.gateway.control import ModelControl
@@ -30,11 +32,16 @@ from zmq_offload.gateway.fabric import EVERYTHING, BrokerFabric, link_to
 from zmq_offload.gateway.meters import Meters
 from zmq_offload.gateway.ports import Port, drain, listen
 from zmq_offload.gateway.responsecache import ResponseCache
+from zmq_offload.gateway.tracing import TracingFabric
 from zmq_offload.net.addresses import is_loopback
 from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, sharing_of
 from zmq_offload.telemetry import process
 from zmq_offload.telemetry.exposition import Family
 from zmq_offload.telemetry.server import MetricsServer
+from zmq_offload.telemetry.traces.spans import Span
+
+if TYPE_CHECKING:
+    from zmq_offload.telemetry.traces.exporter import Exporter
 
 log = logging.getLogger("gateway")
 
@@ -91,6 +98,7 @@ async def _run(config: Config, host: Host | None) -> None:
     listed, tls = config.access_list is not None, config.tls_cert is not None
     check_exposure(config.addresses, listed=listed, tls=tls, insecure=config.insecure)
     _check_metrics(config)
+    traces = None if config.traces == NONE else _exporter(config.traces)
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
     sharing = None if config.client_key else sharing_of(config.arena_bytes, log)
     guest = None if host is None else host(sharing, stop.set)
@@ -105,11 +113,14 @@ async def _run(config: Config, host: Host | None) -> None:
     store = _store_of(config)
     caching = None if store is None else CachingFabric(fabric, store)
     meters = None if config.metrics == NONE else Meters()
+    front: Fabric = caching or fabric
+    if traces is not None:
+        front = TracingFabric(front, config.trace_share, traces.put, time.monotonic, os.urandom)
     looking = asyncio.ensure_future(_look(caching, meters, fabric))
     served: MetricsServer | None = None
     try:
         receive = own_memory if sharing is None else sharing.memory
-        ports = await listen(doors(config, caching or fabric, guard, receive, meters))
+        ports = await listen(doors(config, front, guard, receive, meters))
         if meters is not None:
             sources = _sources(config, meters, fabric, ports, store)
             served = MetricsServer(
@@ -147,6 +158,15 @@ async def _run(config: Config, host: Host | None) -> None:
         fabric.close()
         if guest is not None:
             guest.close()
+        if traces is not None:
+            traces.close()
+
+
+def _exporter(url: str) -> Exporter[Span]:
+    """What sends spans. Without it, its packages are not needed."""
+    with needs("traces"):
+        from zmq_offload.telemetry.traces.exporter import Exporter
+    return Exporter(url, "zmq-offload-gateway", lambda span, _: (span,))
 
 
 def _store_of(config: Config) -> Store | None:

@@ -68,7 +68,7 @@ class Heads:
         if head is None:
             check_complete(data, self._limits)
             head = parse_head(data, self._limits)
-            if len(data) <= self._LONGEST:
+            if len(data) <= self._LONGEST and "traceparent" not in head.headers:  # that is never the same again
                 if len(self._known) >= self._MOST:
                     self._known.clear()
                 self._known[data] = head

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric, Outputs, check_allowed
+from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric, Outputs, check_allowed, traced
 from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.grpc.calls import Context
 from zmq_offload.gateway.oip.grpc_infer import Answer, decode, encode
 from zmq_offload.gateway.oip.metadata import batched
 from zmq_offload.gateway.protobuf.known_requests import Divided
@@ -26,9 +27,11 @@ class Inference:
         self._memory = memory
         self._final = final
 
-    def start(self, divided: Divided, grant: Grant, timeout: float | None, answered: Answered) -> Cancel:
-        """Run a model. `timeout` is what the deadline of the gRPC call leaves. Raises OffloadError if it is bad."""
+    def start(self, divided: Divided, context: Context, answered: Answered) -> Cancel:
+        """Run a model. Raises OffloadError for a message that is bad."""
+        grant, timeout = context.grant, context.timeout
         call, answer = decode(divided, self._memory, grant)
+        call = traced(call, context.metadata)
         if timeout is not None and (call.timeout is None or timeout < call.timeout):
             call = call._replace(timeout=timeout)
         if answer.classified:

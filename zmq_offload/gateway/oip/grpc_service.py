@@ -119,7 +119,7 @@ class _Service:
     def infer(self, data: Buffer, context: Context, reply: Reply) -> Cancel | None:
         """Run a model."""
         try:
-            return self._inference.start(divide(data), context.grant, context.timeout, reply)
+            return self._inference.start(divide(data), context, reply)
         except OffloadError as error:
             reply(error)
             return None

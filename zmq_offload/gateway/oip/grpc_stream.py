@@ -51,7 +51,7 @@ class InferStream:
             run.id = parse(divided.rest).id if divided.id is None else divided.id
             if not run.id:
                 self._in_order.append(run)
-            run.cancel = self._inference.start(divided, self._context.grant, self._context.timeout, run.answered)
+            run.cancel = self._inference.start(divided, self._context, run.answered)
         except Malformed as error:
             self.canceled()
             self._writer.close(error)

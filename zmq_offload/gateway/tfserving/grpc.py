@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmq_offload.errors import InvalidArgument, OffloadError, Unimplemented
-from zmq_offload.gateway.calls import Buffer, Buffers, Call, Cancel, Fabric, Outputs
+from zmq_offload.gateway.calls import Buffer, Buffers, Call, Cancel, Fabric, Outputs, traced
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.grpc.calls import Context, Methods, Reply, Unary
 from zmq_offload.gateway.tfserving.paths import no_label
@@ -74,7 +74,8 @@ def _predict(fabric: Fabric, message: Buffer, context: Context, reply: Reply) ->
         except OffloadError as error:
             reply(error)
 
-    return fabric.infer(Call(request.model, version, inputs, context.timeout), context.grant, ended)
+    call = traced(Call(request.model, version, inputs, context.timeout), context.metadata)
+    return fabric.infer(call, context.grant, ended)
 
 
 def _version(model: str, version: int, label: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Fabric, Outputs, check_allowed
+from zmq_offload.gateway.calls import Call, Cancel, Fabric, Outputs, check_allowed, traced
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.http.messages import Compression, Handler, Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed
@@ -64,7 +64,7 @@ class _Exchange:
             else:
                 check_allowed(name, self._request.grant)
                 inputs, self._form = predict.request(self._request.body, catalog.awaited(name, version))
-                call = Call(name, version, pack(inputs))
+                call = traced(Call(name, version, pack(inputs)), self._request.headers)
                 self._cancel = self._fabric.infer(call, self._request.grant, self._ended)
         except OffloadError as error:
             self._respond(failed(error))

@@ -1,0 +1,130 @@
+"""What the broker notes of traced requests, and the spans that are made of it later. Pure.
+
+A request that is not traced costs one look at its empty `trace` for each of its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from broker.state import PendingRequest
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.messages import Key
+from zmq_offload.telemetry.traces import context
+from zmq_offload.telemetry.traces.spans import NewId, Span
+
+_OUTCOMES = frozenset({"served", "failed", "lost", "returned"})
+"""Events that end an attempt by the worker's doing. All others revoke it."""
+
+
+class Step(NamedTuple):
+    """A transition of a request. `version` is what its last attempt runs; `worker` is told with a dispatch."""
+
+    at: float
+    event: str
+    worker: str
+    version: int
+
+
+class Record(NamedTuple):
+    """All that is known of a traced request when it has ended. `rows` is 0 if nothing was served."""
+
+    trace: bytes
+    model: str
+    accepted_at: float
+    steps: list[Step]
+    reply: wire.Result | wire.Error
+    rows: int
+
+
+class Tracing:
+    """The traced requests of a broker."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self.steps: dict[Key, list[Step]] = {}
+        """Of requests that have not ended."""
+        self.rows: dict[Key, int] = {}
+        """Of requests that end now, as their workers counted them."""
+        self.ended: list[Record] = []
+        """Is emptied by `take`."""
+
+    def wanted(self, trace: bytes) -> bytes:
+        """The trace of a new request, if spans are made for it; else empty."""
+        return trace if self.enabled and context.sampled(trace) else b""
+
+    def step(self, request: PendingRequest, event: str, now: float, detail: object) -> None:
+        """Note a transition of a traced request."""
+        worker = str(detail) if event == "dispatched" else ""
+        self.steps.setdefault(request.key, []).append(Step(now, event, worker, request.runs))
+
+    def end(self, request: PendingRequest, reply: wire.Result | wire.Error) -> None:
+        """A traced request has its reply."""
+        steps, rows = self.steps.pop(request.key), self.rows.pop(request.key, 0)
+        self.ended.append(Record(request.trace, request.wanted.model, request.accepted_at, steps, reply, rows))
+
+    def take(self) -> list[Record]:
+        """The requests that ended since the last call."""
+        ended, self.ended = self.ended, []
+        return ended
+
+
+def spans_of(record: Record, new_id: NewId) -> Iterator[Span]:
+    """The spans of a request: `queue` for each wait, `attempt` for each dispatch, `compute` in the last of these."""
+    begun, worker, attempt = record.accepted_at, "", 0
+    last = record.steps[-1]
+    for step in record.steps:
+        if step.event == "queued":
+            continue
+        failed = record.reply if step is last and isinstance(record.reply, wire.Error) else None
+        if not worker:
+            yield _span(record, "queue", new_id(), begun, step.at, {}, failed)
+        else:
+            yield from _attempt(record, new_id, begun, step, worker, attempt, failed)
+        begun, worker = step.at, step.worker
+        attempt += bool(worker)
+
+
+def _attempt(
+    record: Record, new_id: NewId, begun: float, step: Step, worker: str, attempt: int, failed: wire.Error | None
+) -> Iterator[Span]:
+    number = new_id()
+    outcome = step.event if step.event in _OUTCOMES else "revoked"
+    attributes: dict[str, str | int] = {
+        "zmq_offload.version": step.version,
+        "zmq_offload.worker": worker,
+        "zmq_offload.attempt": attempt,
+        "zmq_offload.outcome": outcome,
+    }
+    if outcome == "served" and record.rows:
+        attributes["zmq_offload.rows"] = record.rows
+    span = _span(record, "attempt", number, begun, step.at, attributes, failed)
+    if failed is None and outcome != "served":
+        text = f"worker {worker} was lost" if outcome == "lost" else f"worker {worker} has this version no longer"
+        span = span._replace(error=text, attributes={**span.attributes, "error.type": outcome})
+    yield span
+    if isinstance(record.reply, wire.Result) and outcome == "served":
+        # Only its length is known. Half of the rest of the attempt may lie before it, and half after it.
+        length = step.at - begun
+        compute = min(record.reply.compute_us / 1e6, length)
+        start = begun + (length - compute) / 2
+        versioned: dict[str, str | int] = {"zmq_offload.version": step.version, "zmq_offload.worker": worker}
+        yield _span(record, "compute", new_id(), start, start + compute, versioned, None)._replace(parent=number)
+
+
+def _span(
+    record: Record,
+    name: str,
+    number: bytes,
+    start: float,
+    end: float,
+    attributes: dict[str, str | int],
+    failed: wire.Error | None,
+) -> Span:
+    attributes = {"zmq_offload.model": record.model, **attributes}
+    if failed is not None:
+        attributes["error.type"] = failed.code
+    trace, text = record.trace, "" if failed is None else failed.text or failed.code
+    trace_id, parent = context.trace_id(trace), context.span_id(trace)
+    return Span(name, "internal", trace_id, number, parent, start, end, attributes, text)

@@ -1,0 +1,150 @@
+"""Traces through real processes: what a collector gets of requests to a gateway."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.support.collector import Collector, Span, collecting
+from tests.support.processes import (
+    Fabric,
+    Gateway,
+    eventually,
+    faulty_workers,
+    running_broker,
+    running_gateway,
+    running_gateway_with_broker,
+    wait_for_workers,
+    worker_pids,
+)
+from zmq_offload import Client
+from zmq_offload.protobuf.messages import message_class
+
+TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+HEADER = f"00-{TRACE}-{CALLER}-01"
+
+
+class Running(NamedTuple):
+    collector: Collector
+    broker: Fabric
+    gateway: Gateway
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with (
+        collecting() as collector,
+        running_broker("--traces", collector.url) as broker,
+        faulty_workers(broker.backend),
+        running_gateway(broker.frontend, options=["--traces", collector.url, "--trace-share", "0"]) as gateway,
+    ):
+        wait_for_workers(broker.frontend, 1)
+        yield Running(collector, broker, gateway)
+
+
+@pytest.fixture(autouse=True)
+def _empty(running: Running) -> None:
+    running.collector.spans.clear()
+
+
+def ask(gateway: Gateway, path: str, body: object, *traceparents: str) -> int:
+    request = urllib.request.Request(f"{gateway.url}/{path}", json.dumps(body).encode())
+    for traceparent in traceparents:
+        request.add_header("traceparent", traceparent)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def one(spans: list[Span], name: str) -> Span:
+    (found,) = [span for span in spans if span.name == name]
+    return found
+
+
+INFER = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+
+
+def check(spans: list[Span], parent: str = CALLER, trace: str = TRACE) -> None:
+    """All four spans of a served request: one trace, the right parents, times within each other."""
+    assert sorted(span.name for span in spans) == ["attempt", "compute", "infer echo", "queue"]
+    server, queue, attempt, compute = (one(spans, name) for name in ("infer echo", "queue", "attempt", "compute"))
+    assert {span.trace for span in spans} == {trace}
+    assert (server.parent, queue.parent, attempt.parent, compute.parent) == (parent, server.id, server.id, attempt.id)
+    assert (server.service, queue.service) == ("zmq-offload-gateway", "zmq-offload-broker")
+    assert server.kind == 2
+    tolerance = 5_000_000  # two processes, and two readings of the clock
+    for inner, outer in ((queue, server), (attempt, server), (compute, attempt)):
+        assert outer.start - tolerance <= inner.start <= inner.end <= outer.end + tolerance
+    assert queue.end <= attempt.start
+    assert (attempt.attributes["zmq_offload.rows"], attempt.attributes["zmq_offload.outcome"]) == (1, "served")
+    assert not any(span.error for span in spans)
+
+
+def test_a_request_over_http_and_others_that_are_not_traced(running: Running) -> None:
+    for header in ([], ["00-garbage"], [HEADER[:-1] + "0"], [HEADER]):
+        assert ask(running.gateway, "v2/models/echo/infer", INFER, *header) == 200
+    check(running.collector.wait(4))
+
+
+def test_a_call_over_grpc(running: Running) -> None:
+    message = message_class("inference.ModelInferRequest")(model_name="echo")
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    message.raw_input_contents.append(np.zeros(3, np.float32).tobytes())
+    with grpc.insecure_channel(running.gateway.grpc) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call(message.SerializeToString(), metadata=[("traceparent", HEADER)], timeout=20)
+    check(running.collector.wait(4))
+
+
+def test_an_error_is_the_spans_status(running: Running) -> None:
+    assert ask(running.gateway, "v2/models/nowhere/infer", INFER, HEADER) == 404
+    (span,) = running.collector.wait(1)
+    assert span.attributes["error.type"] == "NOT_FOUND" and span.error is not None and "nowhere" in span.error
+
+
+def test_a_worker_that_is_killed_gives_two_attempts() -> None:
+    with (
+        collecting() as collector,
+        running_broker("--traces", collector.url) as broker,
+        faulty_workers(broker.backend, slots=1),
+        Client(broker.frontend) as client,
+    ):
+        wait_for_workers(broker.frontend, 1)
+        future = client.submit("echo", {"sleep": np.array(0.5)}, trace=HEADER)
+        eventually(lambda: any(worker["outstanding"] for worker in client.status()["workers"]))
+        (pid,) = worker_pids(broker.frontend)
+        os.kill(pid, signal.SIGKILL)
+        future.result()
+        spans = collector.wait(5)
+    assert [span.name for span in spans] == ["queue", "attempt", "queue", "attempt", "compute"]
+    lost, served = (span for span in spans if span.name == "attempt")
+    assert (lost.attributes["zmq_offload.outcome"], served.attributes["zmq_offload.outcome"]) == ("lost", "served")
+    assert (
+        lost.attributes["zmq_offload.worker"]
+        == f"{lost.attributes['zmq_offload.worker']}".rpartition("-")[0] + f"-{pid}"
+    )
+    assert lost.error and not served.error and lost.end <= served.start
+    assert {(span.trace, span.parent) for span in (lost, served)} == {(TRACE, CALLER)}
+
+
+def test_a_broker_in_the_gateways_process_and_a_share(running: Running) -> None:
+    collector = running.collector
+    with (
+        running_gateway_with_broker("--traces", collector.url, "--trace-share", "1") as (gateway, broker),
+        faulty_workers(broker.backend),
+    ):
+        wait_for_workers(broker.frontend, 1)
+        assert ask(gateway, "v2/models/echo/infer", INFER) == 200
+        assert gateway.process.end() == 0  # what waits is sent at the end
+    check(collector.spans, "", collector.spans[0].trace)

@@ -1,0 +1,1 @@
+"""Traces: what became of one request on its way, as OpenTelemetry's spans."""

@@ -1,0 +1,178 @@
+"""Sends spans to a collector, by OTLP over HTTP, in a thread of its own.
+
+Spans are made here, from what the program noted of a request, so that a request waits for none of it. They go through
+OpenTelemetry's SDK: it has the messages, the retries, and the variables that operators know (headers, certificates,
+compression, resources). Its own queue is not used, because that does not count what it drops.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
+
+from zmq_offload.common.version import __version__
+from zmq_offload.telemetry.traces.collector import endpoint_of
+from zmq_offload.telemetry.traces.context import SPAN_ID_BYTES
+from zmq_offload.telemetry.traces.spans import NewId, Span
+
+log = logging.getLogger(__name__)
+
+_KINDS = {"client": SpanKind.CLIENT, "server": SpanKind.SERVER, "internal": SpanKind.INTERNAL}
+_EVERY = 1.0
+"""Seconds between two deliveries."""
+_MOST = 8192
+"""Records that wait for a collector."""
+_BATCH = 256
+"""Records whose spans are sent together."""
+_FLUSH = 3.0
+"""Seconds that the end of the program waits for the last spans."""
+
+Record = TypeVar("Record")
+
+
+class Exporter(Generic[Record]):
+    """A thread that makes spans of records by `spans_of` and sends them.
+
+    `service` names the program, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES does.
+    """
+
+    def __init__(self, url: str, service: str, spans_of: Callable[[Record, NewId], Iterable[Span]]) -> None:
+        self._refused = 0  # records for which there was no room
+        self._unsent = 0  # those whose spans no collector took
+        self._spans_of = spans_of
+        self._waiting: deque[Record] = deque()
+        self._ids = _Ids()
+        self._made = _Made()
+        provider = TracerProvider(ALWAYS_ON, _resource(service), shutdown_on_exit=False, id_generator=self._ids)
+        provider.add_span_processor(self._made)
+        self._tracer = provider.get_tracer("zmq-offload", __version__)
+        self._otlp = OTLPSpanExporter(endpoint_of(url))
+        self._wake = threading.Event()
+        self._closing = False
+        self._told = 0  # of those that were dropped
+        self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Records of which nothing was delivered."""
+        return self._refused + self._unsent
+
+    def put(self, record: Record) -> None:
+        """Take the record of a request, or drop it if too many wait. Never blocks. For one thread."""
+        waiting = self._waiting
+        if len(waiting) >= _MOST:
+            self._refused += 1
+            return
+        waiting.append(record)
+        if len(waiting) == _MOST // 2:
+            self._wake.set()
+
+    def close(self) -> None:
+        """Send what waits, for a few seconds at most, and stop."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(_FLUSH)
+        self._otlp.shutdown()  # type: ignore[no-untyped-call,unused-ignore]  # it ends a retry under way, too
+
+    def _run(self) -> None:
+        while not self._closing or self._waiting:
+            self._wake.wait(_EVERY)
+            self._wake.clear()
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                try:
+                    sent = self._send(batch)
+                except Exception:
+                    log.exception("spans cannot be made or sent")
+                    sent = False
+                if not sent:
+                    self._unsent += len(batch)
+                    if self._closing:
+                        return
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say that traces were lost: once a delivery, and only if there are more than before."""
+        if (dropped := self.dropped) != self._told:
+            log.warning("%d traces were dropped, %d since the start", dropped - self._told, dropped)
+            self._told = dropped
+
+    def _send(self, batch: list[Record]) -> bool:
+        offset = time.time_ns() - time.monotonic_ns()
+        for record in batch:
+            for span in self._spans_of(record, _random_id):
+                self._make(span, offset)
+        spans, self._made.spans = self._made.spans, []
+        return not spans or self._otlp.export(spans) is SpanExportResult.SUCCESS
+
+    def _make(self, span: Span, offset: int) -> None:
+        """Have the SDK make a span. `offset` leads from the monotonic clock to the time of day, in nanoseconds."""
+        self._ids.trace, self._ids.span = int.from_bytes(span.trace_id, "big"), int.from_bytes(span.id, "big")
+        parent = SpanContext(
+            self._ids.trace, int.from_bytes(span.parent, "big"), is_remote=True, trace_flags=TraceFlags(1)
+        )
+        made = self._tracer.start_span(
+            span.name,
+            set_span_in_context(NonRecordingSpan(parent)),
+            _KINDS[span.kind],
+            span.attributes,
+            start_time=int(span.start * 1e9) + offset,
+        )
+        if span.error:
+            made.set_status(Status(StatusCode.ERROR, span.error))
+        made.end(int(span.end * 1e9) + offset)
+
+
+class _Ids(IdGenerator):
+    """Gives the SDK the ids that the spans have already."""
+
+    trace = span = 0
+
+    def generate_span_id(self) -> int:
+        return self.span
+
+    def generate_trace_id(self) -> int:
+        return self.trace
+
+
+class _Made(SpanProcessor):
+    """Gathers the spans that the SDK has made."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+def _random_id() -> bytes:
+    return os.urandom(SPAN_ID_BYTES)
+
+
+def _resource(service: str) -> Resource:
+    found = Resource.create({"service.version": __version__})
+    if str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        return found.merge(Resource({SERVICE_NAME: service}))
+    return found
