@@ -17,6 +17,7 @@ COMMANDS = {
     "profile": ("zmq_offload.cli.profile", "show where the time of a model goes, by function"),
     "plan": ("zmq_offload.cli.plan", "find the best place to cut a model"),
     "status": ("zmq_offload.cli.status", "show a broker's workers, models and queues"),
+    "models": ("zmq_offload.cli.models", "choose the versions and labels that workers serve"),
     "load": ("zmq_offload.cli.load", "measure throughput and latency of a model under load"),
     "link": ("zmq_offload.cli.link", "emulate a network link to a broker"),
     "keys": ("zmq_offload.cli.keys", "make, authorize and revoke keys"),

@@ -1,0 +1,114 @@
+"""Changes of `config.toml`: what is served and labeled, with comments kept and nothing half-written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts.test_repository import build
+from zmq_offload.artifacts import configedit
+from zmq_offload.artifacts.config import read
+from zmq_offload.artifacts.repository import Repository
+from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    repository = Repository(tmp_path)
+    for version in (1, 2, 3):
+        repository.write("m", version, lambda folder, v=version: build(folder, version=v))
+    return repository
+
+
+def text_of(repository: Repository) -> str:
+    return (repository.root / "m" / "config.toml").read_text()
+
+
+def served(repository: Repository) -> list[int]:
+    return read(repository.root / "m").serves(repository.versions("m"))
+
+
+def test_a_model_is_unloaded_and_loaded(repository: Repository) -> None:
+    configedit.unload(repository, "m")
+    assert (text_of(repository), served(repository)) == ("versions = []\n", [])
+    configedit.load(repository, "m")
+    assert served(repository) == [1, 2, 3]
+
+
+def test_versions_are_unloaded_and_loaded_one_by_one(repository: Repository) -> None:
+    configedit.unload(repository, "m", 2)
+    assert served(repository) == [1, 3]
+    configedit.load(repository, "m", 2)
+    assert served(repository) == [1, 2, 3]
+    configedit.unload(repository, "m")
+    configedit.load(repository, "m", 3)
+    assert served(repository) == [3]
+
+
+def test_a_version_that_is_served_already_changes_nothing(repository: Repository) -> None:
+    (repository.root / "m" / "config.toml").write_text("versions = { latest = 2 }\n")
+    configedit.load(repository, "m", 3)
+    assert text_of(repository) == "versions = { latest = 2 }\n"
+
+
+def test_comments_order_and_mode_stay(repository: Repository) -> None:
+    file = repository.root / "m" / "config.toml"
+    file.write_text("# ours\ninstances = 2  # two\n\n[labels]\nstable = 1  # since May\n")
+    file.chmod(0o640)
+    configedit.label(repository, "m", "next", 3)
+    configedit.label(repository, "m", "stable", 2)
+    assert text_of(repository).startswith("# ours\ninstances = 2  # two\n")
+    assert "# since May" in text_of(repository)
+    assert read(repository.root / "m").labels == {"stable": 2, "next": 3}
+    assert file.stat().st_mode & 0o777 == 0o640
+    configedit.label(repository, "m", "stable", None)
+    assert read(repository.root / "m").labels == {"next": 3}
+    assert sorted(p.name for p in file.parent.iterdir()) == ["1", "2", "3", "config.toml"]
+
+
+def test_what_is_not_there_is_named(repository: Repository) -> None:
+    with pytest.raises(NotFound, match="there is no model 'n'; its models: m"):
+        configedit.load(repository, "n")
+    with pytest.raises(NotFound, match="model 'm' has no version 7; its versions: 1, 2, 3"):
+        configedit.unload(repository, "m", 7)
+    with pytest.raises(NotFound, match="model 'm' has no label 'x'; its labels: none"):
+        configedit.label(repository, "m", "x", None)
+    with pytest.raises(InvalidArgument, match="label 'a b' is not"):
+        configedit.label(repository, "m", "a b", 1)
+    configedit.unload(repository, "m", 2)
+    with pytest.raises(
+        FailedPrecondition, match=r"version 2 is not served: config.toml does not list it; load it first"
+    ):
+        configedit.label(repository, "m", "x", 2)
+
+
+def test_a_file_that_is_wrong_or_json_is_left_as_it_is(repository: Repository) -> None:
+    file = repository.root / "m" / "config.toml"
+    file.write_text("instances = 0\n")
+    with pytest.raises(FailedPrecondition, match=r"config.toml: instances is 0; expected int >= 1"):
+        configedit.load(repository, "m", 1)
+    assert text_of(repository) == "instances = 0\n"
+    file.unlink()
+    (file.parent / "config.json").write_text("{}")
+    with pytest.raises(FailedPrecondition, match=r"config.json can only be changed by hand"):
+        configedit.unload(repository, "m")
+
+
+def test_a_change_that_would_be_wrong_is_not_written(repository: Repository) -> None:
+    labels = "\n".join(f"l{number} = 1" for number in range(64))
+    (repository.root / "m" / "config.toml").write_text(f"[labels]\n{labels}\n")
+    with pytest.raises(FailedPrecondition, match=r"config.toml would be wrong: labels has 65 labels"):
+        configedit.label(repository, "m", "one_more", 1)
+    assert "one_more" not in text_of(repository)
+
+
+def test_a_folder_that_cannot_be_written_is_named(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(FailedPrecondition, match=r"config.toml cannot be written: Permission denied"):
+        configedit.unload(repository, "m")
+    assert sorted(p.name for p in (repository.root / "m").iterdir()) == ["1", "2", "3"]

@@ -1,0 +1,123 @@
+"""Changes of `config.toml`, which is the one place that says which versions and labels are served.
+
+A changed file replaces the old one in one step, so that a worker reads either; comments and order stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zmq_offload.artifacts.config import CONFIG, CONFIG_JSON, ModelConfig, check_label, parse, read
+from zmq_offload.artifacts.repository import Repository
+from zmq_offload.common.extras import needs
+from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
+
+
+def load(repository: Repository, name: str, version: int | None = None) -> ModelConfig:
+    """Let workers serve all versions of a model, or one more.
+
+    Returns the new configuration. Raises NotFound for a model or version that is not in the repository, and
+    FailedPrecondition for a configuration that cannot be read or written.
+    """
+    there = _versions(repository, name, version)
+
+    def change(document: Any, config: ModelConfig) -> None:
+        if version is None:
+            document.pop("versions", None)
+        else:
+            _serve(document, config, there, {*config.serves(there), version})
+
+    return _change(repository.root / name, change)
+
+
+def unload(repository: Repository, name: str, version: int | None = None) -> ModelConfig:
+    """Let workers serve no version of a model, or one version less. Returns and raises what `load` does."""
+    there = _versions(repository, name, version)
+
+    def change(document: Any, config: ModelConfig) -> None:
+        left = set() if version is None else {*config.serves(there)} - {version}
+        _serve(document, config, there, left)
+
+    return _change(repository.root / name, change)
+
+
+def label(repository: Repository, name: str, label: str, version: int | None) -> ModelConfig:
+    """Let a label stand for a version, or for none. Returns and raises what `load` does, and InvalidArgument for a word
+    that cannot be a label."""
+    check_label(label)
+    there = _versions(repository, name, version)
+
+    def change(document: Any, config: ModelConfig) -> None:
+        if version is None:
+            if label not in config.labels:
+                known = ", ".join(sorted(config.labels)) or "none"
+                raise NotFound(f"model {name!r} has no label {label!r}; its labels: {known}")
+            del document["labels"][label]
+            return
+        if version not in config.serves(there):
+            raise FailedPrecondition(
+                f"model {name!r} version {version} is not served: {CONFIG} does not list it; load it first"
+            )
+        document.setdefault("labels", {})[label] = version
+
+    return _change(repository.root / name, change)
+
+
+def _serve(document: Any, config: ModelConfig, there: list[int], wanted: set[int]) -> None:
+    # What is served already stays as it is said: "all" goes on to take new versions.
+    if wanted != set(config.serves(there)):
+        document["versions"] = sorted(wanted)
+
+
+def _versions(repository: Repository, name: str, version: int | None) -> list[int]:
+    there = repository.versions(name)
+    if not (repository.root / name).is_dir():
+        known = ", ".join(repository.models()) or "none"
+        raise NotFound(f"{repository.root}: there is no model {name!r}; its models: {known}")
+    if version is not None and version not in there:
+        listing = ", ".join(map(str, there)) or "none"
+        raise NotFound(f"{repository.root}: model {name!r} has no version {version}; its versions: {listing}")
+    return there
+
+
+def _change(folder: Path, change: Callable[[Any, ModelConfig], None]) -> ModelConfig:
+    """Read, change, check and replace a file."""
+    with needs("cli"):
+        import tomlkit
+    if (folder / CONFIG_JSON).exists():
+        raise FailedPrecondition(
+            f"{folder / CONFIG_JSON} can only be changed by hand; or write a {CONFIG} in its place"
+        )
+    file, config = folder / CONFIG, read(folder)
+    text = file.read_text() if file.exists() else ""
+    document = tomlkit.parse(text)
+    change(document, config)
+    content = tomlkit.dumps(document)
+    try:
+        changed = parse(content.encode())
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"{file} would be wrong: {error.message}") from None
+    if content != text:
+        _replace(file, content)
+    return changed
+
+
+def _replace(file: Path, content: str) -> None:
+    temporary = None
+    try:
+        mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
+        descriptor, temporary = tempfile.mkstemp(prefix=".config-", dir=file.parent)
+        with os.fdopen(descriptor, "w") as written:
+            written.write(content)
+            os.fchmod(descriptor, mode)
+        os.replace(temporary, file)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise FailedPrecondition(f"{file} cannot be written: {error.strerror or error}") from None
