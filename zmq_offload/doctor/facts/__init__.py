@@ -1,0 +1,1 @@
+"""Facts: what the system, files, ports and a broker say. Nothing is decided here."""
