@@ -62,6 +62,7 @@ COMMANDS = {
     "broker": (["--frontend"], ["--backend"], ["--heartbeat"], ["--max-frame-bytes"], ["--server-key"], ["--nonsense"]),
     "worker": (["--broker"], ["--heartbeat"], ["--slots"], ["--threads"], ["--repository"], ["--pin"]),
     "status": (["--broker"], ["--timeout"]),
+    "doctor": (["--frontend"], ["--backend"], ["--http"], ["--device"], ["--max-connections"], ["--timeout"]),
     "load": (["--model", "m", "--shape"], ["--model", "m", "--rate"], ["--input"], ["--expect"], ["--seed"], ["--csv"]),
     "link": (["--to"], ["--to", "tcp://127.0.0.1:1", "--rtt"], ["--to", "tcp://127.0.0.1:1", "--bandwidth"],
              ["--to", "tcp://127.0.0.1:1", "--outage"], ["--to", "tcp://127.0.0.1:1", "--jitter"]),

@@ -13,8 +13,10 @@ from zmq_offload.common.units import counted
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     FRONTEND,
+    NONE,
     add_option,
     add_optional_frontend,
+    address,
     check_together,
     checked,
     count,
@@ -24,7 +26,7 @@ from zmq_offload.console.settings import (
 )
 from zmq_offload.console.terminal import console_of
 from zmq_offload.errors import printable
-from zmq_offload.gateway.config import NONE, Config, address
+from zmq_offload.gateway.config import Config
 from zmq_offload.net.transport import check_endpoint
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ BACKEND = "tcp://127.0.0.1:5556"
 """Where a broker listens for workers by default."""
 
 _endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
-_address = checked(address, lambda _: True, "HOST:PORT")
 _device = checked(str, lambda text: bool(re.fullmatch(r"cpu|cuda:[0-9]{1,3}", text)), "cpu or cuda:N")
 
 _FILES = (
@@ -57,7 +58,7 @@ def add_options(parser: Parser) -> None:
     )
     parser.set_example(
         "zmq-offload doctor",
-        "zmq-offload doctor --repository dist/repository --broker tcp://broker.example:5555",
+        "zmq-offload doctor --repository dist/repository --broker tcp://edge-1:5555",
     )
     add_optional_frontend(parser, "ask the broker with this frontend, which must answer")
     add_option(
@@ -68,7 +69,7 @@ def add_options(parser: Parser) -> None:
     )
     for flag, default in (("--http", Config.http), ("--grpc", Config.grpc)):
         text = f"where a gateway of this machine takes {'HTTP' if flag == '--http' else 'gRPC'}, or none"
-        add_option(parser, flag, _address, default, text, metavar="HOST:PORT")
+        add_option(parser, flag, address, default, text, metavar="HOST:PORT")
     add_option(parser, "--repository", folder, None, "model repository to check, with all checksums", metavar="DIR")
     add_option(parser, "--device", _device, "cpu", "what a worker runs models on: cpu or cuda:N", metavar="DEVICE")
     for flag, text in _FILES:

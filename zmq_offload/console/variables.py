@@ -31,11 +31,11 @@ VARIABLES: Mapping[str, Variable] = {
     for name, variable in {
         "FRONTEND": Variable(
             "the broker's frontend: where it listens for clients, and where client commands connect",
-            ("broker", "gateway", "status", "load", "profile"),
+            ("broker", "gateway", "status", "load", "profile", "doctor"),
         ),
-        "BACKEND": Variable("the broker's backend: where it listens for workers", ("broker",)),
+        "BACKEND": Variable("the broker's backend: where it listens for workers", ("broker", "doctor")),
         "BROKER": Variable("the backends, separated by commas, that a worker connects to", ("worker",)),
-        "REPOSITORY": Variable("the model repository that workers serve", ("worker",)),
+        "REPOSITORY": Variable("the model repository that workers serve", ("worker", "doctor")),
         "EXECUTOR": Variable("`graph` runs subgraphs with TVM, `echo` returns its inputs", ("worker",)),
         "NAME": Variable("a worker's name in the status", ("worker",)),
         "SLOTS": Variable("number of requests that a worker process may hold", ("worker",)),
@@ -44,7 +44,7 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         "THREADS": Variable("number of TVM threads of a worker process", ("worker",)),
         "PIN": Variable("`on` or `off`: bind each worker process to its own cores", ("worker",)),
-        "DEVICE": Variable("`cpu`, or `cuda:N`: the GPU that runs the versions that were built for one", ("worker",)),
+        "DEVICE": Variable("`cpu`, or `cuda:N`: the GPU that runs the versions that were built for one", ("worker", "doctor")),
         "REFRESH": Variable("seconds between scans of the repository", ("worker",)),
         "MAX_BATCH": Variable("maximum rows per batch, instead of the value in `model.json`", ("worker",)),
         "BATCH_DELAY": Variable("maximum microseconds that a batch waits for more requests", ("worker",)),
@@ -69,20 +69,20 @@ VARIABLES: Mapping[str, Variable] = {
         "MAX_QUEUED_BYTES": Variable("maximum bytes of the requests in all queues", ("broker",)),
         "MAX_QUEUED_PER_MODEL": Variable("maximum queued requests for one model", ("broker",)),
         "MAX_QUEUED_PER_CLIENT": Variable("maximum queued requests of one client for one model", ("broker",)),
-        "SERVER_KEY": Variable("the broker's own NAME.key_secret", ("broker",)),
-        "AUTHORIZED_CLIENTS": Variable("list of the keys of clients that may connect", ("broker",)),
-        "AUTHORIZED_WORKERS": Variable("list of the keys of workers that may connect", ("broker",)),
+        "SERVER_KEY": Variable("the broker's own NAME.key_secret", ("broker", "doctor")),
+        "AUTHORIZED_CLIENTS": Variable("list of the keys of clients that may connect", ("broker", "doctor")),
+        "AUTHORIZED_WORKERS": Variable("list of the keys of workers that may connect", ("broker", "doctor")),
         "METRICS": Variable("HOST:PORT where metrics for Prometheus are served, or `none`", ("broker", "gateway")),
         "TRITON_METRICS": Variable("`on` or `off`: serve a gateway's metrics by Triton's names, too", ("gateway",)),
         "TRACES": Variable(
             "URL of the OpenTelemetry collector that gets traces, or `otel`, or `none`", ("broker", "gateway")
         ),
         "TRACE_SHARE": Variable("share of a gateway's requests without a trace that begin one, 0 to 1", ("gateway",)),
-        "HTTP": Variable("HOST:PORT where a gateway takes HTTP requests, or `none`", ("gateway",)),
-        "GRPC": Variable("HOST:PORT where a gateway takes gRPC calls, or `none`", ("gateway",)),
-        "ACCESS_LIST": Variable("list of the tokens and client certificates that a gateway accepts", ("gateway",)),
-        "TLS_CERT": Variable("a gateway's certificate, in PEM", ("gateway",)),
-        "TLS_KEY": Variable("the key of a gateway's certificate", ("gateway",)),
+        "HTTP": Variable("HOST:PORT where a gateway takes HTTP requests, or `none`", ("gateway", "doctor")),
+        "GRPC": Variable("HOST:PORT where a gateway takes gRPC calls, or `none`", ("gateway", "doctor")),
+        "ACCESS_LIST": Variable("list of the tokens and client certificates that a gateway accepts", ("gateway", "doctor")),
+        "TLS_CERT": Variable("a gateway's certificate, in PEM", ("gateway", "doctor")),
+        "TLS_KEY": Variable("the key of a gateway's certificate", ("gateway", "doctor")),
         "CLIENT_CA": Variable("certificates of the authorities of clients of a gateway, in PEM", ("gateway",)),
         "CORS_ORIGINS": Variable(
             "origins of web pages, separated by commas, that may call a gateway, or `*`", ("gateway",)
@@ -94,17 +94,17 @@ VARIABLES: Mapping[str, Variable] = {
         "CACHE_BYTES": Variable("memory of a gateway for answers that are kept, in bytes; 0: none", ("gateway",)),
         "CACHE_REDIS": Variable("URL of a Redis server that keeps the answers of gateways", ("gateway",)),
         "MAX_HEADER_BYTES": Variable("all headers of a request to a gateway, in bytes", ("gateway",)),
-        "MAX_CONNECTIONS": Variable("connections of a port of a gateway", ("gateway",)),
+        "MAX_CONNECTIONS": Variable("connections of a port of a gateway", ("gateway", "doctor")),
         "MAX_STREAMS": Variable("concurrent calls of a gRPC connection to a gateway", ("gateway",)),
         "IDLE_TIMEOUT": Variable("seconds that a connection to a gateway stays open without a request", ("gateway",)),
         "RECEIVE_TIMEOUT": Variable("seconds in which a gateway wants all headers of a request", ("gateway",)),
-        "WORKER_KEY": Variable("a worker's own NAME.key_secret", ("worker",)),
-        "CLIENT_KEY": Variable("a client's own NAME.key_secret", ("gateway", "status", "load", "profile", "library")),
+        "WORKER_KEY": Variable("a worker's own NAME.key_secret", ("worker", "doctor")),
+        "CLIENT_KEY": Variable("a client's own NAME.key_secret", ("gateway", "status", "load", "profile", "doctor", "library")),
         "BROKER_KEY": Variable(
-            "the broker's NAME.key, for its peers", ("worker", "gateway", "status", "load", "profile", "library")
+            "the broker's NAME.key, for its peers", ("worker", "gateway", "status", "load", "profile", "doctor", "library")
         ),
         "TOKEN": Variable("a client's bearer token, for servers that are called over TLS", ("library",)),
-        "TIMEOUT": Variable("maximum seconds for each request of a command", ("gateway", "status", "load", "profile")),
+        "TIMEOUT": Variable("maximum seconds for each request of a command", ("gateway", "status", "load", "profile", "doctor")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }

@@ -74,8 +74,8 @@ class RepositoryFacts(NamedTuple):
     versions: Sequence[Version] = ()
     strays: Sequence[str] = ()
     """Names of folders that cannot be a model's."""
-    configs: Sequence[tuple[str, str]] = ()
-    """Configuration files that cannot be used, and why."""
+    configs: Sequence[str] = ()
+    """What is wrong with configurations of models."""
 
 
 def check_keys(files: Sequence[KeyFile], lists: Sequence[KeyList]) -> list[Finding]:
@@ -163,8 +163,8 @@ def check_repository(facts: RepositoryFacts, tvm: str) -> list[Finding]:
         return [Finding("repository", Level.FAIL, facts.error, remedy)]
     findings = [finding for version in facts.versions for finding in _version(version, tvm)]
     findings += [
-        Finding("repository", Level.FAIL, f"{path}: {error}", "correct the file; workers keep the settings before")
-        for path, error in facts.configs
+        Finding("repository", Level.FAIL, error, "correct the file; until then workers keep the settings before")
+        for error in facts.configs
     ]
     findings += [
         Finding(

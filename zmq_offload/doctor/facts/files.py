@@ -7,6 +7,7 @@ import os
 import ssl
 from pathlib import Path
 
+from zmq_offload.artifacts import config
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.doctor.checks.files import Certificate, KeyFile, KeyList, RepositoryFacts, Version
 from zmq_offload.errors import FailedPrecondition, OffloadError, one_line
@@ -96,7 +97,18 @@ def repository(path: str) -> RepositoryFacts:
     except (FailedPrecondition, OSError) as error:
         return RepositoryFacts(path, error.message if isinstance(error, OffloadError) else f"{path}: {error.strerror}")
     strays = [name for name in folders if not NAME_PATTERN.fullmatch(name)]
-    return RepositoryFacts(path, "", versions, strays)
+    return RepositoryFacts(
+        path, "", versions, strays, [error for name in found.models() for error in _config(root / name)]
+    )
+
+
+def _config(folder: Path) -> list[str]:
+    """What is wrong with the configuration of a model."""
+    try:
+        config.read(folder)
+    except FailedPrecondition as error:
+        return [error.message]
+    return []
 
 
 def _version(repository: Repository, name: str, number: int) -> Version:

@@ -1,0 +1,116 @@
+"""`zmq-offload doctor`, with real programs at the ports."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import zmq
+
+from tests.console.test_progress import Terminal, plain
+from tests.support.processes import running_broker, running_gateway_with_broker, running_workers, wait_for_workers
+from zmq_offload.cli.main import main
+
+FREE = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0", "--http", "none", "--grpc", "none"]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(["doctor", *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_a_fabric_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+    with running_gateway_with_broker() as (gateway, fabric), running_workers(fabric.backend, "--executor", "echo"):
+        wait_for_workers(fabric.frontend, 1)
+        ports = ["--frontend", fabric.frontend, "--backend", fabric.backend]
+        code, shown = doctor(capsys, *ports, "--http", gateway.http, "--grpc", gateway.grpc, "--json")
+    findings = json.loads(shown)
+    assert code == 0, [finding for finding in findings if finding["level"] == "fail"]
+    ports = [finding for finding in findings if finding["check"] == "ports"]
+    assert [finding["level"] for finding in ports] == ["ok"] * 4
+    assert "speaks HTTP as a gateway does" in ports[2]["text"] and "speaks HTTP/2" in ports[3]["text"]
+    assert findings[-1]["check"] == "broker" and "1 worker, 1 version of models" in findings[-1]["text"]
+
+
+def test_a_broker_without_workers_and_one_asked_at_its_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    with running_broker() as fabric:
+        code, shown = doctor(capsys, *FREE, "--broker", fabric.frontend)
+        assert code == 0 and "no worker is connected" in shown and "0 failures, 1 warning" in shown
+        code, shown = doctor(capsys, *FREE, "--broker", fabric.backend, "--timeout", "0.2")
+        assert code == 1 and "use the broker's frontend (port 5555 by default), not its backend" in shown
+
+
+def test_a_broker_of_another_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """It answers only messages that begin with its own version."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.ROUTER) as old:
+        port = old.bind_to_random_port("tcp://127.0.0.1")
+
+        def serve() -> None:
+            while old.poll(5000):
+                peer, message = old.recv_multipart()[:2]
+                if message[:1] == b"\2":
+                    old.send_multipart([peer, b"\2"])
+                    return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        code, shown = doctor(capsys, *FREE, "--broker", f"tcp://127.0.0.1:{port}", "--timeout", "0.5")
+        thread.join()
+    context.term()
+    assert code == 1 and "speaks protocol version 2, this is version" in shown
+
+
+def test_another_program_at_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        at = f"127.0.0.1:{server.server_port}"
+        code, shown = doctor(capsys, *FREE[:4], "--http", at, "--grpc", "none")
+        server.shutdown()
+        thread.join()
+    assert code == 1
+    assert f"another program listens at {at} (--http): it speaks HTTP\n" in shown
+
+
+def test_a_port_where_nothing_is_and_a_repository_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    code, shown = doctor(capsys, *FREE, "--broker", f"tcp://127.0.0.1:{port}", "--repository", "none")
+    assert code == 1
+    assert (
+        f"nothing listens at tcp://127.0.0.1:{port}" in shown and "FAIL    repository    none does not exist" in shown
+    )
+    assert shown.endswith("2 failures, 0 warnings\n")
+
+
+def test_at_a_terminal_findings_are_in_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["doctor", *FREE, "--repository", "none"]) == 1
+    monkeypatch.undo()
+    assert "\x1b[1;31mFAIL" in terminal.getvalue()
+    shown = plain(terminal.getvalue())
+    assert "-> name the right folder by --repository" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("alone", [["--tls-cert", "x"], ["--client-key", "x"]])
+def test_half_a_pair_is_wrong_usage(alone: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["doctor", *alone])
+    assert "give all of them or none" in capsys.readouterr().err
