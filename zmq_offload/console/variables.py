@@ -44,7 +44,9 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         "THREADS": Variable("number of TVM threads of a worker process", ("worker",)),
         "PIN": Variable("`on` or `off`: bind each worker process to its own cores", ("worker",)),
-        "DEVICE": Variable("`cpu`, or `cuda:N`: the GPU that runs the versions that were built for one", ("worker", "doctor")),
+        "DEVICE": Variable(
+            "`cpu`, or `cuda:N`: the GPU that runs the versions that were built for one", ("worker", "doctor")
+        ),
         "REFRESH": Variable("seconds between scans of the repository", ("worker",)),
         "MAX_BATCH": Variable("maximum rows per batch, instead of the value in `model.json`", ("worker",)),
         "BATCH_DELAY": Variable("maximum microseconds that a batch waits for more requests", ("worker",)),
@@ -80,7 +82,9 @@ VARIABLES: Mapping[str, Variable] = {
         "TRACE_SHARE": Variable("share of a gateway's requests without a trace that begin one, 0 to 1", ("gateway",)),
         "HTTP": Variable("HOST:PORT where a gateway takes HTTP requests, or `none`", ("gateway", "doctor")),
         "GRPC": Variable("HOST:PORT where a gateway takes gRPC calls, or `none`", ("gateway", "doctor")),
-        "ACCESS_LIST": Variable("list of the tokens and client certificates that a gateway accepts", ("gateway", "doctor")),
+        "ACCESS_LIST": Variable(
+            "list of the tokens and client certificates that a gateway accepts", ("gateway", "doctor")
+        ),
         "TLS_CERT": Variable("a gateway's certificate, in PEM", ("gateway", "doctor")),
         "TLS_KEY": Variable("the key of a gateway's certificate", ("gateway", "doctor")),
         "CLIENT_CA": Variable("certificates of the authorities of clients of a gateway, in PEM", ("gateway",)),
@@ -99,12 +103,17 @@ VARIABLES: Mapping[str, Variable] = {
         "IDLE_TIMEOUT": Variable("seconds that a connection to a gateway stays open without a request", ("gateway",)),
         "RECEIVE_TIMEOUT": Variable("seconds in which a gateway wants all headers of a request", ("gateway",)),
         "WORKER_KEY": Variable("a worker's own NAME.key_secret", ("worker", "doctor")),
-        "CLIENT_KEY": Variable("a client's own NAME.key_secret", ("gateway", "status", "load", "profile", "doctor", "library")),
+        "CLIENT_KEY": Variable(
+            "a client's own NAME.key_secret", ("gateway", "status", "load", "profile", "doctor", "library")
+        ),
         "BROKER_KEY": Variable(
-            "the broker's NAME.key, for its peers", ("worker", "gateway", "status", "load", "profile", "doctor", "library")
+            "the broker's NAME.key, for its peers",
+            ("worker", "gateway", "status", "load", "profile", "doctor", "library"),
         ),
         "TOKEN": Variable("a client's bearer token, for servers that are called over TLS", ("library",)),
-        "TIMEOUT": Variable("maximum seconds for each request of a command", ("gateway", "status", "load", "profile", "doctor")),
+        "TIMEOUT": Variable(
+            "maximum seconds for each request of a command", ("gateway", "status", "load", "profile", "doctor")
+        ),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }
