@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from tests.gateway.fake_fabric import ALL, FakeFabric, model
 from zmq_offload.client.results import Timings
@@ -132,6 +135,27 @@ def test_an_answer_that_cannot_be_passed_on_is_counted_once() -> None:
     bench.fabric.infer(Call("m", None, X), ALL, ended)
     assert len(told) == 2 and isinstance(told[1], Internal)
     assert sum(served(bench.meters)[s] for s in served(bench.meters) if s.startswith("requests_total")) == 1
+
+
+@pytest.mark.parametrize("canceled", [False, True])
+def test_a_request_that_has_ended_leaves_no_cycle(canceled: bool) -> None:
+    class Ending:
+        def __call__(self, outcome: Outputs | OffloadError) -> None: ...
+
+    bench = Bench("m")
+    bench.inner.hold = True
+    ending = Ending()
+    alive = weakref.ref(ending)
+    cancel = bench.fabric.infer(Call("m", None, X), ALL, ending)
+    gc.disable()
+    try:
+        if canceled:
+            cancel()
+        bench.inner.release()
+        del cancel, ending
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_all_else_is_passed_on() -> None:

@@ -44,26 +44,30 @@ class MeteredFabric:
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         run = _Run(self, call, ended)
-        run.take_back = self._fabric.infer(call, grant, run.ended)
+        take_back = self._fabric.infer(call, grant, run.ended)
+        if not run.over:
+            run.take_back = take_back
         return run.cancel
 
 
 class _Run:
-    """A request under way."""
+    """A request under way. It does not refer to the request of the other fabric after the end: that refers to it, and
+    such cycles would keep tensors until a garbage collection."""
 
-    __slots__ = ("_call", "_ended", "_over", "_owner", "_started", "take_back")
+    __slots__ = ("_call", "_ended", "_owner", "_started", "over", "take_back")
 
     def __init__(self, owner: MeteredFabric, call: Call, ended: Ended) -> None:
         self._owner = owner
         self._call = call
         self._ended = ended
-        self._over = False
         self._started = owner.clock()
-        self.take_back: Cancel
+        self.over = False
+        self.take_back: Cancel | None = None
 
     def ended(self, outcome: Outputs | OffloadError) -> None:
-        if not self._over:  # whoever cannot pass an answer on is told of an error after it
-            self._over = True
+        if not self.over:  # whoever cannot pass an answer on is told of an error after it
+            self.over = True
+            self.take_back = None
             owner = self._owner
             if isinstance(outcome, OffloadError):
                 self._fail(outcome.code)
@@ -80,10 +84,12 @@ class _Run:
         self._ended(outcome)
 
     def cancel(self) -> None:
-        if not self._over:
-            self._over = True
+        if not self.over:
+            self.over = True
             self._fail(Status.CANCELLED)
-            self.take_back()
+            take_back, self.take_back = self.take_back, None
+            assert take_back is not None
+            take_back()
 
     def _fail(self, status: Status) -> None:
         call, owner = self._call, self._owner

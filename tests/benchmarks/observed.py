@@ -1,0 +1,164 @@
+"""What it costs to be looked at: `python -m tests.benchmarks.observed`.
+
+Two brokers with an echo worker each, and two gateways with a broker in their process: one of each serves metrics and is
+scraped every second, the other has everything off. They are loaded in turns, so that whatever else the machine does
+falls on both alike. Prints the requests per second and the CPU time of a request in the broker's or gateway's process,
+as medians of the turns with their quartiles, and how much they differ: the median of the ratios of neighboring turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import statistics
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.benchmarks.fabric import until_served
+from tests.benchmarks.measure import cpu_seconds
+from tests.support.processes import Process, running_broker, running_gateway_with_broker, running_workers
+from zmq_offload import Client
+
+METRICS = ("--metrics", "127.0.0.1:0")
+OFF, ON = "off", "metrics, a scrape/s"
+TURN = 2.0
+"""Seconds; a turn with metrics has two scrapes."""
+
+Load = Callable[[float], int]
+"""Makes requests for so many seconds and returns their number."""
+
+
+@dataclass
+class Side:
+    """A server under load, and what its turns came to."""
+
+    load: Load
+    process: Process
+    metrics: str | None
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def turn(self, seconds: float) -> None:
+        ended = threading.Event()
+        scraper = threading.Thread(target=self._scrape, args=(ended,))
+        scraper.start()
+        began, before = time.perf_counter(), cpu_seconds(self.process.popen.pid)
+        count = self.load(seconds)
+        self.rates.append(count / (time.perf_counter() - began))
+        self.cpu.append((cpu_seconds(self.process.popen.pid) - before) / count)
+        ended.set()
+        scraper.join()
+
+    def _scrape(self, ended: threading.Event) -> None:
+        while self.metrics is not None:
+            with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
+                answer.read()
+            if ended.wait(1.0):
+                return
+
+
+def _address(process: Process, options: tuple[str, ...]) -> str | None:
+    return process.wait_for(r"metrics=(\S+)")[1] if options else None
+
+
+@contextmanager
+def broker(size: int, depth: int, *options: str) -> Iterator[Side]:
+    """A broker with a client that has `depth` requests under way."""
+    x = np.zeros(size, np.uint8)
+    with (
+        running_broker(*options) as fabric,
+        running_workers(fabric.backend, "--executor", "echo"),
+        Client(fabric.frontend) as client,
+    ):
+        until_served(client, "echo")
+
+        def load(seconds: float) -> int:
+            count, end = 0, time.perf_counter() + seconds
+            waiting = deque(client.submit("echo", {"x": x}) for _ in range(depth))
+            while waiting:
+                waiting.popleft().result()
+                count += 1
+                if time.perf_counter() < end:
+                    waiting.append(client.submit("echo", {"x": x}))
+            return count
+
+        yield Side(load, fabric.broker, _address(fabric.broker, options))
+
+
+@contextmanager
+def gateway(size: int, depth: int, *options: str) -> Iterator[Side]:
+    """A gateway with a broker, and `depth` connections over HTTP with one request at a time each."""
+    given = {"name": "x", "datatype": "UINT8", "shape": [size], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
+    body, headers = head + bytes(size), {"Inference-Header-Content-Length": str(len(head))}
+
+    def call_until(connection: http.client.HTTPConnection, end: float) -> int:
+        count = 0
+        while time.perf_counter() < end:
+            connection.request("POST", "/v2/models/echo/infer", body, headers)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 200
+            count += 1
+        return count
+
+    with running_gateway_with_broker(*options) as (run, fabric), running_workers(fabric.backend, "--executor", "echo"):
+        with Client(fabric.frontend) as client:
+            until_served(client, "echo")
+        connections = [http.client.HTTPConnection(run.http) for _ in range(depth)]
+
+        def load(seconds: float) -> int:
+            end = time.perf_counter() + seconds
+            with ThreadPoolExecutor(depth) as pool:
+                return sum(pool.map(lambda connection: call_until(connection, end), connections))
+
+        yield Side(load, run.process, _address(run.process, options))
+        for connection in connections:
+            connection.close()
+
+
+SERVERS = {"broker": broker, "gateway": gateway}
+
+
+def _spread(values: list[float], scale: float) -> str:
+    low, middle, high = (value * scale for value in statistics.quantiles(values, n=4))
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _change(of: list[float], to: list[float]) -> str:
+    return f"{(statistics.median(b / a for a, b in zip(of, to, strict=True)) - 1) * 100:+.1f} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.observed", description=__doc__)
+    parser.add_argument("--turns", type=int, default=15, help="turns of each side [15]")
+    parser.add_argument("--only", choices=SERVERS, default=None, help="leave the other out")
+    parser.add_argument("--bytes", type=int, default=1024, help="bytes of a request [1024]")
+    parser.add_argument("--depth", type=int, default=16, help="requests under way [16]")
+    given = parser.parse_args()
+    print("| | requests/s | CPU of a request, us |\n|---|---|---|")
+    for name, server in SERVERS.items():
+        if given.only not in (None, name):
+            continue
+        with server(given.bytes, given.depth) as off, server(given.bytes, given.depth, *METRICS) as on:
+            for side in (off, on):
+                side.load(1.0)
+            for turn in range(given.turns):
+                for side in (off, on) if turn % 2 else (on, off):
+                    side.turn(TURN)
+            for what, side in ((OFF, off), (ON, on)):
+                print(f"| {name}, {what} | {_spread(side.rates, 1)} | {_spread(side.cpu, 1e6)} |")
+            print(f"| {name}, change | {_change(off.rates, on.rates)} | {_change(off.cpu, on.cpu)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
