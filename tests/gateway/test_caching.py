@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +72,27 @@ def test_other_inputs_and_models_without_a_cache_go_to_a_worker() -> None:
     assert [call.model for call in bench.inner.calls] == ["kept", "kept", "plain", "plain"]
     assert bench.fabric.statistics.of("kept", 1).cache_miss.count == 2
     assert bench.fabric.statistics.of("plain", 1).cache_miss.count == 0
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_request_that_has_ended_leaves_no_cycle(hold: bool) -> None:
+    class Ending:
+        def __call__(self, outcome: Outputs | OffloadError) -> None: ...
+
+    bench = Bench(KEPT)
+    ending = Ending()
+    alive = weakref.ref(ending)
+    gc.disable()
+    try:
+        bench.inner.hold = hold
+        cancel = bench.fabric.infer(Call("kept", None, packed(1.0)), ALL, ending)
+        for _ in range(2):  # the list of models, then the request
+            bench.inner.release()
+        assert len(bench.inner.calls) == 1
+        del cancel, ending
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_an_answer_is_forgotten_after_its_time() -> None:

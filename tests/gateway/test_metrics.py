@@ -245,3 +245,16 @@ def test_triton_has_the_same_numbers_by_its_names() -> None:
     assert (
         values(tritonmetrics.families(meters, statistics, None))['nv_inference_count{model="batched",version="1"}'] == 1
     )
+
+
+def test_triton_calls_requests_pending_that_wait_in_the_broker() -> None:
+    queued, other = Family("zmq_offload_queued_requests", "gauge", "x"), Family("zmq_offload_workers", "gauge", "x")
+    for family in (queued, other):
+        family.add(3, {"model": "m", "version": "1"})
+    found = values(tritonmetrics.with_pending([queued, other]))
+    labels = '{model="m",version="1"}'
+    assert found == {
+        f"zmq_offload_queued_requests{labels}": 3,
+        f"nv_inference_pending_request_count{labels}": 3,
+        f"zmq_offload_workers{labels}": 3,
+    }

@@ -111,7 +111,7 @@ class _Lookup:
     def __init__(self, owner: CachingFabric, call: Call, grant: Grant, ended: Ended) -> None:
         self._owner, self._call, self._grant, self._ended = owner, call, grant, ended
         self._started = owner._clock()
-        self._canceled = False
+        self._canceled = self._over = False
         self._cancel: Cancel | None = None
         """Takes back what runs now, if that can be taken back."""
 
@@ -152,6 +152,8 @@ class _Lookup:
         statistics.cache_miss.add(took)
 
         def ended(outcome: Outputs | OffloadError) -> None:
+            # What runs refers to this, and would keep the tensors with it until a garbage collection.
+            self._over, self._cancel = True, _nothing
             # "Latest" may have moved meanwhile: then the answer is another version's.
             if isinstance(outcome, Outputs) and outcome.version == key.version:
                 self._owner._store.put(key, outcome.tensors.frames, seconds)
@@ -162,7 +164,8 @@ class _Lookup:
     def _run(self, ended: Ended) -> None:
         self._cancel = _nothing  # if the next line ends the request at once
         cancel = self._owner._fabric.infer(self._left(), self._grant, ended)
-        self._cancel = cancel
+        if not self._over:
+            self._cancel = cancel
 
     def _left(self) -> Call:
         """The call with the time that is left of its own."""

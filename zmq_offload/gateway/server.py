@@ -122,10 +122,7 @@ async def _run(config: Config, host: Host | None) -> None:
         receive = own_memory if sharing is None else sharing.memory
         ports = await listen(doors(config, front, guard, receive, meters))
         if meters is not None:
-            sources = _sources(config, meters, fabric, ports, store)
-            served = MetricsServer(
-                config.metrics, *sources, *(() if guest is None else (guest.families,)), process.families
-            )
+            served = MetricsServer(config.metrics, *_sources(config, meters, fabric, ports, store, guest))
         guard.watch()
         gc.collect()
         gc.freeze()  # what lives until the end is not looked at in each full collection
@@ -188,9 +185,14 @@ def _check_metrics(config: Config) -> None:
 
 
 def _sources(
-    config: Config, meters: Meters, fabric: BrokerFabric, ports: Sequence[Port], store: Store | None
+    config: Config,
+    meters: Meters,
+    fabric: BrokerFabric,
+    ports: Sequence[Port],
+    store: Store | None,
+    guest: Guest | None,
 ) -> list[Callable[[], Iterable[Family]]]:
-    """What makes the gateway's own metrics."""
+    """What makes the metrics: of the gateway, of a broker beside it, and of the process."""
     cache = store.cache if isinstance(store, OwnMemory) else None
 
     def own() -> Iterable[Family]:
@@ -202,7 +204,15 @@ def _sources(
     def by_triton() -> Iterable[Family]:
         return tritonmetrics.families(meters, fabric.statistics, fabric.catalog)
 
-    return [own, by_triton] if config.triton_metrics else [own]
+    sources: list[Callable[[], Iterable[Family]]] = [own]
+    if config.triton_metrics:
+        sources.append(by_triton)
+    if guest is not None:
+        of_the_broker = guest.families
+        sources.append(
+            (lambda: tritonmetrics.with_pending(of_the_broker())) if config.triton_metrics else of_the_broker
+        )
+    return [*sources, process.families]
 
 
 _LOOK_EVERY = 2.0

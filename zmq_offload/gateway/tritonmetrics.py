@@ -6,7 +6,7 @@ https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/use
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from zmq_offload.errors import Status
 from zmq_offload.gateway.catalog import Catalog
@@ -57,6 +57,16 @@ def families(meters: Meters, statistics: Statistics, catalog: Catalog | None) ->
         ("miss_duration", "Cumulative time of cache misses, in microseconds", lambda its: its.cache_miss.ns // 1000),
     ):
         yield _counter(f"nv_cache_{what}_per_model", f"{help} per model", cached, value)
+
+
+def with_pending(of_the_broker: Iterable[Family]) -> Iterator[Family]:
+    """A broker's families, and by Triton's name the requests that wait: only a broker knows them."""
+    for family in of_the_broker:
+        yield family
+        if family.name == "zmq_offload_queued_requests":
+            yield family.under(
+                "nv_inference_pending_request_count", "Instantaneous number of pending requests awaiting execution"
+            )
 
 
 def _failures(meters: Meters) -> Family:

@@ -42,6 +42,10 @@ class Family:
         assert self.kind == "histogram"
         self._samples.append((labels, buckets))
 
+    def under(self, name: str, help: str) -> Family:
+        """The same series by another name."""
+        return Family(name, self.kind, help, self._samples)
+
     def lines(self) -> Iterator[str]:
         """The family in the text format; nothing if it has no series."""
         if not self._samples:
