@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zmq_offload.common.units import bandwidth, bandwidth_text, counted, duration
+from zmq_offload.common.units import age_text, bandwidth, bandwidth_text, counted, duration, size_text, time_text
 from zmq_offload.errors import InvalidArgument
 
 
@@ -60,3 +60,13 @@ def test_a_wrong_time_is_refused_with_a_right_one(text: str, says: str) -> None:
 def test_a_bandwidth_is_written_as_it_is_read() -> None:
     for text in ("50Mbit", "1.5Gbit", "800kbit", "64bit"):
         assert bandwidth_text(bandwidth(text)) == text
+
+
+def test_sizes_and_times_are_written_with_units() -> None:
+    assert [size_text(n) for n in (0, 999, 1000, 1536, 3 * 1024**2, 5 * 1024**3, 1500 * 1024**4)] == [
+        "0 B", "999 B", "0.977 KiB", "1.5 KiB", "3 MiB", "5 GiB", "1,500.0 TiB",
+    ]  # fmt: skip
+    assert [time_text(s) for s in (0, 0.0000123, 0.0009996, 0.0123, 0.9996, 12.34)] == [
+        "0 us", "12.3 us", "1 ms", "12.3 ms", "1 s", "12.3 s",
+    ]  # fmt: skip
+    assert [age_text(s) for s in (5.9, 65, 3 * 3600 + 61, 93784)] == ["5 s", "1 min 5 s", "3 h 1 min", "1 d 2 h"]

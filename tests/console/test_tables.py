@@ -90,3 +90,10 @@ def test_lines_come_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_control_characters_in_a_cell_are_escaped() -> None:
     assert str(Table([Column("TENSOR")], [["a\x1b[31m\nb"]])) == "TENSOR\na\\x1b[31m\\nb"
+
+
+def test_cells_and_facts_may_have_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(COLUMNS, TABLE.rows, styles={(0, 1): "red", (0, 2): "green"})
+    shown = on_terminal(80, monkeypatch, table, Facts([("one", "1"), ("two", "2")], wrong=[1]))
+    assert "\x1b[31m1,000" in shown and "\x1b[32mfirst" in shown and "\x1b[31mtwo" in shown
+    assert "\x1b[32m" not in on_terminal(20, monkeypatch, table), "a column that is left out takes its colors along"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zmq_offload.doctor.checks.findings import Finding, Level, failed, size
+from zmq_offload.doctor.checks.findings import Finding, Level, failed
 from zmq_offload.doctor.checks.machine import Clock, Gpus, Machine, check_clock, check_gpus, check_machine
 from zmq_offload.doctor.facts import machine
 
@@ -24,7 +24,7 @@ def found(facts: Machine, connections: int = 1000) -> Finding:
 def test_a_good_machine_has_nothing_wrong() -> None:
     findings = check_machine(GOOD, 1000, 2)
     assert {finding.level for finding in findings} == {Level.OK} and not failed(findings)
-    assert [finding.text for finding in findings[:2]] == ["8 cores of 8, no quota", "8.0 GiB of 16.0 GiB are available"]
+    assert [finding.text for finding in findings[:2]] == ["8 cores of 8, no quota", "8 GiB of 16 GiB are available"]
     assert found(GOOD._replace(files_hard=None)).level is Level.OK
 
 
@@ -33,7 +33,7 @@ def test_a_good_machine_has_nothing_wrong() -> None:
     [
         (GOOD._replace(quota=0.5), Level.WARNING, "cores", "a quota of 0.5: less than a core", "docker run --cpus=1"),
         (GOOD._replace(quota=1.5), Level.NOTE, "cores", "workers use 1 core, and the rest", "a whole number of cores"),
-        (GOOD._replace(available=100 * 1024**2), Level.WARNING, "memory", "100 MiB of 16.0 GiB", "--processes"),
+        (GOOD._replace(available=100 * 1024**2), Level.WARNING, "memory", "100 MiB of 16 GiB", "--processes"),
         (GOOD._replace(files_hard=1024), Level.WARNING, "files", "takes 960 connections", "ulimit -Hn, LimitNOFILE="),
         (GOOD._replace(files_hard=4096), Level.OK, "", "", ""),
         (GOOD._replace(memfd="Function not implemented"), Level.WARNING, "shared memory",
@@ -93,10 +93,6 @@ H100 = Gpus("", "13.0", [("NVIDIA H100", "9.0")])
 def test_gpus(facts: Gpus, device: str, needed: list[tuple[str, str]], level: Level, text: str, remedy: str) -> None:
     finding = worst(check_gpus(facts, device, needed))
     assert finding.level is level and text in finding.text and remedy in finding.remedy
-
-
-def test_sizes() -> None:
-    assert [size(n) for n in (10, 2048, 3 * 1024**2, 1500 * GIB)] == ["10 bytes", "2 KiB", "3 MiB", "1,500.0 GiB"]
 
 
 def test_facts_of_this_machine_can_be_gathered() -> None:

@@ -1,4 +1,4 @@
-"""Bandwidths and times as a person writes them, with units."""
+"""Bandwidths, times and sizes as a person writes them, with units."""
 
 from __future__ import annotations
 
@@ -46,6 +46,35 @@ def bandwidth_text(bits: float) -> str:
     """Write bits per second as `bandwidth` reads them, to three digits: "50Mbit"."""
     unit = next(u for u in ("Gbit", "Mbit", "kbit", "bit") if bits >= _BANDWIDTHS[u] or u == "bit")
     return f"{bits / _BANDWIDTHS[unit]:.3g}{unit}"
+
+
+def size_text(count: float) -> str:
+    """Write bytes to three digits: "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def time_text(seconds: float) -> str:
+    """Write a short time to three digits: "12.3 ms"."""
+    if abs(seconds) < 999.5e-6:
+        return f"{seconds * 1e6:.3g} us"
+    return f"{seconds * 1e3:.3g} ms" if abs(seconds) < 0.9995 else f"{seconds:.3g} s"
+
+
+def age_text(seconds: float) -> str:
+    """Write a long time by its two largest units: "2 h 5 min"."""
+    seconds = int(seconds)
+    for (unit, length), (below, part) in (
+        (("d", 86400), ("h", 3600)),
+        (("h", 3600), ("min", 60)),
+        (("min", 60), ("s", 1)),
+    ):
+        if seconds >= length:
+            return f"{seconds // length} {unit} {seconds % length // part} {below}"
+    return f"{seconds} s"
 
 
 def _parse(what: str, text: str, given: str, units: Mapping[str, float], usual: str) -> float:

@@ -6,8 +6,8 @@ A narrow terminal gets fewer columns, never wrapped numbers. Files and pipes get
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeAlias
 
 from zmq_offload.console.terminal import console_of
@@ -44,6 +44,8 @@ class Table:
     title: str = ""
     bold: Collection[int] = ()
     """Numbers of the rows that stand out."""
+    styles: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """Colors of cells, by row and column, as `rich` names them."""
 
     def __post_init__(self) -> None:
         # A name from an ONNX file may hold anything, such as line ends and escape sequences.
@@ -69,7 +71,9 @@ class Table:
         keep = fitting(columns, least, width)
         hidden = [column.heading for at, column in enumerate(columns) if at not in keep]
         rows = [[row[at] for at in keep] for row in self.rows]
-        return Table([columns[at] for at in keep], rows, self.title, self.bold), hidden
+        places = {at: place for place, at in enumerate(keep)}
+        styles = {(row, places[at]): style for (row, at), style in self.styles.items() if at in places}
+        return Table([columns[at] for at in keep], rows, self.title, self.bold, styles), hidden
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Facts:
 
     rows: Sequence[tuple[str, str]]
     width: int = 8
+    wrong: Collection[int] = ()
+    """Numbers of the rows that are red on a terminal."""
 
     def __str__(self) -> str:
         return "\n".join(f"{word:<{self.width}} {text}" for word, text in self.rows)
@@ -164,8 +170,8 @@ def _print(console: Console, part: Table | Facts) -> None:
         grid = Drawn.grid(padding=(0, 1))
         grid.add_column(style="cyan", no_wrap=True, min_width=part.width)
         grid.add_column(overflow="fold")
-        for word, said in part.rows:
-            grid.add_row(Text(word), Text(said))
+        for number, (word, said) in enumerate(part.rows):
+            grid.add_row(Text(word), Text(said), style="red" if number in part.wrong else None)
         console.print(grid)
         return
     if part.title:
@@ -183,7 +189,8 @@ def _print(console: Console, part: Table | Facts) -> None:
             overflow="fold" if column.folds else "ellipsis",
         )
     for number, row in enumerate(shown.rows):
-        drawn.add_row(*map(Text, row), style="bold green" if number in part.bold else None)
+        cells = (Text(cell, style=shown.styles.get((number, at), "")) for at, cell in enumerate(row))
+        drawn.add_row(*cells, style="bold green" if number in part.bold else None)
     console.print(Padding(drawn, (0, 0, 0, indent)))
     if hidden:
         console.print(Text(f"{' ' * indent}(a wider terminal also shows {', '.join(hidden)})", style="dim"))

@@ -33,12 +33,3 @@ class Finding(NamedTuple):
 def failed(findings: Iterable[Finding]) -> bool:
     """Whether something does not work."""
     return any(finding.level is Level.FAIL for finding in findings)
-
-
-def size(count: float) -> str:
-    """Bytes as a person writes them: "1.5 GiB"."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zmq_offload.common.units import counted
-from zmq_offload.doctor.checks.findings import Finding, Level, size
+from zmq_offload.common.units import counted, size_text
+from zmq_offload.doctor.checks.findings import Finding, Level
 
 _LITTLE_MEMORY = 512 * 1024 * 1024
 """Bytes: a worker with a small model takes 130 MB, and a build ten times that."""
@@ -95,7 +95,7 @@ def _cores(facts: Machine) -> Finding:
 
 
 def _memory(facts: Machine) -> Finding:
-    text = f"{size(facts.available)} of {size(facts.memory)} are available"
+    text = f"{size_text(facts.available)} of {size_text(facts.memory)} are available"
     if facts.available < _LITTLE_MEMORY:
         return Finding(
             "memory",
@@ -138,14 +138,14 @@ def _memfd(facts: Machine) -> Finding:
 
 def _shm(facts: Machine) -> Finding:
     if facts.shm is None or facts.shm < _LITTLE_SHM:
-        text = "/dev/shm is missing" if facts.shm is None else f"/dev/shm has {size(facts.shm)} free"
+        text = "/dev/shm is missing" if facts.shm is None else f"/dev/shm has {size_text(facts.shm)} free"
         return Finding(
             "shared memory",
             Level.NOTE,
             f"{text}, which matters to clients of `gateway --system-shared-memory` only",
             "give the container more: docker run --shm-size=1g",
         )
-    return Finding("shared memory", Level.OK, f"/dev/shm has {size(facts.shm)} free")
+    return Finding("shared memory", Level.OK, f"/dev/shm has {size_text(facts.shm)} free")
 
 
 def check_clock(facts: Clock) -> list[Finding]:
