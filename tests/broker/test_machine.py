@@ -3,6 +3,7 @@ gets exactly one terminal reply, and no worker gets more requests than its slots
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from hypothesis import settings
@@ -14,10 +15,13 @@ from broker.core import Core
 from broker.events import Disconnected, FromClient, FromWorker, Malformed, Stop, Tick, ToClient, ToWorker, Undelivered
 from broker.invariants import validate, validate_statistics
 from broker.liveness import LivenessPolicy
+from broker.tracing import spans_of
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
+from zmq_offload.telemetry.traces import context
+from zmq_offload.telemetry.traces.spans import Span
 
 POLICY = LivenessPolicy(heartbeat=1, patience=3, hang_grace=5, worker_grace=2, max_attempts=2)
 LIMITS = QueueLimits(max_queued=6, max_queued_bytes=60, max_queued_per_model=4, max_queued_per_client=3)
@@ -33,6 +37,7 @@ def describe(name: str, version: int) -> dict[str, Any]:
     return {"name": name, "version": version, "inputs": OTHER.get((name, version), []), "outputs": []}
 
 
+TRACE = context.joined(b"t" * 16, b"c" * 8, context.SAMPLED)
 numbers = st.integers(1, 8)
 clients = st.sampled_from(CLIENTS)
 peers = st.sampled_from(PEERS)
@@ -43,6 +48,7 @@ class Broker(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.core = Core(POLICY, 0.0, 25, LIMITS)
+        self.core.ledger.tracing.enabled = True
         self.out: list[ToWorker] = []  # dispatches that no worker answered
         self.slots: dict[bytes, int] = {}
 
@@ -64,17 +70,30 @@ class Broker(RuleBasedStateMachine):
                 if isinstance(action.message, wire.Result | wire.Error) and key in promised:
                     assert self.core.ledger.requests.get(key) is not promised.pop(key), "answered, and still held"
         assert promised.items() <= self.core.ledger.requests.items(), "a request was dropped"
+        for record in self.core.ledger.tracing.take():
+            self.check_spans(list(spans_of(record, lambda: b"own-span")), isinstance(record.reply, wire.Error))
+
+    def check_spans(self, spans: list[Span], failed: bool) -> None:
+        """Waits and attempts follow each other without a gap, and the last one has the error of the request."""
+        names = [span.name for span in spans]
+        steps = [span for span in spans if span.name != "compute"]
+        assert [span.name for span in steps] == (["queue", "attempt"] * len(steps))[: len(steps)]
+        assert all(one.end == next.start for one, next in itertools.pairwise(steps)) and steps[-1].end == self.now
+        assert bool(steps[-1].error) is failed and all(span.error for span in steps[1:-1:2])
+        assert (names[-1] == "compute") is not failed
 
     @rule(
         session=clients, number=numbers, model=st.sampled_from(["m", "n", "?"]), version=st.integers(0, 3),
         budget=st.sampled_from([0, 1, 4, 60]), priority=st.integers(-1, 1), size=st.integers(0, 30),
-        signature=st.sampled_from(SIGNATURES), takes=st.sampled_from([2, 100]),
+        signature=st.sampled_from(SIGNATURES), takes=st.sampled_from([2, 100]), trace=st.sampled_from([b"", TRACE]),
     )  # fmt: skip
     def request(
         self, session: bytes, number: int, model: str, version: int, budget: int, priority: int, size: int,
-        signature: bytes, takes: int,
+        signature: bytes, takes: int, trace: bytes,
     ) -> None:  # fmt: skip
-        message = wire.Request(session, number, model, version, budget * 1_000_000, priority, signature, takes)
+        message = wire.Request(
+            session, number, model, version, budget * 1_000_000, priority, signature, takes, trace=trace
+        )
         self.handle(FromClient(session[:1], message, [b"x" * size]))
 
     @rule(session=clients, number=numbers)

@@ -16,18 +16,21 @@ from tests.support.processes import eventually
 Value = str | int | float | bool
 
 
+def _values(entries: Any) -> dict[str, Value]:
+    return {entry.key: getattr(entry.value, entry.value.WhichOneof("value")) for entry in entries}
+
+
 class Span:
     """A span that arrived. Times are in nanoseconds since 1970; `error` is None if the status is not an error."""
 
-    def __init__(self, service: str, span: Any) -> None:
-        self.service = service
+    def __init__(self, resource: dict[str, Value], span: Any) -> None:
+        self.resource = resource
+        self.service = resource["service.name"]
         self.name: str = span.name
         self.kind: int = span.kind
         self.trace, self.id, self.parent = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
         self.start, self.end = span.start_time_unix_nano, span.end_time_unix_nano
-        self.attributes: dict[str, Value] = {
-            entry.key: getattr(entry.value, entry.value.WhichOneof("value")) for entry in span.attributes
-        }
+        self.attributes = _values(span.attributes)
         self.error: str | None = span.status.message if span.status.code == span.status.STATUS_CODE_ERROR else None
 
     def __repr__(self) -> str:
@@ -52,9 +55,9 @@ class Collector:
         if headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         for of_resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            names = {entry.key: entry.value.string_value for entry in of_resource.resource.attributes}
+            resource = _values(of_resource.resource.attributes)
             for scope in of_resource.scope_spans:
-                self.spans += [Span(names["service.name"], span) for span in scope.spans]
+                self.spans += [Span(resource, span) for span in scope.spans]
         return 200
 
     def wait(self, count: int) -> list[Span]:

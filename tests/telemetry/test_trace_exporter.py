@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from tests.support.collector import collecting
 from tests.support.processes import eventually
+from zmq_offload.common.version import __version__
 from zmq_offload.telemetry.traces import exporter as exporting
 from zmq_offload.telemetry.traces.exporter import Exporter
 from zmq_offload.telemetry.traces.spans import NewId, Span
@@ -60,7 +62,7 @@ def test_spans_arrive_as_they_were_made(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ({}, "broker"),
         ({"OTEL_SERVICE_NAME": "edge"}, "edge"),
-        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=rack-7,deployment.environment.name=lab"}, "rack-7"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=rack-7,host.name=node-1"}, "rack-7"),
     ],
 )
 def test_the_standard_variables_are_honored(
@@ -73,7 +75,10 @@ def test_the_standard_variables_are_honored(
         exporter = Exporter("otel", "broker", as_they_are)
         exporter.put(span())
         exporter.close()
-        assert {span.service for span in collector.spans} == {service}
+        resource, _ = (span.resource for span in collector.spans)
+    assert resource["service.name"] == service and resource["service.version"] == __version__
+    assert resource["host.name"] == ("node-1" if service == "rack-7" else socket.gethostname())
+    assert resource["process.pid"] == os.getpid()
 
 
 def test_a_collector_that_is_busy_gets_spans_again() -> None:
@@ -111,7 +116,8 @@ def test_a_refusal_is_told_and_does_not_end_the_thread(caplog: pytest.LogCapture
         exporter = Exporter(collector.url, "broker", as_they_are)
         exporter.put(span())
         exporter._wake.set()
-        eventually(lambda: "1 traces were dropped, 1 since the start" in caplog.text)
+        eventually(lambda: "traces were dropped: 1, and 1 since the start; the last failure: " in caplog.text)
+        assert "400" in caplog.text
         exporter.put(span())
         exporter.close()
         assert exporter.dropped == 1 and len(collector.spans) == 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -38,6 +39,7 @@ from zmq_offload.telemetry.traces.spans import NewId, Span
 
 log = logging.getLogger(__name__)
 
+_SDK_LOG = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 _KINDS = {"client": SpanKind.CLIENT, "server": SpanKind.SERVER, "internal": SpanKind.INTERNAL}
 _EVERY = 1.0
 """Seconds between two deliveries."""
@@ -45,6 +47,8 @@ _MOST = 8192
 """Records that wait for a collector."""
 _BATCH = 256
 """Records whose spans are sent together."""
+_TELL = 60.0
+"""Seconds between two lines of the log about lost traces."""
 _FLUSH = 3.0
 """Seconds that the end of the program waits for the last spans."""
 
@@ -70,7 +74,9 @@ class Exporter(Generic[Record]):
         self._otlp = OTLPSpanExporter(endpoint_of(url))
         self._wake = threading.Event()
         self._closing = False
-        self._told = 0  # of those that were dropped
+        self._told, self._tell_at = 0, 0.0  # how many dropped ones the log has told of, and when it may tell more
+        self._why = _Why()
+        _SDK_LOG.addFilter(self._why)
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
         self._thread.start()
 
@@ -94,6 +100,8 @@ class Exporter(Generic[Record]):
         self._closing = True
         self._wake.set()
         self._thread.join(_FLUSH)
+        _SDK_LOG.removeFilter(self._why)
+        self._tell(0.0)
         self._otlp.shutdown()  # type: ignore[no-untyped-call,unused-ignore]  # it ends a retry under way, too
 
     def _run(self) -> None:
@@ -111,13 +119,14 @@ class Exporter(Generic[Record]):
                     self._unsent += len(batch)
                     if self._closing:
                         return
-            self._tell()
+            self._tell(_TELL)
 
-    def _tell(self) -> None:
-        """Say that traces were lost: once a delivery, and only if there are more than before."""
-        if (dropped := self.dropped) != self._told:
-            log.warning("%d traces were dropped, %d since the start", dropped - self._told, dropped)
-            self._told = dropped
+    def _tell(self, pause: float) -> None:
+        """Say that traces were lost, if there are more than before and nothing was said within `pause`."""
+        now, dropped = time.monotonic(), self.dropped
+        if dropped != self._told and now >= self._tell_at + pause:
+            log.warning("traces were dropped: %d, and %d since the start%s", dropped - self._told, dropped, self._why)
+            self._told, self._tell_at = dropped, now
 
     def _send(self, batch: list[Record]) -> bool:
         offset = time.time_ns() - time.monotonic_ns()
@@ -143,6 +152,20 @@ class Exporter(Generic[Record]):
         if span.error:
             made.set_status(Status(StatusCode.ERROR, span.error))
         made.end(int(span.end * 1e9) + offset)
+
+
+class _Why(logging.Filter):
+    """Keeps what the SDK says of failures for the program's own lines: it says so for each try, every few seconds."""
+
+    text = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR or not self.text:  # an error may say less than the warnings before
+            self.text = record.getMessage()
+        return False
+
+    def __str__(self) -> str:
+        return f"; the last failure: {' '.join(self.text.split())[:300]}" if self.text else ""
 
 
 class _Ids(IdGenerator):
@@ -172,7 +195,13 @@ def _random_id() -> bytes:
 
 
 def _resource(service: str) -> Resource:
-    found = Resource.create({"service.version": __version__})
+    """What all spans of this process have. What operators say in OpenTelemetry's variables comes first."""
+    found = Resource.create()
     if str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-        return found.merge(Resource({SERVICE_NAME: service}))
-    return found
+        found = found.merge(Resource({SERVICE_NAME: service}))
+    own: dict[str, str | int] = {
+        "service.version": __version__,
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+    }
+    return Resource({**own}).merge(found)
