@@ -135,11 +135,9 @@ def test_a_worker_that_is_killed_gives_two_attempts(running: Running) -> None:
 
 def test_a_broker_in_the_gateways_process_and_a_share(running: Running) -> None:
     collector = running.collector
-    with (
-        running_gateway_with_broker("--traces", collector.url, "--trace-share", "1") as (gateway, broker),
-        faulty_workers(broker.backend),
-    ):
-        wait_for_workers(broker.frontend, 1)
-        assert ask(gateway, "v2/models/echo/infer", INFER) == 200
+    with running_gateway_with_broker("--traces", collector.url, "--trace-share", "1") as (gateway, broker):
+        with faulty_workers(broker.backend):
+            wait_for_workers(broker.frontend, 1)
+            assert ask(gateway, "v2/models/echo/infer", INFER) == 200
         assert gateway.process.end() == 0  # what waits is sent at the end
     check(collector.spans, "", collector.spans[0].trace)
