@@ -10,6 +10,7 @@ from broker.liveness import LivenessPolicy
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     NONE,
+    add_config,
     add_option,
     address,
     bytes_,
@@ -73,6 +74,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload broker --frontend 'tcp://*:5555' --backend 'tcp://*:5556' \\\n    --insecure",
         "zmq-offload broker --metrics 127.0.0.1:9464",
     )
+    add_config(parser, "broker")
     add_option(parser, "--frontend", endpoint, Config.frontend, "endpoint for clients", metavar="ENDPOINT")
     add_option(parser, "--backend", endpoint, Config.backend, "endpoint for workers", metavar="ENDPOINT")
     add_option(parser, "--grace", seconds, 10.0, "seconds to finish requests after SIGTERM", metavar="S")

@@ -14,6 +14,7 @@ from zmq_offload.common.cores import usable_cores
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     ARENA_BYTES,
+    add_config,
     add_option,
     arena,
     bytes_,
@@ -93,6 +94,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload worker --broker tcp://broker.example:5556 --executor echo",
     )
     policy = WorkerPolicy()
+    add_config(parser, "worker")
     add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "backends of the brokers", metavar="ENDPOINT,...")
     add_option(parser, "--repository", file, Config.repository, "the model repository", metavar="DIR")
     add_option(parser, "--executor", kind, "graph", "graph runs TVM, echo returns its inputs", metavar="KIND")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.common.version import __version__
 from zmq_offload.console.programs import shortened
 from zmq_offload.console.terminal import console_of
+from zmq_offload.errors import OffloadError
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -38,6 +39,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, **options})
+        self.prepare: Callable[[Sequence[str]], str | None] = _nothing
+        """Called with the arguments before they are parsed: makes what a file says the defaults of options, and returns
+        the file's name."""
+        self.config_file: str | None = None
 
     def set_example(self, *commands: str) -> None:
         """End the help text with commands that work. A long one has a backslash at the end of a line, as in a shell."""
@@ -54,9 +59,14 @@ class Parser(argparse.ArgumentParser):
         self.complete_options()
         self._check_names(given)
         try:
+            self.config_file = self.prepare(given)
             found, rest = super().parse_known_args(given, namespace)
         except WrongVariable as error:
             self.error(str(error))
+        except OffloadError as error:
+            self.error(error.message)
+        if self.prepare is not _nothing and found.__dict__.pop("config") not in (None, self.config_file):
+            self.error("--config is shortened; write it in full")
         if rest:
             self.error(f"unexpected argument {rest[0]!r}")
         return found, rest
@@ -97,6 +107,10 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown command {arg!r}{meant}")
             if not any(known.startswith(arg) for known in options):
                 self.error(f"unknown option {arg}{did_you_mean(arg, options)}")
+
+
+def _nothing(_: Sequence[str]) -> None:
+    """There is no file of options."""
 
 
 class _Formatter(argparse.HelpFormatter):

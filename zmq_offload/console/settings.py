@@ -1,16 +1,18 @@
 """Options of the programs, and the types of their values.
 
-An argument wins over an environment variable, and that over a default.
+An argument wins over the file of `--config`, that over an environment variable, and that over a default.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zmq_offload.console import configfile
+from zmq_offload.console.configfile import FromFile
 from zmq_offload.console.parser import Parser, WrongVariable
 from zmq_offload.console.programs import shortened
 from zmq_offload.console.variables import PREFIX
@@ -53,6 +55,25 @@ def add_option(
     values: dict[str, Any] = {"nargs": "?", "const": value} if bare else {"default": value}
     parser.add_argument(flag, type=_naming(kind), help=f"{help} [{variable}{shown}]", metavar=metavar, **values)
     OPTIONS.setdefault(variable, set()).add(parser.prog)
+
+
+def add_config(parser: Parser, table: str) -> None:
+    """Add `--config`: a file with the options of the program, in a table of this name."""
+    variable = f"{PREFIX}CONFIG"
+    text = f"file with options, in its TOML table [{table}] [{variable}]"
+    parser.add_argument("--config", type=file, help=text, metavar="FILE")
+    OPTIONS.setdefault(variable, set()).add(parser.prog)
+
+    def apply(given: Sequence[str]) -> str | None:
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config")
+        name = first.parse_known_args([word for word in given if word != "--config="])[0].config
+        name = name or os.environ.get(variable)
+        if name:
+            configfile.apply(configfile.read(name), name, table, parser._actions, (file, folder, path))
+        return name or None
+
+    parser.prepare = apply
 
 
 def check_together(parser: Parser, given: argparse.Namespace, *flags: str) -> None:
@@ -101,10 +122,13 @@ def _naming(kind: Callable[[str], Value]) -> Callable[[str], Value]:
         except (argparse.ArgumentTypeError, OffloadError, ValueError) as error:
             if isinstance(text, _FromEnvironment):
                 raise WrongVariable(f"variable {text.variable}: {error}") from None
+            if isinstance(text, FromFile):
+                raise WrongVariable(f"{text.place}: {error}") from None
             if isinstance(error, OffloadError):
                 raise argparse.ArgumentTypeError(shortened(error.message)) from None
             raise
 
+    parse.kind = kind  # type: ignore[attr-defined]
     return parse
 
 

@@ -31,11 +31,11 @@ VARIABLES: Mapping[str, Variable] = {
     for name, variable in {
         "FRONTEND": Variable(
             "the broker's frontend: where it listens for clients, and where client commands connect",
-            ("broker", "gateway", "status", "load", "profile", "doctor"),
+            ("broker", "gateway", "status", "load", "profile", "doctor", "models"),
         ),
         "BACKEND": Variable("the broker's backend: where it listens for workers", ("broker", "doctor")),
         "BROKER": Variable("the backends, separated by commas, that a worker connects to", ("worker",)),
-        "REPOSITORY": Variable("the model repository that workers serve", ("worker", "doctor")),
+        "REPOSITORY": Variable("the model repository that workers serve", ("worker", "doctor", "models")),
         "EXECUTOR": Variable("`graph` runs subgraphs with TVM, `echo` returns its inputs", ("worker",)),
         "NAME": Variable("a worker's name in the status", ("worker",)),
         "SLOTS": Variable("number of requests that a worker process may hold", ("worker",)),
@@ -112,8 +112,10 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         "TOKEN": Variable("a client's bearer token, for servers that are called over TLS", ("library",)),
         "TIMEOUT": Variable(
-            "maximum seconds for each request of a command", ("gateway", "status", "load", "profile", "doctor")
+            "maximum seconds for each request of a command",
+            ("gateway", "status", "load", "profile", "doctor", "models"),
         ),
+        "CONFIG": Variable("TOML file with options", ("broker", "worker", "gateway")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }

@@ -55,6 +55,8 @@ def _host(config: Config, prog: str) -> Host:
     given = ["--grace", str(config.grace), "--max-frame-bytes", str(config.max_frame_bytes)]
     for flag, endpoint in zip(("--frontend", "--backend"), config.with_broker, strict=True):
         given += [flag, endpoint] if endpoint else []
+    if config.config_file is not None:
+        given += ["--config", config.config_file]
     if config.insecure:
         given.append("--insecure")
     if config.traces != NONE:

@@ -11,6 +11,7 @@ from zmq_offload.console.settings import (
     ARENA_BYTES,
     FRONTEND,
     NONE,
+    add_config,
     add_frontend,
     add_option,
     address,
@@ -56,6 +57,8 @@ class Config:
     with_broker: tuple[str, str] | None = None
     """Frontend and backend of a broker in the gateway's process, each empty if it is the broker's own option that
     counts."""
+    config_file: str | None = None
+    """The file of options, which a broker in this process reads, too."""
     http: str = "127.0.0.1:8000"
     grpc: str = "127.0.0.1:8001"
     timeout: float = 10.0
@@ -109,6 +112,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload gateway --broker tcp://edge-1:5555,tcp://edge-2:5555 --grpc none",
         "zmq-offload gateway --with-broker --metrics 127.0.0.1:9465",
     )
+    add_config(parser, "gateway")
     add_frontend(parser, several=True)
     parser.add_argument(
         "--with-broker",
@@ -178,4 +182,4 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
     parsed.triton_metrics = parsed.triton_metrics == "on"
     if parsed.triton_metrics and parsed.metrics == NONE:
         parser.error("--triton-metrics on without --metrics; say at which HOST:PORT they are served")
-    return Config(**vars(parsed))
+    return Config(**vars(parsed), config_file=parser.config_file)
