@@ -186,7 +186,7 @@ class Frontend:
     def _query(self, event: FromClient, message: wire.Query, now: float) -> None:
         allows = functools.partial(self._ledger.allows, event.user)
         if message.what == "models":
-            body = encode_body(describe_models(self._ledger.scheduler, allows))
+            body = encode_body(describe_models(self._ledger, allows))
         else:
             body = encode_body(describe_status(self._ledger, now, allows))
         key = Key(message.session, message.id)

@@ -92,6 +92,11 @@ class Routes:
         """The versions that are canaries, by model."""
         return {name: route.trial.canary.version for name, route in self.by_model.items() if route.trial is not None}
 
+    def labels_of(self, model: str, version: int) -> list[str]:
+        """The labels that stand for a version."""
+        route = self.by_model.get(model)
+        return [] if route is None else sorted(label for label, labeled in route.labels.items() if labeled == version)
+
     def labeled(self, model: str, label: str) -> int | tuple[Status, str]:
         """The version that a label stands for, or the error of a request that names it."""
         route = self.by_model.get(model)

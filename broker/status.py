@@ -6,18 +6,19 @@ from collections import Counter
 
 from broker.ledger import Ledger
 from broker.listing import Allows, served_versions
-from broker.scheduler import Scheduler
 from broker.state import Wanted, Worker
 from broker.statistics import MOST_VERSIONS, VersionStatistics
 
 
-def describe_models(scheduler: Scheduler, allows: Allows) -> list[dict[str, object]]:
+def describe_models(ledger: Ledger, allows: Allows) -> list[dict[str, object]]:
     """The reply to Query "models": the served versions that the asking key is for."""
+    scheduler = ledger.scheduler
     return [
         {
             **pool.first[0].models[model, version].description,
             "workers": len(pool.runs),
             "latest": scheduler.pools[Wanted(model)].version == version,
+            "labels": ledger.routes.labels_of(model, version),
         }
         for (model, version, _), pool in served_versions(scheduler)
         if allows(model)
@@ -116,12 +117,8 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
 def _routed(ledger: Ledger, name: str, version: int) -> dict[str, object]:
     """The labels of a version, and its trial if it is a canary."""
     route = ledger.routes.by_model.get(name)
-    if route is None:
-        return {"labels": []}
-    found: dict[str, object] = {
-        "labels": sorted(label for label, labeled in route.labels.items() if labeled == version)
-    }
-    if route.trial is not None and route.trial.canary.version == version:
+    found: dict[str, object] = {"labels": ledger.routes.labels_of(name, version)}
+    if route is not None and route.trial is not None and route.trial.canary.version == version:
         trial = route.trial
         found["canary"] = {"share": trial.canary.share, "returned": trial.returned, **trial.counts()}
     return found

@@ -88,7 +88,7 @@ def models_of(bench: Bench) -> Any:
 def test_the_list_of_models_has_what_was_announced(bench: Bench) -> None:
     cache = {"seconds": 5.0, "build": "sha256:1"}
     serve(bench, b"W1", {1: {"labels": ["a"], "cache": cache}, 2: {}})
-    one, two = describe_models(bench.core.ledger.scheduler, any_model)
+    one, two = describe_models(bench.core.ledger, any_model)
     assert (one["config"], "config" in two) == ({"labels": ("a",), "cache": cache}, False)
 
 

@@ -35,9 +35,9 @@ def test_a_wrong_timeout_is_refused(timeout: Any) -> None:
 
 def test_versions_and_priorities_become_plain_integers() -> None:
     checked = check_call("echo", np.float32(0.5), np.int64(7), np.int8(-3))  # type: ignore[arg-type]
-    assert checked == (0.5, 7, -3, b"")
-    assert list(map(type, checked)) == [float, int, int, bytes]
-    assert check_call("echo", 1.0, None, 0) == (1.0, 0, 0, b"")
+    assert checked == (0.5, 7, -3, b"", "")
+    assert list(map(type, checked)) == [float, int, int, bytes, str]
+    assert check_call("echo", 1.0, None, 0) == (1.0, 0, 0, b"", "")
 
 
 @pytest.mark.parametrize("version", [0, -1, 2**31, True, np.True_, 1.0, np.float32(1), "1", np.array([1]), [1]])
@@ -78,8 +78,18 @@ def test_max_frame_bytes_is_a_whole_number() -> None:
             check_max_frame_bytes(wrong)  # type: ignore[arg-type]
 
 
+def test_a_label_stands_in_for_a_version() -> None:
+    assert check_call("echo", 1.0, None, 0, "stable") == (1.0, 0, 0, b"", "stable")
+    assert check_call("echo", 1.0, Latest(b"s" * 16), 0, "stable") == (1.0, 0, 0, b"s" * 16, "stable")
+    with pytest.raises(InvalidArgument, match="version 3 and label 'stable' are both given; leave one of them out"):
+        check_call("echo", 1.0, 3, 0, "stable")
+    for wrong in ("", "-a", "a b", "a" * 129, 3, ["stable"], b"stable"):
+        with pytest.raises(InvalidArgument, match=r"label .* is not 1 to 128 letters"):
+            check_call("echo", 1.0, None, 0, wrong)  # type: ignore[arg-type]
+
+
 def test_a_signature_stands_in_for_a_version() -> None:
-    assert check_call("echo", 1.0, Latest(b"s" * 16), 0) == (1.0, 0, 0, b"s" * 16)
+    assert check_call("echo", 1.0, Latest(b"s" * 16), 0) == (1.0, 0, 0, b"s" * 16, "")
     for wrong in (b"", b"s" * 15, "s" * 16, None):
         with pytest.raises(InvalidArgument, match="is not 16 bytes; make it with signature_of"):
             check_call("echo", 1.0, Latest(wrong), 0)  # type: ignore[arg-type]

@@ -344,7 +344,7 @@ REGION = {"symbol": "s", "version": 1, "model": "m", "inputs": [], "outputs": []
         ),
         (
             {"offloaded": [{**REGION, "version": "last"}]},
-            r"offloaded\[0\]\.version is 'last'; expected int or 'latest'",
+            r"offloaded\[0\]: version 'last' is neither a whole number from 1 nor 'latest' nor a label",
         ),
         ({"offloaded": [{**REGION, "model": "../m"}]}, r"offloaded\[0\]: model name '\.\./m' is not valid; use 1"),
         ({"cpu": 3}, "cpu is 3; expected object"),

@@ -335,13 +335,34 @@ def test_a_wrong_tensor_is_refused(tensor: dict[str, Any], words: str) -> None:
     ("spec", "code", "words"),
     [
         ({}, "INVALID_ARGUMENT", "no name"),
-        ({"name": "m", "version_label": "stable"}, "INVALID_ARGUMENT", "version label 'stable' is not known"),
+        ({"name": "m", "version_label": "a b"}, "INVALID_ARGUMENT", "label 'a b' is not 1 to 128 letters"),
         ({"name": "m", "signature_name": "classify"}, "FAILED_PRECONDITION", "signature 'classify' is not known"),
     ],
 )
 def test_a_wrong_model_spec_is_refused(spec: dict[str, Any], code: str, words: str) -> None:
     found, text = refused(PREDICT, REQUEST(model_spec=spec))
     assert found == code and words in text
+
+
+def test_a_label_stands_for_its_version() -> None:
+    old, new = Model("m", 3, (X,), (X,), 1, False, labels=("stable",)), Model("m", 12, (X,), (X,), 1, True)
+    fabric = FakeFabric(old, new)
+    spec = {"name": "m", "version_label": "stable"}
+    ask(fabric, PREDICT, REQUEST(model_spec=spec))
+    assert (fabric.calls[0].version, fabric.calls[0].label) == (None, "stable")
+    for path, kind, more in (
+        (STATUS, "GetModelStatus", {}),
+        (METADATA, "GetModelMetadata", {"metadata_field": ["signature_def"]}),
+    ):
+        reply = ask(fabric, path, message_class(f"tensorflow.serving.{kind}Request")(model_spec=spec, **more))
+        assert isinstance(reply, bytes)
+        response = message_class(f"tensorflow.serving.{kind}Response").FromString(reply)
+        versions = (
+            [entry.version for entry in response.model_version_status]
+            if path == STATUS
+            else [response.model_spec.version.value]
+        )
+        assert versions == [3]
 
 
 def test_what_a_call_needs_is_passed_on() -> None:

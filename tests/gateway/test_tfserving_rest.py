@@ -274,8 +274,9 @@ def test_metadata_has_the_signature() -> None:
         ("PUT", "/v1/models/m:predict", 400, "is not a request"),
         ("GET", "/v1/models/m/versions/" + "1" * 5000, 400, "at most 19 digits"),
         ("GET", "/v1/models/m/versions/2", 404, "no version 2"),
-        ("POST", "/v1/models/m/labels/st%61ble:predict", 400, "version label 'stable' is not known"),
-        ("GET", "/v1/models/m/labels/stable/metadata", 400, "version label 'stable' is not known"),
+        ("POST", "/v1/models/m/labels/st%61ble:predict", 404, "no label 'stable'; it has no labels"),
+        ("GET", "/v1/models/m/labels/stable/metadata", 404, "no label 'stable'; it has no labels"),
+        ("GET", "/v1/models/m/labels/-stable", 400, "label '-stable' is not 1 to 128 letters"),
         ("POST", "/v1/models/m:classify", 501, "classify is not here"),
         ("POST", "/v1/models/m/versions/1:regress", 501, "regress is not here"),
     ],
@@ -283,6 +284,19 @@ def test_metadata_has_the_signature() -> None:
 def test_other_paths_are_refused(method: str, path: str, status: int, words: str) -> None:
     found, text = refused(ask(FakeFabric(TABLE), method, path))
     assert found == status and words in text
+
+
+def test_a_label_stands_for_its_version() -> None:
+    old, new = Model("m", 3, (X,), (X,), 1, False, labels=("stable",)), Model("m", 12, (X,), (X,), 1, True)
+    fabric = FakeFabric(old, new)
+    assert ask(fabric, "POST", "/v1/models/m/labels/st%61ble:predict", b'{"inputs": [[1, 2]]}').status == 200
+    assert (fabric.calls[0].version, fabric.calls[0].label) == (None, "stable")
+    status = ask(fabric, "GET", "/v1/models/m/labels/stable")
+    assert [entry["version"] for entry in json.loads(b"".join(status.body))["model_version_status"]] == ["3"]
+    metadata = ask(fabric, "GET", "/v1/models/m/labels/stable/metadata")
+    assert json.loads(b"".join(metadata.body))["model_spec"]["version"] == "3"
+    found, text = refused(ask(fabric, "GET", "/v1/models/m/labels/latest"))
+    assert found == 404 and "no label 'latest'; it has stable" in text
 
 
 def test_errors_of_the_fabric_keep_their_meaning() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.gateway.fake_fabric import ALL, FakeFabric, model
 from zmq_offload.errors import NotFound, OffloadError
-from zmq_offload.gateway.calls import Call, Outputs, traced
+from zmq_offload.gateway.calls import Call, Outputs, with_headers
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.tracing import TracingFabric
 from zmq_offload.protocol.packed import pack
@@ -34,13 +34,22 @@ class Bench:
 
     def infer(self, header: str | None = None, version: int | None = None) -> Any:
         headers = {} if header is None else {"traceparent": header}
-        return self.fabric.infer(traced(Call("m", version, INPUTS), headers), ALL, self.outcomes.append)
+        return self.fabric.infer(with_headers(Call("m", version, INPUTS), headers), ALL, self.outcomes.append)
 
     @property
     def passed(self) -> str:
         """The traceparent of the one request that went on."""
         (call,) = self.inner.calls
         return context.text_of(call.trace)
+
+
+def test_headers_name_a_caller_and_a_label() -> None:
+    call = Call("m", None, INPUTS)
+    assert with_headers(call, {}) is call
+    told = with_headers(call, {"x-zmq-offload-caller": "a" * 600, "x-zmq-offload-label": "stable"})
+    assert (told.caller, told.label, told.trace) == ("a" * 512, "stable", b"")
+    labeled = call._replace(label="mine")
+    assert with_headers(labeled, {"x-zmq-offload-label": "stable"}).label == "mine"
 
 
 def test_the_span_is_the_callers_child_and_the_brokers_parent() -> None:

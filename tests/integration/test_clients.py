@@ -137,7 +137,7 @@ def test_an_unknown_model_or_version_is_not_found_and_the_error_lists_what_is_se
 
 def test_models_and_status(client: Client) -> None:
     assert client.models() == [
-        {"name": "echo", "version": 1, "inputs": [], "outputs": [], "workers": 2, "latest": True}
+        {"name": "echo", "version": 1, "inputs": [], "outputs": [], "workers": 2, "latest": True, "labels": []}
     ]
     before = client.status()["requests"]["served"]
     client.infer("echo", {"x": X})

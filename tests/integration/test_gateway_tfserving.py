@@ -101,5 +101,5 @@ def test_predict_over_grpc(gateway: Gateway) -> None:
         request.model_spec.version_label = "stable"
         with pytest.raises(grpc.RpcError) as refused:
             call("PredictionService/Predict", request, "PredictResponse")
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
-        assert "version label 'stable' is not known" in refused.value.details()  # type: ignore[attr-defined]
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+        assert "has no label 'stable'; it has no labels" in refused.value.details()  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import pytest
 from tests.support.processes import eventually
 from tests.transports.contract import TWO, Contract, X
 from tests.transports.gateway_thread import GatewayThread, gateway_thread
-from zmq_offload.errors import InvalidArgument
+from zmq_offload.errors import NotFound, Unimplemented
 from zmq_offload.transports.client import ServerClient
 
 
@@ -61,7 +61,20 @@ def test_values_that_are_no_numbers_come_back(gateway: GatewayThread, scheme: st
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_gateway_has_no_labels(gateway: GatewayThread, scheme: str) -> None:
-    url = f"tfs+{scheme}://{getattr(gateway, scheme)}?label=stable"
-    with ServerClient(url) as client, pytest.raises(InvalidArgument, match="stable"):
-        client.infer("double", {"x": X})
+def test_a_label_is_passed_on_to_a_gateway(gateway: GatewayThread, scheme: str) -> None:
+    with ServerClient(f"tfs+{scheme}://{getattr(gateway, scheme)}?label=stable") as client:
+        if scheme == "http":  # a gateway looks at the model for JSON
+            with pytest.raises(NotFound, match="no label 'stable'; it has no labels"):
+                client.infer("double", {"x": X})
+        else:
+            client.infer("double", {"x": X})
+            assert gateway.fabric.calls[-1].label == "stable"
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_label_of_a_call_is_refused(gateway: GatewayThread, scheme: str) -> None:
+    with (
+        ServerClient(f"tfs+{scheme}://{getattr(gateway, scheme)}") as client,
+        pytest.raises(Unimplemented, match="takes no label 'stable' of a call; ask a broker"),
+    ):
+        client.infer("double", {"x": X}, label="stable")

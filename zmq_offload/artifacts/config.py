@@ -17,7 +17,7 @@ from zmq_offload.artifacts.repository import Batching
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol import limits
-from zmq_offload.protocol.names import NAME_PATTERN
+from zmq_offload.protocol.names import check_label as check_label
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -168,13 +168,6 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 NO_CONFIG = ModelConfig()
 """A model without a file."""
-
-
-def check_label(label: str) -> str:
-    """Return a label if it can be one. Raises InvalidArgument otherwise."""
-    if not NAME_PATTERN.fullmatch(label):
-        raise InvalidArgument(f"label {label!r:.80} is not 1 to 128 letters, digits, '_', '-' or '.'")
-    return label
 
 
 def parse(content: bytes, toml: bool = True) -> ModelConfig:

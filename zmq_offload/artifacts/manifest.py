@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -12,7 +12,7 @@ from zmq_offload.artifacts import jsonfile
 from zmq_offload.artifacts.cpu import CpuNeeds
 from zmq_offload.artifacts.repository import Version, checksum
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
-from zmq_offload.protocol.names import check_model_name, check_version
+from zmq_offload.protocol.names import check_label, check_model_name, check_version
 from zmq_offload.protocol.tensors import TensorSpec
 
 FORMAT_VERSION = 1
@@ -22,8 +22,11 @@ MANIFEST = "manifest.json"
 SEND, RECEIVE = "_send", "_receive"
 """Appended to the symbol of a region: the two halves of its call, in a library that calls them separately."""
 
-VersionPolicy = Version | Literal["latest"]
-"""Which version of a model the device asks for: a number, or the latest that is served."""
+_LABEL = "label:"
+
+VersionPolicy = Version | str
+"""Which version of a model the device asks for: a number, "latest" for the latest that is served, or "label:NAME" for
+the one that a label stands for."""
 
 
 class OffloadedRegion(msgspec.Struct, frozen=True):
@@ -39,7 +42,18 @@ class OffloadedRegion(msgspec.Struct, frozen=True):
         if not self.symbol:
             raise InvalidArgument("symbol is empty; it names a function of the library")
         check_model_name(self.model)
+        check_policy(self.version)
         _check_specs(*self.inputs, *self.outputs)
+
+    @property
+    def label(self) -> str | None:
+        """The label that the device asks for, if it asks for one."""
+        return self.version[len(_LABEL) :] if isinstance(self.version, str) and self.version != "latest" else None
+
+    @property
+    def pinned(self) -> int | None:
+        """The number of the version that the device asks for, if it asks for one."""
+        return self.version if isinstance(self.version, int) else None
 
 
 class Fallback(msgspec.Struct, frozen=True):
@@ -197,7 +211,7 @@ class Manifest(msgspec.Struct, frozen=True):
                 raise FailedPrecondition(
                     f"{folder / fallback.library} is of {fallback.model!r}, which the device does not call"
                 )
-            if region.version not in ("latest", fallback.version):
+            if region.pinned not in (None, fallback.version):
                 raise FailedPrecondition(
                     f"{folder}: the two halves of {fallback.model!r} differ: the fallback is of version "
                     f"{fallback.version}, the device asks for {region.version}; compile the bundle again"
@@ -234,9 +248,13 @@ def _listed(specs: Iterable[TensorSpec]) -> str:
 
 
 def check_policy(version: Any) -> VersionPolicy:
-    """`version`, if it is "latest" or a version number. Raises InvalidArgument otherwise."""
-    if version == "latest":
-        return "latest"
+    """`version`, if it is "latest", a label or a version number. Raises InvalidArgument otherwise."""
+    if isinstance(version, str) and (version == "latest" or version.startswith(_LABEL)):
+        if version != "latest":
+            check_label(version[len(_LABEL) :])
+        return version
     if type(version) is not int:
-        raise InvalidArgument(f"version {version!r} is neither a whole number from 1 nor 'latest'")
+        raise InvalidArgument(
+            f"version {version!r} is neither a whole number from 1 nor 'latest' nor a label such as 'label:stable'"
+        )
     return check_version(version)

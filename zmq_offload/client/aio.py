@@ -90,6 +90,7 @@ class AsyncClient:
         inputs: Mapping[str, ArrayLike],
         *,
         version: int | Latest | None = None,
+        label: str | None = None,
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
@@ -108,6 +109,9 @@ class AsyncClient:
         version : int or Latest, optional
             Version of the model. Default: the latest that is served (docs/operations.md says which that is).
             ``Latest(signature)`` is the latest version with that signature.
+        label : str, optional
+            Name that stands for a version, as the model's configuration says (docs/operations.md). It goes with no
+            version but ``Latest(signature)``, which the labeled version must then have.
         timeout : float, optional
             Seconds until the call fails. Default: the client's.
         priority : int, default 0
@@ -131,13 +135,14 @@ class AsyncClient:
         InvalidArgument
             An argument, or an input that does not fit the model's signature.
         NotFound
-            No worker serves the model or version.
+            No worker serves the model or version, or the model has no such label.
         DeadlineExceeded
             No reply within the timeout.
         Unavailable
             No broker answered, or no worker serves the model now.
         FailedPrecondition
-            The client was first used in another event loop, or before a fork.
+            The client was first used in another event loop, or before a fork; or the version that the label stands for
+            has another signature than ``Latest(signature)``.
         OffloadError
             All other errors of `zmq_offload.errors`; docs/errors.md says when each occurs and what to do.
 
@@ -146,7 +151,7 @@ class AsyncClient:
         >>> outputs = await client.infer("ocr", {"image": image}, timeout=0.5)
         """
         timeout = self._timeout if timeout is None else timeout
-        arguments = self._connection.request(model, inputs, version, timeout, priority)
+        arguments = self._connection.request(model, inputs, version, timeout, priority, label)
         if outputs is not None:
             check_output_arrays(outputs)
             await self._check_fit(model, version, outputs, timeout)

@@ -28,9 +28,13 @@ class Calls(Protocol):
         timeout: float,
         priority: int,
         trace: bytes = b"",
+        label: str | None = None,
+        caller: str = "",
     ) -> int:
-        """Begin to run a model; returns the call's number. Raises InvalidArgument naming the argument or input, and
-        Cancelled after `close`."""
+        """Begin to run a model; returns the call's number. `caller` is whom it is for, as a Request has it.
+
+        Raises InvalidArgument naming the argument or input, and Cancelled after `close`.
+        """
 
     def query(self, ended: Ended, what: str, timeout: float) -> int:
         """Ask a broker for "models" or "status"; likewise."""
@@ -60,10 +64,12 @@ class LinkCalls:
         timeout: float,
         priority: int,
         trace: bytes = b"",
+        label: str | None = None,
+        caller: str = "",
     ) -> int:
-        arguments = self._link.packed_request(model, inputs, version, timeout, priority)
+        arguments = self._link.packed_request(model, inputs, version, timeout, priority, label)
         driver = self._driver
-        return driver.start(driver.attach(), ended, self._session.request, *arguments, trace)
+        return driver.start(driver.attach(), ended, self._session.request, *arguments, trace, caller)
 
     def query(self, ended: Ended, what: str, timeout: float) -> int:
         driver = self._driver
@@ -119,14 +125,16 @@ class LocalCalls:
         timeout: float,
         priority: int,
         trace: bytes = b"",
+        label: str | None = None,
+        caller: str = "",
     ) -> int:
-        model, payload, timeout, wanted, priority, signature = checked_request(
-            model, inputs, version, timeout, priority, self._most
+        model, payload, timeout, wanted, priority, signature, name = checked_request(
+            model, inputs, version, timeout, priority, label, self._most
         )
         number = self._last + 1
         budget_us = budget(timeout)
         message = wire.Request(
-            self._token, number, model, wanted, budget_us, priority, signature, self._most, trace=trace
+            self._token, number, model, wanted, budget_us, priority, signature, self._most, name, trace, caller
         )
         return self._begin(ended, number, message, payload)
 

@@ -15,7 +15,7 @@ from zmq_offload.client.session import RetryPolicy
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.names import check_model_name
+from zmq_offload.protocol.names import check_label, check_model_name
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest, array_of
 
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
 
 
 def check_call(
-    model: str, timeout: float, version: int | Latest | None, priority: int
-) -> tuple[float, int, int, bytes]:
-    """Return timeout, version, priority and signature as the session takes them.
+    model: str, timeout: float, version: int | Latest | None, priority: int, label: str | None = None
+) -> tuple[float, int, int, bytes, str]:
+    """Return timeout, version, priority, signature and label as the session takes them.
 
     Raises InvalidArgument naming the wrong argument.
     """
     try:
-        return _checked(model, timeout, version, priority)
+        return _checked(model, timeout, version, priority, label)
     except TypeError:  # an argument that cannot be hashed is wrong; find out which
-        return _checked.__wrapped__(model, timeout, version, priority)
+        return _checked.__wrapped__(model, timeout, version, priority, label)
 
 
 @functools.lru_cache(256, typed=True)  # a program repeats a few combinations
-def _checked(model: str, timeout: float, version: int | Latest | None, priority: int) -> tuple[float, int, int, bytes]:
+def _checked(
+    model: str, timeout: float, version: int | Latest | None, priority: int, label: str | None
+) -> tuple[float, int, int, bytes, str]:
     check_model_name(model)
     seconds = check_timeout(timeout)
     signature = b""
@@ -55,7 +57,9 @@ def _checked(model: str, timeout: float, version: int | Latest | None, priority:
         raise InvalidArgument(
             f"priority {reprlib.repr(priority)} is not a whole number from -{limits.PRIORITY} to {limits.PRIORITY}"
         )
-    return seconds, wanted, urgency, signature
+    if label is not None and check_label(label) and wanted:
+        raise InvalidArgument(f"version {wanted} and label {label!r} are both given; leave one of them out")
+    return seconds, wanted, urgency, signature, label or ""
 
 
 def check_timeout(timeout: float) -> float:

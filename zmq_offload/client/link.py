@@ -78,14 +78,20 @@ class Link(ABC):
         return Internal(f"the client failed: {type(error).__name__}: {one_line(error)}")
 
     def request(
-        self, model: str, inputs: Mapping[str, ArrayLike], version: int | Latest | None, timeout: float, priority: int
-    ) -> tuple[str, Payload, float, int, int, bytes]:
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        version: int | Latest | None,
+        timeout: float,
+        priority: int,
+        label: str | None = None,
+    ) -> tuple[str, Payload, float, int, int, bytes, str]:
         """Validate a call and return the positional arguments for `ClientSession.request`.
 
         Raises InvalidArgument naming the argument or input.
         """
-        timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
-        return model, self._payload(inputs), timeout, wanted, priority, signature
+        timeout, wanted, priority, signature, label = check_call(model, timeout, version, priority, label)
+        return model, self._payload(inputs), timeout, wanted, priority, signature, label
 
     def _payload(self, inputs: Mapping[str, ArrayLike]) -> Payload:
         """Return `[header, frame, ...]` of a call's inputs. Large arrays are sent from their own memory.
@@ -102,10 +108,16 @@ class Link(ABC):
         return payload
 
     def packed_request(
-        self, model: str, inputs: Packed, version: int | None, timeout: float, priority: int
-    ) -> tuple[str, Payload, float, int, int, bytes]:
+        self,
+        model: str,
+        inputs: Packed,
+        version: int | None,
+        timeout: float,
+        priority: int,
+        label: str | None = None,
+    ) -> tuple[str, Payload, float, int, int, bytes, str]:
         """The same as `request` for inputs that are frames already."""
-        return checked_request(model, inputs, version, timeout, priority, self._max_frame_bytes)
+        return checked_request(model, inputs, version, timeout, priority, label, self._max_frame_bytes)
 
     @abstractmethod
     def _open(self) -> None:
@@ -169,17 +181,17 @@ class Link(ABC):
 
 
 def checked_request(
-    model: str, inputs: Packed, version: int | None, timeout: float, priority: int, most: int
-) -> tuple[str, Payload, float, int, int, bytes]:
+    model: str, inputs: Packed, version: int | None, timeout: float, priority: int, label: str | None, most: int
+) -> tuple[str, Payload, float, int, int, bytes, str]:
     """The positional arguments for `ClientSession.request`, for inputs that are frames of at most `most` bytes.
 
     Raises InvalidArgument naming the argument or input.
     """
-    timeout, wanted, priority, signature = check_call(model, timeout, version, priority)
+    timeout, wanted, priority, signature, name = check_call(model, timeout, version, priority, label)
     sizes = inputs.layout.sizes
     if max(sizes) > most:
         _refuse_size(sizes[0], ((place.name, place.stop - place.start) for place in inputs.layout.places), most)
-    return model, inputs.frames, timeout, wanted, priority, signature
+    return model, inputs.frames, timeout, wanted, priority, signature, name
 
 
 def _refuse_size(head: int, inputs: Iterable[tuple[str, int]], most: int) -> NoReturn:

@@ -152,9 +152,15 @@ class LoopLink(Link):
         self.way = self._again = None
 
     def packed_request(
-        self, model: str, inputs: Packed, version: int | None, timeout: float, priority: int
-    ) -> tuple[str, Payload, float, int, int, bytes]:
-        arguments = super().packed_request(model, inputs, version, timeout, priority)
+        self,
+        model: str,
+        inputs: Packed,
+        version: int | None,
+        timeout: float,
+        priority: int,
+        label: str | None = None,
+    ) -> tuple[str, Payload, float, int, int, bytes, str]:
+        arguments = super().packed_request(model, inputs, version, timeout, priority, label)
         if self.sharing is None or self.way is None or not self.way.shares or len(arguments[1]) == 1:
             return arguments
         return model, self.sharing.placed(arguments[1]), *arguments[2:]

@@ -17,6 +17,7 @@ class SubmitOptions(TypedDict, total=False):
     """Options of `submit`; each may be left out."""
 
     version: int | Latest | None
+    label: str | None
     timeout: float | None
 
 

@@ -147,14 +147,18 @@ class ClientSession:
         version: int = LATEST,
         priority: int = 0,
         signature: bytes = b"",
+        label: str = "",
         trace: bytes = b"",
+        caller: str = "",
         *,
         now: float,
     ) -> tuple[int, list[Action]]:
         """Begin a call of a model. Returns its number and the actions to take."""
         number = self._last_id + 1
         most, budget_us = self._max_frame_bytes, budget(timeout)
-        message = wire.Request(self.token, number, model, version, budget_us, priority, signature, most, trace=trace)
+        message = wire.Request(
+            self.token, number, model, version, budget_us, priority, signature, most, label, trace, caller
+        )
         return number, self._begin(message, payload, sum(map(len, payload)), timeout, now)
 
     def query(self, what: str, timeout: float, *, now: float) -> tuple[int, list[Action]]:

@@ -96,6 +96,7 @@ class Client:
         inputs: Mapping[str, ArrayLike],
         *,
         version: int | Latest | None = None,
+        label: str | None = None,
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
@@ -114,6 +115,9 @@ class Client:
         version : int or Latest, optional
             Version of the model. Default: the latest that is served (docs/operations.md says which that is).
             ``Latest(signature)`` is the latest version with that signature.
+        label : str, optional
+            Name that stands for a version, as the model's configuration says (docs/operations.md). It goes with no
+            version but ``Latest(signature)``, which the labeled version must then have.
         timeout : float, optional
             Seconds until the call fails. Default: the client's.
         priority : int, default 0
@@ -137,7 +141,9 @@ class Client:
         InvalidArgument
             An argument, or an input that does not fit the model's signature. Also for a call from a future's callback.
         NotFound
-            No worker serves the model or version.
+            No worker serves the model or version, or the model has no such label.
+        FailedPrecondition
+            The version that the label stands for has another signature than ``Latest(signature)``.
         DeadlineExceeded
             No reply within the timeout.
         Unavailable
@@ -153,7 +159,7 @@ class Client:
         """
         self._driver.refuse_callback("infer")
         timeout = self._timeout if timeout is None else timeout
-        arguments = self._connection.request(model, inputs, version, timeout, priority)
+        arguments = self._connection.request(model, inputs, version, timeout, priority, label)
         if outputs is not None:
             check_output_arrays(outputs)
             self._check_fit(model, version, outputs, timeout)
@@ -179,6 +185,7 @@ class Client:
         inputs: Mapping[str, ArrayLike],
         *,
         version: int | Latest | None = None,
+        label: str | None = None,
         timeout: float | None = None,
         priority: int = 0,
         trace: Trace = None,
@@ -193,6 +200,8 @@ class Client:
             The model's inputs by name. Arrays must not change before the future is done.
         version : int or Latest, optional
             Version of the model. Default: the latest that is served.
+        label : str, optional
+            Name that stands for a version, as for `infer`.
         timeout : float, optional
             Seconds until the future fails. Default: the client's.
         priority : int, default 0
@@ -223,7 +232,7 @@ class Client:
         >>> texts = [future.result()["text"] for future in futures]
         """
         timeout = self._timeout if timeout is None else timeout
-        arguments = self._connection.request(model, inputs, version, timeout, priority)
+        arguments = self._connection.request(model, inputs, version, timeout, priority, label)
         call: Submitted[Outputs] = Submitted(self._driver, outputs_of, model)
         if trace is None:
             self._driver.begin(call, self._session.request, *arguments)

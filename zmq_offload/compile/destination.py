@@ -56,7 +56,8 @@ class Destination:
             )
         for model in models:
             number = check_version(self.number(check_model_name(model)))
-            if self.options.with_fallback and self.options.policy not in ("latest", number):
+            pinned = self.options.policy if isinstance(self.options.policy, int) else number
+            if self.options.with_fallback and pinned != number:
                 raise InvalidArgument(
                     f"--with-fallback: the fallback of {model!r} would be version {number}, but the device asks for "
                     f"version {self.options.policy}; compile that version"

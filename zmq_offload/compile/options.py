@@ -27,8 +27,9 @@ class BuildOptions:
     ----------
     version : int, optional
         Version number of the subgraphs, from 1. Default: 1; with `only_subgraph` the next free number.
-    policy : int or "latest"
-        Version that the device asks for.
+    policy : int or str
+        Version that the device asks for: a number, ``"latest"``, or ``"label:NAME"`` for the one that a label stands
+        for at the workers (docs/operations.md).
     target : str, dict or tvm.target.Target, optional
         TVM target of the workers: a name such as ``"llvm"``, JSON, or an object, or the name of a GPU, such as
         ``"cuda-sm90"`` or ``"cuda-native"``. Default: this machine's CPU.

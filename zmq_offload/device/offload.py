@@ -141,8 +141,16 @@ class _Request:
     region: OffloadedRegion
     inputs: Mapping[str, Array]
     version: int | Latest | None = None
+    label: str | None = None
     timeout: float | None = None
     outputs: Mapping[str, Array] | None = None
+
+    def options(self, timeout: float | None) -> SubmitOptions:
+        """The options of a call. Only a bundle with a label needs a client that knows labels."""
+        options: SubmitOptions = {"version": self.version, "timeout": timeout}
+        if self.label is not None:
+            options["label"] = self.label
+        return options
 
 
 class RegionCall:
@@ -163,9 +171,7 @@ class RegionCall:
         submit = getattr(self._owner.client, "submit", None)
         if self._remote and submit is not None:
             wanted = self._request
-            sent: Future[Reply] = submit(
-                wanted.region.model, wanted.inputs, version=wanted.version, timeout=self._timeout
-            )
+            sent: Future[Reply] = submit(wanted.region.model, wanted.inputs, **wanted.options(self._timeout))
             sent.add_done_callback(self._note_time)
             self._sent = sent
             scope = current()
@@ -215,7 +221,7 @@ class RegionCall:
                 reply: Reply = self._sent.result()
             else:
                 reply = self._owner.client.infer(
-                    region.model, wanted.inputs, version=wanted.version, timeout=self._timeout, outputs=wanted.outputs
+                    region.model, wanted.inputs, **wanted.options(self._timeout), outputs=wanted.outputs
                 )
                 self._note_time()
         except CancelledError:
@@ -226,7 +232,8 @@ class RegionCall:
             # The bundle's graph computes the inputs. If they are refused, the bundle was built for another version.
             raise FailedPrecondition(f"the served version does not fit this device bundle: {error.message}") from None
         except FailedPrecondition as error:
-            if error.message.startswith(NO_FITTING_VERSION):  # the broker does not know which version would fit
+            # The broker does not know which version would fit.
+            if wanted.label is not None or error.message.startswith(NO_FITTING_VERSION):
                 raise FailedPrecondition(
                     f"{error.message}; this device bundle was built for {_wants(region)}"
                 ) from None

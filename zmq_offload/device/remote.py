@@ -23,7 +23,7 @@ from zmq_offload.runtime.views import view_of
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from zmq_offload.client.options import InferOptions
+    from zmq_offload.client.options import InferOptions, SubmitOptions
 
 Reply: TypeAlias = Mapping[str, Array]
 
@@ -135,10 +135,12 @@ class RemoteModule:
         self._outputs = [spec.name for spec in region.outputs]
         self._client = client
         # The broker must not choose a version that this device was not built for.
-        self._version = (
-            Latest(signature_of(region.inputs, region.outputs)) if region.version == "latest" else region.version
-        )
-        self._timeout = timeout
+        self._options: SubmitOptions = {
+            "version": region.pinned or Latest(signature_of(region.inputs, region.outputs)),
+            "timeout": timeout,
+        }
+        if region.label is not None:
+            self._options["label"] = region.label
         self._in_flight = in_flight
 
     def __call__(self, *tensors: tvm.runtime.Tensor) -> tvm.runtime.Tensor | list[tvm.runtime.Tensor] | None:
@@ -162,7 +164,7 @@ class RemoteModule:
             if submit is None:
                 token[...] = 0
             else:
-                request = submit(self.region.model, inputs, version=self._version, timeout=self._timeout)
+                request = submit(self.region.model, inputs, **self._options)
                 token[...] = self._in_flight.add(request)
 
     def receive(self, *tensors: tvm.runtime.Tensor) -> None:
@@ -191,7 +193,7 @@ class RemoteModule:
 
     def _returned(self, inputs: dict[str, Array]) -> tvm.runtime.Tensor | list[tvm.runtime.Tensor]:
         region = self.region
-        reply = self._client.infer(region.model, inputs, version=self._version, timeout=self._timeout)
+        reply = self._client.infer(region.model, inputs, **self._options)
         results = []
         for spec in region.outputs:
             array = reply.get(spec.name)
@@ -205,7 +207,7 @@ class RemoteModule:
 
     def _call(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
         region = self.region
-        reply = self._client.infer(region.model, inputs, version=self._version, timeout=self._timeout, outputs=outputs)
+        reply = self._client.infer(region.model, inputs, **self._options, outputs=outputs)
         self._fill(outputs, reply)
 
     def _fill(self, outputs: Mapping[str, Array], reply: Reply) -> None:

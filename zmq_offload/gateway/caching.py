@@ -100,8 +100,9 @@ class CachingFabric:
         if not isinstance(catalog, Catalog):
             return None
         for model in catalog.versions(call.model):
-            if model.latest if call.version is None else model.version == call.version:
-                return None if model.cache is None or (call.version is None and model.canary) else model
+            if model.is_meant(call.version, call.label):
+                drawn = model.canary and call.version is None and not call.label
+                return None if model.cache is None or drawn else model
         return None
 
 

@@ -14,6 +14,7 @@ from zmq_offload.errors import Internal, OffloadError, PermissionDenied
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
+from zmq_offload.protocol import limits
 from zmq_offload.protocol.packed import Packed
 from zmq_offload.protocol.payload import Buffer as Buffer
 from zmq_offload.telemetry.traces import context
@@ -74,6 +75,8 @@ class Call(NamedTuple):
 
     `timeout` is in seconds; None is the gateway's default. `priority` is from -100 to 100, as `Client.infer` takes it.
     The memory of `inputs` must not change before the call ends. `trace` is that of a Request, empty without one.
+    `label` stands for a version, and `version` is None with it. `caller` says who asks, empty if nothing is known of
+    that.
     """
 
     model: str
@@ -82,11 +85,25 @@ class Call(NamedTuple):
     timeout: float | None = None
     priority: int = 0
     trace: bytes = b""
+    label: str = ""
+    caller: str = ""
 
 
-def traced(call: Call, headers: Mapping[str, str]) -> Call:
-    """A call that belongs to the trace that its headers, or metadata, name. A malformed one counts as none."""
-    text = headers.get("traceparent")
+CALLER = "x-zmq-offload-caller"
+"""The header, or metadata, that says for whom a request is: whether a canary gets it is drawn by that."""
+
+LABEL = "x-zmq-offload-label"
+"""The header, or metadata, that names a label in protocols that have no place for it."""
+
+
+def with_headers(call: Call, headers: Mapping[str, str]) -> Call:
+    """A call with what its headers, or metadata, say: the trace that it belongs to, for whom it is, and its label.
+
+    A malformed trace counts as none.
+    """
+    text, caller, label = headers.get("traceparent"), headers.get(CALLER), headers.get(LABEL)
+    if caller is not None or label is not None:
+        call = call._replace(caller=(caller or "")[: limits.NAME_BYTES], label=call.label or label or "")
     return call if text is None else call._replace(trace=context.parse(text))
 
 

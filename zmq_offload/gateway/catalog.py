@@ -33,7 +33,8 @@ class Model:
 
     `latest` says whether requests without a version go to it; `open`, whether this gateway takes requests for it.
     `max_batch` is the largest batch that workers accept, if they have a bound. `cache`: whether answers may be kept.
-    `canary`: whether the model has a canary, so that a request for the latest version may go to another one.
+    `canary`: whether the model has a canary, so that a request for the latest version may go to another one. `labels`
+    are the names that stand for this version.
     """
 
     name: str
@@ -46,6 +47,13 @@ class Model:
     max_batch: int | None = None
     cache: CachePolicy | None = None
     canary: bool = False
+    labels: tuple[str, ...] = ()
+
+    def is_meant(self, version: int | None, label: str = "") -> bool:
+        """Whether requests for a version, or a label, or for neither go to this one."""
+        if label:
+            return label in self.labels
+        return self.latest if version is None else self.version == version
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +70,15 @@ class Catalog:
         """The open versions of a model, the lowest first; empty if there are none."""
         return [model for model in self.models if model.name == name and model.open]
 
-    def find(self, name: str, version: int | None = None) -> Model:
-        """A version, or the latest. Raises NotFound, which lists what is served."""
+    def find(self, name: str, version: int | None = None, label: str = "") -> Model:
+        """A version, or the latest, or the one of a label. Raises NotFound, which lists what is served."""
         found = self.versions(name)
         for model in found:
-            if model.latest if version is None else model.version == version:
+            if model.is_meant(version, label):
                 return model
+        if found and label:
+            known = sorted({one for model in found for one in model.labels})
+            raise NotFound(f"model {name!r} has no label {label!r:.200}; it has {', '.join(known) or 'no labels'}")
         if found:
             listing = ", ".join(str(model.version) for model in found)
             plural = "s are" if len(found) > 1 else " is"
@@ -78,14 +89,13 @@ class Catalog:
         more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         raise NotFound(f"model {name!r} is not served; served are: {', '.join(names[:_NAMED]) or 'none'}{more}")
 
-    def awaited(self, name: str, version: int | None = None) -> Model:
+    def awaited(self, name: str, version: int | None = None, label: str = "") -> Model:
         """The same for a request to run a model. It may be gone: the broker knows whether its worker may come back."""
         try:
-            return self.find(name, version)
+            return self.find(name, version, label)
         except NotFound:
             for model in self.gone:
-                wanted = model.latest if version is None else model.version == version
-                if model.name == name and model.open and wanted:
+                if model.name == name and model.open and model.is_meant(version, label):
                     return model
             raise
 
@@ -169,7 +179,14 @@ def _model(entry: Mapping[str, object], highest: Mapping[str, int]) -> Model:
         max_batch=most,
         cache=_cache_of(config.get("cache")),
         canary=bool(config.get("canary")),
+        labels=_labels_of(entry.get("labels", config.get("labels", []))),
     )
+
+
+def _labels_of(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise ProtocolError("the labels of a model of the broker's list are not names")
+    return tuple(value)
 
 
 def _cache_of(value: object) -> CachePolicy | None:

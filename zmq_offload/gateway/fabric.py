@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from zmq_offload.errors import (
     Unavailable,
     one_line,
 )
+from zmq_offload.gateway.access.decisions import ANYONE
 from zmq_offload.gateway.calls import Call, Cancel, Ended, Outputs, check_allowed, tell
 from zmq_offload.gateway.catalog import Catalog, can_exist, catalog_of, unknown, unloaded
 from zmq_offload.gateway.control import ModelControl
@@ -81,6 +83,8 @@ class BrokerFabric:
         self._query_timeout = min(timeout, _QUERY_SECONDS)
         self._control = control
         self._inquiry = Inquiry()
+        self._numbers = itertools.count(1)
+        """Of callers that are not known: a canary gets its share of their requests, drawn one by one."""
 
     @property
     def catalog(self) -> Catalog | None:
@@ -109,7 +113,15 @@ class BrokerFabric:
             self.outstanding += 1
             try:
                 run.number = self._calls.request(
-                    run.ended, model, call.inputs, call.version, timeout, call.priority, call.trace
+                    run.ended,
+                    model,
+                    call.inputs,
+                    call.version,
+                    timeout,
+                    call.priority,
+                    call.trace,
+                    call.label or None,
+                    call.caller or (grant.name if grant is not ANYONE else str(next(self._numbers))),
                 )
             except OffloadError:
                 self.outstanding -= 1
@@ -145,18 +157,18 @@ class BrokerFabric:
         """Count a failed request for the version that it was for. If the last list of models has none, ask for it."""
 
         def count(_: Catalog | OffloadError) -> None:
-            if (served := self._served(call.model, call.version)) is not None:
+            if (served := self._served(call.model, call.version, call.label)) is not None:
                 self.statistics.count(call.model, served).fail.add(took)
 
-        if self._served(call.model, call.version) is not None or error.code in _NOBODY:
+        if self._served(call.model, call.version, call.label) is not None or error.code in _NOBODY:
             count(error)
         else:
             self.models(EVERYTHING, count, call.model, call.version)
 
-    def _served(self, model: str, version: int | None) -> int | None:
+    def _served(self, model: str, version: int | None, label: str) -> int | None:
         """The version that a failed request was for, as far as the last list of models says."""
         for served in () if self._inquiry.catalog is None else self._inquiry.catalog.models:
-            if served.name == model and (served.latest if version is None else served.version == version):
+            if served.name == model and served.is_meant(version, label):
                 return served.version
         return None
 

@@ -63,4 +63,4 @@ def _of_bundle(bundle: Path, model: str | None) -> tuple[str, Sequence[TensorSpe
     if found is None:
         names = ", ".join(part.model for part in offloaded) or "no model"
         raise InvalidArgument(f"{bundle} does not call model {model!r}; it calls {names}")
-    return found.model, found.inputs, None if found.version == "latest" else found.version
+    return found.model, found.inputs, found.pinned

@@ -75,12 +75,12 @@ def check_served(client: Client, bundle: Manifest, broker: str) -> None:
     served = {(model["name"], model["version"]) for model in client.models()}
     names = sorted({name for name, _ in served})
     for part in bundle.offloaded:
-        if part.version == "latest" and part.model not in names:
+        if part.pinned is None and part.model not in names:
             raise NotFound(
                 f"no worker at {broker} serves {part.model!r}, which the bundle calls; served are "
                 f"{', '.join(names) or 'none'}{did_you_mean(part.model, names)}"
             )
-        if part.version != "latest" and (part.model, part.version) not in served:
+        if part.pinned is not None and (part.model, part.pinned) not in served:
             raise NotFound(f"no worker at {broker} serves version {part.version} of {part.model!r}")
 
 

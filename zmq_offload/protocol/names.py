@@ -23,6 +23,13 @@ def check_model_name(name: str, what: str = "model") -> str:
     return name
 
 
+def check_label(label: object) -> str:
+    """Return `label` if it can stand for a version. Raises InvalidArgument."""
+    if not isinstance(label, str) or not NAME_PATTERN.fullmatch(label):
+        raise InvalidArgument(f"label {label!r:.80} is not 1 to 128 letters, digits, '_', '-' or '.'")
+    return label
+
+
 def check_version(version: object) -> int:
     """Return `version` if it can be a model's version number. Raises InvalidArgument."""
     if type(version) is not int or not 1 <= version <= limits.VERSION:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from zmq_offload.client.sync import Client
 from zmq_offload.errors import Cancelled, NotFound
 from zmq_offload.net.endpoints import check_connectable
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import Latest, TensorSpec
 from zmq_offload.transports.transport import Abilities, Attempt, Options, Reply, Request, Served
 from zmq_offload.transports.url import Url
 
@@ -17,7 +17,9 @@ from zmq_offload.transports.url import Url
 class BrokerTransport:
     """Calls through a broker."""
 
-    ABILITIES: ClassVar[Abilities] = Abilities(cancel=True, priority=True, deadline=True, versions=True, shared=True)
+    ABILITIES: ClassVar[Abilities] = Abilities(
+        cancel=True, priority=True, deadline=True, versions=True, shared=True, labels=True
+    )
 
     def __init__(self, url: Url, options: Options) -> None:
         self._client = Client(check_connectable(url.text), max_frame_bytes=options.max_frame_bytes)
@@ -28,7 +30,8 @@ class BrokerTransport:
         future = self._client.submit(
             request.model,
             request.inputs,
-            version=request.version,
+            version=Latest(request.signature) if request.signature else request.version,
+            label=request.label or None,
             timeout=attempt.seconds(),
             priority=request.priority,
         )

@@ -84,6 +84,7 @@ class ServerClient:
         inputs: Mapping[str, ArrayLike],
         *,
         version: int | Latest | None = None,
+        label: str | None = None,
         timeout: float | None = None,
         priority: int = 0,
         outputs: Mapping[str, Array] | None = None,
@@ -92,8 +93,9 @@ class ServerClient:
 
         Parameters
         ----------
-        model, inputs, version, timeout, priority, outputs
-            As `zmq_offload.Client.infer` takes them. The priority is ignored where a server knows none.
+        model, inputs, version, label, timeout, priority, outputs
+            As `zmq_offload.Client.infer` takes them. The priority is ignored where a server knows none. Only brokers
+            know labels of calls (docs/transports.md).
 
         Returns
         -------
@@ -107,6 +109,8 @@ class ServerClient:
             An argument, or an input that does not fit the model's signature.
         NotFound
             The server does not serve the model or version.
+        Unimplemented
+            A label for a server that is no broker.
         DeadlineExceeded
             No reply within the timeout.
         Unavailable
@@ -120,7 +124,7 @@ class ServerClient:
         """
         if outputs is not None:
             check_output_arrays(outputs)
-        return self._servers.run(self._call(model, inputs, version, timeout, priority, outputs))
+        return self._servers.run(self._call(model, inputs, version, label, timeout, priority, outputs))
 
     def submit(
         self,
@@ -128,6 +132,7 @@ class ServerClient:
         inputs: Mapping[str, ArrayLike],
         *,
         version: int | Latest | None = None,
+        label: str | None = None,
         timeout: float | None = None,
         priority: int = 0,
     ) -> Future[Outputs]:
@@ -135,7 +140,7 @@ class ServerClient:
 
         Parameters
         ----------
-        model, inputs, version, timeout, priority
+        model, inputs, version, label, timeout, priority
             As `zmq_offload.Client.submit` takes them. Arrays must not change before the future is done.
 
         Returns
@@ -160,7 +165,7 @@ class ServerClient:
         --------
         >>> futures = [client.submit("ocr", {"image": image}) for image in images]
         """
-        return self._servers.submit(self._call(model, inputs, version, timeout, priority, None))
+        return self._servers.submit(self._call(model, inputs, version, label, timeout, priority, None))
 
     def close(self) -> None:
         """Cancel outstanding calls (they raise Cancelled) and disconnect. A second `close` does nothing."""
@@ -193,17 +198,19 @@ class ServerClient:
         model: str,
         inputs: Mapping[str, ArrayLike],
         version: int | Latest | None,
+        label: str | None,
         timeout: float | None,
         priority: int,
         outputs: Mapping[str, Array] | None,
     ) -> ServerCall:
         started = time.monotonic()
-        seconds, wanted, priority, signature = check_call(
-            model, self._timeout if timeout is None else timeout, version, priority
+        seconds, wanted, priority, signature, name = check_call(
+            model, self._timeout if timeout is None else timeout, version, priority, label
         )
         arrays = sendable(arrays_of(inputs))
         check_input_bytes(((name, array.nbytes) for name, array in arrays.items()), self._max_frame_bytes)
-        return ServerCall(model, wanted or None, signature, arrays, outputs, priority, started, started + seconds)
+        until = started + seconds
+        return ServerCall(model, wanted or None, signature, arrays, outputs, priority, started, until, name)
 
 
 def connect(server: str | Sequence[str]) -> Client | ServerClient:

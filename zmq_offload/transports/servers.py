@@ -21,6 +21,7 @@ from zmq_offload.errors import (
     OffloadError,
     ResourceExhausted,
     Unavailable,
+    Unimplemented,
     one_line,
 )
 from zmq_offload.protocol.payload import Array
@@ -50,6 +51,7 @@ class ServerCall:
     priority: int
     started: float
     until: float
+    label: str = ""
     cancellation: Cancellation = field(default_factory=Cancellation)
     future: ServerFuture | None = None
 
@@ -211,6 +213,14 @@ class Servers:
         attempt = Attempt(turn.until, turn.connect_until, call.cancellation, by_close=call.future is None)
         model, signature = call.model, call.signature
         attempt.seconds()
+        if call.label:
+            if not transport.ABILITIES.labels:
+                raise Unimplemented(
+                    f"{self.urls[turn.server]} takes no label {call.label!r} of a call; ask a broker (tcp://, ipc://), "
+                    "or name a version"
+                )
+            request = Request(model, None, call.inputs, call.outputs, call.priority, call.label, signature)
+            return transport.infer(request, attempt)
         if not signature:
             return transport.infer(Request(model, call.version, call.inputs, call.outputs, call.priority), attempt)
         known = versions.known(model, signature, time.monotonic())

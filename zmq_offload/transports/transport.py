@@ -50,6 +50,8 @@ class Abilities(NamedTuple):
     """A request can be for a version, and a reply says which version ran."""
     shared: bool
     """Requests in flight share a connection. Otherwise each has a connection of its own meanwhile."""
+    labels: bool = False
+    """A request can be for the version that a label stands for."""
 
 
 class Options(NamedTuple):
@@ -60,13 +62,16 @@ class Options(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What to run. `version` None is the server's latest."""
+    """What to run. `version` None is the server's latest, or with a label the version that the label stands for, which
+    must have the `signature` if there is one."""
 
     model: str
     version: int | None
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array] | None
     priority: int
+    label: str = ""
+    signature: bytes = b""
 
 
 class Reply(NamedTuple):

@@ -20,7 +20,8 @@ from zmq_offload.net.grants import Grant
 CHALLENGE = ("WWW-Authenticate", 'Bearer realm="zmq-offload"')
 """The header that a response with status 401 must have (RFC 9110, 15.5.2)."""
 
-_ANYONE = Grant("anyone")
+ANYONE = Grant("anyone")
+"""Of those who ask a gateway that lets everyone use all models."""
 
 HEALTH = Grant("health check")
 """Of those who ask without a credential: whether a gateway is ready depends on all of its models.
@@ -80,7 +81,7 @@ class Open:
     """Lets everyone use all models: for loopback, or a network that is trusted."""
 
     def check(self, authorization: str | None, peer: Peer, path: str = "") -> Grant:
-        return _ANYONE
+        return ANYONE
 
 
 class Listed:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric, Outputs, check_allowed, traced
+from zmq_offload.gateway.calls import Buffer, Call, Cancel, Fabric, Outputs, check_allowed, with_headers
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.grpc.calls import Context
 from zmq_offload.gateway.oip.grpc_infer import Answer, decode, encode
@@ -31,7 +31,7 @@ class Inference:
         """Run a model. Raises OffloadError for a message that is bad."""
         grant, timeout = context.grant, context.timeout
         call, answer = decode(divided, self._memory, grant)
-        call = traced(call, context.metadata)
+        call = with_headers(call, context.metadata)
         if timeout is not None and (call.timeout is None or timeout < call.timeout):
             call = call._replace(timeout=timeout)
         if answer.classified:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Fabric, Outputs, check_allowed, traced
+from zmq_offload.gateway.calls import Call, Cancel, Fabric, Outputs, check_allowed, with_headers
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.http.messages import Request, Respond
 from zmq_offload.gateway.http.responses import failed
@@ -39,7 +39,7 @@ class Inference:
         def ended(outputs: Outputs | OffloadError) -> None:
             _respond(outputs, answer, False, respond)
 
-        return self._fabric.infer(traced(call, request.headers), request.grant, ended)
+        return self._fabric.infer(with_headers(call, request.headers), request.grant, ended)
 
 
 def _respond(outputs: Outputs | OffloadError, answer: Answer, batches: bool, respond: Respond) -> None:
@@ -97,4 +97,4 @@ class _Informed:
         def ended(outputs: Outputs | OffloadError) -> None:
             _respond(outputs, answer, batched(model), self._respond)
 
-        return self._fabric.infer(traced(call, self._request.headers), self._request.grant, ended)
+        return self._fabric.infer(with_headers(call, self._request.headers), self._request.grant, ended)

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from zmq_offload.errors import InvalidArgument, OffloadError, Unimplemented
-from zmq_offload.gateway.calls import Buffer, Buffers, Call, Cancel, Fabric, Outputs, traced
+from zmq_offload.gateway.calls import Buffer, Buffers, Call, Cancel, Fabric, Outputs, with_headers
 from zmq_offload.gateway.catalog import Catalog, Model
 from zmq_offload.gateway.grpc.calls import Context, Methods, Reply, Unary
-from zmq_offload.gateway.tfserving.paths import no_label
 from zmq_offload.gateway.tfserving.predict_request import PredictRequest, read_predict
 from zmq_offload.gateway.tfserving.signatures import METHOD, SIGNATURE, SIGNATURE_DEF, check_signature_name
 from zmq_offload.gateway.tfserving.tensors import array_of
 from zmq_offload.protobuf.messages import message_class, parse_small_message
 from zmq_offload.protobuf.tensorflow import CONTENT, DATATYPES, written
 from zmq_offload.protobuf.varints import field, varint
+from zmq_offload.protocol.names import check_label
 from zmq_offload.protocol.packed import pack
 from zmq_offload.protocol.payload import Array
 
@@ -74,16 +74,17 @@ def _predict(fabric: Fabric, message: Buffer, context: Context, reply: Reply) ->
         except OffloadError as error:
             reply(error)
 
-    call = traced(Call(request.model, version, inputs, context.timeout), context.metadata)
+    call = Call(request.model, version, inputs, context.timeout, label=request.label)
+    call = with_headers(call, context.metadata)
     return fabric.infer(call, context.grant, ended)
 
 
 def _version(model: str, version: int, label: str) -> int | None:
-    """The version that a ModelSpec asks for. Raises InvalidArgument."""
+    """The version that a ModelSpec asks for, if it is a number. Raises InvalidArgument."""
     if not model:
         raise InvalidArgument("model_spec has no name; name a model")
     if label:
-        raise no_label(label)
+        check_label(label)
     return version or None
 
 
@@ -142,9 +143,10 @@ def _about(fabric: Fabric, method: str, answer: Callable[[Any, Catalog], Any]) -
 def _statuses(request: Any, catalog: Catalog) -> Any:
     spec = request.model_spec
     version = _version(spec.name, spec.version.value, spec.version_label)
-    found = catalog.find(spec.name, version)
+    found = catalog.find(spec.name, version, spec.version_label)
     response = message_class("tensorflow.serving.GetModelStatusResponse")()
-    for model in catalog.versions(spec.name) if version is None else [found]:
+    everything = version is None and not spec.version_label
+    for model in catalog.versions(spec.name) if everything else [found]:
         entry = response.model_version_status.add(version=model.version, state=_AVAILABLE)
         entry.status.SetInParent()
     return response
@@ -152,7 +154,8 @@ def _statuses(request: Any, catalog: Catalog) -> Any:
 
 def _metadata(request: Any, catalog: Catalog) -> Any:
     spec = request.model_spec
-    model = catalog.find(spec.name, _version(spec.name, spec.version.value, spec.version_label))
+    version = _version(spec.name, spec.version.value, spec.version_label)
+    model = catalog.find(spec.name, version, spec.version_label)
     if not request.metadata_field:
         raise InvalidArgument(f"the request has no metadata_field; use {SIGNATURE_DEF!r}")
     for name in request.metadata_field:

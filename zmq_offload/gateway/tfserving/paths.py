@@ -11,6 +11,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from zmq_offload.errors import InvalidArgument, Unimplemented
+from zmq_offload.protocol.names import check_label
 
 _MODEL = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
 _POST = re.compile(_MODEL + ":(classify|predict|regress)", re.ASCII)
@@ -21,10 +22,12 @@ _DIGITS = 19
 
 
 class Target(NamedTuple):
-    """A model, its version (None: the latest, or all for its status), and "predict", "metadata" or "status"."""
+    """A model, its version or label (neither: the latest, or all for its status), and "predict", "metadata" or
+    "status"."""
 
     model: str
     version: int | None
+    label: str
     action: str
 
 
@@ -42,11 +45,5 @@ def target(method: str, path: str) -> Target:
         raise Unimplemented(f"{action} is not here: models take tensors, not examples; use predict")
     if digits is not None and len(digits) > _DIGITS:
         raise InvalidArgument(f"version {digits:.40} is not a number of at most {_DIGITS} digits")
-    if label is not None:
-        raise no_label(unquote(label))
-    return Target(unquote(name), int(digits or 0) or None, action or "status")
-
-
-def no_label(label: str) -> InvalidArgument:
-    """The error for a version label: versions have numbers only. TensorFlow Serving has this code, too."""
-    return InvalidArgument(f"version label {label!r:.200} is not known; use a version's number, or none for the latest")
+    label = check_label(unquote(label)) if label is not None else ""
+    return Target(unquote(name), int(digits or 0) or None, label, action or "status")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmq_offload.errors import OffloadError
-from zmq_offload.gateway.calls import Call, Cancel, Fabric, Outputs, check_allowed, traced
+from zmq_offload.gateway.calls import Call, Cancel, Fabric, Outputs, check_allowed, with_headers
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.http.messages import Compression, Handler, Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed
@@ -54,17 +54,18 @@ class _Exchange:
         if isinstance(catalog, OffloadError):
             self._respond(failed(catalog))
             return
-        name, version, action = self._wanted
+        name, version, label, action = self._wanted
         try:
             if action == "status":
-                found = catalog.find(name, version)
-                self._answer(text(statuses(catalog.versions(name) if version is None else [found])))
+                found = catalog.find(name, version, label)
+                everything = version is None and not label
+                self._answer(text(statuses(catalog.versions(name) if everything else [found])))
             elif action == "metadata":
-                self._answer(text(metadata(catalog.find(name, version))))
+                self._answer(text(metadata(catalog.find(name, version, label))))
             else:
                 check_allowed(name, self._request.grant)
-                inputs, self._form = predict.request(self._request.body, catalog.awaited(name, version))
-                call = traced(Call(name, version, pack(inputs)), self._request.headers)
+                inputs, self._form = predict.request(self._request.body, catalog.awaited(name, version, label))
+                call = with_headers(Call(name, version, pack(inputs), label=label), self._request.headers)
                 self._cancel = self._fabric.infer(call, self._request.grant, self._ended)
         except OffloadError as error:
             self._respond(failed(error))
