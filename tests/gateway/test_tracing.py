@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from tests.gateway.fake_fabric import ALL, FakeFabric, model
 from zmq_offload.errors import NotFound, OffloadError
-from zmq_offload.gateway.calls import Call, Outputs, with_headers
+from zmq_offload.gateway.application import http_handler
+from zmq_offload.gateway.calls import Buffers, Call, Outputs, with_headers
 from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.grpc.calls import Context, Streaming
+from zmq_offload.gateway.http.heads import Heads
+from zmq_offload.gateway.http.limits import Limits
+from zmq_offload.gateway.http.messages import Request, Response
+from zmq_offload.gateway.oip.grpc_service import methods as oip_methods
+from zmq_offload.gateway.regions.files import Off
+from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
 from zmq_offload.gateway.tracing import TracingFabric
+from zmq_offload.protobuf.messages import message_class
 from zmq_offload.protocol.packed import pack
+from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.telemetry.traces import context
 from zmq_offload.telemetry.traces.spans import Span
 
@@ -117,3 +129,84 @@ def test_the_rest_is_the_fabrics() -> None:
     lists: list[Catalog | OffloadError] = []
     bench.fabric.models(ALL, lists.append)
     assert lists == [bench.inner.catalog]
+
+
+X = model("x", TensorSpec("x", "FP32", (-1, 2)))
+IN = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        ("v2/models/x/infer", {}, json.dumps({"inputs": [IN]}).encode()),
+        (
+            "v2/models/x/infer",
+            {},
+            json.dumps({"inputs": [IN], "outputs": [{"name": "x", "parameters": {"classification": 1}}]}).encode(),
+        ),
+        ("v2/models/x/infer", {"inference-header-content-length": "0"}, bytes(8)),
+        ("v1/models/x:predict", {}, b'{"instances": [[1, 2]]}'),
+    ],
+    ids=["JSON", "classes", "raw", "TensorFlow Serving"],
+)
+def test_all_protocols_over_http_take_the_header(path: str, headers: dict[str, str], body: bytes) -> None:
+    fabric = FakeFabric(X)
+    responses: list[Response] = []
+    request = Request("POST", f"/{path}", "", {**headers, "traceparent": HEADER}, body, ALL)
+    http_handler(fabric, Off())(request, responses.append)
+    assert [response.status for response in responses] == [200]
+    assert context.text_of(fabric.calls[0].trace) == HEADER
+
+
+def open_inference() -> bytes:
+    message = message_class("inference.ModelInferRequest")(model_name="x")
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    message.raw_input_contents.append(bytes(8))
+    return bytes(message.SerializeToString())
+
+
+def tensorflow() -> bytes:
+    message = message_class("tensorflow.serving.PredictRequest")()
+    message.model_spec.name = "x"
+    message.inputs["x"].dtype = 1
+    message.inputs["x"].tensor_content = bytes(8)
+    for extent in (1, 2):
+        message.inputs["x"].tensor_shape.dim.add(size=extent)
+    return bytes(message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("inference.GRPCInferenceService/ModelInfer", open_inference()),
+        ("tensorflow.serving.PredictionService/Predict", tensorflow()),
+    ],
+)
+def test_all_protocols_over_grpc_take_the_metadata(path: str, message: bytes) -> None:
+    fabric = FakeFabric(X)
+    methods = {**oip_methods(fabric, Off()), **tfserving_methods(fabric)}
+    replies: list[Buffers | OffloadError] = []
+    method = methods[f"/{path}"]
+    assert callable(method)
+    method(message, Context(ALL, None, {"traceparent": HEADER}), replies.append)
+    assert not isinstance(replies[0], OffloadError), replies
+    assert context.text_of(fabric.calls[0].trace) == HEADER
+
+
+def test_messages_of_a_stream_belong_to_its_trace() -> None:
+    fabric = FakeFabric(X)
+    method = oip_methods(fabric, Off())["/inference.GRPCInferenceService/ModelStreamInfer"]
+    assert isinstance(method, Streaming)
+    stream = method.begin(Context(ALL, None, {"traceparent": HEADER}), Mock())
+    stream.message(open_inference())
+    stream.message(open_inference())
+    assert [context.text_of(call.trace) for call in fabric.calls] == [HEADER] * 2
+
+
+def test_heads_with_a_trace_do_not_push_out_those_that_are_remembered() -> None:
+    heads = Heads(Limits(body_bytes=1, held_bytes=1, header_bytes=1000, connections=1, idle=1.0, receive=1.0))
+    usual = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"
+    remembered = heads.parse(usual)
+    for number in range(1000):
+        heads.parse(b"GET / HTTP/1.1\r\nhost: h\r\ntraceparent: 00-%032x-01-01\r\n\r\n" % number)
+    assert heads.parse(usual) is remembered

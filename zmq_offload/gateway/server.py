@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -115,7 +115,7 @@ async def _run(config: Config, host: Host | None) -> None:
     meters = None if config.metrics == NONE else Meters()
     front: Fabric = caching or fabric
     if traces is not None:
-        front = TracingFabric(front, config.trace_share, traces.put, time.monotonic, os.urandom)
+        front = TracingFabric(front, config.trace_share, traces.put, time.monotonic, random.randbytes)
     looking = asyncio.ensure_future(_look(caching, meters, fabric))
     served: MetricsServer | None = None
     try:
