@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from tests.support import onnx_models
-from tests.support.processes import eventually, running_broker, running_workers
+from tests.support.processes import eventually, running_broker, running_gateway, running_workers
+from tests.support.triton_clients import Session
 from zmq_offload import Client
 from zmq_offload.cli.main import main
 from zmq_offload.compile import compile_model
@@ -69,6 +71,31 @@ def test_versions_and_labels_are_changed_while_workers_serve(
         assert client.models() == []
         assert models(fabric, repository, "load", "mlp:1", "--wait", "20") == 0
         assert client.infer("mlp", H2).version == 1
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_tritons_clients_load_and_unload_for_all(
+    fabric: Fabric, repository: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert models(fabric, repository, "load", "mlp", "--wait", "20") == 0
+    options = ("--model-control", "--repository", str(repository))
+    with running_gateway(fabric.frontend, options=options) as gateway, Client(fabric.frontend) as client:
+        session = Session(kind, getattr(gateway, kind))
+        try:
+            session.unload_model("mlp")
+            assert client.models() == []
+            assert not session.is_model_ready("mlp")
+            answer = session.plain(session.get_model_repository_index())
+            index = answer if kind == "http" else answer["models"]
+            assert [(entry["version"], entry["state"], entry["reason"]) for entry in index] == [
+                (version, "UNAVAILABLE", "unloaded") for version in "123"
+            ]
+            session.load_model("mlp")
+            assert session.is_model_ready("mlp") and client.infer("mlp", H2).version == 3
+            with pytest.raises(InferenceServerException, match="failed to load 'nobody'"):
+                session.load_model("nobody")
+        finally:
+            session.close()
 
 
 def test_what_no_worker_follows_is_an_error(repository: Path, echo_fabric: Fabric, tmp_path: Path) -> None:

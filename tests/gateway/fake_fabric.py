@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from zmq_offload.client.results import Timings
 from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.calls import Call, Cancel, Ended, Outputs, tell
-from zmq_offload.gateway.catalog import Catalog, Model
+from zmq_offload.gateway.catalog import Catalog, Indexed, Model
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
@@ -55,6 +55,9 @@ class FakeFabric:
         known = self.catalog
         seen = known.seen(grant.allows, self.control.closed) if isinstance(known, Catalog) else known
         return self._later(lambda: tell(ended, seen))
+
+    def index(self, grant: Grant, ended: Callable[[list[Indexed] | OffloadError], None]) -> Cancel:
+        return self.models(grant, lambda seen: ended(seen.indexed() if isinstance(seen, Catalog) else seen))
 
     def load(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
         return self._later(lambda: ended(self.control.refusal() or self._change(name, self.control.load)))

@@ -56,7 +56,7 @@ class CachingFabric:
     """
 
     def __init__(self, fabric: Fabric, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
-        self.load, self.unload = fabric.load, fabric.unload
+        self.index, self.load, self.unload = fabric.index, fabric.load, fabric.unload
         self._fabric = fabric
         self._store = store
         self._clock = clock

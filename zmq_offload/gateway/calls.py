@@ -11,7 +11,7 @@ import numpy as np
 
 from zmq_offload.client.results import Timings
 from zmq_offload.errors import Internal, OffloadError, PermissionDenied
-from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.catalog import Catalog, Indexed
 from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import limits
@@ -137,8 +137,12 @@ class Fabric(Protocol):
         broker is asked anew.
         """
 
+    def index(self, grant: Grant, ended: Callable[[list[Indexed] | OffloadError], None]) -> Cancel:
+        """The versions in the repository that `grant` is for; without a repository, those that workers serve."""
+
     def load(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
-        """Take requests for a model again. Fails if model control is off, and for a model that no worker serves."""
+        """Take requests for a model again. Fails if model control is off, and for a model that no worker serves, or
+        that the repository does not have."""
 
     def unload(self, name: str, grant: Grant, ended: Callable[[OffloadError | None], None]) -> Cancel:
         """Take no more requests for a model. Fails if model control is off."""

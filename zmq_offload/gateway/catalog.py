@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from zmq_offload.errors import InvalidArgument, NotFound, ProtocolError
 from zmq_offload.protocol.names import NAME_PATTERN
@@ -54,6 +55,15 @@ class Model:
         if label:
             return label in self.labels
         return self.latest if version is None else self.version == version
+
+
+class Indexed(NamedTuple):
+    """A version in the index of the repository. `reason` says why it is not ready."""
+
+    name: str
+    version: int
+    ready: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,10 @@ class Catalog:
         served = {(model.name, model.version) for model in self.models}
         gone = [model for model in (*before.models, *before.gone) if (model.name, model.version) not in served]
         return Catalog(self.models, gone[:_GONE])
+
+    def indexed(self) -> list[Indexed]:
+        """The versions for an index."""
+        return [Indexed(m.name, m.version, m.open, "" if m.open else "unloaded") for m in self.models]
 
     def has(self, name: str, version: int | None = None) -> bool:
         """Whether a version, or any, is served."""

@@ -65,6 +65,7 @@ class Config:
     grace: float = 10.0
     max_frame_bytes: int = limits.MESSAGE_BYTES
     model_control: bool = False
+    repository: str | None = None
     client_key: str | None = None
     broker_key: str | None = None
     access_list: str | None = None
@@ -139,6 +140,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--insecure", action="store_true", help="listen on a network without tokens or certificates")
     parser.add_argument("--system-shared-memory", action="store_true", help="let clients name files of /dev/shm")
     parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")
+    parser.add_argument("--repository", type=file, help="the repository that model control changes", metavar="DIR")
     add_option(parser, "--cache-redis", str, None, "keep answers in this Redis server, not here", metavar="URL")
     add_option(
         parser, "--traces", _collector, NONE, "collector of traces (OTLP over HTTP), otel, or none", metavar="URL"

@@ -29,7 +29,7 @@ from zmq_offload.errors import (
 )
 from zmq_offload.gateway.access.decisions import ANYONE
 from zmq_offload.gateway.calls import Call, Cancel, Ended, Outputs, check_allowed, tell
-from zmq_offload.gateway.catalog import Catalog, can_exist, catalog_of, unknown, unloaded
+from zmq_offload.gateway.catalog import Catalog, Indexed, can_exist, catalog_of, unknown, unloaded
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.inquiry import Inquiry
 from zmq_offload.gateway.statistics import Statistics
@@ -209,6 +209,9 @@ class BrokerFabric:
     def _answered(self, answer: Catalog | OffloadError) -> None:
         for waiter in self._inquiry.answered(answer, self._loop.time()):
             tell(waiter, answer)
+
+    def index(self, grant: Grant, ended: Callable[[list[Indexed] | OffloadError], None]) -> Cancel:
+        return self.models(grant, lambda answer: ended(answer.indexed() if isinstance(answer, Catalog) else answer))
 
     # --- model control --------------------------------------------------------------------------------------
 

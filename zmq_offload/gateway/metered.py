@@ -19,7 +19,7 @@ class MeteredFabric:
     def __init__(
         self, fabric: Fabric, meters: Meters, protocol: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.load, self.unload = fabric.load, fabric.unload
+        self.index, self.load, self.unload = fabric.index, fabric.load, fabric.unload
         self.meters = meters
         self.protocol = protocol
         self.clock = clock

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import uvloop
 
+from zmq_offload.artifacts.repository import Repository
 from zmq_offload.client.aiocalls import Calls, LinkCalls, LocalBroker, LocalCalls
 from zmq_offload.common import memory
 from zmq_offload.common.extras import needs
@@ -28,6 +29,7 @@ from zmq_offload.gateway.calls import Fabric, own_memory
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.gateway.config import Config
 from zmq_offload.gateway.control import ModelControl
+from zmq_offload.gateway.deploying import DeployingFabric
 from zmq_offload.gateway.fabric import EVERYTHING, BrokerFabric, link_to
 from zmq_offload.gateway.meters import Meters
 from zmq_offload.gateway.ports import Port, drain, listen
@@ -108,12 +110,16 @@ async def _run(config: Config, host: Host | None) -> None:
         calls = LinkCalls(link)
     else:
         calls = LocalCalls(guest, config.max_frame_bytes, sharing)
-    fabric = BrokerFabric(calls, config.timeout, ModelControl(config.model_control))
+    control = ModelControl(config.model_control)
+    fabric = BrokerFabric(calls, config.timeout, control)
+    front: Fabric = fabric
+    if config.repository is not None:
+        front = DeployingFabric(fabric, Repository(config.repository), control)
     sharing_kept = asyncio.ensure_future(_keep(sharing))
     store = _store_of(config)
-    caching = None if store is None else CachingFabric(fabric, store)
+    caching = None if store is None else CachingFabric(front, store)
     meters = None if config.metrics == NONE else Meters()
-    front: Fabric = caching or fabric
+    front = caching or front
     if traces is not None:
         front = TracingFabric(front, config.trace_share, traces.put, time.monotonic, random.randbytes)
     looking = asyncio.ensure_future(_look(caching, meters, fabric))

@@ -33,7 +33,8 @@ class TracingFabric:
         clock: Callable[[], float],
         new_id: Callable[[int], bytes],
     ) -> None:
-        self.models, self.load, self.unload = fabric.models, fabric.load, fabric.unload
+        self.models, self.index = fabric.models, fabric.index
+        self.load, self.unload = fabric.load, fabric.unload
         self._fabric = fabric
         self._share = share
         self._put = put

@@ -9,7 +9,7 @@ from google.protobuf.json_format import ParseDict
 
 from zmq_offload.errors import InvalidArgument, NotFound, OffloadError
 from zmq_offload.gateway.calls import Buffer, Cancel, Fabric
-from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.catalog import Catalog, Indexed
 from zmq_offload.gateway.grpc.calls import Context, Reply, Streaming, Unary, Writer
 from zmq_offload.gateway.oip import metadata
 from zmq_offload.gateway.oip.grpc_inference import Inference
@@ -219,7 +219,13 @@ class _Service:
 
     def index(self, request: Any, context: Context, done: Done) -> Cancel:
         """The models of the repository."""
-        return self._listed(context, done, lambda catalog: {"models": metadata.index(catalog, request.ready)})
+
+        def ended(versions: list[Indexed] | OffloadError) -> None:
+            done(
+                versions if isinstance(versions, OffloadError) else {"models": metadata.index(versions, request.ready)}
+            )
+
+        return self._fabric.index(context.grant, ended)
 
     def load(self, request: Any, context: Context, done: Done) -> Cancel:
         """Take requests for a model again."""

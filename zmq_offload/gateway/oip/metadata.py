@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from zmq_offload.common.version import __version__
 from zmq_offload.errors import Unimplemented
-from zmq_offload.gateway.catalog import Catalog, Model
+from zmq_offload.gateway.catalog import Indexed, Model
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 
 PLATFORM = "tvm"
@@ -84,13 +84,13 @@ def _config(spec: TensorSpec, most: int) -> dict[str, object]:
     }
 
 
-def index(catalog: Catalog, ready: bool) -> list[dict[str, str]]:
-    """The models of the repository: all that workers serve, or those that the gateway takes requests for."""
+def index(versions: Iterable[Indexed], ready: bool) -> list[dict[str, str]]:
+    """The index of the repository: all versions, or those that are ready."""
     return [
-        {"name": model.name, "version": str(model.version)}
-        | ({"state": "READY"} if model.open else {"state": "UNAVAILABLE", "reason": "unloaded"})
-        for model in catalog.models
-        if model.open or not ready
+        {"name": entry.name, "version": str(entry.version)}
+        | ({"state": "READY"} if entry.ready else {"state": "UNAVAILABLE", "reason": entry.reason})
+        for entry in versions
+        if entry.ready or not ready
     ]
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from zmq_offload.errors import InvalidArgument, NotFound, OffloadError
 from zmq_offload.gateway.calls import Cancel, Fabric
-from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.catalog import Catalog, Indexed
 from zmq_offload.gateway.http.messages import Request, Respond, Response
 from zmq_offload.gateway.http.responses import failed, failure
 from zmq_offload.gateway.http.router import Endpoint, Names
@@ -160,10 +160,19 @@ class _Rest:
     def index(self, request: Request, _names: Names, respond: Respond) -> Cancel | None:
         """The models of the repository."""
 
-        def answer(catalog: Catalog) -> Response:
-            return json(metadata.index(catalog, _body(request, _Index).ready))
+        try:
+            ready = _body(request, _Index).ready
+        except OffloadError as error:
+            respond(failed(error))
+            return None
 
-        return self._listed(request, respond, answer)
+        def ended(versions: list[Indexed] | OffloadError) -> None:
+            if isinstance(versions, OffloadError):
+                respond(failed(versions))
+            else:
+                respond(json(metadata.index(versions, ready)))
+
+        return self._fabric.index(request.grant, ended)
 
     def load(self, request: Request, names: Names, respond: Respond) -> Cancel | None:
         """Take requests for a model again."""
