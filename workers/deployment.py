@@ -114,6 +114,9 @@ class Deployment:
         configs = dict(self.configs)
         there = self._scan(problems, configs)
         if configs != self.configs:
+            names = {name for name in {*configs, *self.configs} if configs.get(name) != self.configs.get(name)}
+            # Its warm-up may be right now.
+            self._loading.try_again(model for model in there if model[0] in names and model not in self.executors)
             self.configs = configs
             self._changed()
         for model in self._loading.scanned(there, first):

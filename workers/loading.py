@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -41,6 +41,11 @@ class Loading:
         for model in gone:
             del self.settled[model]
         return gone
+
+    def try_again(self, models: Iterable[Model]) -> None:
+        """Load versions that failed to load, although their files are the same."""
+        for model in models:
+            self.settled.pop(model, None)
 
     def next(self) -> tuple[Model, int] | None:
         """The version to load next, with its stamp. The newest of each model comes first: most requests are for it."""

@@ -90,7 +90,6 @@ def test_a_warm_up_that_fails_keeps_a_version_back(served: Served) -> None:
         served.workers.wait_for(r"version 2 is not served: warmup: .*none.npz cannot be read")
         assert client.infer("mlp", H2).version == 1
         np.savez(served.repository / "mlp" / "good.npz", h2=H2["h2"])
-        served.configure("versions = [1]\n")
         served.configure("versions = [1, 2]\nwarmup = { runs = 2, inputs = 'good.npz' }\n")
         eventually(lambda: [m["version"] for m in client.models()] == [1, 2], timeout=20)
         served.configure(CONFIG)

@@ -284,3 +284,19 @@ def test_a_model_is_served_by_so_many_processes_of_a_supervisor(
     deployment = Deployment(repository, Loader(), seat=seat)
     deployment.refresh()
     assert sorted(name for name, _ in deployment.executors) == served
+
+
+def test_a_version_that_failed_is_tried_again_when_its_configuration_changes(repository: Repository) -> None:
+    for version in (1, 2):
+        add(repository, "m", version)
+    load = Loader()
+    load.faults["m", 2] = FailedPrecondition("its warm-up failed")
+    deployment = Deployment(repository, load)
+    deployment.refresh()
+    deployment.refresh()
+    assert load.loaded == [("m", 2), ("m", 1)]
+    del load.faults["m", 2]
+    configure(repository, "m", "[warmup]\nruns = 1")
+    deployment.refresh()
+    assert load.loaded == [("m", 2), ("m", 1), ("m", 2)]
+    assert sorted(deployment.executors) == [("m", 1), ("m", 2)]
