@@ -61,7 +61,8 @@ def test_an_option_takes_a_value_that_can_be_used_or_says_what_is_wrong(name: st
 COMMANDS = {
     "broker": (["--frontend"], ["--backend"], ["--heartbeat"], ["--max-frame-bytes"], ["--server-key"], ["--nonsense"]),
     "worker": (["--broker"], ["--heartbeat"], ["--slots"], ["--threads"], ["--repository"], ["--pin"]),
-    "status": (["--broker"], ["--timeout"]),
+    "status": (["--broker"], ["--timeout"], ["--watch"]),
+    "top": (["--broker"], ["--timeout"], ["--interval"]),
     "doctor": (["--frontend"], ["--backend"], ["--http"], ["--device"], ["--max-connections"], ["--timeout"]),
     "load": (["--model", "m", "--shape"], ["--model", "m", "--rate"], ["--input"], ["--expect"], ["--seed"], ["--csv"]),
     "link": (["--to"], ["--to", "tcp://127.0.0.1:1", "--rtt"], ["--to", "tcp://127.0.0.1:1", "--bandwidth"],

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -16,7 +13,8 @@ import numpy as np
 import pytest
 
 from tests.console.test_progress import Terminal, plain
-from tests.support.processes import ROOT, eventually, running_broker
+from tests.support.processes import ROOT, running_broker
+from tests.support.terminals import AtTerminal
 from zmq_offload import Client
 from zmq_offload.cli.status import describe
 from zmq_offload.console.tables import show, text
@@ -87,51 +85,19 @@ def test_a_terminal_shows_errors_in_red_and_states_in_color(monkeypatch: pytest.
     assert max(map(len, plain(shown).splitlines())) <= 80
 
 
-class Watch:
-    """`zmq-offload status --watch` at a terminal of its own, or with a pipe."""
-
-    def __init__(self, *arguments: str, rows: int = 24) -> None:
-        self.master, slave = pty.openpty()
-        os.set_blocking(self.master, False)
-        subprocess.run(["stty", "rows", str(rows), "cols", "80"], stdin=slave, check=True)
-        command = [sys.executable, "-m", "zmq_offload", *arguments]
-        environment = {**os.environ, "TERM": "xterm-256color"}
-        environment.pop("COLUMNS", None)
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, env=environment)
-        os.close(slave)
-        self.shown = ""
-
-    def read(self) -> str:
-        with contextlib.suppress(OSError):
-            self.shown += os.read(self.master, 65536).decode()
-        return self.shown
-
-    def wait_for(self, pattern: str) -> None:
-        """Wait until the terminal shows a pattern that it has not shown before."""
-        self.shown = ""
-        eventually(lambda: re.search(pattern, plain(self.read())))
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-
-
 def test_watch_draws_over_itself_and_survives_a_restart_of_the_broker() -> None:
     with running_broker() as broker:
-        watch = Watch("status", "--watch", "0.2", "--timeout", "0.3", "--broker", broker.frontend)
-        try:
+        arguments = ("status", "--watch", "0.2", "--timeout", "0.3", "--broker", broker.frontend)
+        with AtTerminal(*arguments) as watch:
             watch.wait_for(r"workers: none")
-            watch.wait_for(r"\(0\.0 per s\)")
-            assert "\x1b[H" in watch.read() and "\x1b[?25l" not in watch.read()
+            shown = watch.wait_for(r"\(0\.0 per s\)")
+            assert "\x1b[H" in shown and "\x1b[?25l" not in shown
             broker.broker.kill()
             watch.wait_for(r"no broker answers \(.*\); it is asked again")
             with running_broker(frontend=broker.frontend):
                 watch.wait_for(r"\(0\.0 per s\)")
             watch.process.send_signal(signal.SIGINT)
             assert watch.process.wait(10) == 130
-        finally:
-            watch.close()
 
 
 def test_watch_into_a_pipe_appends(echo_fabric: Fabric) -> None:

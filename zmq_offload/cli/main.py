@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": ("zmq_offload.cli.plan", "find the best place to cut a model"),
     "status": ("zmq_offload.cli.status", "show a broker's workers, models and queues"),
     "models": ("zmq_offload.cli.models", "choose the versions and labels that workers serve"),
+    "top": ("zmq_offload.cli.top", "show what a fabric does now, on the whole terminal"),
     "doctor": ("zmq_offload.cli.doctor", "find what is wrong with a machine, its files, ports and broker"),
     "load": ("zmq_offload.cli.load", "measure throughput and latency of a model under load"),
     "link": ("zmq_offload.cli.link", "emulate a network link to a broker"),

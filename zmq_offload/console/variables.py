@@ -31,7 +31,7 @@ VARIABLES: Mapping[str, Variable] = {
     for name, variable in {
         "FRONTEND": Variable(
             "the broker's frontend: where it listens for clients, and where client commands connect",
-            ("broker", "gateway", "status", "load", "profile", "doctor", "models"),
+            ("broker", "gateway", "status", "load", "profile", "doctor", "models", "top"),
         ),
         "BACKEND": Variable("the broker's backend: where it listens for workers", ("broker", "doctor")),
         "BROKER": Variable("the backends, separated by commas, that a worker connects to", ("worker",)),
@@ -104,16 +104,16 @@ VARIABLES: Mapping[str, Variable] = {
         "RECEIVE_TIMEOUT": Variable("seconds in which a gateway wants all headers of a request", ("gateway",)),
         "WORKER_KEY": Variable("a worker's own NAME.key_secret", ("worker", "doctor")),
         "CLIENT_KEY": Variable(
-            "a client's own NAME.key_secret", ("gateway", "status", "load", "profile", "doctor", "library")
+            "a client's own NAME.key_secret", ("gateway", "status", "load", "profile", "doctor", "top", "library")
         ),
         "BROKER_KEY": Variable(
             "the broker's NAME.key, for its peers",
-            ("worker", "gateway", "status", "load", "profile", "doctor", "library"),
+            ("worker", "gateway", "status", "load", "profile", "doctor", "top", "library"),
         ),
         "TOKEN": Variable("a client's bearer token, for servers that are called over TLS", ("library",)),
         "TIMEOUT": Variable(
             "maximum seconds for each request of a command",
-            ("gateway", "status", "load", "profile", "doctor", "models"),
+            ("gateway", "status", "load", "profile", "doctor", "models", "top"),
         ),
         "CONFIG": Variable("TOML file with options", ("broker", "worker", "gateway")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
