@@ -20,6 +20,7 @@ from zmq_offload.console.settings import (
     file,
     heartbeat,
     seconds,
+    share,
 )
 from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
@@ -60,6 +61,7 @@ class Config:
     """HOST:PORT at which metrics are served."""
     traces: str = NONE
     """URL of the collector that gets spans, or "otel": OpenTelemetry's variables say where it is."""
+    trace_share: float = 0.01
     policy: LivenessPolicy = field(default_factory=LivenessPolicy)
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
 
@@ -86,6 +88,7 @@ def add_options(parser: Parser) -> None:
     add_option(
         parser, "--traces", collector, NONE, "collector of traces (OTLP over HTTP), otel, or none", metavar="URL"
     )
+    add_option(parser, "--trace-share", share, 0.01, "share of requests that begin a trace, 0 to 1", metavar="X")
     parser.add_argument("--insecure", action="store_true", help="listen on a network without keys")
     for options, defaults in ((_POLICY, LivenessPolicy()), (_QUEUE_LIMITS, QueueLimits())):
         for name, (kind, text) in options.items():

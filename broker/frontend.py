@@ -104,8 +104,8 @@ class Frontend:
         # Few requests have these, and a Struct is made faster without.
         if label or wanted is not asked:
             request.label, request.asked, request.caller = label, asked, caller.encode() or owner
-        if trace:
-            request.trace = ledger.tracing.wanted(trace)
+        if ledger.tracing.enabled:
+            request.trace = ledger.tracing.wanted(trace, key)
         worker = None if ledger.stopping or deadline <= now else ledger.scheduler.choose(wanted, longest)
         if worker is None and not self._may_queue(event, request, now):
             return

@@ -69,7 +69,7 @@ class Broker:
         self.core = Core(config.policy, clock(), config.max_frame_bytes, config.queue_limits)
         self._traces = None if config.traces == NONE else _exporter(config.traces)
         self._tracing = self.core.ledger.tracing
-        self._tracing.enabled = self._traces is not None
+        self._tracing.enabled, self._tracing.share = self._traces is not None, config.trace_share
         self._wake = transport.Wake()
         try:
             self._ports = ports(config, self._wake, self.core.ledger.notes, clock)

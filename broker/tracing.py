@@ -5,6 +5,7 @@ A request that is not traced costs one look at its empty `trace` for each of its
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ from zmq_offload.telemetry.traces.spans import NewId, Span
 
 _OUTCOMES = frozenset({"served", "failed", "lost", "returned"})
 """Events that end an attempt by the worker's doing. All others revoke it."""
+
+
+_BEGUN = 0x80
+"""The flag of a trace that begins at this broker, which makes its first span, too."""
 
 
 class Step(NamedTuple):
@@ -43,6 +48,8 @@ class Tracing:
 
     def __init__(self) -> None:
         self.enabled = False
+        self.share = 0.0
+        """Of the requests without a trace, how many begin one: 0 to 1."""
         self.steps: dict[Key, list[Step]] = {}
         """Of requests that have not ended."""
         self.rows: dict[Key, int] = {}
@@ -50,9 +57,15 @@ class Tracing:
         self.ended: list[Record] = []
         """Is emptied by `take`."""
 
-    def wanted(self, trace: bytes) -> bytes:
-        """The trace of a new request, if spans are made for it; else empty."""
-        return trace if self.enabled and context.sampled(trace) else b""
+    def wanted(self, trace: bytes, key: Key) -> bytes:
+        """The trace of a new request; empty if no spans are made for it. Its caller decides, or else the share."""
+        if len(trace) == wire.TRACE_BYTES:
+            return context.joined(trace[:16], trace[16:24], context.SAMPLED) if context.sampled(trace) else b""
+        if not self.share:
+            return b""
+        # The session's token is random, so this is, too: and a request that is sent again has the same trace.
+        ids = hashlib.blake2b(key.session + key.id.to_bytes(8, "big"), digest_size=24).digest()
+        return ids + bytes((context.SAMPLED | _BEGUN,)) if context.chosen(ids[:16], self.share) else b""
 
     def step(self, request: PendingRequest, event: str, now: float, detail: object) -> None:
         """Note a transition of a traced request."""
@@ -74,6 +87,8 @@ def spans_of(record: Record, new_id: NewId) -> Iterator[Span]:
     """The spans of a request: `queue` for each wait, `attempt` for each dispatch, `compute` in the last of these."""
     begun, worker, attempt = record.accepted_at, "", 0
     last = record.steps[-1]
+    if record.trace[-1] & _BEGUN:
+        yield _first(record, last)
     for step in record.steps:
         if step.event == "queued":
             continue
@@ -84,6 +99,18 @@ def spans_of(record: Record, new_id: NewId) -> Iterator[Span]:
             yield from _attempt(record, new_id, begun, step, worker, attempt, failed)
         begun, worker = step.at, step.worker
         attempt += bool(worker)
+
+
+def _first(record: Record, last: Step) -> Span:
+    """The span of a whole request whose trace begins here, as a gateway makes it."""
+    failed = record.reply if isinstance(record.reply, wire.Error) else None
+    code = "OK" if failed is None else failed.code
+    attributes: dict[str, str | int] = {"rpc.system.name": "zmq_offload", "rpc.response.status_code": code}
+    if last.version:
+        attributes["zmq_offload.version"] = last.version
+    number = context.span_id(record.trace)
+    span = _span(record, f"infer {record.model}", number, record.accepted_at, last.at, attributes, failed)
+    return span._replace(kind="server", parent=b"")
 
 
 def _attempt(

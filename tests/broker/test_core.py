@@ -1061,7 +1061,7 @@ def test_a_worker_says_what_it_is_and_how_much_memory_it_has(bench: Bench) -> No
     assert (worker.device, worker.restarts, worker.memory_bytes) == ("cuda:1", 3, 5_000_000)
 
 
-@pytest.mark.parametrize(("trace", "kept"), [(b"", b""), (b"u" * 24, b""), (b"u" * 25, b"u" * 25)])
+@pytest.mark.parametrize(("trace", "kept"), [(b"", b""), (b"u" * 24, b""), (b"u" * 24 + b"\1", b"u" * 24 + b"\1")])
 def test_a_request_keeps_its_label_and_a_trace_of_the_right_length(bench: Bench, trace: bytes, kept: bytes) -> None:
     body = [{"name": "m", "version": 1, "inputs": [], "outputs": [], "config": {"labels": ["stable"]}}]
     bench.handle(FromWorker(b"W1", wire.Announce("one", 2), [encode_body(body)]))

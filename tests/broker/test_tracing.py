@@ -39,7 +39,7 @@ class Traced(Bench):
         }
         assert len({span.id for span in spans}) == len(spans)
         for span in spans:
-            around = {other.id: other for other in spans}.get(span.parent)
+            around = {other.id: other for other in spans if other is not span}.get(span.parent)
             assert span.start <= span.end
             assert span.parent == b"c" * 8 if around is None else around.start <= span.start <= span.end <= around.end
         return spans
@@ -195,3 +195,52 @@ def test_an_error_without_a_text_is_an_error_all_the_same(bench: Traced) -> None
     (dispatch,) = bench.ask()
     bench.handle(FromWorker(dispatch.peer, wire.Failed(*key_of(dispatch), "INTERNAL", ""), []))
     assert bench.spans()[-1].error == "INTERNAL"
+
+
+def test_the_share_begins_traces_of_requests_without_one(bench: Traced) -> None:
+    bench.core.ledger.tracing.share = 1.0
+    bench.announce()
+    bench.now += 1
+    (dispatch,) = bench.ask(b"")
+    bench.now += 2
+    bench.answer(dispatch, 0.0)
+    (record,) = bench.core.ledger.tracing.take()
+    first, *others = spans_of(record, lambda: b"own-span")
+    assert [span.name for span in others] == ["queue", "attempt", "compute"]
+    assert (first.name, first.kind, first.parent, first.end - first.start, first.error) == (
+        "infer m",
+        "server",
+        b"",
+        2.0,
+        "",
+    )
+    assert first.attributes == {
+        "zmq_offload.model": "m",
+        "zmq_offload.version": 1,
+        "rpc.system.name": "zmq_offload",
+        "rpc.response.status_code": "OK",
+    }
+    assert {span.trace_id for span in others} == {first.trace_id}
+    assert [span.parent for span in others] == [first.id, first.id, b"own-span"]
+
+
+def test_a_request_that_fails_before_it_runs_has_a_first_span_without_a_version(bench: Traced) -> None:
+    bench.core.ledger.tracing.share = 1.0
+    bench.ask(b"", budget=1.0)
+    bench.after(3.0)
+    (record,) = bench.core.ledger.tracing.take()
+    first, queue = spans_of(record, lambda: b"own-span")
+    assert first.error == queue.error != "" and first.attributes["rpc.response.status_code"] == record.reply[2]
+    assert "zmq_offload.version" not in first.attributes
+
+
+def test_the_callers_decision_comes_before_the_share(bench: Traced) -> None:
+    tracing = bench.core.ledger.tracing
+    tracing.share = 1.0
+    key = wire.Key(ALICE, 1)
+    assert tracing.wanted(context.joined(b"t" * 16, b"c" * 8, 0), key) == b""
+    assert tracing.wanted(TRACE[:-1] + b"\xff", key) == TRACE  # flags of others mean nothing here
+    assert tracing.wanted(b"", key) == tracing.wanted(b"", key) != tracing.wanted(b"", wire.Key(ALICE, 2))
+    tracing.share = 0.25
+    chosen = sum(bool(tracing.wanted(b"", wire.Key(ALICE, number))) for number in range(4000))
+    assert 900 < chosen < 1100

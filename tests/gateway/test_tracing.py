@@ -24,6 +24,7 @@ from zmq_offload.gateway.regions.files import Off
 from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
 from zmq_offload.gateway.tracing import TracingFabric
 from zmq_offload.protobuf.messages import message_class
+from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import pack
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.telemetry.traces import context
@@ -98,7 +99,8 @@ def test_the_share_decides_about_requests_without_a_trace(header: str | None) ->
     assert span.parent == b"" and bench.passed == f"00-{span.trace_id.hex()}-{span.id.hex()}-01"
     bench = Bench(share=0.0)
     bench.infer(header)
-    assert not bench.spans and bench.inner.calls[0].trace == b""
+    trace = bench.inner.calls[0].trace
+    assert not bench.spans and len(trace) == wire.TRACE_BYTES and not context.sampled(trace)
 
 
 def test_an_error_is_the_spans_error() -> None:

@@ -79,7 +79,7 @@ VARIABLES: Mapping[str, Variable] = {
         "TRACES": Variable(
             "URL of the OpenTelemetry collector that gets traces, or `otel`, or `none`", ("broker", "gateway")
         ),
-        "TRACE_SHARE": Variable("share of a gateway's requests without a trace that begin one, 0 to 1", ("gateway",)),
+        "TRACE_SHARE": Variable("share of requests without a trace that begin one, 0 to 1", ("broker", "gateway")),
         "HTTP": Variable("HOST:PORT where a gateway takes HTTP requests, or `none`", ("gateway", "doctor")),
         "GRPC": Variable("HOST:PORT where a gateway takes gRPC calls, or `none`", ("gateway", "doctor")),
         "ACCESS_LIST": Variable(

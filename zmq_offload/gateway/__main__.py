@@ -60,7 +60,7 @@ def _host(config: Config, prog: str) -> Host:
     if config.insecure:
         given.append("--insecure")
     if config.traces != NONE:
-        given += ["--traces", config.traces]
+        given += ["--traces", config.traces, "--trace-share", str(config.trace_share)]
     options = own("broker.config").parse(given, prog)
     return partial(own("broker.guest").Guest, options)
 

@@ -57,6 +57,8 @@ class TracingFabric:
             trace_id, parent = self._new_id(context.TRACE_ID_BYTES), b""
             wanted = context.chosen(trace_id, self._share)
         if not wanted:
+            if not trace:  # the broker must not choose anew
+                call = call._replace(trace=context.joined(trace_id, self._new_id(context.SPAN_ID_BYTES), 0))
             return self._fabric.infer(call, grant, ended)
         run = _Run(self._put, self._clock, call, trace_id, parent, self._new_id(context.SPAN_ID_BYTES), ended)
         return run.start(self._fabric, grant)
