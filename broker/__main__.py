@@ -23,16 +23,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m broker")
 
 
 def _serve(arguments: Sequence[str] | None, prog: str) -> int:
-    import logging
-
     from broker.config import parse
-    from zmq_offload.console import dotenv
+    from zmq_offload.console import dotenv, logs
     from zmq_offload.console.variables import warn_of_unknown
 
     dotenv.load()
     config = parse(arguments, prog)
     warn_of_unknown("broker")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logs.start("broker", config.log)
     from broker.loop import serve
 
     return serve(config)

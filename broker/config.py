@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from broker.admission import QueueLimits
 from broker.liveness import LivenessPolicy
+from zmq_offload.console.logs import DEFAULT, LogOptions, add_log_options
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     NONE,
@@ -62,6 +63,7 @@ class Config:
     traces: str = NONE
     """URL of the collector that gets spans, or "otel": OpenTelemetry's variables say where it is."""
     trace_share: float = 0.01
+    log: LogOptions = DEFAULT
     policy: LivenessPolicy = field(default_factory=LivenessPolicy)
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
 
@@ -94,10 +96,11 @@ def add_options(parser: Parser) -> None:
         for name, (kind, text) in options.items():
             flag, metavar = "--" + name.replace("_", "-"), "S" if kind in (seconds, heartbeat) else "N"
             add_option(parser, flag, kind, getattr(defaults, name), text, metavar=metavar)
+    add_log_options(parser)
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> Config:
-    """The options of `zmq-offload broker`, from arguments, environment and defaults."""
+    """The options of `zmq-offload broker`, from arguments, a file, the environment and defaults."""
     parser = Parser(prog=prog)
     add_options(parser)
     parsed = parser.parse_args(arguments)
@@ -105,4 +108,5 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker"
     given = vars(parsed)
     policy = LivenessPolicy(**{name: given.pop(name) for name in _POLICY})
     queue_limits = QueueLimits(**{name: given.pop(name) for name in _QUEUE_LIMITS})
-    return Config(**given, policy=policy, queue_limits=queue_limits)
+    log = LogOptions(given.pop("log_level"), given.pop("log_format"))
+    return Config(**given, log=log, policy=policy, queue_limits=queue_limits)

@@ -23,31 +23,33 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m workers"
 
 
 def _run(arguments: Sequence[str], prog: str) -> int:
-    import logging
     import os
 
     from workers.config import parse
-    from workers.supervisor import CORES, PARENT_FD, SEAT, Supervisor
-    from zmq_offload.console import dotenv
+    from workers.supervisor import CORES, LOG_FD, PARENT_FD, SEAT, Supervisor
+    from zmq_offload.console import dotenv, logs
     from zmq_offload.console.variables import warn_of_unknown
     from zmq_offload.errors import InvalidArgument
     from zmq_offload.runtime import runtime_only
 
     dotenv.load()
     config = parse(arguments, prog)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    given, listed, sat = (os.environ.pop(name, "") for name in (PARENT_FD, CORES, SEAT))
+    given, listed, sat, log_fd = (os.environ.pop(name, "") for name in (PARENT_FD, CORES, SEAT, LOG_FD))
     if not given:
+        logs.start("worker", config.log)
         warn_of_unknown("workers")
         return Supervisor(config, arguments).run()
     try:
         parent, cores = int(given), [int(core) for core in listed.split(",") if core]
         seat, restarts = map(int, sat.split(","))
+        descriptor = int(log_fd or 2)
         os.fstat(parent)
+        os.fstat(descriptor)
     except (OSError, OverflowError, ValueError):
         raise InvalidArgument(
-            f"{PARENT_FD}, {CORES} and {SEAT} are set by a supervisor for its workers; unset them"
+            f"{PARENT_FD}, {CORES}, {SEAT} and {LOG_FD} are set by a supervisor for its workers; unset them"
         ) from None
+    logs.start("worker", config.log, {"worker": config.name}, descriptor)
     runtime_only.use()
     from workers.loop import serve
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from workers.session import MOST_SLOTS, WorkerPolicy
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.common.cores import usable_cores
+from zmq_offload.console.logs import DEFAULT, LogOptions, add_log_options
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     ARENA_BYTES,
@@ -80,6 +81,7 @@ class Config:
     batching: Batching | None = None
     key: str | None = None
     broker_key: str | None = None
+    log: LogOptions = DEFAULT
     policy: WorkerPolicy = field(default_factory=WorkerPolicy)
 
 
@@ -128,10 +130,11 @@ def add_options(parser: Parser) -> None:
     add_option(
         parser, "--batch-delay", microseconds, None, "maximum microseconds that a batch waits for more", metavar="US"
     )
+    add_log_options(parser)
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers") -> Config:
-    """The options of `zmq-offload worker`, from arguments, environment and defaults."""
+    """The options of `zmq-offload worker`, from arguments, a file, the environment and defaults."""
     parser = Parser(prog=prog)
     add_options(parser)
     given = parser.parse_args(arguments)
@@ -155,5 +158,6 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
         batching=None if given.max_batch is None else Batching(given.max_batch, given.batch_delay or 0),
         key=given.worker_key,
         broker_key=given.broker_key,
+        log=LogOptions(given.log_level, given.log_format),
         policy=WorkerPolicy(given.heartbeat, given.patience, given.drain),
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from workers.config import Config
 from workers.cores import Placement, place
 from workers.peers import Peers
+from workers.words import LastWords
 from zmq_offload.common.cores import cpu_quota, usable_cores
 from zmq_offload.common.extras import needs
 from zmq_offload.common.units import counted
@@ -31,6 +32,9 @@ _SETTLE = 0.3
 
 SEAT = "ZMQ_OFFLOAD_SEAT"
 """Variable with a child's number among the processes of its supervisor, and how many had that before: SEAT,RESTARTS."""
+
+LOG_FD = "ZMQ_OFFLOAD_LOG_FD"
+"""Variable with the descriptor of the supervisor's stderr, for a child: there it writes its log."""
 
 CORES = "ZMQ_OFFLOAD_CORES"
 """Variable with the cores that a child is bound to, separated by commas."""
@@ -66,6 +70,7 @@ class _Seat:
     terminated: bool = False
     starts: int = 0
     """How many processes it has had."""
+    words: LastWords | None = None
     kept: tuple[int, ...] = ()
     """The cores that its process is bound to."""
 
@@ -86,6 +91,7 @@ class Supervisor:
         self._peers: Peers | None = None
         # Nothing is written to it. When this process ends, for any reason, its children read the end of file.
         self._alive_read, self._alive_write = os.pipe()
+        self._log_fd = os.dup(2)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> int:
@@ -142,6 +148,7 @@ class Supervisor:
                 where = self._place(at)
                 environment = os.environ | {
                     PARENT_FD: str(self._alive_read),
+                    LOG_FD: str(self._log_fd),
                     SEAT: f"{at},{seat.starts}",
                     # Each process has its own thread pool. Together they must not exceed the cores.
                     "TVM_NUM_THREADS": str(where.threads),
@@ -155,8 +162,13 @@ class Supervisor:
                 with _on(where.cores):
                     # In its own session, a child does not get the terminal's Ctrl-C; this process passes it on.
                     seat.process = subprocess.Popen(
-                        self._command, env=environment, pass_fds=[self._alive_read], start_new_session=True
+                        self._command,
+                        env=environment,
+                        stderr=subprocess.PIPE,
+                        pass_fds=[self._alive_read, self._log_fd],
+                        start_new_session=True,
                     )
+                seat.words = LastWords(seat.process, at, self._config.name)
                 seat.started = now
                 seat.starts += 1
                 log.info(
@@ -195,6 +207,8 @@ class Supervisor:
         codes = []
         for at, seat in enumerate(self._seats):
             if seat.process is not None and (code := seat.process.poll()) is not None:
+                if seat.words is not None:
+                    seat.words.wait()
                 now = time.monotonic()
                 wait = seat.backoff.ended(now - seat.started)
                 seat.process, seat.start_at = None, now + wait

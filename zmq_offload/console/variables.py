@@ -24,6 +24,7 @@ class Variable(NamedTuple):
 
 
 _FABRIC = ("broker", "worker")
+_PROGRAMS = ("broker", "worker", "gateway")
 _ALL = "all commands"
 
 VARIABLES: Mapping[str, Variable] = {
@@ -115,12 +116,14 @@ VARIABLES: Mapping[str, Variable] = {
             "maximum seconds for each request of a command",
             ("gateway", "status", "load", "profile", "doctor", "models", "top"),
         ),
-        "CONFIG": Variable("TOML file with options", ("broker", "worker", "gateway")),
+        "LOG_LEVEL": Variable("least level of the log: `debug`, `info`, `warning` or `error`", _PROGRAMS),
+        "LOG_FORMAT": Variable("`text` or `json`: the form of an event of the log", _PROGRAMS),
+        "CONFIG": Variable("TOML file with options", _PROGRAMS),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }
 
-INTERNAL = frozenset({f"{PREFIX}PARENT_FD", f"{PREFIX}CORES", f"{PREFIX}SEAT"})
+INTERNAL = frozenset({f"{PREFIX}PARENT_FD", f"{PREFIX}CORES", f"{PREFIX}LOG_FD", f"{PREFIX}SEAT"})
 """Variables that only a supervisor sets, for its workers."""
 
 

@@ -26,17 +26,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m zmq_offl
 
 
 def _serve(arguments: Sequence[str] | None, prog: str) -> int:
-    import logging
-
     from zmq_offload.common.extras import needs
-    from zmq_offload.console import dotenv
+    from zmq_offload.console import dotenv, logs
     from zmq_offload.console.variables import warn_of_unknown
     from zmq_offload.gateway.config import parse
 
     dotenv.load()
     config = parse(arguments, prog)
     warn_of_unknown("gateway")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logs.start("gateway", config.log)
     with needs("gateway"):
         from zmq_offload.gateway.server import serve
     if config.with_broker is None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from zmq_offload.console.logs import DEFAULT, LogOptions, add_log_options
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     ARENA_BYTES,
@@ -90,6 +91,7 @@ class Config:
     max_streams: int = 256
     idle_timeout: float = 120.0
     receive_timeout: float = 20.0
+    log: LogOptions = DEFAULT
 
     @property
     def addresses(self) -> list[str]:
@@ -149,6 +151,7 @@ def add_options(parser: Parser) -> None:
     for flag, kind, text in _LIMITS:
         default = getattr(Config, flag.removeprefix("--").replace("-", "_"))
         add_option(parser, flag, kind, default, text, metavar="S" if kind is seconds else "N")
+    add_log_options(parser)
 
 
 _LIMITS = (
@@ -165,7 +168,7 @@ _LIMITS = (
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gateway") -> Config:
-    """The options of `zmq-offload gateway`, from arguments, environment and defaults."""
+    """The options of `zmq-offload gateway`, from arguments, a file, the environment and defaults."""
     parser = Parser(prog=prog)
     add_options(parser)
     given = sys.argv[1:] if arguments is None else arguments
@@ -184,4 +187,6 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
     parsed.triton_metrics = parsed.triton_metrics == "on"
     if parsed.triton_metrics and parsed.metrics == NONE:
         parser.error("--triton-metrics on without --metrics; say at which HOST:PORT they are served")
-    return Config(**vars(parsed), config_file=parser.config_file)
+    values = vars(parsed)
+    values["log"] = LogOptions(values.pop("log_level"), values.pop("log_format"))
+    return Config(**values, config_file=parser.config_file)

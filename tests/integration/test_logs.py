@@ -1,0 +1,57 @@
+"""Logs of real processes: JSON, what others write to a worker's stderr, its last words, and options from a file."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import running_broker, running_workers
+
+CRASHES = """
+import os, sys, warnings
+if "ZMQ_OFFLOAD_PARENT_FD" in os.environ:
+    os.write(2, b"[10:11:12] /src/threading.cc:7: Warning: few cores\\n")
+    os.write(2, b"a forged\\x1b[31m line\\r\\nand the last words, without a line end")
+    os.abort()
+"""
+"""A sitecustomize that every Python process imports first."""
+
+
+def events(lines: list[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def test_all_processes_log_objects_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZMQ_OFFLOAD_LOG_FORMAT", "json")
+    with running_broker() as fabric, running_workers(fabric.backend, "--executor", "echo", "--name", "w") as workers:
+        workers.wait_for("connected to broker")
+        assert workers.end(signal.SIGTERM) == 0
+        fabric.broker.wait_for("left")
+        for seen in (workers.seen(), fabric.broker.seen()):
+            assert all(line.startswith(("{", "ready")) for line in seen), seen
+        said = {
+            (e["program"], e["logger"], e.get("worker"), "supervisor" in e["logger"]) for e in events(workers.seen())
+        }
+        assert said == {("worker", "workers.supervisor", None, True), ("worker", "workers", "w", False)}
+
+
+def test_last_words_of_a_worker_are_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CRASHES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("ZMQ_OFFLOAD_LOG_FORMAT", "json")
+    with running_workers("tcp://127.0.0.1:1", "--executor", "echo", "--name", "w") as workers:
+        workers.wait_for("ended with code -6")
+        found = [e for e in events(workers.seen()) if e["logger"] == "workers.stderr"][:3]
+        assert [(e["source"], e["level"], e["message"]) for e in found] == [
+            ("tvm", "warning", "worker 0: /src/threading.cc:7: few cores"),
+            ("stderr", "warning", "worker 0: a forged\x1b[31m line"),
+            ("stderr", "warning", "worker 0: and the last words, without a line end"),
+        ]
+        assert all(e["worker"] == "w" and e["worker_pid"] != e["pid"] for e in found)
+        said = [e["message"] for e in events(workers.seen())]
+        ended = next(at for at, text in enumerate(said) if "ended with code" in text)
+        assert any("last words" in text for text in said[:ended]), "they come before the news of the end"
