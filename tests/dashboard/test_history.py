@@ -209,7 +209,9 @@ def test_a_worker_that_its_supervisor_started_again_takes_the_place() -> None:
         status(12, workers=[before[1], worker("host-3", restarts=0)]),
         status(13, workers=[before[1], worker("host-3", restarts=0), worker("host-4", restarts=1)]),
     )
-    assert states(history, now) == {"host-2": "ready", "host-3": "ready", "host-4": "ready", "far-9": "lost"}
+    here = {"host-2": "ready", "host-3": "ready", "host-4": "ready", "far-9": "lost"}
+    assert states(history, now) == {**here, "host-1": "lost"}
+    assert states(history, now + 6) == here
     assert {view.name: view.replaces for view in history.view(now).workers}["host-4"] == "host-1"
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "models": ("zmq_offload.cli.models", "choose the versions and labels that workers serve"),
     "top": ("zmq_offload.cli.top", "show what a fabric does now, on the whole terminal"),
     "doctor": ("zmq_offload.cli.doctor", "find what is wrong with a machine, its files, ports and broker"),
+    "dashboard": ("zmq_offload.cli.dashboard", "serve a page that shows a broker"),
     "load": ("zmq_offload.cli.load", "measure throughput and latency of a model under load"),
     "link": ("zmq_offload.cli.link", "emulate a network link to a broker"),
     "keys": ("zmq_offload.cli.keys", "make, authorize and revoke keys"),

@@ -32,7 +32,7 @@ VARIABLES: Mapping[str, Variable] = {
     for name, variable in {
         "FRONTEND": Variable(
             "the broker's frontend: where it listens for clients, and where client commands connect",
-            ("broker", "gateway", "status", "load", "profile", "doctor", "models", "top"),
+            ("broker", "gateway", "status", "dashboard", "load", "profile", "doctor", "models", "top"),
         ),
         "BACKEND": Variable("the broker's backend: where it listens for workers", ("broker", "doctor")),
         "BROKER": Variable("the backends, separated by commas, that a worker connects to", ("worker",)),
@@ -81,6 +81,7 @@ VARIABLES: Mapping[str, Variable] = {
             "URL of the OpenTelemetry collector that gets traces, or `otel`, or `none`", ("broker", "gateway")
         ),
         "TRACE_SHARE": Variable("share of requests without a trace that begin one, 0 to 1", ("broker", "gateway")),
+        "DASHBOARD": Variable("HOST:PORT where `zmq-offload dashboard` serves its page", ("dashboard",)),
         "HTTP": Variable("HOST:PORT where a gateway takes HTTP requests, or `none`", ("gateway", "doctor")),
         "GRPC": Variable("HOST:PORT where a gateway takes gRPC calls, or `none`", ("gateway", "doctor")),
         "ACCESS_LIST": Variable(
@@ -105,11 +106,12 @@ VARIABLES: Mapping[str, Variable] = {
         "RECEIVE_TIMEOUT": Variable("seconds in which a gateway wants all headers of a request", ("gateway",)),
         "WORKER_KEY": Variable("a worker's own NAME.key_secret", ("worker", "doctor")),
         "CLIENT_KEY": Variable(
-            "a client's own NAME.key_secret", ("gateway", "status", "load", "profile", "doctor", "top", "library")
+            "a client's own NAME.key_secret",
+            ("gateway", "status", "dashboard", "load", "profile", "doctor", "top", "library"),
         ),
         "BROKER_KEY": Variable(
             "the broker's NAME.key, for its peers",
-            ("worker", "gateway", "status", "load", "profile", "doctor", "top", "library"),
+            ("worker", "gateway", "status", "dashboard", "load", "profile", "doctor", "top", "library"),
         ),
         "TOKEN": Variable("a client's bearer token, for servers that are called over TLS", ("library",)),
         "TIMEOUT": Variable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from zmq_offload.dashboard.series import RECENT
@@ -14,6 +15,9 @@ LOST = "lost"
 
 REMEMBERED = 300.0
 """Seconds for which a lost worker is shown."""
+
+_REPLACED = 5.0
+"""Seconds for which it is shown still when another one has its place: a supervisor may be quicker than eyes are."""
 
 _MOST_LOST = 100
 """Lost workers that are shown at most: those that were lost last."""
@@ -69,6 +73,7 @@ class _Known:
     view: WorkerView
     seen: float
     came: float
+    replaced: float = inf  # when another one took its place
     busy: deque[tuple[float, float]] = field(default_factory=deque)
 
 
@@ -108,7 +113,7 @@ class Roster:
                 self._lost.pop(key, None)
                 self._lost[key] = known
         for key, known in fresh:
-            known.view = replace(known.view, replaces=self._take_place(key, known.view))
+            known.view = replace(known.view, replaces=self._take_place(key, known.view, now))
         self._forget(now)
 
     def views(self, now: float) -> list[WorkerView]:
@@ -124,18 +129,23 @@ class Roster:
         ]
         return sorted(here + lost, key=lambda view: view.name)
 
-    def _take_place(self, key: tuple[str, int], view: WorkerView) -> str:
-        """Find the lost worker in whose place one came, and forget that one; its name, or "" if there is none."""
+    def _take_place(self, key: tuple[str, int], view: WorkerView, now: float) -> str:
+        """Find the lost worker in whose place one came; its name, or "" if there is none."""
         if self._lost.pop(key, None) is not None:
             return view.name
-        for other, known in self._lost.items():
-            if _host(known.view.name) == _host(view.name) and view.restarts > known.view.restarts:
-                del self._lost[other]
+        for known in self._lost.values():
+            waits = known.replaced == inf and view.restarts > known.view.restarts
+            if waits and _host(known.view.name) == _host(view.name):
+                known.replaced = now
                 return known.view.name
         return ""
 
     def _forget(self, now: float) -> None:
-        self._lost = {key: known for key, known in self._lost.items() if now - known.seen < REMEMBERED}
+        self._lost = {
+            key: known
+            for key, known in self._lost.items()
+            if now - known.seen < REMEMBERED and now - known.replaced < _REPLACED
+        }
         for key in list(self._lost)[:-_MOST_LOST]:
             del self._lost[key]
 

@@ -129,6 +129,8 @@ def together(many: Iterable[Buckets | None]) -> Buckets | None:
 
 
 def _point(number: int, samples: list[Sample]) -> Point:
+    """A step as few digits: the page gets thousands of them."""
     rates = rates_of(samples)
+    p50, p95, p99 = (None if each is None else round(each, 6) for each in (rates.p50, rates.p95, rates.p99))
     queued = max(sample.queued for sample in samples)
-    return Point(number, rates.requests, rates.errors, rates.p50, rates.p95, rates.p99, queued)
+    return Point(number, round(rates.requests, 2), round(rates.errors, 2), p50, p95, p99, queued)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from zmq_offload.console.settings import NONE
+from zmq_offload.dashboard.watch import Watch
 from zmq_offload.gateway.access.decisions import Access
 from zmq_offload.gateway.access.guard import Guard
 from zmq_offload.gateway.calls import Cancel, Fabric, Memory, own_memory
@@ -24,6 +25,7 @@ from zmq_offload.gateway.meters import Meters
 from zmq_offload.gateway.oip.grpc_service import methods as oip_methods
 from zmq_offload.gateway.oip.regions import region_routes
 from zmq_offload.gateway.oip.rest import routes
+from zmq_offload.gateway.page import page_routes
 from zmq_offload.gateway.ports import Door
 from zmq_offload.gateway.regions.files import Off, SharedMemory, System
 from zmq_offload.gateway.tfserving import rest as tfserving
@@ -31,10 +33,15 @@ from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
 
 
 def doors(
-    config: Config, fabric: Fabric, guard: Guard, receive: Memory = own_memory, meters: Meters | None = None
+    config: Config,
+    fabric: Fabric,
+    guard: Guard,
+    receive: Memory = own_memory,
+    meters: Meters | None = None,
+    watch: Watch | None = None,
 ) -> list[Door]:
     """The ports that are wanted. Call it in the event loop. `receive` gives memory for long bodies and messages;
-    `meters` count the requests."""
+    `meters` count the requests; the dashboard shows what `watch` saw."""
 
     def metered(protocol: str) -> Fabric:
         return fabric if meters is None else MeteredFabric(fabric, meters, protocol)
@@ -42,7 +49,7 @@ def doors(
     memory = System(config.max_body_bytes, config.max_held_bytes) if config.system_shared_memory else Off()
     found = []
     if config.http != NONE:
-        handler = crossing(http_handler(metered("http"), memory), config.cors_origins or ())
+        handler = crossing(http_handler(metered("http"), memory, watch), config.cors_origins or ())
         service = _http(config, handler, guard.access, receive)
         found.append(Door("http", config.http, service, guard.contexts.http if guard.contexts else None))
     if config.grpc != NONE:
@@ -51,10 +58,11 @@ def doors(
     return found
 
 
-def http_handler(fabric: Fabric, memory: SharedMemory) -> Handler:
+def http_handler(fabric: Fabric, memory: SharedMemory, watch: Watch | None = None) -> Handler:
     """What answers HTTP requests."""
     tensorflow, open_inference = tfserving.handler(fabric), Router()
-    for route in (*routes(fabric, memory), *region_routes(memory)):
+    page = () if watch is None else page_routes(watch)
+    for route in (*routes(fabric, memory), *region_routes(memory), *page):
         open_inference.add(*route)
 
     def handle(request: Request, respond: Respond) -> Cancel | None:

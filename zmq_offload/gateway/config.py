@@ -67,6 +67,7 @@ class Config:
     max_frame_bytes: int = limits.MESSAGE_BYTES
     model_control: bool = False
     repository: str | None = None
+    dashboard: bool = False
     client_key: str | None = None
     broker_key: str | None = None
     access_list: str | None = None
@@ -143,6 +144,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--system-shared-memory", action="store_true", help="let clients name files of /dev/shm")
     parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")
     parser.add_argument("--repository", type=file, help="the repository that model control changes", metavar="DIR")
+    parser.add_argument("--dashboard", action="store_true", help="serve a page that shows the broker, at /dashboard")
     add_option(parser, "--cache-redis", str, None, "keep answers in this Redis server, not here", metavar="URL")
     add_option(
         parser, "--traces", _collector, NONE, "collector of traces (OTLP over HTTP), otel, or none", metavar="URL"
@@ -182,6 +184,8 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
     for other in ("tls_cert", "access_list"):
         if parsed.client_ca and not getattr(parsed, other):
             parser.error(f"--client-ca without --{other.replace('_', '-')}; client certificates need both")
+    if parsed.dashboard and parsed.http == NONE:
+        parser.error("--dashboard with --http none; the page is served over HTTP, so give --http HOST:PORT")
     if parsed.http == parsed.grpc == NONE:
         parser.error("--http none with --grpc none; a gateway needs one of the two ports")
     parsed.triton_metrics = parsed.triton_metrics == "on"

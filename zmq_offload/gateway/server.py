@@ -19,6 +19,7 @@ from zmq_offload.common import memory
 from zmq_offload.common.extras import needs
 from zmq_offload.common.open_files import raise_file_limit
 from zmq_offload.console.settings import NONE
+from zmq_offload.dashboard.watch import Watch
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.gateway import metrics, tritonmetrics
 from zmq_offload.gateway.access.guard import Guard, check_exposure
@@ -32,6 +33,7 @@ from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.deploying import DeployingFabric
 from zmq_offload.gateway.fabric import EVERYTHING, BrokerFabric, link_to
 from zmq_offload.gateway.meters import Meters
+from zmq_offload.gateway.page import asking
 from zmq_offload.gateway.ports import Port, drain, listen
 from zmq_offload.gateway.responsecache import ResponseCache
 from zmq_offload.gateway.tracing import TracingFabric
@@ -124,9 +126,11 @@ async def _run(config: Config, host: Host | None) -> None:
         front = TracingFabric(front, config.trace_share, traces.put, time.monotonic, random.randbytes)
     looking = asyncio.ensure_future(_look(caching, meters, fabric))
     served: MetricsServer | None = None
+    watch = Watch(asking(calls)) if config.dashboard else None
+    watching = None if watch is None else asyncio.ensure_future(watch.run())
     try:
         receive = own_memory if sharing is None else sharing.memory
-        ports = await listen(doors(config, front, guard, receive, meters))
+        ports = await listen(doors(config, front, guard, receive, meters, watch))
         if meters is not None:
             served = MetricsServer(config.metrics, *_sources(config, meters, fabric, ports, store, guest))
         guard.watch()
@@ -153,6 +157,8 @@ async def _run(config: Config, host: Host | None) -> None:
     finally:
         sharing_kept.cancel()
         looking.cancel()
+        if watching is not None:
+            watching.cancel()
         if served is not None:
             served.close()
         if store is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from zmq_offload.dashboard.files import PATHS
 from zmq_offload.errors import Unauthenticated
 from zmq_offload.net.credentials import certificate_entry, token_entry
 from zmq_offload.net.grants import Grant
@@ -43,9 +44,12 @@ PUBLIC = frozenset(
         "/inference.GRPCInferenceService/ServerReady",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
+        *PATHS,
     }
 )
-"""Paths that need no credential: probes of load balancers and of Kubernetes send none."""
+"""Paths that need no credential: probes of load balancers and of Kubernetes send none, and the files of the dashboard
+say nothing of a fabric. A browser asks for them before its user could give a token; the page sends it with what it asks
+for."""
 
 _NAMES = {"URI": "uri", "DNS": "dns", "email": "email"}
 """Kinds of names that the `ssl` module finds in a certificate -> as lists write them."""

@@ -54,9 +54,14 @@ class _Phase(enum.Enum):
     RECEIVING = enum.auto()  # waits for a request, or for the rest of one
     ANSWERING = enum.auto()  # a handler has the request
     CODING = enum.auto()  # the request is decompressed, or the response compressed
+    STREAMING = enum.auto()  # the response has no end; what the client sends is not looked at
     SENDING = enum.auto()  # the client does not read its response as fast as it is written
     LINGERING = enum.auto()  # a request is refused; what follows is read, so that the client sees why
     CLOSING = enum.auto()
+
+
+_DEAF = (_Phase.STREAMING, _Phase.LINGERING, _Phase.CLOSING)
+"""Phases in which bytes that come are dropped."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -144,7 +149,7 @@ class Connection(asyncio.BufferedProtocol):
             self._fill(nbytes)
         elif phase is _Phase.RECEIVING and not self._held:
             self._take(self._server.buffer, nbytes)
-        elif phase is not _Phase.LINGERING and phase is not _Phase.CLOSING:
+        elif phase not in _DEAF:
             self._held += self._server.view[:nbytes]
             if phase is _Phase.RECEIVING:
                 self._resume()
@@ -174,6 +179,8 @@ class Connection(asyncio.BufferedProtocol):
         """Close the connection after the answer, or soon if it has no request."""
         if self._phase is _Phase.RECEIVING and self._incoming.head is None and not self._started:
             self.due = min(self.due, self._server.now() + _SILENCE)
+        elif self._phase is _Phase.STREAMING:
+            self._close()
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -336,6 +343,9 @@ class Connection(asyncio.BufferedProtocol):
         """Write the response to the request, and go on."""
         head, server = self._head, self._server
         self._release()
+        if response.stream is not None and head.method != "HEAD":
+            self._begin_stream(response)
+            return
         size = size_of(response.body)
         if size > _JOINED_BYTES and server.held + size > self._limits.held_bytes:
             response = failed(exhausted(self._limits))
@@ -349,6 +359,23 @@ class Connection(asyncio.BufferedProtocol):
             self._next()
         else:
             self._close()
+
+    def _begin_stream(self, response: Response) -> None:
+        """Write the head of a response without an end. The end of the connection is its end."""
+        assert response.stream is not None
+        self._held.clear()
+        self._phase = _Phase.STREAMING
+        self._transport.write(head_of(response.status, response.headers, None, self._server.date, "close"))
+        self._cancel = response.stream(self)
+        if self._server.draining:
+            self._close()
+
+    def send(self, part: bytes) -> int:
+        """Send a part of a stream, as `Pipe` says. Too late, if the connection closes."""
+        if self._phase is not _Phase.STREAMING:
+            return 0
+        self._transport.write(part)
+        return self._transport.get_write_buffer_size()
 
     def _write(self, response: Response, connection: str | None, *, with_body: bool = True) -> None:
         """Write a response."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from zmq_offload.gateway.calls import Buffer, Buffers, Cancel
 from zmq_offload.net.grants import Grant
@@ -39,9 +39,22 @@ class Compression(enum.Enum):
     ASKING = enum.auto()
 
 
+class Pipe(Protocol):
+    """Where a response goes that has no end of its own."""
+
+    def send(self, part: bytes) -> int:
+        """Send bytes; how many bytes in all the client has not taken yet."""
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+
+
 @dataclass(slots=True)
 class Response:
     """A response. The connection adds Content-Length and what belongs to the connection.
+
+    With a `stream`, the body has no end: the stream gets the pipe for it once the head is written, and returns what to
+    call when the client is gone. The pipe may be used until then.
 
     As with Triton, only results of models are compressed: tritonclient.http.aio accepts codings always, and does not
     decompress any other response.
@@ -51,6 +64,7 @@ class Response:
     body: Buffers = ()
     headers: Sequence[tuple[str, str]] = ()
     compression: Compression = Compression.NONE
+    stream: Callable[[Pipe], Cancel] | None = None
 
 
 Respond: TypeAlias = Callable[[Response], None]

@@ -21,9 +21,12 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Clien
 
 
 def head_of(
-    status: int, headers: Sequence[tuple[str, str]], length: int, date: str, connection: str | None = None
+    status: int, headers: Sequence[tuple[str, str]], length: int | None, date: str, connection: str | None = None
 ) -> bytes:
-    """The head of a response with a body of `length` bytes. `connection` is the value of that header."""
+    """The head of a response with a body of `length` bytes, or one that ends with its connection.
+
+    `connection` is the value of that header.
+    """
     make = _known_head if len(headers) <= _OWN else _head
     before, after = make(status, tuple(headers), length, connection)
     return before + date.encode() + after
@@ -34,11 +37,11 @@ _OWN = 2
 
 
 def _head(
-    status: int, headers: tuple[tuple[str, str], ...], length: int, connection: str | None
+    status: int, headers: tuple[tuple[str, str], ...], length: int | None, connection: str | None
 ) -> tuple[bytes, bytes]:
     """A head before and after the date."""
     lines = [f"{name}: {value}\r\n" for name, value in headers]
-    if status != HTTPStatus.NO_CONTENT:
+    if status != HTTPStatus.NO_CONTENT and length is not None:
         lines.append(f"Content-Length: {length}\r\n")
     lines.append(f"Connection: {connection}\r\n\r\n" if connection else "\r\n")
     before = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nDate: "
