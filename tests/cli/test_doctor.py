@@ -14,6 +14,9 @@ import zmq
 from tests.console.test_progress import Terminal, plain
 from tests.support.processes import running_broker, running_gateway_with_broker, running_workers, wait_for_workers
 from zmq_offload.cli.main import main
+from zmq_offload.net.grants import Grant
+from zmq_offload.net.keylist import authorize
+from zmq_offload.net.keys import new_keys, read_public
 
 FREE = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0", "--http", "none", "--grpc", "none"]
 
@@ -114,3 +117,28 @@ def test_half_a_pair_is_wrong_usage(alone: list[str], capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit, match="2"):
         main(["doctor", *alone])
     assert "give all of them or none" in capsys.readouterr().err
+
+
+def test_a_broker_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    public, secret = new_keys("broker", tmp_path)
+    mine, own = new_keys("camera", tmp_path)
+    _, strange = new_keys("stranger", tmp_path)
+    clients, workers = tmp_path / "clients", tmp_path / "workers"
+    authorize(clients, read_public(mine), Grant("camera"))
+    workers.write_text("")
+    broker = ["--server-key", str(secret), "--authorized-clients", str(clients), "--authorized-workers", str(workers)]
+    with running_broker(*broker) as fabric:
+        ask = [*FREE, "--broker", fabric.frontend, "--timeout", "1"]
+        code, shown = doctor(capsys, *ask, *broker, "--client-key", str(own), "--broker-key", str(public))
+        assert code == 0 and "answers in protocol version" in shown and "has no key, so nobody may connect" in shown
+        code, shown = doctor(capsys, *ask)
+        assert code == 1 and f"the broker at {fabric.frontend} wants keys, and none are given here" in shown
+        code, shown = doctor(capsys, *ask, *broker, "--client-key", str(strange), "--broker-key", str(public))
+        assert code == 1 and "does not accept this client's key" in shown
+        assert f"zmq-offload keys authorize {tmp_path}/stranger.key --list {clients}" in shown
+        code, shown = doctor(capsys, *ask, "--client-key", str(own), "--broker-key", str(mine))
+        assert code == 1 and "check ZMQ_OFFLOAD_BROKER_KEY" in shown
+    with running_broker() as fabric:
+        keys = ["--client-key", str(own), "--broker-key", str(public)]
+        code, shown = doctor(capsys, *FREE, "--broker", fabric.frontend, "--timeout", "0.5", *keys)
+        assert code == 1 and "has no keys, and some are given here" in shown

@@ -23,8 +23,12 @@ _PATIENCE = 1.0
 """Seconds in which a program at a port says what it is. Each of up to three questions takes that."""
 
 _SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
-_GREETING = _SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-"""ZMTP 3.0: 64 bytes, with the mechanism from the twelfth on."""
+_BEGIN = _SIGNATURE + b"\x03\x00"
+"""The begin of ZMTP's greeting, up to its version. The other end then sends all of its own, and cannot find yet that
+the two have different mechanisms, whereupon it would close."""
+
+_GREETING_BYTES = 64
+"""Its mechanism is from the twelfth on."""
 
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
@@ -116,8 +120,8 @@ def _greeting(there: socket.socket) -> bytes | None:
     """The mechanism of ZMTP's greeting, or None if the program sends no such greeting."""
     there.settimeout(_PATIENCE)
     try:
-        there.sendall(_GREETING)
-        said = _read(there, len(_GREETING))
+        there.sendall(_BEGIN)
+        said = _read(there, _GREETING_BYTES)
     except OSError:
         return None
     return said[12:32].rstrip(b"\0") if said[:1] == _SIGNATURE[:1] and said[9:10] == _SIGNATURE[9:] else None
