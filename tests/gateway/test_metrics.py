@@ -173,6 +173,7 @@ def test_a_version_keeps_its_series_when_its_workers_leave_and_a_dead_broker_sho
     assert served(meters)["broker_up"] == 0
     meters.look(Catalog([model("m", version=1), replace(model("m", version=2), latest=False)]))
     assert served(meters)["broker_up"] == 1
+    meters.look(Catalog([model("m", version=1)]))
     meters.look(Catalog([]))
     meters.failed("grpc", Status.UNAVAILABLE, "m", None, X.layout)
     meters.look(Unavailable("no broker"))
