@@ -9,7 +9,7 @@ import pytest
 
 from tests.gateway.fake_fabric import model
 from zmq_offload.errors import Internal, NotFound, ProtocolError, Unavailable
-from zmq_offload.gateway.catalog import Catalog, catalog_of
+from zmq_offload.gateway.catalog import CachePolicy, Catalog, catalog_of
 from zmq_offload.gateway.control import ModelControl
 from zmq_offload.gateway.inquiry import FRESH, RECENT, Inquiry
 from zmq_offload.protocol.tensors import TensorSpec
@@ -30,6 +30,20 @@ def test_the_brokers_answer_is_read_in_order() -> None:
     assert found.find("m").inputs == (TensorSpec("x", "FP32", (-1, 3)),)
     assert found.find("m", 2).version == 2
     assert catalog_of([entry(max_batch=8)]).find("m").max_batch == 8
+
+
+def test_the_cache_and_the_labels_of_a_version_are_those_of_its_configuration() -> None:
+    config = {"cache": {"seconds": 60, "build": "sha256:1"}, "labels": ["stable"], "canary": {"share": 0.1}}
+    found = catalog_of([entry(config=config)]).find("m")
+    assert (found.cache, found.labels, found.canary) == (CachePolicy(60, "sha256:1"), ("stable",), True)
+
+
+@pytest.mark.parametrize(
+    "config", [{"labels": [1]}, {"labels": "x"}, {"cache": {"seconds": 0}}, {"cache": {"seconds": 1, "build": 2}}]
+)
+def test_a_configuration_that_cannot_be_read_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError, match="of a model of the broker's list"):
+        catalog_of([entry(config=config)])
 
 
 def test_an_older_broker_does_not_say_which_version_is_the_latest() -> None:

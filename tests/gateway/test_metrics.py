@@ -175,7 +175,7 @@ def test_a_version_keeps_its_series_when_its_workers_leave_and_a_dead_broker_sho
     assert served(meters)["broker_up"] == 1
     meters.look(Catalog([model("m", version=1)]))
     meters.look(Catalog([]))
-    meters.failed("grpc", Status.UNAVAILABLE, "m", None, X.layout)
+    meters.failed("grpc", Status.UNAVAILABLE, "m", None, "", X.layout)
     meters.look(Unavailable("no broker"))
     found = served(meters)
     assert found["broker_up"] == 0
@@ -186,9 +186,21 @@ def test_a_version_keeps_its_series_when_its_workers_leave_and_a_dead_broker_sho
 def test_a_version_that_answers_before_it_is_listed_is_counted() -> None:
     meters = Meters()
     meters.succeeded("http", "m", 3, (0.1, 0.2, 0.3), X.layout, X.layout)
-    meters.failed("http", Status.UNAVAILABLE, "m", None, X.layout)
+    meters.failed("http", Status.UNAVAILABLE, "m", None, "", X.layout)
     assert served(meters)['requests_total{model="m",version="3",protocol="http",status="ok"}'] == 1
     assert served(meters)['requests_total{model="m",version="3",protocol="http",status="UNAVAILABLE"}'] == 1
+
+
+def test_a_failed_request_with_a_label_counts_for_its_version() -> None:
+    meters = Meters()
+    new = replace(model("m", version=2), latest=False, labels=("canary", "next"))
+    meters.look(Catalog([replace(model("m", version=1), labels=("stable",)), new]))
+    for label in ("canary", "next", "stable", "none"):
+        meters.failed("http", Status.INTERNAL, "m", None, label, X.layout)
+    found = served(meters)
+    failed = [found[f'requests_total{{model="m",version="{n}",protocol="http",status="INTERNAL"}}'] for n in (1, 2)]
+    assert failed == [1, 2]
+    assert found['requests_total{model="",version="",protocol="http",status="INTERNAL"}'] == 1
 
 
 def test_ports_are_told() -> None:
@@ -220,8 +232,8 @@ def test_triton_has_the_same_numbers_by_its_names() -> None:
         statistics.count(name, 1).succeeded(3, Timings(0.001, 0.002, 0.003, 0.004), 1.0)
     statistics.count("batched", 1).hit(3, 0.0005, 1.0)
     for error in (DeadlineExceeded("x"), ResourceExhausted("x"), Internal("x"), Unavailable("x")):
-        meters.failed("http", error.code, "plain", None, X.layout)
-    meters.failed("grpc", Status.CANCELLED, "plain", 1, X.layout)
+        meters.failed("http", error.code, "plain", None, "", X.layout)
+    meters.failed("grpc", Status.CANCELLED, "plain", 1, "", X.layout)
     meters.succeeded("grpc", "plain", 1, (0.1, 0.2, 0.3), X.layout, X.layout)
     found = values(tritonmetrics.families(meters, statistics, catalog))
     assert {series.removeprefix("nv_"): value for series, value in found.items() if "batched" in series} == {

@@ -93,4 +93,4 @@ class _Run:
 
     def _fail(self, status: Status) -> None:
         call, owner = self._call, self._owner
-        owner.meters.failed(owner.protocol, status, call.model, call.version, call.inputs.layout)
+        owner.meters.failed(owner.protocol, status, call.model, call.version, call.label, call.inputs.layout)

@@ -42,7 +42,8 @@ class Meters:
         self.reachable = False
         """Whether the broker answered when it was asked last."""
         self._versions: dict[tuple[str, int], VersionMeters] = {}
-        self._latest: dict[str, int] = {}
+        self._meant: dict[tuple[str, str], int] = {}
+        """Versions by model and label; by an empty label the latest."""
 
     def look(self, answer: Catalog | OffloadError) -> None:
         """Note what a broker answered when it was asked for its models."""
@@ -51,8 +52,8 @@ class Meters:
             return
         for model in answer.models:
             self._of_served(model.name, model.version)
-            if model.latest:
-                self._latest[model.name] = model.version
+            for label in (*model.labels, *([""] if model.latest else [])):
+                self._meant[model.name, label] = model.version
 
     def versions(self) -> Iterator[tuple[str, int, VersionMeters]]:
         """All versions that are or were served, with their requests. Any thread may call this."""
@@ -80,9 +81,12 @@ class Meters:
         its.bytes_in += sum(inputs.sizes)
         its.bytes_out += sum(outputs.sizes)
 
-    def failed(self, protocol: str, status: Status, model: str, version: int | None, inputs: Layout) -> None:
-        """Count a request without outputs. Without a version it was for the one that was the latest."""
-        its = self._versions.get((model, self._latest.get(model, 0) if version is None else version), self.unknown)
+    def failed(
+        self, protocol: str, status: Status, model: str, version: int | None, label: str, inputs: Layout
+    ) -> None:
+        """Count a request without outputs. Without a version it was for that of the label, or else the latest."""
+        meant = self._meant.get((model, label), 0) if version is None else version
+        its = self._versions.get((model, meant), self.unknown)
         key = protocol, status.value
         its.requests[key] = its.requests.get(key, 0) + 1
         its.bytes_in += sum(inputs.sizes)
@@ -91,5 +95,5 @@ class Meters:
         found = self._versions.get((model, version))
         if found is None:
             found = self._versions[model, version] = VersionMeters()
-            self._latest.setdefault(model, version)  # until a list of models says it
+            self._meant.setdefault((model, ""), version)  # until a list of models says it
         return found
