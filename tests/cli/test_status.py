@@ -64,6 +64,14 @@ def test_times_and_sizes_have_units() -> None:
     assert re.search(r"quiet +m:1 +cuda:0 +200 MiB +3 s +1 +m:1", shown)
 
 
+def test_a_canary_and_labels_are_shown() -> None:
+    trial = {"share": 0.1, "returned": "", "requests": 50, "failed": 1, "others": 400, "others_failed": 2}
+    shown = text(describe(status(models=[MODEL | {"labels": ["next", "v1"], "canary": trial}])))
+    assert "next, v1" in shown and "0.1 of the requests; 1 of 50 failed, of the others 2 of 400" in shown
+    shown = text(describe(status(models=[MODEL | {"canary": trial | {"returned": "20 of 100 failed"}}])))
+    assert "returned: 20 of 100 failed" in shown and "labels" not in shown
+
+
 def test_rates_are_those_since_the_last_look() -> None:
     before = status(models=[MODEL | {"statistics": NUMBERS}], workers=[WORKER])
     later = {**NUMBERS, "requests": {"ok": 1100}}

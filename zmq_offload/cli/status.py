@@ -64,7 +64,13 @@ def describe(status: dict[str, Any], before: dict[str, Any] | None = None, elaps
         ("dropped", dropped),
     ]
     models = [
-        m | {"latest": _latest(m, status["models"]), "labels": ", ".join(m.get("labels", ()))} for m in status["models"]
+        m
+        | {
+            "latest": _latest(m, status["models"]),
+            "labels": ", ".join(m.get("labels", ())),
+            "canary": _canary(m.get("canary")),
+        }
+        for m in status["models"]
     ]
     parts: list[Part] = [Facts(facts, wrong=wrong), "", _table("models", models, _MODELS)]
     if any("statistics" in model for model in models):
@@ -79,6 +85,7 @@ _MODELS = (
     Column("workers", right=True),
     Column("latest", folds=True),
     Column("labels", folds=True, spare=1),
+    Column("canary", folds=True, spare=2),
 )
 _TRAFFIC = (
     Column("model"),
@@ -123,6 +130,18 @@ def _latest(model: dict[str, Any], models: list[dict[str, Any]]) -> str:
         return ""
     workers, slots = (f"{model[what]} of {model[f'of_{what}']} {what}" for what in ("workers", "slots"))
     return f"not yet: {workers} with {slots} have it"
+
+
+def _canary(trial: Mapping[str, Any] | None) -> str:
+    """What a canary gets and how it does, or why it was returned."""
+    if trial is None:
+        return ""
+    if trial["returned"]:
+        return f"returned: {trial['returned']}"
+    return (
+        f"{trial['share']:.3g} of the requests; {trial['failed']} of {trial['requests']} failed, "
+        f"of the others {trial['others_failed']} of {trial['others']}"
+    )
 
 
 def _rate(count: int, then: int | None, elapsed: float) -> str:
@@ -209,4 +228,5 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: tuple[Column,
 def _style(heading: str, value: object) -> str:
     if heading == "state":
         return _COLORS.get(str(value), "")
-    return "red" if heading == "failed" and str(value) != "0" else ""
+    wrong = (heading == "failed" and str(value) != "0") or (heading == "canary" and str(value).startswith("returned"))
+    return "red" if wrong else ""
