@@ -142,3 +142,20 @@ def test_a_broker_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         keys = ["--client-key", str(own), "--broker-key", str(public)]
         code, shown = doctor(capsys, *FREE, "--broker", fabric.frontend, "--timeout", "0.5", *keys)
         assert code == 1 and "has no keys, and some are given here" in shown
+
+
+def test_the_file_of_the_programs_options_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "fabric.toml"
+    file.write_text(
+        'max_connections = 7\n[broker]\nfrontend = "tcp://127.0.0.1:0"\nbackend = "tcp://127.0.0.1:0"\npatience = 3\n'
+        '[worker]\nrepository = "models"\nbroker = "tcp://nowhere:1"\n'
+        '[gateway]\nhttp = "none"\ngrpc = "none"\ntimeout = 1\n'
+    )
+    code, shown = doctor(capsys, "--config", str(file))
+    assert code == 1 and f"{tmp_path}/models does not exist" in shown
+    assert "tcp://127.0.0.1:0 is free (--frontend)" in shown and "127.0.0.1:8000" not in shown
+    assert "broker        none runs here" in shown, "a worker's --broker is another one"
+    file.write_text("[broker\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["doctor", "--config", str(file)])
+    assert "not TOML" in capsys.readouterr().err

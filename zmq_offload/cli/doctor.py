@@ -14,6 +14,7 @@ from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     FRONTEND,
     NONE,
+    add_configs,
     add_option,
     add_optional_frontend,
     address,
@@ -60,6 +61,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload doctor",
         "zmq-offload doctor --repository dist/repository --broker tcp://edge-1:5555",
     )
+    add_configs(parser, others=("broker", "timeout"))
     add_optional_frontend(parser, "ask the broker with this frontend, which must answer")
     add_option(
         parser, "--frontend", _endpoint, FRONTEND, "where a broker of this machine takes clients", metavar="ENDPOINT"

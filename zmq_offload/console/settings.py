@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,9 +59,32 @@ def add_option(
 
 def add_config(parser: Parser, table: str) -> None:
     """Add `--config`: a file with the options of the program, in a table of this name."""
+    _add_config(parser, f"file with options, in its TOML table [{table}]", lambda values: {table: values})
+
+
+def add_configs(parser: Parser, others: Collection[str]) -> None:
+    """Add `--config` of a command that looks at what the programs are given.
+
+    Of each program's table it takes the options that it has itself, but for `others`, which mean something else there.
+    """
+
+    def chosen(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        own = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
+        own -= {"config", "help", "version", *others}
+
+        def kept(table: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in table.items() if key.replace("_", "-") in own}
+
+        tables = {name: values.get(name, {}) for name in configfile.PROGRAMS}
+        return {name: {**kept(values), name: kept(table)} for name, table in tables.items() if isinstance(table, dict)}
+
+    _add_config(parser, "file with options of the programs, in their TOML tables", chosen)
+
+
+def _add_config(parser: Parser, text: str, chosen: Callable[[dict[str, Any]], Mapping[str, Mapping[str, Any]]]) -> None:
+    """Add `--config`. `chosen` says which content of the file is taken for which table."""
     variable = f"{PREFIX}CONFIG"
-    text = f"file with options, in its TOML table [{table}] [{variable}]"
-    parser.add_argument("--config", type=file, help=text, metavar="FILE")
+    parser.add_argument("--config", type=file, help=f"{text} [{variable}]", metavar="FILE")
     OPTIONS.setdefault(variable, set()).add(parser.prog)
 
     def apply(given: Sequence[str]) -> str | None:
@@ -70,7 +93,8 @@ def add_config(parser: Parser, table: str) -> None:
         name = first.parse_known_args([word for word in given if word != "--config="])[0].config
         name = name or os.environ.get(variable)
         if name:
-            configfile.apply(configfile.read(name), name, table, parser._actions, (file, folder, path))
+            for table, values in chosen(configfile.read(name)).items():
+                configfile.apply(values, name, table, parser._actions, (file, folder, path))
         return name or None
 
     parser.prepare = apply

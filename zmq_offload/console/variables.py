@@ -120,7 +120,7 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         "LOG_LEVEL": Variable("least level of the log: `debug`, `info`, `warning` or `error`", _PROGRAMS),
         "LOG_FORMAT": Variable("`text` or `json`: the form of an event of the log", _PROGRAMS),
-        "CONFIG": Variable("TOML file with options", _PROGRAMS),
+        "CONFIG": Variable("TOML file with options", (*_PROGRAMS, "doctor")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }
