@@ -7,6 +7,8 @@ RENDEZVOUS names a folder. Requests for the models of a repository wait there un
 are requested at the same time; each leaves a file.
 
 HOLD_LOADS names a file. While it exists, only the first version of a model finishes loading.
+
+FAULTY_VERSION names a file with a version's number and "fails" or "slow": what the requests that it runs come to.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import workers.loop
 import workers.serving
 import workers.supervisor
 from workers.supervisor import Supervisor
+from zmq_offload.errors import Internal
 from zmq_offload.runtime import runtime_only
 
 
@@ -62,6 +65,23 @@ def hold_loads(file: Path) -> None:
     workers.executor.GraphExecutor.__init__ = held  # type: ignore[method-assign]
 
 
+def break_version(file: Path) -> None:
+    """Make the version that the file names fail, or take 20 ms longer."""
+    import workers.executor
+
+    run = workers.executor.GraphExecutor.run
+
+    def broken(self: Any, requests: Any) -> Any:
+        version, _, fault = file.read_text().partition(" ")
+        if version == str(self.model.version):
+            if fault == "fails":
+                raise Internal("it is broken")
+            time.sleep(0.02)
+        return run(self, requests)
+
+    workers.executor.GraphExecutor.run = broken  # type: ignore[method-assign]
+
+
 class FaultySupervisor(Supervisor):
     """Starts this module, not `workers`, as its processes."""
 
@@ -74,6 +94,9 @@ if __name__ == "__main__":
     if "HOLD_LOADS" in os.environ and workers.supervisor.PARENT_FD in os.environ:
         runtime_only.use()
         hold_loads(Path(os.environ["HOLD_LOADS"]))
+    if "FAULTY_VERSION" in os.environ and workers.supervisor.PARENT_FD in os.environ:
+        runtime_only.use()
+        break_version(Path(os.environ["FAULTY_VERSION"]))
     workers.loop.execute = execute  # type: ignore[assignment]
     workers.supervisor.Supervisor = FaultySupervisor  # type: ignore[misc]
     sys.exit(workers.__main__.main())
