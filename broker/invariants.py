@@ -21,6 +21,7 @@ def validate(core: Core) -> None:
     _validate_workers(ledger)
     _validate_queues(ledger, queued)
     _validate_models(ledger)
+    _validate_routes(ledger, queued)
     timed = {*ledger.requests, *ledger.workers, *([STOP] if STOP in ledger.timers else [])}
     assert len(ledger.timers) == len(timed), "a timer is left of a request or worker that is gone"
 
@@ -126,6 +127,28 @@ def _validate_turns(queue: FairQueue) -> None:
         turns = [line.turn for line in level.values()]
         assert turns == sorted(turns), "clients do not take turns"
         assert all(r.priority == priority and r.owner == owner for owner, ln in level.items() for r in ln.values())
+
+
+def _validate_routes(ledger: Ledger, queued: list[PendingRequest]) -> None:
+    """Queued requests wait for what their labels stand for now, and for canaries that have a share."""
+    scheduler, routes = ledger.scheduler, ledger.routes
+    assert scheduler.canaries == routes.canaries(), "the scheduler has other canaries"
+    for name, canary in scheduler.canaries.items():
+        held = {version for worker in scheduler.holders.get(name, {}).values() for version in worker.versions[name]}
+        latest = scheduler.pools.get(Wanted(name))
+        assert latest is None or latest.version != canary or held == {canary}, f"{name}: a canary is the latest"
+    for request in queued:
+        asked, wanted = request.asked, request.wanted
+        if request.label:
+            version = routes.labeled(wanted.model, request.label)
+            moved = isinstance(version, int) and version != wanted.version
+            assert not moved, f"{request.key} waits for version {wanted.version}, its label stands for {version}"
+        elif asked is not None and wanted != asked:
+            route = routes.by_model.get(wanted.model)
+            assert route is not None and route.trial is not None, f"{request.key} waits for a canary that is gone"
+            assert route.trial.canary.version == wanted.version, f"{request.key} waits for another canary"
+            assert route.trial.draws(request.caller), f"{request.key} waits for a canary that was returned"
+            assert scheduler.served(wanted), f"{request.key} waits for a canary without workers"
 
 
 def _validate_models(ledger: Ledger) -> None:

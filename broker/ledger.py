@@ -183,8 +183,6 @@ class Ledger:
     def reroute(self, now: float) -> None:
         """Move queued requests whose label stands for another version now, or whose canary is over."""
         for wanted, queue in list(self.scheduler.queues.items()):
-            if wanted.model not in self.routes.by_model and not any(request.label for request in queue):
-                continue
             for request in [request for request in queue if request.asked is not None]:
                 assert request.asked is not None
                 found = self.resolve(request.asked, request.label, request.caller, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import Counter
+from typing import Any
 
 from broker.invariants import validate_statistics
 from tests.simulation.network import Connection, World
@@ -50,6 +51,9 @@ class History:
             flooder, at = chance.choice(self.clients), chance.uniform(0, TROUBLE)
             for _ in range(25):
                 world.at(at, self._call, flooder)
+        if not self.fair and chance.random() < 0.5:
+            for _ in range(chance.randint(1, 3)):
+                world.at(chance.uniform(0, TROUBLE), self._configs_change)
         if not self.calm:
             for _ in range(chance.randint(0, 5)):
                 world.at(chance.uniform(0, TROUBLE), self._go_wrong)
@@ -88,9 +92,23 @@ class History:
         timeout = 4.0 if self.fair else chance.choice((0.1, 1.0, 4.0))
         model = "m" if self.fair else chance.choice(("m", "m", "m", "n", "unknown"))
         version = chance.choice((0, 0, 1)) if self.fair else chance.choice((0, 0, 1, 2))
-        number = client.call(timeout, model, version, chance.choice((0, 0, 0, 1, -1)), what)
+        label = "stable" if not self.fair and version == 0 and chance.random() < 0.3 else ""
+        number = client.call(timeout, model, version, chance.choice((0, 0, 0, 1, -1)), what, label)
         if not self.fair and chance.random() < 0.15:
             self.world.at(self.world.now + chance.uniform(0, timeout), client.cancel, number)
+
+    def _configs_change(self) -> None:
+        """Labels move, and a canary comes, changes or goes. One worker after the other reads of it."""
+        chance = self.world.chance
+        configs: dict[tuple[str, int], dict[str, Any]] = {("m", 1): {}, ("m", 2): {}}
+        if labeled := chance.choice((0, 1, 2)):
+            configs["m", labeled]["labels"] = ["stable"]
+        if share := chance.choice((0.0, 0.5, 1.0)):
+            canary = {"version": chance.choice((1, 2)), "share": share, "min_requests": chance.choice((1, 3))}
+            for config in configs.values():
+                config["canary"] = canary
+        for worker in self.workers:
+            self.world.at(self.world.now + chance.choice((0.0, 0.1, 1.0)), worker.configure, configs)
 
     # --- what goes wrong ------------------------------------------------------------------------------------
 

@@ -156,10 +156,12 @@ class Client:
         self._connection = Connection(world, self, 0, brokers[0])
         self._wake_at: float | None = None
 
-    def call(self, timeout: float, model: str, version: int, priority: int, what: dict[str, Any]) -> int:
-        payload = [what, b"x" * what.get("bytes", 1)]
-        number, actions = self.session.request(model, payload, timeout, version, priority, now=self.world.now)
-        self.world.note(self.name, "calls", number, model, version, timeout, what)
+    def call(
+        self, timeout: float, model: str, version: int, priority: int, what: dict[str, Any], label: str = ""
+    ) -> int:
+        payload, now = [what, b"x" * what.get("bytes", 1)], self.world.now
+        number, actions = self.session.request(model, payload, timeout, version, priority, label=label, now=now)
+        self.world.note(self.name, "calls", number, model, label or version, timeout, what)
         self.calls.add(number)
         self.deadlines[number] = self.world.now + timeout
         self.world.at(self.world.now + timeout + 1e-6, self._check, number)
@@ -228,6 +230,7 @@ class Worker:
     ) -> None:
         self.world, self.name, self.brokers = world, f"worker{number}", brokers
         self._slots, self._models, self._batch = slots, models, batch
+        self._configs: dict[tuple[str, int], dict[str, Any]] = {}
         self.alive = False
         self.lives = 0
         self.deadlines: dict[bytes, dict[int, float]] = {}
@@ -251,7 +254,10 @@ class Worker:
         self._set_alarm()
 
     def _announce(self) -> None:
-        models = [{"name": n, "version": v, "inputs": [], "outputs": []} for n, v in self._models]
+        models: list[dict[str, Any]] = [
+            {"name": n, "version": v, "inputs": [], "outputs": [], "config": self._configs.get((n, v))}
+            for n, v in self._models
+        ]
         batching = {model: Batching(self._batch, 2000) for model in self._models} if self._batch > 1 else {}
         self._perform(self.session.announce(models, batching))
 
@@ -259,6 +265,15 @@ class Worker:
         """Change the models of its repository."""
         self.world.note(self.name, "serves", models)
         self._models = models
+        self._announce_again()
+
+    def configure(self, configs: dict[tuple[str, int], dict[str, Any]]) -> None:
+        """Change the configurations of its models."""
+        self.world.note(self.name, "reads", configs)
+        self._configs = configs
+        self._announce_again()
+
+    def _announce_again(self) -> None:
         if self.alive and self.session.draining_since is None:
             self._announce()
 

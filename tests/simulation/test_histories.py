@@ -102,6 +102,11 @@ def an_idle_version_is_not_fed_when_the_latest_goes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Ledger, "pools_changed", lambda self, now: None)
 
 
+def queued_requests_do_not_follow_their_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they leave a canary that is over."""
+    monkeypatch.setattr(Ledger, "reroute", lambda self, now: None)
+
+
 def requests_go_to_full_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison of outstanding requests is reversed, and ignores free slots."""
 
@@ -121,6 +126,7 @@ def requests_go_to_full_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         a_worker_does_not_announce_itself_to_a_restarted_broker,
         a_canceled_request_is_not_answered,
         an_idle_version_is_not_fed_when_the_latest_goes,
+        queued_requests_do_not_follow_their_label,
         requests_go_to_full_workers,
     ],
 )
