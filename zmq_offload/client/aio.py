@@ -186,8 +186,8 @@ class AsyncClient:
         -------
         list of dict
             For each model and version: `name`, `version`, `inputs` and `outputs` (each a list of dicts with `name`,
-            `datatype` and `shape`; an extent of -1 may be any), the number of `workers` that serve it, and whether it
-            is the `latest`, to which requests without a version go.
+            `datatype` and `shape`; an extent of -1 may be any), the number of `workers` that serve it, whether it is
+            the `latest`, to which requests without a version go, and the `labels` that stand for it.
 
         Raises
         ------
