@@ -49,7 +49,9 @@ class Routes:
                 if settings == Settings():
                     continue
                 if len(self.by_model) >= limits.BODY_ITEMS:
-                    del self.by_model[next(iter(self.by_model))]
+                    oldest = next(iter(self.by_model))
+                    del self.by_model[oldest]
+                    changed.add(oldest)
                 route = self.by_model[name] = Route(Settings())
             texts += self._label(name, version, route, settings.labels, changed)
             texts += self._try(name, route, settings, changed)

@@ -9,7 +9,8 @@ import pytest
 
 from broker.core import Core
 from broker.events import FromClient, FromWorker, ToWorker
-from broker.state import UNKNOWN
+from broker.routes import Route
+from broker.state import UNKNOWN, Settings
 from broker.status import describe_models, describe_status
 from tests.broker.test_core import ALICE, BOB, POLICY, Bench, codes, dispatches, replies
 from zmq_offload.protocol import limits
@@ -332,7 +333,7 @@ def test_a_configuration_that_is_gone_counts_no_more_and_models_are_bounded(benc
     serve(bench, b"W1", {1: {}})
     assert routes.by_model == {}
     for number in range(limits.BODY_ITEMS + 5):
-        routes.by_model[str(number)] = routes.by_model.get("x")  # type: ignore[assignment]
+        routes.by_model[str(number)] = Route(Settings())
     serve(bench, b"W1", {1: {"max_queued": 2}})
     assert "m" in routes.by_model and "0" not in routes.by_model
 

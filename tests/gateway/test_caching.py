@@ -122,6 +122,14 @@ def test_an_answer_of_another_version_than_the_looked_up_one_is_not_kept() -> No
     assert len(bench.inner.calls) == 2
 
 
+def test_a_label_stands_for_a_version_whose_answers_are_kept() -> None:
+    labeled = replace(KEPT, latest=False, labels=("stable",), canary=True)
+    bench = Bench(labeled, replace(KEPT, version=2, canary=True))
+    for label in ("stable", "stable", "unknown"):
+        bench.infer(label=label)
+    assert [call.label for call in bench.inner.calls] == ["stable", "unknown"]
+
+
 def test_the_latest_version_of_a_model_with_a_canary_is_left_to_the_broker() -> None:
     bench = Bench(replace(KEPT, canary=True))
     for _ in range(2):

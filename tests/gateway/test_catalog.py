@@ -46,6 +46,16 @@ def test_a_configuration_that_cannot_be_read_is_refused(config: dict[str, Any]) 
         catalog_of([entry(config=config)])
 
 
+def test_labels_stand_for_versions() -> None:
+    old, new = entry("m", 1, latest=False, labels=["stable", "a"]), entry("m", 2, latest=True, labels=[])
+    found = catalog_of([old, new])
+    assert found.find("m", label="stable").version == 1
+    assert [one.is_meant(None, "stable") for one in found.models] == [True, False]
+    with pytest.raises(NotFound, match="model 'm' has no label 'next'; it has a, stable"):
+        found.find("m", label="next")
+    assert Catalog([], found.models).awaited("m", label="a").version == 1, "its worker may come back"
+
+
 def test_an_older_broker_does_not_say_which_version_is_the_latest() -> None:
     found = catalog_of([entry("m", 1), entry("m", 3), entry("m", 2), entry("a", 7)])
     assert (found.find("m").version, found.find("a").version) == (3, 7)
@@ -63,6 +73,9 @@ def test_an_older_broker_does_not_say_which_version_is_the_latest() -> None:
         [entry(workers=None)],
         [entry(max_batch="8")],
         [entry(inputs=None)],
+        [entry(labels="stable")],
+        [entry(labels=[1])],
+        [entry(config={"cache": {"seconds": 0}})],
         [entry(outputs=[{"name": "x"}])],
     ],
 )
