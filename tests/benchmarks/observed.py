@@ -1,9 +1,11 @@
 """What it costs to be looked at: `python -m tests.benchmarks.observed`.
 
-Two brokers with an echo worker each, and two gateways with a broker in their process: one of each serves metrics and is
-scraped every second, the other has everything off. They are loaded in turns, so that whatever else the machine does
-falls on both alike. Prints the requests per second and the CPU time of a request in the broker's or gateway's process,
-as medians of the turns with their quartiles, and how much they differ: the median of the ratios of neighboring turns.
+Two brokers with an echo worker each, and two gateways with a broker in their process: one of each is observed, the
+other has everything off. Observed means: metrics that are scraped every second, traces of 1 % of the requests, which go
+to a collector in a process of its own, and a page that is open in one browser. `--with` picks some of the three. Both
+sides are loaded in turns, so that whatever else the machine does falls on both alike. Prints the requests per second
+and the CPU time of a request in the broker's or gateway's process, as medians of the turns with their quartiles, and
+how much they differ: the median of the ratios of neighboring turns.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,13 +27,31 @@ import numpy as np
 
 from tests.benchmarks.fabric import until_served
 from tests.benchmarks.measure import cpu_seconds
-from tests.support.processes import Process, running_broker, running_gateway_with_broker, running_workers
+from tests.support.processes import Process, running, running_broker, running_gateway_with_broker, running_workers
 from zmq_offload import Client
 
-METRICS = ("--metrics", "127.0.0.1:0")
-OFF, ON = "off", "metrics, a scrape/s"
+KINDS = ("metrics", "traces", "page")
 TURN = 2.0
 """Seconds; a turn with metrics has two scrapes."""
+
+COLLECTOR = """
+import http.server
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print("listens", server.server_port, flush=True)
+server.serve_forever()
+"""
+"""Takes spans and drops them."""
 
 Load = Callable[[float], int]
 """Makes requests for so many seconds and returns their number."""
@@ -44,19 +64,22 @@ class Side:
     load: Load
     process: Process
     metrics: str | None
+    page: str | None
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def turn(self, seconds: float) -> None:
         ended = threading.Event()
-        scraper = threading.Thread(target=self._scrape, args=(ended,))
-        scraper.start()
+        watchers = [threading.Thread(target=watch, args=(ended,)) for watch in (self._scrape, self._look)]
+        for watcher in watchers:
+            watcher.start()
         began, before = time.perf_counter(), cpu_seconds(self.process.popen.pid)
         count = self.load(seconds)
         self.rates.append(count / (time.perf_counter() - began))
         self.cpu.append((cpu_seconds(self.process.popen.pid) - before) / count)
         ended.set()
-        scraper.join()
+        for watcher in watchers:
+            watcher.join()
 
     def _scrape(self, ended: threading.Event) -> None:
         while self.metrics is not None:
@@ -65,19 +88,52 @@ class Side:
             if ended.wait(1.0):
                 return
 
+    def _look(self, ended: threading.Event) -> None:
+        """Keep the page open: take its events."""
+        if self.page is None:
+            return
+        with urllib.request.urlopen(self.page, timeout=10) as answer:
+            while not ended.is_set():
+                answer.readline()
 
-def _address(process: Process, options: tuple[str, ...]) -> str | None:
-    return process.wait_for(r"metrics=(\S+)")[1] if options else None
+
+def _metrics(process: Process, options: Sequence[str]) -> str | None:
+    return process.wait_for(r"metrics=(\S+)")[1] if "--metrics" in options else None
 
 
 @contextmanager
-def broker(size: int, depth: int, *options: str) -> Iterator[Side]:
+def _collector(kinds: Sequence[str]) -> Iterator[list[str]]:
+    """The options for what is observed, but for the page; with a collector, if there are traces."""
+    options = ["--metrics", "127.0.0.1:0"] if "metrics" in kinds else []
+    if "traces" not in kinds:
+        yield options
+        return
+    with running("-c", COLLECTOR) as process:
+        port = process.wait_for(r"listens (\d+)")[1]
+        yield [*options, "--traces", f"http://127.0.0.1:{port}", "--trace-share", "0.01"]
+
+
+@contextmanager
+def _page(frontend: str, wanted: bool) -> Iterator[str | None]:
+    """The events of a page of its own process."""
+    if not wanted:
+        yield None
+        return
+    with running("-m", "zmq_offload", "dashboard", "--broker", frontend, "--http", "127.0.0.1:0") as process:
+        address = process.wait_for(r"http=(\S+)")[1]
+        yield f"http://{address}/dashboard/events"
+
+
+@contextmanager
+def broker(size: int, depth: int, kinds: Sequence[str]) -> Iterator[Side]:
     """A broker with a client that has `depth` requests under way."""
     x = np.zeros(size, np.uint8)
     with (
+        _collector(kinds) as options,
         running_broker(*options) as fabric,
         running_workers(fabric.backend, "--executor", "echo"),
         Client(fabric.frontend) as client,
+        _page(fabric.frontend, "page" in kinds) as page,
     ):
         until_served(client, "echo")
 
@@ -91,11 +147,11 @@ def broker(size: int, depth: int, *options: str) -> Iterator[Side]:
                     waiting.append(client.submit("echo", {"x": x}))
             return count
 
-        yield Side(load, fabric.broker, _address(fabric.broker, options))
+        yield Side(load, fabric.broker, _metrics(fabric.broker, options), page)
 
 
 @contextmanager
-def gateway(size: int, depth: int, *options: str) -> Iterator[Side]:
+def gateway(size: int, depth: int, kinds: Sequence[str]) -> Iterator[Side]:
     """A gateway with a broker, and `depth` connections over HTTP with one request at a time each."""
     given = {"name": "x", "datatype": "UINT8", "shape": [size], "parameters": {"binary_data_size": size}}
     head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
@@ -111,7 +167,12 @@ def gateway(size: int, depth: int, *options: str) -> Iterator[Side]:
             count += 1
         return count
 
-    with running_gateway_with_broker(*options) as (run, fabric), running_workers(fabric.backend, "--executor", "echo"):
+    page = ["--dashboard"] if "page" in kinds else []
+    with (
+        _collector(kinds) as options,
+        running_gateway_with_broker(*options, *page) as (run, fabric),
+        running_workers(fabric.backend, "--executor", "echo"),
+    ):
         with Client(fabric.frontend) as client:
             until_served(client, "echo")
         connections = [http.client.HTTPConnection(run.http) for _ in range(depth)]
@@ -121,7 +182,8 @@ def gateway(size: int, depth: int, *options: str) -> Iterator[Side]:
             with ThreadPoolExecutor(depth) as pool:
                 return sum(pool.map(lambda connection: call_until(connection, end), connections))
 
-        yield Side(load, run.process, _address(run.process, options))
+        events = f"http://{run.http}/dashboard/events" if page else None
+        yield Side(load, run.process, _metrics(run.process, options), events)
         for connection in connections:
             connection.close()
 
@@ -142,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.observed", description=__doc__)
     parser.add_argument("--turns", type=int, default=15, help="turns of each side [15]")
     parser.add_argument("--only", choices=SERVERS, default=None, help="leave the other out")
+    parser.add_argument("--with", choices=KINDS, nargs="+", dest="kinds", default=KINDS, help="what is on [all]")
     parser.add_argument("--bytes", type=int, default=1024, help="bytes of a request [1024]")
     parser.add_argument("--depth", type=int, default=16, help="requests under way [16]")
     given = parser.parse_args()
@@ -149,13 +212,13 @@ def main() -> None:
     for name, server in SERVERS.items():
         if given.only not in (None, name):
             continue
-        with server(given.bytes, given.depth) as off, server(given.bytes, given.depth, *METRICS) as on:
+        with server(given.bytes, given.depth, ()) as off, server(given.bytes, given.depth, given.kinds) as on:
             for side in (off, on):
                 side.load(1.0)
             for turn in range(given.turns):
                 for side in (off, on) if turn % 2 else (on, off):
                     side.turn(TURN)
-            for what, side in ((OFF, off), (ON, on)):
+            for what, side in (("off", off), (" + ".join(given.kinds), on)):
                 print(f"| {name}, {what} | {_spread(side.rates, 1)} | {_spread(side.cpu, 1e6)} |")
             print(f"| {name}, change | {_change(off.rates, on.rates)} | {_change(off.cpu, on.cpu)} |", flush=True)
 
