@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from broker.admission import QueueLimits
 from broker.liveness import LivenessPolicy
-from zmq_offload.console.logs import DEFAULT, LogOptions, add_log_options
+from zmq_offload.console.logs import DEFAULT, LogOptions, add_access_log, add_log_options
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     NONE,
@@ -64,6 +64,8 @@ class Config:
     """URL of the collector that gets spans, or "otel": OpenTelemetry's variables say where it is."""
     trace_share: float = 0.01
     log: LogOptions = DEFAULT
+    access_log: float | None = None
+    """Seconds after which a request is logged; None: none is."""
     policy: LivenessPolicy = field(default_factory=LivenessPolicy)
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
 
@@ -97,6 +99,7 @@ def add_options(parser: Parser) -> None:
             flag, metavar = "--" + name.replace("_", "-"), "S" if kind in (seconds, heartbeat) else "N"
             add_option(parser, flag, kind, getattr(defaults, name), text, metavar=metavar)
     add_log_options(parser)
+    add_access_log(parser)
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> Config:

@@ -6,6 +6,7 @@ import functools
 from dataclasses import replace
 
 from broker import admission
+from broker.accesslog import access_of_refused
 from broker.admission import QueueLimits
 from broker.events import FromClient, ToClient
 from broker.ledger import Ledger, error_of
@@ -49,6 +50,8 @@ class Frontend:
             grant = None if ledger.authorized is None else ledger.authorized.clients.get(event.user)
             name = "" if grant is None else f" ({grant.name})"
             ledger.note(now, "keys", f"key {event.user or '(none)'}{name} of a client is refused: {text}")
+        if ledger.access is not None and isinstance(event.message, wire.Request):
+            ledger.access.add(access_of_refused(event, event.message, key, status.value), now)
         ledger.actions.append(ToClient(event.peer, error_of(key, status, text)))
 
     def _request(self, event: FromClient, message: wire.Request, now: float) -> None:

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from typing import Literal, TypeAlias
 
+from broker.accesslog import access_of
 from broker.admission import QueueLimits
 from broker.canary import Trial
 from broker.catalog import Catalog
@@ -23,6 +24,7 @@ from broker.scheduler import Scheduler
 from broker.state import UNKNOWN, Payload, PendingRequest, Wanted, Worker
 from broker.statistics import OK, Statistics
 from broker.tracing import Tracing
+from zmq_offload.common.accesslog import AccessLog
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import Status
 from zmq_offload.net.timers import Timers
@@ -77,6 +79,8 @@ class Ledger:
         """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.statistics = Statistics(started)
         self.tracing = Tracing()
+        self.access: AccessLog | None = None
+        """Requests for the access log; None if there is none."""
         self.poison: dict[Key, tuple[str, wire.Error]] = {}
         """The last poison requests: the client's key, and the error that was sent."""
         self.notes = Notes({"workers": 1000})
@@ -244,6 +248,8 @@ class Ledger:
         self.timers.cancel(request.key)
         if request.trace:
             self.tracing.end(request, reply)
+        if self.access is not None:
+            self.access.add(access_of(request, reply, payload, now), now)
         self.actions.append(_new(ToClient, (request.client, reply, payload)))
 
     def fail(self, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:

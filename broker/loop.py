@@ -18,9 +18,11 @@ from broker.ports import Ports
 from broker.ports.streams import StreamPorts
 from broker.security import check_exposure
 from broker.tracing import Record, spans_of
+from zmq_offload.common.accesslog import AccessLog
 from zmq_offload.common.extras import needs
 from zmq_offload.common.notes import Notes
 from zmq_offload.common.open_files import raise_file_limit
+from zmq_offload.console import logs
 from zmq_offload.console.settings import NONE
 from zmq_offload.net import transport
 from zmq_offload.net.sharedmemory.sharing import sharing_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from zmq_offload.telemetry.traces.exporter import Exporter
 
 log = logging.getLogger("broker")
+access_log = logging.getLogger("broker.access")
 
 _ARENA_BYTES = 4096
 """A broker passes references on and shares no memory of its own. It has an arena, so that peers can prove that they are
@@ -69,6 +72,8 @@ class Broker:
         self.core = Core(config.policy, clock(), config.max_frame_bytes, config.queue_limits)
         self._traces = None if config.traces == NONE else _exporter(config.traces)
         self._tracing = self.core.ledger.tracing
+        self._access = None if config.access_log is None else AccessLog(config.access_log)
+        self.core.ledger.access = self._access
         self._tracing.enabled, self._tracing.share = self._traces is not None, config.trace_share
         self._wake = transport.Wake()
         try:
@@ -113,6 +118,8 @@ class Broker:
             self._ports.send(actions)
         if core.ledger.notes:
             self._write_notes()
+        if self._access:
+            self._write_access()
         if self._tracing.ended:
             self._export()
 
@@ -122,6 +129,8 @@ class Broker:
         if due is not None and due <= (now := self._clock()):
             self._ports.send(self.core.handle(Tick(), now))
             self._write_notes()
+            if self._access:
+                self._write_access()
             if self._tracing.ended:
                 self._export()
             due = self.core.next_deadline()
@@ -131,6 +140,9 @@ class Broker:
         """Close the ports. Messages that are queued still go out."""
         self._ports.close()
         self._wake.close()
+        if self._access is not None:
+            self._access.flush()
+            self._write_access()
         if self._traces is not None:
             self._traces.close()
 
@@ -138,6 +150,10 @@ class Broker:
         assert self._traces is not None  # else no request is traced
         for record in self._tracing.take():
             self._traces.put(record)
+
+    def _write_access(self) -> None:
+        assert self._access is not None  # else no request is logged
+        logs.write(self._access, access_log)
 
     def _write_notes(self) -> None:
         for level, text in self.core.ledger.notes.take():

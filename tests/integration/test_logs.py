@@ -6,10 +6,11 @@ import json
 import signal
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.support.processes import running_broker, running_workers
+from tests.support.processes import running_broker, running_gateway, running_workers
 
 CRASHES = """
 import os, sys, warnings
@@ -55,3 +56,29 @@ def test_last_words_of_a_worker_are_events(tmp_path: Path, monkeypatch: pytest.M
         said = [e["message"] for e in events(workers.seen())]
         ended = next(at for at, text in enumerate(said) if "ended with code" in text)
         assert any("last words" in text for text in said[:ended]), "they come before the news of the end"
+
+
+def test_the_access_log_has_a_slow_request_of_broker_and_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZMQ_OFFLOAD_LOG_FORMAT", "json")
+    body = {"id": "mine", "inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1.5]}]}
+    with (
+        running_broker("--access-log", "0") as fabric,
+        running_workers(fabric.backend, "--executor", "echo", "--name", "w") as workers,
+        running_gateway(fabric.frontend, options=["--access-log", "0"]) as gateway,
+    ):
+        workers.wait_for("connected to broker")
+        request = Request(
+            f"{gateway.url}/v2/models/echo/infer",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"},
+        )
+        with urlopen(request, timeout=30) as response:
+            assert response.status == 200
+        for process, client in ((fabric.broker, "broker.access"), (gateway.process, "gateway.access")):
+            process.wait_for(client)
+            (event,) = [e for e in events(process.seen()) if e["logger"] == client]
+            assert (event["model"], event["status"]) == ("echo", "OK")
+            assert event["total"] >= event["queue"] + event["compute"] and event["bytes_in"] and event["bytes_out"]
+            assert event.get("worker") == ("w" if client == "broker.access" else None)
+            if client == "gateway.access":
+                assert (event["request"], event["trace"]) == ("mine", "ab" * 16)

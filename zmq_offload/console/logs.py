@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import NamedTuple
 
+from zmq_offload.common.accesslog import AccessLog
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import add_option, checked
 from zmq_offload.errors import printable
@@ -26,6 +27,7 @@ FORMATS = ("text", "json")
 OWN = ("broker", "workers", "gateway", "zmq_offload")
 """The loggers of this project. Only they log at the level debug: other libraries would drown them."""
 
+_threshold = checked(float, lambda s: 0 <= s < 1e6, "a time in seconds, from 0 to a million")
 _level = checked(str, lambda text: text in LEVELS, "a level: debug, info, warning or error")
 _format = checked(str, lambda text: text in FORMATS, "a format: text or json")
 
@@ -45,6 +47,18 @@ def add_log_options(parser: Parser) -> None:
     levels = "debug|info|warning|error"
     add_option(parser, "--log-level", _level, "info", f"least level of the log, {levels}", metavar="LEVEL")
     add_option(parser, "--log-format", _format, "text", "a line of text or an object of JSON", metavar="text|json")
+
+
+def add_access_log(parser: Parser) -> None:
+    """Add `--access-log`."""
+    help = "log requests that fail, or take so many seconds; 0: all"
+    add_option(parser, "--access-log", _threshold, None, help, metavar="S")
+
+
+def write(access: AccessLog, log: logging.Logger) -> None:
+    """Write the requests of an access log as events of `log`."""
+    for level, text, known in access.take():
+        log.log(level, "%s", text, extra=fields(**known))
 
 
 def start(program: str, options: LogOptions, common: Mapping[str, object] | None = None, descriptor: int = 2) -> None:

@@ -120,6 +120,9 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         "LOG_LEVEL": Variable("least level of the log: `debug`, `info`, `warning` or `error`", _PROGRAMS),
         "LOG_FORMAT": Variable("`text` or `json`: the form of an event of the log", _PROGRAMS),
+        "ACCESS_LOG": Variable(
+            "log requests that fail or take at least so many seconds; 0: all", ("broker", "gateway")
+        ),
         "CONFIG": Variable("TOML file with options", (*_PROGRAMS, "doctor")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()

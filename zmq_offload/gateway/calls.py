@@ -76,7 +76,7 @@ class Call(NamedTuple):
     `timeout` is in seconds; None is the gateway's default. `priority` is from -100 to 100, as `Client.infer` takes it.
     The memory of `inputs` must not change before the call ends. `trace` is that of a Request, empty without one.
     `label` stands for a version, and `version` is None with it. `caller` says who asks, empty if nothing is known of
-    that.
+    that. `id` is the client's own name of the request.
     """
 
     model: str
@@ -87,6 +87,7 @@ class Call(NamedTuple):
     trace: bytes = b""
     label: str = ""
     caller: str = ""
+    id: str = ""
 
 
 CALLER = "x-zmq-offload-caller"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from zmq_offload.console.logs import DEFAULT, LogOptions, add_log_options
+from zmq_offload.console.logs import DEFAULT, LogOptions, add_access_log, add_log_options
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     ARENA_BYTES,
@@ -93,6 +93,8 @@ class Config:
     idle_timeout: float = 120.0
     receive_timeout: float = 20.0
     log: LogOptions = DEFAULT
+    access_log: float | None = None
+    """Seconds after which a request is logged; None: none is."""
 
     @property
     def addresses(self) -> list[str]:
@@ -154,6 +156,7 @@ def add_options(parser: Parser) -> None:
         default = getattr(Config, flag.removeprefix("--").replace("-", "_"))
         add_option(parser, flag, kind, default, text, metavar="S" if kind is seconds else "N")
     add_log_options(parser)
+    add_access_log(parser)
 
 
 _LIMITS = (

@@ -16,14 +16,17 @@ import uvloop
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.client.aiocalls import Calls, LinkCalls, LocalBroker, LocalCalls
 from zmq_offload.common import memory
+from zmq_offload.common.accesslog import AccessLog
 from zmq_offload.common.extras import needs
 from zmq_offload.common.open_files import raise_file_limit
+from zmq_offload.console import logs
 from zmq_offload.console.settings import NONE
 from zmq_offload.dashboard.watch import Watch
 from zmq_offload.errors import InvalidArgument, OffloadError
 from zmq_offload.gateway import metrics, tritonmetrics
 from zmq_offload.gateway.access.guard import Guard, check_exposure
 from zmq_offload.gateway.access.tls import files_of
+from zmq_offload.gateway.accesslog import LoggingFabric
 from zmq_offload.gateway.application import doors
 from zmq_offload.gateway.caching import CachingFabric, OwnMemory, Store
 from zmq_offload.gateway.calls import Fabric, own_memory
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from zmq_offload.telemetry.traces.exporter import Exporter
 
 log = logging.getLogger("gateway")
+access_log = logging.getLogger("gateway.access")
 
 _KEPT_BYTES = 64 * 1024 * 1024
 """Freed memory that is kept for the next requests."""
@@ -90,6 +94,10 @@ _OF_LOST_CONNECTIONS = ("SSL connection is closed", "socket.send() raised except
 """What the event loop logs for each answer that its client does not wait for: strangers could fill the log."""
 
 
+def _write_access(access: AccessLog) -> None:
+    logs.write(access, access_log)
+
+
 def _is_of_use(record: logging.LogRecord) -> bool:
     return record.msg not in _OF_LOST_CONNECTIONS
 
@@ -122,6 +130,9 @@ async def _run(config: Config, host: Host | None) -> None:
     caching = None if store is None else CachingFabric(front, store)
     meters = None if config.metrics == NONE else Meters()
     front = caching or front
+    access = None if config.access_log is None else AccessLog(config.access_log)
+    if access is not None:
+        front = LoggingFabric(front, access, _write_access, time.monotonic)
     if traces is not None:
         front = TracingFabric(front, config.trace_share, traces.put, time.monotonic, random.randbytes)
     looking = asyncio.ensure_future(_look(caching, meters, fabric))
@@ -165,6 +176,9 @@ async def _run(config: Config, host: Host | None) -> None:
             store.close()
         guard.close()
         fabric.close()
+        if access is not None:
+            access.flush()
+            _write_access(access)
         if guest is not None:
             guest.close()
         if traces is not None:

@@ -109,7 +109,7 @@ def decode(divided: Divided, memory: SharedMemory, grant: Grant) -> tuple[Call, 
         found = memory.places([output.part for output in plan.rooms if output.part is not None], grant)
         places = {output.name: place for output, place in zip(plan.rooms, found, strict=True)}
     answer = Answer(plan.id if request_id is None else request_id, plan.outputs, places)
-    return Call(plan.model, plan.version, inputs, plan.timeout, plan.priority), answer
+    return Call(plan.model, plan.version, inputs, plan.timeout, plan.priority, id=answer.id), answer
 
 
 def _inputs(

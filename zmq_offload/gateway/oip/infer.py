@@ -160,7 +160,7 @@ def decode(
     if answer.outputs and (rooms := [output for output in answer.outputs if output.part is not None]):
         places = memory.places([output.part for output in rooms if output.part is not None], grant)
         answer = answer._replace(places={output.name: place for output, place in zip(rooms, places, strict=True)})
-    return Call(model, version, inputs, plan.timeout, plan.priority), answer
+    return Call(model, version, inputs, plan.timeout, plan.priority, id=answer.id or ""), answer
 
 
 def _packed(layout: Layout, at: int, body: Buffer) -> Packed:
