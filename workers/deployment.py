@@ -25,9 +25,9 @@ class Deployment:
     """`executors` by (model, version), kept up to date with the repository.
 
     `refresh` loads new and replaced versions and drops those that were removed, or that the configuration of the model
-    leaves out. A version that does not load is logged once, until its files change. So is a configuration that is
-    wrong; the last good one counts then. `seat` is the number of this process among its supervisor's, from 0: a model
-    with `instances` is served by the first so many.
+    leaves out. A version that does not load is logged once, until its files or its warm-up change. So is a
+    configuration that is wrong; the last good one counts then. `seat` is the number of this process among its
+    supervisor's, from 0: a model with `instances` is served by the first so many.
 
     One thread can refresh while another serves: `executors` and `configs` are never modified but replaced, and then
     `changed` is called. An executor that is no longer served is dropped by the next refresh, which then calls
@@ -51,6 +51,8 @@ class Deployment:
         self._changed = changed
         self._release_memory = release_memory
         self._loading = Loading()
+        self._failed: dict[Model, object] = {}
+        """Versions that did not load, with what they were to be warmed up with."""
         self._logged: set[str] = set()
         self._replaced: list[Executor] = []
         self._dropped: list[weakref.ref[Executor]] = []
@@ -75,9 +77,10 @@ class Deployment:
                 if stopped():
                     break
                 log.info("model %s version %d is loading", *chosen[0])
+                warmup = self._warmup_of(chosen[0])
                 outcome = self._try(load or self._load, chosen[0])
             problems = self._scan_again(first=False)
-            self._settle(*chosen, outcome)
+            self._settle(*chosen, outcome, warmup)
             del outcome
         if not self.executors and not self.configs and os.path.isdir(self._repository.root):
             problems.add(f"nothing is served: no model in {self._repository.root} loads")
@@ -93,17 +96,25 @@ class Deployment:
             # Of any kind, such as a lack of memory: the other versions are served.
             return error
 
-    def _settle(self, model: Model, stamp: int, outcome: Executor | Exception) -> None:
+    def _warmup_of(self, model: Model) -> object:
+        """What a version is to be warmed up with; another value if the file with the inputs is replaced."""
+        wanted = self.config_of(model[0]).warmup
+        file = self._repository.root / model[0] / ("" if wanted is None else wanted.inputs)
+        return wanted, file.stat().st_mtime_ns if file.is_file() else 0
+
+    def _settle(self, model: Model, stamp: int, outcome: Executor | Exception, warmup: object) -> None:
         if not self._loading.ended(model, stamp):
             if not isinstance(outcome, Exception):
                 self._replaced.append(outcome)  # the version was removed or replaced meanwhile
             return
         if isinstance(outcome, Exception):
+            self._failed[model] = warmup
             expected = isinstance(outcome, OffloadError)
             text = str(outcome) if expected else f"{type(outcome).__name__}: {outcome}"
             log.error("model %s version %d is not served: %s", *model, text, exc_info=None if expected else outcome)
             self._replace(model, None)
         else:
+            self._failed.pop(model, None)
             self._replace(model, outcome)
             log.info("model %s version %d is served", *model)
 
@@ -119,7 +130,11 @@ class Deployment:
             self._loading.try_again(model for model in there if model[0] in names and model not in self.executors)
             self.configs = configs
             self._changed()
+        for model in [failed for failed, warmup in self._failed.items() if warmup != self._warmup_of(failed)]:
+            del self._failed[model]
+            self._loading.again(model)
         for model in self._loading.scanned(there, first):
+            self._failed.pop(model, None)
             if model in self.executors:
                 log.info("model %s version %d is to be served no more", *model)
                 self._replace(model, None)

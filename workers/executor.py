@@ -9,6 +9,7 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from workers.warmup import usual_inputs, wanted_inputs
@@ -18,7 +19,10 @@ from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, Re
 from zmq_offload.protocol.payload import Array
 from zmq_offload.runtime.gpu import Gpu, GpuMachine, out_of_memory
 from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library, loading, release_memory
-from zmq_offload.runtime.threads import bind_pool
+from zmq_offload.runtime.threads import Affinity, bind_pool, configure_pool
+
+_NICER = 10
+"""How much the nice value of a warm-up's thread is above that of the thread that loads."""
 
 
 def bind_threads(cores: Sequence[int]) -> None:
@@ -64,9 +68,10 @@ class GraphExecutor:
     def warm_up(self, cores: Sequence[int] = (), wanted: WarmUp | None = None) -> None:
         """Run before the first request, so that memory and code are ready for it.
 
-        Another thread may be running another executor, so this runs in a thread of its own, with its pool of TVM's
-        threads on `cores`. Without a `wanted` warm-up, a model of float inputs runs once, and errors are left to the
-        requests. With one, FailedPrecondition is raised if it fails.
+        Another thread may be running another executor, so this runs in a thread of its own, on any one of `cores` at a
+        time: it leaves the others, and with a low priority also that one, to the requests. Without a `wanted` warm-up,
+        a model of float inputs runs once, and errors are left to the requests. With one, FailedPrecondition is raised
+        if it fails.
         """
         inputs = usual_inputs(self.model) if wanted is None else wanted_inputs(self.model, wanted, self._folder)
         if inputs is None:
@@ -76,8 +81,11 @@ class GraphExecutor:
 
         def run() -> None:
             try:
+                with suppress(OSError):
+                    thread = threading.get_native_id()
+                    os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICER)
                 if cores:
-                    bind_threads(cores)
+                    configure_pool(Affinity.ONE_CORE_PER_THREAD, 1, cores)
                 for _ in range(runs):
                     self.run([inputs])
             except Exception as error:

@@ -60,6 +60,10 @@ class Loading:
         name, version = model
         return sum(other[0] == name and other[1] > version for other in self.there)
 
+    def again(self, model: Model) -> None:
+        """A version that failed to load may load now."""
+        self.settled.pop(model, None)
+
     def ended(self, model: Model, stamp: int) -> bool:
         """Loading ended, with success or not. Returns whether the result counts: it does not if the version was removed
         or replaced meanwhile."""

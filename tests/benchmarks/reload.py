@@ -2,7 +2,8 @@
 
 One client calls a small model without a pause. Windows alternate: in one nothing else happens, in the other a new
 version of a large model is loaded, from its appearance in the repository until all workers serve it. Its files are
-written before. The quiet windows are measured twice; their difference is the noise of the machine.
+written before. With `--warmup N` it is warmed up by N runs and is a canary with a label. The quiet windows are measured
+twice; their difference is the noise of the machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from onnx import helper
 from tests.support import onnx_models
 from tests.support.processes import Process, eventually, running_broker, running_workers
 from zmq_offload import Client
+from zmq_offload.artifacts.config import CONFIG
 from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY
 from zmq_offload.compile import compile_model
 
@@ -61,6 +63,17 @@ class Calls:
             time.sleep(0.001)
 
 
+def configure(model: Path, version: int, runs: int) -> None:
+    """Let a version be a canary with a label, and warm it up before it is announced."""
+    if runs:
+        draft = model / ".config.toml"
+        draft.write_text(
+            f"labels = {{ next = {version} }}\n[warmup]\nruns = {runs}\ninputs = 'random'\n"
+            f"[canary]\nversion = {version}\nshare = 0.1\n"
+        )
+        draft.rename(model / CONFIG)
+
+
 def served(workers: Process, version: int, processes: int, ended: threading.Event) -> None:
     for at in range(processes):
         workers.wait_for(rf"model large version {version} is served", skip=at, timeout=300)
@@ -73,6 +86,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=8192, help="of the large model's matrix: 8192 is 256 MB")
     parser.add_argument("--small", type=int, default=256, help="of the small model's matrix")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window in which nothing else happens")
+    parser.add_argument("--warmup", type=int, default=0, help="runs before a version is announced")
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,6 +111,7 @@ def main() -> None:
                     calls.until(ended, quiet)
                 ended = threading.Event()
                 began = time.monotonic()
+                configure(large.parent, version, args.warmup)
                 hidden.rename(large.with_name(str(version)))
                 threading.Thread(target=served, args=(workers, version, args.processes, ended)).start()
                 calls.until(ended, calls.loading)

@@ -50,6 +50,16 @@ def test_a_load_does_not_count_if_the_version_was_removed_or_replaced_meanwhile(
     assert loading.next() == (("a", 1), 2)
 
 
+def test_a_version_that_failed_is_loaded_again_if_it_may_load_now() -> None:
+    loading = Loading()
+    loading.scanned({("a", 1): 7})
+    assert loading.next() == (("a", 1), 7)
+    loading.ended(("a", 1), 7)
+    loading.again(("a", 1))
+    loading.again(("b", 1))
+    assert loading.next() == (("a", 1), 7)
+
+
 def test_a_version_that_loses_a_file_is_loaded_only_if_it_still_lacks_it_in_the_next_refresh() -> None:
     loading = Loading()
     loading.scanned({("a", 1): 5, ("a", 2): INCOMPLETE})
