@@ -8,7 +8,7 @@ A `History` gets the answer to each Query "status", once a second, with the time
     view.rates.p95, view.queued, [worker.state for worker in view.workers]
 
 The memory is bounded: the whole fabric has a point for each 5 s of the hour (720), each of at most 64 versions of
-models one for each 30 s (120). That is below 2 MB.
+models one for each 30 s (120). That is below 4 MB.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from zmq_offload.telemetry.histograms import Buckets
@@ -68,17 +69,17 @@ class Series:
         self.step = step
         self._done: deque[Point] = deque(maxlen=int(HOUR / step) if keep else 0)
         self._number = 0
-        self._current: list[Sample] = []
+        self._current: Sample | None = None
         self._recent: deque[tuple[float, Sample]] = deque()
 
     def add(self, now: float, sample: Sample) -> None:
         """Add what happened until `now`, which never goes back."""
         number = int(now // self.step)
-        if number != self._number and self._current:
+        if number != self._number and self._current is not None:
             self._done.append(_point(self._number, self._current))
-            self._current = []
+            self._current = None
         self._number = number
-        self._current.append(sample)
+        self._current = sample if self._current is None else _both(self._current, sample)
         self._recent.append((now, sample))
         self._forget(now)
 
@@ -93,8 +94,9 @@ class Series:
         Steps in which nothing was known are left out.
         """
         oldest = int((now - HOUR) // self.step) if last is None else int(now // self.step) - last
-        points = [point for point in self._done if point.number > oldest]
-        if self._current and self._number > oldest:
+        points = [point for point in islice(reversed(self._done), last) if point.number > oldest]
+        points.reverse()
+        if self._current is not None and self._number > oldest:
             points.append(_point(self._number, self._current))
         return points
 
@@ -128,9 +130,19 @@ def together(many: Iterable[Buckets | None]) -> Buckets | None:
     return whole
 
 
-def _point(number: int, samples: list[Sample]) -> Point:
+def _both(one: Sample, other: Sample) -> Sample:
+    """What happened in one time and the next."""
+    return Sample(
+        one.seconds + other.seconds,
+        one.ok + other.ok,
+        one.failed + other.failed,
+        together([one.latency, other.latency]),
+        max(one.queued, other.queued),
+    )
+
+
+def _point(number: int, sample: Sample) -> Point:
     """A step as few digits: the page gets thousands of them."""
-    rates = rates_of(samples)
+    rates = rates_of([sample])
     p50, p95, p99 = (None if each is None else round(each, 6) for each in (rates.p50, rates.p95, rates.p99))
-    queued = max(sample.queued for sample in samples)
-    return Point(number, round(rates.requests, 2), round(rates.errors, 2), p50, p95, p99, queued)
+    return Point(number, round(rates.requests, 2), round(rates.errors, 2), p50, p95, p99, sample.queued)

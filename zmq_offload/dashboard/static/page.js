@@ -233,7 +233,7 @@ function showSlow() {
 
 function showErrors() {
   fill("errors", view.errors.map((error) => ({
-    cells: [[error.kind], [error.code, "names"], [count(error.hour), "n"], [count(error.count), "n"]],
+    cells: [[error.code], [error.kind], [count(error.hour), "n"], [count(error.count), "n"]],
   })));
 }
 
