@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from zmq_offload.console.variables import PREFIX, VARIABLES
 from zmq_offload.doctor.checks.findings import Level
-from zmq_offload.doctor.checks.installation import Installation, check_installation, check_variables, met, requirement
+from zmq_offload.doctor.checks.installation import (
+    EXTRAS,
+    Installation,
+    check_installation,
+    check_variables,
+    met,
+    requirement,
+)
 from zmq_offload.doctor.facts.installation import installation
 
 REQUIRES = (
@@ -74,6 +81,11 @@ def test_misspelled_variables_are_named() -> None:
     )
     assert check_variables({f"{PREFIX}NAME"}, VARIABLES, PREFIX)[0].text == f"{PREFIX}NAME"
     assert check_variables({"PATH"}, VARIABLES, PREFIX)[0].text == "none is set"
+
+
+def test_each_extra_for_users_is_known() -> None:
+    named = {requirement(line).extra for line in installation().requires}
+    assert named <= {"", *EXTRAS, "docs", "test"}
 
 
 def test_facts_of_this_installation_can_be_gathered() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from zmq_offload.doctor.checks.findings import Finding, Level, failed
@@ -101,3 +103,32 @@ def test_facts_of_this_machine_can_be_gathered() -> None:
     assert not machine.clock().backwards
     gpus = machine.gpus()
     assert gpus.error or gpus.driver
+
+
+class Driver:
+    """A driver with two GPUs, as `ctypes` calls it."""
+
+    def __init__(self, code: int) -> None:
+        self.cuInit = lambda _: code
+
+    def cuDriverGetVersion(self, version: Any) -> None:
+        version._obj.value = 12040
+
+    def cuDeviceGetCount(self, count: Any) -> None:
+        count._obj.value = 2
+
+    def cuDeviceGet(self, device: Any, number: int) -> None:
+        device._obj.value = number
+
+    def cuDeviceGetName(self, name: Any, _: int, device: Any) -> None:
+        name.value = b"GPU %d" % device.value
+
+    def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> None:
+        value._obj.value = {75: 9, 76: device.value}[which]
+
+
+def test_gpus_are_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: Driver(0))
+    assert machine.gpus() == Gpus("", "12.4", [("GPU 0", "9.0"), ("GPU 1", "9.1")])
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: Driver(100))
+    assert machine.gpus().error == "cuInit says 100"

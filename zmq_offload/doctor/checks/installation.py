@@ -12,9 +12,11 @@ from zmq_offload.errors import printable
 
 EXTRAS: Mapping[str, str] = {
     "tvm": "workers and devices",
-    "cli": "colors and completion at a terminal, and `zmq-offload top`",
+    "cli": "colors and completion at a terminal, `zmq-offload top` and `models`",
     "compile": "`zmq-offload compile`, `profile` and `plan`",
     "gateway": "`zmq-offload gateway`",
+    "redis": "answers that a gateway keeps in Redis",
+    "traces": "traces for OpenTelemetry",
     "grpc": "devices that call gRPC servers",
     "load": "the pictures of `zmq-offload load`",
     "quantize": "`zmq-offload compile --quantize`",
