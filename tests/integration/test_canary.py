@@ -7,14 +7,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 
 import zmq_offload
-from tests.support.processes import Fabric, eventually, running_broker, running_workers
+from tests.support.processes import Fabric, eventually, running_broker, running_gateway, running_workers
 from zmq_offload import Client
 from zmq_offload.errors import FailedPrecondition, Internal, NotFound
+from zmq_offload.transports.client import ServerClient
 
 if TYPE_CHECKING:
     from zmq_offload.compile import Compiled
@@ -89,6 +91,10 @@ def test_a_label_is_followed_by_clients_and_by_bundles(served: Served, compiled_
             FailedPrecondition, match="label 'stable' stands for version 1, which has another signature"
         ):
             client.infer("mlp", H2, version=wrong, label="stable")
+        with ServerClient(served.fabric.frontend) as servers:  # as beside servers of other kinds
+            assert servers.infer("mlp", H2, label="stable").version == 1
+            with pytest.raises(FailedPrecondition, match="another signature"):
+                servers.infer("mlp", H2, version=wrong, label="stable")
         before = served.model(1)["statistics"]["requests"]["ok"]
         expected = device(x)
         assert served.model(1)["statistics"]["requests"]["ok"] == before + 1
@@ -96,6 +102,30 @@ def test_a_label_is_followed_by_clients_and_by_bundles(served: Served, compiled_
         eventually(lambda: client.infer("mlp", H2, label="stable").version == 2)
         np.testing.assert_array_equal(device(x), expected)
     assert any("label 'stable' stands for version 2 now" in line for line in served.fabric.broker.seen())
+
+
+def test_a_gateway_passes_on_labels_and_who_asks(served: Served) -> None:
+    served.configure("labels = { stable = 1 }\n[canary]\nversion = 2\nshare = 0.5\n")
+    eventually(lambda: "canary" in served.model(2) and served.model(1)["labels"] == ["stable"])
+    tensor = {"name": "h2", "shape": [2, 16], "datatype": "FP32", "data": [1.0] * 32}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    with running_gateway(served.fabric.frontend) as gateway:
+
+        def version(**headers: str) -> str:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            asked = Request(f"{gateway.url}/v2/models/mlp/infer", body, named)
+            with urlopen(asked, timeout=20) as response:
+                return str(json.loads(response.read())["model_version"])
+
+        assert {version(x_zmq_offload_label="stable") for _ in range(20)} == {"1"}
+        assert {version() for _ in range(40)} == {"1", "2"}, "a request of nobody known is drawn by itself"
+        by_caller = [{version(x_zmq_offload_caller=f"user {n}") for _ in range(3)} for n in range(20)]
+        assert all(len(versions) == 1 for versions in by_caller), "a caller stays with a version"
+        assert set.union(*by_caller) == {"1", "2"}
+        with urlopen(f"{gateway.url}/v1/models/mlp/labels/stable/metadata", timeout=20) as response:
+            assert json.loads(response.read())["model_spec"]["version"] == "1"
+    served.configure("")
+    eventually(lambda: served.model(2)["latest"])
 
 
 @pytest.mark.parametrize(("fault", "why"), [("fails", "of its"), ("slow", "95 % of its requests")])
