@@ -108,6 +108,7 @@ def test_without_a_collector_nothing_waits_and_what_is_dropped_is_counted(
         assert exporter.dropped >= 80  # ten may be on their way, and ten wait
         exporter.close()
         assert time.monotonic() - started < 5
+    assert "since the start" in caplog.text and exporter.dropped >= 90
 
 
 def test_a_refusal_is_told_and_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
@@ -116,11 +117,20 @@ def test_a_refusal_is_told_and_does_not_end_the_thread(caplog: pytest.LogCapture
         exporter = Exporter(collector.url, "broker", as_they_are)
         exporter.put(span())
         exporter._wake.set()
-        eventually(lambda: "traces were dropped: 1, and 1 since the start; the last failure: " in caplog.text)
+        eventually(lambda: "traces were dropped: 1, and 1 since the start; the first failure: " in caplog.text)
         assert "400" in caplog.text
         exporter.put(span())
         exporter.close()
         assert exporter.dropped == 1 and len(collector.spans) == 2
+
+
+def test_what_is_lost_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(exporting, "_FLUSH", 0.2)
+    exporter = Exporter("http://127.0.0.1:1", "broker", as_they_are)  # nothing listens there
+    exporter.put(span())
+    exporter.close()
+    assert exporter.dropped == 1 and "traces were dropped: 1, and 1 since the start; the first failure: " in caplog.text
+    assert "refused" in caplog.text
 
 
 def test_a_fault_of_ours_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -51,6 +51,8 @@ _TELL = 60.0
 """Seconds between two lines of the log about lost traces."""
 _FLUSH = 3.0
 """Seconds that the end of the program waits for the last spans."""
+_SHUTDOWN = 0.5
+"""Seconds that it waits for the thread afterwards."""
 
 Record = TypeVar("Record")
 
@@ -100,9 +102,11 @@ class Exporter(Generic[Record]):
         self._closing = True
         self._wake.set()
         self._thread.join(_FLUSH)
-        _SDK_LOG.removeFilter(self._why)
-        self._tell(0.0)
         self._otlp.shutdown()  # type: ignore[no-untyped-call,unused-ignore]  # it ends a retry under way, too
+        self._thread.join(_SHUTDOWN)
+        self._unsent += len(self._waiting)
+        self._tell(0.0)
+        _SDK_LOG.removeFilter(self._why)
 
     def _run(self) -> None:
         while not self._closing or self._waiting:
@@ -126,7 +130,7 @@ class Exporter(Generic[Record]):
         now, dropped = time.monotonic(), self.dropped
         if dropped != self._told and now >= self._tell_at + pause:
             log.warning("traces were dropped: %d, and %d since the start%s", dropped - self._told, dropped, self._why)
-            self._told, self._tell_at = dropped, now
+            self._told, self._tell_at, self._why.text = dropped, now, ""
 
     def _send(self, batch: list[Record]) -> bool:
         offset = time.time_ns() - time.monotonic_ns()
@@ -160,12 +164,12 @@ class _Why(logging.Filter):
     text = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.ERROR or not self.text:  # an error may say less than the warnings before
+        if not self.text:  # the first says most: what follows is about the tries
             self.text = record.getMessage()
         return False
 
     def __str__(self) -> str:
-        return f"; the last failure: {' '.join(self.text.split())[:300]}" if self.text else ""
+        return f"; the first failure: {' '.join(self.text.split())[:300]}" if self.text else ""
 
 
 class _Ids(IdGenerator):
