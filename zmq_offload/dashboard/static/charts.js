@@ -93,6 +93,7 @@ export class Chart {
     for (const part of [0, 0.5, 1]) {
       const at = y(top * part);
       shape(svg, "line", { class: "grid", x1: LEFT, x2: this.width - RIGHT, y1: at, y2: at });
+      if (this.whole && !Number.isInteger(top * part)) continue;
       shape(svg, "text", { x: LEFT - 6, y: at + 4, "text-anchor": "end" }, part ? this.show(top * part) : "0");
     }
     for (const part of [0, 0.25, 0.5, 0.75, 1]) {
