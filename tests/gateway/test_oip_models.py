@@ -205,6 +205,12 @@ def test_models_are_unloaded_and_loaded() -> None:
     assert status("POST", "/v2/repository/models/table/load", b"", served) == 503
 
 
+def test_an_index_without_a_broker_is_an_error() -> None:
+    served = fabric()
+    served.catalog = Unavailable("no broker answers")
+    assert status("POST", "/v2/repository/index", b"", served) == 503
+
+
 @pytest.mark.parametrize(
     ("path", "sent", "wanted"),
     [
