@@ -117,8 +117,7 @@ def test_a_refusal_is_told_and_does_not_end_the_thread(caplog: pytest.LogCapture
         exporter = Exporter(collector.url, "broker", as_they_are)
         exporter.put(span())
         exporter._wake.set()
-        eventually(lambda: "traces were dropped: 1, and 1 since the start; the first failure: " in caplog.text)
-        assert "400" in caplog.text
+        eventually(lambda: "traces were dropped: 1, and 1 since the start" in caplog.text)
         exporter.put(span())
         exporter.close()
         assert exporter.dropped == 1 and len(collector.spans) == 2
@@ -129,8 +128,7 @@ def test_what_is_lost_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch, caplog
     exporter = Exporter("http://127.0.0.1:1", "broker", as_they_are)  # nothing listens there
     exporter.put(span())
     exporter.close()
-    assert exporter.dropped == 1 and "traces were dropped: 1, and 1 since the start; the first failure: " in caplog.text
-    assert "refused" in caplog.text
+    assert exporter.dropped == 1 and "traces were dropped: 1, and 1 since the start" in caplog.text
 
 
 def test_a_fault_of_ours_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
