@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -139,4 +140,15 @@ def test_a_file_is_read_and_named_if_it_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "config.toml").unlink()
     (tmp_path / "config.toml").mkdir()
     with pytest.raises(FailedPrecondition, match=r"config.toml: Is a directory"):
+        read(tmp_path)
+
+
+def test_a_link_to_nothing_and_a_pipe_are_no_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.symlink_to(tmp_path / "gone.toml")
+    with pytest.raises(FailedPrecondition, match=r"config\.toml: No such file or directory"):
+        read(tmp_path)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(FailedPrecondition, match=r"config\.toml: it is a pipe; expected a file"):
         read(tmp_path)

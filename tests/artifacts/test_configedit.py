@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,30 @@ def test_a_folder_that_cannot_be_written_is_named(repository: Repository, monkey
     with pytest.raises(FailedPrecondition, match=r"config.toml cannot be written: Permission denied"):
         configedit.unload(repository, "m")
     assert sorted(p.name for p in (repository.root / "m").iterdir()) == ["1", "2", "3"]
+
+
+def test_changes_by_several_processes_are_all_kept(repository: Repository) -> None:
+    code = (
+        "import sys; from pathlib import Path; from zmq_offload.artifacts import configedit\n"
+        "from zmq_offload.artifacts.repository import Repository\n"
+        "repository, name = Repository(Path(sys.argv[1])), sys.argv[2]\n"
+        "for number in range(20): configedit.label(repository, 'm', f'{name}-{number}', 1)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, repository.root, name]) for name in ("a", "b")]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    expected = {f"{name}-{number}" for name in ("a", "b") for number in range(20)}
+    assert read(repository.root / "m").labels.keys() == expected
+
+
+def test_a_file_is_utf_8_in_every_locale_and_keeps_its_line_ends(repository: Repository) -> None:
+    file = repository.root / "m" / "config.toml"
+    file.write_bytes("# für Gäste\r\npriority = 1\r\n".encode())
+    code = (
+        "import sys; from pathlib import Path; from zmq_offload.artifacts import configedit\n"
+        "from zmq_offload.artifacts.repository import Repository\n"
+        "configedit.unload(Repository(Path(sys.argv[1])), 'm', 3)"
+    )
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, repository.root], env=plain, check=True, timeout=60)
+    assert file.read_bytes().startswith("# für Gäste\r\npriority = 1\r\n".encode())
+    assert served(repository) == [1, 2]

@@ -113,3 +113,9 @@ def test_the_example_of_the_documentation(program: str, file: Path) -> None:
     parsed = PARSERS[program](["--config", str(file)])
     assert parsed.max_frame_bytes == 268435456
     assert program != "worker" or parsed.repository == str(file.parent / "dist/repository")
+
+
+def test_an_option_without_its_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        broker.config.parse(["--config"])
+    assert capsys.readouterr().err.count("\n") == 1

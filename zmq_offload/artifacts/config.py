@@ -5,6 +5,7 @@ Everything is optional, and without a file every version is served as it is. doc
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -204,13 +205,16 @@ def read(folder: Path) -> ModelConfig:
 
     Raises FailedPrecondition, which names the file, for one that cannot be read or is wrong, and if there are two.
     """
-    found = [folder / name for name in (CONFIG, CONFIG_JSON) if (folder / name).exists()]
+    # A link to nothing is a file that cannot be read: without it, versions that nobody wants would be served.
+    found = [folder / name for name in (CONFIG, CONFIG_JSON) if os.path.lexists(folder / name)]
     if not found:
         return NO_CONFIG
     if len(found) == 2:
         raise FailedPrecondition(f"{found[1]}: there is a {CONFIG}, too; remove one of the two")
     file = found[0]
     try:
+        if file.is_fifo():  # to open it would never end
+            raise InvalidArgument("it is a pipe; expected a file")
         with file.open("rb") as opened:
             content = opened.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:

@@ -1,14 +1,16 @@
 """Changes of `config.toml`, which is the one place that says which versions and labels are served.
 
-A changed file replaces the old one in one step, so that a worker reads either; comments and order stay.
+A changed file replaces the old one in one step, so that a worker reads either; comments and order stay. Changes of a
+model wait for each other, also those of other processes, so that none is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,26 +95,44 @@ def _change(folder: Path, change: Callable[[Any, ModelConfig], None]) -> ModelCo
         raise FailedPrecondition(
             f"{folder / CONFIG_JSON} can only be changed by hand; or write a {CONFIG} in its place"
         )
-    file, config = folder / CONFIG, read(folder)
-    text = file.read_text() if file.exists() else ""
-    document = tomlkit.parse(text)
-    change(document, config)
-    content = tomlkit.dumps(document)
-    try:
-        changed = parse(content.encode())
-    except InvalidArgument as error:
-        raise FailedPrecondition(f"{file} would be wrong: {error.message}") from None
-    if content != text:
-        _replace(file, content)
+    file = folder / CONFIG
+    with _alone(folder):
+        config = read(folder)
+        # TOML is UTF-8 in every locale, and its line ends stay as they are.
+        before = file.read_bytes() if file.exists() else b""
+        document = tomlkit.parse(before)
+        change(document, config)
+        content = tomlkit.dumps(document).encode()
+        try:
+            changed = parse(content)
+        except InvalidArgument as error:
+            raise FailedPrecondition(f"{file} would be wrong: {error.message}") from None
+        if content != before:
+            _replace(file, content)
     return changed
 
 
-def _replace(file: Path, content: str) -> None:
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for other changes in a folder, and let others wait. The system ends the wait if their process dies."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise FailedPrecondition(f"{folder} cannot be read: {error.strerror or error}") from None
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _replace(file: Path, content: bytes) -> None:
     temporary = None
     try:
         mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
         descriptor, temporary = tempfile.mkstemp(prefix=".config-", dir=file.parent)
-        with os.fdopen(descriptor, "w") as written:
+        with os.fdopen(descriptor, "wb") as written:
             written.write(content)
             os.fchmod(descriptor, mode)
         os.replace(temporary, file)

@@ -89,7 +89,7 @@ def _add_config(parser: Parser, text: str, chosen: Callable[[dict[str, Any]], Ma
 
     def apply(given: Sequence[str]) -> str | None:
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.add_argument("--config")
+        first.add_argument("--config", nargs="?")  # the program itself objects if the name is missing
         name = first.parse_known_args([word for word in given if word != "--config="])[0].config
         name = name or os.environ.get(variable)
         if name:
