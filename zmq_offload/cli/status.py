@@ -126,7 +126,7 @@ def _latest(model: dict[str, Any], models: list[dict[str, Any]]) -> str:
     if model.get("latest"):
         return "yes"
     latest = next((m for m in models if m["name"] == model["name"] and m.get("latest")), None)
-    if latest is None or latest["version"] > model["version"]:
+    if latest is None or latest["version"] > model["version"] or "canary" in model:
         return ""
     workers, slots = (f"{model[what]} of {model[f'of_{what}']} {what}" for what in ("workers", "slots"))
     return f"not yet: {workers} with {slots} have it"
