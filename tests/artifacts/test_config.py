@@ -152,3 +152,10 @@ def test_a_link_to_nothing_and_a_pipe_are_no_configuration(tmp_path: Path) -> No
     os.mkfifo(file)
     with pytest.raises(FailedPrecondition, match=r"config\.toml: it is a pipe; expected a file"):
         read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_into_does_not_count_as_no_configuration(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(FailedPrecondition, match=r"loop/config\.toml: Too many levels"):
+        read(loop)

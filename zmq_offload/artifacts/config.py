@@ -5,7 +5,6 @@ Everything is optional, and without a file every version is served as it is. doc
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -205,8 +204,7 @@ def read(folder: Path) -> ModelConfig:
 
     Raises FailedPrecondition, which names the file, for one that cannot be read or is wrong, and if there are two.
     """
-    # A link to nothing is a file that cannot be read: without it, versions that nobody wants would be served.
-    found = [folder / name for name in (CONFIG, CONFIG_JSON) if os.path.lexists(folder / name)]
+    found = [folder / name for name in (CONFIG, CONFIG_JSON) if _is_there(folder / name)]
     if not found:
         return NO_CONFIG
     if len(found) == 2:
@@ -224,3 +222,15 @@ def read(folder: Path) -> ModelConfig:
         raise FailedPrecondition(f"{file}: {error.strerror or error}") from None
     except InvalidArgument as error:
         raise FailedPrecondition(f"{file}: {error.message}") from None
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is a file, or a link, even one to nothing: it must not count as no configuration, or versions that
+    nobody wants would be served. Nor must a folder that cannot be looked into."""
+    try:
+        file.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise FailedPrecondition(f"{file}: {error.strerror or error}") from None
+    return True
