@@ -159,3 +159,7 @@ def test_a_folder_that_cannot_be_looked_into_does_not_count_as_no_configuration(
     loop.symlink_to(loop)
     with pytest.raises(FailedPrecondition, match=r"loop/config\.toml: Too many levels"):
         read(loop)
+
+
+def test_a_timeout_below_a_microsecond_is_one() -> None:
+    assert parse(b"timeout = 1e-9").announced(1, "b") == {"timeout_us": 1}

@@ -157,7 +157,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         canary = None if self.canary is None else msgspec.to_builtins(self.canary)
         found = {
             "labels": labels,
-            "timeout_us": None if self.timeout is None else int(self.timeout * 1e6),
+            "timeout_us": None if self.timeout is None else max(1, int(self.timeout * 1e6)),
             "priority": self.priority,
             "max_queued": None if self.queue is None else self.queue.max_queued,
             "cache": None if self.cache is None else {"seconds": self.cache.seconds, "build": build},
