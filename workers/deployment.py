@@ -188,8 +188,11 @@ class Deployment:
             try:
                 config = read_config(root / name)
             except OffloadError as error:
-                before = "its last good one counts" if name in configs else "the model is served without one"
-                problems.add(f"{error.message}; {before}")
+                if name not in configs and not any(model[0] == name for model in known):
+                    # Without one, this worker would take labels and the canary from a fabric that knows them.
+                    problems.add(f"{error.message}; the model is not served until that is right")
+                    continue
+                problems.add(f"{error.message}; its last good one counts")
             configs[name] = config
             if config is NO_CONFIG:
                 del configs[name]

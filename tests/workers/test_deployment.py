@@ -300,3 +300,16 @@ def test_a_version_that_failed_is_tried_again_when_its_configuration_changes(rep
     deployment.refresh()
     assert load.loaded == [("m", 2), ("m", 1), ("m", 2)]
     assert sorted(deployment.executors) == [("m", 1), ("m", 2)]
+
+
+def test_a_worker_that_starts_with_a_wrong_configuration_serves_the_model_when_it_is_right(
+    repository: Repository,
+) -> None:
+    add(repository, "m", 1)
+    configure(repository, "m", "versions = 1")
+    deployment = Deployment(repository, Loader())
+    deployment.refresh()
+    assert not [version for name, version in deployment.executors if name == "m"]
+    configure(repository, "m", "versions = [1]")
+    deployment.refresh()
+    assert [version for name, version in deployment.executors if name == "m"] == [1]
