@@ -144,6 +144,9 @@ def test_an_answer_is_used_for_a_moment() -> None:
     assert inquiry.known("a", None, 5.0 + 0.9 * FRESH) is catalog
     assert inquiry.known(None, None, 5.0 + 0.9 * FRESH) is catalog
     assert inquiry.known("a", None, 5.0 + FRESH) is None
+    inquiry.answered(Catalog([]), 6.0)
+    assert inquiry.known(None, None, 6.0 + 0.5 * RECENT) is not None
+    assert inquiry.known(None, None, 6.0 + 2 * RECENT) is None, "workers may have just come"
     assert inquiry.wait(told.append) == (3, True)
 
 

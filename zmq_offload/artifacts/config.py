@@ -74,8 +74,8 @@ class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A version that gets a share of the requests for the latest one.
 
     It gets none any more if, over the last `window` seconds, after at least `min_requests` of its own and as many of
-    the latest version, its share of failed requests is more than `error_margin` above that version's, or the 95th
-    percentile of its compute times is more than `latency_ratio` times that version's.
+    the other versions, its share of failed requests is more than `error_margin` above theirs, or the 95th percentile of
+    its compute times is more than `latency_ratio` times theirs.
     """
 
     version: Version

@@ -13,7 +13,8 @@ FRESH = 0.25
 """Seconds for which an answer of the broker is used again."""
 
 RECENT = 0.02
-"""Seconds for which an answer without the wanted model is used again: somebody may have just added that."""
+"""Seconds for which an answer without the wanted model, or without any, is used again: somebody may have just added
+it."""
 
 Waiter: TypeAlias = Callable[["Catalog | OffloadError"], None]
 
@@ -34,7 +35,7 @@ class Inquiry:
         catalog = self.catalog
         if catalog is None:
             return None
-        missing = name is not None and not catalog.has(name, version)
+        missing = not catalog.models or (name is not None and not catalog.has(name, version))
         return catalog if now - self._answered_at < (RECENT if missing else FRESH) else None
 
     def wait(self, waiter: Waiter) -> tuple[int, bool]:
