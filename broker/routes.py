@@ -34,8 +34,6 @@ class Routes:
 
     def __init__(self) -> None:
         self.by_model: dict[str, Route] = {}
-        self._returned: dict[str, Trial] = {}
-        """The last canary of a model that was returned."""
 
     def announced(self, models: Mapping[tuple[str, int], Model]) -> tuple[set[str], list[str]]:
         """A worker announced `models`.
@@ -77,23 +75,16 @@ class Routes:
                 texts.append(f"model {name!r}: label {label!r} stands for version {version} now")
         return texts
 
-    def _try(self, name: str, route: Route, settings: Settings, changed: set[str]) -> list[str]:
+    @staticmethod
+    def _try(name: str, route: Route, settings: Settings, changed: set[str]) -> list[str]:
         before = None if route.trial is None else route.trial.canary
         if settings.canary == before:
             return []
         changed.add(name)
-        if route.trial is not None and route.trial.returned:
-            self._returned[name] = route.trial
         if settings.canary is None:
             route.trial = None
             return [f"model {name!r}: there is no canary any more"]
-        known = self._returned.get(name)
-        if known is not None and known.canary == settings.canary:
-            # Some worker said otherwise for a while, as one that reads another copy of the file. It stays returned.
-            route.trial = known
-            return []
         route.trial = Trial(settings.canary)
-        self._returned.pop(name, None)
         share = settings.canary.share
         return [
             f"model {name!r}: version {settings.canary.version} is a canary now and gets {share:.1%} of the requests"

@@ -258,21 +258,6 @@ def test_a_returned_canary_stays_returned_until_its_configuration_changes(bench:
     assert versions(ask(bench, 21, caller=caller)) == [2]
 
 
-def test_a_worker_that_knows_no_canary_does_not_bring_a_returned_one_back(bench: Bench) -> None:
-    serve(bench, b"W1", {1: {"canary": CANARY}, 2: {"canary": CANARY}}, slots=4)
-    caller = next(callers_of(bench, True))
-    for number in range(1, 11):
-        bench.now += 0.5
-        (held,) = dispatches(ask(bench, number, caller=caller))
-        answer(bench, held, code="INTERNAL")
-    serve(bench, b"W2", {1: {}}, slots=4)
-    serve(bench, b"W1", {1: {"canary": CANARY}, 2: {"canary": CANARY}}, slots=4)
-    assert versions(ask(bench, 20, caller=caller)) == [1]
-    again = {**CANARY, "share": 0.6}
-    serve(bench, b"W1", {1: {"canary": again}, 2: {"canary": again}}, slots=4)
-    assert versions(ask(bench, 21, caller=caller)) == [2]
-
-
 def test_a_canary_that_lost_its_workers_gets_nothing_and_its_requests_go_on(bench: Bench) -> None:
     serve(bench, b"W1", {1: {"canary": CANARY}}, slots=4)
     serve(bench, b"W2", {2: {"canary": CANARY}}, slots=1)
