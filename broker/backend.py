@@ -99,7 +99,7 @@ class Backend:
             worker.serve(models)
         else:
             self._configure(models, now)
-            ledger.note_latest(ledger.scheduler.update(worker, models, reset=ledger.starting(now)), now)
+            ledger.note_latest(ledger.scheduler.update(worker, models, reset=ledger.resolver.starting(now)), now)
             self._note_newer(sorted(added), now)
         ledger.timers.set(peer, now + ledger.policy.heartbeat)
         ledger.probe(peer)  # before its first Dispatch: it tells the largest frame that this broker takes
@@ -188,7 +188,7 @@ class Backend:
             # The version was removed while the request was on its way; another worker or version may serve it.
             request.worker = None
             ledger.transition(request, "returned", now, worker.name)
-            ledger.follow(request, now)
+            ledger.resolver.follow(request, now)
             ledger.place(request, ledger.scheduler.choose(request.wanted, request.longest), now)
             return
         worker.failed += 1

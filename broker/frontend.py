@@ -84,7 +84,7 @@ class Frontend:
                 text = f"the request names version {version} and label {label!r}; name one of them"
                 self._refuse(event, key, Status.INVALID_ARGUMENT, text, now)
                 return
-            found = ledger.resolve(wanted, label, caller.encode() or owner, now)
+            found = ledger.resolver.resolve(wanted, label, caller.encode() or owner, now)
             if not isinstance(found, Wanted):
                 self._refuse(event, key, *found, now)
                 return
@@ -172,7 +172,7 @@ class Frontend:
             not ledger.scheduler.served(request.wanted)
             and ledger.catalog
             and not ledger.catalog.has(request.asked or request.wanted)
-            and not ledger.starting(now)
+            and not ledger.resolver.starting(now)
         ):
             return ledger.unserved(request)
         too_large = ledger.too_large(request, now)

@@ -19,6 +19,7 @@ from broker.events import Action, Authorized, Malformed, ToClient, ToWorker
 from broker.lifecycle import REQUEST_TRANSITIONS, WORKER_TRANSITIONS, History, WorkerState
 from broker.listing import unserved
 from broker.liveness import LivenessPolicy
+from broker.resolving import Resolver
 from broker.routes import Routes
 from broker.scheduler import Scheduler
 from broker.state import UNKNOWN, Payload, PendingRequest, Wanted, Worker
@@ -68,6 +69,7 @@ class Ledger:
         self.scheduler = Scheduler()
         self.catalog = Catalog()
         self.routes = Routes()
+        self.resolver = Resolver(self.routes, self.scheduler, self.catalog, policy, started)
         self.timers: Timers[Subject] = Timers()
         self.actions: list[Action] = []
         self.stopping = False
@@ -145,72 +147,27 @@ class Ledger:
             queue.unserved |= len(queue) == 1  # `pools_changed` cares for those that were here before
             self.timers.set(request.key, self._waits_until(request, now))
 
-    def resolve(self, asked: Wanted, label: str, caller: bytes, now: float) -> Wanted | tuple[Status, str]:
-        """Follow a label, or a canary, to the version that a request is for. Returns the error if that is not possible.
-
-        `asked` is what the request says; `caller` draws the canary. A label that is not known may still be announced
-        if a worker is to come: until then the version is UNKNOWN.
-        """
-        model, version, signature = asked
-        if label:
-            found = self.routes.labeled(model, label)
-            if not isinstance(found, int):
-                lately = self.catalog.lost_at(model) + self.policy.restart_grace
-                return Wanted(model, UNKNOWN) if self.starting(now) or now < lately else found
-            wanted = Wanted(model, found)
-            if not self._fits(wanted, signature):
-                text = f"label {label!r} stands for version {found}, which has another signature than was asked for"
-                return Status.FAILED_PRECONDITION, f"model {model!r}: {text}"
-            return wanted
-        route = self.routes.by_model.get(model)
-        if version == LATEST and route is not None and route.trial is not None and route.trial.draws(caller):
-            wanted = Wanted(model, route.trial.canary.version)
-            if self.scheduler.served(wanted) and self._fits(wanted, signature):
-                return wanted
-        return asked
-
-    def _fits(self, wanted: Wanted, signature: bytes) -> bool:
-        """Whether a version has the signature that was asked for, as far as is known."""
-        pool = self.scheduler.pools.get(wanted)
-        if not signature or pool is None:
-            return True
-        return pool.first[0].versions[wanted.model][wanted.version].signature == signature
-
-    def follow(self, request: PendingRequest, now: float) -> None:
-        """Find out anew what a request by a label, or for a canary, is for. It is in no queue and at no
-        worker. If its label is gone, it stays with the version that it had."""
-        if request.asked is not None:
-            wanted = self.resolve(request.asked, request.label, request.caller, now)
-            if isinstance(wanted, Wanted) and wanted.version != UNKNOWN:
-                request.wanted = wanted
-
     def reroute(self, now: float) -> None:
         """Move queued requests whose label stands for another version now, or whose canary is over."""
-        for wanted, queue in list(self.scheduler.queues.items()):
-            for request in [request for request in queue if request.asked is not None]:
-                assert request.asked is not None
-                found = self.resolve(request.asked, request.label, request.caller, now)
-                if not isinstance(found, Wanted):
-                    self.fail(request, "unserved", now, *found)
-                elif found != wanted:
-                    self.scheduler.discard(request)
-                    request.wanted = found
-                    self.transition(request, "moved", now, found.version)
-                    self.scheduler.push(request)
-                    if not self.scheduler.served(found):
-                        self.scheduler.queues[found].unserved = True
-                        self.timers.set(request.key, self._waits_until(request, now))
-                    else:
-                        self.timers.set(request.key, request.deadline)
+        for request, found in self.resolver.moved(now):
+            if not isinstance(found, Wanted):
+                self.fail(request, "unserved", now, *found)
+                continue
+            self.scheduler.discard(request)
+            request.wanted = found
+            self.transition(request, "moved", now, found.version)
+            self.scheduler.push(request)
+            if not self.scheduler.served(found):
+                self.scheduler.queues[found].unserved = True
+                self.timers.set(request.key, self._waits_until(request, now))
+            else:
+                self.timers.set(request.key, request.deadline)
 
     def _tried(self, trial: Trial, request: PendingRequest, reply: wire.Result | wire.Error, now: float) -> None:
         """Count a request of a model with a canary; end the trial if the canary is worse."""
         version = request.runs or request.wanted.version
-        if isinstance(reply, wire.Result):
-            why = trial.ended(version, OK, reply.compute_us / 1e6, now)
-        else:
-            why = trial.ended(version, reply.code, 0.0, now)
-        if why:
+        status, compute = (OK, reply.compute_us / 1e6) if isinstance(reply, wire.Result) else (reply.code, 0.0)
+        if why := trial.ended(version, status, compute, now):
             self.counts["canary_returns"] += 1
             self.moved = True
             text = f"version {trial.canary.version} is no canary any more, and gets no share of the requests: {why}"
@@ -341,7 +298,7 @@ class Ledger:
                 self._give_up(request, why, now)
             else:
                 self.counts["retried"] += 1
-                self.follow(request, now)
+                self.resolver.follow(request, now)
                 self.place(request, self.scheduler.choose(request.wanted, request.longest), now)
         self.pools_changed(now)
 
@@ -357,10 +314,6 @@ class Ledger:
             del self.poison[next(iter(self.poison))]
 
     # --- what sides ask and say -----------------------------------------------------------------------------
-
-    def starting(self, now: float) -> bool:
-        """Whether the broker is so new that workers may still announce themselves."""
-        return now < self.started + self.policy.worker_grace
 
     def too_large(self, request: PendingRequest, now: float) -> str | None:
         """Why no worker that serves a request takes its frames; None if one does, or if no worker serves it."""
