@@ -11,8 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from workers.loading import INCOMPLETE, Loading, Model
 from workers.serving import Executor
-from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
-from zmq_offload.artifacts.config import read as read_config
+from zmq_offload.artifacts.config import NO_CONFIG, ConfigReader, ModelConfig
 from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, Repository
 from zmq_offload.errors import OffloadError
 
@@ -51,6 +50,7 @@ class Deployment:
         self._changed = changed
         self._release_memory = release_memory
         self._loading = Loading()
+        self._reader = ConfigReader()
         self._failed: dict[Model, object] = {}
         """Versions that did not load, with what they were to be warmed up with."""
         self._logged: set[str] = set()
@@ -183,10 +183,11 @@ class Deployment:
             return dict(known)
         for name in configs.keys() - set(names):
             del configs[name]
+        self._reader.keep([root / name for name in names])
         for name in names:
             config = configs.get(name, NO_CONFIG)
             try:
-                config = read_config(root / name)
+                config = self._reader.read(root / name)
             except OffloadError as error:
                 if name not in configs and not any(model[0] == name for model in known):
                     # Without one, this worker would take labels and the canary from a fabric that knows them.

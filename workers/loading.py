@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -50,15 +52,18 @@ class Loading:
     def next(self) -> tuple[Model, int] | None:
         """The version to load next, with its stamp. The newest of each model comes first: most requests are for it."""
         due = ((model, stamp) for model, stamp in self.there.items() if model not in self.vanishing)
-        waiting = [model for model, stamp in due if self.settled.get(model) != stamp]
+        waiting = {model for model, stamp in due if self.settled.get(model) != stamp}
         if not waiting:
             return None
-        chosen = min(waiting, key=lambda model: (self._newer(model), model[0]))
+        chosen: Model | None = None
+        least, newer = math.inf, Counter[str]()
+        for model in sorted(self.there, key=lambda model: (model[0], -model[1])):
+            # How many newer ones its model has; of equals, the first name.
+            if model in waiting and newer[model[0]] < least:
+                chosen, least = model, newer[model[0]]
+            newer[model[0]] += 1
+        assert chosen is not None
         return chosen, self.there[chosen]
-
-    def _newer(self, model: Model) -> int:
-        name, version = model
-        return sum(other[0] == name and other[1] > version for other in self.there)
 
     def again(self, model: Model) -> None:
         """A version that failed to load may load now."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zmq_offload.artifacts.config import NO_CONFIG, Canary, Latest, ModelConfig, WarmUp, parse, read
+from zmq_offload.artifacts import config as config_module
+from zmq_offload.artifacts.config import NO_CONFIG, Canary, ConfigReader, Latest, ModelConfig, WarmUp, parse, read
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
@@ -163,3 +164,47 @@ def test_a_folder_that_cannot_be_looked_into_does_not_count_as_no_configuration(
 
 def test_a_timeout_below_a_microsecond_is_one() -> None:
     assert parse(b"timeout = 1e-9").announced(1, "b") == {"timeout_us": 1}
+
+
+def test_a_configuration_is_parsed_again_only_if_its_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[Path] = []
+
+    def reading(folder: Path) -> ModelConfig:
+        parsed.append(folder)
+        return read(folder)
+
+    monkeypatch.setattr(config_module, "read", reading)
+    reader, file = ConfigReader(), tmp_path / "config.toml"
+
+    def write(text: str) -> None:
+        file.unlink(missing_ok=True)
+        file.write_text(text)
+        os.utime(file, ns=(0, len(parsed)))  # the test is faster than the ticks
+
+    assert reader.read(tmp_path) is NO_CONFIG
+    write("priority = 1")
+    for _ in range(2):  # it may change again within the same tick of its file system
+        assert reader.read(tmp_path).priority == 1
+    assert len(parsed) == 3
+    monkeypatch.setattr(config_module, "_SETTLED_NS", 0)
+    for _ in range(3):
+        assert reader.read(tmp_path).priority == 1
+    assert len(parsed) == 4
+    write("priority = 2")
+    assert [reader.read(tmp_path).priority for _ in range(2)] == [2, 2]
+    assert len(parsed) == 5
+    write("priority = 1000")
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match="priority is 1000"):
+            reader.read(tmp_path)
+    write("priority = 3")
+    assert reader.read(tmp_path).priority == 3
+    reader.keep([])
+    assert reader.read(tmp_path).priority == 3
+    assert len(parsed) == 9
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(FailedPrecondition, match="Too many levels"):
+        reader.read(loop)

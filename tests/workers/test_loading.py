@@ -29,6 +29,15 @@ def test_the_newest_version_of_each_model_is_loaded_first() -> None:
     assert order == [("a", 2), ("b", 10), ("a", 1), ("b", 9), ("b", 1)]
 
 
+def test_thousands_of_versions_are_put_in_order_without_comparing_all_pairs() -> None:
+    """Looking at all newer ones of each would take minutes here."""
+    loading = Loading()
+    loading.scanned({("m", version): 7 for version in range(1, 8001)})
+    for version in range(8000, 7980, -1):
+        assert loading.next() == (("m", version), 7)
+        loading.ended(("m", version), 7)
+
+
 def test_only_what_changed_is_loaded_again() -> None:
     loading = Loading()
     loading.scanned({("a", 1): 1, ("a", 2): 1})
