@@ -15,6 +15,7 @@ import tvm
 from onnx import helper
 
 from tests.support import onnx_models
+from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.artifacts.repository import Batching, Repository
 from zmq_offload.cli.main import main
 
@@ -50,11 +51,30 @@ def test_compile_writes_bundle_and_repository_and_reports_them(
     assert Repository(repository).read("mlp", 9).target["mcpu"] == "generic"
     assert main(again) == 1
     assert re.fullmatch(r"zmq-offload: error: .*/mlp/1 exists; .*\n", capsys.readouterr().err)
-    assert main([*again, "--force"]) == 0
+    assert main([*again, "--force", "--policy", "label:stable"]) == 0
+    assert Manifest.read(output / "device").offloaded[0].version == "label:stable"
     wider = ["compile", str(mlp), "--input", "x=3,8", *again[4:], "--version", "10", "--force"]
     assert main(wider) == 1
     assert "version 10 of 'mlp' would have another signature than version 9" in capsys.readouterr().err
     assert main([*wider, "--new-signature"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--policy", "stable"], "version 'stable' is neither a whole number from 1 nor 'latest' nor a label"),
+        (["--policy", "0"], "version 0 is not a whole number from 1"),
+        (["--policy", "label:"], "label"),
+        (["--policy", "2", "--only-subgraph"], "--policy is for the device bundle, which --only-subgraph keeps"),
+    ],
+)
+def test_a_version_that_no_device_can_ask_for_is_wrong_usage(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compile", "m.onnx", "--cut", "t", "--name", "m", *words])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 def test_list_cuts_is_a_table_of_names_that_cut_takes(

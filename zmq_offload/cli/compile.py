@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from zmq_offload.artifacts.manifest import check_policy
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.cli import cuts, quantize
 from zmq_offload.common.extras import needs
@@ -16,7 +17,7 @@ from zmq_offload.console import settings
 from zmq_offload.console.outputs import check_writable
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.progress import Progress
-from zmq_offload.console.settings import count, microseconds
+from zmq_offload.console.settings import checked, count, microseconds
 from zmq_offload.console.silence import add_verbose, silent
 from zmq_offload.console.tables import Part, show
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
     Shapes: TypeAlias = Mapping[str, Sequence[Dim]]
     Samples: TypeAlias = Sequence[Mapping[str, Array] | Array]
+
+
+_policy = checked(lambda text: check_policy(int(text) if text.isdecimal() else text), lambda _: True, "a version")
 
 
 class _Region(argparse.Action):
@@ -108,14 +112,8 @@ def _add_cut_options(parser: Parser) -> None:
         "measured",
     )
     group.add_argument("--name", help="name of the offloaded model")
-    group.add_argument(
-        "--region",
-        dest="regions",
-        action=_Region,
-        metavar="NAME",
-        help="offload a region as the model NAME, by the --cut, --until and --wire that follow; repeat it for several "
-        "regions",
-    )
+    region = "offload a region as the model NAME, by the --cut, --until and --wire that follow; repeat it for several"
+    group.add_argument("--region", dest="regions", action=_Region, metavar="NAME", help=f"{region} regions")
     group.add_argument(
         "--plan", type=settings.path, metavar="FILE", help="cut as planned by `zmq-offload plan --save FILE`"
     )
@@ -159,6 +157,8 @@ def _add_output_options(parser: Parser) -> None:
         metavar="N",
         help="version number (default: 1; with --only-subgraph the next free one)",
     )
+    asked = "version that the device asks for: latest, a number, or label:NAME (default: latest)"
+    group.add_argument("--policy", type=_policy, metavar="P", help=asked)
     group.add_argument("--force", action="store_true", help="replace an existing version and device bundle")
     group.add_argument(
         "--new-signature",
@@ -261,6 +261,8 @@ def _check_usage(args: argparse.Namespace, error: Callable[[str], object]) -> No
         error("--batch-delay needs --max-batch")
     if bool(args.quantize) != bool(args.calibrate):
         error("--quantize and --calibrate go together; give both")
+    if args.policy is not None and args.only_subgraph:
+        error("--policy is for the device bundle, which --only-subgraph keeps; leave one out")
     if args.check_input and not args.check:
         error("--check-input needs --check")
 
@@ -289,6 +291,7 @@ def _build_options(args: argparse.Namespace, progress: Progress) -> BuildOptions
 
     return BuildOptions(
         version=args.version,
+        policy=args.policy or "latest",
         target=args.target,
         device_target=args.device_target,
         repository=args.repository,
