@@ -29,7 +29,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.mark.parametrize("order", [["broker", "worker", "gateway"], ["gateway", "worker", "broker"]])
 def test_honcho_brings_up_a_fabric_from_environment_variables(order: list[str]) -> None:
-    http, *ports = free_ports(3)
+    http, metrics, of_gateway, *ports = free_ports(5)
     frontend, backend = (f"tcp://127.0.0.1:{port}" for port in ports)
     mark = new_mark()
     environment = {
@@ -42,8 +42,12 @@ def test_honcho_brings_up_a_fabric_from_environment_variables(order: list[str]) 
         "ZMQ_OFFLOAD_PROCESSES": "2",
         "ZMQ_OFFLOAD_HTTP": f"127.0.0.1:{http}",
         "ZMQ_OFFLOAD_GRPC": "none",
+        "ZMQ_OFFLOAD_METRICS": f"127.0.0.1:{metrics}",
+        "ZMQ_OFFLOAD_GATEWAY_METRICS": f"127.0.0.1:{of_gateway}",
     }
     with running("-m", "honcho", "start", *order, **environment) as honcho:
+        for port in (metrics, of_gateway):  # programs with the same variables need ports of their own
+            honcho.wait_for(f"metrics=127.0.0.1:{port}")
         serve_and_stop(honcho, frontend, f"http://127.0.0.1:{http}")
     assert processes_marked(mark) == {}
 

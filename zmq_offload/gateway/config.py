@@ -26,6 +26,7 @@ from zmq_offload.console.settings import (
     share,
     switch,
 )
+from zmq_offload.console.variables import PREFIX
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.gateway.http.cors import origins_of
 from zmq_offload.net.transport import check_endpoint
@@ -140,7 +141,10 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--tls-key", file, None, "the key of that certificate", metavar="FILE")
     add_option(parser, "--client-ca", file, None, "authorities of the clients' certificates", metavar="FILE")
     add_option(parser, "--cors-origins", _origins, None, "origins of web pages that may call, or *", metavar="URL,...")
-    add_option(parser, "--metrics", address, NONE, "address for Prometheus, or none", metavar="HOST:PORT")
+    # A variable of its own: gateway and broker often share their variables, and each needs a port.
+    variable = f"{PREFIX}GATEWAY_METRICS"
+    text = "address for Prometheus, or none"
+    add_option(parser, "--metrics", address, NONE, text, variable=variable, metavar="HOST:PORT")
     add_option(parser, "--triton-metrics", switch, "off", "serve metrics by Triton's names, too", metavar="on|off")
     parser.add_argument("--insecure", action="store_true", help="listen on a network without tokens or certificates")
     parser.add_argument("--system-shared-memory", action="store_true", help="let clients name files of /dev/shm")
