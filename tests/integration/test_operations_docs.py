@@ -27,14 +27,18 @@ PROGRAMS = ("broker", "worker", "gateway", "dashboard")
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) of each line of a shell example that starts zmq-offload."""
-    found = []
+    """(page, command) of each line of a shell example that starts zmq-offload; once, if several pages have it."""
+    found: dict[str, str] = {}
     for page in PAGES:
-        file = ROOT / "docs" / f"{page}.md"
-        blocks = re.findall(r"```sh\n(.*?)```", file.read_text(), re.S) if file.exists() else []
-        lines = "".join(blocks).replace("\\\n", " ").splitlines()
-        found += [(page, line) for line in lines if line.startswith("zmq-offload ") and ">" not in line]
-    return found
+        blocks = re.findall(r"```(?:ba)?sh\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
+        for line in "".join(blocks).replace("\\\n", " ").splitlines():
+            if line.startswith("zmq-offload ") and ">" not in line:
+                found.setdefault(line, page)
+    return [(page, line) for line, page in found.items()]
+
+
+def test_each_page_has_commands_that_run() -> None:
+    assert {page for page, _ in commands()} == set(PAGES)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +80,13 @@ def test_a_command_of_the_documentation(page: str, line: str, folder: Path, fabr
         "ZMQ_OFFLOAD_BROKER": fabric.backend,
         "ZMQ_OFFLOAD_HTTP": "127.0.0.1:0",
         "ZMQ_OFFLOAD_GRPC": "127.0.0.1:0",
+        "ZMQ_OFFLOAD_DASHBOARD": "127.0.0.1:0",
         "ZMQ_OFFLOAD_PROCESSES": "1",
     }
     if "--with-broker" in words:
         environment["ZMQ_OFFLOAD_FRONTEND"] = free
     place = "127.0.0.1:0" if program else frontend
-    words = [re.sub(r"(127\.0\.0\.1|\*|edge-\d):\d+", place, word) for word in words]
+    words = [re.sub(r"(?<!http://)(127\.0\.0\.1|\*|edge-\d):\d+", place, word) for word in words]
     if words[0] in ("gateway", "dashboard") and "--broker" in words:
         at = words.index("--broker") + 1
         words[at] = ",".join([fabric.frontend] * len(words[at].split(",")))
