@@ -82,6 +82,13 @@ def test_without_threads_items_fail_and_calls_work(
         assert np.array_equal(model.submit(X).result(), expected)
 
 
+def test_what_cannot_be_traced_is_refused(compiled_mlp: Compiled, client: LocalClient) -> None:
+    with pytest.raises(InvalidArgument, match="trace '00-' is not True or False"):
+        load(compiled_mlp.device, client=client, trace="00-")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="only requests to a broker carry traces"):
+        load(compiled_mlp.device, server="http://127.0.0.1:9", trace=True)
+
+
 @pytest.mark.parametrize("bundle", [None, 5, b"device"])
 def test_a_bundle_is_a_path(bundle: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"bundle .* is not a path"):

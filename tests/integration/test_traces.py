@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,7 +12,11 @@ from typing import NamedTuple
 
 import grpc
 import numpy as np
+import opentelemetry.trace
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.support.collector import Collector, Span, collecting
 from tests.support.processes import (
@@ -22,10 +27,12 @@ from tests.support.processes import (
     running_broker,
     running_gateway,
     running_gateway_with_broker,
+    running_workers,
     wait_for_workers,
     worker_pids,
 )
-from zmq_offload import Client
+from zmq_offload import Client, load
+from zmq_offload.compile import Compiled
 from zmq_offload.protobuf.messages import message_class
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -131,6 +138,31 @@ def test_a_worker_that_is_killed_gives_two_attempts(running: Running) -> None:
     )
     assert lost.error and not served.error and lost.end <= served.start
     assert {(span.trace, span.parent) for span in (lost, served)} == {(TRACE, CALLER)}
+
+
+def test_calls_of_a_device_model_belong_to_the_span_around_them(
+    running: Running, compiled_mlp: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, made = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(made))
+    monkeypatch.setattr(opentelemetry.trace, "get_tracer", lambda *_: provider.get_tracer("test"))
+    x = np.ones((2, 8), np.float32)
+    repository = str(compiled_mlp.subgraphs[0].parent.parent)
+    with (
+        running_workers(running.broker.backend, "--repository", repository, "--threads", "1"),
+        load(compiled_mlp.device, running.broker.frontend, trace=True) as model,
+    ):
+        wait_for_workers(running.broker.frontend, 2)
+        with provider.get_tracer("test").start_as_current_span("frame") as frame:
+            results = [model(x), model.submit(x).result(), *model.map([x])]
+            results.append(asyncio.run(model.acall(x)))
+    assert all(np.array_equal(result, results[0]) for result in results)
+    context = frame.get_span_context()
+    calls = [span for span in made.get_finished_spans() if span.name == "infer mlp"]
+    assert len(calls) == 4 and {span.parent and span.parent.span_id for span in calls} == {context.span_id}
+    spans = running.collector.wait(12)
+    assert {span.trace for span in spans} == {f"{context.trace_id:032x}"}
+    assert {span.parent for span in spans if span.name == "attempt"} == {f"{s.context.span_id:016x}" for s in calls}
 
 
 def test_a_broker_in_the_gateways_process_and_a_share(running: Running) -> None:

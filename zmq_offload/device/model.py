@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.sync import Client
+from zmq_offload.common.extras import needs
 from zmq_offload.device.machine import Machines
 from zmq_offload.device.offload import Mode
 from zmq_offload.device.offloaded_model import OffloadedModel
@@ -32,6 +33,7 @@ def load(
     client: InferenceClient | None = None,
     timeout: float | None = None,
     offload: Mode = "always",
+    trace: bool = False,
 ) -> OffloadedModel:
     """Load a device bundle, to be called like a function.
 
@@ -52,6 +54,9 @@ def load(
         Seconds for each offloaded region of each call. Default: the client's timeout.
     offload : {"always", "never", "auto"}, default "always"
         Where the offloaded regions run; see `OffloadedModel.offload`.
+    trace : bool, default False
+        Whether requests to workers belong to the trace of OpenTelemetry's current span at the time of a call
+        (docs/traces.md). A `client` then takes ``trace``, as `zmq_offload.Client` does.
 
     Returns
     -------
@@ -64,7 +69,8 @@ def load(
         its regions, or `offload` needs fallbacks that it does not have; or this process is a forked child of one that
         has run a model.
     InvalidArgument
-        `bundle` is not a path, not exactly one of `broker`, `server` and `client` is given, or a URL cannot be used.
+        `bundle` is not a path, not exactly one of `broker`, `server` and `client` is given, or a URL cannot be used; or
+        `trace` is given with `server`, or is neither True nor False.
 
     Examples
     --------
@@ -81,6 +87,13 @@ def load(
     manifest.cpu.check(str(library))
     if sum(given is not None for given in (broker, server, client)) != 1:
         raise InvalidArgument("load() needs a broker, a server or a client, and just one of them")
+    if not isinstance(trace, bool):
+        raise InvalidArgument(f"trace {trace!r:.80} is not True or False; True takes OpenTelemetry's current span")
+    if trace and server is not None:
+        raise InvalidArgument("trace=True with server; only requests to a broker carry traces, so give a broker")
+    if trace:
+        with needs("traces"):
+            import opentelemetry.trace  # noqa: F401  # not in the first call
     if timeout is not None:
         timeout = check_timeout(timeout)
     module = load_library(library)
@@ -89,11 +102,20 @@ def load(
         for fallback, path in manifest.check_fallback(folder).items()
     }
     if client is not None:
-        return OffloadedModel(manifest, module, client, timeout=timeout, fallbacks=fallbacks, offload=offload)
+        return OffloadedModel(
+            manifest, module, client, timeout=timeout, fallbacks=fallbacks, offload=offload, traced=trace
+        )
     own = _connected(broker, server)
     try:
         model = OffloadedModel(
-            manifest, module, own, timeout=timeout, close=own.close, fallbacks=fallbacks, offload=offload
+            manifest,
+            module,
+            own,
+            timeout=timeout,
+            close=own.close,
+            fallbacks=fallbacks,
+            offload=offload,
+            traced=trace,
         )
         own.belongs_to_another()
         return model

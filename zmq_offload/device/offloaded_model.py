@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast, overload
 
 import tvm
 
@@ -17,6 +18,7 @@ from zmq_offload.device.offload import Mode, Offload, Statistics
 from zmq_offload.device.pipeline import check_depth, in_order, in_order_async
 from zmq_offload.device.remote import InferenceClient, InFlight, RemoteModule
 from zmq_offload.device.runs import OUTSTANDING, CancelScope, Results, Run
+from zmq_offload.device.traced import Traced, TracingClient
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
@@ -57,11 +59,15 @@ class OffloadedModel:
         close: Callable[[], None] | None = None,
         fallbacks: Mapping[str, Machines] | None = None,
         offload: Mode = "always",
+        traced: bool = False,
     ) -> None:
         self.manifest = manifest
         self._close = close
         self._forgotten = False
+        self._traced = traced
         self._in_flight = InFlight()
+        if traced:
+            client = Traced(cast("TracingClient", client))
         self._offload = Offload(client, manifest.offloaded, fallbacks or {}, TURNS, offload)
         remote = {r.symbol: RemoteModule(r, self._offload, timeout, self._in_flight) for r in manifest.offloaded}
         self._machines: Machines | None = Machines(library, manifest.inputs, remote)
@@ -156,7 +162,7 @@ class OffloadedModel:
             self._submitted += 1
         run = Run()
         run.add_done_callback(self._less)
-        run.begin(lambda: self._execute(arrays), TURNS)
+        run.begin(self._job(arrays), TURNS)
         return run
 
     async def acall(self, *args: ArrayLike, **kwargs: ArrayLike) -> Results:
@@ -392,8 +398,15 @@ class OffloadedModel:
         except FailedPrecondition as error:
             run.set_exception(error)
         else:
-            run.begin(lambda: self._execute(arrays), TURNS)
+            run.begin(self._job(arrays), TURNS)
         return run
+
+    def _job(self, arrays: Sequence[Array]) -> Callable[[], Results]:
+        """A run, for another thread. The current span of a trace is that of this thread."""
+        if not self._traced:
+            return lambda: self._execute(arrays)
+        context = contextvars.copy_context()
+        return lambda: context.run(self._execute, arrays)
 
     def _less(self, _: object) -> None:
         with self._lock:
