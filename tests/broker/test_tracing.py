@@ -241,6 +241,13 @@ def test_the_callers_decision_comes_before_the_share(bench: Traced) -> None:
     assert tracing.wanted(context.joined(b"t" * 16, b"c" * 8, 0), key) == b""
     assert tracing.wanted(TRACE[:-1] + b"\xff", key) == TRACE  # flags of others mean nothing here
     assert tracing.wanted(b"", key) == tracing.wanted(b"", key) != tracing.wanted(b"", wire.Key(ALICE, 2))
-    tracing.share = 0.25
-    chosen = sum(bool(tracing.wanted(b"", wire.Key(ALICE, number))) for number in range(4000))
-    assert 900 < chosen < 1100
+
+
+def test_a_share_of_the_requests_of_each_session_begins_traces(bench: Traced) -> None:
+    tracing = bench.core.ledger.tracing
+    tracing.share = 0.01
+    for session in (ALICE, bytes(16), b"\xff" * 16):
+        traces = [trace for number in range(10_000) if (trace := tracing.wanted(b"", wire.Key(session, number)))]
+        assert 95 <= len(traces) <= 105
+        assert all(context.chosen(context.trace_id(trace), 0.01) for trace in traces), "other programs choose the same"
+        assert len({trace[:-1] for trace in traces}) == len(traces)

@@ -9,6 +9,9 @@ import re
 
 TRACE_ID_BYTES = 16
 SPAN_ID_BYTES = 8
+RANDOM_BYTES = 7
+"""The last bytes of a trace's id. They are random by W3C's second edition, and OpenTelemetry's samplers compare them."""
+RANDOM_MASK = (1 << 8 * RANDOM_BYTES) - 1
 SAMPLED = 1
 """The flag of a trace that is recorded."""
 
@@ -59,8 +62,10 @@ def sampled(trace: bytes) -> bool:
 
 
 def chosen(trace_id: bytes, share: float) -> bool:
-    """Whether a new trace is among the `share` (0 to 1) that are recorded. All programs choose the same ones.
+    """Whether a new trace is among the `share` (0 to 1) that are recorded. All programs choose the same ones."""
+    return int.from_bytes(trace_id[-RANDOM_BYTES:], "big") >= least_random(share)
 
-    The last seven bytes of an id are random by W3C's second edition, and OpenTelemetry's samplers look at them.
-    """
-    return int.from_bytes(trace_id[-7:], "big") >= round((1.0 - share) * (1 << 56))
+
+def least_random(share: float) -> int:
+    """The smallest random part of the ids of those."""
+    return round((1.0 - share) * (RANDOM_MASK + 1))
