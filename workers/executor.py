@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from workers.aside import run_aside
 from workers.warmup import usual_inputs, wanted_inputs
 from zmq_offload.artifacts.config import WarmUp
 from zmq_offload.artifacts.repository import LIBRARY, Repository
@@ -19,10 +18,7 @@ from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, Re
 from zmq_offload.protocol.payload import Array
 from zmq_offload.runtime.gpu import Gpu, GpuMachine, out_of_memory
 from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library, loading, release_memory
-from zmq_offload.runtime.threads import Affinity, bind_pool, configure_pool
-
-_NICER = 10
-"""How much the nice value of a warm-up's thread is above that of the thread that loads."""
+from zmq_offload.runtime.threads import bind_pool
 
 
 def bind_threads(cores: Sequence[int]) -> None:
@@ -69,33 +65,18 @@ class GraphExecutor:
         """Run before the first request, so that memory and code are ready for it.
 
         Another thread may be running another executor, so this runs in a thread of its own, on any one of `cores` at a
-        time: it leaves the others, and with a low priority also that one, to the requests. Without a `wanted` warm-up,
-        a model of float inputs runs once, and errors are left to the requests. With one, FailedPrecondition is raised
-        if it fails.
+        time: it leaves the others to the requests, and takes time of that one when no request wants it. Without a
+        `wanted` warm-up, a model of float inputs runs once, and errors are left to the requests. With one,
+        FailedPrecondition is raised if it fails.
         """
         inputs = usual_inputs(self.model) if wanted is None else wanted_inputs(self.model, wanted, self._folder)
         if inputs is None:
             return
-        runs = 1 if wanted is None else wanted.runs
-        failed: list[Exception] = []
-
-        def run() -> None:
-            try:
-                with suppress(OSError):
-                    thread = threading.get_native_id()
-                    os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICER)
-                if cores:
-                    configure_pool(Affinity.ONE_CORE_PER_THREAD, 1, cores)
-                for _ in range(runs):
-                    self.run([inputs])
-            except Exception as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=run, name="warm-up", daemon=True)
-        thread.start()
-        thread.join()
-        if failed and wanted is not None:
-            raise FailedPrecondition(f"its warm-up failed: {one_line(failed[0])}") from failed[0]
+        try:
+            run_aside(lambda: self.run([inputs]), 1 if wanted is None else wanted.runs, cores)
+        except Exception as error:
+            if wanted is not None:
+                raise FailedPrecondition(f"its warm-up failed: {one_line(error)}") from error
 
     def run(self, requests: Sequence[Sequence[Array]]) -> list[list[Array]]:
         """Run requests together. Each has its inputs in the order of `model.inputs`, checked against the signature.

@@ -2,10 +2,12 @@
 
 Two brokers with an echo worker each, and two gateways with a broker in their process: one of each is observed, the
 other has everything off. Observed means: metrics that are scraped every second, traces of 1 % of the requests, which go
-to a collector in a process of its own, and a page that is open in one browser. `--with` picks some of the three. Both
-sides are loaded in turns, so that whatever else the machine does falls on both alike. Prints the requests per second
-and the CPU time of a request in the broker's or gateway's process, as medians of the turns with their quartiles, and
-how much they differ: the median of the ratios of neighboring turns.
+to a collector in a process of its own, and a page that is open in one browser. `--with` picks some of the three; with
+`--with nothing` both sides are the same, which shows how well this measures. Both sides are loaded in turns, so that
+whatever else the machine does falls on both alike. Two processes of the same program differ by some percent for as long
+as they live, by where their memory lies, so each round starts them anew, the observed side first in every second one.
+Prints the requests per second and the CPU time of a request in the broker's or gateway's process, as medians of the
+turns with their quartiles, and how much they differ: the median of the rounds, and in brackets the least and the most.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -188,7 +190,8 @@ def gateway(size: int, depth: int, kinds: Sequence[str]) -> Iterator[Side]:
             connection.close()
 
 
-SERVERS = {"broker": broker, "gateway": gateway}
+Server = Callable[[int, int, Sequence[str]], AbstractContextManager[Side]]
+SERVERS: dict[str, Server] = {"broker": broker, "gateway": gateway}
 
 
 def _spread(values: list[float], scale: float) -> str:
@@ -196,15 +199,51 @@ def _spread(values: list[float], scale: float) -> str:
     return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
-def _change(of: list[float], to: list[float]) -> str:
-    return f"{(statistics.median(b / a for a, b in zip(of, to, strict=True)) - 1) * 100:+.1f} %"
+def _change(ratios: list[float]) -> str:
+    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+    return f"{(middle - 1) * 100:+.1f} % ({(low - 1) * 100:+.1f} to {(high - 1) * 100:+.1f})"
+
+
+@dataclass
+class Compared:
+    """Turns of all rounds of one side, and how the observed one compares with the other in each round."""
+
+    rates: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    cpu: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    rate_ratios: list[float] = field(default_factory=list)
+    cpu_ratios: list[float] = field(default_factory=list)
+
+    def add(self, off: Side, on: Side) -> None:
+        for at, side in enumerate((off, on)):
+            self.rates[at].extend(side.rates)
+            self.cpu[at].extend(side.cpu)
+        self.rate_ratios.append(statistics.median(on.rates) / statistics.median(off.rates))
+        self.cpu_ratios.append(statistics.median(on.cpu) / statistics.median(off.cpu))
+
+
+def compare(server: Server, size: int, depth: int, kinds: Sequence[str], rounds: int, turns: int) -> Compared:
+    compared = Compared()
+    for number in range(rounds):
+        order = ((), kinds) if number % 2 else (kinds, ())
+        with server(size, depth, order[0]) as first, server(size, depth, order[1]) as second:
+            sides = (first, second)
+            for side in sides:
+                side.load(1.0)
+            for turn in range(turns):
+                for side in sides if turn % 2 else reversed(sides):
+                    side.turn(TURN)
+            compared.add(*(sides if number % 2 else reversed(sides)))
+    return compared
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.observed", description=__doc__)
-    parser.add_argument("--turns", type=int, default=15, help="turns of each side [15]")
+    parser.add_argument("--rounds", type=int, default=7, help="starts of all processes [7]")
+    parser.add_argument("--turns", type=int, default=4, help="turns of each side in a round [4]")
     parser.add_argument("--only", choices=SERVERS, default=None, help="leave the other out")
-    parser.add_argument("--with", choices=KINDS, nargs="+", dest="kinds", default=KINDS, help="what is on [all]")
+    parser.add_argument(
+        "--with", choices=(*KINDS, "nothing"), nargs="+", dest="kinds", default=KINDS, help="what is on [all]"
+    )
     parser.add_argument("--bytes", type=int, default=1024, help="bytes of a request [1024]")
     parser.add_argument("--depth", type=int, default=16, help="requests under way [16]")
     given = parser.parse_args()
@@ -212,15 +251,11 @@ def main() -> None:
     for name, server in SERVERS.items():
         if given.only not in (None, name):
             continue
-        with server(given.bytes, given.depth, ()) as off, server(given.bytes, given.depth, given.kinds) as on:
-            for side in (off, on):
-                side.load(1.0)
-            for turn in range(given.turns):
-                for side in (off, on) if turn % 2 else (on, off):
-                    side.turn(TURN)
-            for what, side in (("off", off), (" + ".join(given.kinds), on)):
-                print(f"| {name}, {what} | {_spread(side.rates, 1)} | {_spread(side.cpu, 1e6)} |")
-            print(f"| {name}, change | {_change(off.rates, on.rates)} | {_change(off.cpu, on.cpu)} |", flush=True)
+        compared = compare(server, given.bytes, given.depth, given.kinds, given.rounds, given.turns)
+        for at, what in enumerate(("off", " + ".join(given.kinds))):
+            print(f"| {name}, {what} | {_spread(compared.rates[at], 1)} | {_spread(compared.cpu[at], 1e6)} |")
+        changes = _change(compared.rate_ratios), _change(compared.cpu_ratios)
+        print(f"| {name}, change | {changes[0]} | {changes[1]} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.processes import eventually, running_broker, running_workers
+from workers.aside import run_aside
 from workers.executor import GraphExecutor
 from workers.warmup import usual_inputs, wanted_inputs
 from zmq_offload import Client
@@ -66,7 +67,7 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
         wanted_inputs(FLOATS, wanted, tmp_path)
 
 
-def test_a_warm_up_leaves_cores_and_priority_to_requests(
+def test_a_warm_up_runs_as_often_as_wanted_and_only_when_no_other_thread_wants_its_core(
     compiled_mlp: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = GraphExecutor(Repository(compiled_mlp.subgraphs[0].parent.parent), "mlp", 1)
@@ -74,14 +75,38 @@ def test_a_warm_up_leaves_cores_and_priority_to_requests(
     run = executor.run
 
     def noted(requests: object) -> object:
-        ran.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        ran.append(os.sched_getscheduler(threading.get_native_id()))
         return run(requests)  # type: ignore[arg-type]
 
     monkeypatch.setattr(executor, "run", noted)
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    own = os.sched_getscheduler(threading.get_native_id())
     executor.warm_up(sorted(os.sched_getaffinity(0)), WarmUp(runs=3))
-    assert ran == [min(own + 10, 19)] * 3
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+    assert ran == [os.SCHED_IDLE] * 3
+    assert os.sched_getscheduler(threading.get_native_id()) == own
+
+
+def test_runs_that_find_no_idle_time_take_a_share_with_a_low_priority() -> None:
+    priorities: list[tuple[int, int]] = []
+
+    def run() -> None:
+        thread = threading.get_native_id()
+        priorities.append((os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)))
+
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    run_aside(run, 2, idle_for=0.0)
+    assert priorities == [(os.SCHED_OTHER, min(own + 10, 19))] * 2
+
+
+def test_a_run_aside_that_fails_ends_the_others() -> None:
+    runs: list[int] = []
+
+    def run() -> None:
+        runs.append(1)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run_aside(run, 5)
+    assert len(runs) == 1
 
 
 def test_a_version_whose_warm_up_fails_is_not_announced_until_its_configuration_changes(

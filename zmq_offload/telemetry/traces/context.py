@@ -10,7 +10,7 @@ import re
 TRACE_ID_BYTES = 16
 SPAN_ID_BYTES = 8
 RANDOM_BYTES = 7
-"""The last bytes of a trace's id. They are random by W3C's second edition, and OpenTelemetry's samplers compare them."""
+"""The last bytes of an id: random by W3C's second edition, and compared by OpenTelemetry's samplers."""
 RANDOM_MASK = (1 << 8 * RANDOM_BYTES) - 1
 SAMPLED = 1
 """The flag of a trace that is recorded."""
