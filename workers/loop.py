@@ -77,7 +77,7 @@ class Worker:
 
             gpu = None if config.device == "cpu" else open_gpu(config.device)
             if gpu is not None:
-                log.info("device %s: %s, compute capability %s", gpu.name, gpu.device.device_name, gpu.capability)
+                log.info("device %s: %s, compute capability %s", gpu.name, gpu.title, gpu.capability)
 
             def load(repository: Repository, name: str, version: int) -> Executor:
                 return GraphExecutor(repository, name, version, gpu)

@@ -93,7 +93,8 @@ def run_one(file: Path, shapes: dict[str, tuple[int, ...]], library: Path, threa
     import onnxruntime
     import tvm
 
-    from zmq_offload.runtime.machine import load_library, virtual_machine
+    from zmq_offload.runtime.machine import load_library
+    from zmq_offload.runtime.tvm_library import virtual_machine
 
     onnxruntime.set_default_logger_severity(4)
     options = onnxruntime.SessionOptions()

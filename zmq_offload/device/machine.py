@@ -7,8 +7,6 @@ import platform
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 
-import tvm
-
 from zmq_offload.common.cores import cpu_quota, usable_cores
 from zmq_offload.common.lifetime import tell_of_forks
 from zmq_offload.device.remote import registered
@@ -18,6 +16,7 @@ from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.runtime.forks import THREADS
 from zmq_offload.runtime.machine import Machine, release_memory
 from zmq_offload.runtime.threads import pool_threads
+from zmq_offload.runtime.tvm_library import tvm_ffi
 
 # TVM binds the pool of each thread that runs a model, and the thread itself, to the first cores: concurrent runs would
 # share a core, and whatever such a thread starts would inherit it.
@@ -48,7 +47,7 @@ class Machines:
 
     def __init__(
         self,
-        library: tvm.runtime.Module,
+        library: tvm_ffi.Module,
         inputs: Sequence[TensorSpec],
         functions: Mapping[str, Callable[..., object]] | None = None,
     ) -> None:
@@ -82,7 +81,7 @@ class Machines:
         _inherited.append((list(self._free), self._library))
 
 
-def _release(machines: list[Machine], library: list[tvm.runtime.Module]) -> None:
+def _release(machines: list[Machine], library: list[tvm_ffi.Module]) -> None:
     machines.clear()
     library.clear()
     release_memory()

@@ -8,8 +8,6 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast, overload
 
-import tvm
-
 from zmq_offload.artifacts.manifest import LIBRARY, Manifest
 from zmq_offload.common.lifetime import made_before_fork, refuse_pickling, tell_of_forks, warn_unclosed
 from zmq_offload.device.inputs import arranged
@@ -23,6 +21,7 @@ from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, Of
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.runtime.forks import THREADS
+from zmq_offload.runtime.tvm_library import tvm_ffi
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -52,7 +51,7 @@ class OffloadedModel:
     def __init__(
         self,
         manifest: Manifest,
-        library: tvm.runtime.Module,
+        library: tvm_ffi.Module,
         client: InferenceClient,
         *,
         timeout: float | None = None,

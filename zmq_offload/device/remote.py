@@ -10,14 +10,11 @@ from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import numpy as np
-import tvm
-import tvm_ffi
-
 from zmq_offload.artifacts.manifest import RECEIVE, SEND, OffloadedRegion
 from zmq_offload.errors import Cancelled, Internal
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest, signature_of
+from zmq_offload.runtime.tvm_library import tensor, tvm_ffi
 from zmq_offload.runtime.views import view_of
 
 if TYPE_CHECKING:
@@ -143,7 +140,7 @@ class RemoteModule:
             self._options["label"] = region.label
         self._in_flight = in_flight
 
-    def __call__(self, *tensors: tvm.runtime.Tensor) -> tvm.runtime.Tensor | list[tvm.runtime.Tensor] | None:
+    def __call__(self, *tensors: tvm_ffi.Tensor) -> tvm_ffi.Tensor | list[tvm_ffi.Tensor] | None:
         """Arguments: inputs, outputs. Without outputs, the results are returned: their shapes were not known."""
         try:  # not `_noting`, which would add to a call of a hundred microseconds
             inputs, outputs = self._named([view_of(t) for t in tensors])
@@ -155,7 +152,7 @@ class RemoteModule:
             self._in_flight.error = error
             raise
 
-    def send(self, *tensors: tvm.runtime.Tensor) -> None:
+    def send(self, *tensors: tvm_ffi.Tensor) -> None:
         """Arguments: inputs, token. Begin a request and write its number to the token, or 0 if `receive` makes it."""
         with self._noting():
             *views, token = (view_of(t) for t in tensors)
@@ -167,7 +164,7 @@ class RemoteModule:
                 request = submit(self.region.model, inputs, **self._options)
                 token[...] = self._in_flight.add(request)
 
-    def receive(self, *tensors: tvm.runtime.Tensor) -> None:
+    def receive(self, *tensors: tvm_ffi.Tensor) -> None:
         """Arguments: token, inputs, outputs. Wait for a request. Passing the inputs keeps their memory until then."""
         with self._noting():
             token, *views = (view_of(t) for t in tensors)
@@ -191,7 +188,7 @@ class RemoteModule:
         inputs = dict(zip(self._inputs, views, strict=False))
         return inputs, dict(zip(self._outputs, rest, strict=bool(rest)))
 
-    def _returned(self, inputs: dict[str, Array]) -> tvm.runtime.Tensor | list[tvm.runtime.Tensor]:
+    def _returned(self, inputs: dict[str, Array]) -> tvm_ffi.Tensor | list[tvm_ffi.Tensor]:
         region = self.region
         reply = self._client.infer(region.model, inputs, **self._options)
         results = []
@@ -202,7 +199,7 @@ class RemoteModule:
                 raise Internal(
                     f"model {region.model!r} replied output {spec.name!r} with {got}; the device needs {spec}"
                 )
-            results.append(tvm.runtime.tensor(np.ascontiguousarray(array)))
+            results.append(tensor(array))
         return results[0] if len(results) == 1 else results
 
     def _call(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:

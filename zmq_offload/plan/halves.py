@@ -20,6 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import tvm
 from tvm import ir, relax
+from tvm.runtime import vm
 
 from zmq_offload.byoc.carried import constant_bytes
 from zmq_offload.byoc.codegen import tensor_spec
@@ -37,7 +38,6 @@ from zmq_offload.plan.files import CutTimes, PlannedModel
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime.forks import THREADS
-from zmq_offload.runtime.machine import virtual_machine
 from zmq_offload.runtime.threads import Affinity, configure_pool
 
 _WEIGHTS = 256_000_000
@@ -189,7 +189,7 @@ def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whol
         ]
     )
     THREADS.use()
-    machine = virtual_machine(build(tidy(builder.get()), target))
+    machine = vm.VirtualMachine(build(tidy(builder.get()), target), tvm.cpu())
 
     def caller(name: str) -> Callable[[], object]:
         function, tensors = machine[name], [tvm.runtime.tensor(array) for array in arguments[name]]

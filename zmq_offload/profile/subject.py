@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tvm
 from tvm.runtime import vm
 
 from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
@@ -24,7 +25,7 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime.forks import THREADS
-from zmq_offload.runtime.machine import check_tvm_version, load_library, loading, virtual_machine
+from zmq_offload.runtime.machine import check_tvm_version, load_library, loading
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,7 +66,7 @@ class Subject:
         """A VM of its own on the library. Raises FailedPrecondition if it cannot be loaded."""
         THREADS.use()
         with loading(self.title), registered(self.remote) if self.remote else nullcontext():
-            return virtual_machine(self.module)
+            return vm.VirtualMachine(self.module, tvm.cpu())
 
     def arrays(self, given: Mapping[str, Sequence[Dim]]) -> list[Array]:
         """Inputs to run with: random floats, and zeros for integers, which may be indices."""

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tvm
-from tvm import libinfo
-from tvm_ffi.libinfo import load_lib_ctypes
 
 from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.runtime import tvm_library
 from zmq_offload.runtime.machine import Machine, memory
+from zmq_offload.runtime.tvm_library import tvm_ffi
+
+_EXISTS, _CAPABILITY, _TITLE = 0, 4, 5
+"""Of `tvm::runtime::DeviceAttrKind`."""
 
 _NO_MEMORY = re.compile(r"cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY")
 
@@ -29,7 +31,8 @@ class Gpu:
 
     name: str
     capability: str
-    device: tvm.runtime.Device
+    device: tvm_ffi.Device
+    title: str = ""
 
 
 def open_gpu(name: str) -> Gpu:
@@ -42,10 +45,14 @@ def open_gpu(name: str) -> Gpu:
             f"{name} cannot be used: {one_line(error)}; it needs NVIDIA's driver (libcuda.so.1) and CUDA's runtime "
             "(pip install nvidia-cuda-runtime)"
         ) from None
-    device = tvm.cuda(number)
-    if not device.exist:
+    device = tvm_ffi.device("cuda", number)
+    if not _attribute(device, _EXISTS):
         raise FailedPrecondition(f"{name} is not there; `nvidia-smi -L` lists the GPUs of this machine")
-    return Gpu(name, str(device.compute_version), device)
+    return Gpu(name, str(_attribute(device, _CAPABILITY)), device, str(_attribute(device, _TITLE)))
+
+
+def _attribute(device: tvm_ffi.Device, number: int) -> object:
+    return tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device.dlpack_device_type(), device.index, number)
 
 
 def _load_cuda() -> None:
@@ -54,7 +61,7 @@ def _load_cuda() -> None:
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
         with contextlib.suppress(OSError):  # the system may have another
             ctypes.CDLL(str(Path(place) / "cu13" / "lib" / "libcudart.so.13"), ctypes.RTLD_GLOBAL)
-    load_lib_ctypes("tvm", "tvm_runtime_cuda", "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths())
+    tvm_library.load("tvm_runtime_cuda")
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -68,7 +75,7 @@ class GpuMachine(Machine):
     Inputs do not pass through page-locked memory: copying them there takes longer than it saves.
     """
 
-    def __init__(self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec], gpu: Gpu) -> None:
+    def __init__(self, library: tvm_ffi.Module, inputs: Sequence[TensorSpec], gpu: Gpu) -> None:
         super().__init__(library, (), gpu.device)
         self._gpu = gpu
         self._specs = inputs
@@ -76,19 +83,19 @@ class GpuMachine(Machine):
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         arguments = [
-            (own or self._empty(array.shape, array.dtype.newbyteorder("="))).copyfrom(array)
+            tvm_library.fill(own or self._empty(array.shape, array.dtype.newbyteorder("=")), array)
             for own, array in zip(self._there, arrays, strict=True)
         ]
         results = []
         for tensor in self._results(arguments):
             there, view = memory(tensor.shape, tensor.dtype)
-            tensor.copyto(there)
+            tvm_library.copy(tensor, there)
             results.append(view)
-        self._gpu.device.sync()
+        tvm_library.wait_for(self._gpu.device)
         return results
 
     def run_together(self, requests: Sequence[Sequence[Array]]) -> list[Array]:
         return self.run([np.concatenate(arrays) for arrays in zip(*requests, strict=True)])
 
-    def _empty(self, shape: Sequence[int], dtype: object) -> tvm.runtime.Tensor:
-        return tvm.runtime.empty(tuple(shape), str(dtype), self._gpu.device)
+    def _empty(self, shape: Sequence[int], dtype: object) -> tvm_ffi.Tensor:
+        return tvm_library.empty(shape, dtype, self._gpu.device)

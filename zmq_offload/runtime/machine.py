@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import tvm
-import tvm_ffi
-from tvm.runtime import vm
 
 from zmq_offload.artifacts.repository import loadable
 from zmq_offload.common.memory import trim
 from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
-from zmq_offload.runtime import extra  # noqa: F401  (importing it loads sorting)
+from zmq_offload.runtime import tvm_library
+from zmq_offload.runtime.mapped import forget_weights
 from zmq_offload.runtime.refusal import refusal
+from zmq_offload.runtime.tvm_library import CPU, tvm_ffi, virtual_machine
 from zmq_offload.runtime.views import view_of
 
-Memory: TypeAlias = tuple[tvm.runtime.Tensor, Array]
+Memory: TypeAlias = tuple[tvm_ffi.Tensor, Array]
 """A tensor of TVM's, and a view of it."""
 
-_LOAD_ERRORS = (tvm.error.InternalError, AttributeError, RuntimeError)
+_LOAD_ERRORS = (AttributeError, RuntimeError)
 
 
 @contextmanager
@@ -39,21 +38,20 @@ def loading(what: object) -> Iterator[None]:
 
 def check_tvm_version(what: object, built_by: str) -> None:
     """Raises FailedPrecondition, naming `what`, if it was built by another version of TVM than this one."""
-    if built_by != tvm.__version__:
-        raise FailedPrecondition(f"{what} was built by TVM {built_by}, this is TVM {tvm.__version__}; compile it again")
+    own = tvm_library.version()
+    if built_by != own:
+        raise FailedPrecondition(f"{what} was built by TVM {built_by}, this is TVM {own}; compile it again")
 
 
-def load_library(path: str | os.PathLike[str]) -> tvm.runtime.Module:
+def load_library(path: str | os.PathLike[str]) -> tvm_ffi.Module:
     """A compiled Relax module, which is unloaded when it is dropped. Raises FailedPrecondition, naming the file, if the
     file is not one."""
     with loading(path):
-        module = tvm_ffi.load_module(loadable(Path(path)), keep_module_alive=False)
+        spelled = loadable(Path(path))
+        module = tvm_ffi.load_module(spelled, keep_module_alive=False)
         module["vm_load_executable"]
+    forget_weights(spelled)
     return module
-
-
-def virtual_machine(library: tvm.runtime.Module, device: tvm.runtime.Device | None = None) -> vm.VirtualMachine:
-    return vm.VirtualMachine(library, tvm.cpu() if device is None else device)
 
 
 def release_memory() -> None:
@@ -71,7 +69,7 @@ class Machine:
     """
 
     def __init__(
-        self, library: tvm.runtime.Module, inputs: Sequence[TensorSpec] = (), device: tvm.runtime.Device | None = None
+        self, library: tvm_ffi.Module, inputs: Sequence[TensorSpec] = (), device: tvm_ffi.Device = CPU
     ) -> None:
         self._main = virtual_machine(library, device)["main"]
         self._specs = inputs
@@ -104,7 +102,7 @@ class Machine:
             memories.append(m)
         return self._call(memories)
 
-    def _results(self, arguments: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+    def _results(self, arguments: Sequence[tvm_ffi.Tensor]) -> list[tvm_ffi.Tensor]:
         try:
             result = self._main(*arguments)
         except Exception as error:
@@ -112,7 +110,7 @@ class Machine:
             if refused is None:
                 raise
             raise refused from None
-        return [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+        return [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
 
     def _call(self, memories: Sequence[Memory]) -> list[Array]:
         results = [view_of(t) for t in self._results([tensor for tensor, _ in memories])]
@@ -125,5 +123,5 @@ class Machine:
 
 def memory(shape: Sequence[int], dtype: object) -> Memory:
     """A tensor of the CPU, and a view of it."""
-    tensor = tvm.runtime.empty(tuple(shape), str(dtype), tvm.cpu())
+    tensor = tvm_library.empty(shape, dtype)
     return tensor, view_of(tensor)

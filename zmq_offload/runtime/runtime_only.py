@@ -1,4 +1,5 @@
-"""TVM without its compiler: half the memory and half the time to start. Call `use` before TVM is imported first."""
+"""TVM's Python package without its compiler, for what needs the package, such as TVM's RPC server. Call `use` before
+the package is imported first. Running a library needs no package (see `tvm_library`)."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ import threading
 from collections.abc import Sequence
 from enum import IntEnum
 
-import tvm
-import tvm_ffi
+from zmq_offload.runtime.tvm_library import tvm_ffi
 
 
 class Affinity(IntEnum):
@@ -51,7 +50,7 @@ def pool_threads() -> int:
     So a short-lived thread asks.
     """
     asked: list[int] = []
-    thread = threading.Thread(target=lambda: asked.append(tvm.runtime.num_threads()))
+    thread = threading.Thread(target=lambda: asked.append(tvm_ffi.get_global_func("runtime.NumThreads")()))
     thread.start()
     thread.join()
     return asked[0]
