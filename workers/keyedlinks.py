@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Sequence
 
 import zmq
 
-from workers.links import Event
 from zmq_offload.net import transport
 from zmq_offload.net.handshake import HandshakeMonitor, Security
+from zmq_offload.net.line import Event
 from zmq_offload.net.pyzmq_internals import Sendable
 from zmq_offload.protocol import messages as wire
 

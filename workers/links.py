@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from zmq_offload.protocol import messages as wire
 
 if TYPE_CHECKING:
+    from zmq_offload.net.line import Event
     from zmq_offload.net.pyzmq_internals import Sendable
-    from zmq_offload.net.transport import Frames
-
-
-class Change(enum.Enum):
-    """What happened to a connection."""
-
-    CONNECTED = "connected"
-    """Messages can be sent from now on."""
-    LOST = "lost"
-    """It ended. What was sent and is not there yet is lost, and so is what is sent before the next CONNECTED."""
-
-
-Event: TypeAlias = "tuple[int, list[Frames] | Change]"
-"""A broker, and messages of it that arrived, or a change of its connection."""
 
 
 class Links(Protocol):

@@ -19,7 +19,7 @@ from workers.config import Config
 from workers.deployment import Deployment
 from workers.follower import Follower
 from workers.keyedlinks import KeyedLinks
-from workers.links import Change, Event, Links
+from workers.links import Links
 from workers.loading import Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
 from workers.session import Action, Attempt, Reconnect, WorkerSession
@@ -31,6 +31,7 @@ from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, Unavailable, printable
 from zmq_offload.net import transport
 from zmq_offload.net.handshake import Security
+from zmq_offload.net.line import Change, Event
 from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable, sharing_of
 from zmq_offload.protocol import messages as wire
 

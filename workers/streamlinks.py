@@ -8,14 +8,15 @@ import select
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from typing import cast
 
-from workers.line import Line
-from workers.links import Change, Event
 from workers.turns import LONG, LOOK_EVERY, Runs, Turn
 from zmq_offload.net import transport
+from zmq_offload.net.line import Change, Event, Line
 from zmq_offload.net.pyzmq_internals import Sendable
 from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing
-from zmq_offload.net.zmtp import Scratch
+from zmq_offload.net.zmtp import Buffer, Scratch
+from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
 _SETTLE = 0.2
@@ -33,6 +34,8 @@ _LOOK = 0.005
 
 _HELD = 0.0002
 """Seconds that an answer may wait for the run of the next one, so that both are sent together."""
+
+_HEARTBEAT = wire.encode(wire.Heartbeat())
 
 _POLLIN, _POLLOUT = select.POLLIN, select.POLLOUT
 
@@ -66,7 +69,9 @@ class StreamLinks:
                 scratch,
                 heartbeat=heartbeat,
                 most_messages=most_messages,
+                most_bytes=4 * max(max_frame_bytes, limits.UNASKED_BYTES),
                 max_frame_bytes=max_frame_bytes,
+                alive=_HEARTBEAT,
                 sharing=sharing,
             )
             for broker, endpoint in enumerate(brokers)
@@ -111,7 +116,11 @@ class StreamLinks:
 
     def send(self, broker: int, message: wire.FromWorker, payload: Sequence[Sendable] = ()) -> None:
         line = self._lines[broker]
-        line.put(self._clock(), message, payload)
+        if line.is_ready:
+            frames = [wire.encode(message), *cast("Sequence[Buffer]", payload)]
+            if self._sharing is not None and line.shares:
+                frames = self._sharing.given(frames)
+            line.put(self._clock(), frames)
         if line not in self._unsent:
             self._unsent.append(line)
 
@@ -133,8 +142,7 @@ class StreamLinks:
         return self._lines[broker].refusal
 
     def shares(self, broker: int) -> bool:
-        stream = self._lines[broker].stream
-        return stream is not None and stream.peer.shares
+        return self._lines[broker].shares
 
     def close(self, lingering: Sequence[bool]) -> None:
         self._write_out([line for line, lingers in zip(self._lines, lingering, strict=True) if lingers], _LINGER)

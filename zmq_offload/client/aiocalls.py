@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from zmq_offload.client.aiodriver import AsyncDriver, Ended, tell
-from zmq_offload.client.link import Link, checked_request, in_place
+from zmq_offload.client.link import Watched, checked_request, in_place
 from zmq_offload.client.session import Complete, Fail, budget
 from zmq_offload.errors import Cancelled, from_status
 from zmq_offload.net.sharedmemory.sharing import Sharing
@@ -49,7 +49,7 @@ class Calls(Protocol):
 class LinkCalls:
     """Calls over a connection. Implements `Calls`."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Watched) -> None:
         self._link, self._session = link, link.session
         self._driver = AsyncDriver(link)
         self._driver.attach()

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from zmq_offload.client.link import Link
+from zmq_offload.client.link import Watched
 from zmq_offload.client.session import Action, Complete, Fail, Reconnect, Send
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.errors import Cancelled, FailedPrecondition, Internal
@@ -25,7 +25,7 @@ Ended: TypeAlias = Callable[["Complete | Fail"], None]
 class Reader:
     """The connection, and the loop that watches it. A `lifetime.Resource`, so it does not refer to the client."""
 
-    def __init__(self, connection: Link) -> None:
+    def __init__(self, connection: Watched) -> None:
         self.connection = connection
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closed = False
@@ -70,7 +70,7 @@ class Reader:
 class AsyncDriver:
     """Makes the calls of a connection. It belongs to the event loop in which it is first used."""
 
-    def __init__(self, connection: Link) -> None:
+    def __init__(self, connection: Watched) -> None:
         self.reader = Reader(connection)
         self._connection = connection
         self._session = connection.session

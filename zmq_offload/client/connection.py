@@ -1,4 +1,4 @@
-"""The connection of both clients: a socket of libzmq."""
+"""The connection of clients with keys: a socket of libzmq."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
+from math import ceil
+from typing import Any, cast
 
 import zmq
 
-from zmq_offload.client.link import Link, decoded
+from zmq_offload.client.link import Polled, Watched, decoded
 from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.errors import Internal
 from zmq_offload.net import transport
 from zmq_offload.net.endpoints import check_brokers
 from zmq_offload.net.handshake import HandshakeMonitor, clients_security
+from zmq_offload.net.stream import Stream
 from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("zmq_offload")
@@ -38,7 +41,7 @@ _inherited: list[object] = []
 """Sockets of the parent process. They cannot be closed here, and collecting them would give warnings."""
 
 
-class Connection(Link):
+class Connection(Watched, Polled):
     """A socket to one of several brokers. Not thread-safe.
 
     Raises InvalidArgument for endpoints, numbers and keys that cannot be used, FailedPrecondition for unreadable keys,
@@ -63,6 +66,7 @@ class Connection(Link):
         self._reclaims = reclaims
         self._lent: dict[int, list[zmq.MessageTracker]] = {}
         self._watched: int | None = None
+        self._woken_by: int | None = None
         self._check_files()
         try:
             self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -114,7 +118,21 @@ class Connection(Link):
         self.socket = self.way = socket
         self._monitor = monitor
         self._inbox = transport.Inbox(socket)
+        self._set_sources()
         self.is_open = True
+
+    def _set_sources(self) -> None:
+        """Poll the socket that is now, and what wakes."""
+        sources: list[Any] = [self.socket] if self._woken_by is None else [self.socket, self._woken_by]
+        self._sources = [(source, transport.POLLIN) for source in sources]
+
+    def wake_by(self, descriptor: int) -> None:
+        self._woken_by = descriptor
+        self._set_sources()
+
+    def wait(self, seconds: float | None) -> tuple[bool, bool]:
+        ready = [source for source, _ in zmq.zmq_poll(self._sources, -1 if seconds is None else ceil(seconds * 1000))]
+        return self.socket in ready, self._woken_by in ready
 
     def reset(self) -> None:
         """Disconnect after any failure, so that no lent memory is read any more."""
@@ -175,10 +193,10 @@ class Connection(Link):
             return ()
         return lent
 
-    def reclaim(self, lent: Sequence[zmq.MessageTracker]) -> None:
+    def reclaim(self, lent: Sequence[zmq.MessageTracker | Stream]) -> None:
         """Reclaim lent memory by closing the socket, which drops anything queued in it, and reconnecting."""
         self.reconnect(self._endpoint)
-        if not _wait_for(lent, _RECLAIM_BY_FORCE):
+        if not _wait_for(cast("Sequence[zmq.MessageTracker]", lent), _RECLAIM_BY_FORCE):
             raise Internal(_STILL_READ)
 
     def receive(self, most: int = _BATCH) -> list[tuple[wire.ToClient, Sequence[object]]]:

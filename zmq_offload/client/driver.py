@@ -2,8 +2,8 @@
 
 One thread at a time sends, receives and keeps time for all (`exchange`). A thread that waits for a reply drives the
 socket itself, so that its reply passes through no other thread. While calls are outstanding and nobody waits, the pump
-drives: a background thread that starts when it is first needed and makes way for every thread that waits. `lifecycle`
-has the states as tables.
+drives: a background thread that makes way for every thread that waits. While nothing is outstanding, it looks after the
+connection every few seconds. `lifecycle` has the states as tables.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from concurrent import futures
 from typing import Any
 
 from zmq_offload.client.calls import Call, Submitted
-from zmq_offload.client.connection import Connection
 from zmq_offload.client.exchange import Exchange
 from zmq_offload.client.lifecycle import Life, Lifecycle, Turn
+from zmq_offload.client.link import Polled
 from zmq_offload.client.session import Action
 from zmq_offload.common.lifetime import made_before_fork
 from zmq_offload.errors import Cancelled, InvalidArgument, Unavailable
@@ -26,6 +26,9 @@ from zmq_offload.net import transport
 
 _MAKE_WAY = 0.05
 """Seconds that the pump gets to make way. It only needs them if a third thread takes the socket first."""
+
+_EVERY = 5.0
+"""Seconds between two looks at a connection while nothing is outstanding, at most: brokers ask whether it is alive."""
 
 _LEAVE = 1.0
 """Seconds that the end of the interpreter waits for a thread that drives; a future's callback may keep it."""
@@ -37,7 +40,7 @@ class Driver:
     Raises Unavailable if the system has no files left.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Polled) -> None:
         self._connection = connection
         self._session = connection.session
         self._lifecycle = Lifecycle()
@@ -52,6 +55,8 @@ class Driver:
         self._socket = threading.Lock()  # its holder drives
         self._pump: threading.Thread | None = None
         self._pump_ended = threading.Event()
+        with contextlib.suppress(Unavailable):  # a call that needs it tries again
+            self._start_pump()
 
     # --- calls ----------------------------------------------------------------------------------------------
 
@@ -244,6 +249,12 @@ class Driver:
         lifecycle = self._lifecycle
         if not lifecycle.is_open or not (self._calls or self._outbox):
             return
+        self._start_pump()
+        if self._outbox or lifecycle.followers or lifecycle.pump_sleeps:
+            lifecycle.step("wake")
+            self._work.notify()
+
+    def _start_pump(self) -> None:
         if self._pump is None:
             pump = threading.Thread(target=self._run_pump, name="zmq-offload-client", daemon=True)
             try:
@@ -251,9 +262,6 @@ class Driver:
             except RuntimeError as error:
                 raise Unavailable(f"a client cannot start a thread: {error}") from None
             self._pump = pump
-        if self._outbox or lifecycle.followers or lifecycle.pump_sleeps:
-            lifecycle.step("wake")
-            self._work.notify()
 
     def _run_pump(self) -> None:
         try:
@@ -274,17 +282,28 @@ class Driver:
                 if pause == 0:
                     lifecycle.step("wake")
                     return True
-                lifecycle.step("rest" if pause is None else "wake")
-                self._work.wait(pause)
+                if pause is not None:
+                    lifecycle.step("wake")
+                    self._work.wait(pause)
+                    continue
+                lifecycle.step("rest")
+                while not self._work.wait(max(0.0, min(_EVERY, self._connection.due - time.monotonic()))):
+                    if not self._socket.locked():  # else its holder looks after the connection
+                        lifecycle.step("wake")
+                        return lifecycle.is_open
         return False
 
     def _drive(self) -> None:
         """Drive until a thread asks or nothing is outstanding. Needs `_socket`."""
-        lifecycle, calls, outbox = self._lifecycle, self._calls, self._outbox
+        lifecycle, calls, outbox, connection = self._lifecycle, self._calls, self._outbox, self._connection
         with self._lock:
             lifecycle.step("drive")
         try:
-            self._exchange.run(lambda: lifecycle.turn is not Turn.PUMPED or not (calls or outbox))
+            if not (calls or outbox):
+                self._exchange.look()
+            self._exchange.run(
+                lambda: lifecycle.turn is not Turn.PUMPED or not (calls or outbox or not connection.is_idle)
+            )
         finally:
             with self._lock:
                 lifecycle.step("stop")

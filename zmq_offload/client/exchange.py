@@ -13,12 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import zmq
-
 from zmq_offload.client.calls import Call
-from zmq_offload.client.connection import Connection
 from zmq_offload.client.lifecycle import Lifecycle
-from zmq_offload.client.session import Action, Fail, Reconnect, Send
+from zmq_offload.client.link import Polled
+from zmq_offload.client.session import Action, Complete, Fail, Reconnect, Send
 from zmq_offload.errors import Internal
 from zmq_offload.net import transport
 
@@ -28,7 +26,7 @@ log = logging.getLogger("zmq_offload")
 class Exchange:
     """A client's calls and its traffic with the broker."""
 
-    def __init__(self, connection: Connection, lifecycle: Lifecycle, wake: transport.Wake) -> None:
+    def __init__(self, connection: Polled, lifecycle: Lifecycle, wake: transport.Wake) -> None:
         self.lock = threading.Lock()
         """Guards all that follows, the session and the lifecycle."""
         self.calls: dict[int, Call[Any]] = {}
@@ -41,8 +39,7 @@ class Exchange:
         self._session = connection.session
         self._lifecycle = lifecycle
         self._wake = wake
-        # What to poll: the connection's socket, and the wake.
-        self._sources: list[tuple[Any, int]] = [(source, transport.POLLIN) for source in (None, wake.fileno())]
+        connection.wake_by(wake.fileno())
 
     def send(self) -> None:
         """Send what waits in the outbox."""
@@ -51,6 +48,10 @@ class Exchange:
     def run(self, enough: Callable[[], bool], until: float | None = None) -> None:
         """Send, receive and keep time until `enough`, until the time `until`, or until the client is closed."""
         self._guarded(self._run, enough, until)
+
+    def look(self) -> None:
+        """Keep the connection alive while nothing is outstanding."""
+        self._guarded(self._look)
 
     def forget(self) -> list[Call[Any]]:
         """In a forked child: drop everything and return the calls. A thread that is not here may hold the lock."""
@@ -101,9 +102,6 @@ class Exchange:
                 return
             if not connection.is_open:
                 connection.reopen()
-            socket = connection.socket
-            if socket is not self._sources[0][0]:
-                self._sources[0] = socket, transport.POLLIN
             with lock:
                 deadline = session.next_deadline()
             now = time.monotonic()
@@ -111,18 +109,23 @@ class Exchange:
                 if now >= until:
                     return
                 deadline = until if deadline is None else min(deadline, until)
-            wait = -1 if deadline is None else max(0, math.ceil((deadline - now) * 1000))
-            ready = zmq.zmq_poll(self._sources, wait)
+            due = connection.due if deadline is None else min(deadline, connection.due)
+            arrived, woken = connection.wait(None if due == math.inf else max(0.0, due - now))
             now = time.monotonic()
-            for source, _ in ready:
-                if source is socket:
-                    self._take_in(now)
-                else:
-                    with lock:
-                        self._wake.clear()
-                        self.woken = False
+            if woken:
+                with lock:
+                    self._wake.clear()
+                    self.woken = False
+            if arrived:
+                self._take_in(now)
             if deadline is not None and deadline <= now:
                 self._keep_time(now)
+
+    def _look(self) -> None:
+        if self._connection.is_open:
+            arrived, _ = self._connection.wait(0.0)
+            if arrived:
+                self._take_in(time.monotonic())
 
     def _take_in(self, now: float) -> None:
         """Pass received messages to the session, at most one for each outstanding call: no reply follows the last."""
@@ -154,12 +157,16 @@ class Exchange:
             elif isinstance(action, Reconnect):
                 connection.reconnect(action.endpoint)
             else:
-                number = action.id
-                lent = connection.still_lent(number)
-                if lent:
-                    connection.reclaim(lent)
-                    with self.lock:
-                        outbox.extend(self._session.reconnected(time.monotonic()))
-                call = self.calls.pop(number, None)
-                if call is not None:
-                    call.end(action)
+                self._end(action)
+        if connection.is_open:
+            connection.flush()
+
+    def _end(self, action: Complete | Fail) -> None:
+        lent = self._connection.still_lent(action.id)
+        if lent:
+            self._connection.reclaim(lent)
+            with self.lock:
+                self.outbox.extend(self._session.reconnected(time.monotonic()))
+        call = self.calls.pop(action.id, None)
+        if call is not None:
+            call.end(action)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.client.session import ClientSession, Complete, Payload, RetryPolicy, Send
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Status, Unavailable, one_line
 from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable
+from zmq_offload.net.stream import Stream
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import Packed
 from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
@@ -29,20 +31,16 @@ DEFAULT_TIMEOUT = 10.0
 
 _SHARED = 8192
 """Bytes of libzmq's receive buffers, which small frames share. A smaller output is copied, so that keeping it does not
-keep the whole buffer."""
+keep the whole buffer. So is one whose memory cannot be written to, as outputs are their caller's."""
 
 
 class Link(ABC):
-    """A connection to one of several brokers, as `AsyncDriver` uses it. Not thread-safe.
+    """A connection to one of several brokers. Not thread-safe.
 
     `endpoints` are checked (`check_brokers`). Raises InvalidArgument for numbers that cannot be used.
     """
 
     is_open = False
-    gathers = False
-    """Whether `send` does little, and `flush` sends all that was gathered."""
-    way: object
-    """What leads to the broker now. Another after `reconnect`."""
 
     def __init__(self, endpoints: Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
         self.endpoints = endpoints
@@ -124,32 +122,15 @@ class Link(ABC):
         """Begin to connect to the current endpoint. Raises OffloadError if that is not possible."""
 
     @abstractmethod
-    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[], None]) -> None:
-        """Let the loop call `ready` whenever messages have arrived."""
-
-    @abstractmethod
-    def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Call it no more."""
-
-    @abstractmethod
     def send(self, action: Send) -> None:
         """Send, now, with the next `flush`, or when there is a connection."""
 
     def flush(self) -> None:  # noqa: B027  (libzmq sends by itself)
-        """A turn of the loop ends: send what it has brought."""
+        """Send what was gathered."""
 
     @abstractmethod
     def receive(self, most: int) -> list[tuple[wire.ToClient, Sequence[object]]]:
         """Return messages that have arrived, about `most` at once."""
-
-    @abstractmethod
-    def waiting(self) -> bool:
-        """Whether a message has arrived."""
-
-    @property
-    @abstractmethod
-    def emptied(self) -> bool:
-        """Whether the last `receive` found that there were no more."""
 
     @abstractmethod
     def refusal(self) -> str | None:
@@ -160,11 +141,11 @@ class Link(ABC):
         """Connect to endpoint number `endpoint`, dropping what is queued in the old connection."""
 
     @abstractmethod
-    def still_lent(self, number: int) -> Sequence[zmq.MessageTracker]:
-        """A call ends. Return trackers of its memory if that is still read and has to be reclaimed."""
+    def still_lent(self, number: int) -> Sequence[zmq.MessageTracker | Stream]:
+        """A call ends. Return what still reads its memory and has to be stopped."""
 
     @abstractmethod
-    def reclaim(self, lent: Sequence[zmq.MessageTracker]) -> None:
+    def reclaim(self, lent: Sequence[zmq.MessageTracker | Stream]) -> None:
         """Reclaim lent memory by connecting anew."""
 
     @abstractmethod
@@ -178,6 +159,54 @@ class Link(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Let go of the parent's connection in a forked child."""
+
+
+class Watched(Link):
+    """A connection that an event loop watches, as `AsyncDriver` uses it."""
+
+    gathers = False
+    """Whether `send` does little, and `flush` sends all that was gathered."""
+    way: object
+    """What leads to the broker now. Another after `reconnect`."""
+
+    @abstractmethod
+    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[], None]) -> None:
+        """Let the loop call `ready` whenever messages have arrived."""
+
+    @abstractmethod
+    def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Call it no more."""
+
+    @abstractmethod
+    def waiting(self) -> bool:
+        """Whether a message has arrived."""
+
+    @property
+    @abstractmethod
+    def emptied(self) -> bool:
+        """Whether the last `receive` found that there were no more."""
+
+
+class Polled(Link):
+    """A connection that a thread waits for, as `Exchange` uses it."""
+
+    @property
+    def due(self) -> float:
+        """When `wait` is to be called at the latest, so that the connection stays alive or is made again."""
+        return math.inf
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be left alone until it is `due`, or somebody needs it."""
+        return True
+
+    @abstractmethod
+    def wake_by(self, descriptor: int) -> None:
+        """Let `wait` return when this descriptor can be read."""
+
+    @abstractmethod
+    def wait(self, seconds: float | None) -> tuple[bool, bool]:
+        """Wait, at most so long. Whether messages have arrived, and whether the descriptor of `wake_by` is ready."""
 
 
 def checked_request(
@@ -236,7 +265,7 @@ def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadErr
     except ProtocolError as error:
         return error
     for name, array in tensors.items():
-        if array.nbytes < _SHARED:
+        if array.nbytes < _SHARED or type(array.base) is bytes:
             tensors[name] = array.copy()
     return Outputs(tensors, model, version, timings)
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, cast
 
 import zmq
 
-from zmq_offload.client.link import Link, decoded, in_place
+from zmq_offload.client.link import Watched, decoded, in_place
 from zmq_offload.client.session import Payload, RetryPolicy, Send
 from zmq_offload.net import addresses, transport
 from zmq_offload.net.endpoints import check_brokers
 from zmq_offload.net.handshake import FAILURES, MISMATCH
 from zmq_offload.net.sharedmemory.sharing import Sharing
+from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import HELLO, Broken, Buffer, Peer, Refused, encode, read_heads
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -37,7 +38,7 @@ _inherited: list[object] = []
 """Connections of the parent process, which a forked child does not touch."""
 
 
-class LoopLink(Link):
+class LoopLink(Watched):
     """A connection of the running event loop. A call's inputs may still be read when it has ended, as they are by a
     `Connection` that does not reclaim them.
 
@@ -129,12 +130,12 @@ class LoopLink(Link):
         self._endpoint = endpoint
         self._open()
 
-    def still_lent(self, number: int) -> Sequence[zmq.MessageTracker]:
+    def still_lent(self, number: int) -> Sequence[zmq.MessageTracker | Stream]:
         if self._waiting:
             self._waiting.pop(number, None)
         return ()
 
-    def reclaim(self, lent: Sequence[zmq.MessageTracker]) -> None:
+    def reclaim(self, lent: Sequence[zmq.MessageTracker | Stream]) -> None:
         raise AssertionError("nothing is lent")
 
     def reset(self) -> None:

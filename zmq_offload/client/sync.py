@@ -11,13 +11,15 @@ from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.calls import Call, Submitted
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.driver import Driver
-from zmq_offload.client.link import DEFAULT_TIMEOUT, answer_of, outputs_of
+from zmq_offload.client.link import DEFAULT_TIMEOUT, Polled, answer_of, outputs_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
+from zmq_offload.client.streamlink import StreamLink
 from zmq_offload.client.tracing import CallSpan, Trace, begin
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.errors import InvalidArgument, Unavailable
+from zmq_offload.net.handshake import clients_security
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest
@@ -77,7 +79,11 @@ class Client:
         broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        self._connection = Connection(broker, policy, max_frame_bytes, key, broker_key)
+        self._connection: Polled = (
+            Connection(broker, policy, max_frame_bytes, key, broker_key)
+            if clients_security(key, broker_key).has_keys
+            else StreamLink(broker, policy, max_frame_bytes)
+        )
         self._session = self._connection.session
         try:
             self._driver = Driver(self._connection)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from zmq_offload.client.aiocalls import Calls
 from zmq_offload.client.connection import Connection
-from zmq_offload.client.link import Link, answer_of, result_of
+from zmq_offload.client.link import Watched, answer_of, result_of
 from zmq_offload.client.looplink import LoopLink
 from zmq_offload.client.session import Complete, Fail, RetryPolicy
 from zmq_offload.errors import (
@@ -58,7 +58,7 @@ def link_to(
     key: str | os.PathLike[str] | None = None,
     broker_key: str | os.PathLike[str] | None = None,
     sharing: Sharing | None = None,
-) -> Link:
+) -> Watched:
     """A connection of the running event loop to the brokers: libzmq's if there are keys, as it encrypts; else the
     cheaper one of the loop's own, which can share memory."""
     if clients_security(key, broker_key).has_keys:

@@ -62,6 +62,15 @@ class Stream:
         """Bytes that the kernel did not take yet."""
         return self._put - self._written
 
+    @property
+    def position(self) -> int:
+        """Bytes that were ever queued."""
+        return self._put
+
+    def has_written(self, position: int) -> bool:
+        """Whether the kernel took all bytes up to that `position`."""
+        return self._written >= position
+
     def receive(self) -> list[list[Buffer]]:
         """Receive once, unless `peer.has_more`. Returns the messages that are complete; each is a list of frames.
 

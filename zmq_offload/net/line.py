@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, TypeAlias
 
-from workers.links import Change, Event
 from zmq_offload.net import transport
 from zmq_offload.net.addresses import Lookup
 from zmq_offload.net.dialing import LOOK_AGAIN, Dial
 from zmq_offload.net.handshake import FAILURES, MISMATCH
-from zmq_offload.net.pyzmq_internals import Sendable
 from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Broken, Buffer, Peer, Refused, Scratch, read_heads
 from zmq_offload.protocol import limits
-from zmq_offload.protocol import messages as wire
 
 _AHEAD_BYTES = 64 * 1024 * 1024
 """Bytes of messages from one broker that are received while a run takes long. The others stay in the broker's memory,
 or in the system's."""
 
-_HEARTBEAT = wire.encode(wire.Heartbeat())
+
+class Change(enum.Enum):
+    """What happened to a connection."""
+
+    CONNECTED = "connected"
+    """Messages can be sent from now on."""
+    LOST = "lost"
+    """It ended. What was sent and is not there yet is lost, and so is what is sent before the next CONNECTED."""
+
+
+Event: TypeAlias = "tuple[int, list[list[Any]] | Change]"
+"""A broker, and messages of it that arrived, or a change of its connection."""
 
 
 class Line:
     """One broker's connection. Poll `descriptor` for reading unless `full`, and for writing if `wants_to_write`; then
     call `ready`. Call `tick` at `due`. `happened` is told what happens.
+
+    `alive` is a message that tells the broker, while `full`, that this end lives. At most `most_messages` are queued,
+    and no further one while `most_bytes` are.
     """
 
     def __init__(
@@ -39,8 +51,10 @@ class Line:
         scratch: Scratch,
         *,
         heartbeat: float,
-        most_messages: int,
         max_frame_bytes: int,
+        most_messages: int,
+        most_bytes: int | None = None,
+        alive: bytes = b"",
         sharing: Sharing | None = None,
     ) -> None:
         self.broker = broker
@@ -50,10 +64,14 @@ class Line:
         self._sharing = sharing
         self._heartbeat = heartbeat
         self._most_messages = most_messages
+        self._most_bytes = most_bytes
+        self._alive = alive
         self._max_frame_bytes = max(max_frame_bytes, limits.UNASKED_BYTES)
         self._delay = transport.RECONNECT
         self._failures = 0  # handshakes in a row that failed
         self.refusal: str | None = None
+        self.fault: Exception | None = None
+        """Why the last attempt to connect failed, or how the last connection ended."""
         self._dial: Dial | None = None
         self._lookup: Lookup | None = None
         self.stream: Stream | None = None
@@ -86,19 +104,20 @@ class Line:
 
     # --- messages -------------------------------------------------------------------------------------------
 
-    def put(self, now: float, message: wire.FromWorker, payload: Sequence[Sendable]) -> None:
+    @property
+    def shares(self) -> bool:
+        """Whether tensors pass through shared memory."""
+        return self.stream is not None and self.stream.peer.shares
+
+    def put(self, now: float, frames: Sequence[Buffer]) -> None:
         """Queue a message for `flush`. Without a connection it is lost. So is the connection if its other end has not
         read for long."""
-        stream = self.stream
-        if stream is not None and self.is_ready:
+        if self.stream is not None and self.is_ready:
             try:
-                frames = [wire.encode(message), *cast("Sequence[Buffer]", payload)]
-                if self._sharing is not None and stream.peer.shares:
-                    frames = self._sharing.given(frames)
-                if not stream.put(frames):
+                if not self.stream.put(frames):
                     self._lose(now)
-            except OSError:
-                self._lose(now)
+            except OSError as error:
+                self._lose(now, error)
 
     def receive(self, now: float) -> None:
         """Receive what is there."""
@@ -149,7 +168,7 @@ class Line:
         elif self.stream is not None:
             self._lose(now, TimeoutError())  # the handshake takes too long
         elif self._dial is not None and self._dial.fileno() is not None:
-            self._fail(now)  # to connect takes too long
+            self._fail(now, TimeoutError())  # to connect takes too long
         else:
             if self._dial is None:
                 self._dial = Dial(self._endpoint, self._lookup)
@@ -177,15 +196,15 @@ class Line:
         self._lookup = self._dial.lookup
         try:
             connected = self._dial.step()
-        except OSError:
-            self._fail(now)
+        except OSError as error:
+            self._fail(now, error)
             return
         if connected is None:
             self.due = now + (LOOK_AGAIN if self._dial.fileno() is None else transport.HANDSHAKE)
             return
         self._dial = None
         peer = Peer(self._max_frame_bytes, limits.FRAMES, self._heartbeat, scratch=self._scratch, sharer=self._sharing)
-        self.stream = Stream(connected, peer, self._most_messages, 4 * self._max_frame_bytes)
+        self.stream = Stream(connected, peer, self._most_messages, self._most_bytes)
         self.due = now + transport.HANDSHAKE
         self.flush(now)
 
@@ -204,7 +223,7 @@ class Line:
         self.due = now + self._heartbeat
         try:
             if self.full:  # what the broker says is not read, so its silence says nothing; but it hears this end
-                alive = self.stream.blocked or self.stream.put([_HEARTBEAT])
+                alive = self.stream.blocked or self.stream.put([self._alive])
                 self.stream.flush()
             else:
                 alive = self.stream.tick()
@@ -221,11 +240,12 @@ class Line:
             self._failures += 1
             if isinstance(why, Refused) or self._failures >= FAILURES:
                 self.refusal = MISMATCH
-        self._fail(now)
+        self._fail(now, why)
 
-    def _fail(self, now: float) -> None:
+    def _fail(self, now: float, why: Exception | None) -> None:
         """Connect again after a while."""
         self.close()
-        # As libzmq does: not all workers of a broker that comes back at the same moment.
+        self.fault = why
+        # As libzmq does: not all peers of a broker that comes back at the same moment.
         self.due = now + self._delay + random.random() * transport.RECONNECT
         self._delay = min(2 * self._delay, transport.RECONNECT_MOST)
