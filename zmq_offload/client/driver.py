@@ -247,7 +247,7 @@ class Driver:
     def _wake_pump(self) -> None:
         """Wake the pump, or start it, if it may be needed. Needs `_lock`. Raises Unavailable if it cannot start."""
         lifecycle = self._lifecycle
-        if not lifecycle.is_open or not (self._calls or self._outbox):
+        if not lifecycle.is_open or not (self._calls or self._outbox or not self._connection.is_idle):
             return
         self._start_pump()
         if self._outbox or lifecycle.followers or lifecycle.pump_sleeps:
@@ -286,6 +286,9 @@ class Driver:
                     lifecycle.step("wake")
                     self._work.wait(pause)
                     continue
+                if not self._connection.is_idle and not self._socket.locked():  # it connects
+                    lifecycle.step("wake")
+                    return True
                 lifecycle.step("rest")
                 while not self._work.wait(max(0.0, min(_EVERY, self._connection.due - time.monotonic()))):
                     if not self._socket.locked():  # else its holder looks after the connection
