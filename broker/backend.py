@@ -7,16 +7,17 @@ from collections.abc import Iterable
 
 from broker.announcement import parse_models
 from broker.events import FromWorker, Malformed, ToWorker
-from broker.ledger import NO_REQUEST, Ledger, at, error_of
+from broker.ledger import NO_REQUEST, SERVED, Ledger, at, error_of
 from broker.lifecycle import WorkerState
 from broker.listing import newer_version
-from broker.state import Model, Payload, PendingRequest, Worker
+from broker.state import Model, Payload, PendingRequest, Worker, sizes
 from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.messages import Key
 
 _new = tuple.__new__
 """Half the cost of a NamedTuple's own constructor."""
+
+_QUIET = WorkerState.QUIET
 
 _CODES = frozenset(status.value for status in Status)
 
@@ -43,7 +44,7 @@ class Backend:
             self._unknown(event)
             return
         worker.heard_at = now
-        if worker.state is WorkerState.QUIET:
+        if worker.state is _QUIET:
             self._heard(worker, now)
         if isinstance(message, wire.Done):
             self._done(worker, message, event.payload, now)
@@ -149,26 +150,24 @@ class Backend:
     def _done(self, worker: Worker, message: wire.Done, payload: Payload, now: float) -> None:
         ledger = self._ledger
         request = self._answered(worker, message)
+        session, number, _, compute_us, rows, _ = message
         if message.batch:  # the others of its batch have the same time
-            worker.busy_us += message.compute_us
-        if request is not None:
-            if len(payload) == 1:
-                nbytes = longest = len(payload[0])
-            else:
-                nbytes, longest = sum(map(len, payload)), max(map(len, payload), default=0)
-            if longest > request.max_frame_bytes or longest > ledger.max_frame_bytes:
-                self._too_large_for_its_client(request, longest, now)
-                return
-            worker.served += 1
-            ledger.counts["served"] += 1
-            ledger.statistics.served(request, message, nbytes, now)
-            if request.trace:
-                ledger.tracing.rows[request.key] = message.rows
-            queue_us = int((request.dispatched_at - request.accepted_at) * 1e6)
-            broker_us = int((now - request.accepted_at) * 1e6)
-            fields = (*request.key, request.runs, queue_us, message.compute_us, broker_us)
-            result: wire.Result = _new(wire.Result, fields)
-            ledger.end(request, "served", now, result, payload)
+            worker.busy_us += compute_us
+        if request is None:
+            return
+        nbytes, longest = sizes(payload)
+        if longest > request.max_frame_bytes or longest > ledger.max_frame_bytes:
+            self._too_large_for_its_client(request, longest, now)
+            return
+        worker.served += 1
+        ledger.served += 1
+        ledger.statistics.served(request, message, nbytes, now)
+        if request.trace:
+            ledger.tracing.rows[request.key] = rows
+        accepted_at = request.accepted_at
+        queue_us, broker_us = int((request.dispatched_at - accepted_at) * 1e6), int((now - accepted_at) * 1e6)
+        result = _new(wire.Result, (session, number, request.runs, queue_us, compute_us, broker_us))
+        ledger.end(request, SERVED, now, result, payload)
 
     def _too_large_for_its_client(self, request: PendingRequest, longest: int, now: float) -> None:
         text = (
@@ -176,8 +175,7 @@ class Backend:
             f"(max_frame_bytes), this broker {self._ledger.max_frame_bytes} (--max-frame-bytes)"
         )
         self._ledger.note(now, "frames", f"model {request.wanted.model!r}: {text}")
-        request.worker = None  # its slot is free already
-        self._ledger.fail(request, "failed", now, Status.INVALID_ARGUMENT, text)
+        self._ledger.fail_with(request, "failed", now, error_of(request.key, Status.INVALID_ARGUMENT, text))
 
     def _failed(self, worker: Worker, message: wire.Failed, now: float) -> None:
         ledger = self._ledger
@@ -186,8 +184,8 @@ class Backend:
             return
         if message.code == Status.NOT_FOUND.value and request.runs_as not in worker.models:
             # The version was removed while the request was on its way; another worker or version may serve it.
-            request.worker = None
             ledger.transition(request, "returned", now, worker.name)
+            request.worker = None
             ledger.resolver.follow(request, now)
             ledger.place(request, ledger.scheduler.choose(request.wanted, request.longest), now)
             return
@@ -198,13 +196,13 @@ class Backend:
 
     def _answered(self, worker: Worker, message: wire.Done | wire.Failed) -> PendingRequest | None:
         """Free the slot of an attempt; return its request if that still waits for this attempt."""
-        attempt = message[2]
-        request = worker.held.pop((_new(Key, message[:2]), attempt), None)
-        if not worker.held:
+        held = worker.held
+        request = held.pop(message[:3], None)
+        if not held:
             worker.most_slots = worker.slots
         if request is not None:
             worker.nbytes -= request.nbytes
-            if self._ledger.awaits(worker, request, attempt):
+            if self._ledger.awaits(worker, request, message[2]):
                 return request
         self._ledger.counts["late"] += 1
         return None

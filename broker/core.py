@@ -11,6 +11,7 @@ only frees its slot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from broker import liveness
@@ -58,7 +59,7 @@ class Core:
         """Decide what to do about an event at time `now` (seconds, any origin, never going back)."""
         ledger = self.ledger
         ledger.actions = []
-        if ledger.timers.may_be_due(now):
+        if ledger.timers.first <= now or ledger.deadlines.first <= now:
             self._expire(now)
         if isinstance(event, FromClient):
             self._frontend.handle(event, now)
@@ -83,7 +84,8 @@ class Core:
 
     def next_deadline(self) -> float | None:
         """When to call `handle` even if nothing happens."""
-        return self.ledger.timers.next()
+        due = self.ledger.deadlines.next()
+        return None if due == math.inf else due
 
     @property
     def finished(self) -> bool:
@@ -150,6 +152,8 @@ class Core:
                     ledger.fail(request, "stopped", now, Status.UNAVAILABLE, text)
 
     def _due(self, now: float) -> Iterator[Subject]:
+        if self.ledger.deadlines.first <= now:
+            self.ledger.deadlines.look(now)
         while (subject := self.ledger.timers.pop(now)) is not None:
             yield subject
 
@@ -161,7 +165,7 @@ class Core:
         elif request.worker is None and not request.lost and not ledger.scheduler.served(request.wanted):
             ledger.fail(request, "unserved", now, *ledger.unserved(request))
         else:
-            ledger.timers.set(request.key, request.deadline)
+            ledger.deadlines.set(request, request.deadline)
 
     def _where(self, request: PendingRequest) -> str:
         if request.worker is not None:

@@ -1,9 +1,14 @@
-"""The events that the broker's core handles, and the actions that it returns. Pure."""
+"""The events that the broker's core handles, and the actions that it returns. Pure.
+
+A Struct is made in half of the time of a NamedTuple. None of these is ever a part of a cycle.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+from msgspec import Struct
 
 from broker.state import Payload
 from zmq_offload.errors import ProtocolError
@@ -11,7 +16,7 @@ from zmq_offload.net.grants import Grant
 from zmq_offload.protocol import messages as wire
 
 
-class FromClient(NamedTuple):
+class FromClient(Struct, gc=False):
     """A message came in at the frontend. `user` is the client's key, empty on a broker without keys."""
 
     peer: bytes
@@ -20,7 +25,7 @@ class FromClient(NamedTuple):
     user: str = ""
 
 
-class FromWorker(NamedTuple):
+class FromWorker(Struct, gc=False):
     """A message came in at the backend. `address` is the worker's; it is known with an Announce."""
 
     peer: bytes
@@ -30,14 +35,14 @@ class FromWorker(NamedTuple):
     address: str = ""
 
 
-class Authorized(NamedTuple):
+class Authorized(Struct, gc=False):
     """Only these keys may be used from now on. A broker without keys never gets this event."""
 
     clients: Mapping[str, Grant]
     workers: Mapping[str, Grant]
 
 
-class Malformed(NamedTuple):
+class Malformed(Struct, gc=False):
     """Bytes came in that are not a message."""
 
     peer: bytes
@@ -46,30 +51,30 @@ class Malformed(NamedTuple):
     address: str = ""
 
 
-class Undelivered(NamedTuple):
+class Undelivered(Struct, gc=False):
     """An action could not be done: its peer is gone or, if `full`, takes no more messages."""
 
     action: ToClient | ToWorker
     full: bool
 
 
-class Disconnected(NamedTuple):
+class Disconnected(Struct, gc=False):
     """The connection of a worker ended. libzmq does not say which: then `peer` is None."""
 
     peer: bytes | None = None
 
 
-class Tick(NamedTuple):
+class Tick(Struct, gc=False):
     """Time passed."""
 
 
-class Stop(NamedTuple):
+class Stop(Struct, gc=False):
     """Stop: take no more requests, and finish the accepted ones within `grace` seconds."""
 
     grace: float
 
 
-class ToClient(NamedTuple):
+class ToClient(Struct, gc=False):
     """Send a message to a client."""
 
     peer: bytes
@@ -77,7 +82,7 @@ class ToClient(NamedTuple):
     payload: Payload = ()
 
 
-class ToWorker(NamedTuple):
+class ToWorker(Struct, gc=False):
     """Send a message to a worker."""
 
     peer: bytes

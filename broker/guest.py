@@ -16,7 +16,6 @@ from broker import metrics
 from broker.config import Config
 from broker.events import Action, Event, FromClient, Stop
 from broker.loop import Broker
-from broker.ports.reading import new
 from broker.ports.streams import StreamPorts
 from broker.security import check_exposure
 from zmq_offload.common.notes import Notes
@@ -109,7 +108,7 @@ class Guest:
 
     def take(self, messages: Sequence[tuple[wire.FromClient, Sequence[Any]]]) -> None:
         """Take messages of the client in this process. What they are answered with is delivered later."""
-        self._turn([new(FromClient, (_HOST, message, payload, "")) for message, payload in messages])
+        self._turn([FromClient(_HOST, message, payload) for message, payload in messages])
         if self._ports.replies and not self._telling:
             self._telling = True
             self._loop.call_soon(self._hand_over)

@@ -6,7 +6,7 @@ from collections import Counter
 
 from broker import status
 from broker.core import Core
-from broker.ledger import STOP, Ledger
+from broker.ledger import STOP, Ledger, Subject
 from broker.lifecycle import RequestState, WorkerState
 from broker.queues import FairQueue, Shares
 from broker.state import PendingRequest, Wanted, Worker
@@ -22,8 +22,9 @@ def validate(core: Core) -> None:
     _validate_queues(ledger, queued)
     _validate_models(ledger)
     _validate_routes(ledger, queued)
-    timed = {*ledger.requests, *ledger.workers, *([STOP] if STOP in ledger.timers else [])}
-    assert len(ledger.timers) == len(timed), "a timer is left of a request or worker that is gone"
+    subjects: tuple[Subject, ...] = (*ledger.requests, *ledger.workers, STOP)
+    timed = sum(subject in ledger.timers for subject in subjects)
+    assert len(ledger.timers) == timed, "a timer is left of what is gone"
 
 
 def validate_statistics(core: Core) -> None:
@@ -38,7 +39,7 @@ def validate_statistics(core: Core) -> None:
             assert sum(times.counts) == served, f"{runs}: its histograms have other requests than its counts"
         assert sum(version.batch.counts) <= served, f"{runs} has more batches than requests"
     failed = {name.removeprefix("failed."): n for name, n in counts.items() if name.startswith("failed.")}
-    assert +by_status == +Counter({OK: counts["served"], **failed}), "statistics and counts are not the same"
+    assert +by_status == +Counter({OK: ledger.served, **failed}), "statistics and counts are not the same"
     waiting_now, held_now = status.waiting(ledger), status.holding(ledger)
     assert waiting_now.total() == ledger.scheduler.queued, "the queued requests of all versions are not all"
     assert waiting_now.total() + held_now.total() == len(ledger.requests), "a request is neither queued nor held"
@@ -52,7 +53,8 @@ def _validate_requests(ledger: Ledger, queued: list[PendingRequest]) -> None:
         assert request.state is RequestState.QUEUED, f"{request.key} queues but is {request.state.value}"
     for key, request in ledger.requests.items():
         assert key == request.key
-        assert key in ledger.timers, f"{key} has no deadline"
+        assert key in ledger.timers or request.deadline >= ledger.deadlines.first, f"{key} has no deadline"
+        assert request.is_timed or key not in ledger.timers, f"{key} has a timer without knowing"
         if request.state is RequestState.QUEUED:
             assert request.worker is None, f"{key} queues and is held"
             assert ledger.scheduler.holds(request), f"{key} is neither queued nor held"
@@ -60,14 +62,14 @@ def _validate_requests(ledger: Ledger, queued: list[PendingRequest]) -> None:
             assert request.state is RequestState.HELD, f"{key} is {request.state.value}"
             worker = request.worker
             assert worker is not None and ledger.workers.get(worker.peer) is worker, f"{key}: its worker is gone"
-            assert worker.held.get((key, request.attempt)) is request, f"{key} is not held by its worker"
+            assert worker.held.get((*key, request.attempt)) is request, f"{key} is not held by its worker"
         assert len(request.lost) < ledger.policy.max_attempts, f"{key} should have been given up"
     tracing = ledger.tracing
     traced = {key for key, request in ledger.requests.items() if request.trace}
     assert tracing.steps.keys() == traced and not tracing.rows, "steps are kept of a request that ended"
     counts, statistics = ledger.counts, ledger.statistics
-    ended = counts["served"] + sum(count for name, count in counts.items() if name.startswith("failed."))
-    assert counts["accepted"] == ended + len(ledger.requests), "a request was lost, or answered twice"
+    ended = ledger.served + sum(count for name, count in counts.items() if name.startswith("failed."))
+    assert ledger.accepted == ended + len(ledger.requests), "a request was lost, or answered twice"
     by_version = sum(sum(version.total.counts) + version.failed.total() for version in statistics.versions.values())
     assert by_version + statistics.unplaced.total() == ended, "a request is not counted by its version, or twice"
 
@@ -79,8 +81,8 @@ def _validate_workers(ledger: Ledger) -> None:
         assert worker.state is not WorkerState.GONE, f"{worker.name} is gone"
         assert len(worker.held) <= max(worker.slots, worker.most_slots), f"{worker.name} holds more than its slots"
         assert worker.nbytes == sum(request.nbytes for request in worker.held.values()), f"{worker.name}: its bytes"
-        for (key, attempt), request in worker.held.items():
-            assert key == request.key
+        for (*key, attempt), request in worker.held.items():
+            assert tuple(key) == request.key
             assert 1 <= attempt <= request.attempt, f"{key}: attempt {attempt} was never made"
             wanted = ledger.awaits(worker, request, attempt)
             assert wanted <= (request.state is RequestState.HELD), f"{key} is held but {request.state.value}"

@@ -15,8 +15,9 @@ from broker.accesslog import access_of
 from broker.admission import QueueLimits
 from broker.canary import Trial
 from broker.catalog import Catalog
+from broker.deadlines import Deadlines
 from broker.events import Action, Authorized, Malformed, ToClient, ToWorker
-from broker.lifecycle import REQUEST_TRANSITIONS, WORKER_TRANSITIONS, History, WorkerState
+from broker.lifecycle import REQUEST_TRANSITIONS, WORKER_TRANSITIONS, History, RequestState, WorkerState
 from broker.listing import unserved
 from broker.liveness import LivenessPolicy
 from broker.resolving import Resolver
@@ -33,6 +34,9 @@ from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import LATEST, SESSION_BYTES, Key
 
+SERVED = "served"
+"""The event of a request that is answered with a result."""
+
 STOP: Literal["stop"] = "stop"
 """The timer that ends a stop's grace."""
 
@@ -42,6 +46,7 @@ NO_REQUEST = Key(bytes(SESSION_BYTES), 0)
 _POISON_KEPT = 1000
 """Poison requests that are remembered."""
 
+_HELD, _ENDED = RequestState.HELD, RequestState.ENDED
 _new = tuple.__new__
 """Half the cost of a NamedTuple's own constructor."""
 
@@ -71,14 +76,17 @@ class Ledger:
         self.routes = Routes()
         self.resolver = Resolver(self.routes, self.scheduler, self.catalog, policy, started)
         self.timers: Timers[Subject] = Timers()
+        self.deadlines = Deadlines(self.requests, self.timers)
         self.actions: list[Action] = []
         self.stopping = False
         self.moved = False
         """Whether queued requests may have to go elsewhere; the core looks after each event."""
         self.authorized: Authorized | None = None
         """The keys that may be used; None on a broker without keys."""
+        self.accepted = self.served = 0
+        """Requests that were accepted, and those that were answered with a result."""
         self.counts: Counter[str] = Counter()
-        """accepted, served, failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
+        """failed.<code>, refused.<code>, and what was dropped: late, duplicate, malformed, ..."""
         self.statistics = Statistics(started)
         self.tracing = Tracing()
         self.access: AccessLog | None = None
@@ -92,14 +100,31 @@ class Ledger:
     # --- history and log ------------------------------------------------------------------------------------
 
     def history(self, subject: Key | bytes) -> list[str]:
-        """The last events of a request (its Key) or a worker (its peer): a line each, with the time since the start."""
+        """The last events of a request (its Key) or a worker (its peer): a line each, with the time since the start.
+
+        A request that was answered with a result at its first attempt has none.
+        """
+        request = self.requests.get(subject) if isinstance(subject, Key) else None
+        if request is not None and request.is_plain:
+            self._tell(request)
         return self._history.of(subject, self.started)
 
     def record(self, subject: Key | bytes, event: str, now: float, detail: object = "") -> None:
         """Add an event that changes no state to the history."""
         self._history.add(now, subject, event, detail)
 
+    def _tell(self, request: PendingRequest) -> None:
+        """Write down what happened to a request so far: from now on it is not plain, and has its story written."""
+        request.is_plain = False
+        self._history.add(request.accepted_at, request.key, "accepted", request.wanted.model)
+        if request.has_waited:
+            self._history.add(request.accepted_at, request.key, "queued")
+        if request.worker is not None:
+            self._history.add(request.dispatched_at, request.key, "dispatched", request.worker.name)
+
     def transition(self, request: PendingRequest, event: str, now: float, detail: object = "") -> None:
+        if request.is_plain:
+            self._tell(request)
         request.state = REQUEST_TRANSITIONS[request.state][event]
         self._history.add(now, request.key, event, detail)
         if request.trace:
@@ -121,11 +146,12 @@ class Ledger:
 
     def accept(self, request: PendingRequest, worker: Worker | None, now: float) -> None:
         """Promise a reply, and place the request."""
-        key = request.key
-        self.requests[key] = request
-        self.counts["accepted"] += 1
-        self.timers.set(key, request.deadline)
-        self._history.add(now, key, "accepted", request.wanted.model)
+        self.requests[request.key] = request
+        self.accepted += 1
+        if request.deadline < self.deadlines.first:
+            self.deadlines.add(request)
+        if request.trace:
+            self._tell(request)
         if worker is None:
             self.place(request, None, now)
         else:
@@ -140,12 +166,15 @@ class Ledger:
         if too_large is not None:
             self.fail(request, "too large", now, Status.INVALID_ARGUMENT, too_large)
             return
-        self.transition(request, "queued", now)
+        if request.is_plain:
+            request.state, request.has_waited = RequestState.QUEUED, True
+        else:
+            self.transition(request, "queued", now)
         self.scheduler.push(request, again=request.attempt > 0)
         if not self.scheduler.served(request.wanted):
             queue = self.scheduler.queues[request.wanted]
             queue.unserved |= len(queue) == 1  # `pools_changed` cares for those that were here before
-            self.timers.set(request.key, self._waits_until(request, now))
+            self.deadlines.set(request, self._waits_until(request, now))
 
     def reroute(self, now: float) -> None:
         """Move queued requests whose label stands for another version now, or whose canary is over."""
@@ -159,9 +188,9 @@ class Ledger:
             self.scheduler.push(request)
             if not self.scheduler.served(found):
                 self.scheduler.queues[found].unserved = True
-                self.timers.set(request.key, self._waits_until(request, now))
+                self.deadlines.set(request, self._waits_until(request, now))
             else:
-                self.timers.set(request.key, request.deadline)
+                self.deadlines.set(request, request.deadline)
 
     def _tried(self, trial: Trial, request: PendingRequest, reply: wire.Result | wire.Error, now: float) -> None:
         """Count a request of a model with a canary; end the trial if the canary is worse."""
@@ -175,39 +204,46 @@ class Ledger:
 
     def dispatch(self, request: PendingRequest, worker: Worker, now: float) -> None:
         """Give a request to a worker: the next attempt."""
-        self.transition(request, "dispatched", now, worker.name)
-        self.scheduler.given(worker)
-        key, wanted, deadline = request.key, request.wanted, request.deadline
-        attempt = request.attempt + 1
-        runs = self.scheduler.version_for(wanted, worker)
-        request.attempt, request.runs = attempt, runs
-        request.worker, request.dispatched_at = worker, now
-        place = key, attempt
-        # The client may send a request again after it expired at this worker: it then takes its own place.
-        before = worker.held.get(place)
-        worker.held[place] = request
-        worker.nbytes += request.nbytes - (0 if before is None else before.nbytes)
-        self.timers.set(key, deadline)
+        if request.is_plain:
+            request.state = _HELD
+        else:
+            self.transition(request, "dispatched", now, worker.name)
+        wanted, deadline, held = request.wanted, request.deadline, worker.held
+        runs = self.scheduler.given(wanted, worker)
+        session, number = request.key
+        request.attempt = attempt = request.attempt + 1
+        request.runs, request.worker, request.dispatched_at = runs, worker, now
+        place = session, number, attempt
+        worker.nbytes += request.nbytes
+        if place in held:  # the client sent a request again after it expired at this worker: it takes its own place
+            worker.nbytes -= held[place].nbytes
+        held[place] = request
+        if request.is_timed:
+            self.timers.set(request.key, deadline)
         budget_us = int((deadline - now) * 1e6) if deadline > now else 0
-        message = _new(wire.Dispatch, (*key, attempt, wanted.model, runs, budget_us))
-        self.actions.append(_new(ToWorker, (worker.peer, message, request.payload)))
+        message = _new(wire.Dispatch, (session, number, attempt, wanted[0], runs, budget_us))
+        self.actions.append(ToWorker(worker.peer, message, request.payload))
 
     def end(
         self, request: PendingRequest, event: str, now: float, reply: wire.Result | wire.Error, payload: Payload = ()
     ) -> None:
         """Send the one terminal reply of an accepted request."""
-        self.transition(request, event, now)
+        if request.is_plain and event == SERVED:
+            request.state = _ENDED
+        else:
+            self.transition(request, event, now)
         if self.routes.by_model:
             route = self.routes.by_model.get(request.wanted.model)
             if route is not None and route.trial is not None and not route.trial.returned:
                 self._tried(route.trial, request, reply, now)
         del self.requests[request.key]
-        self.timers.cancel(request.key)
+        if request.is_timed:
+            self.timers.cancel(request.key)
         if request.trace:
             self.tracing.end(request, reply)
         if self.access is not None:
             self.access.add(access_of(request, reply, payload, now), now)
-        self.actions.append(_new(ToClient, (request.client, reply, payload)))
+        self.actions.append(ToClient(request.client, reply, payload))
 
     def fail(self, request: PendingRequest, event: str, now: float, status: Status, text: str) -> None:
         """End a request, queued or at a worker, with an error of the broker."""
@@ -226,7 +262,7 @@ class Ledger:
 
     def awaits(self, worker: Worker, request: PendingRequest, attempt: int) -> bool:
         """Whether a request waits for this attempt, so that the worker's answer counts."""
-        return self.requests.get(request.key) is request and request.worker is worker and request.attempt == attempt
+        return request.state is _HELD and request.worker is worker and request.attempt == attempt
 
     def _waits_until(self, request: PendingRequest, now: float) -> float:
         """Until when a request that no worker serves waits for one.
@@ -266,7 +302,7 @@ class Ledger:
             served = scheduler.served(wanted)
             if not served and not queue.unserved:
                 for request in queue:
-                    self.timers.set(request.key, self._waits_until(request, now))
+                    self.deadlines.set(request, self._waits_until(request, now))
             queue.unserved = not served
 
     def lose(self, worker: Worker, why: str, now: float, *, returns: bool = True) -> None:
@@ -282,14 +318,14 @@ class Ledger:
             if returns:
                 self.catalog.lost((name for name, _ in worker.models), now)
         self.worker_transition(worker, "lost", now, why)
-        pending = [(r, attempt) for (_, attempt), r in worker.held.items() if self.awaits(worker, r, attempt)]
+        pending = [(r, attempt) for (_, _, attempt), r in worker.held.items() if self.awaits(worker, r, attempt)]
         first = next(iter(worker.held.values()), None)
         # A request that expired here still refers to its worker. Until a full garbage collection, which is rare in a
         # broker, that cycle would keep the payloads of all requests that the worker held.
         worker.held.clear()
         for request, attempt in reversed(pending):  # each goes before the queued ones, so that their order stays
-            request.worker = None
             self.transition(request, "lost", now, worker.name)
+            request.worker = None
             # Which request took the worker down? First attempts may run together, and an answer may be lost with its
             # sender, so each of them is a suspect. Later attempts run alone, in order: only the first one is a suspect.
             if request is first or attempt == 1:

@@ -29,7 +29,7 @@ def families(ledger: Ledger) -> Iterator[Family]:
 
 
 def _of_the_broker(ledger: Ledger) -> Iterator[Family]:
-    counts = dict(ledger.counts)
+    counts = {"accepted": ledger.accepted, **ledger.counts}
     for name, key, help in (
         ("zmq_offload_accepted_requests_total", "accepted", "Requests that the broker promised to answer."),
         ("zmq_offload_retries_total", "retried", "Attempts that were made again because a worker was lost."),

@@ -22,6 +22,8 @@ from broker.state import Model, PendingRequest, Wanted, Worker
 from broker.versions import Pool, pools
 from zmq_offload.protocol.messages import LATEST
 
+_READY = WorkerState.READY
+
 
 class Scheduler:
     """The queues, and the workers by model."""
@@ -96,10 +98,6 @@ class Scheduler:
         version = after[latest].version if after else LATEST
         return [(name, version)] if version != adopted.get(latest, LATEST) else []
 
-    def version_for(self, wanted: Wanted, worker: Worker) -> int:
-        """The version that a worker runs for a request."""
-        return self.pools[wanted].runs[worker.peer]
-
     def newer(self, name: str) -> tuple[int, list[Worker], list[Worker]] | None:
         """The newest version of a model but its canary, the workers that have it, and those that do not; None if it is
         the latest."""
@@ -118,27 +116,14 @@ class Scheduler:
         """Choose the worker that should run a request with a frame of `longest` bytes now; None if all that could are
         full."""
         pool = self.pools.get(wanted)
-        best: Worker | None = None
-        for workers in () if pool is None else (pool.first, pool.helpers):
-            for worker in workers:
-                held = len(worker.held)
-                if worker.state is not WorkerState.READY or held >= worker.slots or longest > worker.max_frame_bytes:
-                    continue
-                if best is None:
-                    best = worker
-                    continue
-                # held/slots by cross-multiplication, so that equal loads are equal exactly.
-                ours, theirs = held * best.slots, len(best.held) * worker.slots
-                if ours < theirs or (ours == theirs and (worker.nbytes, worker.chosen) < (best.nbytes, best.chosen)):
-                    best = worker
-            if best is not None:
-                break
-        return best
+        if pool is None:
+            return None
+        return _least_loaded(pool.first, longest) or _least_loaded(pool.helpers, longest)
 
-    def given(self, worker: Worker) -> None:
-        """Note that a worker gets a request now, for the ties to come."""
-        self._turns += 1
-        worker.chosen = self._turns
+    def given(self, wanted: Wanted, worker: Worker) -> int:
+        """Note that a worker gets a request now, for the ties to come; return the version that it runs for it."""
+        self._turns = worker.chosen = self._turns + 1
+        return self.pools[wanted].runs[worker.peer]
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -187,3 +172,19 @@ class Scheduler:
         self.shares.take(request)
         if not self.queues[request.wanted]:
             del self.queues[request.wanted]
+
+
+def _least_loaded(workers: Iterable[Worker], longest: int) -> Worker | None:
+    """Of the workers that may take a request with a frame of `longest` bytes, the one that should; None without any."""
+    best: Worker | None = None
+    for worker in workers:
+        held = len(worker.held)
+        if held >= worker.slots or worker.state is not _READY or longest > worker.max_frame_bytes:
+            continue
+        if best is not None:
+            # held/slots by cross-multiplication, so that equal loads are equal exactly.
+            ours, theirs = held * best.slots, len(best.held) * worker.slots
+            if ours > theirs or (ours == theirs and (worker.nbytes, worker.chosen) >= (best.nbytes, best.chosen)):
+                continue
+        best = worker
+    return best

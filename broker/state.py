@@ -20,6 +20,14 @@ Payload: TypeAlias = "Sequence[bytes | memoryview | zmq.Frame]"
 """The frames after an envelope. The broker forwards them and looks only at their lengths."""
 
 
+def sizes(payload: Payload) -> tuple[int, int]:
+    """The bytes of a payload, and of its longest frame."""
+    if len(payload) == 2:  # a header and one tensor, as usual
+        header, tensor = len(payload[0]), len(payload[1])
+        return header + tensor, tensor if tensor > header else header
+    return sum(map(len, payload)), max(map(len, payload), default=0)
+
+
 UNKNOWN = -1
 """The version of requests by a label that no worker has announced yet: they wait for one that does."""
 
@@ -139,6 +147,13 @@ class PendingRequest(Struct, eq=False):
     """The trace that it belongs to; empty if it is not traced."""
     lost: tuple[str, ...] = ()
     """Names of the workers that were lost while they may have run it."""
+    is_plain: bool = True
+    """Whether nothing happened to it but that it was accepted, waited and was dispatched, once each at most. Its
+    story is not written then, since these fields tell it."""
+    has_waited: bool = False
+    """Whether it was queued while it was plain."""
+    is_timed: bool = False
+    """Whether it has, or had, a timer."""
 
     @property
     def runs_as(self) -> tuple[str, int]:
@@ -171,7 +186,8 @@ class Worker:
     versions: dict[str, dict[int, Model]] = field(default_factory=dict)
     """`models` by name."""
     state: WorkerState = WorkerState.READY
-    held: dict[tuple[Key, int], PendingRequest] = field(default_factory=dict)
+    held: dict[tuple[bytes, int, int], PendingRequest] = field(default_factory=dict)
+    """By session, id and attempt."""
     nbytes: int = 0
     """Bytes of the payloads of `held`."""
     most_slots: int = 0

@@ -6,12 +6,13 @@ Only versions that a worker announced are counted by themselves, so that clients
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import Counter
 from typing import NamedTuple
 
 from broker.state import PendingRequest
 from zmq_offload.protocol import messages as wire
-from zmq_offload.telemetry.histograms import BATCHES, Histogram
+from zmq_offload.telemetry.histograms import BATCHES, LATENCIES, Histogram
 
 MOST_VERSIONS = 1000
 """Versions that are counted by themselves. A new one takes the place of the one that was counted first."""
@@ -75,18 +76,26 @@ class Statistics:
 
     def served(self, request: PendingRequest, message: wire.Done, nbytes: int, now: float) -> None:
         """Count a request that is answered with a result of `nbytes` bytes."""
-        runs = request.wanted.model, request.runs
+        _, _, _, compute_us, rows, batch = message
+        runs = request.wanted[0], request.runs
         version = self.versions.get(runs)
         if version is None:
             version = self._add(runs)
-        accepted_at, compute = request.accepted_at, message.compute_us / 1e6
-        total = now - accepted_at
-        version.queue.add(request.dispatched_at - accepted_at)
-        version.compute.add(compute)
-        version.total.add(total)
-        if message.batch:
-            version.batch.add(message.batch)
-        version.rows += message.rows
+        accepted_at, compute = request.accepted_at, compute_us / 1e6
+        total, waited = now - accepted_at, request.dispatched_at - accepted_at
+        # What `Histogram.add` does, without a call for each.
+        times = version.queue
+        times.counts[bisect_left(LATENCIES, waited)] += 1
+        times.sum += waited
+        times = version.compute
+        times.counts[bisect_left(LATENCIES, compute)] += 1
+        times.sum += compute
+        times = version.total
+        times.counts[bisect_left(LATENCIES, total)] += 1
+        times.sum += total
+        if batch:
+            version.batch.add(batch)
+        version.rows += rows
         version.bytes_in += request.nbytes
         version.bytes_out += nbytes
         if total > self._bar or now > self._begin_at:

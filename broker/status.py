@@ -45,11 +45,11 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
         "uptime": now - ledger.started,
         "stopping": ledger.stopping,
         "requests": {
-            "accepted": counts["accepted"],
+            "accepted": ledger.accepted,
             "outstanding": len(ledger.requests),
             "queued": scheduler.queued,
             "queued_bytes": scheduler.queued_bytes,
-            "served": counts["served"],
+            "served": ledger.served,
             "failed": _by_code(counts, "failed."),
             "refused": _by_code(counts, "refused."),
             "retried": counts["retried"],
@@ -141,7 +141,7 @@ def holding(ledger: Ledger) -> Counter[tuple[str, int]]:
     return Counter(
         request.runs_as
         for worker in list(ledger.workers.values())
-        for (_, attempt), request in list(worker.held.items())
+        for (_, _, attempt), request in list(worker.held.items())
         if ledger.awaits(worker, request, attempt)
     )
 

@@ -22,7 +22,7 @@ from broker.events import (
     Undelivered,
 )
 from broker.ports import UNREAD_BY_PEER, routing_ids
-from broker.ports.reading import decode, new
+from broker.ports.reading import decode
 from broker.security import Security
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import ProtocolError
@@ -178,7 +178,7 @@ class LibzmqPorts:
         peer = frames[0]
         try:
             message = decode(frames, 1, wire.FROM_CLIENT, named=bool(peer[0]))  # libzmq's ids begin with a zero
-            return new(FromClient, (peer, message, frames[2:], peer.user))  # type: ignore[no-any-return]
+            return FromClient(peer, message, frames[2:], peer.user)
         except ProtocolError as error:
             return Malformed(peer, True, error, transport.address_of(peer.frame))
 
@@ -187,6 +187,6 @@ class LibzmqPorts:
         try:
             message = decode(frames, 1, wire.FROM_WORKER, named=bool(peer[0]))
             address = transport.address_of(peer.frame) if type(message) is wire.Announce else ""
-            return new(FromWorker, (peer, message, frames[2:], peer.user, address))  # type: ignore[no-any-return]
+            return FromWorker(peer, message, frames[2:], peer.user, address)
         except ProtocolError as error:
             return Malformed(peer, False, error, transport.address_of(peer.frame))

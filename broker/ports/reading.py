@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from zmq_offload.errors import ProtocolError
@@ -10,9 +9,6 @@ from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
 _M = TypeVar("_M")
-
-new: Callable[..., Any] = tuple.__new__
-"""Half the cost of a NamedTuple's own constructor."""
 
 
 def decode(frames: list[Any], at: int, expected: frozenset[type[_M]], *, named: bool) -> _M:

@@ -16,7 +16,7 @@ from broker.events import Action, Disconnected, Event, FromClient, FromWorker, M
 from broker.ports import UNREAD_BY_PEER
 from broker.ports.connection import MESSAGES, Connection, Side
 from broker.ports.listening import Listener
-from broker.ports.reading import decode, new
+from broker.ports.reading import decode
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.net import transport
@@ -351,7 +351,7 @@ class StreamPorts:
 def _from_client(connection: Connection, frames: list[Buffer]) -> Event:
     try:
         message = decode(frames, 0, wire.FROM_CLIENT, named=connection.is_named)
-        return new(FromClient, (connection.id, message, frames[1:], ""))  # type: ignore[no-any-return]
+        return FromClient(connection.id, message, frames[1:])
     except ProtocolError as error:
         return Malformed(connection.id, True, error, connection.address)
 
@@ -359,7 +359,7 @@ def _from_client(connection: Connection, frames: list[Buffer]) -> Event:
 def _from_worker(connection: Connection, frames: list[Buffer]) -> Event:
     try:
         message = decode(frames, 0, wire.FROM_WORKER, named=connection.is_named)
-        return new(FromWorker, (connection.id, message, frames[1:], "", connection.address))  # type: ignore[no-any-return]
+        return FromWorker(connection.id, message, frames[1:], "", connection.address)
     except ProtocolError as error:
         return Malformed(connection.id, False, error, connection.address)
 

@@ -399,6 +399,27 @@ def test_a_request_has_a_history(bench: Bench) -> None:
     assert bench.core.ledger.history(b"W1")[-1].endswith("lost: its connection is gone")
 
 
+def test_a_request_has_no_history_while_all_goes_well(bench: Bench) -> None:
+    bench.announce()
+    key = wire.Key(ALICE, 1)
+    (dispatch,) = dispatches(bench.request(1))
+    assert not bench.core.ledger._history.of(key)
+    bench.done(dispatch)
+    assert bench.core.ledger.history(key) == []
+    bench.request(2)
+    steps = [line.split(None, 1)[1] for line in bench.core.ledger.history(wire.Key(ALICE, 2))]
+    assert steps == ["accepted: m", "dispatched: W1"], "one that is under way is asked about"
+
+
+def test_a_request_that_comes_again_after_it_expired_takes_its_own_place(bench: Bench) -> None:
+    bench.announce(slots=2)
+    bench.request(1, budget=1, payload=[b"head", b"12345"])
+    assert codes(bench.after(2)) == ["DEADLINE_EXCEEDED"]
+    bench.request(1, payload=[b"head", b"123"])
+    (worker,) = bench.core.ledger.workers.values()
+    assert len(worker.held) == 1 and worker.nbytes == 7
+
+
 # --- deadlines and canceling --------------------------------------------------------------------------------
 
 

@@ -74,11 +74,11 @@ class Fleet:
                 del worker.held[key]  # type: ignore[arg-type]
             chosen = self.scheduler.choose(LATEST_M)
             assert chosen is not None and chosen.state is WorkerState.READY
-            self.scheduler.given(chosen)
+            version = self.scheduler.given(LATEST_M, chosen)
             chosen.held[number] = None  # type: ignore[index, assignment]
             running.append((chosen, number))
             by_worker[chosen.name] += 1
-            by_version[self.scheduler.version_for(LATEST_M, chosen)] += 1
+            by_version[version] += 1
         for worker, key in running:
             del worker.held[key]  # type: ignore[arg-type]
         return by_worker, by_version

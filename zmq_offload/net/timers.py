@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -25,6 +26,8 @@ class Timers(Generic[K]):
     def __init__(self) -> None:
         self._at: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
+        self.first = inf
+        """No key is due earlier; `next` finds out whether one is due then."""
         self._count = 0  # breaks ties, so that keys are never compared
 
     def __len__(self) -> int:
@@ -39,6 +42,8 @@ class Timers(Generic[K]):
         if known.get(key) == at:
             return
         known[key] = at
+        if at < self.first:
+            self.first = at
         self._count += 1
         heappush(heap, (at, self._count, key))
         if len(heap) > 2 * len(known) + self._SLACK:
@@ -55,14 +60,11 @@ class Timers(Generic[K]):
         while heap:
             at, _, key = heap[0]
             if known.get(key) == at:
+                self.first = at
                 return at
             heappop(heap)
+        self.first = inf
         return None
-
-    def may_be_due(self, now: float) -> bool:
-        """False if no key is due at `now`. Cheaper than `next`, which skips stale entries."""
-        heap = self._heap
-        return bool(heap) and heap[0][0] <= now
 
     def pop(self, now: float) -> K | None:
         """Remove and return the earliest key that is due at `now`, or None."""
