@@ -39,6 +39,10 @@ share = 0.1
 """
 
 
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert parse(b"\xef\xbb\xbfpriority = 3\r\n").priority == 3
+
+
 def test_every_key_can_be_given() -> None:
     config = parse(FULL.encode())
     assert (config.versions, config.instances, config.timeout, config.priority) == ((3, 4), 2, 2.5, -10)
@@ -66,7 +70,8 @@ def test_every_key_can_be_given() -> None:
         ("priority = 101", "priority is 101; expected int <= 100"),
         ("instances = 0", "instances is 0; expected int >= 1"),
         ('[labels]\n"a b" = 1', "label 'a b' is not 1 to 128 letters"),
-        ('[labels]\nx = "1"', "labels.*expected int"),
+        ('[labels]\na = 1\nx = "1"', "label 'x' is '1'; expected the number of a version"),
+        ("[labels]\nx = 0", "label 'x' is 0; expected the number of a version"),
         ("[batching]\nmax_batch = 0", "max_batch 0 is not a whole number of rows from 1"),
         (
             '[warmup]\ninputs = "../x.npz"',

@@ -141,3 +141,10 @@ def test_a_file_is_utf_8_in_every_locale_and_keeps_its_line_ends(repository: Rep
     subprocess.run([sys.executable, "-c", code, repository.root], env=plain, check=True, timeout=60)
     assert file.read_bytes().startswith("# für Gäste\r\npriority = 1\r\n".encode())
     assert served(repository) == [1, 2]
+
+
+def test_a_file_with_a_byte_order_mark_can_be_changed(repository: Repository) -> None:
+    (repository.root / "m" / "config.toml").write_bytes(b"\xef\xbb\xbf# ours\npriority = 3\n")
+    configedit.label(repository, "m", "stable", 2)
+    assert text_of(repository) == "# ours\npriority = 3\n\n[labels]\nstable = 2\n"
+    assert read(repository.root / "m").labels == {"stable": 2}

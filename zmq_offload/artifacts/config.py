@@ -178,7 +178,7 @@ def parse(content: bytes, toml: bool = True) -> ModelConfig:
     """The configuration that a file holds. Raises InvalidArgument, which names the key that is wrong."""
     if toml:
         try:
-            value = tomllib.loads(content.decode())
+            value = tomllib.loads(content.decode("utf-8-sig"))  # an editor's byte order mark
         except UnicodeDecodeError as error:
             raise InvalidArgument(f"it is not UTF-8: byte {error.start} cannot be read") from None
         except tomllib.TOMLDecodeError as error:
@@ -196,6 +196,10 @@ def parse(content: bytes, toml: bool = True) -> ModelConfig:
     try:
         return jsonfile.convert(value, ModelConfig)
     except InvalidArgument as error:
+        if error.message.startswith("labels[...]"):  # msgspec does not name the key
+            labels = value["labels"].items()
+            label, given = next((k, v) for k, v in labels if type(v) is not int or not 1 <= v <= limits.VERSION)
+            raise InvalidArgument(f"label {label!r:.80} is {given!r:.80}; expected the number of a version") from None
         if not error.message.startswith("versions is "):
             raise
         raise InvalidArgument(

@@ -100,7 +100,7 @@ def _change(folder: Path, change: Callable[[Any, ModelConfig], None]) -> ModelCo
         config = read(folder)
         # TOML is UTF-8 in every locale, and its line ends stay as they are.
         before = file.read_bytes() if file.exists() else b""
-        document = tomlkit.parse(before)
+        document = tomlkit.parse(before.decode("utf-8-sig"))
         change(document, config)
         content = tomlkit.dumps(document).encode()
         try:
