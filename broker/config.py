@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from broker.admission import QueueLimits
 from broker.liveness import LivenessPolicy
+from zmq_offload.console.configfile import add_config
 from zmq_offload.console.logs import DEFAULT, LogOptions, add_access_log, add_log_options
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     NONE,
-    add_config,
     add_option,
     address,
     bytes_,
@@ -80,7 +80,6 @@ def add_options(parser: Parser) -> None:
         "zmq-offload broker --frontend 'tcp://*:5555' --backend 'tcp://*:5556' \\\n    --insecure",
         "zmq-offload broker --metrics 127.0.0.1:9464",
     )
-    add_config(parser, "broker")
     add_option(parser, "--frontend", endpoint, Config.frontend, "endpoint for clients", metavar="ENDPOINT")
     add_option(parser, "--backend", endpoint, Config.backend, "endpoint for workers", metavar="ENDPOINT")
     add_option(parser, "--grace", seconds, 10.0, "seconds to finish requests after SIGTERM", metavar="S")
@@ -100,6 +99,7 @@ def add_options(parser: Parser) -> None:
             add_option(parser, flag, kind, getattr(defaults, name), text, metavar=metavar)
     add_log_options(parser)
     add_access_log(parser)
+    add_config(parser, "broker")
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker") -> Config:

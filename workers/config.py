@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from workers.session import MOST_SLOTS, WorkerPolicy
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.common.cores import usable_cores
+from zmq_offload.console.configfile import add_config
 from zmq_offload.console.logs import DEFAULT, LogOptions, add_log_options
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     ARENA_BYTES,
-    add_config,
     add_option,
     arena,
     bytes_,
     check_together,
     checked,
+    endpoints,
     file,
     heartbeat,
     microseconds,
@@ -28,15 +29,8 @@ from zmq_offload.console.settings import (
     switch,
     threads,
 )
-from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
 
-
-def _endpoints(text: str) -> tuple[str, ...]:
-    return tuple(check_endpoint(part.strip()) for part in text.split(",") if part.strip())
-
-
-endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
 kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph or echo")
 MOST_BY_ITSELF = 4
 """The most processes that `--processes auto` starts. Each keeps the weights of all models in its memory."""
@@ -96,7 +90,6 @@ def add_options(parser: Parser) -> None:
         "zmq-offload worker --broker tcp://broker.example:5556 --executor echo",
     )
     policy = WorkerPolicy()
-    add_config(parser, "worker")
     add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "backends of the brokers", metavar="ENDPOINT,...")
     add_option(parser, "--repository", file, Config.repository, "the model repository", metavar="DIR")
     add_option(parser, "--executor", kind, "graph", "graph runs TVM, echo returns its inputs", metavar="KIND")
@@ -131,6 +124,7 @@ def add_options(parser: Parser) -> None:
         parser, "--batch-delay", microseconds, None, "maximum microseconds that a batch waits for more", metavar="US"
     )
     add_log_options(parser)
+    add_config(parser, "worker", above={"backend": "broker"})
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers") -> Config:

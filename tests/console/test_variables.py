@@ -10,7 +10,7 @@ import pytest
 
 import broker.config
 from zmq_offload.cli.main import COMMANDS, PROGRAMS, main, make_parser
-from zmq_offload.console import dotenv, settings
+from zmq_offload.console import configfile, dotenv, settings
 from zmq_offload.console.variables import INTERNAL, PREFIX, VARIABLES, warn_of_unknown
 from zmq_offload.errors import InvalidArgument
 
@@ -30,10 +30,15 @@ def readers() -> dict[str, set[str]]:
 def test_options_read_the_variables_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"CLIENT_KEY", "BROKER_KEY", "TOKEN", "ENV_FILE"}  # clients read the keys, whichever command makes one
     found = readers()
-    assert set(found) | {PREFIX + key for key in keys} == set(VARIABLES)
+    assert found.pop(f"{PREFIX}CONFIG") == set(configfile.TABLES)
+    assert set(found) | {PREFIX + "CONFIG"} | {PREFIX + key for key in keys} == set(VARIABLES)
     for name, programs in found.items():
         if name.removeprefix(PREFIX) not in keys:
             assert programs == set(VARIABLES[name].readers), name
+
+
+def test_the_tables_of_a_file_are_the_commands_with_options() -> None:
+    assert set(configfile.TABLES) == {*COMMANDS, *PROGRAMS} - {"completion"}
 
 
 def test_the_page_has_each_variable_once_with_its_meaning() -> None:

@@ -43,7 +43,7 @@ def test_each_page_has_commands_that_run() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the commands: a repository with four versions, and the example of a file of options."""
+    """The folder of the commands: a repository with four versions."""
     folder = tmp_path_factory.mktemp("operations")
     path = onnx_models.mlp(folder / "m.onnx")
     compile_model(path, inputs={"x": (2, 8)}, cut=["h2"], until=["h4"], name="ocr", output=folder / "dist")
@@ -52,9 +52,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(model / "1", model / str(version))
         described = json.loads((model / "1" / "model.json").read_text()) | {"version": version}
         (model / str(version) / "model.json").write_text(json.dumps(described))
-    (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/configuration.md").read_text(), re.S)
-    (folder / "fabric.toml").write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:0", example).replace('"auto"', "1"))
     return folder
+
+
+def example_of_options(fabric: Fabric | None) -> str:
+    """The documentation's file of options, for a broker or for what connects to that of a fabric."""
+    (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/configuration.md").read_text(), re.S)
+    if fabric is not None:
+        example = example.replace("tcp://127.0.0.1:5555", fabric.frontend).replace(
+            "tcp://127.0.0.1:5556", fabric.backend
+        )
+    return re.sub(r"127\.0\.0\.1:(5555|5556|8000)", "127.0.0.1:0", example).replace('"auto"', "1")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,7 @@ def fabric(folder: Path) -> Iterator[Fabric]:
 def test_a_command_of_the_documentation(page: str, line: str, folder: Path, fabric: Fabric) -> None:
     words = shlex.split(line, comments=True)[1:]
     program = words[0] in PROGRAMS
+    (folder / "fabric.toml").write_text(example_of_options(None if words[0] == "broker" else fabric))
     free, frontend = "tcp://127.0.0.1:0", fabric.frontend.removeprefix("tcp://")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ZMQ_OFFLOAD_")} | {
         "ZMQ_OFFLOAD_FRONTEND": fabric.frontend if words[0] != "broker" else free,

@@ -38,6 +38,8 @@ _policy = checked(lambda text: check_policy(int(text) if text.isdecimal() else t
 class _Region(argparse.Action):
     """Begin a region. The options with `_OfRegion` that come after it belong to it."""
 
+    only_argument = True  # what belongs to it follows from the order of arguments, which a file does not have
+
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
@@ -137,6 +139,7 @@ def _add_check_options(parser: Parser) -> None:
     group.add_argument(
         "--wire-check",
         nargs="+",
+        type=settings.file,
         metavar="FILE",
         help="inputs on which --wire's loss of accuracy is measured: FILE.npz with arrays by name, or FILE.npy for a "
         "single input (default: random)",

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zmq_offload.common.units import counted
+from zmq_offload.console.configfile import add_config_of_all
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     FRONTEND,
     NONE,
-    add_configs,
     add_option,
     add_optional_frontend,
     address,
@@ -61,7 +61,6 @@ def add_options(parser: Parser) -> None:
         "zmq-offload doctor",
         "zmq-offload doctor --repository dist/repository --broker tcp://edge-1:5555",
     )
-    add_configs(parser, others=("broker", "timeout"))
     add_optional_frontend(parser, "ask the broker with this frontend, which must answer")
     add_option(
         parser, "--frontend", _endpoint, FRONTEND, "where a broker of this machine takes clients", metavar="ENDPOINT"
@@ -81,6 +80,7 @@ def add_options(parser: Parser) -> None:
     )
     add_option(parser, "--timeout", seconds, 5.0, "maximum seconds to wait for the broker", metavar="S")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_config_of_all(parser, "doctor", but=("broker", "timeout", "json"))
     parser.set_defaults(run=lambda args: run(args, parser))
 
 

@@ -34,7 +34,7 @@ def add_options(parser: Parser) -> None:
         type=instances,
         default=1,
         metavar="N",
-        help="instances of each model, each a process with a virtual machine (default: %(default)s)",
+        help="instances of each model, each a process with a virtual machine (default: 1)",
     )
     parser.add_argument(
         "--threads",

@@ -28,7 +28,7 @@ def add_options(parser: Parser) -> None:
         "--listen",
         default="tcp://127.0.0.1:*",
         metavar="ENDPOINT",
-        help="endpoint to listen at (default: %(default)s, a free port, which is printed)",
+        help="endpoint to listen at (default: tcp://127.0.0.1:*, a free port, which is printed)",
     )
     parser.add_argument("--bandwidth", metavar="B", help="rate in each direction, e.g. 100Mbit (default: unlimited)")
     parser.add_argument("--rtt", default="0ms", metavar="T", help="round-trip time, e.g. 10ms (default: 0ms)")

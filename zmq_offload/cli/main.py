@@ -68,6 +68,7 @@ def make_parser(only: str | None = None) -> Parser:
     """The parser of all commands and programs; with `only`, no options but those of one command are added."""
     import importlib
 
+    from zmq_offload.console.configfile import add_config
     from zmq_offload.console.parser import Parser
     from zmq_offload.console.programs import own
 
@@ -82,6 +83,8 @@ def make_parser(only: str | None = None) -> Parser:
         command = subparsers.add_parser(name, help=text)
         if only in (None, name):
             importlib.import_module(module).add_options(command)
+            if command.config is None:
+                add_config(command, name)
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from zmq_offload.console import settings
 from zmq_offload.console.parser import Parser
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def add_options(parser: Parser) -> None:
     group.add_argument(
         "--calibrate",
         nargs="+",
+        type=settings.file,
         metavar="FILE",
         help="inputs as the model will see them, at least 2, better 100: FILE.npz with arrays by name, or FILE.npy for "
         "a single input; an array whose first extent is a multiple of the input's is several",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.common.version import __version__
@@ -24,11 +24,33 @@ EXAMPLE = "example:\n"
 """How the end of a help text begins. It is printed as it is, so that its commands can be copied."""
 
 
-class WrongVariable(Exception):
-    """An environment variable has a value that its option does not accept.
+class Placed(str):
+    """A value that comes from an environment variable or a file, with its place for errors."""
+
+    place: str
+
+    @classmethod
+    def of(cls, value: str, place: str) -> Placed:
+        made = cls(value)
+        made.place = place
+        return made
+
+
+class WrongValue(Exception):
+    """A `Placed` value is one that its option does not accept.
 
     Not an error that argparse would report as one of the option, which nobody gave.
     """
+
+
+class ConfigOption(Protocol):
+    """The option `--config` of a parser: see `zmq_offload.console.configfile`."""
+
+    def prepare(self, parser: Parser, given: Sequence[str]) -> str | None:
+        """Make what the file says the defaults of options, and return the file's name."""
+
+    def finish(self, parser: Parser, found: argparse.Namespace) -> None:
+        """Set what is in the file and not in the arguments."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,9 +61,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, **options})
-        self.prepare: Callable[[Sequence[str]], str | None] = _nothing
-        """Called with the arguments before they are parsed: makes what a file says the defaults of options, and returns
-        the file's name."""
+        self.variables: dict[str, list[argparse.Action]] = {}
+        """The options that fall back to each environment variable."""
+        self.config: ConfigOption | None = None
         self.config_file: str | None = None
 
     def set_example(self, *commands: str) -> None:
@@ -59,17 +81,38 @@ class Parser(argparse.ArgumentParser):
         self.complete_options()
         self._check_names(given)
         try:
-            self.config_file = self.prepare(given)
+            if self.config is not None:
+                self.config_file = self.config.prepare(self, given)
             found, rest = super().parse_known_args(given, namespace)
-        except WrongVariable as error:
+            if self.config is not None:
+                if found.__dict__.pop("config") not in (None, self.config_file):
+                    self.error("--config is shortened; write it in full")
+                self.config.finish(self, found)
+        except WrongValue as error:
             self.error(str(error))
         except OffloadError as error:
             self.error(error.message)
-        if self.prepare is not _nothing and found.__dict__.pop("config") not in (None, self.config_file):
-            self.error("--config is shortened; write it in full")
         if rest:
             self.error(f"unexpected argument {rest[0]!r}")
         return found, rest
+
+    def value_of(self, action: argparse.Action, text: str) -> Any:
+        """The value of an option for a text. Raises WrongValue for a `Placed` one that is wrong."""
+        try:
+            value = self._get_value(action, text)
+            self._check_value(action, value)
+        except argparse.ArgumentError as error:
+            raise WrongValue(f"{getattr(text, 'place', text)}: {error.message}") from None
+        return str(value) if isinstance(value, Placed) else value
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # argparse calls this for arguments, and for defaults that are texts.
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            if isinstance(arg_string, Placed):
+                raise WrongValue(f"{arg_string.place}: {error.message}") from None
+            raise
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help text, in color on a terminal where the package rich-argparse is installed."""
@@ -107,10 +150,6 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown command {arg!r}{meant}")
             if not any(known.startswith(arg) for known in options):
                 self.error(f"unknown option {arg}{did_you_mean(arg, options)}")
-
-
-def _nothing(_: Sequence[str]) -> None:
-    """There is no file of options."""
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -1,19 +1,18 @@
 """Options of the programs, and the types of their values.
 
-An argument wins over the file of `--config`, that over an environment variable, and that over a default.
+An argument wins over the file of `--config` (see `zmq_offload.console.configfile`), that over an environment variable,
+and that over a default.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zmq_offload.console import configfile
-from zmq_offload.console.configfile import FromFile
-from zmq_offload.console.parser import Parser, WrongVariable
+from zmq_offload.console.parser import Parser, Placed
 from zmq_offload.console.programs import shortened
 from zmq_offload.console.variables import PREFIX
 from zmq_offload.errors import InvalidArgument, OffloadError
@@ -51,70 +50,28 @@ def add_option(
     variable = variable or _variable(flag)
     shown = "" if default is None else f", default {default}"
     given = os.environ.get(variable)
-    value = _FromEnvironment.of(variable, given) if given else default
+    value = Placed.of(given, f"variable {variable}") if given else default
     values: dict[str, Any] = {"nargs": "?", "const": value} if bare else {"default": value}
-    parser.add_argument(flag, type=_naming(kind), help=f"{help} [{variable}{shown}]", metavar=metavar, **values)
+    action = parser.add_argument(flag, type=kind, help=f"{help} [{variable}{shown}]", metavar=metavar, **values)
+    parser.variables.setdefault(variable, []).append(action)
     OPTIONS.setdefault(variable, set()).add(parser.prog)
-
-
-def add_config(parser: Parser, table: str) -> None:
-    """Add `--config`: a file with the options of the program, in a table of this name."""
-    _add_config(parser, f"file with options, in its TOML table [{table}]", lambda values: {table: values})
-
-
-def add_configs(parser: Parser, others: Collection[str]) -> None:
-    """Add `--config` of a command that looks at what the programs are given.
-
-    Of each program's table it takes the options that it has itself, but for `others`, which mean something else there.
-    """
-
-    def chosen(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        own = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
-        own -= {"config", "help", "version", *others}
-
-        def kept(table: dict[str, Any]) -> dict[str, Any]:
-            return {key: value for key, value in table.items() if key.replace("_", "-") in own}
-
-        tables = {name: values.get(name, {}) for name in configfile.PROGRAMS}
-        return {name: {**kept(values), name: kept(table)} for name, table in tables.items() if isinstance(table, dict)}
-
-    _add_config(parser, "file with options of the programs, in their TOML tables", chosen)
-
-
-def _add_config(parser: Parser, text: str, chosen: Callable[[dict[str, Any]], Mapping[str, Mapping[str, Any]]]) -> None:
-    """Add `--config`. `chosen` says which content of the file is taken for which table."""
-    variable = f"{PREFIX}CONFIG"
-    parser.add_argument("--config", type=file, help=f"{text} [{variable}]", metavar="FILE")
-    OPTIONS.setdefault(variable, set()).add(parser.prog)
-
-    def apply(given: Sequence[str]) -> str | None:
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.add_argument("--config", nargs="?")  # the program itself objects if the name is missing
-        name = first.parse_known_args([word for word in given if word != "--config="])[0].config
-        name = name or os.environ.get(variable)
-        if name:
-            for table, values in chosen(configfile.read(name)).items():
-                configfile.apply(values, name, table, parser._actions, (file, folder, path))
-        return name or None
-
-    parser.prepare = apply
 
 
 def check_together(parser: Parser, given: argparse.Namespace, *flags: str) -> None:
     """Exit with a usage error if some of these options are given and others are not.
 
-    The message names the option or the variable that each value came from.
+    The message names the option, or the variable or line of a file, that each value came from.
     """
     values = {flag: getattr(given, flag.removeprefix("--").replace("-", "_")) for flag in flags}
     missing = [flag for flag, value in values.items() if not value]
     if missing and len(missing) < len(flags):
-        sources = " and ".join(_source(flag, value) for flag, value in values.items() if value)
+        sources = " and ".join(_source(parser, flag, value) for flag, value in values.items() if value)
         parser.error(f"{sources} given without {' and '.join(missing)}; give all of them or none")
 
 
-def _source(flag: str, value: str) -> str:
-    variable = _variable(flag)
-    return f"variable {variable}" if os.environ.get(variable) == value else flag
+def _source(parser: Parser, flag: str, value: str) -> str:
+    default = parser.get_default(flag.removeprefix("--").replace("-", "_"))
+    return default.place if isinstance(default, Placed) and default == value else flag
 
 
 def _variable(flag: str) -> str:
@@ -125,37 +82,6 @@ OPTIONS: dict[str, set[str]] = {}
 """The variables of all options that were added, each with the programs that have it."""
 
 
-class _FromEnvironment(str):
-    """A value from the environment, with the variable's name."""
-
-    variable: str
-
-    @classmethod
-    def of(cls, variable: str, value: str) -> _FromEnvironment:
-        made = cls(value)
-        made.variable = variable
-        return made
-
-
-def _naming(kind: Callable[[str], Value]) -> Callable[[str], Value]:
-    """`kind` with errors that name the variable, if the value came from one."""
-
-    def parse(text: str) -> Value:
-        try:
-            return kind(text)
-        except (argparse.ArgumentTypeError, OffloadError, ValueError) as error:
-            if isinstance(text, _FromEnvironment):
-                raise WrongVariable(f"variable {text.variable}: {error}") from None
-            if isinstance(text, FromFile):
-                raise WrongVariable(f"{text.place}: {error}") from None
-            if isinstance(error, OffloadError):
-                raise argparse.ArgumentTypeError(shortened(error.message)) from None
-            raise
-
-    parse.kind = kind  # type: ignore[attr-defined]
-    return parse
-
-
 def add_frontend(parser: Parser, *, several: bool = False) -> None:
     """Add `--broker` of a client: the broker's frontend, or `several`.
 
@@ -164,7 +90,7 @@ def add_frontend(parser: Parser, *, several: bool = False) -> None:
     add_option(
         parser,
         "--broker",
-        _frontends if several else _frontend,
+        endpoints if several else frontend,
         FRONTEND,
         "frontends of the brokers, separated by commas" if several else "the broker's frontend",
         variable=f"{PREFIX}FRONTEND",
@@ -175,7 +101,7 @@ def add_frontend(parser: Parser, *, several: bool = False) -> None:
 def add_optional_frontend(parser: Parser, help: str) -> None:
     """Add `--broker [ENDPOINT]` of a command that uses a broker only with this option."""
     add_option(
-        parser, "--broker", _frontend, FRONTEND, help, variable=f"{PREFIX}FRONTEND", metavar="ENDPOINT", bare=True
+        parser, "--broker", frontend, FRONTEND, help, variable=f"{PREFIX}FRONTEND", metavar="ENDPOINT", bare=True
     )
 
 
@@ -201,18 +127,15 @@ def _address(text: str) -> str:
     return text
 
 
-def _frontend(text: str) -> str:
+def _reached(text: str) -> str:
     from zmq_offload.net.transport import check_endpoint
 
     # A broker that binds to all addresses is reached at this machine's own.
     return check_endpoint(text.strip()).replace("//*:", "//127.0.0.1:")
 
 
-def _frontends(text: str) -> tuple[str, ...]:
-    found = tuple(_frontend(part) for part in text.split(",") if part.strip())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{_short(text)} is not a list of endpoints; use tcp://HOST:PORT,...")
-    return found
+def _all_reached(text: str) -> tuple[str, ...]:
+    return tuple(_reached(part) for part in text.split(",") if part.strip())
 
 
 def checked(kind: Callable[[str], Value], holds: Callable[[Value], bool], wanted: str) -> Callable[[str], Value]:
@@ -241,6 +164,9 @@ def _short(text: str) -> str:
 MOST = 10**9
 """Limit of all counts: requests, rows, runs. A higher number is a typing error, and would overflow somewhere."""
 
+frontend = checked(_reached, bool, "an endpoint")
+endpoints = checked(_all_reached, bool, "one or more endpoints, separated by commas")
+"""Where a program connects to brokers."""
 address = checked(_address, lambda _: True, "HOST:PORT")
 """HOST:PORT, or "none"."""
 

@@ -17,7 +17,7 @@ PREFIX = "ZMQ_OFFLOAD_"
 
 
 class Variable(NamedTuple):
-    """What a variable means, and what reads it: commands, and "library" for `Client`, `AsyncClient` and `load`."""
+    """What a variable means, and what reads it: commands, and "library"."""
 
     meaning: str
     readers: tuple[str, ...]
@@ -26,6 +26,9 @@ class Variable(NamedTuple):
 _FABRIC = ("broker", "worker")
 _PROGRAMS = ("broker", "worker", "gateway")
 _ALL = "all commands"
+LIBRARY = "library"
+"""The reader that is no command: `Client`, `AsyncClient` and `load`."""
+WITH_OPTIONS = "all commands with options"
 
 VARIABLES: Mapping[str, Variable] = {
     PREFIX + name: variable
@@ -108,13 +111,13 @@ VARIABLES: Mapping[str, Variable] = {
         "WORKER_KEY": Variable("a worker's own NAME.key_secret", ("worker", "doctor")),
         "CLIENT_KEY": Variable(
             "a client's own NAME.key_secret",
-            ("gateway", "status", "dashboard", "load", "profile", "doctor", "top", "library"),
+            ("gateway", "status", "dashboard", "load", "profile", "doctor", "models", "top", LIBRARY),
         ),
         "BROKER_KEY": Variable(
             "the broker's NAME.key, for its peers",
-            ("worker", "gateway", "status", "dashboard", "load", "profile", "doctor", "top", "library"),
+            ("worker", "gateway", "status", "dashboard", "load", "profile", "doctor", "models", "top", LIBRARY),
         ),
-        "TOKEN": Variable("a client's bearer token, for servers that are called over TLS", ("library",)),
+        "TOKEN": Variable("a client's bearer token, for servers that are called over TLS", (LIBRARY,)),
         "TIMEOUT": Variable(
             "maximum seconds for each request of a command",
             ("gateway", "status", "load", "profile", "doctor", "models", "top"),
@@ -124,7 +127,7 @@ VARIABLES: Mapping[str, Variable] = {
         "ACCESS_LOG": Variable(
             "log requests that fail or take at least so many seconds; 0: all", ("broker", "gateway")
         ),
-        "CONFIG": Variable("TOML file with options", (*_PROGRAMS, "doctor")),
+        "CONFIG": Variable("TOML file with options", (WITH_OPTIONS,)),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }

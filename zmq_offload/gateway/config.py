@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
+from zmq_offload.console.configfile import add_config
 from zmq_offload.console.logs import DEFAULT, LogOptions, add_access_log, add_log_options
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import (
     ARENA_BYTES,
     FRONTEND,
     NONE,
-    add_config,
     add_frontend,
     add_option,
     address,
@@ -41,6 +42,17 @@ def ports(text: str) -> tuple[str, str]:
         raise InvalidArgument(f"{text!r} is not two endpoints; use FRONTEND,BACKEND, such as tcp://*:5555,tcp://*:5556")
     return check_endpoint(frontend.strip()), check_endpoint(backend.strip())
 
+
+def _check_redis(text: str) -> str:
+    parts = urlsplit(text)
+    if not (parts.netloc if parts.scheme in ("redis", "rediss") else parts.scheme == "unix" and parts.path):
+        raise InvalidArgument(
+            f"{text!r} is not a URL of Redis; use redis://HOST:PORT/DATABASE, rediss:// or unix://PATH"
+        )
+    return text
+
+
+_redis = checked(_check_redis, lambda _: True, "a URL of Redis")
 
 _ports = checked(ports, lambda _: True, "FRONTEND,BACKEND")
 
@@ -119,7 +131,6 @@ def add_options(parser: Parser) -> None:
         "zmq-offload gateway --broker tcp://edge-1:5555,tcp://edge-2:5555 --grpc none",
         "zmq-offload gateway --with-broker --metrics 127.0.0.1:9465",
     )
-    add_config(parser, "gateway")
     add_frontend(parser, several=True)
     parser.add_argument(
         "--with-broker",
@@ -151,7 +162,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--model-control", action="store_true", help="let clients load and unload models here")
     parser.add_argument("--repository", type=file, help="the repository that model control changes", metavar="DIR")
     parser.add_argument("--dashboard", action="store_true", help="serve a page that shows the broker, at /dashboard")
-    add_option(parser, "--cache-redis", str, None, "keep answers in this Redis server, not here", metavar="URL")
+    add_option(parser, "--cache-redis", _redis, None, "keep answers in this Redis server, not here", metavar="URL")
     add_option(
         parser, "--traces", _collector, NONE, "collector of traces (OTLP over HTTP), otel, or none", metavar="URL"
     )
@@ -161,6 +172,7 @@ def add_options(parser: Parser) -> None:
         add_option(parser, flag, kind, default, text, metavar="S" if kind is seconds else "N")
     add_log_options(parser)
     add_access_log(parser)
+    add_config(parser, "gateway")
 
 
 _LIMITS = (
