@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from broker.admission import QueueLimits
 from broker.liveness import LivenessPolicy
+from broker.places import Place, places_of
 from zmq_offload.console.configfile import add_config
 from zmq_offload.console.logs import DEFAULT, LogOptions, add_access_log, add_log_options
 from zmq_offload.console.parser import Parser
@@ -20,15 +22,24 @@ from zmq_offload.console.settings import (
     count,
     file,
     heartbeat,
+    processes,
     seconds,
     share,
 )
+from zmq_offload.console.variables import PREFIX
+from zmq_offload.errors import InvalidArgument
 from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
 from zmq_offload.telemetry.traces.collector import check_collector
 
 collector = checked(check_collector, lambda _: True, "a URL")
-endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    return tuple(check_endpoint(part.strip()) for part in re.split(r",(?=\s*[a-z]+://)", text))
+
+
+endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
 
 _POLICY = {
     "heartbeat": (heartbeat, "seconds between heartbeats to a worker"),
@@ -48,7 +59,7 @@ _QUEUE_LIMITS = {
 
 @dataclass(frozen=True)
 class Config:
-    """The options of one broker."""
+    """The options of one broker, and of the others beside it."""
 
     frontend: str = "tcp://127.0.0.1:5555"
     backend: str = "tcp://127.0.0.1:5556"
@@ -68,6 +79,12 @@ class Config:
     """Seconds after which a request is logged; None: none is."""
     policy: LivenessPolicy = field(default_factory=LivenessPolicy)
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
+    places: Sequence[Place] = ()
+    """Where the processes listen, if there are several; this one's place is the first."""
+    process: int = 0
+    """Its number among them."""
+    restarts: int = 0
+    """How often its supervisor started a process in its place."""
 
 
 def add_options(parser: Parser) -> None:
@@ -79,9 +96,20 @@ def add_options(parser: Parser) -> None:
         "zmq-offload broker",
         "zmq-offload broker --frontend 'tcp://*:5555' --backend 'tcp://*:5556' \\\n    --insecure",
         "zmq-offload broker --metrics 127.0.0.1:9464",
+        "zmq-offload broker --processes 4",
     )
-    add_option(parser, "--frontend", endpoint, Config.frontend, "endpoint for clients", metavar="ENDPOINT")
-    add_option(parser, "--backend", endpoint, Config.backend, "endpoint for workers", metavar="ENDPOINT")
+    several = "ENDPOINT,..."
+    add_option(parser, "--frontend", endpoints, Config.frontend, "endpoint for clients", metavar=several)
+    add_option(parser, "--backend", endpoints, Config.backend, "endpoint for workers", metavar=several)
+    add_option(
+        parser,
+        "--processes",
+        processes,
+        None,
+        "broker processes; each has a frontend and a backend, two ports above the one before",
+        variable=f"{PREFIX}BROKER_PROCESSES",
+        metavar="N",
+    )
     add_option(parser, "--grace", seconds, 10.0, "seconds to finish requests after SIGTERM", metavar="S")
     add_option(parser, "--max-frame-bytes", bytes_, limits.MESSAGE_BYTES, "largest tensor, in bytes", metavar="N")
     add_option(parser, "--server-key", file, None, "this broker's NAME.key_secret", metavar="FILE")
@@ -112,4 +140,9 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m broker"
     policy = LivenessPolicy(**{name: given.pop(name) for name in _POLICY})
     queue_limits = QueueLimits(**{name: given.pop(name) for name in _QUEUE_LIMITS})
     log = LogOptions(given.pop("log_level"), given.pop("log_format"))
-    return Config(**given, log=log, policy=policy, queue_limits=queue_limits)
+    try:
+        places = places_of(given["frontend"], given["backend"], given["metrics"], given.pop("processes"))
+    except InvalidArgument as error:
+        parser.error(error.message)
+    given |= places[0]._asdict()
+    return Config(**given, places=places, log=log, policy=policy, queue_limits=queue_limits)

@@ -69,6 +69,8 @@ class Ledger:
         self.started = started
         self.max_frame_bytes = max_frame_bytes
         """The largest frame that this broker takes."""
+        self.process = self.restarts = 0
+        """Its number among the processes of its supervisor, and how many had that before."""
         self.requests: dict[Key, PendingRequest] = {}
         self.workers: dict[bytes, Worker] = {}
         self.scheduler = Scheduler()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -74,6 +76,7 @@ class Broker:
         self._tracing = self.core.ledger.tracing
         self._access = None if config.access_log is None else AccessLog(config.access_log)
         self.core.ledger.access = self._access
+        self.core.ledger.process, self.core.ledger.restarts = config.process, config.restarts
         self._tracing.enabled, self._tracing.share = self._traces is not None, config.trace_share
         self._wake = transport.Wake()
         try:
@@ -160,8 +163,8 @@ class Broker:
             log.log(level, "%s", text)
 
 
-def serve(config: Config) -> int:
-    """Run a broker in this process until SIGTERM, SIGINT or SIGHUP."""
+def serve(config: Config, parent: int | None = None) -> int:
+    """Run a broker in this process until SIGTERM, SIGINT or SIGHUP, or until the pipe `parent` is closed."""
     check_exposure((config.frontend, config.backend), secured=config.server_key is not None, insecure=config.insecure)
     if config.metrics != NONE:
         remedy = "serve metrics at 127.0.0.1"
@@ -178,15 +181,23 @@ def serve(config: Config) -> int:
                 raise
             stack.callback(served.close)
             where = f" metrics={served.address}"
-        _run(broker, where)
+        _run(broker, where, parent)
     log.info("stopped")
     return 0
 
 
-def _run(broker: Broker, where: str) -> None:
+def _run(broker: Broker, where: str, parent: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets this
             broker.stop_on(number)
+    if parent is not None:
+        threading.Thread(target=_stop_after, args=(broker, parent), name="parent", daemon=True).start()
     # A program that starts a broker with port 0 reads the ports here.
     print(f"ready frontend={broker.frontend} backend={broker.backend}{where}", flush=True)
     broker.run()
+
+
+def _stop_after(broker: Broker, parent: int) -> None:
+    """Stop the broker when its supervisor has ended. Nothing is ever written to the pipe."""
+    os.read(parent, 1)
+    broker.stop()

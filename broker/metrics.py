@@ -30,6 +30,9 @@ def families(ledger: Ledger) -> Iterator[Family]:
 
 def _of_the_broker(ledger: Ledger) -> Iterator[Family]:
     counts = {"accepted": ledger.accepted, **ledger.counts}
+    info = Family("zmq_offload_broker_info", "gauge", "Which of several processes of its host a broker is, as a label.")
+    info.add(1, {"process": str(ledger.process)})
+    yield info
     for name, key, help in (
         ("zmq_offload_accepted_requests_total", "accepted", "Requests that the broker promised to answer."),
         ("zmq_offload_retries_total", "retried", "Attempts that were made again because a worker was lost."),

@@ -44,6 +44,8 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
     return {
         "uptime": now - ledger.started,
         "stopping": ledger.stopping,
+        "process": ledger.process,
+        "restarts": ledger.restarts,
         "requests": {
             "accepted": ledger.accepted,
             "outstanding": len(ledger.requests),

@@ -17,6 +17,7 @@ from workers.config import Config
 from workers.cores import Placement, place
 from workers.peers import Peers
 from workers.words import LastWords
+from zmq_offload.common.backoff import Backoff
 from zmq_offload.common.cores import cpu_quota, usable_cores
 from zmq_offload.common.extras import needs
 from zmq_offload.common.units import counted
@@ -38,25 +39,6 @@ LOG_FD = "ZMQ_OFFLOAD_LOG_FD"
 
 CORES = "ZMQ_OFFLOAD_CORES"
 """Variable with the cores that a child is bound to, separated by commas."""
-
-
-@dataclass(slots=True)
-class Backoff:
-    """When to start a process again, in seconds. Pure.
-
-    At once after a long life; with a delay that doubles if it ends soon after each start. Each second of life takes one
-    off the delay.
-    """
-
-    least: float = 0.1
-    most: float = 10.0
-    delay: float = 0.0
-
-    def ended(self, lived: float) -> float:
-        """Seconds to wait before the next start, after a process that lived for `lived` seconds."""
-        wait = max(0.0, self.delay - lived)
-        self.delay = min(self.most, max(self.least, 2 * wait))
-        return wait
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ def test_no_option_takes_a_bare_number() -> None:
 
 def test_no_option_takes_a_hundred_thousand_threads_or_processes() -> None:
     many = {name: action.type for name, action in TYPED.items() if name.endswith(("threads", "processes"))}
-    assert len(many) == 6
+    assert len(many) == 7
     for name, kind in many.items():
         assert callable(kind)
         with pytest.raises(argparse.ArgumentTypeError):

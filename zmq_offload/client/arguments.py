@@ -74,19 +74,23 @@ def check_timeout(timeout: float) -> float:
 
 
 def check_policy(policy: RetryPolicy | None) -> RetryPolicy:
-    """Return a policy whose fields are plain numbers above 0. Raises InvalidArgument naming the wrong field."""
+    """Return a policy whose times are plain numbers above 0. Raises InvalidArgument naming the wrong field."""
     if policy is None:
         return RetryPolicy()
     if not isinstance(policy, RetryPolicy):
         raise InvalidArgument(f"policy {policy!r} is not a zmq_offload.client.session.RetryPolicy")
+    if not isinstance(policy.spread, bool):
+        raise InvalidArgument(f"spread {policy.spread!r} of the policy is not a bool")
     numbers = {}
     for field in dataclasses.fields(policy):
         given = getattr(policy, field.name)
+        if field.name == "spread":
+            continue
         number = real(given)
         if number is None or not number > 0:
             raise InvalidArgument(f"{field.name} {given!r} of the policy is not a number above 0")
         numbers[field.name] = number
-    return RetryPolicy(**numbers)
+    return RetryPolicy(**numbers, spread=policy.spread)
 
 
 def check_max_frame_bytes(given: int) -> int:

@@ -15,6 +15,7 @@ import zmq
 from zmq_offload.client.arguments import arrays_of, check_call, check_input_bytes, check_max_frame_bytes, check_policy
 from zmq_offload.client.results import Outputs, Timings
 from zmq_offload.client.session import ClientSession, Complete, Payload, RetryPolicy, Send
+from zmq_offload.client.spread import in_order
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ProtocolError, Status, Unavailable, one_line
 from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable
 from zmq_offload.net.stream import Stream
@@ -43,11 +44,10 @@ class Link(ABC):
     is_open = False
 
     def __init__(self, endpoints: Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
-        self.endpoints = endpoints
         self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
-        self.session = ClientSession(
-            os.urandom(wire.SESSION_BYTES), self.endpoints, check_policy(policy), self._max_frame_bytes
-        )
+        policy, token = check_policy(policy), os.urandom(wire.SESSION_BYTES)
+        self.endpoints = in_order(endpoints, token, spread=policy.spread)
+        self.session = ClientSession(token, self.endpoints, policy, self._max_frame_bytes)
         self._endpoint = 0
 
     @property

@@ -38,7 +38,7 @@ from zmq_offload.protocol.messages import LATEST
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Times that decide when a silent broker is left for the next one.
+    """Which of several brokers is tried first, and times that decide when a silent one is left for the next one.
 
     Parameters
     ----------
@@ -49,6 +49,9 @@ class RetryPolicy:
     slowest_link : float, default 1e6
         Bytes per second. The time to send all outstanding inputs at this rate is added to `patience`, because a Ping
         is sent after them.
+    spread : bool, default True
+        Whether each client tries the brokers in an order of its own, so that clients spread over them. False: in the
+        order given, for a broker that is preferred while it works.
 
     Examples
     --------
@@ -58,6 +61,7 @@ class RetryPolicy:
     heartbeat: float = 0.5
     patience: float = 1.5
     slowest_link: float = 1e6
+    spread: bool = True
 
 
 Payload: TypeAlias = Sequence["bytes | memoryview"]

@@ -38,14 +38,16 @@ class Client:
     Parameters
     ----------
     broker : str or sequence of str
-        Endpoint of a broker's frontend, such as ``"tcp://edge:5555"`` or ``"ipc:///run/broker"``, or several. While a
-        broker does not answer, the client tries the next one and sends outstanding calls there.
+        Endpoint of a broker's frontend, such as ``"tcp://edge:5555"`` or ``"ipc:///run/broker"``, or several. Each
+        client takes one of several brokers by chance (`RetryPolicy.spread`). While that does not answer, the client
+        tries the next one and sends outstanding calls there.
     timeout : float, default 10.0
         Seconds for calls that give no timeout of their own. No call waits forever.
     max_frame_bytes : int, default 256 MiB
         Largest input or output in bytes. The broker and the workers have limits of their own.
     policy : RetryPolicy, optional
-        Times that decide when a silent broker is left for the next one (`zmq_offload.client.session.RetryPolicy`).
+        Which broker is tried first, and times that decide when a silent one is left for the next one
+        (`zmq_offload.client.session.RetryPolicy`).
     key : path, optional
         This client's key pair, a file ``NAME.key_secret``. Default: the variable ``ZMQ_OFFLOAD_CLIENT_KEY``.
     broker_key : path, optional

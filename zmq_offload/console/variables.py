@@ -46,6 +46,10 @@ VARIABLES: Mapping[str, Variable] = {
         "PROCESSES": Variable(
             "number of worker processes of a supervisor, or `auto`: one per core, at most four", ("worker",)
         ),
+        "BROKER_PROCESSES": Variable("number of broker processes of `zmq-offload broker`", ("broker",)),
+        "SPREAD": Variable(
+            "`on` or `off`: whether a gateway takes any of several brokers, or the first that works", ("gateway",)
+        ),
         "THREADS": Variable("number of TVM threads of a worker process", ("worker",)),
         "PIN": Variable("`on` or `off`: bind each worker process to its own cores", ("worker",)),
         "DEVICE": Variable(
@@ -132,8 +136,8 @@ VARIABLES: Mapping[str, Variable] = {
     }.items()
 }
 
-INTERNAL = frozenset({f"{PREFIX}PARENT_FD", f"{PREFIX}CORES", f"{PREFIX}LOG_FD", f"{PREFIX}SEAT"})
-"""Variables that only a supervisor sets, for its workers."""
+INTERNAL = frozenset(PREFIX + name for name in ("PARENT_FD", "CORES", "LOG_FD", "SEAT", "BROKER_SEAT"))
+"""Variables that only a supervisor sets, for its processes."""
 
 
 def warn_of_unknown(program: str, environment: Mapping[str, str] = os.environ, more: Iterable[str] = ()) -> None:

@@ -50,7 +50,7 @@ def _host(config: Config, prog: str) -> Host:
     from zmq_offload.console.settings import NONE
 
     assert config.with_broker is not None
-    given = ["--grace", str(config.grace), "--max-frame-bytes", str(config.max_frame_bytes)]
+    given = ["--processes", "1", "--grace", str(config.grace), "--max-frame-bytes", str(config.max_frame_bytes)]
     for flag, endpoint in zip(("--frontend", "--backend"), config.with_broker, strict=True):
         given += [flag, endpoint] if endpoint else []
     if config.config_file is not None:

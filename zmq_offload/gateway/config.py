@@ -68,6 +68,8 @@ class Config:
     """The options of one gateway."""
 
     broker: Sequence[str] = (FRONTEND,)
+    spread: bool = True
+    """Whether the first of several brokers is drawn."""
     with_broker: tuple[str, str] | None = None
     """Frontend and backend of a broker in the gateway's process, each empty if it is the broker's own option that
     counts."""
@@ -132,6 +134,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload gateway --with-broker --metrics 127.0.0.1:9465",
     )
     add_frontend(parser, several=True)
+    add_option(parser, "--spread", switch, "on", "use any of several brokers, or the first", metavar="on|off")
     parser.add_argument(
         "--with-broker",
         nargs="?",
@@ -207,6 +210,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "zmq-offload gatew
         parser.error("--dashboard with --http none; the page is served over HTTP, so give --http HOST:PORT")
     if parsed.http == parsed.grpc == NONE:
         parser.error("--http none with --grpc none; a gateway needs one of the two ports")
+    parsed.spread = parsed.spread == "on"
     parsed.triton_metrics = parsed.triton_metrics == "on"
     if parsed.triton_metrics and parsed.metrics == NONE:
         parser.error("--triton-metrics on without --metrics; say at which HOST:PORT they are served")

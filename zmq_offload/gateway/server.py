@@ -15,6 +15,7 @@ import uvloop
 
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.client.aiocalls import Calls, LinkCalls, LocalBroker, LocalCalls
+from zmq_offload.client.session import RetryPolicy
 from zmq_offload.common import memory
 from zmq_offload.common.accesslog import AccessLog
 from zmq_offload.common.extras import needs
@@ -116,7 +117,8 @@ async def _run(config: Config, host: Host | None) -> None:
     guest = None if host is None else host(sharing, stop.set)
     calls: Calls
     if guest is None:
-        link = link_to(config.broker, None, config.max_frame_bytes, config.client_key, config.broker_key, sharing)
+        policy = RetryPolicy(spread=config.spread)
+        link = link_to(config.broker, policy, config.max_frame_bytes, config.client_key, config.broker_key, sharing)
         calls = LinkCalls(link)
     else:
         calls = LocalCalls(guest, config.max_frame_bytes, sharing)

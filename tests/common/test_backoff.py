@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.supervisor import Backoff
+from zmq_offload.common.backoff import Backoff
 
 
 def test_delays_grow_for_a_process_that_keeps_ending_at_once() -> None:
