@@ -74,6 +74,23 @@ def test_other_inputs_and_models_without_a_cache_go_to_a_worker() -> None:
     assert bench.fabric.statistics.of("plain", 1).cache_miss.count == 0
 
 
+def test_the_list_of_models_is_wanted_only_if_requests_came_that_it_may_change() -> None:
+    bench = Bench(KEPT, PLAIN)
+    assert not bench.fabric.unsure, "it was just looked at"
+    bench.infer()
+    bench.infer()
+    assert not bench.fabric.unsure, "each lookup has a list of its own"
+    bench.infer("plain")
+    assert bench.fabric.unsure, "the model may have a cache by now"
+    bench.fabric.look(Internal("no broker"))
+    assert bench.fabric.unsure
+    bench.fabric.look(bench.inner.catalog)
+    assert not bench.fabric.unsure
+    bench.inner.catalog = Catalog([replace(KEPT, cache=None)])
+    bench.infer()
+    assert bench.fabric.unsure, "the model has no cache any more"
+
+
 @pytest.mark.parametrize("hold", [False, True])
 def test_a_request_that_has_ended_leaves_no_cycle(hold: bool) -> None:
     class Ending:

@@ -52,7 +52,8 @@ class CachingFabric:
     """A `zmq_offload.gateway.calls.Fabric` in front of another.
 
     `look` looks at a list of models: until it was called with a model that has a cache, requests go straight to the
-    fabric.
+    fabric. `unsure` says whether it should be called: requests came for models that may have a cache by now, or have
+    none any more.
     """
 
     def __init__(self, fabric: Fabric, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -60,6 +61,7 @@ class CachingFabric:
         self._fabric = fabric
         self._store = store
         self._clock = clock
+        self.unsure = True
         self._cached: frozenset[str] = frozenset()
         """Names of models that have a cache, as the last list of models said."""
 
@@ -74,6 +76,7 @@ class CachingFabric:
     def look(self, catalog: Catalog | OffloadError) -> None:
         """Note which models have a cache."""
         if isinstance(catalog, Catalog):
+            self.unsure = False
             self._cached = frozenset(model.name for model in catalog.models if model.cache is not None)
 
     def models(
@@ -87,6 +90,7 @@ class CachingFabric:
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         if call.model not in self._cached:
+            self.unsure = True
             return self._fabric.infer(call, grant, ended)
         return _Lookup(self, call, grant, ended).start()
 
@@ -131,6 +135,7 @@ class _Lookup:
         model = self._owner.wanted(catalog, self._call)
         key = None if model is None else key_of(model, self._call.inputs)
         if model is None or key is None or model.cache is None:
+            self._owner.unsure = True
             self._run(self._ended)
             return
         self._cancel = _nothing

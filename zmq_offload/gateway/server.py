@@ -244,11 +244,15 @@ def _sources(
 
 
 _LOOK_EVERY = 2.0
-"""Seconds between two looks at the list of models."""
+"""Seconds between two looks at the list of models, for metrics."""
+
+_LOOK_FOR_CACHES = 10.0
+"""Seconds between two looks for models that have a cache since."""
 
 
 async def _look(caching: CachingFabric | None, meters: Meters | None, fabric: BrokerFabric) -> None:
-    """Find out which models there are: which have a cache, and which have metrics."""
+    """Find out which models there are: which have a cache, and which have metrics. Without metrics, a gateway that
+    nobody uses asks its broker for nothing."""
     looks = [part.look for part in (caching, meters) if part is not None]
 
     def look(answer: Catalog | OffloadError) -> None:
@@ -256,8 +260,9 @@ async def _look(caching: CachingFabric | None, meters: Meters | None, fabric: Br
             each(answer)
 
     while looks:
-        fabric.models(EVERYTHING, look)
-        await asyncio.sleep(_LOOK_EVERY)
+        if meters is not None or (caching is not None and caching.unsure):
+            fabric.models(EVERYTHING, look)
+        await asyncio.sleep(_LOOK_FOR_CACHES if meters is None else _LOOK_EVERY)
 
 
 async def _keep(sharing: Sharing | None) -> None:
