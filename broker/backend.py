@@ -99,21 +99,12 @@ class Backend:
         if worker.state is WorkerState.DRAINING:
             worker.serve(models)
         else:
-            self._configure(models, now)
+            ledger.routed(*ledger.routes.announced(peer, models), now)
             ledger.note_latest(ledger.scheduler.update(worker, models, reset=ledger.resolver.starting(now)), now)
             self._note_newer(sorted(added), now)
         ledger.timers.set(peer, now + ledger.policy.heartbeat)
         ledger.probe(peer)  # before its first Dispatch: it tells the largest frame that this broker takes
         ledger.pools_changed(now)
-
-    def _configure(self, models: dict[tuple[str, int], Model], now: float) -> None:
-        """Take over what a worker announced of its models' configurations."""
-        ledger = self._ledger
-        changed, texts = ledger.routes.announced(models)
-        for text in texts:
-            ledger.note(now, "workers", text, logging.INFO)
-        if changed:
-            ledger.scheduler.canaries = ledger.routes.canaries()
 
     def _drop_forbidden(
         self, models: dict[tuple[str, int], Model], event: FromWorker, message: wire.Announce, now: float
@@ -213,6 +204,7 @@ class Backend:
             text = f"worker {worker} says goodbye, with {len(worker.held)} requests"
             ledger.note(now, "workers", text, logging.INFO)
         ledger.worker_transition(worker, "goodbye", now)
+        ledger.routed(*ledger.routes.left(worker.peer), now)
         ledger.note_latest(ledger.scheduler.remove(worker), now)
         ledger.actions.append(ToWorker(worker.peer, wire.Farewell()))
         ledger.pools_changed(now)

@@ -139,6 +139,16 @@ def _validate_routes(ledger: Ledger, queued: list[PendingRequest]) -> None:
         held = {version for worker in scheduler.holders.get(name, {}).values() for version in worker.versions[name]}
         latest = scheduler.pools.get(Wanted(name))
         assert latest is None or latest.version != canary or held == {canary}, f"{name}: a canary is the latest"
+    for name, workers in scheduler.holders.items():
+        votes: dict[str, Counter[int]] = {}
+        for worker in workers.values():
+            said = {label: v for v, model in sorted(worker.versions[name].items()) for label in model.settings.labels}
+            for label, number in said.items():
+                votes.setdefault(label, Counter())[number] += 1
+        labels = routes.by_model[name].labels if name in routes.by_model else {}
+        assert labels.keys() == votes.keys(), f"{name}: its labels are not those that present workers announce"
+        for label, stands_for in labels.items():
+            assert votes[label][stands_for] == max(votes[label].values()), f"{name}: most say otherwise of {label!r}"
     for request in queued:
         asked, wanted = request.asked, request.wanted
         if request.label:

@@ -144,6 +144,13 @@ class Ledger:
             what = f"version {version} is the latest now" if version != LATEST else "no worker serves it any longer"
             self.note(now, "workers", f"model {name!r}: {what}", logging.INFO)
 
+    def routed(self, tried: bool, texts: list[str], now: float) -> None:
+        """Workers say something else of models' configurations. Call it before the scheduler finds new pools."""
+        for text in texts:
+            self.note(now, "workers", text, logging.INFO)
+        if tried:
+            self.scheduler.canaries = self.routes.canaries()
+
     # --- the steps of a request -----------------------------------------------------------------------------
 
     def accept(self, request: PendingRequest, worker: Worker | None, now: float) -> None:
@@ -311,6 +318,7 @@ class Ledger:
         """Forget a worker and place its requests again. `returns`: whether its supervisor may start another."""
         del self.workers[worker.peer]
         self.timers.cancel(worker.peer)
+        self.routed(*self.routes.left(worker.peer), now)
         self.note_latest(self.scheduler.remove(worker), now)
         if worker.state is WorkerState.DRAINING and not worker.held:
             self.note(now, "workers", f"worker {worker} left", logging.INFO)

@@ -82,8 +82,10 @@ class Settings(Struct, frozen=True, omit_defaults=True):
     canary: CanarySettings | None = None
 
     def of_model(self) -> Settings:
-        """What is the same for all versions, and is not kept elsewhere."""
-        return Settings(timeout_us=self.timeout_us, priority=self.priority, max_queued=self.max_queued)
+        """What is the same for all versions of the model."""
+        return Settings(
+            timeout_us=self.timeout_us, priority=self.priority, max_queued=self.max_queued, canary=self.canary
+        )
 
 
 NO_SETTINGS = Settings()

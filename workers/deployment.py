@@ -6,10 +6,12 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from workers.loading import INCOMPLETE, Loading, Model
+import msgspec
+
+from workers.loading import INCOMPLETE, Loading, Model, labels_in_effect, lingering
 from workers.serving import Executor
 from zmq_offload.artifacts.config import NO_CONFIG, ConfigReader, ModelConfig
 from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, Repository
@@ -21,15 +23,18 @@ Loader = Callable[[Repository, str, int], Executor]
 
 
 class Deployment:
-    """`executors` by (model, version), kept up to date with the repository.
+    """The executors by (model, version), kept up to date with the repository.
 
     `refresh` loads new and replaced versions and drops those that were removed, or that the configuration of the model
     leaves out. A version that does not load is logged once, until its files or its warm-up change. So is a
     configuration that is wrong; the last good one counts then. `seat` is the number of this process among its
     supervisor's, from 0: a model with `instances` is served by the first so many.
 
-    One thread can refresh while another serves: `executors` and `configs` are never modified but replaced, and then
-    `changed` is called. An executor that is no longer served is dropped by the next refresh, which then calls
+    A version that the configuration leaves out is served until another one is, and a label moves when its new version
+    is served.
+
+    One thread can refresh while another serves: `serving` is never modified but replaced, and then `changed` is called.
+    An executor that is no longer served is dropped by the next refresh, which then calls
     `release_memory`. The serving thread does not wait for that.
     """
 
@@ -44,12 +49,16 @@ class Deployment:
         self.executors: dict[Model, Executor] = {}
         self.configs: dict[str, ModelConfig] = {}
         """Of the models that have one."""
+        self.serving: tuple[Mapping[Model, Executor], Mapping[str, ModelConfig]] = {}, {}
+        """What is served, and the configurations by model, with the labels as they are in effect."""
         self._seat = seat
         self._repository = repository
         self._load = load
         self._changed = changed
         self._release_memory = release_memory
         self._loading = Loading()
+        self._lingers = False
+        """Whether a version is served that is not wanted any more."""
         self._reader = ConfigReader()
         self._failed: dict[Model, object] = {}
         """Versions that did not load, with what they were to be warmed up with."""
@@ -82,6 +91,8 @@ class Deployment:
             problems = self._scan_again(first=False)
             self._settle(*chosen, outcome, warmup)
             del outcome
+            if self._lingers:  # until this version was there, maybe
+                problems = self._scan_again(first=False)
         if not self.executors and not self.configs and os.path.isdir(self._repository.root):
             problems.add(f"nothing is served: no model in {self._repository.root} loads")
         for problem in sorted(problems - self._logged):
@@ -129,7 +140,7 @@ class Deployment:
             # Its warm-up may be right now.
             self._loading.try_again(model for model in there if model[0] in names and model not in self.executors)
             self.configs = configs
-            self._changed()
+            self._publish()
         for model in [failed for failed, warmup in self._failed.items() if warmup != self._warmup_of(failed)]:
             del self._failed[model]
             self._loading.again(model)
@@ -150,7 +161,30 @@ class Deployment:
         elif old is None:
             return
         self.executors = executors
+        self._publish()
+
+    def _publish(self) -> None:
+        """Let the serving thread have what is served now."""
+        served = self._served()
+        configs = dict(self.configs)
+        for name, config in self.configs.items():
+            if config.labels:
+                labels = self._labels(name, config, served.get(name, set()))
+                configs[name] = msgspec.structs.replace(config, labels=labels)
+        self.serving = self.executors, configs
         self._changed()
+
+    def _served(self) -> dict[str, set[int]]:
+        """The served versions by model."""
+        found: dict[str, set[int]] = {}
+        for name, version in self.executors:
+            found.setdefault(name, set()).add(version)
+        return found
+
+    def _labels(self, name: str, config: ModelConfig, served: set[int]) -> dict[str, int]:
+        """What the labels of a model are to stand for now."""
+        before = self.serving[1].get(name, NO_CONFIG)
+        return labels_in_effect(config.labels, before.labels, served)
 
     def _drop_replaced(self) -> None:
         """Drop the executors that the last refresh replaced. The serving thread does not use them for new requests; if
@@ -170,6 +204,8 @@ class Deployment:
         need the disk, which may have been unmounted.
         """
         found: dict[Model, int] = {}
+        served = self._served()
+        self._lingers = False
         root, known = self._repository.root, self._loading.settled
         if not os.path.isdir(root):
             what = "not a folder" if os.path.lexists(root) else "no such folder"
@@ -206,7 +242,13 @@ class Deployment:
             problems.update(_missing(name, config, versions))
             if config.instances is not None and self._seat >= config.instances:
                 continue
-            for version in config.serves(versions):
+            wanted = config.serves(versions)
+            if wanted or config.versions != ():
+                there = served.get(name, set()) & set(versions)
+                left = lingering(wanted, config.labels, self._labels(name, config, there), there)
+                self._lingers |= bool(left)
+                found.update(((name, version), known[name, version]) for version in left)
+            for version in wanted:
                 folder = self._repository.path(name, version)
                 try:
                     # A version is replaced by renaming a folder, so its files have other inodes and times.

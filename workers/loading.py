@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -76,6 +76,29 @@ class Loading:
             return False
         self.settled[model] = stamp
         return True
+
+
+def labels_in_effect(wanted: Mapping[str, int], before: Mapping[str, int], served: Container[int]) -> dict[str, int]:
+    """What a model's labels stand for. One whose version is not served, as while it loads, stays where it was `before`,
+    as long as that version is served."""
+    found = {}
+    for label, version in wanted.items():
+        if version in served:
+            found[label] = version
+        elif before.get(label) in served:
+            found[label] = before[label]
+    return found
+
+
+def lingering(
+    wanted: Collection[int], labels: Mapping[str, int], in_effect: Mapping[str, int], served: Set[int]
+) -> set[int]:
+    """Of a model's served versions that are not `wanted` any more, those that go on: all of them until one that is
+    wanted is served, and those that a label stands for until the version that it is to stand for is served."""
+    left_out = {version for version in served if version not in wanted}
+    if len(left_out) == len(served):
+        return left_out
+    return left_out & {v for label, v in in_effect.items() if v != labels[label] and labels[label] in wanted}
 
 
 @dataclass(slots=True)

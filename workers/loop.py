@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from workers.config import Config
 from workers.deployment import Deployment
@@ -24,7 +24,7 @@ from workers.loading import Model
 from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
 from workers.session import Action, Attempt, Reconnect, WorkerSession
 from workers.streamlinks import StreamLinks
-from zmq_offload.artifacts.config import NO_CONFIG
+from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common import memory
 from zmq_offload.common.extras import needs
@@ -62,7 +62,8 @@ class Worker:
         self._config = config
         self._clock = clock
         self._wake, self._news = transport.Wake(), transport.Wake()
-        self._executors: dict[Model, Executor | Echo] = {}
+        self._executors: Mapping[Model, Executor | Echo] = {}
+        self._configs: Mapping[str, ModelConfig] = {}
         self._deployment: Deployment | None = None
         self.follower: Follower | None = None
         if config.executor == "echo":
@@ -97,7 +98,7 @@ class Worker:
             self._deployment = deployment
             # In this thread, and without waiting for other workers: nothing is served yet that loading could slow down.
             self._deployment.refresh()
-            self._executors = dict(self._deployment.executors)
+            self._executors, self._configs = self._deployment.serving
             self.follower = Follower(self._deployment, repository.root, config.refresh, load_warm)
             self.follower.start()
         self._parent = parent
@@ -288,7 +289,7 @@ class Worker:
         """Tell the brokers which models are served, and the session which requests can run together."""
         batching, models = {}, []
         for model, executor in self._executors.items():
-            config = NO_CONFIG if self._deployment is None else self._deployment.config_of(model[0])
+            config = self._configs.get(model[0], NO_CONFIG)
             found = batching_of(executor.model, self._config.batching or config.batching)
             if found is not None:
                 batching[model] = found
@@ -299,7 +300,7 @@ class Worker:
         """Serve the versions that are loaded now."""
         self._news.clear()
         if self._deployment is not None:
-            self._executors = dict(self._deployment.executors)
+            self._executors, self._configs = self._deployment.serving
             self._links.forget()
             self._announce()
 

@@ -173,6 +173,70 @@ def test_a_label_waits_for_a_lost_worker_to_come_back(bench: Bench) -> None:
     assert versions(serve(bench, b"W2", {1: {"labels": ["stable"]}})) == [1]
 
 
+def test_a_label_moves_when_most_workers_say_so(bench: Bench) -> None:
+    for peer in (b"W1", b"W2", b"W3", b"W4"):
+        serve(bench, peer, {1: {"labels": ["stable"]}, 2: {}})
+    for peer, stands_for in ((b"W1", 1), (b"W2", 1), (b"W3", 2), (b"W4", 2)):
+        serve(bench, peer, {1: {}, 2: {"labels": ["stable"]}})
+        assert versions(ask(bench, peer[1], label="stable")) == [stands_for], "until then few serve the other version"
+
+
+def test_labels_and_bounds_are_those_of_the_workers_that_are_there(bench: Bench) -> None:
+    ledger = bench.core.ledger
+    serve(bench, b"W1", {1: {"labels": ["stable"], "max_queued": 1}, 2: {"max_queued": 1}})
+    serve(bench, b"W2", {1: {"labels": ["stable"], "max_queued": 1}, 2: {"max_queued": 1}})
+    serve(bench, b"W3", {1: {}, 2: {"labels": ["stable", "own"]}})
+    assert ledger.routes.by_model["m"].labels == {"stable": 1, "own": 2}
+    ledger.lose(ledger.workers[b"W1"], "it died", bench.now)
+    assert ledger.routes.by_model["m"].labels["stable"] == 1, "of equals, what was before"
+    bench.handle(FromWorker(b"W2", wire.Goodbye(), []))
+    assert ledger.routes.by_model["m"].labels == {"stable": 2, "own": 2}
+    assert ledger.routes.by_model["m"].settings.max_queued is None
+    ledger.lose(ledger.workers[b"W3"], "it died", bench.now)
+    assert ledger.routes.by_model["m"].labels == {"stable": 2, "own": 2}, "it may come back, and requests wait for it"
+    serve(bench, b"W4", {1: {}, 2: {}})
+    assert "m" not in ledger.routes.by_model
+
+
+def test_what_as_many_say_as_the_other_stays_as_it_was(bench: Bench) -> None:
+    ledger = bench.core.ledger
+    serve(bench, b"W1", {1: {"priority": 5}})
+    for peer, priority in ((b"W2", 7), (b"W3", 9)):
+        serve(bench, peer, {1: {"priority": priority}})
+        assert ledger.routes.by_model["m"].settings.priority == 5
+    ledger.lose(ledger.workers[b"W1"], "it died", bench.now)
+    assert ledger.routes.by_model["m"].settings.priority == 9, "the highest"
+    serve(bench, b"W3", {1: {}})
+    serve(bench, b"W2", {1: {}})
+    assert "m" not in ledger.routes.by_model
+
+
+def test_a_returned_canary_stays_returned_while_a_few_workers_do_not_know_it(bench: Bench) -> None:
+    for peer in (b"W1", b"W2", b"W3"):
+        serve(bench, peer, {1: {"canary": CANARY}, 2: {"canary": CANARY}})
+    trial = bench.core.ledger.routes.by_model["m"].trial
+    assert trial is not None
+    trial.returned = "it was slow"
+    serve(bench, b"W1", {1: {}, 2: {}})  # it reads another file
+    serve(bench, b"W1", {1: {"canary": CANARY}, 2: {"canary": CANARY}})
+    assert bench.core.ledger.routes.by_model["m"].trial is trial
+    for peer in (b"W1", b"W2"):
+        serve(bench, peer, {1: {}, 2: {}})
+    assert "m" not in bench.core.ledger.routes.by_model
+    for peer in (b"W1", b"W2"):
+        serve(bench, peer, {1: {"canary": CANARY}, 2: {"canary": CANARY}})
+    again = bench.core.ledger.routes.by_model["m"].trial
+    assert again is not None and not again.returned
+
+
+def test_a_canary_that_takes_all_workers_down_is_still_counted(bench: Bench) -> None:
+    serve(bench, b"W1", {1: {"canary": CANARY}, 2: {"canary": CANARY}})
+    trial = bench.core.ledger.routes.by_model["m"].trial
+    bench.core.ledger.lose(bench.core.ledger.workers[b"W1"], "it crashed", bench.now)
+    serve(bench, b"W2", {1: {"canary": CANARY}, 2: {"canary": CANARY}})
+    assert trial is not None and bench.core.ledger.routes.by_model["m"].trial is trial
+
+
 # --- canaries -------------------------------------------------------------------------------------------------
 
 

@@ -313,3 +313,91 @@ def test_a_worker_that_starts_with_a_wrong_configuration_serves_the_model_when_i
     configure(repository, "m", "versions = [1]")
     deployment.refresh()
     assert [version for name, version in deployment.executors if name == "m"] == [1]
+
+
+class Watching(Loader):
+    """Notes what is served while each version loads, and what its labels stand for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deployment: Deployment | None = None
+        self.seen: list[tuple[int, list[int], dict[str, int]]] = []
+
+    def __call__(self, repository: Repository, name: str, version: int) -> Any:
+        assert self.deployment is not None
+        executors, configs = self.deployment.serving
+        self.seen.append((version, sorted(number for _, number in executors), dict(configs[name].labels)))
+        return super().__call__(repository, name, version)
+
+
+@pytest.fixture
+def watching() -> Watching:
+    return Watching()
+
+
+def start(repository: Repository, load: Watching, text: str, *versions: int) -> Deployment:
+    """A deployment that serves versions of a model by a configuration."""
+    for version in versions:
+        add(repository, "m", version)
+    configure(repository, "m", text)
+    load.deployment = deployment = Deployment(repository, load)
+    deployment.refresh()
+    load.seen.clear()
+    return deployment
+
+
+def served(deployment: Deployment) -> tuple[list[int], dict[str, int]]:
+    executors, configs = deployment.serving
+    return sorted(version for _, version in executors), dict(configs["m"].labels)
+
+
+def test_the_latest_version_is_served_until_a_newer_one_is(repository: Repository, watching: Watching) -> None:
+    deployment = start(repository, watching, "versions = { latest = 1 }", 1)
+    add(repository, "m", 2)
+    deployment.refresh()
+    assert watching.seen == [(2, [1], {})]
+    assert served(deployment) == ([2], {}), "and no longer"
+
+
+def test_a_version_is_served_on_if_none_of_the_wanted_ones_loads(repository: Repository, watching: Watching) -> None:
+    deployment = start(repository, watching, "versions = { latest = 1 }", 1)
+    watching.faults["m", 2] = FailedPrecondition("damaged")
+    add(repository, "m", 2)
+    for _ in range(2):
+        deployment.refresh()
+        assert served(deployment)[0] == [1]
+    configure(repository, "m", "versions = [7]")  # it is not there yet
+    deployment.refresh()
+    assert served(deployment)[0] == [1]
+    configure(repository, "m", "versions = []")
+    deployment.refresh()
+    assert served(deployment)[0] == []
+
+
+def test_a_label_moves_when_its_version_is_served(repository: Repository, watching: Watching) -> None:
+    deployment = start(repository, watching, "labels = { stable = 1 }", 1, 2)
+    assert served(deployment) == ([1, 2], {"stable": 1})
+    configure(repository, "m", "labels = { stable = 3 }")
+    add(repository, "m", 3)
+    deployment.refresh()
+    assert watching.seen == [(3, [1, 2], {"stable": 1})]
+    assert served(deployment) == ([1, 2, 3], {"stable": 3})
+
+
+def test_a_version_is_served_until_its_label_has_moved(repository: Repository, watching: Watching) -> None:
+    deployment = start(repository, watching, "versions = [1, 2]\nlabels = { stable = 1 }", 1, 2)
+    for version in (3, 4):
+        add(repository, "m", version)
+    configure(repository, "m", "versions = [3, 4]\nlabels = { stable = 3 }")
+    deployment.refresh()
+    assert watching.seen == [(4, [1, 2], {"stable": 1}), (3, [1, 4], {"stable": 1})]
+    assert served(deployment) == ([3, 4], {"stable": 3})
+
+
+def test_a_version_that_is_unloaded_goes_although_a_label_stands_for_it(
+    repository: Repository, watching: Watching
+) -> None:
+    deployment = start(repository, watching, "labels = { stable = 1, next = 2 }", 1, 2)
+    configure(repository, "m", "versions = [2]\nlabels = { stable = 1, next = 2 }")
+    deployment.refresh()
+    assert served(deployment) == ([2], {"next": 2})
