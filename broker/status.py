@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from msgspec import to_builtins
+
 from broker.ledger import Ledger
 from broker.listing import Allows, served_versions
 from broker.state import Wanted, Worker
 from broker.statistics import MOST_VERSIONS, VersionStatistics
+from broker.versions import Pool
 
 
 def describe_models(ledger: Ledger, allows: Allows) -> list[dict[str, object]]:
@@ -15,7 +18,7 @@ def describe_models(ledger: Ledger, allows: Allows) -> list[dict[str, object]]:
     scheduler = ledger.scheduler
     return [
         {
-            **pool.first[0].models[model, version].description,
+            **_described(ledger, pool, model, version),
             "workers": len(pool.runs),
             "latest": scheduler.pools[Wanted(model)].version == version,
             "labels": ledger.routes.labels_of(model, version),
@@ -23,6 +26,22 @@ def describe_models(ledger: Ledger, allows: Allows) -> list[dict[str, object]]:
         for (model, version, _), pool in served_versions(scheduler)
         if allows(model)
     ]
+
+
+def _described(ledger: Ledger, pool: Pool, name: str, version: int) -> dict[str, object]:
+    """A version as its workers announced it, with what counts of its configuration if they disagree."""
+    models = [worker.models[name, version] for worker in pool.first]
+    found: dict[str, object] = {**models[0].description}
+    config = {**models[0].description.get("config", {})}
+    if len({model.settings.cache for model in models}) > 1:
+        # Some have replaced its files, and others not yet: nobody knows of which build an answer is.
+        config.pop("cache", None)
+    config.pop("canary", None)
+    route = ledger.routes.by_model.get(name)
+    if route is not None and route.settings.canary is not None:
+        config["canary"] = to_builtins(route.settings.canary)
+    found.pop("config", None)
+    return found | ({"config": config} if config else {})
 
 
 def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, object]:

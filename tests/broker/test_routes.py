@@ -93,6 +93,19 @@ def test_the_list_of_models_has_what_was_announced(bench: Bench) -> None:
     assert (one["config"], "config" in two) == ({"labels": ("a",), "cache": cache}, False)
 
 
+def test_the_list_of_models_has_what_counts_if_workers_disagree(bench: Bench) -> None:
+    old, new = ({"seconds": 5.0, "build": f"sha256:{build}"} for build in (1, 2))
+    serve(bench, b"W1", {1: {"cache": old, "canary": CANARY}})
+    serve(bench, b"W2", {1: {"cache": new}})
+    (one,) = describe_models(bench.core.ledger, any_model)
+    config: Any = one["config"]
+    assert "cache" not in config, "an answer may be of either build"
+    assert config["canary"]["version"] == 2
+    serve(bench, b"W1", {1: {"cache": new}})
+    (one,) = describe_models(bench.core.ledger, any_model)
+    assert one["config"] == {"cache": new}
+
+
 def test_an_unknown_label_is_refused_with_those_that_exist(bench: Bench) -> None:
     serve(bench, b"W1", {1: {"labels": ["stable", "old"]}})
     (error,) = replies(ask(bench, label="stabel"))

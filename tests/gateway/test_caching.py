@@ -20,7 +20,7 @@ from zmq_offload.errors import Internal, InvalidArgument, OffloadError
 from zmq_offload.gateway.caching import CachingFabric, OwnMemory
 from zmq_offload.gateway.calls import Call, Outputs
 from zmq_offload.gateway.catalog import CachePolicy, Catalog, Model
-from zmq_offload.gateway.rediscache import Redis, name_of
+from zmq_offload.gateway.rediscache import LARGEST, Redis, name_of
 from zmq_offload.gateway.responsecache import Frames, Key, ResponseCache
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol.packed import Packed, pack
@@ -329,6 +329,17 @@ def test_without_a_server_answers_count_as_missing_and_it_is_left_alone(caplog: 
     (record,) = caplog.records
     assert record.getMessage().startswith("the cache at redis 127.0.0.1:1 is not used for 2 s: ")
     assert "secret" not in caplog.text
+
+
+def test_an_answer_that_would_look_like_a_server_that_hangs_is_not_kept() -> None:
+    async def run() -> None:
+        store = Redis("redis://127.0.0.1:1/0")
+        store.put(KEY, [b"head", bytes(LARGEST)], 1.0)
+        assert not store._tasks
+        store.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
 
 
 def test_a_url_that_is_not_of_redis_is_refused() -> None:

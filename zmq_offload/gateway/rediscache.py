@@ -26,6 +26,10 @@ PAUSE = 2.0
 MOST_WAITING = 1024
 """Commands under way; more lookups count as misses, and more answers are not kept."""
 
+LARGEST = 4 * 1024 * 1024
+"""Bytes of an answer that is kept at most. A larger one takes so long that it would look like a server that hangs, and
+no model would have its answers."""
+
 _FRAMES = 300
 
 
@@ -61,6 +65,8 @@ class Redis:
             found(None)
 
     def put(self, key: Key, frames: Sequence[Buffer], seconds: float) -> None:
+        if sum(map(len, frames)) > LARGEST:
+            return
         # Encoded now: the frames may change after the return.
         self._start(self._put(name_of(key), encode_body([bytes(frame) for frame in frames]), seconds))
 
