@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmq_offload.telemetry.scrapes import HEAD_BYTES, answer
+from zmq_offload.telemetry import scrapes
+from zmq_offload.telemetry.scrapes import HEAD_BYTES
 
-TEXT = b"up 1\n"
+TEXT = bytearray(b"up 1\n")
+
+
+def answer(received: bytes, metrics: Callable[[], bytearray | None] = lambda: TEXT) -> bytes | None:
+    got = scrapes.answer(received, metrics)
+    return None if got is None else b"".join(got)
 
 
 def status(received: bytes) -> int | None:
-    got = answer(received, lambda: TEXT)
+    got = answer(received)
     return None if got is None else int(got.split(b" ")[1])
 
 
@@ -36,16 +44,16 @@ def test_the_first_line_decides(request_line: bytes, expected: int) -> None:
 
 
 def test_an_answer() -> None:
-    assert answer(b"GET /metrics HTTP/1.1\r\n\r\n", lambda: TEXT) == (
+    assert answer(b"GET /metrics HTTP/1.1\r\n\r\n") == (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: 5\r\n"
         b"Connection: close\r\n\r\nup 1\n"
     )
-    head = answer(b"HEAD /metrics HTTP/1.1\r\n\r\n", lambda: TEXT)
+    head = answer(b"HEAD /metrics HTTP/1.1\r\n\r\n")
     assert head is not None and b"Content-Length: 5" in head and head.endswith(b"\r\n\r\n")
 
 
 def test_other_methods_are_told_which_there_are() -> None:
-    got = answer(b"DELETE /metrics HTTP/1.1\r\n\r\n", lambda: TEXT)
+    got = answer(b"DELETE /metrics HTTP/1.1\r\n\r\n")
     assert got is not None and b"Allow: GET, HEAD" in got
 
 

@@ -6,6 +6,7 @@ Each connection has one request and is closed after the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from zmq_offload.telemetry.exposition import CONTENT_TYPE
 
@@ -24,7 +25,11 @@ _REASONS = {
 }
 
 
-def answer(received: bytes, metrics: Callable[[], bytes | None]) -> bytes | None:
+Answer: TypeAlias = "tuple[bytes, bytes | bytearray]"
+"""The head and the body of an answer. The body may be large, and is not copied."""
+
+
+def answer(received: bytes, metrics: Callable[[], bytearray | None]) -> Answer | None:
     """The whole answer to what a connection sent until now; None if its request is not at its end yet.
 
     `metrics` makes the text, or returns None if that failed. It is called only if it is asked for.
@@ -47,14 +52,16 @@ def answer(received: bytes, metrics: Callable[[], bytes | None]) -> bytes | None
     return _response(200, text, CONTENT_TYPE, whole=whole)
 
 
-def _response(status: int, body: str | bytes, kind: str = _TEXT, *, whole: bool = True, allow: bool = False) -> bytes:
+def _response(
+    status: int, body: str | bytearray, kind: str = _TEXT, *, whole: bool = True, allow: bool = False
+) -> Answer:
     """An answer; without `whole` it has no body, as the answer to HEAD."""
-    body = body.encode() if isinstance(body, str) else body
+    content = body.encode() if isinstance(body, str) else body
     lines = [
         f"HTTP/1.1 {status} {_REASONS[status]}",
         f"Content-Type: {kind}",
-        f"Content-Length: {len(body)}",
+        f"Content-Length: {len(content)}",
         *(["Allow: GET, HEAD"] if allow else []),
         "Connection: close",
     ]
-    return "\r\n".join([*lines, "", ""]).encode() + (body if whole else b"")
+    return "\r\n".join([*lines, "", ""]).encode(), content if whole else b""

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.net import addresses
@@ -50,7 +50,7 @@ class _Connection:
     socket: socket.socket
     until: float
     received: bytes = b""
-    unsent: memoryview | None = None
+    unsent: list[memoryview] = field(default_factory=list)
     ends: bool = False
     """Everything is sent; what still comes is dropped until the other end closes."""
 
@@ -67,7 +67,7 @@ class MetricsServer:
         host, number = self._listener.getsockname()[:2]
         self.address = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
         self._stop, self._stopped = socket.socketpair()
-        self._text: bytes | None = None
+        self._text: bytearray | None = None
         self._made_at = -_FRESH
         self._connections: dict[int, _Connection] = {}  # the one that is there for longest is first
         self._selector = selectors.DefaultSelector()
@@ -122,7 +122,7 @@ class MetricsServer:
         try:
             if connection.ends:
                 alive = bool(connection.socket.recv(4096))
-            elif connection.unsent is not None:
+            elif connection.unsent:
                 alive = self._send(connection)
             else:
                 alive = self._receive(connection)
@@ -139,14 +139,15 @@ class MetricsServer:
         whole = answer(connection.received, self._made)
         if whole is None:
             return bool(got)
-        connection.unsent = memoryview(whole)
+        connection.unsent = [memoryview(part) for part in whole if part]
         self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
         connection.until = time.monotonic() + PATIENCE
         return self._send(connection)
 
     def _send(self, connection: _Connection) -> bool:
-        assert connection.unsent is not None
-        connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
+        first, *others = connection.unsent
+        rest = first[connection.socket.send(first) :]
+        connection.unsent = [rest, *others] if rest else others
         connection.until = time.monotonic() + PATIENCE
         if not connection.unsent:
             # A connection that is closed while something of its other end is unread is reset, and the answer is lost.
@@ -162,7 +163,7 @@ class MetricsServer:
 
     # --- the text -------------------------------------------------------------------------------------------
 
-    def _made(self) -> bytes | None:
+    def _made(self) -> bytearray | None:
         """The metrics, as they are now or were a moment ago; None if they cannot be made."""
         if time.monotonic() >= self._made_at + _FRESH:
             try:
