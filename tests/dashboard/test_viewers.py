@@ -118,10 +118,35 @@ def test_what_a_broker_answers_is_told(monkeypatch: pytest.MonkeyPatch, caplog: 
         running.cancel()
 
     asyncio.run(main())
-    events = pipe.events()
-    assert [name for name, _ in events] == ["state", *["update"] * 5]
-    assert [data["broker"]["state"] for _, data in events] == ["waiting", "up", "up", "none", "none", "up"]
-    assert events[3][1]["broker"]["message"] == "no broker answered"
-    assert "same version" in events[4][1]["broker"]["message"]
+    names, events = zip(*((name, data["view"]) for name, data in pipe.events()), strict=True)
+    assert list(names) == ["state", *["update"] * 5]
+    assert [view["broker"]["state"] for view in events] == ["waiting", "up", "up", "none", "none", "up"]
+    assert events[3]["broker"]["message"] == "no broker answered"
+    assert "same version" in events[4]["broker"]["message"]
     assert [record.message for record in caplog.records] == ["the status of the broker cannot be used"]
-    assert events[-1][1]["served"] == 6
+    assert events[-1]["served"] == 6
+
+
+def test_looks_that_take_long_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A status of thousands of versions costs its broker a tenth of a second."""
+    now, slept = 0.0, list[float]()
+
+    async def ask() -> Mapping[str, Any]:
+        nonlocal now
+        now += 0.1
+        return status(now)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise asyncio.CancelledError
+
+    async def main() -> None:
+        watching = Watch(ask)
+        monkeypatch.setattr(watching, "_now", lambda: now)
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        with pytest.raises(asyncio.CancelledError):
+            await watching.run()
+
+    asyncio.run(main())
+    assert slept == pytest.approx([1.9, 1.9])

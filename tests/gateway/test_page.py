@@ -66,7 +66,7 @@ def test_events_have_no_length_and_end_with_the_connection() -> None:
     peer = page.ask(EVENTS)
     head, _, body = bytes(peer.transport.written).partition(b"\r\n\r\n")
     assert b"Content-Type: text/event-stream" in head and b"Connection: close" in head
-    assert b"Content-Length" not in head and body.startswith(b'event: state\ndata: {"broker":')
+    assert b"Content-Length" not in head and body.startswith(b'event: state\ndata: {"view":{"broker":')
     peer.send(b"GET / HTTP/1.1\r\n")
     page.watch.viewers.tell(b"event: update\ndata: 1\n\n")
     assert peer.transport.written.endswith(b"event: update\ndata: 1\n\n")

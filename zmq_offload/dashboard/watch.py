@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from zmq_offload.dashboard.excerpt import excerpt
 from zmq_offload.dashboard.history import History
 from zmq_offload.dashboard.viewers import Pipe, Viewers, event
 from zmq_offload.errors import OffloadError
@@ -17,6 +18,12 @@ log = logging.getLogger("dashboard")
 
 EVERY = 1.0
 """Seconds between two looks."""
+
+_SHARE = 0.05
+"""The share of the time that looks may take. Those at thousands of versions take longer, and are fewer."""
+
+_SLOWEST = 4.0
+"""Seconds between two looks at most, so that what happens now is always known."""
 
 TIMEOUT = 2.0
 """Seconds that a broker may take to answer."""
@@ -38,16 +45,19 @@ class Watch:
         """Look until this is canceled."""
         while True:
             began = self._now()
-            await self._look()
+            until = began + EVERY
+            if await self._look():
+                until = began + max(EVERY, min(_SLOWEST, (self._now() - began) / _SHARE))
             if self.viewers:
                 self.viewers.tell(event("update", self._view(changes=True)))
-            await asyncio.sleep(max(0.0, began + EVERY - self._now()))
+            await asyncio.sleep(max(0.0, until - self._now()))
 
     def add(self, pipe: Pipe) -> Callable[[], None]:
         """Take a viewer, who gets all that is known. Returns what to call when it is gone."""
         return self.viewers.add(pipe, event("state", self._view(changes=False)))
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Returns whether a broker answered."""
         try:
             self._history.add(await self._ask(), self._now())
         except OffloadError as error:
@@ -55,6 +65,9 @@ class Watch:
         except Exception:  # the page must live on, and the gateway with it
             log.exception("the status of the broker cannot be used")
             self._history.missed("the broker's status cannot be read; use a broker of the same version")
+        else:
+            return True
+        return False
 
     def _view(self, *, changes: bool) -> bytes:
-        return msgspec.json.encode(self._history.view(self._now(), changes=changes))
+        return msgspec.json.encode(excerpt(self._history.view(self._now(), changes=changes)))

@@ -6,7 +6,7 @@ import { Chart, spark } from "./charts.js";
 const get = (id) => document.getElementById(id);
 const TOKEN = "zmq-offload token", THEME = "zmq-offload theme";
 
-let view = null;
+let view = null, counts = null;
 
 // --- how numbers are written ---------------------------------------------------------------------------------
 
@@ -88,6 +88,11 @@ function fill(id, rows) {
   empty.hidden = rows.length > 0 || view.broker.state === "waiting";
 }
 
+/** Say how many rows a table does not have. */
+function more(id, left) {
+  put(`${id}-more`, left ? `and ${left.toLocaleString("en-US")} more; zmq-offload status shows all` : "");
+}
+
 // --- the parts of the page -----------------------------------------------------------------------------------
 
 const charts = [
@@ -134,8 +139,7 @@ function showTiles() {
   put("tile-outstanding", `of ${count(view.outstanding)} outstanding`);
   put("tile-errors", count(rates.errors));
   get("box-errors").classList.toggle("bad", rates.errors > 0);
-  const ready = view.workers.filter((worker) => worker.state === "ready").length;
-  const lost = view.workers.filter((worker) => worker.state === "lost").length;
+  const { ready, lost } = counts;
   put("tile-workers", count(ready));
   put("tile-lost", lost ? `ready, ${lost} lost` : "ready");
   get("box-workers").classList.toggle("bad", lost > 0);
@@ -158,18 +162,14 @@ function showCharts() {
   for (const chart of charts) chart.update(view.points, view.now, view.step, shown);
 }
 
-const SHOWN = 200;
-
 function showWorkers() {
-  const order = { lost: 0, quiet: 1, draining: 2, ready: 3 };
-  const sorted = [...view.workers].sort((a, b) => order[a.state] - order[b.state]);
-  fill("workers", sorted.slice(0, SHOWN).map((worker) => {
+  fill("workers", view.workers.map((worker) => {
     const lost = worker.state === "lost";
     const name = [worker.name];
     if (worker.replaces === worker.name) name.push(make("span", "sub", "came back"));
     else if (worker.replaces) name.push(make("span", "sub", `came back for ${worker.replaces}`));
     const since = lost ? `${ago(worker.silent)} ago` : worker.state === "quiet" ? `for ${ago(worker.silent)}` : "";
-    const runs = worker.running.join(", ") || (lost ? "" : `idle; has ${models(worker.models)}`);
+    const runs = worker.running.join(", ") || (lost ? "" : `idle; has ${worker.models.join(", ") || "no model"}`);
     const busy = worker.busy === null ? "–"
       : make("span", "busy", bar(["c1", worker.busy]), `${Math.round(worker.busy * 100)} %`);
     return {
@@ -183,17 +183,14 @@ function showWorkers() {
       ],
     };
   }));
-}
-
-function models(names) {
-  return names.length > 4 ? `${names.length} models` : names.join(", ") || "no model";
+  more("workers", counts.workers - view.workers.length);
 }
 
 const SMALL = "http://www.w3.org/2000/svg";
 
 function showModels() {
   const shown = span();
-  fill("models", view.models.slice(0, SHOWN).map((model) => {
+  fill("models", view.models.map((model) => {
     const { rates } = model;
     const version = [String(model.version), ...(model.latest ? [make("span", "tag", "latest")] : []),
       ...model.labels.map((label) => make("span", "tag", label))];
@@ -211,6 +208,7 @@ function showModels() {
       ],
     };
   }));
+  more("models", counts.models - view.models.length);
 }
 
 function showSlow() {
@@ -257,7 +255,7 @@ function merged(before, changes, oldest) {
 }
 
 function take(name, data) {
-  const news = JSON.parse(data);
+  const { view: news, ...numbers } = JSON.parse(data);
   if (name === "update" && view) {
     const known = new Map(view.models.map((model) => [`${model.name}\n${model.version}`, model.points]));
     news.points = merged(view.points, news.points, news.now - 3600 / news.step);
@@ -267,6 +265,7 @@ function take(name, data) {
     }
   }
   view = news;
+  counts = numbers;
   show();
 }
 
