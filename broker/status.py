@@ -47,15 +47,16 @@ def _described(ledger: Ledger, pool: Pool, name: str, version: int) -> dict[str,
 def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, object]:
     """The reply to Query "status", for the models that the asking key is for. Times are in seconds.
 
-    Of very many versions there are no statistics: all of them would be larger than an Answer may be.
+    Of very many versions only those have statistics that had requests: all would be larger than an Answer may be.
     """
     counts, scheduler = ledger.counts, ledger.scheduler
     queued, running = waiting(ledger), holding(ledger)
-    served = served_versions(scheduler)
+    served, known = served_versions(scheduler), ledger.statistics.versions
+    all_fit = len(served) <= MOST_VERSIONS
 
     def counted(name: str, version: int) -> dict[str, object]:
         return {
-            **_statistics(ledger.statistics.versions.get((name, version)) or VersionStatistics()),
+            **_statistics(known.get((name, version)) or VersionStatistics()),
             "queued": queued[name, version],
             "outstanding": queued[name, version] + running[name, version],
         }
@@ -87,7 +88,7 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
                 "slots": sum(ledger.workers[peer].slots for peer in pool.runs),
                 "of_workers": len(scheduler.holders[name]),
                 "of_slots": sum(worker.slots for worker in scheduler.holders[name].values()),
-                **({"statistics": counted(name, version)} if len(served) <= MOST_VERSIONS else {}),
+                **({"statistics": counted(name, version)} if all_fit or (name, version) in known else {}),
             }
             for (name, version, _), pool in served
             if allows(name)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from broker.events import FromWorker
 from broker.metrics import MOST_PLACES, families
 from tests.broker.test_core import Bench, dispatches, key_of
+from tests.support.scrapes import samples
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
 from zmq_offload.telemetry.exposition import render
@@ -21,15 +21,11 @@ def bench() -> Bench:
 
 
 class Scrape:
-    """The series by name and labels. No two may have the same."""
+    """The series by name and labels."""
 
     def __init__(self, bench: Bench) -> None:
-        self.series: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-        for family in text_string_to_metric_families(render(families(bench.core.ledger)).decode()):
-            for sample in family.samples:
-                key = sample.name, tuple(sorted(sample.labels.items()))
-                assert key not in self.series
-                self.series[key] = sample.value
+        text = render(families(bench.core.ledger)).decode()
+        self.series = {(name, tuple(sorted(labels))): value for (name, labels), value in samples(text).items()}
 
     def __call__(self, name: str, **labels: str) -> float | None:
         return self.series.get((f"zmq_offload_{name}", tuple(sorted(labels.items()))))

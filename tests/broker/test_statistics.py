@@ -144,10 +144,14 @@ def test_a_key_sees_only_its_models(bench: Bench) -> None:
     assert status(bench)["slow"] == []
 
 
-def test_the_status_of_very_many_versions_has_no_statistics(bench: Bench) -> None:
+def test_of_very_many_versions_only_those_have_statistics_that_had_requests(bench: Bench) -> None:
     body = [{"name": "m", "version": n, "inputs": [], "outputs": []} for n in range(1, MOST_VERSIONS + 2)]
     bench.core.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body(body)]), bench.now)
     assert not [model for model in status(bench)["models"] if "statistics" in model]
+    (dispatch,) = dispatches(bench.request(1, version=7))
+    done(bench, dispatch)
+    (seen,) = [model for model in status(bench)["models"] if "statistics" in model]
+    assert seen["version"] == 7 and seen["statistics"]["requests"] == {"ok": 1}
     bench.core.handle(FromWorker(b"W1", wire.Announce("W1", 1), [encode_body(body[1:])]), bench.now)
     assert len([model for model in status(bench)["models"] if "statistics" in model]) == MOST_VERSIONS
     assert len(encode_body(status(bench))) < limits.BODY_BYTES / 2

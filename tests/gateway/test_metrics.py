@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.gateway.fake_fabric import ALL, FakeFabric, model
+from tests.support.scrapes import samples
 from zmq_offload.client.results import Timings
 from zmq_offload.errors import (
     DeadlineExceeded,
@@ -39,9 +40,14 @@ NBYTES = sum(X.layout.sizes)
 
 
 def values(families: Iterable[Family]) -> dict[str, float]:
-    """The samples of families by name and labels, as they are served."""
-    lines = [line for line in render(families).decode().splitlines() if not line.startswith("#")]
-    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+    """The samples of families by name and labels, as they are written: `name{label="value"}`."""
+    found = samples(render(families).decode())
+    return {f"{name}{_written(labels)}": value for (name, labels), value in found.items()}
+
+
+def _written(labels: Iterable[tuple[str, str]]) -> str:
+    pairs = ",".join(f'{label}="{value}"' for label, value in labels)
+    return f"{{{pairs}}}" if pairs else ""
 
 
 def served(

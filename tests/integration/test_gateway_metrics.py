@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.gateway_traffic import Failed, GrpcCaller, HttpCaller, Refused
 from tests.support.processes import (
@@ -22,6 +20,7 @@ from tests.support.processes import (
     running_workers,
     wait_for_workers,
 )
+from tests.support.scrapes import by_values, scraped
 from zmq_offload.gateway.config import parse
 
 X = np.ones((2, 50))
@@ -39,21 +38,8 @@ def both() -> Iterator[tuple[Gateway, str]]:
         yield gateway, gateway.process.wait_for(r"metrics=(\S+)")[1]
 
 
-def scraped(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
-        return str(answer.read().decode())
-
-
 def series(address: str) -> dict[tuple[str, frozenset[str]], float]:
-    """The values by name and by the values of the labels. The parser gives all counters the ending `_total`."""
-    return {
-        (
-            sample.name.removesuffix("_total" if sample.name.startswith("nv_") else ""),
-            frozenset(sample.labels.values()),
-        ): sample.value
-        for family in text_string_to_metric_families(scraped(address))
-        for sample in family.samples
-    }
+    return by_values(scraped(address))
 
 
 def test_gateway_and_broker_are_in_one_scrape_and_agree(both: tuple[Gateway, str]) -> None:

@@ -6,14 +6,13 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.processes import Fabric, eventually, faulty_workers, running, running_broker, wait_for_workers
+from tests.support.scrapes import by_values, scraped
 from zmq_offload import Client
 from zmq_offload.errors import NotFound, OffloadError
 
@@ -31,17 +30,11 @@ def fabric() -> Iterator[tuple[Fabric, str]]:
         yield fabric, fabric.broker.wait_for(r"metrics=(\S+)")[1]
 
 
-def scraped(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
-        return str(answer.read().decode())
-
-
 def series(address: str) -> dict[tuple[str, frozenset[str]], float]:
-    """The values by name and by the values of the labels."""
+    """The values by name, without the prefix, and by the values of the labels."""
     return {
-        (sample.name.removeprefix("zmq_offload_"), frozenset(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(scraped(address))
-        for sample in family.samples
+        (name.removeprefix("zmq_offload_"), labels): value
+        for (name, labels), value in by_values(scraped(address)).items()
     }
 
 

@@ -11,8 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.scrapes import samples, scraped
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.telemetry import process, server
 from zmq_offload.telemetry.exposition import Family
@@ -53,11 +53,6 @@ def serving(source: Source) -> Iterator[MetricsServer]:
     assert threading.active_count() == before
 
 
-def scrape(serving: MetricsServer) -> str:
-    with urllib.request.urlopen(f"http://{serving.address}/metrics", timeout=10) as answer:
-        return str(answer.read().decode())
-
-
 def connected(serving: MetricsServer) -> socket.socket:
     host, _, port = serving.address.rpartition(":")
     return socket.create_connection((host, int(port)), 10)
@@ -71,12 +66,12 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def test_it_serves_all_sources_one_after_the_other(serving: MetricsServer) -> None:
-    families = {family.name: family for family in text_string_to_metric_families(scrape(serving))}
-    assert list(families)[:2] == ["zmq_offload_asked", "zmq_offload_build_info"]
-    assert families["process_open_fds"].samples[0].value > 3
-    assert families["process_resident_memory_bytes"].samples[0].value > 1e6
-    assert families["process_cpu_seconds"].samples[0].value > 0
-    assert time.time() - 24 * 3600 < families["process_start_time_seconds"].samples[0].value <= time.time()
+    found = samples(scraped(serving.address))
+    assert [name for name, _ in found][:2] == ["zmq_offload_asked", "zmq_offload_build_info"]
+    assert found["process_open_fds", ()] > 3
+    assert found["process_resident_memory_bytes", ()] > 1e6
+    assert found["process_cpu_seconds_total", ()] > 0
+    assert time.time() - 24 * 3600 < found["process_start_time_seconds", ()] <= time.time()
 
 
 def test_without_proc_the_process_is_told_as_far_as_possible(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +100,7 @@ def test_a_request_may_come_in_pieces(serving: MetricsServer) -> None:
 
 def test_scrapes_within_a_moment_get_the_same_text(serving: MetricsServer, source: Source) -> None:
     start = time.monotonic()
-    texts = {scrape(serving).partition("# HELP zmq_offload_build_info")[0] for _ in range(20)}
+    texts = {scraped(serving.address).partition("# HELP zmq_offload_build_info")[0] for _ in range(20)}
     assert source.asked == len(texts) <= 1 + (time.monotonic() - start) / 0.25
 
 
@@ -115,15 +110,15 @@ def test_a_failure_is_an_error_of_the_server_and_the_next_scrape_works(
     monkeypatch.setattr(server, "_FRESH", 0.0)
     source.error = RuntimeError("it is broken")
     with caplog.at_level(logging.ERROR), pytest.raises(urllib.error.HTTPError, match="500"):
-        scrape(serving)
+        scraped(serving.address)
     assert "it is broken" in caplog.text
     source.error = None
-    assert "zmq_offload_asked" in scrape(serving)
+    assert "zmq_offload_asked" in scraped(serving.address)
 
 
 def test_silent_clients_keep_nobody_out(serving: MetricsServer) -> None:
     silent = [connected(serving) for _ in range(3 * MOST_CONNECTIONS)]
-    assert "zmq_offload_asked" in scrape(serving)
+    assert "zmq_offload_asked" in scraped(serving.address)
     assert len(serving._connections) <= MOST_CONNECTIONS
     for connection in silent:
         connection.close()
@@ -165,7 +160,7 @@ def test_a_client_that_leaves_harms_nobody(serving: MetricsServer) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closes by a reset
         connection.sendall(sent)
         connection.close()
-    assert "zmq_offload_asked" in scrape(serving)
+    assert "zmq_offload_asked" in scraped(serving.address)
 
 
 def test_an_address_that_is_taken(serving: MetricsServer) -> None:

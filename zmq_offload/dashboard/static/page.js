@@ -192,8 +192,8 @@ function showModels() {
   const shown = span();
   fill("models", view.models.map((model) => {
     const { rates } = model;
-    const version = [String(model.version), ...(model.latest ? [make("span", "tag", "latest")] : []),
-      ...model.labels.map((label) => make("span", "tag", label))];
+    const tags = [...(model.latest ? ["latest"] : []), ...model.labels];
+    const version = [String(model.version), ...tags.flatMap((tag) => [" ", make("span", "tag", tag)])];
     const line = document.createElementNS(SMALL, "svg");
     line.setAttribute("class", "spark");
     line.setAttribute("viewBox", "0 0 150 26");
@@ -217,13 +217,14 @@ function showSlow() {
     const total = Math.max(slow.total, slow.queue + slow.compute, 1e-9);
     const parts = bar(["c3", slow.queue / total], ["c1", slow.compute / total],
       ["rest", (total - slow.queue - slow.compute) / total]);
-    const words = `queue ${time(slow.queue)}, compute ${time(slow.compute)}`;
+    const computed = slow.status === "ok" ? `, compute ${time(slow.compute)}` : ""; // else nobody told
+    const words = `queue ${time(slow.queue)}${computed}`;
     const more = slow.attempts > 1 ? [make("span", "sub", `${slow.attempts} attempts`)] : [];
     return {
       cells: [
         [`${ago(slow.ago)} ago`], [`${slow.model}:${slow.version}`, "names"], [time(slow.total), "n"],
         [make("span", "stack", parts, make("span", "sub", words)), "wide"], [slow.worker || "–", "names"],
-        [[slow.status, ...more], "names"],
+        [[slow.status, ...more], "names wide"],
       ],
     };
   }));
