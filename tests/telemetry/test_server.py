@@ -142,7 +142,7 @@ def test_a_client_that_is_silent_or_does_not_read_is_closed(monkeypatch: pytest.
 def test_a_large_text_arrives_whole() -> None:
     served = MetricsServer("127.0.0.1:0", Source(50_000).families)
     try:
-        assert scrape(served).count("\n") == 50_002
+        assert scraped(served.address).count("\n") == 50_002
     finally:
         served.close()
 
