@@ -14,6 +14,7 @@ import zmq
 from tests.console.test_progress import Terminal, plain
 from tests.support.processes import running_broker, running_gateway_with_broker, running_workers, wait_for_workers
 from zmq_offload.cli.main import main
+from zmq_offload.doctor.facts import network
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.keylist import authorize
 from zmq_offload.net.keys import new_keys, read_public
@@ -23,7 +24,9 @@ FREE = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0", "--
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, with little patience for programs that say nothing."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(network, "_PATIENCE", 0.2)
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -128,9 +131,10 @@ def test_a_broker_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     workers.write_text("")
     broker = ["--server-key", str(secret), "--authorized-clients", str(clients), "--authorized-workers", str(workers)]
     with running_broker(*broker) as fabric:
-        ask = [*FREE, "--broker", fabric.frontend, "--timeout", "1"]
+        ask = [*FREE, "--broker", fabric.frontend]
         code, shown = doctor(capsys, *ask, *broker, "--client-key", str(own), "--broker-key", str(public))
         assert code == 0 and "answers in protocol version" in shown and "has no key, so nobody may connect" in shown
+        ask += ["--timeout", "0.3"]  # nothing else is answered
         code, shown = doctor(capsys, *ask)
         assert code == 1 and f"the broker at {fabric.frontend} wants keys, and none are given here" in shown
         code, shown = doctor(capsys, *ask, *broker, "--client-key", str(strange), "--broker-key", str(public))
@@ -140,7 +144,7 @@ def test_a_broker_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert code == 1 and "check ZMQ_OFFLOAD_BROKER_KEY" in shown
     with running_broker() as fabric:
         keys = ["--client-key", str(own), "--broker-key", str(public)]
-        code, shown = doctor(capsys, *FREE, "--broker", fabric.frontend, "--timeout", "0.5", *keys)
+        code, shown = doctor(capsys, *FREE, "--broker", fabric.frontend, "--timeout", "0.3", *keys)
         assert code == 1 and "has no keys, and some are given here" in shown
 
 

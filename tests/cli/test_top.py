@@ -86,28 +86,29 @@ def test_without_a_terminal_there_is_one_plain_snapshot(echo_fabric: Fabric) -> 
 
 
 def test_top_shows_load_a_killed_worker_and_its_return_and_leaves_the_terminal_as_it_was() -> None:
-    with running_broker() as broker, faulty_workers(broker.backend, "--processes", "2"):
+    with (
+        running_broker() as broker,
+        faulty_workers(broker.backend, "--processes", "2"),
+        Client(broker.frontend) as client,
+        AtTerminal("top", "--broker", broker.frontend, "--interval", "0.1", "--timeout", "0.5") as top,
+    ):
         wait_for_workers(broker.frontend, 2)
-        with (
-            Client(broker.frontend) as client,
-            AtTerminal("top", "--broker", broker.frontend, "--interval", "0.1", "--timeout", "0.5") as top,
-        ):
-            shown = top.wait_for("q quit")
-            assert "\x1b[?1049h" in shown and not top.echoes()
-            future = client.submit("echo", {"sleep": np.array(1.0, np.float32), "x": np.zeros(3, np.float32)})
-            top.wait_for(r"[1-9]/2 +echo:1")
-            future.result()
-            top.press("s")
-            top.wait_for("by load")
-            os.kill(worker_pids(broker.frontend)[0], signal.SIGKILL)
-            top.wait_for(r"\x1b\[1;31mlost \d+ s ago", colored=True)
-            wait_for_workers(broker.frontend, 2)
-            top.wait_for(r"(?s)tcp://((?!tcp://).)*ready((?!tcp://).)*ready")
-            broker.broker.kill()
-            top.wait_for("no broker answers")
-            top.press("q")
-            assert top.process.wait(10) == 0
-            assert "\x1b[?1049l" in top.read() and top.echoes()
+        shown = top.wait_for("q quit")
+        assert "\x1b[?1049h" in shown and not top.echoes()
+        future = client.submit("echo", {"sleep": np.array(0.5, np.float32), "x": np.zeros(3, np.float32)})
+        top.wait_for(r"[1-9]/2 +echo:1")
+        future.result()
+        top.press("s")
+        top.wait_for("by load")
+        os.kill(worker_pids(broker.frontend)[0], signal.SIGKILL)
+        top.wait_for(r"\x1b\[1;31mlost \d+ s ago", colored=True)
+        wait_for_workers(broker.frontend, 2)
+        top.wait_for(r"(?s)tcp://((?!tcp://).)*ready((?!tcp://).)*ready")
+        broker.broker.kill()
+        top.wait_for("no broker answers")
+        top.press("q")
+        assert top.process.wait(10) == 0
+        assert "\x1b[?1049l" in top.read() and top.echoes()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,6 +1,7 @@
 """The dashboard of real programs, in a real browser where there is one.
 
 The browser is Chromium, which Playwright drives. Both are looked for, and the tests that need them are skipped without.
+The default selection has the quickest of them.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def colors(page: Any) -> str:
     return found
 
 
+@pytest.mark.observers
 def test_the_page_shows_load_and_a_worker_that_dies_and_comes_back(page: Any) -> None:
     with running_broker() as broker, running_dashboard(broker.frontend) as url:
         page.goto(url)
@@ -176,6 +178,7 @@ def test_the_page_fits_a_phone_and_has_two_colors(page: Any) -> None:
         assert page.locator("#chart-throughput .tip").inner_text().splitlines()[1].startswith("served ")
 
 
+@pytest.mark.observers
 def test_the_page_says_that_there_is_no_broker_and_sees_it_come_back(page: Any) -> None:
     with running_broker() as broker:
         frontend, backend = broker.frontend, broker.backend

@@ -133,6 +133,7 @@ def prometheus(metrics: str, folder: Path) -> Iterator[Prometheus]:
             process.terminate()
 
 
+@pytest.mark.observers
 def test_prometheus_finds_all_that_alerts_and_dashboard_ask_for(tmp_path: Path) -> None:
     program("prometheus")
     with (

@@ -98,25 +98,28 @@ def check(spans: list[Span], parent: str = CALLER, trace: str = TRACE) -> None:
     assert not any(span.error for span in spans)
 
 
-def test_a_request_over_http_and_others_that_are_not_traced(running: Running) -> None:
-    for header in ([], ["00-garbage"], [HEADER[:-1] + "0"], [HEADER]):
-        assert ask(running.gateway, "v2/models/echo/infer", INFER, *header) == 200
-    check(running.collector.wait(4))
-
-
-def test_a_call_over_grpc(running: Running) -> None:
+def over_grpc(gateway: Gateway, trace: str) -> None:
     message = message_class("inference.ModelInferRequest")(model_name="echo")
     message.inputs.add(name="x", datatype="FP32", shape=[1, 3])
     message.raw_input_contents.append(np.zeros(3, np.float32).tobytes())
-    with grpc.insecure_channel(running.gateway.grpc) as channel:
+    with grpc.insecure_channel(gateway.grpc) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        call(message.SerializeToString(), metadata=[("traceparent", HEADER)], timeout=20)
-    check(running.collector.wait(4))
+        call(message.SerializeToString(), metadata=[("traceparent", f"00-{trace}-{CALLER}-01")], timeout=20)
 
 
-def test_an_error_is_the_spans_status(running: Running) -> None:
-    assert ask(running.gateway, "v2/models/echo/infer", {**INFER, "parameters": {"timeout": 1}}, HEADER) == 504
-    (span,) = running.collector.wait(1)  # the broker refuses it
+def test_requests_over_http_and_grpc_an_error_and_others_that_are_not_traced(running: Running) -> None:
+    """All at once, as spans are sent once a second."""
+    of_grpc, of_error = TRACE[::-1], TRACE[8:] + TRACE[:8]
+    for header in ([], ["00-garbage"], [HEADER[:-1] + "0"], [HEADER]):
+        assert ask(running.gateway, "v2/models/echo/infer", INFER, *header) == 200
+    over_grpc(running.gateway, of_grpc)
+    refused = {**INFER, "parameters": {"timeout": 1}}  # a microsecond
+    assert ask(running.gateway, "v2/models/echo/infer", refused, f"00-{of_error}-{CALLER}-01") == 504
+    spans = running.collector.wait(9)
+    assert {span.trace for span in spans} == {TRACE, of_grpc, of_error}
+    check([span for span in spans if span.trace == TRACE])
+    check([span for span in spans if span.trace == of_grpc], trace=of_grpc)
+    (span,) = (span for span in spans if span.trace == of_error)  # the broker refuses it
     assert span.attributes["error.type"] == "DEADLINE_EXCEEDED" and span.error is not None and "deadline" in span.error
 
 

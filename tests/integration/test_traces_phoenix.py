@@ -19,7 +19,10 @@ from tests.support.processes import eventually, faulty_workers, running_broker, 
 
 PHOENIX = shutil.which("phoenix")
 
-pytestmark = pytest.mark.skipif(PHOENIX is None, reason="phoenix (arize-phoenix) is not installed")
+pytestmark = [
+    pytest.mark.observers,
+    pytest.mark.skipif(PHOENIX is None, reason="phoenix (arize-phoenix) is not installed"),
+]
 
 
 def get(url: str) -> Any:
