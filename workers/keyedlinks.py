@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import zmq
 
@@ -73,8 +74,11 @@ class KeyedLinks:
         return [(broker, inbox.take(_BATCH)) for broker, inbox in enumerate(self._inboxes) if inbox.waiting()]
 
     def send(self, broker: int, message: wire.FromWorker, payload: Sequence[Sendable] = ()) -> None:
+        self.answer(broker, [wire.encode(message), *payload])
+
+    def answer(self, broker: int, frames: list[Any]) -> None:
         try:
-            transport.send(self._inboxes[broker].socket, [wire.encode(message), *payload])
+            transport.send(self._inboxes[broker].socket, frames)
         except zmq.Again:
             return  # a connection whose key was refused; the session replaces it when the broker stays silent
 

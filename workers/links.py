@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zmq_offload.protocol import messages as wire
 
@@ -33,6 +33,9 @@ class Links(Protocol):
 
     def send(self, broker: int, message: wire.FromWorker, payload: Sequence[Sendable] = ()) -> None:
         """Send a message, at the latest with the next `flush`. The memory of the payload must not change."""
+
+    def answer(self, broker: int, frames: list[Any]) -> None:
+        """`send` a message that is encoded already."""
 
     def flush(self) -> None:
         """Send what waits, as far as the system takes it. `wait` and a long run go on with the rest."""

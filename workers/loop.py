@@ -21,18 +21,19 @@ from workers.follower import Follower
 from workers.keyedlinks import KeyedLinks
 from workers.links import Links
 from workers.loading import Model
-from workers.serving import Echo, Executor, batching_of, bounded, describe, execute, prepare
+from workers.serving import Echo, Executor, Served, batching_of, bounded, describe, execute
 from workers.session import Action, Attempt, Reconnect, WorkerSession
+from workers.shortpath import ShortPath, read
 from workers.streamlinks import StreamLinks
 from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common import memory
 from zmq_offload.common.extras import needs
-from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, Unavailable, printable
+from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
 from zmq_offload.net import transport
 from zmq_offload.net.handshake import Security
 from zmq_offload.net.line import Change, Event
-from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable, sharing_of
+from zmq_offload.net.sharedmemory.sharing import Sharing, sharing_of
 from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("workers")
@@ -114,7 +115,9 @@ class Worker:
             config.device,
             restarts,
         )
-        self._running: list[Attempt] = []
+        self._served: dict[Model, Served] = {}
+        self._short = ShortPath(self.session, self._links, self._sharing, clock)
+        self._due = -math.inf  # not later than when the session has something to do
         self._warn_at = 0.0
         self._logged: dict[int, str] = {}
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -150,30 +153,42 @@ class Worker:
         for descriptor in stops:
             self._links.unwatch(descriptor)
         log.info("draining")
+        self._due = -math.inf
         self._perform(self.session.drain(self._clock()))
 
     def _poll(self) -> None:
         """Wait until something happens or is due, and do what there is to do apart from running."""
         session, links = self.session, self._links
         links.flush()
-        due = session.next_deadline()
-        deadline = math.inf if due is None else due
+        if self._due == -math.inf:
+            self._due = self._next_deadline()
+        due = self._due
         if session.held and (ready_at := session.ready_at()) is not None:
-            deadline = min(deadline, ready_at)
-        for event in links.wait(deadline, many=bool(session.batching)):
+            due = min(due, ready_at)
+        for event in links.wait(due, many=bool(session.batching)):
             self._happened(event)
-        if due is not None and (now := self._clock()) >= due:
-            session.memory_bytes = memory.resident()
-            self._perform(session.tick(now))
+        if (now := self._clock()) >= self._due:
+            self._due = -math.inf
+            if now >= self._next_deadline():
+                session.memory_bytes = memory.resident()
+                self._perform(session.tick(now))
+
+    def _next_deadline(self) -> float:
+        due = self.session.next_deadline()
+        return math.inf if due is None else due
 
     def _happened(self, event: Event) -> None:
         broker, what = event
-        if what is Change.CONNECTED:
+        if isinstance(what, list):
+            count = self._short.serve(broker, what, self._served)
+            if count == len(what):
+                return  # deadlines are where they were, or later
+            self._receive(broker, what[count:])
+        elif what is Change.CONNECTED:
             self._perform(self.session.connected(broker))
-        elif what is Change.LOST:
-            self.session.lost(broker)
         else:
-            self._receive(broker, what)
+            self.session.lost(broker)
+        self._due = -math.inf
 
     def _receive(self, broker: int, arrived: list[transport.Frames]) -> None:
         for frames in arrived:
@@ -207,18 +222,15 @@ class Worker:
     def _take(self, broker: int, message: wire.Dispatch, payload: transport.Frames) -> None:
         """Hold an attempt, or refuse a faulty one at once, so that it neither waits nor spoils a batch."""
         model = (message.model, message.version)
-        executor = self._executors.get(model)
+        served = self._served.get(model)
         try:
             if len(self.session.held) >= self.session.most_held:
                 raise ResourceExhausted(f"this worker holds {self.session.most_held} requests; send it fewer")
-            if executor is None:
+            if served is None:
                 raise NotFound(f"model {message.model!r} version {message.version} is no longer served here")
             if self._sharing is not None:
-                payload = self._sharing.read(payload)
-            job = prepare(executor, payload, self.session.batching.get(model))
-        except Unreadable as gone:  # the call has ended, or its client
-            lost = Unavailable(f"the inputs are lost: {gone}")
-            self._perform([self.session.refused(broker, message, lost, self._clock())])
+                payload = read(self._sharing, payload)
+            job = served.job(payload)
         except OffloadError as error:
             self._perform([self.session.refused(broker, message, error, self._clock())])
         else:
@@ -228,6 +240,7 @@ class Worker:
         """Run attempts for a moment. Under load there are always more, and a stop must not wait for the last. Returns
         the time at the end."""
         clock = self._clock
+        self._due = -math.inf
         now = clock()
         end, receive_at = now + _STINT, now + _RECEIVE_EVERY
         while attempts := self._next(now):
@@ -256,14 +269,16 @@ class Worker:
             # If it takes this process down, too, answers that had not left would be lost, and their requests be blamed.
             self._links.settle()
         session, clock = self.session, self._clock
-        self._running = attempts
+        self._short.deadline = max(attempt.deadline for attempt in attempts)
         start = clock()
         kind = attempts[0].message[3:5]
         self._links.lend(kind)
         outcomes = execute([attempt.job for attempt in attempts])
         now = clock()
         self._links.take_back(kind, now - start)
-        self._running = []
+        self._short.deadline = math.inf
+        if len(attempts) == 1 and kind in self._served:
+            self._served[kind].lasted = now - start
         batch = sum(attempt.rows for attempt in attempts)
         # At once: if the next run takes this process down, attempts that were not answered count as lost with it.
         for attempt, outcome in zip(attempts, outcomes, strict=True):
@@ -287,13 +302,15 @@ class Worker:
 
     def _announce(self) -> None:
         """Tell the brokers which models are served, and the session which requests can run together."""
-        batching, models = {}, []
+        batching, models, served = {}, [], {}
         for model, executor in self._executors.items():
             config = self._configs.get(model[0], NO_CONFIG)
             found = batching_of(executor.model, self._config.batching or config.batching)
             if found is not None:
                 batching[model] = found
             models.append(describe(executor, found, config))
+            served[model] = Served(executor, found)
+        self._served = served
         self._perform(self.session.announce(models, batching))
 
     def _take_news(self) -> None:
@@ -309,8 +326,7 @@ class Worker:
         supervisor starts another worker."""
         while True:
             time.sleep(min(1.0, self._config.hang_grace / 4))
-            running = self._running
-            if running and self._clock() >= max(a.deadline for a in running) + self._config.hang_grace:
+            if self._clock() >= self._short.deadline + self._config.hang_grace:
                 log.critical("a subgraph hangs; ending this worker")
                 logging.shutdown()
                 os._exit(HUNG)

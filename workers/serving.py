@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 from msgspec import Struct
 
 from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.repository import Batching, ModelVersion
 from zmq_offload.errors import Internal, InvalidArgument, OffloadError
-from zmq_offload.protocol.payload import Array, decode_tensors, encode_tensors
+from zmq_offload.protocol.packed import Layout, Packed, described, unpack
+from zmq_offload.protocol.payload import (
+    KEPT_HEADER_BYTES,
+    KEPT_HEADERS,
+    LENGTH_BYTES,
+    Array,
+    decode_tensors,
+    encode_tensors,
+)
 from zmq_offload.protocol.tensors import check_tensors, datatype_of
 
 if TYPE_CHECKING:
@@ -50,7 +60,7 @@ class Job(Struct, eq=False):
     """A request that can run. `group` and `rows` are for batching: see `workers.session.Attempt`."""
 
     executor: Executor | Echo
-    tensors: dict[str, Array]
+    tensors: Mapping[str, Array]
     group: Hashable | None = None
     rows: int = 1
 
@@ -92,9 +102,9 @@ def prepare(executor: Executor | Echo, frames: Frames, batching: Batching | None
     Raises InvalidArgument if the frames are not tensors, if a tensor, which is named, does not fit the signature, or if
     there are more rows than a batch may have.
     """
-    tensors = decode_tensors(frames)
     if isinstance(executor, Echo):
-        return Job(executor, tensors)
+        return Job(executor, unpack(frames))
+    tensors = decode_tensors(frames)
     model = executor.model
     what = f"model {model.name!r} version {model.version}"
     given = {name: (datatype_of(array.dtype), array.shape) for name, array in tensors.items()}
@@ -108,12 +118,58 @@ def prepare(executor: Executor | Echo, frames: Frames, batching: Batching | None
     return Job(executor, tensors, (model.name, model.version, *(array.shape[1:] for array in ordered)), rows)
 
 
+class _Alike(NamedTuple):
+    """What requests with the same header have in common."""
+
+    layout: Layout
+    group: Hashable | None
+    rows: int
+
+
+class Served:
+    """A version of a model as it is served here. The header of a request that is like an earlier one is neither decoded
+    nor checked again."""
+
+    __slots__ = ("_batching", "_executor", "_known", "lasted")
+
+    def __init__(self, executor: Executor | Echo, batching: Batching | None) -> None:
+        self._executor, self._batching = executor, batching
+        self._known: dict[bytes, _Alike] = {}
+        self.lasted = math.inf
+        """Seconds that the last request took that ran alone."""
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether each of its requests runs alone."""
+        return self._batching is None
+
+    def job(self, frames: Frames) -> Job:
+        """`prepare` for this version."""
+        head = frames[0] if frames else b""
+        header = head[: LENGTH_BYTES + int.from_bytes(head[:LENGTH_BYTES], "big")]
+        alike = self._known.get(header)
+        if alike is None or alike.layout.sizes != tuple([len(frame) for frame in frames]):
+            job = prepare(self._executor, frames, self._batching)
+            if len(header) <= KEPT_HEADER_BYTES:
+                if len(self._known) >= KEPT_HEADERS:
+                    self._known.clear()
+                self._known[header] = _Alike(described(header), job.group, job.rows)
+            return job
+        layout, group, rows = alike
+        if type(self._executor) is Echo:
+            return Job(self._executor, Packed(layout, frames))
+        tensors = {
+            name: np.ndarray(shape, dtype, frames[at], start) for name, dtype, shape, at, start, _ in layout.places
+        }
+        return Job(self._executor, tensors, group, rows)
+
+
 def execute(jobs: Sequence[Job]) -> list[Outcome]:
     """For each job, `[header, frame, ...]` of the outputs, or the error. Several jobs have the same group."""
     executor = jobs[0].executor
     try:
         if isinstance(executor, Echo):
-            return [encode_tensors(job.tensors) for job in jobs]
+            return [job.tensors.frames for job in jobs]  # type: ignore[attr-defined]
         results = executor.run([[job.tensors[spec.name] for spec in executor.model.inputs] for job in jobs])
         names = [spec.name for spec in executor.model.outputs]
         return [encode_tensors(list(zip(names, outputs, strict=True))) for outputs in results]

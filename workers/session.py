@@ -313,7 +313,7 @@ class WorkerSession:
     def failed_with(self, attempt: Attempt, error: OffloadError) -> Send:
         return self.failed(attempt, error.code, error.message)
 
-    def refused(self, broker: int, message: wire.Dispatch, error: OffloadError, now: float) -> Action:
+    def refused(self, broker: int, message: wire.Dispatch, error: OffloadError, now: float) -> Send:
         """A broker sent an attempt that cannot run at all."""
         self.connections[broker].heard_at = now
         self._note_answer(broker)

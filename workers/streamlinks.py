@@ -8,14 +8,14 @@ import select
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import cast
+from typing import Any
 
-from workers.turns import LONG, LOOK_EVERY, Runs, Turn
+from workers.turns import LONG, LOOK_EVERY, REST, Runs, Turn
 from zmq_offload.net import transport
 from zmq_offload.net.line import Change, Event, Line
 from zmq_offload.net.pyzmq_internals import Sendable
 from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing
-from zmq_offload.net.zmtp import Buffer, Scratch
+from zmq_offload.net.zmtp import Scratch
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 
@@ -84,10 +84,10 @@ class StreamLinks:
         self._poll, self._standins_poll = select.poll(), select.poll()
         self._runs = Runs()
         self._long = False
+        self._rest = min(REST, heartbeat / 2)
         self._turn = threading.Lock()
         self._turn.acquire()
         self._lent = False  # whether the other thread has the turn
-        self._asleep = True
         self._wake = transport.Wake()
         self._standins_poll.register(self._wake.fileno(), _POLLIN)
         self._closed = False
@@ -115,9 +115,11 @@ class StreamLinks:
         return events
 
     def send(self, broker: int, message: wire.FromWorker, payload: Sequence[Sendable] = ()) -> None:
+        self.answer(broker, [wire.encode(message), *payload])
+
+    def answer(self, broker: int, frames: list[Any]) -> None:
         line = self._lines[broker]
         if line.is_ready:
-            frames = [wire.encode(message), *cast("Sequence[Buffer]", payload)]
             if self._sharing is not None and line.shares:
                 frames = self._sharing.given(frames)
             line.put(self._clock(), frames)
@@ -163,12 +165,12 @@ class StreamLinks:
     def lend(self, kind: Hashable) -> None:
         runs = self._runs
         expected = runs.expected(kind)
-        if self._unsent and expected > _HELD:
+        if expected > _HELD and self._unsent:
             self.flush()
         self._long = expected >= LONG or self._blocked
         runs.count += 1
         self._turn.release()
-        if self._asleep or self._long:
+        if self._long:
             self._wake.set()
 
     def take_back(self, kind: Hashable, seconds: float) -> None:
@@ -193,14 +195,11 @@ class StreamLinks:
         """What the other thread does."""
         poll = select.poll()
         poll.register(self._wake.fileno(), _POLLIN)
-        runs = self._runs
+        runs, turn = self._runs, Turn.REST
         while not self._closed:
-            if poll.poll(None if self._asleep else LOOK_EVERY * 1000):
+            if poll.poll((self._rest if turn is Turn.REST else LOOK_EVERY) * 1000):
                 self._wake.clear()
             turn = runs.look(long=self._long)
-            self._asleep = turn is Turn.SLEEP
-            if self._asleep and runs.changed:  # just now, by a thread that may not have seen that this one sleeps
-                self._asleep = False
             if turn is Turn.TAKE and self._turn.acquire(blocking=False):
                 try:
                     self._go_on(runs.count)
@@ -222,16 +221,18 @@ class StreamLinks:
         """Wait until a descriptor is ready or something is due, and do what there is to do."""
         due = min(until, self._due)
         wait = None if due == math.inf else max(0, math.ceil((due - self._clock()) * 1000)) if due > 0 else 0
-        for descriptor, _ in poll.poll(wait):
+        ready = poll.poll(wait)
+        now = self._clock()
+        for descriptor, _ in ready:
             if descriptor in self._polled:
                 line, _ = self._polled[descriptor]
-                line.ready(self._clock())
+                line.ready(now)
                 self._follow(line)
             elif descriptor in self._watched:
                 self._watched[descriptor]()
             else:
                 self._wake.clear()
-        if self._clock() >= self._due:
+        if now >= self._due:
             self._tick()
 
     def _tick(self) -> None:

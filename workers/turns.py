@@ -1,7 +1,7 @@
 """When another thread takes the worker's connections over, because a run takes long. Pure.
 
-Most runs are short. For those nothing is done but to count them; a thread that watches looks at the count a few times a
-second, and not at all when nothing has run for a while.
+Most runs are short. For those nothing is done but to count them; a thread that watches looks at the count some times a
+second, and seldom when nothing has run for a while, so that a short run wakes nobody.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ LONG = 0.005
 LOOK_EVERY = 0.02
 """Seconds between two looks at a worker that runs attempts."""
 
+REST = 0.5
+"""Seconds, at most, until the next look at a worker that does not. A run that takes long against all expectation is
+found so much later, which is soon enough for the broker's patience."""
+
 
 class Turn(enum.Enum):
     """What the thread that watches does next."""
@@ -23,8 +27,8 @@ class Turn(enum.Enum):
     """Take the connections over until the run ends."""
     LOOK = "look"
     """Look again after LOOK_EVERY."""
-    SLEEP = "sleep"
-    """Sleep until the next run begins."""
+    REST = "rest"
+    """Look again after REST, or when a run begins that is expected to be long."""
 
 
 class Runs:
@@ -47,14 +51,9 @@ class Runs:
         """Forget the kinds: others are run from now on."""
         self._lasted.clear()
 
-    @property
-    def changed(self) -> bool:
-        """Whether a run began or ended since the last `look`."""
-        return self.count != self._seen
-
     def look(self, *, long: bool) -> Turn:
         """What to do. `long`: the run is expected to be, or there is something to be sent meanwhile."""
         seen, self._seen = self._seen, self.count
         if self._seen % 2:
             return Turn.TAKE if long or seen == self._seen else Turn.LOOK
-        return Turn.SLEEP if seen == self._seen else Turn.LOOK
+        return Turn.REST if seen == self._seen else Turn.LOOK

@@ -27,14 +27,13 @@ def test_a_run_that_is_expected_to_be_long_is_taken_over_at_once() -> None:
     assert runs.look(long=True) is Turn.LOOK
 
 
-def test_who_watches_sleeps_when_nothing_has_run_since_the_last_look() -> None:
+def test_who_watches_rests_when_nothing_has_run_since_the_last_look() -> None:
     runs = Runs()
     runs.count += 2
     assert runs.look(long=False) is Turn.LOOK
-    assert runs.look(long=False) is Turn.SLEEP
-    assert not runs.changed
+    assert runs.look(long=False) is Turn.REST
     runs.count += 1
-    assert runs.changed
+    assert runs.look(long=False) is Turn.LOOK
 
 
 def test_a_run_is_expected_to_last_as_long_as_the_last_of_its_kind() -> None:

@@ -130,7 +130,9 @@ class Line:
         if not self.is_ready:
             self._shake(now)
         if messages:
-            self._event((self.broker, list(map(read_heads, messages))))
+            # Only a message that began before these bytes came can have a view.
+            read_heads(messages[0])
+            self._event((self.broker, messages))
 
     def received_ahead(self, messages: Sequence[Sequence[Buffer]]) -> None:
         """Count messages that wait until a run ends."""
