@@ -277,8 +277,8 @@ class Worker:
         now = clock()
         self._links.take_back(kind, now - start)
         self._short.deadline = math.inf
-        if len(attempts) == 1 and kind in self._served:
-            self._served[kind].lasted = now - start
+        if kind in self._served:
+            self._served[kind].ran(now - start)
         batch = sum(attempt.rows for attempt in attempts)
         # At once: if the next run takes this process down, attempts that were not answered count as lost with it.
         for attempt, outcome in zip(attempts, outcomes, strict=True):

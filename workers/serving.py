@@ -136,12 +136,12 @@ class Served:
         self._executor, self._batching = executor, batching
         self._known: dict[bytes, _Alike] = {}
         self.lasted = math.inf
-        """Seconds that the last request took that ran alone."""
+        """Seconds that the last run took, if each request runs alone."""
 
-    @property
-    def runs_alone(self) -> bool:
-        """Whether each of its requests runs alone."""
-        return self._batching is None
+    def ran(self, seconds: float) -> None:
+        """A run took so long."""
+        if self._batching is None:
+            self.lasted = seconds
 
     def job(self, frames: Frames) -> Job:
         """`prepare` for this version."""

@@ -239,3 +239,16 @@ def test_a_body_is_one_bounded_frame() -> None:
     for frames in ([], [b"\x90", b"\x90"], [b"\xc1"], [b"\x90" * (limits.BODY_BYTES + 1)]):
         with pytest.raises(ProtocolError):
             decode_body(frames, "an Answer")
+
+
+def test_a_worker_reads_the_fields_of_a_dispatch_without_a_message() -> None:
+    message = wire.Dispatch(SESSION, 300, 1, "ocr", 3, 999)
+    frame = wire.encode(message)
+    assert wire.read_dispatch(frame) == (33, *message)
+    other = wire.encode(wire.Revoke(SESSION, 1, 1))
+    for left in (b"", other, frame[:-1], frame + b"\0", wire.encode(wire.Dispatch(SESSION, 1, 1, "", 3, 999))):
+        assert wire.read_dispatch(left) is None
+
+
+def test_a_done_of_fields_is_the_one_of_a_message() -> None:
+    assert wire.encode_done(SESSION, 300, 1, 20, 2, 3) == wire.encode(wire.Done(SESSION, 300, 1, 20, 2, 3))

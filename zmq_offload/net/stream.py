@@ -7,11 +7,12 @@ for writing only while `blocked`.
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from collections import deque
 from collections.abc import Sequence
 
-from zmq_offload.net.zmtp import HELLO, Buffer, Peer, encode
+from zmq_offload.net.zmtp import HELLO, Buffer, Peer, append
 
 _JOINED_BYTES = 64 * 1024
 """So many bytes are joined to one buffer: the copy costs less than a list of buffers."""
@@ -48,7 +49,7 @@ class Stream:
         """Whether the kernel takes no more bytes for now, so that the socket is to be polled for writing."""
         self._recv_into = connected.recv_into
         self._most = most
-        self._most_bytes = most_bytes
+        self._most_bytes = math.inf if most_bytes is None else most_bytes
         self._out: list[Buffer] = [HELLO]
         self._put = len(HELLO)  # bytes that were ever queued
         self._written = 0  # bytes that the kernel took
@@ -107,16 +108,12 @@ class Stream:
 
         The frames' memory must not change until they are written.
         """
-        if (len(self._ends) >= self._most or self._is_full()) and (self.blocked or not self.flush()):
+        full = len(self._ends) >= self._most or self._put - self._written >= self._most_bytes
+        if full and (self.blocked or not self.flush()):
             return False
-        buffers = encode(frames)
-        self._out += buffers
-        self._put += sum(map(len, buffers))
+        self._put += append(self._out, frames)
         self._ends.append(self._put)
         return True
-
-    def _is_full(self) -> bool:
-        return self._most_bytes is not None and self._put - self._written >= self._most_bytes
 
     def flush(self) -> bool:
         """Write what the kernel takes. Whether that is all."""

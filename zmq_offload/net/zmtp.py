@@ -328,20 +328,31 @@ class Peer:
         return _command(_PING + struct.pack("!H", min(0xFFFF, round(self._interval * 30))))
 
 
-_SHORT_HEADS = [[bytes((more, size)) for size in range(256)] for more in (0, _MORE)]
+_SHORT_LAST, _SHORT_MORE = ([bytes((more, size)) for size in range(256)] for more in (0, _MORE))
 _long_head = struct.Struct("!BQ").pack
 
 
 def encode(frames: Sequence[Buffer]) -> list[Buffer]:
     """The buffers of a message, of which none is copied."""
     buffers: list[Buffer] = []
-    left = len(frames)
+    append(buffers, frames)
+    return buffers
+
+
+def append(buffers: list[Buffer], frames: Sequence[Buffer]) -> int:
+    """Append the buffers of a message, of which none is copied. Returns how many bytes they have."""
+    left, total = len(frames), 0
     for frame in frames:
         left -= 1
-        size, more = len(frame), 1 if left else 0
-        buffers.append(_SHORT_HEADS[more][size] if size < 256 else _long_head(_LONG | more, size))
+        size = len(frame)
+        if size < 256:
+            total += size + 2
+            buffers.append(_SHORT_MORE[size] if left else _SHORT_LAST[size])
+        else:
+            total += size + 9
+            buffers.append(_long_head(_LONG | _MORE if left else _LONG, size))
         buffers.append(frame)
-    return buffers
+    return total
 
 
 def read_heads(frames: list[Buffer]) -> list[Buffer]:
