@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
+import os
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -99,6 +101,25 @@ def check_max_frame_bytes(given: int) -> int:
     if number is None or not 0 < number < 2**63:
         raise InvalidArgument(f"max_frame_bytes {given!r} is not a whole number of bytes from 1")
     return number
+
+
+def check_arena_bytes(given: int | None) -> int:
+    """Return the memory that a client shares, or by default what ZMQ_OFFLOAD_ARENA_BYTES says.
+
+    Raises InvalidArgument for anything but a whole number of bytes.
+    """
+    source, said, number = "arena_bytes", repr(given), whole(given)
+    if given is None:
+        source, text = _ARENA_VARIABLE, os.environ.get(_ARENA_VARIABLE) or str(limits.ARENA_BYTES)
+        said = repr(text)
+        with contextlib.suppress(ValueError):
+            number = int(text)
+    if number is None or not 0 <= number < 2**46:
+        raise InvalidArgument(f"{source} {said} is not a whole number of bytes below 2**46; 0 shares no memory")
+    return number
+
+
+_ARENA_VARIABLE = "ZMQ_OFFLOAD_ARENA_BYTES"
 
 
 def whole(value: object) -> int | None:

@@ -245,8 +245,14 @@ def in_place(
         return message, payload
     try:
         return message, sharing.read(payload)
-    except Unreadable as error:  # its owner ended just now
-        return wire.Error(*message[:2], Status.UNAVAILABLE.value, f"the outputs were lost: {error}"), ()
+    except Unreadable as error:
+        return lost(message, error), ()
+
+
+def lost(message: wire.Result, why: Unreadable) -> wire.Error:
+    """What a Result becomes whose outputs cannot be read: their owner ended just now."""
+    text = f"the outputs were lost: {why}"
+    return wire.Error(message.session, message.id, Status.UNAVAILABLE.value, text)
 
 
 def result_of(done: Complete, total: float) -> tuple[int, Timings]:

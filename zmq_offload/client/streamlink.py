@@ -17,10 +17,12 @@ from typing import Any, cast
 import zmq
 
 from zmq_offload.client.link import Polled, decoded
+from zmq_offload.client.memory import SHARED_FROM, Offer, own
 from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.net import transport
 from zmq_offload.net.endpoints import check_brokers
 from zmq_offload.net.line import Change, Event, Line
+from zmq_offload.net.sharedmemory.references import FIRST
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Scratch
 from zmq_offload.protocol import messages as wire
@@ -44,8 +46,12 @@ class StreamLink(Polled):
     While there is no connection, requests wait until their calls end.
     """
 
-    def __init__(self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
+    def __init__(
+        self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int, arena_bytes: int = 0
+    ) -> None:
         super().__init__(check_brokers(broker), policy, max_frame_bytes)
+        self._offer = Offer(arena_bytes, lambda: None if self._line.stream is None else self._line.stream.socket)
+        self._placed: dict[int, Sequence[Any]] = {}  # payloads that lie in shared memory, by the call's number
         self._scratch = Scratch()
         self._inbox: list[list[Any]] = []
         self._waiting: dict[int, Send] = {}  # by the call's number; 0 is that of the last Ping
@@ -85,6 +91,8 @@ class StreamLink(Polled):
                 line.ready(now)
         if line.due <= now:
             line.tick(now)
+            if self._offer.memory is not None:
+                self._offer.memory.tick(now)
         return bool(self._inbox), woken
 
     def receive(self, most: int) -> list[tuple[wire.ToClient, Sequence[object]]]:
@@ -92,8 +100,12 @@ class StreamLink(Polled):
         messages: list[tuple[wire.ToClient, Sequence[object]]] = []
         for frames in inbox:
             message = decoded(frames[0])
-            if message is not None:
-                messages.append((message, frames[1:]))
+            if message is None:
+                continue
+            payload: Sequence[Any] = frames[1:]
+            if type(message) is wire.Result and self._line.shares:
+                message, payload = own(self._offer.memory, message, payload)
+            messages.append((message, payload))
         return messages
 
     def send(self, action: Send) -> None:
@@ -113,9 +125,26 @@ class StreamLink(Polled):
             if not self._line.is_ready:
                 self.send(action)
                 return
-        line.put(now, [wire.encode(message), *action.payload])
-        if len(action.payload) > 1 and line.stream is not None:
-            self._lent[message.id] = line.stream.position  # type: ignore[union-attr]  # only requests have a payload
+        frames = [wire.encode(message), *action.payload]
+        if len(frames) > FIRST and type(message) is wire.Request:
+            if line.shares:
+                frames = self._shared(message, action.payload)
+            line.put(now, frames)
+            if line.stream is not None and any(type(frame) is memoryview for frame in frames):
+                self._lent[message.id] = line.stream.position
+        else:
+            line.put(now, frames)
+
+    def _shared(self, request: wire.Request, payload: Sequence[Any]) -> list[Any]:
+        """The frames of a request with references to its long tensors. Their copies stay until the call ends."""
+        memory = self._offer.memory
+        assert memory is not None
+        placed = self._placed.get(request.id)
+        if placed is None:
+            placed = memory.placed(payload)
+            if max(map(len, payload)) >= SHARED_FROM:
+                self._placed[request.id] = placed
+        return memory.lent([wire.encode(request), *placed])
 
     def flush(self) -> None:
         line = self._line
@@ -135,6 +164,8 @@ class StreamLink(Polled):
     def still_lent(self, number: int) -> Sequence[zmq.MessageTracker | Stream]:
         if self._waiting:
             self._waiting.pop(number, None)
+        if self._placed:
+            self._placed.pop(number, None)
         end = self._lent.pop(number, None) if self._lent else None
         if end is None:
             return ()
@@ -159,6 +190,7 @@ class StreamLink(Polled):
                 blocked.poll(left * 1000)
                 self.flush()
         self._shut()
+        self._offer.end()
 
     def forget(self) -> None:
         self.is_open = False
@@ -175,6 +207,7 @@ class StreamLink(Polled):
             heartbeat=transport.CLIENTS_HEARTBEAT,
             max_frame_bytes=self._max_frame_bytes,
             most_messages=sys.maxsize,
+            sharing=self._offer,
         )
         self._line.tick(time.monotonic())
         fault = self._line.fault
@@ -189,6 +222,7 @@ class StreamLink(Polled):
         self._line.close()
         self._waiting.clear()
         self._lent.clear()
+        self._placed.clear()
         self._inbox.clear()
 
     def _register(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zmq_offload.client.arguments import check_timeout
+from zmq_offload.client.arguments import check_arena_bytes, check_timeout
 from zmq_offload.client.calls import Call, Submitted
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.driver import Driver
@@ -53,6 +53,10 @@ class Client:
     broker_key : path, optional
         The broker's public key, a file ``NAME.key``. Default: the variable ``ZMQ_OFFLOAD_BROKER_KEY``. With both keys
         the connection is encrypted and authenticated (docs/security.md).
+    arena_bytes : int, optional
+        Memory for inputs of 64 KiB and more that brokers and workers on this host read in place, without keys
+        (docs/security.md); all clients of a process with the same value share it, and 0 turns it off. Default: the
+        variable ``ZMQ_OFFLOAD_ARENA_BYTES``, or 512 MiB.
 
     Raises
     ------
@@ -79,12 +83,14 @@ class Client:
         policy: RetryPolicy | None = None,
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
+        arena_bytes: int | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
+        arena_bytes = check_arena_bytes(arena_bytes)
         self._connection: Polled = (
             Connection(broker, policy, max_frame_bytes, key, broker_key)
             if clients_security(key, broker_key).has_keys
-            else StreamLink(broker, policy, max_frame_bytes)
+            else StreamLink(broker, policy, max_frame_bytes, arena_bytes)
         )
         self._session = self._connection.session
         try:

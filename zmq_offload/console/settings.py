@@ -16,6 +16,7 @@ from zmq_offload.console.parser import Parser, Placed
 from zmq_offload.console.programs import shortened
 from zmq_offload.console.variables import PREFIX
 from zmq_offload.errors import InvalidArgument, OffloadError
+from zmq_offload.protocol import limits
 
 FRONTEND = "tcp://127.0.0.1:5555"
 """Where a broker listens for clients by default."""
@@ -178,7 +179,7 @@ processes = threads = checked(int, lambda n: 1 <= n <= 1024, "a whole number fro
 bytes_ = checked(int, lambda n: 1 <= n < 2**62, "a whole number of bytes from 1")
 arena = checked(int, lambda n: 0 <= n < 2**46, "a whole number of bytes below 2**46")
 """The bytes of an arena; 0: no memory is shared."""
-ARENA_BYTES = 512 * 1024 * 1024
+ARENA_BYTES = limits.ARENA_BYTES
 share = checked(float, lambda part: 0.0 <= part <= 1.0, "a share, from 0 to 1")
 seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
 microseconds = checked(int, lambda n: 0 <= n <= MOST, f"a whole number of microseconds from 0 to {MOST}")

@@ -67,7 +67,7 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         "ARENA_BYTES": Variable(
             "memory, in bytes, for tensors that are passed on between processes on one host; 0: none",
-            ("worker", "gateway"),
+            ("worker", "gateway", "library"),
         ),
         "GRACE": Variable(
             "maximum seconds in which a stopped broker or gateway finishes its requests", ("broker", "gateway")

@@ -12,9 +12,8 @@ from zmq_offload.net import transport
 from zmq_offload.net.addresses import Lookup
 from zmq_offload.net.dialing import LOOK_AGAIN, Dial
 from zmq_offload.net.handshake import FAILURES, MISMATCH
-from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.stream import Stream
-from zmq_offload.net.zmtp import Broken, Buffer, Peer, Refused, Scratch, read_heads
+from zmq_offload.net.zmtp import Broken, Buffer, Peer, Refused, Scratch, Sharer, read_heads
 from zmq_offload.protocol import limits
 
 _AHEAD_BYTES = 64 * 1024 * 1024
@@ -55,7 +54,7 @@ class Line:
         most_messages: int,
         most_bytes: int | None = None,
         alive: bytes = b"",
-        sharing: Sharing | None = None,
+        sharing: Sharer | None = None,
     ) -> None:
         self.broker = broker
         self._endpoint = endpoint

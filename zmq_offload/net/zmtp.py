@@ -74,8 +74,9 @@ class Scratch:
 class Sharer(Protocol):
     """What an end that shares memory tells the other. `kind` is the kind of this end's socket."""
 
-    properties: Mapping[bytes, bytes]
-    """What it offers in its READY."""
+    @property
+    def properties(self) -> Mapping[bytes, bytes]:
+        """What it offers in its READY, now that the other end has greeted."""
 
     def proof(self, told: Mapping[bytes, bytes], kind: bytes) -> bytes | None:
         """What proves that this end can read the memory that the other one offers. None if it cannot. The properties

@@ -55,6 +55,9 @@ BUDGET_US = 24 * 3600 * 1_000_000
 MESSAGE_BYTES = 256 * 1024 * 1024
 """The default of `--max-frame-bytes`: the largest frame that a peer takes."""
 
+ARENA_BYTES = 512 * 1024 * 1024
+"""The default of `--arena-bytes`: memory of a process for tensors that others on its host read."""
+
 UNASKED_BYTES = BODY_BYTES
 """The longest frame that may be sent to a peer whose limit is not known. A peer with a smaller limit answers with an
 error. A longer frame may end the connection (see `zmq_offload.net.transport.make_socket`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -102,6 +103,7 @@ class Sharing:
         self._readers.tick()
 
 
+@functools.cache
 def _check_system() -> None:
     """Raise OSError where this process could not open the memory of others like it, or where locks do not work."""
     arena, readers = Arena(1), Readers()
