@@ -51,7 +51,7 @@ def test_long_frames_are_placed_and_lent_and_short_ones_stay() -> None:
     assert placed[2] is short
     *sent, table = memory.lent([ENVELOPE, *placed])
     assert sent[1:] == [b"head", short]
-    envelope, *frames = put_in([*sent, table], 1 << 30)
+    _, *frames = put_in([*sent, table], 1 << 30)
     assert [bytes(frame) for frame in peer.read(frames)] == [b"head", bytes(LONG), short]
     memory.tick(0.0)
     arena = memory._sharing.arena
@@ -70,7 +70,7 @@ def test_a_full_arena_leaves_frames_where_they_are() -> None:
 def test_outputs_are_copies_that_may_be_written_to() -> None:
     memory, worker = _memory(SIZE), Sharing(SIZE)
     assert memory is not None
-    envelope, *frames = put_in(worker.given([ENVELOPE, b"head", LONG]), 1 << 30)
+    _, *frames = put_in(worker.given([ENVELOPE, b"head", LONG]), 1 << 30)
     assert type(frames[1]) is SharedFrame
     message, (head, tensor) = own(memory, RESULT, frames)
     assert (message, head, bytes(tensor)) == (RESULT, b"head", bytes(LONG))
