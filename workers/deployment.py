@@ -13,7 +13,8 @@ import msgspec
 
 from workers.loading import INCOMPLETE, Loading, Model, labels_in_effect, lingering
 from workers.serving import Executor
-from zmq_offload.artifacts.config import NO_CONFIG, ConfigReader, ModelConfig
+from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
+from zmq_offload.artifacts.configreader import ConfigReader
 from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, Repository
 from zmq_offload.errors import OffloadError
 

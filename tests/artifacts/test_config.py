@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from zmq_offload.artifacts import config as config_module
-from zmq_offload.artifacts.config import NO_CONFIG, Canary, ConfigReader, Latest, ModelConfig, WarmUp, parse, read
+from zmq_offload.artifacts import configreader
+from zmq_offload.artifacts.config import NO_CONFIG, Canary, Latest, ModelConfig, WarmUp, parse, read
+from zmq_offload.artifacts.configreader import ConfigReader
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
@@ -180,7 +181,7 @@ def test_a_configuration_is_parsed_again_only_if_its_file_has_changed(
         parsed.append(folder)
         return read(folder)
 
-    monkeypatch.setattr(config_module, "read", reading)
+    monkeypatch.setattr(configreader, "read", reading)
     reader, file = ConfigReader(), tmp_path / "config.toml"
 
     def write(text: str) -> None:
@@ -193,7 +194,7 @@ def test_a_configuration_is_parsed_again_only_if_its_file_has_changed(
     for _ in range(2):  # it may change again within the same tick of its file system
         assert reader.read(tmp_path).priority == 1
     assert len(parsed) == 3
-    monkeypatch.setattr(config_module, "_SETTLED_NS", 0)
+    monkeypatch.setattr(configreader, "_SETTLED_NS", 0)
     for _ in range(3):
         assert reader.read(tmp_path).priority == 1
     assert len(parsed) == 4
@@ -208,7 +209,14 @@ def test_a_configuration_is_parsed_again_only_if_its_file_has_changed(
     assert reader.read(tmp_path).priority == 3
     reader.keep([])
     assert reader.read(tmp_path).priority == 3
-    assert len(parsed) == 9
+    write("")
+    assert reader.read(tmp_path) == NO_CONFIG
+    monkeypatch.setattr(configreader, "_SETTLED_NS", 10**18)
+    with pytest.raises(
+        FailedPrecondition, match=r"config\.toml: it was emptied just now, as by a program that is writing it"
+    ):
+        reader.read(tmp_path)
+    assert len(parsed) == 10
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     with pytest.raises(FailedPrecondition, match="Too many levels"):

@@ -10,7 +10,7 @@ import pytest
 from broker.core import Core
 from broker.events import FromClient, FromWorker, ToWorker
 from broker.routes import Route
-from broker.state import UNKNOWN, Settings
+from broker.state import UNKNOWN, Model, Settings
 from broker.status import describe_models, describe_status
 from tests.broker.test_core import ALICE, BOB, POLICY, Bench, codes, dispatches, replies
 from zmq_offload.protocol import limits
@@ -413,6 +413,9 @@ def test_a_configuration_that_is_gone_counts_no_more_and_models_are_bounded(benc
         routes.by_model[str(number)] = Route(Settings())
     serve(bench, b"W1", {1: {"max_queued": 2}})
     assert "m" in routes.by_model and "0" not in routes.by_model
+    many = {(f"served {n}", 1): Model({}, b"", (), Settings(priority=1)) for n in range(limits.BODY_ITEMS + 9)}  # type: ignore[typeddict-item]
+    routes.announced(b"W2", many)
+    assert routes.by_model.keys() == {"m", *(name for name, _ in many)}, "models that are served are kept"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ Everything is optional, and without a file every version is served as it is. doc
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -27,9 +26,6 @@ else:
 
 CONFIG = "config.toml"
 CONFIG_JSON = "config.json"
-
-_SETTLED_NS = 2_000_000_000
-"""A file that changed within this time may change again without another time of change: file systems count in ticks."""
 
 _MOST_BYTES = 256 * 1024
 _MOST_LABELS = 64
@@ -230,45 +226,6 @@ def read(folder: Path) -> ModelConfig:
         raise FailedPrecondition(f"{file}: {error.strerror or error}") from None
     except InvalidArgument as error:
         raise FailedPrecondition(f"{file}: {error.message}") from None
-
-
-class ConfigReader:
-    """Reads configurations again only when their files have changed: workers look often, and parsing takes their time.
-    One that cannot be read, or is wrong, is read each time."""
-
-    def __init__(self) -> None:
-        self._known: dict[Path, tuple[object, ModelConfig]] = {}
-
-    def read(self, folder: Path) -> ModelConfig:
-        """What the function `read` returns or raises."""
-        stamp = _stamp(folder)
-        known = self._known.pop(folder, None)
-        config = read(folder) if stamp is None or known is None or known[0] != stamp else known[1]
-        if stamp is not None:
-            self._known[folder] = stamp, config
-        return config
-
-    def keep(self, folders: Collection[Path]) -> None:
-        """Forget all other folders."""
-        for folder in self._known.keys() - set(folders):
-            del self._known[folder]
-
-
-def _stamp(folder: Path) -> object | None:
-    """Another value whenever a configuration changes. None: there is none, or it changed just now, or the file cannot
-    be looked at."""
-    found: list[object] = []
-    for name in (CONFIG, CONFIG_JSON):
-        try:
-            state = (folder / name).stat()
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return None
-        if abs(time.time_ns() - state.st_ctime_ns) < _SETTLED_NS:
-            return None
-        found += [name, state.st_dev, state.st_ino, state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-    return tuple(found) or None
 
 
 def _is_there(file: Path) -> bool:

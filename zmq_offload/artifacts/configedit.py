@@ -135,6 +135,8 @@ def _replace(file: Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as written:
             written.write(content)
             os.fchmod(descriptor, mode)
+            written.flush()
+            os.fsync(descriptor)  # an empty file after a loss of power would be another configuration
         os.replace(temporary, file)
     except OSError as error:
         if temporary is not None:
