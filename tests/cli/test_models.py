@@ -122,5 +122,12 @@ def test_wrong_words_are_one_line(words: list[str], says: str, capsys: pytest.Ca
 
 def test_without_a_broker_the_repository_is_listed(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["models", "list", "--repository", str(repository), "--broker", "tcp://127.0.0.1:9", "--timeout", "0.2"]
+    config = repository / "mlp" / "config.toml"
+    config.write_text("versions = 1")
     assert main(command) == 0
-    assert "what is served is not known: no broker answered" in capsys.readouterr().out
+    config.unlink()
+    said = capsys.readouterr().out
+    assert "what is served is not known: no broker answered" in said
+    assert "config.toml: versions is 1" in said
+    (row,) = [line.split() for line in said.splitlines() if line.split()[:2] == ["mlp", "1"]]
+    assert row == ["mlp", "1", "?", "?"], "neither what is wanted nor what is served"

@@ -104,12 +104,13 @@ def _repository(args: argparse.Namespace) -> Repository:
 def _list(args: argparse.Namespace) -> int:
     from zmq_offload.client.sync import Client
 
+    served: dict[tuple[str, int], dict[str, Any]] | None = None
     try:
         with Client(args.broker, timeout=args.timeout) as client:
             served = {(m["name"], m["version"]): m for m in client.status()["models"]}
         below = ""
     except Unavailable as error:
-        served, below = {}, f"what is served is not known: {error.message}"
+        below = f"what is served is not known: {error.message}"
     rows, faults = _rows(_repository(args), served)
     columns = (
         Column("model"),
@@ -123,40 +124,49 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(repository: Repository, served: dict[tuple[str, int], dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
-    """A row for each version that is in the repository or served, and what is wrong with configurations."""
-    from zmq_offload.artifacts.config import NO_CONFIG, read
+def _rows(
+    repository: Repository, served: dict[tuple[str, int], dict[str, Any]] | None
+) -> tuple[list[list[str]], list[str]]:
+    """A row for each version that is in the repository or served, if that is known, and what is wrong with
+    configurations."""
+    from zmq_offload.artifacts.config import read
 
     wanted: dict[tuple[str, int], str] = {}
     labels: dict[tuple[str, int], list[str]] = {}
     faults = []
     for name in repository.models():
-        config = NO_CONFIG
+        there = repository.versions(name)
         try:
             config = read(repository.root / name)
         except OffloadError as error:
             faults.append(error.message)
-        there = repository.versions(name)
+            wanted.update(((name, number), "?") for number in there)  # workers go by the last good one
+            continue
+        chosen_ones = set(config.serves(there))
         for number in there:
-            chosen = number in config.serves(there)
+            chosen = number in chosen_ones
             canary = config.canary is not None and config.canary.version == number
             wanted[name, number] = ("canary" if canary else "yes") if chosen else "no"
             labels[name, number] = sorted(label for label, labeled in config.labels.items() if labeled == number)
     rows = []
-    for key in sorted({*wanted, *served}):
-        known = served.get(key)
+    for key in sorted({*wanted, *(served or ())}):
+        known = None if served is None else served.get(key)
         workers = 0 if known is None else known["workers"]
         rows.append(
             [
                 key[0],
                 str(key[1]),
                 wanted.get(key, "not in this repository"),
-                f"by {workers} worker{'s' * (workers != 1)}" if known is not None else "no",
+                _served_by(workers) if served is not None else "?",
                 "yes" if known is not None and known.get("latest") else "",
                 ", ".join(labels.get(key) or (known or {}).get("labels", [])),
             ]
         )
     return rows, faults
+
+
+def _served_by(workers: int) -> str:
+    return f"by {workers} worker{'s' * (workers != 1)}" if workers else "no"
 
 
 # --- changes --------------------------------------------------------------------------------------------------
