@@ -107,6 +107,11 @@ def test_the_versions_to_serve(versions: object, served: list[int]) -> None:
     assert ModelConfig(versions=versions).serves([4, 1, 2]) == served  # type: ignore[arg-type]
 
 
+def test_a_new_version_does_not_push_out_what_labels_and_the_canary_name() -> None:
+    text = "versions = { latest = 1 }\nlabels = { stable = 2, gone = 9 }\n[canary]\nversion = 3\nshare = 0.5"
+    assert parse(text.encode()).serves([1, 2, 3, 4, 5]) == [2, 3, 5]
+
+
 def test_what_brokers_must_know() -> None:
     config = parse(FULL.encode())
     assert config.announced(3, "sha256:1") == {

@@ -37,7 +37,7 @@ Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=limits.BUDGET_US / 1
 
 
 class Latest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The newest versions."""
+    """The newest versions, and those that labels and the canary name."""
 
     latest: Count
 
@@ -145,7 +145,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.versions == "all":
             return there
         if isinstance(self.versions, Latest):
-            return there[-self.versions.latest :]
+            # A new version must not push out the one that a label stands for.
+            named = {*self.labels.values(), *([] if self.canary is None else [self.canary.version])}
+            kept = named.union(there[-self.versions.latest :])
+            return [version for version in there if version in kept]
         return [version for version in there if version in self.versions]
 
     def announced(self, version: int, build: str) -> dict[str, Any]:
