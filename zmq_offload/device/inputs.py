@@ -21,10 +21,8 @@ def arranged(
 ) -> Sequence[Array]:
     """The arguments of a call, given in order or by name. Raises InvalidArgument, naming the input, if one is missing,
     unknown, given twice, or does not fit."""
-    if not kwargs and len(args) == len(specs):
-        exact = [value for value, spec in zip(args, specs, strict=True) if _is_exactly(value, spec)]
-        if len(exact) == len(specs):
-            return exact
+    if not kwargs and _are_exactly(args, specs):
+        return args
     names = [spec.name for spec in specs]
     if len(args) > len(names):
         raise InvalidArgument(f"the model takes {len(names)} inputs, not {len(args)}: {'; '.join(map(str, specs))}")
@@ -38,9 +36,14 @@ def arranged(
     return [arrays[name] for name in names]
 
 
-def _is_exactly(value: object, spec: TensorSpec) -> TypeIs[Array]:
-    """Whether `value` is an array of exactly this datatype and shape, and needs no further check."""
-    return type(value) is np.ndarray and value.shape == spec.shape and value.dtype is spec.dtype
+def _are_exactly(values: Sequence[ArrayLike], specs: Sequence[TensorSpec]) -> TypeIs[Sequence[Array]]:
+    """Whether the values are arrays of exactly these datatypes and shapes, and need no further check."""
+    if len(values) != len(specs):
+        return False
+    for value, spec in zip(values, specs, strict=True):
+        if type(value) is not np.ndarray or value.shape != spec.shape or value.dtype is not spec.dtype:
+            return False
+    return True
 
 
 def _array(name: str, value: ArrayLike) -> Array:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from zmq_offload.artifacts.manifest import OffloadedRegion
+from zmq_offload.client.sync import Client
 from zmq_offload.device.choice import Choice, Decision
-from zmq_offload.device.remote import InferenceClient, Reply
+from zmq_offload.device.remote import InferenceClient, Reply, check_fits, fill
 from zmq_offload.device.runs import current
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Cancelled, FailedPrecondition, InvalidArgument, OffloadError, ProtocolError
@@ -75,6 +76,8 @@ class Offload:
         mode: Mode = "always",
     ) -> None:
         self.client, self.fallbacks, self.turns = client, fallbacks, turns
+        # Its outputs are views of a message, from which it would copy, too.
+        self._copies = isinstance(client, Client)
         self._regions = {region.model: region for region in regions}
         self.forget()
         self._counts = {"offloaded": 0, "local": 0, "fell_back": 0, "failed": 0}
@@ -109,6 +112,28 @@ class Offload:
         """As `zmq_offload.Client.infer`, or the same computed on this device. Raises FailedPrecondition if the served
         version does not fit the bundle."""
         return self._call(_Request(self._regions[model], inputs, **options)).result()
+
+    def direct(
+        self, region: OffloadedRegion, inputs: Mapping[str, Array], into: Sequence[Array], options: SubmitOptions
+    ) -> bool:
+        """As `infer`, for a call that workers compute and that nothing judges or cancels, as are most. Fills the arrays
+        `into`. Returns False, and does nothing, for other calls, and with a client that fills them better."""
+        if not self._copies or self.mode != "always" or current() is not None:
+            return False
+        turns = self.turns
+        held = turns.leave()
+        try:
+            reply = self.client.infer(region.model, inputs, **options)
+            fill(region, into, reply)
+        except BaseException as error:
+            if not isinstance(error, Cancelled):
+                self.count("failed")
+            raise _explained(error, region, options.get("label")) from None
+        finally:
+            if held:
+                turns.resume()
+        self.count("offloaded")
+        return True
 
     @property
     def submit(self) -> Callable[..., RegionCall]:
@@ -226,19 +251,9 @@ class RegionCall:
                 self._note_time()
         except CancelledError:
             raise Cancelled("the run was canceled") from None
-        except ProtocolError:
-            raise
-        except InvalidArgument as error:
-            # The bundle's graph computes the inputs. If they are refused, the bundle was built for another version.
-            raise FailedPrecondition(f"the served version does not fit this device bundle: {error.message}") from None
-        except FailedPrecondition as error:
-            # The broker does not know which version would fit.
-            if wanted.label is not None or error.message.startswith(NO_FITTING_VERSION):
-                raise FailedPrecondition(
-                    f"{error.message}; this device bundle was built for {_wants(region)}"
-                ) from None
-            raise
-        _check_fits(region, reply)
+        except OffloadError as error:
+            raise _explained(error, region, wanted.label) from None
+        check_fits(region, reply)
         return reply
 
     def _compute(self, how: str) -> Reply:
@@ -309,19 +324,18 @@ class _Judge:
             log.warning("model %r now runs %s%s", self._model, where, why)
 
 
+def _explained(error: BaseException, region: OffloadedRegion, label: str | None) -> BaseException:
+    """The error of a call, as the caller of a model sees it."""
+    if isinstance(error, InvalidArgument) and not isinstance(error, ProtocolError):
+        # The bundle's graph computes the inputs. If they are refused, the bundle was built for another version.
+        return FailedPrecondition(f"the served version does not fit this device bundle: {error.message}")
+    if isinstance(error, FailedPrecondition) and (
+        label is not None or error.message.startswith(NO_FITTING_VERSION)
+    ):  # the broker does not know which version would fit
+        return FailedPrecondition(f"{error.message}; this device bundle was built for {_wants(region)}")
+    return error
+
+
 def _wants(region: OffloadedRegion) -> str:
     inputs, outputs = (", ".join(map(str, specs)) for specs in (region.inputs, region.outputs))
     return f"one that takes {inputs} and returns {outputs}"
-
-
-def _check_fits(region: OffloadedRegion, reply: Reply) -> None:
-    for spec in region.outputs:
-        array = reply.get(spec.name)
-        if array is None or array.dtype != spec.dtype or not spec.fits(array.shape):
-            got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
-            version = getattr(reply, "version", None)
-            served = f"model {region.model!r}" + (f" version {version}" if version else "")
-            raise FailedPrecondition(
-                f"the served version does not fit this device bundle: {served} replies output {spec.name!r} with "
-                f"{got}; the device needs {spec}"
-            )

@@ -15,7 +15,7 @@ from zmq_offload.device.machine import TURNS, Machines
 from zmq_offload.device.offload import Mode, Offload, Statistics
 from zmq_offload.device.pipeline import check_depth, in_order, in_order_async
 from zmq_offload.device.remote import InferenceClient, InFlight, RemoteModule
-from zmq_offload.device.runs import OUTSTANDING, CancelScope, Results, Run
+from zmq_offload.device.runs import OUTSTANDING, Results, Run, next_number
 from zmq_offload.device.traced import Traced, TracingClient
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
 from zmq_offload.protocol.payload import Array
@@ -120,10 +120,14 @@ class OffloadedModel:
         >>> y = model(x)
         >>> boxes, scores = model(image=image, size=size)
         """
-        self._check_process()
-        arrays = arranged(self.inputs, args, kwargs)
-        with TURNS.turn(CancelScope().number):
+        if self._forgotten:
+            self._check_process()
+        arrays = arranged(self.manifest.inputs, args, kwargs)
+        TURNS.take(next_number())
+        try:
             return self._execute(arrays)
+        finally:
+            TURNS.end()
 
     def submit(self, *args: ArrayLike, **kwargs: ArrayLike) -> Run:
         """Start a run and return a future of its results.
@@ -369,12 +373,13 @@ class OffloadedModel:
         machines = self._machines
         if machines is None:
             raise FailedPrecondition("the model is closed")
-        self._in_flight.error = None
+        in_flight = self._in_flight
+        in_flight.error = None
         try:
             results = machines.run(arrays)
         except BaseException as error:
-            cause: BaseException | None = self._in_flight.error
-            self._in_flight.error = None
+            cause: BaseException | None = in_flight.error
+            in_flight.error = None
             if cause is not None:
                 raise cause from None
             if isinstance(error, InvalidArgument):
@@ -383,7 +388,8 @@ class OffloadedModel:
                 raise
             raise Internal(f"{LIBRARY} failed: {one_line(error)}") from error
         finally:
-            self._in_flight.cancel()
+            if in_flight.requests:
+                in_flight.cancel()
         return results[0] if len(results) == 1 else tuple(results)
 
     def _begin(self, index: int, item: Item) -> Run:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from zmq_offload.artifacts.manifest import RECEIVE, SEND, OffloadedRegion
-from zmq_offload.errors import Cancelled, Internal
+from zmq_offload.errors import Cancelled, FailedPrecondition, Internal
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest, signature_of
 from zmq_offload.runtime.tvm_library import tensor, tvm_ffi
@@ -70,14 +70,14 @@ class InFlight(threading.local):
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
-        self._requests: dict[int, PendingReply] = {}
+        self.requests: dict[int, PendingReply] = {}
         self._numbers = itertools.count(1)
 
     def add(self, request: PendingReply) -> int:
         """Keep a request, and return its number. If one request fails, the others are canceled at once: the run has
         failed, whichever request it waits for."""
         number = next(self._numbers)
-        requests = self._requests
+        requests = self.requests
         requests[number] = request
         future = _future(request)
         if future is not None:
@@ -89,17 +89,17 @@ class InFlight(threading.local):
     def reply(self, number: int) -> Reply:
         """Wait for a reply. Raises the request's error, or that of the request for which it was canceled."""
         try:
-            return self._requests[number].result()
+            return self.requests[number].result()
         except (CancelledError, Cancelled):
-            raise _failure_of(self._requests) or Cancelled("the request was canceled") from None
+            raise _failure_of(self.requests) or Cancelled("the request was canceled") from None
         finally:
-            del self._requests[number]
+            del self.requests[number]
 
     def cancel(self) -> None:
         """At the end of a run: cancel the requests that nothing will receive."""
-        if self._requests:
-            _cancel(self._requests)
-            self._requests = {}
+        if self.requests:
+            _cancel(self.requests)
+            self.requests = {}
 
 
 def _failed(request: Future[Reply]) -> bool:
@@ -139,14 +139,18 @@ class RemoteModule:
         if region.label is not None:
             self._options["label"] = region.label
         self._in_flight = in_flight
+        self._direct: Callable[..., bool] | None = getattr(client, "direct", None)
 
     def __call__(self, *tensors: tvm_ffi.Tensor) -> tvm_ffi.Tensor | list[tvm_ffi.Tensor] | None:
         """Arguments: inputs, outputs. Without outputs, the results are returned: their shapes were not known."""
         try:  # not `_noting`, which would add to a call of a hundred microseconds
-            inputs, outputs = self._named([view_of(t) for t in tensors])
+            views = [view_of(t) for t in tensors]
+            inputs = dict(zip(self._inputs, views, strict=False))
+            outputs = views[len(inputs) :]
             if not outputs:
                 return self._returned(inputs)
-            self._call(inputs, outputs)
+            if self._direct is None or not self._direct(self.region, inputs, outputs, self._options):
+                self._call(inputs, outputs)
             return None
         except BaseException as error:
             self._in_flight.error = error
@@ -156,7 +160,7 @@ class RemoteModule:
         """Arguments: inputs, token. Begin a request and write its number to the token, or 0 if `receive` makes it."""
         with self._noting():
             *views, token = (view_of(t) for t in tensors)
-            inputs, _ = self._named(views)
+            inputs = dict(zip(self._inputs, views, strict=True))
             submit: Callable[..., PendingReply] | None = getattr(self._client, "submit", None)
             if submit is None:
                 token[...] = 0
@@ -168,11 +172,12 @@ class RemoteModule:
         """Arguments: token, inputs, outputs. Wait for a request. Passing the inputs keeps their memory until then."""
         with self._noting():
             token, *views = (view_of(t) for t in tensors)
-            inputs, outputs = self._named(views)
+            inputs = dict(zip(self._inputs, views, strict=False))
+            outputs = views[len(inputs) :]
             if token == 0:
                 self._call(inputs, outputs)
             else:
-                self._fill(outputs, self._in_flight.reply(int(token)))
+                fill(self.region, outputs, self._in_flight.reply(int(token)))
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -181,12 +186,6 @@ class RemoteModule:
         except BaseException as error:
             self._in_flight.error = error
             raise
-
-    def _named(self, views: list[Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Arrays as inputs by name and outputs by name. There may be no outputs."""
-        rest = views[len(self._inputs) :]
-        inputs = dict(zip(self._inputs, views, strict=False))
-        return inputs, dict(zip(self._outputs, rest, strict=bool(rest)))
 
     def _returned(self, inputs: dict[str, Array]) -> tvm_ffi.Tensor | list[tvm_ffi.Tensor]:
         region = self.region
@@ -202,23 +201,40 @@ class RemoteModule:
             results.append(tensor(array))
         return results[0] if len(results) == 1 else results
 
-    def _call(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+    def _call(self, inputs: dict[str, Array], outputs: Sequence[Array]) -> None:
         region = self.region
-        reply = self._client.infer(region.model, inputs, **self._options, outputs=outputs)
-        self._fill(outputs, reply)
+        named = dict(zip(self._outputs, outputs, strict=True))
+        fill(region, outputs, self._client.infer(region.model, inputs, **self._options, outputs=named))
 
-    def _fill(self, outputs: Mapping[str, Array], reply: Reply) -> None:
-        for name, view in outputs.items():
-            array = reply.get(name)
-            if array is view:
-                continue
-            if array is None or array.dtype != view.dtype or array.shape != view.shape:
-                got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
-                raise Internal(
-                    f"model {self.region.model!r} replied output {name!r} with {got}; "
-                    f"the device needs {view.dtype}{list(view.shape)}"
-                )
-            view[...] = array
+
+def fill(region: OffloadedRegion, outputs: Sequence[Array], reply: Reply) -> None:
+    """Copy a reply into the memory of the outputs. Raises FailedPrecondition or Internal if it does not fit."""
+    for spec, view in zip(region.outputs, outputs, strict=True):
+        array = reply.get(spec.name)
+        if array is view:
+            continue
+        if array is None or array.shape != view.shape or array.dtype != view.dtype:
+            check_fits(region, reply)
+            got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise Internal(
+                f"model {region.model!r} replied output {spec.name!r} with {got}; "
+                f"the device needs {view.dtype}{list(view.shape)}"
+            )
+        view[...] = array
+
+
+def check_fits(region: OffloadedRegion, reply: Reply) -> None:
+    """Raise FailedPrecondition for a reply that does not have the region's signature."""
+    for spec in region.outputs:
+        array = reply.get(spec.name)
+        if array is None or array.dtype != spec.dtype or not spec.fits(array.shape):
+            got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            version = getattr(reply, "version", None)
+            served = f"model {region.model!r}" + (f" version {version}" if version else "")
+            raise FailedPrecondition(
+                f"the served version does not fit this device bundle: {served} replies output {spec.name!r} with "
+                f"{got}; the device needs {spec}"
+            )
 
 
 @contextmanager

@@ -24,15 +24,23 @@ OUTSTANDING = 256
 a thread and a virtual machine."""
 
 _crew = Crew("zmq-offload-run")
-_current = threading.local()
+
+
+class _Current(threading.local):
+    scope: CancelScope | None = None
+
+
+_current = _Current()
 _numbers = itertools.count()
+next_number = _numbers.__next__
+"""The number of a run that begins now."""
 
 
 class CancelScope:
     """What one run has requested of workers, to be canceled together. The lower `number` began earlier."""
 
     def __init__(self) -> None:
-        self.number = next(_numbers)
+        self.number = next_number()
         self._lock = threading.Lock()
         self._canceled = False
         self._requests: set[Future[Reply]] = set()
@@ -65,7 +73,7 @@ class CancelScope:
 
 def current() -> CancelScope | None:
     """The scope to which this thread's requests belong, if there is one."""
-    return getattr(_current, "scope", None)
+    return _current.scope
 
 
 class Run(Future[Results]):

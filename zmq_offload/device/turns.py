@@ -15,6 +15,11 @@ from contextlib import AbstractContextManager
 from zmq_offload.common.lifetime import tell_of_forks
 
 
+class _Mine(threading.local):
+    held = False
+    """Whether this thread has a turn."""
+
+
 class Turns:
     """At most `places` runs begin while others compute. Of the runs that wait, the lowest number is next."""
 
@@ -29,19 +34,25 @@ class Turns:
         self._lock = threading.Lock()
         self._free = self._places  # below 0 while runs continue without a turn
         self._waiting: list[tuple[int, int, Callable[[], bool]]] = []
-        self._mine = threading.local()
+        self._mine = _Mine()
 
     def turn(self, number: int) -> AbstractContextManager[None]:
         """Wait for a turn and hold it in the body."""
         return _Turn(self, number)
 
     def take(self, number: int) -> None:
-        """Wait until this thread has a turn."""
+        """Wait until this thread has a turn. `end` ends it."""
         with self._lock:
             at_once = self._free > 0 and not self._waiting
             self._free -= at_once
         if not at_once:
             self._wait(number)
+        self._mine.held = True
+
+    def end(self) -> None:
+        """End this thread's turn."""
+        self._mine.held = False
+        self._give()
 
     def _wait(self, number: int) -> None:
         """Wait until this thread has a turn."""
@@ -76,11 +87,9 @@ class Turns:
         """In the body, this thread has the turn that was granted. The turn ends with the body."""
         return _Turn(self, None)
 
-    def hold(self, held: bool) -> None:
-        """Note that this thread has a turn, or that its turn has ended."""
-        self._mine.held = held
-        if not held:
-            self._give()
+    def hold(self) -> None:
+        """Note that this thread has the turn that was granted. `end` ends it."""
+        self._mine.held = True
 
     def pause(self) -> AbstractContextManager[None]:
         """Give this thread's turn, if it has one, to other runs in the body, which waits for something else."""
@@ -88,7 +97,7 @@ class Turns:
 
     def leave(self) -> bool:
         """Give this thread's turn to other runs. Returns whether it had one."""
-        held: bool = getattr(self._mine, "held", False)
+        held = self._mine.held
         if held:
             self._give()
         return held
@@ -118,7 +127,7 @@ class Turns:
                     self._free += 1
 
 
-# Classes, not generators: those take a microsecond more, three times a call.
+# Classes, not generators: those take a microsecond more.
 class _Turn(AbstractContextManager[None]):
     """A turn, taken when the body begins; without a number, one that was granted."""
 
@@ -128,12 +137,13 @@ class _Turn(AbstractContextManager[None]):
         self._turns, self._number = turns, number
 
     def __enter__(self) -> None:
-        if self._number is not None:
+        if self._number is None:
+            self._turns.hold()
+        else:
             self._turns.take(self._number)
-        self._turns.hold(True)
 
     def __exit__(self, *_: object) -> None:
-        self._turns.hold(False)
+        self._turns.end()
 
 
 class _Pause(AbstractContextManager[None]):

@@ -74,6 +74,8 @@ class Machine:
         self._main = virtual_machine(library, device)["main"]
         self._specs = inputs
         self._inputs = [None if ANY in spec.shape else memory(spec.shape, spec.dtype) for spec in inputs]
+        known = [made for made in self._inputs if made is not None]
+        self._known = ([m[0] for m in known], [m[1] for m in known]) if 0 < len(known) == len(inputs) else None
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """The results of `main` for arrays that fit the signature. The arrays are copied; the results are the caller's.
@@ -84,13 +86,18 @@ class Machine:
         TVM assumes memory that is aligned to 64 bytes, which a caller's array or a frame need not be. So the inputs are
         copied into tensors of this machine.
         """
+        if self._known is not None:
+            tensors, views = self._known
+            for view, array in zip(views, arrays, strict=True):
+                view[...] = array
+            return self._call(tensors, views)
         own = self._inputs or [None] * len(arrays)
         memories = [
             m or memory(array.shape, array.dtype.newbyteorder("=")) for m, array in zip(own, arrays, strict=True)
         ]
         for (_, view), array in zip(memories, arrays, strict=True):
             view[...] = array
-        return self._call(memories)
+        return self._call(*zip(*memories, strict=True))
 
     def run_together(self, requests: Sequence[Sequence[Array]]) -> list[Array]:
         """The results of `main` for the inputs of several requests, one after the other along dimension 0."""
@@ -100,7 +107,7 @@ class Machine:
             m = own or memory((rows, *arrays[0].shape[1:]), arrays[0].dtype.newbyteorder("="))
             np.concatenate(arrays, out=m[1])
             memories.append(m)
-        return self._call(memories)
+        return self._call(*zip(*memories, strict=True))
 
     def _results(self, arguments: Sequence[tvm_ffi.Tensor]) -> list[tvm_ffi.Tensor]:
         try:
@@ -112,12 +119,14 @@ class Machine:
             raise refused from None
         return [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
 
-    def _call(self, memories: Sequence[Memory]) -> list[Array]:
-        results = [view_of(t) for t in self._results([tensor for tensor, _ in memories])]
+    def _call(self, tensors: Sequence[tvm_ffi.Tensor] = (), views: Sequence[Array] = ()) -> list[Array]:
+        results = [view_of(tensor) for tensor in self._results(tensors)]
         # A result's memory lives as long as the array. But a model may hand an input through, perhaps under another
         # shape, and the next run writes to an input's memory.
-        for _, view in memories:
-            results = [r.copy() if np.may_share_memory(r, view) else r for r in results]
+        for view in views:
+            for at, result in enumerate(results):
+                if np.may_share_memory(result, view):
+                    results[at] = result.copy()
         return results
 
 
