@@ -28,7 +28,7 @@ def readers() -> dict[str, set[str]]:
 
 
 def test_options_read_the_variables_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = {"CLIENT_KEY", "BROKER_KEY", "TOKEN", "ENV_FILE"}  # clients read the keys, whichever command makes one
+    keys = {"CLIENT_KEY", "BROKER_KEY", "TOKEN", "ENV_FILE", "NATIVE"}  # whichever command makes a client
     found = readers()
     assert found.pop(f"{PREFIX}CONFIG") == set(configfile.TABLES)
     assert set(found) | {PREFIX + "CONFIG"} | {PREFIX + key for key in keys} == set(VARIABLES)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from zmq_offload.net.sharedmemory.references import Reference, SharedFrame, take_out
 from zmq_offload.net.zmtp import HELLO, Broken, Peer, Refused, Scratch, encode
 
+pytestmark = pytest.mark.usefixtures("compiled_or_not")
+
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 MOST = 1 << 20
 INTERVAL = 5.0

@@ -22,6 +22,8 @@ from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors, sendable
 from zmq_offload.protocol.tensors import DATATYPES
 
+pytestmark = pytest.mark.usefixtures("compiled_or_not")
+
 VERSION = bytes([wire.VERSION])
 ALL = wire.FROM_CLIENT | wire.TO_CLIENT | wire.FROM_WORKER | wire.TO_WORKER
 

@@ -132,6 +132,7 @@ VARIABLES: Mapping[str, Variable] = {
             "log requests that fail or take at least so many seconds; 0: all", ("broker", "gateway")
         ),
         "CONFIG": Variable("TOML file with options", (WITH_OPTIONS,)),
+        "NATIVE": Variable("0: compiled code is not used, even if it is installed", (_ALL, "library")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from zmq_offload import native
 from zmq_offload.net.sharedmemory.references import BadTable, put_in
 
 Buffer: TypeAlias = "bytes | memoryview"
@@ -51,6 +52,46 @@ _BUFFER_BYTES = 128 * 1024
 _KEPT_BYTES = 16 * 1024
 """The longest frame of which a part is kept until the next bytes come. The rest of a longer one is received into memory
 of the frame's own, as is all of a frame that is longer than the buffer."""
+
+
+def _split(
+    view: memoryview,
+    at: int,
+    stop: int,
+    most: int,
+    room: int,
+    frames: list[Buffer],
+    messages: list[list[Buffer]],
+    turn: int,
+) -> tuple[int, list[Buffer]]:
+    """Take frames out of `view[at:stop]`, of at most `most` bytes each and at most `room` in a message.
+
+    `frames` are those of a message of which the beginning came earlier. Adds the messages that are complete to
+    `messages`, until these are `turn` (0: without a limit). Stops before a frame that is not complete, is refused, or
+    is a command. Returns where it stopped, and the frames of a message that is not complete.
+    """
+    data: Any = view.obj  # is faster to index
+    while stop - at > 1:
+        flags = data[at]
+        if flags & _LONG:
+            start = at + 9
+            if start > stop:
+                break
+            size = int.from_bytes(data[at + 1 : start], "big")
+        else:
+            start = at + 2
+            size = data[at + 1]
+        end = start + size
+        if flags > _LONG | _MORE or end > stop or size > most or len(frames) >= room:
+            break
+        frames.append(bytes(view[start:end]))
+        at = end
+        if not flags & _MORE:
+            messages.append(frames)
+            frames = []
+            if len(messages) == turn:
+                break
+    return at, frames
 
 
 class Broken(Exception):
@@ -195,41 +236,34 @@ class Peer:
             return self._followed(messages) if self.shares else messages
         stop = len(self._rest) + count
         at = 0
-        data, view, frames = self._data, self._view, self._frames
+        data, view = self._data, self._view
         if self._greeted < _GREETING_BYTES:
             self._greet(stop)
             if self._greeted < _GREETING_BYTES:
                 self._rest = bytes(view[:stop])
                 return messages
             at = _GREETING_BYTES
-        while stop - at > 1:
+        while True:
+            at, self._frames = split(view, at, stop, self._most, self._room, self._frames, messages, self.turn)
+            if self.turn and len(messages) == self.turn:
+                self.has_more = at < stop
+                break
+            if stop - at < 2:
+                break
+            # A command, a frame that is not complete, or one that is refused.
             flags = data[at]
-            if flags & _LONG:
-                start = at + 9
-                if start > stop:
-                    break
-                size = int.from_bytes(data[at + 1 : start], "big")
-            else:
-                start = at + 2
-                size = data[at + 1]
+            start = at + (9 if flags & _LONG else 2)
+            if start > stop:
+                break
+            size = int.from_bytes(data[at + 1 : start], "big")
             end = start + size
-            if flags > _LONG | _MORE or end > stop or size > self._most or len(frames) >= self._room:
-                self._check(flags, size)
-                if end > stop:
-                    if size > _KEPT_BYTES:
-                        self._begin(flags, size, view[start:stop])
-                        at = stop
-                    break
-                self._obey(bytes(view[start:end]))
-            else:
-                frames.append(bytes(view[start:end]))
-                if not flags & _MORE:
-                    messages.append(frames)
-                    frames = self._frames = []
-                    if len(messages) == self.turn:
-                        at = end
-                        self.has_more = at < stop
-                        break
+            self._check(flags, size)
+            if end > stop:
+                if size > _KEPT_BYTES:
+                    self._begin(flags, size, view[start:stop])
+                    at = stop
+                break
+            self._obey(bytes(view[start:end]))
             at = end
         self._rest = bytes(view[at:stop]) if at < stop else b""
         return self._followed(messages) if self.shares else messages
@@ -340,8 +374,11 @@ def encode(frames: Sequence[Buffer]) -> list[Buffer]:
     return buffers
 
 
-def append(buffers: list[Buffer], frames: Sequence[Buffer]) -> int:
-    """Append the buffers of a message, of which none is copied. Returns how many bytes they have."""
+def _append(buffers: list[Buffer], frames: Sequence[Buffer]) -> int:
+    """Append the buffers of a message. Returns how many bytes they have.
+
+    Compiled code joins those of a short message, which costs less than a buffer for each. Others are not copied.
+    """
     left, total = len(frames), 0
     for frame in frames:
         left -= 1
@@ -354,6 +391,9 @@ def append(buffers: list[Buffer], frames: Sequence[Buffer]) -> int:
             buffers.append(_long_head(_LONG | _MORE if left else _LONG, size))
         buffers.append(frame)
     return total
+
+
+split, append = (_split, _append) if native.wire is None else (native.wire.split, native.wire.append)
 
 
 def read_heads(frames: list[Buffer]) -> list[Buffer]:

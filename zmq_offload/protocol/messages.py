@@ -16,6 +16,7 @@ import msgpack
 from msgspec import DecodeError, Meta, ValidationError, convert
 from msgspec.msgpack import Decoder, Encoder
 
+from zmq_offload import native
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
 
@@ -38,6 +39,8 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
+_EMPTY_OR_FULL = Rule(lambda value: type(value) is bytes and len(value) in (0, SIGNATURE_BYTES))
+
 Session: TypeAlias = Annotated[bytes, Meta(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 ModelName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.MODEL_NAME_BYTES)]
@@ -47,7 +50,7 @@ Priority: TypeAlias = Annotated[int, Meta(ge=-limits.PRIORITY, le=limits.PRIORIT
 Signature: TypeAlias = Annotated[
     bytes,
     Meta(max_length=SIGNATURE_BYTES),
-    Rule(lambda value: type(value) is bytes and len(value) in (0, SIGNATURE_BYTES)),
+    _EMPTY_OR_FULL,
 ]
 Label: TypeAlias = Annotated[str, Meta(max_length=limits.MODEL_NAME_BYTES)]
 Caller: TypeAlias = Annotated[str, Meta(max_length=limits.NAME_BYTES)]
@@ -342,8 +345,40 @@ _new = tuple.__new__
 _M = TypeVar("_M")
 
 
+def _usual_fields(cls: type[Message]) -> tuple[tuple[str, int, int, bool], ...] | None:
+    """The fields of a message for compiled code: kind, bounds, and whether only the bounds' lengths are allowed, for
+    fields whose Rule says that. None if a field is of another kind or has another Rule."""
+    usual = []
+    for field in _FIELDS[cls]:
+        kind, meta = field.type.__origin__, field.type.__metadata__[0]
+        if kind not in _KINDS or field.rule not in (None, _EMPTY_OR_FULL):
+            return None
+        if kind is int:
+            least, most = meta.ge, meta.le
+        else:
+            least, most = meta.min_length or 0, meta.max_length
+        usual.append((_KINDS[kind], least, most, field.rule is not None))
+    return tuple(usual)
+
+
+_KINDS = {int: "i", bytes: "b", str: "s"}
+
+
+def _unusual(_: object) -> None:
+    """Without compiled code, no message is usual."""
+
+
+_USUAL = {code: (cls, fields) for code, cls in _CODES.items() if (fields := _usual_fields(cls)) is not None}
+_compiled: Any = None if native.wire is None else native.wire.Codecs(VERSION, _USUAL)
+_decode_usual: Callable[[bytes], Any] = getattr(_compiled, "decode", _unusual)
+_encode_usual: Callable[[Any], bytes | None] = getattr(_compiled, "encode", _unusual)
+
+
 def encode(message: Message) -> bytes:
     """The envelope frame of a message."""
+    usual = _encode_usual(message)
+    if usual is not None:
+        return usual
     fields = (CODES[type(message)], *message)
     try:
         return _PREFIX + _encode(fields)
@@ -381,6 +416,9 @@ def decode(frame: bytes, expected: frozenset[type[_M]]) -> _M:
     Raises ProtocolError for any other frame. The error's `key` names the request if the envelope does, so that the
     sender can be answered.
     """
+    usual = _decode_usual(frame)
+    if type(usual) in expected:
+        return usual  # type: ignore[no-any-return]
     codec = _BEGINS.get(frame[:3])
     if codec is not None and codec[0] in expected and len(frame) <= _MOST_BYTES:
         cls, read, at, rule = codec

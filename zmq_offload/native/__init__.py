@@ -1,0 +1,19 @@
+"""Compiled code for what each message needs. It is optional: what it does exists in Python, too.
+
+An installation without a C compiler has none, and `ZMQ_OFFLOAD_NATIVE=0` switches it off. `docs/performance.md` tells
+what it saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from types import ModuleType
+
+wire: ModuleType | None = None
+"""The module `zmq_offload.native.wire`; None without."""
+
+if os.environ.get("ZMQ_OFFLOAD_NATIVE", "1") != "0":
+    with contextlib.suppress(ImportError):
+        wire = importlib.import_module("zmq_offload.native.wire")
