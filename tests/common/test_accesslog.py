@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from zmq_offload.common.accesslog import Access, AccessLog
+from zmq_offload.common.accesslog import LONGEST, Access, AccessLog
 
 
 def access(status: str = "OK", total: float = 0.0, **known: object) -> Access:
@@ -23,6 +23,14 @@ def test_slow_and_failed_requests_are_logged() -> None:
     assert slow.text == "model 'm' version 2: OK request=a/1 total=0.5 queue=0.25 worker=w attempts=1"
     assert slow.fields["total"] == 0.5 and slow.fields["version"] == 2 and "client" not in slow.fields
     assert failed.text == "model 'm': CANCELLED request=a/1 total=0.0"
+
+
+def test_what_clients_choose_is_bounded_and_cannot_pass_for_other_fields() -> None:
+    log = AccessLog(0.0)
+    log.add(access(request="x" * 10**6, model="m" * 10**6, client="a worker=w total=0"), 1.0)
+    (line,) = log.take()
+    assert line.fields["request"] == "x" * LONGEST + "…" and line.fields["client"] == "a worker=w total=0"
+    assert len(line.text) < 3 * LONGEST and line.text.endswith("total=0.0 client='a worker=w total=0'")
 
 
 def test_it_says_how_many_were_left_out() -> None:

@@ -9,7 +9,19 @@ import sys
 import pytest
 
 from tests.console.test_progress import Terminal, plain
-from zmq_offload.console.tables import Column, Facts, Lines, Prose, Table, fitting, show, text
+from zmq_offload.console.tables import (
+    Column,
+    Facts,
+    Lines,
+    Prose,
+    Table,
+    fitting,
+    padded,
+    shortened,
+    show,
+    text,
+    width_of,
+)
 
 COLUMNS = (Column("NAME", folds=True), Column("BYTES", right=True), Column("NOTE", spare=1), Column("MORE", spare=2))
 TABLE = Table(COLUMNS, [("a", "1,000", "first", ""), ("[bold]long[/]", "2", "", "m")], bold=[1])
@@ -97,3 +109,25 @@ def test_cells_and_facts_may_have_colors(monkeypatch: pytest.MonkeyPatch) -> Non
     shown = on_terminal(80, monkeypatch, table, Facts([("one", "1"), ("two", "2")], wrong=[1]))
     assert "\x1b[31m1,000" in shown and "\x1b[32mfirst" in shown and "\x1b[31mtwo" in shown
     assert "\x1b[32m" not in on_terminal(20, monkeypatch, table), "a column that is left out takes its colors along"
+
+
+def test_names_are_shortened_before_columns_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may have a name of 512 characters."""
+    columns = (Column("name", shortens=True), Column("state"), Column("served", right=True, spare=1))
+    table = Table(columns, [("edge" + "x" * 500 + "-4711", "ready", "7"), ("w", "lost", "8")])
+    shown = plain(on_terminal(50, monkeypatch, table)).splitlines()
+    first = f"edge{'x' * 13}…{'x' * 12}-4711"
+    assert [line.split() for line in shown[1:]] == [[first, "ready", "7"], ["w", "lost", "8"]]
+    assert "x" * 500 in str(table), "files get all of it"
+
+
+def test_wide_characters_take_two_places() -> None:
+    assert [width_of(text) for text in ("abc", "工作", "e\u0301", "🦊")] == [3, 4, 1, 2]
+    assert (padded("工", 4), padded("工", 4, right=True)) == ("工  ", "  工")
+    assert [shortened("工作机器", 8), shortened("工作机器", 6), shortened("abcdefgh", 5)] == [
+        "工作机器",
+        "工…器",
+        "ab…gh",
+    ]
+    table = Table([Column("a"), Column("b")], [("工", "1"), ("ab", "2")])
+    assert str(table).splitlines() == ["a   b", "工  1", "ab  2"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from zmq_offload.console.parser import Parser
-from zmq_offload.console.settings import add_frontend, add_option, address
+from zmq_offload.console.settings import NONE, add_frontend, add_option, address
 from zmq_offload.console.variables import PREFIX
+from zmq_offload.errors import InvalidArgument
 
 
 def add_options(parser: Parser) -> None:
@@ -32,6 +33,8 @@ def add_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from zmq_offload.common.extras import needs
 
+    if args.http == NONE:
+        raise InvalidArgument("--http none serves no page; give HOST:PORT, such as 127.0.0.1:8080")
     with needs("gateway"):
         from zmq_offload.gateway.pageserver import serve
     return serve(args.broker, args.http, insecure=args.insecure)

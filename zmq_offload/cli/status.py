@@ -80,7 +80,7 @@ def describe(status: dict[str, Any], before: dict[str, Any] | None = None, elaps
 
 
 _MODELS = (
-    Column("name"),
+    Column("name", shortens=True),
     Column("version", right=True),
     Column("workers", right=True),
     Column("latest", folds=True),
@@ -88,7 +88,7 @@ _MODELS = (
     Column("canary", folds=True, spare=2),
 )
 _TRAFFIC = (
-    Column("model"),
+    Column("model", shortens=True),
     Column("ok", right=True),
     Column("failed", right=True),
     Column("per s", right=True, spare=3),
@@ -101,9 +101,14 @@ _TRAFFIC = (
     Column("in", right=True, spare=8),
     Column("out", right=True, spare=8),
 )
-_QUEUES = (Column("model"), Column("version", right=True), Column("queued", right=True), Column("bytes", right=True))
+_QUEUES = (
+    Column("model", shortens=True),
+    Column("version", right=True),
+    Column("queued", right=True),
+    Column("bytes", right=True),
+)
 _WORKERS = (
-    Column("name"),
+    Column("name", shortens=True),
     Column("address", spare=4),
     Column("slots", right=True, spare=3),
     Column("outstanding", right=True, spare=1),
@@ -116,7 +121,7 @@ _WORKERS = (
     Column("memory", right=True, spare=5),
     Column("busy", right=True, spare=7),
     Column("restarts", right=True, spare=8),
-    Column("running", spare=9),
+    Column("running", shortens=True, spare=9),
 )
 _COLORS = {"ready": "green", "quiet": "yellow", "draining": "cyan"}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from zmq_offload.common.units import age_text, size_text, time_text
-from zmq_offload.console.tables import GAP, Column, Table, aligned
+from zmq_offload.console.tables import GAP, Column, Table, aligned, padded
 from zmq_offload.dashboard.history import ErrorView, ModelView, SlowView, View
 from zmq_offload.dashboard.roster import LOST, WorkerView
 from zmq_offload.dashboard.terminal import bar, by_step, share, sparkline
@@ -19,8 +19,8 @@ _STATES = {"ready": "green", "quiet": "yellow", "draining": "cyan", LOST: "bold 
 _BROKER = {"up": "green", "waiting": "yellow", "stopping": "yellow", "none": "bold red"}
 
 _MODELS = (
-    Column("models"),
-    Column("latest", spare=3),
+    Column("models", shortens=True),
+    Column("latest", shortens=True, spare=3),
     Column("workers", right=True, spare=1),
     Column("per s", right=True),
     Column("errors", right=True),
@@ -32,11 +32,11 @@ _MODELS = (
     Column("batch", right=True, spare=6),
 )
 _WORKERS = (
-    Column("workers"),
+    Column("workers", shortens=True),
     Column("state"),
     Column("busy", right=True),
     Column("holds", right=True),
-    Column("runs"),
+    Column("runs", shortens=True),
     Column("served", right=True, spare=1),
     Column("failed", right=True, spare=2),
     Column("memory", right=True, spare=3),
@@ -46,7 +46,7 @@ _WORKERS = (
 )
 _ERRORS = (Column("errors"), Column("kind"), Column("last hour", right=True), Column("all", right=True))
 _SLOW = (
-    Column("slow requests"),
+    Column("slow requests", shortens=True),
     Column("ago", right=True),
     Column("total", right=True),
     Column("queue", right=True),
@@ -54,7 +54,7 @@ _SLOW = (
     Column("queue / compute / other"),
     Column("status", spare=1),
     Column("attempts", right=True, spare=3),
-    Column("worker", spare=2),
+    Column("worker", shortens=True, spare=2),
 )
 
 _BAR = 23
@@ -138,11 +138,10 @@ def _section(table: Table, rows: int, width: int) -> list[Text]:
     for number, row in enumerate(shown.rows[:rows]):
         line = Text()
         for at, (column, cell) in enumerate(zip(shown.columns, row, strict=True)):
-            padded = f"{cell:>{widths[at]}}" if column.right else f"{cell:<{widths[at]}}"
             if column.heading == "queue / compute / other":
                 _append_bar(line, cell)
             else:
-                line.append(padded, style=shown.styles.get((number, at), ""))
+                line.append(padded(cell, widths[at], column.right), style=shown.styles.get((number, at), ""))
             line.append(" " * GAP)
         lines.append(line)
     return lines

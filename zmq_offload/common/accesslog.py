@@ -7,12 +7,19 @@ tell of. Those are counted, and the log says how many were left out.
 from __future__ import annotations
 
 import logging
+import re
 from typing import NamedTuple
 
 OK = "OK"
 
 MOST = 1000
 """Requests a second that are logged."""
+
+
+LONGEST = 200
+"""Characters of a text that are logged."""
+
+_PLAIN = re.compile(r"[\w.:/@+-]+")
 
 
 class Access(NamedTuple):
@@ -34,9 +41,7 @@ class Access(NamedTuple):
 
     def fields(self) -> dict[str, object]:
         """What is known, for a machine."""
-        times = {name: round(value, 6) for name, value in self._asdict().items() if isinstance(value, float)}
-        known = {name: value for name, value in self._asdict().items() if value not in (None, "")}
-        return known | times
+        return {name: _bounded(value) for name, value in self._asdict().items() if value not in (None, "")}
 
     def text(self) -> str:
         """What is known, as text: the model, its version and the status, and then name=value."""
@@ -44,8 +49,22 @@ class Access(NamedTuple):
         for name in ("model", "version", "status"):
             rest.pop(name, None)
         version = "" if self.version is None else f" version {self.version}"
-        known = " ".join(f"{name}={value}" for name, value in rest.items())
-        return f"model {self.model!r}{version}: {self.status} {known}"
+        known = " ".join(f"{name}={_word(value)}" for name, value in rest.items())
+        return f"model {_bounded(self.model)!r}{version}: {self.status} {known}"
+
+
+def _bounded(value: object) -> object:
+    """A value as the log has it. Clients choose ids, names and models, of any length."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]}…"
+    return value
+
+
+def _word(value: object) -> object:
+    """A value of name=value. A text that could pass for several of these is quoted."""
+    return repr(value) if isinstance(value, str) and not _PLAIN.fullmatch(value) else value
 
 
 class Line(NamedTuple):

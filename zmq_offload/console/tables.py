@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeAlias
+from unicodedata import combining, east_asian_width
 
 from zmq_offload.console.terminal import console_of
 from zmq_offload.errors import printable
@@ -22,6 +23,9 @@ GAP = 2
 _FOLDED = 16
 """The least width of a column whose cells are wrapped."""
 
+_SHORT = 24
+"""The least width of a column whose cells are shortened."""
+
 
 class Column(NamedTuple):
     """A heading and how its cells are shown."""
@@ -31,6 +35,8 @@ class Column(NamedTuple):
     """Aligned to the right: numbers."""
     folds: bool = False
     """Long cells are wrapped within the column on a narrow terminal."""
+    shortens: bool = False
+    """Long cells lose their middle on a narrow terminal: names, which any peer may choose."""
     spare: int = 0
     """Left out on a terminal that is too narrow, the highest number first; 0 is always shown."""
 
@@ -62,15 +68,24 @@ class Table:
 
     def widths(self) -> list[int]:
         cells = [[column.heading for column in self.columns], *self.rows]
-        return [max(len(row[at]) for row in cells) for at in range(len(self.columns))]
+        return [max(width_of(row[at]) for row in cells) for at in range(len(self.columns))]
 
     def fitted(self, width: int) -> tuple[Table, list[str]]:
-        """The table without the spare columns that `width` has no room for, and the headings of those."""
+        """The table with shorter names, and without the spare columns that `width` has no room for, and the headings of
+        those."""
         columns = list(self.columns)
         least = [min(w, _FOLDED) if c.folds else w for c, w in zip(columns, self.widths(), strict=True)]
+        over = sum(least) + GAP * (len(columns) - 1) - width
+        for at, column in enumerate(columns):
+            if column.shortens and over > 0:
+                shorter = max(min(least[at], _SHORT), least[at] - over)
+                over -= least[at] - shorter
+                least[at] = shorter
         keep = fitting(columns, least, width)
         hidden = [column.heading for at, column in enumerate(columns) if at not in keep]
-        rows = [[row[at] for at in keep] for row in self.rows]
+        rows = [
+            [shortened(row[at], least[at]) if columns[at].shortens else row[at] for at in keep] for row in self.rows
+        ]
         places = {at: place for place, at in enumerate(keep)}
         styles = {(row, places[at]): style for (row, at), style in self.styles.items() if at in places}
         return Table([columns[at] for at in keep], rows, self.title, self.bold, styles), hidden
@@ -147,8 +162,33 @@ def text(parts: Iterable[Part]) -> str:
 
 def aligned(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[str], gap: int = GAP) -> str:
     """A row as text: each cell as wide as its column. A cell that is longer makes its own line longer."""
-    padded = (f"{c:>{w}}" if column.right else f"{c:<{w}}" for column, w, c in zip(columns, widths, cells, strict=True))
-    return (" " * gap).join(padded).rstrip()
+    filled = (padded(c, w, column.right) for column, w, c in zip(columns, widths, cells, strict=True))
+    return (" " * gap).join(filled).rstrip()
+
+
+def width_of(text: str) -> int:
+    """The places that a text takes at a terminal: two for a wide character, none for one that joins another."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def padded(text: str, width: int, right: bool = False) -> str:
+    """A text with spaces before or after it."""
+    spaces = " " * (width - width_of(text))
+    return spaces + text if right else text + spaces
+
+
+def shortened(text: str, width: int) -> str:
+    """A text of at most `width` places. The middle is left out: a supervisor's workers differ at the end."""
+    if width_of(text) <= width:
+        return text
+    begin, end = text, text
+    while width_of(begin) > (width - 1) // 2:
+        begin = begin[:-1]
+    while width_of(end) > width // 2:
+        end = end[1:]
+    return f"{begin}…{end}"
 
 
 def fitting(columns: Sequence[Column], widths: Sequence[int], most: int, gap: int = GAP) -> list[int]:
