@@ -57,8 +57,17 @@ class Core:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Decide what to do about an event at time `now` (seconds, any origin, never going back)."""
+        self.decide(event, now)
+        return self.take()
+
+    def take(self) -> list[Action]:
+        """What is to be done about the events since the last call."""
+        actions, self.ledger.actions = self.ledger.actions, []
+        return actions
+
+    def decide(self, event: Event, now: float) -> None:
+        """Do what `handle` does, but leave the actions to `take`: those of many events are performed together."""
         ledger = self.ledger
-        ledger.actions = []
         if ledger.timers.first <= now or ledger.deadlines.first <= now:
             self._expire(now)
         if isinstance(event, FromClient):
@@ -80,11 +89,11 @@ class Core:
         if ledger.moved:
             ledger.moved = False
             ledger.pools_changed(now)
-        return ledger.actions
 
     def next_deadline(self) -> float | None:
-        """When to call `handle` even if nothing happens."""
-        due = self.ledger.deadlines.next()
+        """When to call `handle` even if nothing happens, at the latest."""
+        ledger = self.ledger
+        due = min(ledger.timers.first, ledger.deadlines.first)
         return None if due == math.inf else due
 
     @property

@@ -45,8 +45,3 @@ class Deadlines:
         for request in self._requests.values():
             if request.key not in self._timers:
                 self.add(request)
-
-    def next(self) -> float:
-        """When something is due, at the earliest; infinite if nothing is."""
-        at = self._timers.next()
-        return self.first if at is None else min(at, self.first)

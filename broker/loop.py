@@ -110,16 +110,19 @@ class Broker:
 
     def handle(self, events: Sequence[Event]) -> None:
         """Do what these events ask for."""
-        core, clock = self.core, self._clock
-        # All actions are performed together: messages that are sent together need fewer system calls.
-        actions = []
+        decide, clock = self.core.decide, self._clock
         for event in events:
             if type(event) is Stop:
-                log.info("stopping: finishing %d requests within %.1f s", len(core.ledger.requests), event.grace)
-            actions += core.handle(event, clock())
+                log.info("stopping: finishing %d requests within %.1f s", len(self.core.ledger.requests), event.grace)
+            decide(event, clock())
+        self._perform()
+
+    def _perform(self) -> None:
+        # All actions are performed together: messages that are sent together need fewer system calls.
+        actions = self.core.take()
         if actions:
             self._ports.send(actions)
-        if core.ledger.notes:
+        if self.core.ledger.notes:
             self._write_notes()
         if self._access:
             self._write_access()
@@ -130,12 +133,8 @@ class Broker:
         """Do what is due. Returns when something will be, even if nothing happens."""
         due = self.core.next_deadline()
         if due is not None and due <= (now := self._clock()):
-            self._ports.send(self.core.handle(Tick(), now))
-            self._write_notes()
-            if self._access:
-                self._write_access()
-            if self._tracing.ended:
-                self._export()
+            self.core.decide(Tick(), now)
+            self._perform()
             due = self.core.next_deadline()
         return self._ports.due if due is None else min(due, self._ports.due)
 

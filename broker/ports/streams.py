@@ -97,6 +97,7 @@ class StreamPorts:
                 sharing,
             ),
         )
+        self._behind = self._sides[0].behind, self._sides[1].behind
         self._poll = select.epoll()
         self._workers = select.epoll()  # a second look at those, if there is too much for a turn
         self._poll.register(wake.fileno(), _IN)
@@ -118,13 +119,15 @@ class StreamPorts:
     @property
     def has_more(self) -> bool:
         """Whether `wait` has something to do that the descriptor does not tell of."""
-        return bool(self._undelivered or self._sides[0].behind or self._sides[1].behind)
+        return bool(self._undelivered or any(self._behind))
 
     def wait(self, seconds: float | None) -> Sequence[Event]:
         events: list[Event] = []
-        if self.has_more:
+        workers, clients = self._behind
+        undelivered = self._undelivered
+        if undelivered or workers or clients:
             seconds = 0
-        undelivered, self._undelivered = self._undelivered, []
+            self._undelivered = []
         ready = self._poll.poll(seconds, _TURN)
         if len(ready) == _TURN:
             ready = list(dict(self._workers.poll(0, _TURN) + ready).items())
@@ -139,12 +142,14 @@ class StreamPorts:
                 self._flush(connection)
             if happened != _OUT and not connection.peer.has_more:
                 self._receive(connection, events)
-        for side in self._sides:
-            for _ in range(min(_BEHIND, len(side.behind))):
-                self._receive(side.behind.popleft(), events)
+        if workers or clients:
+            for behind in self._behind:
+                for _ in range(min(_BEHIND, len(behind))):
+                    self._receive(behind.popleft(), events)
         if self._clock() >= self.due:
             self._sweep(events)
-        events += undelivered  # what came from those peers before is handled first
+        if undelivered:
+            events += undelivered  # what came from those peers before is handled first
         return events
 
     def _look_at(self, number: int, events: list[Event]) -> None:
@@ -172,19 +177,23 @@ class StreamPorts:
         if connection.peer.has_more:
             side.behind.append(connection)
         if messages:
-            read = _from_client if side.of_clients else _from_worker
-            events += [read(connection, frames) for frames in messages]
+            (_from_client if side.of_clients else _from_worker)(connection, messages, events)
 
     def send(self, actions: Sequence[Action]) -> None:
-        by_id = self._by_id
+        by_id, encode = self._by_id, wire.encode
         written: dict[Connection, None] = {}
         for action in actions:
             connection = by_id.get(action.peer)
             if connection is None:
                 self._undelivered.append(Undelivered(action, False))
                 continue
+            frames: list[Any] = [encode(action.message), *action.payload]
             try:
-                if connection.put(self._frames_of(action, connection)):
+                for frame in frames:
+                    if type(frame) is not bytes:  # else nothing in it is shared
+                        frames = self._shared(frames, action.message, connection)
+                        break
+                if connection.put(frames):
                     written[connection] = None
                 else:
                     self._undelivered.append(Undelivered(action, True))
@@ -196,13 +205,11 @@ class StreamPorts:
             if not connection.is_polled:
                 self._flush(connection)
 
-    def _frames_of(self, action: Action, connection: Connection) -> list[Buffer]:
+    def _shared(self, frames: list[Any], message: wire.Message, connection: Connection) -> list[Buffer]:
         """The frames of a message as they leave. Payloads are those that came in here: no frame is one of libzmq.
 
         Raises Unreadable if a worker needs the bytes of a reference, and they are gone.
         """
-        message, payload = action.message, action.payload
-        frames: list[Any] = [wire.encode(message), *payload]
         sharing = self._sharing
         if sharing is None or len(frames) <= FIRST:
             return frames
@@ -348,20 +355,26 @@ class StreamPorts:
         self._workers.close()
 
 
-def _from_client(connection: Connection, frames: list[Buffer]) -> Event:
-    try:
-        message = decode(frames, 0, wire.FROM_CLIENT, named=connection.is_named)
-        return FromClient(connection.id, message, frames[1:])
-    except ProtocolError as error:
-        return Malformed(connection.id, True, error, connection.address)
+def _from_client(connection: Connection, messages: list[list[Buffer]], events: list[Event]) -> None:
+    peer, named = connection.id, connection.is_named
+    for frames in messages:
+        try:
+            message = decode(frames, 0, wire.FROM_CLIENT, named=named)
+            del frames[0]
+            events.append(FromClient(peer, message, frames))
+        except ProtocolError as error:  # noqa: PERF203  (the next message is read after an error)
+            events.append(Malformed(peer, True, error, connection.address))
 
 
-def _from_worker(connection: Connection, frames: list[Buffer]) -> Event:
-    try:
-        message = decode(frames, 0, wire.FROM_WORKER, named=connection.is_named)
-        return FromWorker(connection.id, message, frames[1:], "", connection.address)
-    except ProtocolError as error:
-        return Malformed(connection.id, False, error, connection.address)
+def _from_worker(connection: Connection, messages: list[list[Buffer]], events: list[Event]) -> None:
+    peer, named, address = connection.id, connection.is_named, connection.address
+    for frames in messages:
+        try:
+            message = decode(frames, 0, wire.FROM_WORKER, named=named)
+            del frames[0]
+            events.append(FromWorker(peer, message, frames, "", address))
+        except ProtocolError as error:  # noqa: PERF203
+            events.append(Malformed(peer, False, error, address))
 
 
 def _failed(connection: Connection, message: wire.ToClient | wire.ToWorker, why: str) -> FromWorker:

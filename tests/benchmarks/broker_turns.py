@@ -40,12 +40,15 @@ def core_turn(core: Core, first: int, depth: int, payload: Sequence[bytes]) -> f
     events = [FromClient(b"client", message, payload) for message in _requests(first, depth)]
     now = time.monotonic()
     began = clock()
-    actions = [core.handle(event, now)[-1] for event in events]  # the first may be a Probe that was due
+    for event in events:
+        core.decide(event, now)
+    actions = core.take()[-depth:]  # a Probe may have been due
     spent = clock() - began
     answers = [FromWorker(b"worker", wire.Done(*action.message[:3], 100), payload) for action in actions]
     began = clock()
     for answer in answers:
-        core.handle(answer, now)
+        core.decide(answer, now)
+    core.take()
     return spent + clock() - began
 
 

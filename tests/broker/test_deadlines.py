@@ -8,7 +8,7 @@ import pytest
 
 from broker.deadlines import NEAR
 from broker.events import Tick
-from tests.broker.test_core import ALICE, Bench, bench, dispatches, replies
+from tests.broker.test_core import ALICE, Bench, bench, codes, dispatches, replies
 from zmq_offload.protocol import messages as wire
 
 __all__ = ["bench"]
@@ -19,8 +19,9 @@ def test_a_request_with_much_time_has_no_timer_until_it_is_nearly_over(bench: Be
     key = wire.Key(ALICE, 1)
     bench.request(1, budget=60)
     assert key not in bench.core.ledger.timers
-    bench.core.ledger.timers.cancel(b"W1")
-    assert bench.core.next_deadline() == bench.now + 60
+    assert bench.core.ledger.deadlines.first == bench.now + 60
+    bench.after(60 - NEAR / 2)
+    assert codes(bench.after(NEAR)) == ["DEADLINE_EXCEEDED"]
 
 
 def test_requests_that_ended_are_looked_at_no_more_than_once(bench: Bench) -> None:
