@@ -164,14 +164,14 @@ import sys
 import broker.core
 from zmq_offload.gateway.__main__ import main
 
-works = broker.core.Core.handle
+works = broker.core.Core.decide
 
-def handle(self, event, now):
+def decide(self, event, now):
     if type(event).__name__ == EVENT:
         raise ZeroDivisionError
     return works(self, event, now)
 
-broker.core.Core.handle = handle
+broker.core.Core.decide = decide
 sys.exit(main())
 """
 
