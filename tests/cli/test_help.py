@@ -72,6 +72,25 @@ def test_help_ends_with_examples_that_parse(parser: Parser) -> None:
             make_parser(words[1]).parse_args(words[1:])
 
 
+def test_commands_in_the_documentation_have_the_options_that_it_gives_them() -> None:
+    """Also those within a sentence, which no test runs."""
+    options = {prog: {*parser._option_string_actions, "--version"} for prog, parser in PARSERS.items()}
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    checked = 0
+    for page in pages:
+        text = page.read_text().replace("\\\n", " ")
+        commands = re.findall(r"`(zmq-offload [a-z][^`]*)`", text) + re.findall(r"^(zmq-offload [^&|>\n]*)", text, re.M)
+        for command in commands:
+            words = command.split()
+            prog = " ".join(words[: 3 if " ".join(words[:3]) in options else 2])
+            assert prog in options, (page.name, command)
+            known = {option for name in options if name.startswith(prog) for option in options[name]}
+            given = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", command))
+            assert given <= known, (page.name, command)
+            checked += len(given)
+    assert checked > 100
+
+
 def test_on_a_terminal_help_has_the_same_words_in_color(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich_argparse")
     monkeypatch.setenv("COLUMNS", "80")
