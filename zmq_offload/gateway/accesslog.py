@@ -7,33 +7,23 @@ from collections.abc import Callable
 from zmq_offload.common.accesslog import OK, Access, AccessLog
 from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.calls import Call, Cancel, Ended, Fabric, Outputs
-from zmq_offload.gateway.statistics import Statistics
+from zmq_offload.gateway.front import Front
 from zmq_offload.net.grants import Grant
 from zmq_offload.telemetry.traces import context
 
 _CANCELED = "CANCELLED"
 
 
-class LoggingFabric:
+class LoggingFabric(Front):
     """A `zmq_offload.gateway.calls.Fabric` in front of another. `write` is called after requests for `access`."""
 
     def __init__(
         self, fabric: Fabric, access: AccessLog, write: Callable[[AccessLog], None], clock: Callable[[], float]
     ) -> None:
-        self.models, self.index = fabric.models, fabric.index
-        self.load, self.unload = fabric.load, fabric.unload
-        self._fabric = fabric
+        super().__init__(fabric)
         self._access = access
         self._write = write
         self._clock = clock
-
-    @property
-    def statistics(self) -> Statistics:
-        return self._fabric.statistics
-
-    @property
-    def stopping(self) -> bool:
-        return self._fabric.stopping
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         started, over = self._clock(), False

@@ -11,8 +11,8 @@ from zmq_offload.client.results import Timings
 from zmq_offload.errors import OffloadError, ProtocolError
 from zmq_offload.gateway.calls import Call, Cancel, Ended, Fabric, Outputs, tell
 from zmq_offload.gateway.catalog import Catalog, Model
+from zmq_offload.gateway.front import Front
 from zmq_offload.gateway.responsecache import Frames, Key, ResponseCache, key_of
-from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 from zmq_offload.protocol.packed import unpack
 from zmq_offload.protocol.payload import Buffer
@@ -48,7 +48,7 @@ class OwnMemory:
         pass
 
 
-class CachingFabric:
+class CachingFabric(Front):
     """A `zmq_offload.gateway.calls.Fabric` in front of another.
 
     `look` looks at a list of models: until it was called with a model that has a cache, requests go straight to the
@@ -57,36 +57,18 @@ class CachingFabric:
     """
 
     def __init__(self, fabric: Fabric, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
-        self.index, self.load, self.unload = fabric.index, fabric.load, fabric.unload
-        self._fabric = fabric
+        super().__init__(fabric)
         self._store = store
         self._clock = clock
         self.unsure = True
         self._cached: frozenset[str] = frozenset()
         """Names of models that have a cache, as the last list of models said."""
 
-    @property
-    def statistics(self) -> Statistics:
-        return self._fabric.statistics
-
-    @property
-    def stopping(self) -> bool:
-        return self._fabric.stopping
-
     def look(self, catalog: Catalog | OffloadError) -> None:
         """Note which models have a cache."""
         if isinstance(catalog, Catalog):
             self.unsure = False
             self._cached = frozenset(model.name for model in catalog.models if model.cache is not None)
-
-    def models(
-        self,
-        grant: Grant,
-        ended: Callable[[Catalog | OffloadError], None],
-        name: str | None = None,
-        version: int | None = None,
-    ) -> Cancel:
-        return self._fabric.models(grant, ended, name, version)
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         if call.model not in self._cached:

@@ -14,7 +14,7 @@ from zmq_offload.errors import FailedPrecondition, Internal, OffloadError, Unava
 from zmq_offload.gateway.calls import FAILED, Cancel, Fabric, check_allowed, log, tell
 from zmq_offload.gateway.catalog import Catalog, Indexed, can_exist
 from zmq_offload.gateway.control import ModelControl
-from zmq_offload.gateway.statistics import Statistics
+from zmq_offload.gateway.front import Front
 from zmq_offload.net.grants import Grant
 
 _WAIT = 50.0
@@ -26,7 +26,7 @@ _POLL = 0.1
 _Answer = TypeVar("_Answer")
 
 
-class DeployingFabric:
+class DeployingFabric(Front):
     """A `zmq_offload.gateway.calls.Fabric` in front of another. Make it in its event loop.
 
     A model is loaded or unloaded for the whole fabric and for good, and the request ends when workers have followed
@@ -34,22 +34,13 @@ class DeployingFabric:
     """
 
     def __init__(self, fabric: Fabric, repository: Repository, control: ModelControl, wait: float = _WAIT) -> None:
-        self.infer, self.models = fabric.infer, fabric.models
-        self._fabric = fabric
+        super().__init__(fabric)
         self._repository = repository
         self._control = control
         self._wait = wait
         self._loop = asyncio.get_running_loop()
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def statistics(self) -> Statistics:
-        return self._fabric.statistics
-
-    @property
-    def stopping(self) -> bool:
-        return self._fabric.stopping
 
     def index(self, grant: Grant, ended: Callable[[list[Indexed] | OffloadError], None]) -> Cancel:
         return self._start(lambda: self._index(grant), ended)

@@ -7,40 +7,21 @@ from collections.abc import Callable
 
 from zmq_offload.errors import OffloadError, Status
 from zmq_offload.gateway.calls import Call, Cancel, Ended, Fabric, Outputs
-from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.front import Front
 from zmq_offload.gateway.meters import Meters
-from zmq_offload.gateway.statistics import Statistics
 from zmq_offload.net.grants import Grant
 
 
-class MeteredFabric:
+class MeteredFabric(Front):
     """A `zmq_offload.gateway.calls.Fabric`. `clock` is in seconds."""
 
     def __init__(
         self, fabric: Fabric, meters: Meters, protocol: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.index, self.load, self.unload = fabric.index, fabric.load, fabric.unload
+        super().__init__(fabric)
         self.meters = meters
         self.protocol = protocol
         self.clock = clock
-        self._fabric = fabric
-
-    @property
-    def statistics(self) -> Statistics:
-        return self._fabric.statistics
-
-    @property
-    def stopping(self) -> bool:
-        return self._fabric.stopping
-
-    def models(
-        self,
-        grant: Grant,
-        ended: Callable[[Catalog | OffloadError], None],
-        name: str | None = None,
-        version: int | None = None,
-    ) -> Cancel:
-        return self._fabric.models(grant, ended, name, version)
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         run = _Run(self, call, ended)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.calls import Call, Cancel, Ended, Fabric, Outputs
-from zmq_offload.gateway.statistics import Statistics
+from zmq_offload.gateway.front import Front
 from zmq_offload.net.grants import Grant
 from zmq_offload.telemetry.traces import context
 from zmq_offload.telemetry.traces.spans import Span
@@ -18,7 +18,7 @@ _OK = "OK"
 _CANCELED = "CANCELLED"
 
 
-class TracingFabric:
+class TracingFabric(Front):
     """A `zmq_offload.gateway.calls.Fabric` in front of another.
 
     A caller's `traceparent` decides whether a request is traced. Of the requests without one, the `share` begins a
@@ -33,21 +33,11 @@ class TracingFabric:
         clock: Callable[[], float],
         new_id: Callable[[int], bytes],
     ) -> None:
-        self.models, self.index = fabric.models, fabric.index
-        self.load, self.unload = fabric.load, fabric.unload
-        self._fabric = fabric
+        super().__init__(fabric)
         self._share = share
         self._put = put
         self._clock = clock
         self._new_id = new_id
-
-    @property
-    def statistics(self) -> Statistics:
-        return self._fabric.statistics
-
-    @property
-    def stopping(self) -> bool:
-        return self._fabric.stopping
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         trace = call.trace
