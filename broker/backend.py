@@ -52,6 +52,8 @@ class Backend:
             self._failed(worker, message, now)
         elif isinstance(message, wire.Heartbeat):
             worker.memory_bytes = message.memory_bytes or worker.memory_bytes  # a busy one does not tell
+            if message.elsewhere >= 0:
+                worker.elsewhere = message.elsewhere
         else:
             self._goodbye(worker, message, now)
         if ledger.scheduler.queues and not ledger.moved:  # else the core looks at all queues

@@ -4,7 +4,8 @@ The rules (docs/architecture.md):
 
 - A request goes to the worker of its pool with the fewest outstanding requests per slot. A tie goes to the worker with
   fewer bytes outstanding, where a small request waits less, and then to the one that waited longest. A worker never
-  gets more requests than it has slots, nor a frame that is larger than it takes.
+  gets more requests than it has slots, nor a frame that is larger than it takes. What it holds for other brokers counts
+  as outstanding, as far as it told, but takes no slots: else brokers could keep each other from giving it any.
 - `broker.versions` decides which version a worker runs for a request for the latest, and whether it only helps out.
 - A queue hands out the highest priority first. Within a priority the clients take turns, and each client's requests
   keep their order.
@@ -177,14 +178,16 @@ class Scheduler:
 def _least_loaded(workers: Iterable[Worker], longest: int) -> Worker | None:
     """Of the workers that may take a request with a frame of `longest` bytes, the one that should; None without any."""
     best: Worker | None = None
+    least = 0
     for worker in workers:
         held = len(worker.held)
         if held >= worker.slots or worker.state is not _READY or longest > worker.max_frame_bytes:
             continue
+        held += worker.elsewhere
         if best is not None:
             # held/slots by cross-multiplication, so that equal loads are equal exactly.
-            ours, theirs = held * best.slots, len(best.held) * worker.slots
+            ours, theirs = held * best.slots, least * worker.slots
             if ours > theirs or (ours == theirs and (worker.nbytes, worker.chosen) >= (best.nbytes, best.chosen)):
                 continue
-        best = worker
+        best, least = worker, held
     return best

@@ -196,6 +196,8 @@ class Worker:
     """The most slots that it had since it held nothing: if it has fewer now, it may hold more for a while."""
     chosen: int = 0
     """A count of when it was last given a request: ties go to the worker that waited longest."""
+    elsewhere: int = 0
+    """Requests of other brokers that it held when it last told."""
     served: int = 0
     failed: int = 0
     busy_us: int = 0

@@ -88,6 +88,8 @@ class BrokerConnection:
     """It was sent an answer after the Goodbye, and nothing that came from it since proves that it has the answer."""
     asked_at: float | None = None
     """When the second Goodbye was sent. Its Farewell is that proof."""
+    told: int = 0
+    """How many requests of others this worker holds, as the broker knows."""
 
 
 class Attempt(Struct, eq=False):
@@ -211,7 +213,8 @@ class WorkerSession:
                 actions += self._introduce(at, None)
             elif now >= connection.heartbeat_at:
                 connection.heartbeat_at = now + self.policy.heartbeat
-                actions.append(Send(at, wire.Heartbeat(self.memory_bytes)))
+                connection.told = len(self.held) - sum(attempt.broker == at for attempt in self.held)
+                actions.append(Send(at, wire.Heartbeat(self.memory_bytes, connection.told)))
         return actions
 
     def next_deadline(self) -> float | None:
@@ -225,6 +228,20 @@ class WorkerSession:
             elif connection.unconfirmed and not self.held and since is not None:
                 earliest = min(earliest, since if connection.asked_at is None else connection.asked_at + drain)
         return None if earliest == math.inf else earliest
+
+    def tell(self, running: Sequence[Attempt] = ()) -> list[Action]:
+        """Tell each broker how many requests of others this worker holds, if that changed: it chooses among workers by
+        what they hold. Call it before a run that takes long, and when nothing is held."""
+        counts = [0] * len(self.connections)
+        for attempt in (*self.held, *running):
+            counts[attempt.broker] += 1
+        actions: list[Action] = []
+        for at, connection in enumerate(self.connections):
+            others = sum(counts) - counts[at]
+            if others != connection.told and not connection.gone:
+                connection.told = others
+                actions.append(Send(at, wire.Heartbeat(self.memory_bytes, others)))
+        return actions
 
     def _confirm(self, at: int, connection: BrokerConnection, now: float) -> list[Action]:
         """Before this worker ends: ask a broker whether it has all answers.
@@ -339,6 +356,7 @@ class WorkerSession:
 
     def _introduce(self, broker: int, message: wire.Identify | None) -> list[Action]:
         """Announce this worker to a broker. A worker that drains says Goodbye instead."""
+        self.connections[broker].told = 0
         return [self._announcement(broker) if self.draining_since is None else Send(broker, wire.Goodbye())]
 
     def _revoke(self, broker: int, message: wire.Revoke) -> list[Action]:

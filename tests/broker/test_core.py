@@ -156,6 +156,21 @@ def test_the_worker_with_the_least_outstanding_per_slot_is_chosen(bench: Bench) 
     assert bench.request(6) == []
 
 
+def test_what_a_worker_holds_for_other_brokers_counts_as_outstanding_and_takes_no_slot(bench: Bench) -> None:
+    bench.announce(b"A", slots=2)
+    bench.announce(b"B", slots=2)
+    bench.handle(FromWorker(b"A", wire.Heartbeat(0, 3), []))
+    assert [dispatches(bench.request(n))[0].peer for n in range(1, 5)] == [b"B", b"B", b"A", b"A"]
+    bench.announce(b"C", slots=2)
+    bench.handle(FromWorker(b"C", wire.Heartbeat(0, 1), []))
+    bench.announce(b"D", slots=2)
+    bench.handle(FromWorker(b"D", wire.Heartbeat(0, 5), []))
+    bench.handle(FromWorker(b"D", wire.Heartbeat(), []))  # of a thread that does not know
+    assert [dispatches(bench.request(n))[0].peer for n in range(5, 7)] == [b"C", b"C"]
+    bench.handle(FromWorker(b"D", wire.Heartbeat(0, 0), []))
+    assert dispatches(bench.request(7))[0].peer == b"D"
+
+
 def test_ties_rotate(bench: Bench) -> None:
     for name in (b"A", b"B", b"C"):
         bench.announce(name)

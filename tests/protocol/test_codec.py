@@ -53,6 +53,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "device": st.text(min_size=1, max_size=64).filter(str.isprintable),
     "restarts": st.integers(0, 2**63 - 1),
     "memory_bytes": st.integers(0, 2**63 - 1),
+    "elsewhere": st.integers(-1, 2**31 - 1),
     "rows": st.integers(0, 2**63 - 1),
     "batch": st.integers(0, 2**63 - 1),
 }

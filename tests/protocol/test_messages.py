@@ -32,7 +32,7 @@ MESSAGES = [
     wire.Probe(),
     wire.Farewell(),
     wire.Announce("host-1", 2),
-    wire.Heartbeat(),
+    wire.Heartbeat(5, 2),
     wire.Done(SESSION, 1, 2, 20),
     wire.Failed(SESSION, 1, 2, "INTERNAL", "it broke"),
     wire.Goodbye(),

@@ -79,7 +79,7 @@ def test_it_tells_where_it_runs_and_how_much_memory_it_has(bench: Bench) -> None
     assert isinstance(announced, Send) and announced.message == wire.Announce("w", 2, 77, "cuda:0", 3)
     session.memory_bytes = 12345
     (beat,) = session.tick(101.0)
-    assert isinstance(beat, Send) and beat.message == wire.Heartbeat(12345)
+    assert isinstance(beat, Send) and beat.message == wire.Heartbeat(12345, 0)
 
 
 def test_it_tells_every_broker_what_it_serves(bench: Bench) -> None:
@@ -104,9 +104,9 @@ def test_it_tells_its_limit_of_frames_and_learns_each_brokers(bench: Bench) -> N
 
 
 def test_an_idle_worker_sends_heartbeats(bench: Bench) -> None:
-    assert bench.tick(0) == [Send(0, wire.Heartbeat()), Send(1, wire.Heartbeat())]
+    assert bench.tick(0) == [Send(0, wire.Heartbeat(0, 0)), Send(1, wire.Heartbeat(0, 0))]
     assert bench.tick(0.9) == []
-    assert bench.tick(0.1) == [Send(0, wire.Heartbeat()), Send(1, wire.Heartbeat())]
+    assert bench.tick(0.1) == [Send(0, wire.Heartbeat(0, 0)), Send(1, wire.Heartbeat(0, 0))]
 
 
 def test_it_wants_to_be_called_when_something_is_due(bench: Bench) -> None:
@@ -285,7 +285,7 @@ def test_a_worker_that_is_going_never_announces_itself_again(bench: Bench) -> No
 
 def test_a_farewell_without_a_goodbye_changes_nothing(bench: Bench) -> None:
     bench.got(0, wire.Farewell())
-    assert Send(0, wire.Heartbeat()) in bench.tick(1)
+    assert Send(0, wire.Heartbeat(0, 0)) in bench.tick(1)
     bench.session.drain(bench.now)
     assert not bench.session.finished
 
@@ -324,3 +324,30 @@ def test_a_lost_connection_drops_what_its_broker_gave_and_a_new_one_is_introduce
     assert type(action.message) is wire.Goodbye
     session.received(0, wire.Farewell(), 1.0)
     assert session.connected(0) == []
+
+
+def heartbeats(actions: list[Action]) -> list[tuple[int, int]]:
+    """(broker, elsewhere) of each Heartbeat."""
+    sent = [action for action in actions if isinstance(action, Send)]
+    return [(send.broker, send.message.elsewhere) for send in sent if isinstance(send.message, wire.Heartbeat)]
+
+
+def test_brokers_are_told_what_a_worker_holds_for_others(bench: Bench) -> None:
+    assert bench.session.tell() == []
+    bench.dispatch(1, broker=0)
+    bench.dispatch(2, broker=0)
+    bench.dispatch(3, broker=1)
+    (running, _) = bench.session.next(bench.now)
+    assert heartbeats(bench.session.tell(running)) == [(0, 1), (1, 2)]
+    assert bench.session.tell(running) == [], "they know"
+    assert heartbeats(bench.session.tell()) == [(1, 1)]
+    assert heartbeats(bench.tick(1)) == [(0, 1), (1, 1)]
+    bench.session.connected(1)
+    assert heartbeats(bench.session.tell()) == [(1, 1)], "a new connection knows nothing"
+
+
+def test_a_broker_that_said_farewell_is_told_nothing(bench: Bench) -> None:
+    bench.dispatch(1, broker=0)
+    bench.session.drain(bench.now)
+    bench.got(1, wire.Farewell())
+    assert heartbeats(bench.session.tell()) == []

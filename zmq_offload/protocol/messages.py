@@ -62,6 +62,7 @@ StatusCode: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Text: TypeAlias = Annotated[str, Meta(max_length=limits.MESSAGE_CHARS)]
 WorkerName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.NAME_BYTES), Rule(str.isprintable)]
 Slots: TypeAlias = Annotated[int, Meta(ge=1, le=65536)]
+Elsewhere: TypeAlias = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 DeviceName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64), Rule(str.isprintable)]
 
 
@@ -224,9 +225,13 @@ class Announce(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """The worker works. `memory_bytes` is its resident memory; 0 if it does not know."""
+    """The worker works. `memory_bytes` is its resident memory; 0 if it does not know.
+
+    `elsewhere` is how many requests of other brokers it holds; -1 if it does not tell, and the last number counts on.
+    """
 
     memory_bytes: Count = 0
+    elsewhere: Elsewhere = -1
 
 
 class Done(NamedTuple):
