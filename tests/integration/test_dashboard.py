@@ -29,6 +29,7 @@ from tests.support.processes import (
     wait_for_workers,
 )
 from zmq_offload import Client
+from zmq_offload.cli.main import main
 from zmq_offload.net.credentials import token_entry
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -61,6 +62,11 @@ def test_a_dashboard_is_served_and_ends() -> None:
         with urllib.request.urlopen(f"{url}/", timeout=10) as page:
             assert b"<title>zmq-offload</title>" in page.read()
         assert first_event(url) == b"event: state\n"
+
+
+def test_a_dashboard_needs_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dashboard", "--http", "none"]) == 1
+    assert "--http none serves no page; give HOST:PORT" in capsys.readouterr().err
 
 
 def test_a_dashboard_is_not_for_a_network() -> None:
