@@ -170,7 +170,9 @@ def test_the_page_fits_a_phone_and_has_two_colors(page: Any) -> None:
         with running_workers(fabric.backend, "--executor", "echo", "--name", hostile):
             page.goto(f"{gateway.url}/dashboard")
             waits_for(page, "text('tile-workers') === '1'")
-            assert hostile in page.locator("#workers").inner_text() and page.locator("#workers img").count() == 0
+            shown = page.locator("#workers tbody th span")
+            assert shown.get_attribute("title") == hostile and page.locator("#workers img").count() == 0
+            assert shown.inner_text().startswith("<img src=x onerror=") and len(shown.inner_text()) == 64
             assert page.evaluate("document.documentElement.scrollWidth") == 360
         light = colors(page)
         page.emulate_media(color_scheme="dark")

@@ -118,9 +118,10 @@ def _head(view: View, endpoint: str) -> list[Text]:
     points = by_step(view.points, view.now, 56)
     for label, value, text in charts:
         values = [value(point) for point in points]
-        top = max((each for each in values if each is not None), default=0.0)
+        known = [each for each in values if each is not None]
+        most = text(max(known)) if known else "-"
         chart = sparkline(values, len(values))
-        lines.append(Text.assemble((f"{label:<{_LABEL}}", "cyan"), (chart, "green"), f"  max {text(top)}"))
+        lines.append(Text.assemble((f"{label:<{_LABEL}}", "cyan"), (chart, "green"), f"  max {most}"))
     return lines
 
 

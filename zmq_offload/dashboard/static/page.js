@@ -50,6 +50,14 @@ function put(id, text) {
   if (get(id).textContent !== text) get(id).textContent = text;
 }
 
+/** A name, which may have hundreds of characters: then without its middle, which the pointer shows. */
+function named(name) {
+  if (name.length <= 64) return name;
+  const made = make("span", "", `${name.slice(0, 32)}…${name.slice(-31)}`);
+  made.title = name;
+  return made;
+}
+
 function badge(state, text) {
   const made = make("span", "badge", text);
   made.dataset.state = state;
@@ -165,9 +173,9 @@ function showCharts() {
 function showWorkers() {
   fill("workers", view.workers.map((worker) => {
     const lost = worker.state === "lost";
-    const name = [worker.name];
+    const name = [named(worker.name)];
     if (worker.replaces === worker.name) name.push(make("span", "sub", "came back"));
-    else if (worker.replaces) name.push(make("span", "sub", `came back for ${worker.replaces}`));
+    else if (worker.replaces) name.push(make("span", "sub", "came back for ", named(worker.replaces)));
     const since = lost ? `${ago(worker.silent)} ago` : worker.state === "quiet" ? `for ${ago(worker.silent)}` : "";
     const runs = worker.running.join(", ") || (lost ? "" : `idle; has ${worker.models.join(", ") || "no model"}`);
     const busy = worker.busy === null ? "–"
@@ -201,7 +209,7 @@ function showModels() {
     spark(line, model.points, (view.now * view.step) / view.model_step, view.model_step, shown);
     return {
       cells: [
-        [model.name], [version], [count(model.workers), "n"], [count(rates.requests), "n"],
+        [named(model.name)], [version], [count(model.workers), "n"], [count(rates.requests), "n"],
         [count(rates.errors), `n ${rates.errors ? "bad-text" : ""}`], [time(rates.p50), "n"], [time(rates.p95), "n"],
         [time(rates.p99), "n"], [count(model.queued), "n"],
         [model.mean_batch ? model.mean_batch.toFixed(1) : "–", "n"], [line, "wide"],
@@ -222,8 +230,8 @@ function showSlow() {
     const more = slow.attempts > 1 ? [make("span", "sub", `${slow.attempts} attempts`)] : [];
     return {
       cells: [
-        [`${ago(slow.ago)} ago`], [`${slow.model}:${slow.version}`, "names"], [time(slow.total), "n"],
-        [make("span", "stack", parts, make("span", "sub", words)), "wide"], [slow.worker || "–", "names"],
+        [`${ago(slow.ago)} ago`], [named(`${slow.model}:${slow.version}`), "names"], [time(slow.total), "n"],
+        [make("span", "stack", parts, make("span", "sub", words)), "wide"], [named(slow.worker || "–"), "names"],
         [[slow.status, ...more], "names wide"],
       ],
     };
