@@ -18,6 +18,7 @@ from zmq_offload.doctor.facts import network
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.keylist import authorize
 from zmq_offload.net.keys import new_keys, read_public
+from zmq_offload.telemetry.server import MetricsServer
 
 FREE = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0", "--http", "none", "--grpc", "none"]
 
@@ -89,6 +90,17 @@ def test_another_program_at_a_port(capsys: pytest.CaptureFixture[str]) -> None:
         thread.join()
     assert code == 1
     assert f"another program listens at {at} (--http): it speaks HTTP\n" in shown
+
+
+def test_ports_of_metrics(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        served, taken = MetricsServer("127.0.0.1:0"), f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("ZMQ_OFFLOAD_METRICS", served.address)
+        code, shown = doctor(capsys, *FREE, "--gateway-metrics", taken)
+        served.close()
+    assert code == 1
+    assert f"{served.address} speaks HTTP as our metrics do: a program's metrics (--broker-metrics)" in shown
+    assert f"another program listens at {taken} (--gateway-metrics)" in shown
 
 
 def test_a_port_where_nothing_is_and_a_repository_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from zmq_offload.console.settings import (
     seconds,
 )
 from zmq_offload.console.terminal import console_of
+from zmq_offload.console.variables import PREFIX
 from zmq_offload.errors import printable
 from zmq_offload.gateway.config import Config
 from zmq_offload.net.transport import check_endpoint
@@ -71,6 +72,9 @@ def add_options(parser: Parser) -> None:
     for flag, default in (("--http", Config.http), ("--grpc", Config.grpc)):
         text = f"where a gateway of this machine takes {'HTTP' if flag == '--http' else 'gRPC'}, or none"
         add_option(parser, flag, address, default, text, metavar="HOST:PORT")
+    for program, variable in (("broker", "METRICS"), ("gateway", "GATEWAY_METRICS")):
+        flag, text = f"--{program}-metrics", f"where a {program} of this machine serves metrics, or none"
+        add_option(parser, flag, address, NONE, text, variable=f"{PREFIX}{variable}", metavar="HOST:PORT")
     add_option(parser, "--repository", folder, None, "model repository to check, with all checksums", metavar="DIR")
     add_option(parser, "--device", _device, "cpu", "what a worker runs models on: cpu or cuda:N", metavar="DEVICE")
     for flag, text in _FILES:
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace, parser: Parser) -> int:
         check_together(parser, args, "--client-key", "--broker-key")
     check_together(parser, args, "--tls-cert", "--tls-key")
     given = {key: value for key, value in vars(args).items() if key in Subject.__dataclass_fields__}
-    for port in ("http", "grpc"):
+    for port in ("http", "grpc", "broker_metrics", "gateway_metrics"):
         given[port] = None if given[port] == NONE else given[port]
     findings = []
     for finding in examine(Subject(**given)):

@@ -82,8 +82,8 @@ VARIABLES: Mapping[str, Variable] = {
         "SERVER_KEY": Variable("the broker's own NAME.key_secret", ("broker", "doctor")),
         "AUTHORIZED_CLIENTS": Variable("list of the keys of clients that may connect", ("broker", "doctor")),
         "AUTHORIZED_WORKERS": Variable("list of the keys of workers that may connect", ("broker", "doctor")),
-        "METRICS": Variable("HOST:PORT where a broker serves metrics for Prometheus, or `none`", ("broker",)),
-        "GATEWAY_METRICS": Variable("HOST:PORT where a gateway serves its metrics, or `none`", ("gateway",)),
+        "METRICS": Variable("HOST:PORT where a broker serves metrics for Prometheus, or `none`", ("broker", "doctor")),
+        "GATEWAY_METRICS": Variable("HOST:PORT where a gateway serves its metrics, or `none`", ("gateway", "doctor")),
         "TRITON_METRICS": Variable("`on` or `off`: serve a gateway's metrics by Triton's names, too", ("gateway",)),
         "TRACES": Variable(
             "URL of the OpenTelemetry collector that gets traces, or `otel`, or `none`", ("broker", "gateway")

@@ -36,6 +36,8 @@ class Subject:
     backend: str
     http: str | None
     grpc: str | None
+    broker_metrics: str | None = None
+    gateway_metrics: str | None = None
     broker: str | None = None
     repository: str | None = None
     server_key: str | None = None
@@ -94,6 +96,12 @@ def _network(subject: Subject) -> Iterator[Finding]:
     for option, address in (("--http", subject.http), ("--grpc", subject.grpc)):
         if address is not None:
             yield network_checks.check_port(network.port(option, address, tls=bool(subject.tls_cert)))
+    for option, address in (
+        ("--broker-metrics", subject.broker_metrics),
+        ("--gateway-metrics", subject.gateway_metrics),
+    ):
+        if address is not None:
+            yield network_checks.check_port(network.port(option, address))
     broker = subject.broker
     if broker is None and frontend.speaks is network_checks.Speaks.ZEROMQ:
         broker = subject.frontend.replace("//*:", "//127.0.0.1:")

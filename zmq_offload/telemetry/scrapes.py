@@ -13,6 +13,9 @@ from zmq_offload.telemetry.exposition import CONTENT_TYPE
 HEAD_BYTES = 8192
 """The longest head of a request."""
 
+ELSEWHERE = b"there is only /metrics\n"
+"""The answer at other paths, by which `zmq-offload doctor` knows such a server."""
+
 _END = b"\r\n\r\n"
 _TEXT = "text/plain; charset=utf-8"
 _REASONS = {
@@ -45,7 +48,7 @@ def answer(received: bytes, metrics: Callable[[], bytearray | None]) -> Answer |
         return _response(405, "only GET and HEAD are answered\n", allow=True)
     whole = method == b"GET"
     if target.partition(b"?")[0] != b"/metrics":
-        return _response(404, "there is only /metrics\n", whole=whole)
+        return _response(404, ELSEWHERE.decode(), whole=whole)
     text = metrics()
     if text is None:
         return _response(500, "the metrics could not be made; the log says why\n", whole=whole)

@@ -17,6 +17,7 @@ class Speaks(str, enum.Enum):
     NOTHING = "nothing"
     ZEROMQ = "ZeroMQ"
     GATEWAY = "HTTP as a gateway does"
+    METRICS = "HTTP as our metrics do"
     HTTP = "HTTP"
     HTTP2 = "HTTP/2"
     OTHER = "another protocol"
@@ -52,6 +53,8 @@ _EXPECTED = {
     "--frontend": ("a broker's frontend", (Speaks.ZEROMQ,)),
     "--backend": ("a broker's backend", (Speaks.ZEROMQ,)),
     "--http": ("a gateway", (Speaks.GATEWAY,)),
+    "--broker-metrics": ("a program's metrics", (Speaks.METRICS,)),
+    "--gateway-metrics": ("a program's metrics", (Speaks.METRICS,)),
     "--grpc": ("a gateway, or another gRPC server", (Speaks.HTTP2,)),
 }
 

@@ -18,6 +18,7 @@ from zmq_offload.errors import OffloadError
 from zmq_offload.net import transport
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import SESSION_BYTES, VERSION, Query, encode
+from zmq_offload.telemetry.scrapes import ELSEWHERE
 
 _PATIENCE = 1.0
 """Seconds in which a program at a port says what it is. Each of up to three questions takes that."""
@@ -133,6 +134,8 @@ def _http(there: socket.socket) -> Speaks | None:
     if not said.startswith(b"HTTP/1."):
         return None
     head, _, body = said.partition(b"\r\n\r\n")
+    if body == ELSEWHERE:
+        return Speaks.METRICS
     with contextlib.suppress(ValueError, AttributeError):
         if json.loads(body).get("name") == "zmq-offload":
             return Speaks.GATEWAY
