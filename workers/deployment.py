@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TypeAlias
 
 import msgspec
 
 from workers.loading import INCOMPLETE, Loading, Model, labels_in_effect, lingering
+from workers.loads import Loads
 from workers.serving import Executor
 from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.configreader import ConfigReader
@@ -21,6 +25,10 @@ from zmq_offload.errors import OffloadError
 log = logging.getLogger("workers")
 
 Loader = Callable[[Repository, str, int], Executor]
+_Loaded: TypeAlias = "tuple[Executor | Exception, object]"
+
+_SCAN_EVERY = 0.1
+"""Seconds between two scans while many versions load: a scan looks at all of them."""
 
 
 class Deployment:
@@ -58,6 +66,7 @@ class Deployment:
         self._changed = changed
         self._release_memory = release_memory
         self._loading = Loading()
+        self._scan_at = 0.0
         self._lingers = False
         """Whether a version is served that is not wanted any more."""
         self._reader = ConfigReader()
@@ -76,22 +85,29 @@ class Deployment:
         load: Loader | None = None,
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
         stopped: Callable[[], bool] = lambda: False,
+        at_once: int = 1,
     ) -> bool:
         """Follow the repository until there is nothing to load, or until `stopped`. Each load, by `load` if given, is
-        in a `turn`. Returns whether the served versions changed."""
+        in a `turn`, and `at_once` of them run at a time. Returns whether the served versions changed."""
         self._drop_replaced()
         before = self.executors
         problems = self._scan_again()
-        while not stopped() and (chosen := self._loading.next()) is not None:
-            with turn():
-                if stopped():
-                    break
-                log.info("model %s version %d is loading", *chosen[0])
-                warmup = self._warmup_of(chosen[0])
-                outcome = self._try(load or self._load, chosen[0])
-            problems = self._scan_again(first=False)
-            self._settle(*chosen, outcome, warmup)
-            del outcome
+        stamps: dict[Model, int] = {}
+        loads: Loads[Model, _Loaded | None] = Loads(at_once)
+        while True:
+            while loads.room and not stopped() and (chosen := self._loading.next(loads.running)) is not None:
+                model, stamps[model] = chosen
+                loads.start(model, partial(self._load_in, load or self._load, turn, stopped, model))
+            ended = loads.ended()
+            if ended is None:
+                break
+            model, loaded = ended
+            if loaded is None:  # stopped
+                break
+            if self._lingers or self._stamp(*model) != stamps[model] or time.monotonic() >= self._scan_at:
+                problems = self._scan_again(first=False)
+            self._settle(model, stamps[model], *loaded)
+            del ended, loaded
             if self._lingers:  # until this version was there, maybe
                 problems = self._scan_again(first=False)
         if not self.executors and not self.configs and os.path.isdir(self._repository.root):
@@ -101,12 +117,24 @@ class Deployment:
         self._logged = problems
         return self.executors is not before
 
-    def _try(self, load: Loader, model: Model) -> Executor | Exception:
-        try:
-            return load(self._repository, *model)
-        except Exception as error:
-            # Of any kind, such as a lack of memory: the other versions are served.
-            return error
+    def _load_in(
+        self,
+        load: Loader,
+        turn: Callable[[], AbstractContextManager[None]],
+        stopped: Callable[[], bool],
+        model: Model,
+    ) -> _Loaded | None:
+        """What came of loading a version, and what it was warmed up with; None if `stopped` before."""
+        with turn():
+            if stopped():
+                return None
+            log.info("model %s version %d is loading", *model)
+            warmup = self._warmup_of(model)
+            try:
+                return load(self._repository, *model), warmup
+            except Exception as error:
+                # Of any kind, such as a lack of memory: the other versions are served.
+                return error, warmup
 
     def _warmup_of(self, model: Model) -> object:
         """What a version is to be warmed up with; another value if the file with the inputs is replaced."""
@@ -134,6 +162,7 @@ class Deployment:
         """Scan the repository and drop versions that were removed. `first`: the first scan of a refresh. Returns the
         problems that were found."""
         problems: set[str] = set()
+        self._scan_at = time.monotonic() + _SCAN_EVERY
         configs = dict(self.configs)
         there = self._scan(problems, configs)
         if configs != self.configs:
@@ -249,15 +278,18 @@ class Deployment:
                 left = lingering(wanted, config.labels, self._labels(name, config, there), there)
                 self._lingers |= bool(left)
                 found.update(((name, version), known[name, version]) for version in left)
-            for version in wanted:
-                folder = self._repository.path(name, version)
-                try:
-                    # A version is replaced by renaming a folder, so its files have other inodes and times.
-                    states = [(folder / file).stat() for file in (LIBRARY, DESCRIPTION)]
-                    found[name, version] = hash(tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in states))
-                except OSError:
-                    found[name, version] = INCOMPLETE  # loading it reports what is wrong
+            found.update(((name, version), self._stamp(name, version)) for version in wanted)
         return found
+
+    def _stamp(self, name: str, version: int) -> int:
+        """A number that changes when the version is replaced."""
+        folder = self._repository.path(name, version)
+        try:
+            # A version is replaced by renaming a folder, so its files have other inodes and times.
+            states = [(folder / file).stat() for file in (LIBRARY, DESCRIPTION)]
+        except OSError:
+            return INCOMPLETE  # loading it reports what is wrong
+        return hash(tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in states))
 
 
 def _missing(name: str, config: ModelConfig, versions: Sequence[int]) -> list[str]:

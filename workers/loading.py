@@ -19,7 +19,7 @@ INCOMPLETE = 0
 class Loading:
     """The versions of a repository, each with a stamp that changes when the version is replaced.
 
-    One version is loaded at a time. Until it is ready, the one that it replaces is served.
+    Until a version is ready, the one that it replaces is served.
     """
 
     there: dict[Model, int] = field(default_factory=dict)
@@ -49,9 +49,11 @@ class Loading:
         for model in models:
             self.settled.pop(model, None)
 
-    def next(self) -> tuple[Model, int] | None:
-        """The version to load next, with its stamp. The newest of each model comes first: most requests are for it."""
-        due = ((model, stamp) for model, stamp in self.there.items() if model not in self.vanishing)
+    def next(self, running: Collection[Model] = ()) -> tuple[Model, int] | None:
+        """The version to load next besides those that are `running`, with its stamp. The newest of each model comes
+        first: most requests are for it."""
+        out = {*self.vanishing, *running}
+        due = ((model, stamp) for model, stamp in self.there.items() if model not in out)
         waiting = {model for model, stamp in due if self.settled.get(model) != stamp}
         if not waiting:
             return None

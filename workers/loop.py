@@ -28,6 +28,7 @@ from workers.streamlinks import StreamLinks
 from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common import memory
+from zmq_offload.common.cores import usable_cores
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
 from zmq_offload.net import transport
@@ -46,6 +47,9 @@ _STINT = 0.05
 
 _TELLING = 0.001
 """Seconds of a run from which other brokers are told of it. To tell takes them some 10 us for each."""
+
+_LOADS = 4
+"""The most versions that load at a time while a worker starts. For each, memory has its weights twice for a moment."""
 
 HUNG = 70
 """Exit code of a worker that ends itself because a subgraph hangs."""
@@ -100,11 +104,11 @@ class Worker:
             repository = Repository(config.repository)
             deployment = Deployment(repository, load_first, self._news.set, release_memory, seat)
             self._deployment = deployment
-            # In this thread, and without waiting for other workers: nothing is served yet that loading could slow down.
-            self._deployment.refresh()
-            self._executors, self._configs = self._deployment.serving
-            self.follower = Follower(self._deployment, repository.root, config.refresh, load_warm)
+            at_once = min(_LOADS, len(cores) or usable_cores())
+            self.follower = Follower(self._deployment, repository.root, config.refresh, load_warm, at_once)
             self.follower.start()
+            self.follower.wait()
+            self._executors, self._configs = self._deployment.serving
         self._parent = parent
         self._sharing = None if config.key else sharing_of(config.arena_bytes, log)
         self._links = connections(config, self._sharing)

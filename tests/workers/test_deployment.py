@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -401,3 +402,56 @@ def test_a_version_that_is_unloaded_goes_although_a_label_stands_for_it(
     configure(repository, "m", "versions = [2]\nlabels = { stable = 1, next = 2 }")
     deployment.refresh()
     assert served(deployment) == ([2], {"next": 2})
+
+
+def test_several_versions_load_at_a_time_and_each_is_served_as_soon_as_it_is_loaded(repository: Repository) -> None:
+    for number in range(5):
+        add(repository, f"m{number}", 1)
+    together = threading.Barrier(3)
+    served: list[set[str]] = []
+    finish = threading.Event()
+
+    def load(_: Repository, name: str, version: int) -> Any:
+        if name in ("m0", "m1", "m2"):
+            together.wait(10)  # three are loading at the same time
+        elif name == "m3":
+            assert finish.wait(10)  # the others were served before
+        return Loaded()
+
+    def changed() -> None:
+        served.append({name for name, _ in deployment.serving[0]})
+        if len(served[-1]) == 4:
+            finish.set()
+
+    deployment = Deployment(repository, load, changed)
+    assert deployment.refresh(at_once=3)
+    assert [len(names) for names in served] == [1, 2, 3, 4, 5] and served[-2] == {"m0", "m1", "m2", "m4"}
+
+
+def test_a_version_that_is_replaced_while_others_load_is_loaded_again(repository: Repository) -> None:
+    for number in range(3):
+        add(repository, f"m{number}", 1)
+    begun, loaded = threading.Barrier(2), []
+
+    def load(_: Repository, name: str, version: int) -> Any:
+        first = name not in loaded
+        loaded.append(name)
+        if first and name == "m0":
+            begun.wait(10)
+            add(repository, "m0", 1, force=True)
+        elif first and name == "m1":
+            begun.wait(10)
+        return Loaded()
+
+    deployment = Deployment(repository, load)
+    assert deployment.refresh(at_once=2)
+    assert sorted(loaded) == ["m0", "m0", "m1", "m2"] and len(deployment.executors) == 3
+
+
+def test_a_deployment_that_is_stopped_begins_no_load(repository: Repository) -> None:
+    for number in range(3):
+        add(repository, f"m{number}", 1)
+    load = Loader()
+    deployment = Deployment(repository, load)
+    assert deployment.refresh(stopped=lambda: len(load.loaded) >= 2)
+    assert len(load.loaded) == 2

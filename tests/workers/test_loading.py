@@ -38,6 +38,15 @@ def test_thousands_of_versions_are_put_in_order_without_comparing_all_pairs() ->
         loading.ended(("m", version), 7)
 
 
+def test_a_version_that_is_being_loaded_is_not_chosen() -> None:
+    loading = Loading()
+    loading.scanned({("a", 1): 7, ("a", 2): 7, ("b", 1): 7})
+    running: set[tuple[str, int]] = set()
+    while (chosen := loading.next(running)) is not None:
+        running.add(chosen[0])
+    assert running == {("a", 1), ("a", 2), ("b", 1)}
+
+
 def test_only_what_changed_is_loaded_again() -> None:
     loading = Loading()
     loading.scanned({("a", 1): 1, ("a", 2): 1})
@@ -178,3 +187,36 @@ def test_the_thread_that_loads_gives_way_but_is_never_starved(tmp_path: Path) ->
     follower.join()
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert seen[0] == (os.SCHED_OTHER, min(19, own + 5))
+
+
+def test_a_worker_that_starts_waits_for_what_loads_at_once_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.follower._PATIENCE", 0.01)
+    begun, release = threading.Event(), threading.Event()
+
+    class Slow(Deployment):
+        def refresh(self, *_: object, **options: object) -> bool:
+            assert options["at_once"] == 2
+            begun.set()
+            assert release.wait(10)
+            return True
+
+    def never(*_: object) -> Executor:
+        raise AssertionError
+
+    deployment = Slow(Repository(tmp_path), never)
+    follower = Follower(deployment, tmp_path, 60, never, at_once=2)
+    follower.start()
+    assert begun.wait(10) and follower.busy
+    waiting = threading.Thread(target=follower.wait)
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()  # nothing is served yet
+    deployment.executors = {("a", 1): None}  # type: ignore[dict-item]
+    waiting.join(10)
+    assert not waiting.is_alive() and follower.busy
+    release.set()
+    follower.wait()
+    follower.end()
+    follower.join(10)

@@ -8,6 +8,7 @@ mwaitx) that no generated code uses and that virtual machines often hide.
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -109,6 +110,7 @@ class CpuNeeds(msgspec.Struct, frozen=True):
         return True
 
 
+@functools.cache  # a machine with many cores tells a lot
 def this_cpu() -> tuple[str, frozenset[str]]:
     """This machine's architecture, and its features by Linux's names (empty if they are not known)."""
     machine = platform.machine().lower()
