@@ -92,8 +92,9 @@ class Core:
 
     def next_deadline(self) -> float | None:
         """When to call `handle` even if nothing happens, at the latest."""
-        ledger = self.ledger
-        due = min(ledger.timers.first, ledger.deadlines.first)
+        due, other = self.ledger.timers.first, self.ledger.deadlines.first
+        if other < due:
+            due = other
         return None if due == math.inf else due
 
     @property

@@ -131,12 +131,14 @@ class Broker:
 
     def pass_time(self) -> float:
         """Do what is due. Returns when something will be, even if nothing happens."""
-        due = self.core.next_deadline()
+        next_deadline = self.core.next_deadline
+        due = next_deadline()
         if due is not None and due <= (now := self._clock()):
             self.core.decide(Tick(), now)
             self._perform()
-            due = self.core.next_deadline()
-        return self._ports.due if due is None else min(due, self._ports.due)
+            due = next_deadline()
+        own = self._ports.due
+        return own if due is None or own < due else due
 
     def close(self) -> None:
         """Close the ports. Messages that are queued still go out."""

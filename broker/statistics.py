@@ -23,6 +23,8 @@ MOST_SLOW = 50
 SLOW_FOR = 300.0
 """Seconds after which the search for slow requests begins again. Those of the time before are kept as long."""
 
+_SHORTEST = LATENCIES[0]
+
 OK = "ok"
 """The status of a request that was answered with a result."""
 
@@ -85,7 +87,7 @@ class Statistics:
         total, waited = now - accepted_at, request.dispatched_at - accepted_at
         # What `Histogram.add` does, without a call for each.
         times = version.queue
-        times.counts[bisect_left(LATENCIES, waited)] += 1
+        times.counts[bisect_left(LATENCIES, waited) if waited > _SHORTEST else 0] += 1
         times.sum += waited
         times = version.compute
         times.counts[bisect_left(LATENCIES, compute)] += 1
@@ -93,7 +95,11 @@ class Statistics:
         times = version.total
         times.counts[bisect_left(LATENCIES, total)] += 1
         times.sum += total
-        if batch:
+        if batch == 1:
+            sizes = version.batch
+            sizes.counts[0] += 1
+            sizes.sum += 1
+        elif batch:
             version.batch.add(batch)
         version.rows += rows
         version.bytes_in += request.nbytes

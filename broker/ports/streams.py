@@ -35,6 +35,9 @@ _SHARED = 64
 """Messages of one turn, apart from the first of each connection: many connections that send much at once have few each,
 so that a request between them waits for few."""
 
+_SHARES = tuple(min(MESSAGES, 1 + _SHARED // (count + 1)) for count in range(2 * _TURN + 1))
+"""Messages of each connection in a turn, by how many connections are read."""
+
 _BEHIND = 2
 """Connections of each port that are read in one turn, of those that sent more than a turn's messages at once."""
 
@@ -132,7 +135,7 @@ class StreamPorts:
         if len(ready) == _TURN:
             ready = list(dict(self._workers.poll(0, _TURN) + ready).items())
         connections = self._connections
-        self._share = min(MESSAGES, 1 + _SHARED // (len(ready) + 1))
+        self._share = _SHARES[len(ready)]
         for number, happened in ready:
             connection = connections.get(number)
             if connection is None:
