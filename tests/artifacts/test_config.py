@@ -72,6 +72,9 @@ def test_every_key_can_be_given() -> None:
         ("instances = 0", "instances is 0; expected int >= 1"),
         ('[labels]\n"a b" = 1', "label 'a b' is not 1 to 128 letters"),
         ('[labels]\na = 1\nx = "1"', "label 'x' is '1'; expected the number of a version"),
+        ("priority = 0x" + "f" * 5000, "it has a number with thousands of digits"),
+        ("canary = 1", "canary is 1; expected a table$"),
+        ("[[warmup]]", "warmup is .*; expected a table$"),
         ("[labels]\nx = 0", "label 'x' is 0; expected the number of a version"),
         ("[batching]\nmax_batch = 0", "max_batch 0 is not a whole number of rows from 1"),
         (

@@ -338,6 +338,11 @@ def test_an_option_that_may_have_a_value(file: Path, value: str, given: object) 
         ("[broker]\ngrace = 2020-01-01", "is not a text, a number, true, false, or a list"),
         ("[broker\n", "not TOML: "),
         ("[broker]\nconfig = 'x'", "[broker] has no option 'config'"),
+        (
+            "[broker]\nmax-queued = 1\nmax_queued = 2",
+            "[broker] max-queued is given twice, with a dash and with an under",
+        ),
+        ("max-queued = 1\nmax_queued = 2", "max-queued is given twice, with a dash and with an underscore"),
         ("config = 'x'", "config: a file of options names no other; leave it out"),
         ("[[worker]]\nslots = 1", "[[worker]] is a list of tables; write [worker], once"),
         ("[[wrker]]\nslots = 1", "table [wrker] is of no program; did you mean 'worker'?"),
@@ -369,7 +374,7 @@ def test_keys_for_other_programs_are_left_alone(file: Path) -> None:
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "deep").write_text("a = " + "[" * 5000)
-    for name, says in (("none", "No such file"), ("binary", "not TOML"), ("deep", "not TOML"), ("", "Is a directory")):
+    for name, says in (("none", "No such file"), ("binary", "not UTF-8"), ("deep", "not TOML"), ("", "Is a directory")):
         with pytest.raises(SystemExit):
             broker.config.parse(["--config", str(tmp_path / name)])
         assert says in capsys.readouterr().err

@@ -5,7 +5,6 @@ Everything is optional, and without a file every version is served as it is. doc
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -15,14 +14,10 @@ import msgspec
 from zmq_offload.artifacts import jsonfile
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.common.suggest import did_you_mean
+from zmq_offload.common.toml import parse as parse_toml
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.names import check_label as check_label
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 CONFIG = "config.toml"
 CONFIG_JSON = "config.json"
@@ -175,17 +170,7 @@ NO_CONFIG = ModelConfig()
 
 def parse(content: bytes, toml: bool = True) -> ModelConfig:
     """The configuration that a file holds. Raises InvalidArgument, which names the key that is wrong."""
-    if toml:
-        try:
-            value = tomllib.loads(content.decode("utf-8-sig"))  # an editor's byte order mark
-        except UnicodeDecodeError as error:
-            raise InvalidArgument(f"it is not UTF-8: byte {error.start} cannot be read") from None
-        except tomllib.TOMLDecodeError as error:
-            raise InvalidArgument(f"it is not TOML: {error}") from None
-        except RecursionError:
-            raise InvalidArgument("it is not TOML: it is nested too deeply") from None
-    else:
-        value = jsonfile.parse(content)
+    value = parse_toml(content) if toml else jsonfile.parse(content)
     for key in value:
         if key not in ModelConfig.__struct_fields__:
             meant = did_you_mean(key, ModelConfig.__struct_fields__)
@@ -200,7 +185,8 @@ def parse(content: bytes, toml: bool = True) -> ModelConfig:
             label, given = next((k, v) for k, v in labels if type(v) is not int or not 1 <= v <= limits.VERSION)
             raise InvalidArgument(f"label {label!r:.80} is {given!r:.80}; expected the number of a version") from None
         if not error.message.startswith("versions is "):
-            raise
+            said = error.message.replace("expected object", "expected a table" if toml else "expected an object")
+            raise InvalidArgument(said.removesuffix(" | null")) from None
         raise InvalidArgument(
             f'versions is {value["versions"]!r:.80}; expected "all", {{latest = N}}, or a list of version numbers'
         ) from None

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zmq_offload.common import toml
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.console import settings
 from zmq_offload.console.parser import Parser, Placed
 from zmq_offload.console.variables import LIBRARY, PREFIX, VARIABLES
 from zmq_offload.errors import InvalidArgument, printable
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PROGRAMS = ("broker", "worker", "gateway")
 TABLES = (
@@ -80,11 +75,9 @@ def read(file: str) -> dict[str, Any]:
     except OSError as error:
         raise InvalidArgument(f"--config {file}: {error.strerror or error}") from None
     try:
-        found: dict[str, Any] = tomllib.loads(content.decode("utf-8-sig"))
-        return found
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InvalidArgument(f"--config {file}: not TOML: {what}") from None
+        return toml.parse(content)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"--config {file}: {error.message}") from None
 
 
 class _FromFile:
@@ -107,6 +100,10 @@ class _FromFile:
             return None
         values = read(self._file)
         self._check_above(values)
+        for where, keys in (("", values), (f"[{self._table}] ", values.get(self._table, {}))):
+            names = [key.replace("_", "-") for key in keys]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise self._error(f"{where}{printable(twice[0])} is given twice, with a dash and with an underscore")
         for key, value in values.items():
             if not isinstance(value, dict):
                 self._take_above(parser, key, value)
