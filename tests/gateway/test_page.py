@@ -111,10 +111,14 @@ def test_the_page_is_the_front_of_its_own_server() -> None:
         head = bytes(peer.transport.written).partition(b"\r\n\r\n")[0].decode()
         assert head.startswith("HTTP/1.1 200") and all(f"{name}: {value}" in head for name, value in HEADERS)
         peer.go()
-    for path in ("/dashboard/../etc/passwd", "/dashboard/%2e%2e/files.py", "/dashboard/page.html", "/dashboard/"):
+    for path in ("/dashboard/../etc/passwd", "/dashboard/%2e%2e/files.py", "/dashboard/page.html"):
         peer = page.ask(request(path, method="GET"))
         assert peer.answers()[0][0] == 404
         peer.go()
+    peer = page.ask(request("/dashboard/", method="GET"))
+    head = bytes(peer.transport.written).decode()
+    assert head.startswith("HTTP/1.1 308 ") and "\r\nLocation: ../dashboard\r\n" in head
+    peer.go()
 
 
 @in_loop

@@ -47,6 +47,7 @@ def page_routes(watch: Watch) -> Iterator[tuple[str, str, Endpoint]]:
     """Method, path and endpoint of all that the page needs."""
     for path, file in files().items():
         yield "GET", path, partial(_file, file)
+    yield "GET", f"{PAGE}/", _redirect
     yield "GET", EVENTS, partial(_events, watch)
 
 
@@ -60,6 +61,15 @@ def front_routes(watch: Watch) -> Iterator[tuple[str, str, Endpoint]]:
 
 def _file(file: File, request: Request, names: Names, respond: Respond) -> Cancel | None:
     respond(Response(200, [file.body], [("Content-Type", file.type), *HEADERS]))
+    return None
+
+
+def _redirect(request: Request, names: Names, respond: Respond) -> Cancel | None:
+    """The path with a slash at its end, below which the page would look for its files.
+
+    The way back is relative, as a proxy may have put something before the path.
+    """
+    respond(Response(308, (), [("Location", f"..{PAGE}"), *HEADERS]))
     return None
 
 

@@ -43,7 +43,7 @@ async def _run(brokers: Sequence[str], address: str) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncClient(brokers, timeout=TIMEOUT) as client:
         watch = Watch(client.status)
-        router = Router()
+        router = Router("the page is at /")
         for route in front_routes(watch):
             router.add(*route)
         ports = await listen([Door("http", address, HttpServer(router, Open(), _LIMITS), None)])

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from zmq_offload.dashboard.files import PATHS
+from zmq_offload.dashboard.files import PAGE, PATHS
 from zmq_offload.errors import Unauthenticated
 from zmq_offload.net.credentials import certificate_entry, token_entry
 from zmq_offload.net.grants import Grant
@@ -45,6 +45,7 @@ PUBLIC = frozenset(
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
         *PATHS,
+        f"{PAGE}/",
     }
 )
 """Paths that need no credential: probes of load balancers and of Kubernetes send none, and the files of the dashboard

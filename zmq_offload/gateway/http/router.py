@@ -29,7 +29,8 @@ class Router:
     taken. HEAD is answered as GET; the connection leaves the body out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hint: str = "paths begin with /v2 or /v1/models") -> None:
+        self._hint = hint  # for a path that is not served
         self._routes: list[tuple[int, re.Pattern[str], dict[str, Endpoint]]] = []
         self._templates: dict[str, dict[str, Endpoint]] = {}
         self._known: dict[str, tuple[dict[str, Endpoint], Names]] = {}
@@ -55,7 +56,7 @@ class Router:
                 return None
         if found is None:
             what = f"the path {printable(request.path)!r} is not served here"
-            respond(failure(404, f"{what}; paths begin with /v2 or /v1/models"))
+            respond(failure(404, f"{what}; {self._hint}"))
             return None
         methods, names = found
         method = request.method
