@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import threading
@@ -14,19 +15,23 @@ import zmq
 from tests.console.test_progress import Terminal, plain
 from tests.support.processes import running_broker, running_gateway_with_broker, running_workers, wait_for_workers
 from zmq_offload.cli.main import main
+from zmq_offload.doctor import examine
 from zmq_offload.doctor.facts import network
+from zmq_offload.doctor.facts.installation import installation
 from zmq_offload.net.grants import Grant
 from zmq_offload.net.keylist import authorize
 from zmq_offload.net.keys import new_keys, read_public
 from zmq_offload.telemetry.server import MetricsServer
 
+INSTALLATION = functools.cache(installation)
 FREE = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0", "--http", "none", "--grpc", "none"]
 
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with little patience for programs that say nothing."""
+    """In a folder of its own, with little patience for programs that say nothing, and packages looked at once."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(examine, "installation", INSTALLATION)
     monkeypatch.setattr(network, "_PATIENCE", 0.2)
 
 

@@ -85,6 +85,7 @@ def test_without_a_terminal_there_is_one_plain_snapshot(echo_fabric: Fabric) -> 
     assert "echo:1" in done.stdout and "errors/s" in done.stdout and "ready" in done.stdout
 
 
+@pytest.mark.observers
 def test_top_shows_load_a_killed_worker_and_its_return_and_leaves_the_terminal_as_it_was() -> None:
     with (
         running_broker() as broker,

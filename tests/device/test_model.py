@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from opentelemetry.trace import NonRecordingSpan, SpanContext, get_current_span, use_span
 
 from tests.support import onnx_models
 from tests.support.local_client import LocalClient, run_uncut
@@ -80,6 +82,30 @@ def test_without_threads_items_fail_and_calls_work(
                     next(model.map([X, X]))
                 assert np.array_equal(model(X), expected)
         assert np.array_equal(model.submit(X).result(), expected)
+
+
+class SpanClient(LocalClient):
+    """Notes the current span of each call that is traced."""
+
+    spans: ClassVar[list[int]] = []
+
+    def infer(self, *args: Any, trace: bool, **options: Any) -> Any:
+        assert trace is True
+        self.spans.append(get_current_span().get_span_context().span_id)
+        return super().infer(*args, **options)
+
+
+def test_calls_are_traced_under_the_span_of_who_calls(compiled_mlp: Compiled) -> None:
+    client = SpanClient(compiled_mlp.subgraphs[0].parent.parent)
+    with load(compiled_mlp.device, client=client, trace=True) as model:
+        for span_id in (5, 6):
+            around = NonRecordingSpan(SpanContext(1, span_id, is_remote=True))
+            with use_span(around):
+                results = [model(X), model.submit(X).result(), *model.map([X]), asyncio.run(model.acall(X))]
+            assert client.spans == [span_id] * 4 and len(results) == 4
+            client.spans.clear()
+        model(X)
+        assert client.spans == [0]
 
 
 def test_what_cannot_be_traced_is_refused(compiled_mlp: Compiled, client: LocalClient) -> None:

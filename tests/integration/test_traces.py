@@ -143,6 +143,7 @@ def test_a_worker_that_is_killed_gives_two_attempts(running: Running) -> None:
     assert {(span.trace, span.parent) for span in (lost, served)} == {(TRACE, CALLER)}
 
 
+@pytest.mark.observers
 def test_calls_of_a_device_model_belong_to_the_span_around_them(
     running: Running, compiled_mlp: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +169,7 @@ def test_calls_of_a_device_model_belong_to_the_span_around_them(
     assert {span.parent for span in spans if span.name == "attempt"} == {f"{s.context.span_id:016x}" for s in calls}
 
 
+@pytest.mark.observers
 def test_a_broker_in_the_gateways_process_and_a_share(running: Running) -> None:
     collector = running.collector
     with running_gateway_with_broker("--traces", collector.url, "--trace-share", "1") as (gateway, broker):
