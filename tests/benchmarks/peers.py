@@ -1,8 +1,9 @@
 """The fabric compared with its alternatives: `python -m tests.benchmarks.peers`.
 
 All send the same bytes each way. Each peer has a client process, in an environment of its own where it needs one, and
-clients take turns of a fraction of a second. Prints a table and, with -o, draws it. A peer that is not installed is
-skipped by name. `--recorded FILE.md` measures nothing and draws the table in that file.
+clients take turns of a fraction of a second. Prints a table and, with -o, draws it. With `--callers` it measures what
+many callers at a time get: requests per second, and the median and the 99th percentile of their round trips. A peer
+that is not installed is skipped by name. `--recorded FILE.md` measures nothing and draws the table in that file.
 """
 
 from __future__ import annotations
@@ -15,53 +16,118 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.fabric import SIZES
+from tests.benchmarks.peer_client import CALLERS
 from tests.benchmarks.peer_servers import SERVERS, client
 from tests.support.servers import Missing
 from zmq_offload.charts.bars import Bars, draw
 from zmq_offload.charts.style import save
 
 Medians = dict[str, dict[int, float]]
+"""The median round trip, in seconds, by peer and bytes."""
+
+OURS = "zmq-offload, echo"
 
 
-def measure(sizes: list[int], seconds: float, pythons: dict[str, str], only: list[str]) -> Medians:
-    """The median round trip, in seconds, by peer and bytes."""
+@dataclass
+class Sample:
+    """Round trips, in seconds, and the time in which they were made."""
+
+    seconds: float = 0.0
+    times: list[float] = field(default_factory=list)
+
+    def add(self, seconds: float, times: list[float]) -> None:
+        self.seconds += seconds
+        self.times += times
+
+
+Samples = dict[tuple[str, int, int], Sample]
+"""By peer, bytes and callers."""
+
+
+def measure(sizes: list[int], callers: list[int], seconds: float, pythons: dict[str, str], only: list[str]) -> Samples:
+    samples: Samples = {}
     with ExitStack() as stack:
         clients: dict[str, subprocess.Popen[str]] = {}
+        kinds: dict[str, str] = {}
         for name in only:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peer-")))
             try:
                 served = stack.enter_context(SERVERS[name](folder, pythons.get(name, sys.executable), sizes))
                 clients |= {peer: stack.enter_context(client(command)) for peer, command in served.items()}
+                kinds |= {peer: command[1] for peer, command in served.items()}
             except Missing as error:
                 print(f"skipped: {name}: {error}", file=sys.stderr)
-        medians: Medians = {peer: {} for peer in clients}
         for size in sizes:
-            times: dict[str, list[float]] = {peer: [] for peer in clients}
-            turn = 0.15 if size < 1 << 20 else 0.5
-            for number in range(max(2, round(seconds / turn))):
-                for peer, process in clients.items():
-                    assert process.stdin is not None and process.stdout is not None
-                    process.stdin.write(json.dumps([size, turn]) + "\n")
-                    process.stdin.flush()
-                    answer = process.stdout.readline()
-                    if not answer:
-                        print(f"failed: {peer} at {size:,} bytes; its error is above", file=sys.stderr)
-                        times.pop(peer)
-                    elif number:  # the first turn is a warm-up
-                        times[peer] += json.loads(answer)
-                clients = {peer: process for peer, process in clients.items() if peer in times}
-            for peer, own in times.items():
-                medians[peer][size] = statistics.median(own)
-            print(f"{size:,} bytes done", file=sys.stderr)
+            for number in callers:
+                able = {peer: one for peer, one in clients.items() if number == 1 or kinds[peer] in CALLERS}
+                turn = 0.15 if size < 1 << 20 and number == 1 else 0.5
+                samples |= {
+                    (peer, size, number): sample for peer, sample in _turns(able, size, number, turn, seconds).items()
+                }
+                clients = {peer: one for peer, one in clients.items() if peer not in able or one.poll() is None}
+                print(f"{size:,} bytes, {number} at a time: done", file=sys.stderr)
+    return samples
+
+
+def _turns(
+    clients: dict[str, subprocess.Popen[str]], size: int, callers: int, turn: float, seconds: float
+) -> dict[str, Sample]:
+    """The samples of the peers that did not fail."""
+    samples = {peer: Sample() for peer in clients}
+    for number in range(max(2, round(seconds / turn))):
+        for peer in list(samples):
+            process = clients[peer]
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps([size, turn, callers]) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                print(f"failed: {peer} at {size:,} bytes; its error is above", file=sys.stderr)
+                process.wait()
+                del samples[peer]
+            elif number:  # the first turn is a warm-up
+                samples[peer].add(*json.loads(answer))
+    return samples
+
+
+def medians_of(samples: Samples) -> Medians:
+    """Of one caller."""
+    medians: Medians = {}
+    for (peer, size, callers), sample in samples.items():
+        own = medians.setdefault(peer, {})
+        if callers == 1:
+            own[size] = statistics.median(sample.times)
     return medians
+
+
+def callers_table(samples: Samples) -> str:
+    """A line for each number of callers and peer; in brackets the ratio to the fabric with an echo worker."""
+    lines = ["| bytes each way | callers | peer | requests/s | p50 ms | p99 ms |", "|---|---|---|---|---|---|"]
+    for (peer, size, callers), sample in sorted(samples.items(), key=lambda item: item[0][1:]):
+        figures = _figures(sample)
+        ours = samples.get((OURS, size, callers))
+        ratios = [""] * 3
+        if ours is not None and peer != OURS:
+            ratios = [f" ({one / other:.2f}x)" for one, other in zip(figures, _figures(ours), strict=True)]
+        texts = f"{figures[0]:,.0f}", f"{figures[1]:.3f}", f"{figures[2]:.2f}"
+        cells = " | ".join(text + ratio for text, ratio in zip(texts, ratios, strict=True))
+        lines.append(f"| {size:,} | {callers} | {peer} | {cells} |")
+    return "\n".join(lines)
+
+
+def _figures(sample: Sample) -> tuple[float, float, float]:
+    """Requests per second, and the median and the 99th percentile in milliseconds."""
+    percentiles = statistics.quantiles(sample.times, n=100)
+    return len(sample.times) / sample.seconds, percentiles[49] * 1e3, percentiles[98] * 1e3
 
 
 def table(medians: Medians, sizes: list[int]) -> str:
     """Milliseconds, and in brackets the ratio to the fabric with an echo worker."""
-    ours = medians.get("zmq-offload, echo")
+    ours = medians.get(OURS)
     lines = [
         "| bytes each way | " + " | ".join(f"{size:,}" for size in sizes) + " |",
         "|---|" + "---|" * len(sizes),
@@ -113,6 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), metavar="BYTES", help="multiples of 4")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each peer and size")
+    parser.add_argument("--callers", type=int, nargs="+", default=None, metavar="N", help="at a time")
     parser.add_argument("--only", nargs="+", choices=list(SERVERS), default=list(SERVERS))
     parser.add_argument("--triton-python", default=sys.executable, metavar="FILE", help="of Triton's environment")
     parser.add_argument("--mosec-python", default=sys.executable, metavar="FILE", help="of mosec's environment")
@@ -124,8 +191,12 @@ def main() -> None:
     if args.recorded:
         medians, sizes = recorded(args.recorded.read_text())
     else:
-        medians = measure(sizes, args.seconds, pythons, args.only)
-        print(table(medians, sizes))
+        samples = measure(sizes, args.callers or [1], args.seconds, pythons, args.only)
+        if args.callers:
+            print(callers_table(samples))
+        medians = medians_of(samples)
+        if not args.callers:
+            print(table(medians, sizes))
     if args.output:
         save(draw(chart(medians, sizes)), args.output)
 
