@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
+import re
 import signal
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.support.processes import Process, eventually, faulty_workers, is_running, running, running_workers, status
-from zmq_offload import Client
+from zmq_offload import AsyncClient, Client
+from zmq_offload.cli.main import main
 from zmq_offload.client.session import RetryPolicy
+from zmq_offload.gateway.pageserver import _asking
 
 X = {"x": np.arange(6, dtype=np.float32)}
 
@@ -75,7 +82,9 @@ class Load:
         assert not self.errors
 
 
-def test_clients_spread_and_a_broker_that_is_killed_loses_nothing_and_comes_back() -> None:
+def test_clients_spread_and_a_broker_that_is_killed_loses_nothing_and_comes_back(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with two_brokers("--metrics", "127.0.0.1:0") as brokers:
         with running_workers(",".join(brokers.backends), "--executor", "echo", "--processes", "2"):
             for front in brokers.frontends:
@@ -91,10 +100,30 @@ def test_clients_spread_and_a_broker_that_is_killed_loses_nothing_and_comes_back
             numbers = [status(front) for front in brokers.frontends]
             assert [(each["process"], each["restarts"]) for each in numbers] == [(0, 0), (1, 1)]
             assert all(each["requests"]["served"] for each in numbers)
+            shown_together(brokers.frontends, sum(each["requests"]["served"] for each in numbers), capsys)
             for number, address in enumerate(brokers.metrics):
                 text = urllib.request.urlopen(f"http://{address}/metrics", timeout=20).read().decode()
                 assert f'zmq_offload_broker_info{{process="{number}"}} 1' in text
         assert brokers.supervisor.end() == 0
+
+
+def shown_together(frontends: list[str], served: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands show the sums of all brokers, also while one does not answer."""
+    listed = ",".join(frontends)
+    assert main(["status", "--json", "--broker", listed]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["requests"]["served"] == served
+    assert len(found["workers"]) == 2
+    assert main(["status", "--broker", f"{listed},tcp://127.0.0.1:9", "--timeout", "0.3"]) == 0
+    out = capsys.readouterr().out
+    assert f"{served:,} served" in out
+    assert re.search(r"tcp://127\.0\.0\.1:9 +no +0", out), out
+
+    async def asked() -> Mapping[str, Any]:
+        async with AsyncClient(frontends[0]) as one, AsyncClient(frontends[1]) as two:
+            return await _asking(frontends, [one, two])()
+
+    assert asyncio.run(asked())["requests"]["served"] == served
 
 
 def test_sigterm_lets_all_processes_finish_their_requests() -> None:

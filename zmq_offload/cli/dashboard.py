@@ -12,8 +12,8 @@ from zmq_offload.errors import InvalidArgument
 
 def add_options(parser: Parser) -> None:
     parser.description = (
-        "Serve a page that shows a broker's throughput, latencies, queues, workers, models and errors, with an hour of "
-        "history. A gateway serves the same page with its option --dashboard."
+        "Serve a page that shows throughput, latencies, queues, workers, models and errors of a broker, or of several "
+        "together, with an hour of history. A gateway serves such a page of its broker with its option --dashboard."
     )
     parser.set_example("zmq-offload dashboard", "zmq-offload dashboard --broker tcp://broker.example:5555")
     add_frontend(parser, several=True)

@@ -14,9 +14,12 @@ from zmq_offload.console.tables import Column, Facts, Part, Table, show
 
 
 def add_options(parser: Parser) -> None:
-    parser.description = "Show a broker's workers, models and queues, and the requests that it served and failed."
+    parser.description = (
+        "Show a broker's workers, models and queues, and the requests that it served and failed; of several brokers "
+        "the sums."
+    )
     parser.set_example("zmq-offload status", "zmq-offload status --broker tcp://edge-1:5555 --watch 5")
-    add_frontend(parser)
+    add_frontend(parser, several=True)
     parser.add_argument("--json", action="store_true", help="print the whole status as JSON; one line a look")
     parser.add_argument(
         "--watch", nargs="?", type=seconds, const=2.0, help="look again every so many seconds (2)", metavar="S"
@@ -26,14 +29,14 @@ def add_options(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from zmq_offload.client.sync import Client
+    from zmq_offload.cli.brokers import Brokers
 
-    with Client(args.broker, timeout=args.timeout) as client:
-        status = client.status()
+    with Brokers(args.broker, args.timeout) as brokers:
+        status = brokers.status()
         if args.watch:
             from zmq_offload.cli.watching import watch
 
-            watch(client, status, args.watch, as_json=args.json)
+            watch(brokers, status, args.watch, as_json=args.json)
     if args.json:
         print(json.dumps(status, indent=2))
     else:
@@ -72,13 +75,25 @@ def describe(status: dict[str, Any], before: dict[str, Any] | None = None, elaps
         }
         for m in status["models"]
     ]
-    parts: list[Part] = [Facts(facts, wrong=wrong), "", _table("models", models, _MODELS)]
+    parts: list[Part] = [Facts(facts, wrong=wrong), ""]
+    if "brokers" in status:
+        parts += [_table("brokers", [_broker(each) for each in status["brokers"]], _BROKERS), ""]
+    parts.append(_table("models", models, _MODELS))
     if any("statistics" in model for model in models):
         parts += ["", _table("traffic (times: p50, p95)", _traffic(models, before, elapsed), _TRAFFIC)]
     parts += ["", _table("queues", [q | {"bytes": size_text(q["bytes"])} for q in status["queues"]], _QUEUES)]
     return [*parts, "", _table("workers", _workers(status["workers"], before, elapsed), _WORKERS)]
 
 
+_BROKERS = (
+    Column("endpoint"),
+    Column("up", right=True),
+    Column("served", right=True),
+    Column("outstanding", right=True),
+    Column("queued", right=True),
+    Column("restarts", right=True),
+    Column("error", folds=True, spare=1),
+)
 _MODELS = (
     Column("name", shortens=True),
     Column("version", right=True),
@@ -124,6 +139,11 @@ _WORKERS = (
     Column("running", shortens=True, spare=9),
 )
 _COLORS = {"ready": "green", "quiet": "yellow", "draining": "cyan"}
+
+
+def _broker(broker: Mapping[str, Any]) -> dict[str, Any]:
+    up = "no" if broker["error"] else age_text(broker["uptime"])
+    return {**broker, "up": up, "served": f"{broker['served']:,}"}
 
 
 def _latest(model: dict[str, Any], models: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import add_frontend, add_option, seconds
 
 if TYPE_CHECKING:
-    from zmq_offload.client.sync import Client
+    from zmq_offload.cli.brokers import Brokers
     from zmq_offload.dashboard.history import History
 
 _TURN = 0.1
@@ -32,19 +32,19 @@ def add_options(parser: Parser) -> None:
         "by load, p pauses. Without a terminal, print what happened in one interval."
     )
     parser.set_example("zmq-offload top", "zmq-offload top --broker tcp://edge-1:5555 --interval 0.5")
-    add_frontend(parser)
+    add_frontend(parser, several=True)
     parser.add_argument("--interval", type=seconds, default=1.0, help="seconds between looks (1)", metavar="S")
     add_option(parser, "--timeout", seconds, 5.0, "maximum seconds to wait for the broker", metavar="S")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from zmq_offload.client.sync import Client
+    from zmq_offload.cli.brokers import Brokers
     from zmq_offload.dashboard.history import History
 
     history = History()
-    with Client(args.broker, timeout=args.timeout) as client:
-        history.add(client.status(), time.monotonic())
+    with Brokers(args.broker, args.timeout) as brokers:
+        history.add(brokers.status(), time.monotonic())
         if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             from zmq_offload.common.extras import needs
             from zmq_offload.console.interrupts import raising_ctrl_c
@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
             with needs("cli"):
                 import rich.live  # noqa: F401
             with raising_ctrl_c(), _ending_by_sigterm(), contextlib.suppress(_Quit):
-                _Top(client, history, args.broker, args.interval).run()
+                _Top(brokers, history, args.interval).run()
         else:
             from zmq_offload.cli.topscreen import snapshot
 
             time.sleep(args.interval)
             now = time.monotonic()
-            history.add(client.status(), now)
-            print(snapshot(history.view(now), args.broker))
+            history.add(brokers.status(), now)
+            print(snapshot(history.view(now), brokers.endpoint))
     return 0
 
 
@@ -84,9 +84,9 @@ def _ending_by_sigterm() -> Iterator[None]:
 class _Looks(threading.Thread):
     """Asks for the status again and again, since an answer may take until the timeout and keys shall work meanwhile."""
 
-    def __init__(self, client: Client, every: float) -> None:
+    def __init__(self, brokers: Brokers, every: float) -> None:
         super().__init__(daemon=True)
-        self._client = client
+        self._brokers = brokers
         self._every = every
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class _Looks(threading.Thread):
         while not self._ended.wait(self._every):
             found: dict[str, Any] | str
             try:
-                found = self._client.status()
+                found = self._brokers.status()
             except Cancelled:
                 return
             except OffloadError as error:
@@ -119,10 +119,10 @@ class _Looks(threading.Thread):
 class _Top:
     """The screen, the keys and the looks at the broker."""
 
-    def __init__(self, client: Client, history: History, endpoint: str, every: float) -> None:
+    def __init__(self, brokers: Brokers, history: History, every: float) -> None:
         self._history = history
-        self._endpoint = endpoint
-        self._looks = _Looks(client, every)
+        self._endpoint = brokers.endpoint
+        self._looks = _Looks(brokers, every)
         self._by_load = False
         self._paused = False
 

@@ -15,10 +15,10 @@ from zmq_offload.console.tables import Part, show, text
 from zmq_offload.errors import DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
-    from zmq_offload.client.sync import Client
+    from zmq_offload.cli.brokers import Brokers
 
 
-def watch(client: Client, status: dict[str, Any], every: float, *, as_json: bool) -> NoReturn:
+def watch(brokers: Brokers, status: dict[str, Any], every: float, *, as_json: bool) -> NoReturn:
     """Show the status until Ctrl-C, also of a broker that is gone and comes back."""
     looked = time.monotonic()
     _show(["", *describe(status)], status, as_json)
@@ -27,7 +27,7 @@ def watch(client: Client, status: dict[str, Any], every: float, *, as_json: bool
         time.sleep(max(0.0, looked + every - time.monotonic()))
         began, looked = looked, time.monotonic()
         try:
-            status = client.status()
+            status = brokers.status()
         except (Unavailable, DeadlineExceeded) as error:
             gone = f"no broker answers ({error.message}); it is asked again. This is what it said last:"
             _show(["", gone, "", *describe(status)], {"error": error.message}, as_json)
