@@ -20,9 +20,10 @@ from broker.ports.reading import decode
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.net import transport
+from zmq_offload.net.frames import Buffer
 from zmq_offload.net.sharedmemory.references import FIRST
 from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, Unreadable
-from zmq_offload.net.zmtp import Broken, Buffer, Scratch
+from zmq_offload.net.zmtp import Broken, Scratch
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 

@@ -20,11 +20,12 @@ from zmq_offload.client.looplink import LoopLink
 from zmq_offload.client.session import Send
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.net import transport
+from zmq_offload.net.frames import encode
 from zmq_offload.net.keys import new_keys, read_pair
 from zmq_offload.net.sharedmemory import segment
 from zmq_offload.net.sharedmemory.references import Reference, SharedFrame
 from zmq_offload.net.sharedmemory.sharing import SHARED_FROM, Sharing
-from zmq_offload.net.zmtp import HELLO, Peer, encode
+from zmq_offload.net.zmtp import HELLO, Peer
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import pack

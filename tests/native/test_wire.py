@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.protocol.test_codec import ALL, MESSAGES
 from tests.support.mutation import mutate
 from zmq_offload import native
-from zmq_offload.net import zmtp
+from zmq_offload.net import frames as zmtp_frames
 from zmq_offload.protocol import messages
 
 wire: Any = pytest.importorskip("zmq_offload.native.wire", reason="there was no C compiler")
@@ -124,13 +124,15 @@ def split_all(split: Any, data: bytes, cuts: list[int], *limits: int) -> tuple[l
 def test_frames_are_split_alike(
     whole: list[list[bytes]], noise: bytes, cuts: list[int], most: int, room: int, turn: int
 ) -> None:
-    data = b"".join(buffer for frames in whole for buffer in zmtp.encode(frames)) + noise
-    assert split_all(wire.split, data, cuts, most, room, turn) == split_all(zmtp._split, data, cuts, most, room, turn)
+    data = b"".join(buffer for frames in whole for buffer in zmtp_frames.encode(frames)) + noise
+    assert split_all(wire.split, data, cuts, most, room, turn) == split_all(
+        zmtp_frames._split, data, cuts, most, room, turn
+    )
 
 
 @given(st.binary(max_size=40), st.integers(0, 5))
 def test_any_bytes_are_split_alike(data: bytes, room: int) -> None:
-    assert split_all(wire.split, data, [], 2**40, room, 0) == split_all(zmtp._split, data, [], 2**40, room, 0)
+    assert split_all(wire.split, data, [], 2**40, room, 0) == split_all(zmtp_frames._split, data, [], 2**40, room, 0)
 
 
 def test_a_length_past_all_memory_is_left_to_python() -> None:
@@ -147,7 +149,7 @@ def appended(append: Any, frames: list[Any]) -> tuple[int, bytes, list[Any]]:
 @given(st.lists(st.binary(max_size=600), max_size=20), st.sampled_from([0, 255, 256, 20_000]))
 def test_messages_are_written_alike(frames: list[bytes], more: int) -> None:
     frames = [*frames, bytes(more)]
-    count, written, _ = appended(zmtp._append, frames)
+    count, written, _ = appended(zmtp_frames._append, frames)
     assert (
         appended(wire.append, frames)[:2]
         == appended(wire.append, list(map(memoryview, frames)))[:2]

@@ -52,7 +52,57 @@ def test_messages_of_all_sizes_arrive(ends: tuple[Stream, Stream]) -> None:
     messages = [[b"a"], [b"", b"b" * 300, b""], [b"c" * 10, b"d" * 3_000_000, b"", b"e" * 100_000], [b"x"] * 258]
     for message in messages:
         assert ends[1].put([memoryview(frame) for frame in message])
+    messages.append(messages.pop(2))  # a long message is overtaken
     assert everything(*ends) == messages and ends[1].queued == 0
+
+
+def test_short_messages_wait_for_a_piece_of_a_long_one(ends: tuple[Stream, Stream]) -> None:
+    reader, writer = ends
+    long = [b"long", bytes(20_000_000)]
+    assert writer.put(long)
+    assert not writer.flush() and writer.blocked
+    got = [reader.receive() for _ in range(3)]
+    assert not any(got) and writer.queued > 15_000_000
+    assert writer.put([b"short", b"one"])
+    where = writer.position
+    assert writer.put([b"what is to become of the others"])
+    behind = writer.position
+    while not (messages := reader.receive()):
+        writer.flush()
+    assert messages == [[b"short", b"one"]] and writer.queued > 15_000_000
+    assert writer.has_written(where) and not writer.has_written(behind)
+    assert everything(reader, writer) == [long, [b"what is to become of the others"]]
+    assert writer.has_written(behind) and not writer.blocked and writer.queued == 0
+    assert writer.put([b"at last"]) and everything(reader, writer) == [[b"at last"]]
+
+
+def test_long_messages_follow_each_other(ends: tuple[Stream, Stream]) -> None:
+    sizes = [300_000, 1_000_000, 262_144, 5_000_000, 400_000]
+    for number, size in enumerate(sizes):
+        assert ends[1].put([b"%d" % number, bytes(size), b"", bytes(20_000), b"end"])
+    got = everything(*ends)
+    assert [(int(first), len(frame)) for first, frame, *_ in got] == list(enumerate(sizes))
+
+
+def test_long_messages_count_as_queued(ends: tuple[Stream, Stream]) -> None:
+    writer = ends[0]  # which has a limit of bytes
+    assert writer.put([b"1", bytes(2_000_000)])
+    assert not writer.put([b"2", b""])
+
+
+def test_a_peer_that_takes_no_pieces_gets_none() -> None:
+    pair = socket.socketpair()
+    reader, writer = stream(pair[0], b"ROUTER"), stream(pair[1])
+    for end in (reader, writer, reader, writer):
+        end.flush()
+        end.receive()
+    writer.peer.takes_pieces = False
+    messages = [[b"1", bytes(3_000_000)], [b"2", b""]]
+    for message in messages:
+        assert writer.put(message)
+    assert everything(reader, writer) == messages
+    reader.close()
+    writer.close()
 
 
 def test_a_peer_that_does_not_read_gets_so_many_messages(ends: tuple[Stream, Stream]) -> None:

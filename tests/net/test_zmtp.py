@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zmq_offload.net.frames import encode
 from zmq_offload.net.sharedmemory.references import Reference, SharedFrame, take_out
-from zmq_offload.net.zmtp import HELLO, Broken, Peer, Refused, Scratch, encode
+from zmq_offload.net.zmtp import HELLO, Broken, Peer, Refused, Scratch
 
 pytestmark = pytest.mark.usefixtures("compiled_or_not")
 
@@ -31,6 +32,8 @@ def ready(kind: bytes = b"ROUTER", identity: bytes = b"", more: bytes = b"") -> 
 
 
 OPENING = GREETING + ready()
+PIECES = b"\x14X-Zmq-Offload-Pieces\0\0\0\x011"
+"""The property of an end that takes pieces."""
 
 
 def frame(body: bytes, flags: int = 0) -> bytes:
@@ -75,7 +78,7 @@ def test_the_handshake_is_that_of_a_dealer() -> None:
     assert HELLO + b"".join(peer.answers) == GREETING
     feed(peer, GREETING[11:] + ready()[:-1])
     assert not peer.is_ready
-    assert b"".join(peer.answers)[53:] == ready(b"DEALER")
+    assert b"".join(peer.answers)[53:] == ready(b"DEALER", more=PIECES)
     feed(peer, ready()[-1:])
     assert peer.is_ready
 
@@ -142,7 +145,8 @@ def test_a_router_talks_to_those_who_ask(kind: bytes) -> None:
     feed(peer, GREETING + ready(kind, b"name", b"\x05X-One\0\0\0\x01a"))
     assert peer.is_ready and peer.identity == b"name"
     assert peer.properties == {b"socket-type": kind, b"identity": b"name", b"x-one": b"a"}
-    assert b"".join(peer.answers).endswith(ready(b"ROUTER"))
+    assert b"".join(peer.answers).endswith(ready(b"ROUTER", more=PIECES))
+    assert not peer.takes_pieces
 
 
 @pytest.mark.parametrize("kind", [b"REP", b"PULL", b"SUB"])
@@ -167,8 +171,9 @@ def test_two_ends_tell_each_other_their_properties(size: int) -> None:
             ends[at].answers.clear()
     router, dealer = ends
     assert router.is_ready and dealer.is_ready
-    assert router.properties == {b"socket-type": b"DEALER", b"identity": b"", b"x-one": b"1", b"x-two": b""}
-    assert dealer.properties == {b"socket-type": b"ROUTER", b"identity": b"", b"x-long": b"x" * size}
+    pieces = {b"x-zmq-offload-pieces": b"1"}
+    assert router.properties == {b"socket-type": b"DEALER", b"identity": b"", b"x-one": b"1", b"x-two": b""} | pieces
+    assert dealer.properties == {b"socket-type": b"ROUTER", b"identity": b"", b"x-long": b"x" * size} | pieces
 
 
 def test_a_frame_over_the_limit_is_refused_even_if_it_has_come() -> None:
@@ -348,7 +353,7 @@ def test_an_end_that_does_not_share_says_and_takes_nothing_of_it() -> None:
     peer = Peer(MOST, 4, INTERVAL)
     fed(peer, offered() + SHARES)
     assert not peer.shares
-    assert b"X-Zmq" not in b"".join(peer.answers)
+    assert b"X-Zmq-Offload-Host" not in b"".join(peer.answers)
     assert OWN not in peer.answers
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from zmq_offload import native
-from zmq_offload.net import zmtp
+from zmq_offload.net import frames, zmtp
 from zmq_offload.protocol import messages
 
 
@@ -20,8 +20,8 @@ def compiled_or_not(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zmtp, "split", zmtp._split)
-        patch.setattr(zmtp, "append", zmtp._append)
+        patch.setattr(zmtp, "split", frames._split)
+        patch.setattr(frames, "append", frames._append)
         patch.setattr(messages, "_decode_usual", messages._unusual)
         patch.setattr(messages, "_encode_usual", messages._unusual)
         yield

@@ -18,10 +18,11 @@ from zmq_offload.client.link import Watched, decoded, in_place
 from zmq_offload.client.session import Payload, RetryPolicy, Send
 from zmq_offload.net import addresses, transport
 from zmq_offload.net.endpoints import check_brokers
+from zmq_offload.net.frames import Buffer, encode, read_heads
 from zmq_offload.net.handshake import FAILURES, MISMATCH
 from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.stream import Stream
-from zmq_offload.net.zmtp import HELLO, Broken, Buffer, Peer, Refused, encode, read_heads
+from zmq_offload.net.zmtp import HELLO, Broken, Peer, Refused
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 

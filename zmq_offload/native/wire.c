@@ -1,6 +1,6 @@
 /* What each message needs, compiled: frames of ZMTP are split and written, and envelopes are decoded and encoded.
  *
- * All of it exists in Python, too (zmq_offload/net/zmtp.py, zmq_offload/protocol/messages.py), and does the same. The
+ * All of it exists in Python, too (zmq_offload/net/frames.py, zmq_offload/protocol/messages.py), and does the same. The
  * functions here handle only what is usual. They leave all else, and all errors, to Python, by returning None or by
  * stopping early. They read no memory outside the buffers that they are given, whatever is in these.
  */
@@ -35,7 +35,7 @@ write_big_endian(uint8_t *at, uint64_t value, int bytes)
 
 PyDoc_STRVAR(split_doc,
 "split(view, at, stop, most, room, frames, messages, turn) -> (at, frames)\n\n"
-"Does the same as zmq_offload.net.zmtp._split.");
+"Does the same as zmq_offload.net.frames._split.");
 
 static PyObject *
 split(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
@@ -112,7 +112,7 @@ failed:
 
 PyDoc_STRVAR(append_doc,
 "append(buffers, frames) -> int\n\n"
-"Does the same as zmq_offload.net.zmtp._append, and joins the buffers of a short message.");
+"Does the same as zmq_offload.net.frames._append, and joins the buffers of a short message.");
 
 enum { FRAMES_AT_HAND = 8, JOINED_BYTES = 16 * 1024 };
 

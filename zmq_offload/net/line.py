@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 from zmq_offload.net import transport
 from zmq_offload.net.addresses import Lookup
 from zmq_offload.net.dialing import LOOK_AGAIN, Dial
+from zmq_offload.net.frames import Buffer, read_heads
 from zmq_offload.net.handshake import FAILURES, MISMATCH
 from zmq_offload.net.stream import Stream
-from zmq_offload.net.zmtp import Broken, Buffer, Peer, Refused, Scratch, Sharer, read_heads
+from zmq_offload.net.zmtp import Broken, Peer, Refused, Scratch, Sharer
 from zmq_offload.protocol import limits
 
 _AHEAD_BYTES = 64 * 1024 * 1024
@@ -129,8 +130,9 @@ class Line:
         if not self.is_ready:
             self._shake(now)
         if messages:
-            # Only a message that began before these bytes came can have a view.
-            read_heads(messages[0])
+            for frames in messages:
+                if type(frames[0]) is not bytes or (len(frames) > 1 and type(frames[1]) is not bytes):
+                    read_heads(frames)
             self._event((self.broker, messages))
 
     def received_ahead(self, messages: Sequence[Sequence[Buffer]]) -> None:

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import socket
 from collections import deque
 from collections.abc import Sequence
 
-from zmq_offload.net.zmtp import HELLO, Buffer, Peer, append
+from zmq_offload.net.frames import Buffer, append
+from zmq_offload.net.pieces import PIECE_BYTES, Leaving
+from zmq_offload.net.zmtp import HELLO, Peer
 
 _JOINED_BYTES = 64 * 1024
 """So many bytes are joined to one buffer: the copy costs less than a list of buffers."""
 
 _BUFFERS = 512
 """Buffers that are written at once. Linux takes 1024."""
+
+_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+
+_PIECES = 4
+"""Pieces that are written or received before it is the turn of other connections."""
 
 _ANSWERED_BYTES = 4096
 """While the kernel takes nothing and more bytes than this are queued, a PING is not answered: a peer that sends PINGs
@@ -37,7 +45,22 @@ class Stream:
     has ended.
     """
 
-    __slots__ = ("_ends", "_most", "_most_bytes", "_out", "_put", "_recv_into", "_written", "blocked", "peer", "socket")
+    __slots__ = (
+        "_ends",
+        "_later",
+        "_most",
+        "_most_bytes",
+        "_out",
+        "_piece_end",
+        "_put",
+        "_recv_into",
+        "_writable",
+        "_written",
+        "blocked",
+        "peer",
+        "position",
+        "socket",
+    )
 
     def __init__(self, connected: socket.socket, peer: Peer, most: int = 256, most_bytes: int | None = None) -> None:
         connected.setblocking(False)
@@ -46,14 +69,19 @@ class Stream:
         self.socket = connected
         self.peer = peer
         self.blocked = False
-        """Whether the kernel takes no more bytes for now, so that the socket is to be polled for writing."""
+        """Whether something waits for now that the kernel does not take, or for its turn, so that the socket is to be
+        polled for writing."""
+        self.position = 0
+        """Where the last message is that was put."""
         self._recv_into = connected.recv_into
         self._most = most
         self._most_bytes = math.inf if most_bytes is None else most_bytes
         self._out: list[Buffer] = [HELLO]
-        self._put = len(HELLO)  # bytes that were ever queued
-        self._written = 0  # bytes that the kernel took
+        self._put = len(HELLO)  # bytes that were ever queued there
+        self._written = 0  # bytes of them that the kernel took
         self._ends: deque[int] = deque()  # of the queued messages, as values of `_put`
+        self._later: Leaving | None = None  # long messages, of which a piece is queued after the other
+        self._piece_end = 0  # of the last piece, as a value of `_put`
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -61,16 +89,13 @@ class Stream:
     @property
     def queued(self) -> int:
         """Bytes that the kernel did not take yet."""
-        return self._put - self._written
-
-    @property
-    def position(self) -> int:
-        """Bytes that were ever queued."""
-        return self._put
+        return self._put - self._written + (0 if self._later is None else self._later.waiting_bytes)
 
     def has_written(self, position: int) -> bool:
-        """Whether the kernel took all bytes up to that `position`."""
-        return self._written >= position
+        """Whether the kernel took the message of that `position`."""
+        if position >= 0:
+            return self._written >= position
+        return self._later is None or (self._later.cut_bytes >= -position and self._written >= self._piece_end)
 
     def receive(self) -> list[list[Buffer]]:
         """Receive once, unless `peer.has_more`. Returns the messages that are complete; each is a list of frames.
@@ -90,8 +115,25 @@ class Stream:
             if not count:
                 raise Ended("the other end closed the connection")
             messages = peer.received(count)
+            if peer.is_amid_pieces and not messages:
+                messages = self._receive_pieces()
         if peer.answers:
             self._answer()
+        return messages
+
+    def _receive_pieces(self) -> list[list[Buffer]]:
+        """Go on until messages are complete, no more bytes are there, or it is the turn of other connections."""
+        messages: list[list[Buffer]] = []
+        for _ in range(2 * _PIECES):  # the rest of a piece, and the head of the next one
+            try:
+                count = self._recv_into(self.peer.buffer())
+            except OSError:  # none are there; an end is found by the next `receive`
+                break
+            if not count:
+                break
+            messages = self.peer.received(count)
+            if messages:
+                break
         return messages
 
     def _answer(self) -> None:
@@ -108,15 +150,74 @@ class Stream:
 
         The frames' memory must not change until they are written.
         """
-        full = len(self._ends) >= self._most or self._put - self._written >= self._most_bytes
-        if full and (self.blocked or not self.flush()):
+        later = self._later
+        if later is not None:
+            if self._is_full(later) and not self._make_room(later):
+                return False
+        elif (len(self._ends) >= self._most or self._put - self._written >= self._most_bytes) and (
+            self.blocked or not self.flush()
+        ):
             return False
-        self._put += append(self._out, frames)
+        out = self._out
+        count = len(out)
+        size = append(out, frames)
+        if (size > PIECE_BYTES and self.peer.takes_pieces) or (
+            later is not None and later.messages and len(frames) == 1
+        ):
+            self._put_later(out[count:], size)
+            del out[count:]
+            return True
+        self._put += size
+        self.position = self._put
         self._ends.append(self._put)
         return True
 
+    def _is_full(self, later: Leaving) -> bool:
+        return len(self._ends) + later.messages >= self._most or self.queued >= self._most_bytes
+
+    def _make_room(self, later: Leaving) -> bool:
+        """Write what the kernel takes. Whether a message more may be queued."""
+        while self._is_full(later):
+            before = self._written
+            if not self.flush() and self._written == before:
+                return False
+        return True
+
+    def _put_later(self, buffers: list[Buffer], size: int) -> None:
+        """Queue a message that is sent in pieces, or that must not overtake one that is."""
+        if self._later is None:
+            self._later = Leaving()
+            self._writable = select.poll()
+            self._writable.register(self.socket, select.POLLOUT)
+            if self.socket.family != socket.AF_UNIX:
+                with contextlib.suppress(OSError):  # else what is in the kernel would have to be waited for, too
+                    self.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, PIECE_BYTES)
+        self._later.put(buffers, size)
+        self.position = -self._later.put_bytes
+
     def flush(self) -> bool:
-        """Write what the kernel takes. Whether that is all."""
+        """Write what the kernel takes, but not more than some pieces. Whether that is all."""
+        if self._later is not None and self._later.messages:
+            return self._flush_pieces(self._later)
+        return self._write()
+
+    def _flush_pieces(self, later: Leaving) -> bool:
+        for _ in range(_PIECES):
+            if self._written >= self._piece_end:
+                buffers, size = later.cut()
+                self._out += buffers
+                self._put += size
+                self._piece_end = self._put
+            if not self._write() or not later.messages:
+                break
+            # Whether less waits in the kernel than _TCP_NOTSENT_LOWAT says. It would take much more.
+            if not self._writable.poll(0):
+                break
+        self.blocked = self.blocked or later.messages > 0
+        return not self.blocked
+
+    def _write(self) -> bool:
+        """Write what the kernel takes of what is queued. Whether that is all."""
         out = self._out
         if not out:
             return True
@@ -161,6 +262,7 @@ class Stream:
         self.peer.forget()
         self._out = []
         self._ends.clear()
+        self._later = None
 
 
 def _drop(buffers: list[Buffer], count: int) -> None:

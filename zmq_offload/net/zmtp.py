@@ -7,17 +7,14 @@ security mechanism is NULL. A frame over the limit is refused before its memory 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-from zmq_offload import native
+from zmq_offload.net.frames import COMMAND, LONG, MORE, Buffer, long_head, split
+from zmq_offload.net.pieces import PIECE, PROPERTY, Arriving, BadPiece
 from zmq_offload.net.sharedmemory.references import BadTable, put_in
-
-Buffer: TypeAlias = "bytes | memoryview"
-
-_MORE, _LONG, _COMMAND = 1, 2, 4
 
 _SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 _NULL = b"NULL".ljust(20, b"\0")
@@ -49,49 +46,13 @@ _COMMAND_BYTES = 4096
 _BUFFER_BYTES = 128 * 1024
 """Bytes that are received at once."""
 
+_BETWEEN_PIECES_BYTES = 4096
+_PIECES_A_TURN = 16
+"""Pieces after which others have their turn: they may be short."""
+
 _KEPT_BYTES = 16 * 1024
 """The longest frame of which a part is kept until the next bytes come. The rest of a longer one is received into memory
 of the frame's own, as is all of a frame that is longer than the buffer."""
-
-
-def _split(
-    view: memoryview,
-    at: int,
-    stop: int,
-    most: int,
-    room: int,
-    frames: list[Buffer],
-    messages: list[list[Buffer]],
-    turn: int,
-) -> tuple[int, list[Buffer]]:
-    """Take frames out of `view[at:stop]`, of at most `most` bytes each and at most `room` in a message.
-
-    `frames` are those of a message of which the beginning came earlier. Adds the messages that are complete to
-    `messages`, until these are `turn` (0: without a limit). Stops before a frame that is not complete, is refused, or
-    is a command. Returns where it stopped, and the frames of a message that is not complete.
-    """
-    data: Any = view.obj  # is faster to index
-    while stop - at > 1:
-        flags = data[at]
-        if flags & _LONG:
-            start = at + 9
-            if start > stop:
-                break
-            size = int.from_bytes(data[at + 1 : start], "big")
-        else:
-            start = at + 2
-            size = data[at + 1]
-        end = start + size
-        if flags > _LONG | _MORE or end > stop or size > most or len(frames) >= room:
-            break
-        frames.append(bytes(view[start:end]))
-        at = end
-        if not flags & _MORE:
-            messages.append(frames)
-            frames = []
-            if len(messages) == turn:
-                break
-    return at, frames
 
 
 class Broken(Exception):
@@ -152,6 +113,7 @@ class Peer:
         "_most",
         "_most_frames",
         "_patience",
+        "_pieces",
         "_proved",
         "_rest",
         "_room",
@@ -163,6 +125,7 @@ class Peer:
         "is_ready",
         "properties",
         "shares",
+        "takes_pieces",
         "turn",
     )
 
@@ -190,6 +153,7 @@ class Peer:
         self._filled = 0
         self._more = 0  # its flag
         self._frames: list[Buffer] = []  # of a message whose other frames are missing
+        self._pieces: Arriving | None = None  # since the first piece
         self._greeted = 0  # bytes of the greeting that were answered
         self._silent = 0  # ticks without anything from the other end
         self._patience = 3.0  # ticks until it is gone
@@ -203,6 +167,8 @@ class Peer:
         """What the other end told of itself, by name in lower case."""
         self.shares = False
         """Whether messages may have references to shared memory, in both directions."""
+        self.takes_pieces = False
+        """Whether long messages may be sent in pieces (see `zmq_offload.net.pieces`)."""
 
     @property
     def identity(self) -> bytes:
@@ -213,11 +179,17 @@ class Peer:
         """Where to receive the next bytes."""
         if self._body is not None:
             return self._body[self._filled :]
-        if self._rest:
-            kept = len(self._rest)
-            self._view[:kept] = self._rest
-            return self._view[kept:]
-        return self._view
+        kept = len(self._rest)
+        self._view[:kept] = self._rest
+        if self._pieces is not None and (body := self._pieces.buffer()) is not None:
+            # Between two pieces: what is received beyond the head of the next one is copied once more.
+            return body if self._pieces.left else self._view[kept : kept + _BETWEEN_PIECES_BYTES]
+        return self._view[kept:] if kept else self._view
+
+    @property
+    def is_amid_pieces(self) -> bool:
+        """Whether a part of a message came in pieces."""
+        return self._pieces is not None and self._pieces.buffer() is not None
 
     def received(self, count: int) -> list[list[Buffer]]:
         """`count` bytes were received into `buffer()`. Returns the messages that are complete. Raises Broken."""
@@ -236,6 +208,11 @@ class Peer:
             return self._followed(messages) if self.shares else messages
         stop = len(self._rest) + count
         at = 0
+        if self._pieces is not None and self._pieces.left:
+            if self._pieces.buffer() is not None:
+                self._pieces.received(count, messages)
+                return self._followed(messages) if self.shares else messages
+            at = self._take_piece(0, stop, messages)
         data, view = self._data, self._view
         if self._greeted < _GREETING_BYTES:
             self._greet(stop)
@@ -243,20 +220,22 @@ class Peer:
                 self._rest = bytes(view[:stop])
                 return messages
             at = _GREETING_BYTES
-        while True:
-            at, self._frames = split(view, at, stop, self._most, self._room, self._frames, messages, self.turn)
-            if self.turn and len(messages) == self.turn:
-                self.has_more = at < stop
-                break
-            if stop - at < 2:
+        turn, pieces = self.turn, 0
+        while not turn or (len(messages) < turn and pieces < _PIECES_A_TURN):
+            at, self._frames = split(view, at, stop, self._most, self._room, self._frames, messages, turn)
+            if stop - at < 2 or (turn and len(messages) == turn):
                 break
             # A command, a frame that is not complete, or one that is refused.
             flags = data[at]
-            start = at + (9 if flags & _LONG else 2)
+            start = at + (9 if flags & LONG else 2)
             if start > stop:
                 break
             size = int.from_bytes(data[at + 1 : start], "big")
             end = start + size
+            if flags == PIECE | LONG and self.is_ready:
+                at = self._take_piece(start, stop, messages, size)
+                pieces += 1
+                continue
             self._check(flags, size)
             if end > stop:
                 if size > _KEPT_BYTES:
@@ -265,8 +244,22 @@ class Peer:
                 break
             self._obey(bytes(view[start:end]))
             at = end
+        self.has_more = at < stop and turn > 0 and (len(messages) >= turn or pieces == _PIECES_A_TURN)
         self._rest = bytes(view[at:stop]) if at < stop else b""
         return self._followed(messages) if self.shares else messages
+
+    def _take_piece(self, at: int, stop: int, messages: list[Any], size: int | None = None) -> int:
+        """Take what has come of a piece, which begins there if it has a `size`. Returns where it ends."""
+        try:
+            if self._pieces is None:
+                self._pieces = Arriving(self._most, self._most_frames)
+            if size is not None:
+                self._pieces.begin(size)
+            end = min(at + self._pieces.left, stop)
+            self._pieces.take(self._view[at:end], messages)
+        except BadPiece as error:
+            raise Broken(str(error)) from None
+        return end
 
     def _followed(self, messages: list[Any]) -> list[Any]:
         """Put references where they belong in their messages."""
@@ -281,7 +274,7 @@ class Peer:
 
     def forget(self) -> None:
         """Give back the memory of a message that is not complete: the connection is closed."""
-        self._body = None
+        self._body = self._pieces = None
         self._frames, self._rest, self.has_more = [], b"", False
 
     def _greet(self, stop: int) -> None:
@@ -298,19 +291,19 @@ class Peer:
             if data[12:32] != _NULL:
                 raise Refused("it has keys")
             self._greeted = _GREETING_BYTES
-            told = {b"Socket-Type": self._kind, b"Identity": b""}
+            told = {b"Socket-Type": self._kind, b"Identity": b"", PROPERTY: b"1"}
             if self._sharer is not None:
                 told.update(self._sharer.properties)
             self.answers.append(_command(_READY + b"".join(_property(*pair) for pair in told.items())))
 
     def _check(self, flags: int, size: int) -> None:
         """Refuse a frame by its flags and size."""
-        if flags > _COMMAND | _LONG or flags & (_COMMAND | _MORE) == _COMMAND | _MORE:
+        if flags > COMMAND | LONG or flags & (COMMAND | MORE) == COMMAND | MORE:
             raise Broken(f"a frame has the flags {flags:#04x}")
-        most = _COMMAND_BYTES if flags & _COMMAND else self._most
+        most = _COMMAND_BYTES if flags & COMMAND else self._most
         if size > most:
             raise Broken(f"a frame has {size} bytes; the limit is {most}")
-        if not flags & _COMMAND and len(self._frames) >= self._room:
+        if not flags & COMMAND and len(self._frames) >= self._room:
             raise Broken(f"a message has more than {self._room} frames")
 
     def _begin(self, flags: int, size: int, part: memoryview) -> None:
@@ -319,7 +312,7 @@ class Peer:
             self._body = np.empty(size, np.uint8).data
         except MemoryError:
             raise Broken(f"there is no memory for a frame of {size} bytes") from None
-        self._more = flags & _MORE
+        self._more = flags & MORE
         self._filled = len(part)
         self._body[: self._filled] = part
 
@@ -335,6 +328,7 @@ class Peer:
                 own, others = self._kind.decode(), b", ".join(partners).decode()
                 raise Broken(f"it is a socket of type {kind!r}; a {own} talks to {others}")
             self.is_ready, self._room = True, self._most_frames
+            self.takes_pieces = self.properties.get(PROPERTY.lower()) == b"1"
             if self._sharer is not None and (proof := self._sharer.proof(self.properties, self._kind)) is not None:
                 self._proved = True
                 self.answers.append(_command(_SHARES + proof))
@@ -363,53 +357,9 @@ class Peer:
         return _command(_PING + struct.pack("!H", min(0xFFFF, round(self._interval * 30))))
 
 
-_SHORT_LAST, _SHORT_MORE = ([bytes((more, size)) for size in range(256)] for more in (0, _MORE))
-_long_head = struct.Struct("!BQ").pack
-
-
-def encode(frames: Sequence[Buffer]) -> list[Buffer]:
-    """The buffers of a message, of which none is copied."""
-    buffers: list[Buffer] = []
-    append(buffers, frames)
-    return buffers
-
-
-def _append(buffers: list[Buffer], frames: Sequence[Buffer]) -> int:
-    """Append the buffers of a message. Returns how many bytes they have.
-
-    Compiled code joins those of a short message, which costs less than a buffer for each. Others are not copied.
-    """
-    left, total = len(frames), 0
-    for frame in frames:
-        left -= 1
-        size = len(frame)
-        if size < 256:
-            total += size + 2
-            buffers.append(_SHORT_MORE[size] if left else _SHORT_LAST[size])
-        else:
-            total += size + 9
-            buffers.append(_long_head(_LONG | _MORE if left else _LONG, size))
-        buffers.append(frame)
-    return total
-
-
-split, append = (_split, _append) if native.wire is None else (native.wire.split, native.wire.append)
-
-
-def read_heads(frames: list[Buffer]) -> list[Buffer]:
-    """Make bytes of a message's envelope and header, the frames that are read here and not passed on.
-
-    A frame of over 16 KiB of which only a part came at first is a view of memory of its own.
-    """
-    for at, frame in enumerate(frames[:2]):
-        if type(frame) is not bytes:
-            frames[at] = bytes(frame)
-    return frames
-
-
 def _command(body: bytes) -> bytes:
     size = len(body)
-    return (bytes((_COMMAND, size)) if size < 256 else _long_head(_LONG | _COMMAND, size)) + body
+    return (bytes((COMMAND, size)) if size < 256 else long_head(LONG | COMMAND, size)) + body
 
 
 def _property(name: bytes, value: bytes) -> bytes:

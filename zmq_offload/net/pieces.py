@@ -1,0 +1,168 @@
+"""Long messages in pieces, between which others pass. Pure.
+
+A connection whose ends both say so in their READY carries two streams of messages. The second one, for long messages,
+is an ordinary stream of ZMTP's frames, cut into pieces. A piece is a frame of the first stream with the flag `PIECE`,
+between two messages. So a short message waits for one piece, however long the message is that is being sent.
+
+Messages of a single frame, which say what is to become of others, do not overtake: while a long message is being sent,
+they follow it on the second stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from zmq_offload.net.frames import LONG, MORE, Buffer, long_head
+
+PROPERTY = b"X-Zmq-Offload-Pieces"
+"""The property of READY by which an end says that it takes pieces."""
+
+PIECE = 8
+"""The flag of a frame that is a piece. ZMTP has no use for it."""
+
+PIECE_BYTES = 256 * 1024
+"""The longest piece that is sent. A message of more bytes than this is sent in pieces."""
+
+_MOST_PIECE_BYTES = 1024 * 1024
+"""The longest piece that is taken."""
+
+_KEPT_BYTES = 16 * 1024
+
+
+class BadPiece(ValueError):
+    """What comes in pieces is not a stream of messages. Who sent it does not speak this protocol."""
+
+
+class Arriving:
+    """The second stream of a connection, at the end that receives. `left` bytes of a piece have not come yet.
+
+    Receive into `buffer()`, if it has one, and tell `received`; else pass what came of the piece to `take`.
+    """
+
+    __slots__ = ("_body", "_filled", "_frames", "_more", "_most", "_most_frames", "_rest", "left")
+
+    def __init__(self, max_frame_bytes: int, max_frames: int) -> None:
+        self._most, self._most_frames = max_frame_bytes, max_frames
+        self._body: memoryview | None = None  # of a frame of which the rest is missing
+        self._filled = 0
+        self._more = 0  # its flag
+        self._frames: list[Buffer] = []  # of a message whose other frames are missing
+        self._rest = b""  # of a short frame, or of its head
+        self.left = 0
+
+    def begin(self, size: int) -> None:
+        """A piece of `size` bytes begins. Raises BadPiece."""
+        if not 0 < size <= _MOST_PIECE_BYTES:
+            raise BadPiece(f"a piece has {size} bytes; it has 1 to {_MOST_PIECE_BYTES}")
+        self.left = size
+
+    def buffer(self) -> memoryview | None:
+        """Where the next bytes of the piece belong. None if that is not known."""
+        return None if self._body is None else self._body[self._filled : self._filled + self.left]
+
+    def received(self, count: int, messages: list[list[Buffer]]) -> None:
+        """`count` bytes were received into `buffer()`. Appends the message that is complete."""
+        assert self._body is not None
+        self.left -= count
+        self._filled += count
+        if self._filled == len(self._body):
+            self._end(self._body, self._more, messages)
+            self._body = None
+
+    def take(self, part: memoryview, messages: list[list[Buffer]]) -> None:
+        """Bytes of the piece that came elsewhere. Appends the messages that are complete. Raises BadPiece."""
+        if self._body is not None:
+            count = min(len(part), len(self._body) - self._filled)
+            self._body[self._filled : self._filled + count] = part[:count]
+            self.received(count, messages)
+            part = part[count:]
+        self.left -= len(part)
+        if self._rest:
+            part = memoryview(self._rest + bytes(part))
+        while len(part) > 1:
+            flags = part[0]
+            start = 9 if flags & LONG else 2
+            if len(part) < start:
+                break
+            size = int.from_bytes(part[1:start], "big")
+            self._check(flags, size)
+            end = start + size
+            if end <= len(part):
+                self._end(bytes(part[start:end]), flags & MORE, messages)
+            elif size > _KEPT_BYTES:
+                self._begin(flags, size, part[start:])
+                end = len(part)
+            else:
+                break
+            part = part[end:]
+        self._rest = bytes(part)
+
+    def _check(self, flags: int, size: int) -> None:
+        if flags > LONG | MORE:
+            raise BadPiece(f"a frame in pieces has the flags {flags:#04x}")
+        if size > self._most:
+            raise BadPiece(f"a frame has {size} bytes; the limit is {self._most}")
+        if len(self._frames) >= self._most_frames:
+            raise BadPiece(f"a message has more than {self._most_frames} frames")
+
+    def _begin(self, flags: int, size: int, part: memoryview) -> None:
+        try:
+            self._body = np.empty(size, np.uint8).data
+        except MemoryError:
+            raise BadPiece(f"there is no memory for a frame of {size} bytes") from None
+        self._more = flags & MORE
+        self._filled = len(part)
+        self._body[: self._filled] = part
+
+    def _end(self, frame: Buffer, more: int, messages: list[list[Buffer]]) -> None:
+        self._frames.append(frame)
+        if not more:
+            messages.append(self._frames)
+            self._frames = []
+
+
+class Leaving:
+    """The second stream of a connection, at the end that sends: what waits, and how many bytes were cut off."""
+
+    __slots__ = ("_buffers", "_ends", "cut_bytes", "put_bytes")
+
+    def __init__(self) -> None:
+        self._buffers: deque[Buffer] = deque()
+        self._ends: deque[int] = deque()  # of the messages, as values of `put_bytes`
+        self.put_bytes = self.cut_bytes = 0
+
+    @property
+    def messages(self) -> int:
+        """Messages of which not all was cut off."""
+        return len(self._ends)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that were not cut off."""
+        return self.put_bytes - self.cut_bytes
+
+    def put(self, buffers: Sequence[Buffer], size: int) -> None:
+        """The buffers of a message, which have `size` bytes."""
+        self._buffers += buffers
+        self.put_bytes += size
+        self._ends.append(self.put_bytes)
+
+    def cut(self) -> tuple[list[Buffer], int]:
+        """Cut off a piece. Returns its buffers, and how many bytes they have. None is copied."""
+        buffers, waiting, size = [], self._buffers, 0
+        while waiting and size < PIECE_BYTES:
+            buffer, room = waiting.popleft(), PIECE_BYTES - size
+            if len(buffer) > room:
+                view = memoryview(buffer)
+                waiting.appendleft(view[room:])
+                buffer = view[:room]
+            buffers.append(buffer)
+            size += len(buffer)
+        self.cut_bytes += size
+        while self._ends and self._ends[0] <= self.cut_bytes:
+            self._ends.popleft()
+        head = long_head(PIECE | LONG, size)
+        return [head, *buffers], len(head) + size
