@@ -22,10 +22,9 @@ from zmq_offload.errors import InvalidArgument, printable
 
 PROGRAMS = ("broker", "worker", "gateway")
 TABLES = (
-    *PROGRAMS,
-    *("compile", "export", "profile", "plan", "status", "models", "top", "doctor", "dashboard", "load", "link"),
-    *("keys", "demo"),
-)
+    *PROGRAMS, "compile", "export", "profile", "plan", "status", "models", "top", "doctor", "dashboard", "load", "link",
+    "keys", "demo",
+)  # fmt: skip
 """The tables that a file may have: the commands with options. A command looks at its own."""
 
 _VARIABLE = f"{PREFIX}CONFIG"
