@@ -56,6 +56,10 @@ warnings.warn("of a library")
 thread = threading.Thread(target=lambda: 1 / 0)
 thread.start()
 thread.join()
+class Finalized:
+    def __del__(self):
+        raise KeyError("in a finalizer")
+Finalized()
 raise RuntimeError("not caught")
 """
 
@@ -70,6 +74,7 @@ def test_the_level_and_what_nobody_catches(level: str, seen: str) -> None:
     rest = events[len(wanted) :]
     if level != "error":
         assert "UserWarning: of a library" in rest.pop(0)["message"]
-    thread, program = rest
+    thread, finalizer, program = rest
+    assert "KeyError: 'in a finalizer'" in finalizer["exception"] and "Finalized.__del__" in finalizer["message"]
     assert "ZeroDivisionError" in thread["exception"] and "RuntimeError: not caught" in program["exception"]
     assert done.returncode == 1

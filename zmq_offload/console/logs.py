@@ -80,6 +80,7 @@ def start(program: str, options: LogOptions, common: Mapping[str, object] | None
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _unraisable
 
 
 def fields(**known: object) -> dict[str, object]:
@@ -133,3 +134,10 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
         name = args.thread.name if args.thread is not None else "?"
         log = logging.getLogger("zmq_offload")
         log.critical("the thread %s fails", name, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+
+
+def _unraisable(args: sys.UnraisableHookArgs) -> None:
+    """An error where nobody could catch it: in a finalizer, or in a callback that C code calls."""
+    log, error = logging.getLogger("zmq_offload"), args.exc_value
+    caught = None if error is None else (args.exc_type, error, args.exc_traceback)
+    log.error("%s: %r", args.err_msg or "an error is ignored in", args.object, exc_info=caught)
