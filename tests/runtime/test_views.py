@@ -10,7 +10,7 @@ import pytest
 import tvm
 
 from zmq_offload.protocol.payload import Array
-from zmq_offload.runtime.views import view_of
+from zmq_offload.runtime.views import view_of, writable_view_of
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (), (0, 4)])
 def test_a_view_is_writable_even_if_dlpack_gives_a_read_only_one(shape: tuple[int, ...], dtype: str) -> None:
     tensor = tvm.runtime.empty(shape, dtype, tvm.cpu())
-    view = view_of(tensor)
+    view = writable_view_of(tensor)
     view[...] = 1
     assert (tensor.numpy() == 1).all() and (view.shape, view.dtype) == (shape, np.dtype(dtype))
 
@@ -39,7 +39,13 @@ def test_a_view_is_writable_even_if_dlpack_gives_a_read_only_one(shape: tuple[in
 @pytest.mark.usefixtures("read_only")
 def test_a_view_keeps_the_memory() -> None:
     tensor = tvm.runtime.tensor(np.full(1 << 20, 3.0))
-    view = view_of(tensor)
+    view = writable_view_of(tensor)
     del tensor
     gc.collect()
     assert (view == 3).all()
+
+
+def test_numpys_own_views_are_taken_where_they_are_writable() -> None:
+    view = view_of(tvm.runtime.empty((3,), "float32", tvm.cpu()))
+    view[...] = 1
+    assert view.flags.writeable and view.tolist() == [1, 1, 1]

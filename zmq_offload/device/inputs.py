@@ -13,16 +13,29 @@ from zmq_offload.protocol.tensors import TensorSpec, array_of, check_tensors, da
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from typing_extensions import TypeIs
 
 
-def arranged(
+class Inputs:
+    """The inputs of a model."""
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._specs = specs
+        self._exact = [(spec.shape, spec.dtype) for spec in specs]
+
+    def arranged(self, args: Sequence[ArrayLike], kwargs: Mapping[str, ArrayLike]) -> Sequence[Array]:
+        """The arguments of a call, given in order or by name. Raises InvalidArgument, naming the input, if one is
+        missing, unknown, given twice, or does not fit."""
+        if kwargs or len(args) != len(self._exact):
+            return _arranged(self._specs, args, kwargs)
+        for value, (shape, dtype) in zip(args, self._exact):  # noqa: B905  (there are as many)
+            if type(value) is not np.ndarray or value.shape != shape or value.dtype is not dtype:
+                return _arranged(self._specs, args, kwargs)
+        return args  # type: ignore[return-value]  # arrays of exactly these datatypes and shapes
+
+
+def _arranged(
     specs: Sequence[TensorSpec], args: Sequence[ArrayLike], kwargs: Mapping[str, ArrayLike]
 ) -> Sequence[Array]:
-    """The arguments of a call, given in order or by name. Raises InvalidArgument, naming the input, if one is missing,
-    unknown, given twice, or does not fit."""
-    if not kwargs and _are_exactly(args, specs):
-        return args
     names = [spec.name for spec in specs]
     if len(args) > len(names):
         raise InvalidArgument(f"the model takes {len(names)} inputs, not {len(args)}: {'; '.join(map(str, specs))}")
@@ -34,16 +47,6 @@ def arranged(
     arrays = {name: _array(name, value) for name, value in given.items()}
     check_tensors(specs, {n: (datatype_of(a.dtype), a.shape) for n, a in arrays.items()}, what="the model")
     return [arrays[name] for name in names]
-
-
-def _are_exactly(values: Sequence[ArrayLike], specs: Sequence[TensorSpec]) -> TypeIs[Sequence[Array]]:
-    """Whether the values are arrays of exactly these datatypes and shapes, and need no further check."""
-    if len(values) != len(specs):
-        return False
-    for value, spec in zip(values, specs, strict=True):
-        if type(value) is not np.ndarray or value.shape != spec.shape or value.dtype is not spec.dtype:
-            return False
-    return True
 
 
 def _array(name: str, value: ArrayLike) -> Array:

@@ -123,8 +123,7 @@ class Offload:
         turns = self.turns
         held = turns.leave()
         try:
-            reply = self.client.infer(region.model, inputs, **options)
-            fill(region, into, reply)
+            fill(region, into, self.client.infer(region.model, inputs, **options))
         except BaseException as error:
             if not isinstance(error, Cancelled):
                 self.count("failed")
@@ -132,7 +131,8 @@ class Offload:
         finally:
             if held:
                 turns.resume()
-        self.count("offloaded")
+        with self._lock:
+            self._counts["offloaded"] += 1
         return True
 
     @property

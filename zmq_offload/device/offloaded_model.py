@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast, overload
 
 from zmq_offload.artifacts.manifest import LIBRARY, Manifest
 from zmq_offload.common.lifetime import made_before_fork, refuse_pickling, tell_of_forks, warn_unclosed
-from zmq_offload.device.inputs import arranged
+from zmq_offload.device.inputs import Inputs
 from zmq_offload.device.machine import TURNS, Machines
 from zmq_offload.device.offload import Mode, Offload, Statistics
 from zmq_offload.device.pipeline import check_depth, in_order, in_order_async
@@ -61,6 +61,7 @@ class OffloadedModel:
         traced: bool = False,
     ) -> None:
         self.manifest = manifest
+        self._inputs = Inputs(manifest.inputs)
         self._close = close
         self._forgotten = False
         self._traced = traced
@@ -122,7 +123,7 @@ class OffloadedModel:
         """
         if self._forgotten:
             self._check_process()
-        arrays = arranged(self.manifest.inputs, args, kwargs)
+        arrays = self._inputs.arranged(args, kwargs)
         TURNS.take(next_number())
         try:
             return self._execute(arrays)
@@ -158,7 +159,7 @@ class OffloadedModel:
         >>> y = future.result()
         """
         self._check_process()
-        arrays = arranged(self.inputs, args, kwargs)
+        arrays = self._inputs.arranged(args, kwargs)
         with self._lock:
             if self._submitted >= OUTSTANDING:
                 raise ResourceExhausted(f"{OUTSTANDING} submitted runs are outstanding; wait for one of them")
@@ -397,7 +398,7 @@ class OffloadedModel:
         run = Run()
         try:
             self._check_process()
-            arrays = arranged(self.inputs, item if isinstance(item, tuple) else (item,), {})
+            arrays = self._inputs.arranged(item if isinstance(item, tuple) else (item,), {})
         except InvalidArgument as error:
             run.set_exception(InvalidArgument(f"item {index}: {error.message}"))
         except FailedPrecondition as error:

@@ -130,6 +130,7 @@ class RemoteModule:
         self.region = region
         self._inputs = [spec.name for spec in region.inputs]
         self._outputs = [spec.name for spec in region.outputs]
+        self._first = len(self._inputs)  # of the outputs, among a call's arguments
         self._client = client
         # The broker must not choose a version that this device was not built for.
         self._options: SubmitOptions = {
@@ -144,9 +145,9 @@ class RemoteModule:
     def __call__(self, *tensors: tvm_ffi.Tensor) -> tvm_ffi.Tensor | list[tvm_ffi.Tensor] | None:
         """Arguments: inputs, outputs. Without outputs, the results are returned: their shapes were not known."""
         try:  # not `_noting`, which would add to a call of a hundred microseconds
-            views = [view_of(t) for t in tensors]
-            inputs = dict(zip(self._inputs, views, strict=False))
-            outputs = views[len(inputs) :]
+            views = list(map(view_of, tensors))
+            inputs = dict(zip(self._inputs, views))  # noqa: B905  (outputs follow)
+            outputs = views[self._first :]
             if not outputs:
                 return self._returned(inputs)
             if self._direct is None or not self._direct(self.region, inputs, outputs, self._options):
@@ -173,7 +174,7 @@ class RemoteModule:
         with self._noting():
             token, *views = (view_of(t) for t in tensors)
             inputs = dict(zip(self._inputs, views, strict=False))
-            outputs = views[len(inputs) :]
+            outputs = views[self._first :]
             if token == 0:
                 self._call(inputs, outputs)
             else:

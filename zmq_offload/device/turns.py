@@ -52,7 +52,11 @@ class Turns:
     def end(self) -> None:
         """End this thread's turn."""
         self._mine.held = False
-        self._give()
+        with self._lock:
+            self._free += 1
+            if not self._waiting:
+                return
+        self._grant()
 
     def _wait(self, number: int) -> None:
         """Wait until this thread has a turn."""
@@ -97,10 +101,14 @@ class Turns:
 
     def leave(self) -> bool:
         """Give this thread's turn to other runs. Returns whether it had one."""
-        held = self._mine.held
-        if held:
-            self._give()
-        return held
+        if not self._mine.held:
+            return False
+        with self._lock:
+            self._free += 1
+            if not self._waiting:
+                return True
+        self._grant()
+        return True
 
     def resume(self) -> None:
         """Continue after `leave`, without a turn if none is free."""

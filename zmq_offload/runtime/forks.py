@@ -29,8 +29,8 @@ class _Threads:
 
     def use(self) -> None:
         """TVM is about to run. Raises FailedPrecondition where it cannot."""
-        self.check()
-        if not self._used:
+        if self.lost or not self._used:
+            self.check()
             pool_threads()  # cached now: a child must not ask
             self._used = True
 

@@ -109,7 +109,7 @@ class Machine:
             memories.append(m)
         return self._call(*zip(*memories, strict=True))
 
-    def _results(self, arguments: Sequence[tvm_ffi.Tensor]) -> list[tvm_ffi.Tensor]:
+    def _results(self, arguments: Sequence[tvm_ffi.Tensor]) -> Sequence[tvm_ffi.Tensor]:
         try:
             result = self._main(*arguments)
         except Exception as error:
@@ -117,10 +117,10 @@ class Machine:
             if refused is None:
                 raise
             raise refused from None
-        return [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
+        return (result,) if isinstance(result, tvm_ffi.Tensor) else result
 
     def _call(self, tensors: Sequence[tvm_ffi.Tensor] = (), views: Sequence[Array] = ()) -> list[Array]:
-        results = [view_of(tensor) for tensor in self._results(tensors)]
+        results = list(map(view_of, self._results(tensors)))
         # A result's memory lives as long as the array. But a model may hand an input through, perhaps under another
         # shape, and the next run writes to an input's memory.
         for view in views:
