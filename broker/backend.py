@@ -102,6 +102,8 @@ class Backend:
             worker.serve(models)
         else:
             ledger.routed(*ledger.routes.announced(peer, models), now)
+            for name in {name for name, _ in models}:
+                ledger.actions += ledger.routes.tell_returned(name, peer)
             ledger.note_latest(ledger.scheduler.update(worker, models, reset=ledger.resolver.starting(now)), now)
             self._note_newer(sorted(added), now)
         ledger.timers.set(peer, now + ledger.policy.heartbeat)

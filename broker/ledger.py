@@ -210,6 +210,7 @@ class Ledger:
             self.moved = True
             text = f"version {trial.canary.version} is no canary any more, and gets no share of the requests: {why}"
             self.note(now, "workers", f"model {request.wanted.model!r}: {text}")
+            self.actions += self.routes.tell_returned(request.wanted.model)
 
     def dispatch(self, request: PendingRequest, worker: Worker, now: float) -> None:
         """Give a request to a worker: the next attempt."""

@@ -6,6 +6,7 @@ a new file and another has not, while a version loads, or because their reposito
 - A label stands for the version under which most of the workers announce it. While as many announce it under two, it
   stays where it was. So a label moves when most of those that serve it can follow.
 - Likewise what is said of the model: its canary, the bounds of requests, priority and queue.
+- A canary that is returned is returned for good: brokers tell the workers, and they say so at brokers that start anew.
 - Only workers that take requests count. A model without any keeps what applied until some come again: they restart.
 """
 
@@ -16,11 +17,16 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from msgspec import to_builtins
+
 from broker.canary import Trial
+from broker.events import ToWorker
 from broker.state import NO_SETTINGS, Model, Settings
 from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.messages import LATEST
+from zmq_offload.protocol.payload import encode_body
 
 _Said = TypeVar("_Said", bound=Hashable)
 
@@ -42,6 +48,8 @@ class _Announced(NamedTuple):
     labels: Mapping[str, int]
     settings: Settings
     """Those of the model."""
+    returned: str = ""
+    """Why its canary was returned, as far as the worker knows."""
 
 
 _NOTHING = _Announced({}, NO_SETTINGS)
@@ -94,6 +102,7 @@ class Routes:
             texts += self._label(name, route, saying)
             route.settings = _most(Counter(each.settings for each in saying), route.settings)
             texts += (text := self._try(name, route))
+            texts += self._return(name, route, saying)
             tried |= bool(text)
             if route.labels or route.settings != NO_SETTINGS:
                 self.by_model[name] = route
@@ -129,6 +138,29 @@ class Routes:
             return [f"model {name!r}: there is no canary any more"]
         route.trial = Trial(canary)
         return [f"model {name!r}: version {canary.version} is a canary now and gets {canary.share:.1%} of the requests"]
+
+    @staticmethod
+    def _return(name: str, route: Route, saying: list[_Announced]) -> list[str]:
+        """Let a trial be over if most workers know that it is: it failed at another broker, or before this one came."""
+        trial = route.trial
+        if trial is None or trial.returned:
+            return []
+        known = [each.returned for each in saying if each.settings.canary == trial.canary]
+        if 2 * sum(map(bool, known)) <= len(known):
+            return []
+        trial.returned = max(known)
+        version = trial.canary.version
+        return [f"model {name!r}: version {version} stays without a share, as its workers know: {trial.returned}"]
+
+    def tell_returned(self, name: str, peer: bytes | None = None) -> list[ToWorker]:
+        """What to send to workers, or to this one, that do not know yet that a model's canary is returned."""
+        route = self.by_model.get(name)
+        if route is None or route.trial is None or not route.trial.returned:
+            return []
+        saying, canary = self._announced.get(name, {}), route.trial.canary
+        unaware = [p for p, said in saying.items() if said.settings.canary == canary and not said.returned]
+        body = encode_body({"canary": to_builtins(canary), "text": route.trial.returned})
+        return [ToWorker(p, wire.Returned(name), [body]) for p in unaware if peer in (None, p)]
 
     def _forget(self) -> bool:
         """If there are too many models, forget the oldest that nobody serves. Returns whether there was one."""
@@ -167,7 +199,7 @@ def _said(models: Mapping[tuple[str, int], Model]) -> dict[str, _Announced]:
             found.setdefault(name, _NOTHING)
             continue
         labels = {**found.get(name, _NOTHING).labels, **dict.fromkeys(model.settings.labels, version)}
-        found[name] = _Announced(labels, model.settings.of_model())
+        found[name] = _Announced(labels, model.settings.of_model(), model.settings.returned)
     return found
 
 

@@ -80,6 +80,8 @@ class Settings(Struct, frozen=True, omit_defaults=True):
     """Requests for the model that may wait."""
     cache: CacheSettings | None = None
     canary: CanarySettings | None = None
+    returned: Annotated[str, Meta(max_length=limits.MESSAGE_CHARS)] = ""
+    """Why a broker returned that canary, if one did."""
 
     def of_model(self) -> Settings:
         """What is the same for all versions of the model."""

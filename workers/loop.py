@@ -21,6 +21,7 @@ from workers.follower import Follower
 from workers.keyedlinks import KeyedLinks
 from workers.links import Links
 from workers.loading import Model
+from workers.returned import ReturnedCanaries
 from workers.serving import Echo, Executor, Served, batching_of, bounded, describe, execute
 from workers.session import Action, Attempt, Reconnect, WorkerSession
 from workers.shortpath import ShortPath, read
@@ -36,6 +37,7 @@ from zmq_offload.net.handshake import Security
 from zmq_offload.net.line import Change, Event
 from zmq_offload.net.sharedmemory.sharing import Sharing, sharing_of
 from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.payload import decode_body
 
 log = logging.getLogger("workers")
 
@@ -72,6 +74,7 @@ class Worker:
         self._wake, self._news = transport.Wake(), transport.Wake()
         self._executors: Mapping[Model, Executor | Echo] = {}
         self._configs: Mapping[str, ModelConfig] = {}
+        self._returned = ReturnedCanaries()
         self._deployment: Deployment | None = None
         self.follower: Follower | None = None
         if config.executor == "echo":
@@ -209,12 +212,24 @@ class Worker:
             if type(message) is wire.Dispatch:
                 self._take(broker, message, frames[1:])
                 continue
-            if type(message) is wire.Error:
+            if type(message) is wire.Returned:
+                self._note_returned(broker, message.model, frames[1:])
+            elif type(message) is wire.Error:
                 self._warn(broker, f"says {message.code}: {message.text}")
             elif type(message) is not wire.Identify:  # a broker that does not know this worker sends that
                 how = ", sharing memory" if self._links.shares(broker) else ""
                 self._log_state(broker, logging.INFO, f"connected to broker {self._config.brokers[broker]}{how}")
             self._perform(self.session.received(broker, message, self._clock()))
+
+    def _note_returned(self, broker: int, model: str, frames: transport.Frames) -> None:
+        """Tell all brokers that a canary was returned by one of them."""
+        try:
+            news = self._returned.told(model, decode_body(frames, "a Returned"), self._configs)
+        except ProtocolError as error:
+            self._warn(broker, f"sent a malformed message: {error}")
+            return
+        if news:
+            self._announce()
 
     def _log_state(self, broker: int, level: int, state: str) -> None:
         """Log the state of a connection when it changes."""
@@ -322,7 +337,7 @@ class Worker:
             found = batching_of(executor.model, self._config.batching or config.batching)
             if found is not None:
                 batching[model] = found
-            models.append(describe(executor, found, config))
+            models.append(describe(executor, found, config, self._returned.of(model[0])))
             served[model] = Served(executor, found)
         self._served = served
         self._perform(self.session.announce(models, batching))
@@ -332,6 +347,7 @@ class Worker:
         self._news.clear()
         if self._deployment is not None:
             self._executors, self._configs = self._deployment.serving
+            self._returned.keep(self._configs)
             self._links.forget()
             self._announce()
 

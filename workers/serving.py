@@ -66,9 +66,9 @@ class Job(Struct, eq=False):
 
 
 def describe(
-    executor: Executor | Echo, batching: Batching | None, config: ModelConfig = NO_CONFIG
+    executor: Executor | Echo, batching: Batching | None, config: ModelConfig = NO_CONFIG, returned: str = ""
 ) -> dict[str, object]:
-    """A model's entry in the Announce."""
+    """A model's entry in the Announce. `returned`: why its canary was returned."""
     model = executor.model
     entry: dict[str, object] = {
         "name": model.name,
@@ -79,7 +79,7 @@ def describe(
     if batching is not None:
         entry["max_batch"] = batching.max_batch
     if said := config.announced(model.version, model.checksum):
-        entry["config"] = said
+        entry["config"] = {**said, "returned": returned} if returned else said
     return entry
 
 

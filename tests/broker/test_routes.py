@@ -15,7 +15,7 @@ from broker.status import describe_models, describe_status
 from tests.broker.test_core import ALICE, BOB, POLICY, Bench, codes, dispatches, replies
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.payload import encode_body
+from zmq_offload.protocol.payload import decode_body, encode_body
 from zmq_offload.protocol.tensors import TensorSpec, signature_of
 
 X = TensorSpec("x", "FP32", (1,))
@@ -240,6 +240,57 @@ def test_a_returned_canary_stays_returned_while_a_few_workers_do_not_know_it(ben
         serve(bench, peer, {1: {"canary": CANARY}, 2: {"canary": CANARY}})
     again = bench.core.ledger.routes.by_model["m"].trial
     assert again is not None and not again.returned
+
+
+def returned_by(actions: Any) -> dict[bytes, Any]:
+    """The workers that are told of a returned canary, and what they are told."""
+    told = [a for a in actions if isinstance(a, ToWorker) and isinstance(a.message, wire.Returned)]
+    return {action.peer: decode_body(action.payload, "a Returned") for action in told}
+
+
+def fail(bench: Bench) -> Any:
+    """Let the canary fail; the actions of the last failure."""
+    caller, actions = next(callers_of(bench, True)), []
+    for number in range(1, 11):
+        bench.now += 0.5
+        bench.core.ledger.workers[b"W1"].heard_at = bench.now
+        (held,) = dispatches(ask(bench, number, caller=caller))
+        actions = answer(bench, held, code="INTERNAL")
+    return actions
+
+
+def test_workers_are_told_of_a_returned_canary_and_tell_brokers_that_start_anew(bench: Bench) -> None:
+    plain: dict[int, dict[str, Any]] = {1: {"canary": CANARY}, 2: {"canary": CANARY}}
+    serve(bench, b"W1", plain)
+    told = returned_by(fail(bench))
+    assert told.keys() == {b"W1"}
+    assert told[b"W1"]["canary"]["version"] == 2 and told[b"W1"]["text"].startswith("10 of its 10 requests failed")
+    assert returned_by(serve(bench, b"W2", plain)).keys() == {b"W2"}, "a new one is told, too"
+    knowing = {version: {**config, "returned": told[b"W1"]["text"]} for version, config in plain.items()}
+    assert not returned_by(serve(bench, b"W1", knowing))
+
+    again = Bench()
+    serve(again, b"W3", plain)  # a worker that is as new as the broker
+    serve(again, b"W1", knowing)
+    (trial,) = [route.trial for route in again.core.ledger.routes.by_model.values()]
+    assert trial is not None and not trial.returned, "half of them is not most"
+    assert returned_by(serve(again, b"W2", knowing)) == {}
+    assert trial.returned == told[b"W1"]["text"]
+    assert any("stays without a share, as its workers know: 10 of its 10" in text for text in notes(again))
+    assert versions(ask(again, 1, caller=next(map(str, range(9))))) == [1]
+    assert returned_by(serve(again, b"W3", plain)).keys() == {b"W3"}
+
+
+def test_a_canary_that_failed_elsewhere_is_tried_again_when_most_have_forgotten_it(bench: Bench) -> None:
+    plain: dict[int, dict[str, Any]] = {1: {"canary": CANARY}, 2: {"canary": CANARY}}
+    knowing = {version: {**config, "returned": "it failed"} for version, config in plain.items()}
+    for peer in (b"W1", b"W2", b"W3"):
+        serve(bench, peer, knowing)
+    for config in ({1: {}, 2: {}}, plain):
+        for peer in (b"W1", b"W2"):  # W3 loads a version, and does not look at the file
+            serve(bench, peer, config)
+    trial = bench.core.ledger.routes.by_model["m"].trial
+    assert trial is not None and not trial.returned
 
 
 def test_a_canary_that_takes_all_workers_down_is_still_counted(bench: Bench) -> None:

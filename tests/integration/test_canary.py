@@ -161,6 +161,8 @@ def test_a_canary_that_is_worse_is_returned_under_load(served: Served, fault: st
     eventually(
         lambda: [line for line in served.fabric.broker.seen() if "is no canary any more" in line and why in line]
     )
+    with Client(served.fabric.frontend) as client:  # the workers remember it, and would tell another broker
+        eventually(lambda: [m["config"].get("returned") for m in client.models()] == [canary["returned"]] * 2)
     served.faulty.write_text("")
     served.configure("")
     eventually(lambda: served.model(2)["latest"], timeout=20)

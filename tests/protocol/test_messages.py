@@ -31,6 +31,7 @@ MESSAGES = [
     wire.Identify(),
     wire.Probe(),
     wire.Farewell(),
+    wire.Returned("ocr"),
     wire.Announce("host-1", 2),
     wire.Heartbeat(5, 2),
     wire.Done(SESSION, 1, 2, 20),

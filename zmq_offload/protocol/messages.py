@@ -207,6 +207,12 @@ class Farewell(NamedTuple):
     """The reply to a Goodbye. No Dispatch comes after it."""
 
 
+class Returned(NamedTuple):
+    """A canary of the model failed its trial. A body says which, and why; the worker announces it from now on."""
+
+    model: ModelName
+
+
 # --- worker -> broker -------------------------------------------------------------------------------------------
 
 
@@ -266,7 +272,7 @@ class Goodbye(NamedTuple):
 FromClient: TypeAlias = Request | Cancel | Query | Ping
 ToClient: TypeAlias = Result | Error | Answer | Pong
 FromWorker: TypeAlias = Announce | Heartbeat | Done | Failed | Goodbye
-ToWorker: TypeAlias = Dispatch | Error | Revoke | Identify | Probe | Farewell
+ToWorker: TypeAlias = Dispatch | Error | Revoke | Identify | Probe | Farewell | Returned
 Message: TypeAlias = FromClient | ToClient | FromWorker | ToWorker
 
 _CODES: dict[int, type[Message]] = {
@@ -283,6 +289,7 @@ _CODES: dict[int, type[Message]] = {
     35: Identify,
     36: Probe,
     37: Farewell,
+    38: Returned,
     49: Announce,
     50: Heartbeat,
     51: Done,
@@ -295,7 +302,7 @@ CODES = {cls: code for code, cls in _CODES.items()}
 FROM_CLIENT: frozenset[type[FromClient]] = frozenset((Request, Cancel, Query, Ping))
 TO_CLIENT: frozenset[type[ToClient]] = frozenset((Result, Error, Answer, Pong))
 FROM_WORKER: frozenset[type[FromWorker]] = frozenset((Announce, Heartbeat, Done, Failed, Goodbye))
-TO_WORKER: frozenset[type[ToWorker]] = frozenset((Dispatch, Error, Revoke, Identify, Probe, Farewell))
+TO_WORKER: frozenset[type[ToWorker]] = frozenset((Dispatch, Error, Revoke, Identify, Probe, Farewell, Returned))
 
 
 class _Field(NamedTuple):
