@@ -273,7 +273,7 @@ class Deployment:
             if config.instances is not None and self._seat >= config.instances:
                 continue
             wanted = config.serves(versions)
-            if wanted or config.versions != ():
+            if not config.serves_none:
                 there = served.get(name, set()) & set(versions)
                 left = lingering(wanted, config.labels, self._labels(name, config, there), there)
                 self._lingers |= bool(left)

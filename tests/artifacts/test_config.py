@@ -65,7 +65,7 @@ def test_every_key_can_be_given() -> None:
         ("versions = { latest = 0 }", r"versions.latest is 0; expected int >= 1"),
         ("versions = [0]", r"versions\[0\] is 0; expected int >= 1"),
         ("verions = 1", "key 'verions' is not known; did you mean 'versions'?"),
-        ("zzz = 1", "key 'zzz' is not known; known are versions, instances"),
+        ("zzz = 1", "key 'zzz' is not known; known are versions, unloaded, instances"),
         ("timeout = nan", "timeout is nan; expected float > 0.0"),
         ("timeout = inf", "timeout is inf; expected float <= 86400.0"),
         ("priority = 101", "priority is 101; expected int <= 100"),

@@ -34,9 +34,25 @@ def served(repository: Repository) -> list[int]:
 
 def test_a_model_is_unloaded_and_loaded(repository: Repository) -> None:
     configedit.unload(repository, "m")
-    assert (text_of(repository), served(repository)) == ("versions = []\n", [])
+    assert (text_of(repository), served(repository)) == ("unloaded = true\n", [])
     configedit.load(repository, "m")
-    assert served(repository) == [1, 2, 3]
+    assert (text_of(repository), served(repository)) == ("", [1, 2, 3])
+
+
+def test_a_model_is_served_again_as_before_it_was_unloaded(repository: Repository) -> None:
+    file, text = repository.root / "m" / "config.toml", "versions = { latest = 1 }\n\n[labels]\nstable = 2\n"
+    file.write_text(text)
+    for _ in range(2):
+        configedit.unload(repository, "m")
+        assert served(repository) == []
+    configedit.load(repository, "m")
+    assert (served(repository), "latest = 1" in text_of(repository)) == ([2, 3], True)
+    configedit.load(repository, "m")
+    assert served(repository) == [1, 2, 3], "and then all"
+    for empty in ("versions = []", "versions = []\nunloaded = true"):
+        file.write_text(empty)
+        configedit.load(repository, "m")
+        assert served(repository) == [1, 2, 3]
 
 
 def test_versions_are_unloaded_and_loaded_one_by_one(repository: Repository) -> None:

@@ -66,7 +66,7 @@ def test_versions_and_labels_are_changed_while_workers_serve(
             ["mlp", "3", "no", "no"],
         ]
         assert models(fabric, repository, "load", "mlp", "--wait", "20") == 0
-        assert client.infer("mlp", H2).version == 3
+        eventually(lambda: client.infer("mlp", H2).version == 3)  # when both workers have it
         assert models(fabric, repository, "unload", "mlp", "--wait", "20") == 0
         assert client.models() == []
         assert models(fabric, repository, "load", "mlp:1", "--wait", "20") == 0

@@ -61,7 +61,7 @@ def test_a_model_is_unloaded_and_loaded_in_the_repository(tmp_path: Path) -> Non
     bench = Bench(tmp_path)
     bench.serve(1, 2)
     assert bench.ask("unload", "m", then=bench.serve) is None
-    assert bench.text == "versions = []\n"
+    assert bench.text == "unloaded = true\n"
     assert bench.ask("index") == [Indexed("m", 1, False, "unloaded"), Indexed("m", 2, False, "unloaded")]
     assert bench.ask("load", "m", then=lambda: bench.serve(1, 2)) is None
     assert bench.text == ""

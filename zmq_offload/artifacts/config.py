@@ -88,6 +88,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ----------
     versions : "all", Latest or tuple of int
         The versions to serve.
+    unloaded : bool
+        Serve none of them, for now.
     instances : int, optional
         How many of a supervisor's processes serve the model. None: all.
     timeout : float, optional
@@ -114,6 +116,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     versions: Literal["all"] | Latest | tuple[Version, ...] = "all"
+    unloaded: bool = False
     instances: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     timeout: Seconds | None = None
     priority: Annotated[int, msgspec.Meta(ge=-limits.PRIORITY, le=limits.PRIORITY)] = 0
@@ -134,8 +137,15 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for label in self.labels:
             check_label(label)
 
+    @property
+    def serves_none(self) -> bool:
+        """Whether it serves nothing, whatever is in the repository."""
+        return self.unloaded or self.versions == ()
+
     def serves(self, versions: Iterable[int]) -> list[int]:
         """Of the versions in the repository, those to serve, the lowest first."""
+        if self.unloaded:
+            return []
         there = sorted(versions)
         if self.versions == "all":
             return there

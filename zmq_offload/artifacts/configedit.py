@@ -21,7 +21,7 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
 
 
 def load(repository: Repository, name: str, version: int | None = None) -> ModelConfig:
-    """Let workers serve all versions of a model, or one more.
+    """Let workers serve a model again as before it was unloaded, else all of its versions, or one version more.
 
     Returns the new configuration. Raises NotFound for a model or version that is not in the repository, and
     FailedPrecondition for a configuration that cannot be read or written.
@@ -30,9 +30,11 @@ def load(repository: Repository, name: str, version: int | None = None) -> Model
 
     def change(document: Any, config: ModelConfig) -> None:
         if version is None:
-            document.pop("versions", None)
+            if not config.unloaded or config.versions == ():
+                document.pop("versions", None)
         else:
             _serve(document, config, there, {*config.serves(there), version})
+        document.pop("unloaded", None)
 
     return _change(repository.root / name, change)
 
@@ -42,8 +44,10 @@ def unload(repository: Repository, name: str, version: int | None = None) -> Mod
     there = _versions(repository, name, version)
 
     def change(document: Any, config: ModelConfig) -> None:
-        left = set() if version is None else {*config.serves(there)} - {version}
-        _serve(document, config, there, left)
+        if version is None:
+            document["unloaded"] = True  # and the versions stay listed for the next load
+        else:
+            _serve(document, config, there, {*config.serves(there)} - {version})
 
     return _change(repository.root / name, change)
 

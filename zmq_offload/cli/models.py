@@ -28,7 +28,10 @@ def _target(text: str) -> tuple[str, int | None]:
     return check_model_name(name), check_version(int(number)) if colon else None
 
 
-_LOAD = "Let workers serve all versions of a model, or one more version. Other versions stay as they are."
+_LOAD = (
+    "Let workers serve a model as before it was unloaded, or else all of its versions; or let them serve one version "
+    "more. Other versions stay as they are."
+)
 _UNLOAD = "Let workers serve no version of a model, or one version less. Its files stay in the repository."
 
 target = checked(_target, lambda _: True, "MODEL or MODEL:VERSION")
