@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from broker.announcement import parse_models
 from broker.events import FromWorker, Malformed, ToWorker
-from broker.ledger import NO_REQUEST, SERVED, Ledger, at, error_of
+from broker.ledger import SERVED, Ledger
 from broker.lifecycle import WorkerState
-from broker.listing import newer_version
+from broker.listing import NO_REQUEST, at, error_of, newer_version
 from broker.state import Model, Payload, PendingRequest, Worker, sizes
 from zmq_offload.errors import ProtocolError, Status
 from zmq_offload.protocol import messages as wire

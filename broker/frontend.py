@@ -9,7 +9,8 @@ from broker import admission
 from broker.accesslog import access_of_refused
 from broker.admission import QueueLimits
 from broker.events import FromClient, ToClient
-from broker.ledger import Ledger, error_of
+from broker.ledger import Ledger
+from broker.listing import error_of
 from broker.state import PendingRequest, Wanted, sizes
 from broker.status import describe_models, describe_status
 from zmq_offload.errors import Status

@@ -18,7 +18,7 @@ from broker.catalog import Catalog
 from broker.deadlines import Deadlines
 from broker.events import Action, Authorized, Malformed, ToClient, ToWorker
 from broker.lifecycle import REQUEST_TRANSITIONS, WORKER_TRANSITIONS, History, RequestState, WorkerState
-from broker.listing import unserved
+from broker.listing import NO_REQUEST, at, error_of, too_large, unserved
 from broker.liveness import LivenessPolicy
 from broker.resolving import Resolver
 from broker.routes import Routes
@@ -32,16 +32,13 @@ from zmq_offload.errors import Status
 from zmq_offload.net.timers import Timers
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.messages import LATEST, SESSION_BYTES, Key
+from zmq_offload.protocol.messages import LATEST, Key
 
 SERVED = "served"
 """The event of a request that is answered with a result."""
 
 STOP: Literal["stop"] = "stop"
 """The timer that ends a stop's grace."""
-
-NO_REQUEST = Key(bytes(SESSION_BYTES), 0)
-"""The key of an Error that is not about one request."""
 
 _POISON_KEPT = 1000
 """Poison requests that are remembered."""
@@ -171,9 +168,9 @@ class Ledger:
         if worker is not None:
             self.dispatch(request, worker, now)
             return
-        too_large = self.too_large(request, now)
-        if too_large is not None:
-            self.fail(request, "too large", now, Status.INVALID_ARGUMENT, too_large)
+        why = self.too_large(request, now)
+        if why is not None:
+            self.fail(request, "too large", now, Status.INVALID_ARGUMENT, why)
             return
         if request.is_plain:
             request.state, request.has_waited = RequestState.QUEUED, True
@@ -303,9 +300,9 @@ class Ledger:
         for wanted, queue in list(scheduler.queues.items()):
             if scheduler.served(wanted) and queue.longest > scheduler.pools[wanted].takes:
                 for request in list(queue):
-                    too_large = self.too_large(request, now)
-                    if too_large is not None:
-                        self.fail(request, "too large", now, Status.INVALID_ARGUMENT, too_large)
+                    why = self.too_large(request, now)
+                    if why is not None:
+                        self.fail(request, "too large", now, Status.INVALID_ARGUMENT, why)
         for worker in self.workers.values():
             self.feed(worker, now)
         for wanted, queue in scheduler.queues.items():
@@ -367,10 +364,7 @@ class Ledger:
         pool = self.scheduler.pools.get(request.wanted)
         if pool is None or request.longest <= (most := pool.takes):
             return None
-        text = (
-            f"the inputs have a frame of {request.longest} bytes; the workers of {request.wanted.model!r} take at most "
-            f"{most} (their --max-frame-bytes), this broker {self.max_frame_bytes}"
-        )
+        text = too_large(request, most, self.max_frame_bytes)
         self.note(now, "frames", text)
         return text
 
@@ -404,12 +398,3 @@ class Ledger:
         self.note(now, "malformed", f"bytes of {whose}{at(event.address)} are not a message: {event.error.message}")
         error = error_of(event.error.key or NO_REQUEST, event.error.code, event.error.message)
         self.actions.append(ToClient(event.peer, error) if event.frontend else ToWorker(event.peer, error))
-
-
-def error_of(key: tuple[bytes, int], status: Status, text: str) -> wire.Error:
-    return wire.Error(*key, status.value, text[: limits.MESSAGE_CHARS])
-
-
-def at(address: str) -> str:
-    """An address as a part of a message."""
-    return f" at {address}" if address else ""

@@ -7,12 +7,17 @@ from typing import TypeAlias
 
 from broker.catalog import Catalog
 from broker.scheduler import Scheduler
-from broker.state import Wanted
+from broker.state import PendingRequest, Wanted
 from broker.versions import Pool
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.errors import Status
-from zmq_offload.protocol.messages import LATEST, NO_FITTING_VERSION
+from zmq_offload.protocol import limits
+from zmq_offload.protocol import messages as wire
+from zmq_offload.protocol.messages import LATEST, NO_FITTING_VERSION, SESSION_BYTES, Key
 from zmq_offload.protocol.tensors import TensorSpec
+
+NO_REQUEST = Key(bytes(SESSION_BYTES), 0)
+"""The key of an Error that is not about one request."""
 
 Allows: TypeAlias = Callable[[str], bool]
 """Whether a client's key is for a model."""
@@ -93,3 +98,20 @@ def _no_version_fits(scheduler: Scheduler, name: str) -> str:
 
 def _tensors(specs: list[dict[str, object]]) -> str:
     return ", ".join(str(TensorSpec.from_json(spec)) for spec in specs) or "nothing"
+
+
+def too_large(request: PendingRequest, most: int, own: int) -> str:
+    """That no worker takes the frames of a request: they take `most` bytes, this broker `own`."""
+    return (
+        f"the inputs have a frame of {request.longest} bytes; the workers of {request.wanted.model!r} take at most "
+        f"{most} (their --max-frame-bytes), this broker {own}"
+    )
+
+
+def error_of(key: tuple[bytes, int], status: Status, text: str) -> wire.Error:
+    return wire.Error(*key, status.value, text[: limits.MESSAGE_CHARS])
+
+
+def at(address: str) -> str:
+    """An address as a part of a message."""
+    return f" at {address}" if address else ""
