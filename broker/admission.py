@@ -49,6 +49,17 @@ class _Bound(NamedTuple):
         return own * self.shares.clients_with(owner) <= self.most
 
 
+def has_room(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) -> bool:
+    """Whether a request may wait and none has to give way to it: then the other two need not be asked."""
+    shares, queue = scheduler.shares, scheduler.queues.get(request.wanted)
+    if shares.count >= bounds.max_queued or shares.nbytes + request.nbytes > bounds.max_queued_bytes:
+        return False
+    if queue is None:
+        return bounds.max_queued_per_client > 0
+    own, _ = queue.shares.of(request.owner)
+    return queue.shares.count < bounds.max_queued_per_model and own < bounds.max_queued_per_client
+
+
 def refusal(scheduler: Scheduler, bounds: QueueLimits, request: PendingRequest) -> str | None:
     """Why a request may not wait; None if it may, after `evicted` made room."""
     queue = scheduler.queues.get(request.wanted)

@@ -143,7 +143,10 @@ class Frontend:
             ledger.record(request.key, "refused", now, refused[1])
             self._refuse(event, request.key, *refused, now)
             return False
-        for other in admission.evicted(ledger.scheduler, self._queue_limits(request.wanted.model), request):
+        bounds = self._queue_limits(request.wanted.model)
+        if admission.has_room(ledger.scheduler, bounds, request):
+            return True
+        for other in admission.evicted(ledger.scheduler, bounds, request):
             text = "the queue is full, and other clients have less in it; try again later"
             ledger.fail(other, "evicted", now, Status.RESOURCE_EXHAUSTED, text)
         return True
@@ -165,7 +168,10 @@ class Frontend:
         too_large = ledger.too_large(request, now)
         if too_large is not None:
             return Status.INVALID_ARGUMENT, too_large
-        full = admission.refusal(ledger.scheduler, self._queue_limits(request.wanted.model), request)
+        bounds = self._queue_limits(request.wanted.model)
+        if admission.has_room(ledger.scheduler, bounds, request):
+            return None
+        full = admission.refusal(ledger.scheduler, bounds, request)
         return None if full is None else (Status.RESOURCE_EXHAUSTED, full)
 
     def _cancel(self, event: FromClient, message: wire.Cancel, now: float) -> None:

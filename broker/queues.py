@@ -119,9 +119,9 @@ class FairQueue:
 
     def pop(self, request: PendingRequest, turn: int) -> None:
         """Remove the request whose turn it is; its client's next one waits until the others had their turns."""
-        level = self.levels[request.priority]
-        level.move_to_end(request.owner)
-        level[request.owner].turn = turn
+        level, owner = self.levels[request.priority], request.owner
+        level.move_to_end(owner)
+        level[owner].turn = turn
         self.remove(request)
 
     def last(self, owner: bytes) -> PendingRequest:

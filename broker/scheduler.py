@@ -130,7 +130,9 @@ class Scheduler:
 
     def push(self, request: PendingRequest, *, again: bool = False) -> None:
         """Add a request; `again` puts one that had its turn already before all others of its priority."""
-        queue = self.queues.setdefault(request.wanted, FairQueue())
+        queue = self.queues.get(request.wanted)
+        if queue is None:
+            queue = self.queues[request.wanted] = FairQueue()
         queue.push(request, self._turn(), again=again)
         self.shares.add(request)
 
@@ -140,25 +142,34 @@ class Scheduler:
 
     def discard(self, request: PendingRequest) -> None:
         """Remove a queued request."""
-        self.queues[request.wanted].remove(request)
-        self._left(request)
+        queue = self.queues[request.wanted]
+        queue.remove(request)
+        self._left(request, queue)
 
     def next_for(self, worker: Worker) -> PendingRequest | None:
         """Remove and return the request that a worker with a free slot should run; None if there is none."""
-        best: tuple[int, int] | None = None
+        best: FairQueue | None = None
         chosen: PendingRequest | None = None
-        for model in worker.models.values():
-            for wanted in model.satisfies:
-                queue = self.queues.get(wanted)
-                if queue is None or worker.peer not in self.pools[wanted].runs:
-                    continue
-                request = queue.first(worker.max_frame_bytes)
-                if request is not None and (best is None or queue.rank(request) < best):
-                    best, chosen = queue.rank(request), request
-        if chosen is not None:
-            self.queues[chosen.wanted].pop(chosen, self._turn())
-            self._left(chosen)
+        for wanted, queue in self._queues_of(worker):
+            pool = self.pools.get(wanted)
+            if pool is None or worker.peer not in pool.runs:
+                continue
+            request = queue.first(worker.max_frame_bytes)
+            if request is None:
+                continue
+            if best is None or chosen is None or queue.rank(request) < best.rank(chosen):
+                best, chosen = queue, request
+        if best is not None and chosen is not None:
+            best.pop(chosen, self._turn())
+            self._left(chosen, best)
         return chosen
+
+    def _queues_of(self, worker: Worker) -> Iterable[tuple[Wanted, FairQueue]]:
+        """The queues that a worker may serve, and others if that is quicker than to find out."""
+        if len(self.queues) <= len(worker.models):
+            return self.queues.items()
+        asked = (wanted for model in worker.models.values() for wanted in model.satisfies)
+        return ((wanted, queue) for wanted in asked if (queue := self.queues.get(wanted)) is not None)
 
     def last_of(self, owner: bytes) -> PendingRequest:
         """The request of a waiting client to evict first: the newest of its lowest priority."""
@@ -169,9 +180,9 @@ class Scheduler:
         self._turns += 1
         return self._turns
 
-    def _left(self, request: PendingRequest) -> None:
+    def _left(self, request: PendingRequest, queue: FairQueue) -> None:
         self.shares.take(request)
-        if not self.queues[request.wanted]:
+        if not queue.shares.count:
             del self.queues[request.wanted]
 
 
