@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
 from tests.support.processes import ROOT, eventually
 from zmq_offload import AsyncClient, Client
@@ -33,7 +32,7 @@ from zmq_offload.testing import Fabric
 
 NOBODY = "tcp://127.0.0.1:9"  # discard: nothing listens there
 X = {"x": np.arange(12, dtype="f4").reshape(3, 4)}
-IMPATIENT = RetryPolicy(heartbeat=0.05, patience=0.1)
+IMPATIENT = RetryPolicy(heartbeat=0.05, patience=0.1, spread=False)
 MANY = 5
 
 
@@ -135,7 +134,7 @@ def test_with_few_files_a_client_is_refused_and_nothing_aborts(echo_fabric: Fabr
     assert ran.returncode == 0, ran.stderr
     said = [line.split() for line in ran.stdout.splitlines()]
     assert [int(line[0]) for line in said] == list(range(16))
-    for client, files in ((1, 3), (2, 12)):
+    for client, files in ((1, 3), (2, 1)):
         assert all(line[client] == "refused" for line in said[:files]), said
         assert all(line[client] == "works" for line in said[files:]), said
 
@@ -217,7 +216,7 @@ def test_any_failure_in_driving_fails_every_call_and_later_calls_work(
     async def main() -> None:
         async with AsyncClient(endpoint, **silent) as client:
             with monkeypatch.context() as patch:
-                patch.setattr(Connection, method, broken(error))
+                patch.setattr(StreamLink, method, broken(error))
                 errors = await errors_of_tasks(client)
             assert right(errors), errors
             assert client._driver.outstanding == client._session.outstanding == 0
@@ -248,7 +247,7 @@ def test_a_reply_that_cannot_be_read_fails_its_call_and_no_other(
 def test_deadlines_hold_while_connecting_fails_again_and_again(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     async def main() -> None:
         async with AsyncClient([NOBODY, "tcp://127.0.0.1:7"], policy=IMPATIENT) as client:
-            monkeypatch.setattr(Connection, fault, broken(zmq.ZMQError(errno.EMFILE)))
+            monkeypatch.setattr(StreamLink, fault, broken(OSError(errno.EMFILE, "none left")))
             for _ in range(3):
                 began = time.monotonic()
                 with pytest.raises(Unavailable):

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmq_offload.client.aiodriver import AsyncDriver
-from zmq_offload.client.arguments import check_timeout
+from zmq_offload.client.arguments import check_arena_bytes, check_timeout
 from zmq_offload.client.connection import Connection
-from zmq_offload.client.link import DEFAULT_TIMEOUT, answer_of, outputs_of
+from zmq_offload.client.link import DEFAULT_TIMEOUT, Watched, answer_of, outputs_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.client.tracing import Trace, begin
+from zmq_offload.client.watchedlink import WatchedLink
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.errors import InvalidArgument, OffloadError
+from zmq_offload.net.handshake import clients_security
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest
@@ -49,6 +51,10 @@ class AsyncClient:
     broker_key : path, optional
         The broker's public key, a file ``NAME.key``. Default: the variable ``ZMQ_OFFLOAD_BROKER_KEY``. With both keys
         the connection is encrypted and authenticated (docs/security.md).
+    arena_bytes : int, optional
+        Memory for inputs of 64 KiB and more that brokers and workers on this host read in place, without keys
+        (docs/security.md); all clients of a process with the same value share it, and 0 turns it off. Default: the
+        variable ``ZMQ_OFFLOAD_ARENA_BYTES``, or 512 MiB.
 
     Raises
     ------
@@ -77,9 +83,15 @@ class AsyncClient:
         policy: RetryPolicy | None = None,
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
+        arena_bytes: int | None = None,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        self._connection = Connection(broker, policy, max_frame_bytes, key, broker_key)
+        arena_bytes = check_arena_bytes(arena_bytes)
+        self._connection: Watched = (
+            Connection(broker, policy, max_frame_bytes, key, broker_key)
+            if clients_security(key, broker_key).has_keys
+            else WatchedLink(broker, policy, max_frame_bytes, arena_bytes)
+        )
         self._session = self._connection.session
         self._driver = AsyncDriver(self._connection)
         self._signatures = Signatures()

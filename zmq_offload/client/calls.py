@@ -19,6 +19,8 @@ T = TypeVar("T")
 class Owner(Protocol):
     """The part of the client's driver that a future needs."""
 
+    taken: int
+
     def wait(self, done: Callable[[], bool], follow: Callable[[float | None], object], until: float | None) -> None: ...
 
     def cancel(self, number: int) -> None: ...
@@ -128,6 +130,8 @@ class CallFuture(Future[T]):
             end = None if timeout is None else time.monotonic() + float(timeout)
             self._owner.wait(self.is_ended, super().exception, end)
             timeout = None if end is None else max(0.0, end - time.monotonic())
+        else:
+            self._owner.taken += 1
         return super().result(timeout)
 
     def cancel(self) -> bool:

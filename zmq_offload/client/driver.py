@@ -30,6 +30,9 @@ _MAKE_WAY = 0.05
 _EVERY = 5.0
 """Seconds between two looks at a connection while nothing is outstanding, at most: brokers ask whether it is alive."""
 
+_HELD = 8
+"""Requests that are held for each other while a thread takes results that have come already: it comes again at once."""
+
 _LEAVE = 1.0
 """Seconds that the end of the interpreter waits for a thread that drives; a future's callback may keep it."""
 
@@ -53,6 +56,8 @@ class Driver:
         self._lock = self._exchange.lock
         self._work = threading.Condition(self._lock)  # where the pump waits
         self._socket = threading.Lock()  # its holder drives
+        self.taken = 0
+        """Results in a row that were there when a thread asked for them."""
         self._pump: threading.Thread | None = None
         self._pump_ended = threading.Event()
         with contextlib.suppress(Unavailable):  # a call that needs it tries again
@@ -67,7 +72,8 @@ class Driver:
         with self._lock:
             if not self._lifecycle.is_open:
                 raise Cancelled("the client is closed")
-            call.number, actions = start(*args, now=time.monotonic())
+            now = self._lifecycle.submitted_at = time.monotonic()
+            call.number, actions = start(*args, now=now)
             self._calls[call.number] = call
             self._outbox.extend(actions)
 
@@ -84,19 +90,21 @@ class Driver:
 
     def send(self) -> None:
         """Have the outbox sent. Raises Unavailable if no thread can be started to wait for the reply."""
-        if not self._socket.acquire(False):
-            self._delegate()
-            return
-        try:
-            self._exchange.send()
-        finally:
-            self._socket.release()
+        if self.taken < 2 or len(self._outbox) >= _HELD or self._socket.locked():
+            if not self._socket.acquire(False):
+                self._delegate()
+                return
+            try:
+                self._exchange.send()
+            finally:
+                self._socket.release()
         if self._lifecycle.pump_sleeps:
             with self._lock:
                 self._wake_pump()
 
     def wait(self, done: Callable[[], bool], follow: Callable[[float | None], object], until: float | None) -> None:
         """Wait for `done` or for the time `until`: as the leader if possible, else by `follow`."""
+        self.taken = 0
         if not self._lead():
             self._follow(follow, until)
             return

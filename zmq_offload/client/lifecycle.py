@@ -24,6 +24,9 @@ GRACE = 0.002
 """Seconds for which the pump leaves the socket to the thread that led last. That thread often submits more and waits
 again, and handing the socket over twice costs more than a small request."""
 
+GRACE_MOST = 0.02
+"""Seconds for which it does so while more is submitted: nobody may wait for the replies that have come."""
+
 
 class Turn(enum.Enum):
     """Who drives the socket, and what the pump does meanwhile."""
@@ -118,6 +121,8 @@ class Lifecycle:
         self.turn = Turn.ASLEEP
         self.followers = 0
         """Threads that wait while another drives."""
+        self.submitted_at = -math.inf
+        """When the last call began."""
         self._left_at = -math.inf
 
     def live(self, event: str) -> None:
@@ -153,4 +158,7 @@ class Lifecycle:
             return None
         if self.turn in _PUMP_WAITS:
             return GRACE
-        return 0.0 if self.followers else max(0.0, self._left_at + GRACE - now)
+        if self.followers:
+            return 0.0
+        left = self._left_at
+        return max(0.0, min(left + GRACE_MOST, max(left, self.submitted_at) + GRACE) - now)

@@ -29,9 +29,6 @@ from zmq_offload.protocol import messages as wire
 
 _NO_FILES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
-_STALE = 0.1
-"""Seconds without a look after which the connection is looked at before something is sent: it may have ended."""
-
 _POLLIN, _POLLOUT = select.POLLIN, select.POLLOUT
 
 _inherited: list[object] = []
@@ -45,6 +42,9 @@ class StreamLink(Polled):
 
     While there is no connection, requests wait until their calls end.
     """
+
+    stale = 0.1
+    """Seconds without a look after which the connection is looked at before something is sent: it may have ended."""
 
     def __init__(
         self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int, arena_bytes: int = 0
@@ -90,10 +90,15 @@ class StreamLink(Polled):
             else:
                 line.ready(now)
         if line.due <= now:
-            line.tick(now)
+            self.tick(now)
+        return bool(self._inbox), woken
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        if self._line.due <= now:
+            self._line.tick(now)
             if self._offer.memory is not None:
                 self._offer.memory.tick(now)
-        return bool(self._inbox), woken
 
     def receive(self, most: int) -> list[tuple[wire.ToClient, Sequence[object]]]:
         inbox, self._inbox = self._inbox, []
@@ -120,7 +125,7 @@ class StreamLink(Polled):
                 self._waiting.pop(message.id, None)  # what is canceled was not sent
             return
         now = time.monotonic()
-        if now - self._looked_at > _STALE:
+        if now - self._looked_at > self.stale:
             self.wait(0)
             if not self._line.is_ready:
                 self.send(action)
