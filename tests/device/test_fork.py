@@ -33,7 +33,8 @@ model, waiting = new(), new("always")
 model(x), model(x)
 frame = waiting.submit(x)
 stream = waiting.map([x] * 3, depth=2)
-threading.Thread(target=lambda: list(waiting.map([x], return_exceptions=True)), daemon=True).start()
+other = threading.Thread(target=lambda: list(waiting.map([x], return_exceptions=True)), daemon=True)
+other.start()
 def dropped():
     global model
     del model
@@ -47,6 +48,7 @@ for work in (
     print(run_in_fork(work))
 print(model(x).shape)
 frame.cancel(), model.close(), waiting.close()
+other.join(20)  # a thread in TVM while the interpreter ends would abort the process
 """
 
 BEFORE_A_RUN = """
