@@ -18,18 +18,18 @@ export function roundUp(value) {
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
-/** Lines of numbers over steps of time; a missing step, or null, is a gap. */
+/** Lines of numbers over steps of time; a missing step, or null, is a gap. A number without neighbors is a dash. */
 function lines(points, column, x, y) {
-  let path = "", before = null;
-  for (const point of points) {
-    const value = point[column];
-    if (value !== null) {
-      const follows = before !== null && point[0] - before[0] === 1 && before[column] !== null;
-      const at = `${x(point[0]).toFixed(1)} ${y(value).toFixed(1)}`;
-      path += follows ? `L${at}` : `M${at}h.01`;
-    }
-    before = point;
-  }
+  const follows = (before, point) => before && point && point[0] - before[0] === 1 && before[column] !== null
+    && point[column] !== null;
+  let path = "";
+  points.forEach((point, at) => {
+    if (point[column] === null) return;
+    const place = [x(point[0]), y(point[column]).toFixed(1)];
+    if (follows(points[at - 1], point)) path += `L${place[0].toFixed(1)} ${place[1]}`;
+    else if (follows(point, points[at + 1])) path += `M${place[0].toFixed(1)} ${place[1]}`;
+    else path += `M${(place[0] - 3).toFixed(1)} ${place[1]}h4`;
+  });
   return path;
 }
 
