@@ -64,15 +64,16 @@ def test_a_dashboard_is_served_and_ends() -> None:
         assert first_event(url) == b"event: state\n"
 
 
-def test_a_dashboard_needs_an_address(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dashboard", "--http", "none"]) == 1
-    assert "--http none serves no page; give HOST:PORT" in capsys.readouterr().err
-
-
-def test_a_dashboard_is_not_for_a_network() -> None:
-    with running("-m", "zmq_offload", "dashboard", "--http", "0.0.0.0:0") as process:
-        assert process.wait() == 1
-        assert "0.0.0.0:0 can be reached from other machines, and this page has no tokens" in process.lines[-1]
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("none", "--http none serves no page; give HOST:PORT"),
+        ("0.0.0.0:0", "0.0.0.0:0 can be reached from other machines, and this page has no tokens"),
+    ],
+)
+def test_an_address_that_does_not_do_is_refused(address: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dashboard", "--http", address]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_a_gateway_serves_it_to_those_with_a_token_for_all_models(tmp_path: Any) -> None:
@@ -87,8 +88,6 @@ def test_a_gateway_serves_it_to_those_with_a_token_for_all_models(tmp_path: Any)
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 first_event(gateway.url)
             assert first_event(gateway.url, token) == b"event: state\n"
-        with running_gateway(broker.frontend) as gateway, pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{gateway.url}/dashboard", timeout=10)
 
 
 @pytest.fixture(name="browser", scope="module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
@@ -92,6 +94,8 @@ def test_a_gateway_alone_tells_whether_its_broker_answers() -> None:
         up = ("zmq_offload_gateway_broker_up", frozenset[str]())
         eventually(lambda: series(address)[up] == 1)
         assert not [name for name, _ in series(address) if name.startswith("nv_") or name == "zmq_offload_workers"]
+        with pytest.raises(urllib.error.HTTPError, match="404"):  # nor has it the dashboard
+            urllib.request.urlopen(f"{gateway.url}/dashboard", timeout=10)
 
 
 def test_metrics_are_not_shown_to_a_network_without_leave() -> None:
