@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -164,3 +165,22 @@ def test_a_file_with_a_byte_order_mark_can_be_changed(repository: Repository) ->
     configedit.label(repository, "m", "stable", 2)
     assert text_of(repository) == "# ours\npriority = 3\n\n[labels]\nstable = 2\n"
     assert read(repository.root / "m").labels == {"stable": 2}
+
+
+def test_a_program_that_holds_a_file_for_long_and_one_that_was_killed(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = repository.root / "m"
+    left, fresh = folder / ".config-left", folder / ".config-fresh"
+    left.touch()
+    fresh.touch()
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(configedit, "_PATIENCE", 0.05)
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(FailedPrecondition, match=r"m: another program has been changing config\.toml for 0\.05 s; see"):
+        configedit.unload(repository, "m")
+    assert not (folder / "config.toml").exists() and left.exists()
+    os.close(other)
+    configedit.unload(repository, "m")
+    assert (served(repository), left.exists(), fresh.exists()) == ([], False, True)

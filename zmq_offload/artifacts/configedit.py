@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from zmq_offload.artifacts.config import CONFIG, CONFIG_JSON, ModelConfig, check
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, NotFound
+
+_PATIENCE = 10.0
+"""Seconds to wait for another program that changes the same file: a change takes milliseconds."""
+
+_DRAFT = ".config-"
+
+_ABANDONED = 60.0
+"""Seconds after which nobody writes a draft any more."""
 
 
 def load(repository: Repository, name: str, version: int | None = None) -> ModelConfig:
@@ -118,24 +127,45 @@ def _change(folder: Path, change: Callable[[Any, ModelConfig], None]) -> ModelCo
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait for other changes in a folder, and let others wait. The system ends the wait if their process dies."""
+    """Wait for other changes in a folder, and let others wait. The system ends the wait if their process dies.
+
+    Raises FailedPrecondition after `_PATIENCE`: the other program may be stopped.
+    """
     try:
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise FailedPrecondition(f"{folder} cannot be read: {error.strerror or error}") from None
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(opened, fcntl.LOCK_EX)
+        end = time.monotonic() + _PATIENCE
+        while not _locked(opened):
+            if time.monotonic() >= end:
+                text = f"another program has been changing {CONFIG} for {_PATIENCE:g} s; see what it is, and try again"
+                raise FailedPrecondition(f"{folder}: {text}")
+            time.sleep(0.01)
+        for draft in folder.glob(f"{_DRAFT}*"):  # of a program that was killed
+            with contextlib.suppress(OSError):
+                if time.time() - draft.stat().st_mtime > _ABANDONED:
+                    draft.unlink()
         yield
     finally:
         os.close(opened)
+
+
+def _locked(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _replace(file: Path, content: bytes) -> None:
     temporary = None
     try:
         mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
-        descriptor, temporary = tempfile.mkstemp(prefix=".config-", dir=file.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=_DRAFT, dir=file.parent)
         with os.fdopen(descriptor, "wb") as written:
             written.write(content)
             os.fchmod(descriptor, mode)
