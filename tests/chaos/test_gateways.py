@@ -74,7 +74,7 @@ def test_one_of_two_brokers_is_killed() -> None:
         stack.enter_context(faulty_workers(backends, "--processes", "2", "--drain", "2", slots=8))
         for broker in (one, two):
             wait_for_workers(broker.frontend, 2)
-        gateway = stack.enter_context(running_gateway(one.frontend, two.frontend))
+        gateway = stack.enter_context(running_gateway(one.frontend, two.frontend, options=["--spread", "off"]))
         load = stack.enter_context(traffic(callers(gateway)))
         serve_more(load)
         one.broker.end(signal.SIGKILL)

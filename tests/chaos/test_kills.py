@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tests.support.processes import (
     Process,
     eventually,
     faulty_workers,
+    running,
     running_broker,
     status,
     wait_for_workers,
@@ -125,6 +127,34 @@ def test_one_of_two_brokers_is_killed() -> None:
         report("one of two brokers killed", load, served_again_after=f"{first:.2f} s")
     assert_every_answer_right(load)
     assert load.longest_gap() < 2, "clients fail over within 2 s"
+
+
+def test_a_broker_process_of_three_is_killed_every_two_seconds() -> None:
+    chance = random.Random(2)
+    listen = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0", "--processes", "3"]
+    with running("-m", "broker", *listen) as brokers:
+        ready = brokers.wait_for(r"^ready frontend=(\S+) backend=(\S+)$")
+        frontends = ready[1].split(",")
+        with faulty_workers(ready[2], "--processes", "4", "--drain", "2", slots=4):
+            for frontend in frontends:
+                wait_for_workers(frontend, 4)
+            with traffic(frontends, clients=8, depth=8, spread=True) as load:
+                kills, end = 0, time.monotonic() + 30
+                while time.monotonic() < end:
+                    time.sleep(2)  # the test is about this rate
+                    found = [re.search(r"broker (\d) is process (\d+)", line) for line in brokers.seen()]
+                    pids = {match[1]: int(match[2]) for match in found if match}
+                    os.kill(chance.choice(sorted(pids.values())), signal.SIGKILL)
+                    kills += 1
+                before = load.served
+                eventually(lambda: load.served > before + 1000)
+            for frontend in frontends:
+                wait_for_workers(frontend, 4)
+            restarts = sum(status(frontend)["restarts"] for frontend in frontends)
+        assert brokers.end() == 0
+    report("a broker process of 3 killed every 2 s", load, kills=kills)
+    assert restarts == kills
+    assert_every_answer_right(load)
 
 
 def test_both_of_two_brokers_use_the_same_workers() -> None:

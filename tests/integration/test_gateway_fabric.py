@@ -48,7 +48,7 @@ ECHO = Call("echo", None, pack({"x": X}))
 async def behind(
     *brokers: str, timeout: float = 10.0, control: bool = False, keys: Sequence[Path] = ()
 ) -> AsyncIterator[BrokerFabric]:
-    link = link_to(brokers, RetryPolicy(heartbeat=0.1, patience=0.3), 1 << 28, *keys)
+    link = link_to(brokers, RetryPolicy(heartbeat=0.1, patience=0.3, spread=False), 1 << 28, *keys)
     fabric = BrokerFabric(LinkCalls(link), timeout, ModelControl(allowed=control))
     try:
         yield fabric

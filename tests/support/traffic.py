@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 
 from zmq_offload import Client, OffloadError
+from zmq_offload.client.session import RetryPolicy
 
 
 class Traffic:
-    """`clients` clients, each with `depth` requests in flight, until `stop`. `extra`: more inputs of each request."""
+    """`clients` clients, each with `depth` requests in flight, until `stop`. `extra`: more inputs of each request.
+
+    Of several brokers all take the first that works, unless they `spread`.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class Traffic:
         timeout: float = 10.0,
         elements: int = 1000,
         extra: dict[str, Any] | None = None,
+        spread: bool = False,
     ) -> None:
         self.served = 0
         self.wrong = 0
@@ -41,6 +46,7 @@ class Traffic:
         """Number of calls that ended more than a second after their deadline."""
         self._broker, self._depth, self._timeout = broker, depth, timeout
         self._elements, self._extra = elements, extra or {}
+        self._policy = RetryPolicy(spread=spread)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(clients)]
@@ -78,7 +84,7 @@ class Traffic:
     def _run(self, which: int) -> None:
         count = 0
         window: deque[tuple[int, float, Future[Any]]] = deque()
-        with Client(self._broker, timeout=self._timeout) as client:
+        with Client(self._broker, timeout=self._timeout, policy=self._policy) as client:
             while not self._stop.is_set() or window:
                 while len(window) < self._depth and not self._stop.is_set():
                     count += 1
