@@ -8,8 +8,8 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from workers.session import MOST_SLOTS, WorkerPolicy
-from zmq_offload.artifacts.repository import Batching
+from workers.policy import MOST_SLOTS, WorkerPolicy
+from zmq_offload.artifacts.batching import Batching
 from zmq_offload.common.cores import usable_cores
 from zmq_offload.console.configfile import add_config
 from zmq_offload.console.logs import DEFAULT, LogOptions, add_log_options

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from zmq_offload.artifacts.repository import Batching
+from workers.policy import MOST_SLOTS, WorkerPolicy
+from zmq_offload.artifacts.batching import Batching
 from zmq_offload.errors import OffloadError, Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -27,25 +28,8 @@ if TYPE_CHECKING:
     from zmq_offload.net.pyzmq_internals import Sendable
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerPolicy:
-    """Times in seconds."""
-
-    heartbeat: float = 1.0
-    """Between two Heartbeats of an idle worker."""
-    patience: float = 3.0
-    """How long a broker may be silent before the worker connects again. A broker sends a Probe every heartbeat."""
-    drain: float = 2.0
-    """How long a worker that stops waits for its brokers' Farewells. A broker that runs replies at once. One that was
-    stopped at the same time never replies, and honcho, which stops all at once, kills after five seconds."""
-
-
 _new = tuple.__new__
 """Half the cost of a NamedTuple's own constructor."""
-
-MOST_SLOTS = 65536
-"""The most slots that an Announce can carry."""
-
 
 _ALONE = Batching(1)
 """For attempts that were grouped when their model still allowed batches."""

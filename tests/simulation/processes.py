@@ -12,8 +12,9 @@ from broker.events import Disconnected, FromClient, FromWorker, Stop, Tick, ToCl
 from broker.invariants import validate
 from broker.liveness import LivenessPolicy
 from tests.simulation.network import Connection, World
+from workers.policy import WorkerPolicy
 from workers.session import Reconnect as WorkerReconnect
-from workers.session import WorkerPolicy, WorkerSession
+from workers.session import WorkerSession
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.client.session import ClientSession, Complete, Fail, Reconnect, RetryPolicy, Send
 from zmq_offload.errors import NotFound, Status

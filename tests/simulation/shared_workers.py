@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from broker.core import Core
 from broker.events import FromClient, FromWorker, ToWorker
 from broker.liveness import LivenessPolicy
-from workers.session import Attempt, Send, WorkerPolicy, WorkerSession
+from workers.policy import WorkerPolicy
+from workers.session import Attempt, Send, WorkerSession
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import encode_body
 

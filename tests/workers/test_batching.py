@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.session import Attempt, WorkerPolicy, WorkerSession
+from workers.policy import WorkerPolicy
+from workers.session import Attempt, WorkerSession
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import messages as wire

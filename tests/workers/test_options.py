@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from workers.config import parse
-from workers.session import MOST_SLOTS, WorkerPolicy, WorkerSession
+from workers.policy import MOST_SLOTS, WorkerPolicy
+from workers.session import WorkerSession
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import ProtocolError
 from zmq_offload.protocol import limits
@@ -52,3 +57,14 @@ def test_a_description_with_a_very_large_batch_does_not_make_the_announce_invali
     (send,) = session.announce([], {("m", 1): Batching(10**9)})
     assert isinstance(send.message, wire.Announce)  # type: ignore[union-attr]
     assert send.message.slots == MOST_SLOTS  # type: ignore[union-attr]
+
+
+def test_a_supervisor_needs_no_tensors() -> None:
+    """NumPy and libzmq would take 18 MB of each supervisor, and time before its workers start."""
+    program = (
+        "import sys, workers.config, workers.supervisor, zmq_offload.console.logs, zmq_offload.console.variables\n"
+        "assert not {'numpy', 'zmq', 'tvm_ffi'} & sys.modules.keys()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True
+    )

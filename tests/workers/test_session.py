@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from workers.session import Action, Attempt, Reconnect, Send, WorkerPolicy, WorkerSession
+from workers.policy import WorkerPolicy
+from workers.session import Action, Attempt, Reconnect, Send, WorkerSession
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.errors import NotFound, Status
 from zmq_offload.protocol import limits

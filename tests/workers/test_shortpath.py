@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workers.policy import WorkerPolicy
 from workers.serving import Echo, Served
-from workers.session import WorkerPolicy, WorkerSession
+from workers.session import WorkerSession
 from workers.shortpath import SHORT, ShortPath
 from zmq_offload.artifacts.repository import Batching, ModelVersion
 from zmq_offload.errors import Status

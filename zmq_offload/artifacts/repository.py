@@ -10,20 +10,21 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from zmq_offload.artifacts import jsonfile
+from zmq_offload.artifacts.batching import Batching as Batching  # also where it was before
 from zmq_offload.artifacts.cpu import CpuNeeds
 from zmq_offload.artifacts.gpu import GpuNeeds
 from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.names import NAME_PATTERN, check_model_name
-from zmq_offload.protocol.tensors import ANY, TensorSpec, check_signature
+from zmq_offload.protocol.tensors import TensorSpec, check_signature
 
 FORMAT_VERSION = 1
 LIBRARY = "subgraph.so"
@@ -31,29 +32,6 @@ DESCRIPTION = "model.json"
 
 
 Version = Annotated[int, msgspec.Meta(ge=1, le=limits.VERSION)]
-
-
-class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How requests of one model may run together: at most `max_batch` rows at a time (dimension 0 of every tensor). The
-    first of them waits at most `delay_us` microseconds for others."""
-
-    max_batch: int
-    delay_us: int = 0
-
-    def __post_init__(self) -> None:
-        if type(self.max_batch) is not int or self.max_batch < 1:
-            raise InvalidArgument(f"max_batch {self.max_batch!r} is not a whole number of rows from 1")
-        if type(self.delay_us) is not int or self.delay_us < 0:
-            raise InvalidArgument(f"batch delay {self.delay_us!r} is not a whole number of microseconds from 0")
-
-    def check(self, tensors: Iterable[TensorSpec]) -> None:
-        """Raises InvalidArgument naming the first tensor whose dimension 0 is not symbolic."""
-        for tensor in tensors:
-            if not tensor.shape or tensor.shape[0] != ANY:
-                raise InvalidArgument(
-                    f"requests cannot run together: tensor {tensor} has no symbolic batch dimension; "
-                    "compile the model with --input NAME=N,..."
-                )
 
 
 class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True):
