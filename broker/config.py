@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,24 +21,18 @@ from zmq_offload.console.settings import (
     count,
     file,
     heartbeat,
+    listening,
     processes,
     seconds,
     share,
 )
 from zmq_offload.console.variables import PREFIX
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.net.transport import check_endpoint
 from zmq_offload.protocol import limits
 from zmq_offload.telemetry.traces.collector import check_collector
 
 collector = checked(check_collector, lambda _: True, "a URL")
 
-
-def _endpoints(text: str) -> tuple[str, ...]:
-    return tuple(check_endpoint(part.strip()) for part in re.split(r",(?=\s*[a-z]+://)", text))
-
-
-endpoints = checked(_endpoints, bool, "one or more endpoints, separated by commas")
 
 _POLICY = {
     "heartbeat": (heartbeat, "seconds between heartbeats to a worker"),
@@ -99,8 +92,8 @@ def add_options(parser: Parser) -> None:
         "zmq-offload broker --processes 4",
     )
     several = "ENDPOINT,..."
-    add_option(parser, "--frontend", endpoints, Config.frontend, "endpoint for clients", metavar=several)
-    add_option(parser, "--backend", endpoints, Config.backend, "endpoint for workers", metavar=several)
+    add_option(parser, "--frontend", listening, Config.frontend, "endpoint for clients", metavar=several)
+    add_option(parser, "--backend", listening, Config.backend, "endpoint for workers", metavar=several)
     add_option(
         parser,
         "--processes",

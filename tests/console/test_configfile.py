@@ -240,12 +240,23 @@ def test_endpoints_are_given_once_for_all(file: Path) -> None:
     assert zmq_offload.gateway.config.parse(config).broker == ("tcp://127.0.0.1:7001",)
     for prog in ("status", "models list", "top", "load", "dashboard"):
         reached = parse(f"zmq-offload {prog}", *config)["broker"]
-        assert reached in ("tcp://127.0.0.1:7001", ("tcp://127.0.0.1:7001",)), prog
+        assert reached == ("tcp://127.0.0.1:7001",), prog
     doctor = parser_of("zmq-offload doctor").parse_args(config)
-    assert (doctor.broker, doctor.frontend, doctor.timeout) == (None, "tcp://*:7001", 1.0)
-    assert parse("zmq-offload doctor", *config, "--broker")["broker"] == "tcp://127.0.0.1:7001"
+    assert (doctor.broker, doctor.frontend, doctor.timeout) == (None, ("tcp://*:7001",), 1.0)
+    assert parse("zmq-offload doctor", *config, "--broker")["broker"] == ("tcp://127.0.0.1:7001",)
     file.write_text('backend = "tcp://*:7002"\n[worker]\nbroker = "tcp://b:1"\n')
     assert workers.config.parse(config).brokers == ("tcp://b:1",)
+
+
+def test_doctor_takes_what_the_programs_are_given(file: Path) -> None:
+    file.write_text(
+        'frontend = ["tcp://a:1", "tcp://b:1"]\n[broker]\nmetrics = "127.0.0.1:1"\nmax-queued = 1\n'
+        '[gateway]\nmetrics = "127.0.0.1:2"\nhttp = "none"\ntimeout = 3\n[worker]\nrepository = "r"\nbroker = "tcp://c:1"\n'
+    )
+    found = parser_of("zmq-offload doctor").parse_args(["--config", str(file)])
+    assert (found.broker_metrics, found.gateway_metrics, found.http) == ("127.0.0.1:1", "127.0.0.1:2", "none")
+    assert (found.frontend, found.broker, found.timeout) == (("tcp://a:1", "tcp://b:1"), None, 5.0)
+    assert found.repository == str(file.parent / "r")
 
 
 def test_keys_above_the_tables_reach_the_client_of_a_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ def add_options(parser: Parser) -> None:
         "together, with an hour of history. A gateway serves such a page of its broker with its option --dashboard."
     )
     parser.set_example("zmq-offload dashboard", "zmq-offload dashboard --broker tcp://broker.example:5555")
-    add_frontend(parser, several=True)
+    add_frontend(parser)
     add_option(
         parser,
         "--http",

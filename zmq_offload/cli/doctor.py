@@ -23,13 +23,13 @@ from zmq_offload.console.settings import (
     count,
     file,
     folder,
+    listening,
     seconds,
 )
 from zmq_offload.console.terminal import console_of
 from zmq_offload.console.variables import PREFIX
 from zmq_offload.errors import printable
 from zmq_offload.gateway.config import Config
-from zmq_offload.net.transport import check_endpoint
 
 if TYPE_CHECKING:
     from zmq_offload.doctor.checks.findings import Finding
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 BACKEND = "tcp://127.0.0.1:5556"
 """Where a broker listens for workers by default."""
 
-_endpoint = checked(check_endpoint, lambda _: True, "an endpoint")
 _device = checked(str, lambda text: bool(re.fullmatch(r"cpu|cuda:[0-9]{1,3}", text)), "cpu or cuda:N")
 
 _FILES = (
@@ -62,13 +61,10 @@ def add_options(parser: Parser) -> None:
         "zmq-offload doctor",
         "zmq-offload doctor --repository dist/repository --broker tcp://edge-1:5555",
     )
-    add_optional_frontend(parser, "ask the broker with this frontend, which must answer")
-    add_option(
-        parser, "--frontend", _endpoint, FRONTEND, "where a broker of this machine takes clients", metavar="ENDPOINT"
-    )
-    add_option(
-        parser, "--backend", _endpoint, BACKEND, "where a broker of this machine takes workers", metavar="ENDPOINT"
-    )
+    add_optional_frontend(parser, "ask the brokers with these frontends, which must answer")
+    for flag, default, peers in (("--frontend", FRONTEND, "clients"), ("--backend", BACKEND, "workers")):
+        text = f"where brokers of this machine take {peers}"
+        add_option(parser, flag, listening, default, text, metavar="ENDPOINT,...")
     for flag, default in (("--http", Config.http), ("--grpc", Config.grpc)):
         text = f"where a gateway of this machine takes {'HTTP' if flag == '--http' else 'gRPC'}, or none"
         add_option(parser, flag, address, default, text, metavar="HOST:PORT")

@@ -56,7 +56,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload load --model echo --shape x=1,3,320,320:FP32 \\\n    --concurrency 1,4,16",
         "zmq-offload load --bundle dist/device --rate 50:200:50 --html load.html",
     )
-    add_frontend(parser, several=True)
+    add_frontend(parser)
     _add_what_options(parser)
     _add_level_options(parser)
     add_option(parser, "--timeout", seconds, 10.0, "maximum seconds for a request", metavar="S")

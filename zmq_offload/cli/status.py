@@ -19,7 +19,7 @@ def add_options(parser: Parser) -> None:
         "the sums."
     )
     parser.set_example("zmq-offload status", "zmq-offload status --broker tcp://edge-1:5555 --watch 5")
-    add_frontend(parser, several=True)
+    add_frontend(parser)
     parser.add_argument("--json", action="store_true", help="print the whole status as JSON; one line a look")
     parser.add_argument(
         "--watch", nargs="?", type=seconds, const=2.0, help="look again every so many seconds (2)", metavar="S"

@@ -32,7 +32,7 @@ def add_options(parser: Parser) -> None:
         "by load, p pauses. Without a terminal, print what happened in one interval."
     )
     parser.set_example("zmq-offload top", "zmq-offload top --broker tcp://edge-1:5555 --interval 0.5")
-    add_frontend(parser, several=True)
+    add_frontend(parser)
     parser.add_argument("--interval", type=seconds, default=1.0, help="seconds between looks (1)", metavar="S")
     add_option(parser, "--timeout", seconds, 5.0, "maximum seconds to wait for the broker", metavar="S")
     parser.set_defaults(run=run)

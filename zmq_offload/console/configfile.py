@@ -183,6 +183,8 @@ class _FromFile:
         options = _options(parser)
         for key, value in values.items():
             name = key.replace("_", "-")
+            if known_only and f"{table}-{name}" in options:  # --broker-metrics for the broker's --metrics
+                name = f"{table}-{name}"
             if name in options and not (known_only and name in self._but):
                 self._take(options[name], value, self._place(f"[{table}] {printable(key)}"))
             elif not known_only and not any(name in _options(member) for member in self._family):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,26 +84,19 @@ OPTIONS: dict[str, set[str]] = {}
 """The variables of all options that were added, each with the programs that have it."""
 
 
-def add_frontend(parser: Parser, *, several: bool = False) -> None:
-    """Add `--broker` of a client: the broker's frontend, or `several`.
+def add_frontend(parser: Parser) -> None:
+    """Add `--broker` of a client: the frontend of the broker, or of several.
 
     Its variable is ZMQ_OFFLOAD_FRONTEND, as the broker's own; ZMQ_OFFLOAD_BROKER is the backend, for workers.
     """
-    add_option(
-        parser,
-        "--broker",
-        endpoints if several else frontend,
-        FRONTEND,
-        "frontends of the brokers, separated by commas" if several else "the broker's frontend",
-        variable=f"{PREFIX}FRONTEND",
-        metavar="ENDPOINT,..." if several else "ENDPOINT",
-    )
+    help = "frontends of the brokers, separated by commas"
+    add_option(parser, "--broker", endpoints, FRONTEND, help, variable=f"{PREFIX}FRONTEND", metavar="ENDPOINT,...")
 
 
 def add_optional_frontend(parser: Parser, help: str) -> None:
-    """Add `--broker [ENDPOINT]` of a command that uses a broker only with this option."""
+    """Add `--broker [ENDPOINT,...]` of a command that uses brokers only with this option."""
     add_option(
-        parser, "--broker", frontend, FRONTEND, help, variable=f"{PREFIX}FRONTEND", metavar="ENDPOINT", bare=True
+        parser, "--broker", endpoints, FRONTEND, help, variable=f"{PREFIX}FRONTEND", metavar="ENDPOINT,...", bare=True
     )
 
 
@@ -128,15 +122,18 @@ def _address(text: str) -> str:
     return text
 
 
-def _reached(text: str) -> str:
+def _all_reached(text: str) -> tuple[str, ...]:
     from zmq_offload.net.transport import check_endpoint
 
     # A broker that binds to all addresses is reached at this machine's own.
-    return check_endpoint(text.strip()).replace("//*:", "//127.0.0.1:")
+    parts = (part.strip() for part in text.split(",") if part.strip())
+    return tuple(check_endpoint(part).replace("//*:", "//127.0.0.1:") for part in parts)
 
 
-def _all_reached(text: str) -> tuple[str, ...]:
-    return tuple(_reached(part) for part in text.split(",") if part.strip())
+def _all_listened(text: str) -> tuple[str, ...]:
+    from zmq_offload.net.transport import check_endpoint
+
+    return tuple(check_endpoint(part.strip()) for part in re.split(r",(?=\s*[a-z]+://)", text))
 
 
 def checked(kind: Callable[[str], Value], holds: Callable[[Value], bool], wanted: str) -> Callable[[str], Value]:
@@ -165,9 +162,10 @@ def _short(text: str) -> str:
 MOST = 10**9
 """Limit of all counts: requests, rows, runs. A higher number is a typing error, and would overflow somewhere."""
 
-frontend = checked(_reached, bool, "an endpoint")
 endpoints = checked(_all_reached, bool, "one or more endpoints, separated by commas")
 """Where a program connects to brokers."""
+listening = checked(_all_listened, bool, "one or more endpoints, separated by commas")
+"""Where brokers listen."""
 address = checked(_address, lambda _: True, "HOST:PORT")
 """HOST:PORT, or "none"."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from zmq_offload.console.variables import INTERNAL, PREFIX, VARIABLES
@@ -32,13 +32,13 @@ LISTS = ("authorized_clients", "authorized_workers", "access_list")
 class Subject:
     """What is examined. What is None, is not."""
 
-    frontend: str
-    backend: str
+    frontend: Sequence[str]
+    backend: Sequence[str]
     http: str | None
     grpc: str | None
     broker_metrics: str | None = None
     gateway_metrics: str | None = None
-    broker: str | None = None
+    broker: Sequence[str] | None = None
     repository: str | None = None
     server_key: str | None = None
     client_key: str | None = None
@@ -90,9 +90,9 @@ def _option(name: str) -> str:
 
 
 def _network(subject: Subject) -> Iterator[Finding]:
-    frontend = network.port("--frontend", subject.frontend)
-    yield network_checks.check_port(frontend)
-    yield network_checks.check_port(network.port("--backend", subject.backend))
+    frontends = [network.port("--frontend", endpoint) for endpoint in subject.frontend]
+    for port in (*frontends, *(network.port("--backend", endpoint) for endpoint in subject.backend)):
+        yield network_checks.check_port(port)
     for option, address in (("--http", subject.http), ("--grpc", subject.grpc)):
         if address is not None:
             yield network_checks.check_port(network.port(option, address, tls=bool(subject.tls_cert)))
@@ -102,12 +102,15 @@ def _network(subject: Subject) -> Iterator[Finding]:
     ):
         if address is not None:
             yield network_checks.check_port(network.port(option, address))
-    broker = subject.broker
-    if broker is None and frontend.speaks is network_checks.Speaks.ZEROMQ:
-        broker = subject.frontend.replace("//*:", "//127.0.0.1:")
-    if broker is None:
+    here = [
+        endpoint.replace("//*:", "//127.0.0.1:")
+        for endpoint, port in zip(subject.frontend, frontends, strict=True)
+        if port.speaks is network_checks.Speaks.ZEROMQ
+    ]
+    brokers = here if subject.broker is None else subject.broker
+    if not brokers:
         yield Finding("broker", Level.NOTE, "none runs here; --broker ENDPOINT asks one")
-    else:
+    for broker in brokers:
         yield from network_checks.check_broker(
             network.broker(broker, subject.timeout, subject.client_key, subject.broker_key)
         )

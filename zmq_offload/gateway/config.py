@@ -133,7 +133,7 @@ def add_options(parser: Parser) -> None:
         "zmq-offload gateway --broker tcp://edge-1:5555,tcp://edge-2:5555 --grpc none",
         "zmq-offload gateway --with-broker --metrics 127.0.0.1:9465",
     )
-    add_frontend(parser, several=True)
+    add_frontend(parser)
     add_option(parser, "--spread", switch, "on", "use any of several brokers, or the first", metavar="on|off")
     parser.add_argument(
         "--with-broker",

@@ -29,7 +29,7 @@ class Order:
     target: str | None
     threads: int
     repeat: int
-    broker: str | None = None
+    broker: Sequence[str] | None = None
     timeout: float = 10.0
 
 
@@ -67,7 +67,7 @@ def take_profile(order: Order, progress: Progress) -> Profile:
     )
 
 
-def check_served(client: Client, bundle: Manifest, broker: str) -> None:
+def check_served(client: Client, bundle: Manifest, broker: Sequence[str]) -> None:
     """Check that workers serve each model that a bundle calls.
 
     Raises NotFound otherwise, and what `Client.models` raises if no broker answers.
@@ -77,11 +77,11 @@ def check_served(client: Client, bundle: Manifest, broker: str) -> None:
     for part in bundle.offloaded:
         if part.pinned is None and part.model not in names:
             raise NotFound(
-                f"no worker at {broker} serves {part.model!r}, which the bundle calls; served are "
+                f"no worker at {', '.join(broker)} serves {part.model!r}, which the bundle calls; served are "
                 f"{', '.join(names) or 'none'}{did_you_mean(part.model, names)}"
             )
         if part.pinned is not None and (part.model, part.pinned) not in served:
-            raise NotFound(f"no worker at {broker} serves version {part.version} of {part.model!r}")
+            raise NotFound(f"no worker at {', '.join(broker)} serves version {part.version} of {part.model!r}")
 
 
 def _reference(
