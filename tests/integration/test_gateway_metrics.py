@@ -98,6 +98,12 @@ def test_a_gateway_alone_tells_whether_its_broker_answers() -> None:
             urllib.request.urlopen(f"{gateway.url}/dashboard", timeout=10)
 
 
+def test_metrics_of_a_broker_alone_are_not_those_of_a_gateway_with_one() -> None:
+    with running_gateway_with_broker(ZMQ_OFFLOAD_METRICS="127.0.0.1:9464") as (gateway, _):
+        gateway.process.wait_for("metrics at 127.0.0.1:9464 are for a broker of its own, and not served; a gateway")
+        assert "metrics=" not in gateway.process.wait_for("^ready")[0]
+
+
 def test_metrics_are_not_shown_to_a_network_without_leave() -> None:
     with running("-m", "zmq_offload.gateway", "--metrics", "0.0.0.0:9465") as process:
         process.wait_for(

@@ -44,6 +44,7 @@ def _serve(arguments: Sequence[str] | None, prog: str) -> int:
 
 def _host(config: Config, prog: str) -> Host:
     """What starts a broker beside the gateway. What is no option of the gateway comes from the broker's variables."""
+    import logging
     from functools import partial
 
     from zmq_offload.console.programs import own
@@ -60,6 +61,12 @@ def _host(config: Config, prog: str) -> Host:
     if config.traces != NONE:
         given += ["--traces", config.traces, "--trace-share", str(config.trace_share)]
     options = own("broker.config").parse(given, prog)
+    if options.metrics != NONE and config.metrics == NONE:
+        logging.getLogger("gateway").warning(
+            "metrics at %s are for a broker of its own, and not served; a gateway with a broker serves both by "
+            "--metrics or ZMQ_OFFLOAD_GATEWAY_METRICS",
+            options.metrics,
+        )
     return partial(own("broker.guest").Guest, options)
 
 
