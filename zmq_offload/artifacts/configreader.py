@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -20,36 +18,43 @@ class ConfigReader:
     """Reads configurations again only when their files have changed: workers look often, and parsing takes their time.
     One that cannot be read, or is wrong, is read each time.
 
-    An empty file that has just changed is an error: a program that writes it in place has emptied it, and what it is to
-    hold comes next. Taken for a configuration, it would let all versions be served, and take away all labels."""
+    A file that has just become empty is an error: a program that writes it in place has emptied it, and what it is to
+    hold comes next. Taken for a configuration, it would let all versions be served, and take away all labels. An empty
+    file that replaced another by a rename is complete."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[object, ModelConfig]] = {}
+        self._inodes: dict[Path, int] = {}
+        """Of the files that held something."""
 
     def read(self, folder: Path) -> ModelConfig:
         """What the function `read` returns or raises."""
+        self._check_written(folder)
         stamp = _stamp(folder)
-        if stamp is None:
-            _check_written(folder / CONFIG)
         known = self._known.pop(folder, None)
         config = read(folder) if stamp is None or known is None or known[0] != stamp else known[1]
         if stamp is not None:
             self._known[folder] = stamp, config
         return config
 
-    def keep(self, folders: Collection[Path]) -> None:
-        """Forget all other folders."""
-        for folder in self._known.keys() - set(folders):
-            del self._known[folder]
-
-
-def _check_written(file: Path) -> None:
-    with contextlib.suppress(OSError):
-        state = file.stat()
-        if state.st_size == 0 and stat.S_ISREG(state.st_mode) and _is_fresh(state):
+    def _check_written(self, folder: Path) -> None:
+        file = folder / CONFIG
+        try:
+            state = file.stat()
+        except OSError:
+            return
+        if state.st_size > 0:
+            self._inodes[folder] = state.st_ino
+        elif self._inodes.get(folder) == state.st_ino and _is_fresh(state):
             raise FailedPrecondition(
                 f"{file}: it was emptied just now, as by a program that is writing it; replace it by a rename"
             )
+
+    def keep(self, folders: Collection[Path]) -> None:
+        """Forget all other folders."""
+        for known in (self._known, self._inodes):
+            for folder in known.keys() - set(folders):
+                del known[folder]
 
 
 def _is_fresh(state: os.stat_result) -> bool:
