@@ -30,7 +30,7 @@ _MAKE_WAY = 0.05
 _EVERY = 5.0
 """Seconds between two looks at a connection while nothing is outstanding, at most: brokers ask whether it is alive."""
 
-_HELD = 8
+_HELD = 16
 """Requests that are held for each other while a thread takes results that have come already: it comes again at once."""
 
 _LEAVE = 1.0
@@ -58,6 +58,7 @@ class Driver:
         self._socket = threading.Lock()  # its holder drives
         self.taken = 0
         """Results in a row that were there when a thread asked for them."""
+        self._held = False  # whether what is in the outbox waits for more
         self._pump: threading.Thread | None = None
         self._pump_ended = threading.Event()
         with contextlib.suppress(Unavailable):  # a call that needs it tries again
@@ -90,7 +91,8 @@ class Driver:
 
     def send(self) -> None:
         """Have the outbox sent. Raises Unavailable if no thread can be started to wait for the reply."""
-        if self.taken < 2 or len(self._outbox) >= _HELD or self._socket.locked():
+        self._held = self.taken > 1 and len(self._outbox) < _HELD and not self._socket.locked()
+        if not self._held:
             if not self._socket.acquire(False):
                 self._delegate()
                 return
@@ -244,6 +246,7 @@ class Driver:
         with self._lock:
             if not self._lifecycle.is_open:
                 return
+            self._held = False
             self._wake_pump()
             self._work.notify()
             woken, self._exchange.woken = self._exchange.woken, True
@@ -286,7 +289,8 @@ class Driver:
         lifecycle = self._lifecycle
         with self._work:
             while lifecycle.is_open:
-                pause = lifecycle.pause(unsent=bool(self._outbox), outstanding=bool(self._calls), now=time.monotonic())
+                unsent = bool(self._outbox) and not self._held
+                pause = lifecycle.pause(unsent=unsent, outstanding=bool(self._calls), now=time.monotonic())
                 if pause == 0:
                     lifecycle.step("wake")
                     return True

@@ -147,18 +147,19 @@ class Exchange:
 
     def _perform(self) -> None:
         """Carry out the actions in the outbox. Only the thread that drives takes any out."""
-        connection, outbox = self._connection, self.outbox
+        connection, outbox, sent = self._connection, self.outbox, False
         while outbox:
             action = outbox.popleft()
             if isinstance(action, Send):
                 if not connection.is_open:
                     connection.reopen()
                 connection.send(action)
+                sent = True
             elif isinstance(action, Reconnect):
                 connection.reconnect(action.endpoint)
             else:
                 self._end(action)
-        if connection.is_open:
+        if sent and connection.is_open:
             connection.flush()
 
     def _end(self, action: Complete | Fail) -> None:
