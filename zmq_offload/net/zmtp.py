@@ -180,7 +180,8 @@ class Peer:
         if self._body is not None:
             return self._body[self._filled :]
         kept = len(self._rest)
-        self._view[:kept] = self._rest
+        if kept:
+            self._view[:kept] = self._rest
         if self._pieces is not None and (body := self._pieces.buffer()) is not None:
             # Between two pieces: what is received beyond the head of the next one is copied once more.
             return body if self._pieces.left else self._view[kept : kept + _BETWEEN_PIECES_BYTES]
