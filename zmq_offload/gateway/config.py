@@ -140,7 +140,7 @@ def add_options(parser: Parser) -> None:
         nargs="?",
         type=_ports,
         const=("", ""),
-        help="run a broker in this process, instead of --broker; its other options are its variables",
+        help="run a broker in this process, instead of --broker; its other options are in variables or the file",
         metavar="FRONTEND,BACKEND",
     )
     add_option(parser, "--http", address, Config.http, "address for HTTP, or none", metavar="HOST:PORT")
