@@ -77,11 +77,19 @@ def test_short_messages_wait_for_a_piece_of_a_long_one(ends: tuple[Stream, Strea
 
 
 def test_long_messages_follow_each_other(ends: tuple[Stream, Stream]) -> None:
-    sizes = [300_000, 1_000_000, 262_144, 5_000_000, 400_000]
+    sizes = [3_000_000, 1_000_000, 524_288, 5_000_000, 600_000]
     for number, size in enumerate(sizes):
         assert ends[1].put([b"%d" % number, bytes(size), b"", bytes(20_000), b"end"])
     got = everything(*ends)
     assert [(int(first), len(frame)) for first, frame, *_ in got] == list(enumerate(sizes))
+
+
+def test_what_is_not_much_is_sent_whole(ends: tuple[Stream, Stream]) -> None:
+    reader, writer = ends
+    messages = [[b"1", bytes(1_500_000)], [b"2", b""], [b"3", bytes(1_000_000)], [b"4", b""]]
+    for message in messages:
+        assert writer.put(message)
+    assert everything(reader, writer) == [messages[at] for at in (0, 1, 3, 2)]
 
 
 def test_long_messages_count_as_queued(ends: tuple[Stream, Stream]) -> None:

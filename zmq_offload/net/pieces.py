@@ -23,8 +23,8 @@ PROPERTY = b"X-Zmq-Offload-Pieces"
 PIECE = 8
 """The flag of a frame that is a piece. ZMTP has no use for it."""
 
-PIECE_BYTES = 256 * 1024
-"""The longest piece that is sent. A message of more bytes than this is sent in pieces."""
+PIECE_BYTES = 512 * 1024
+"""The longest piece that is sent. Messages of fewer bytes are not cut."""
 
 _MOST_PIECE_BYTES = 1024 * 1024
 """The longest piece that is taken."""

@@ -25,6 +25,12 @@ _BUFFERS = 512
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 
+_WHOLE_BYTES = 2 * 1024 * 1024
+"""Up to so many queued bytes, messages are sent whole: to cut them would cost more than short ones wait for them."""
+
+_UNSENT_BYTES = 512 * 1024
+"""While more bytes are in the kernel and not on their way, no piece is added."""
+
 _PIECES = 4
 """Pieces that are written or received before it is the turn of other connections."""
 
@@ -123,16 +129,20 @@ class Stream:
 
     def _receive_pieces(self) -> list[list[Buffer]]:
         """Go on until messages are complete, no more bytes are there, or it is the turn of other connections."""
-        messages: list[list[Buffer]] = []
-        for _ in range(2 * _PIECES):  # the rest of a piece, and the head of the next one
+        peer, messages = self.peer, []
+        for _ in range(2 * _PIECES):
+            room = peer.buffer()
             try:
-                count = self._recv_into(self.peer.buffer())
+                # What follows the rest of a piece is most likely the head of the next one.
+                count = self.socket.recvmsg_into([room, peer.aside])[0] if peer.is_in_piece else self._recv_into(room)
             except OSError:  # none are there; an end is found by the next `receive`
                 break
             if not count:
                 break
-            messages = self.peer.received(count)
-            if messages:
+            messages = peer.received(min(count, len(room)))
+            if count > len(room):
+                messages += peer.received(count - len(room))
+            if messages or not peer.is_amid_pieces:
                 break
         return messages
 
@@ -161,7 +171,7 @@ class Stream:
         out = self._out
         count = len(out)
         size = append(out, frames)
-        if (size > PIECE_BYTES and self.peer.takes_pieces) or (
+        if (size > PIECE_BYTES and self.peer.takes_pieces and self.queued + size > _WHOLE_BYTES) or (
             later is not None and later.messages and len(frames) == 1
         ):
             self._put_later(out[count:], size)
@@ -191,7 +201,7 @@ class Stream:
             self._writable.register(self.socket, select.POLLOUT)
             if self.socket.family != socket.AF_UNIX:
                 with contextlib.suppress(OSError):  # else what is in the kernel would have to be waited for, too
-                    self.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, PIECE_BYTES)
+                    self.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._later.put(buffers, size)
         self.position = -self._later.put_bytes
 

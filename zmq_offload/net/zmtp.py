@@ -188,6 +188,16 @@ class Peer:
         return self._view[kept:] if kept else self._view
 
     @property
+    def is_in_piece(self) -> bool:
+        """Whether `buffer()` takes a part of a piece, and what follows may be received into `aside`: tell `received` of
+        both, one after the other."""
+        return self._pieces is not None and self._pieces.left > 0 and self._pieces.buffer() is not None
+
+    @property
+    def aside(self) -> memoryview:
+        return self._view[:_BETWEEN_PIECES_BYTES]
+
+    @property
     def is_amid_pieces(self) -> bool:
         """Whether a part of a message came in pieces."""
         return self._pieces is not None and self._pieces.buffer() is not None
