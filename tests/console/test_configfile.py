@@ -244,6 +244,13 @@ def test_endpoints_are_given_once_for_all(file: Path) -> None:
     doctor = parser_of("zmq-offload doctor").parse_args(config)
     assert (doctor.broker, doctor.frontend, doctor.timeout) == (None, ("tcp://*:7001",), 1.0)
     assert parse("zmq-offload doctor", *config, "--broker")["broker"] == ("tcp://127.0.0.1:7001",)
+    several = 'frontend = ["tcp://*:7001", "tcp://*:7003"]\nbackend = ["tcp://*:7002", "tcp://*:7004"]\n'
+    file.write_text(several + "[gateway]\nspread = false\n")
+    places = broker.config.parse([*config]).places
+    assert [place.frontend for place in places] == ["tcp://*:7001", "tcp://*:7003"]
+    assert workers.config.parse(config).brokers == ("tcp://127.0.0.1:7002", "tcp://127.0.0.1:7004")
+    gateway = zmq_offload.gateway.config.parse(config)
+    assert (gateway.broker, gateway.spread) == (("tcp://127.0.0.1:7001", "tcp://127.0.0.1:7003"), False)
     file.write_text('backend = "tcp://*:7002"\n[worker]\nbroker = "tcp://b:1"\n')
     assert workers.config.parse(config).brokers == ("tcp://b:1",)
 

@@ -56,6 +56,17 @@ def test_code_and_docs_name_no_other_variable() -> None:
     assert named - {f"{PREFIX}SOME_FLAG"} <= {*VARIABLES, *INTERNAL}
 
 
+@pytest.mark.parametrize("command", ["status", "top", "dashboard", "load", "models list", "doctor", "profile m"])
+def test_the_frontends_of_several_brokers_are_a_list(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}FRONTEND", "tcp://*:5555, tcp://127.0.0.1:5557")
+    arguments = command.split()
+    given = make_parser(arguments[0]).parse_args([*arguments, *(["--broker"] if arguments[0] == "profile" else [])])
+    both = ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5557")
+    assert given.broker == (None if command == "doctor" else both)
+    if command == "doctor":
+        assert given.frontend == ("tcp://*:5555", both[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
