@@ -180,7 +180,7 @@ class LibzmqPorts:
             message = decode(frames, 1, wire.FROM_CLIENT, named=bool(peer[0]))  # libzmq's ids begin with a zero
             return FromClient(peer, message, frames[2:], peer.user)
         except ProtocolError as error:
-            return Malformed(peer, True, error, transport.address_of(peer.frame))
+            return Malformed(peer, True, error.with_traceback(None), transport.address_of(peer.frame))
 
     def _from_back(self, frames: transport.Frames) -> Event:
         peer = frames[0]
@@ -189,4 +189,4 @@ class LibzmqPorts:
             address = transport.address_of(peer.frame) if type(message) is wire.Announce else ""
             return FromWorker(peer, message, frames[2:], peer.user, address)
         except ProtocolError as error:
-            return Malformed(peer, False, error, transport.address_of(peer.frame))
+            return Malformed(peer, False, error.with_traceback(None), transport.address_of(peer.frame))

@@ -367,7 +367,7 @@ def _from_client(connection: Connection, messages: list[list[Buffer]], events: l
             del frames[0]
             events.append(FromClient(peer, message, frames))
         except ProtocolError as error:  # noqa: PERF203  (the next message is read after an error)
-            events.append(Malformed(peer, True, error, connection.address))
+            events.append(Malformed(peer, True, error.with_traceback(None), connection.address))
 
 
 def _from_worker(connection: Connection, messages: list[list[Buffer]], events: list[Event]) -> None:
@@ -378,7 +378,7 @@ def _from_worker(connection: Connection, messages: list[list[Buffer]], events: l
             del frames[0]
             events.append(FromWorker(peer, message, frames, "", address))
         except ProtocolError as error:  # noqa: PERF203
-            events.append(Malformed(peer, False, error, address))
+            events.append(Malformed(peer, False, error.with_traceback(None), address))
 
 
 def _failed(connection: Connection, message: wire.ToClient | wire.ToWorker, why: str) -> FromWorker:
