@@ -129,8 +129,9 @@ class Deployment:
             if stopped():
                 return None
             log.info("model %s version %d is loading", *model)
-            warmup = self._warmup_of(model)
+            warmup = None
             try:
+                warmup = self._warmup_of(model)
                 return load(self._repository, *model), warmup
             except Exception as error:
                 # Of any kind, such as a lack of memory: the other versions are served.
@@ -140,7 +141,10 @@ class Deployment:
         """What a version is to be warmed up with; another value if the file with the inputs is replaced."""
         wanted = self.config_of(model[0]).warmup
         file = self._repository.root / model[0] / ("" if wanted is None else wanted.inputs)
-        return wanted, file.stat().st_mtime_ns if file.is_file() else 0
+        try:
+            return wanted, file.stat().st_mtime_ns if file.is_file() else 0
+        except OSError:  # its name is too long, or it is removed just now
+            return wanted, 0
 
     def _settle(self, model: Model, stamp: int, outcome: Executor | Exception, warmup: object) -> None:
         if not self._loading.ended(model, stamp):

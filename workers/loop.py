@@ -191,6 +191,9 @@ class Worker:
 
     def _happened(self, event: Event) -> None:
         broker, what = event
+        if what == []:
+            self.session.heard(broker, self._clock())
+            return
         if isinstance(what, list):
             count = self._short.serve(broker, what, self._served)
             if count == len(what):

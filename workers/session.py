@@ -152,6 +152,10 @@ class WorkerSession:
         """The connection to a broker ended. If the broker is there, it gives its attempts to other workers."""
         self.held = deque(attempt for attempt in self.held if attempt.broker != broker)
 
+    def heard(self, broker: int, now: float) -> None:
+        """A part of a message came. A long one may take longer than a broker may be silent."""
+        self.connections[broker].heard_at = now
+
     def received(self, broker: int, message: wire.ToWorker, now: float) -> list[Action]:
         """A broker sent a message other than a Dispatch."""
         self.connections[broker].heard_at = now

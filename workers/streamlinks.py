@@ -209,10 +209,10 @@ class StreamLinks:
                     self._turn.release()
 
     def _go_on(self, run: int) -> None:
-        """Keep the connections going until the run ends."""
+        """Keep the connections going until the run ends. Its number is odd; an even one says that it ended already."""
         self._lent = True
         self.flush()
-        while self._runs.count == run:
+        while run % 2 and self._runs.count == run:
             self._step(self._standins_poll, math.inf)
 
     # --- one turn -------------------------------------------------------------------------------------------
@@ -277,6 +277,8 @@ class StreamLinks:
             self._standins_poll.unregister(descriptor)
 
     def _happened(self, event: Event) -> None:
+        if not event[1] and self._events and self._events[-1] == event:
+            return  # once is enough, however long the message is that comes
         self._events.append(event)
         if isinstance(event[1], Change):
             self._due = -math.inf  # another time is due for this connection

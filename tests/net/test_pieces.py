@@ -97,6 +97,8 @@ def test_a_turn_ends_within_pieces_too() -> None:
         (piece(piece(b"a")), "a frame in pieces has the flags 0x0a"),
         (piece(struct.pack("!BQ", 2, MOST + 1)), "a frame has 1048577 bytes; the limit is 1048576"),
         (piece(frame(b"", 1) * 5), "a message has more than 4 frames"),
+        (piece(frame(b"") * 65), "more than 64 messages end in a piece"),
+        (piece(frame(b"") * 64 + frame(b"x" * 100_000)), "more than 64 messages end in a piece"),
         (bytes((PIECE, 1, 0)), "a frame has the flags 0x08"),
     ],
 )
@@ -113,6 +115,19 @@ def test_a_frame_for_which_there_is_no_memory_ends_the_connection() -> None:
 def test_there_are_no_pieces_before_the_handshake_is_over() -> None:
     with pytest.raises(Broken, match="flags 0x0a"):
         fed(Peer(MOST, 4, 1.0), GREETING + piece(b"a"))
+
+
+def test_no_more_messages_end_in_a_piece_than_one_end_takes_at_once() -> None:
+    leaving = Leaving()
+    messages = [[b"%d" % number] for number in range(200)]
+    for message in messages:
+        buffers: list[bytes | memoryview] = []
+        leaving.put(buffers, append(buffers, message))
+    pieces = []
+    while leaving.messages:
+        pieces.append(b"".join(leaving.cut()[0]))
+    assert len(pieces) == 4
+    assert fed(peer(), b"".join(pieces)) == messages
 
 
 def test_a_closed_connection_keeps_nothing() -> None:

@@ -84,6 +84,19 @@ def test_long_messages_follow_each_other(ends: tuple[Stream, Stream]) -> None:
     assert [(int(first), len(frame)) for first, frame, *_ in got] == list(enumerate(sizes))
 
 
+def test_a_long_message_that_is_written_is_so_while_the_next_one_is_sent(ends: tuple[Stream, Stream]) -> None:
+    reader, writer = ends
+    positions = []
+    for number in range(3):
+        assert writer.put([b"%d" % number, bytes(5_000_000)])
+        positions.append(writer.position)
+    for number, position in enumerate(positions):
+        assert not any(writer.has_written(later) for later in positions[number:])
+        while not reader.receive():
+            writer.flush()
+        assert writer.has_written(position), "its memory is free: it came"
+
+
 def test_what_is_not_much_is_sent_whole(ends: tuple[Stream, Stream]) -> None:
     reader, writer = ends
     messages = [[b"1", bytes(1_500_000)], [b"2", b""], [b"3", bytes(1_000_000)], [b"4", b""]]

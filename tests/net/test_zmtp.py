@@ -364,9 +364,11 @@ def test_a_wrong_table_ends_the_connection() -> None:
         take_out([b"\x03", b"", SharedFrame(REFERENCE._replace(nbytes=MOST + 1))]),
     ):
         peer = sharing_peer()
-        fed(peer, offered() + SHARES)
+        feed(peer, offered() + SHARES)
+        peer.turn = 1
         with pytest.raises(Broken):
-            fed(peer, message(wrong))
+            feed(peer, message(wrong) * 2)
+        assert not peer.has_more, "nobody asks for more of a connection that ended"
 
 
 def test_a_long_frame_may_be_in_a_message_with_references() -> None:

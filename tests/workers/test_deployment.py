@@ -303,6 +303,22 @@ def test_a_version_that_failed_is_tried_again_when_its_configuration_changes(rep
     assert sorted(deployment.executors) == [("m", 1), ("m", 2)]
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_inputs_of_a_warm_up_whose_file_cannot_be_looked_at_hold_up_no_other_model(
+    repository: Repository, at_once: int
+) -> None:
+    for name in ("a", "b"):
+        add(repository, name, 1)
+    configure(repository, "a", f'[warmup]\ninputs = "{"x" * 300}.npz"')  # the system has no such long names
+    load = Loader()
+    load.faults["a", 1] = FailedPrecondition("its warm-up failed")
+    deployment = Deployment(repository, load)
+    deployment.refresh(at_once=at_once)
+    add(repository, "c", 1)
+    deployment.refresh(at_once=at_once)
+    assert sorted(deployment.executors) == [("b", 1), ("c", 1)]
+
+
 def test_a_worker_that_starts_with_a_wrong_configuration_serves_the_model_when_it_is_right(
     repository: Repository,
 ) -> None:

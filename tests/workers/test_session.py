@@ -199,6 +199,14 @@ def test_a_broker_that_is_heard_stays_connected(bench: Bench) -> None:
         assert not any(isinstance(action, Reconnect) for action in bench.tick())
 
 
+def test_a_broker_whose_long_message_is_coming_stays_connected(bench: Bench) -> None:
+    for _ in range(10):
+        bench.now += 1
+        for broker in (0, 1):
+            bench.session.heard(broker, bench.now)
+        assert not any(isinstance(action, Reconnect) for action in bench.tick())
+
+
 # --- going --------------------------------------------------------------------------------------------------
 
 

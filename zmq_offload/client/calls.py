@@ -106,6 +106,9 @@ class Submitted(Call[T]):
         except InvalidStateError:  # it was canceled; `futures.wait` learns of it now
             future.set_running_or_notify_cancel()
 
+    def is_done(self) -> bool:
+        return self.future.done() and self.future.ended
+
     def forget(self) -> None:
         """Fail the future in a forked child: the reply goes to the parent."""
         self.future.ended = True

@@ -55,7 +55,7 @@ class Driver:
         self._calls, self._outbox = self._exchange.calls, self._exchange.outbox
         self._lock = self._exchange.lock
         self._work = threading.Condition(self._lock)  # where the pump waits
-        self._socket = threading.Lock()  # its holder drives
+        self._socket = threading.RLock()  # its holder drives; it knows its holder, even after Ctrl-C
         self.taken = 0
         """Results in a row that were there when a thread asked for them."""
         self._held = False  # whether what is in the outbox waits for more
@@ -91,15 +91,19 @@ class Driver:
 
     def send(self) -> None:
         """Have the outbox sent. Raises Unavailable if no thread can be started to wait for the reply."""
-        self._held = self.taken > 1 and len(self._outbox) < _HELD and not self._socket.locked()
+        self._held = self.taken > 1 and len(self._outbox) < _HELD and self._exchange.driving is None
         if not self._held:
-            if not self._socket.acquire(False):
+            if self._owns():  # in a future's callback
                 self._delegate()
                 return
             try:
+                if not self._socket.acquire(False):
+                    self._delegate()
+                    return
                 self._exchange.send()
             finally:
-                self._socket.release()
+                if self._owns():
+                    self._socket.release()
         if self._lifecycle.pump_sleeps:
             with self._lock:
                 self._wake_pump()
@@ -107,18 +111,16 @@ class Driver:
     def wait(self, done: Callable[[], bool], follow: Callable[[float | None], object], until: float | None) -> None:
         """Wait for `done` or for the time `until`: as the leader if possible, else by `follow`."""
         self.taken = 0
-        if not self._lead():
-            self._follow(follow, until)
-            return
+        nested, leads = self._owns(), False
         try:
-            self._exchange.run(done, until)
+            leads = self._lead()
+            if leads:
+                self._exchange.run(done, until)
         finally:
-            try:
-                with self._lock, contextlib.suppress(Unavailable):  # no pump starts; `send` tries again or raises
-                    self._lifecycle.leave(time.monotonic())
-                    self._wake_pump()
-            finally:
-                self._socket.release()
+            if not nested and self._owns():
+                self._resign()
+        if not leads:
+            self._follow(follow, until)
 
     def cancel(self, number: int) -> None:
         """Cancel a call, unless it is done."""
@@ -211,8 +213,11 @@ class Driver:
 
     def _lead(self) -> bool:
         """Become the leader, unless another thread leads. The pump is asked to make way."""
-        leads = self._socket.acquire(False)
+        if self._owns():  # in a future's callback
+            return False
+        leads = False
         try:
+            leads = self._socket.acquire(False)
             if not leads:
                 with self._lock:
                     if self._lifecycle.turn is not Turn.PUMPED:
@@ -224,11 +229,24 @@ class Driver:
                 self._lifecycle.step("lead" if leads else "withdraw")
         except BaseException:  # Ctrl-C; the pump must not wait for this thread, nor for the socket
             with self._lock:
-                self._lifecycle.step("leave" if leads and self._lifecycle.is_led else "withdraw")
-            if leads:
+                self._lifecycle.step("leave" if self._owns() and self._lifecycle.is_led else "withdraw")
+            if self._owns():
                 self._socket.release()
             raise
         return leads
+
+    def _owns(self) -> bool:
+        """Whether this thread holds the socket. Ctrl-C may come before what `acquire` returned is stored."""
+        return self._socket._is_owned()  # type: ignore[attr-defined,no-any-return]
+
+    def _resign(self) -> None:
+        """End the lead."""
+        try:
+            with self._lock, contextlib.suppress(Unavailable):  # no pump starts; `send` tries again or raises
+                self._lifecycle.leave(time.monotonic())
+                self._wake_pump()
+        finally:
+            self._socket.release()
 
     def _follow(self, follow: Callable[[float | None], object], until: float | None) -> None:
         with self._lock:
@@ -298,12 +316,12 @@ class Driver:
                     lifecycle.step("wake")
                     self._work.wait(pause)
                     continue
-                if not self._connection.is_idle and not self._socket.locked():  # it connects
+                if not self._connection.is_idle and self._exchange.driving is None:  # it connects
                     lifecycle.step("wake")
                     return True
                 lifecycle.step("rest")
                 while not self._work.wait(max(0.0, min(_EVERY, self._connection.due - time.monotonic()))):
-                    if not self._socket.locked():  # else its holder looks after the connection
+                    if self._exchange.driving is None:  # else its holder looks after the connection
                         lifecycle.step("wake")
                         return lifecycle.is_open
         return False

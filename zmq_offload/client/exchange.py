@@ -17,7 +17,7 @@ from zmq_offload.client.calls import Call
 from zmq_offload.client.lifecycle import Lifecycle
 from zmq_offload.client.link import Polled
 from zmq_offload.client.session import Action, Complete, Fail, Reconnect, Send
-from zmq_offload.errors import Internal
+from zmq_offload.errors import Internal, Unavailable
 from zmq_offload.net import transport
 
 log = logging.getLogger("zmq_offload")
@@ -68,8 +68,30 @@ class Exchange:
             work(*args)
         except Exception as error:
             self._fail(error)
+        except BaseException:
+            self._interrupted()
+            raise
         finally:
             self.driving = None
+
+    def _interrupted(self) -> None:
+        """Go on after Ctrl-C, which ends a thread's work anywhere.
+
+        Bytes that were received or sent just now may not be counted: the rest of the connection would be read as
+        something else. So it is made anew. A reply that was in hand is lost.
+        """
+        try:
+            self._connection.reclaim(())
+        except Exception as error:
+            self._fail(error)
+            return
+        with self.lock:
+            self.outbox.extend(self._session.reconnected(time.monotonic()))
+            ending = {action.id for action in self.outbox if isinstance(action, (Complete, Fail))}
+            for number, call in self.calls.items():
+                if not (number in ending or self._session.holds(number) or call.is_done()):
+                    text = "the reply was lost when a thread that received it was interrupted; call again"
+                    self.outbox.append(Fail(number, Unavailable(text)))
 
     def _fail(self, error: Exception) -> None:
         """Fail all outstanding calls, since driving failed and nobody may wait forever. The next call reconnects."""
@@ -149,7 +171,7 @@ class Exchange:
         """Carry out the actions in the outbox. Only the thread that drives takes any out."""
         connection, outbox, sent = self._connection, self.outbox, False
         while outbox:
-            action = outbox.popleft()
+            action = outbox[0]  # it stays there until it is done, in case of Ctrl-C
             if isinstance(action, Send):
                 if not connection.is_open:
                     connection.reopen()
@@ -159,6 +181,7 @@ class Exchange:
                 connection.reconnect(action.endpoint)
             else:
                 self._end(action)
+            outbox.popleft()
         if sent and connection.is_open:
             connection.flush()
 
@@ -168,6 +191,8 @@ class Exchange:
             self._connection.reclaim(lent)
             with self.lock:
                 self.outbox.extend(self._session.reconnected(time.monotonic()))
-        call = self.calls.pop(action.id, None)
+        call = self.calls.get(action.id)
         if call is not None:
-            call.end(action)
+            if not call.is_done():
+                call.end(action)
+            del self.calls[action.id]

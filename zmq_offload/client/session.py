@@ -141,6 +141,10 @@ class ClientSession:
         """Number of calls that have not ended."""
         return len(self._calls)
 
+    def holds(self, number: int) -> bool:
+        """Whether a call has not ended."""
+        return number in self._calls
+
     # --- calls ----------------------------------------------------------------------------------------------
 
     def request(

@@ -82,6 +82,8 @@ class StreamLink(Polled):
         if line.stream is not self._polled or line.stream is None or line.blocked:
             self._register()
         woken = False
+        if self._inbox:  # `send` received it
+            seconds = 0
         ready = self._poll.poll(None if seconds is None else math.ceil(seconds * 1000))
         self._looked_at = now = time.monotonic()
         for descriptor, _ in ready:
@@ -141,7 +143,8 @@ class StreamLink(Polled):
             line.put(now, frames)
 
     def _shared(self, request: wire.Request, payload: Sequence[Any]) -> list[Any]:
-        """The frames of a request with references to its long tensors. Their copies stay until the call ends."""
+        """The frames of a request with references to its long tensors. Their copies stay until the call ends, over
+        connections, too: a broker to which the client comes back may hold the request as it was first sent."""
         memory = self._offer.memory
         assert memory is not None
         placed = self._placed.get(request.id)
@@ -183,6 +186,7 @@ class StreamLink(Polled):
 
     def reset(self) -> None:
         self._shut()
+        self._placed.clear()
 
     def close(self, linger: int = 100) -> None:
         line = self._line
@@ -195,6 +199,7 @@ class StreamLink(Polled):
                 blocked.poll(left * 1000)
                 self.flush()
         self._shut()
+        self._placed.clear()
         self._offer.end()
 
     def forget(self) -> None:
@@ -227,7 +232,6 @@ class StreamLink(Polled):
         self._line.close()
         self._waiting.clear()
         self._lent.clear()
-        self._placed.clear()
         self._inbox.clear()
 
     def _register(self) -> None:

@@ -32,7 +32,7 @@ class Change(enum.Enum):
 
 
 Event: TypeAlias = "tuple[int, list[list[Any]] | Change]"
-"""A broker, and messages of it that arrived, or a change of its connection."""
+"""A broker, and messages of it that arrived, or a change of its connection. No messages: a part of one came."""
 
 
 class Line:
@@ -133,6 +133,7 @@ class Line:
             for frames in messages:
                 if type(frames[0]) is not bytes or (len(frames) > 1 and type(frames[1]) is not bytes):
                     read_heads(frames)
+        if messages or self.is_ready:
             self._event((self.broker, messages))
 
     def received_ahead(self, messages: Sequence[Sequence[Buffer]]) -> None:

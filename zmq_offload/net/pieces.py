@@ -29,11 +29,14 @@ PIECE_BYTES = 512 * 1024
 _MOST_PIECE_BYTES = 1024 * 1024
 """The longest piece that is taken."""
 
+MOST_MESSAGES = 64
+"""Messages that end in a piece, at most: an end that receives handles those of a piece together."""
+
 _KEPT_BYTES = 16 * 1024
 
 
 class BadPiece(ValueError):
-    """What comes in pieces is not a stream of messages. Who sent it does not speak this protocol."""
+    """What comes in pieces is not a stream of messages, or is too many. Its sender does not speak this protocol."""
 
 
 class Arriving:
@@ -42,7 +45,7 @@ class Arriving:
     Receive into `buffer()`, if it has one, and tell `received`; else pass what came of the piece to `take`.
     """
 
-    __slots__ = ("_body", "_filled", "_frames", "_more", "_most", "_most_frames", "_rest", "left")
+    __slots__ = ("_body", "_ended", "_filled", "_frames", "_more", "_most", "_most_frames", "_rest", "left")
 
     def __init__(self, max_frame_bytes: int, max_frames: int) -> None:
         self._most, self._most_frames = max_frame_bytes, max_frames
@@ -51,20 +54,21 @@ class Arriving:
         self._more = 0  # its flag
         self._frames: list[Buffer] = []  # of a message whose other frames are missing
         self._rest = b""  # of a short frame, or of its head
+        self._ended = 0  # messages that ended in the piece
         self.left = 0
 
     def begin(self, size: int) -> None:
         """A piece of `size` bytes begins. Raises BadPiece."""
         if not 0 < size <= _MOST_PIECE_BYTES:
             raise BadPiece(f"a piece has {size} bytes; it has 1 to {_MOST_PIECE_BYTES}")
-        self.left = size
+        self.left, self._ended = size, 0
 
     def buffer(self) -> memoryview | None:
         """Where the next bytes of the piece belong. None if that is not known."""
         return None if self._body is None else self._body[self._filled : self._filled + self.left]
 
     def received(self, count: int, messages: list[list[Buffer]]) -> None:
-        """`count` bytes were received into `buffer()`. Appends the message that is complete."""
+        """`count` bytes were received into `buffer()`. Appends the message that is complete. Raises BadPiece."""
         assert self._body is not None
         self.left -= count
         self._filled += count
@@ -120,6 +124,9 @@ class Arriving:
     def _end(self, frame: Buffer, more: int, messages: list[list[Buffer]]) -> None:
         self._frames.append(frame)
         if not more:
+            self._ended += 1
+            if self._ended > MOST_MESSAGES:
+                raise BadPiece(f"more than {MOST_MESSAGES} messages end in a piece")
             messages.append(self._frames)
             self._frames = []
 
@@ -153,8 +160,11 @@ class Leaving:
     def cut(self) -> tuple[list[Buffer], int]:
         """Cut off a piece. Returns its buffers, and how many bytes they have. None is copied."""
         buffers, waiting, size = [], self._buffers, 0
-        while waiting and size < PIECE_BYTES:
-            buffer, room = waiting.popleft(), PIECE_BYTES - size
+        most = PIECE_BYTES
+        if len(self._ends) > MOST_MESSAGES:
+            most = min(most, self._ends[MOST_MESSAGES - 1] - self.cut_bytes)
+        while waiting and size < most:
+            buffer, room = waiting.popleft(), most - size
             if len(buffer) > room:
                 view = memoryview(buffer)
                 waiting.appendleft(view[room:])

@@ -57,6 +57,7 @@ class Stream:
         "_most",
         "_most_bytes",
         "_out",
+        "_piece_bytes",
         "_piece_end",
         "_put",
         "_recv_into",
@@ -87,7 +88,8 @@ class Stream:
         self._written = 0  # bytes of them that the kernel took
         self._ends: deque[int] = deque()  # of the queued messages, as values of `_put`
         self._later: Leaving | None = None  # long messages, of which a piece is queued after the other
-        self._piece_end = 0  # of the last piece, as a value of `_put`
+        self._piece_bytes = 0  # of the last piece
+        self._piece_end = 0  # where it ends, as a value of `_put`
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -101,7 +103,9 @@ class Stream:
         """Whether the kernel took the message of that `position`."""
         if position >= 0:
             return self._written >= position
-        return self._later is None or (self._later.cut_bytes >= -position and self._written >= self._piece_end)
+        # A piece is cut off when the one before it is written.
+        unwritten = min(self._piece_bytes, max(0, self._piece_end - self._written))
+        return self._later is None or self._later.cut_bytes - unwritten >= -position
 
     def receive(self) -> list[list[Buffer]]:
         """Receive once, unless `peer.has_more`. Returns the messages that are complete; each is a list of frames.
@@ -217,7 +221,7 @@ class Stream:
                 buffers, size = later.cut()
                 self._out += buffers
                 self._put += size
-                self._piece_end = self._put
+                self._piece_bytes, self._piece_end = size, self._put
             if not self._write() or not later.messages:
                 break
             # Whether less waits in the kernel than _TCP_NOTSENT_LOWAT says. It would take much more.

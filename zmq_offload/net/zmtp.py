@@ -221,7 +221,10 @@ class Peer:
         at = 0
         if self._pieces is not None and self._pieces.left:
             if self._pieces.buffer() is not None:
-                self._pieces.received(count, messages)
+                try:
+                    self._pieces.received(count, messages)
+                except BadPiece as error:
+                    raise Broken(str(error)) from None
                 return self._followed(messages) if self.shares else messages
             at = self._take_piece(0, stop, messages)
         data, view = self._data, self._view
@@ -280,6 +283,7 @@ class Peer:
                 try:
                     messages[at] = put_in(frames, self._most)
                 except BadTable as error:
+                    self.has_more = False
                     raise Broken(str(error)) from None
         return messages
 
