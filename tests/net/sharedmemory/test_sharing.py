@@ -25,7 +25,7 @@ from zmq_offload.net.sharedmemory.layout import DATA_AT
 from zmq_offload.net.sharedmemory.readers import IDLE, Readers
 from zmq_offload.net.sharedmemory.references import Reference
 from zmq_offload.net.sharedmemory.segment import Unreadable
-from zmq_offload.net.sharedmemory.sharing import sharing_of
+from zmq_offload.net.sharedmemory.sharing import _check_system, sharing_of
 
 pytestmark = pytest.mark.skipif(not segment.SUPPORTED, reason="this system has no memfd")
 
