@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -10,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from broker import metrics
 from broker.config import Config
@@ -30,9 +31,7 @@ from zmq_offload.net import transport
 from zmq_offload.net.sharedmemory.sharing import sharing_of
 from zmq_offload.telemetry import process
 from zmq_offload.telemetry.server import MetricsServer
-
-if TYPE_CHECKING:
-    from zmq_offload.telemetry.traces.exporter import Exporter
+from zmq_offload.telemetry.traces.sender import Sender
 
 log = logging.getLogger("broker")
 access_log = logging.getLogger("broker.access")
@@ -54,11 +53,12 @@ def open_ports(config: Config, wake: transport.Wake, notes: Notes, clock: Callab
     return LibzmqPorts(config, config.server_key, wake, notes, clock)
 
 
-def _exporter(url: str) -> Exporter[Record]:
-    """What sends spans. Without it, its packages are not needed."""
+def _sender(config: Config) -> Sender[Record]:
+    """What sends spans, in a process of its own."""
+    own: dict[str, object] = {"process": config.process} if len(config.places) > 1 else {}
     with needs("traces"):
-        from zmq_offload.telemetry.traces.exporter import Exporter
-    return Exporter(url, "zmq-offload-broker", spans_of)
+        prepare = functools.partial(logs.start, "broker", config.log, own)
+        return Sender(config.traces, "zmq-offload-broker", spans_of, prepare)
 
 
 class Broker:
@@ -72,7 +72,7 @@ class Broker:
     ) -> None:
         self._clock = clock
         self.core = Core(config.policy, clock(), config.max_frame_bytes, config.queue_limits)
-        self._traces = None if config.traces == NONE else _exporter(config.traces)
+        self._traces = None if config.traces == NONE else _sender(config)
         self._tracing = self.core.ledger.tracing
         self._access = None if config.access_log is None else AccessLog(config.access_log)
         self.core.ledger.access = self._access

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import uvloop
 
@@ -40,16 +41,14 @@ from zmq_offload.gateway.meters import Meters
 from zmq_offload.gateway.page import asking
 from zmq_offload.gateway.ports import Port, drain, listen
 from zmq_offload.gateway.responsecache import ResponseCache
-from zmq_offload.gateway.tracing import TracingFabric
+from zmq_offload.gateway.tracing import TracingFabric, as_it_is
 from zmq_offload.net.addresses import is_loopback
 from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, sharing_of
 from zmq_offload.telemetry import process
 from zmq_offload.telemetry.exposition import Family
 from zmq_offload.telemetry.server import MetricsServer
+from zmq_offload.telemetry.traces.sender import Sender
 from zmq_offload.telemetry.traces.spans import Span
-
-if TYPE_CHECKING:
-    from zmq_offload.telemetry.traces.exporter import Exporter
 
 log = logging.getLogger("gateway")
 access_log = logging.getLogger("gateway.access")
@@ -111,7 +110,7 @@ async def _run(config: Config, host: Host | None) -> None:
     listed, tls = config.access_list is not None, config.tls_cert is not None
     check_exposure(config.addresses, listed=listed, tls=tls, insecure=config.insecure)
     _check_metrics(config)
-    traces = None if config.traces == NONE else _exporter(config.traces)
+    traces = None if config.traces == NONE else _sender(config)
     guard = Guard(config.access_list, files_of(config.tls_cert, config.tls_key, config.client_ca))
     sharing = None if config.client_key else sharing_of(config.arena_bytes, log)
     guest = None if host is None else host(sharing, stop.set)
@@ -187,11 +186,11 @@ async def _run(config: Config, host: Host | None) -> None:
             traces.close()
 
 
-def _exporter(url: str) -> Exporter[Span]:
-    """What sends spans. Without it, its packages are not needed."""
+def _sender(config: Config) -> Sender[Span]:
+    """What sends spans, in a process of its own."""
     with needs("traces"):
-        from zmq_offload.telemetry.traces.exporter import Exporter
-    return Exporter(url, "zmq-offload-gateway", lambda span, _: (span,))
+        prepare = functools.partial(logs.start, "gateway", config.log)
+        return Sender(config.traces, "zmq-offload-gateway", as_it_is, prepare)
 
 
 def _store_of(config: Config) -> Store | None:

@@ -12,7 +12,7 @@ from zmq_offload.gateway.calls import Call, Cancel, Ended, Fabric, Outputs
 from zmq_offload.gateway.front import Front
 from zmq_offload.net.grants import Grant
 from zmq_offload.telemetry.traces import context
-from zmq_offload.telemetry.traces.spans import Span
+from zmq_offload.telemetry.traces.spans import NewId, Span
 
 _OK = "OK"
 _CANCELED = "CANCELLED"
@@ -108,3 +108,8 @@ class _Run:
             attributes["error.type"] = code
         name, end = f"infer {call.model}", self._clock()
         self._put(Span(name, "server", self._trace_id, self._id, self._parent, self._started, end, attributes, error))
+
+
+def as_it_is(span: Span, _: NewId) -> tuple[Span]:
+    """What a process that sends spans makes of one."""
+    return (span,)

@@ -52,15 +52,21 @@ Record = TypeVar("Record")
 class Exporter(Generic[Record]):
     """A thread that makes spans of records by `spans_of` and sends them.
 
-    `service` names the program, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES does.
+    `service` names the program, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES does. `program` is its process, if
+    that is another one.
     """
 
-    def __init__(self, url: str, service: str, spans_of: Callable[[Record, NewId], Iterable[Span]]) -> None:
+    def __init__(
+        self, url: str, service: str, spans_of: Callable[[Record, NewId], Iterable[Span]], program: int | None = None
+    ) -> None:
         self._refused = 0  # records for which there was no room
         self._unsent = 0  # those whose spans no collector took
         self._spans_of = spans_of
         self._waiting: deque[Record] = deque()
-        self._resource, self._scope = _resource(service), InstrumentationScope("zmq-offload", __version__)
+        self._resource, self._scope = (
+            _resource(service, program or os.getpid()),
+            InstrumentationScope("zmq-offload", __version__),
+        )
         self._otlp = OTLPSpanExporter(endpoint_of(url))
         self._wake = threading.Event()
         self._closing = False
@@ -165,14 +171,14 @@ def _random_id() -> bytes:
     return os.urandom(SPAN_ID_BYTES)
 
 
-def _resource(service: str) -> Resource:
-    """What all spans of this process have. What operators say in OpenTelemetry's variables comes first."""
+def _resource(service: str, program: int) -> Resource:
+    """What all spans of a program have. What operators say in OpenTelemetry's variables comes first."""
     found = Resource.create()
     if str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
         found = found.merge(Resource({SERVICE_NAME: service}))
     own: dict[str, str | int] = {
         "service.version": __version__,
         "host.name": socket.gethostname(),
-        "process.pid": os.getpid(),
+        "process.pid": program,
     }
     return Resource({**own}).merge(found)
