@@ -160,3 +160,13 @@ def test_the_catalog_of_announced_models_is_bounded(monkeypatch: pytest.MonkeyPa
 
 def model() -> Model:
     return Model({"name": "", "version": 1, "inputs": [], "outputs": []}, b"", ())
+
+
+def test_a_free_worker_leaves_what_is_too_large_for_it_to_others(bench: Bench) -> None:
+    announce(bench, b"large", 100)
+    announce(bench, b"small", 50)
+    (first,) = dispatches(bench.request(1, payload=[bytes(80)]))
+    assert first.peer == b"large" and dispatches(bench.request(2, payload=[bytes(80)])) == []
+    assert dispatches(bench.handle(FromWorker(b"small", wire.Heartbeat(), []))) == []
+    (second,) = dispatches(bench.done(first))
+    assert second.peer == b"large"

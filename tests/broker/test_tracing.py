@@ -246,6 +246,7 @@ def test_the_callers_decision_comes_before_the_share(bench: Traced) -> None:
 def test_a_share_of_the_requests_of_each_session_begins_traces(bench: Traced) -> None:
     tracing = bench.core.ledger.tracing
     tracing.share = 0.01
+    assert tracing.share == 0.01
     for session in (ALICE, bytes(16), b"\xff" * 16):
         traces = [trace for number in range(10_000) if (trace := tracing.wanted(b"", wire.Key(session, number)))]
         assert 95 <= len(traces) <= 105

@@ -129,7 +129,9 @@ def test_an_error_fails_the_call_as_its_class(bench: Bench) -> None:
 
 def test_a_reply_to_a_call_that_ended_is_dropped(bench: Bench) -> None:
     number = bench.request()
+    assert bench.session.holds(number)
     bench.got(result(number))
+    assert not bench.session.holds(number)
     assert bench.got(result(number)) == []
     assert bench.got(wire.Error(TOKEN, number, "INTERNAL", "?")) == []
 

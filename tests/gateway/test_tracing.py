@@ -22,7 +22,7 @@ from zmq_offload.gateway.http.messages import Request, Response
 from zmq_offload.gateway.oip.grpc_service import methods as oip_methods
 from zmq_offload.gateway.regions.files import Off
 from zmq_offload.gateway.tfserving.grpc import methods as tfserving_methods
-from zmq_offload.gateway.tracing import TracingFabric
+from zmq_offload.gateway.tracing import TracingFabric, as_it_is
 from zmq_offload.protobuf.messages import message_class
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import pack
@@ -212,3 +212,8 @@ def test_heads_with_a_trace_do_not_push_out_those_that_are_remembered() -> None:
     for number in range(1000):
         heads.parse(b"GET / HTTP/1.1\r\nhost: h\r\ntraceparent: 00-%032x-01-01\r\n\r\n" % number)
     assert heads.parse(usual) is remembered
+
+
+def test_a_span_of_a_gateway_is_sent_as_it_is() -> None:
+    span = Span("infer m", "server", bytes(16), bytes(8), b"", 0.0, 1.0, {})
+    assert as_it_is(span, lambda: b"") == (span,)

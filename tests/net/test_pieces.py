@@ -117,6 +117,12 @@ def test_there_are_no_pieces_before_the_handshake_is_over() -> None:
         fed(Peer(MOST, 4, 1.0), GREETING + piece(b"a"))
 
 
+def test_a_message_that_ends_in_memory_of_its_own_counts_too() -> None:
+    data = piece(frame(b"") * 64 + frame(b"x" * 100_000))
+    with pytest.raises(Broken, match="more than 64 messages end in a piece"):
+        fed(peer(), data, 30_000)
+
+
 def test_no_more_messages_end_in_a_piece_than_one_end_takes_at_once() -> None:
     leaving = Leaving()
     messages = [[b"%d" % number] for number in range(200)]
