@@ -14,11 +14,11 @@ import pytest
 from tests.support.processes import Fabric, eventually, running_broker, running_workers
 from zmq_offload import Client
 from zmq_offload.client.arguments import check_arena_bytes
-from zmq_offload.client.memory import SHARED_FROM, Offer, _memory, own
+from zmq_offload.client.memory import Offer, _memory, own
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.net.sharedmemory import segment
 from zmq_offload.net.sharedmemory.references import SharedFrame, put_in
-from zmq_offload.net.sharedmemory.sharing import EVERY, PROPERTY, Sharing
+from zmq_offload.net.sharedmemory.sharing import EVERY, PROPERTY, SHARED_FROM, Sharing
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
 

@@ -138,7 +138,7 @@ class Connection(Watched, Polled):
         """Disconnect after any failure, so that no lent memory is read any more."""
         lent = [tracker for trackers in self._lent.values() for tracker in trackers]
         self._lent.clear()
-        self._shut(linger=0)
+        self._shut()
         if lent and not _wait_for(lent, _RECLAIM_BY_FORCE):
             log.error(_STILL_READ)
 
@@ -154,19 +154,13 @@ class Connection(Watched, Polled):
         if descriptor is not None and not loop.is_closed():
             loop.remove_reader(descriptor)
 
-    def _shut(self, linger: int) -> None:
+    def _shut(self, linger: int = 0) -> None:
         if self.is_open:
             self.is_open = False
             with contextlib.suppress(zmq.ZMQError):
                 self._monitor.close()
             with contextlib.suppress(zmq.ZMQError):
                 self.socket.close(linger=linger)
-
-    def reconnect(self, endpoint: int) -> None:
-        """Connect to endpoint number `endpoint`, dropping what is queued in the old connection."""
-        self._shut(linger=0)
-        self._endpoint = endpoint
-        self._open()
 
     def refusal(self) -> str | None:
         """Say why the broker refuses this client, or return None."""

@@ -137,8 +137,14 @@ class Link(ABC):
         """Say why the broker refuses this client, or return None."""
 
     @abstractmethod
+    def _shut(self) -> None:
+        """Disconnect, dropping what is queued."""
+
     def reconnect(self, endpoint: int) -> None:
         """Connect to endpoint number `endpoint`, dropping what is queued in the old connection."""
+        self._shut()
+        self._endpoint = endpoint
+        self._open()
 
     @abstractmethod
     def still_lent(self, number: int) -> Sequence[zmq.MessageTracker | Stream]:

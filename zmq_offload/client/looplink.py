@@ -126,11 +126,6 @@ class LoopLink(Watched):
     def refusal(self) -> str | None:
         return None if self._refusal is None else f"the broker at {self.endpoint} {self._refusal}"
 
-    def reconnect(self, endpoint: int) -> None:
-        self._shut()
-        self._endpoint = endpoint
-        self._open()
-
     def still_lent(self, number: int) -> Sequence[zmq.MessageTracker | Stream]:
         if self._waiting:
             self._waiting.pop(number, None)

@@ -15,13 +15,10 @@ import numpy as np
 
 from zmq_offload.client.link import lost
 from zmq_offload.net.sharedmemory.references import SharedFrame
-from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, Unreadable, sharing_of
+from zmq_offload.net.sharedmemory.sharing import EVERY, SHARED_FROM, Sharing, Unreadable, sharing_of
 from zmq_offload.protocol import messages as wire
 
 log = logging.getLogger("zmq_offload")
-
-SHARED_FROM = 64 * 1024
-"""Bytes from which a tensor is shared. To copy a shorter one through sockets costs less than to share it."""
 
 
 class Memory:

@@ -17,12 +17,13 @@ from typing import Any, cast
 import zmq
 
 from zmq_offload.client.link import Polled, decoded
-from zmq_offload.client.memory import SHARED_FROM, Offer, own
+from zmq_offload.client.memory import Offer, own
 from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.net import transport
 from zmq_offload.net.endpoints import check_brokers
 from zmq_offload.net.line import Change, Event, Line
 from zmq_offload.net.sharedmemory.references import FIRST
+from zmq_offload.net.sharedmemory.sharing import SHARED_FROM
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Scratch
 from zmq_offload.protocol import messages as wire
@@ -163,11 +164,6 @@ class StreamLink(Polled):
     def refusal(self) -> str | None:
         why = self._line.refusal
         return None if why is None else f"the broker at {self.endpoint} {why}"
-
-    def reconnect(self, endpoint: int) -> None:
-        self._shut()
-        self._endpoint = endpoint
-        self._open()
 
     def still_lent(self, number: int) -> Sequence[zmq.MessageTracker | Stream]:
         if self._waiting:
