@@ -7,7 +7,7 @@ import signal
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.support.compiled", "tests.support.fabrics", "tests.support.native_code"]
+pytest_plugins = ["tests.support.arm", "tests.support.compiled", "tests.support.fabrics", "tests.support.native_code"]
 
 # The models of the tests are tiny; a thread pool in each process would only cost time.
 os.environ.setdefault("TVM_NUM_THREADS", "1")
