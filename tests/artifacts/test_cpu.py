@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
+
 import pytest
 
 from zmq_offload.artifacts import cpu
-from zmq_offload.artifacts.cpu import CpuNeeds, flags_in, this_cpu
+from zmq_offload.artifacts.cpu import CpuNeeds, flags_in, flags_of, this_cpu
 from zmq_offload.errors import FailedPrecondition
 
 ZEN4 = ["64bit", "avx", "avx2", "avx512f", "avx512vnni", "fma", "mwaitx", "pku", "sse4.2", "fast-lzcnt"]
@@ -57,3 +60,28 @@ def test_what_only_older_amd_cpus_have_counts(monkeypatch: pytest.MonkeyPatch) -
     CpuNeeds.of("x86_64", ["avx2", "sse4a"]).check("it")
     with pytest.raises(FailedPrecondition, match="CPU with fma4, tbm, xop"):
         CpuNeeds.of("x86_64", ["avx2", "sse4a", "fma4", "xop", "tbm"]).check("it")  # bdver4, on a Zen
+
+
+def auxv(*words: tuple[int, int]) -> bytes:
+    return b"".join(struct.pack("=QQ", *word) for word in (*words, (0, 0)))
+
+
+def test_an_arm_tells_its_features_in_the_auxiliary_vector() -> None:
+    cortex_a72, cortex_a76 = auxv((3, 64), (16, 0x8FB)), auxv((16, 0x119FFB), (26, 0))
+    assert flags_of(cortex_a72) == {"asimd"}
+    assert flags_of(cortex_a76) == {"asimd", "asimdhp", "asimddp", "asimdrdm", "atomics"}
+    assert flags_of(auxv((16, 2), (26, 1 << 13 | 1 << 14))) == {"asimd", "i8mm", "bf16"}
+    assert flags_of(b"") == flags_of(cortex_a72[:7]) == frozenset()
+
+
+def test_the_auxiliary_vector_counts_more_than_what_an_emulator_leaves_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: auxv((16, 0x8FB)))
+    monkeypatch.setattr(Path, "read_text", lambda _: "Features: asimd asimddp")
+    assert this_cpu.__wrapped__() == ("aarch64", {"asimd"})
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"")
+    assert this_cpu.__wrapped__() == ("aarch64", {"asimd", "asimddp"})
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert this_cpu.__wrapped__()[0] == "x86_64"

@@ -177,7 +177,7 @@ def test_shapes_that_do_not_go_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"target": "nonsense"}, "target 'nonsense': Target kind"),
+        ({"target": "nonsense"}, "target 'nonsense' is not known; `zmq-offload compile --list-targets`"),
         ({"target": "{broken"}, "target '{broken': Failed to parse"),
         ({"device_target": {"kind": "llvm", "mcpu": "pentium99"}}, "LLVM does not know the CPU 'pentium99'"),
         ({"target": "c"}, "only CPUs are supported"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,13 +58,32 @@ _X86 = {
 _ARM = {
     "neon": "asimd",
     "fullfp16": "asimdhp",
+    "fp16fml": "asimdfhm",
     "dotprod": "asimddp",
     "rdm": "asimdrdm",
+    "complxnum": "fcma",
+    "sha3": "sha3",
     "lse": "atomics",
     "bf16": "bf16",
     "i8mm": "i8mm",
     "sve": "sve",
     "sve2": "sve2",
+}
+# Linux's name -> the word of the auxiliary vector and the bit there. (arch/arm64/include/uapi/asm/hwcap.h)
+_AT_HWCAP, _AT_HWCAP2 = 16, 26
+_BITS = {
+    "asimd": (_AT_HWCAP, 1),
+    "atomics": (_AT_HWCAP, 8),
+    "asimdhp": (_AT_HWCAP, 10),
+    "asimdrdm": (_AT_HWCAP, 12),
+    "fcma": (_AT_HWCAP, 14),
+    "sha3": (_AT_HWCAP, 17),
+    "asimddp": (_AT_HWCAP, 20),
+    "sve": (_AT_HWCAP, 22),
+    "asimdfhm": (_AT_HWCAP, 23),
+    "sve2": (_AT_HWCAP2, 1),
+    "i8mm": (_AT_HWCAP2, 13),
+    "bf16": (_AT_HWCAP2, 14),
 }
 _LINUX = {"x86_64": _X86, "aarch64": _ARM}
 _SAME = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -114,11 +134,21 @@ class CpuNeeds(msgspec.Struct, frozen=True):
 def this_cpu() -> tuple[str, frozenset[str]]:
     """This machine's architecture, and its features by Linux's names (empty if they are not known)."""
     machine = platform.machine().lower()
+    architecture = _SAME.get(machine, machine)
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        # The kernel's word to this process. Under qemu-user, /proc/cpuinfo is that of the machine below it.
+        if architecture == "aarch64" and (flags := flags_of(Path("/proc/self/auxv").read_bytes())):
+            return architecture, flags
+        return architecture, flags_in(Path("/proc/cpuinfo").read_text())
     except OSError:
-        text = ""
-    return _SAME.get(machine, machine), flags_in(text)
+        return architecture, frozenset()
+
+
+def flags_of(auxv: bytes) -> frozenset[str]:
+    """The features of 64-bit ARM in an auxiliary vector."""
+    whole = auxv[: len(auxv) // 16 * 16]
+    words = dict(struct.iter_unpack("=QQ", whole))
+    return frozenset(flag for flag, (word, bit) in _BITS.items() if words.get(word, 0) >> bit & 1)
 
 
 def flags_in(cpuinfo: str) -> frozenset[str]:

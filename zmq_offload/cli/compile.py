@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from zmq_offload.artifacts.manifest import check_policy
 from zmq_offload.artifacts.repository import Batching
 from zmq_offload.cli import cuts, quantize
+from zmq_offload.cli.targets import ListTargets
 from zmq_offload.common.extras import needs
 from zmq_offload.common.units import counted
 from zmq_offload.compile.interrupt import stoppable
@@ -74,6 +75,7 @@ def add_options(parser: Parser) -> None:
         "x=N,3,8*H,8*W",
     )
     parser.add_argument("--list-cuts", action="store_true", help="list the possible cuts and exit")
+    parser.add_argument("--list-targets", action=ListTargets, help="list the boards that a target can name and exit")
     parser.add_argument(
         "--svg",
         type=settings.path,
@@ -181,10 +183,14 @@ def _add_build_options(parser: Parser) -> None:
     group.add_argument(
         "--target",
         metavar="T",
-        help="TVM target of the workers, a name or JSON, or a GPU: cuda-sm80, cuda-sm86, cuda-sm89, cuda-sm90 or "
-        "cuda-native (default: this CPU)",
+        help="target of the workers, a name of --list-targets, TVM's JSON, or a GPU: cuda-sm80, cuda-sm86, cuda-sm89, "
+        "cuda-sm90 or cuda-native (default: this CPU)",
     )
-    group.add_argument("--device-target", metavar="T", help="TVM target of the device (default: this CPU)")
+    group.add_argument(
+        "--device-target",
+        metavar="T",
+        help="target of the device, a name of --list-targets or TVM's JSON (default: this CPU)",
+    )
     group.add_argument(
         "--with-fallback",
         action="store_true",

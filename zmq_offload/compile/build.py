@@ -126,20 +126,31 @@ def export(executable: tvm.runtime.Executable, path: Path, target: tvm.target.Ta
 
 
 def _linker(target: tvm.target.Target) -> Callable[..., None] | None:
-    """Choose a linker: None for TVM's default, a C++ compiler; LLD if there is none for the target's architecture.
+    """Choose a linker: None for TVM's default, a C++ compiler; LLD if there is none for the target's machine.
 
-    LLD comes with the PyPI package ziglang. It links for any architecture and needs only Python and pip.
+    LLD comes with the PyPI package ziglang. It links for any architecture and needs only Python and pip. The package
+    has another linker for macOS.
     """
-    native = triple_of(target).split("-")[0] == str(codegen.llvm_get_system_triple()).split("-")[0]
+    here, there = str(codegen.llvm_get_system_triple()), triple_of(target)
+    native = here.split("-")[0] == there.split("-")[0] and ("apple" in here) == ("apple" in there)
     chosen = os.environ.get("CXX") or os.environ.get("CC")
     if chosen or (native and cc.get_cc()) or importlib.util.find_spec("ziglang") is None:
         return None
-    return _link_with_lld
+    return _link_for_macos if "apple" in there else _link_with_lld
 
 
 def _link_with_lld(output: str, objects: Sequence[str], **_: object) -> None:
     # Functions of libc and libm stay undefined in the library. Every process with TVM has them loaded.
-    command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-S", "-o", output, *objects]
+    _link([sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-S", "-o", output, *objects])
+
+
+def _link_for_macos(output: str, objects: Sequence[str], **_: object) -> None:
+    undefined = "-Wl,-undefined,dynamic_lookup"
+    target = ["-target", "aarch64-macos", "-shared", undefined]
+    _link([sys.executable, "-m", "ziglang", "cc", *target, "-o", output, *objects])
+
+
+def _link(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -12,11 +12,15 @@ from tvm.target import codegen
 from zmq_offload.artifacts.cpu import CpuNeeds
 from zmq_offload.artifacts.gpu import GpuNeeds
 from zmq_offload.common.cores import usable_cores
+from zmq_offload.common.suggest import did_you_mean
+from zmq_offload.compile.boards import BOARDS, HOST, closest, old_target_as_json
 from zmq_offload.compile.cuda.names import NAMES, PREFIX, gpu_target, is_gpu
 from zmq_offload.errors import InvalidArgument
 
 TargetLike: TypeAlias = str | Mapping[str, object] | tvm.target.Target | None
-"""A target as a user gives it: a name such as "llvm", JSON, a TVM target, or None for this machine's CPU."""
+"""A target as a user gives it: the name of a board, TVM's JSON, a TVM target, or None for this machine's CPU."""
+
+_LISTED = "`zmq-offload compile --list-targets` lists the names"
 
 
 def host_target() -> tvm.target.Target:
@@ -31,14 +35,11 @@ def resolve_target(given: TargetLike) -> tvm.target.Target:
     Raises InvalidArgument for a target that TVM does not know, for one that is not a CPU, and for a CPU that TVM's LLVM
     does not know (LLVM would compile for a generic CPU without a word).
     """
-    if given is None:
+    if given is None or given == HOST:
         return host_target()
     if isinstance(given, str) and given.startswith(PREFIX):
         raise InvalidArgument(f"target {given!r} is a GPU; only --target, for the workers, can name one")
-    try:
-        target = given if isinstance(given, tvm.target.Target) else tvm.target.Target(given)
-    except (ValueError, TypeError, tvm.error.InternalError) as error:
-        raise InvalidArgument(f"target {given!r}: {' '.join(str(error).split())}") from None
+    target = given if isinstance(given, tvm.target.Target) else _made(given)
     if target.kind.name != "llvm":
         raise InvalidArgument(
             f"target {given!r} is of kind {target.kind.name}; only CPUs are supported (kind "
@@ -46,8 +47,31 @@ def resolve_target(given: TargetLike) -> tvm.target.Target:
         )
     cpu, triple = target.attrs.get("mcpu"), triple_of(target)
     if cpu is not None and not codegen.llvm_is_valid_cpu(str(cpu), triple):
-        raise InvalidArgument(f"target {given!r}: LLVM does not know the CPU {str(cpu)!r} for {triple}")
+        any_cpu = tvm.target.Target({"kind": "llvm", "mtriple": triple})
+        known = map(str, codegen.llvm_get_cpu_archlist(any_cpu))
+        raise InvalidArgument(
+            f"target {given!r}: LLVM does not know the CPU {str(cpu)!r} for {triple}{did_you_mean(str(cpu), known)}"
+        )
     return target
+
+
+def _made(given: str | Mapping[str, object]) -> tvm.target.Target:
+    """The target of a board's name, or of what TVM takes. Raises InvalidArgument."""
+    if isinstance(given, str) and given in BOARDS:
+        return tvm.target.Target(BOARDS[given].as_json())
+    try:
+        return tvm.target.Target(given)
+    except (ValueError, TypeError, tvm.error.InternalError) as error:
+        if not isinstance(given, str) or given.lstrip().startswith("{"):
+            raise InvalidArgument(f"target {given!r}: {' '.join(str(error).split())}") from None
+    if " -" in given:
+        example = old_target_as_json(given) or json.dumps(BOARDS["raspberry-pi-4"].as_json())
+        raise InvalidArgument(f"target {given!r} has options, which TVM takes as JSON only; write {example}")
+    near = closest(given)
+    raise InvalidArgument(
+        f"target {given!r} is not known; "
+        + (f"did you mean {' or '.join(map(repr, near))}?" if near else f"{_LISTED}, and TVM's JSON is taken")
+    )
 
 
 def resolve_workers_target(given: TargetLike) -> tvm.target.Target:
