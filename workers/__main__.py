@@ -23,10 +23,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m workers"
 
 
 def _run(arguments: Sequence[str], prog: str) -> int:
+    import importlib
     import os
 
     from workers.config import parse
-    from workers.supervisor import CORES, LOG_FD, PARENT_FD, SEAT, Supervisor
+    from workers.supervisor import LOG_FD, PARENT_FD, SEAT, Supervisor
+    from zmq_offload.common.extras import needs
     from zmq_offload.console import dotenv, logs
     from zmq_offload.console.variables import warn_of_unknown
     from zmq_offload.errors import InvalidArgument
@@ -34,26 +36,31 @@ def _run(arguments: Sequence[str], prog: str) -> int:
 
     dotenv.load()
     config = parse(arguments, prog)
-    given, listed, sat, log_fd = (os.environ.pop(name, "") for name in (PARENT_FD, CORES, SEAT, LOG_FD))
+    given, sat, log_fd = (os.environ.pop(name, "") for name in (PARENT_FD, SEAT, LOG_FD))
     if not given:
         logs.start("worker", config.log)
         warn_of_unknown("workers")
         return Supervisor(config, arguments).run()
     try:
-        parent, cores = int(given), [int(core) for core in listed.split(",") if core]
+        parent = int(given)
         seat, restarts = map(int, sat.split(","))
         descriptor = int(log_fd or 2)
         os.fstat(parent)
         os.fstat(descriptor)
     except (OSError, OverflowError, ValueError):
         raise InvalidArgument(
-            f"{PARENT_FD}, {CORES}, {SEAT} and {LOG_FD} are set by a supervisor for its workers; unset them"
+            f"{PARENT_FD}, {SEAT} and {LOG_FD} are set by a supervisor for its workers; unset them"
         ) from None
     logs.start("worker", config.log, {"worker": config.name}, descriptor)
     runtime_only.use()
+    if config.executor == "graph":
+        with needs("tvm"):
+            importlib.import_module("workers.executor")
     from workers.loop import serve
+    from workers.placed import take
 
-    return serve(config, parent, cores, seat, restarts)
+    cores = take(parent)
+    return 0 if cores is None else serve(config, parent, cores, seat, restarts)
 
 
 if __name__ == "__main__":

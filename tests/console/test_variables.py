@@ -112,7 +112,7 @@ def test_an_argument_wins_over_a_wrong_variable(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_unknown_variable_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_unknown("broker", {f"{PREFIX}HEARTBAET": "1", f"{PREFIX}GRACE": "1", f"{PREFIX}CORES": "1", "PATH": "x"})
+    warn_of_unknown("broker", {f"{PREFIX}HEARTBAET": "1", f"{PREFIX}GRACE": "1", f"{PREFIX}SEAT": "1", "PATH": "x"})
     (line,) = capsys.readouterr().err.splitlines()
     wanted = f"unknown variable {PREFIX}HEARTBAET; did you mean '{PREFIX}HEARTBEAT'?"
     assert line == f"broker: warning: {wanted}"

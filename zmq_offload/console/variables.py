@@ -137,7 +137,7 @@ VARIABLES: Mapping[str, Variable] = {
     }.items()
 }
 
-INTERNAL = frozenset(PREFIX + name for name in ("PARENT_FD", "CORES", "LOG_FD", "SEAT", "BROKER_SEAT"))
+INTERNAL = frozenset(PREFIX + name for name in ("PARENT_FD", "LOG_FD", "SEAT", "BROKER_SEAT"))
 """Variables that only a supervisor sets, for its processes."""
 
 
