@@ -14,18 +14,18 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import onnxruntime
 import pytest
 import zmq
 
 import zmq_offload
+from tests.arm.root import Root
 from tests.support import onnx_models
 from tests.support.processes import ROOT, Fabric, eventually, running_broker, running_workers
 from zmq_offload import Client
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.compile import Compiled, Region, compile_model
 from zmq_offload.protocol.payload import encode_tensors
-
-pytestmark = pytest.mark.cpp
 
 SOURCES = ROOT / "examples" / "cpp"
 
@@ -123,6 +123,7 @@ def outputs(case: Case, folder: Path) -> list[np.ndarray]:
     return [np.frombuffer(data, spec.dtype).reshape(spec.shape) for data, spec in zip(files, specs, strict=True)]
 
 
+@pytest.mark.cpp
 @pytest.mark.parametrize(
     "name",
     ["one region", "large frames", "calls in halves", "float16 on the wire", "two inputs and outputs, two regions"],
@@ -145,6 +146,7 @@ def test_it_computes_what_python_does(
     np.testing.assert_allclose(shown, found[0].ravel()[:8], rtol=1e-4)
 
 
+@pytest.mark.cpp
 def test_what_is_wrong_with_a_call_is_said(
     program: Path, cases: dict[str, Case], served: Fabric, tmp_path: Path
 ) -> None:
@@ -172,6 +174,7 @@ def test_what_is_wrong_with_a_call_is_said(
     assert error(Case(bundle, case.inputs)).startswith(f"FAILED_PRECONDITION: {bundle}/manifest.json is damaged: ")
 
 
+@pytest.mark.cpp
 def test_what_the_fabric_says_is_passed_on(program: Path, cases: dict[str, Case], tmp_path: Path) -> None:
     case = cases["one region"]
     other = onnx_models.mlp(tmp_path / "other.onnx")
@@ -186,6 +189,7 @@ def test_what_the_fabric_says_is_passed_on(program: Path, cases: dict[str, Case]
             assert done.stderr.startswith("error FAILED_PRECONDITION: "), done.stderr
 
 
+@pytest.mark.cpp
 def test_a_call_ends_when_the_broker_is_lost(program: Path, cases: dict[str, Case], tmp_path: Path) -> None:
     case = cases["one region"]
     file = tmp_path / "x.input"
@@ -228,6 +232,7 @@ def scripted(
         return ended.result(), codes
 
 
+@pytest.mark.cpp
 def test_a_request_that_the_broker_does_not_hold_is_sent_again(
     program: Path, cases: dict[str, Case], tmp_path: Path
 ) -> None:
@@ -240,6 +245,7 @@ def test_a_request_that_the_broker_does_not_hold_is_sent_again(
     assert codes == [4, 1, 4, 1, 4, 1]
 
 
+@pytest.mark.cpp
 def test_what_a_broker_may_do_wrong_has_a_status(program: Path, cases: dict[str, Case], tmp_path: Path) -> None:
     def error(*frames: bytes) -> str:
         def replies(request: list[Any], times: int) -> list[bytes]:
@@ -260,3 +266,32 @@ def test_what_a_broker_may_do_wrong_has_a_status(program: Path, cases: dict[str,
         assert "error INTERNAL: the broker sent" in error(envelope), envelope
     for head in (wrong[:-1], endless, negative):
         assert "error INTERNAL: the broker sent" in error(b"result", head), head
+
+
+@pytest.mark.arm
+def test_it_runs_on_arm(mlp: Path, arm64: Root, tmp_path: Path) -> None:
+    """Built for aarch64 with the wheels of a device, against a fabric of this machine."""
+    compiler = "aarch64-linux-gnu-g++"
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    site = arm64.folder / "opt" / "site"
+    system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={compiler}"]
+    zeromq = next(site.glob("pyzmq.libs/libzmq*"))
+    wheels = [f"-DTVM={site / 'tvm'}", f"-DTVM_FFI={site / 'tvm_ffi'}", f"-DZMQ={zeromq}"]
+    program = build(tmp_path / "build", *system, *wheels)
+    target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}
+    compiled = compile_model(
+        mlp, inputs={"x": (2, 8)}, cut=["h2"], name="mlp", device_target=target, output=tmp_path / "dist"
+    )
+    case = Case(compiled.device, {"x": onnx_models.random(2, 8, seed=7)})
+    emulator = arm64.command([program], cpu="cortex-a72")[:-1]
+    with (
+        running_broker() as fabric,
+        running_workers(fabric.backend, "--repository", str(tmp_path / "dist" / "repository")),
+    ):
+        with Client(fabric.frontend) as client:
+            eventually(client.models, timeout=60)
+        done = run(program, case, fabric.frontend, tmp_path, "--timeout", "60", emulator=emulator)
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession(mlp, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(outputs(case, tmp_path)[0], session.run(None, case.inputs)[0], atol=1e-5)
