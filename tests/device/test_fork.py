@@ -48,7 +48,7 @@ for work in (
     print(run_in_fork(work))
 print(model(x).shape)
 frame.cancel(), model.close(), waiting.close()
-other.join(20)  # a thread in TVM while the interpreter ends would abort the process
+other.join(20)
 """
 
 BEFORE_A_RUN = """

@@ -173,7 +173,12 @@ class Driver:
         If that is not possible, the system closes the socket. Calls that daemon threads wait for are not ended: those
         threads would print tracebacks.
         """
-        if self._lifecycle.is_led or self._lifecycle.followers or not self._begin_end():
+        if not (self._lifecycle.is_led or self._lifecycle.followers):
+            self.cut_off()
+
+    def cut_off(self) -> None:
+        """Cancel what is outstanding and disconnect, without waiting for long."""
+        if not self._begin_end():
             return
         if self._socket.acquire(timeout=_LEAVE):
             try:

@@ -339,6 +339,10 @@ class Client:
         """Leave the warning about an unclosed client to the object that holds this one."""
         self._warns = False
 
+    def leave(self) -> None:
+        """End all calls without waiting for long: the interpreter ends, and a call must not be in TVM then."""
+        self._driver.cut_off()
+
     def __repr__(self) -> str:
         driver, endpoints = self._driver, self._connection.endpoints
         return shown(self, endpoints, driver.outstanding, closed=driver.closed, forgotten=driver.forgotten)

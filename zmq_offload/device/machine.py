@@ -69,7 +69,7 @@ class Machines:
             machine = self._free.pop()  # atomic, as is append
         except IndexError:
             with registered(self._functions):
-                machine = Machine(self._library[0], self._inputs)
+                machine = Machine(self._library[0], self._inputs, calls_back=bool(self._functions))
         try:
             return machine.run(arrays)
         finally:

@@ -20,6 +20,7 @@ from zmq_offload.device.traced import Traced, TracingClient
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, OffloadError, ResourceExhausted, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.runtime.ending import ENDING
 from zmq_offload.runtime.forks import THREADS
 from zmq_offload.runtime.tvm_library import tvm_ffi
 
@@ -74,6 +75,7 @@ class OffloadedModel:
         self._submitted = 0
         self._lock = threading.Lock()
         tell_of_forks(self)
+        ENDING.waiting.add(self)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -365,6 +367,12 @@ class OffloadedModel:
         self._lock = threading.Lock()
         self._offload.forget()
 
+    def leave(self) -> None:
+        """The interpreter ends: end the calls that threads wait for in TVM."""
+        leave = getattr(self._offload.client, "leave", None)
+        if leave is not None and not self._forgotten:
+            leave()
+
     def _check_process(self) -> None:
         """Raises FailedPrecondition in a forked child, which has no threads of the client or of TVM."""
         if self._forgotten and (THREADS.lost or self._offload.mode != "never"):
@@ -379,6 +387,7 @@ class OffloadedModel:
         try:
             results = machines.run(arrays)
         except BaseException as error:
+            ENDING.stay()
             cause: BaseException | None = in_flight.error
             in_flight.error = None
             if cause is not None:

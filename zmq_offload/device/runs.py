@@ -16,6 +16,7 @@ from zmq_offload.device.remote import Reply
 from zmq_offload.device.turns import Turns
 from zmq_offload.errors import Unavailable
 from zmq_offload.protocol.payload import Array
+from zmq_offload.runtime.ending import ENDING
 
 Results: TypeAlias = "Array | tuple[Array, ...]"
 
@@ -117,7 +118,7 @@ class Run(Future[Results]):
         itself.
         """
         self.cancel()
-        if self._begun and current() is not self.scope:
+        if self._begun and current() is not self.scope and not ENDING.began:
             self._ended.wait()
 
     def forget(self) -> None:

@@ -29,6 +29,12 @@ class Traced:
     def __init__(self, client: TracingClient) -> None:
         self._client = client
 
+    @property
+    def leave(self) -> Callable[[], None]:
+        """As the client's, if it has one."""
+        leave: Callable[[], None] = self._client.leave  # type: ignore[attr-defined]
+        return leave
+
     def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Reply:
         """As the client's."""
         return self._client.infer(model, inputs, trace=True, **options)

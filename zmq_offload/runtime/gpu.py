@@ -81,7 +81,7 @@ class GpuMachine(Machine):
         self._specs = inputs
         self._there = [None if ANY in spec.shape else self._empty(spec.shape, spec.dtype) for spec in inputs]
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
+    def _run(self, arrays: Sequence[Array]) -> list[Array]:
         arguments = [
             tvm_library.fill(own or self._empty(array.shape, array.dtype.newbyteorder("=")), array)
             for own, array in zip(self._there, arrays, strict=True)

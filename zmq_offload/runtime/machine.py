@@ -16,6 +16,7 @@ from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime import tvm_library
+from zmq_offload.runtime.ending import ENDING
 from zmq_offload.runtime.mapped import forget_weights
 from zmq_offload.runtime.refusal import refusal
 from zmq_offload.runtime.tvm_library import CPU, tvm_ffi, virtual_machine
@@ -46,7 +47,7 @@ def check_tvm_version(what: object, built_by: str) -> None:
 def load_library(path: str | os.PathLike[str]) -> tvm_ffi.Module:
     """A compiled Relax module, which is unloaded when it is dropped. Raises FailedPrecondition, naming the file, if the
     file is not one."""
-    with loading(path):
+    with loading(path), ENDING.place():
         spelled = loadable(Path(path))
         module = tvm_ffi.load_module(spelled, keep_module_alive=False)
         module["vm_load_executable"]
@@ -65,15 +66,23 @@ class Machine:
     """Runs `main` of one library. For one thread at a time.
 
     `inputs` is the signature of `main`; memory of inputs with known shapes is made once. Without a signature, memory is
-    made for each run. When the machine is dropped, results that are still held stay valid.
+    made for each run. With `calls_back`, the library calls functions of ours. When the machine is dropped, results that
+    are still held stay valid.
     """
 
     def __init__(
-        self, library: tvm_ffi.Module, inputs: Sequence[TensorSpec] = (), device: tvm_ffi.Device = CPU
+        self,
+        library: tvm_ffi.Module,
+        inputs: Sequence[TensorSpec] = (),
+        device: tvm_ffi.Device = CPU,
+        *,
+        calls_back: bool = False,
     ) -> None:
-        self._main = virtual_machine(library, device)["main"]
+        self._inside = ENDING.place(calls_back=calls_back)
+        with self._inside:
+            self._main = virtual_machine(library, device)["main"]
+            self._inputs = [None if ANY in spec.shape else memory(spec.shape, spec.dtype) for spec in inputs]
         self._specs = inputs
-        self._inputs = [None if ANY in spec.shape else memory(spec.shape, spec.dtype) for spec in inputs]
         known = [made for made in self._inputs if made is not None]
         self._known = ([m[0] for m in known], [m[1] for m in known]) if 0 < len(known) == len(inputs) else None
 
@@ -86,6 +95,10 @@ class Machine:
         TVM assumes memory that is aligned to 64 bytes, which a caller's array or a frame need not be. So the inputs are
         copied into tensors of this machine.
         """
+        with self._inside:
+            return self._run(arrays)
+
+    def _run(self, arrays: Sequence[Array]) -> list[Array]:
         if self._known is not None:
             tensors, views = self._known
             for view, array in zip(views, arrays, strict=True):
@@ -103,11 +116,12 @@ class Machine:
         """The results of `main` for the inputs of several requests, one after the other along dimension 0."""
         rows = sum(request[0].shape[0] for request in requests)
         memories = []
-        for own, *arrays in zip(self._inputs, *requests, strict=True):
-            m = own or memory((rows, *arrays[0].shape[1:]), arrays[0].dtype.newbyteorder("="))
-            np.concatenate(arrays, out=m[1])
-            memories.append(m)
-        return self._call(*zip(*memories, strict=True))
+        with self._inside:
+            for own, *arrays in zip(self._inputs, *requests, strict=True):
+                m = own or memory((rows, *arrays[0].shape[1:]), arrays[0].dtype.newbyteorder("="))
+                np.concatenate(arrays, out=m[1])
+                memories.append(m)
+            return self._call(*zip(*memories, strict=True))
 
     def _results(self, arguments: Sequence[tvm_ffi.Tensor]) -> Sequence[tvm_ffi.Tensor]:
         try:

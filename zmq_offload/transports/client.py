@@ -186,6 +186,10 @@ class ServerClient:
         """Leave the warning about an unclosed client to the object that holds this one."""
         self._warns = False
 
+    def leave(self) -> None:
+        """End all calls: the interpreter ends, and a call must not be in TVM then."""
+        self._servers.leave()
+
     def __repr__(self) -> str:
         servers = self._servers
         return shown(self, servers.urls, servers.outstanding, closed=servers.closed, forgotten=servers.forgotten)
