@@ -52,7 +52,7 @@ class Core:
         queue_limits: QueueLimits | None = None,
     ) -> None:
         self.ledger = Ledger(policy, started, max_frame_bytes, queue_limits)
-        self._frontend = Frontend(self.ledger)
+        self.frontend = Frontend(self.ledger)
         self._backend = Backend(self.ledger)
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -71,7 +71,7 @@ class Core:
         if ledger.timers.first <= now or ledger.deadlines.first <= now:
             self._expire(now)
         if isinstance(event, FromClient):
-            self._frontend.handle(event, now)
+            self.frontend.handle(event, now)
         elif isinstance(event, FromWorker):
             self._backend.handle(event, now)
         elif isinstance(event, Tick):

@@ -13,6 +13,7 @@ from broker.ledger import Ledger
 from broker.listing import error_of
 from broker.state import PendingRequest, Wanted, sizes
 from broker.status import describe_models, describe_status
+from broker.ways import Ways
 from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
@@ -28,6 +29,8 @@ class Frontend:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self.ways: Ways | None = None
+        """How peers are connected; None if nobody knows."""
 
     def handle(self, event: FromClient, now: float) -> None:
         ledger, message = self._ledger, event.message
@@ -185,7 +188,7 @@ class Frontend:
         if message.what == "models":
             body = encode_body(describe_models(self._ledger, allows))
         else:
-            body = encode_body(describe_status(self._ledger, now, allows))
+            body = encode_body(describe_status(self._ledger, now, allows, self.ways))
         key = Key(message.session, message.id)
         if len(body) > limits.BODY_BYTES:
             text = f"the answer has {len(body)} bytes; the limit is {limits.BODY_BYTES}"

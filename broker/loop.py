@@ -86,6 +86,7 @@ class Broker:
             if self._traces is not None:
                 self._traces.close()
             raise
+        self.core.frontend.ways = self._ports.ways
         self.frontend, self.backend = self._ports.frontend, self._ports.backend
 
     def stop(self) -> None:

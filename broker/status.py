@@ -11,6 +11,7 @@ from broker.listing import Allows, served_versions
 from broker.state import Wanted, Worker
 from broker.statistics import MOST_VERSIONS, VersionStatistics
 from broker.versions import Pool
+from broker.ways import Ways, others, way_of_worker
 
 
 def describe_models(ledger: Ledger, allows: Allows) -> list[dict[str, object]]:
@@ -44,8 +45,9 @@ def _described(ledger: Ledger, pool: Pool, name: str, version: int) -> dict[str,
     return found | ({"config": config} if config else {})
 
 
-def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, object]:
-    """The reply to Query "status", for the models that the asking key is for. Times are in seconds.
+def describe_status(ledger: Ledger, now: float, allows: Allows, ways: Ways | None = None) -> dict[str, object]:
+    """The reply to Query "status", for the models that the asking key is for. Times are in seconds. `ways`: how peers
+    are connected, if that is known.
 
     Of very many versions only those have statistics that had requests: all would be larger than an Answer may be.
     """
@@ -114,9 +116,11 @@ def describe_status(ledger: Ledger, now: float, allows: Allows) -> dict[str, obj
                 "restarts": worker.restarts,
                 "busy": worker.busy_us / 1e6,
                 "running": [f"{name}:{version}" for name, version in sorted(_held(worker)) if allows(name)],
+                **({} if ways is None else way_of_worker(ways, worker.peer)),
             }
             for worker in ledger.workers.values()
         ],
+        **({} if ways is None else others(ways)),
         "slow": [
             {
                 "model": slow.model,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from broker.events import Action, Event
+from broker.ways import Ways
 
 UNREAD_BY_PEER = 256
 """Messages queued for one peer that does not read. Further ones come back undelivered."""
@@ -22,6 +23,10 @@ class Ports(Protocol):
     backend: str
     due: float
     """When `wait` is to be called even if nothing happens: it has something to do itself."""
+
+    @property
+    def ways(self) -> Ways:
+        """How peers are connected."""
 
     def wait(self, seconds: float | None) -> Sequence[Event]:
         """What has come, after waiting at most so long for it (None: without a limit).

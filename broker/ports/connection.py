@@ -7,6 +7,7 @@ import socket
 from collections import deque
 
 from broker.ports.listening import Listener
+from broker.ways import Way
 from zmq_offload.net.sharedmemory.sharing import Sharing
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Peer, Scratch
@@ -63,7 +64,7 @@ class Side:
 class Connection(Stream):
     """A connection that was accepted. Each message of its peer has its `id`."""
 
-    __slots__ = ("address", "id", "is_named", "is_new", "is_polled", "side")
+    __slots__ = ("address", "id", "is_named", "is_new", "is_polled", "side", "way")
 
     def __init__(self, accepted: socket.socket, address: str, id: bytes, side: Side) -> None:
         super().__init__(accepted, side.peer(), side.most, side.most_bytes)
@@ -76,6 +77,8 @@ class Connection(Stream):
         """Whether its peer gave itself a name."""
         self.is_polled = False
         """Whether it is polled for writing."""
+        self.way: Way | None = None
+        """How its peer is connected, once that was asked for and does not change any more."""
 
     def beat(self) -> bool:
         """An interval of heartbeats is over. False if the other end is gone."""

@@ -22,6 +22,7 @@ from broker.events import (
     Undelivered,
 )
 from broker.ports import UNREAD_BY_PEER, routing_ids
+from broker.ports.peers import KeyedWays
 from broker.ports.reading import decode
 from broker.security import Security
 from zmq_offload.common.notes import Notes
@@ -79,6 +80,7 @@ class LibzmqPorts:
         self._poll = transport.Poll(
             (self._from_workers, self._from_clients), (wake.fileno(), self._news_of_connections)
         )
+        self.ways = KeyedWays(self.backend)
         self._undelivered: list[Undelivered] = []
         self._news: list[Event] = [self._security.authorized]
         self._drain_monitor(self._monitor, "workers")

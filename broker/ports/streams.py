@@ -16,6 +16,7 @@ from broker.events import Action, Disconnected, Event, FromClient, FromWorker, M
 from broker.ports import UNREAD_BY_PEER
 from broker.ports.connection import MESSAGES, Connection, Side
 from broker.ports.listening import Listener
+from broker.ports.peers import StreamWays
 from broker.ports.reading import decode
 from zmq_offload.common.notes import Notes
 from zmq_offload.errors import ProtocolError, Status
@@ -110,6 +111,7 @@ class StreamPorts:
             self._poll.register(number, _IN)
         self._connections: dict[int, Connection] = {}  # by descriptor
         self._by_id: dict[bytes, Connection] = {}
+        self.ways = StreamWays(self._by_id, sharing)
         self._undelivered: list[Undelivered | FromWorker] = []  # for the next turn
         self._share = MESSAGES  # messages of each connection in this turn
         self.due = math.inf

@@ -72,6 +72,33 @@ def test_a_canary_and_labels_are_shown() -> None:
     assert "returned: 20 of 100 failed" in shown and "labels" not in shown
 
 
+SHARED = {"shares": True, "arena_bytes": 512 * 1024**2, "taken_bytes": 3 * 1024**2, "lent_bytes": 0, "mapped_bytes": 0}
+CLIENT = {
+    "address": "127.0.0.1", "process": 4711, "connections": 2, "transport": "tcp", "shared_memory": SHARED,
+}  # fmt: skip
+FAR = {
+    "address": "10.0.0.8", "process": 0, "connections": 1, "transport": "tcp",
+    "shared_memory": {"shares": False, "why": "another host"},
+}  # fmt: skip
+
+
+def test_connections_say_who_shares_memory_and_why_others_do_not() -> None:
+    worker = WORKER | {"transport": "ipc", "shared_memory": SHARED | {"lent_bytes": 1024**2, "mapped_bytes": 2048}}
+    clients = {"connected": 3, "sharing": 2, "listed": [CLIENT, FAR]}
+    shown = text(describe(status(workers=[worker], clients=clients, shared_memory=SHARED)))
+    assert re.search(r"clients +3 connected, 2 of them sharing memory", shown)
+    rows = shown[shown.index("connections:") :]
+    assert re.search(r"this broker +yes +0 B +3 MiB +512 MiB +0 B", rows)
+    assert re.search(r"worker w +10.0.0.7 +ipc +yes +1 MiB +3 MiB +512 MiB +2 KiB", rows)
+    assert re.search(r"2 clients, process 4711 +127.0.0.1 +tcp +yes", rows)
+    assert re.search(r"client +10.0.0.8 +tcp +no: another host", rows)
+    many = {"connected": 50, "sharing": 0, "listed": [FAR] * 50}
+    shown = text(describe(status(clients=many)))
+    assert shown.count("another host") == 20 and shown.endswith("and 30 clients more: see --json")
+    keyed = WORKER | {"transport": "tcp", "shared_memory": {"shares": False, "why": "keys"}}
+    assert re.search(r"worker w +10.0.0.7 +tcp +no: keys", text(describe(status(workers=[keyed]))))
+
+
 def test_rates_are_those_since_the_last_look() -> None:
     before = status(models=[MODEL | {"statistics": NUMBERS}], workers=[WORKER])
     later = {**NUMBERS, "requests": {"ok": 1100}}

@@ -121,3 +121,33 @@ def test_versions_without_statistics() -> None:
     assert "statistics" in together.status(2.0)["models"][0]
     together.add(["gone", status], 3.0)
     assert together.status(3.0)["models"][0]["workers"] == 1
+
+
+def test_clients_of_all_brokers_are_counted() -> None:
+    def clients(*listed: tuple[int, str, int]) -> dict[str, Any]:
+        return {
+            "connected": sum(count for *_, count in listed),
+            "sharing": sum(count for process, _, count in listed if process),
+            "listed": [
+                {
+                    "process": process,
+                    "address": "127.0.0.1",
+                    "transport": "tcp",
+                    "connections": count,
+                    "shared_memory": {"shares": False, "why": why} if why else {"shares": True},
+                }
+                for process, why, count in listed
+            ],
+        }
+
+    one = Broker().status | {"clients": clients((7, "", 1), (0, "switched off", 2))}
+    two = Broker().status | {"clients": clients((7, "", 1), (0, "another program", 4))}
+    together = Together(["a", "b"])
+    together.add([one, two], 1.0)
+    found = together.status(1.0)["clients"]
+    assert (found["connected"], found["sharing"]) == (8, 2)
+    assert [(each["process"], each["connections"]) for each in found["listed"]] == [(7, 2), (0, 2), (0, 4)]
+    together.add([one, "no broker answers"], 2.0)
+    assert together.status(2.0)["clients"]["connected"] == 3
+    together.add([Broker().status, "no broker answers"], 3.0)
+    assert together.status(3.0)["clients"]["connected"] == 0

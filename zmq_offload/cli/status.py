@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zmq_offload.cli.connections import client_facts, connections
 from zmq_offload.common.units import age_text, size_text, time_text
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import add_frontend, add_option, seconds
@@ -65,6 +66,7 @@ def describe(status: dict[str, Any], before: dict[str, Any] | None = None, elaps
     facts += [
         ("workers", f"{status['lost_workers']} lost, {requests['retried']} attempts repeated"),
         ("dropped", dropped),
+        *client_facts(status),
     ]
     models = [
         m
@@ -82,7 +84,8 @@ def describe(status: dict[str, Any], before: dict[str, Any] | None = None, elaps
     if any("statistics" in model for model in models):
         parts += ["", _table("traffic (times: p50, p95)", _traffic(models, before, elapsed), _TRAFFIC)]
     parts += ["", _table("queues", [q | {"bytes": size_text(q["bytes"])} for q in status["queues"]], _QUEUES)]
-    return [*parts, "", _table("workers", _workers(status["workers"], before, elapsed), _WORKERS)]
+    parts += ["", _table("workers", _workers(status["workers"], before, elapsed), _WORKERS)]
+    return [*parts, *connections(status)]
 
 
 _BROKERS = (

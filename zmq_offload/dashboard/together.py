@@ -93,6 +93,8 @@ def _counts_of(status: Status) -> Status:
         for model in status["models"]
     ]
     nothing: dict[str, Any] = {"stopping": False, "queues": [], "workers": [], "slow": []}
+    if "clients" in status:
+        nothing["clients"] = {"connected": 0, "sharing": 0, "listed": []}
     return {**status, **nothing, "requests": requests, "models": models}
 
 
@@ -113,7 +115,21 @@ def _merged(statuses: Sequence[Status]) -> dict[str, Any]:
         "queues": _by_key([status["queues"] for status in statuses], ("model", "version"), _both_queues),
         "workers": _by_key([status["workers"] for status in statuses], ("name",), _both_workers),
         "slow": sorted(slow, key=lambda one: -one["total"])[:_MOST_SLOW],
+        **_clients([status["clients"] for status in statuses if "clients" in status]),
     }
+
+
+def _clients(each: Sequence[Status]) -> dict[str, Any]:
+    """The clients of all brokers. One that is connected to several counts for each."""
+    if not each:
+        return {}
+    listed: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for client in (client for clients in each for client in clients["listed"]):
+        key = client["process"], client["address"], client["transport"], client["shared_memory"].get("why", "")
+        count = client["connections"] + (listed[key]["connections"] if key in listed else 0)
+        listed[key] = {**client, "connections": count}
+    numbers = {name: sum(clients[name] for clients in each) for name in ("connected", "sharing")}
+    return {"clients": {**numbers, "listed": list(listed.values())}}
 
 
 def _sums(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

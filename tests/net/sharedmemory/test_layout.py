@@ -39,3 +39,15 @@ def test_each_cell_has_a_head_of_its_own(heads: dict[int, CellHead], seen: int) 
     assert {number: layout.read_cell(memory, number) for number in heads} == heads
     assert [number for number in {*heads, seen} if layout.is_seen(memory, number)] == [seen]
     assert layout.read_head(memory, DATA_AT + 4096) == (b"c" * 16, b"s" * 16)
+
+
+@given(st.dictionaries(st.integers(0, COUNT - 1), st.integers(0, 2**40), max_size=5), _numbers)
+def test_what_is_lent_is_the_sum_of_all_cells(sizes: dict[int, int], mapped: int) -> None:
+    memory = memoryview(bytearray(DATA_AT))
+    layout.write_head(memory, b"c" * 16, 4096, b"s" * 16)
+    for number, nbytes in sizes.items():
+        layout.write_cell(memory, number, CellHead(7, 4096, nbytes))
+    layout.write_mapped(memory, mapped)
+    assert layout.lent_bytes(memory) == sum(sizes.values())
+    assert layout.read_mapped(memory) == mapped
+    assert layout.read_head(memory, DATA_AT + 4096) == (b"c" * 16, b"s" * 16)

@@ -481,13 +481,14 @@ def test_a_system_without_what_is_needed_shares_nothing(
 def test_who_reads_an_arena_on_this_host_proves_it_and_nobody_else(arena: Arena, readers: Readers) -> None:
     own = host.offer_of(arena)
     other = Arena(4096)
-    proof = host.proof(readers, own, host.offer_of(other), b"DEALER")
+    proof = host.proof(readers, own, host.offer_of(other).packed(), b"DEALER")
     assert proof is not None
     assert host.is_proof(other, proof, b"ROUTER")
     assert not host.is_proof(other, proof, b"DEALER")  # a proof for one that accepts is none for one that connects
     assert not host.is_proof(arena, proof, b"ROUTER")
     assert not host.is_proof(other, b"", b"ROUTER")
-    for wrong in (b"", own[:-1], bytes(len(own)), bytes([own[0] ^ 1]) + own[1:], own[:-1] + bytes([own[-1] ^ 1])):
+    told = own.packed()
+    for wrong in (b"", told[:-1], bytes(len(told)), bytes([told[0] ^ 1]) + told[1:], told[:-1] + bytes([told[-1] ^ 1])):
         assert host.proof(Readers(), own, wrong, b"DEALER") is None
 
 

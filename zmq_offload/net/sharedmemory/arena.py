@@ -92,6 +92,15 @@ class Arena:
         heads = self._heads
         return any(cell.given_at is not None and not layout.is_seen(heads, cell.number) for cell in self._cells.waiting)
 
+    def use(self) -> segment.Use:
+        """How it is used."""
+        return segment.use_of(self.fd, self._heads, self.size)
+
+    def note_mapped(self, nbytes: int) -> None:
+        """Note for all who can read this arena how much memory of others its owner has mapped."""
+        if os.getpid() == self._pid:
+            layout.write_mapped(self._heads, nbytes)
+
     def take(self, nbytes: int) -> memoryview | None:
         """Memory for `nbytes`, until nothing here refers to it any more. None if there is no room."""
         cell = self._take(nbytes)

@@ -11,15 +11,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import struct
 from pathlib import Path
 
 from zmq_offload.net.sharedmemory.arena import Arena
-from zmq_offload.net.sharedmemory.layout import COOKIE_BYTES
+from zmq_offload.net.sharedmemory.offers import HOST_BYTES, Offered, read_offer
 from zmq_offload.net.sharedmemory.readers import Readers
-
-_HOST_BYTES = 16
-_OFFER = struct.Struct(f"<{_HOST_BYTES}sII{COOKIE_BYTES}s")
 
 
 def _host() -> bytes:
@@ -28,23 +24,23 @@ def _host() -> bytes:
         raise OSError("/proc is that of other processes")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     spaces = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("pid", "user")]
-    return hashlib.sha256(repr((boot, spaces, os.geteuid())).encode()).digest()[:_HOST_BYTES]
+    return hashlib.sha256(repr((boot, spaces, os.geteuid())).encode()).digest()[:HOST_BYTES]
 
 
-def offer_of(arena: Arena) -> bytes:
+def offer_of(arena: Arena) -> Offered:
     """What a peer needs to find out whether it may read this process's memory. Raises OSError."""
-    return _OFFER.pack(_host(), os.getpid(), arena.fd, arena.cookie)
+    return Offered(_host(), os.getpid(), arena.fd, arena.cookie)
 
 
-def proof(readers: Readers, own: bytes, offer: bytes, kind: bytes) -> bytes | None:
+def proof(readers: Readers, own: Offered, offer: bytes, kind: bytes) -> bytes | None:
     """What proves to a peer that this process, which offers `own`, reads the peer's arena. `kind`: of the socket here.
 
     None if it cannot.
     """
-    if len(offer) != _OFFER.size or offer[:_HOST_BYTES] != own[:_HOST_BYTES]:
+    theirs = read_offer(offer)
+    if theirs is None or theirs.host != own.host:
         return None
-    _, pid, fd, cookie = _OFFER.unpack(offer)
-    secret = readers.secret_of(pid, fd, cookie)
+    secret = readers.secret_of(*theirs.arena)
     return None if secret is None else _proof(secret, kind)
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+import numpy as np
+
 COOKIE_BYTES = SECRET_BYTES = 16
 
 _MAGIC = b"zmqoff01"
 _HEAD = struct.Struct(f"@{len(_MAGIC)}s{COOKIE_BYTES}sQ{SECRET_BYTES}s")
+_MAPPED_AT = _HEAD.size
+_MAPPED = struct.Struct("@Q")
 _CELLS_AT = 64
 _CELL = struct.Struct("@QQQ")
 _CELL_BYTES = 32
-_SEEN = 24
+_NBYTES, _SEEN = 16, 24
 
 COUNT = 4094
 """Cells of an arena."""
@@ -45,6 +49,22 @@ def read_head(memory: memoryview, size: int) -> tuple[bytes, bytes] | None:
     """The cookie and the secret of an arena of `size` bytes in all. None if it is no arena."""
     magic, cookie, data_bytes, secret = _HEAD.unpack_from(memory)
     return (cookie, secret) if magic == _MAGIC and DATA_AT + data_bytes == size else None
+
+
+def write_mapped(memory: memoryview, nbytes: int) -> None:
+    """Note how much memory of others the owner has mapped."""
+    _MAPPED.pack_into(memory, _MAPPED_AT, nbytes)
+
+
+def read_mapped(memory: memoryview) -> int:
+    """What `write_mapped` noted last."""
+    (found,) = _MAPPED.unpack_from(memory, _MAPPED_AT)
+    return int(found)
+
+
+def lent_bytes(memory: memoryview) -> int:
+    """The bytes of all cells of which others know."""
+    return int(np.add.reduce(np.ndarray((COUNT,), np.uint64, memory, _CELLS_AT + _NBYTES, (_CELL_BYTES,))))
 
 
 def write_cell(memory: memoryview, number: int, head: CellHead) -> None:

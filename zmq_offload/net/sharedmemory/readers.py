@@ -12,7 +12,7 @@ import numpy as np
 
 from zmq_offload.net.sharedmemory import layout, segment
 from zmq_offload.net.sharedmemory.references import Reference
-from zmq_offload.net.sharedmemory.segment import Unreadable
+from zmq_offload.net.sharedmemory.segment import Unreadable, Use
 
 _MOST = 256
 """Arenas that are mapped at once, besides those that are being read."""
@@ -25,10 +25,14 @@ _Key: TypeAlias = tuple[int, int, bytes]
 
 
 class Readers:
-    """Maps arenas when they are first read, and unmaps those that are not read for long."""
+    """Maps arenas when they are first read, and unmaps those that are not read for long. `note` is told how many bytes
+    are mapped when that changes."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, note: Callable[[int], object] = lambda _: None
+    ) -> None:
         self._clock = clock
+        self._note = note
         self._mapped: dict[_Key, _Mapping] = {}
 
     def __len__(self) -> int:
@@ -47,11 +51,24 @@ class Readers:
         mapping.used_at = self._clock()
         return mapping.read(reference)
 
+    def use_of(self, pid: int, fd: int, cookie: bytes) -> Use | None:
+        """How an arena is used. None if this process may not read it."""
+        try:
+            return self._mapping((pid, fd, cookie)).use()
+        except Unreadable:
+            return None
+
     def tick(self) -> None:
         """To be called every few seconds. What is being read stays mapped."""
         before = self._clock() - IDLE
-        for key in [key for key, mapping in self._mapped.items() if mapping.used_at < before]:
+        idle = [key for key, mapping in self._mapped.items() if mapping.used_at < before]
+        for key in idle:
             del self._mapped[key]
+        if idle:
+            self._note_mapped()
+
+    def _note_mapped(self) -> None:
+        self._note(sum(mapping.size for mapping in self._mapped.values()))
 
     def _mapping(self, key: _Key) -> _Mapping:
         mapping = self._mapped.get(key)
@@ -60,6 +77,7 @@ class Readers:
             while len(self._mapped) >= _MOST:
                 del self._mapped[min(self._mapped, key=lambda key: self._mapped[key].used_at)]
             self._mapped[key] = mapping
+            self._note_mapped()
         return mapping
 
 
@@ -76,6 +94,7 @@ class _Mapping:
                 raise Unreadable(f"descriptor {fd} of process {pid} is another arena")
             self.secret = head[1]
             self._data = segment.map_data(self.fd, size, writable=False)
+            self.size = size - layout.DATA_AT
         except (OSError, ValueError) as error:  # no memory for it
             raise Unreadable(f"descriptor {fd} of process {pid} cannot be mapped: {error}") from None
         self._pins = itertools.count()
@@ -83,6 +102,9 @@ class _Mapping:
     def __del__(self) -> None:
         if hasattr(self, "fd"):
             os.close(self.fd)
+
+    def use(self) -> Use:
+        return segment.use_of(self.fd, self._heads, self.size)
 
     def read(self, reference: Reference) -> memoryview:
         cell, start, nbytes = reference.cell, reference.start, reference.nbytes

@@ -11,6 +11,7 @@ import stat
 import struct
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from zmq_offload.net.sharedmemory import layout
 
@@ -22,6 +23,19 @@ _MFD_NOEXEC_SEAL = 0x8
 
 class Unreadable(Exception):
     """A reference cannot be followed: its owner is gone, or it is not to memory that one may trust."""
+
+
+class Use(NamedTuple):
+    """How an arena is used, in bytes."""
+
+    arena_bytes: int
+    """The most that it may have."""
+    taken_bytes: int
+    """What the kernel gave, heads included."""
+    lent_bytes: int
+    """Of tensors in it that others may read."""
+    mapped_bytes: int
+    """Of arenas that its owner has mapped."""
 
 
 def _has_all() -> bool:
@@ -42,6 +56,9 @@ if SUPPORTED:
     _READ, _WRITE, _UNLOCK = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 
 _flock = struct.Struct("@hhqqi4x").pack
+
+_BLOCK = 512
+"""Bytes of what stat calls a block, whatever the file system."""
 
 _LOCKS = 2**33
 """Positions that the locks of a cell may have. They are no positions of bytes, and locks do not touch each other:
@@ -110,6 +127,12 @@ def open_of(pid: int, fd: int) -> tuple[int, int]:
 def map_heads(fd: int) -> memoryview:
     """The heads of an arena."""
     return memoryview(mmap.mmap(fd, layout.DATA_AT))
+
+
+def use_of(fd: int, heads: memoryview, arena_bytes: int) -> Use:
+    """How an arena is used. Its heads are written by others, who may be wrong."""
+    taken = os.fstat(fd).st_blocks * _BLOCK
+    return Use(arena_bytes, taken, min(layout.lent_bytes(heads), arena_bytes), layout.read_mapped(heads))
 
 
 def map_data(fd: int, size: int, *, writable: bool) -> mmap.mmap:

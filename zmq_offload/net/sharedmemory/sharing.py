@@ -12,15 +12,14 @@ import numpy as np
 
 from zmq_offload.net.sharedmemory import host, segment
 from zmq_offload.net.sharedmemory.arena import Arena
+from zmq_offload.net.sharedmemory.offers import PROPERTY, Offered
 from zmq_offload.net.sharedmemory.readers import Readers
 from zmq_offload.net.sharedmemory.references import FIRST, SharedFrame, take_out
 from zmq_offload.net.sharedmemory.segment import Unreadable as Unreadable
+from zmq_offload.net.sharedmemory.segment import Use
 
 SHARED_FROM = 64 * 1024
 """Bytes from which a frame is shared. To copy a shorter one through sockets costs less than to share it."""
-
-PROPERTY = b"X-Zmq-Offload-Host"
-"""The property of READY by which peers offer to share."""
 
 EVERY = 2.0
 """Seconds between two calls of `tick`."""
@@ -32,13 +31,14 @@ class Sharing:
     def __init__(self, size: int) -> None:
         _check_system()
         self.arena = Arena(size)
-        self._readers = Readers()
-        self._offer = host.offer_of(self.arena)
-        self.properties: Mapping[bytes, bytes] = {PROPERTY: self._offer}
+        self._readers = Readers(note=self.arena.note_mapped)
+        self.offer = host.offer_of(self.arena)
+        """What peers are offered."""
+        self.properties: Mapping[bytes, bytes] = {PROPERTY: self.offer.packed()}
 
     def proof(self, told: Mapping[bytes, bytes], kind: bytes) -> bytes | None:
         """See `zmq_offload.net.zmtp.Sharer`."""
-        return host.proof(self._readers, self._offer, told.get(PROPERTY.lower(), b""), kind)
+        return host.proof(self._readers, self.offer, told.get(PROPERTY.lower(), b""), kind)
 
     def is_proof(self, given: bytes, kind: bytes) -> bool:
         """See `zmq_offload.net.zmtp.Sharer`."""
@@ -91,6 +91,10 @@ class Sharing:
     def read(self, frames: Sequence[Any]) -> list[Any]:
         """A message with the bytes that its references stand for, where they lie. Raises Unreadable."""
         return [self._readers.read(frame.reference) if type(frame) is SharedFrame else frame for frame in frames]
+
+    def use_of(self, offer: Offered) -> Use | None:
+        """How a peer's arena is used. None if it has ended."""
+        return self._readers.use_of(*offer.arena)
 
     @property
     def reads(self) -> bool:
