@@ -64,8 +64,7 @@ class Bench:
     def __init__(self, *names: str) -> None:
         self.inner = FakeFabric(*map(model, names))
         self.meters = Meters()
-        self.now = 100.0
-        self.fabric = MeteredFabric(self.inner, self.meters, "http", lambda: self.now)
+        self.fabric = MeteredFabric(self.inner, self.meters, "http")
         self.meters.look(self.inner.catalog)
         self.outcomes: list[Outputs | OffloadError] = []
 
@@ -78,18 +77,36 @@ def test_a_request_is_counted_when_it_ends() -> None:
     bench.inner.hold = True
     bench.infer()
     assert served(bench.meters)['rows_total{model="m",version="1"}'] == 0
-    bench.now += 0.3
     bench.inner.release()
     assert isinstance(bench.outcomes[0], Outputs)
     found = served(bench.meters)
     assert found['requests_total{model="m",version="1",protocol="http",status="ok"}'] == 1
-    assert found['request_seconds_bucket{model="m",version="1",le="0.25"}'] == 0
-    assert found['request_seconds_bucket{model="m",version="1",le="0.5"}'] == 1
+    assert found['request_seconds_bucket{model="m",version="1",le="0.0025"}'] == 0
+    assert found['request_seconds_bucket{model="m",version="1",le="0.005"}'] == 1
     assert found['queue_seconds_total{model="m",version="1"}'] == 0.001
     assert found['compute_seconds_total{model="m",version="1"}'] == 0.002
     assert found['rows_total{model="m",version="1"}'] == 3
     assert found['received_bytes_total{model="m",version="1"}'] == NBYTES
     assert found['sent_bytes_total{model="m",version="1"}'] == NBYTES
+
+
+def test_requests_by_both_protocols_are_added_up() -> None:
+    meters = Meters()
+    for protocol, number in (("http", 2), ("grpc", 3)):
+        for _ in range(number):
+            meters.answers(protocol, "m", 1).add(Timings(0.5, 0.25, 0.0, 1.0), X.layout, X.layout)
+    found = served(meters)
+    assert found['requests_total{model="m",version="1",protocol="http",status="ok"}'] == 2
+    assert found['requests_total{model="m",version="1",protocol="grpc",status="ok"}'] == 3
+    assert (
+        found['request_seconds_count{model="m",version="1"}']
+        == found['request_seconds_sum{model="m",version="1"}']
+        == 5
+    )
+    assert found['queue_seconds_total{model="m",version="1"}'] == 2.5
+    assert found['compute_seconds_total{model="m",version="1"}'] == 1.25
+    assert found['rows_total{model="m",version="1"}'] == 15
+    assert found['received_bytes_total{model="m",version="1"}'] == found['sent_bytes_total{model="m",version="1"}']
 
 
 def test_a_failed_request_is_counted_by_its_status_for_the_version_that_it_was_for() -> None:
@@ -191,7 +208,7 @@ def test_a_version_keeps_its_series_when_its_workers_leave_and_a_dead_broker_sho
 
 def test_a_version_that_answers_before_it_is_listed_is_counted() -> None:
     meters = Meters()
-    meters.succeeded("http", "m", 3, (0.1, 0.2, 0.3), X.layout, X.layout)
+    meters.answers("http", "m", 3).add(Timings(0.1, 0.2, 0.3, 0.4), X.layout, X.layout)
     meters.failed("http", Status.UNAVAILABLE, "m", None, "", X.layout)
     assert served(meters)['requests_total{model="m",version="3",protocol="http",status="ok"}'] == 1
     assert served(meters)['requests_total{model="m",version="3",protocol="http",status="UNAVAILABLE"}'] == 1
@@ -240,7 +257,7 @@ def test_triton_has_the_same_numbers_by_its_names() -> None:
     for error in (DeadlineExceeded("x"), ResourceExhausted("x"), Internal("x"), Unavailable("x")):
         meters.failed("http", error.code, "plain", None, "", X.layout)
     meters.failed("grpc", Status.CANCELLED, "plain", 1, "", X.layout)
-    meters.succeeded("grpc", "plain", 1, (0.1, 0.2, 0.3), X.layout, X.layout)
+    meters.answers("grpc", "plain", 1).add(Timings(0.1, 0.2, 0.3, 0.4), X.layout, X.layout)
     found = values(tritonmetrics.families(meters, statistics, catalog))
     assert {series.removeprefix("nv_"): value for series, value in found.items() if "batched" in series} == {
         'inference_request_success{model="batched",version="1"}': 2,

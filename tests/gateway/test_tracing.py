@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from typing import Any
@@ -10,11 +11,14 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from broker.tracing import Tracing
 from tests.gateway.fake_fabric import ALL, FakeFabric, model
 from zmq_offload.errors import NotFound, OffloadError
 from zmq_offload.gateway.application import http_handler
 from zmq_offload.gateway.calls import Buffers, Call, Outputs, with_headers
 from zmq_offload.gateway.catalog import Catalog
+from zmq_offload.gateway.control import ModelControl
+from zmq_offload.gateway.fabric import BrokerFabric
 from zmq_offload.gateway.grpc.calls import Context, Streaming
 from zmq_offload.gateway.http.heads import Heads
 from zmq_offload.gateway.http.limits import Limits
@@ -42,7 +46,12 @@ class Bench:
         self.outcomes: list[Outputs | OffloadError] = []
         numbers = itertools.count(255)
         self.fabric = TracingFabric(
-            self.inner, share, self.spans.append, lambda: self.now, lambda n: next(numbers).to_bytes(n, "big")
+            self.inner,
+            share,
+            self.spans.append,
+            lambda: self.now,
+            lambda n: next(numbers).to_bytes(n, "big"),
+            lambda bits: 1 << bits - 1,
         )
 
     def infer(self, header: str | None = None, version: int | None = None) -> Any:
@@ -97,10 +106,29 @@ def test_the_share_decides_about_requests_without_a_trace(header: str | None) ->
     bench.infer(header)
     (span,) = bench.spans
     assert span.parent == b"" and bench.passed == f"00-{span.trace_id.hex()}-{span.id.hex()}-01"
-    bench = Bench(share=0.0)
+    for share in (0.0, 0.4):
+        bench = Bench(share)
+        bench.infer(header)
+        assert not bench.spans and bench.inner.calls[0].trace == b""
+    bench = Bench(share=0.6)
     bench.infer(header)
-    trace = bench.inner.calls[0].trace
-    assert not bench.spans and len(trace) == wire.TRACE_BYTES and not context.sampled(trace)
+    assert context.chosen(bench.spans[0].trace_id, 0.6) and not context.chosen(bench.spans[0].trace_id, 0.4)
+
+
+def test_a_request_that_is_not_traced_says_so_to_the_broker() -> None:
+    calls = Mock()
+
+    async def test() -> None:
+        fabric = BrokerFabric(calls, 10.0, ModelControl(allowed=False), context.UNTRACED)
+        for trace in (b"", b"t" * wire.TRACE_BYTES):
+            fabric.infer(Call("m", None, INPUTS, trace=trace), ALL, lambda _: None)
+
+    asyncio.run(test())
+    sent = [call.args[6] for call in calls.request.call_args_list]
+    assert sent == [context.UNTRACED, b"t" * wire.TRACE_BYTES]
+    broker = Tracing()
+    broker.share = 1.0
+    assert broker.wanted(context.UNTRACED, (bytes(16), 1)) == b"" and broker.wanted(b"", (bytes(16), 1))
 
 
 def test_an_error_is_the_spans_error() -> None:

@@ -69,10 +69,10 @@ def link_to(
 class BrokerFabric:
     """A `zmq_offload.gateway.calls.Fabric` of a broker's calls. Make it in its event loop.
 
-    `timeout` is in seconds, for calls that have none.
+    `timeout` is in seconds, for calls that have none. `untraced` is what the broker gets for calls without a trace.
     """
 
-    def __init__(self, calls: Calls, timeout: float, control: ModelControl) -> None:
+    def __init__(self, calls: Calls, timeout: float, control: ModelControl, untraced: bytes = b"") -> None:
         self.statistics = Statistics()
         self.stopping = False
         self.outstanding = 0
@@ -80,6 +80,7 @@ class BrokerFabric:
         self._calls = calls
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
+        self._untraced = untraced
         self._query_timeout = min(timeout, _QUERY_SECONDS)
         self._control = control
         self._inquiry = Inquiry()
@@ -119,7 +120,7 @@ class BrokerFabric:
                     call.version,
                     timeout,
                     call.priority,
-                    call.trace,
+                    call.trace or self._untraced,
                     call.label or None,
                     call.caller or (grant.name if grant is not ANYONE else str(next(self._numbers))),
                 )

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from zmq_offload.errors import OffloadError, Status
 from zmq_offload.gateway.calls import Call, Cancel, Ended, Fabric, Outputs
 from zmq_offload.gateway.front import Front
-from zmq_offload.gateway.meters import Meters
+from zmq_offload.gateway.meters import Answers, Meters
 from zmq_offload.net.grants import Grant
 
 
 class MeteredFabric(Front):
-    """A `zmq_offload.gateway.calls.Fabric`. `clock` is in seconds."""
+    """A `zmq_offload.gateway.calls.Fabric`."""
 
-    def __init__(
-        self, fabric: Fabric, meters: Meters, protocol: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, fabric: Fabric, meters: Meters, protocol: str) -> None:
         super().__init__(fabric)
         self.meters = meters
         self.protocol = protocol
-        self.clock = clock
+        self._answers: dict[tuple[str, int], Answers] = {}
+        """By model and version that answered."""
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         run = _Run(self, call, ended)
@@ -30,48 +26,47 @@ class MeteredFabric(Front):
             run.take_back = take_back
         return run.cancel
 
+    def answered(self, call: Call, outputs: Outputs) -> None:
+        """Count a request."""
+        tensors, model, version, timings = outputs
+        its = self._answers.get((model, version))
+        if its is None:
+            its = self._answers[model, version] = self.meters.answers(self.protocol, model, version)
+        its.add(timings, call.inputs.layout, tensors.layout)
+
+    def failed(self, call: Call, status: Status) -> None:
+        """Count a request without outputs."""
+        self.meters.failed(self.protocol, status, call.model, call.version, call.label, call.inputs.layout)
+
 
 class _Run:
     """A request under way. It does not refer to the request of the other fabric after the end: that refers to it, and
     such cycles would keep tensors until a garbage collection."""
 
-    __slots__ = ("_call", "_ended", "_owner", "_started", "over", "take_back")
+    __slots__ = ("_call", "_ended", "_owner", "over", "take_back")
+
+    take_back: Cancel | None
 
     def __init__(self, owner: MeteredFabric, call: Call, ended: Ended) -> None:
         self._owner = owner
         self._call = call
         self._ended = ended
-        self._started = owner.clock()
         self.over = False
-        self.take_back: Cancel | None = None
 
     def ended(self, outcome: Outputs | OffloadError) -> None:
         if not self.over:  # whoever cannot pass an answer on is told of an error after it
             self.over = True
             self.take_back = None
-            owner = self._owner
-            if isinstance(outcome, OffloadError):
-                self._fail(outcome.code)
+            if isinstance(outcome, Outputs):
+                self._owner.answered(self._call, outcome)
             else:
-                tensors, model, version, (queue, compute, _, _) = outcome
-                owner.meters.succeeded(
-                    owner.protocol,
-                    model,
-                    version,
-                    (owner.clock() - self._started, queue, compute),
-                    self._call.inputs.layout,
-                    tensors.layout,
-                )
+                self._owner.failed(self._call, outcome.code)
         self._ended(outcome)
 
     def cancel(self) -> None:
         if not self.over:
             self.over = True
-            self._fail(Status.CANCELLED)
+            self._owner.failed(self._call, Status.CANCELLED)
             take_back, self.take_back = self.take_back, None
             assert take_back is not None
             take_back()
-
-    def _fail(self, status: Status) -> None:
-        call, owner = self._call, self._owner
-        owner.meters.failed(owner.protocol, status, call.model, call.version, call.label, call.inputs.layout)

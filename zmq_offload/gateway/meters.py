@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from zmq_offload.client.results import Timings
 from zmq_offload.errors import OffloadError, Status
 from zmq_offload.gateway.catalog import Catalog
 from zmq_offload.protocol.packed import Layout
@@ -17,20 +18,60 @@ OK = "ok"
 """The status of a request that was answered with outputs."""
 
 
-class VersionMeters:
-    """The requests for one version of a model. Times, rows and `bytes_out` are those of requests that were answered."""
+class Answers:
+    """The requests of one protocol that one version answered."""
 
-    __slots__ = ("bytes_in", "bytes_out", "compute", "queue", "requests", "rows", "total")
+    __slots__ = ("bytes_in", "bytes_out", "compute", "queue", "rows", "total")
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, str], int] = {}
-        """By protocol and status."""
         self.total = Histogram()
+        """Their times. It counts them, too."""
         self.queue = 0.0
         self.compute = 0.0
         self.rows = 0
         self.bytes_in = 0
         self.bytes_out = 0
+
+    def add(self, timings: Timings, inputs: Layout, outputs: Layout) -> None:
+        """Count a request. This is all that it costs a request to be counted, so it looks nothing up."""
+        self.queue += timings.queue
+        self.compute += timings.compute
+        self.total.add(timings.total)
+        self.rows += inputs.rows
+        self.bytes_in += sum(inputs.sizes)
+        self.bytes_out += sum(outputs.sizes)
+
+
+class VersionMeters:
+    """The requests for one version of a model. Any thread may read it."""
+
+    __slots__ = ("answers", "failed_bytes", "failures")
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answers] = {}
+        """By protocol."""
+        self.failures: dict[tuple[str, str], int] = {}
+        """By protocol and status."""
+        self.failed_bytes = 0
+        """Bytes of their inputs."""
+
+    def requests(self) -> dict[tuple[str, str], int]:
+        """The requests that ended, by protocol and status."""
+        answered = {(protocol, OK): its.total.buckets().count for protocol, its in dict(self.answers).items()}
+        return answered | dict(self.failures)
+
+    def summed(self) -> Answers:
+        """The answers by all protocols, as they are now. `bytes_in` has the inputs of failures, too."""
+        whole = Answers()
+        whole.bytes_in = self.failed_bytes
+        for its in list(self.answers.values()):
+            whole.total = whole.total.plus(its.total)
+            whole.queue += its.queue
+            whole.compute += its.compute
+            whole.rows += its.rows
+            whole.bytes_in += its.bytes_in
+            whole.bytes_out += its.bytes_out
+        return whole
 
 
 class Meters:
@@ -60,26 +101,13 @@ class Meters:
         for (model, version), its in sorted(self._versions.items(), key=lambda item: item[0]):
             yield model, version, its
 
-    def succeeded(
-        self,
-        protocol: str,
-        model: str,
-        version: int,
-        seconds: tuple[float, float, float],
-        inputs: Layout,
-        outputs: Layout,
-    ) -> None:
-        """Count a request that this version answered. `seconds` are those in all, in the queue, and in the worker."""
-        its = self._versions.get((model, version)) or self._of_served(model, version)
-        total, queue, compute = seconds
-        key = protocol, OK
-        its.requests[key] = its.requests.get(key, 0) + 1
-        its.total.add(total)
-        its.queue += queue
-        its.compute += compute
-        its.rows += inputs.rows
-        its.bytes_in += sum(inputs.sizes)
-        its.bytes_out += sum(outputs.sizes)
+    def answers(self, protocol: str, model: str, version: int) -> Answers:
+        """Where requests that this version answers are counted."""
+        its = self._of_served(model, version)
+        found = its.answers.get(protocol)
+        if found is None:
+            found = its.answers[protocol] = Answers()
+        return found
 
     def failed(
         self, protocol: str, status: Status, model: str, version: int | None, label: str, inputs: Layout
@@ -88,8 +116,8 @@ class Meters:
         meant = self._meant.get((model, label), 0) if version is None else version
         its = self._versions.get((model, meant), self.unknown)
         key = protocol, status.value
-        its.requests[key] = its.requests.get(key, 0) + 1
-        its.bytes_in += sum(inputs.sizes)
+        its.failures[key] = its.failures.get(key, 0) + 1
+        its.failed_bytes += sum(inputs.sizes)
 
     def _of_served(self, model: str, version: int) -> VersionMeters:
         found = self._versions.get((model, version))

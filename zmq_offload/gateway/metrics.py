@@ -61,8 +61,9 @@ def _of_versions(meters: Meters) -> Iterator[Family]:
     total = Family(
         "zmq_offload_gateway_request_seconds", "histogram", "Time of answered requests, from the gateway's taking them."
     )
-    for model, version, its in known:
-        total.add_buckets(its.total.buckets(), labels_of(model, version))
+    answers = [(model, version, its.summed()) for model, version, its in known]
+    for model, version, summed in answers:
+        total.add_buckets(summed.total.buckets(), labels_of(model, version))
     yield total
     for name, attribute, help in (
         ("queue_seconds_total", "queue", "Time of answered requests until a worker had them."),
@@ -72,13 +73,13 @@ def _of_versions(meters: Meters) -> Iterator[Family]:
         ("sent_bytes_total", "bytes_out", "Bytes of the outputs of answered requests."),
     ):
         family = Family(f"zmq_offload_gateway_{name}", "counter", help)
-        for model, version, its in known:
-            family.add(getattr(its, attribute), labels_of(model, version))
+        for model, version, summed in answers:
+            family.add(getattr(summed, attribute), labels_of(model, version))
         yield family
 
 
 def _by_status(family: Family, its: VersionMeters, labels: dict[str, str]) -> None:
-    for (protocol, status), count in sorted(dict(its.requests).items()):
+    for (protocol, status), count in sorted(its.requests().items()):
         family.add(count, labels | {"protocol": protocol, "status": status})
 
 

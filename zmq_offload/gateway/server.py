@@ -47,6 +47,7 @@ from zmq_offload.net.sharedmemory.sharing import EVERY, Sharing, sharing_of
 from zmq_offload.telemetry import process
 from zmq_offload.telemetry.exposition import Family
 from zmq_offload.telemetry.server import MetricsServer
+from zmq_offload.telemetry.traces.context import UNTRACED
 from zmq_offload.telemetry.traces.sender import Sender
 from zmq_offload.telemetry.traces.spans import Span
 
@@ -122,7 +123,7 @@ async def _run(config: Config, host: Host | None) -> None:
     else:
         calls = LocalCalls(guest, config.max_frame_bytes, sharing)
     control = ModelControl(config.model_control)
-    fabric = BrokerFabric(calls, config.timeout, control)
+    fabric = BrokerFabric(calls, config.timeout, control, b"" if traces is None else UNTRACED)
     front: Fabric = fabric
     if config.repository is not None:
         front = DeployingFabric(fabric, Repository(config.repository), control)
@@ -135,7 +136,9 @@ async def _run(config: Config, host: Host | None) -> None:
     if access is not None:
         front = LoggingFabric(front, access, _write_access, time.monotonic)
     if traces is not None:
-        front = TracingFabric(front, config.trace_share, traces.put, time.monotonic, random.randbytes)
+        front = TracingFabric(
+            front, config.trace_share, traces.put, time.monotonic, random.randbytes, random.getrandbits
+        )
     looking = asyncio.ensure_future(_look(caching, meters, fabric))
     served: MetricsServer | None = None
     watch = Watch(asking(calls)) if config.dashboard else None

@@ -22,7 +22,8 @@ class TracingFabric(Front):
     """A `zmq_offload.gateway.calls.Fabric` in front of another.
 
     A caller's `traceparent` decides whether a request is traced. Of the requests without one, the `share` begins a
-    trace. `put` takes the spans, and `new_id` makes random ids of so many bytes.
+    trace; for the others the fabric behind this one must say that nobody is to begin one. `put` takes the spans,
+    `new_id` makes random ids of so many bytes, and `draw` a number of so many random bits.
     """
 
     def __init__(
@@ -32,24 +33,28 @@ class TracingFabric(Front):
         put: Callable[[Span], None],
         clock: Callable[[], float],
         new_id: Callable[[int], bytes],
+        draw: Callable[[int], int],
     ) -> None:
         super().__init__(fabric)
-        self._share = share
+        self._least = context.least_random(share)
         self._put = put
         self._clock = clock
         self._new_id = new_id
+        self._draw = draw
 
     def infer(self, call: Call, grant: Grant, ended: Ended) -> Cancel:
         trace = call.trace
         if trace:
-            trace_id, parent, wanted = context.trace_id(trace), context.span_id(trace), context.sampled(trace)
+            if not context.sampled(trace):
+                return self._fabric.infer(call, grant, ended)
+            trace_id, parent = context.trace_id(trace), context.span_id(trace)
         else:
-            trace_id, parent = self._new_id(context.TRACE_ID_BYTES), b""
-            wanted = context.chosen(trace_id, self._share)
-        if not wanted:
-            if not trace:  # the broker must not choose anew
-                call = call._replace(trace=context.joined(trace_id, self._new_id(context.SPAN_ID_BYTES), 0))
-            return self._fabric.infer(call, grant, ended)
+            # Most requests come this way, so it costs as little as can be: the rest of the id is made when it is used.
+            random = self._draw(8 * context.RANDOM_BYTES)
+            if random < self._least:
+                return self._fabric.infer(call, grant, ended)
+            rest = self._new_id(context.TRACE_ID_BYTES - context.RANDOM_BYTES)
+            trace_id, parent = rest + random.to_bytes(context.RANDOM_BYTES, "big"), b""
         run = _Run(self._put, self._clock, call, trace_id, parent, self._new_id(context.SPAN_ID_BYTES), ended)
         return run.start(self._fabric, grant)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from zmq_offload.errors import Status
 from zmq_offload.gateway.catalog import Catalog
-from zmq_offload.gateway.meters import OK, Meters
+from zmq_offload.gateway.meters import Meters
 from zmq_offload.gateway.metrics import labels_of, looked_up
 from zmq_offload.gateway.oip.metadata import batched
 from zmq_offload.gateway.statistics import Statistics, VersionStatistics
@@ -73,9 +73,8 @@ def _failures(meters: Meters) -> Family:
     family = Family("nv_inference_request_failure", "counter", "Number of failed inference requests, by reason")
     for model, version, its in meters.versions():
         reasons = Counter(dict.fromkeys((*REASONS.values(), "OTHER"), 0))
-        for (_, status), count in dict(its.requests).items():
-            if status != OK:
-                reasons[REASONS.get(status, "OTHER")] += count
+        for (_, status), count in dict(its.failures).items():
+            reasons[REASONS.get(status, "OTHER")] += count
         for reason, count in reasons.items():
             family.add(count, {**labels_of(model, version), "reason": reason})
     return family

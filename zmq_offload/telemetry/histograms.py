@@ -103,5 +103,12 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def plus(self, other: Histogram) -> Histogram:
+        """The values of both, which have the same bounds."""
+        both = Histogram(self.bounds)
+        both.counts = [one + two for one, two in zip(self.counts, other.counts, strict=True)]
+        both.sum = self.sum + other.sum
+        return both
+
     def buckets(self) -> Buckets:
         return Buckets(self.bounds, tuple(self.counts), self.sum)

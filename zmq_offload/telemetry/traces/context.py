@@ -14,6 +14,8 @@ RANDOM_BYTES = 7
 RANDOM_MASK = (1 << 8 * RANDOM_BYTES) - 1
 SAMPLED = 1
 """The flag of a trace that is recorded."""
+UNTRACED = bytes(TRACE_ID_BYTES + SPAN_ID_BYTES + 1)
+"""In place of a trace: there is none, and nobody who passes the request on begins one."""
 
 _VERSION_0 = "00"
 _TEXT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
