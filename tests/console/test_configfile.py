@@ -32,6 +32,7 @@ PARSERS: dict[str, Any] = {
 ARGUMENTS = {
     "zmq-offload compile": ["m.onnx"],
     "zmq-offload export": ["dist", "triton"],
+    "zmq-offload image": ["raspberry"],
     "zmq-offload profile": ["m.onnx"],
     "zmq-offload plan": ["m.onnx"],
     "zmq-offload models load": ["ocr"],
@@ -50,6 +51,7 @@ SAMPLES = (
     "tcp://a:3,tcp://b:4", "on", "off", "text", "json", "debug", "error", "cuda:1", "cuda:2", "echo", "graph",
     "redis://a", "redis://b", "http://a", "http://b", "7", "8", "0.5", "0.6", "64", "96", "1:2:1", "2:4:1", "a=1",
     "a=2", "a:1", "a:2", "x", "y",
+    "3.10", "3.12",
 )  # fmt: skip
 """Values for options: each takes some of them."""
 

@@ -123,7 +123,7 @@ def outputs(case: Case, folder: Path) -> list[np.ndarray]:
     return [np.frombuffer(data, spec.dtype).reshape(spec.shape) for data, spec in zip(files, specs, strict=True)]
 
 
-@pytest.mark.cpp
+@pytest.mark.device
 @pytest.mark.parametrize(
     "name",
     ["one region", "large frames", "calls in halves", "float16 on the wire", "two inputs and outputs, two regions"],
@@ -146,7 +146,7 @@ def test_it_computes_what_python_does(
     np.testing.assert_allclose(shown, found[0].ravel()[:8], rtol=1e-4)
 
 
-@pytest.mark.cpp
+@pytest.mark.device
 def test_what_is_wrong_with_a_call_is_said(
     program: Path, cases: dict[str, Case], served: Fabric, tmp_path: Path
 ) -> None:
@@ -174,7 +174,7 @@ def test_what_is_wrong_with_a_call_is_said(
     assert error(Case(bundle, case.inputs)).startswith(f"FAILED_PRECONDITION: {bundle}/manifest.json is damaged: ")
 
 
-@pytest.mark.cpp
+@pytest.mark.device
 def test_what_the_fabric_says_is_passed_on(program: Path, cases: dict[str, Case], tmp_path: Path) -> None:
     case = cases["one region"]
     other = onnx_models.mlp(tmp_path / "other.onnx")
@@ -189,7 +189,7 @@ def test_what_the_fabric_says_is_passed_on(program: Path, cases: dict[str, Case]
             assert done.stderr.startswith("error FAILED_PRECONDITION: "), done.stderr
 
 
-@pytest.mark.cpp
+@pytest.mark.device
 def test_a_call_ends_when_the_broker_is_lost(program: Path, cases: dict[str, Case], tmp_path: Path) -> None:
     case = cases["one region"]
     file = tmp_path / "x.input"
@@ -232,7 +232,7 @@ def scripted(
         return ended.result(), codes
 
 
-@pytest.mark.cpp
+@pytest.mark.device
 def test_a_request_that_the_broker_does_not_hold_is_sent_again(
     program: Path, cases: dict[str, Case], tmp_path: Path
 ) -> None:
@@ -245,7 +245,7 @@ def test_a_request_that_the_broker_does_not_hold_is_sent_again(
     assert codes == [4, 1, 4, 1, 4, 1]
 
 
-@pytest.mark.cpp
+@pytest.mark.device
 def test_what_a_broker_may_do_wrong_has_a_status(program: Path, cases: dict[str, Case], tmp_path: Path) -> None:
     def error(*frames: bytes) -> str:
         def replies(request: list[Any], times: int) -> list[bytes]:

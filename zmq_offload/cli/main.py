@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "compile": ("zmq_offload.cli.compile", "split a model and compile both sides"),
     "export": ("zmq_offload.cli.export", "write a model repository for Triton"),
+    "image": ("zmq_offload.cli.image", "write all that a device needs into a folder"),
     "profile": ("zmq_offload.cli.profile", "show where the time of a model goes, by function"),
     "plan": ("zmq_offload.cli.plan", "find the best place to cut a model"),
     "status": ("zmq_offload.cli.status", "show a broker's workers, models and queues"),

@@ -22,8 +22,8 @@ from zmq_offload.errors import InvalidArgument, printable
 
 PROGRAMS = ("broker", "worker", "gateway")
 TABLES = (
-    *PROGRAMS, "compile", "export", "profile", "plan", "status", "models", "top", "doctor", "dashboard", "load", "link",
-    "keys", "demo",
+    *PROGRAMS, "compile", "export", "image", "profile", "plan", "status", "models", "top", "doctor", "dashboard",
+    "load", "link", "keys", "demo",
 )  # fmt: skip
 """The tables that a file may have: the commands with options. A command looks at its own."""
 

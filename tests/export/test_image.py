@@ -1,0 +1,203 @@
+"""What `zmq-offload image` writes, and that a device runs with it alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tests.arm.root import Root
+from tests.support import onnx_models
+from tests.support.processes import eventually, running_broker, running_workers
+from tests.support.wheels import installed_wheels, write_wheel
+from zmq_offload import Client
+from zmq_offload.cli.main import main
+from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from zmq_offload.export import write_image
+from zmq_offload.export.kept import download, place_of, requirements
+
+if TYPE_CHECKING:
+    from zmq_offload.compile import Compiled
+
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+DEVICE = {"apache-tvm", "apache-tvm-ffi", "pyzmq", "numpy", "msgpack", "msgspec", "typing-extensions", "ml-dtypes"}
+if PYTHON == "3.10":
+    DEVICE.add("tomli")
+
+
+def test_a_device_installs_what_is_of_no_extra_and_of_its_own() -> None:
+    declared = ["a>=1", 'b; python_version < "3.11"', "c<2; extra == 'tvm'", 'd; extra == "tvm-more"', "e; x"]
+    assert requirements(declared, "tvm", "3.11") == ["a>=1", "c<2", "e"]
+    assert requirements(declared, "tvm", "3.10") == ["a>=1", "b", "c<2", "e"]
+
+
+@pytest.mark.parametrize(
+    ("member", "place"),
+    [
+        ("tvm/lib/libtvm_runtime.so", "tvm/lib/libtvm_runtime.so"),
+        ("tvm/lib/libtvm_compiler.so", None),
+        ("tvm/relax/op.py", None),
+        ("tvm/licenses/LICENSE.x.txt", "tvm/licenses/LICENSE.x.txt"),
+        ("tvm_ffi/dataclasses/enum.py", "tvm_ffi/dataclasses/enum.py"),
+        ("tvm_ffi/include/tvm/ffi/any.h", None),
+        ("numpy/_core/_multiarray_umath.so", "numpy/_core/_multiarray_umath.so"),
+        ("numpy/_core/tests/test_ufunc.py", None),
+        ("numpy/_core/lib/libnpymath.a", None),
+        ("numpy.libs/libopenblas.so", "numpy.libs/libopenblas.so"),
+        ("tests/test_of_a_package.py", None),
+        ("numpy-2.0.dist-info/LICENSE", "numpy-2.0.dist-info/LICENSE"),
+        ("numpy-2.0.dist-info/RECORD", None),
+        ("cv2-1.data/purelib/cv2.py", "cv2.py"),
+        ("cv2-1.data/scripts/cv2", None),
+        ("cv2/", None),
+        ("cv2/../../escaped", None),
+    ],
+)
+def test_what_is_kept_of_a_wheel(member: str, place: str | None) -> None:
+    assert place_of(member) == place
+
+
+def test_wheels_come_from_pypi_or_a_folder() -> None:
+    from_pypi = download(["a"], Path("w"), "aarch64", "3.11", None)
+    assert "--no-index" not in from_pypi and from_pypi[-1] == "a"
+    assert {"manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "any"} <= set(from_pypi)
+    assert "--no-index --find-links mine" in " ".join(download(["a"], Path("w"), "aarch64", "3.11", Path("mine")))
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wheels of a device's packages for aarch64, with a file or two each."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for name, version in {"pyzmq": "27", "numpy": "2", "msgpack": "1.1", "msgspec": "0.20", "ml-dtypes": "1"}.items():
+        module = name.replace("-", "_")
+        tag = "cp311-cp311-manylinux_2_28_aarch64"
+        write_wheel(folder, name, version, tag, {f"{module}/__init__.py": b"1", f"{module}/tests/test.py": b"2"})
+    libraries = {"tvm/lib/libtvm_runtime.so": b"runtime", "tvm/lib/libtvm_compiler.so": b"compiler"}
+    write_wheel(folder, "apache-tvm", "0.27.0.post1", "py3-none-manylinux_2_28_aarch64", libraries)
+    write_wheel(folder, "apache-tvm-ffi", "0.1.14.post1", "cp311-cp311-manylinux_2_28_aarch64", {"tvm_ffi/a.py": b""})
+    write_wheel(folder, "more", "1", "py3-none-any", {"more.py": b""})
+    return folder
+
+
+def test_an_image_has_packages_and_bundle(
+    wheels: Path, arm_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "image"
+    options = ["--wheels", str(wheels), "--bundle", str(arm_bundle), "--with", "more", "--without", "MsgPack"]
+    assert main(["image", str(out), *options]) == 0
+    site = out / "site"
+    packages = {path.name for path in site.iterdir() if not path.name.endswith((".dist-info", "__pycache__"))}
+    assert packages == {"pyzmq", "numpy", "msgspec", "tvm", "tvm_ffi", "more.py", "zmq_offload"}
+    assert [file.name for file in (site / "tvm").rglob("*") if file.is_file()] == ["libtvm_runtime.so"]
+    assert not (site / "numpy" / "tests").exists() and not (site / "zmq_offload" / "compile").exists()
+    assert not list((site / "zmq_offload").rglob("*.so")), "compiled code is for this machine"
+    assert (out / "device" / "device.so").read_bytes() == (arm_bundle / "device.so").read_bytes()
+    assert os.access(out / "run", os.X_OK) and "exec python3.11 " in (out / "run").read_text()
+    said = capsys.readouterr().out
+    assert said.startswith(f"{out}  (") and "MB  zmq_offload" in said
+    with pytest.raises(AlreadyExists, match="--force"):
+        write_image(out, wheels=wheels)
+    with pytest.raises(FailedPrecondition, match="wheels for the device cannot be had: No matching distribution"):
+        write_image(out, wheels=wheels, python="3.12", force=True)
+    assert (out / "run").exists(), "what was there stays"
+    assert not [path for path in out.parent.iterdir() if path != out]
+
+
+@pytest.fixture(scope="module")
+def arm_bundle(compiled_mlp: Compiled, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose manifest says that it is for ARM."""
+    folder = tmp_path_factory.mktemp("arm") / "device"
+    folder.mkdir()
+    (folder / "device.so").write_bytes((compiled_mlp.device / "device.so").read_bytes())
+    described = (compiled_mlp.device / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(described.replace('"architecture": "x86_64"', '"architecture": "aarch64"'))
+    return folder
+
+
+def test_what_cannot_be_written_is_refused(compiled_mlp: Compiled, tmp_path: Path) -> None:
+    out = tmp_path / "image"
+    with pytest.raises(InvalidArgument, match="machine 'armv7l' is not one of aarch64, x86_64"):
+        write_image(out, machine="armv7l")
+    with pytest.raises(InvalidArgument, match=r"Python '3' is not a version such as 3\.11"):
+        write_image(out, python="3")
+    other = "x86_64" if platform.machine() == "aarch64" else "aarch64"
+    with pytest.raises(InvalidArgument, match=f"was built for {platform.machine()}, the image is for {other}"):
+        write_image(out, machine=other, bundle=compiled_mlp.device)
+    with pytest.raises(FailedPrecondition, match="a device bundle"):
+        write_image(out, bundle=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FailedPrecondition, match="cannot be written"):
+        write_image(tmp_path / "file" / "image")
+
+
+SCRIPT = """
+import sys, sysconfig, zmq_offload, numpy
+with zmq_offload.load(sys.argv[1], sys.argv[2], timeout=60) as model:
+    numpy.save(sys.argv[3], model(numpy.load(sys.argv[4])))
+standard = sysconfig.get_path("stdlib")
+files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+print(sorted(file for file in files if file and not file.startswith(standard) and file != __file__))
+"""
+
+
+def check_device(image: Path, command: list[str], environment: Mapping[str, str], dist: Path, folder: Path) -> None:
+    """Run the image's bundle against a fabric of this machine, and compare it with the uncut model."""
+    import onnxruntime
+
+    x = onnx_models.random(2, 8, seed=7)
+    np.save(folder / "x.npy", x)
+    (folder / "app.py").write_text(SCRIPT)
+    with running_broker() as fabric, running_workers(fabric.backend, "--repository", str(dist / "repository")):
+        with Client(fabric.frontend) as client:
+            eventually(client.models, timeout=60)
+        words = [*command, folder / "app.py", image / "device", fabric.frontend, folder / "y.npy", folder / "x.npy"]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    outside = [file for file in eval(done.stdout) if not file.startswith(str(image / "site"))]
+    assert not outside, "all packages are the image's"
+    expected = onnxruntime.InferenceSession(dist / "m.onnx", providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    np.testing.assert_allclose(np.load(folder / "y.npy"), expected[0], atol=1e-5)
+
+
+def compiled(folder: Path, device_target: dict[str, str] | None = None) -> Path:
+    from zmq_offload.compile import compile_model
+
+    dist = folder / "dist"
+    dist.mkdir()
+    path = onnx_models.mlp(dist / "m.onnx")
+    compile_model(path, inputs={"x": (2, 8)}, cut=["h2"], name="mlp", output=dist, device_target=device_target)
+    return dist
+
+
+@pytest.mark.device
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its wheels are for x86-64")
+def test_a_device_runs_with_an_image_alone(tmp_path: Path) -> None:
+    """Its Python is the one that this environment was made of, without packages of its own that would be used."""
+    dist, image = compiled(tmp_path), tmp_path / "image"
+    wheels = installed_wheels(tmp_path / "wheels", DEVICE, Path(sysconfig.get_path("platlib")))
+    written = write_image(image, machine="x86_64", python=PYTHON, wheels=wheels, bundle=dist / "device")
+    assert written.compiled and sum(written.sizes.values()) < 100e6
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / f"python{PYTHON}").symlink_to(Path(sys.executable).resolve())
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment = kept | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    check_device(image, [str(image / "run"), "-s"], environment, dist, tmp_path)
+
+
+@pytest.mark.arm
+def test_a_device_with_arm_runs_with_an_image_alone(arm64: Root, tmp_path: Path) -> None:
+    """The packages are those of the arm64 root, which is used without them."""
+    dist = compiled(tmp_path, {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"})
+    image = tmp_path / "image"
+    wheels = installed_wheels(tmp_path / "wheels", DEVICE, arm64.folder / "opt" / "site")
+    write_image(image, wheels=wheels, bundle=dist / "device")
+    environment = arm64.environment({"PYTHONPATH": str(image / "site")})
+    check_device(image, arm64.command(["python3", "-S"], cpu="cortex-a72"), environment, dist, tmp_path)
