@@ -10,6 +10,7 @@ import pytest
 import tvm
 from tvm.target import codegen
 
+from tests.support.processes import ROOT
 from zmq_offload.cli.main import main
 from zmq_offload.compile import compile_model
 from zmq_offload.compile.boards import BOARDS, NAMES, Board
@@ -61,6 +62,10 @@ def test_host_is_the_default() -> None:
             'has options, which TVM takes as JSON only; write {"kind": "llvm", "mtriple": "aarch64-linux-gnu", '
             '"mcpu": "cortex-a72", "mattr": ["+neon", "+crc"], "num-cores": 4}',
         ),
+        (
+            '{"kind": "llvm", "mtriple": "armv7l-linux-gnueabihf", "mcpu": "cortex-a7"}',
+            "is of 32 bits (armv7l-linux-gnue",
+        ),
         ("llvm -mcpu cortex-a72", 'JSON only; write {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu"'),
     ],
 )
@@ -88,3 +93,13 @@ def test_targets_are_listed_without_a_model(capsys: pytest.CaptureFixture[str]) 
     assert ended.value.code == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert rows == ["TARGET", *NAMES]
+
+
+def test_the_documentation_has_the_table() -> None:
+    page = (ROOT / "docs" / "targets.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(rows) == list(NAMES)
+    for board in BOARDS.values():
+        cores = "" if board.cores is None else str(board.cores)
+        cells = (f"`{board.name}`", board.title, board.cpu, " ".join(board.features), cores)
+        assert [cell.strip() for cell in rows[board.name].split("|")[1:-1]] == list(cells)

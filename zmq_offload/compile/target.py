@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from zmq_offload.errors import InvalidArgument
 TargetLike: TypeAlias = str | Mapping[str, object] | tvm.target.Target | None
 """A target as a user gives it: the name of a board, TVM's JSON, a TVM target, or None for this machine's CPU."""
 
+_OF_32_BITS = re.compile(r"(arm(?!64)|thumb|i[3-6]86)")
 _LISTED = "`zmq-offload compile --list-targets` lists the names"
 
 
@@ -46,6 +48,10 @@ def resolve_target(given: TargetLike) -> tvm.target.Target:
             f"llvm), and for the workers the GPUs {', '.join(NAMES)}"
         )
     cpu, triple = target.attrs.get("mcpu"), triple_of(target)
+    if _OF_32_BITS.match(triple):
+        raise InvalidArgument(
+            f"target {given!r} is of 32 bits ({triple}); use one of 64 bits, as a Raspberry Pi runs from the 3 on"
+        )
     if cpu is not None and not codegen.llvm_is_valid_cpu(str(cpu), triple):
         any_cpu = tvm.target.Target({"kind": "llvm", "mtriple": triple})
         known = map(str, codegen.llvm_get_cpu_archlist(any_cpu))

@@ -20,7 +20,8 @@ from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.compile.api import compile_model
 from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.plan.costs import Split, Stages
-from zmq_offload.plan.halves import Cuttable, random_inputs, thread_count
+from zmq_offload.plan.halves import Cuttable
+from zmq_offload.plan.timing import random_inputs, thread_count
 from zmq_offload.profile.subject import open_subject
 from zmq_offload.protocol.payload import Array
 

@@ -10,40 +10,35 @@ from __future__ import annotations
 
 import itertools
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
-import numpy as np
 import tvm
 from tvm import ir, relax
 from tvm.runtime import vm
 
+from zmq_offload.artifacts.repository import checksum
 from zmq_offload.byoc.carried import constant_bytes
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
-from zmq_offload.compile.build import build
+from zmq_offload.compile.build import build, build_library
 from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.onnx.shapes import Dim
-from zmq_offload.compile.target import host_target
+from zmq_offload.compile.target import cpu_needs, host_target, target_json
 from zmq_offload.console.progress import Say, counter, say_nothing
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.plan.costs import WIRES, CutPoint, Times, Wire
+from zmq_offload.plan.costs import WIRES, CutPoint, Times
 from zmq_offload.plan.files import CutTimes, PlannedModel
-from zmq_offload.protocol.payload import Array
+from zmq_offload.plan.parts import Library, Parts, writing
+from zmq_offload.plan.timing import Calls, calls_of, coder, thread_count, timed, times_of
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime.forks import THREADS
-from zmq_offload.runtime.threads import Affinity, configure_pool
 
 _WEIGHTS = 256_000_000
 """The most bytes of weights in one module. Each part has a copy of its weights."""
-
-Calls: TypeAlias = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -101,19 +96,16 @@ def measure_halves(
     Each part runs `repeat` times, or fewer if `seconds` are over, but at least three times. Parts take turns, so that a
     disturbance affects all of them, and the medians count.
     """
-    weights = sum(constant_bytes(b.value) for b in model.imported.graph.bindings)
-    size = max(1, int(_WEIGHTS // max(1, weights)))
-    cuts = list(range(1, len(model.points) - 1))
-    groups = [cuts[i : i + size] for i in range(0, len(cuts), size)] or [[]]
+    groups = _groups(model)
     taken: dict[int, dict[str, float]] = {many: {} for many in threads}
     tell = counter(say, "cuts")
     for at, group in enumerate(groups):
-        tell(at * size, len(cuts))
+        tell(at * len(groups[0]), len(model.points) - 2)
         calls = _build(model, target, group, whole=at == 0)
         for many, found in taken.items():
             with thread_count(many, max(threads)):
                 found |= timed(calls, repeat, seconds / len(groups) / len(taken))
-    return [_times(model, taken[many]) for many in threads]
+    return [times_of(model.points, taken[many]) for many in threads]
 
 
 def take_profile(
@@ -127,56 +119,60 @@ def take_profile(
     return CutTimes(PlannedModel.of(file, model.imported.inputs), machine, threads, model.points, times)
 
 
-class thread_count:
-    """A context in which TVM has `threads` threads, and `restored` ones after it."""
+def build_parts(
+    file: Path, inputs: Mapping[str, Sequence[Dim]], target: tvm.target.Target, folder: Path, say: Say = say_nothing
+) -> None:
+    """Compile a model's parts for another machine, which measures them with `parts.measure_parts`.
 
-    def __init__(self, threads: int, restored: int) -> None:
-        self._threads, self._restored = threads, restored
-
-    def __enter__(self) -> None:
-        configure_pool(Affinity.BIG_CORES, self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        configure_pool(Affinity.BIG_CORES, self._restored)
-
-
-def timed(calls: Calls, repeat: int, seconds: float) -> dict[str, float]:
-    """The median time of each call. Calls take turns."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    for at in range(repeat):
-        if at >= 3 and time.perf_counter() > end:
-            break
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(own) for name, own in times.items()}
+    `folder` is made; its files have all weights of the model. Raises as `cuttable` and `build_library` do.
+    """
+    model = cuttable(read_model(file).imported(inputs))
+    groups = _groups(model)
+    tell = counter(say, "libraries")
+    with writing(folder) as made:
+        libraries = []
+        for at, group in enumerate(groups):
+            tell(at, len(groups))
+            mod, arguments = _module(model, group, whole=at == 0)
+            path = made / f"parts{at}.so"
+            build_library(mod, path, target)
+            libraries.append(Library(path.name, checksum(path), arguments))
+        planned = PlannedModel.of(file, model.imported.inputs)
+        described = target_json(target)
+        Parts(planned, tvm.__version__, described, cpu_needs(target), model.points, tuple(libraries)).write(made)
 
 
-def random_inputs(tensors: Sequence[TensorSpec]) -> list[Array]:
-    """Arrays for a signature: random floats, and zeros for integers, which may be indices."""
-    rng = np.random.default_rng(0)
-    return [
-        rng.standard_normal(t.shape).astype(t.dtype) if t.dtype.kind == "f" else np.zeros(t.shape, t.dtype)
-        for t in tensors
-    ]
+def _groups(model: Cuttable) -> list[list[int]]:
+    """The cuts, as many together as fit in one module. There is at least one group."""
+    weights = sum(constant_bytes(b.value) for b in model.imported.graph.bindings)
+    size = max(1, int(_WEIGHTS // max(1, weights)))
+    cuts = list(range(1, len(model.points) - 1))
+    return [cuts[i : i + size] for i in range(0, len(cuts), size)] or [[]]
 
 
 def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whole: bool) -> Calls:
     """Calls of the parts before and after some cuts, of the encodings there, and of the whole model."""
+    mod, arguments = _module(model, cuts, whole)
+    THREADS.use()
+    machine = vm.VirtualMachine(build(mod, target), tvm.cpu())
+    return calls_of(machine, arguments)
+
+
+def _module(
+    model: Cuttable, cuts: Sequence[int], whole: bool
+) -> tuple[tvm.IRModule, dict[str, tuple[TensorSpec, ...]]]:
+    """A module with the parts before and after some cuts, the encodings there, and the whole model; and what each of
+    them takes."""
     last = len(model.points) - 1
     parts = {f"before_{at}": (0, at) for at in cuts} | {f"after_{at}": (at, last) for at in cuts}
     if whole:
         parts["whole"] = (0, last)
     others = {gv: f for gv, f in model.imported.mod.functions.items() if gv.name_hint != "main"}
     builder = relax.BlockBuilder(tvm.IRModule(others))
-    arguments: dict[str, list[Array]] = {}
+    arguments: dict[str, tuple[TensorSpec, ...]] = {}
     for name, (start, end) in parts.items():
         builder.add_func(_part(model, start, end).with_attr("global_symbol", name), name)
-        arguments[name] = random_inputs(model.points[start].tensors)
+        arguments[name] = model.points[start].tensors
     for name, function, inputs in _coders(model, [0, *cuts, last] if whole else cuts):
         if name not in arguments:
             builder.add_func(function.with_attr("global_symbol", name), name)
@@ -188,14 +184,7 @@ def _build(model: Cuttable, target: tvm.target.Target, cuts: Sequence[int], whol
             relax.transform.DeadCodeElimination(list(arguments)),
         ]
     )
-    THREADS.use()
-    machine = vm.VirtualMachine(build(tidy(builder.get()), target), tvm.cpu())
-
-    def caller(name: str) -> Callable[[], object]:
-        function, tensors = machine[name], [tvm.runtime.tensor(array) for array in arguments[name]]
-        return lambda: function(*tensors)
-
-    return {name: caller(name) for name in arguments}
+    return tidy(builder.get()), arguments
 
 
 def _part(model: Cuttable, start: int, end: int) -> relax.Function:
@@ -213,7 +202,7 @@ def _part(model: Cuttable, start: int, end: int) -> relax.Function:
     return relax.utils.copy_with_new_vars(function)
 
 
-def _coders(model: Cuttable, at: Sequence[int]) -> Iterator[tuple[str, relax.Function, list[Array]]]:
+def _coders(model: Cuttable, at: Sequence[int]) -> Iterator[tuple[str, relax.Function, tuple[TensorSpec, ...]]]:
     """Functions that encode and decode one tensor, for each shape at these points."""
     variables = itertools.chain.from_iterable(model.variables[i] for i in at)
     for var, wire in itertools.product(variables, WIRES):
@@ -222,12 +211,11 @@ def _coders(model: Cuttable, at: Sequence[int]) -> Iterator[tuple[str, relax.Fun
         extents = [int(d) for d in var.ty.shape]
         plain = relax.TensorType(extents, "float32")
         encoder = _function([plain], lambda builder, values, wire=wire: encode(builder, values[0], wire))
-        array = np.random.default_rng(0).standard_normal(extents).astype("float32")
-        yield _coder("encode", wire, extents), encoder, [array]
+        yield coder("encode", wire, extents), encoder, (tensor_spec("value", plain),)
         parts = wire_types(plain, wire)
         decoder = _function(parts, lambda builder, values, wire=wire: [decode(builder, values, wire)])
-        arrays = [np.ones([int(d) for d in p.shape], str(p.dtype)) for p in parts]
-        yield _coder("decode", wire, extents), decoder, arrays
+        specs = tuple(tensor_spec(f"value_{i}", part) for i, part in enumerate(parts))
+        yield coder("decode", wire, extents), decoder, specs
 
 
 def _function(types: Sequence[relax.TensorType], emit: Callable[..., list[relax.Expr]]) -> relax.Function:
@@ -239,25 +227,3 @@ def _function(types: Sequence[relax.TensorType], emit: Callable[..., list[relax.
             result = builder.emit_output(relax.Tuple(results) if len(results) > 1 else results[0])
         builder.emit_func_output(result)
     return builder.get()["main"]
-
-
-def _coder(what: str, wire: Wire, extents: Sequence[int]) -> str:
-    return f"{what}_{wire}_{'x'.join(map(str, extents))}"
-
-
-def _times(model: Cuttable, taken: dict[str, float]) -> Times:
-    last = len(model.points) - 1
-    whole = taken["whole"]
-
-    def coding(what: str, wire: Wire) -> tuple[float, ...]:
-        return tuple(
-            sum(taken.get(_coder(what, wire, t.shape), 0.0) for t in point.tensors if t.datatype == "FP32")
-            for point in model.points
-        )
-
-    return Times(
-        (0.0, *(taken[f"before_{at}"] for at in range(1, last)), whole),
-        (whole, *(taken[f"after_{at}"] for at in range(1, last)), 0.0),
-        {wire: coding("encode", wire) for wire in WIRES},
-        {wire: coding("decode", wire) for wire in WIRES},
-    )

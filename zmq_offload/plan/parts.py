@@ -1,0 +1,121 @@
+"""The parts of a model, compiled for another machine, in a folder that is carried there: a device measures what it
+cannot compile.
+
+`halves.build_parts` builds the libraries, `parts.json` says what they are. To measure them, TVM's runtime is enough.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from zmq_offload.artifacts import jsonfile
+from zmq_offload.artifacts.cpu import CpuNeeds
+from zmq_offload.artifacts.repository import checksum
+from zmq_offload.common.scratch import scratch_folder
+from zmq_offload.console.progress import Say, counter, say_nothing
+from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.plan.costs import CutPoint
+from zmq_offload.plan.files import CutTimes, PlannedModel
+from zmq_offload.plan.timing import calls_of, timed, times_of
+from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.runtime.forks import THREADS
+from zmq_offload.runtime.machine import check_tvm_version, load_library, loading
+from zmq_offload.runtime.tvm_library import virtual_machine
+
+DESCRIPTION = "parts.json"
+FORMAT_VERSION = 1
+
+_SECONDS = 30.0
+"""How long runs may take together, as in `halves.measure_halves`; each part runs at least three times."""
+
+
+class Library(msgspec.Struct, frozen=True):
+    """A library of the folder, its checksum, and what each of its functions takes."""
+
+    file: str
+    checksum: str
+    functions: dict[str, tuple[TensorSpec, ...]]
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """A folder of parts: the model, the version of TVM and the target that they were built by and for."""
+
+    model: PlannedModel
+    tvm_version: str
+    target: Any
+    cpu: CpuNeeds
+    points: tuple[CutPoint, ...]
+    libraries: tuple[Library, ...]
+
+    def __post_init__(self) -> None:
+        functions = {name for library in self.libraries for name in library.functions}
+        expected = {f"{side}_{at}" for side in ("before", "after") for at in range(1, len(self.points) - 1)}
+        if missing := sorted({"whole", *expected} - functions):
+            raise InvalidArgument(f"libraries: no library has the function {missing[0]!r}")
+
+    def write(self, folder: Path) -> None:
+        described = {"format_version": FORMAT_VERSION, **jsonfile.to_object(self)}
+        (folder / DESCRIPTION).write_bytes(jsonfile.encode(described))
+
+    @classmethod
+    def read(cls, folder: Path) -> Parts:
+        """Raises FailedPrecondition for a folder that has no parts, or whose files are damaged."""
+        file = folder / DESCRIPTION
+        try:
+            value = jsonfile.parse(file.read_bytes())
+            jsonfile.check_format_version(value, FORMAT_VERSION)
+            found = jsonfile.convert(value, cls)
+            for library in found.libraries:
+                for spec in (spec for specs in library.functions.values() for spec in specs):
+                    spec.check()
+                if Path(library.file).name != library.file or checksum(folder / library.file) != library.checksum:
+                    raise InvalidArgument(f"{library.file} is not the file that was written with it")
+        except OSError as error:
+            raise FailedPrecondition(f"{error.filename} cannot be read: {error.strerror or error}") from None
+        except InvalidArgument as error:
+            again = "make the folder again with: zmq-offload profile MODEL --parts DIR"
+            raise FailedPrecondition(f"{file} is damaged: {error}; {again}") from None
+        return found
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """A folder that becomes `folder` if the body succeeds. Raises FailedPrecondition if that cannot be."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FailedPrecondition(f"{folder} exists; name a folder that does not, or remove it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(folder.parent, ".zmq-offload-") as scratch:
+            made = scratch / "parts"
+            made.mkdir()
+            yield made
+            made.rename(folder)
+    except OSError as error:
+        raise FailedPrecondition(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def measure_parts(folder: Path, threads: int, repeat: int, say: Say = say_nothing) -> CutTimes:
+    """The times of the parts in a folder on this machine, for a plan on another one.
+
+    Raises FailedPrecondition for a folder without parts, or with parts for another CPU or of another version of TVM.
+    """
+    parts = Parts.read(folder)
+    check_tvm_version(folder, parts.tvm_version)
+    parts.cpu.check(str(folder))
+    THREADS.use()
+    tell = counter(say, "libraries")
+    taken: dict[str, float] = {}
+    for at, library in enumerate(parts.libraries):
+        tell(at, len(parts.libraries))
+        with loading(folder / library.file):
+            machine = virtual_machine(load_library(folder / library.file))
+        taken |= timed(calls_of(machine, library.functions), repeat, _SECONDS / len(parts.libraries))
+    target = parts.target if isinstance(parts.target, dict) else {}
+    machine_name = f"{platform.node()} ({target.get('mcpu', parts.cpu.architecture)})"
+    return CutTimes(parts.model, machine_name, threads, parts.points, times_of(parts.points, taken))
