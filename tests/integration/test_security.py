@@ -8,9 +8,11 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -363,3 +365,51 @@ def test_a_worker_with_a_wrong_key_says_why(site: Site) -> None:
     with running_workers(site.backend, *options) as supervisor:
         assert isinstance(supervisor, Process)
         supervisor.wait_for("does not know this key")
+
+
+def test_several_broker_processes_have_the_same_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both serve whoever is in the lists, also one that was started again, and each hears of a change."""
+    site = Site(tmp_path)
+    capsys.readouterr()
+    listen = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0", "--heartbeat", "0.3"]
+    options = ["--metrics", "127.0.0.1:0", "--access-log", "0", *site.options]
+    with running("-m", "broker", "--processes", "2", *listen, *options) as brokers:
+        ready = brokers.wait_for(r"^ready frontend=(\S+) backend=(\S+) metrics=(\S+)$")
+        frontends, metrics = ready[1].split(","), ready[3].split(",")
+        keys = ("--worker-key", site.path("worker", "key_secret"), "--broker-key", site.path("broker"))
+        with running_workers(ready[2], "--executor", "echo", "--drain", "1", *keys), contextlib.ExitStack() as stack:
+
+            def client(name: str, frontend: str) -> Client:
+                secret, timeout = site.path(name, "key_secret"), 5 if name == "alice" else 2
+                return stack.enter_context(
+                    Client(frontend, key=secret, broker_key=site.path("broker"), timeout=timeout)
+                )
+
+            alice = [client("alice", frontend) for frontend in frontends]
+            stranger = client("stranger", frontends[1])
+            for each in alice:
+                eventually(lambda each=each: each.status()["workers"])  # type: ignore[misc]
+            assert [*map(code, alice)] == ["served"] * 2 and code(stranger) == "UNAUTHENTICATED"
+
+            os.kill(int(brokers.wait_for(r"broker 1 is process (\d+)")[1]), signal.SIGKILL)
+            eventually(lambda: alice[1].status()["restarts"] and code(alice[1]) == "served")
+
+            with monkeypatch.context() as patched:
+                patched.setenv("ZMQ_OFFLOAD_CLIENT_KEY", site.path("alice", "key_secret"))
+                patched.setenv("ZMQ_OFFLOAD_BROKER_KEY", site.path("broker"))
+                assert main(["status", "--json", "--broker", ",".join(frontends)]) == 0
+            both = json.loads(capsys.readouterr().out)
+            assert len(both["workers"]) == 1 and both["requests"]["served"] >= 2
+            for number, address in enumerate(metrics):
+                text = urllib.request.urlopen(f"http://{address}/metrics", timeout=20).read().decode()
+                assert f'zmq_offload_broker_info{{process="{number}"}} 1' in text
+                brokers.wait_for(f"broker.access INFO process {number}: model 'echo' version 1: OK")
+
+            site.authorize("stranger")
+            site.revoke("alice", site.clients)
+            for each in alice:
+                eventually(lambda each=each: code(each) == "UNAUTHENTICATED")  # type: ignore[misc]
+            eventually(lambda: code(stranger) == "served")
+        assert brokers.end() == 0, brokers.lines

@@ -71,7 +71,7 @@ def start(program: str, options: LogOptions, common: Mapping[str, object] | None
         handler = logging.StreamHandler()
     else:
         handler = logging.StreamHandler(open(descriptor, "w", buffering=1, errors="backslashreplace"))  # noqa: SIM115
-    formatter = Json(program, common or {}) if options.format == "json" else Text()
+    formatter = Json(program, common or {}) if options.format == "json" else Text((common or {}).get("process"))
     handler.setFormatter(formatter)
     level = getattr(logging, options.level.upper())
     logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
@@ -89,10 +89,14 @@ def fields(**known: object) -> dict[str, object]:
 
 
 class Text(logging.Formatter):
-    """Time, logger, level and message. An exception follows on the same line, with its line ends as `\\n`."""
+    """Time, logger, level and message. An exception follows on the same line, with its line ends as `\\n`.
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(name)s %(levelname)s %(message)s")
+    `process` is the number of one of several processes that write the same log.
+    """
+
+    def __init__(self, process: object = None) -> None:
+        which = "" if process is None else f"process {process}: "
+        super().__init__(f"%(asctime)s %(name)s %(levelname)s {which}%(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
