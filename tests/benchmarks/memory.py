@@ -1,8 +1,9 @@
 """What a worker and a device have in memory, and how long they take to start: `python -m tests.benchmarks.memory`.
 
-The first table has one process of each kind after each step of loading a subgraph. The second has workers, from their
-start until all models are served. Resident is what the kernel counts for the process (RSS). Proportional (PSS) divides
-each page among the processes that have it, so that libraries which many processes share count once.
+The first table has one process of each kind after each step of loading a subgraph. The second has workers, from the
+start of their supervisor until all models are served. Workers of all kinds take turns. Resident is what the kernel
+counts for the process (RSS). Proportional (PSS) divides each page among the processes that have it, so that libraries
+which many processes share count once. CPU time is that of supervisor and workers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from tests.support.compiled import copies
 from tests.support.processes import ROOT, eventually, running_broker, running_workers
 from zmq_offload import Client
-from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY
 
 STEPS = """
 import json, os, sys, time
@@ -71,17 +71,6 @@ def product(folder: Path, megabytes: float) -> Path:
     return folder / "repository" / "wide" / "1"
 
 
-def many(source: Path, root: Path, count: int) -> Path:
-    """A repository with so many copies of a version, each a model of its own."""
-    for number in range(count):
-        place = root / f"m{number}" / "1"
-        place.mkdir(parents=True)
-        shutil.copy(source / LIBRARY, place)
-        described = json.loads((source / DESCRIPTION).read_text()) | {"name": f"m{number}"}
-        (place / DESCRIPTION).write_text(json.dumps(described))
-    return root
-
-
 def process(version: Path, kind: str, compiler: str) -> list[Row]:
     """The steps of a process that loads a version."""
     done = subprocess.run(
@@ -94,8 +83,9 @@ def process(version: Path, kind: str, compiler: str) -> list[Row]:
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def worker(repository: Path | None, models: int, processes: int = 1) -> tuple[float, float, float]:
-    """Resident and proportional megabytes of each of the workers, and seconds until they all serve all models."""
+def worker(repository: Path | None, models: int, processes: int = 1) -> tuple[float, float, float, float]:
+    """Resident and proportional megabytes of each of the workers, and seconds, of the clock and of CPU time, until they
+    all serve all models."""
     given = ["--executor", "echo"] if repository is None else ["--repository", str(repository)]
     with running_broker() as broker, Client(broker.frontend) as client:
         began = time.perf_counter()
@@ -107,10 +97,18 @@ def worker(repository: Path | None, models: int, processes: int = 1) -> tuple[fl
 
             eventually(served, 120)
             took = time.perf_counter() - began
+            parent = supervisor.popen.pid
+            children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+            used = sum(map(_cpu, [parent, *children]))
             time.sleep(1)  # what loading left behind is given back
-            children = Path(f"/proc/{supervisor.popen.pid}/task/{supervisor.popen.pid}/children").read_text().split()
-            sizes = [_sizes(int(child)) for child in children]
-    return statistics.mean(s[0] for s in sizes), statistics.mean(s[1] for s in sizes), took
+            sizes = [_sizes(child) for child in children]
+    return statistics.mean(s[0] for s in sizes), statistics.mean(s[1] for s in sizes), took, used
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _sizes(pid: int) -> tuple[float, float]:
@@ -126,26 +124,38 @@ def main() -> None:
     parser.add_argument("--weights", type=float, default=20.0, metavar="MB", help="of the model")
     parser.add_argument("--models", type=int, default=50, help="in one worker, each with a tenth of the weights")
     parser.add_argument("--runs", type=int, default=3, help="of which the median is printed")
+    parser.add_argument("--workers-only", action="store_true", help="without the first table")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="memory-") as name:
         folder = Path(name)
         version = product(folder / "one", args.weights)
         small = product(folder / "small", args.weights / 10)
-        _print(["a process, step by step", "resident MB", "proportional MB", "seconds"], _steps(version, args.runs))
-        kinds: dict[str, Callable[[], tuple[float, float, float]]] = {
+        if not args.workers_only:
+            _print(["a process, step by step", "resident MB", "proportional MB", "seconds"], _steps(version, args.runs))
+        kinds: dict[str, Callable[[], tuple[float, float, float, float]]] = {
             "echo": partial(worker, None, 1),
             f"1 model, {args.weights:g} MB": partial(worker, version.parent.parent, 1),
         }
         for count in (1, args.models):
-            root = many(small, folder / f"many{count}", count)
+            root = copies(small, folder / f"many{count}", count)
             kinds[f"{count} models of {args.weights / 10:g} MB"] = partial(worker, root, count)
             if count > 1:
                 kinds[f"{count} models, 2 processes"] = partial(worker, root, count, 2)
-        rows = []
-        for what, measured in kinds.items():
-            found = [measured() for _ in range(args.runs)]
-            rows.append([what, *(f"{statistics.median(f[i] for f in found):.{2 if i == 2 else 1}f}" for i in range(3))])
-        _print(["a worker", "resident MB", "proportional MB", "seconds to serve"], rows)
+        found: dict[str, list[tuple[float, ...]]] = {what: [] for what in kinds}
+        for _ in range(args.runs):
+            for what, measured in kinds.items():
+                found[what].append(measured())
+        rows = [
+            [
+                what,
+                *(
+                    f"{statistics.median(run):.{digits}f}"
+                    for run, digits in zip(zip(*runs, strict=True), (1, 1, 2, 2), strict=True)
+                ),
+            ]
+            for what, runs in found.items()
+        ]
+        _print(["a worker", "resident MB", "proportional MB", "seconds to serve", "CPU seconds"], rows)
 
 
 def _steps(version: Path, runs: int) -> list[list[str]]:

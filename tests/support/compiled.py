@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY
 
 if TYPE_CHECKING:
     from zmq_offload.compile import Compiled
@@ -76,3 +79,14 @@ def compiled_wide(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 def fresh_mlp(compiled_mlp: Compiled, tmp_path: Path) -> Path:
     """A copy of `compiled_mlp` that the test may change: a folder with `device` and `repository`."""
     return Path(shutil.copytree(compiled_mlp.device.parent, tmp_path / "dist"))
+
+
+def copies(source: Path, root: Path, count: int) -> Path:
+    """A repository with so many copies of a version, each version 1 of a model of its own: m0, m1, ..."""
+    for number in range(count):
+        place = root / f"m{number}" / "1"
+        place.mkdir(parents=True)
+        shutil.copy(source / LIBRARY, place)
+        described = json.loads((source / DESCRIPTION).read_text()) | {"name": f"m{number}"}
+        (place / DESCRIPTION).write_text(json.dumps(described))
+    return root
