@@ -22,7 +22,7 @@ from zmq_offload.compile import compile_model
 pytestmark = pytest.mark.arm
 
 FRAMES = onnx_models.random(12, 1, 3, 24, 24, seed=3)
-TARGETS = {"raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
+TARGETS = {"raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76", "graviton3": "max"}
 
 
 @pytest.fixture(scope="module", params=TARGETS)

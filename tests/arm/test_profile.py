@@ -32,6 +32,7 @@ def test_a_device_measures_what_it_cannot_compile(
     assert main(["plan", *model, *link, *options]) == 0
     said = capsys.readouterr().out
     assert f"(cortex-a72), 1 thread (measured there: {times})" in said
+    assert f"--plan {plan} --name NAME --device-target raspberry-pi-4\n" in said
     # Emulated, it takes many times as long as here.
     assert json.loads(plan.read_text())["cut"]
     assert f"{measured.times.whole * 1e3:.2f}" in next(line for line in said.splitlines() if "device only" in line)

@@ -47,6 +47,7 @@ def test_a_plan_takes_the_times_of_carried_parts(
     said = capsys.readouterr().out
     assert f"slow, 1 thread (measured there: {saved})" in said
     assert json.loads(file.read_text())["cut"] == ["x"]
+    assert f"--plan {file} --name NAME --device-target host\n" in said
     assert "(device only)" in said and "14000.00" in said
 
 

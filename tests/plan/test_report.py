@@ -109,6 +109,7 @@ def test_the_chart_says_where_the_region_ends() -> None:
 def test_the_command_to_compile_with_is_quoted() -> None:
     command = compile_command(Path("my model.onnx"), Path("plan.json"))
     assert command == "zmq-offload compile 'my model.onnx' --plan plan.json --name NAME"
+    assert compile_command(Path("m.onnx"), Path("p"), "rk3588").endswith(" --name NAME --device-target rk3588")
 
 
 def test_the_figures_of_the_plans_file_are_the_predictions() -> None:

@@ -152,6 +152,6 @@ def run(args: argparse.Namespace) -> int:
     show(Facts(report.facts(costs, decision, answer.facts), 10), "", table, "", report.UNITS, "")
     show(Prose(report.verdict(costs, decision, answer.rules)))
     if args.save is not None and not answer.plan.local:
-        print(report.compile_command(args.model, args.save))
+        print(report.compile_command(args.model, args.save, None if device is None else device.times.target))
     print(f"drawn in {args.output}")
     return 0

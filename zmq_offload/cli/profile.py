@@ -157,11 +157,9 @@ def _has_parts(folder: Path) -> bool:
 def _write_parts(args: argparse.Namespace) -> int:
     with needs("compile"):
         from zmq_offload.compile.onnx.shapes import parse_shapes
-        from zmq_offload.compile.target import resolve_target
         from zmq_offload.plan.halves import build_parts
-    target = resolve_target(args.target)
     with Progress(1, quiet=args.quiet).step("compile both parts of every cut") as say:
-        build_parts(args.model, parse_shapes(args.input), target, args.parts, say)
+        build_parts(args.model, parse_shapes(args.input), args.target, args.parts, say)
     show(f"parts in {args.parts}, with all weights of the model; on the device run:")
     show(f"  zmq-offload profile {args.parts.name} --save FILE")
     return 0

@@ -53,19 +53,21 @@ class PlannedModel(msgspec.Struct, frozen=True):
 
 
 class CutTimes(msgspec.Struct, frozen=True):
-    """The times of a model's parts on one machine, for use on another machine."""
+    """The times of a model's parts on one machine, for use on another machine. `target` is how it was named when they
+    were compiled elsewhere."""
 
     model: PlannedModel
     machine: str
     threads: int
     points: tuple[CutPoint, ...]
     times: Times
+    target: str | None = None
 
     def write(self, file: Path) -> None:
         places = tuple(point.tensors for point in self.points)
         t = self.times
         seconds = _Seconds(t.before, t.after, _by_name(t.encode), _by_name(t.decode))
-        _write(file, PROFILE, _CutTimes(self.model, self.machine, self.threads, places, seconds))
+        _write(file, PROFILE, _CutTimes(self.model, self.machine, self.threads, places, seconds, self.target))
 
     @classmethod
     def read(cls, file: Path) -> CutTimes:
@@ -74,7 +76,8 @@ class CutTimes(msgspec.Struct, frozen=True):
         s = found.seconds
         encode, decode = ({wire: coding[wire] for wire in WIRES} for coding in (s.encode, s.decode))
         points = tuple(map(CutPoint, found.places))
-        return cls(found.model, found.machine, found.threads, points, Times(s.before, s.behind, encode, decode))
+        times = Times(s.before, s.behind, encode, decode)
+        return cls(found.model, found.machine, found.threads, points, times, found.target)
 
     def times_for(self, model: Path, points: Sequence[CutPoint], file: Path) -> Times:
         """The times. Raises InvalidArgument if they belong to another model or to other points."""
@@ -101,6 +104,7 @@ class _CutTimes(msgspec.Struct):
     threads: int
     places: tuple[tuple[TensorSpec, ...], ...]
     seconds: _Seconds
+    target: str | None = None
 
     def __post_init__(self) -> None:
         for tensor in (tensor for place in self.places for tensor in place):

@@ -27,7 +27,7 @@ from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.onnx.shapes import Dim
-from zmq_offload.compile.target import cpu_needs, host_target, target_json
+from zmq_offload.compile.target import cpu_needs, host_target, resolve_target
 from zmq_offload.console.progress import Say, counter, say_nothing
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import WIRES, CutPoint, Times
@@ -120,12 +120,14 @@ def take_profile(
 
 
 def build_parts(
-    file: Path, inputs: Mapping[str, Sequence[Dim]], target: tvm.target.Target, folder: Path, say: Say = say_nothing
+    file: Path, inputs: Mapping[str, Sequence[Dim]], given: str | None, folder: Path, say: Say = say_nothing
 ) -> None:
     """Compile a model's parts for another machine, which measures them with `parts.measure_parts`.
 
-    `folder` is made; its files have all weights of the model. Raises as `cuttable` and `build_library` do.
+    `given` is the target. `folder` is made; its files have all weights of the model. Raises as `cuttable`,
+    `resolve_target` and `build_library` do.
     """
+    target = resolve_target(given)
     model = cuttable(read_model(file).imported(inputs))
     groups = _groups(model)
     tell = counter(say, "libraries")
@@ -138,8 +140,9 @@ def build_parts(
             build_library(mod, path, target)
             libraries.append(Library(path.name, checksum(path), arguments))
         planned = PlannedModel.of(file, model.imported.inputs)
-        described = target_json(target)
-        Parts(planned, tvm.__version__, described, cpu_needs(target), model.points, tuple(libraries)).write(made)
+        needs = cpu_needs(target)
+        cpu = str(target.attrs.get("mcpu") or needs.architecture)
+        Parts(planned, tvm.__version__, cpu, needs, model.points, tuple(libraries), given).write(made)
 
 
 def _groups(model: Cuttable) -> list[list[int]]:

@@ -10,7 +10,6 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -44,14 +43,18 @@ class Library(msgspec.Struct, frozen=True):
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """A folder of parts: the model, the version of TVM and the target that they were built by and for."""
+    """A folder of parts: the model, the version of TVM that built them, and the CPU that they are for.
+
+    `cpu_name` is LLVM's name for it, `target` the user's, if there was one.
+    """
 
     model: PlannedModel
     tvm_version: str
-    target: Any
+    cpu_name: str
     cpu: CpuNeeds
     points: tuple[CutPoint, ...]
     libraries: tuple[Library, ...]
+    target: str | None = None
 
     def __post_init__(self) -> None:
         functions = {name for library in self.libraries for name in library.functions}
@@ -116,6 +119,5 @@ def measure_parts(folder: Path, threads: int, repeat: int, say: Say = say_nothin
         with loading(folder / library.file):
             machine = virtual_machine(load_library(folder / library.file))
         taken |= timed(calls_of(machine, library.functions), repeat, _SECONDS / len(parts.libraries))
-    target = parts.target if isinstance(parts.target, dict) else {}
-    machine_name = f"{platform.node()} ({target.get('mcpu', parts.cpu.architecture)})"
-    return CutTimes(parts.model, machine_name, threads, parts.points, times_of(parts.points, taken))
+    name = f"{platform.node()} ({parts.cpu_name})"
+    return CutTimes(parts.model, name, threads, parts.points, times_of(parts.points, taken), parts.target)

@@ -125,8 +125,10 @@ def chart(costs: Costs, decision: Decision, wires: Sequence[Wire], title: str) -
     return CutsChart(title, summary, names[:-1], [*map(curve, wires)], local, ring)
 
 
-def compile_command(model: Path, plan: Path) -> str:
-    return f"zmq-offload compile {shlex.quote(str(model))} --plan {shlex.quote(str(plan))} --name NAME"
+def compile_command(model: Path, plan: Path, target: str | None = None) -> str:
+    """The command that compiles by a plan, for a device of this target."""
+    device = "" if target is None else f" --device-target {shlex.quote(target)}"
+    return f"zmq-offload compile {shlex.quote(str(model))} --plan {shlex.quote(str(plan))} --name NAME{device}"
 
 
 def figures(p: Prediction) -> dict[str, float]:
