@@ -2,7 +2,7 @@
 
 Each way loads the same device bundle, with a fabric on this machine, and makes one call. CPU time is that of the
 process until its first result, memory what it has then: resident (RSS), and proportional (PSS), which divides a page
-among the processes that have it: the fabric's workers have the same files as the installed package. The ways take turns.
+among the processes that have it. The fabric's workers have the files of the installed package. The ways take turns.
 
 With `--arm`, programs of the arm64 root of `tests.arm.root` run under qemu-user: times are those of the emulator, and
 memory is without the emulator's program and translated code, but with the rest of its own.

@@ -17,7 +17,7 @@ import pytest
 from tests.arm.root import Root
 from tests.support import onnx_models
 from tests.support.processes import eventually, running_broker, running_workers
-from tests.support.wheels import installed_wheels, write_wheel
+from tests.support.wheels import installed_wheels, stand_ins
 from zmq_offload import Client
 from zmq_offload.cli.main import main
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
@@ -74,30 +74,29 @@ def test_wheels_come_from_pypi_or_a_folder() -> None:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wheels of a device's packages for aarch64, with a file or two each."""
-    folder = tmp_path_factory.mktemp("wheels")
-    for name, version in {"pyzmq": "27", "numpy": "2", "msgpack": "1.1", "msgspec": "0.20", "ml-dtypes": "1"}.items():
-        module = name.replace("-", "_")
-        tag = "cp311-cp311-manylinux_2_28_aarch64"
-        write_wheel(folder, name, version, tag, {f"{module}/__init__.py": b"1", f"{module}/tests/test.py": b"2"})
-    libraries = {"tvm/lib/libtvm_runtime.so": b"runtime", "tvm/lib/libtvm_compiler.so": b"compiler"}
-    write_wheel(folder, "apache-tvm", "0.27.0.post1", "py3-none-manylinux_2_28_aarch64", libraries)
-    write_wheel(folder, "apache-tvm-ffi", "0.1.14.post1", "cp311-cp311-manylinux_2_28_aarch64", {"tvm_ffi/a.py": b""})
-    write_wheel(folder, "more", "1", "py3-none-any", {"more.py": b""})
-    return folder
+    return stand_ins(tmp_path_factory.mktemp("wheels"))
 
 
 def test_an_image_has_packages_and_bundle(
     wheels: Path, arm_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "image"
-    options = ["--wheels", str(wheels), "--bundle", str(arm_bundle), "--with", "more", "--without", "MsgPack"]
+    options = [
+        "--wheels",
+        str(wheels),
+        "--bundle",
+        str(arm_bundle),
+        "--with",
+        "opencv-python-headless",
+        "--without",
+        "MsgPack",
+    ]
     assert main(["image", str(out), *options]) == 0
     site = out / "site"
     packages = {path.name for path in site.iterdir() if not path.name.endswith((".dist-info", "__pycache__"))}
-    assert packages == {"pyzmq", "numpy", "msgspec", "tvm", "tvm_ffi", "more.py", "zmq_offload"}
+    assert packages == {"pyzmq", "numpy", "msgspec", "tvm", "tvm_ffi", "cv2.py", "zmq_offload"}
     assert [file.name for file in (site / "tvm").rglob("*") if file.is_file()] == ["libtvm_runtime.so"]
-    assert not (site / "numpy" / "tests").exists() and not (site / "zmq_offload" / "compile").exists()
+    assert not (site / "numpy" / "tests").exists() and not (site / "zmq_offload" / "compile" / "api.py").exists()
     assert not list((site / "zmq_offload").rglob("*.so")), "compiled code is for this machine"
     assert (out / "device" / "device.so").read_bytes() == (arm_bundle / "device.so").read_bytes()
     assert os.access(out / "run", os.X_OK) and "exec python3.11 " in (out / "run").read_text()
@@ -106,7 +105,7 @@ def test_an_image_has_packages_and_bundle(
     with pytest.raises(AlreadyExists, match="--force"):
         write_image(out, wheels=wheels)
     with pytest.raises(FailedPrecondition, match="wheels for the device cannot be had: No matching distribution"):
-        write_image(out, wheels=wheels, python="3.12", force=True)
+        write_image(out, wheels=wheels, machine="x86_64", force=True)
     assert (out / "run").exists(), "what was there stays"
     assert not [path for path in out.parent.iterdir() if path != out]
 
@@ -190,6 +189,10 @@ def test_a_device_runs_with_an_image_alone(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment = kept | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     check_device(image, [str(image / "run"), "-s"], environment, dist, tmp_path)
+    assert main(["profile", str(dist / "m.onnx"), "--input", "x=2,8", "--parts", str(tmp_path / "parts")]) == 0
+    profile = [image / "run", "-s", "-m", "zmq_offload", "profile", tmp_path / "parts", "--save", tmp_path / "p.json"]
+    done = subprocess.run(profile, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and (tmp_path / "p.json").exists(), done.stderr
 
 
 @pytest.mark.arm

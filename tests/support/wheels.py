@@ -25,6 +25,19 @@ def write_wheel(folder: Path, name: str, version: str, tag: str, files: Mapping[
     return wheel
 
 
+def stand_ins(folder: Path) -> Path:
+    """Wheels of a device's packages for aarch64 and any Python, with a file or two each."""
+    tag = "py3-none-manylinux_2_28_aarch64"
+    for name, version in {"pyzmq": "27", "numpy": "2", "msgpack": "1.1", "msgspec": "0.20", "ml-dtypes": "1"}.items():
+        module = name.replace("-", "_")
+        write_wheel(folder, name, version, tag, {f"{module}/__init__.py": b"1", f"{module}/tests/test.py": b"2"})
+    libraries = {"tvm/lib/libtvm_runtime.so": b"runtime", "tvm/lib/libtvm_compiler.so": b"compiler"}
+    write_wheel(folder, "apache-tvm", "0.27.0.post1", tag, libraries)
+    write_wheel(folder, "apache-tvm-ffi", "0.1.14.post1", tag, {"tvm_ffi/a.py": b""})
+    write_wheel(folder, "opencv-python-headless", "4.10", tag, {"cv2.py": b""})
+    return folder
+
+
 def installed_wheels(folder: Path, names: Iterable[str], site: Path) -> Path:
     """Wheels of packages that are installed in `site`, with an empty file for TVM's compiler, which has 259 MB."""
     folder.mkdir()

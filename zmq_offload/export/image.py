@@ -23,7 +23,7 @@ from typing import NamedTuple
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from zmq_offload.export.kept import ROOMS, UNUSED, download, place_of, requirements
+from zmq_offload.export.kept import COMMANDS, ROOMS, UNUSED, download, place_of, requirements
 
 MACHINES = ("aarch64", "x86_64")
 PACKAGES, BUNDLE, RUN = "site", "device", "run"
@@ -190,8 +190,12 @@ def _own(site: Path, native: bool) -> int:
     for file in source.glob("*.py"):
         shutil.copyfile(file, target / file.name)
     left_out = ["__pycache__", "*.pyi", "*.c", *([] if native else ["*.so"])]
-    for room in ROOMS:
-        shutil.copytree(source / room, target / room, ignore=shutil.ignore_patterns(*left_out))
+    for part in (*ROOMS, *COMMANDS):
+        if (source / part).is_dir():
+            shutil.copytree(source / part, target / part, ignore=shutil.ignore_patterns(*left_out))
+        else:
+            (target / part).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / part, target / part)
     return _bytes(target)
 
 
