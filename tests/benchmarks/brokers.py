@@ -1,11 +1,13 @@
 """Requests per second of several broker processes on one host: `python -m tests.benchmarks.brokers --brokers 1 2 4`.
 
-For each number of brokers: `--workers` echo workers that serve all of them, and `--clients` processes, each with
-`--depth` requests in flight at one of the brokers, in turn. The table has what the whole fabric served, what a request
+For each number of brokers: `--workers` echo workers that serve all of them, and for each broker `--clients` processes,
+each with `--depth` requests in flight. So a broker has the same to do however many there are. The table has what the
+whole fabric served, how often that is what it served with the first number of brokers in the same round, what a request
 cost in each kind of process, and how busy the busiest broker was: below 1, a broker's core is not the limit.
 
 On a machine with few cores clients are the limit. With `--share X` each broker gets no more than X of a core, as if it
-were so much slower: it is stopped whenever it had more. Then brokers are the limit, and the rest of the machine is not.
+were so much slower: it is stopped whenever it had more. Then brokers are the limit, as long as all processes together
+leave some of the cores idle.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def measure(
         with running_workers(backends, "--executor", "echo", "--processes", str(workers)), ExitStack() as stack:
             working = next(wait_for_workers(frontend, workers) for frontend in frontends)
             calling = []
-            for number in range(clients):
+            for number in range(clients * brokers):
                 turned = frontends[number % brokers :] + frontends[: number % brokers]
                 arguments = ["--call", ",".join(turned), "--bytes", str(nbytes), "--depth", str(depth)]
                 command = [sys.executable, "-m", "tests.benchmarks.brokers", *arguments, "--seconds", str(seconds)]
@@ -126,24 +128,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brokers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--clients", type=int, default=1, help="for each broker")
     parser.add_argument("--bytes", type=int, default=1024)
     parser.add_argument("--depth", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--share", type=float, default=1.0, help="of a core, for each broker")
     parser.add_argument("--call", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.call:
         print(call(given.call.split(","), given.bytes, given.depth, given.seconds))
         return
-    print("| brokers | requests/s | broker | worker | client | busiest broker |")
-    print("|---|---|---|---|---|---|")
+    print("| brokers | requests/s | ratio | broker | worker | client | busiest broker |")
+    print("|---|---|---|---|---|---|---|")
     for _ in range(given.rounds):
+        first = 0.0
         for brokers in given.brokers:
             found = measure(brokers, given.workers, given.clients, given.bytes, given.depth, given.seconds, given.share)
             times = " | ".join(f"{seconds * 1e6:.1f} us" for seconds in found[1:4])
-            print(f"| {brokers} | {found.rate:,.0f} | {times} | {found.busiest:.2f} |", flush=True)
+            first = first or found.rate
+            print(
+                f"| {brokers} | {found.rate:,.0f} | {found.rate / first:.2f}x | {times} | {found.busiest:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

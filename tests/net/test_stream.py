@@ -56,6 +56,18 @@ def test_messages_of_all_sizes_arrive(ends: tuple[Stream, Stream]) -> None:
     assert everything(*ends) == messages and ends[1].queued == 0
 
 
+def test_what_follows_the_rest_of_a_frame_comes_with_it(ends: tuple[Stream, Stream]) -> None:
+    reader, writer = ends
+    messages = [[b"%d" % number, b"x" * 38_400] for number in range(9)]
+    for message in messages:
+        assert writer.put(message)
+    writer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    assert writer.flush()
+    turns = [reader.receive() for _ in range(2)]
+    assert [len(turn) for turn in turns] == [6, 3], "the seventh was complete with the second turn, as the others were"
+    assert [[bytes(frame) for frame in message] for turn in turns for message in turn] == messages
+
+
 def test_short_messages_wait_for_a_piece_of_a_long_one(ends: tuple[Stream, Stream]) -> None:
     reader, writer = ends
     long = [b"long", bytes(20_000_000)]

@@ -217,7 +217,7 @@ def test_a_peer_that_gives_a_shorter_time_is_gone_sooner(tenths: int, ticks: int
 
 SIZES = st.one_of(
     st.integers(0, 300),
-    st.sampled_from((16 * 1024, 16 * 1024 + 1, 128 * 1024 - 9, 128 * 1024 - 8, 128 * 1024, 300_000)),
+    st.sampled_from((16 * 1024, 16 * 1024 + 1, 256 * 1024 - 9, 256 * 1024 - 8, 256 * 1024, 300_000)),
 )
 MESSAGES = st.lists(st.lists(SIZES, min_size=1, max_size=4), max_size=4)
 

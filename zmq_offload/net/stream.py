@@ -61,6 +61,7 @@ class Stream:
         "_piece_end",
         "_put",
         "_recv_into",
+        "_recvmsg_into",
         "_writable",
         "_written",
         "blocked",
@@ -80,7 +81,7 @@ class Stream:
         polled for writing."""
         self.position = 0
         """Where the last message is that was put."""
-        self._recv_into = connected.recv_into
+        self._recv_into, self._recvmsg_into = connected.recv_into, connected.recvmsg_into
         self._most = most
         self._most_bytes = math.inf if most_bytes is None else most_bytes
         self._out: list[Buffer] = [HELLO]
@@ -119,12 +120,17 @@ class Stream:
             messages = peer.received(0)
         else:
             try:
-                count = self._recv_into(room)
+                # What follows the rest of a frame comes with it: else each such rest would take a turn of its own.
+                count = self._recvmsg_into([room, peer.scratch])[0] if peer.is_in_frame else self._recv_into(room)
             except BlockingIOError:
                 return []
             if not count:
                 raise Ended("the other end closed the connection")
-            messages = peer.received(count)
+            if count <= len(room):
+                messages = peer.received(count)
+            else:
+                messages = peer.received(len(room))
+                messages += peer.received(count - len(room))
             if peer.is_amid_pieces and not messages:
                 messages = self._receive_pieces()
         if peer.answers:
@@ -138,7 +144,7 @@ class Stream:
             room = peer.buffer()
             try:
                 # What follows the rest of a piece is most likely the head of the next one.
-                count = self.socket.recvmsg_into([room, peer.aside])[0] if peer.is_in_piece else self._recv_into(room)
+                count = self._recvmsg_into([room, peer.aside])[0] if peer.is_in_piece else self._recv_into(room)
             except OSError:  # none are there; an end is found by the next `receive`
                 break
             if not count:

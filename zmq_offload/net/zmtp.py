@@ -43,7 +43,7 @@ _CONTEXT_BYTES = 16
 _COMMAND_BYTES = 4096
 """The longest command."""
 
-_BUFFER_BYTES = 128 * 1024
+_BUFFER_BYTES = 256 * 1024
 """Bytes that are received at once."""
 
 _BETWEEN_PIECES_BYTES = 4096
@@ -186,6 +186,16 @@ class Peer:
             # Between two pieces: what is received beyond the head of the next one is copied once more.
             return body if self._pieces.left else self._view[kept : kept + _BETWEEN_PIECES_BYTES]
         return self._view[kept:] if kept else self._view
+
+    @property
+    def is_in_frame(self) -> bool:
+        """Whether `buffer()` is the rest of a frame, and what follows may be received into `scratch`: tell `received`
+        of both, one after the other."""
+        return self._body is not None
+
+    @property
+    def scratch(self) -> memoryview:
+        return self._view
 
     @property
     def is_in_piece(self) -> bool:
