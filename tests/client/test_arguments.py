@@ -59,7 +59,7 @@ def test_a_policys_fields_become_floats_and_may_be_infinite() -> None:
     assert check_policy(None) == RetryPolicy()
 
 
-@pytest.mark.parametrize("field", ["heartbeat", "patience", "slowest_link"])
+@pytest.mark.parametrize("field", ["heartbeat", "patience", "slowest_link", "come_back"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), np.float32("nan"), True, "1", None])
 def test_a_wrong_field_of_a_policy_is_named(field: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"{field} .* of the policy is not a number above 0"):

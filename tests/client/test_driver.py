@@ -24,7 +24,7 @@ def client() -> Iterator[Client]:
 
 @pytest.mark.parametrize("event", ["lead", "ask"])
 def test_ctrl_c_while_the_socket_is_handed_over(client: Client, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
-    driver = client._driver
+    driver = client._drivers.driver
     submitted = client.submit("m", INPUTS, timeout=1)
     eventually(lambda: driver._lifecycle.turn is Turn.PUMPED)
     step, interrupted = Lifecycle.step, threading.Event()

@@ -143,7 +143,7 @@ def test_calls_return_the_same_with_shared_memory_and_without(fabric: Fabric, ar
             futures = [client.submit("echo", {"x": x, "y": x[:10], "z": x}) for _ in range(3)]
             kept.append([(n, future.result(20)) for future in futures])
             x[:] = 255
-        link = client._connection
+        link = client._drivers.driver.connection
         assert link._line.shares == (arena_bytes > 0)  # type: ignore[attr-defined]
         assert not link._placed  # type: ignore[attr-defined]
     for n, result in (pair for each in kept for pair in each):

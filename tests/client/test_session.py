@@ -387,3 +387,18 @@ def test_a_large_request_leaves_a_silent_broker_as_fast_as_a_small_one() -> None
     assert [action.endpoint for action in bench.after(POLICY.patience) if isinstance(action, Reconnect)] == [1]
     assert sent(bench.got(wire.Pong(TOKEN, [], 1 << 30)), wire.Request)
     bench.got(result(1))
+
+
+def test_numbers_go_on_after_those_of_another_session() -> None:
+    one, other = (ClientSession(b"t" * 16, ["a"], POLICY) for _ in range(2))
+    for _ in range(3):
+        one.request("m", [b""], 1.0, now=0.0)
+    other.number_after(one)
+    assert other.request("m", [b""], 1.0, now=0.0)[0] == 4
+    one.number_after(ClientSession(b"t" * 16, ["a"], POLICY))
+    assert one.request("m", [b""], 1.0, now=0.0)[0] == 4
+
+
+def test_a_broker_that_may_be_back_is_given_less_time_than_one_that_is_left() -> None:
+    assert RetryPolicy().probe_seconds == 0.75
+    assert RetryPolicy(patience=60.0).probe_seconds == 1.0

@@ -129,10 +129,10 @@ def test_an_idle_client_notices_that_its_broker_has_ended_and_finds_the_next(mon
     with router() as bound:
         endpoint = place_of(bound)
         client = Client(endpoint)
-        eventually(lambda: client._connection._line.is_ready)  # type: ignore[attr-defined]
-    eventually(lambda: not client._connection._line.is_ready)  # type: ignore[attr-defined]
+        eventually(lambda: client._drivers.driver.connection._line.is_ready)  # type: ignore[attr-defined]
+    eventually(lambda: not client._drivers.driver.connection._line.is_ready)  # type: ignore[attr-defined]
     with router(endpoint) as bound:
-        eventually(lambda: client._connection._line.is_ready)  # type: ignore[attr-defined]
+        eventually(lambda: client._drivers.driver.connection._line.is_ready)  # type: ignore[attr-defined]
         future = client.submit("echo", X)
         assert bound.poll(SECONDS * 1000)
         client.close()
@@ -149,7 +149,7 @@ def test_a_connection_that_ended_while_nobody_looked_is_noticed_before_a_request
     with router() as bound:
         endpoint = place_of(bound)
         client = Client(endpoint, policy=patient)
-        eventually(lambda: client._connection._line.is_ready)  # type: ignore[attr-defined]
+        eventually(lambda: client._drivers.driver.connection._line.is_ready)  # type: ignore[attr-defined]
     time.sleep(0.15)
     with router(endpoint) as bound, client:
         client.submit("echo", X)

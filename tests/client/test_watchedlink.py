@@ -91,9 +91,9 @@ def test_memory_of_a_call_that_ends_before_it_was_sent_is_given_up_with_the_conn
                 peer, envelope = await asyncio.get_running_loop().run_in_executor(None, bound.recv_multipart)
                 ping = wire.decode(envelope, wire.FROM_CLIENT)
                 bound.send_multipart([peer, wire.encode(wire.Pong(ping.session, [], 1 << 28))])
-                before = client._connection.way
+                before = client._drivers.driver.connection.way
                 ended = await asyncio.gather(*asked, return_exceptions=True)
                 assert all(isinstance(one, OffloadError) for one in ended)
-                assert client._connection.way is not before
+                assert client._drivers.driver.connection.way is not before
 
     run(main())

@@ -79,7 +79,7 @@ def test_without_files_calls_fail_when_the_client_connects_again_and_work_when_t
         assert {type(error) for error in errors} == {Unavailable}
         assert any("Too many open files" in error.message for error in errors), errors
         assert client.infer("echo", X)["x"].shape == (3, 4)
-        assert client._session.outstanding == 0
+        assert client._drivers.driver.session.outstanding == 0
 
 
 def test_without_files_the_asyncio_client_does_the_same(echo_fabric: Fabric) -> None:
@@ -211,7 +211,7 @@ def test_any_failure_in_driving_fails_every_call_and_later_calls_work(
             errors = errors_of_threads(client)
         assert right(errors), errors
         assert len({id(one) for one in errors}) == MANY, "each has its own traceback"
-        assert client._driver.outstanding == client._session.outstanding == 0
+        assert client._drivers.driver.outstanding == client._drivers.driver.session.outstanding == 0
 
     async def main() -> None:
         async with AsyncClient(endpoint, **silent) as client:
@@ -219,7 +219,7 @@ def test_any_failure_in_driving_fails_every_call_and_later_calls_work(
                 patch.setattr(StreamLink, method, broken(error))
                 errors = await errors_of_tasks(client)
             assert right(errors), errors
-            assert client._driver.outstanding == client._session.outstanding == 0
+            assert client._drivers.driver.outstanding == client._drivers.driver.session.outstanding == 0
             if endpoint != NOBODY:
                 assert (await client.infer("echo", X))["x"].shape == (3, 4)
 
@@ -272,7 +272,7 @@ def test_a_second_endpoint_that_fails_does_not_keep_the_client_from_the_first(
     with Client([NOBODY, "tcp://127.0.0.1:7"], policy=IMPATIENT) as client:
         with pytest.raises(Unavailable, match="cannot connect to the second"):
             client.infer("echo", X)
-        client._connection.endpoints[0] = echo_fabric.frontend
+        client._drivers.driver.connection.endpoints[0] = echo_fabric.frontend
         assert client.infer("echo", X)["x"].shape == (3, 4)
 
 

@@ -186,7 +186,7 @@ def test_a_tensor_over_any_limit_is_refused_at_once_and_nobody_is_disconnected(w
         eventually(client.models)
         if who == "client":
             # The reply is as large as the request; another client's limit is higher.
-            client._session._max_frame_bytes = 1_000_000
+            client._drivers.driver.session._max_frame_bytes = 1_000_000
         start = time.monotonic()
         with pytest.raises(InvalidArgument, match=rf"a frame of {nbytes} bytes; .* 1000000 .* 268435456"):
             client.infer("echo", {"x": np.zeros(nbytes, "u1")}, timeout=20)
@@ -249,7 +249,7 @@ def test_closing_cancels_outstanding_calls() -> None:
 
     thread = threading.Thread(target=call)
     thread.start()
-    eventually(lambda: client._session.outstanding == 2)
+    eventually(lambda: client._drivers.driver.session.outstanding == 2)
     client.close()
     client.close()
     thread.join(20)
@@ -264,7 +264,7 @@ def test_cancelling_a_future_reaches_the_broker() -> None:
     with Client(NOBODY) as client:
         future = client.submit("echo", {"x": X})
         assert future.cancel()
-        eventually(lambda: client._session.outstanding == 0)
+        eventually(lambda: client._drivers.driver.session.outstanding == 0)
         with pytest.raises(CancelledError):
             future.result()
 
@@ -303,7 +303,7 @@ def test_an_asyncio_call_without_a_broker_ends_and_can_be_cancelled() -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert client._session.outstanding == 0
+            assert client._drivers.driver.session.outstanding == 0
             task = asyncio.create_task(client.infer("echo", {"x": X}))
             await asyncio.sleep(0)
         with pytest.raises(Cancelled):

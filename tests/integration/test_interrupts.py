@@ -58,7 +58,7 @@ def results(futures: list[Any]) -> tuple[list[Any], int]:
 
 
 def test_bytes_that_were_received_when_it_came_spoil_no_other_result(client: Client) -> None:
-    stream = client._connection._line.stream  # type: ignore[attr-defined]
+    stream = client._drivers.driver.connection._line.stream  # type: ignore[attr-defined]
     peer = stream.peer
     stream._recv_into = once(stream._recv_into, lambda count: peer._body is not None and count > 50_000)
     found, interrupts = results([client.submit("echo", {"x": X + number}) for number in range(6)])
@@ -68,7 +68,7 @@ def test_bytes_that_were_received_when_it_came_spoil_no_other_result(client: Cli
 
 
 def test_bytes_that_were_sent_when_it_came_are_not_sent_again_as_something_else(client: Client) -> None:
-    stream = client._connection._line.stream  # type: ignore[attr-defined]
+    stream = client._drivers.driver.connection._line.stream  # type: ignore[attr-defined]
 
     class Socket:
         sendmsg = staticmethod(once(stream.socket.sendmsg, lambda count: count > 0))
@@ -83,7 +83,7 @@ def test_bytes_that_were_sent_when_it_came_are_not_sent_again_as_something_else(
 
 
 def test_a_reply_that_is_handed_out_when_it_comes_is_not_lost_for_ever(client: Client) -> None:
-    connection = client._connection
+    connection = client._drivers.driver.connection
     main, submitted = threading.get_ident(), []
 
     def at(_: object) -> bool:
@@ -101,7 +101,7 @@ def test_a_reply_that_is_handed_out_when_it_comes_is_not_lost_for_ever(client: C
 
 
 def test_the_lock_of_the_connection_is_free_after_it(client: Client) -> None:
-    driver = client._driver
+    driver = client._drivers.driver
 
     class Lock:
         def __init__(self, real: Any) -> None:
@@ -131,8 +131,10 @@ def test_the_lock_of_the_connection_is_free_after_it(client: Client) -> None:
 def test_a_call_of_which_the_reply_is_lost_says_so(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C comes between the session, for which the call has ended, and the outbox."""
     future = client.submit("echo", {"x": X})
-    received, main = client._session.received, threading.get_ident()
-    monkeypatch.setattr(client._session, "received", once(received, lambda _: threading.get_ident() == main))
+    received, main = client._drivers.driver.session.received, threading.get_ident()
+    monkeypatch.setattr(
+        client._drivers.driver.session, "received", once(received, lambda _: threading.get_ident() == main)
+    )
     try:
         for _ in range(100):
             client.infer("echo", {"x": X})
@@ -145,4 +147,4 @@ def test_a_call_of_which_the_reply_is_lost_says_so(client: Client, monkeypatch: 
         said = error.message
     assert not said or "interrupted; call again" in said
     np.testing.assert_array_equal(client.infer("echo", {"x": X})["x"], X)
-    assert client._driver.outstanding == 0
+    assert client._drivers.driver.outstanding == 0

@@ -110,7 +110,7 @@ def test_collected_while_its_own_lock_is_held(echo_fabric: Fabric) -> None:
     with nothing_left():
         client = Client(echo_fabric.frontend)
         client.infer("echo", {"x": X})
-        driver = client._driver
+        driver = client._drivers.driver
         Circle(client)
         del client
         with driver._lock, driver._socket:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zmq_offload.client.aiodriver import AsyncDriver
+from zmq_offload.client.aioreturning import AsyncDrivers
 from zmq_offload.client.arguments import check_arena_bytes, check_timeout
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.link import DEFAULT_TIMEOUT, Watched, answer_of, outputs_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
+from zmq_offload.client.returning import in_given_order
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.client.tracing import Trace, begin
 from zmq_offload.client.watchedlink import WatchedLink
@@ -38,7 +40,7 @@ class AsyncClient:
     broker : str or sequence of str
         Endpoint of a broker's frontend, such as ``"tcp://edge:5555"`` or ``"ipc:///run/broker"``, or several. Each
         client takes one of several brokers by chance (`RetryPolicy.spread`). While that does not answer, the client
-        tries the next one and sends outstanding calls there.
+        tries the next one and sends outstanding calls there. It goes back later (`RetryPolicy.come_back`).
     timeout : float, default 10.0
         Seconds for calls that give no timeout of their own. No call waits forever.
     max_frame_bytes : int, default 256 MiB
@@ -87,15 +89,13 @@ class AsyncClient:
     ) -> None:
         self._timeout = check_timeout(timeout)
         arena_bytes = check_arena_bytes(arena_bytes)
-        self._connection: Watched = (
-            Connection(broker, policy, max_frame_bytes, key, broker_key)
-            if clients_security(key, broker_key).has_keys
-            else WatchedLink(broker, policy, max_frame_bytes, arena_bytes)
+        connect = functools.partial(
+            _connect, max_frame_bytes=max_frame_bytes, key=key, broker_key=broker_key, arena_bytes=arena_bytes
         )
-        self._session = self._connection.session
-        self._driver = AsyncDriver(self._connection)
+        connection = connect(broker, policy)
+        self._drivers = AsyncDrivers(connection, functools.partial(connect, policy=in_given_order(connection.policy)))
         self._signatures = Signatures()
-        self._release = hold(self, self._driver.reader)
+        self._release = hold(self, self._drivers.readers)
         self._warns = True
 
     async def infer(
@@ -165,20 +165,21 @@ class AsyncClient:
         >>> outputs = await client.infer("ocr", {"image": image}, timeout=0.5)
         """
         timeout = self._timeout if timeout is None else timeout
-        arguments = self._connection.request(model, inputs, version, timeout, priority, label)
+        arguments = self._drivers.driver.connection.request(model, inputs, version, timeout, priority, label)
         if outputs is not None:
             check_output_arrays(outputs)
             await self._check_fit(model, version, outputs, timeout)
-        loop = self._driver.attach()
+        loop = self._drivers.driver.attach()
+        driver = self._drivers.current()
         started = loop.time()
         if trace is None:
-            done = await self._driver.call(loop, self._session.request, *arguments)
+            done = await driver.call(loop, driver.session.request, *arguments)
             result = outputs_of(done, loop.time() - started, model)
             if isinstance(result, OffloadError):
                 raise result
         else:
             with begin(trace, model) as span:
-                done = await self._driver.call(loop, self._session.request, *arguments, span.trace)
+                done = await driver.call(loop, driver.session.request, *arguments, span.trace)
                 result = outputs_of(done, loop.time() - started, model)
                 if isinstance(result, OffloadError):
                     raise result
@@ -244,7 +245,7 @@ class AsyncClient:
         A second `close` does nothing. In a forked child, to close the parent's client does nothing.
         """
         self._warns = False
-        self._driver.close()
+        self._drivers.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -253,12 +254,13 @@ class AsyncClient:
         await self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_warns", False) and not self._driver.reader.forgotten:
+        if getattr(self, "_warns", False) and not self._drivers.readers.forgotten:
             warn_unclosed(self, self._release)
 
     def __repr__(self) -> str:
-        reader, endpoints = self._driver.reader, self._connection.endpoints
-        return shown(self, endpoints, self._driver.outstanding, closed=reader.closed, forgotten=reader.forgotten)
+        driver = self._drivers.driver
+        reader, endpoints = driver.reader, driver.connection.endpoints
+        return shown(self, endpoints, driver.outstanding, closed=reader.closed, forgotten=reader.forgotten)
 
     def __reduce__(self) -> NoReturn:
         raise refuse_pickling("an AsyncClient")
@@ -276,8 +278,21 @@ class AsyncClient:
 
     async def _query(self, kind: str, timeout: float | None) -> Any:
         timeout = self._timeout if timeout is None else check_timeout(timeout)
-        loop = self._driver.attach()
-        body = answer_of(await self._driver.call(loop, self._session.query, kind, timeout))
+        driver = self._drivers.driver
+        body = answer_of(await driver.call(driver.attach(), driver.session.query, kind, timeout))
         if isinstance(body, OffloadError):
             raise body
         return body
+
+
+def _connect(
+    broker: str | Sequence[str],
+    policy: RetryPolicy | None,
+    max_frame_bytes: int,
+    key: str | os.PathLike[str] | None,
+    broker_key: str | os.PathLike[str] | None,
+    arena_bytes: int,
+) -> Watched:
+    if clients_security(key, broker_key).has_keys:
+        return Connection(broker, policy, max_frame_bytes, key, broker_key)
+    return WatchedLink(broker, policy, max_frame_bytes, arena_bytes)

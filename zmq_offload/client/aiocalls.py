@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from zmq_offload.client.aiodriver import AsyncDriver, Ended, tell
+from zmq_offload.client.aiodriver import Ended, tell
+from zmq_offload.client.aioreturning import AsyncDrivers
 from zmq_offload.client.link import Watched, checked_request, in_place
 from zmq_offload.client.session import Complete, Fail, budget
 from zmq_offload.errors import Cancelled, from_status
@@ -47,13 +48,16 @@ class Calls(Protocol):
 
 
 class LinkCalls:
-    """Calls over a connection. Implements `Calls`."""
+    """Calls over a connection. Implements `Calls`.
 
-    def __init__(self, link: Watched) -> None:
-        self._link, self._session = link, link.session
-        self._driver = AsyncDriver(link)
-        self._driver.attach()
-        self.cancel, self.close = self._driver.cancel, self._driver.close
+    `again` makes a connection that prefers the first of the brokers, to go back to one that was left. Without it, the
+    connection stays where it is.
+    """
+
+    def __init__(self, link: Watched, again: Callable[[Sequence[str]], Watched] | None = None) -> None:
+        self._drivers = AsyncDrivers(link, again)
+        self._drivers.driver.attach()
+        self.cancel, self.close = self._drivers.cancel, self._drivers.close
 
     def request(
         self,
@@ -67,13 +71,13 @@ class LinkCalls:
         label: str | None = None,
         caller: str = "",
     ) -> int:
-        arguments = self._link.packed_request(model, inputs, version, timeout, priority, label)
-        driver = self._driver
-        return driver.start(driver.attach(), ended, self._session.request, *arguments, trace, caller)
+        driver = self._drivers.current()
+        arguments = driver.connection.packed_request(model, inputs, version, timeout, priority, label)
+        return driver.start(driver.attach(), ended, driver.session.request, *arguments, trace, caller)
 
     def query(self, ended: Ended, what: str, timeout: float) -> int:
-        driver = self._driver
-        return driver.start(driver.attach(), ended, self._session.query, what, timeout)
+        driver = self._drivers.driver
+        return driver.start(driver.attach(), ended, driver.session.query, what, timeout)
 
 
 Messages: TypeAlias = "Sequence[tuple[wire.FromClient, Sequence[Any]]]"

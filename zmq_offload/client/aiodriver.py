@@ -72,8 +72,8 @@ class AsyncDriver:
 
     def __init__(self, connection: Watched) -> None:
         self.reader = Reader(connection)
-        self._connection = connection
-        self._session = connection.session
+        self.connection = self._connection = connection
+        self.session = self._session = connection.session
         self._gathers = connection.gathers
         self._calls: dict[int, Ended] = {}
         self._turn = False  # whether the loop is to call `_end_turn`

@@ -122,24 +122,24 @@ class CallFuture(Future[T]):
         super().__init__()
         self.number = 0
         self.ended = False  # like `done`, without a lock
-        self._owner = owner
+        self.owner = owner
 
     def is_ended(self) -> bool:
         return self.ended
 
     def result(self, timeout: float | None = None) -> T:
         if not self.ended:
-            self._owner.refuse_callback("result")
+            self.owner.refuse_callback("result")
             end = None if timeout is None else time.monotonic() + float(timeout)
-            self._owner.wait(self.is_ended, super().exception, end)
+            self.owner.wait(self.is_ended, super().exception, end)
             timeout = None if end is None else max(0.0, end - time.monotonic())
         else:
-            self._owner.taken += 1
+            self.owner.taken += 1
         return super().result(timeout)
 
     def cancel(self) -> bool:
         cancelled = super().cancel()
         if cancelled:
             self.ended = True
-            self._owner.cancel(self.number)
+            self.owner.cancel(self.number)
         return cancelled

@@ -44,8 +44,8 @@ class Driver:
     """
 
     def __init__(self, connection: Polled) -> None:
-        self._connection = connection
-        self._session = connection.session
+        self.connection = self._connection = connection
+        self.session = self._session = connection.session
         self._lifecycle = Lifecycle()
         try:
             self._wake = transport.Wake()
@@ -151,14 +151,19 @@ class Driver:
 
     # --- the end --------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Cancel what is outstanding and disconnect."""
-        if not self._begin_end():
+    def close(self, *, if_idle: bool = False) -> None:
+        """Cancel what is outstanding and disconnect; with `if_idle`, only if nothing is outstanding."""
+        if not self._begin_end(if_idle=if_idle):
             return
         if self._pump is not None and self._pump.ident != threading.get_ident():
             self._pump_ended.wait()  # `join` would leave an entry in `threading` for the thread that releases
         with self._socket:
             self._end()
+
+    def retire(self) -> bool:
+        """Close if nothing is outstanding. Whether it is closed."""
+        self.close(if_idle=True)
+        return self.closed
 
     def release(self) -> None:
         """Close as soon as all outstanding calls have ended: somebody may still hold a future."""
@@ -197,10 +202,10 @@ class Driver:
         for call in calls:
             call.forget()
 
-    def _begin_end(self) -> bool:
-        """Make all threads stop driving. Returns False if that was done before."""
+    def _begin_end(self, *, if_idle: bool = False) -> bool:
+        """Make all threads stop driving. Returns False if that was done before, or must not be."""
         with self._lock:
-            if not self._lifecycle.is_open:
+            if not self._lifecycle.is_open or (if_idle and self._calls):
                 return False
             self._lifecycle.live("close")
             self._outbox.extend(self._session.close())

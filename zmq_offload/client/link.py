@@ -45,7 +45,8 @@ class Link(ABC):
 
     def __init__(self, endpoints: Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int) -> None:
         self._max_frame_bytes = check_max_frame_bytes(max_frame_bytes)
-        policy, token = check_policy(policy), os.urandom(wire.SESSION_BYTES)
+        self.policy = policy = check_policy(policy)
+        token = os.urandom(wire.SESSION_BYTES)
         self.endpoints = in_order(endpoints, token, spread=policy.spread)
         self.session = ClientSession(token, self.endpoints, policy, self._max_frame_bytes)
         self._endpoint = 0

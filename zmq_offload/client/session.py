@@ -52,6 +52,9 @@ class RetryPolicy:
     spread : bool, default True
         Whether each client tries the brokers in an order of its own, so that clients spread over them. False: in the
         order given, for a broker that is preferred while it works.
+    come_back : float, default 30.0
+        Seconds after which a client that left a broker looks whether that is back, and again after as many: up to twice
+        as many, by chance. `math.inf`: it stays where it is.
 
     Examples
     --------
@@ -62,6 +65,13 @@ class RetryPolicy:
     patience: float = 1.5
     slowest_link: float = 1e6
     spread: bool = True
+    come_back: float = 30.0
+
+    @property
+    def probe_seconds(self) -> float:
+        """How long a client waits, at most, for the answer of a broker that may be back: not until it would try the
+        next one."""
+        return min(1.0, self.patience / 2)
 
 
 Payload: TypeAlias = Sequence["bytes | memoryview"]
@@ -144,6 +154,10 @@ class ClientSession:
     def holds(self, number: int) -> bool:
         """Whether a call has not ended."""
         return number in self._calls
+
+    def number_after(self, other: ClientSession) -> None:
+        """Let no call from now on have the number of one of the other's."""
+        self._last_id = max(self._last_id, other._last_id)
 
     # --- calls ----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -14,6 +15,7 @@ from zmq_offload.client.driver import Driver
 from zmq_offload.client.link import DEFAULT_TIMEOUT, Polled, answer_of, outputs_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
+from zmq_offload.client.returning import Drivers, in_given_order
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.client.streamlink import StreamLink
 from zmq_offload.client.tracing import CallSpan, Trace, begin
@@ -40,7 +42,7 @@ class Client:
     broker : str or sequence of str
         Endpoint of a broker's frontend, such as ``"tcp://edge:5555"`` or ``"ipc:///run/broker"``, or several. Each
         client takes one of several brokers by chance (`RetryPolicy.spread`). While that does not answer, the client
-        tries the next one and sends outstanding calls there.
+        tries the next one and sends outstanding calls there. It goes back later (`RetryPolicy.come_back`).
     timeout : float, default 10.0
         Seconds for calls that give no timeout of their own. No call waits forever.
     max_frame_bytes : int, default 256 MiB
@@ -87,19 +89,17 @@ class Client:
     ) -> None:
         self._timeout = check_timeout(timeout)
         arena_bytes = check_arena_bytes(arena_bytes)
-        self._connection: Polled = (
-            Connection(broker, policy, max_frame_bytes, key, broker_key)
-            if clients_security(key, broker_key).has_keys
-            else StreamLink(broker, policy, max_frame_bytes, arena_bytes)
+        connect = functools.partial(
+            _connect, max_frame_bytes=max_frame_bytes, key=key, broker_key=broker_key, arena_bytes=arena_bytes
         )
-        self._session = self._connection.session
+        connection = connect(broker, policy)
         try:
-            self._driver = Driver(self._connection)
+            self._drivers = Drivers(connection, functools.partial(connect, policy=in_given_order(connection.policy)))
         except BaseException:
-            self._connection.close()
+            connection.close()
             raise
         self._signatures = Signatures()
-        self._release = hold(self, self._driver)
+        self._release = hold(self, self._drivers)
         self._warns = True
 
     # --- public ---------------------------------------------------------------------------------------------
@@ -171,21 +171,20 @@ class Client:
         >>> text = np.empty((1, 80), np.int64)
         >>> client.infer("ocr", {"image": image}, outputs={"text": text})
         """
-        self._driver.refuse_callback("infer")
+        driver = self._drivers.current()
+        driver.refuse_callback("infer")
         timeout = self._timeout if timeout is None else timeout
-        arguments = self._connection.request(model, inputs, version, timeout, priority, label)
+        arguments = driver.connection.request(model, inputs, version, timeout, priority, label)
         if outputs is not None:
             check_output_arrays(outputs)
             self._check_fit(model, version, outputs, timeout)
         call: Call[Outputs] = Call(outputs_of, model)
         if trace is None:
-            self._driver.begin(call, self._session.request, *arguments)
-            self._driver.run(call)
+            self._drivers.begin(call, *arguments).run(call)
             result = call.result()
         else:
             with begin(trace, model) as span:
-                self._driver.begin(call, self._session.request, *arguments, span.trace)
-                self._driver.run(call)
+                self._drivers.begin(call, *arguments, span.trace).run(call)
                 result = call.result()
                 span.succeeded(result)
         if outputs is not None:
@@ -246,15 +245,16 @@ class Client:
         >>> texts = [future.result()["text"] for future in futures]
         """
         timeout = self._timeout if timeout is None else timeout
-        arguments = self._connection.request(model, inputs, version, timeout, priority, label)
-        call: Submitted[Outputs] = Submitted(self._driver, outputs_of, model)
+        driver = self._drivers.current()
+        arguments = driver.connection.request(model, inputs, version, timeout, priority, label)
+        call: Submitted[Outputs] = Submitted(driver, outputs_of, model)
         if trace is None:
-            self._driver.begin(call, self._session.request, *arguments)
+            driver = self._drivers.begin(call, *arguments)
         else:
-            self._begin_traced(call, arguments, begin(trace, model))
-        call.future.number = call.number
+            driver = self._begin_traced(call, arguments, begin(trace, model))
+        call.future.owner, call.future.number = driver, call.number
         try:
-            self._driver.send()
+            driver.send()
         except Unavailable:
             call.future.cancel()
             raise
@@ -322,8 +322,8 @@ class Client:
             The call comes from a future's callback.
         """
         self._warns = False
-        self._driver.refuse_callback("close")
-        self._driver.close()
+        self._drivers.driver.refuse_callback("close")
+        self._drivers.close()
 
     def __enter__(self) -> Client:
         return self
@@ -332,7 +332,7 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_warns", False) and not self._driver.forgotten:
+        if getattr(self, "_warns", False) and not self._drivers.forgotten:
             warn_unclosed(self, self._release)
 
     def belongs_to_another(self) -> None:
@@ -344,22 +344,25 @@ class Client:
         self._driver.cut_off()
 
     def __repr__(self) -> str:
-        driver, endpoints = self._driver, self._connection.endpoints
-        return shown(self, endpoints, driver.outstanding, closed=driver.closed, forgotten=driver.forgotten)
+        driver = self._drivers.driver
+        return shown(
+            self, driver.connection.endpoints, driver.outstanding, closed=driver.closed, forgotten=driver.forgotten
+        )
 
     def __reduce__(self) -> NoReturn:
         raise refuse_pickling("a Client")
 
     # --- private --------------------------------------------------------------------------------------------
 
-    def _begin_traced(self, call: Submitted[Outputs], arguments: Sequence[object], span: CallSpan) -> None:
-        """Begin a call whose span ends with its future."""
+    def _begin_traced(self, call: Submitted[Outputs], arguments: Sequence[object], span: CallSpan) -> Driver:
+        """Begin a call whose span ends with its future. Returns its driver."""
         try:
-            self._driver.begin(call, self._session.request, *arguments, span.trace)
+            driver = self._drivers.begin(call, *arguments, span.trace)
         except BaseException as error:
             span.end(error)
             raise
         call.future.add_done_callback(span.done)
+        return driver
 
     def _check_fit(
         self, model: str, version: int | Latest | None, outputs: Mapping[str, Array], timeout: float
@@ -371,9 +374,21 @@ class Client:
                 raise InvalidArgument(why)
 
     def _query(self, kind: str, timeout: float | None) -> Any:
-        self._driver.refuse_callback(kind)
+        self._drivers.driver.refuse_callback(kind)
         timeout = self._timeout if timeout is None else check_timeout(timeout)
         call: Call[Any] = Call(answer_of)
-        self._driver.begin(call, self._session.query, kind, timeout)
-        self._driver.run(call)
+        self._drivers.begin(call, kind, timeout, query=True).run(call)
         return call.result()
+
+
+def _connect(
+    broker: str | Sequence[str],
+    policy: RetryPolicy | None,
+    max_frame_bytes: int,
+    key: str | os.PathLike[str] | None,
+    broker_key: str | os.PathLike[str] | None,
+    arena_bytes: int,
+) -> Polled:
+    if clients_security(key, broker_key).has_keys:
+        return Connection(broker, policy, max_frame_bytes, key, broker_key)
+    return StreamLink(broker, policy, max_frame_bytes, arena_bytes)

@@ -16,6 +16,8 @@ import uvloop
 
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.client.aiocalls import Calls, LinkCalls, LocalBroker, LocalCalls
+from zmq_offload.client.link import Watched
+from zmq_offload.client.returning import in_given_order
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.common import memory
 from zmq_offload.common.accesslog import AccessLog
@@ -118,8 +120,13 @@ async def _run(config: Config, host: Host | None) -> None:
     calls: Calls
     if guest is None:
         policy = RetryPolicy(spread=config.spread)
-        link = link_to(config.broker, policy, config.max_frame_bytes, config.client_key, config.broker_key, sharing)
-        calls = LinkCalls(link)
+        keys = config.client_key, config.broker_key
+
+        def connect(brokers: Sequence[str], policy: RetryPolicy) -> Watched:
+            return link_to(brokers, policy, config.max_frame_bytes, *keys, sharing)
+
+        again = functools.partial(connect, policy=in_given_order(policy))
+        calls = LinkCalls(connect(config.broker, policy), again)
     else:
         calls = LocalCalls(guest, config.max_frame_bytes, sharing)
     control = ModelControl(config.model_control)

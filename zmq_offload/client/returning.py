@@ -1,0 +1,160 @@
+"""How a synchronous client goes back to a broker that it had to leave.
+
+A second connection to that broker is made, by a thread that is there only meanwhile. If the broker answers and serves
+models, new calls go there, and those that are outstanding finish where they are. `zmq_offload.client.spread` decides
+when.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zmq_offload.client.calls import Call
+from zmq_offload.client.driver import Driver
+from zmq_offload.client.link import Polled, answer_of
+from zmq_offload.client.session import RetryPolicy
+from zmq_offload.client.spread import Return
+from zmq_offload.errors import Cancelled, OffloadError
+
+_LOOK = 0.1
+"""Seconds between two looks whether the calls of a connection that is left have ended."""
+
+
+class Drivers:
+    """The driver of a client, in whose place another one comes when the client goes back. A `lifetime.Resource`.
+
+    `make` makes a connection that prefers the first of the brokers.
+    """
+
+    def __init__(self, connection: Polled, make: Callable[[Sequence[str]], Polled]) -> None:
+        self.driver = Driver(connection)
+        self._make = make
+        self._order, policy = connection.endpoints, connection.policy
+        self._probe_seconds = policy.probe_seconds
+        self._return = Return(self._order, policy.come_back, random.random) if len(self._order) > 1 else None
+        self._lock = threading.Lock()
+        self._others: list[Driver] = []  # one that is tried, and those with calls that finish
+        self._looks = False  # whether a thread is at it
+        self._closed = False
+
+    def current(self) -> Driver:
+        """The driver of the next call. Begins to go back when it is time."""
+        if self._return is not None and self._lock.acquire(False):
+            try:
+                candidate = None
+                if not (self._looks or self._closed):
+                    candidate = self._return.look(self.driver.connection.endpoint, time.monotonic())
+                    self._looks = candidate is not None
+            finally:
+                self._lock.release()
+            if candidate is not None:
+                self._start(candidate)
+        return self.driver
+
+    def begin(self, call: Call[Any], *arguments: object, query: bool = False) -> Driver:
+        """Begin a request or a query. Returns its driver."""
+        while True:
+            driver = self.driver
+            try:
+                driver.begin(call, driver.session.query if query else driver.session.request, *arguments)
+            except Cancelled:
+                if driver is self.driver:
+                    raise
+            else:
+                return driver
+
+    def close(self) -> None:
+        """Cancel what is outstanding and disconnect."""
+        for driver in self._end():
+            driver.close()
+
+    @property
+    def forgotten(self) -> bool:
+        return self.driver.forgotten
+
+    def release(self) -> None:
+        self._end()
+        self.driver.release()  # the thread closes the others
+
+    def leave(self) -> None:
+        for driver in (self.driver, *self._others):
+            driver.leave()
+
+    def forget(self) -> None:
+        self._lock = threading.Lock()
+        for driver in (self.driver, *self._others):
+            driver.forget()
+
+    def _end(self) -> list[Driver]:
+        with self._lock:
+            self._closed = True
+            return [self.driver, *self._others]
+
+    # --- the thread -----------------------------------------------------------------------------------------
+
+    def _start(self, candidate: str) -> None:
+        thread = threading.Thread(target=self._go_back, args=(candidate,), name="zmq-offload-return", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no threads are left; the client looks again later
+            self._looks = False
+
+    def _go_back(self, candidate: str) -> None:
+        try:
+            driver = self._connected(candidate)
+            if driver is None:
+                return
+            left = driver
+            served = self._serves(driver)
+            with self._lock:
+                if served and driver.connection.endpoint == candidate and not self._closed:
+                    assert self._return is not None
+                    self._return.came(candidate, time.monotonic())
+                    left, self.driver = self.driver, driver
+                    self._others[self._others.index(driver)] = left
+        finally:
+            self._looks = False
+        while not left.retire():
+            time.sleep(_LOOK)
+        with self._lock:
+            self._others.remove(left)
+
+    def _connected(self, candidate: str) -> Driver | None:
+        """A driver for that broker. None if there is no socket or no file for it."""
+        try:
+            connection = self._make(preferring(candidate, self._order))
+        except OffloadError:
+            return None
+        try:
+            driver = Driver(connection)
+        except OffloadError:
+            connection.close()
+            return None
+        with self._lock:
+            self._others.append(driver)
+        return driver
+
+    def _serves(self, driver: Driver) -> bool:
+        """Whether the broker answers and serves models."""
+        call: Call[Any] = Call(answer_of)
+        try:
+            driver.begin(call, driver.session.query, "models", self._probe_seconds)
+            driver.run(call)
+            return bool(call.result())
+        except OffloadError:
+            return False
+
+
+def in_given_order(policy: RetryPolicy) -> RetryPolicy:
+    """The policy of a connection that tries the brokers as they are given."""
+    return dataclasses.replace(policy, spread=False)
+
+
+def preferring(first: str, endpoints: Sequence[str]) -> list[str]:
+    """The endpoints, beginning with this one."""
+    return [first, *(endpoint for endpoint in endpoints if endpoint != first)]
