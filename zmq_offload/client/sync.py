@@ -341,7 +341,7 @@ class Client:
 
     def leave(self) -> None:
         """End all calls without waiting for long: the interpreter ends, and a call must not be in TVM then."""
-        self._driver.cut_off()
+        self._drivers.cut_off()
 
     def __repr__(self) -> str:
         driver = self._drivers.driver
