@@ -40,6 +40,10 @@ from zmq_offload.runtime.forks import THREADS
 _WEIGHTS = 256_000_000
 """The most bytes of weights in one module. Each part has a copy of its weights."""
 
+_CARRIED = 1_000_000_000
+"""As `_WEIGHTS`, of a library that is carried to another machine. It has each weight once, so fewer libraries are less
+to carry, and more memory to compile."""
+
 
 @dataclass(frozen=True)
 class Cuttable:
@@ -129,7 +133,7 @@ def build_parts(
     """
     target = resolve_target(given)
     model = cuttable(read_model(file).imported(inputs))
-    groups = _groups(model)
+    groups = _groups(model, _CARRIED)
     tell = counter(say, "libraries")
     with writing(folder) as made:
         libraries = []
@@ -145,10 +149,10 @@ def build_parts(
         Parts(planned, tvm.__version__, cpu, needs, model.points, tuple(libraries), given).write(made)
 
 
-def _groups(model: Cuttable) -> list[list[int]]:
-    """The cuts, as many together as fit in one module. There is at least one group."""
+def _groups(model: Cuttable, most: int = _WEIGHTS) -> list[list[int]]:
+    """The cuts, as many together as fit in one module with this many bytes. There is at least one group."""
     weights = sum(constant_bytes(b.value) for b in model.imported.graph.bindings)
-    size = max(1, int(_WEIGHTS // max(1, weights)))
+    size = max(1, int(most // max(1, weights)))
     cuts = list(range(1, len(model.points) - 1))
     return [cuts[i : i + size] for i in range(0, len(cuts), size)] or [[]]
 
