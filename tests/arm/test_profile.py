@@ -10,6 +10,7 @@ import pytest
 from tests.arm.root import Root
 from tests.plan.test_plan import no_fabric  # noqa: F401  a fixture
 from zmq_offload.cli.main import main
+from zmq_offload.compile import compile_model
 from zmq_offload.plan.files import CutTimes
 
 pytestmark = pytest.mark.arm
@@ -36,3 +37,13 @@ def test_a_device_measures_what_it_cannot_compile(
     # Emulated, it takes many times as long as here.
     assert json.loads(plan.read_text())["cut"]
     assert f"{measured.times.whole * 1e3:.2f}" in next(line for line in said.splitlines() if "device only" in line)
+
+
+def test_a_device_shows_where_the_time_of_its_bundle_goes(arm64: Root, convnet: Path, tmp_path: Path) -> None:
+    shapes = {"x": (1, 3, 24, 24)}
+    options = {"name": "net", "output": tmp_path, "device_target": "raspberry-pi-4"}
+    compiled = compile_model(convnet, inputs=shapes, cut="features", **options)
+    arguments = ["profile", compiled.device, "--repeat", "3", "--quiet"]
+    said = arm64.run(["python3", "-m", "zmq_offload", *arguments], cpu="cortex-a72").stdout
+    assert "target   llvm aarch64-linux-gnu cortex-a72" in said
+    assert "net (offloaded)" in said and "the peak is not measured" in said

@@ -155,6 +155,19 @@ def test_libraries_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "a line of ours\nafterwards\n"
 
 
+def test_where_no_process_can_be_started_libraries_print(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("Exec format error")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with silenced():
+        os.write(2, b"a line of C++\n")
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "a line of C++\nafterwards\n"
+
+
 DYING = """
 import os
 import zmq_offload.compile.bundle as bundle

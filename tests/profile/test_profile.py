@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,13 @@ from tests.support.local_client import LocalClient
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.cli.main import main
 from zmq_offload.compile import Compiled, compile_model
-from zmq_offload.compile.flops import counting, flops_of
+from zmq_offload.compile.flops import counting
 from zmq_offload.console.tables import text
 from zmq_offload.errors import NotFound
 from zmq_offload.profile.measure import measure
 from zmq_offload.profile.profiling import check_served
 from zmq_offload.profile.report import describe, name_of
-from zmq_offload.profile.result import VM, Function, Measured, Profile
+from zmq_offload.profile.result import VM, Function, Measured, Profile, flops_of
 from zmq_offload.profile.subject import open_subject
 from zmq_offload.protocol.tensors import TensorSpec
 
@@ -105,6 +106,20 @@ def test_a_device_bundle_without_a_broker_says_that_it_took_zeros(
     said = capsys.readouterr().out
     assert "note     no --broker: mlp did not run; their outputs are zeros" in said
     assert "mlp (offloaded)" in said
+
+
+def test_a_device_bundle_is_profiled_without_the_compiler(
+    compiled_mlp: Compiled, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx", "matplotlib"):
+        monkeypatch.setitem(sys.modules, package, None)
+    picture = tmp_path / "p.png"
+    assert main(["profile", str(compiled_mlp.device), *FAST, "-o", str(picture)]) == 0
+    said = capsys.readouterr().out
+    assert "note     the peak is not measured, since that needs the extra compile" in said
+    assert said.endswith("not drawn, since that needs the extra compile\n") and not picture.exists()
+    assert "mlp (offloaded)" in said
+    assert main(["profile", "model.onnx", *FAST, "-o", str(picture)]) == 1
 
 
 def test_a_device_bundle_counts_the_work_of_the_device_only(compiled_mlp: Compiled) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,8 +93,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> int:
-    with needs("compile"):
-        import matplotlib  # noqa: F401  a missing package is reported before minutes of measuring
+    # A missing package is reported before minutes of measuring. What is compiled already is measured without them.
+    drawn = args.model.is_file() or importlib.util.find_spec("matplotlib") is not None
+    with needs("compile" if args.model.is_file() else "tvm"):
+        if args.model.is_file():
+            import matplotlib  # noqa: F401
+            import onnx  # noqa: F401
 
         from zmq_offload.charts import functions
         from zmq_offload.charts.style import save
@@ -113,12 +118,13 @@ def _profile(args: argparse.Namespace) -> int:
     if args.save is not None:
         _save_cuts(order, args.save, progress)
     # Files first: the reader of the output may close the pipe after a few lines.
-    save(functions.draw(report.chart(profile, args.top)), args.output)
+    if drawn:
+        save(functions.draw(report.chart(profile, args.top)), args.output)
     for file, text in ((args.csv, report.to_csv), (args.json, report.to_json)):
         if file is not None:
             file.write_text(text(profile), encoding="utf-8")
     show(*report.describe(profile, args.top))
-    print(f"\ndrawn in {args.output}")
+    print(f"\ndrawn in {args.output}" if drawn else "\nnot drawn, since that needs the extra compile")
     if args.save is not None:
         print(f"times of the cuts in {args.save}")
     return 0

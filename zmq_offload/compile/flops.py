@@ -7,7 +7,7 @@ TVM's estimates for the fused functions before scheduling: the work that is aske
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -67,20 +67,6 @@ def _of_steps(each: int, extents: Sequence[tvm.ir.Expr]) -> Count | None:
     operations = 2 * each * math.prod(known)
     symbolic = len(extents) - len(known)
     return None if symbolic > 1 else (0, operations) if symbolic else (operations, 0)
-
-
-def flops_of(counts: Mapping[str, object], function: str, rows: int | None) -> int | None:
-    """The operations of one call, from `counts` as written next to a library; None if unknown.
-
-    `rows` is the extent of the symbolic batch; None if there is no batch, or other symbolic extents.
-    """
-    found = counts.get(function)
-    if not isinstance(found, list | tuple) or len(found) != 2 or not all(type(n) is int for n in found):
-        return None
-    fixed, per_row = found
-    if per_row and rows is None:
-        return None
-    return int(fixed + per_row * (rows or 0))
 
 
 def _symbols(function: tirx.PrimFunc) -> Iterator[tirx.Var]:

@@ -33,7 +33,8 @@ def silent(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Names
 def silenced() -> Iterator[None]:
     """Hold back Python's warnings, and what C++ code writes to file descriptor 2. `sys.stderr` still works.
 
-    If a library ends the process, as LLVM does when the disk is full, its last output is shown.
+    If a library ends the process, as LLVM does when the disk is full, its last output is shown. A system that starts no
+    other process, such as one that emulates this one, shows all output.
     """
     sys.stderr.flush()
     try:
@@ -42,9 +43,14 @@ def silenced() -> Iterator[None]:
         yield
         return
     before = sys.stderr
-    keeper = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _KEEPER], stdin=subprocess.PIPE, stderr=kept, start_new_session=True
-    )
+    try:
+        keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _KEEPER], stdin=subprocess.PIPE, stderr=kept, start_new_session=True
+        )
+    except OSError:
+        os.close(kept)
+        yield
+        return
     assert keeper.stdin is not None
     os.dup2(keeper.stdin.fileno(), 2)
     # A test or an embedding program may have replaced sys.stderr; that one needs no descriptor.

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import tvm
-import tvm_ffi
 
 from zmq_offload.console.progress import Say, counter, say_nothing
 from zmq_offload.errors import Internal
 from zmq_offload.profile.result import VM, Function, Measured
 from zmq_offload.profile.subject import Subject
 from zmq_offload.protocol.payload import Array
+from zmq_offload.runtime.tvm_library import tensor, tvm_ffi
 
 BUILTIN = ("vm.builtin.", "check_arguments")
 
@@ -69,10 +68,10 @@ def measure(
 
     Raises the error of an offloaded call, and Internal if the model fails.
     """
-    inputs = [tvm.runtime.tensor(array) for array in arrays]
+    inputs = [tensor(array) for array in arrays]
     plain, profiled = subject.machine(), subject.machine()
     recorder = Recorder()
-    profiled.set_instrument(tvm_ffi.convert(recorder))
+    profiled["set_instrument"](tvm_ffi.convert(recorder))
     calls = [_caller(subject, machine["main"], inputs) for machine in (plain, profiled)]
     for call in (*calls, *calls):
         call()
@@ -120,9 +119,7 @@ def _functions(
     return tuple(sorted(found, key=lambda function: -function.seconds))
 
 
-def _caller(
-    subject: Subject, main: Callable[..., object], inputs: Sequence[tvm.runtime.Tensor]
-) -> Callable[[], object]:
+def _caller(subject: Subject, main: Callable[..., object], inputs: Sequence[tvm_ffi.Tensor]) -> Callable[[], object]:
     def call() -> object:
         subject.failure.error = None
         try:
@@ -147,7 +144,7 @@ def _timed(call: Callable[[], object]) -> float:
 def _shape_of(arguments: Sequence[object]) -> str:
     """The shape of the last tensor: functions write to their last argument."""
     for argument in reversed(arguments):
-        if isinstance(argument, tvm.runtime.Tensor):
+        if isinstance(argument, tvm_ffi.Tensor):
             return "x".join(map(str, argument.shape)) or "1"
     return ""
 

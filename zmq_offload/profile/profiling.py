@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.client.sync import Client
 from zmq_offload.common.suggest import did_you_mean
-from zmq_offload.compile.onnx.shapes import Dim
-from zmq_offload.compile.target import resolve_target
 from zmq_offload.console.progress import Progress
 from zmq_offload.errors import NotFound
-from zmq_offload.profile import measure, peak
+from zmq_offload.profile import measure
 from zmq_offload.profile.result import Profile
 from zmq_offload.profile.subject import Subject, open_subject
 from zmq_offload.protocol.payload import Array
+
+if TYPE_CHECKING:
+    from zmq_offload.compile.onnx.shapes import Dim
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def take_profile(order: Order, progress: Progress) -> Profile:
             notes.append(f"no --broker: {names} did not run; their outputs are zeros")
         arrays = subject.arrays(order.inputs)
         with progress.step("measure this machine's peak"):
-            ceiling = peak.measured_peak(resolve_target(subject.target), order.threads)
+            ceiling = _peak(subject, order.threads, notes)
         reference = _reference(subject, arrays, order.threads, notes)
         with progress.step(f"run it {order.repeat} times with and without the profiler") as say:
             measured = measure.measure(subject, arrays, order.repeat, reference, say)
@@ -82,6 +85,17 @@ def check_served(client: Client, bundle: Manifest, broker: Sequence[str]) -> Non
             )
         if part.pinned is not None and (part.model, part.pinned) not in served:
             raise NotFound(f"no worker at {', '.join(broker)} serves version {part.version} of {part.model!r}")
+
+
+def _peak(subject: Subject, threads: int, notes: list[str]) -> float | None:
+    """This machine's peak; None, with a note, on a device, which has no compiler to spare."""
+    if importlib.util.find_spec("onnx") is None:
+        notes.append("the peak is not measured, since that needs the extra compile")
+        return None
+    from zmq_offload.compile.target import resolve_target
+    from zmq_offload.profile import peak
+
+    return peak.measured_peak(resolve_target(subject.target), threads)
 
 
 def _reference(

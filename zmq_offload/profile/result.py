@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 VM = "(virtual machine: memory and shapes)"
@@ -79,3 +80,17 @@ class Profile:
         """The model as one function, measured without the profiler."""
         flops = sum(f.flops or 0 for f in self.measured.functions)
         return Function("whole model", 1, self.measured.total, flops or None)
+
+
+def flops_of(counts: Mapping[str, object], function: str, rows: int | None) -> int | None:
+    """The operations of one call, from `counts` as written next to a library; None if unknown.
+
+    `rows` is the extent of the symbolic batch; None if there is no batch, or other symbolic extents.
+    """
+    found = counts.get(function)
+    if not isinstance(found, list | tuple) or len(found) != 2 or not all(type(n) is int for n in found):
+        return None
+    fixed, per_row = found
+    if per_row and rows is None:
+        return None
+    return int(fixed + per_row * (rows or 0))

@@ -9,28 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tvm
-from tvm.runtime import vm
 
 from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Manifest
 from zmq_offload.artifacts.repository import DESCRIPTION, Repository
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.common.suggest import did_you_mean
-from zmq_offload.compile.flops import counting, flops_of
-from zmq_offload.compile.models.onnx_model import OnnxModel
-from zmq_offload.compile.models.read import read_model
-from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.device.remote import InferenceClient, InFlight, RemoteModule, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
+from zmq_offload.profile.result import flops_of
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime.forks import THREADS
 from zmq_offload.runtime.machine import check_tvm_version, load_library, loading
+from zmq_offload.runtime.tvm_library import tvm_ffi, virtual_machine
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from zmq_offload.client.options import InferOptions
+    from zmq_offload.compile.onnx.shapes import Dim
 
 
 class Zeros:
@@ -62,11 +59,11 @@ class Subject:
     remote: dict[str, RemoteModule] = field(default_factory=dict)
     failure: InFlight = field(default_factory=InFlight)
 
-    def machine(self) -> vm.VirtualMachine:
+    def machine(self) -> tvm_ffi.Module:
         """A VM of its own on the library. Raises FailedPrecondition if it cannot be loaded."""
         THREADS.use()
         with loading(self.title), registered(self.remote) if self.remote else nullcontext():
-            return vm.VirtualMachine(self.module, tvm.cpu())
+            return virtual_machine(self.module)
 
     def arrays(self, given: Mapping[str, Sequence[Dim]]) -> list[Array]:
         """Inputs to run with: random floats, and zeros for integers, which may be indices."""
@@ -128,7 +125,11 @@ def open_subject(
 
 
 def _model(path: Path, inputs: Mapping[str, Sequence[Dim]], target: Any) -> Subject:
+    # What is compiled elsewhere needs none of these.
     from zmq_offload.compile.build import build
+    from zmq_offload.compile.flops import counting
+    from zmq_offload.compile.models.onnx_model import OnnxModel
+    from zmq_offload.compile.models.read import read_model
     from zmq_offload.compile.target import cpu_needs, resolve_target, target_json
 
     chosen = resolve_target(target)

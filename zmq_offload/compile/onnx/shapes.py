@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import TypeAlias
-
-import onnx
+from typing import TYPE_CHECKING, TypeAlias
 
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.protocol import limits
+
+if TYPE_CHECKING:
+    import onnx
 
 Dim: TypeAlias = int | str
 """A dimension: a number, the name of a symbolic extent (one name, one extent), a multiple of one ("8*H"), a sum
@@ -23,7 +24,7 @@ SYMBOL = rf"\?|(?:{_NUMBER}\*)?{_NAME}|{_NAME}(?:\+(?:{_NAME}|{_NUMBER}))+"
 BATCH = "batch"
 """The name of "?" at dimension 0: the batch, one extent for all inputs (see `zmq_offload.protocol.tensors`)."""
 
-UNUSABLE = (onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+_UNUSABLE = ("STRING", "COMPLEX64", "COMPLEX128")
 
 
 def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
@@ -93,13 +94,15 @@ def set_input_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[Dim]])
 
 
 def _check_type(info: onnx.ValueInfoProto) -> None:
+    import onnx  # a device parses the shapes for its profile without it
+
     kind = info.type.tensor_type
     if not info.type.HasField("tensor_type"):
         raise InvalidArgument(f"input {info.name!r} is not a tensor; only models whose inputs are tensors can be used")
     if not kind.elem_type:
         raise InvalidArgument(f"input {info.name!r} has no datatype in the file; export the model with one")
-    if kind.elem_type in UNUSABLE:
-        datatype = onnx.TensorProto.DataType.Name(kind.elem_type)
+    datatype = onnx.TensorProto.DataType.Name(kind.elem_type)
+    if datatype in _UNUSABLE:
         raise InvalidArgument(
             f"input {info.name!r} is of {datatype}; only numbers and booleans can be used, so export the model "
             "without the operators that read it"
