@@ -175,13 +175,15 @@ def test_a_thread_that_waits_for_a_worker_lets_others_compute() -> None:
     subject = Offload(Waits(), [REGION], {}, turns)
 
     def compute() -> None:
-        with turns.turn(1):
-            inside.set()
+        turns.take(lambda: 1)
+        inside.set()
+        turns.end()
 
     other = threading.Thread(target=compute)
-    with turns.turn(0):
-        other.start()
-        assert value(subject) == 2
+    turns.take(lambda: 0)
+    other.start()
+    assert value(subject) == 2
+    turns.end()
     other.join()
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,65 +18,81 @@ from tests.support.processes import eventually
 from zmq_offload.common.crew import Crew
 from zmq_offload.device.pipeline import check_depth, in_order
 from zmq_offload.device.runs import OUTSTANDING, Run, current
-from zmq_offload.device.turns import Turns
+from zmq_offload.device.turns import Turns, Waiting
 from zmq_offload.errors import InvalidArgument, Unavailable
 
 
-def granted(turns: Turns, number: int, log: list[int]) -> None:
-    turns.when_free(number, lambda: log.append(number) is None)
+@contextmanager
+def turn(turns: Turns, number: int) -> Iterator[None]:
+    try:
+        turns.take(lambda: number)
+        yield
+    finally:
+        turns.end()
+
+
+class Line:
+    """Runs that wait for turns, and the numbers of those that got one."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns, self.log = turns, list[int]()
+        self._granted: dict[int, Waiting] = {}
+
+    def join(self, *numbers: int) -> None:
+        for number in numbers:
+            self.turns.when_free(number, lambda waiting, number=number: self._note(number, waiting))  # type: ignore[misc]
+
+    def end(self, number: int) -> None:
+        """The run has its turn in a thread of its own, and ends it."""
+
+        def work() -> None:
+            assert self._granted[number].take()
+            assert not self._granted[number].take()  # no second thread has it
+            self.turns.end()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    def _note(self, number: int, waiting: Waiting) -> bool:
+        if number not in self.log:
+            self.log.append(number)
+        self._granted[number] = waiting
+        return True
 
 
 def test_turns_are_granted_by_number() -> None:
-    turns, log = Turns(1), list[int]()
-    with turns.turn(9):
-        for number in (7, 3, 5):
-            granted(turns, number, log)
-        assert log == []
-    assert log == [3]  # and holds it
-    with turns.granted():
-        pass
-    assert log == [3, 5]
+    turns = Turns(1)
+    line = Line(turns)
+    with turn(turns, 9):
+        line.join(7, 3, 5)
+        assert line.log == []
+    assert line.log == [3]  # and holds it
+    line.end(3)
+    assert line.log == [3, 5]
 
 
 def test_a_run_that_waits_for_a_worker_gives_its_turn_and_then_continues_at_once() -> None:
-    turns, log = Turns(1), list[int]()
-    with turns.turn(0):
-        granted(turns, 1, log)
-        granted(turns, 2, log)
+    turns = Turns(1)
+    line = Line(turns)
+    with turn(turns, 0):
+        line.join(1, 2)
         with turns.pause():
-            assert log == [1]
+            assert line.log == [1]
         # This one computes again, and so does 1; only when both are through is there a turn for 2.
-        with turns.granted():
-            pass
-        assert log == [1]
-        turns._mine.held = True  # of 0, as before
-    assert log == [1, 2]
+        line.end(1)
+        assert line.log == [1]
+    assert line.log == [1, 2]
 
 
 def test_a_turn_that_is_not_taken_goes_to_the_next() -> None:
-    turns, log = Turns(1), list[int]()
-    with turns.turn(0):
+    turns = Turns(1)
+    line = Line(turns)
+    with turn(turns, 0):
         for number in range(1, 5000):  # more than could be nested calls
-            turns.when_free(number, lambda: False)
-        granted(turns, 5000, log)
-    assert log == [5000]
-
-
-def test_a_thread_that_is_interrupted_while_it_waits_does_not_take_the_turn_with_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    turns, log = Turns(1), list[int]()
-    with turns.turn(0):
-        with monkeypatch.context() as patch:
-
-            def interrupt(*_: Any) -> None:
-                raise KeyboardInterrupt
-
-            patch.setattr(threading.Event, "wait", interrupt)
-            with pytest.raises(KeyboardInterrupt), turns.turn(1):
-                pass
-        granted(turns, 2, log)
-    assert log == [2]
+            turns.when_free(number, lambda _: False)
+        line.join(5000)
+    assert line.log == [5000]
 
 
 def test_the_thread_that_was_busy_last_is_the_next() -> None:
@@ -266,7 +283,7 @@ def test_pipelines_do_not_pile_up_threads() -> None:
 
 def test_runs_that_have_not_begun_are_canceled_without_a_thread() -> None:
     turns = Turns(1)
-    with turns.turn(-1):
+    with turn(turns, -1):
         ran: list[int] = []
         items = [Run() for _ in range(3)]
         for item in items:

@@ -26,9 +26,11 @@ class Crew:
             jobs = self._idle.pop()
         except IndexError:
             jobs = queue.SimpleQueue()
+            jobs.put(job)  # now: after Ctrl-C in `start`, the thread would wait for it for ever
             # A daemon: a run that waits for a worker does not delay the end of the process.
             threading.Thread(target=self._work, args=(jobs,), name=self._name, daemon=True).start()
-        jobs.put(job)
+        else:
+            jobs.put(job)
 
     def forget(self) -> None:
         self._idle.clear()

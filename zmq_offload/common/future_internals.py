@@ -12,12 +12,6 @@ from typing import Any
 LOCK, WAITERS, CALLBACKS = "_condition", "_waiters", "_done_callbacks"
 
 
-def lock_of(future: Future[Any]) -> threading.Condition:
-    """The lock that a future's own methods take, to decide something together with its state."""
-    lock: threading.Condition = getattr(future, LOCK)
-    return lock
-
-
 def fail_in_child(future: Future[Any], error: BaseException) -> None:
     """End a future of the parent process in a forked child, without calling anything back.
 

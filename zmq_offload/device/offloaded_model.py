@@ -126,11 +126,15 @@ class OffloadedModel:
         if self._forgotten:
             self._check_process()
         arrays = self._inputs.arranged(args, kwargs)
-        TURNS.take(next_number())
         try:
-            return self._execute(arrays)
-        finally:
+            try:
+                TURNS.take(next_number)
+                return self._execute(arrays)
+            finally:
+                TURNS.end()
+        except BaseException:  # Ctrl-C may have come in `end`
             TURNS.end()
+            raise
 
     def submit(self, *args: ArrayLike, **kwargs: ArrayLike) -> Run:
         """Start a run and return a future of its results.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -10,10 +11,10 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from zmq_offload.common.crew import Crew
-from zmq_offload.common.future_internals import fail_in_child, lock_of
+from zmq_offload.common.future_internals import fail_in_child
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.device.remote import Reply
-from zmq_offload.device.turns import Turns
+from zmq_offload.device.turns import Turns, Waiting
 from zmq_offload.errors import Unavailable
 from zmq_offload.protocol.payload import Array
 from zmq_offload.runtime.ending import ENDING
@@ -83,27 +84,35 @@ class Run(Future[Results]):
     def __init__(self) -> None:
         super().__init__()
         self.scope = CancelScope()
-        self._begun = False
+        self._beginning, self._begun = threading.RLock(), False
         self._ended = threading.Event()
         tell_of_forks(self)
 
     def begin(self, execute: Callable[[], Results], turns: Turns) -> None:
-        """Run `execute` when there is a turn for it."""
+        """Run `execute` when there is a turn for it. If this is interrupted, the run is canceled."""
 
-        def begin() -> bool:
-            with lock_of(self):  # `cancel` takes it, too
-                self._begun = not self.cancelled()
-            if self._begun:
+        def begin(waiting: Waiting) -> bool:
+            with self._beginning:  # another thread may grant the turn, too
+                if self._begun:
+                    return True
+                if self.done():
+                    if self.cancelled():
+                        with contextlib.suppress(RuntimeError):  # it was told before
+                            self.set_running_or_notify_cancel()  # only this wakes `concurrent.futures.wait`
+                    return False
                 try:
-                    _crew.run(lambda: self._work(execute, turns))
+                    _crew.run(lambda: self._work(execute, turns, waiting))
                 except RuntimeError as error:  # no more threads
-                    self._begun = False
                     self.set_exception(Unavailable(f"a run cannot start a thread: {error}"))
-            else:
-                self.set_running_or_notify_cancel()  # only this wakes `concurrent.futures.wait`
-            return self._begun
+                    return False
+                self._begun = True
+                return True
 
-        turns.when_free(self.scope.number, begin)
+        try:
+            turns.when_free(self.scope.number, begin)
+        except BaseException:
+            self.cancel()
+            raise
 
     def cancel(self) -> bool:
         canceled = super().cancel()
@@ -118,19 +127,26 @@ class Run(Future[Results]):
         itself.
         """
         self.cancel()
-        if self._begun and current() is not self.scope and not ENDING.began:
+        with self._beginning:
+            begun = self._begun
+        if begun and current() is not self.scope and not ENDING.began:
             self._ended.wait()
 
     def forget(self) -> None:
         """This process is a forked child: the run's thread is not in it."""
-        self._begun = False
+        self._beginning, self._begun = threading.RLock(), False
         fail_in_child(self, made_before_fork("model"))
 
-    def _work(self, execute: Callable[[], Results], turns: Turns) -> None:
+    def _work(self, execute: Callable[[], Results], turns: Turns, waiting: Waiting) -> None:
+        if not waiting.take():
+            return
         # The future stays pending meanwhile, so that it can be canceled.
         try:
-            with turns.granted(), self.scope.entered():
-                results = execute()
+            try:
+                with self.scope.entered():
+                    results = execute()
+            finally:
+                turns.end()
         except BaseException as error:
             if self.set_running_or_notify_cancel():
                 self.set_exception(error)
