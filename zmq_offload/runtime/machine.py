@@ -84,7 +84,11 @@ class Machine:
             self._inputs = [None if ANY in spec.shape else memory(spec.shape, spec.dtype) for spec in inputs]
         self._specs = inputs
         known = [made for made in self._inputs if made is not None]
-        self._known = ([m[0] for m in known], [m[1] for m in known]) if 0 < len(known) == len(inputs) else None
+        self._known = (
+            ([m[0] for m in known], [m[1] for m in known], [_span(m[0]) for m in known])
+            if 0 < len(known) == len(inputs)
+            else None
+        )
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """The results of `main` for arrays that fit the signature. The arrays are copied; the results are the caller's.
@@ -100,17 +104,17 @@ class Machine:
 
     def _run(self, arrays: Sequence[Array]) -> list[Array]:
         if self._known is not None:
-            tensors, views = self._known
+            tensors, views, spans = self._known
             for view, array in zip(views, arrays, strict=True):
                 view[...] = array
-            return self._call(tensors, views)
+            return self._call(tensors, spans)
         own = self._inputs or [None] * len(arrays)
         memories = [
             m or memory(array.shape, array.dtype.newbyteorder("=")) for m, array in zip(own, arrays, strict=True)
         ]
         for (_, view), array in zip(memories, arrays, strict=True):
             view[...] = array
-        return self._call(*zip(*memories, strict=True))
+        return self._call_with(memories)
 
     def run_together(self, requests: Sequence[Sequence[Array]]) -> list[Array]:
         """The results of `main` for the inputs of several requests, one after the other along dimension 0."""
@@ -121,7 +125,7 @@ class Machine:
                 m = own or memory((rows, *arrays[0].shape[1:]), arrays[0].dtype.newbyteorder("="))
                 np.concatenate(arrays, out=m[1])
                 memories.append(m)
-            return self._call(*zip(*memories, strict=True))
+            return self._call_with(memories)
 
     def _results(self, arguments: Sequence[tvm_ffi.Tensor]) -> Sequence[tvm_ffi.Tensor]:
         try:
@@ -133,15 +137,27 @@ class Machine:
             raise refused from None
         return (result,) if isinstance(result, tvm_ffi.Tensor) else result
 
-    def _call(self, tensors: Sequence[tvm_ffi.Tensor] = (), views: Sequence[Array] = ()) -> list[Array]:
-        results = list(map(view_of, self._results(tensors)))
+    def _call_with(self, memories: Sequence[Memory]) -> list[Array]:
+        tensors = [tensor for tensor, _ in memories]
+        return self._call(tensors, [_span(tensor) for tensor in tensors])
+
+    def _call(self, tensors: Sequence[tvm_ffi.Tensor], spans: Sequence[tuple[int, int]]) -> list[Array]:
+        results = self._results(tensors)
+        views = list(map(view_of, results))
         # A result's memory lives as long as the array. But a model may hand an input through, perhaps under another
         # shape, and the next run writes to an input's memory.
-        for view in views:
-            for at, result in enumerate(results):
-                if np.may_share_memory(result, view):
-                    results[at] = result.copy()
-        return results
+        for at, result in enumerate(results):
+            begin = result.data_ptr()
+            for first, last in spans:
+                if first <= begin <= last:
+                    views[at] = views[at].copy()
+        return views
+
+
+def _span(tensor: tvm_ffi.Tensor) -> tuple[int, int]:
+    """The addresses of the first and of the last byte of a tensor's memory."""
+    first = tensor.data_ptr()
+    return first, first + max(1, view_of(tensor).nbytes) - 1
 
 
 def memory(shape: Sequence[int], dtype: object) -> Memory:
