@@ -80,7 +80,7 @@ def test_the_loop_of_a_camera_goes_on_after_an_error(tmp_path: Path) -> None:
     compile_model(net, inputs={"x": SHAPE}, cut=["features"], name="net", output=tmp_path / "dist")
     for number in range(6):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((48, 64, 3), 40 * number, "uint8"))
-    words = [sys.executable, ROOT / "examples/camera.py", tmp_path / "dist/device", tmp_path / "%d.png"]
+    words = [sys.executable, ROOT / "examples/camera/camera.py", tmp_path / "dist/device", tmp_path / "%d.png"]
     with running_broker() as fabric:
         environment = os.environ | {"ZMQ_OFFLOAD_FRONTEND": fabric.frontend, "PYTHONPATH": str(ROOT)}
 
@@ -101,7 +101,7 @@ def test_the_loop_of_a_camera_goes_on_after_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    unit = (ROOT / "examples" / "camera.service").read_text()
+    unit = (ROOT / "examples" / "camera" / "camera.service").read_text()
     (tmp_path / "run").write_text("#!/bin/sh\n")
     (tmp_path / "run").chmod(0o755)
     (tmp_path / "camera.service").write_text(unit.replace("/opt/zmq-offload/run", str(tmp_path / "run"), 1))
