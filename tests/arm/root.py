@@ -6,7 +6,7 @@
 
 runs a program of it. Neither needs the rights of root, a chroot or binfmt_misc. The Debian packages come from
 deb.debian.org, the wheels from PyPI as pyproject.toml names them. The folder is in ~/.cache/zmq-offload, or in
-ZMQ_OFFLOAD_ARM_ROOTS. Delete it to get newer packages.
+ARM64_ROOTS. Delete it to get newer packages.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def arm_root(extra: Sequence[str] = ()) -> Root:
     emulator()
     wanted = [*requirements(), *sorted(extra)]
     about = "\n".join((SUITE, PYTHON, *DEBIAN, *wanted))
-    place = os.environ.get("ZMQ_OFFLOAD_ARM_ROOTS") or Path.home() / ".cache/zmq-offload"
+    place = os.environ.get("ARM64_ROOTS") or Path.home() / ".cache/zmq-offload"
     folder = Path(place) / f"arm64-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_suffix(".lock")):

@@ -121,5 +121,5 @@ def test_a_board_without_the_features_refuses(arm64: Root, dist: Path) -> None:
     script = f"import zmq_offload; zmq_offload.load({str(dist / 'device')!r}, 'tcp://127.0.0.1:1')"
     with pytest.raises(subprocess.CalledProcessError) as caught:
         arm64.run(["python3", "-c", script], cpu="cortex-a72")
-    message = "was built for a CPU with dotprod, fullfp16, lse, rdm, which this one lacks"
+    message = "was built for a CPU with dotprod, fullfp16, lse, rdm, which this one lacks; compile it for this one"
     assert message in caught.value.stderr

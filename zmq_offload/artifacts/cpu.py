@@ -109,7 +109,7 @@ class CpuNeeds(msgspec.Struct, frozen=True):
         if self.architecture != architecture:
             raise FailedPrecondition(
                 f"{what} was built for {self.architecture}, this CPU is {architecture}; "
-                "compile it with --target for this CPU"
+                "compile it for this one: a bundle with --device-target, a subgraph with --target"
             )
         if not flags:
             return  # not Linux, or no list of features: the library is tried
@@ -118,7 +118,7 @@ class CpuNeeds(msgspec.Struct, frozen=True):
         if missing:
             raise FailedPrecondition(
                 f"{what} was built for a CPU with {', '.join(missing)}, which this one lacks; "
-                "compile it with --target for this CPU"
+                "compile it for this one: a bundle with --device-target, a subgraph with --target"
             )
 
     def met(self) -> bool:
