@@ -99,30 +99,31 @@ for work in (lambda: uncut(x), new):
     assert run(code, compiled_wide) == [RAN, RAN]
 
 
-@pytest.mark.parametrize("wrap", ["model", "(lambda m: (m, m))(model)"])
-def test_a_model_that_is_dropped_gives_its_client_back_and_one_warning(compiled_wide: Compiled, wrap: str) -> None:
+def test_a_model_that_is_dropped_gives_its_client_back_and_one_warning(compiled_wide: Compiled) -> None:
+    """Whether the circle has it once or twice."""
     code = """
 import os, warnings
 class Circle: pass
 def files(): return len(os.listdir("/proc/self/fd"))
-def drop(n):
+def drop(times):
     model = new()
     model(x)
     stream = model.map([x] * 5)
     next(stream)
-    circle = Circle(); circle.me, circle.it = circle, WRAP
-warnings.simplefilter("ignore"); drop(0); gc.collect()
+    circle = Circle(); circle.me, circle.it = circle, (model,) * times
+warnings.simplefilter("ignore"); drop(1); gc.collect()
 before = files()
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for n in range(5):
-        drop(n)
-        gc.collect()
-    texts = [str(w.message) for w in caught]
-    del caught[:]
-print(len(texts), {t.partition(" (")[0] for t in texts}, files() <= before)
+for times in (1, 2):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for n in range(5):
+            drop(times)
+            gc.collect()
+        texts = [str(w.message) for w in caught]
+        del caught[:]
+    print(len(texts), {t.partition(" (")[0] for t in texts}, files() <= before)
 """
-    assert run(code.replace("WRAP", wrap), compiled_wide) == ["5 {'unclosed <OffloadedModel'} True"]
+    assert run(code, compiled_wide) == ["5 {'unclosed <OffloadedModel'} True"] * 2
 
 
 ENDS = """
@@ -179,7 +180,7 @@ model.close()
 """
 
 
-@pytest.mark.parametrize("threads", [2, 8])
+@pytest.mark.parametrize("threads", [2, 5])
 def test_a_child_of_a_thread_that_ran_a_model_ends_with_its_own_exit_code(
     compiled_wide: Compiled, threads: int
 ) -> None:

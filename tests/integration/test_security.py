@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ class Site:
         return Client(self.frontend, key=secret, broker_key=self.path(broker), timeout=timeout)
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
+@contextmanager
+def served(folder: Path) -> Iterator[Site]:
+    site = Site(folder)
     with running_broker(*site.options, "--heartbeat", "0.3") as broker:
         site.frontend, site.backend = broker.frontend, broker.backend
         keys = ("--worker-key", site.path("worker", "key_secret"), "--broker-key", site.path("broker"))
@@ -75,6 +76,20 @@ def site(tmp_path: Path) -> Iterator[Site]:
             with site.client("alice") as client:
                 eventually(lambda: len(client.status()["workers"]) == 1)
             yield site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site whose lists are not to be changed."""
+    with served(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+@pytest.fixture
+def fresh_site(tmp_path: Path) -> Iterator[Site]:
+    """A site of the test's own."""
+    with served(tmp_path) as site:
+        yield site
 
 
 def test_an_authorized_client_is_served(site: Site) -> None:
@@ -170,11 +185,11 @@ def test_a_key_for_some_models_is_denied_the_others(site: Site) -> None:
         assert client.models() == []
 
 
-def test_an_added_key_is_accepted_without_a_restart(site: Site) -> None:
-    with site.client("stranger", timeout=2) as client:
+def test_an_added_key_is_accepted_without_a_restart(fresh_site: Site) -> None:
+    with fresh_site.client("stranger", timeout=2) as client:
         with pytest.raises(Unauthenticated):
             client.infer("echo", {"x": X})
-        site.authorize("stranger")
+        fresh_site.authorize("stranger")
 
         def served() -> bool:
             try:
@@ -194,43 +209,43 @@ def code(client: Client) -> str:
     return "served"
 
 
-def test_revoking_a_key_ends_its_live_session(site: Site) -> None:
-    with site.client("alice") as client:
+def test_revoking_a_key_ends_its_live_session(fresh_site: Site) -> None:
+    with fresh_site.client("alice") as client:
         client.infer("echo", {"x": X})
-        site.revoke("alice", site.clients)
+        fresh_site.revoke("alice", fresh_site.clients)
 
         eventually(lambda: code(client) == "UNAUTHENTICATED")
 
 
-def test_a_revocation_survives_an_unreadable_list(site: Site) -> None:
+def test_a_revocation_survives_an_unreadable_list(fresh_site: Site) -> None:
     """Neither because of the other list, nor because the list itself became readable again without a change."""
 
-    with site.client("alice") as client:
+    with fresh_site.client("alice") as client:
         assert code(client) == "served"
-        whole = site.workers.read_text()
-        site.workers.write_text("garbage\n")
-        site.revoke("alice", site.clients)
+        whole = fresh_site.workers.read_text()
+        fresh_site.workers.write_text("garbage\n")
+        fresh_site.revoke("alice", fresh_site.clients)
         eventually(lambda: code(client) == "UNAUTHENTICATED")
-        site.workers.write_text(whole)
-    with site.client("bob") as client:
+        fresh_site.workers.write_text(whole)
+    with fresh_site.client("bob") as client:
         assert code(client) == "PERMISSION_DENIED"
-        kept = site.folder / "kept"
-        site.clients.rename(kept)  # for a while it is missing
+        kept = fresh_site.folder / "kept"
+        fresh_site.clients.rename(kept)  # for a while it is missing
         time.sleep(1.5)
-        site.revoke("bob", kept)
-        kept.rename(site.clients)
+        fresh_site.revoke("bob", kept)
+        kept.rename(fresh_site.clients)
         eventually(lambda: code(client) == "UNAUTHENTICATED")
 
 
-def test_revoking_a_workers_key_takes_its_requests_away(site: Site) -> None:
-    with site.client("alice") as client:
-        site.revoke("worker", site.workers)
+def test_revoking_a_workers_key_takes_its_requests_away(fresh_site: Site) -> None:
+    with fresh_site.client("alice") as client:
+        fresh_site.revoke("worker", fresh_site.workers)
         eventually(lambda: client.status()["workers"] == [])
 
 
-def test_a_damaged_list_changes_nothing(site: Site) -> None:
-    with site.client("alice") as client:
-        site.clients.write_text("this is not a list\n")
+def test_a_damaged_list_changes_nothing(fresh_site: Site) -> None:
+    with fresh_site.client("alice") as client:
+        fresh_site.clients.write_text("this is not a list\n")
         for _ in range(8):
             client.infer("echo", {"x": X}, timeout=5)
             time.sleep(0.2)  # the broker reads it meanwhile
@@ -257,8 +272,9 @@ def test_a_clients_key_does_not_open_the_backend(site: Site) -> None:
         assert socket.poll(5000)
 
 
-def test_a_session_cannot_be_taken_over_though_its_token_is_known(site: Site) -> None:
+def test_a_session_cannot_be_taken_over_though_its_token_is_known(tmp_path: Path) -> None:
     """Bob knows Alice's token and the number of her request, but cannot get her result or cancel her request."""
+    site = Site(tmp_path)
     site.authorize("stranger")
     session = b"s" * 16
     payload = [bytes(frame) for frame in encode_tensors({"x": X})]
