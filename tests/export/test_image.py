@@ -190,9 +190,19 @@ def test_a_device_runs_with_an_image_alone(tmp_path: Path) -> None:
     environment = kept | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     check_device(image, [str(image / "run"), "-s"], environment, dist, tmp_path)
     assert main(["profile", str(dist / "m.onnx"), "--input", "x=2,8", "--parts", str(tmp_path / "parts")]) == 0
-    profile = [image / "run", "-s", "-m", "zmq_offload", "profile", tmp_path / "parts", "--save", tmp_path / "p.json"]
-    done = subprocess.run(profile, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and (tmp_path / "p.json").exists(), done.stderr
+
+    def commanded(*words: object) -> str:
+        line = [image / "run", "-s", "-m", "zmq_offload", *words]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stdout + done.stderr
+
+    commanded("profile", tmp_path / "parts", "--save", tmp_path / "p.json")
+    assert (tmp_path / "p.json").exists()
+    with running_broker() as fabric:
+        assert "workers" in commanded("status", "--broker", fabric.frontend)
+    for name in ("compile", "doctor", "demo", "load", "gateway", "broker", "worker", "image"):
+        assert f"the command '{name}' is not in a device image" in commanded(name, "x")
 
 
 @pytest.mark.arm

@@ -57,6 +57,20 @@ assert tvm_ffi.get_global_func("tvm.contrib.sort.topk"), "sorting is missing: to
 """
 
 # A model that prints calls a function that TVM has in Python.
+PRINTS_IN_AN_IMAGE = """
+import sys
+from zmq_offload.errors import FailedPrecondition
+from zmq_offload.runtime.machine import Machine, load_library
+library = load_library(sys.argv[1])
+sys.modules["tvm.runtime"] = None  # as in a device image, which has TVM's libraries alone
+try:
+    Machine(library)
+except FailedPrecondition as error:
+    assert "debug_print" in error.message and "not in a device image" in error.message, error
+else:
+    raise AssertionError("nothing was missing")
+"""
+
 PRINTS = """
 import sys
 import numpy as np
@@ -134,6 +148,7 @@ def test_a_library_that_calls_tvms_python_gets_it(tmp_path: Path) -> None:
         builder.emit_func_output(y)
     tvm.compile(builder.get(), "llvm").export_library(str(tmp_path / "prints.so"))
     run(PRINTS, str(tmp_path / "prints.so"))
+    run(PRINTS_IN_AN_IMAGE, str(tmp_path / "prints.so"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what of a mapped file is in memory")

@@ -46,10 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             from zmq_offload.console.programs import own, run
 
             arguments = list(sys.argv[1:] if argv is None else argv)
-            if arguments and arguments[0] in PROGRAMS:
-                name = arguments[0]
-                return int(own(f"{PROGRAMS[name][0]}.__main__").main(arguments[1:], f"zmq-offload {name}"))
-            return run(lambda: _run(arguments), "zmq-offload")
+            try:
+                if arguments and arguments[0] in PROGRAMS:
+                    name = arguments[0]
+                    return int(own(f"{PROGRAMS[name][0]}.__main__").main(arguments[1:], f"zmq-offload {name}"))
+                return run(lambda: _run(arguments), "zmq-offload")
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] not in ("zmq_offload", "broker", "workers"):
+                    raise
+                shown = next((word for word in arguments if not word.startswith("-")), "")
+                print(
+                    f"zmq-offload: error: the command {shown!r} is not in a device image; run it where zmq-offload is "
+                    "installed",
+                    file=sys.stderr,
+                )
+                return 1
     except KeyboardInterrupt:  # before there is a handler
         return 130
 

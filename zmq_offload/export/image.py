@@ -189,7 +189,7 @@ def _own(site: Path, native: bool) -> int:
     target.mkdir()
     for file in source.glob("*.py"):
         shutil.copyfile(file, target / file.name)
-    left_out = ["__pycache__", "*.pyi", "*.c", *([] if native else ["*.so"])]
+    left_out = ["__pycache__", "static", "*.pyi", "*.c", *([] if native else ["*.so"])]
     for part in (*ROOMS, *COMMANDS):
         if (source / part).is_dir():
             shutil.copytree(source / part, target / part, ignore=shutil.ignore_patterns(*left_out))

@@ -12,8 +12,8 @@ ROOMS = (
 )  # fmt: skip
 """The rooms of this package that a device uses, beside the modules above them."""
 
-COMMANDS = ("cli", "console", "plan", "compile/__init__.py", "compile/interrupt.py")
-"""What the commands `status`, `models` and `profile PARTS` need more."""
+COMMANDS = ("cli", "console", "dashboard", "plan", "compile/__init__.py", "compile/interrupt.py")
+"""What the commands `status` and `profile PARTS` need more."""
 
 _ONLY = {
     # The compiler is 259 MB of 350, and its package in Python serves nothing else.

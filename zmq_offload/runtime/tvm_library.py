@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.runtime.runtime_only import VARIABLE
 
@@ -134,7 +135,13 @@ def virtual_machine(library: tvm_ffi.Module, device: tvm_ffi.Device = CPU) -> tv
         # A function that the package has in Python, such as the one for `R.print`.
         if "tvm" in sys.modules or "Cannot find" not in str(error):
             raise
-        import tvm.runtime.vm  # noqa: F401
+        try:
+            import tvm.runtime.vm  # noqa: F401
+        except ImportError:
+            raise FailedPrecondition(
+                f"the library calls a function of TVM's Python package, which is not in a device image: "
+                f"{one_line(error)}; install zmq-offload[device] there"
+            ) from None
 
         machine["vm_initialization"](*places)
     return machine
