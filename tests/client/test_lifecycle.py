@@ -92,7 +92,7 @@ def test_the_pump_drives_at_once_when_something_is_unsent_or_a_thread_follows() 
     assert lifecycle.pause(unsent=True, outstanding=True, now=NOW) == 0
     lifecycle.leave(NOW)
     assert lifecycle.pause(unsent=False, outstanding=True, now=NOW) == GRACE
-    lifecycle.followers = 1
+    lifecycle.followers.add(1)
     assert lifecycle.pause(unsent=False, outstanding=True, now=NOW) == 0
 
 

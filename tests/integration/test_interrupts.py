@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.interrupts import interrupted_everywhere
 from zmq_offload import Client
+from zmq_offload.client import driver, lifecycle
 from zmq_offload.errors import Unavailable
 from zmq_offload.testing import Fabric
 
@@ -148,3 +152,29 @@ def test_a_call_of_which_the_reply_is_lost_says_so(client: Client, monkeypatch: 
     assert not said or "interrupted; call again" in said
     np.testing.assert_array_equal(client.infer("echo", {"x": X})["x"], X)
     assert client._drivers.driver.outstanding == 0
+
+
+@pytest.mark.parametrize("way", ["infer", "submit"])
+@pytest.mark.parametrize("module", [driver, lifecycle])
+def test_anywhere_in_the_code_that_shares_the_socket_it_leaves_the_client_as_it_was(
+    client: Client, module: ModuleType, way: str
+) -> None:
+    small = {"x": X[:4]}
+
+    def call() -> None:
+        if way == "infer":
+            client.infer("echo", small)
+        else:
+            client.submit("echo", small).result()
+
+    state, pool = client._drivers.driver._lifecycle, ThreadPoolExecutor(1)
+    places = 0
+    for run in interrupted_everywhere(module):
+        run(call)
+        places += 1
+        assert not state.is_led and not state.followers
+        other = pool.submit(client.infer, "echo", {"x": X[:5]})
+        np.testing.assert_array_equal(other.result(20)["x"], X[:5])
+        np.testing.assert_array_equal(client.infer("echo", small)["x"], X[:4])
+    assert places > 5
+    pool.shutdown()

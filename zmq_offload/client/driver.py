@@ -97,13 +97,16 @@ class Driver:
                 self._delegate()
                 return
             try:
-                if not self._socket.acquire(False):
-                    self._delegate()
-                    return
-                self._exchange.send()
-            finally:
-                if self._owns():
-                    self._socket.release()
+                try:
+                    if not self._socket.acquire(False):
+                        self._delegate()
+                        return
+                    self._exchange.send()
+                finally:
+                    self._let_go()
+            except BaseException:  # Ctrl-C may have come there
+                self._let_go()
+                raise
         if self._lifecycle.pump_sleeps:
             with self._lock:
                 self._wake_pump()
@@ -113,12 +116,17 @@ class Driver:
         self.taken = 0
         nested, leads = self._owns(), False
         try:
-            leads = self._lead()
-            if leads:
-                self._exchange.run(done, until)
-        finally:
-            if not nested and self._owns():
+            try:
+                leads = self._lead()
+                if leads:
+                    self._exchange.run(done, until)
+            finally:
+                if not nested:
+                    self._resign()
+        except BaseException:  # Ctrl-C may have come there
+            if not nested:
                 self._resign()
+            raise
         if not leads:
             self._follow(follow, until)
 
@@ -237,11 +245,10 @@ class Driver:
                 leads = self._socket.acquire(timeout=_MAKE_WAY)
             with self._lock:
                 self._lifecycle.step("lead" if leads else "withdraw")
-        except BaseException:  # Ctrl-C; the pump must not wait for this thread, nor for the socket
+        except BaseException:  # Ctrl-C; the pump must not wait for this thread
             with self._lock:
-                self._lifecycle.step("leave" if self._owns() and self._lifecycle.is_led else "withdraw")
-            if self._owns():
-                self._socket.release()
+                if not (self._owns() and self._lifecycle.is_led):
+                    self._lifecycle.step("withdraw")
             raise
         return leads
 
@@ -250,24 +257,27 @@ class Driver:
         return self._socket._is_owned()  # type: ignore[attr-defined,no-any-return]
 
     def _resign(self) -> None:
-        """End the lead."""
-        try:
+        """End the lead, if this thread has it. If this is interrupted, do it again."""
+        if self._owns():
             with self._lock, contextlib.suppress(Unavailable):  # no pump starts; `send` tries again or raises
-                self._lifecycle.leave(time.monotonic())
+                if self._lifecycle.is_led:
+                    self._lifecycle.leave(time.monotonic())
                 self._wake_pump()
-        finally:
+            self._socket.release()
+
+    def _let_go(self) -> None:
+        if self._owns():
             self._socket.release()
 
     def _follow(self, follow: Callable[[float | None], object], until: float | None) -> None:
-        with self._lock:
-            self._lifecycle.followers += 1
+        followers, thread = self._lifecycle.followers, threading.get_ident()
         try:
+            followers.add(thread)
             self._delegate()
             with contextlib.suppress(futures.TimeoutError, futures.CancelledError):
                 follow(None if until is None else max(0.0, until - time.monotonic()))
         finally:
-            with self._lock:
-                self._lifecycle.followers -= 1
+            followers.discard(thread)
 
     def _delegate(self) -> None:
         """Make the thread that drives, or else the pump, look for new work."""

@@ -10,7 +10,7 @@ another thread leads already, it is a *follower*. The *pump* is a background thr
                                             └────────── lead, withdraw ─────────── OFFERED
 
 The pump drives from OFFERED if something is unsent: it sends that and stops again. A leader that Ctrl-C keeps from
-leaving has released the socket all the same; so LED does not keep another thread from leading or driving.
+leaving, twice, may have released the socket; so LED does not keep another thread from leading or driving.
 
 An event that a table does not have raises KeyError: it is a fault of the driver.
 """
@@ -119,7 +119,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.life = Life.OPEN
         self.turn = Turn.ASLEEP
-        self.followers = 0
+        self.followers: set[int] = set()
         """Threads that wait while another drives."""
         self.submitted_at = -math.inf
         """When the last call began."""
