@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.interrupts import interrupted_everywhere
 from zmq_offload import Client
-from zmq_offload.client import driver, lifecycle
+from zmq_offload.client import calls, driver, exchange, lifecycle
 from zmq_offload.errors import Unavailable
 from zmq_offload.testing import Fabric
 
@@ -155,7 +155,7 @@ def test_a_call_of_which_the_reply_is_lost_says_so(client: Client, monkeypatch: 
 
 
 @pytest.mark.parametrize("way", ["infer", "submit"])
-@pytest.mark.parametrize("module", [driver, lifecycle])
+@pytest.mark.parametrize("module", [calls, driver, exchange, lifecycle])
 def test_anywhere_in_the_code_that_shares_the_socket_it_leaves_the_client_as_it_was(
     client: Client, module: ModuleType, way: str
 ) -> None:

@@ -117,7 +117,7 @@ class Driver:
         nested, leads = self._owns(), False
         try:
             try:
-                leads = self._lead()
+                leads = self._lead(until)
                 if leads:
                     self._exchange.run(done, until)
             finally:
@@ -229,8 +229,8 @@ class Driver:
 
     # --- leader and followers -------------------------------------------------------------------------------
 
-    def _lead(self) -> bool:
-        """Become the leader, unless another thread leads. The pump is asked to make way."""
+    def _lead(self, until: float | None) -> bool:
+        """Become the leader, unless another thread leads. The pump is asked to make way, until the time `until`."""
         if self._owns():  # in a future's callback
             return False
         leads = False
@@ -242,7 +242,8 @@ class Driver:
                         return False
                     self._lifecycle.step("ask")
                 self._wake.set()
-                leads = self._socket.acquire(timeout=_MAKE_WAY)
+                left = _MAKE_WAY if until is None else max(0.0, min(_MAKE_WAY, until - time.monotonic()))
+                leads = self._socket.acquire(timeout=left)
             with self._lock:
                 self._lifecycle.step("lead" if leads else "withdraw")
         except BaseException:  # Ctrl-C; the pump must not wait for this thread
