@@ -2,43 +2,76 @@
 
 One client sends tensors of 16 MB, one after the other; another sends requests of 1 KB, with a pause after each. Tensors
 go over TCP, as between hosts: nothing shares memory. The two turns, with and without the large ones, alternate.
+With `--gateway` both are clients of one gateway over HTTP, so that their requests share its connection to the broker.
+`--bandwidth` puts an emulated link in front of the broker.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
 import multiprocessing
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from tests.benchmarks.fabric import until_served
-from tests.support.processes import running_broker, running_workers
+from tests.support.processes import running_broker, running_gateway, running_workers
 from zmq_offload import Client
+from zmq_offload.testing.link import Link
 
+SMALL = 1024
 LARGE = 16 << 20
 PAUSE = 0.005
 
+Call = Callable[[], object]
 
-def _send_large(endpoint: str, nbytes: int, go: Any, done: Any) -> None:
-    large = np.zeros(nbytes, np.uint8)
+
+@contextmanager
+def by_zeromq(endpoint: str, nbytes: int) -> Iterator[Call]:
+    """What sends so many bytes to the model, and waits for them to come back."""
+    x = np.zeros(nbytes, np.uint8)
     with Client(endpoint, timeout=60, arena_bytes=0) as client:
+        yield lambda: client.infer("echo", {"x": x})
+
+
+@contextmanager
+def by_http(address: str, nbytes: int) -> Iterator[Call]:
+    """The same, through a gateway."""
+    given = {"name": "x", "datatype": "UINT8", "shape": [nbytes], "parameters": {"binary_data_size": nbytes}}
+    head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
+    body, headers = head + bytes(nbytes), {"Inference-Header-Content-Length": str(len(head))}
+    connection = http.client.HTTPConnection(address, timeout=60)
+
+    def call() -> None:
+        connection.request("POST", "/v2/models/echo/infer", body, headers)
+        answer = connection.getresponse()
+        returned = answer.read()
+        assert answer.status == 200, returned
+
+    yield call
+    connection.close()
+
+
+def _send_large(gateway: bool, address: str, nbytes: int, go: Any, done: Any) -> None:
+    with (by_http if gateway else by_zeromq)(address, nbytes) as call:
         while True:
             go.wait()
-            client.infer("echo", {"x": large})
+            call()
             with done.get_lock():
                 done.value += 1
 
 
-def small(client: Client, seconds: float) -> list[float]:
+def small(call: Call, seconds: float) -> list[float]:
     """Round trips of small requests, with a pause after each."""
-    x = np.zeros(256, np.float32)
     times = []
     end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
-        client.infer("echo", {"x": x})
+        call()
         times.append(time.perf_counter() - start)
         time.sleep(PAUSE)
     return times
@@ -55,18 +88,27 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--large", type=int, default=LARGE, metavar="BYTES")
     parser.add_argument("--arena-bytes", default="0")
+    parser.add_argument("--bandwidth", default=None, help="such as 500Mbit; with a round trip of 1 ms")
+    parser.add_argument("--gateway", action="store_true", help="through one gateway, over HTTP")
     args = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with running_broker() as broker, ExitStack() as stack:
         for _ in range(args.workers):
             options = ("--executor", "echo", "--slots", "4", "--arena-bytes", args.arena_bytes)
             stack.enter_context(running_workers(broker.backend, *options))
-        go, done = context.Event(), context.Value("i", 0)
-        process = context.Process(target=_send_large, args=(broker.frontend, args.large, go, done), daemon=True)
-        process.start()
-        stack.callback(process.terminate)
         with Client(broker.frontend) as client:
             until_served(client, "echo", args.workers)
+        address = broker.frontend
+        if args.bandwidth:
+            address = stack.enter_context(Link(address, bandwidth=args.bandwidth, rtt="1ms")).endpoint
+        if args.gateway:
+            own = ("--arena-bytes", args.arena_bytes)
+            address = stack.enter_context(running_gateway(address, options=own)).http
+        go, done = context.Event(), context.Value("i", 0)
+        process = context.Process(target=_send_large, args=(args.gateway, address, args.large, go, done), daemon=True)
+        process.start()
+        stack.callback(process.terminate)
+        with (by_http if args.gateway else by_zeromq)(address, SMALL) as call:
             alone: list[float] = []
             beside: list[float] = []
             served, rounds = 0, 4
@@ -76,10 +118,10 @@ def main() -> None:
             for _ in range(rounds):
                 go.clear()
                 time.sleep(0.3)
-                alone += small(client, args.seconds / rounds / 2)
+                alone += small(call, args.seconds / rounds / 2)
                 go.set()
                 before = done.value
-                beside += small(client, args.seconds / rounds / 2)
+                beside += small(call, args.seconds / rounds / 2)
                 served += done.value - before
         print("| small requests | p50 | p90 | p99 | longest |\n|---|---|---|---|---|")
         report("alone", alone)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.support.processes import Fabric, faulty_workers, running, running_broker, wait_for_workers
 from zmq_offload import Client
 from zmq_offload.client.aiocalls import LinkCalls
-from zmq_offload.client.looplink import LoopLink
+from zmq_offload.client.gatewaylink import GatewayLink
 from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.errors import OffloadError
 from zmq_offload.gateway.calls import Call, Outputs
@@ -46,7 +46,7 @@ X = np.frombuffer(os.urandom(MEGABYTE), "u1")
 class Caller:
     """Calls `echo` through a link like a gateway's, and checks the answers."""
 
-    def __init__(self, fabric: BrokerFabric, link: LoopLink, sharing: Sharing | None) -> None:
+    def __init__(self, fabric: BrokerFabric, link: GatewayLink, sharing: Sharing | None) -> None:
         self._fabric = fabric
         self.link = link
         self.sharing = sharing
@@ -79,11 +79,11 @@ class Caller:
 async def calling(*brokers: str, size: int = 64 * MEGABYTE) -> AsyncIterator[Caller]:
     """With size 0 it does not share."""
     sharing = Sharing(size) if size else None
-    link = LoopLink(brokers, RetryPolicy(heartbeat=0.1, patience=0.5), 1 << 28, sharing)
+    link = GatewayLink(brokers, RetryPolicy(heartbeat=0.1, patience=0.5), 1 << 28, sharing)
     fabric = BrokerFabric(LinkCalls(link), 10.0, ModelControl(allowed=False))
     try:
         if sharing is not None:
-            await until(lambda: link.way is not None and link.way.shares)
+            await until(lambda: link._line.shares)
         yield Caller(fabric, link, sharing)
     finally:
         fabric.close()
@@ -207,8 +207,9 @@ def test_a_worker_in_another_pid_namespace_gets_bytes() -> None:
 @pytest.mark.parametrize("which", ["fabric", "bytes_only"])
 def test_a_reference_to_nothing_is_an_error(which: str, request: pytest.FixtureRequest) -> None:
     async def test() -> None:
-        link = LoopLink(request.getfixturevalue(which).frontend, None, 1 << 28, Sharing(MEGABYTE))
-        await until(lambda: link.way is not None and link.way.shares)
+        link = GatewayLink(request.getfixturevalue(which).frontend, None, 1 << 28, Sharing(MEGABYTE))
+        link.watch(asyncio.get_running_loop(), asyncio.Event().set)
+        await until(lambda: link._line.shares)
         nowhere = SharedFrame(Reference(os.getpid(), 1, bytes(16), 0, 0, 0, MEGABYTE))
         link.send(Send(wire.Request(bytes(16), 1, "echo", 0, 10**7, 0), [b"head", nowhere]))  # type: ignore[list-item]
         link.flush()

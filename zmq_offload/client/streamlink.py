@@ -25,7 +25,7 @@ from zmq_offload.net.line import Change, Event, Line
 from zmq_offload.net.sharedmemory.references import FIRST
 from zmq_offload.net.sharedmemory.sharing import SHARED_FROM
 from zmq_offload.net.stream import Stream
-from zmq_offload.net.zmtp import Scratch
+from zmq_offload.net.zmtp import Scratch, Sharer
 from zmq_offload.protocol import messages as wire
 
 _NO_FILES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -111,21 +111,18 @@ class StreamLink(Polled):
             if message is None:
                 continue
             payload: Sequence[Any] = frames[1:]
-            if type(message) is wire.Result and self._line.shares:
-                message, payload = own(self._offer.memory, message, payload)
-            messages.append((message, payload))
+            messages.append(self._read(message, payload) if type(message) is wire.Result else (message, payload))
         return messages
+
+    def _read(self, message: wire.Result, payload: Sequence[Any]) -> tuple[wire.ToClient, Sequence[object]]:
+        """A message and its payload, without references to shared memory."""
+        return own(self._offer.memory, message, payload)
 
     def send(self, action: Send) -> None:
         message = action.message
         line = self._line
         if not line.is_ready:
-            if isinstance(message, (wire.Request, wire.Query)):
-                self._waiting[message.id] = action
-            elif isinstance(message, wire.Ping):
-                self._waiting[0] = action
-            else:
-                self._waiting.pop(message.id, None)  # what is canceled was not sent
+            self._keep(action)
             return
         now = time.monotonic()
         if now - self._looked_at > self.stale:
@@ -142,6 +139,16 @@ class StreamLink(Polled):
                 self._lent[message.id] = line.stream.position
         else:
             line.put(now, frames)
+
+    def _keep(self, action: Send) -> None:
+        """Send it when that is possible, unless its call ends before."""
+        message = action.message
+        if isinstance(message, (wire.Request, wire.Query)):
+            self._waiting[message.id] = action
+        elif isinstance(message, wire.Ping):
+            self._waiting[0] = action
+        else:
+            self._waiting.pop(message.id, None)  # what is canceled was not sent
 
     def _shared(self, request: wire.Request, payload: Sequence[Any]) -> list[Any]:
         """The frames of a request with references to its long tensors. Their copies stay until the call ends, over
@@ -213,7 +220,7 @@ class StreamLink(Polled):
             heartbeat=transport.CLIENTS_HEARTBEAT,
             max_frame_bytes=self._max_frame_bytes,
             most_messages=sys.maxsize,
-            sharing=self._offer,
+            sharing=self._sharer(),
         )
         self._line.tick(time.monotonic())
         fault = self._line.fault
@@ -221,6 +228,10 @@ class StreamLink(Polled):
             self._line.close()
             raise self._unavailable(fault)
         self.is_open = True
+
+    def _sharer(self) -> Sharer | None:
+        """What shares memory with the broker."""
+        return self._offer
 
     def _shut(self) -> None:
         self.is_open = False

@@ -17,6 +17,9 @@ from zmq_offload.client.session import RetryPolicy
 from zmq_offload.client.streamlink import StreamLink
 from zmq_offload.net.stream import Stream
 
+_RECEIVED_A_TURN = 32
+"""How often a connection receives before others have their turn, as libuv does."""
+
 
 class WatchedLink(StreamLink, Watched):
     """A `StreamLink` that a loop watches, from the first `watch` on."""
@@ -58,7 +61,8 @@ class WatchedLink(StreamLink, Watched):
 
     def flush(self) -> None:
         super().flush()
-        if self._line.stream is not self._watched or self._line.blocked != self._writes:
+        stream = self._line.stream
+        if stream is not self._watched or (stream is not None and stream.blocked != self._writes):
             self._follow()
 
     def forget(self) -> None:
@@ -79,10 +83,32 @@ class WatchedLink(StreamLink, Watched):
 
     def _on_event(self) -> None:
         if self.is_open:
-            self._line.ready(time.monotonic())
-            self._follow()
+            line, now = self._line, time.monotonic()
+            if self._writes or line.stream is None:
+                line.ready(now)
+            else:
+                line.receive(now)
+            stream = line.stream
+            if stream is not None and stream.filled:
+                stream = self._receive_more(now)
+            if (
+                stream is None
+                or stream is not self._watched
+                or stream.blocked != self._writes
+                or line.due != self._timer_at
+            ):
+                self._follow()
             if self._inbox and (ready := self._ready()) is not None:
                 ready()
+
+    def _receive_more(self, now: float) -> Stream | None:
+        """Receive what is there in one turn of the loop, so that what it leads to is sent together."""
+        line = self._line
+        for _ in range(_RECEIVED_A_TURN):
+            line.receive(now)
+            if line.stream is None or not line.stream.filled:
+                break
+        return line.stream
 
     def _on_time(self) -> None:
         self._timer = None
@@ -98,7 +124,14 @@ class WatchedLink(StreamLink, Watched):
             return
         stream, writes = line.stream, line.wants_to_write
         # While it connects, a descriptor may be that of another socket by now.
-        if stream is None or stream is not self._watched or writes != self._writes:
+        if stream is not None and stream is self._watched:
+            if writes != self._writes:
+                self._writes = writes
+                if writes:
+                    loop.add_writer(stream.fileno(), self._on_event)
+                else:
+                    loop.remove_writer(stream.fileno())
+        else:
             self._remove()
             self._descriptor, self._watched, self._writes = line.descriptor, stream, writes
             if self._descriptor is not None:

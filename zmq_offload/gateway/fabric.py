@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from zmq_offload.client.aiocalls import Calls
 from zmq_offload.client.connection import Connection
+from zmq_offload.client.gatewaylink import GatewayLink
 from zmq_offload.client.link import Watched, answer_of, result_of
-from zmq_offload.client.looplink import LoopLink
 from zmq_offload.client.session import Complete, Fail, RetryPolicy
 from zmq_offload.errors import (
     Cancelled,
@@ -63,7 +63,7 @@ def link_to(
     cheaper one of the loop's own, which can share memory."""
     if clients_security(key, broker_key).has_keys:
         return Connection(brokers, policy, max_frame_bytes, key, broker_key, reclaims=False)
-    return LoopLink(brokers, policy, max_frame_bytes, sharing)
+    return GatewayLink(brokers, policy, max_frame_bytes, sharing)
 
 
 class BrokerFabric:

@@ -65,6 +65,7 @@ class Stream:
         "_writable",
         "_written",
         "blocked",
+        "filled",
         "peer",
         "position",
         "socket",
@@ -79,6 +80,8 @@ class Stream:
         self.blocked = False
         """Whether something waits for now that the kernel does not take, or for its turn, so that the socket is to be
         polled for writing."""
+        self.filled = False
+        """Whether the last `receive` took as much as it had room for, so that more is there most likely."""
         self.position = 0
         """Where the last message is that was put."""
         self._recv_into, self._recvmsg_into = connected.recv_into, connected.recvmsg_into
@@ -98,7 +101,12 @@ class Stream:
     @property
     def queued(self) -> int:
         """Bytes that the kernel did not take yet."""
-        return self._put - self._written + (0 if self._later is None else self._later.waiting_bytes)
+        return self._put - self._written + self.queued_in_pieces
+
+    @property
+    def queued_in_pieces(self) -> int:
+        """Bytes of them that are sent in pieces, between which others pass."""
+        return 0 if self._later is None else self._later.waiting_bytes
 
     def has_written(self, position: int) -> bool:
         """Whether the kernel took the message of that `position`."""
@@ -119,11 +127,19 @@ class Stream:
         if peer.has_more:
             messages = peer.received(0)
         else:
+            space = len(room)
             try:
-                # What follows the rest of a frame comes with it: else each such rest would take a turn of its own.
-                count = self._recvmsg_into([room, peer.scratch])[0] if peer.is_in_frame else self._recv_into(room)
+                if peer.is_in_frame:
+                    # What follows the rest of a frame comes with it: else each such rest would take a turn of its own.
+                    aside = peer.scratch
+                    space += len(aside)
+                    count = self._recvmsg_into([room, aside])[0]
+                else:
+                    count = self._recv_into(room)
             except BlockingIOError:
+                self.filled = False
                 return []
+            self.filled = count == space
             if not count:
                 raise Ended("the other end closed the connection")
             if count <= len(room):
@@ -131,7 +147,7 @@ class Stream:
             else:
                 messages = peer.received(len(room))
                 messages += peer.received(count - len(room))
-            if peer.is_amid_pieces and not messages:
+            if not messages and peer.is_amid_pieces:
                 messages = self._receive_pieces()
         if peer.answers:
             self._answer()
@@ -252,6 +268,8 @@ class Stream:
                 while out:
                     count = self.socket.sendmsg(out[:_BUFFERS])
                     self._written += count
+                    if self._written == self._put:
+                        break
                     _drop(out, count)
         except BlockingIOError:
             pass

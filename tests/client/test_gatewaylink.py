@@ -16,7 +16,7 @@ import pytest
 import uvloop
 import zmq
 
-from zmq_offload.client.looplink import LoopLink
+from zmq_offload.client.gatewaylink import GatewayLink
 from zmq_offload.client.session import Send
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.net import transport
@@ -59,27 +59,41 @@ def place_of(bound: zmq.Socket[bytes]) -> str:
 
 
 @asynccontextmanager
-async def linked(*endpoints: str) -> AsyncIterator[LoopLink]:
-    link = LoopLink(endpoints, None, 1 << 27)
+async def linked(*endpoints: str) -> AsyncIterator[GatewayLink]:
+    link = GatewayLink(endpoints, None, 1 << 27)
+    watch(link)
     try:
         yield link
     finally:
         link.close()
 
 
-def ask(link: LoopLink, number: int, *payload: bytes | memoryview) -> None:
+class _Nobody:
+    def ready(self) -> None:
+        """Messages have arrived."""
+
+
+_NOBODY = _Nobody()
+
+
+def watch(link: GatewayLink) -> None:
+    """Let the running loop drive a connection."""
+    link.watch(asyncio.get_running_loop(), _NOBODY.ready)
+
+
+def ask(link: GatewayLink, number: int, *payload: bytes | memoryview) -> None:
     link.send(Send(wire.Request(SESSION, number, "echo", 0, 10**6, 0), payload))
     link.flush()
 
 
-async def received(link: LoopLink) -> list[tuple[wire.ToClient, list[bytes]]]:
+async def received(link: GatewayLink) -> list[tuple[wire.ToClient, list[bytes]]]:
     """The next messages."""
     loop = asyncio.get_running_loop()
     came = asyncio.Event()
     link.watch(loop, came.set)
     if not link.waiting():
         await came.wait()
-    link.unwatch(loop)
+    watch(link)
     return [(message, [bytes(each) for each in payload]) for message, payload in link.receive(9)]  # type: ignore[call-overload]
 
 
@@ -179,8 +193,8 @@ def test_a_connection_that_ends_is_made_again(tmp_path: Path) -> None:
                     ask(link, number)
                     _, envelope = await in_thread(bound.recv_multipart)
                     assert wire.decode(envelope, wire.FROM_CLIENT).id == number  # type: ignore[union-attr]
-                    way = link.way
-                await until(lambda way=way: link.way is not way)  # type: ignore[misc]
+                    stream = link._line.stream
+                await until(lambda stream=stream: link._line.stream is not stream)  # type: ignore[misc]
 
     run(test())
 
@@ -261,9 +275,9 @@ def test_a_peer_of_libzmq_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None
         async with linked(place_of(bound)) as link:
             ask(link, 1)
             await in_thread(bound.recv_multipart)
-            way = link.way
+            stream = link._line.stream
             await asyncio.sleep(0.5)  # ten heartbeats; their end is what a failure would show
-            assert link.way is way
+            assert link._line.stream is stream
 
     with router() as bound:
         bound.setsockopt(zmq.HEARTBEAT_IVL, 50)
@@ -307,6 +321,7 @@ def test_a_broker_with_keys_is_named(tmp_path: Path) -> None:
             await until(lambda: link.refusal() is not None)
             assert "only one side has keys" in str(link.refusal())
             link.reconnect(0)
+            watch(link)
             assert link.refusal() is None
             await until(lambda: link.refusal() is not None)
 
@@ -317,16 +332,17 @@ def test_a_broker_with_keys_is_named(tmp_path: Path) -> None:
 
 def test_a_message_over_the_limit_ends_the_connection() -> None:
     async def test(bound: zmq.Socket[bytes]) -> None:
-        link = LoopLink(place_of(bound), None, 1000)  # at least limits.UNASKED_BYTES count
+        link = GatewayLink(place_of(bound), None, 1000)  # at least limits.UNASKED_BYTES count
+        watch(link)
         try:
             ask(link, 1)
             peer, _ = await in_thread(bound.recv_multipart)
-            way = link.way
+            stream = link._line.stream
             answer = wire.encode(wire.Answer(SESSION, 7))
             await in_thread(lambda: bound.send_multipart([peer, answer, bytes(4 << 20)]))
             assert [message for message, _ in await received(link)] == [wire.Answer(SESSION, 7)]
             await in_thread(lambda: bound.send_multipart([peer, answer, bytes((4 << 20) + 1)]))
-            await until(lambda: link.way is not way)
+            await until(lambda: link._line.stream is not stream)
             assert not link.waiting()
         finally:
             link.close()
@@ -339,7 +355,7 @@ def test_a_message_over_the_limit_ends_the_connection() -> None:
 def test_an_endpoint_that_leads_nowhere_is_tried_again(endpoint: str) -> None:
     async def test() -> None:
         async with linked(endpoint) as link:
-            await until(lambda: link._delay == 4 * transport.RECONNECT)
+            await until(lambda: link._line._delay == 4 * transport.RECONNECT)
             assert link.refusal() is None
 
     asyncio.run(asyncio.wait_for(test(), SECONDS))
@@ -362,14 +378,15 @@ def test_a_name_and_an_address_of_ipv6_lead_to_a_broker() -> None:
 def test_a_wrong_endpoint_is_refused_at_once() -> None:
     async def test() -> None:
         with pytest.raises(InvalidArgument, match="the port is missing"):
-            LoopLink("tcp://edge", None, 1000)
+            GatewayLink("tcp://edge", None, 1000)
 
     run(test())
 
 
 def test_the_last_cancel_is_sent_before_the_end() -> None:
     async def test(bound: zmq.Socket[bytes]) -> None:
-        link = LoopLink(place_of(bound), None, 1000)
+        link = GatewayLink(place_of(bound), None, 1000)
+        watch(link)
         ask(link, 1)
         await in_thread(bound.recv_multipart)
         link.send(Send(wire.Cancel(SESSION, 1)))
@@ -380,6 +397,23 @@ def test_the_last_cancel_is_sent_before_the_end() -> None:
 
     with router() as bound:
         run(test(bound))
+
+
+def test_short_requests_pass_long_ones_of_which_few_are_taken_at_once() -> None:
+    long = memoryview(bytes(16 << 20))
+
+    async def test() -> None:
+        async with shared(None, None) as (link, broker):
+            await until(lambda: link._line.is_ready)
+            for number, tensor in ((1, long), (2, long), (3, b"short"), (4, long)):
+                ask(link, number, b"head", tensor)
+            assert list(link._waiting) == [2, 4]
+            link.send(Send(wire.Cancel(SESSION, 2)))
+            arrived = [wire.decode(bytes((await broker.requests.get())[0]), wire.FROM_CLIENT) for _ in range(3)]
+            assert [message.id for message in arrived] == [3, 1, 4]  # type: ignore[union-attr]
+            assert not link._waiting
+
+    run(test())
 
 
 # --- shared memory --------------------------------------------------------------------------------------------------
@@ -422,11 +456,12 @@ class _Broker:
 
 
 @asynccontextmanager
-async def shared(broker_sharing: Sharing | None, own: Sharing | None) -> AsyncIterator[tuple[LoopLink, _Broker]]:
+async def shared(broker_sharing: Sharing | None, own: Sharing | None) -> AsyncIterator[tuple[GatewayLink, _Broker]]:
     broker = _Broker(broker_sharing)
     server = await asyncio.start_server(broker.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    link = LoopLink(f"tcp://{host}:{port}", None, 1 << 27, own)
+    link = GatewayLink(f"tcp://{host}:{port}", None, 1 << 27, own)
+    watch(link)
     try:
         yield link, broker
     finally:
@@ -441,8 +476,8 @@ def given(sharing: Sharing, data: bytes) -> Reference:
     return reference
 
 
-async def _shares(link: LoopLink) -> None:
-    while link.way is None or not link.way.shares:
+async def _shares(link: GatewayLink) -> None:
+    while not link._line.shares:
         await asyncio.sleep(0.001)
 
 
