@@ -39,6 +39,9 @@ class Machine:
         Whether one instruction looks up 64 bytes in a table of 128 (AVX-512 VBMI).
     scales : bool
         Whether one instruction multiplies by 2^n, with denormals, 0 and infinity at the ends (AVX-512).
+    lane_factors : bool
+        Whether a multiply-add takes one lane of a vector as the factor of all lanes (NEON on AArch64), so that one load
+        serves as many steps of a sum as a vector has lanes.
 
     Examples
     --------
@@ -53,6 +56,7 @@ class Machine:
     integers: str = "widen"
     permutes_bytes: bool = field(default=False, repr=False)
     scales: bool = field(default=False, repr=False)
+    lane_factors: bool = field(default=False, repr=False)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -100,7 +104,7 @@ def machine_of(target: Target) -> Machine:
     if "neon" in features or aarch64:
         kinds = (("i8mm", "usdot"), ("dotprod", "sdot"), ("neon", "smull"))
         products = next((kind for feature, kind in kinds if feature in features and aarch64), "widen")
-        return Machine(4, 32, cores, half, products)
+        return Machine(4, 32, cores, half, products, lane_factors=aarch64)
     # SSE2, or unknown
     return Machine(4, 16, cores, False, "pmaddwd" if "sse2" in features else "widen")
 

@@ -2,6 +2,9 @@
 
 For each step of the sum, one vector of the right operand is loaded for each vector of columns, one value of the left
 operand is broadcast for each row, and a multiply-add updates each vector of results.
+
+Where a multiply-add takes a lane of a vector as its factor (NEON), and the left operand's values of successive steps are
+neighbors in memory, one vector of them serves as many steps as it has lanes: a row needs a quarter of the loads.
 """
 
 from __future__ import annotations
@@ -9,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import tvm
 from tvm import tirx
-from tvm.ir import Expr
+from tvm.ir import Expr, TensorLoad
 from tvm.tirx import ForKind
 
 from zmq_offload.schedules.emit import (
+    INDEX,
     index,
     lanes,
     local,
@@ -27,6 +32,7 @@ from zmq_offload.schedules.emit import (
     with_buffers,
 )
 from zmq_offload.schedules.machine import Machine
+from zmq_offload.schedules.rewrite import constant
 from zmq_offload.schedules.tiles import column_vectors
 
 
@@ -55,9 +61,13 @@ class MicroKernel:
         """Return the start of a vector of sums."""
         return splat(tirx.FloatImm("float32", 0.0), width)
 
-    def update(self, total: Expr, left: Expr, right: Expr, width: int) -> Expr:
+    def factor(self, left: Expr, width: int) -> Expr:
+        """Return what `left` returned as the factor of a vector."""
+        return left if self.unrolled else splat(left, width)
+
+    def update(self, total: Expr, factor: Expr, right: Expr, width: int) -> Expr:
         """Return a vector of sums after one more step."""
-        return tirx.Add(total, tirx.Mul(left if self.unrolled else splat(left, width), right))
+        return tirx.Add(total, tirx.Mul(factor, right))
 
     def statement(self) -> tirx.Stmt:
         """Emit the loops of the sum, then a store of each result."""
@@ -76,23 +86,70 @@ class MicroKernel:
 
     def sums(self, totals: Sequence[tirx.Var]) -> tirx.Stmt:
         """Emit the loops of the sum."""
-        vectors = self.vectors()
 
         def step(k: list[Expr]) -> tirx.Stmt:
-            statements = []
+            lefts = [self.left(row, k) for row in range(self.rows)]
+            return self._step(totals, k, lambda row, width: self.factor(lefts[row], width))
+
+        if self.unrolled:
+            inner, outer = self.reduce[self.serial :], self.reduce[: self.serial]
+            return nest(outer, lambda k: nest(inner, lambda rest: step([*k, *rest]), ForKind.UNROLLED))
+        *outer, depth = self.reduce
+        size, known = self.machine.lanes, constant(depth)
+        if not self.by_lanes or (known is not None and known < size):
+            return nest(self.reduce, step)
+
+        def group(k: list[Expr]) -> tirx.Stmt:
+            """As many steps as a vector has lanes."""
+            *above, first = k
+            factors = [neighbors(self.left(row, k), size) for row in range(self.rows)]
+
+            def of_lane(lane: int) -> tirx.Stmt:
+                at = [*above, first + lane]
+                places = [tirx.IntImm("int32", lane)]
+                return self._step(totals, at, lambda row, width: tirx.Shuffle([factors[row]], places * width))
+
+            return sequence(map(of_lane, range(size)))
+
+        def steps(k: list[Expr]) -> tirx.Stmt:
+            groups = loop(tirx.floordiv(depth, size), lambda g: group([*k, g * size]), "k")
+            if known is not None and known % size == 0:
+                return groups
+            whole = tirx.floordiv(depth, size) * size
+            return sequence([groups, loop(depth - whole, lambda i: step([*k, whole + i]), "k")])
+
+        return nest(outer, steps)
+
+    @property
+    def by_lanes(self) -> bool:
+        """Whether the left operand's values of successive steps can be loaded as a vector, and be factors."""
+        if not self.machine.lane_factors or self.dtype != "float32":
+            return False
+        above = [tirx.Var("k", INDEX) for _ in self.reduce[:-1]]
+        k = tirx.Var("k", INDEX)
+        one, next_ = self.left(0, [*above, k]), self.left(0, [*above, k + 1])
+        if not isinstance(one, TensorLoad):
+            return False
+        same, steps = tvm.sym.Analyzer().can_prove_equal, [b - a for a, b in zip(one.indices, next_.indices, strict=True)]
+        return all(same(step, index(0)) for step in steps[:-1]) and bool(same(steps[-1], index(1)))
+
+    def _step(
+        self, totals: Sequence[tirx.Var], k: list[Expr], factor: Callable[[int, int], Expr]
+    ) -> tirx.Stmt:
+        """One step of the sum; `factor` returns a vector of a row's left operand, of a given width."""
+        statements = []
+        every = self.vectors()
+        # Where lanes are factors, only two vectors of the right operand have a register at a time.
+        together = 2 if self.machine.lane_factors else len(every)
+        for first in range(0, len(every), together):
+            vectors = every[first : first + together]
             weights = [self.right(k, offset, width) for offset, width in vectors]
             for row in range(self.rows):
-                value = self.left(row, k)
                 for (offset, width), weight in zip(vectors, weights, strict=True):
                     total, at = totals[row], ramp(offset, width)
-                    update = self.update(tirx.BufferLoad(total, [at]), value, weight, width)
+                    update = self.update(tirx.BufferLoad(total, [at]), factor(row, width), weight, width)
                     statements.append(tirx.BufferStore(total, update, [at]))
-            return sequence(statements)
-
-        if not self.unrolled:
-            return nest(self.reduce, step)
-        inner = self.reduce[self.serial :]
-        return nest(self.reduce[: self.serial], lambda k: nest(inner, lambda rest: step([*k, *rest]), ForKind.UNROLLED))
+        return sequence(statements)
 
     def _rolled(self, totals: list[tirx.Var], body: tirx.Stmt) -> tirx.Stmt:
         """Copy the results to memory and store them in a loop over rows, so that a long epilogue is emitted once."""
@@ -118,3 +175,8 @@ class MicroKernel:
 
                 statements.append(lanes(width, lane))
         return sequence(statements)
+
+
+def neighbors(load: TensorLoad, count: int) -> Expr:
+    """Return the vector of an element and those after it."""
+    return tirx.BufferLoad(load.source, [*load.indices[:-1], ramp(load.indices[-1], count)])

@@ -25,8 +25,26 @@ class Tile:
 
 
 def most_rows(machine: Machine, vectors: int) -> int:
-    """Rows that fit: a register for each vector of results and of weights, and one for the broadcast value."""
+    """Rows that fit: a register for each vector of results and of weights, and one for the broadcast value.
+
+    Where a lane is a factor, each row has a vector of factors, and two vectors of weights are loaded at a time.
+    """
+    if machine.lane_factors:
+        return max(1, (machine.registers - 2) // (vectors + 1))
     return max(1, (machine.registers - vectors - 1) // vectors)
+
+
+def step_cycles(machine: Machine, rows: int, vectors: int) -> float:
+    """Estimate the cycles of one step of the sum for a tile.
+
+    A cycle has two multiply-adds and two loads; a tile with too few results waits for the latency of its multiply-adds.
+    Half a cycle is the loop itself. Where a lane is a factor, a step loads a part of the vectors of factors, and weights
+    in pairs; such cores start few instructions per cycle, so each counts.
+    """
+    products = rows * vectors
+    if machine.lane_factors:
+        return (max(products, IN_FLIGHT) + rows / machine.lanes + vectors / 2 + 3 / machine.lanes) / 2
+    return max(products, rows + vectors, IN_FLIGHT) / 2 + 0.5
 
 
 def choose_tile(machine: Machine, rows: int | None, columns: int) -> Tile:
@@ -57,10 +75,7 @@ def _tile_for_any_rows(machine: Machine, columns: int) -> Tile:
 
 
 def _cycles(machine: Machine, rows: int, columns: int, height: int, width: int) -> float:
-    """Estimate the cycles of one step of the sum for the whole result.
-
-    A cycle has two multiply-adds and two loads; a tile with too few results waits for the latency of its multiply-adds.
-    """
+    """Estimate the cycles of one step of the sum for the whole result."""
     total, blocks = 0.0, 0
     for chunk, chunks in ((width, columns // width), (columns % width, 1)):
         if not chunk or not chunks:
@@ -68,9 +83,8 @@ def _cycles(machine: Machine, rows: int, columns: int, height: int, width: int) 
         vectors = math.ceil(chunk / machine.lanes)
         for tile, tiles in ((height, rows // height), (rows % height, 1)):
             if tile:
-                # Half a cycle is the loop itself.
                 blocks += 1
-                total += chunks * tiles * (max(tile * vectors, tile + vectors, IN_FLIGHT) / 2 + 0.5)
+                total += chunks * tiles * step_cycles(machine, tile, vectors)
     # Each further size of tile is code to compile and to fetch: it has to save something.
     return total * (1.0 + 0.03 * (blocks - 1))
 

@@ -155,7 +155,7 @@ def tile_of(machine: Machine, dot: DotProduct, rows: int | None, columns: int) -
     """Choose a tile; 16-bit products need one more register for what they add, and another one for ones."""
     if dot.instruction in ("pmaddwd", "pmaddubsw"):
         machine = replace(machine, registers=machine.registers - (1 if dot.instruction == "pmaddwd" else 2))
-    return choose_tile(machine, rows, columns)
+    return choose_tile(replace(machine, lane_factors=False), rows, columns)
 
 
 def pack(columns_first: Array, dot: DotProduct, lanes: int, phases: int = 1) -> Array:

@@ -36,8 +36,11 @@ class IntegerKernel(MicroKernel):
     def first(self, offset: int, width: int) -> Expr:
         return self.start(offset, width) if self.start else splat(tirx.IntImm("int32", 0), width)
 
-    def update(self, total: Expr, left: Expr, right: Expr, width: int) -> Expr:
-        return self.dot.update(total, self.dot.spread(left, width), right, width)
+    def factor(self, left: Expr, width: int) -> Expr:
+        return self.dot.spread(left, width)
+
+    def update(self, total: Expr, factor: Expr, right: Expr, width: int) -> Expr:
+        return self.dot.update(total, factor, right, width)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from tvm.ir import Expr
 from zmq_offload.schedules.machine import Machine
 from zmq_offload.schedules.operators import Array
 from zmq_offload.schedules.recurrent.cell import Recurrence
-from zmq_offload.schedules.tiles import IN_FLIGHT, MOST_VECTORS, most_rows
+from zmq_offload.schedules.tiles import MOST_VECTORS, most_rows, step_cycles
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def phases(recurrence: Recurrence, machine: Machine, batch: int | None) -> list[
     width = vector_width(machine, recurrence.hidden)
     # 16-bit products need a register for what they add.
     spare = int(recurrence.quantized and machine.integers == "pmaddwd")
-    products = replace(machine, registers=machine.registers - spare)
+    lane_factors = machine.lane_factors and not recurrence.quantized
+    products = replace(machine, registers=machine.registers - spare, lane_factors=lane_factors)
     for first, count in recurrence.phases:
         options = []
         for many in range(1, max(MOST_VECTORS * 2 // count, 1) + 1):
@@ -65,7 +66,7 @@ def phases(recurrence: Recurrence, machine: Machine, batch: int | None) -> list[
             most = most_rows(products, registers)
             heights = [most] if batch is None else range(min(most, batch), 0, -1)
             options += [
-                (chunks * _cycles(batch or 64 * rows, rows, registers), -units * rows, units, chunks, rows)
+                (chunks * _cycles(products, batch or 64 * rows, rows, registers), -units * rows, units, chunks, rows)
                 for rows in heights
             ]
         _, _, units, chunks, rows = min(options)
@@ -74,12 +75,10 @@ def phases(recurrence: Recurrence, machine: Machine, batch: int | None) -> list[
     return found
 
 
-def _cycles(batch: int, rows: int, registers: int) -> float:
+def _cycles(machine: Machine, batch: int, rows: int, registers: int) -> float:
     """Estimate the cycles of one step of the sum, as `tiles.choose_tile` does."""
     sizes = [(rows, batch // rows), (batch % rows, 1)]
-    blocks = [
-        many * (max(tile * registers, tile + registers, IN_FLIGHT) / 2 + 0.5) for tile, many in sizes if tile and many
-    ]
+    blocks = [many * step_cycles(machine, tile, registers) for tile, many in sizes if tile and many]
     return sum(blocks) * (1.0 + 0.03 * (len(blocks) - 1))
 
 
