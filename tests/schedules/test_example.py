@@ -71,7 +71,7 @@ def test_the_window_has_the_size_of_the_drawing_and_twice_the_rows_would_not_fit
     [
         (Machine(16, 32, 2), Tile(12, 32), Tile(6, 64)),
         (Machine(8, 16, 2), Tile(6, 16), Tile(6, 16)),
-        (Machine(4, 32, 2), Tile(12, 8), Tile(6, 16)),
+        (Machine(4, 32, 2, lane_factors=True), Tile(6, 16), Tile(6, 16)),
     ],
 )
 def test_tiles_for_many_rows_and_64_columns(machine: Machine, many: Tile, symbolic: Tile) -> None:

@@ -3,8 +3,8 @@
 For each step of the sum, one vector of the right operand is loaded for each vector of columns, one value of the left
 operand is broadcast for each row, and a multiply-add updates each vector of results.
 
-Where a multiply-add takes a lane of a vector as its factor (NEON), and the left operand's values of successive steps are
-neighbors in memory, one vector of them serves as many steps as it has lanes: a row needs a quarter of the loads.
+Where a multiply-add takes a lane of a vector as its factor (NEON), and the left operand's values of successive steps
+are neighbors in memory, one vector of them serves as many steps as it has lanes: a row needs a quarter of the loads.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class MicroKernel:
 
         def step(k: list[Expr]) -> tirx.Stmt:
             lefts = [self.left(row, k) for row in range(self.rows)]
-            return self._step(totals, k, lambda row, width: self.factor(lefts[row], width))
+            return self._step(totals, k, lambda row, width: self.factor(lefts[row], width), len(self.vectors()))
 
         if self.unrolled:
             inner, outer = self.reduce[self.serial :], self.reduce[: self.serial]
@@ -100,14 +100,14 @@ class MicroKernel:
             return nest(self.reduce, step)
 
         def group(k: list[Expr]) -> tirx.Stmt:
-            """As many steps as a vector has lanes."""
+            """As many steps as a vector has lanes. A pair of vectors of the right operand is loaded at a time."""
             *above, first = k
             factors = [neighbors(self.left(row, k), size) for row in range(self.rows)]
 
             def of_lane(lane: int) -> tirx.Stmt:
                 at = [*above, first + lane]
                 places = [tirx.IntImm("int32", lane)]
-                return self._step(totals, at, lambda row, width: tirx.Shuffle([factors[row]], places * width))
+                return self._step(totals, at, lambda row, width: tirx.Shuffle([factors[row]], places * width), 2)
 
             return sequence(map(of_lane, range(size)))
 
@@ -127,20 +127,20 @@ class MicroKernel:
             return False
         above = [tirx.Var("k", INDEX) for _ in self.reduce[:-1]]
         k = tirx.Var("k", INDEX)
-        one, next_ = self.left(0, [*above, k]), self.left(0, [*above, k + 1])
-        if not isinstance(one, TensorLoad):
+        here, there = self.left(0, [*above, k]), self.left(0, [*above, k + 1])
+        if not isinstance(here, TensorLoad):  # a conversion, for example
             return False
-        same, steps = tvm.sym.Analyzer().can_prove_equal, [b - a for a, b in zip(one.indices, next_.indices, strict=True)]
-        return all(same(step, index(0)) for step in steps[:-1]) and bool(same(steps[-1], index(1)))
+        steps = [b - a for a, b in zip(here.indices, there.indices, strict=True)]
+        same = tvm.sym.Analyzer().can_prove_equal
+        return all(same(step, index(int(step is steps[-1]))) for step in steps)
 
     def _step(
-        self, totals: Sequence[tirx.Var], k: list[Expr], factor: Callable[[int, int], Expr]
+        self, totals: Sequence[tirx.Var], k: list[Expr], factor: Callable[[int, int], Expr], together: int
     ) -> tirx.Stmt:
-        """One step of the sum; `factor` returns a vector of a row's left operand, of a given width."""
+        """One step of the sum. `factor` returns a vector of a row's left operand, of a given width; so many vectors of
+        the right operand are in registers `together`."""
         statements = []
         every = self.vectors()
-        # Where lanes are factors, only two vectors of the right operand have a register at a time.
-        together = 2 if self.machine.lane_factors else len(every)
         for first in range(0, len(every), together):
             vectors = every[first : first + together]
             weights = [self.right(k, offset, width) for offset, width in vectors]

@@ -38,8 +38,8 @@ def step_cycles(machine: Machine, rows: int, vectors: int) -> float:
     """Estimate the cycles of one step of the sum for a tile.
 
     A cycle has two multiply-adds and two loads; a tile with too few results waits for the latency of its multiply-adds.
-    Half a cycle is the loop itself. Where a lane is a factor, a step loads a part of the vectors of factors, and weights
-    in pairs; such cores start few instructions per cycle, so each counts.
+    Half a cycle is the loop itself. Where a lane is a factor, a step loads a part of the vectors of factors, and
+    weights in pairs. Such cores start few instructions in a cycle, so each counts.
     """
     products = rows * vectors
     if machine.lane_factors:
