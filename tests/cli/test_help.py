@@ -120,7 +120,7 @@ make_parser("status").parse_args(["status"])
 print([n for n in sys.modules if n in ("rich", "shtab", "rich_argparse", "tvm") or n.startswith("zmq_offload.cli.")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "['zmq_offload.cli.main', 'zmq_offload.cli.status']\n"
+    assert done.stdout == "['zmq_offload.cli.main', 'zmq_offload.cli.connections', 'zmq_offload.cli.status']\n"
 
 
 @pytest.mark.parametrize("command", [None, *PROGRAMS, "status", "profile", "keys"])
