@@ -153,7 +153,13 @@ def _check(bundle: Path, machine: str) -> None:
 
 
 def _declared(python: str) -> list[str]:
-    return requirements(importlib.metadata.requires("zmq-offload") or (), "tvm", python)
+    try:
+        declared = importlib.metadata.requires("zmq-offload") or ()
+    except importlib.metadata.PackageNotFoundError:
+        raise FailedPrecondition(
+            "what zmq-offload needs is not known, since it is not installed; use pip install"
+        ) from None
+    return requirements(declared, "tvm", python)
 
 
 def _runs(python: str) -> bool:
