@@ -16,9 +16,7 @@ import argparse
 import http.client
 import json
 import statistics
-import threading
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +33,27 @@ from zmq_offload import Client
 KINDS = ("metrics", "traces", "page")
 TURN = 2.0
 """Seconds; a turn with metrics has two scrapes."""
+
+WATCHER = """
+import sys, threading, time, urllib.request
+
+def scrape(url):
+    while True:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            answer.read()
+        time.sleep(1.0)
+
+def look(url):
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        while answer.readline():
+            pass
+
+for watch, url in zip((scrape, look), sys.argv[1:]):
+    if url:
+        threading.Thread(target=watch, args=(url,)).start()
+"""
+"""Scrapes the metrics and keeps the page open, in a process of its own: it would slow that of the load down, and a
+server that gets fewer requests at a time has more work with each."""
 
 COLLECTOR = """
 import http.server
@@ -65,42 +84,27 @@ class Side:
 
     load: Load
     process: Process
-    metrics: str | None
-    page: str | None
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def turn(self, seconds: float) -> None:
-        ended = threading.Event()
-        watchers = [threading.Thread(target=watch, args=(ended,)) for watch in (self._scrape, self._look)]
-        for watcher in watchers:
-            watcher.start()
         began, before = time.perf_counter(), cpu_seconds(self.process.popen.pid)
         count = self.load(seconds)
         self.rates.append(count / (time.perf_counter() - began))
         self.cpu.append((cpu_seconds(self.process.popen.pid) - before) / count)
-        ended.set()
-        for watcher in watchers:
-            watcher.join()
-
-    def _scrape(self, ended: threading.Event) -> None:
-        while self.metrics is not None:
-            with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
-                answer.read()
-            if ended.wait(1.0):
-                return
-
-    def _look(self, ended: threading.Event) -> None:
-        """Keep the page open: take its events."""
-        if self.page is None:
-            return
-        with urllib.request.urlopen(self.page, timeout=10) as answer:
-            while not ended.is_set():
-                answer.readline()
 
 
-def _metrics(process: Process, options: Sequence[str]) -> str | None:
-    return process.wait_for(r"metrics=(\S+)")[1] if "--metrics" in options else None
+@contextmanager
+def _watched(process: Process, options: Sequence[str], page: str | None) -> Iterator[None]:
+    """Somebody looks at what is on."""
+    metrics = ""
+    if "--metrics" in options:
+        metrics = "http://" + process.wait_for(r"metrics=(\S+)")[1] + "/metrics"
+    if not metrics and not page:
+        yield
+        return
+    with running("-c", WATCHER, metrics, page or ""):
+        yield
 
 
 @contextmanager
@@ -149,7 +153,8 @@ def broker(size: int, depth: int, kinds: Sequence[str]) -> Iterator[Side]:
                     waiting.append(client.submit("echo", {"x": x}))
             return count
 
-        yield Side(load, fabric.broker, _metrics(fabric.broker, options), page)
+        with _watched(fabric.broker, options, page):
+            yield Side(load, fabric.broker)
 
 
 @contextmanager
@@ -184,8 +189,8 @@ def gateway(size: int, depth: int, kinds: Sequence[str]) -> Iterator[Side]:
             with ThreadPoolExecutor(depth) as pool:
                 return sum(pool.map(lambda connection: call_until(connection, end), connections))
 
-        events = f"http://{run.http}/dashboard/events" if page else None
-        yield Side(load, run.process, _metrics(run.process, options), events)
+        with _watched(run.process, options, f"http://{run.http}/dashboard/events" if page else None):
+            yield Side(load, run.process)
         for connection in connections:
             connection.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import sys
@@ -36,6 +37,7 @@ def families() -> Iterator[Family]:
         yield family
 
 
+@functools.cache
 def _started_at() -> float:
     """When the process started; when this module was loaded if the system does not tell."""
     try:
