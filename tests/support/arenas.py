@@ -29,3 +29,17 @@ def used_cells(pids: Iterable[int]) -> dict[int, int]:
 def _used(fd: int) -> int:
     with mmap.mmap(fd, layout.DATA_AT, prot=mmap.PROT_READ) as heads, memoryview(heads) as view:
         return sum(layout.read_cell(view, number).nbytes > 0 for number in range(layout.COUNT))
+
+
+def mapped_arenas(pid: int) -> set[int]:
+    """The arenas (their inodes) that a process has open or mapped, its own included. None if it has ended."""
+    name = f"/memfd:{segment.NAME} "
+    found: set[int] = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if name in os.readlink(link):
+                    found.add(link.stat().st_ino)
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        found |= {int(line.split()[4]) for line in maps if name in line}
+    return found
