@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import socket
 from collections import deque
 
 from broker.ports.listening import Listener
 from broker.ways import Way
+from zmq_offload.errors import FailedPrecondition
 from zmq_offload.net.sharedmemory.sharing import Sharing
+from zmq_offload.net.shortcut import Inviting, new_name
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Peer, Scratch
 from zmq_offload.protocol import limits
@@ -55,10 +58,28 @@ class Side:
         self.is_full = False
         """Whether it has paused, and has not accepted all that waited since."""
 
-    def peer(self) -> Peer:
-        return Peer(
-            self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch, sharer=self._sharing
+        self._near = ""  # the name of the shortcut, if there is one
+
+    def peer(self, accepted: socket.socket) -> Peer:
+        """The other end of a connection that was accepted."""
+        sharer = (
+            self._sharing if self._sharing is None or not self._near else Inviting(self._sharing, accepted, self._near)
         )
+        return Peer(self._max_frame_bytes, _FRAMES, self.heartbeat, b"ROUTER", scratch=self._scratch, sharer=sharer)
+
+    def nearby(self) -> Side | None:
+        """The same port at a Unix socket, which peers of this user are told of that share memory. None if the port is
+        at one already, or the system has none without a file."""
+        if self.listener.socket.family == socket.AF_UNIX or self._sharing is None:
+            return None
+        near, name = copy.copy(self), new_name()
+        try:
+            near.listener = Listener(f"ipc://{name}", own_user=True)
+        except FailedPrecondition:
+            return None
+        near.handshakes, near.beats = deque(), deque()
+        self._near = name
+        return near
 
 
 class Connection(Stream):
@@ -67,7 +88,7 @@ class Connection(Stream):
     __slots__ = ("address", "id", "is_named", "is_new", "is_polled", "side", "way")
 
     def __init__(self, accepted: socket.socket, address: str, id: bytes, side: Side) -> None:
-        super().__init__(accepted, side.peer(), side.most, side.most_bytes)
+        super().__init__(accepted, side.peer(accepted), side.most, side.most_bytes)
         self.id = id
         self.address = address
         self.side = side

@@ -12,21 +12,22 @@ import tempfile
 
 from zmq_offload.errors import FailedPrecondition
 from zmq_offload.net import addresses, ipc
+from zmq_offload.net.shortcut import credentials_of
 from zmq_offload.net.transport import check_endpoint
 
 _BACKLOG = 4096
 """Connections that wait to be accepted; the system may allow fewer."""
 
 _SIOCGIFADDR = 0x8915
-_PEER = struct.Struct("3i")
-"""What SO_PEERCRED tells: the other end's process, user and group."""
 
 
 class Listener:
-    """A socket that listens. `endpoint` has the number that the system chose for port 0."""
+    """A socket that listens. `endpoint` has the number that the system chose for port 0. With `own_user` only processes
+    of this user are accepted, at a Unix socket."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, own_user: bool = False) -> None:
         """Bind. Raises FailedPrecondition if the address is taken or belongs to another machine."""
+        self._own_user = own_user
         bind = self._bind_tcp if check_endpoint(endpoint).startswith("tcp://") else self._bind_ipc
         self.file: ipc.SocketFile | None = None
         self._folder: str | None = None
@@ -85,8 +86,11 @@ class Listener:
         accepted, place = self.socket.accept()
         if accepted.family != socket.AF_UNIX:
             return accepted, place[0]
-        credentials = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        return accepted, f"pid {_PEER.unpack(credentials)[0]}"
+        process, user = credentials_of(accepted)
+        if self._own_user and user != os.geteuid():
+            accepted.close()
+            raise PermissionError(errno.EACCES, "it is of another user")
+        return accepted, f"pid {process}"
 
     def close(self) -> None:
         """Close the socket and remove its file."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import struct
 from collections import Counter
 from collections.abc import Mapping
 
@@ -13,9 +11,7 @@ from broker.ways import Way
 from zmq_offload.net.sharedmemory.offers import KEYS, Offered, offered, why_not
 from zmq_offload.net.sharedmemory.segment import Use
 from zmq_offload.net.sharedmemory.sharing import Sharing
-
-_PEER = struct.Struct("3i")
-"""What SO_PEERCRED tells: the other end's process, user and group."""
+from zmq_offload.net.shortcut import is_own_user
 
 
 class StreamWays:
@@ -61,8 +57,7 @@ def _nearness(connection: Connection) -> tuple[bool, bool | None]:
     """Whether the other end has an address of this machine, and whether it is of this user, as far as that is known."""
     connected = connection.socket
     if connected.family == socket.AF_UNIX:
-        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        return True, _PEER.unpack(credentials)[1] == os.geteuid()
+        return True, is_own_user(connected)
     return connected.getsockname()[0] == connection.address, None
 
 

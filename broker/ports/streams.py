@@ -88,7 +88,7 @@ class StreamPorts:
         self.frontend, self.backend = front.endpoint, back.endpoint
         most = max(config.max_frame_bytes, limits.UNASKED_BYTES)
         scratch = Scratch()
-        self._sides = (
+        self._sides: tuple[Side, ...] = (
             Side(back, "a worker", False, config.policy.heartbeat, most, UNREAD_BY_PEER, None, scratch, sharing),
             Side(
                 front,
@@ -103,6 +103,7 @@ class StreamPorts:
             ),
         )
         self._behind = self._sides[0].behind, self._sides[1].behind
+        self._sides += tuple(near for side in self._sides if (near := side.nearby()) is not None)
         self._poll = select.epoll()
         self._workers = select.epoll()  # a second look at those, if there is too much for a turn
         self._poll.register(wake.fileno(), _IN)

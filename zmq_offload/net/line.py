@@ -13,6 +13,7 @@ from zmq_offload.net.addresses import Lookup
 from zmq_offload.net.dialing import LOOK_AGAIN, Dial
 from zmq_offload.net.frames import Buffer, read_heads
 from zmq_offload.net.handshake import FAILURES, MISMATCH
+from zmq_offload.net.shortcut import Shortcut, is_own_user, shortcut_of
 from zmq_offload.net.stream import Stream
 from zmq_offload.net.zmtp import Broken, Peer, Refused, Scratch, Sharer
 from zmq_offload.protocol import limits
@@ -74,6 +75,9 @@ class Line:
         """Why the last attempt to connect failed, or how the last connection ended."""
         self._dial: Dial | None = None
         self._lookup: Lookup | None = None
+        self._shortcut: Shortcut | None = None
+        """The one that is taken, from the attempt to its end."""
+        self._stays = False  # whether the next connection takes none: the last one led to nowhere
         self.stream: Stream | None = None
         self.is_ready = False
         """Whether messages can be sent."""
@@ -127,8 +131,8 @@ class Line:
         except (Broken, OSError) as error:
             self._lose(now, error)
             return
-        if not self.is_ready:
-            self._shake(now)
+        if not self.is_ready and not self._shake(now):
+            return
         if messages:
             for frames in messages:
                 if type(frames[0]) is not bytes or (len(frames) > 1 and type(frames[1]) is not bytes):
@@ -191,7 +195,7 @@ class Line:
             self._dial.close()
         if self.stream is not None:
             self.stream.close()
-        self._dial = self.stream = None
+        self._dial = self.stream = self._shortcut = None
         self.due = math.inf
 
     def _connect(self, now: float) -> None:
@@ -207,19 +211,36 @@ class Line:
             self.due = now + (LOOK_AGAIN if self._dial.fileno() is None else transport.HANDSHAKE)
             return
         self._dial = None
+        if self._shortcut is not None and not is_own_user(connected):
+            connected.close()
+            self._fail(now, None)
+            return
         peer = Peer(self._max_frame_bytes, limits.FRAMES, self._heartbeat, scratch=self._scratch, sharer=self._sharing)
         self.stream = Stream(connected, peer, self._most_messages, self._most_bytes)
         self.due = now + transport.HANDSHAKE
         self.flush(now)
 
-    def _shake(self, now: float) -> None:
-        """The handshake may be over."""
-        assert self.stream is not None
-        if self.stream.peer.is_ready:
-            self.is_ready = True
-            self._delay, self._failures, self.refusal = transport.RECONNECT, 0, None
-            self.due = now + self._heartbeat
-            self._event((self.broker, Change.CONNECTED))
+    def _shake(self, now: float) -> bool:
+        """The handshake may be over. Whether this connection goes on."""
+        stream = self.stream
+        assert stream is not None
+        if not stream.peer.is_ready:
+            return True
+        if self._shortcut is not None:
+            if not self._shortcut.leads_to(stream.peer):
+                self._lose(now)
+                return False
+        elif not self._stays and (shortcut := shortcut_of(stream.socket.getsockname(), stream.peer)) is not None:
+            self.close()
+            self._shortcut = shortcut
+            self._dial = Dial(shortcut.endpoint, self._lookup)
+            self._connect(now)
+            return False
+        self.is_ready, self._stays = True, False
+        self._delay, self._failures, self.refusal = transport.RECONNECT, 0, None
+        self.due = now + self._heartbeat
+        self._event((self.broker, Change.CONNECTED))
+        return True
 
     def _beat(self, now: float) -> None:
         """A heartbeat is due."""
@@ -240,15 +261,19 @@ class Line:
         """There is a connection that cannot go on."""
         if self.is_ready:
             self._event((self.broker, Change.LOST))
-        else:
+        elif self._shortcut is None:
             self._failures += 1
             if isinstance(why, Refused) or self._failures >= FAILURES:
                 self.refusal = MISMATCH
         self._fail(now, why)
 
     def _fail(self, now: float, why: Exception | None) -> None:
-        """Connect again after a while."""
+        """Connect again: after a while, but at once if the shortcut leads to nowhere."""
+        self._stays = self._shortcut is not None and not self.is_ready
         self.close()
+        if self._stays:
+            self.due = now
+            return
         self.fault = why
         # As libzmq does: not all peers of a broker that comes back at the same moment.
         self.due = now + self._delay + random.random() * transport.RECONNECT

@@ -23,6 +23,10 @@ _JOINED_BYTES = 64 * 1024
 _BUFFERS = 512
 """Buffers that are written at once. Linux takes 1024."""
 
+_UNIX_BYTES = 512 * 1024
+"""Bytes, half of what the kernel counts, that a Unix socket may hold; the system may allow less. TCP's buffers grow by
+themselves. With 200 KB, many messages of 40 KB at once take a third longer."""
+
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 
 _WHOLE_BYTES = 2 * 1024 * 1024
@@ -73,7 +77,9 @@ class Stream:
 
     def __init__(self, connected: socket.socket, peer: Peer, most: int = 256, most_bytes: int | None = None) -> None:
         connected.setblocking(False)
-        if connected.family != socket.AF_UNIX:
+        if connected.family == socket.AF_UNIX:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BYTES)
+        else:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = connected
         self.peer = peer

@@ -114,7 +114,6 @@ class Peer:
         "_most_frames",
         "_patience",
         "_pieces",
-        "_proved",
         "_rest",
         "_room",
         "_sharer",
@@ -124,6 +123,7 @@ class Peer:
         "has_more",
         "is_ready",
         "properties",
+        "proved",
         "shares",
         "takes_pieces",
         "turn",
@@ -145,7 +145,8 @@ class Peer:
         self._interval = interval
         self._kind = kind
         self._sharer = sharer
-        self._proved = False  # whether this end can read the other's memory, and said so
+        self.proved = False
+        """Whether this end can read the other's memory, and said so."""
         scratch = scratch or Scratch()
         self._data, self._view = scratch.data, scratch.view
         self._rest = b""  # what was received and is not taken yet
@@ -355,10 +356,10 @@ class Peer:
             self.is_ready, self._room = True, self._most_frames
             self.takes_pieces = self.properties.get(PROPERTY.lower()) == b"1"
             if self._sharer is not None and (proof := self._sharer.proof(self.properties, self._kind)) is not None:
-                self._proved = True
+                self.proved = True
                 self.answers.append(_command(_SHARES + proof))
         elif command.startswith(_SHARES):
-            if self._sharer is not None and self._proved:
+            if self._sharer is not None and self.proved:
                 self.shares = self._sharer.is_proof(command[len(_SHARES) :], self._kind)
         elif command.startswith(_PING):
             rest = command[len(_PING) :]
