@@ -399,6 +399,39 @@ def test_the_last_cancel_is_sent_before_the_end() -> None:
         run(test(bound))
 
 
+def test_what_is_there_is_received_in_one_turn_of_the_loop(tmp_path: Path) -> None:
+    answers = b"".join(
+        bytes(part) for n in range(9) for part in encode([wire.encode(wire.Answer(SESSION, n)), bytes(38_400)])
+    )
+
+    class Turns:
+        def __init__(self, link: GatewayLink) -> None:
+            self._link = link
+            self.messages: list[int] = []
+
+        def ready(self) -> None:
+            self.messages.append(len(self._link.receive(9)))
+
+    async def test() -> None:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(tmp_path / "router"))
+            server.listen()
+            server.settimeout(SECONDS)
+            async with linked(f"ipc://{tmp_path}/router") as link:
+                peer, _ = await in_thread(server.accept)
+                with peer:
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+                    peer.sendall(READY)
+                    await until(lambda: link._line.is_ready)
+                    turns = Turns(link)
+                    link.watch(asyncio.get_running_loop(), turns.ready)
+                    peer.sendall(answers)
+                    await until(lambda: sum(turns.messages) == 9)
+                    assert turns.messages == [9]
+
+    run(test())
+
+
 def test_short_requests_pass_long_ones_of_which_few_are_taken_at_once() -> None:
     long = memoryview(bytes(16 << 20))
 

@@ -63,7 +63,11 @@ def test_what_follows_the_rest_of_a_frame_comes_with_it(ends: tuple[Stream, Stre
         assert writer.put(message)
     writer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     assert writer.flush()
-    turns = [reader.receive() for _ in range(2)]
+    turns, filled = [], []
+    for _ in range(2):
+        turns.append(reader.receive())
+        filled.append(reader.filled)
+    assert filled == [True, False]
     assert [len(turn) for turn in turns] == [6, 3], "the seventh was complete with the second turn, as the others were"
     assert [[bytes(frame) for frame in message] for turn in turns for message in turn] == messages
 
