@@ -10,7 +10,7 @@ import pytest
 
 from tests.net.test_zmtp import GREETING, PIECES, frame, ready
 from zmq_offload.net.frames import append, encode
-from zmq_offload.net.pieces import PIECE, PIECE_BYTES, Leaving
+from zmq_offload.net.pieces import LONGEST_PIECE_BYTES, PIECE, PIECE_BYTES, Leaving
 from zmq_offload.net.zmtp import Broken, Peer
 
 MOST = 1 << 20
@@ -92,7 +92,7 @@ def test_a_turn_ends_within_pieces_too() -> None:
     ("data", "says"),
     [
         (piece(b""), "a piece has 0 bytes"),
-        (piece(b"a" * ((1 << 20) + 1)), "a piece has 1048577 bytes"),
+        (piece(b"a" * ((4 << 20) + 1)), "a piece has 4194305 bytes"),
         (piece(b"\4\1a"), "a frame in pieces has the flags 0x04"),
         (piece(piece(b"a")), "a frame in pieces has the flags 0x0a"),
         (piece(struct.pack("!BQ", 2, MOST + 1)), "a frame has 1048577 bytes; the limit is 1048576"),
@@ -131,7 +131,7 @@ def test_no_more_messages_end_in_a_piece_than_one_end_takes_at_once() -> None:
         leaving.put(buffers, append(buffers, message))
     pieces = []
     while leaving.messages:
-        pieces.append(b"".join(leaving.cut()[0]))
+        pieces.append(b"".join(leaving.cut(0.0)[0]))
     assert len(pieces) == 4
     assert fed(peer(), b"".join(pieces)) == messages
 
@@ -153,8 +153,37 @@ def test_what_is_cut_is_the_stream() -> None:
     assert leaving.messages == 20 and leaving.waiting_bytes == leaving.put_bytes
     sent = b""
     while leaving.messages:
-        buffers, size = leaving.cut()
+        buffers, size = leaving.cut(0.0)
         assert size == sum(map(len, buffers)) <= PIECE_BYTES + 9
         sent += b"".join(buffers)
     assert leaving.waiting_bytes == 0
     assert fed(peer(), sent) == messages
+
+
+def cuts(leaving: Leaving, times: list[float]) -> list[int]:
+    """KiB of pieces that are cut off at these times, without their heads."""
+    return [(leaving.cut(now)[1] - 9) >> 10 for now in times]
+
+
+def waiting(nbytes: int) -> Leaving:
+    leaving = Leaving()
+    buffers: list[bytes | memoryview] = []
+    leaving.put(buffers, append(buffers, [b"", bytes(nbytes)]))
+    return leaving
+
+
+def test_pieces_have_as_many_bytes_as_the_connection_takes_in_a_moment() -> None:
+    leaving = waiting(60 << 20)
+    assert LONGEST_PIECE_BYTES == 2048 << 10
+    assert cuts(leaving, [0.0, 0.001, 0.002, 0.004, 0.008]) == [512, 1024, 2048, 2048, 2048], "a fast one"
+    assert cuts(leaving, [0.016, 0.024, 0.032]) == [1024, 512, 512], "it became slower"
+    assert cuts(leaving, [1.0, 2.0]) == [512, 512]
+    assert cuts(leaving, [2.0, 2.002, 2.003]) == [512, 1024, 2048], "two at the same time say nothing"
+
+
+def test_a_pause_between_messages_says_nothing_of_the_connection() -> None:
+    leaving = waiting(2 << 20)
+    assert cuts(leaving, [0.0, 0.001, 0.002]) == [512, 1024, 512]
+    buffers: list[bytes | memoryview] = []
+    leaving.put(buffers, append(buffers, [b"", bytes(4 << 20)]))
+    assert cuts(leaving, [9.0, 9.001]) == [2048, 2048], "what was known before still holds"

@@ -10,6 +10,7 @@ they follow it on the second stream.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,9 +25,15 @@ PIECE = 8
 """The flag of a frame that is a piece. ZMTP has no use for it."""
 
 PIECE_BYTES = 512 * 1024
-"""The longest piece that is sent. Messages of fewer bytes are not cut."""
+"""The first pieces of a connection, and all of a slow one. Messages of fewer bytes are not cut."""
 
-_MOST_PIECE_BYTES = 1024 * 1024
+LONGEST_PIECE_BYTES = 2 * 1024 * 1024
+"""The longest piece that is sent: a piece costs the same time at both ends however long it is."""
+
+_PIECE_SECONDS = 0.004
+"""A piece has as many bytes as the connection takes in this time, so that a short message waits no longer for it."""
+
+_MOST_PIECE_BYTES = 4 * 1024 * 1024
 """The longest piece that is taken."""
 
 MOST_MESSAGES = 64
@@ -134,10 +141,14 @@ class Arriving:
 class Leaving:
     """The second stream of a connection, at the end that sends: what waits, and how many bytes were cut off."""
 
-    __slots__ = ("_buffers", "_ends", "cut_bytes", "put_bytes")
+    __slots__ = ("_buffers", "_cut_at", "_ends", "_size", "cut_bytes", "length", "put_bytes")
 
     def __init__(self) -> None:
         self._buffers: deque[Buffer] = deque()
+        self.length = PIECE_BYTES
+        """The longest piece for now."""
+        self._size = 0  # of the last one
+        self._cut_at = math.inf  # when it was cut off; infinite if nothing was left to follow it
         self._ends: deque[int] = deque()  # of the messages, as values of `put_bytes`
         self.put_bytes = self.cut_bytes = 0
 
@@ -157,10 +168,11 @@ class Leaving:
         self.put_bytes += size
         self._ends.append(self.put_bytes)
 
-    def cut(self) -> tuple[list[Buffer], int]:
-        """Cut off a piece. Returns its buffers, and how many bytes they have. None is copied."""
+    def cut(self, now: float) -> tuple[list[Buffer], int]:
+        """Cut off a piece, since the one before it was taken. Returns its buffers, and how many bytes they have. None
+        is copied. `now` is in seconds of a clock that never goes back."""
         buffers, waiting, size = [], self._buffers, 0
-        most = PIECE_BYTES
+        most = self._paced(now)
         if len(self._ends) > MOST_MESSAGES:
             most = min(most, self._ends[MOST_MESSAGES - 1] - self.cut_bytes)
         while waiting and size < most:
@@ -174,5 +186,17 @@ class Leaving:
         self.cut_bytes += size
         while self._ends and self._ends[0] <= self.cut_bytes:
             self._ends.popleft()
+        self._size, self._cut_at = size, now if self._ends else math.inf
         head = long_head(PIECE | LONG, size)
         return [head, *buffers], len(head) + size
+
+    def _paced(self, now: float) -> int:
+        """How long a piece may be, by the time in which the last one was taken."""
+        took = now - self._cut_at
+        if took > 0:
+            fits = self._size * _PIECE_SECONDS / took
+            if fits >= 2 * self.length:
+                self.length = min(2 * self.length, LONGEST_PIECE_BYTES)
+            elif fits < self.length:
+                self.length = max(self.length // 2, PIECE_BYTES)
+        return self.length

@@ -10,6 +10,7 @@ import contextlib
 import math
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -32,11 +33,8 @@ _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _WHOLE_BYTES = 2 * 1024 * 1024
 """Up to so many queued bytes, messages are sent whole: to cut them would cost more than short ones wait for them."""
 
-_UNSENT_BYTES = 512 * 1024
-"""While more bytes are in the kernel and not on their way, no piece is added."""
-
-_PIECES = 4
-"""Pieces that are written or received before it is the turn of other connections."""
+_TURN_BYTES = 2 * 1024 * 1024
+"""Bytes in pieces that are written or received before it is the turn of other connections, and a piece more."""
 
 _ANSWERED_BYTES = 4096
 """While the kernel takes nothing and more bytes than this are queued, a PING is not answered: a peer that sends PINGs
@@ -66,6 +64,7 @@ class Stream:
         "_put",
         "_recv_into",
         "_recvmsg_into",
+        "_unsent",
         "_writable",
         "_written",
         "blocked",
@@ -98,6 +97,7 @@ class Stream:
         self._written = 0  # bytes of them that the kernel took
         self._ends: deque[int] = deque()  # of the queued messages, as values of `_put`
         self._later: Leaving | None = None  # long messages, of which a piece is queued after the other
+        self._unsent = 0  # bytes that may be in the kernel and not on their way; 0 for any number
         self._piece_bytes = 0  # of the last piece
         self._piece_end = 0  # where it ends, as a value of `_put`
 
@@ -153,7 +153,7 @@ class Stream:
             else:
                 messages = peer.received(len(room))
                 messages += peer.received(count - len(room))
-            if not messages and peer.is_amid_pieces:
+            if count >= len(room) and not messages and peer.is_amid_pieces:
                 messages = self._receive_pieces()
         if peer.answers:
             self._answer()
@@ -161,21 +161,26 @@ class Stream:
 
     def _receive_pieces(self) -> list[list[Buffer]]:
         """Go on until messages are complete, no more bytes are there, or it is the turn of other connections."""
-        peer, messages = self.peer, []
-        for _ in range(2 * _PIECES):
+        peer, messages, came, more = self.peer, [], 0, True
+        while more and came < _TURN_BYTES:
             room = peer.buffer()
+            asked = len(room)
             try:
-                # What follows the rest of a piece is most likely the head of the next one.
-                count = self._recvmsg_into([room, peer.aside])[0] if peer.is_in_piece else self._recv_into(room)
+                if peer.is_in_piece:
+                    # What follows the rest of a piece is most likely the head of the next one.
+                    asked += len(peer.aside)
+                    count = self._recvmsg_into([room, peer.aside])[0]
+                else:
+                    count = self._recv_into(room)
             except OSError:  # none are there; an end is found by the next `receive`
                 break
             if not count:
                 break
+            came += count
             messages = peer.received(min(count, len(room)))
             if count > len(room):
                 messages += peer.received(count - len(room))
-            if messages or not peer.is_amid_pieces:
-                break
+            more = count == asked and not messages and peer.is_amid_pieces  # else no more bytes are there now
         return messages
 
     def _answer(self) -> None:
@@ -231,11 +236,17 @@ class Stream:
             self._later = Leaving()
             self._writable = select.poll()
             self._writable.register(self.socket, select.POLLOUT)
-            if self.socket.family != socket.AF_UNIX:
-                with contextlib.suppress(OSError):  # else what is in the kernel would have to be waited for, too
-                    self.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+            self._bound(PIECE_BYTES)
         self._later.put(buffers, size)
         self.position = -self._later.put_bytes
+
+    def _bound(self, unsent: int) -> None:
+        """Let the kernel take nothing while more bytes than this are not on their way: a short message would have to
+        wait for them, too."""
+        self._unsent = unsent
+        if self.socket.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, unsent)
 
     def flush(self) -> bool:
         """Write what the kernel takes, but not more than some pieces. Whether that is all."""
@@ -244,15 +255,18 @@ class Stream:
         return self._write()
 
     def _flush_pieces(self, later: Leaving) -> bool:
-        for _ in range(_PIECES):
+        end = self._put + _TURN_BYTES
+        while self._put < end:
             if self._written >= self._piece_end:
-                buffers, size = later.cut()
+                buffers, size = later.cut(time.monotonic())
+                if later.length != self._unsent:
+                    self._bound(later.length)
                 self._out += buffers
                 self._put += size
                 self._piece_bytes, self._piece_end = size, self._put
-            if not self._write() or not later.messages:
+            if not self._write() or not later.messages or self._put >= end:
                 break
-            # Whether less waits in the kernel than _TCP_NOTSENT_LOWAT says. It would take much more.
+            # Whether less waits in the kernel than `_bound` says. It would take much more.
             if not self._writable.poll(0):
                 break
         self.blocked = self.blocked or later.messages > 0
