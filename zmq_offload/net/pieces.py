@@ -27,14 +27,11 @@ PIECE = 8
 PIECE_BYTES = 512 * 1024
 """The first pieces of a connection, and all of a slow one. Messages of fewer bytes are not cut."""
 
-LONGEST_PIECE_BYTES = 2 * 1024 * 1024
-"""The longest piece that is sent: a piece costs the same time at both ends however long it is."""
+LONGEST_PIECE_BYTES = 1024 * 1024
+"""The longest piece that is sent or taken."""
 
 _PIECE_SECONDS = 0.004
-"""A piece has as many bytes as the connection takes in this time, so that a short message waits no longer for it."""
-
-_MOST_PIECE_BYTES = 4 * 1024 * 1024
-"""The longest piece that is taken."""
+"""A piece has about as many bytes as the connection takes in this time, so that a short message waits little longer."""
 
 MOST_MESSAGES = 64
 """Messages that end in a piece, at most: an end that receives handles those of a piece together."""
@@ -66,8 +63,8 @@ class Arriving:
 
     def begin(self, size: int) -> None:
         """A piece of `size` bytes begins. Raises BadPiece."""
-        if not 0 < size <= _MOST_PIECE_BYTES:
-            raise BadPiece(f"a piece has {size} bytes; it has 1 to {_MOST_PIECE_BYTES}")
+        if not 0 < size <= LONGEST_PIECE_BYTES:
+            raise BadPiece(f"a piece has {size} bytes; it has 1 to {LONGEST_PIECE_BYTES}")
         self.left, self._ended = size, 0
 
     def buffer(self) -> memoryview | None:
@@ -197,6 +194,6 @@ class Leaving:
             fits = self._size * _PIECE_SECONDS / took
             if fits >= 2 * self.length:
                 self.length = min(2 * self.length, LONGEST_PIECE_BYTES)
-            elif fits < self.length:
+            elif fits <= self.length / 2:
                 self.length = max(self.length // 2, PIECE_BYTES)
         return self.length

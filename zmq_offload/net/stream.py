@@ -33,7 +33,7 @@ _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _WHOLE_BYTES = 2 * 1024 * 1024
 """Up to so many queued bytes, messages are sent whole: to cut them would cost more than short ones wait for them."""
 
-_TURN_BYTES = 2 * 1024 * 1024
+_TURN_BYTES = 4 * 1024 * 1024
 """Bytes in pieces that are written or received before it is the turn of other connections, and a piece more."""
 
 _ANSWERED_BYTES = 4096
@@ -135,9 +135,10 @@ class Stream:
         else:
             space = len(room)
             try:
-                if peer.is_in_frame:
-                    # What follows the rest of a frame comes with it: else each such rest would take a turn of its own.
-                    aside = peer.scratch
+                # What follows the rest of a frame comes with it: else each such rest would take a turn of its own. What
+                # follows that of a piece is most likely the head of the next one.
+                aside = peer.scratch if peer.is_in_frame else peer.aside if peer.is_in_piece else None
+                if aside is not None:
                     space += len(aside)
                     count = self._recvmsg_into([room, aside])[0]
                 else:
@@ -153,7 +154,7 @@ class Stream:
             else:
                 messages = peer.received(len(room))
                 messages += peer.received(count - len(room))
-            if count >= len(room) and not messages and peer.is_amid_pieces:
+            if self.filled and not messages and peer.is_amid_pieces:
                 messages = self._receive_pieces()
         if peer.answers:
             self._answer()
@@ -180,7 +181,8 @@ class Stream:
             messages = peer.received(min(count, len(room)))
             if count > len(room):
                 messages += peer.received(count - len(room))
-            more = count == asked and not messages and peer.is_amid_pieces  # else no more bytes are there now
+            self.filled = count == asked  # else no more bytes are there now
+            more = self.filled and not messages and peer.is_amid_pieces
         return messages
 
     def _answer(self) -> None:
