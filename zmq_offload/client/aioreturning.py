@@ -58,21 +58,23 @@ class AsyncDrivers:
         returns = make is not None and len(self._order) > 1
         self._return = Return(self._order, policy.come_back, random.random) if returns else None
         self._others: list[AsyncDriver] = []  # one that is tried, and those with calls that finish
-        self._looks = False  # whether one is tried
+        self._tried: AsyncDriver | None = None
         self._closed = False
 
     def current(self) -> AsyncDriver:
         """The driver of the next call. Begins to go back when it is time."""
-        if self._return is not None and not (self._looks or self._closed or self.readers.forgotten):
+        if self._return is not None and not (self._tried or self._closed or self.readers.forgotten):
             candidate = self._return.look(self.driver.connection.endpoint, time.monotonic())
             if candidate is not None:
                 self._try(candidate)
         return self.driver
 
     def cancel(self, number: int) -> None:
-        """Cancel a call, unless it has ended. No two drivers have a call of the same number."""
+        """Cancel a call, unless it has ended. No two drivers have a call of the same number, but for the question to a
+        broker that is tried."""
         for driver in (self.driver, *self._others):
-            driver.cancel(number)
+            if driver is not self._tried:
+                driver.cancel(number)
 
     def close(self) -> None:
         """Cancel what is outstanding and disconnect."""
@@ -87,7 +89,7 @@ class AsyncDrivers:
         except OffloadError:
             return  # no socket or no file is left; it looks again later
         driver = AsyncDriver(connection)
-        self._looks = True
+        self._tried = driver
         self._others.append(driver)
         self.readers.all.append(driver.reader)
         ended = functools.partial(self._answered, driver, candidate)
@@ -100,7 +102,7 @@ class AsyncDrivers:
         asyncio.get_running_loop().call_soon(self._decide, driver, candidate, action)
 
     def _decide(self, driver: AsyncDriver, candidate: str, action: Complete | Fail) -> None:
-        self._looks = False
+        self._tried = None
         left = driver
         served = isinstance(action, Complete) and isinstance(found := answer_of(action), list) and bool(found)
         if served and driver.connection.endpoint == candidate and not self._closed:

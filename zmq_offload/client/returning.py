@@ -7,6 +7,7 @@ when.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import threading
@@ -39,21 +40,21 @@ class Drivers:
         self._return = Return(self._order, policy.come_back, random.random) if len(self._order) > 1 else None
         self._lock = threading.Lock()
         self._others: list[Driver] = []  # one that is tried, and those with calls that finish
-        self._looks = False  # whether a thread is at it
+        self._tries: threading.Thread | None = None  # what tries to go back
         self._closed = False
 
     def current(self) -> Driver:
         """The driver of the next call. Begins to go back when it is time."""
-        if self._return is not None and self._lock.acquire(False):
-            try:
-                candidate = None
-                if not (self._looks or self._closed):
+        if self._return is not None:
+            thread = None
+            with self._lock:  # Ctrl-C cannot come between, as it can after `acquire`
+                if not (self._closed or (self._tries is not None and self._tries.is_alive())):
                     candidate = self._return.look(self.driver.connection.endpoint, time.monotonic())
-                    self._looks = candidate is not None
-            finally:
-                self._lock.release()
-            if candidate is not None:
-                self._start(candidate)
+                    if candidate is not None:
+                        thread = self._tries = self._thread(candidate)
+            if thread is not None:
+                with contextlib.suppress(RuntimeError):  # no threads are left; the client looks again later
+                    thread.start()
         return self.driver
 
     def begin(self, call: Call[Any], *arguments: object, query: bool = False) -> Driver:
@@ -90,8 +91,13 @@ class Drivers:
         for driver in (self.driver, *self._others):
             driver.cut_off()
 
+    def refuse_callback(self, method: str) -> None:
+        """See `Driver.refuse_callback`. A call that finishes where it is may have a callback, too."""
+        for driver in (self.driver, *self._others):
+            driver.refuse_callback(method)
+
     def forget(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), True
         for driver in (self.driver, *self._others):
             driver.forget()
 
@@ -102,12 +108,8 @@ class Drivers:
 
     # --- the thread -----------------------------------------------------------------------------------------
 
-    def _start(self, candidate: str) -> None:
-        thread = threading.Thread(target=self._go_back, args=(candidate,), name="zmq-offload-return", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # no threads are left; the client looks again later
-            self._looks = False
+    def _thread(self, candidate: str) -> threading.Thread:
+        return threading.Thread(target=self._go_back, args=(candidate,), name="zmq-offload-return", daemon=True)
 
     def _go_back(self, candidate: str) -> None:
         try:
@@ -123,7 +125,7 @@ class Drivers:
                     left, self.driver = self.driver, driver
                     self._others[self._others.index(driver)] = left
         finally:
-            self._looks = False
+            self._tries = None
         while not left.retire():
             time.sleep(_LOOK)
         with self._lock:

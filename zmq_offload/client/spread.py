@@ -53,20 +53,21 @@ class Return:
             return None
         candidate = self._order[self._looks % rank]
         self._looks += 1
-        self._plan(now)
+        self._plan(rank, now)
         return candidate
 
     def came(self, endpoint: str, now: float) -> None:
         """The client went back to this broker."""
         self._rank, self._came_at = self._order.index(endpoint), now
-        self._plan(now)
+        self._plan(self._rank, now)
 
     def _left(self, rank: int, now: float) -> None:
         soon = now < self._came_at + _STEADY * self._factor * self._wait
         self._factor = min(2 * self._factor, _LONGEST) if soon else 1
+        # In this order: if Ctrl-C comes between, the next look is at it again.
+        self._plan(rank, now)
         self._rank, self._looks = rank, 0
-        self._plan(now)
 
-    def _plan(self, now: float) -> None:
+    def _plan(self, rank: int, now: float) -> None:
         wait = self._wait * self._factor * (1 + self._chance())
-        self._due = now + wait if self._rank else math.inf
+        self._due = now + wait if rank else math.inf

@@ -171,8 +171,8 @@ class Client:
         >>> text = np.empty((1, 80), np.int64)
         >>> client.infer("ocr", {"image": image}, outputs={"text": text})
         """
+        self._drivers.refuse_callback("infer")
         driver = self._drivers.current()
-        driver.refuse_callback("infer")
         timeout = self._timeout if timeout is None else timeout
         arguments = driver.connection.request(model, inputs, version, timeout, priority, label)
         if outputs is not None:
@@ -322,7 +322,7 @@ class Client:
             The call comes from a future's callback.
         """
         self._warns = False
-        self._drivers.driver.refuse_callback("close")
+        self._drivers.refuse_callback("close")
         self._drivers.close()
 
     def __enter__(self) -> Client:
@@ -374,7 +374,7 @@ class Client:
                 raise InvalidArgument(why)
 
     def _query(self, kind: str, timeout: float | None) -> Any:
-        self._drivers.driver.refuse_callback(kind)
+        self._drivers.refuse_callback(kind)
         timeout = self._timeout if timeout is None else check_timeout(timeout)
         call: Call[Any] = Call(answer_of)
         self._drivers.begin(call, kind, timeout, query=True).run(call)
