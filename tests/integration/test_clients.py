@@ -62,6 +62,16 @@ def test_results_go_into_the_callers_arrays(client: Client) -> None:
         client.infer("echo", {"x": X}, outputs={"y": place})
 
 
+@pytest.mark.parametrize("size", [3, 9600, 100_000])
+def test_a_prepared_call_is_made_again_and_again(client: Client, size: int) -> None:
+    call = client.prepared("echo", timeout=20)
+    for number in range(5):
+        x = np.full(size, number, "f4")
+        np.testing.assert_array_equal(call.infer({"x": x})["x"], x)
+    with pytest.raises(InvalidArgument, match="version 0"):
+        client.prepared("echo", version=0)
+
+
 def test_many_futures_at_once(client: Client) -> None:
     futures = [client.submit("echo", {"x": np.full(10, n)}) for n in range(500)]
     for n, future in enumerate(futures):

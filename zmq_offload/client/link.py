@@ -21,7 +21,7 @@ from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable
 from zmq_offload.net.stream import Stream
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.packed import Packed
-from zmq_offload.protocol.payload import decode_body, decode_tensors, encode_tensors
+from zmq_offload.protocol.payload import Array, decode_body, decode_tensors, encode_tensors
 from zmq_offload.protocol.tensors import Latest
 
 if TYPE_CHECKING:
@@ -90,14 +90,13 @@ class Link(ABC):
         Raises InvalidArgument naming the argument or input.
         """
         timeout, wanted, priority, signature, label = check_call(model, timeout, version, priority, label)
-        return model, self._payload(inputs), timeout, wanted, priority, signature, label
+        return model, self.payload(arrays_of(inputs)), timeout, wanted, priority, signature, label
 
-    def _payload(self, inputs: Mapping[str, ArrayLike]) -> Payload:
+    def payload(self, arrays: Mapping[str, Array]) -> Payload:
         """Return `[header, frame, ...]` of a call's inputs. Large arrays are sent from their own memory.
 
         Raises InvalidArgument naming the input that cannot be sent.
         """
-        arrays = arrays_of(inputs)
         payload = encode_tensors(arrays)
         # The session checks the broker's limit.
         if max(map(len, payload)) > self._max_frame_bytes:
@@ -272,15 +271,21 @@ def result_of(done: Complete, total: float) -> tuple[int, Timings]:
 
 def outputs_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
     """Decode a Result. Returns the error if its tensors cannot be decoded."""
+    outputs = views_of(done, total, model)
+    if isinstance(outputs, Outputs):
+        for name, array in outputs.items():
+            if array.nbytes < _SHARED or type(array.base) is bytes:
+                outputs[name] = array.copy()
+    return outputs
+
+
+def views_of(done: Complete, total: float, model: str) -> Outputs | OffloadError:
+    """As `outputs_of`. The outputs are views of the message: to be copied, not to be kept or written to."""
     version, timings = result_of(done, total)
     try:
-        tensors = decode_tensors(done.payload)
+        return Outputs(decode_tensors(done.payload), model, version, timings)
     except ProtocolError as error:
         return error
-    for name, array in tensors.items():
-        if array.nbytes < _SHARED or type(array.base) is bytes:
-            tensors[name] = array.copy()
-    return Outputs(tensors, model, version, timings)
 
 
 def answer_of(done: Complete, total: float = 0.0, model: str = "") -> Any:

@@ -12,8 +12,9 @@ from zmq_offload.client.arguments import check_arena_bytes, check_timeout
 from zmq_offload.client.calls import Call, Submitted
 from zmq_offload.client.connection import Connection
 from zmq_offload.client.driver import Driver
-from zmq_offload.client.link import DEFAULT_TIMEOUT, Polled, answer_of, outputs_of
+from zmq_offload.client.link import DEFAULT_TIMEOUT, Polled, answer_of, outputs_of, views_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
+from zmq_offload.client.prepared import Prepared
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.returning import Drivers, in_given_order
 from zmq_offload.client.session import RetryPolicy
@@ -178,7 +179,7 @@ class Client:
         if outputs is not None:
             check_output_arrays(outputs)
             self._check_fit(model, version, outputs, timeout)
-        call: Call[Outputs] = Call(outputs_of, model)
+        call: Call[Outputs] = Call(outputs_of if outputs is None else views_of, model)
         if trace is None:
             self._drivers.begin(call, *arguments).run(call)
             result = call.result()
@@ -338,6 +339,12 @@ class Client:
     def belongs_to_another(self) -> None:
         """Leave the warning about an unclosed client to the object that holds this one."""
         self._warns = False
+
+    def prepared(
+        self, model: str, *, version: int | Latest | None = None, label: str | None = None, timeout: float | None = None
+    ) -> Prepared:
+        """Calls of a model with these options, as `infer` takes them, for a caller that copies the outputs itself."""
+        return Prepared(self._drivers, model, version, label, self._timeout if timeout is None else timeout)
 
     def leave(self) -> None:
         """End all calls without waiting for long: the interpreter ends, and a call must not be in TVM then."""

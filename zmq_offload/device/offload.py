@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast, get_args
 
 from zmq_offload.artifacts.manifest import OffloadedRegion
+from zmq_offload.client.prepared import Prepared
 from zmq_offload.client.sync import Client
 from zmq_offload.device.choice import Choice, Decision
 from zmq_offload.device.remote import InferenceClient, Reply, check_fits, fill
@@ -92,8 +93,7 @@ class Offload:
         mode: Mode = "always",
     ) -> None:
         self.client, self.fallbacks, self.turns = client, fallbacks, turns
-        # Its outputs are views of a message, from which it would copy, too.
-        self._copies = isinstance(client, Client)
+        self._prepared: dict[str, Prepared] | None = {} if isinstance(client, Client) else None
         self._regions = {region.model: region for region in regions}
         self.forget()
         self._counts = {"offloaded": 0, "local": 0, "fell_back": 0, "failed": 0}
@@ -136,12 +136,16 @@ class Offload:
     ) -> bool:
         """As `infer`, for a call that workers compute and that nothing judges or cancels, as are most. Fills the arrays
         `into`. Returns False, and does nothing, for other calls, and with a client that fills them better."""
-        if not self._copies or self.mode != "always" or current() is not None:
+        prepared = self._prepared
+        if prepared is None or self.mode != "always" or current() is not None:
             return False
         turns = self.turns
         held = turns.leave()
         try:
-            fill(region, into, self.client.infer(region.model, inputs, **options))
+            call = prepared.get(region.model)
+            if call is None:
+                call = prepared[region.model] = cast("Client", self.client).prepared(region.model, **options)
+            fill(region, into, call.infer(inputs))
         except BaseException as error:
             if not isinstance(error, Cancelled):
                 self.count("failed")
