@@ -46,12 +46,14 @@ class Side:
 
     client: Client
     pids: tuple[int, ...]
+    is_alone: bool = True
+    """Whether one call is under way at once."""
     times: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
     def turn(self, x: np.ndarray[Any, Any], depth: int) -> None:
         """Have so many calls under way for a while; one that is alone is made by `infer`."""
-        client, clock = self.client, time.perf_counter
+        client, clock, self.is_alone = self.client, time.perf_counter, depth == 1
         waiting = deque(client.submit("echo", {"x": x}) for _ in range(depth - 1))
         client.infer("echo", {"x": x})
         before = [cpu_seconds(pid) for pid in self.pids]
@@ -74,7 +76,8 @@ class Side:
     def figures(self) -> list[float]:
         """The time and the CPU times of a call, in microseconds."""
         cpu = [part / len(self.times) for part in self.cpu]
-        found = [statistics.median(self.times), *cpu, sum(cpu)]
+        typical = statistics.median if self.is_alone else statistics.fmean  # answers may come in bursts
+        found = [typical(self.times), *cpu, sum(cpu)]
         self.times, self.cpu = [], [0.0, 0.0, 0.0]
         return [1e6 * value for value in found]
 
@@ -106,19 +109,20 @@ def measured(sizes: list[int], depth: int, rounds: int, seconds: float) -> dict[
     return found
 
 
-def report(found: dict[tuple[int, str], list[list[float]]]) -> str:
+def report(found: dict[tuple[int, str], list[list[float]]], kinds: tuple[str, str] = KINDS) -> str:
+    """The figures of both kinds by size, and the ratios of the second to the first."""
     lines = [f"| bytes | | {' | '.join(PARTS)} |", f"|{'---|' * (2 + len(PARTS))}"]
     for size in dict.fromkeys(size for size, _ in found):
-        tcp, unix = (found[size, kind] for kind in KINDS)
-        for kind in KINDS:
+        first, second = (found[size, kind] for kind in kinds)
+        for kind in kinds:
             cells = [f"{statistics.median(column):,.0f} µs" for column in zip(*found[size, kind], strict=True)]
             lines.append(f"| {size:,} | {kind} | {' | '.join(cells)} |")
-        ratios = [[one / other for one, other in zip(*pair, strict=True)] for pair in zip(unix, tcp, strict=True)]
+        ratios = [[one / other for one, other in zip(*pair, strict=True)] for pair in zip(second, first, strict=True)]
         cells = [
             f"{statistics.median(column):.2f} ({min(column):.2f} to {max(column):.2f})"
             for column in zip(*ratios, strict=True)
         ]
-        lines.append(f"| {size:,} | Unix / TCP | {' | '.join(cells)} |")
+        lines.append(f"| {size:,} | {kinds[1]} / {kinds[0]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
