@@ -30,6 +30,7 @@ from tests.benchmarks.schedules import prepared
 
 HERE = Path(__file__).parent
 CPUS = ("cortex-a72", "cortex-a76", "neoverse-v1")
+_CPU_HELP = f"LLVM's name of a CPU, and QEMU's after = if it is another, such as max (default: {', '.join(CPUS)})"
 OURS, ORT, DEFAULT = "ours", "onnxruntime", "default"
 
 _CPUINFO = """processor\t: 0
@@ -167,10 +168,10 @@ def of_functions(names: Iterable[str], marks: Iterator[int]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def difference(folder: Path) -> float:
-    """The largest difference of our first result from ONNX Runtime's, relative to its largest value."""
-    ours, theirs = (np.load(folder / f"{label}.npz")["arr_0"] for label in (OURS, ORT))
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """The largest difference, relative to the largest value; absolute where all values are below 0.001."""
+    off, largest = float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
+    return f"{off:.0e} abs." if largest < 1e-3 else f"{off / largest:.0e}"
 
 
 def row(case: Case, counted: dict[str, Counted], folder: Path, default: bool) -> str:
@@ -182,13 +183,14 @@ def row(case: Case, counted: dict[str, Counted], folder: Path, default: bool) ->
     cells = [case.name, f"{ours / 1e6:.1f}", f"{theirs / 1e6:.1f}", f"{ours / theirs:.2f}"]
     if default:
         cells += [f"{counted[DEFAULT].instructions / 1e6:.0f}", f"{ours / counted[DEFAULT].instructions:.3f}"]
-    return f"| {' | '.join(cells)} | {difference(folder):.0e} |"
+    results = (np.load(folder / f"{label}.npz")["arr_0"] for label in (OURS, ORT))
+    return f"| {' | '.join(cells)} | {difference(*results)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="networks whose name contains this")
-    parser.add_argument("--cpu", action="append", help=f"LLVM's name of a CPU that QEMU has, too (default: {CPUS})")
+    parser.add_argument("--cpu", action="append", help=_CPU_HELP)
     parser.add_argument("--default", action="store_true", help="also TVM's default pipeline (slow)")
     parser.add_argument("--functions", action="store_true", help="also the instructions of each function of ours")
     args = parser.parse_args(argv)
@@ -196,15 +198,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         qemu, root = emulator(), root_with_onnxruntime()
         with tempfile.TemporaryDirectory() as made:
             library = plugin(qemu, Path(made))
-            for cpu in args.cpu or CPUS:
-                _table(cpu, args, qemu, root, library, Path(made))
+            for names in args.cpu or CPUS:
+                _table(*_both(names), args, qemu, root, library, Path(made))
     except Missing as reason:
         sys.exit(f"{parser.prog}: {reason}")
 
 
-def _table(cpu: str, args: argparse.Namespace, qemu: str, root: Root, library: Path, made: Path) -> None:
-    if cpu not in emulated_cpus(qemu):
-        print(f"{cpu}: skipped, because {qemu} does not emulate it", flush=True)
+def _both(names: str) -> tuple[str, str]:
+    """LLVM's and QEMU's name of a CPU, from NAME or NAME=QEMU'S."""
+    cpu, _, emulated = names.partition("=")
+    return cpu, emulated or cpu
+
+
+def _table(cpu: str, emulated: str, args: argparse.Namespace, qemu: str, root: Root, library: Path, made: Path) -> None:
+    if emulated.split(",")[0] not in emulated_cpus(qemu):
+        print(f"{cpu}: skipped, because {qemu} does not emulate {emulated}", flush=True)
         return
     head = [
         cpu,
@@ -221,7 +229,7 @@ def _table(cpu: str, args: argparse.Namespace, qemu: str, root: Root, library: P
             folder.mkdir()
             try:
                 counted = count(
-                    root, qemu, library, cpu, folder, jobs_of(case, cpu, folder, args.default, args.functions)
+                    root, qemu, library, emulated, folder, jobs_of(case, cpu, folder, args.default, args.functions)
                 )
             except FileNotFoundError as reason:
                 print(f"| {case.name} | skipped: {reason} |", flush=True)
