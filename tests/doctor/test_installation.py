@@ -25,7 +25,7 @@ REQUIRES = (
 GOOD = Installation(
     "3.11.7", "0.1.0", REQUIRES,
     {"pyzmq": "27.1", "apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1", "onnx": "1.16.0",
-     "rapidocr-onnxruntime": "1.4.4"}, "4.3.5", True,
+     "rapidocr-onnxruntime": "1.4.4"}, "4.3.5", True, True, False,
 )  # fmt: skip
 
 
@@ -66,6 +66,13 @@ def test_a_libzmq_without_keys_and_code_without_metadata_are_warned_of() -> None
     assert "no metadata" in warning
 
 
+def test_it_is_said_why_compiled_code_is_not_used() -> None:
+    (missing,) = texts(GOOD._replace(compiled=False), Level.NOTE)
+    assert missing.startswith("not installed (zmq_offload.native.wire): Python does the same") and "compiler" in missing
+    (off,) = texts(GOOD._replace(compiled=False, switched_off=True), Level.NOTE)
+    assert off.startswith("switched off by ZMQ_OFFLOAD_NATIVE=0: Python does the same") and "unset" in off
+
+
 def test_versions_are_compared_as_numbers() -> None:
     assert met(">=1.2,<2", "1.10") and not met(">=1.2", "1.1.9") and not met("<0.28", "0.28.0")
     assert met("==1.0", "1.0.0") and not met("==0.1.14.post1", "0.1.14") and met("<=1", "2"), "unknown operators hold"
@@ -85,7 +92,7 @@ def test_misspelled_variables_are_named() -> None:
 
 def test_each_extra_for_users_is_known() -> None:
     named = {requirement(line).extra for line in installation().requires}
-    assert named <= {"", *EXTRAS, "docs", "test"}
+    assert named <= {"", *EXTRAS, "device", "docs", "test"}, "device is tvm by the name that users of devices know"
 
 
 def test_facts_of_this_installation_can_be_gathered() -> None:

@@ -45,6 +45,10 @@ class Installation(NamedTuple):
     libzmq: str
     curve: bool
     """Whether libzmq can encrypt."""
+    compiled: bool
+    """Whether compiled code handles messages."""
+    switched_off: bool
+    """Whether a variable says that Python does, even if compiled code is installed."""
 
 
 class Requirement(NamedTuple):
@@ -121,7 +125,21 @@ def check_installation(facts: Installation) -> list[Finding]:
                 "install pyzmq from PyPI, which brings its own libzmq: pip install --force-reinstall pyzmq",
             )
         )
-    return findings
+    return [*findings, _compiled(facts)]
+
+
+def _compiled(facts: Installation) -> Finding:
+    check, instead = "compiled code", "Python does the same, and takes more CPU time for a small request"
+    if facts.switched_off:
+        return Finding(check, Level.NOTE, f"switched off by ZMQ_OFFLOAD_NATIVE=0: {instead}", "unset the variable")
+    if not facts.compiled:
+        return Finding(
+            check,
+            Level.NOTE,
+            f"not installed (zmq_offload.native.wire): {instead}",
+            "install zmq-offload again where there are a C compiler and Python's headers (python3-dev)",
+        )
+    return Finding(check, Level.OK, "frames and envelopes of messages are handled by compiled code")
 
 
 def _of_extra(extra: str, needed: list[Requirement], facts: Installation) -> list[Finding]:

@@ -7,6 +7,7 @@ from importlib import metadata
 
 import zmq
 
+from zmq_offload import native
 from zmq_offload.common.version import __version__
 from zmq_offload.doctor.checks.installation import Installation, normal
 
@@ -23,5 +24,12 @@ def installation() -> Installation:
         if name:
             versions.setdefault(normal(name), distribution.version)
     return Installation(
-        platform.python_version(), __version__, requires, versions, zmq.zmq_version(), bool(zmq.has("curve"))
+        platform.python_version(),
+        __version__,
+        requires,
+        versions,
+        zmq.zmq_version(),
+        bool(zmq.has("curve")),
+        compiled=native.wire is not None,
+        switched_off=native.SWITCHED_OFF,
     )
