@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -92,6 +93,11 @@ def test_connections_say_who_shares_memory_and_why_others_do_not() -> None:
     assert re.search(r"worker w +10.0.0.7 +ipc +yes +1 MiB +3 MiB +512 MiB +2 KiB", rows)
     assert re.search(r"2 clients, process 4711 +127.0.0.1 +tcp +yes", rows)
     assert re.search(r"client +10.0.0.8 +tcp +no: another host", rows)
+    asking = {"connected": 1, "sharing": 1, "listed": [CLIENT | {"process": os.getpid()}]}
+    tables = SHARED | {"arena_bytes": 4096, "taken_bytes": 128 * 1024}
+    shown = text(describe(status(clients=asking, shared_memory=tables)))
+    assert re.search(r"this broker +yes +128 KiB +0 B", shown), "it lends nothing, so it has no limit"
+    assert re.search(r"this command +127.0.0.1 +tcp +yes", shown)
     many = {"connected": 50, "sharing": 0, "listed": [FAR] * 50}
     shown = text(describe(status(clients=many)))
     assert shown.count("another host") == 20 and shown.endswith("and 30 clients more: see --json")

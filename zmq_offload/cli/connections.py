@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ _COLUMNS = (
     Column("of", right=True, spare=5),
     Column("mapped", right=True, spare=3),
 )
+_NO_ARENA = 4096
+"""Bytes of the smallest arena, which a process has that lends nothing: its tables take more."""
+
 _SIZES = ("lent_bytes", "taken_bytes", "arena_bytes", "mapped_bytes")
 
 
@@ -41,15 +45,24 @@ def connections(status: Mapping[str, Any]) -> list[Part]:
     if not rows:
         return []
     if "shared_memory" in status:
-        own = {"address": "", "transport": "", "shared_memory": status["shared_memory"]}
-        rows.insert(0, _row("this broker", own))
+        rows.insert(0, _row("this broker", {"address": "", "transport": "", "shared_memory": _own(status)}))
     left = sum(client["connections"] for client in clients[_MOST_CLIENTS:])
     parts: list[Part] = ["", Table(_COLUMNS, rows, "connections")]
     return [*parts, f"  and {counted(left, 'client')} more: see --json"] if left else parts
 
 
+def _own(status: Mapping[str, Any]) -> dict[str, Any]:
+    """A broker that lends nothing has no limit: what it has taken are tables."""
+    shared: dict[str, Any] = status["shared_memory"]
+    if shared["arena_bytes"] > _NO_ARENA:
+        return shared
+    return {key: value for key, value in shared.items() if key not in ("lent_bytes", "arena_bytes")}
+
+
 def _name(client: Mapping[str, Any]) -> str:
     count, process = client["connections"], client["process"]
+    if process == os.getpid():  # a process is only known on the broker's host
+        return "this command"
     return ("client" if count == 1 else f"{count} clients") + (f", process {process}" if process else "")
 
 
