@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from zmq_offload.client.spread import Return, in_order
+import pytest
+
+from zmq_offload.client.spread import Return, in_order, is_back, served
+from zmq_offload.errors import DeadlineExceeded
 
 BROKERS = [f"tcp://edge-{number}:5555" for number in range(4)]
 TOKENS = [number.to_bytes(16, "big") for number in range(4000)]
@@ -92,3 +95,16 @@ def test_chance_spreads_the_looks_over_twice_the_wait() -> None:
 
 def test_a_client_that_stays_where_it_is_never_looks() -> None:
     assert looks(returning(wait=math.inf), SECOND, 0, 10_000) == []
+
+
+def test_a_client_goes_only_to_a_broker_that_serves_all_that_its_own_serves() -> None:
+    some = served([{"name": "a", "version": 1}])
+    more = served([{"name": "a", "version": 1}, {"name": "b", "version": 2}])
+    nothing = served([])
+    assert is_back(some, some) and is_back(more, some) and is_back(some, nothing)
+    assert not (is_back(some, more) or is_back(nothing, nothing))
+
+
+@pytest.mark.parametrize("listing", [None, {}, "models", [None], DeadlineExceeded("late")])
+def test_a_broker_that_lists_no_models_serves_none(listing: object) -> None:
+    assert served(listing) == set()

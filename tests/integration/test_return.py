@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,16 +20,23 @@ from tests.support.processes import (
     eventually,
     faulty_workers,
     running_broker,
+    running_workers,
+    signed_workers,
     wait_for_workers,
 )
 from zmq_offload import AsyncClient, Client
 from zmq_offload.client.aiocalls import LinkCalls
+from zmq_offload.client.aioreturning import AsyncDrivers
+from zmq_offload.client.returning import Drivers
 from zmq_offload.client.session import Complete, Fail, RetryPolicy
+from zmq_offload.client.streamlink import StreamLink
+from zmq_offload.client.watchedlink import WatchedLink
 from zmq_offload.gateway.fabric import link_to
 from zmq_offload.protocol.packed import pack
 
 X = {"x": np.arange(6, dtype=np.float32)}
 POLICY = RetryPolicy(heartbeat=0.1, patience=0.5, spread=False, come_back=0.2)
+SOON = dataclasses.replace(POLICY, come_back=0.02)
 
 
 class Pair:
@@ -163,3 +171,49 @@ async def _moves(brokers: Pair) -> None:
         while client._drivers._others:
             await asyncio.sleep(0.01)
         assert left.reader.closed and len(client._drivers.readers.all) == 1
+
+
+class Stays:
+    """A client of each kind that is at the second broker, and looks again and again whether the first one is back."""
+
+    def __init__(self, endpoints: list[str]) -> None:
+        self._endpoints, self._looks = endpoints, 0
+        self.drivers = Drivers(self._second(StreamLink(endpoints, SOON, 1 << 20)), self._make(StreamLink))
+
+    def _second(self, link: Any) -> Any:
+        link.reconnect(1)
+        return link
+
+    def _make(self, kind: Any) -> Callable[[Sequence[str]], Any]:
+        def make(endpoints: Sequence[str]) -> Any:
+            self._looks += 1
+            return kind(endpoints, SOON, 1 << 20)
+
+        return make
+
+    async def watch(self, then: Callable[[], object]) -> None:
+        """Check that neither goes back, and that both do after `then`."""
+        drivers = AsyncDrivers(self._second(WatchedLink(self._endpoints, SOON, 1 << 20)), self._make(WatchedLink))
+        both = (self.drivers, drivers)
+        drivers.driver.attach()
+        while self._looks < 6:
+            assert [one.current().connection.endpoint for one in both] == self._endpoints[1:] * 2
+            await asyncio.sleep(0.01)
+        then()
+        while any(one.current().connection.endpoint != self._endpoints[0] for one in both):
+            await asyncio.sleep(0.01)
+        drivers.close()
+
+
+def test_a_client_does_not_go_back_to_a_broker_to_which_some_workers_have_not_come_back() -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(running_broker()) for _ in range(2))
+        both = f"{first.backend},{second.backend}"
+        stack.enter_context(running_workers(both, "--executor", "echo"))
+        others = stack.enter_context(signed_workers(second.backend))
+        wait_for_workers(first.frontend, 1)
+        wait_for_workers(second.frontend, 2)
+        stays = Stays([first.frontend, second.frontend])
+        stack.callback(stays.drivers.close)
+        # Without them, the second broker serves no more than the first one.
+        asyncio.run(asyncio.wait_for(stays.watch(others.popen.terminate), 30))

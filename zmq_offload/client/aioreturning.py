@@ -8,13 +8,16 @@ import functools
 import random
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from zmq_offload.client.aiodriver import AsyncDriver, Reader
 from zmq_offload.client.link import Watched, answer_of
 from zmq_offload.client.returning import preferring
 from zmq_offload.client.session import Complete, Fail
-from zmq_offload.client.spread import Return
+from zmq_offload.client.spread import Return, is_back, served
 from zmq_offload.errors import OffloadError
+
+Models: TypeAlias = "set[tuple[object, object]]"
 
 _LOOK = 0.1
 """Seconds between two looks whether the calls of a connection that is left have ended."""
@@ -99,13 +102,25 @@ class AsyncDrivers:
         if driver.reader.forgotten:
             return  # this is a forked child
         # The driver goes on when this returns.
-        asyncio.get_running_loop().call_soon(self._decide, driver, candidate, action)
+        asyncio.get_running_loop().call_soon(self._compare, driver, candidate, _models(action))
 
-    def _decide(self, driver: AsyncDriver, candidate: str, action: Complete | Fail) -> None:
+    def _compare(self, driver: AsyncDriver, candidate: str, there: Models) -> None:
+        """Ask the present broker, too, if the other one serves anything."""
+        present = self.driver
+        if not there or present.reader.closed or present.reader.forgotten:
+            self._decide(driver, candidate, there, set())
+            return
+        ended = functools.partial(self._told, driver, candidate, there)
+        present.start(present.attach(), ended, present.session.query, "models", self._probe_seconds)
+
+    def _told(self, driver: AsyncDriver, candidate: str, there: Models, action: Complete | Fail) -> None:
+        if not driver.reader.forgotten:
+            asyncio.get_running_loop().call_soon(self._decide, driver, candidate, there, _models(action))
+
+    def _decide(self, driver: AsyncDriver, candidate: str, there: Models, here: Models) -> None:
         self._tried = None
         left = driver
-        served = isinstance(action, Complete) and isinstance(found := answer_of(action), list) and bool(found)
-        if served and driver.connection.endpoint == candidate and not self._closed:
+        if is_back(there, here) and driver.connection.endpoint == candidate and not self._closed:
             assert self._return is not None
             self._return.came(candidate, time.monotonic())
             left, self.driver = self.driver, driver
@@ -121,3 +136,8 @@ class AsyncDrivers:
         left.close()
         self._others.remove(left)
         self.readers.all.remove(left.reader)
+
+
+def _models(action: Complete | Fail) -> Models:
+    """What a broker serves. Empty if it did not answer."""
+    return served(answer_of(action)) if isinstance(action, Complete) else set()

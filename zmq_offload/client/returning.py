@@ -1,8 +1,8 @@
 """How a synchronous client goes back to a broker that it had to leave.
 
 A second connection to that broker is made, by a thread that is there only meanwhile. If the broker answers and serves
-models, new calls go there, and those that are outstanding finish where they are. `zmq_offload.client.spread` decides
-when.
+all that the present one serves, new calls go there, and those that are outstanding finish where they are.
+`zmq_offload.client.spread` decides when.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zmq_offload.client.calls import Call
 from zmq_offload.client.driver import Driver
 from zmq_offload.client.link import Polled, answer_of
 from zmq_offload.client.session import RetryPolicy
-from zmq_offload.client.spread import Return
+from zmq_offload.client.spread import Return, is_back, served
 from zmq_offload.errors import Cancelled, OffloadError
 
 _LOOK = 0.1
@@ -117,9 +117,10 @@ class Drivers:
             if driver is None:
                 return
             left = driver
-            served = self._serves(driver)
+            there = self._models(driver)
+            back = bool(there) and is_back(there, self._models(self.driver))
             with self._lock:
-                if served and driver.connection.endpoint == candidate and not self._closed:
+                if back and driver.connection.endpoint == candidate and not self._closed:
                     assert self._return is not None
                     self._return.came(candidate, time.monotonic())
                     left, self.driver = self.driver, driver
@@ -146,15 +147,15 @@ class Drivers:
             self._others.append(driver)
         return driver
 
-    def _serves(self, driver: Driver) -> bool:
-        """Whether the broker answers and serves models."""
+    def _models(self, driver: Driver) -> set[tuple[object, object]]:
+        """What the broker serves. Empty if it does not answer."""
         call: Call[Any] = Call(answer_of)
         try:
             driver.begin(call, driver.session.query, "models", self._probe_seconds)
             driver.run(call)
-            return bool(call.result())
+            return served(call.result())
         except OffloadError:
-            return False
+            return set()
 
 
 def in_given_order(policy: RetryPolicy) -> RetryPolicy:

@@ -71,3 +71,18 @@ class Return:
     def _plan(self, rank: int, now: float) -> None:
         wait = self._wait * self._factor * (1 + self._chance())
         self._due = now + wait if rank else math.inf
+
+
+def served(listing: object) -> set[tuple[object, object]]:
+    """The models that a broker listed, with their versions. Empty if it gave no list of models."""
+    if not isinstance(listing, list):
+        return set()
+    return {(each.get("name"), each.get("version")) for each in listing if isinstance(each, dict)}
+
+
+def is_back(there: set[tuple[object, object]], here: set[tuple[object, object]]) -> bool:
+    """Whether a client may go from the broker that it has, which serves `here`, to one that serves `there`.
+
+    Workers come back one after the other. Until all are there, calls would fail that do not fail now.
+    """
+    return bool(there) and here <= there
