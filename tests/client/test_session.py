@@ -389,6 +389,17 @@ def test_a_large_request_leaves_a_silent_broker_as_fast_as_a_small_one() -> None
     bench.got(result(1))
 
 
+def test_long_inputs_give_a_broker_no_more_time_while_there_is_no_connection_to_it() -> None:
+    bench = Bench("tcp://a:1", "tcp://b:1")
+    bench.got(wire.Pong(TOKEN, [], 1 << 30))
+    bench.request(60, [b"head", bytes(20_000_000)])
+    assert not any(isinstance(action, Reconnect) for action in bench.after(10))
+    bench.session.may_send = False
+    assert [action.endpoint for action in bench.after(0.1) if isinstance(action, Reconnect)] == [1]
+    bench.session.may_send = True
+    bench.got(result(1))
+
+
 def test_numbers_go_on_after_those_of_another_session() -> None:
     one, other = (ClientSession(b"t" * 16, ["a"], POLICY) for _ in range(2))
     for _ in range(3):

@@ -156,6 +156,15 @@ def test_a_connection_that_ended_while_nobody_looked_is_noticed_before_a_request
         assert bound.poll(10_000)
 
 
+def test_the_session_knows_whether_there_is_a_connection() -> None:
+    with router() as bound:
+        link = StreamLink(place_of(bound), None, 1 << 20)
+        assert not link.session.may_send
+        until(link, lambda: link.session.may_send)
+    until(link, lambda: not link.session.may_send)
+    link.close()
+
+
 def test_a_child_does_not_use_the_parents_connection() -> None:
     with router() as bound:
         link = StreamLink(place_of(bound), None, 1 << 20)

@@ -48,7 +48,7 @@ class RetryPolicy:
         Seconds that a broker may be silent while calls are outstanding.
     slowest_link : float, default 1e6
         Bytes per second. The time to send all outstanding inputs at this rate is added to `patience`, because a Ping
-        is sent after them.
+        is sent after them; but not while there is no connection.
     spread : bool, default True
         Whether each client tries the brokers in an order of its own, so that clients spread over them. False: in the
         order given, for a broker that is preferred while it works.
@@ -145,6 +145,8 @@ class ClientSession:
         self._ping_at = 0.0
         self._switched_at = -math.inf
         self._refused = 0  # endpoints in a row that refused this client's key
+        self.may_send = True
+        """Whether inputs may be on their way: False while it is known that there is no connection."""
 
     @property
     def outstanding(self) -> int:
@@ -309,6 +311,8 @@ class ClientSession:
         return None if deadline is None else min(deadline, self._ping_at, self._silent_at())
 
     def _silent_at(self) -> float:
+        if not self.may_send:
+            return self._heard_at + self._policy.patience
         sent = self._bytes
         if self._unsent:  # a Ping does not wait for these
             sent -= sum(self._calls[number].nbytes for number in self._unsent)

@@ -212,6 +212,7 @@ class StreamLink(Polled):
     # --- the connection -------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        self.session.may_send = False
         self._line = Line(
             0,
             self.endpoint,
@@ -260,8 +261,10 @@ class StreamLink(Polled):
     def _happened(self, event: Event) -> None:
         what = event[1]
         if what is Change.LOST:
+            self.session.may_send = False
             self._lent.clear()
         elif what is Change.CONNECTED:
+            self.session.may_send = True
             waiting, self._waiting = self._waiting, {}
             for action in waiting.values():
                 self.send(action)
