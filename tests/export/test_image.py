@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +33,8 @@ PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 DEVICE = {"apache-tvm", "apache-tvm-ffi", "pyzmq", "numpy", "msgpack", "msgspec", "typing-extensions", "ml-dtypes"}
 if PYTHON == "3.10":
     DEVICE.add("tomli")
+OTHER = "3.14"  # its bytecode is not made here, which takes seconds
+TVM = importlib.metadata.version("apache-tvm")
 
 
 def test_a_device_installs_what_is_of_no_extra_and_of_its_own() -> None:
@@ -60,6 +63,8 @@ def test_a_device_installs_what_is_of_no_extra_and_of_its_own() -> None:
         ("cv2-1.data/scripts/cv2", None),
         ("cv2/", None),
         ("cv2/../../escaped", None),
+        ("/etc/escaped", None),
+        ("cv2-1.data/purelib//etc/escaped", None),
     ],
 )
 def test_what_is_kept_of_a_wheel(member: str, place: str | None) -> None:
@@ -132,6 +137,8 @@ def test_what_cannot_be_written_is_refused(
         write_image(out, machine=other, bundle=compiled_mlp.device)
     with pytest.raises(FailedPrecondition, match="a device bundle"):
         write_image(out, bundle=tmp_path)
+    with pytest.raises(InvalidArgument, match=r"Python '3\.05' is not a version such as 3\.11"):
+        write_image(out, python="3.05")
     (tmp_path / "file").write_text("")
     with pytest.raises(FailedPrecondition, match="cannot be written"):
         write_image(tmp_path / "file" / "image")
@@ -142,6 +149,58 @@ def test_what_cannot_be_written_is_refused(
     monkeypatch.setattr(importlib.metadata, "requires", unknown)
     with pytest.raises(FailedPrecondition, match="it is not installed; use pip install"):
         write_image(out)
+
+
+def test_an_image_takes_and_replaces_only_its_own(wheels: Path, arm_bundle: Path, tmp_path: Path) -> None:
+    """Beside a bundle, a model repository may have the part that a device must not have."""
+    mine, hidden, bundle = tmp_path / "mine", tmp_path / ".mine-of-last-year", tmp_path / "bundle"
+    for folder in (mine, hidden):
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("mine")
+    for place in (mine, mine / "thesis.txt"):
+        with pytest.raises(AlreadyExists, match=r"is not only an image, because of thesis\.txt"):
+            write_image(place, python=OTHER, wheels=wheels, force=True)
+    shutil.copytree(arm_bundle, bundle)
+    (bundle / "repository").mkdir()
+    (bundle / "repository" / "subgraph.so").write_bytes(b"the offloaded part")
+    image = tmp_path / "mine" / "image"
+    for given in (None, bundle):
+        write_image(image, python=OTHER, wheels=wheels, bundle=given, force=True)
+    assert {path.name for path in (image / "device").iterdir()} == {"device.so", "manifest.json"}
+    (mine / "thesis.txt").rename(tmp_path / "thesis.txt")
+    mine.rename(tmp_path / "other")
+    write_image(mine, python=OTHER, wheels=wheels)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "other", "bundle", "thesis.txt", hidden.name}
+    assert (hidden / "thesis.txt").read_text() == "mine"
+
+
+def test_packages_that_do_not_fit_are_refused(wheels: Path, arm_bundle: Path, tmp_path: Path) -> None:
+    out, bundle = tmp_path / "image", tmp_path / "bundle"
+    with pytest.raises(InvalidArgument, match="the package 'nunpy' is not one of apache_tvm, apache_tvm_ffi, "):
+        write_image(out, python=OTHER, wheels=wheels, without=["nunpy"])
+    shutil.copytree(arm_bundle, bundle)
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"{TVM}"', '"0.27.0"'))
+    with pytest.raises(
+        FailedPrecondition, match=rf"was built by TVM 0\.27\.0, the image has TVM {TVM}; compile it again"
+    ):
+        write_image(out, python=OTHER, wheels=wheels, bundle=bundle)
+    broken = tmp_path / "broken"
+    shutil.copytree(wheels, broken)
+    wheel = next(broken.glob("numpy-*.whl"))
+    wheel.write_bytes(wheel.read_bytes().replace(b"1", b"3", 1))
+    with pytest.raises(FailedPrecondition, match=r"a wheel is damaged: Bad CRC-32 for file 'numpy/__init__\.py'"):
+        write_image(out, python=OTHER, wheels=broken)
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "broken"}
+
+
+def test_an_index_that_does_not_answer_is_not_a_missing_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(FailedPrecondition, match="the package index does not answer; check the network"):
+        write_image(tmp_path / "image")
+    assert not list(tmp_path.iterdir())
 
 
 SCRIPT = """

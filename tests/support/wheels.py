@@ -32,7 +32,7 @@ def stand_ins(folder: Path) -> Path:
         module = name.replace("-", "_")
         write_wheel(folder, name, version, tag, {f"{module}/__init__.py": b"1", f"{module}/tests/test.py": b"2"})
     libraries = {"tvm/lib/libtvm_runtime.so": b"runtime", "tvm/lib/libtvm_compiler.so": b"compiler"}
-    write_wheel(folder, "apache-tvm", "0.27.0.post1", tag, libraries)
+    write_wheel(folder, "apache-tvm", importlib.metadata.version("apache-tvm"), tag, libraries)
     write_wheel(folder, "apache-tvm-ffi", "0.1.14.post1", tag, {"tvm_ffi/a.py": b""})
     write_wheel(folder, "opencv-python-headless", "4.10", tag, {"cv2.py": b""})
     return folder

@@ -55,7 +55,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--wheels", type=settings.folder, metavar="FOLDER", help="folder with the wheels, in place of PyPI"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is an image")
     parser.set_defaults(run=run)
 
 

@@ -15,12 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PREFIX = ".zmq-offload-"
+"""The prefix of a scratch folder among files of users. It has no part that they choose: whatever begins with a prefix
+may be removed as stale."""
+
 _live: set[Path] = set()
 
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Make a folder in `parent`, which exists; `prefix` begins with a dot.
+    """Make a folder in `parent`, which exists; `prefix` begins with a dot, and is the same always.
 
     The folder is removed after the body, unless the body has renamed it. Folders that killed processes left under the
     same prefix are removed first. Raises OSError if nothing can be written there.

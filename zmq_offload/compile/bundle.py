@@ -17,7 +17,7 @@ from zmq_offload.artifacts.repository import ModelVersion, checksum
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, result_types, split
 from zmq_offload.byoc.parameters import told_by
 from zmq_offload.common.extras import needs
-from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
+from zmq_offload.common.scratch import PREFIX, folders_made, put_in_place, scratch_folder
 from zmq_offload.compile.build import build_library, prepared
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.flops import Count, counting
@@ -121,7 +121,7 @@ def write(mod: tvm.IRModule, signature: Signature, job: BuildJob, check: Check |
     try:
         with (
             folders_made(destination.output, destination.repository.root),
-            scratch_folder(destination.output, ".compile-") as scratch,
+            scratch_folder(destination.output, PREFIX) as scratch,
         ):
             libraries = [_compile_subgraph(subgraph, scratch, job) for subgraph in subgraphs]
             draft = None

@@ -16,12 +16,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zmq_offload.artifacts.manifest import Manifest
-from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
+from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST, Manifest
+from zmq_offload.common.scratch import PREFIX, folders_made, put_in_place, scratch_folder
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from zmq_offload.export.kept import COMMANDS, ROOMS, UNUSED, download, place_of, requirements
 
@@ -87,7 +88,7 @@ def write_image(
     without : sequence of str, optional
         Packages to leave out, because the device's system has them.
     force : bool, optional
-        Replace a folder that exists.
+        Replace an image that exists. Nothing else is replaced.
 
     Returns
     -------
@@ -96,38 +97,41 @@ def write_image(
     Raises
     ------
     InvalidArgument
-        If `machine` or `python` is not known, or the bundle is for another machine.
+        If `machine` or `python` is not known, the bundle is for another machine, or `without` names a package that is
+        not needed.
     AlreadyExists
-        If `output` exists, without `force`.
+        If `output` exists, without `force`, or is not an image.
     FailedPrecondition
-        If there is no wheel for a requirement, the bundle is damaged, or `output` cannot be written.
+        If there is no wheel for a requirement, the bundle is damaged or of another version of TVM, or `output` cannot
+        be written.
     """
     if machine not in MACHINES:
         raise InvalidArgument(f"machine {machine!r} is not one of {', '.join(MACHINES)}")
-    if not re.fullmatch(r"3\.\d{2}", python):
+    if not re.fullmatch(r"3\.[1-9][0-9]", python):
         raise InvalidArgument(f"Python {python!r} is not a version such as 3.11")
     place = Path(output)
-    if os.path.lexists(place) and not force:
-        raise AlreadyExists(f"{place} exists; write to another folder, or replace it (--force)")
-    if bundle is not None:
-        _check(Path(bundle), machine)
+    if os.path.lexists(place):
+        _check_replaced(place, force)
+    manifest = None if bundle is None else _checked(Path(bundle), machine)
     try:
-        with folders_made(place.parent), scratch_folder(place.parent, f".{place.name}-") as scratch:
+        with folders_made(place.parent), scratch_folder(place.parent, PREFIX) as scratch:
             draft, found = scratch / "new", scratch / "wheels"
             site = draft / PACKAGES
             site.mkdir(parents=True)
             _fetch(
                 download([*_declared(python), *more], found, machine, python, None if wheels is None else Path(wheels))
             )
+            packages = sorted(found.glob("*.whl"))
+            _check_packages(packages, without, manifest, bundle)
             left_out = {_normal(name) for name in (*UNUSED, *without)}
             sizes = {}
-            for wheel in sorted(found.glob("*.whl")):
+            for wheel in packages:
                 name = wheel.name.split("-")[0]
                 if _normal(name) not in left_out:
                     sizes[name] = _unpack(wheel, site)
             sizes["zmq_offload"] = _own(site, native=machine == platform.machine() and _runs(python))
-            if bundle is not None:
-                shutil.copytree(bundle, draft / BUNDLE)
+            if bundle is not None and manifest is not None:
+                _copy_bundle(Path(bundle), manifest, draft / BUNDLE)
                 sizes[BUNDLE] = _bytes(draft / BUNDLE)
             (draft / RUN).write_text(_RUN.format(packages=PACKAGES, python=python))
             (draft / RUN).chmod(0o755)
@@ -139,17 +143,57 @@ def write_image(
             put_in_place(draft, place)
     except OSError as error:
         raise FailedPrecondition(f"{place} cannot be written: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise FailedPrecondition(f"a wheel is damaged: {error}; load it again") from None
     return Image(place, sizes, _runs(python))
 
 
-def _check(bundle: Path, machine: str) -> None:
+def _check_replaced(place: Path, force: bool) -> None:
+    if not force:
+        raise AlreadyExists(f"{place} exists; write to another folder, or replace it (--force)")
+    others = {file.name for file in place.iterdir()} - {PACKAGES, BUNDLE, RUN} if place.is_dir() else {place.name}
+    if others:
+        raise AlreadyExists(
+            f"{place} is not only an image, because of {min(others)}, so --force would remove what is not of one; "
+            "write to another folder"
+        )
+
+
+def _checked(bundle: Path, machine: str) -> Manifest:
     manifest = Manifest.read(bundle)
     manifest.check_library(bundle)
+    manifest.check_fallback(bundle)
     if manifest.cpu.architecture != machine:
         raise InvalidArgument(
             f"{bundle} was built for {manifest.cpu.architecture}, the image is for {machine}; "
             "compile it with --device-target for the device"
         )
+    return manifest
+
+
+def _check_packages(
+    wheels: Sequence[Path], without: Sequence[str], manifest: Manifest | None, bundle: str | os.PathLike[str] | None
+) -> None:
+    """Check that the packages that are left out are there, and that a bundle is of the image's TVM."""
+    versions = {_normal(name): version for name, version, *_ in (wheel.name.split("-") for wheel in wheels)}
+    for name in without:
+        if _normal(name) not in versions:
+            raise InvalidArgument(
+                f"the package {name!r} is not one of {', '.join(sorted(versions))}; nothing to leave out"
+            )
+    own = versions.get("apache_tvm")
+    if manifest is not None and own is not None and manifest.tvm_version != own:
+        raise FailedPrecondition(
+            f"{bundle} was built by TVM {manifest.tvm_version}, the image has TVM {own}; compile it again, or have "
+            f"its version (--with apache-tvm=={manifest.tvm_version})"
+        )
+
+
+def _copy_bundle(bundle: Path, manifest: Manifest, place: Path) -> None:
+    """Copy the bundle's own files. Others in its folder are not for devices: a repository has the offloaded part."""
+    place.mkdir()
+    for name in (MANIFEST, LIBRARY, *(fallback.library for fallback in manifest.fallback)):
+        shutil.copyfile(bundle / name, place / name)
 
 
 def _declared(python: str) -> list[str]:
@@ -171,6 +215,11 @@ def _fetch(arguments: Iterable[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip failed"]
+        if "connection broken by" in done.stderr:
+            raise FailedPrecondition(
+                "wheels for the device cannot be had: the package index does not answer; check the network, or give a "
+                "folder of wheels (--wheels)"
+            )
         raise FailedPrecondition(f"wheels for the device cannot be had: {said[-1].removeprefix('ERROR: ')}")
 
 

@@ -50,7 +50,7 @@ def place_of(member: str) -> str | None:
             return None
         parts = parts[2:]
     path = "/".join(parts)
-    if not parts[-1] or ".." in parts:
+    if "" in parts or ".." in parts:  # a folder, or a file outside of the image
         return None
     if parts[0].endswith(".dist-info"):  # licenses, and what importlib.metadata reads
         return path if parts[-1] != "RECORD" else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zmq_offload.artifacts.repository import DESCRIPTION, LIBRARY, ModelVersion, Repository
-from zmq_offload.common.scratch import folders_made, put_in_place, scratch_folder
+from zmq_offload.common.scratch import PREFIX, folders_made, put_in_place, scratch_folder
 from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from zmq_offload.export.triton import CODE, CONFIG, MODEL, Running, batching_in_triton, config_of, same_signature
@@ -118,7 +118,7 @@ def _write(
     source: Repository, place: Path, versions: Sequence[ModelVersion], config: str, left_out: tuple[int, ...]
 ) -> Exported:
     try:
-        with folders_made(place.parent), scratch_folder(place.parent, f".{place.name}-") as scratch:
+        with folders_made(place.parent), scratch_folder(place.parent, PREFIX) as scratch:
             draft = scratch / "new"
             draft.mkdir()
             (draft / CONFIG).write_text(config, encoding="utf-8")

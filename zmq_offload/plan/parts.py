@@ -6,6 +6,7 @@ cannot compile.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import msgspec
 from zmq_offload.artifacts import jsonfile
 from zmq_offload.artifacts.cpu import CpuNeeds
 from zmq_offload.artifacts.repository import checksum
-from zmq_offload.common.scratch import scratch_folder
+from zmq_offload.common.scratch import PREFIX, folders_made, scratch_folder
 from zmq_offload.console.progress import Say, counter, say_nothing
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.plan.costs import CutPoint
@@ -90,11 +91,10 @@ class Parts(msgspec.Struct, frozen=True):
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """A folder that becomes `folder` if the body succeeds. Raises FailedPrecondition if that cannot be."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise FailedPrecondition(f"{folder} exists; name a folder that does not, or remove it")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(folder.parent, ".zmq-offload-") as scratch:
+        with folders_made(folder.parent), scratch_folder(folder.parent, PREFIX) as scratch:
             made = scratch / "parts"
             made.mkdir()
             yield made
