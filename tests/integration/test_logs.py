@@ -49,7 +49,7 @@ def test_last_words_of_a_worker_are_events(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("ZMQ_OFFLOAD_LOG_FORMAT", "json")
     with running_workers("tcp://127.0.0.1:1", "--executor", "echo", "--name", "w") as workers:
-        workers.wait_for("ended with code -6")
+        workers.wait_for(r"ended with code -6 \(SIGABRT\)")
         said = [e for e in events(workers.seen()) if e["logger"] == "workers.stderr"]
         of_tvm = [e for e in said if e["source"] == "tvm"]
         form = r"worker 0: \S+/threading_backend\.cc:\d+: The thread affinity cannot be set"

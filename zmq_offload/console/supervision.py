@@ -36,6 +36,13 @@ class _Child:
     said: bytes = b""
 
 
+def _signal_name(code: int) -> str:
+    """The signal that a process died of, for the log; "" if it ended by itself."""
+    with contextlib.suppress(ValueError):
+        return f" ({signal.Signals(-code).name})"
+    return ""
+
+
 class Supervision:
     """Starts a process in each seat, starts another when one ends, and ends all.
 
@@ -141,10 +148,11 @@ class Supervision:
                 child.process.stdout.close()
             stopping = self._seats.stopping
             wait = self._seats.ended(at, code, time.monotonic())
+            how = f"ended with code {code}{_signal_name(code)}"
             if wait is not None:
-                self._log.error("%s %d ended with code %d; starting another in %.1f s", self._kind, at, code, wait)
+                self._log.error("%s %d %s; starting another in %.1f s", self._kind, at, how, wait)
             elif not stopping:
-                self._log.error("%s %d ended with code %d before it was ready; stopping", self._kind, at, code)
+                self._log.error("%s %d %s before it was ready; stopping", self._kind, at, how)
 
     def _end(self) -> None:
         for at in self._seats.to_tell():
