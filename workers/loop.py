@@ -396,9 +396,9 @@ def serve(config: Config, parent: int | None, cores: Sequence[int] = (), seat: i
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
             worker.stop_on(number)
-    log.info("%s: connecting to %s", config.name, ", ".join(config.brokers))
+    log.info("connecting to %s", ", ".join(config.brokers))
     worker.run()
-    log.info("%s: stopped", config.name)
+    log.info("stopped")
     sys.stdout.flush()
     if worker.follower is not None and worker.follower.busy:
         # A load cannot be stopped, and it cannot go on while the interpreter shuts down.

@@ -45,6 +45,11 @@ def test_an_event_of_text_is_a_line_with_its_exception() -> None:
     assert r"\nValueError: two\nlines" in line
 
 
+def test_a_text_begins_with_which_of_several_processes_it_is_of() -> None:
+    assert Text({"process": 2}).format(record("stopped")).endswith("WARNING process 2: stopped")
+    assert Text({"worker": "100%s"}).format(record("stopped")).endswith("WARNING 100%s: stopped")
+
+
 SCRIPT = """
 import logging, threading, warnings
 from zmq_offload.console import logs

@@ -71,7 +71,7 @@ def start(program: str, options: LogOptions, common: Mapping[str, object] | None
         handler = logging.StreamHandler()
     else:
         handler = logging.StreamHandler(open(descriptor, "w", buffering=1, errors="backslashreplace"))  # noqa: SIM115
-    formatter = Json(program, common or {}) if options.format == "json" else Text((common or {}).get("process"))
+    formatter = Json(program, common or {}) if options.format == "json" else Text(common or {})
     handler.setFormatter(formatter)
     level = getattr(logging, options.level.upper())
     logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
@@ -91,11 +91,13 @@ def fields(**known: object) -> dict[str, object]:
 class Text(logging.Formatter):
     """Time, logger, level and message. An exception follows on the same line, with its line ends as `\\n`.
 
-    `process` is the number of one of several processes that write the same log.
+    Several processes may write the same log, so a message begins with the `process` or `worker` of `common`.
     """
 
-    def __init__(self, process: object = None) -> None:
-        which = "" if process is None else f"process {process}: "
+    def __init__(self, common: Mapping[str, object] | None = None) -> None:
+        known = common or {}
+        which = f"process {known['process']}" if "process" in known else str(known.get("worker", ""))
+        which = which.replace("%", "%%") + ": " if which else ""
         super().__init__(f"%(asctime)s %(name)s %(levelname)s {which}%(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
