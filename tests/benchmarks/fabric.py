@@ -148,10 +148,11 @@ def report(results: dict[int, dict[str, Series]]) -> str:
     ]
     for size, series in results.items():
         ours, proxy, minimal = series["fabric"], series["proxy"], series["minimal"]
+        cpu, bare_cpu = ours.cpu_each, minimal.cpu_each
         lines.append(
             f"| {size:,} | {proxy.median * 1e3:.3f} ms | {minimal.median * 1e3:.3f} ms | {ours.median * 1e3:.3f} ms "
             f"| {ours.median / proxy.median:.2f} | {ours.median / minimal.median:.2f} "
-            f"| {ours.cpu_each / minimal.cpu_each:.2f} | {ours.cpu_each * 1e6:.0f} µs | {minimal.cpu_each * 1e6:.0f} µs |"
+            f"| {cpu / bare_cpu:.2f} | {cpu * 1e6:.0f} µs | {bare_cpu * 1e6:.0f} µs |"
         )
     return "\n".join(lines)
 
