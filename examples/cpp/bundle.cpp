@@ -6,6 +6,7 @@
 #include <tvm/ffi/extra/json.h>
 #include <tvm/runtime/base.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <sstream>
@@ -18,6 +19,13 @@ namespace json = tvm::ffi::json;
 
 namespace {
 
+constexpr int64_t kFormatVersion = 1;
+#if defined(__aarch64__)
+constexpr const char* kArchitecture = "aarch64";
+#else
+constexpr const char* kArchitecture = "x86_64";
+#endif
+constexpr int64_t kMostElements = int64_t{1} << 40;
 constexpr int kPooledAllocator = 2;  // tvm::runtime::memory::AllocatorType::kPooled
 
 std::string contents(const fs::path& file) {
@@ -37,7 +45,14 @@ std::vector<TensorSpec> specs(const json::Value& object, const char* key) {
   std::vector<TensorSpec> found;
   for (const json::Value& entry : field(object, key).cast<json::Array>()) {
     TensorSpec spec{text(entry, "name"), text(entry, "datatype"), {}};
-    for (const json::Value& extent : field(entry, "shape").cast<json::Array>()) spec.shape.push_back(extent.cast<int64_t>());
+    element_bytes(spec.datatype);  // throws if it is not known
+    int64_t most = kMostElements;
+    for (const json::Value& value : field(entry, "shape").cast<json::Array>()) {
+      const int64_t extent = value.cast<int64_t>();
+      if (extent < -1 || extent > most) throw OffloadError("INVALID_ARGUMENT", "shape of " + spec.name + " cannot be");
+      most /= std::max<int64_t>(extent, 1);
+      spec.shape.push_back(extent);
+    }
     found.push_back(spec);
   }
   return found;
@@ -47,8 +62,10 @@ std::vector<TensorSpec> specs(const json::Value& object, const char* key) {
 void set_version(Region& region, const json::Value& policy) {
   if (auto number = policy.try_cast<int64_t>()) {
     region.version = *number;
-  } else if (std::string name = policy.cast<ffi::String>(); name != "latest") {
+  } else if (std::string name = policy.cast<ffi::String>(); name.rfind("label:", 0) == 0) {
     region.label = name.substr(std::strlen("label:"));
+  } else if (name != "latest") {
+    throw OffloadError("INVALID_ARGUMENT", "version '" + name + "' is not a number, latest or label:NAME");
   }
 }
 
@@ -107,6 +124,10 @@ void fill(const Region& region, const Reply& reply, ffi::PackedArgs outputs) {
 Bundle::Bundle(const fs::path& folder, Broker& broker) : broker_(broker) {
   const fs::path library = folder / "device.so";
   read_manifest(folder);
+  if (architecture_ != kArchitecture) {
+    throw OffloadError("FAILED_PRECONDITION", library.string() + " was built for " + architecture_ + ", this CPU is " +
+                                                  kArchitecture + "; compile it with --device-target for this one");
+  }
   const std::string own = TVM_VERSION;  // of the headers, without a suffix such as ".post1"
   if (tvm_version_ != own && tvm_version_.rfind(own + ".", 0) != 0) {
     throw OffloadError("FAILED_PRECONDITION",
@@ -134,6 +155,10 @@ void Bundle::read_manifest(const fs::path& folder) {
   const std::string written = contents(file);
   try {
     const json::Value manifest = json::Parse(written);
+    if (const auto format = field(manifest, "format_version").cast<int64_t>(); format != kFormatVersion) {
+      throw OffloadError("INVALID_ARGUMENT", "format_version is " + std::to_string(format) + "; this program reads 1");
+    }
+    architecture_ = text(field(manifest, "cpu"), "architecture");
     inputs_ = specs(manifest, "inputs");
     outputs_ = specs(manifest, "outputs");
     checksum_ = text(manifest, "checksum");
@@ -145,6 +170,8 @@ void Bundle::read_manifest(const fs::path& folder) {
     }
   } catch (const ffi::Error& error) {
     throw OffloadError("FAILED_PRECONDITION", file.string() + " is damaged: " + std::string(error.message()));
+  } catch (const OffloadError& error) {
+    throw OffloadError("FAILED_PRECONDITION", file.string() + " is damaged: " + error.what());
   }
 }
 

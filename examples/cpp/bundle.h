@@ -39,7 +39,7 @@ class Bundle {
   Broker& broker_;
   std::vector<TensorSpec> inputs_, outputs_;
   std::vector<Region> regions_;
-  std::string checksum_, tvm_version_;
+  std::string checksum_, tvm_version_, architecture_;
   std::vector<std::string> symbols_;
   std::exception_ptr failure_;  // what ended a run: TVM passes on its text alone
   tvm::ffi::Optional<tvm::ffi::Module> machine_;

@@ -1,5 +1,6 @@
 // Runs a device bundle: the part before the cut here, the rest on the workers of a broker.
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -18,6 +19,8 @@ constexpr const char* kUsage =
     "  INPUT=FILE  an input's name, and a file with its elements: row-major, little-endian\n"
     "  --output    write the outputs to FOLDER/0.bin, FOLDER/1.bin, ...\n";
 
+constexpr double kLongest = 86400;  // seconds
+
 struct Arguments {
   std::string bundle, broker, output;
   std::map<std::string, std::string> files;
@@ -35,11 +38,13 @@ Arguments parse(int count, char** words) {
     if (word == "--timeout") found.timeout = std::atof(value().c_str());
     else if (word == "--repeat") found.repeat = std::atoi(value().c_str());
     else if (word == "--output") found.output = value();
+    else if (word[0] == '-') throw OffloadError("INVALID_ARGUMENT", "'" + word + "' is not an option\n" + kUsage);
     else if (places.size() < 2) places.push_back(word);
     else if (equals == std::string::npos) throw OffloadError("INVALID_ARGUMENT", "'" + word + "' is not INPUT=FILE");
     else found.files[word.substr(0, equals)] = word.substr(equals + 1);
   }
-  if (places.size() < 2 || found.timeout <= 0 || found.repeat < 1) throw OffloadError("INVALID_ARGUMENT", kUsage);
+  const bool timed = found.timeout > 0 && found.timeout <= kLongest;  // false for a NaN
+  if (places.size() < 2 || !timed || found.repeat < 1) throw OffloadError("INVALID_ARGUMENT", kUsage);
   found.bundle = places[0], found.broker = places[1];
   return found;
 }
@@ -51,9 +56,10 @@ std::string read_input(const TensorSpec& spec, const std::map<std::string, std::
   const std::string wanted = "; give " + spec.name + "=FILE with " + std::to_string(spec.bytes()) + " bytes";
   const auto file = files.find(spec.name);
   if (file == files.end()) throw OffloadError("INVALID_ARGUMENT", "input " + spec.text() + " is missing" + wanted);
-  std::ifstream stream(file->second, std::ios::binary);
+  std::ifstream stream;
+  if (!std::filesystem::is_directory(file->second)) stream.open(file->second, std::ios::binary);
   std::string bytes{std::istreambuf_iterator<char>(stream), {}};
-  if (!stream || bytes.size() != spec.bytes()) {
+  if (!stream.is_open() || bytes.size() != spec.bytes()) {
     throw OffloadError("INVALID_ARGUMENT", file->second + " has " + std::to_string(bytes.size()) + " bytes" + wanted);
   }
   return bytes;
@@ -82,9 +88,18 @@ void print(const Output& output) {
   std::cout << std::endl;
 }
 
+void check_names(const std::vector<TensorSpec>& inputs, const std::map<std::string, std::string>& files) {
+  for (const auto& [name, _] : files) {
+    if (std::none_of(inputs.begin(), inputs.end(), [&](const TensorSpec& spec) { return spec.name == name; })) {
+      throw OffloadError("INVALID_ARGUMENT", "the model has no input '" + name + "'");
+    }
+  }
+}
+
 void run(const Arguments& arguments) {
   Broker broker(arguments.broker, arguments.timeout);
   Bundle bundle(arguments.bundle, broker);
+  check_names(bundle.inputs(), arguments.files);
   std::vector<std::string> inputs;
   for (const TensorSpec& spec : bundle.inputs()) inputs.push_back(read_input(spec, arguments.files));
   for (int time = 0; time < arguments.repeat; ++time) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,35 @@ def test_what_is_wrong_with_a_call_is_said(
     assert "was built by TVM 0.26.0.post1, this is TVM 0.27.0" in error(Case(bundle, case.inputs))
     (bundle / "manifest.json").write_text("{}")
     assert error(Case(bundle, case.inputs)).startswith(f"FAILED_PRECONDITION: {bundle}/manifest.json is damaged: ")
+    described = json.loads(written)
+    region, x = described["offloaded"][0], described["inputs"][0]
+    for wrong in (
+        {"format_version": 99},
+        {"offloaded": [region | {"version": "lab"}]},
+        {"inputs": [x | {"shape": [-5, 8]}]},
+        {"inputs": [x | {"shape": [2**62, 4]}]},
+        {"inputs": [x | {"datatype": "FP99"}]},
+    ):
+        (bundle / "manifest.json").write_text(json.dumps(described | wrong))
+        said = error(Case(bundle, case.inputs))
+        assert said.startswith(f"FAILED_PRECONDITION: {bundle}/manifest.json is damaged: "), wrong
+    (bundle / "manifest.json").write_text(json.dumps(described | {"cpu": {"architecture": "sparc", "features": []}}))
+    assert "device.so was built for sparc, this CPU is " in error(Case(bundle, case.inputs))
+
+
+@pytest.mark.device
+def test_wrong_arguments_are_refused(program: Path, cases: dict[str, Case], served: Fabric, tmp_path: Path) -> None:
+    case = cases["one region"]
+
+    def error(*options: str) -> str:
+        return run(program, case, served.frontend, tmp_path, *options).stderr
+
+    for timeout in ("nan", "inf", "1e300", "-1"):
+        assert error("--timeout", timeout).startswith("error INVALID_ARGUMENT: usage"), timeout
+    assert error("--timeout=5").startswith("error INVALID_ARGUMENT: '--timeout=5' is not an option")
+    assert error(f"y={tmp_path}") == "error INVALID_ARGUMENT: the model has no input 'y'\n"
+    folder = run(program, Case(case.device, {}), served.frontend, tmp_path, f"x={tmp_path}")
+    assert "has 0 bytes; give x=FILE with 64" in folder.stderr
 
 
 @pytest.mark.device
