@@ -7,6 +7,8 @@ import signal
 
 from hypothesis import settings
 
+from tests.support.examples import THOROUGH
+
 pytest_plugins = ["tests.support.arm", "tests.support.compiled", "tests.support.fabrics", "tests.support.native_code"]
 
 # The models of the tests are tiny; a thread pool in each process would only cost time.
@@ -20,5 +22,6 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No deadline for an example: its time depends on the machine.
-settings.register_profile("default", deadline=None)
+settings.register_profile("default", deadline=None, max_examples=100)
+settings.register_profile("thorough", deadline=None, max_examples=100 * THOROUGH)
 settings.load_profile("default")

@@ -19,6 +19,7 @@ from tvm import relax
 from tvm.runtime import vm
 
 from tests.support import onnx_models
+from tests.support.examples import examples
 from tests.support.local_client import LocalClient
 from zmq_offload import load
 from zmq_offload.byoc.graph import Graph
@@ -239,7 +240,7 @@ def evaluate(mod: tvm.IRModule, arrays: list[Any]) -> list[Any]:
     return [t.numpy() for t in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(12)
 @given(data=st.data())
 def test_any_region_is_either_refused_or_computes_the_same(data: st.DataObject, tmp_path: Path) -> None:
     model = imported(data.draw(graphs()), tmp_path)

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from tvm.runtime import vm
@@ -20,6 +20,7 @@ from tvm.runtime import vm
 from tests.schedules.schedule_harness import TARGETS
 from tests.support import onnx_models, operator_cases, recurrent_nets
 from tests.support.bundle_secrets import assert_sealed
+from tests.support.examples import examples
 from tests.support.local_client import LocalClient, run_uncut
 from tests.support.operator_cases import RIGHT, outcome
 from tests.support.quantized_lstm import QuantizedLstm
@@ -38,7 +39,6 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[dict[str, Array]], list[Array]]
 
 KINDS = tuple(GATES)
-ANY_FOLDER = [HealthCheck.function_scoped_fixture]
 
 
 def imported(net: RecurrentNet, folder: Path, symbolic: bool = False) -> Any:
@@ -96,7 +96,7 @@ def nets(draw: st.DrawFn) -> RecurrentNet:
     )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=ANY_FOLDER)
+@examples(8)
 @given(net=nets(), target=st.sampled_from(TARGETS))
 def test_shapes_and_flags_as_onnxruntime(net: RecurrentNet, target: tvm.target.Target, tmp_path: Path) -> None:
     assert_close(compiled(net, tmp_path, target)(net.fed()), by_onnxruntime(net))

@@ -119,8 +119,15 @@ def assembly(net: Net, outputs: list[str], target: tvm.target.Target) -> str:
     return str(tvm.compile(prims, target).mod.inspect_source("s"))
 
 
-@pytest.mark.parametrize("path", TARGETS)
-@pytest.mark.parametrize("form", FORMS)
+# AVX-512 differs from AVX2 in what the functions alone show; the other forms have the same loops, of other lengths.
+@pytest.mark.parametrize(
+    ("form", "path"),
+    [
+        pytest.param(f, p, marks=pytest.mark.operators if p == "AVX-512" and f != "alone" else ())
+        for f in FORMS
+        for p in TARGETS
+    ],
+)
 def test_innermost_loops_are_vector_code(form: str, path: str) -> None:
     net = Net()
     # Rows and images so long that the compiler keeps a loop over each.

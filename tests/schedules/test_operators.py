@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto
 
 from tests.schedules.schedule_harness import HOST, TARGETS, Net
+from tests.support.examples import examples
 
-few = settings(max_examples=14, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = examples(8)
 targets = st.sampled_from(TARGETS)
 channels = st.sampled_from([1, 2, 3, 5, 8, 16, 17, 24, 31, 40])
 activations = st.lists(
@@ -68,7 +69,7 @@ def convolutions(draw: st.DrawFn) -> tuple[Net, str]:
     return net, net.op("Add", y, y) if draw(st.booleans()) else y
 
 
-@settings(few, max_examples=40)
+@examples(20)
 @given(convolutions(), targets)
 def test_convolution(case: tuple[Net, str], target: Any) -> None:
     net, out = case
@@ -101,7 +102,7 @@ def test_transposed_convolution(data: st.DataObject, target: Any) -> None:
     net.check(finish(net, y, draw(activations)), target=target)
 
 
-@settings(few, max_examples=30)
+@examples(16)
 @given(st.data(), targets)
 def test_product(data: st.DataObject, target: Any) -> None:
     draw, net = data.draw, Net(data.draw(st.integers(0, 99)))
@@ -138,7 +139,7 @@ def test_pooling(data: st.DataObject, target: Any) -> None:
     net.check(net.op(kind, x, **attributes), target=target)
 
 
-@settings(few, max_examples=40)
+@examples(20)
 @given(st.data(), targets)
 def test_chains(data: st.DataObject, target: Any) -> None:
     """Transposes, concatenations, paddings, reductions, normalizations and broadcasts, one after the other."""

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
 from tests.schedules.schedule_harness import HOST, TARGETS, Net
+from tests.support.examples import examples
 from zmq_offload.schedules.images import reaching
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.machine import machine_of
 from zmq_offload.schedules.reach import needed_taps
 
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 small = st.integers(1, 9)
 
 
@@ -69,7 +69,7 @@ def dilated(draw: st.DrawFn) -> tuple[Net, str]:
     return net, net.op("Relu", y)
 
 
-@few
+@examples(14)
 @given(dilated(), st.sampled_from(TARGETS))
 def test_dilated_convolution(case: tuple[Net, str], target: Any) -> None:
     net, out = case

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 from tvm import relax, tirx
@@ -17,12 +17,13 @@ from tests.schedules.integer_harness import convolved, extremes, module
 from tests.schedules.schedule_harness import HOST, TARGETS, Net, compiled
 from tests.schedules.test_example import inside
 from tests.schedules.test_symbolic import check, weight
+from tests.support.examples import examples
 from zmq_offload.compile.pipeline import fusing
 from zmq_offload.schedules import machine_of
 from zmq_offload.schedules.layout import channels_last
 from zmq_offload.schedules.schedule import schedule_pass
 
-few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = examples(6)
 targets = st.sampled_from(TARGETS)
 
 
@@ -53,7 +54,7 @@ def narrow(draw: st.DrawFn) -> tuple[Net, str]:
     return net, net.op("Add", y, y) if draw(st.booleans()) else y
 
 
-@settings(few, max_examples=20)
+@examples(10)
 @given(narrow(), targets)
 def test_narrow_images(case: tuple[Net, str], target: Any) -> None:
     net, out = case

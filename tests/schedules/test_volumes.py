@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tvm.relax.frontend.onnx import from_onnx
 
 from tests.schedules.schedule_harness import HOST, TARGETS, Net
+from tests.support.examples import examples
 from zmq_offload.compile.pipeline import fusing
 from zmq_offload.schedules.machine import machine_of
 from zmq_offload.schedules.schedule import schedule
 
-few = settings(max_examples=14, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = examples(8)
 targets = st.sampled_from(TARGETS)
 channels = st.sampled_from([1, 2, 3, 8, 17, 24, 33])
 
@@ -50,7 +51,7 @@ def volumes(draw: st.DrawFn) -> tuple[Net, str]:
     return net, net.op("Relu", y) if draw(st.booleans()) else y
 
 
-@settings(few, max_examples=30)
+@examples(16)
 @given(volumes(), targets)
 def test_convolution(case: tuple[Net, str], target: Any) -> None:
     net, out = case

@@ -6,15 +6,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax
 
 from tests.schedules.schedule_harness import TARGETS, close, compiled
+from tests.support.examples import examples
 from zmq_offload.compile.build import prepared
 
 Array = np.ndarray[Any, Any]
-few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = examples(8)
 channels = st.sampled_from([1, 3, 8, 16, 17, 40, 70])
 
 
