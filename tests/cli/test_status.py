@@ -105,6 +105,21 @@ def test_connections_say_who_shares_memory_and_why_others_do_not() -> None:
     assert re.search(r"worker w +10.0.0.7 +tcp +no: keys", text(describe(status(workers=[keyed]))))
 
 
+def test_of_several_brokers_it_is_said_how_many_answer() -> None:
+    one = {
+        "endpoint": "tcp://a:1",
+        "error": "",
+        "uptime": 5.0,
+        "served": 1,
+        "outstanding": 0,
+        "queued": 0,
+        "restarts": 0,
+    }
+    shown = text(describe(status(brokers=[one, one | {"endpoint": "tcp://b:1", "error": "no broker answers"}])))
+    assert re.match(r"brokers +1 of 2 answer, up ", shown) and "no broker answers" in shown
+    assert re.match(r"broker +up ", text(describe(status())))
+
+
 def test_rates_are_those_since_the_last_look() -> None:
     before = status(models=[MODEL | {"statistics": NUMBERS}], workers=[WORKER])
     later = {**NUMBERS, "requests": {"ok": 1100}}

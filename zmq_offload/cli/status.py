@@ -50,8 +50,9 @@ def describe(status: dict[str, Any], before: dict[str, Any] | None = None, elaps
     requests = status["requests"]
     failed, refused = (sum(requests[what].values()) for what in ("failed", "refused"))
     rate = _rate(requests["served"], before["requests"]["served"] if before else None, elapsed)
+    brokers, up = status.get("brokers"), f"up {age_text(status['uptime'])}{', stopping' if status['stopping'] else ''}"
     facts = [
-        ("broker", f"up {age_text(status['uptime'])}{', stopping' if status['stopping'] else ''}"),
+        ("broker", up) if brokers is None else ("brokers", f"{_answering(brokers)}, {up}"),
         (
             "requests",
             f"{requests['served']:,} served{f' ({rate} per s)' if rate else ''}, {failed} failed, {refused} refused, "
@@ -78,14 +79,18 @@ def describe(status: dict[str, Any], before: dict[str, Any] | None = None, elaps
         for m in status["models"]
     ]
     parts: list[Part] = [Facts(facts, wrong=wrong), ""]
-    if "brokers" in status:
-        parts += [_table("brokers", [_broker(each) for each in status["brokers"]], _BROKERS), ""]
+    if brokers is not None:
+        parts += [_table("brokers", [_broker(each) for each in brokers], _BROKERS), ""]
     parts.append(_table("models", models, _MODELS))
     if any("statistics" in model for model in models):
         parts += ["", _table("traffic (times: p50, p95)", _traffic(models, before, elapsed), _TRAFFIC)]
     parts += ["", _table("queues", [q | {"bytes": size_text(q["bytes"])} for q in status["queues"]], _QUEUES)]
     parts += ["", _table("workers", _workers(status["workers"], before, elapsed), _WORKERS)]
     return [*parts, *connections(status)]
+
+
+def _answering(brokers: Sequence[Mapping[str, Any]]) -> str:
+    return f"{sum(not each['error'] for each in brokers)} of {len(brokers)} answer"
 
 
 _BROKERS = (
