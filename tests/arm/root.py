@@ -171,7 +171,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.arm.root", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpu", help="the CPU that qemu emulates, e.g. cortex-a72 (default: qemu's)")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="PACKAGE", help="also from PyPI")
     parser.add_argument("program", nargs="*", help="a program of the root, or a path; with its arguments")

@@ -202,7 +202,7 @@ def _cpu() -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_models", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="networks or families; default: all")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has torch and transformers")
     parser.add_argument(

@@ -125,7 +125,11 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.brokers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--brokers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clients", type=int, default=1, help="for each broker")

@@ -169,7 +169,9 @@ def measure(ways: Sequence[Way], dist: Path, rounds: int) -> Mapping[str, list[t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.device", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--arm", action="store_true", help="an arm64 root under qemu-user, not this machine")
     parser.add_argument("--rounds", type=int, default=5, help="starts of each way (default: 5)")
     given = parser.parse_args()

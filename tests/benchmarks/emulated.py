@@ -188,7 +188,11 @@ def row(case: Case, counted: dict[str, Counted], folder: Path, default: bool) ->
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.emulated",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--cpu", action="append", help=_CPU_HELP)
     parser.add_argument("--default", action="store_true", help="also TVM's default pipeline (slow)")

@@ -46,7 +46,7 @@ def compared(file: Path, shapes: dict[str, tuple[int, ...]]) -> list[tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.exactness", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="networks or families; default: all of int8 and float16")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has torch and transformers")
     parser.add_argument(

@@ -161,7 +161,7 @@ def compare(seconds: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.grpc_servers", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each size (default: 5)")
     parser.add_argument("serve", nargs="*", help=f"`serve NAME`: be one of {', '.join(SERVERS)}")
     arguments = parser.parse_args()

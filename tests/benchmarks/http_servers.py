@@ -114,7 +114,7 @@ def compare(commands: dict[str, Sequence[str]], seconds: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.http_servers", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each size (default: 5)")
     parser.add_argument("--uvicorn-python", help="a Python with uvicorn, httptools and uvloop")
     parser.add_argument("serve", nargs="?", choices=["serve"], help="be the gateway's server")

@@ -82,7 +82,7 @@ def rate(ends: tuple[socket.socket, socket.socket], bits: float, seconds: float)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.link", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
     parser.add_argument("--within", type=float, default=0.05, help="how much a figure may be wrong, as a share")
     args = parser.parse_args()

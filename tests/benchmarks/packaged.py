@@ -164,7 +164,11 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.packaged",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--input", action="append", default=[], metavar="NAME=SHAPE")
     parser.add_argument("--value", action="append", default=[], metavar="NAME=NUMBER")

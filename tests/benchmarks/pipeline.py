@@ -115,7 +115,7 @@ def case(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.pipeline", description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--bandwidth", default="100Mbit")

@@ -122,7 +122,7 @@ class Fabric:
 
 def main() -> None:
     """Print the table."""
-    print("| runs | load | workers | 1 broker | 2 brokers | 2, told | 4 brokers | 4, told |")
+    print("| runs | load | workers | 1 broker | 2 brokers, not told | 2, told | 4, not told | 4, told |")
     print("|---|---|---|---|---|---|---|---|")
     for varied in (False, True):
         for load in (0.5, 0.7, 0.9):
