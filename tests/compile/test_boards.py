@@ -66,6 +66,15 @@ def test_host_is_the_default() -> None:
             '{"kind": "llvm", "mtriple": "armv7l-linux-gnueabihf", "mcpu": "cortex-a7"}',
             "is of 32 bits (armv7l-linux-gnue",
         ),
+        (
+            '{"kind": "llvm", "mtriple": "nonsense"}',
+            "does not know the architecture 'nonsense' of the triple 'nonsense'",
+        ),
+        ('{"kind": "llvm", "num-cores": 0}', "num-cores is 0; expected 1 or more"),
+        (
+            '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+dotprod", "-crc", "+asimd"]}',
+            "LLVM does not know the feature '+asimd' for aarch64-linux-gnu; write +NAME",
+        ),
         ("llvm -mcpu cortex-a72", 'JSON only; write {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu"'),
     ],
 )

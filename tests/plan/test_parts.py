@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,8 @@ def test_parts_for_another_cpu_or_another_tvm_are_refused(
     ("edit", "message"),
     [
         ({"format_version": 9}, "format_version is 9, this release reads 1"),
+        ({"points": []}, "points has 0 points; expected the inputs"),
+        ({"cpu_name": "a\nb"}, "cpu_name is 'a\\nb'; expected a name of LLVM"),
         ({"libraries": []}, "libraries: no library has the function 'after_1'"),
         ({"libraries": [{"file": "../parts0.so", "checksum": "sha256:0", "functions": {}}]}, "no library has"),
     ],
@@ -87,6 +90,25 @@ def test_a_damaged_folder_is_refused(parts: Path, tmp_path: Path, edit: dict[str
     with pytest.raises(FailedPrecondition, match="make the folder again with") as caught:
         Parts.read(tmp_path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [[3, 3, 16, 16], [-1, 3, 16, 16]])
+def test_a_function_takes_what_its_point_has(parts: Path, tmp_path: Path, shape: list[int]) -> None:
+    shutil.copytree(parts, tmp_path / "parts")
+    described = json.loads((parts / DESCRIPTION).read_text())
+    described["libraries"][0]["functions"]["whole"][0]["shape"] = shape
+    (tmp_path / "parts" / DESCRIPTION).write_text(json.dumps(described))
+    with pytest.raises(FailedPrecondition, match="the function 'whole' takes other tensors than its point has"):
+        measure_parts(tmp_path / "parts", 1, 3)
+
+
+def test_a_function_that_the_library_lacks_is_said(parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(parts, tmp_path / "parts")
+    described = json.loads((parts / DESCRIPTION).read_text())
+    described["libraries"][0]["functions"]["other"] = []
+    (tmp_path / "parts" / DESCRIPTION).write_text(json.dumps(described))
+    with pytest.raises(FailedPrecondition, match=r"parts0\.so cannot be loaded: Module has no function 'other'"):
+        measure_parts(tmp_path / "parts", 1, 3)
 
 
 def test_a_library_that_was_changed_is_refused(parts: Path, tmp_path: Path) -> None:

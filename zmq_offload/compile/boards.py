@@ -46,7 +46,8 @@ BOARDS = {
         Board("raspberry-pi-4", "Raspberry Pi 4, 400, CM4", _LINUX_ARM, "cortex-a72", ("neon",), 4),
         # BCM2712: four Cortex-A76, Armv8.2 with FEAT_FP16 and FEAT_DotProd. (TRM 100798)
         Board("raspberry-pi-5", "Raspberry Pi 5, 500, CM5", _LINUX_ARM, "cortex-a76", _ARMV8_2, 4),
-        # Six (Nano), eight (NX) or twelve (AGX) Cortex-A78AE. (TRM 101779; Nvidia's module data sheets)
+        # Six (Nano, NX of 8 GB), eight (NX of 16 GB, AGX of 32 GB) or twelve (AGX of 64 GB) Cortex-A78AE. (TRM 101779;
+        # Nvidia's data sheets of the modules)
         Board("jetson-orin-cpu", "Jetson Orin: its CPU", _LINUX_ARM, "cortex-a78ae", _ARMV8_2, 6),
         # Four Cortex-A76 and four Cortex-A55 with the same features (TRM 100442). TVM's threads take the fast ones.
         Board("rk3588", "Rockchip RK3588, RK3588S", _LINUX_ARM, "cortex-a76", _ARMV8_2, 4),
@@ -61,9 +62,16 @@ BOARDS = {
         # What all of them have: the M1's features. FEAT_I8MM and FEAT_BF16 came with the M2. Four fast cores at least.
         Board("apple-m", "Apple M1 and later", "aarch64-apple-macos11", "apple-m1", _ARMV8_2, 4),
         # The levels of the x86-64 psABI (https://gitlab.com/x86-psABIs/x86-64-ABI, "Micro-Architecture Levels").
-        Board("x86-64-v2", "any x86 since about 2009", _LINUX_X86, "x86-64-v2", ("sse4.2",)),
+        # Intel's CPUs for PCs have no AVX-512 from Alder Lake on.
+        Board("x86-64-v2", "Nehalem, Bulldozer, Silvermont and later", _LINUX_X86, "x86-64-v2", ("sse4.2",)),
         Board("x86-64-v3", "Haswell, Zen and later", _LINUX_X86, "x86-64-v3", ("avx2", "fma", "f16c")),
-        Board("x86-64-v4", "Skylake-X, Zen 4 and later", _LINUX_X86, "x86-64-v4", ("avx512f", "avx512bw", "avx512vl")),
+        Board(
+            "x86-64-v4",
+            "Zen 4 and later, Intel's with AVX-512",
+            _LINUX_X86,
+            "x86-64-v4",
+            ("avx512f", "avx512bw", "avx512vl"),
+        ),
     )
 }
 NAMES = (HOST, *BOARDS)

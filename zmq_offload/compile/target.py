@@ -21,6 +21,8 @@ from zmq_offload.errors import InvalidArgument
 TargetLike: TypeAlias = str | Mapping[str, object] | tvm.target.Target | None
 """A target as a user gives it: the name of a board, TVM's JSON, a TVM target, or None for this machine's CPU."""
 
+_MORE_ARCHITECTURES = {"amd64", "arm64", "ppc64", "ppc64le"}
+"""Architectures that LLVM has under other names, too."""
 _OF_32_BITS = re.compile(r"(arm(?!64)|thumb|i[3-6]86)")
 _LISTED = "`zmq-offload compile --list-targets` lists the names"
 
@@ -52,13 +54,36 @@ def resolve_target(given: TargetLike) -> tvm.target.Target:
         raise InvalidArgument(
             f"target {given!r} is of 32 bits ({triple}); use one of 64 bits, as a Raspberry Pi runs from the 3 on"
         )
+    architecture = triple.partition("-")[0].lower()
+    if architecture not in _MORE_ARCHITECTURES.union(map(str, codegen.llvm_get_targets())):  # TVM would crash
+        raise InvalidArgument(
+            f"target {given!r}: LLVM does not know the architecture {architecture!r} of the triple {triple!r}; "
+            "write one such as aarch64-linux-gnu"
+        )
     if cpu is not None and not codegen.llvm_is_valid_cpu(str(cpu), triple):
         any_cpu = tvm.target.Target({"kind": "llvm", "mtriple": triple})
         known = map(str, codegen.llvm_get_cpu_archlist(any_cpu))
         raise InvalidArgument(
             f"target {given!r}: LLVM does not know the CPU {str(cpu)!r} for {triple}{did_you_mean(str(cpu), known)}"
         )
+    _check_options(target, given)
     return target
+
+
+def _check_options(target: tvm.target.Target, given: TargetLike) -> None:
+    """Raises InvalidArgument for what LLVM would ignore, and for a number of cores that cannot be."""
+    added = [str(feature) for feature in target.attrs.get("mattr") or () if not str(feature).startswith("-")]
+    if added:
+        known = set(map(str, codegen.llvm_get_cpu_features(target)))
+        for feature in added:
+            if feature[:1] != "+" or feature[1:] not in known:
+                raise InvalidArgument(
+                    f"target {given!r}: LLVM does not know the feature {feature!r} for {triple_of(target)}; "
+                    "write +NAME or -NAME, with LLVM's name"
+                )
+    cores = target.attrs.get("num-cores")
+    if cores is not None and int(cores) < 1:
+        raise InvalidArgument(f"target {given!r}: num-cores is {cores}; expected 1 or more")
 
 
 def _made(given: str | Mapping[str, object]) -> tvm.target.Target:

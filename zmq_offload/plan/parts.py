@@ -23,7 +23,7 @@ from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.plan.costs import CutPoint
 from zmq_offload.plan.files import CutTimes, PlannedModel
 from zmq_offload.plan.timing import calls_of, timed, times_of
-from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime.forks import THREADS
 from zmq_offload.runtime.machine import check_tvm_version, load_library, loading
 from zmq_offload.runtime.tvm_library import virtual_machine
@@ -62,6 +62,17 @@ class Parts(msgspec.Struct, frozen=True):
         expected = {f"{side}_{at}" for side in ("before", "after") for at in range(1, len(self.points) - 1)}
         if missing := sorted({"whole", *expected} - functions):
             raise InvalidArgument(f"libraries: no library has the function {missing[0]!r}")
+        if len(self.points) < 2:
+            raise InvalidArgument(
+                f"points has {len(self.points)} points; expected the inputs, the outputs, and the cuts"
+            )
+        if not self.cpu_name.isprintable():
+            raise InvalidArgument(f"cpu_name is {self.cpu_name!r}; expected a name of LLVM")
+        starts = {f"after_{at}": point.tensors for at, point in enumerate(self.points)}
+        for name, specs in (item for library in self.libraries for item in library.functions.items()):
+            first = self.points[0].tensors if name.startswith(("whole", "before_")) else starts.get(name, specs)
+            if specs != first or any(ANY in spec.shape for spec in specs):
+                raise InvalidArgument(f"libraries: the function {name!r} takes other tensors than its point has")
 
     def write(self, folder: Path) -> None:
         described = {"format_version": FORMAT_VERSION, **jsonfile.to_object(self)}
@@ -118,6 +129,7 @@ def measure_parts(folder: Path, threads: int, repeat: int, say: Say = say_nothin
         tell(at, len(parts.libraries))
         with loading(folder / library.file):
             machine = virtual_machine(load_library(folder / library.file))
-        taken |= timed(calls_of(machine, library.functions), repeat, _SECONDS / len(parts.libraries))
+            calls = calls_of(machine, library.functions)
+        taken |= timed(calls, repeat, _SECONDS / len(parts.libraries))
     name = f"{platform.node()} ({parts.cpu_name})"
     return CutTimes(parts.model, name, threads, parts.points, times_of(parts.points, taken), parts.target)
