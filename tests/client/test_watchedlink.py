@@ -97,3 +97,28 @@ def test_memory_of_a_call_that_ends_before_it_was_sent_is_given_up_with_the_conn
                 assert client._drivers.driver.connection.way is not before
 
     run(main())
+
+
+@LOOPS
+def test_a_connection_that_ends_while_much_waits_for_it_is_followed_by_another(run: Run) -> None:
+    async def main() -> None:
+        errors: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        large = {"x": np.arange(1_000_000, dtype="u1")}
+        with router() as second:
+            with router(rcvhwm=1, rcvbuf=4096) as first:
+                policy = RetryPolicy(heartbeat=0.1, patience=0.5, spread=False)
+                client = AsyncClient([place_of(first), place_of(second)], policy=policy, arena_bytes=0)
+                calls = [asyncio.ensure_future(client.infer("echo", large, timeout=15)) for _ in range(16)]
+                while not client._drivers.driver.connection._writes:  # type: ignore[attr-defined]
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.05)  # the system's buffers fill
+                assert client._drivers.driver.connection._writes  # type: ignore[attr-defined]
+            async with client:
+                for _ in calls:
+                    await asyncio.to_thread(answer, second)
+                for call in calls:
+                    np.testing.assert_array_equal((await call)["x"], large["x"])
+        assert not errors
+
+    run(main())

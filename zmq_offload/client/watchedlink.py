@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from zmq_offload.client.link import Watched
 from zmq_offload.client.session import RetryPolicy
 from zmq_offload.client.streamlink import StreamLink
+from zmq_offload.net.line import Change, Event
 from zmq_offload.net.stream import Stream
 
 _RECEIVED_A_TURN = 32
@@ -145,12 +146,18 @@ class WatchedLink(StreamLink, Watched):
             if line.due != math.inf:
                 self._timer = loop.call_later(max(0.0, line.due - time.monotonic()), self._on_time)
 
+    def _happened(self, event: Event) -> None:
+        if event[1] is Change.LOST:
+            self._remove()  # before it is closed: of a closed one, loops cannot remove the writer and keep the reader
+        super()._happened(event)
+
     def _unfollow(self) -> None:
         self._remove()
+        self._watched = None
         self._cancel_timer()
 
     def _remove(self) -> None:
-        descriptor, self._descriptor, self._watched = self._descriptor, None, None
+        descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None and self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(descriptor)
             self._loop.remove_writer(descriptor)
