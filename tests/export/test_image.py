@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -201,6 +203,30 @@ def test_an_index_that_does_not_answer_is_not_a_missing_wheel(tmp_path: Path, mo
     with pytest.raises(FailedPrecondition, match="the package index does not answer; check the network"):
         write_image(tmp_path / "image")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """The index takes pip's connection and says nothing."""
+    out, temporary = tmp_path / "out", tmp_path / "temporary"
+    out.mkdir()
+    temporary.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        index.settimeout(60)
+        address = f"http://127.0.0.1:{index.getsockname()[1]}/simple"
+        environment = {**os.environ, "PIP_INDEX_URL": address, "NO_PROXY": "127.0.0.1", "TMPDIR": str(temporary)}
+        words = [sys.executable, "-m", "zmq_offload", "image", str(out / "image")]
+        with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = index.accept()
+            with connection:
+                process.send_signal(number)
+                _, said = process.communicate(timeout=60)
+                connection.settimeout(60)
+                while connection.recv(4096):  # until pip has ended, too
+                    pass
+    assert (process.returncode, said) == (128 + number, "zmq-offload: interrupted\n")
+    assert not [*out.iterdir(), *temporary.iterdir()]
 
 
 SCRIPT = """

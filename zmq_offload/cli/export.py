@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.console import settings
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import checked, threads
@@ -43,7 +44,7 @@ def add_options(parser: Parser) -> None:
         help="TVM threads of each instance (default: the server's cores divided by the instances)",
     )
     parser.add_argument("--force", action="store_true", help="replace models that exist in OUT")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=stoppable(run))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from zmq_offload.compile.interrupt import stoppable
 from zmq_offload.console import settings
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import checked
@@ -56,7 +57,7 @@ def add_options(parser: Parser) -> None:
         "--wheels", type=settings.folder, metavar="FOLDER", help="folder with the wheels, in place of PyPI"
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is an image")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=stoppable(run))
 
 
 def run(args: argparse.Namespace) -> int:
