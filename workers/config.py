@@ -116,7 +116,7 @@ def add_options(parser: Parser) -> None:
         "--arena-bytes",
         arena,
         ARENA_BYTES,
-        "memory for outputs that others read; 0: none",
+        "shared memory for outputs that others on this host read; 0: none",
         metavar="N",
     )
     add_option(parser, "--max-batch", rows, None, "maximum rows per batch, instead of model.json's", metavar="N")

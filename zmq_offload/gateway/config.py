@@ -181,7 +181,7 @@ def add_options(parser: Parser) -> None:
 _LIMITS = (
     ("--max-body-bytes", bytes_, "largest body or message of a request, in bytes"),
     ("--max-held-bytes", bytes_, "bodies and unread answers of all requests at once, in bytes"),
-    ("--arena-bytes", arena, "memory for tensors that workers on this host read in place; 0: none"),
+    ("--arena-bytes", arena, "shared memory for tensors that workers on this host read in place; 0: none"),
     ("--cache-bytes", arena, "memory for answers of models whose config.toml has a cache; 0: none"),
     ("--max-header-bytes", bytes_, "all headers of a request, in bytes"),
     ("--max-connections", count, "connections of a port"),
