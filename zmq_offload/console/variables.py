@@ -66,7 +66,8 @@ VARIABLES: Mapping[str, Variable] = {
             "largest tensor, in bytes; use the same value everywhere", (*_FABRIC, "gateway", "load")
         ),
         "ARENA_BYTES": Variable(
-            "memory, in bytes, for tensors that are passed on between processes on one host; 0: none",
+            "shared memory, in bytes, for tensors that processes of one user on one host pass on; 0: none, and no Unix "
+            "socket in place of TCP",
             ("worker", "gateway", "library"),
         ),
         "GRACE": Variable(
