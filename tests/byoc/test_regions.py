@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import HealthCheck, assume, given, reject, settings
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from onnx import helper
 from tvm import relax, te, tirx
@@ -19,6 +19,7 @@ from tests.byoc.conftest import Split
 from tests.compile.test_cuts import evaluate, graphs, imported
 from tests.support import onnx_models
 from tests.support.bundle_secrets import contents, four_byte_values, share_found
+from tests.support.examples import examples
 from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.artifacts.manifest import OffloadedRegion
 from zmq_offload.artifacts.repository import Batching, Repository
@@ -278,7 +279,7 @@ def regions_of(nodes: list[tuple[str, list[str], str]], owners: list[int]) -> li
     return regions
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(6)
 @given(data=st.data())
 def test_any_regions_are_either_refused_or_compute_the_same(data: st.DataObject, tmp_path: Path) -> None:
     nodes = data.draw(graphs())
