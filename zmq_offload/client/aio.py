@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmq_offload.client.aioreturning import AsyncDrivers
 from zmq_offload.client.arguments import check_arena_bytes, check_timeout
-from zmq_offload.client.connection import Connection
-from zmq_offload.client.link import DEFAULT_TIMEOUT, Watched, answer_of, outputs_of
+from zmq_offload.client.connection import connect_to
+from zmq_offload.client.link import DEFAULT_TIMEOUT, answer_of, outputs_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.results import Outputs
 from zmq_offload.client.returning import in_given_order
@@ -19,7 +19,6 @@ from zmq_offload.client.tracing import Trace, begin
 from zmq_offload.client.watchedlink import WatchedLink
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.errors import InvalidArgument, OffloadError
-from zmq_offload.net.handshake import clients_security
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest
@@ -90,7 +89,12 @@ class AsyncClient:
         self._timeout = check_timeout(timeout)
         arena_bytes = check_arena_bytes(arena_bytes)
         connect = functools.partial(
-            _connect, max_frame_bytes=max_frame_bytes, key=key, broker_key=broker_key, arena_bytes=arena_bytes
+            connect_to,
+            WatchedLink,
+            max_frame_bytes=max_frame_bytes,
+            key=key,
+            broker_key=broker_key,
+            arena_bytes=arena_bytes,
         )
         connection = connect(broker, policy)
         self._drivers = AsyncDrivers(connection, functools.partial(connect, policy=in_given_order(connection.policy)))
@@ -283,16 +287,3 @@ class AsyncClient:
         if isinstance(body, OffloadError):
             raise body
         return body
-
-
-def _connect(
-    broker: str | Sequence[str],
-    policy: RetryPolicy | None,
-    max_frame_bytes: int,
-    key: str | os.PathLike[str] | None,
-    broker_key: str | os.PathLike[str] | None,
-    arena_bytes: int,
-) -> Watched:
-    if clients_security(key, broker_key).has_keys:
-        return Connection(broker, policy, max_frame_bytes, key, broker_key)
-    return WatchedLink(broker, policy, max_frame_bytes, arena_bytes)

@@ -72,8 +72,8 @@ class AsyncDriver:
 
     def __init__(self, connection: Watched) -> None:
         self.reader = Reader(connection)
-        self.connection = self._connection = connection
-        self.session = self._session = connection.session
+        self.connection = connection
+        self.session = connection.session
         self._gathers = connection.gathers
         self._calls: dict[int, Ended] = {}
         self._turn = False  # whether the loop is to call `_end_turn`
@@ -137,13 +137,13 @@ class AsyncDriver:
             self._perform(actions)
         finally:
             self._turn = False
-        self._connection.flush()
+        self.connection.flush()
         self._keep_time(loop)
 
     def cancel(self, number: int) -> None:
         """Cancel a call; its `ended` is not called any more. Does nothing after its end."""
         if self._calls.pop(number, None) is not None and not self.reader.closed:
-            self._do(self._perform, self._session.cancel(number))
+            self._do(self._perform, self.session.cancel(number))
 
     async def call(
         self, loop: asyncio.AbstractEventLoop, begin: Callable[..., tuple[int, list[Action]]], *args: object
@@ -163,7 +163,7 @@ class AsyncDriver:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._do(self._perform, self._session.close())
+        self._do(self._perform, self.session.close())
         self._do(self._flush)
         self.reader.close()
 
@@ -195,15 +195,15 @@ class AsyncDriver:
 
     def _fail(self, error: Exception) -> None:
         """Fail all outstanding calls. The next call reconnects."""
-        failure = self._connection.failure
+        failure = self.connection.failure
         if isinstance(failure(error), Internal):
             log.exception("the client failed; %d outstanding calls fail", len(self._calls))
         else:
             log.warning("%s; %d outstanding calls fail", failure(error).message, len(self._calls))
         with contextlib.suppress(OSError):
             self.reader.unwatch()
-        self._connection.reset()
-        self._session.close()
+        self.connection.reset()
+        self.session.close()
         self._outbox.clear()
         failed = list(self._calls.items())
         self._calls.clear()
@@ -211,13 +211,13 @@ class AsyncDriver:
             tell(ended, Fail(number, failure(error)))
 
     def _take_in(self) -> None:
-        connection, loop = self._connection, self.reader.loop
+        connection, loop = self.connection, self.reader.loop
         assert loop is not None
         # Read all: the descriptor is edge-triggered and says nothing of messages that are left.
         while connection.is_open and connection.waiting():
             way, now = connection.way, loop.time()
             for message, payload in connection.receive(len(self._calls) or 1):
-                self._perform(self._session.received(message, payload, now))
+                self._perform(self.session.received(message, payload, now))
                 if connection.way is not way or not connection.is_open:
                     break  # the other messages are of the broker that was left
             else:
@@ -229,12 +229,12 @@ class AsyncDriver:
         """Do what is due, and set the timer for the next deadline. A timer that is early stays, to save a new one for
         each call."""
         now = loop.time()
-        deadline = self._session.next_deadline()
+        deadline = self.session.next_deadline()
         if deadline is not None and deadline <= now:
-            if self._connection.is_open and (why := self._connection.refusal()) is not None:
-                self._perform(self._session.refused(why, now))
-            self._perform(self._session.tick(now))
-            deadline = self._session.next_deadline()
+            if self.connection.is_open and (why := self.connection.refusal()) is not None:
+                self._perform(self.session.refused(why, now))
+            self._perform(self.session.tick(now))
+            deadline = self.session.next_deadline()
         if self._timer is not None and (self._timer_at <= now or (deadline is not None and deadline < self._timer_at)):
             self._timer.cancel()
             self._timer = None
@@ -254,12 +254,12 @@ class AsyncDriver:
             if isinstance(message, (wire.Request, wire.Query)) and message.id not in self._calls:
                 continue  # it has ended; its memory may not be lent any more
             self._send(action)
-        self._connection.flush()
+        self.connection.flush()
 
     def _send(self, action: Send) -> None:
-        if not self._connection.is_open:
-            self._exchange(self._connection.reopen)
-        self._connection.send(action)
+        if not self.connection.is_open:
+            self._exchange(self.connection.reopen)
+        self.connection.send(action)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -275,17 +275,17 @@ class AsyncDriver:
                 self._send(action)
             elif isinstance(action, Reconnect):
                 self._outbox.clear()  # it is for the broker that is left; the session sends all calls again
-                self._exchange(functools.partial(self._connection.reconnect, action.endpoint))
+                self._exchange(functools.partial(self.connection.reconnect, action.endpoint))
             else:
                 self._end(action)
 
     def _end(self, action: Complete | Fail) -> None:
-        lent = self._connection.still_lent(action.id)
+        lent = self.connection.still_lent(action.id)
         if lent:
             self._outbox.clear()
-            self._exchange(functools.partial(self._connection.reclaim, lent))
+            self._exchange(functools.partial(self.connection.reclaim, lent))
             assert self.reader.loop is not None
-            self._perform(self._session.reconnected(self.reader.loop.time()))
+            self._perform(self.session.reconnected(self.reader.loop.time()))
         ended = self._calls.pop(action.id, None)
         if ended is not None:
             tell(ended, action)

@@ -9,11 +9,11 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from math import ceil
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import zmq
 
-from zmq_offload.client.link import Polled, Watched, decoded
+from zmq_offload.client.link import Link, Polled, Watched, decoded
 from zmq_offload.client.session import RetryPolicy, Send
 from zmq_offload.errors import Internal
 from zmq_offload.net import transport
@@ -238,3 +238,30 @@ def _wait_for(trackers: Sequence[zmq.MessageTracker], seconds: float) -> bool:
     except zmq.NotDone:
         return False
     return True
+
+
+_L = TypeVar("_L", bound=Link, covariant=True)
+
+
+class Plain(Protocol[_L]):
+    """Makes a connection without keys."""
+
+    def __call__(
+        self, broker: str | Sequence[str], policy: RetryPolicy | None, max_frame_bytes: int, arena_bytes: int = 0
+    ) -> _L: ...
+
+
+def connect_to(
+    plain: Plain[_L],
+    broker: str | Sequence[str],
+    policy: RetryPolicy | None,
+    *,
+    max_frame_bytes: int,
+    key: str | os.PathLike[str] | None,
+    broker_key: str | os.PathLike[str] | None,
+    arena_bytes: int,
+) -> Connection | _L:
+    """The connection of a client: a `Connection` if it has keys, else what `plain` makes."""
+    if clients_security(key, broker_key).has_keys:
+        return Connection(broker, policy, max_frame_bytes, key, broker_key)
+    return plain(broker, policy, max_frame_bytes, arena_bytes)

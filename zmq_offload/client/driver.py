@@ -44,8 +44,8 @@ class Driver:
     """
 
     def __init__(self, connection: Polled) -> None:
-        self.connection = self._connection = connection
-        self.session = self._session = connection.session
+        self.connection = connection
+        self.session = connection.session
         self._lifecycle = Lifecycle()
         try:
             self._wake = transport.Wake()
@@ -135,7 +135,7 @@ class Driver:
         if self.forgotten:
             return
         with self._lock:
-            self._outbox.extend(self._session.cancel(number))
+            self._outbox.extend(self.session.cancel(number))
         with contextlib.suppress(Unavailable):  # then the next call sends it
             self._delegate()
 
@@ -205,7 +205,7 @@ class Driver:
         calls = self._exchange.forget()
         self._lock = self._exchange.lock
         self._work = threading.Condition(self._lock)
-        self._connection.forget()
+        self.connection.forget()
         self._wake.close()
         for call in calls:
             call.forget()
@@ -216,7 +216,7 @@ class Driver:
             if not self._lifecycle.is_open or (if_idle and self._calls):
                 return False
             self._lifecycle.live("close")
-            self._outbox.extend(self._session.close())
+            self._outbox.extend(self.session.close())
             self._work.notify_all()
         self._wake.set()
         return True
@@ -224,7 +224,7 @@ class Driver:
     def _end(self) -> None:
         """Send the last messages and disconnect. Needs `_socket`."""
         self._exchange.send()
-        self._connection.close()
+        self.connection.close()
         self._wake.close()
 
     # --- leader and followers -------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ class Driver:
     def _wake_pump(self) -> None:
         """Wake the pump, or start it, if it may be needed. Needs `_lock`. Raises Unavailable if it cannot start."""
         lifecycle = self._lifecycle
-        if not lifecycle.is_open or not (self._calls or self._outbox or not self._connection.is_idle):
+        if not lifecycle.is_open or not (self._calls or self._outbox or not self.connection.is_idle):
             return
         self._start_pump()
         if self._outbox or lifecycle.followers or lifecycle.pump_sleeps:
@@ -337,11 +337,11 @@ class Driver:
                     lifecycle.step("wake")
                     self._work.wait(pause)
                     continue
-                if not self._connection.is_idle and self._exchange.driving is None:  # it connects
+                if not self.connection.is_idle and self._exchange.driving is None:  # it connects
                     lifecycle.step("wake")
                     return True
                 lifecycle.step("rest")
-                while not self._work.wait(max(0.0, min(_EVERY, self._connection.due - time.monotonic()))):
+                while not self._work.wait(max(0.0, min(_EVERY, self.connection.due - time.monotonic()))):
                     if self._exchange.driving is None:  # else its holder looks after the connection
                         lifecycle.step("wake")
                         return lifecycle.is_open
@@ -349,7 +349,7 @@ class Driver:
 
     def _drive(self) -> None:
         """Drive until a thread asks or nothing is outstanding. Needs `_socket`."""
-        lifecycle, calls, outbox, connection = self._lifecycle, self._calls, self._outbox, self._connection
+        lifecycle, calls, outbox, connection = self._lifecycle, self._calls, self._outbox, self.connection
         with self._lock:
             lifecycle.step("drive")
         try:

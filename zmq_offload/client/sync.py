@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmq_offload.client.arguments import check_arena_bytes, check_timeout
 from zmq_offload.client.calls import Call, Submitted
-from zmq_offload.client.connection import Connection
+from zmq_offload.client.connection import connect_to
 from zmq_offload.client.driver import Driver
-from zmq_offload.client.link import DEFAULT_TIMEOUT, Polled, answer_of, outputs_of, views_of
+from zmq_offload.client.link import DEFAULT_TIMEOUT, answer_of, outputs_of, views_of
 from zmq_offload.client.output_arrays import Signatures, check_output_arrays, fill
 from zmq_offload.client.prepared import Prepared
 from zmq_offload.client.results import Outputs
@@ -22,7 +22,6 @@ from zmq_offload.client.streamlink import StreamLink
 from zmq_offload.client.tracing import CallSpan, Trace, begin
 from zmq_offload.common.lifetime import hold, refuse_pickling, shown, warn_unclosed
 from zmq_offload.errors import InvalidArgument, Unavailable
-from zmq_offload.net.handshake import clients_security
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import Latest
@@ -91,7 +90,12 @@ class Client:
         self._timeout = check_timeout(timeout)
         arena_bytes = check_arena_bytes(arena_bytes)
         connect = functools.partial(
-            _connect, max_frame_bytes=max_frame_bytes, key=key, broker_key=broker_key, arena_bytes=arena_bytes
+            connect_to,
+            StreamLink,
+            max_frame_bytes=max_frame_bytes,
+            key=key,
+            broker_key=broker_key,
+            arena_bytes=arena_bytes,
         )
         connection = connect(broker, policy)
         try:
@@ -386,16 +390,3 @@ class Client:
         call: Call[Any] = Call(answer_of)
         self._drivers.begin(call, kind, timeout, query=True).run(call)
         return call.result()
-
-
-def _connect(
-    broker: str | Sequence[str],
-    policy: RetryPolicy | None,
-    max_frame_bytes: int,
-    key: str | os.PathLike[str] | None,
-    broker_key: str | os.PathLike[str] | None,
-    arena_bytes: int,
-) -> Polled:
-    if clients_security(key, broker_key).has_keys:
-        return Connection(broker, policy, max_frame_bytes, key, broker_key)
-    return StreamLink(broker, policy, max_frame_bytes, arena_bytes)
