@@ -34,7 +34,10 @@ class Listener:
         try:
             self.socket, self.endpoint = bind(endpoint)
         except OSError as error:
-            raise FailedPrecondition(f"cannot bind to {endpoint}: {os.strerror(error.errno or 0)}") from None
+            code = error.errno or 0
+            raise FailedPrecondition(
+                f"cannot bind to {endpoint}: {addresses.why_not_bound(code, os.strerror(code))}"
+            ) from None
 
     def _bind_tcp(self, endpoint: str) -> tuple[socket.socket, str]:
         """The host is an address, `*` (IPv4), an interface, or a name of this machine; `[::]` accepts IPv4, too."""

@@ -87,7 +87,7 @@ def _calls(client: Client, model: object, name: str, x: np.ndarray) -> dict[str,
     assert isinstance(remote, RemoteModule)
     (machine,) = machines._free
     given, result = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
-    inside, _ = machine._known
+    inside, *_ = machine._known
     return {
         "Client.infer": lambda: client.infer(name, {"h": x}),
         "the region's function": lambda: remote(given, result),

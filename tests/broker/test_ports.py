@@ -389,7 +389,7 @@ def test_what_cannot_be_bound_says_why(endpoint: str, says: str) -> None:
 
 
 def test_a_taken_port_is_refused(bench: Bench) -> None:
-    with pytest.raises(FailedPrecondition, match="Address already in use"):
+    with pytest.raises(FailedPrecondition, match="Address already in use; stop what listens there, or use"):
         Bench(backend=bench.ports.backend)
 
 

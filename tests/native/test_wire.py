@@ -210,9 +210,10 @@ def test_wrong_codecs(codecs: Any, error: type[Exception]) -> None:
         wire.Codecs(4, codecs)
 
 
-def test_it_can_be_switched_off() -> None:
+@pytest.mark.parametrize("value", ["0", "off"])
+def test_it_can_be_switched_off(value: str) -> None:
     code = "from zmq_offload import native; print(native.wire)"
-    environment = os.environ | {"ZMQ_OFFLOAD_NATIVE": "0"}
+    environment = os.environ | {"ZMQ_OFFLOAD_NATIVE": value}
     said = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     assert said.stdout == "None\n"
-    assert native.wire is wire or os.environ.get("ZMQ_OFFLOAD_NATIVE") == "0"
+    assert native.wire is wire or native.SWITCHED_OFF

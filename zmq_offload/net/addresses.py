@@ -7,6 +7,7 @@ listens on IPv4 (`localhost`, on most machines). So names are looked up here fir
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -71,6 +72,11 @@ def to_bind(endpoint: str) -> str:
         return endpoint
     address = f"[{found[1]}]" if found[0] == socket.AF_INET6 else found[1]
     return f"tcp://{address}:{endpoint.rpartition(':')[2]}"
+
+
+def why_not_bound(code: int, text: str) -> str:
+    """The text of a failed bind's error number, and what to do if something else has the port."""
+    return text + "; stop what listens there, or use another port (0 for any free one)" * (code == errno.EADDRINUSE)
 
 
 def is_interface(host: str) -> bool:

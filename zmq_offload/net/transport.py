@@ -143,7 +143,10 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> tuple[str, ipc.SocketFile 
     try:
         file = ipc.bind(endpoint, lambda: socket.bind(numeric))
     except zmq.ZMQError as error:
-        raise FailedPrecondition(f"cannot bind to {endpoint}: {zmq.strerror(error.errno or 0)}") from None
+        code = error.errno or 0
+        raise FailedPrecondition(
+            f"cannot bind to {endpoint}: {addresses.why_not_bound(code, zmq.strerror(code))}"
+        ) from None
     return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), file
 
 

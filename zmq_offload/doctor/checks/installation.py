@@ -131,7 +131,7 @@ def check_installation(facts: Installation) -> list[Finding]:
 def _compiled(facts: Installation) -> Finding:
     check, instead = "compiled code", "Python does the same, and takes more CPU time for a small request"
     if facts.switched_off:
-        return Finding(check, Level.NOTE, f"switched off by ZMQ_OFFLOAD_NATIVE=0: {instead}", "unset the variable")
+        return Finding(check, Level.NOTE, f"switched off by ZMQ_OFFLOAD_NATIVE: {instead}", "unset the variable")
     if not facts.compiled:
         return Finding(
             check,
