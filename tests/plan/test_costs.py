@@ -23,7 +23,7 @@ from zmq_offload.plan.costs import (
     Times,
     message_bytes,
 )
-from zmq_offload.plan.files import FORMAT_VERSION, CutTimes, Plan, PlannedModel
+from zmq_offload.plan.files import FORMAT_VERSION, CutTimes, Plan, PlannedCut, PlannedModel
 from zmq_offload.plan.report import table, verdict
 from zmq_offload.plan.rules import Rules, all_splits, allowed_splits, check_names
 from zmq_offload.plan.search import decide
@@ -273,6 +273,15 @@ def test_a_plan_comes_back_as_it_was(model: Path, tmp_path: Path) -> None:
     plan.model.check(model, file, {"x": (1, 10_000)})
 
 
+def test_the_cuts_of_a_plan_come_back_as_they_were(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    stages = {"device": 0.1, "server": 0.2, "rest": 0.0}
+    cuts = PlannedCut(("small",), (), ("int8", "float32"), {"int8": stages}), PlannedCut(("big",), ("c",), ("float16",))
+    plan = Plan(planned(model), ("small",), (), "int8", "latency", {}, cuts=cuts)
+    plan.write(file)
+    assert Plan.read(file) == plan
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -282,6 +291,12 @@ def test_a_plan_comes_back_as_it_was(model: Path, tmp_path: Path) -> None:
         ({"cut": "small"}, "is damaged: cut is 'small'; expected array"),
         ({"model": 3}, "is damaged: model is 3; expected object"),
         ({"predicted": None}, "is damaged: predicted is None; expected object"),
+        ({"cuts": [{"cut": [], "until": [], "wires": ["int8"]}]}, "is damaged: .*cut is empty; expected at least one"),
+        ({"cuts": [{"cut": ["a"], "until": [], "wires": []}]}, "is damaged: .*wires is empty; expected at least one"),
+        (
+            {"cuts": [{"cut": ["a"], "until": [], "wires": ["int8"], "predicted": {"int4": {}}}]},
+            "is damaged: .*predicted has 'int4'; expected encodings of wires",
+        ),
     ],
 )
 def test_files_of_another_kind_or_version_or_damaged_ones(

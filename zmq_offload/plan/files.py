@@ -118,11 +118,31 @@ class _CutTimes(msgspec.Struct):
                 raise InvalidArgument(f"seconds has {len(times)} times for {len(self.places)} places; expected as many")
 
 
+class PlannedCut(msgspec.Struct, frozen=True):
+    """One of several cuts of a plan: tensors as `compile --cut` and `--until` take them, and the encodings to compile.
+
+    `predicted` has, by encoding, the seconds of the stages: `device`, `server` and `rest`, with encoding and decoding.
+    """
+
+    cut: tuple[str, ...]
+    until: tuple[str, ...]
+    wires: tuple[Wire, ...]
+    predicted: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        for name, value in (("cut", self.cut), ("wires", self.wires)):
+            if not value:
+                raise InvalidArgument(f"{name} is empty; expected at least one")
+        if unknown := sorted(set(self.predicted) - set(self.wires)):
+            raise InvalidArgument(f"predicted has {unknown[0]!r}; expected encodings of wires")
+
+
 class Plan(msgspec.Struct, frozen=True):
     """The choice for a model.
 
     `cut` is empty if the device runs everything. An empty `until` stands for the outputs of the model. `predicted` has
-    the figures of the prediction, for people. `sealed` are the weights that must stay off the device.
+    the figures of the prediction, for people. `sealed` are the weights that must stay off the device. `cuts` are those
+    that together serve a range of links, for `compile --cuts`; there are none in a plan of one cut.
     """
 
     model: PlannedModel
@@ -132,6 +152,7 @@ class Plan(msgspec.Struct, frozen=True):
     objective: str
     predicted: dict[str, Any]
     sealed: tuple[str, ...] = ()
+    cuts: tuple[PlannedCut, ...] = ()
 
     @property
     def local(self) -> bool:
