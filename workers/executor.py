@@ -17,7 +17,8 @@ from zmq_offload.artifacts.repository import LIBRARY, Repository
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.runtime.gpu import Gpu, GpuMachine, out_of_memory
-from zmq_offload.runtime.machine import Machine, check_tvm_version, load_library, loading, release_memory
+from zmq_offload.runtime.machine import Machine, check_tvm_version, loading, release_memory
+from zmq_offload.runtime.shared import shared_library
 from zmq_offload.runtime.threads import bind_pool
 
 
@@ -27,8 +28,8 @@ def bind_threads(cores: Sequence[int]) -> None:
 
 
 class GraphExecutor:
-    """Runs one version of one model, for one thread at a time. When it is dropped, the library is unloaded; outputs
-    that are still held stay valid.
+    """Runs one version of one model, for one thread at a time. When it is dropped, the library is unloaded, unless
+    another version has the same; outputs that are still held stay valid.
 
     A version that was built for a GPU runs on `gpu`, and any other on the CPU.
 
@@ -44,9 +45,12 @@ class GraphExecutor:
         if self.model.cpu is not None:
             self.model.cpu.check(str(folder / LIBRARY))
         gpu = self._gpu(folder, gpu)
+        self._library = shared_library(self.model.checksum)
         with loading(folder / LIBRARY):
-            library, inputs = load_library(folder / LIBRARY), self.model.inputs
-            self._machine = Machine(library, inputs) if gpu is None else GpuMachine(library, inputs, gpu)
+            library, inputs, entry = self._library.load(folder / LIBRARY), self.model.inputs, self.model.entry
+            self._machine = (
+                Machine(library, inputs, entry=entry) if gpu is None else GpuMachine(library, inputs, gpu, entry=entry)
+            )
 
     def _gpu(self, folder: Path, gpu: Gpu | None) -> Gpu | None:
         """The GPU that runs this version; None: the CPU runs it."""

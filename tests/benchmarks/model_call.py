@@ -91,7 +91,7 @@ def _calls(client: Client, model: object, name: str, x: np.ndarray) -> dict[str,
     return {
         "Client.infer": lambda: client.infer(name, {"h": x}),
         "the region's function": lambda: remote(given, result),
-        "the virtual machine": lambda: machine._main(*inside),
+        "the virtual machine": lambda: machine._entry(*inside),
         "model(x)": lambda: model(x),  # type: ignore[operator]
     }
 

@@ -70,7 +70,7 @@ def test_a_lack_of_memory_is_an_error_of_the_request(repository: Repository, mon
         raise RuntimeError("CUDA Runtime Error: cudaErrorMemoryAllocation (2): out of memory")
 
     with monkeypatch.context() as patched:
-        patched.setattr(executor._machine, "_main", fails)
+        patched.setattr(executor._machine, "_entry", fails)
         with pytest.raises(ResourceExhausted, match="model 'mlp' version 1: the GPU has too little memory"):
             executor.run([[H2]])
     assert executor.run([[H2]])[0][0].shape == (2, 8)

@@ -59,6 +59,9 @@ class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True):
         Keys of the file that this release does not know.
     gpu : GpuNeeds, optional
         The GPU that the library needs. None: it runs on the CPU.
+    entry : str, default "main"
+        The function of the library that computes the outputs. Models whose libraries have the same content share one
+        in a worker's memory.
 
     Raises
     ------
@@ -77,6 +80,7 @@ class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True):
     batching: Batching | None = None
     extra: dict[str, Any] = {}
     gpu: GpuNeeds | None = None
+    entry: Annotated[str, msgspec.Meta(min_length=1)] = "main"
 
     def __post_init__(self) -> None:
         check_model_name(self.name)
@@ -138,9 +142,11 @@ def loadable(library: Path) -> str:
 def checksum(path: Path) -> str:
     """ "sha256:<hex>" of a file's content."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
+    # One small buffer: a worker keeps memory that it frees, and each of its threads has some of its own.
+    chunk = memoryview(bytearray(1 << 18))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            digest.update(chunk[:count])
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -16,7 +16,7 @@ from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime import tvm_library
-from zmq_offload.runtime.machine import Machine, memory
+from zmq_offload.runtime.machine import MAIN, Machine, memory
 from zmq_offload.runtime.tvm_library import tvm_ffi
 
 _EXISTS, _CAPABILITY, _TITLE = 0, 4, 5
@@ -75,8 +75,8 @@ class GpuMachine(Machine):
     Inputs do not pass through page-locked memory: copying them there takes longer than it saves.
     """
 
-    def __init__(self, library: tvm_ffi.Module, inputs: Sequence[TensorSpec], gpu: Gpu) -> None:
-        super().__init__(library, (), gpu.device)
+    def __init__(self, library: tvm_ffi.Module, inputs: Sequence[TensorSpec], gpu: Gpu, *, entry: str = MAIN) -> None:
+        super().__init__(library, (), gpu.device, entry=entry)
         self._gpu = gpu
         self._specs = inputs
         self._there = [None if ANY in spec.shape else self._empty(spec.shape, spec.dtype) for spec in inputs]

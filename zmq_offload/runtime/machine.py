@@ -1,4 +1,4 @@
-"""One virtual machine on one library: load it, run its `main` on arrays, release its memory."""
+"""One virtual machine on one library: load it, run a function of it on arrays, release its memory."""
 
 from __future__ import annotations
 
@@ -62,12 +62,16 @@ def release_memory() -> None:
     trim()
 
 
-class Machine:
-    """Runs `main` of one library. For one thread at a time.
+MAIN = "main"
+"""The function of a library that has one entry only."""
 
-    `inputs` is the signature of `main`; memory of inputs with known shapes is made once. Without a signature, memory is
+
+class Machine:
+    """Runs a function of one library, its `entry`. For one thread at a time.
+
+    `inputs` is the entry's signature; memory of inputs with known shapes is made once. Without a signature, memory is
     made for each run. With `calls_back`, the library calls functions of ours. When the machine is dropped, results that
-    are still held stay valid.
+    are still held stay valid. Machines on one library share its weights on a CPU.
     """
 
     def __init__(
@@ -76,11 +80,14 @@ class Machine:
         inputs: Sequence[TensorSpec] = (),
         device: tvm_ffi.Device = CPU,
         *,
+        entry: str = MAIN,
         calls_back: bool = False,
     ) -> None:
         self._inside = ENDING.place(calls_back=calls_back)
         with self._inside:
-            self._main = virtual_machine(library, device)["main"]
+            self._machine = virtual_machine(library, device)
+            self._entries = {entry: self._machine[entry]}
+            self._entry = self._entries[entry]
             self._inputs = [None if ANY in spec.shape else memory(spec.shape, spec.dtype) for spec in inputs]
         self._specs = inputs
         known = [made for made in self._inputs if made is not None]
@@ -90,8 +97,16 @@ class Machine:
             else None
         )
 
+    def use(self, entry: str) -> None:
+        """Run another function from now on, which takes the same inputs."""
+        found = self._entries.get(entry)
+        if found is None:
+            with self._inside:
+                found = self._entries[entry] = self._machine[entry]
+        self._entry = found
+
     def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """The results of `main` for arrays that fit the signature. The arrays are copied; the results are the caller's.
+        """The results of the entry for arrays that fit the signature. The arrays are copied, the results the caller's.
 
         Raises InvalidArgument, naming the input, if extents differ that have to be the same. The signature does not
         tell which have to.
@@ -117,7 +132,7 @@ class Machine:
         return self._call_with(memories)
 
     def run_together(self, requests: Sequence[Sequence[Array]]) -> list[Array]:
-        """The results of `main` for the inputs of several requests, one after the other along dimension 0."""
+        """The results of the entry for the inputs of several requests, one after the other along dimension 0."""
         rows = sum(request[0].shape[0] for request in requests)
         memories = []
         with self._inside:
@@ -129,7 +144,7 @@ class Machine:
 
     def _results(self, arguments: Sequence[tvm_ffi.Tensor]) -> Sequence[tvm_ffi.Tensor]:
         try:
-            result = self._main(*arguments)
+            result = self._entry(*arguments)
         except Exception as error:
             refused = refusal(error, [spec.name for spec in self._specs])
             if refused is None:
