@@ -59,8 +59,8 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     from workers.loop import serve
     from workers.placed import take
 
-    cores = take(parent)
-    return 0 if cores is None else serve(config, parent, cores, seat, restarts)
+    where = take(parent)
+    return 0 if where is None else serve(config, parent, where, seat, restarts)
 
 
 if __name__ == "__main__":

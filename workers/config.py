@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from workers.policy import MOST_SLOTS, WorkerPolicy
 from zmq_offload.artifacts.batching import Batching
 from zmq_offload.common.cores import usable_cores
+from zmq_offload.common.devices import CPU, WANTED, named
 from zmq_offload.console.configfile import add_config
 from zmq_offload.console.logs import DEFAULT, LogOptions, add_log_options
 from zmq_offload.console.parser import Parser
@@ -35,20 +35,22 @@ kind = checked(str, lambda text: text in ("graph", "echo"), "an executor: graph 
 MOST_BY_ITSELF = 4
 """The most processes that `--processes auto` starts. Each keeps the weights of all models in its memory."""
 
+GPU_SLOTS = 4
+"""Requests that a process with a GPU may hold: one computes there, the next is staged, and the others are under way
+between broker and worker meanwhile."""
 
-def _processes(text: str) -> int:
-    return min(usable_cores(), MOST_BY_ITSELF) if text == "auto" else int(text)
+
+def _processes(text: str) -> int | None:
+    return None if text == "auto" else int(text)
 
 
-processes = checked(_processes, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024, or auto")
+processes = checked(_processes, lambda n: n is None or 1 <= n <= 1024, "a whole number from 1 to 1024, or auto")
 name = checked(
     str,
     lambda text: 1 <= len(text) <= limits.NAME_BYTES and text.isprintable(),
     f"a name of 1 to {limits.NAME_BYTES} printable characters",
 )
-device = checked(
-    str, lambda text: text == "cpu" or re.fullmatch(r"cuda:(0|[1-9][0-9]?)", text) is not None, "cpu or cuda:NUMBER"
-)
+devices = checked(named, bool, WANTED)
 slots = checked(int, lambda n: 1 <= n <= MOST_SLOTS, f"a whole number from 1 to {MOST_SLOTS}")
 rows = checked(int, lambda n: 1 <= n <= MOST_SLOTS // 2, f"a whole number from 1 to {MOST_SLOTS // 2}")
 
@@ -60,11 +62,12 @@ class Config:
     brokers: tuple[str, ...] = ("tcp://127.0.0.1:5556",)
     repository: str = "dist/repository"
     executor: str = "graph"
-    device: str = "cpu"
-    """What runs versions that were built for a GPU: cpu (nothing) or cuda:0, cuda:1, ..."""
+    devices: tuple[str, ...] = (CPU,)
+    """What runs versions that were built for a GPU: cpu (nothing), or GPUs, each with processes of its own."""
     name: str = "worker"
     slots: int = 2
     processes: int = 1
+    """For each device."""
     threads: int | None = None
     """TVM threads of a process. None: its share of the cores."""
     pin: bool = True
@@ -93,10 +96,13 @@ def add_options(parser: Parser) -> None:
     add_option(parser, "--broker", endpoints, "tcp://127.0.0.1:5556", "backends of the brokers", metavar="ENDPOINT,...")
     add_option(parser, "--repository", file, Config.repository, "the model repository", metavar="DIR")
     add_option(parser, "--executor", kind, "graph", "graph runs TVM, echo returns its inputs", metavar="KIND")
-    add_option(parser, "--device", device, "cpu", "cuda:0, cuda:1, ...: a GPU for versions built for one", metavar="D")
+    add_option(parser, "--device", devices, CPU, "cuda:0,... or cuda:all: GPUs, each with processes", metavar="D,...")
     add_option(parser, "--name", name, None, "name in the status, default HOST-PID", metavar="NAME")
-    add_option(parser, "--slots", slots, None, "requests that a process may hold, default 2, echo 32", metavar="N")
-    add_option(parser, "--processes", processes, 1, "worker processes; auto: one per core, at most 4", metavar="N")
+    add_option(
+        parser, "--slots", slots, None, "requests that a process may hold, default 2, GPU 4, echo 32", metavar="N"
+    )
+    help = "worker processes, of each GPU if there are any; auto: one per GPU, or one per core, at most 4"
+    add_option(parser, "--processes", processes, 1, help, metavar="N")
     add_option(parser, "--threads", threads, None, "TVM threads per process, default cores / processes", metavar="N")
     add_option(parser, "--pin", switch, "on", "bind each process to its own cores", metavar="on|off")
     add_option(parser, "--refresh", seconds, 5.0, "seconds between scans of the repository", metavar="S")
@@ -135,13 +141,17 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m workers
     if given.batch_delay is not None and given.max_batch is None:
         parser.error("--batch-delay needs --max-batch")
     check_together(parser, given, "--worker-key", "--broker-key")
+    on_gpus = given.device != (CPU,)
+    slots = 32 if given.executor == "echo" else GPU_SLOTS if on_gpus else 2
+    if given.processes is None:
+        given.processes = 1 if on_gpus else min(usable_cores(), MOST_BY_ITSELF)
     return Config(
         brokers=given.broker,
         repository=given.repository,
         executor=given.executor,
-        device=given.device,
+        devices=given.device,
         name=given.name or f"{socket.gethostname()}-{os.getpid()}",
-        slots=given.slots or (32 if given.executor == "echo" else 2),
+        slots=given.slots or slots,
         processes=given.processes,
         threads=given.threads,
         pin=given.pin == "on",

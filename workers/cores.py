@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -19,10 +19,15 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where one worker process runs. If `cores` is None, the system decides."""
+    """Where one worker process runs, and on which device. If `cores` is None, the system decides."""
 
     threads: int
     cores: tuple[int, ...] | None
+    device: str = "cpu"
+
+
+NOWHERE = Placement(1, None)
+"""For a process that nobody places."""
 
 
 def share_of(seat: int, processes: int, threads: int, cores: Sequence[int]) -> tuple[int, ...] | None:
@@ -49,14 +54,15 @@ def place(
     earlier: Sequence[Peer] = (),
     later: Sequence[Peer] = (),
     held: Iterable[tuple[int, ...]] = (),
+    near: Collection[int] = (),
 ) -> Placement:
     """The placement of process `seat` of a supervisor's `processes`.
 
     The supervisor shares `cores` with those that started `earlier` and `later`. All processes of the machine have equal
     shares. A process that runs keeps its cores. So a process that starts gets the cores to which the fewest others are
-    bound (`held`: those of this supervisor's own processes), and of these first the cores of its own block. `usable` is
-    the number of threads that may compute at a time; a CPU quota may make it less than the cores. Each process gets its
-    share of it, unless `threads` is given.
+    bound (`held`: those of this supervisor's own processes), of these first the cores `near` its GPU, and then those of
+    its own block. `usable` is the number of threads that may compute at a time; a CPU quota may make it less than the
+    cores. Each process gets its share of it, unless `threads` is given.
     """
     own = set(cores)
     earlier = [peer for peer in earlier if own & set(peer.cores)]
@@ -69,5 +75,5 @@ def place(
         return Placement(threads, None)
     claims = Counter(core for peer in (*earlier, *later) for kept in peer.held for core in kept)
     claims.update(core for kept in held for core in kept)
-    least = sorted(cores, key=lambda core: (claims[core], core not in block, core))[: len(block)]
+    least = sorted(cores, key=lambda core: (claims[core], core not in near, core not in block, core))[: len(block)]
     return Placement(threads, tuple(sorted(least)))

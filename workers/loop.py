@@ -13,9 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from workers.config import Config
+from workers.cores import NOWHERE, Placement
 from workers.deployment import Deployment
 from workers.follower import Follower
 from workers.keyedlinks import KeyedLinks
@@ -30,6 +31,7 @@ from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common import memory
 from zmq_offload.common.cores import usable_cores
+from zmq_offload.common.devices import number_of
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
 from zmq_offload.net import transport
@@ -65,10 +67,11 @@ class Worker:
         config: Config,
         parent: int | None = None,
         clock: Callable[[], float] = time.monotonic,
-        cores: Sequence[int] = (),
+        where: Placement = NOWHERE,
         seat: int = 0,
         restarts: int = 0,
     ) -> None:
+        cores, device = where.cores or (), where.device
         self._config = config
         self._clock = clock
         self._wake, self._news = transport.Wake(), transport.Wake()
@@ -88,7 +91,7 @@ class Worker:
             if cores:
                 bind_threads(cores)
 
-            gpu = None if config.device == "cpu" else open_gpu(config.device)
+            gpu = None if number_of(device) is None else open_gpu(device)
             if gpu is not None:
                 log.info("device %s: %s, compute capability %s", gpu.name, gpu.title, gpu.capability)
 
@@ -122,7 +125,7 @@ class Worker:
             config.policy,
             clock(),
             config.max_frame_bytes,
-            config.device,
+            device,
             restarts,
         )
         self._served: dict[Model, Served] = {}
@@ -387,12 +390,13 @@ def connections(config: Config, sharing: Sharing | None = None) -> Links:
     )
 
 
-def serve(config: Config, parent: int | None, cores: Sequence[int] = (), seat: int = 0, restarts: int = 0) -> int:
-    """Run a worker in this process, on `cores`, until its supervisor ends or SIGTERM, SIGINT or SIGHUP arrives.
+def serve(config: Config, parent: int | None, where: Placement = NOWHERE, seat: int = 0, restarts: int = 0) -> int:
+    """Run a worker in this process, placed as `where` says, until its supervisor ends or SIGTERM, SIGINT or SIGHUP
+    arrives.
 
     `seat` is its number among the processes of its supervisor, from 0; `restarts`, how many had the seat before.
     """
-    worker = Worker(config, parent, cores=cores, seat=seat, restarts=restarts)
+    worker = Worker(config, parent, where=where, seat=seat, restarts=restarts)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
             worker.stop_on(number)

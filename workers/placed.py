@@ -22,8 +22,8 @@ def written(where: Placement) -> bytes:
     return msgspec.json.encode(where) + b"\n"
 
 
-def take(lifeline: int) -> tuple[int, ...] | None:
-    """Wait for the place, and run there with all threads. Returns the cores that this process is bound to, if any.
+def take(lifeline: int) -> Placement | None:
+    """Wait for the place, and run there with all threads. Returns it, with the cores that this process is bound to.
 
     Returns None if the supervisor is gone.
     """
@@ -39,7 +39,7 @@ def take(lifeline: int) -> tuple[int, ...] | None:
     # By default TVM binds its threads to the first cores, in every process to the same ones. The environment of a
     # device application may tell it not to bind them.
     os.environ["TVM_BIND_THREADS"] = "1" if cores else "0"
-    return cores
+    return Placement(where.threads, cores, where.device)
 
 
 def _bound(cores: tuple[int, ...]) -> tuple[int, ...]:

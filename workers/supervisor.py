@@ -17,11 +17,14 @@ from workers.peers import Peers
 from workers.placed import written
 from workers.words import LastWords
 from zmq_offload.common.cores import cpu_quota, usable_cores
+from zmq_offload.common.devices import ALL, CPU, all_of, number_of, of_seats
 from zmq_offload.common.extras import needs
+from zmq_offload.common.nvidia import cores_near, driver
 from zmq_offload.common.seats import Seats
 from zmq_offload.common.units import counted
 from zmq_offload.console import programs
 from zmq_offload.console.supervision import Supervision
+from zmq_offload.errors import FailedPrecondition
 
 log = logging.getLogger("workers.supervisor")
 
@@ -47,11 +50,12 @@ class Supervisor(Supervision):
             # Reported once here, and not by every child at every start.
             with needs("tvm"):
                 raise ImportError("No module named 'tvm'")
-        super().__init__("worker", Seats(config.processes), log)
+        self._devices, self._near = _devices(config)
+        super().__init__("worker", Seats(len(self._devices)), log)
         self._config = config
         self._command = [*programs.command(), "worker", *arguments]
         self._cores = sorted(os.sched_getaffinity(0))
-        self._kept: list[tuple[int, ...]] = [()] * config.processes
+        self._kept: list[tuple[int, ...]] = [()] * len(self._devices)
         """The cores that the process of each seat is bound to."""
         self._words: dict[int, LastWords] = {}
         self._unplaced: set[int] = set()
@@ -111,7 +115,8 @@ class Supervisor(Supervision):
             self._write(at, written(where))
             cores = where.cores or ()
             bound = f", bound to core{'s' * (len(cores) > 1)} {','.join(map(str, cores))}" if cores else ""
-            log.info("worker %d has %s%s", at, counted(where.threads, "thread"), bound)
+            gpu = "" if number_of(where.device) is None else f" and {where.device}"
+            log.info("worker %d has %s%s%s", at, counted(where.threads, "thread"), gpu, bound)
         self._unplaced.clear()
         return math.inf
 
@@ -129,10 +134,26 @@ class Supervisor(Supervision):
             earlier=earlier,
             later=later,
             held=self._kept,
+            near=self._near.get(self._devices[at], ()),
         )
-        if not config.pin or config.executor != "graph":
-            return Placement(where.threads, None)
-        self._kept[at] = where.cores or ()
-        if self._peers is not None:
-            self._peers.hold([kept for kept in self._kept if kept])
-        return where
+        cores = where.cores if config.pin and config.executor == "graph" else None
+        if cores is not None:
+            self._kept[at] = cores
+            if self._peers is not None:
+                self._peers.hold([kept for kept in self._kept if kept])
+        return Placement(where.threads, cores, self._devices[at])
+
+
+def _devices(config: Config) -> tuple[tuple[str, ...], dict[str, frozenset[int]]]:
+    """The device of each process, and the cores near each GPU, as far as the driver tells. A GPU that is not there is
+    an error of its own processes, which say so."""
+    if config.devices == (CPU,):
+        return of_seats(config.devices, config.processes), {}
+    found = driver()
+    if ALL in config.devices and not found.gpus:
+        raise FailedPrecondition(
+            f"{ALL} finds no GPU: {found.error or 'the driver has none'}; install NVIDIA's driver (in a container, "
+            "docker run --gpus all), or use --device cpu"
+        )
+    near = {f"cuda:{number}": cores_near(gpu.address) for number, gpu in enumerate(found.gpus)}
+    return of_seats(all_of(config.devices, len(found.gpus)), config.processes), near

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from tests.support.gpus import StubDriver
+from zmq_offload.common import nvidia
 from zmq_offload.doctor.checks.findings import Finding, Level, failed
 from zmq_offload.doctor.checks.machine import Clock, Gpus, Machine, check_clock, check_gpus, check_machine
 from zmq_offload.doctor.facts import machine
@@ -75,6 +75,7 @@ def test_clocks(facts: Clock, level: Level, text: str, remedy: str) -> None:
 
 NONE = Gpus("libcuda.so.1 is missing", "", ())
 H100 = Gpus("", "13.0", [("NVIDIA H100", "9.0")])
+TWO = Gpus("", "13.0", [("NVIDIA H100", "9.0"), ("NVIDIA L40S", "8.9")])
 
 
 @pytest.mark.parametrize(
@@ -89,11 +90,15 @@ H100 = Gpus("", "13.0", [("NVIDIA H100", "9.0")])
         (H100, "cuda:1", [], Level.FAIL, "--device cuda:1 is not there", "use cuda:0 to cuda:0"),
         (H100, "cuda:0", [("m:1", "8.0")], Level.FAIL, "compute capability 8.0, NVIDIA H100 has 9.0", "--target"),
         (H100, "cuda:0", [("m:1", "9.1")], Level.FAIL, "compute capability 9.1", "--target cuda-native"),
+        (H100, "cuda:0,cuda:1", [], Level.FAIL, "--device cuda:1 is not there", "use cuda:0 to cuda:0"),
+        (TWO, "cuda:all", [("m:1", "9.0")], Level.FAIL, "9.0, NVIDIA L40S has 8.9", "--target cuda-native"),
+        (TWO, "cuda:0", [("m:1", "9.0")], Level.OK, "cuda:1 NVIDIA L40S", ""),
+        (NONE, "cuda:all", [], Level.FAIL, "--device cuda:all needs one", "docker run --gpus all"),
         (H100, "cpu", [("m:1", "9.0")], Level.WARNING, "m:1 needs a GPU", "--device cuda:0"),
     ],
 )
 def test_gpus(facts: Gpus, device: str, needed: list[tuple[str, str]], level: Level, text: str, remedy: str) -> None:
-    finding = worst(check_gpus(facts, device, needed))
+    finding = worst(check_gpus(facts, device.split(","), needed))
     assert finding.level is level and text in finding.text and remedy in finding.remedy
 
 
@@ -105,30 +110,8 @@ def test_facts_of_this_machine_can_be_gathered() -> None:
     assert gpus.error or gpus.driver
 
 
-class Driver:
-    """A driver with two GPUs, as `ctypes` calls it."""
-
-    def __init__(self, code: int) -> None:
-        self.cuInit = lambda _: code
-
-    def cuDriverGetVersion(self, version: Any) -> None:
-        version._obj.value = 12040
-
-    def cuDeviceGetCount(self, count: Any) -> None:
-        count._obj.value = 2
-
-    def cuDeviceGet(self, device: Any, number: int) -> None:
-        device._obj.value = number
-
-    def cuDeviceGetName(self, name: Any, _: int, device: Any) -> None:
-        name.value = b"GPU %d" % device.value
-
-    def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> None:
-        value._obj.value = {75: 9, 76: device.value}[which]
-
-
 def test_gpus_are_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: Driver(0))
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda _: StubDriver(2))
     assert machine.gpus() == Gpus("", "12.4", [("GPU 0", "9.0"), ("GPU 1", "9.1")])
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: Driver(100))
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda _: StubDriver(0, 100))
     assert machine.gpus().error == "cuInit says 100"

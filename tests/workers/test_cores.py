@@ -112,3 +112,12 @@ def test_pinning_is_on_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) ->
     assert not parse([]).pin
     with pytest.raises(SystemExit):
         parse(["--pin", "perhaps"])
+
+
+def test_a_process_with_a_gpu_takes_the_cores_near_it() -> None:
+    """Of those that are equally free. Processes of two GPUs at two processors do not take each other's cores."""
+    first = place(0, 2, range(8), usable=4, near=range(4, 8))
+    assert first.cores == (4, 5, 6, 7)
+    second = place(1, 2, range(8), usable=4, near=range(4), held=[first.cores])
+    assert second.cores == (0, 1, 2, 3)
+    assert place(0, 2, range(8), usable=4, near=range(4), held=[(0, 1)]).cores == (2, 3, 4, 5)

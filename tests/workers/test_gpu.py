@@ -76,12 +76,20 @@ def test_a_lack_of_memory_is_an_error_of_the_request(repository: Repository, mon
     assert executor.run([[H2]])[0][0].shape == (2, 8)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:-1", "gpu", "cuda:01"])
+@pytest.mark.parametrize(
+    "device", ["cuda", "cuda:-1", "gpu", "cuda:01", "cuda:0,cuda:0", "cpu,cuda:0", "cuda:all,cuda:0"]
+)
 def test_devices_that_are_not_known_are_refused(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--device", device])
-    assert "cpu or cuda:NUMBER" in capsys.readouterr().err.replace("\n", " ")
+    assert "cpu, GPUs such as cuda:0 or cuda:0,cuda:1, or cuda:all" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_the_device_is_the_cpu_by_default() -> None:
-    assert parse([]).device == "cpu" and parse(["--device", "cuda:1"]).device == "cuda:1"
+    assert parse([]).devices == ("cpu",) and parse(["--device", "cuda:1"]).devices == ("cuda:1",)
+
+
+def test_a_process_with_a_gpu_may_hold_more_requests_and_is_alone_there_by_itself() -> None:
+    gpus = parse(["--device", "cuda:0, cuda:2", "--processes", "auto"])
+    assert (gpus.devices, gpus.processes, gpus.slots) == (("cuda:0", "cuda:2"), 1, 4)
+    assert parse(["--device", "cuda:all", "--processes", "2", "--slots", "3"]).slots == 3

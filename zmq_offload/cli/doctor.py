@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from zmq_offload.common.devices import CPU, WANTED, named
 from zmq_offload.common.units import counted
 from zmq_offload.console.configfile import add_config_of_all
 from zmq_offload.console.parser import Parser
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 BACKEND = "tcp://127.0.0.1:5556"
 """Where a broker listens for workers by default."""
 
-_device = checked(str, lambda text: bool(re.fullmatch(r"cpu|cuda:[0-9]{1,3}", text)), "cpu or cuda:N")
+_device = checked(named, bool, WANTED)
 
 _FILES = (
     ("--server-key", "a broker's NAME.key_secret"),
@@ -72,7 +72,7 @@ def add_options(parser: Parser) -> None:
         flag, text = f"--{program}-metrics", f"where a {program} of this machine serves metrics, or none"
         add_option(parser, flag, address, NONE, text, variable=f"{PREFIX}{variable}", metavar="HOST:PORT")
     add_option(parser, "--repository", folder, None, "model repository to check, with all checksums", metavar="DIR")
-    add_option(parser, "--device", _device, "cpu", "what a worker runs models on: cpu or cuda:N", metavar="DEVICE")
+    add_option(parser, "--device", _device, CPU, "what workers run models on: cpu, or GPUs", metavar="D,...")
     for flag, text in _FILES:
         add_option(parser, flag, file, None, text, metavar="FILE")
     add_option(

@@ -44,7 +44,9 @@ VARIABLES: Mapping[str, Variable] = {
         "NAME": Variable("a worker's name in the status", ("worker",)),
         "SLOTS": Variable("number of requests that a worker process may hold", ("worker",)),
         "PROCESSES": Variable(
-            "number of worker processes of a supervisor, or `auto`: one per core, at most four", ("worker",)
+            "number of worker processes of a supervisor, for each GPU if there are any, or `auto`: one per core, at "
+            "most four, or one per GPU",
+            ("worker",),
         ),
         "BROKER_PROCESSES": Variable("number of broker processes of `zmq-offload broker`", ("broker",)),
         "SPREAD": Variable(
@@ -53,7 +55,8 @@ VARIABLES: Mapping[str, Variable] = {
         "THREADS": Variable("number of TVM threads of a worker process", ("worker",)),
         "PIN": Variable("`on` or `off`: bind each worker process to its own cores", ("worker",)),
         "DEVICE": Variable(
-            "`cpu`, or `cuda:N`: the GPU that runs the versions that were built for one", ("worker", "doctor")
+            "`cpu`, or GPUs as `cuda:0,cuda:1` or `cuda:all`, which run the versions that were built for one",
+            ("worker", "doctor"),
         ),
         "REFRESH": Variable("seconds between scans of the repository", ("worker",)),
         "MAX_BATCH": Variable("maximum rows per batch, instead of the value in `model.json`", ("worker",)),
@@ -133,7 +136,7 @@ VARIABLES: Mapping[str, Variable] = {
             "log requests that fail or take at least so many seconds; 0: all", ("broker", "gateway")
         ),
         "CONFIG": Variable("TOML file with options", (WITH_OPTIONS,)),
-        "NATIVE": Variable("0: compiled code is not used, even if it is installed", (_ALL, "library")),
+        "NATIVE": Variable("0 or off: compiled code is not used, even if it is installed", (_ALL, "library")),
         "ENV_FILE": Variable("file to read in place of `.env`, for variables that are not in the environment", (_ALL,)),
     }.items()
 }

@@ -49,7 +49,7 @@ class Subject:
     access_list: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
-    device: str = "cpu"
+    device: Sequence[str] = ("cpu",)
     max_connections: int = 1
     timeout: float = 5.0
 

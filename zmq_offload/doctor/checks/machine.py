@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from zmq_offload.common.devices import CPU, all_of, number_of
 from zmq_offload.common.units import counted, size_text
 from zmq_offload.doctor.checks.findings import Finding, Level
 
@@ -183,12 +184,12 @@ def check_clock(facts: Clock) -> list[Finding]:
     return findings or [Finding("clock", Level.OK, known)]
 
 
-def check_gpus(facts: Gpus, device: str, needed: Sequence[tuple[str, str]]) -> list[Finding]:
+def check_gpus(facts: Gpus, devices: Sequence[str], needed: Sequence[tuple[str, str]]) -> list[Finding]:
     """Check the GPUs for a worker's `--device`, and for the versions (name, capability) that need one."""
-    number = int(device.removeprefix("cuda:")) if device.startswith("cuda:") else None
+    wanted = [number for device in all_of(devices, len(facts.found)) if (number := number_of(device)) is not None]
     if facts.error or not facts.found:
         text = f"no GPU of NVIDIA's can be used: {facts.error or 'the driver finds none'}"
-        what = [f"--device {device}"] if number is not None else []
+        what = [f"--device {','.join(devices)}"] if tuple(devices) != (CPU,) else []
         what += [name for name, _ in needed]
         if what:
             return [
@@ -202,24 +203,30 @@ def check_gpus(facts: Gpus, device: str, needed: Sequence[tuple[str, str]]) -> l
         return [Finding("gpu", Level.NOTE, f"{text}; everything here runs on the CPU")]
     names = ", ".join(f"cuda:{n} {name} ({capability})" for n, (name, capability) in enumerate(facts.found))
     findings = [Finding("gpu", Level.OK, f"CUDA {facts.driver}: {names}")]
-    if number is not None and number >= len(facts.found):
-        last = len(facts.found) - 1
-        findings.append(
-            Finding("gpu", Level.FAIL, f"--device {device} is not there", f"use cuda:0 to cuda:{last}; `nvidia-smi -L`")
+    there = [number for number in wanted if number < len(facts.found)]
+    last = len(facts.found) - 1
+    findings += [
+        Finding(
+            "gpu", Level.FAIL, f"--device cuda:{number} is not there", f"use cuda:0 to cuda:{last}; `nvidia-smi -L`"
         )
+        for number in wanted
+        if number > last
+    ]
+    if wanted and not there:
         return findings
-    chosen = facts.found[number or 0]
-    for name, capability in needed:
-        if not _runs(capability, chosen[1]):
-            findings.append(
-                Finding(
-                    "gpu",
-                    Level.FAIL,
-                    f"{name} was built for compute capability {capability}, {chosen[0]} has {chosen[1]}",
-                    "compile it with --target cuda-native on this machine, or with the name of this GPU",
+    # GPUs of one kind fail for one reason, which is said once.
+    for title, has in dict.fromkeys(facts.found[number] for number in there or [0]):
+        for name, capability in needed:
+            if not _runs(capability, has):
+                findings.append(
+                    Finding(
+                        "gpu",
+                        Level.FAIL,
+                        f"{name} was built for compute capability {capability}, {title} has {has}",
+                        "compile it with --target cuda-native on this machine, or with the name of this GPU",
+                    )
                 )
-            )
-    if needed and number is None:
+    if needed and not wanted:
         findings.append(
             Finding(
                 "gpu",

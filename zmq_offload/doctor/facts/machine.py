@@ -9,18 +9,15 @@ import resource
 import shutil
 import time
 
+from zmq_offload.common import nvidia
 from zmq_offload.common.cores import cpu_quota
 from zmq_offload.doctor.checks.machine import Clock, Gpus, Machine
-from zmq_offload.errors import one_line
 
 _TIMEX_BYTES = 512
 """More than struct timex has on any architecture (208 on those with 64 bits). All zero, it only asks."""
 
 _UNSYNCHRONIZED = 5
 """TIME_ERROR of adjtimex(2)."""
-
-_MAJOR, _MINOR = 75, 76
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 
 
 def machine() -> Machine:
@@ -66,23 +63,6 @@ def _synchronized() -> bool | None:
 
 
 def gpus() -> Gpus:
-    """NVIDIA's GPUs, as the driver says. Neither CUDA nor TVM is needed for that."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        return Gpus(one_line(error), "", ())
-    count, version = ctypes.c_int(), ctypes.c_int()
-    if code := driver.cuInit(0):
-        return Gpus(f"cuInit says {code}", "", ())
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    found = []
-    for number in range(count.value):
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        name = ctypes.create_string_buffer(100)
-        driver.cuDeviceGet(ctypes.byref(device), number)
-        driver.cuDeviceGetName(name, len(name), device)
-        driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
-        found.append((name.value.decode(errors="replace"), f"{major.value}.{minor.value}"))
-    return Gpus("", f"{version.value // 1000}.{version.value % 1000 // 10}", found)
+    """NVIDIA's GPUs, as the driver says."""
+    found = nvidia.driver()
+    return Gpus(found.error, found.cuda, [(gpu.title, gpu.capability) for gpu in found.gpus])
