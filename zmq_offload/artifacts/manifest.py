@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,6 +21,9 @@ MANIFEST = "manifest.json"
 
 SEND, RECEIVE = "_send", "_receive"
 """Appended to the symbol of a region: the two halves of its call, in a library that calls them separately."""
+
+MOST_SPLITS = 32
+"""The most splits of a bundle."""
 
 _LABEL = "label:"
 
@@ -79,6 +82,41 @@ def fallback_library(model: str) -> str:
     return f"fallback_{model}.so"
 
 
+class BundleSplit(msgspec.Struct, frozen=True):
+    """One way to divide the model between device and workers.
+
+    Parameters
+    ----------
+    name : str
+        What people and options call it: the tensors of the cut joined by "+", then "@float16" or "@int8" if what
+        crosses is encoded so. Unique in the bundle.
+    cut : tuple of str
+        The tensors at which the model is divided.
+    until : tuple of str
+        The tensors that workers compute. Empty: the model's outputs.
+    wire : str
+        The encoding of what crosses.
+    entry : str
+        The function of the device's library that runs the device's part.
+    region : OffloadedRegion
+        What workers compute.
+    predicted : dict, optional
+        Seconds that the plan predicts: of the device, the server and the rest.
+    """
+
+    name: str
+    cut: tuple[str, ...]
+    until: tuple[str, ...]
+    wire: Literal["float32", "float16", "int8"]
+    entry: str
+    region: OffloadedRegion
+    predicted: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.entry or not self.cut:
+            raise InvalidArgument("a split has a name, a cut and an entry; one of them is empty")
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What `manifest.json` says of a device bundle.
 
@@ -100,6 +138,10 @@ class Manifest(msgspec.Struct, frozen=True):
         Floating-point operations of the library's functions, by name.
     fallback : tuple of Fallback, optional
         The regions that the bundle holds, too. A bundle without any is sealed.
+    splits : tuple of BundleSplit, optional
+        Of an adaptive bundle: the ways in which it divides the model. `offloaded` has their regions, in this order.
+    local : str, optional
+        Of an adaptive bundle that is not sealed: the function of the library that runs the whole model.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -111,9 +153,17 @@ class Manifest(msgspec.Struct, frozen=True):
     checksum: str
     flops: dict[str, Any] = {}
     fallback: tuple[Fallback, ...] = ()
+    splits: tuple[BundleSplit, ...] = ()
+    local: str = ""
 
     def __post_init__(self) -> None:
         _check_specs(*self.inputs, *self.outputs)
+        _check_splits(self.splits, self.local, self.offloaded)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the bundle lacks what workers compute."""
+        return not (self.fallback or self.local)
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into a folder.
@@ -128,7 +178,9 @@ class Manifest(msgspec.Struct, frozen=True):
         OSError
             If the file cannot be written.
         """
-        described = {"format_version": FORMAT_VERSION, **jsonfile.to_object(self), "sealed": not self.fallback}
+        described = {"format_version": FORMAT_VERSION, **jsonfile.to_object(self), "sealed": self.sealed}
+        if not self.splits:
+            del described["splits"], described["local"]
         (folder / MANIFEST).write_bytes(jsonfile.encode(described))
 
     @classmethod
@@ -155,8 +207,9 @@ class Manifest(msgspec.Struct, frozen=True):
             jsonfile.check_format_version(value, FORMAT_VERSION)
             found = jsonfile.convert(value, cls)
             sealed = value.get("sealed", True)
-            if sealed is not (not found.fallback):
-                raise InvalidArgument(f"sealed is {sealed!r}, with {len(found.fallback)} fallback entries")
+            if sealed is not found.sealed:
+                kept = f"local {found.local!r}" if found.local else f"{len(found.fallback)} fallback entries"
+                raise InvalidArgument(f"sealed is {sealed!r}, with {kept}")
         except OSError as error:
             raise FailedPrecondition(f"{file}: {error.strerror or error}; is {folder} a device bundle?") from None
         except InvalidArgument as error:
@@ -241,6 +294,27 @@ def _checked(library: Path, described: str) -> Path:
 def _check_specs(*specs: TensorSpec) -> None:
     for spec in specs:
         spec.check()
+
+
+def _check_splits(splits: Sequence[BundleSplit], local: str, offloaded: Sequence[OffloadedRegion]) -> None:
+    """Raises InvalidArgument for splits that do not go together, or with the rest of the manifest."""
+    if not splits:
+        if local:
+            raise InvalidArgument(f"local is {local!r}; only a bundle with splits has it")
+        return
+    if len(splits) > MOST_SPLITS:
+        raise InvalidArgument(f"splits are {len(splits)}; at most {MOST_SPLITS} are possible")
+    for what, found in (
+        ("name", [split.name for split in splits]),
+        ("entry", [*(split.entry for split in splits), local]),
+        ("model", [split.region.model for split in splits]),
+        ("symbol", [split.region.symbol for split in splits]),
+    ):
+        twice = next((one for one in found if found.count(one) > 1), None)
+        if twice is not None:
+            raise InvalidArgument(f"splits have the {what} {twice!r} twice")
+    if tuple(offloaded) != tuple(split.region for split in splits):
+        raise InvalidArgument("offloaded does not list the regions of the splits, in their order")
 
 
 def _listed(specs: Iterable[TensorSpec]) -> str:
