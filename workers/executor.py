@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workers.aside import run_aside
+from workers.serving import DeviceLost
 from workers.warmup import usual_inputs, wanted_inputs
 from zmq_offload.artifacts.config import WarmUp
 from zmq_offload.artifacts.repository import LIBRARY, Repository
+from zmq_offload.common.cudaerrors import gpu_lost, out_of_memory
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, one_line
 from zmq_offload.protocol.payload import Array
-from zmq_offload.runtime.gpu import Gpu, GpuMachine, out_of_memory
+from zmq_offload.runtime.gpu import Gpu, GpuMachine
 from zmq_offload.runtime.machine import Machine, check_tvm_version, loading, release_memory
 from zmq_offload.runtime.shared import shared_library
 from zmq_offload.runtime.threads import bind_pool
@@ -88,7 +90,7 @@ class GraphExecutor:
 
         Returns the outputs of each request, in the order of `model.outputs`. Their memory stays theirs until they are
         dropped. Raises InvalidArgument for inputs that do not fit each other, ResourceExhausted if the GPU's memory
-        does not suffice, and Internal, with TVM's message, if the subgraph fails.
+        does not suffice, DeviceLost if it is lost, and Internal, with TVM's message, if the subgraph fails.
         """
         try:
             if len(requests) == 1:
@@ -102,6 +104,8 @@ class GraphExecutor:
                 raise ResourceExhausted(
                     f"{self._name}: the GPU has too little memory for the request; send fewer rows at once"
                 ) from error
+            if (fault := gpu_lost(error)) is not None:
+                raise DeviceLost(f"{self._name}: the GPU is lost to this process ({fault})") from error
             raise Internal(f"{self._name} failed: {one_line(error)}") from error
         rows = [request[0].shape[0] for request in requests]
         if any(r.ndim == 0 or r.shape[0] != sum(rows) for r in results):

@@ -13,20 +13,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from workers.config import Config
+from workers.connecting import connections
 from workers.cores import NOWHERE, Placement
 from workers.deployment import Deployment
 from workers.follower import Follower
-from workers.keyedlinks import KeyedLinks
-from workers.links import Links
 from workers.loading import Model
 from workers.returned import ReturnedCanaries
-from workers.serving import Echo, Executor, Served, batching_of, bounded, describe, execute
+from workers.runner import Runner
+from workers.serving import DeviceLost, Echo, Executor, Served, batching_of, describe
 from workers.session import Action, Attempt, Reconnect, WorkerSession
 from workers.shortpath import ShortPath, read
-from workers.streamlinks import StreamLinks
 from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common import memory
@@ -35,9 +34,8 @@ from zmq_offload.common.devices import number_of
 from zmq_offload.common.extras import needs
 from zmq_offload.errors import NotFound, OffloadError, ProtocolError, ResourceExhausted, printable
 from zmq_offload.net import transport
-from zmq_offload.net.handshake import Security
 from zmq_offload.net.line import Change, Event
-from zmq_offload.net.sharedmemory.sharing import Sharing, sharing_of
+from zmq_offload.net.sharedmemory.sharing import sharing_of
 from zmq_offload.protocol import messages as wire
 from zmq_offload.protocol.payload import decode_body
 
@@ -49,14 +47,14 @@ _RECEIVE_EVERY = 0.0002
 _STINT = 0.05
 """Seconds of work between two looks for a stop or for a new version."""
 
-_TELLING = 0.001
-"""Seconds of a run from which other brokers are told of it. To tell takes them some 10 us for each."""
-
 _LOADS = 4
 """The most versions that load at a time while a worker starts. For each, memory has its weights twice for a moment."""
 
 HUNG = 70
 """Exit code of a worker that ends itself because a subgraph hangs."""
+
+DEVICE_LOST = 71
+"""Exit code of a worker that ends itself because it cannot use its GPU any more."""
 
 
 class Worker:
@@ -130,8 +128,8 @@ class Worker:
         )
         self._served: dict[Model, Served] = {}
         self._short = ShortPath(self.session, self._links, self._sharing, clock)
+        self._runner = Runner(self.session, self._links, self._short, clock)
         self._serves_several = len(config.brokers) > 1
-        self._lasted = 0.0  # seconds of the last run that was not short
         self._due = -math.inf  # not later than when the session has something to do
         self._warn_at = 0.0
         self._logged: dict[int, str] = {}
@@ -153,16 +151,27 @@ class Worker:
             links.watch(descriptor, lambda: self._drain(stops))
         links.watch(self._news.fileno(), self._take_news)
         self._announce()
-        while not session.finished:
-            self._poll()
-            if session.held:
-                self._work()
+        try:
+            while not session.finished:
+                self._poll()
+                if session.held:
+                    self._work()
+        except DeviceLost as error:
+            self._give_up(error)
         if self.follower is not None:
             self.follower.end()
         # Time to send the last results.
         links.close([session.answers(broker) for broker in range(len(session.connections))])
         self._wake.close()
         self._news.close()
+
+    def _give_up(self, error: DeviceLost) -> None:
+        """End the process without an answer to what it holds: brokers then give that to other workers. What CUDA has in
+        this process cannot be taken down in order."""
+        self._links.settle()
+        log.critical("%s; ending this worker", error)
+        logging.shutdown()
+        os._exit(DEVICE_LOST)
 
     def _drain(self, stops: list[int]) -> None:
         for descriptor in stops:
@@ -274,19 +283,33 @@ class Worker:
         now = clock()
         end, receive_at = now + _STINT, now + _RECEIVE_EVERY
         while attempts := self._next(now):
-            now = self._run(attempts)
+            if self._runner.overlaps(attempts):
+                now = self._runner.run_overlapped(attempts, self._following, end)
+            else:
+                now = self._runner.run(attempts)
             if not self.session.held or now >= end:
                 if self._serves_several and not self.session.held:
                     self._perform(self.session.tell())
                 break
             del attempts  # frees their memory for the next ones
             if now >= receive_at:
-                self._links.flush()
-                for event in self._links.look():  # an attempt may be revoked by now, or more may run together
-                    self._happened(event)
+                self._look()
                 now = clock()
                 receive_at = now + _RECEIVE_EVERY
         return now
+
+    def _look(self) -> None:
+        """Take what arrived: an attempt may be revoked by now, or more may run together."""
+        self._links.flush()
+        for event in self._links.look():
+            self._happened(event)
+
+    def _following(self) -> list[Attempt]:
+        """The attempts to copy to a GPU while others compute there."""
+        self._look()
+        attempts, actions = self.session.next(self._clock(), ahead=True)
+        self._perform(actions)
+        return attempts
 
     def _next(self, now: float) -> list[Attempt]:
         """The attempts that run together now. Answers those that need not run."""
@@ -295,37 +318,7 @@ class Worker:
             self._perform(actions)
         return attempts
 
-    def _run(self, attempts: list[Attempt]) -> float:
-        """Run attempts together and answer each. Returns the time at which they ended."""
-        if attempts[0].message.attempt > 1:
-            # If it takes this process down, too, answers that had not left would be lost, and their requests be blamed.
-            self._links.settle()
-        session, clock = self.session, self._clock
-        self._short.deadline = max(attempt.deadline for attempt in attempts)
-        start = clock()
-        if self._serves_several and self._lasted >= _TELLING:
-            self._perform(session.tell(attempts))
-        kind = attempts[0].message[3:5]
-        self._links.lend(kind)
-        outcomes = execute([attempt.job for attempt in attempts])
-        now = clock()
-        self._links.take_back(kind, now - start)
-        self._short.deadline = math.inf
-        self._lasted = now - start
-        if kind in self._served:
-            self._served[kind].ran(now - start)
-        batch = sum(attempt.rows for attempt in attempts)
-        # At once: if the next run takes this process down, attempts that were not answered count as lost with it.
-        for attempt, outcome in zip(attempts, outcomes, strict=True):
-            outcome = bounded(outcome, session.max_frame_bytes, session.connections[attempt.broker].takes)
-            if isinstance(outcome, OffloadError):
-                self._links.send(*session.failed_with(attempt, outcome))
-            else:
-                self._links.send(*session.done(attempt, outcome, now - start, batch))
-            batch = 0
-        return now
-
-    def _perform(self, actions: list[Action]) -> None:
+    def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Reconnect):
                 why = self._links.refusal(action.broker) or "is silent"
@@ -345,7 +338,7 @@ class Worker:
                 batching[model] = found
             models.append(describe(executor, found, config, self._returned.of(model[0])))
             served[model] = Served(executor, found)
-        self._served = served
+        self._served = self._runner.served = served
         self._perform(self.session.announce(models, batching))
 
     def _take_news(self) -> None:
@@ -366,28 +359,6 @@ class Worker:
                 log.critical("a subgraph hangs; ending this worker")
                 logging.shutdown()
                 os._exit(HUNG)
-
-
-def connections(config: Config, sharing: Sharing | None = None) -> Links:
-    """The connections of a worker to its brokers."""
-    # A broker sends Probes, and attempts for free slots. Beyond this limit, messages stay in its memory.
-    most_messages = 1000 + 4 * config.slots
-    security = Security(config.key, config.broker_key)
-    if security.has_keys:
-        return KeyedLinks(
-            config.brokers,
-            security,
-            heartbeat=config.policy.heartbeat,
-            most_messages=most_messages,
-            max_frame_bytes=config.max_frame_bytes,
-        )
-    return StreamLinks(
-        config.brokers,
-        heartbeat=config.policy.heartbeat,
-        most_messages=most_messages,
-        max_frame_bytes=config.max_frame_bytes,
-        sharing=sharing,
-    )
 
 
 def serve(config: Config, parent: int | None, where: Placement = NOWHERE, seat: int = 0, restarts: int = 0) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from msgspec import Struct
@@ -34,6 +35,10 @@ Outcome: TypeAlias = "Sequence[Sendable] | OffloadError"
 """The frames of a result, or the error."""
 
 
+class DeviceLost(Exception):
+    """This process cannot use its GPU any more. It ends without an answer to what it ran, which others run again."""
+
+
 class Executor(Protocol):
     """Runs one version of a model."""
 
@@ -47,6 +52,15 @@ class Executor(Protocol):
         together. They may be unaligned and read-only, and are valid only during the call. The outputs must not change
         while they are referenced.
         """
+
+
+@runtime_checkable
+class Overlapping(Executor, Protocol):
+    """An executor that can begin a run before the last one ended."""
+
+    def begin(self, requests: Sequence[Sequence[Array]]) -> Callable[[], list[list[Array]]]:
+        """Begin what `run` does, for at most two runs at a time. What this returns waits for the end; the inputs are
+        not needed any more by then. It is called once, in the order of the runs, and by the same thread."""
 
 
 class Echo:
@@ -130,11 +144,13 @@ class Served:
     """A version of a model as it is served here. The header of a request that is like an earlier one is neither decoded
     nor checked again."""
 
-    __slots__ = ("_batching", "_executor", "_known", "lasted")
+    __slots__ = ("_batching", "_executor", "_known", "lasted", "overlaps")
 
     def __init__(self, executor: Executor | Echo, batching: Batching | None) -> None:
         self._executor, self._batching = executor, batching
         self._known: dict[bytes, _Alike] = {}
+        self.overlaps = isinstance(executor, Overlapping)
+        """Whether a run can begin before the last one ended."""
         self.lasted = math.inf
         """Seconds that the last run took, if each request runs alone."""
 
@@ -165,22 +181,62 @@ class Served:
 
 
 def execute(jobs: Sequence[Job]) -> list[Outcome]:
-    """For each job, `[header, frame, ...]` of the outputs, or the error. Several jobs have the same group."""
+    """For each job, `[header, frame, ...]` of the outputs, or the error. Several jobs have the same group. Raises
+    DeviceLost."""
     executor = jobs[0].executor
     try:
         if isinstance(executor, Echo):
             return [job.tensors.frames for job in jobs]  # type: ignore[attr-defined]
-        results = executor.run([[job.tensors[spec.name] for spec in executor.model.inputs] for job in jobs])
-        names = [spec.name for spec in executor.model.outputs]
-        return [encode_tensors(list(zip(names, outputs, strict=True))) for outputs in results]
+        return _encoded(executor, executor.run(_inputs(executor, jobs)))
+    except DeviceLost:
+        raise
     except Exception as error:
-        if len(jobs) > 1:
-            # One job may be at fault. Alone, the others succeed.
-            return [outcome for job in jobs for outcome in execute([job])]
-        if isinstance(error, OffloadError):
-            return [error]
-        log.exception("model %s version %d failed", executor.model.name, executor.model.version)
-        return [Internal(f"{type(error).__name__}: {error}")]
+        return _failed(jobs, error)
+
+
+def begin(jobs: Sequence[Job]) -> Callable[[], list[Outcome]]:
+    """`execute`, in two steps: what this returns waits for the end. An executor that cannot begin without that runs
+    then. Both steps raise DeviceLost."""
+    executor = jobs[0].executor
+    if isinstance(executor, Overlapping):
+        try:
+            end = executor.begin(_inputs(executor, jobs))
+        except DeviceLost:
+            raise
+        except Exception as error:
+            failure = error
+            return lambda: _failed(jobs, failure)
+        return partial(_end, executor, jobs, end)
+    return partial(execute, jobs)
+
+
+def _end(executor: Executor, jobs: Sequence[Job], end: Callable[[], list[list[Array]]]) -> list[Outcome]:
+    try:
+        return _encoded(executor, end())
+    except DeviceLost:
+        raise
+    except Exception as error:
+        return _failed(jobs, error)
+
+
+def _inputs(executor: Executor, jobs: Sequence[Job]) -> list[list[Array]]:
+    return [[job.tensors[spec.name] for spec in executor.model.inputs] for job in jobs]
+
+
+def _encoded(executor: Executor, results: Sequence[Sequence[Array]]) -> list[Outcome]:
+    names = [spec.name for spec in executor.model.outputs]
+    return [encode_tensors(list(zip(names, outputs, strict=True))) for outputs in results]
+
+
+def _failed(jobs: Sequence[Job], error: Exception) -> list[Outcome]:
+    if len(jobs) > 1:
+        # One job may be at fault. Alone, the others succeed.
+        return [outcome for job in jobs for outcome in execute([job])]
+    if isinstance(error, OffloadError):
+        return [error]
+    model = jobs[0].executor.model
+    log.error("model %s version %d failed", model.name, model.version, exc_info=error)
+    return [Internal(f"{type(error).__name__}: {error}")]
 
 
 def bounded(outcome: Outcome, own: int, brokers: int) -> Outcome:

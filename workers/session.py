@@ -217,13 +217,13 @@ class WorkerSession:
                 earliest = min(earliest, since if connection.asked_at is None else connection.asked_at + drain)
         return None if earliest == math.inf else earliest
 
-    def tell(self, running: Sequence[Attempt] = ()) -> list[Action]:
+    def tell(self, running: Sequence[Attempt] = ()) -> list[Send]:
         """Tell each broker how many requests of others this worker holds, if that changed: it chooses among workers by
         what they hold. Call it before a run that takes long, and when nothing is held."""
         counts = [0] * len(self.connections)
         for attempt in (*self.held, *running):
             counts[attempt.broker] += 1
-        actions: list[Action] = []
+        actions: list[Send] = []
         for at, connection in enumerate(self.connections):
             others = sum(counts) - counts[at]
             if others != connection.told and not connection.gone:
@@ -247,13 +247,19 @@ class WorkerSession:
 
     # --- attempts -------------------------------------------------------------------------------------------
 
-    def next(self, now: float) -> tuple[list[Attempt], list[Action]]:
-        """Take the attempts that run together now, if any, and the answers to those that need not run."""
+    def next(self, now: float, *, ahead: bool = False) -> tuple[list[Attempt], list[Action]]:
+        """Take the attempts that run together now, if any, and the answers to those that need not run.
+
+        With `ahead`, others still run. Then those are taken that gain nothing by waiting for the end: no batch to which
+        more may come until then, and no attempt after the first, which could take others down with it.
+        """
         actions = self._drop_stale(now) if now >= self._stale_at else []
+        if ahead and self.held and self.held[0].message.attempt > 1:
+            return [], actions
         if self.held and self.held[0].group is None:
             return [self.held.popleft()], actions
-        for batch, ready_at in self._batches():
-            if now >= ready_at:
+        for batch, ready_at, full in self._batches():
+            if now >= ready_at and (full or not ahead):
                 self._note_size(batch)
                 for attempt in batch:
                     self.held.remove(attempt)
@@ -280,14 +286,15 @@ class WorkerSession:
 
     def ready_at(self) -> float | None:
         """When `next` has something to run, or None if nothing is held."""
-        return min((at for _, at in self._batches()), default=None)
+        return min((at for _, at, _ in self._batches()), default=None)
 
-    def _batches(self) -> Iterator[tuple[list[Attempt], float]]:
-        """The attempts that would run together, in the order of the first of each, and when they should."""
+    def _batches(self) -> Iterator[tuple[list[Attempt], float, bool]]:
+        """The attempts that would run together, in the order of the first of each, when they should, and whether no
+        other can join them."""
         seen: set[Hashable] = set()
         for first in self.held:
             if first.group is None:
-                yield [first], first.received_at
+                yield [first], first.received_at, True
             elif first.group not in seen:
                 seen.add(first.group)
                 limits_of = self.batching.get((first.message.model, first.message.version), _ALONE)
@@ -300,8 +307,9 @@ class WorkerSession:
                         batch.append(attempt)
                         rows += attempt.rows
                 alone = len(batch) == 1 and first.group not in self._crowded
-                at_once = full or rows == limits_of.max_batch or alone or self.draining_since is not None
-                yield batch, first.received_at + (0 if at_once else limits_of.delay_us / 1e6)
+                full = full or rows == limits_of.max_batch
+                at_once = full or alone or self.draining_since is not None
+                yield batch, first.received_at + (0 if at_once else limits_of.delay_us / 1e6), full
 
     def done(self, attempt: Attempt, payload: Sequence[Sendable], compute: float, batch: int = 1) -> Send:
         """`attempt` succeeded after `compute` seconds. `batch`: the rows that ran, for the first attempt of a batch; 0

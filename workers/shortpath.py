@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from workers.links import Links
-from workers.serving import Served, bounded, execute
+from workers.serving import DeviceLost, Served, bounded, execute
 from workers.session import WorkerSession
 from zmq_offload.errors import OffloadError, Unavailable
 from zmq_offload.net.sharedmemory.sharing import Sharing, Unreadable
@@ -35,7 +35,7 @@ class ShortPath:
         self.deadline = math.inf
 
     def serve(self, broker: int, arrived: Sequence[Frames], served: Mapping[tuple[str, int], Served]) -> int:
-        """Answer the requests at the start of `arrived` that are uncomplicated. Returns how many."""
+        """Answer the requests at the start of `arrived` that are uncomplicated. Returns how many. Raises DeviceLost."""
         session, links, clock, sharing = self._session, self._links, self._clock, self._sharing
         if session.held or session.draining_since is not None:
             return 0
@@ -64,7 +64,11 @@ class ShortPath:
             self.deadline = deadline
             links.lend(kind)
             start = clock()
-            outcome = bounded(execute([job])[0], most, most)
+            try:
+                outcome = bounded(execute([job])[0], most, most)
+            except DeviceLost:
+                links.take_back(kind, clock() - start)
+                raise
             now = clock()
             known.lasted = now - start
             links.take_back(kind, now - start)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import workers.__main__
-import workers.loop
+import workers.runner
 import workers.serving
 import workers.shortpath
 import workers.supervisor
@@ -98,6 +98,6 @@ if __name__ == "__main__":
     if "FAULTY_VERSION" in os.environ and workers.supervisor.PARENT_FD in os.environ:
         runtime_only.use()
         break_version(Path(os.environ["FAULTY_VERSION"]))
-    workers.loop.execute = workers.shortpath.execute = execute  # type: ignore[assignment]
+    workers.runner.execute = workers.shortpath.execute = execute  # type: ignore[assignment]
     workers.supervisor.Supervisor = FaultySupervisor  # type: ignore[misc]
     sys.exit(workers.__main__.main())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+from zmq_offload.artifacts.repository import DESCRIPTION
 
 
 class StubDriver:
@@ -29,3 +33,18 @@ class StubDriver:
 
     def cuDeviceGetPCIBusId(self, address: Any, _: int, device: Any) -> None:
         address.value = b"0000:%02X:00.0" % (0x3B + device.value)
+
+
+def stub_gpu(name: str = "cuda:0", capability: str = "9.0") -> Any:
+    """The CPU, in the place of a GPU."""
+    from zmq_offload.runtime.gpu import Gpu
+    from zmq_offload.runtime.tvm_library import CPU
+
+    return Gpu(name, capability, CPU, "Stub")
+
+
+def for_a_gpu(repository: Path, model: str = "mlp", architecture: str = "sm_90") -> Path:
+    """Let version 1 of a model say that it was built for a GPU. Its library is the CPU's, for the stub."""
+    file = repository / model / "1" / DESCRIPTION
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"gpu": {"architecture": architecture}}))
+    return repository

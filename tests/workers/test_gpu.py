@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tvm
 
 from tests.support import onnx_models
+from tests.support.gpus import for_a_gpu, stub_gpu
 from workers.config import parse
 from workers.executor import GraphExecutor
-from zmq_offload.artifacts.repository import DESCRIPTION, Repository
+from workers.serving import DeviceLost, Job, execute
+from zmq_offload.artifacts.repository import Repository
 from zmq_offload.compile import Compiled
 from zmq_offload.errors import FailedPrecondition, ResourceExhausted
-from zmq_offload.runtime.gpu import Gpu, GpuMachine
+from zmq_offload.runtime.gpu import GpuMachine
 
 H2 = onnx_models.random(2, 16, seed=3)
 
 
-def gpu(capability: str) -> Gpu:
-    """The CPU, in the place of a GPU."""
-    return Gpu("cuda:0", capability, tvm.cpu())
-
-
 @pytest.fixture
 def repository(fresh_mlp: Path) -> Repository:
-    """A version that says that it was built for a GPU. Its library is the CPU's, for the stub."""
-    folder = fresh_mlp / "repository" / "mlp" / "1"
-    described = json.loads((folder / DESCRIPTION).read_text())
-    (folder / DESCRIPTION).write_text(json.dumps({**described, "gpu": {"architecture": "sm_90"}}))
-    return Repository(folder.parent.parent)
+    return Repository(for_a_gpu(fresh_mlp / "repository"))
 
 
 def test_a_worker_without_a_gpu_refuses_it(repository: Repository) -> None:
@@ -41,11 +32,11 @@ def test_a_worker_without_a_gpu_refuses_it(repository: Repository) -> None:
 
 def test_a_worker_with_another_gpu_refuses_it(repository: Repository) -> None:
     with pytest.raises(FailedPrecondition, match=r"subgraph\.so was built for .* capability 9\.0, cuda:0 has 8\.6; "):
-        GraphExecutor(repository, "mlp", 1, gpu("8.6"))
+        GraphExecutor(repository, "mlp", 1, stub_gpu(capability="8.6"))
 
 
 def test_a_worker_with_the_gpu_runs_it_there(repository: Repository) -> None:
-    executor = GraphExecutor(repository, "mlp", 1, gpu("9.0"))
+    executor = GraphExecutor(repository, "mlp", 1, stub_gpu())
     assert isinstance(executor._machine, GpuMachine)
     ((found,),) = executor.run([[H2]])
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-(H2 @ onnx_models.random(16, 8, seed=2)))), atol=1e-5)
@@ -54,17 +45,17 @@ def test_a_worker_with_the_gpu_runs_it_there(repository: Repository) -> None:
 def test_inputs_may_be_unaligned_read_only_views(repository: Repository) -> None:
     frame = memoryview(b"\x01" + H2.tobytes())
     view = np.frombuffer(frame[1:], "<f4").reshape(2, 16)
-    executor = GraphExecutor(repository, "mlp", 1, gpu("9.0"))
+    executor = GraphExecutor(repository, "mlp", 1, stub_gpu())
     np.testing.assert_array_equal(executor.run([[view]])[0][0], executor.run([[H2]])[0][0])
 
 
 def test_a_version_for_the_cpu_runs_there_in_a_worker_with_a_gpu(compiled_mlp: Compiled) -> None:
-    executor = GraphExecutor(Repository(compiled_mlp.subgraphs[0].parent.parent), "mlp", 1, gpu("9.0"))
+    executor = GraphExecutor(Repository(compiled_mlp.subgraphs[0].parent.parent), "mlp", 1, stub_gpu())
     assert not isinstance(executor._machine, GpuMachine)
 
 
 def test_a_lack_of_memory_is_an_error_of_the_request(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = GraphExecutor(repository, "mlp", 1, gpu("9.0"))
+    executor = GraphExecutor(repository, "mlp", 1, stub_gpu())
 
     def fails(*_: object) -> None:
         raise RuntimeError("CUDA Runtime Error: cudaErrorMemoryAllocation (2): out of memory")
@@ -74,6 +65,17 @@ def test_a_lack_of_memory_is_an_error_of_the_request(repository: Repository, mon
         with pytest.raises(ResourceExhausted, match="model 'mlp' version 1: the GPU has too little memory"):
             executor.run([[H2]])
     assert executor.run([[H2]])[0][0].shape == (2, 8)
+
+
+def test_a_lost_gpu_is_no_answer_to_a_request(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = GraphExecutor(repository, "mlp", 1, stub_gpu())
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA Runtime Error: cudaErrorIllegalAddress (700): an illegal memory access")
+
+    monkeypatch.setattr(executor._machine, "_entry", fails)
+    with pytest.raises(DeviceLost, match=r"^model .mlp. version 1: .* lost .* \(cudaErrorIllegalAddress\)"):
+        execute([Job(executor, {"h2": H2}), Job(executor, {"h2": H2})])
 
 
 @pytest.mark.parametrize(

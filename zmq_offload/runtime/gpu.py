@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,6 @@ from zmq_offload.runtime.tvm_library import tvm_ffi
 
 _EXISTS, _CAPABILITY, _TITLE = 0, 4, 5
 """Of `tvm::runtime::DeviceAttrKind`."""
-
-_NO_MEMORY = re.compile(r"cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY")
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,6 @@ def _load_cuda() -> None:
         with contextlib.suppress(OSError):  # the system may have another
             ctypes.CDLL(str(Path(place) / "cu13" / "lib" / "libcudart.so.13"), ctypes.RTLD_GLOBAL)
     tvm_library.load("tvm_runtime_cuda")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether TVM failed because a GPU has too little memory."""
-    return _NO_MEMORY.search(str(error)) is not None
 
 
 class GpuMachine(Machine):

@@ -1,0 +1,64 @@
+"""`python -m tests.support.gpu_worker`: workers whose GPU is a stub, for machines without one.
+
+GPUS says how many there are, all of compute capability 9.0; the CPU computes for them. GPU_FAULT names a file: if it
+exists, the next run takes it away and fails with the error that it has, as TVM would.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import workers.__main__
+import workers.supervisor
+from workers.supervisor import PARENT_FD, Supervisor
+from zmq_offload.common.nvidia import Driver, NvidiaGpu
+from zmq_offload.errors import FailedPrecondition
+from zmq_offload.runtime import runtime_only
+
+GPUS = int(os.environ.get("GPUS", "1"))
+
+
+def install() -> None:
+    """Replace the GPUs of this process by stubs."""
+    from tests.support.gpus import stub_gpu
+    from zmq_offload.runtime import gpu
+
+    def open_stub(name: str) -> gpu.Gpu:
+        if int(name.removeprefix("cuda:")) >= GPUS:
+            raise FailedPrecondition(f"{name} is not there; `nvidia-smi -L` lists the GPUs of this machine")
+        return stub_gpu(name)
+
+    results = gpu.GpuMachine._results
+
+    def failing(self: Any, arguments: Any) -> Any:
+        fault = Path(os.environ.get("GPU_FAULT", ""))
+        if fault.is_file():
+            text = fault.read_text()
+            fault.unlink()
+            raise RuntimeError(text)
+        return results(self, arguments)
+
+    gpu.open_gpu = open_stub
+    gpu.GpuMachine._results = failing  # type: ignore[method-assign]
+
+
+class StubSupervisor(Supervisor):
+    """Starts this module, not `workers`, as its processes."""
+
+    def __init__(self, config: Any, arguments: Sequence[str]) -> None:
+        super().__init__(config, arguments)
+        self._command = [sys.executable, "-m", "tests.support.gpu_worker", *arguments]
+
+
+if __name__ == "__main__":
+    if PARENT_FD in os.environ:
+        runtime_only.use()
+        install()
+    found = Driver("", "13.0", tuple(NvidiaGpu("Stub", "9.0", "") for _ in range(GPUS)))
+    workers.supervisor.driver = lambda: found
+    workers.supervisor.Supervisor = StubSupervisor  # type: ignore[misc]
+    sys.exit(workers.__main__.main())
