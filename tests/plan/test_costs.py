@@ -15,12 +15,14 @@ from zmq_offload.plan.costs import (
     OBJECTIVES,
     WIRES,
     Costs,
+    Crossing,
     CutPoint,
     Network,
     Overhead,
     Split,
     Stages,
     Times,
+    in_a_row,
     message_bytes,
 )
 from zmq_offload.plan.files import FORMAT_VERSION, CutTimes, Plan, PlannedCut, PlannedModel
@@ -39,6 +41,7 @@ def point(name: str, elements: int, datatype: str = "FP32") -> CutPoint:
 
 NO_OVERHEAD = Overhead()
 POINTS = (point("x", 10_000), point("big", 50_000), point("small", 1_000), point("y", 10))
+ROW = in_a_row(POINTS)
 
 
 def times(pieces: Sequence[float], coding: float = 0.0) -> Times:
@@ -51,7 +54,7 @@ def times(pieces: Sequence[float], coding: float = 0.0) -> Times:
 
 def costs(link: Network, slowdown: float = 8.0, coding: float = 0.0, overhead: Overhead = NO_OVERHEAD) -> Costs:
     one = times([0.001, 0.002, 0.003], coding)
-    return Costs(POINTS, one.slowed(slowdown), one, link, overhead)
+    return Costs(POINTS, ROW, one.slowed(slowdown), one, link, overhead)
 
 
 LINK = Network(bandwidth=8e6, rtt=0.01)  # a megabyte a second
@@ -109,7 +112,7 @@ def test_only_float32_is_encoded_and_nothing_that_would_not_be_smaller() -> None
     assert point("i", 5, "INT64").sent("float16") == point("i", 5, "INT64").tensors
     assert point("f", 2).sent("int8") == point("f", 2).tensors
     assert [t.datatype for t in point("f", 3).sent("int8")] == ["INT8", "FP32"]
-    wires = {s.wire for s in all_splits((point("i", 5, "INT64"), point("y", 5)), WIRES)}
+    wires = {s.wire for s in all_splits(in_a_row((point("i", 5, "INT64"), point("y", 5))), WIRES)}
     assert wires == {"float32", "float16"}  # int8 scales a range of values, which indices are not
 
 
@@ -124,12 +127,14 @@ def any_costs(draw: st.DrawFn) -> Costs:
     one = times(pieces, coding)
     link = Network(draw(st.floats(1e3, 1e10)), draw(st.floats(0, 1)))
     points = tuple(point(f"t{at}", size) for at, size in enumerate(sizes))
-    return Costs(points, one.slowed(draw(st.floats(1, 100))), one, link, Overhead(draw(st.floats(0, 0.1)), 0.0))
+    return Costs(
+        points, in_a_row(points), one.slowed(draw(st.floats(1, 100))), one, link, Overhead(draw(st.floats(0, 0.1)), 0.0)
+    )
 
 
 @given(any_costs(), st.sampled_from(sorted(OBJECTIVES)))
 def test_what_is_chosen_is_the_best_of_all_and_never_worse_than_staying_local(found: Costs, objective: str) -> None:
-    splits = all_splits(found.points, WIRES)
+    splits = all_splits(found.crossings, WIRES)
     decision = decide(found, splits, objective)  # type: ignore[arg-type]
     least = OBJECTIVES[objective]  # type: ignore[index]
     assert least(decision.chosen) == min(least(found.predict(s)) for s in splits)
@@ -140,14 +145,28 @@ def test_what_is_chosen_is_the_best_of_all_and_never_worse_than_staying_local(fo
 @given(any_costs())
 def test_a_better_link_makes_nothing_slower(found: Costs) -> None:
     better = Costs(
-        found.points, found.device, found.server, Network(2 * found.network.bandwidth, found.network.rtt / 2)
+        found.points,
+        found.crossings,
+        found.device,
+        found.server,
+        Network(2 * found.network.bandwidth, found.network.rtt / 2),
     )
-    for split in all_splits(found.points, WIRES):
+    for split in all_splits(found.crossings, WIRES):
         was, now = found.predict(split), better.predict(split)
         assert now.latency <= was.latency
         assert now.interval <= was.interval
         assert was.interval <= was.latency + 1e-12
         assert now.device_time == was.device_time
+
+
+def test_what_the_server_does_not_need_stays_on_the_device_and_is_not_encoded() -> None:
+    both = CutPoint((*POINTS[1].tensors, *POINTS[2].tensors))
+    points = (POINTS[0], both, CutPoint((*POINTS[1].tensors, *point("inner", 1_000).tensors)), POINTS[3])
+    one = times([0.001, 0.002, 0.003], 0.0051)
+    around = {(1, 2): Crossing(POINTS[2], point("inner", 1_000))}
+    found = Costs(points, in_a_row(points) | around, one.slowed(8), one, LINK).predict(Split(1, 2, "int8"))
+    assert found.sent == message_bytes(POINTS[2].sent("int8"), answer=False)
+    assert (found.encode, found.server) == pytest.approx((8 * 0.0001, 0.002 + 2 * 0.0001))
 
 
 @given(any_costs())
@@ -167,7 +186,7 @@ def test_the_best_are_measured_until_the_best_is_measured_and_only_then_chosen()
         asked.append(split)
         return Stages(1.0, 1.0) if split.start == 0 else Stages(0.009, 0.005)
 
-    splits = all_splits(POINTS, WIRES)
+    splits = all_splits(ROW, WIRES)
     decision = decide(found, splits, "latency", 3, measure)
     assert asked[0].start == 0 and asked[0].end == 3  # the best estimate was far too low
     assert decision.chosen.measured
@@ -178,7 +197,7 @@ def test_the_best_are_measured_until_the_best_is_measured_and_only_then_chosen()
 def test_a_link_that_is_bad_enough_keeps_everything_on_the_device() -> None:
     found = costs(Network(1e4, 1.0))
     asked: list[Split] = []
-    decision = decide(found, all_splits(POINTS, WIRES), "latency", 4, lambda s: asked.append(s) or Stages(9, 9))
+    decision = decide(found, all_splits(ROW, WIRES), "latency", 4, lambda s: asked.append(s) or Stages(9, 9))
     assert decision.chosen.local
     assert verdict(found, decision, Rules.none(4)).startswith("No cut beats staying local: the whole model takes 48.00")
     shown = str(table(found, decision, Rules.none(4), 3))
@@ -202,18 +221,18 @@ def rules(before: str, after: str, raw: str = "    ") -> Rules:
 
 def test_a_sealed_weight_is_never_on_the_device() -> None:
     # Used between "big" and "small".
-    found = {(s.start, s.end) for s in allowed_splits(POINTS, ["float32"], rules("  ww", "ww  "))}
+    found = {(s.start, s.end) for s in allowed_splits(POINTS, ROW, ["float32"], rules("  ww", "ww  "))}
     assert found == {(0, 2), (0, 3), (1, 2), (1, 3)}
 
 
 def test_a_private_input_is_not_sent_and_stays_where_nothing_is_sent() -> None:
-    found = {(s.start, s.end) for s in allowed_splits(POINTS, ["float32"], rules("    ", "    ", "xx  "))}
+    found = {(s.start, s.end) for s in allowed_splits(POINTS, ROW, ["float32"], rules("    ", "    ", "xx  "))}
     assert found == {(3, 3), (2, 3)}
 
 
 def test_what_leaves_nothing_says_what_excludes_what() -> None:
     with pytest.raises(InvalidArgument) as caught:
-        allowed_splits(POINTS, WIRES, rules("  ww", "ww  ", "xx  "))
+        allowed_splits(POINTS, ROW, WIRES, rules("  ww", "ww  ", "xx  "))
     assert caught.value.message == (
         "no split is allowed: --seal 'w' excludes device only; --private 'x' excludes sending 'x', 'big'; "
         "--seal 'w' excludes cutting at 'small'"
@@ -221,7 +240,7 @@ def test_what_leaves_nothing_says_what_excludes_what() -> None:
 
     # Only the last part needs the weight, so no cut is excluded for it.
     with pytest.raises(InvalidArgument) as caught:
-        allowed_splits(POINTS, ["float32"], rules("   w", "www ", "xxx "))
+        allowed_splits(POINTS, ROW, ["float32"], rules("   w", "www ", "xxx "))
     assert caught.value.message == (
         "no split is allowed: --seal 'w' excludes device only; --private 'x' excludes sending 'x', 'big', 'small'"
     )

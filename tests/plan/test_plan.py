@@ -17,8 +17,9 @@ from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan import planning
 from zmq_offload.plan.costs import WIRES, Overhead
+from zmq_offload.plan.cuttable import cuttable
 from zmq_offload.plan.files import Plan
-from zmq_offload.plan.halves import cuttable, measure_halves
+from zmq_offload.plan.halves import measure_halves
 from zmq_offload.plan.restrictions import rules_of
 
 SHAPE = {"x": (1, 3, 16, 16)}

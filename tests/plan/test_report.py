@@ -8,7 +8,7 @@ import pytest
 
 from tests.plan.test_costs import POINTS, Network, costs, rules
 from zmq_offload.console.tables import text
-from zmq_offload.plan.costs import Costs, Overhead, Split, Stages
+from zmq_offload.plan.costs import Costs, Overhead, Split, Stages, in_a_row
 from zmq_offload.plan.report import chart, compile_command, facts, figures, table, verdict
 from zmq_offload.plan.rules import Rules, allowed_splits
 from zmq_offload.plan.search import Decision, decide
@@ -18,7 +18,7 @@ FREE = Rules.none(len(POINTS))
 
 
 def decided(found: Costs, allowed: Rules = FREE, *, measured: Stages | None = None) -> Decision:
-    splits = allowed_splits(POINTS, ["float32", "float16"], allowed)
+    splits = allowed_splits(POINTS, in_a_row(POINTS), ["float32", "float16"], allowed)
     return decide(found, splits, "latency", 1 if measured else 0, (lambda _: measured) if measured else None)
 
 

@@ -20,7 +20,7 @@ from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.compile.api import compile_model
 from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.plan.costs import Split, Stages
-from zmq_offload.plan.halves import Cuttable
+from zmq_offload.plan.cuttable import Cuttable
 from zmq_offload.plan.timing import random_inputs, thread_count
 from zmq_offload.profile.subject import open_subject
 from zmq_offload.protocol.payload import Array
@@ -67,9 +67,9 @@ def measure_split(
 
 def names_of(model: Cuttable, split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The values of `compile --cut` and `--until` for a split. The second is empty if it ends with the model."""
-    cut = tuple(t.name for t in model.points[split.start].tensors)
-    last = len(model.points) - 1
-    return cut, () if split.end == last else tuple(t.name for t in model.points[split.end].tensors)
+    sent, received = model.crossings[split.start, split.end]
+    until = () if split.end == len(model.points) - 1 else tuple(t.name for t in received.tensors)
+    return tuple(t.name for t in sent.tensors), until
 
 
 class _Server:

@@ -1,15 +1,16 @@
 """Predicts what a split costs, from measured times, the bytes that cross, and the network. Pure.
 
-A model has *points* where it can be cut. The first is its inputs, the last its outputs, and those between are clean
-cuts in graph order. A split runs on the device up to one point, on the server from there to another point, and on the
-device again from there to the end. All times are in seconds, sizes in bytes, bandwidths in bits per second.
+A model has *points* where it can be cut, each at one or several tensors. The first is its inputs, the last its outputs,
+and those between are in the order of the work before them. A split runs on the device up to one point, on the server
+from there to another point, and on the device again from there to the end. All times are in seconds, sizes in bytes,
+bandwidths in bits per second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -40,6 +41,36 @@ class CutPoint:
 
     def has_integers(self) -> bool:
         return any(t.dtype.kind in "iu" for t in self.tensors)
+
+    def floats(self) -> int:
+        """The bytes of what encodings encode."""
+        return sum(t.nbytes for t in self.tensors if t.datatype == "FP32")
+
+
+Pair: TypeAlias = tuple[int, int]
+"""Two points: where the server begins, and where it ends."""
+
+
+class Crossing(NamedTuple):
+    """What crosses if the server runs from one point to another.
+
+    What crosses at a point, and the server neither reads nor computes, stays on the device: the shortcuts of an
+    encoder-decoder, around the part that the server computes.
+    """
+
+    sent: CutPoint
+    received: CutPoint
+
+
+Crossings: TypeAlias = Mapping[Pair, Crossing]
+"""What crosses, for each pair of points that a split can have. Of parallel branches not every pair has a part between
+them."""
+
+
+def in_a_row(points: Sequence[CutPoint]) -> dict[Pair, Crossing]:
+    """The crossings of points that follow each other, with all tensors of each."""
+    many = len(points)
+    return {(a, b): Crossing(points[a], points[b]) for a in range(many) for b in range(a + 1, many)}
 
 
 def _sent(tensor: TensorSpec, wire: Wire) -> Iterator[TensorSpec]:
@@ -213,11 +244,13 @@ class Costs:
     """Everything that predictions need. `measured` has the stages of splits that were compiled and run."""
 
     points: tuple[CutPoint, ...]
+    crossings: Crossings
     device: Times
     server: Times
     network: Network
     overhead: Overhead = Overhead()
     measured: dict[Split, Stages] = field(default_factory=dict)
+    _sizes: dict[tuple[CutPoint, Wire, bool], int] = field(default_factory=dict, init=False)
 
     @property
     def local(self) -> Split:
@@ -225,27 +258,29 @@ class Costs:
         last = len(self.points) - 1
         return Split(last, last)
 
+    def named(self, split: Split) -> tuple[str, str]:
+        """The tensors at which a split is cut, and those until which the server computes; "" for the model's outputs,
+        and for the device alone."""
+        if split.start == split.end:
+            return "", ""
+        crossing = self.crossings[split.start, split.end]
+        return crossing.sent.name, "" if split.end == self.local.end else crossing.received.name
+
     def predict(self, split: Split) -> Prediction:
         if split.start == split.end:
             return Prediction(split, True, self.device.whole, measured=True)
-        start, end, wire = split.start, split.end, split.wire
-        sent = message_bytes(self.points[start].sent(wire), answer=False)
-        received = message_bytes(self.points[end].sent(wire), answer=True)
+        crossing = self.crossings[split.start, split.end]
+        sent, received = self._bytes(crossing.sent, split.wire, False), self._bytes(crossing.received, split.wire, True)
         known = self.measured.get(split)
-        if known is not None:
-            computing = {"device": known.device, "server": known.server, "rest": known.rest}
-        else:
-            server = self.server.decode[wire][start] + self.server.between(start, end) + self.server.encode[wire][end]
-            computing = {
-                "device": self.device.before[start],
-                "encode": self.device.encode[wire][start],
-                "server": server,
-                "rest": self.device.decode[wire][end] + self.device.after[end],
-            }
+        stages = self._estimated(split, crossing) if known is None else (known.device, 0.0, known.server, known.rest)
+        device, encode, server, rest = stages
         return Prediction(
             split,
             False,
-            **computing,
+            device,
+            encode,
+            server=server,
+            rest=rest,
             uplink=self.network.transfer(sent),
             downlink=self.network.transfer(received),
             overhead=self.overhead.of(sent + received),
@@ -255,6 +290,31 @@ class Costs:
             busy_down=self.network.occupied(received),
             measured=known is not None,
         )
+
+    def _estimated(self, split: Split, crossing: Crossing) -> tuple[float, float, float, float]:
+        """The device, encoding there, the server, and the device again."""
+        start, end, wire = split.start, split.end, split.wire
+        device, server = self.device, self.server
+        there = _part(crossing.sent, self.points[start])
+        back = _part(crossing.received, self.points[end])
+        coding = server.decode[wire][start] * there + server.encode[wire][end] * back
+        return (
+            device.before[start],
+            device.encode[wire][start] * there,
+            server.between(start, end) + coding,
+            device.decode[wire][end] * back + device.after[end],
+        )
+
+    def _bytes(self, point: CutPoint, wire: Wire, answer: bool) -> int:
+        key = point, wire, answer
+        if key not in self._sizes:
+            self._sizes[key] = message_bytes(point.sent(wire), answer)
+        return self._sizes[key]
+
+
+def _part(some: CutPoint, point: CutPoint) -> float:
+    """How much of a point's tensors these are, for encodings: their time is that of the bytes."""
+    return some.floats() / max(1, point.floats())
 
 
 def ranked(costs: Costs, splits: Sequence[Split], objective: Objective) -> list[Prediction]:

@@ -1,4 +1,4 @@
-"""Measures how long a model takes before and after each of its clean cuts.
+"""Measures how long a model takes before and after each place where it can be cut.
 
 Both parts of every cut are functions of one module. They have nearly all operators in common, which are scheduled and
 compiled once, so building all parts takes little longer than building the network. Operators are fused and layouts
@@ -11,11 +11,10 @@ from __future__ import annotations
 import itertools
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
-from tvm import ir, relax
+from tvm import relax
 from tvm.runtime import vm
 
 from zmq_offload.artifacts.repository import checksum
@@ -23,18 +22,16 @@ from zmq_offload.byoc.carried import constant_bytes
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.encoding import decode, encode, encoded_as, wire_types
 from zmq_offload.compile.build import build, build_library
-from zmq_offload.compile.cuts import cut_points
 from zmq_offload.compile.models.read import read_model
-from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.target import cpu_needs, host_target, resolve_target
 from zmq_offload.console.progress import Say, counter, say_nothing
-from zmq_offload.errors import InvalidArgument
-from zmq_offload.plan.costs import WIRES, CutPoint, Times
+from zmq_offload.plan.costs import WIRES, Times
+from zmq_offload.plan.cuttable import Cuttable, cuttable
 from zmq_offload.plan.files import CutTimes, PlannedModel
 from zmq_offload.plan.parts import Library, Parts, writing
 from zmq_offload.plan.timing import Calls, calls_of, coder, thread_count, timed, times_of
-from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.runtime.forks import THREADS
 
 _WEIGHTS = 256_000_000
@@ -43,48 +40,6 @@ _WEIGHTS = 256_000_000
 _CARRIED = 1_000_000_000
 """As `_WEIGHTS`, of a library that is carried to another machine. It has each weight once, so fewer libraries are less
 to carry, and more memory to compile."""
-
-
-@dataclass(frozen=True)
-class Cuttable:
-    """A model with its points; `variables` has the variables of each point."""
-
-    imported: Imported
-    points: tuple[CutPoint, ...]
-    variables: tuple[tuple[ir.Var, ...], ...]
-
-
-def cuttable(imported: Imported) -> Cuttable:
-    """Find the points of a model.
-
-    Of neighboring cuts without a convolution or matrix product between them, only the one with the fewest bytes counts,
-    or the last of equal ones. The operators between them take little time, and a cut there would prevent their fusion.
-
-    Raises InvalidArgument for a model with symbolic dimensions, which cannot run.
-    """
-    graph = imported.graph
-    for spec in imported.inputs:
-        if ANY in spec.shape:
-            raise InvalidArgument(f"input {spec} has symbolic dimensions; give numbers with --input {spec.name}=...")
-    needed = graph.upstream(graph.result_vars())
-    first, last = [p for p in graph.params if p in needed], list(dict.fromkeys(graph.result_vars()))
-    best: dict[float, str] = {}
-    sizes: dict[str, int] = {}
-    for cut in cut_points(graph):
-        if cut.carried or graph.find(cut.name, "--cut") in first:
-            continue
-        sizes[cut.name] = cut.nbytes
-        if cut.share not in best or cut.nbytes <= sizes[best[cut.share]]:
-            best[cut.share] = cut.name
-    between = [(graph.find(name, "--cut"),) for name in best.values()]
-    variables = (tuple(first), *between, tuple(last))
-    for var in last:
-        if var in first:
-            raise InvalidArgument(
-                f"output {graph.name(var)!r} is an input of the model; a plan needs outputs that are computed"
-            )
-    points = tuple(CutPoint(tuple(tensor_spec(graph.name(v), v.ty) for v in point)) for point in variables)
-    return Cuttable(imported, points, variables)
 
 
 def measure_halves(
@@ -195,13 +150,16 @@ def _module(
 
 
 def _part(model: Cuttable, start: int, end: int) -> relax.Function:
+    """What is computed between two points. Before a point, outputs of the model may be computed, too."""
     graph = model.imported.graph
-    begins, ends = model.variables[start], model.variables[end]
+    begins, ready = model.variables[start], model.computed[start]
+    ends = list(dict.fromkeys((*model.variables[end], *model.computed[end])))
+    ends = [v for v in ends if v not in ready]
     inside = graph.upstream(ends, stop=begins)
     params = [relax.Var(graph.name(v), v.ty) for v in begins]
     body = [relax.VarBinding(v, p) for v, p in zip(begins, params, strict=True)]
     body += [b for b in graph.bindings if b.var in inside]
-    value = relax.Tuple(list(ends)) if len(ends) > 1 else ends[0]
+    value = relax.Tuple(ends) if len(ends) > 1 else ends[0]
     result = relax.Var("result", value.ty)
     bindings = [*body, relax.VarBinding(result, value)]
     block = relax.DataflowBlock(bindings) if graph.dataflow else relax.BindingBlock(bindings)

@@ -18,8 +18,8 @@ from zmq_offload.console.progress import Progress
 from zmq_offload.plan import halves, restrictions
 from zmq_offload.plan.confirm import measure_split, names_of
 from zmq_offload.plan.costs import Costs, Network, Objective, Split, Stages, Times, Wire
+from zmq_offload.plan.cuttable import Cuttable, cuttable
 from zmq_offload.plan.files import CutTimes, Plan, PlannedModel
-from zmq_offload.plan.halves import Cuttable
 from zmq_offload.plan.overhead import measure_overhead
 from zmq_offload.plan.report import figures
 from zmq_offload.plan.rules import Rules, allowed_splits
@@ -73,15 +73,15 @@ def make_plan(question: Question, progress: Progress) -> Answer:
     """Choose the best split. Raises InvalidArgument for a model, profile or rule that cannot be used."""
     with progress.step(f"import {question.model}"):
         source = read_model(question.model)
-        model = halves.cuttable(source.imported(question.inputs))
+        model = cuttable(source.imported(question.inputs))
         planned = PlannedModel.of(question.model, model.imported.inputs)
         device, server = (_times(side, question, model) for side in (question.device, question.server))
         rules = restrictions.rules_of(model, source.origins(), list(question.sealed), list(question.private))
-        splits = allowed_splits(model.points, list(question.wires), rules)
+        splits = allowed_splits(model.points, model.crossings, list(question.wires), rules)
     device, server = _measure_missing(question, model, device, server, progress)
     with progress.step("measure the overhead of a request"):
         overhead = measure_overhead()
-    costs = Costs(model.points, device, server, question.network, overhead)
+    costs = Costs(model.points, model.crossings, device, server, question.network, overhead)
     confirm = 0 if question.device and question.server else question.confirm
     measure = partial(_measure, question, model, costs, progress)
     decision = decide(costs, splits, question.objective, confirm, measure)

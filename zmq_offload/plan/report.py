@@ -67,8 +67,8 @@ def _row(costs: Costs, p: Prediction, decision: Decision, rules: Rules) -> tuple
     if p.local:
         return ("(device only)", *[""] * 4, f"{p.device * 1e3:.2f}", *[""] * 6, *tail)
     last = len(costs.points) - 1
-    cut = "(server only)" if (p.split.start, p.split.end) == (0, last) else costs.points[p.split.start].name
-    until = "" if p.split.end == last else costs.points[p.split.end].name
+    cut, until = costs.named(p.split)
+    cut = "(server only)" if (p.split.start, p.split.end) == (0, last) else cut
     times = (p.device, p.encode, p.uplink, p.server, p.downlink, p.rest, p.overhead)
     cells = [f"{t * 1e3:.2f}" for t in times]
     if p.measured:
@@ -85,10 +85,10 @@ def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
             f"No cut beats staying local: the whole model takes {local.latency * 1e3:.2f} ms on the device, and every "
             f"split has a worse {aim}. Run it there."
         )
-    point = ", ".join(t.name for t in costs.points[chosen.split.start].tensors)
-    text = f"Cut at {point}"
-    if chosen.split.end < len(costs.points) - 1:
-        text += f", until {costs.points[chosen.split.end].name}"
+    cut, until = costs.named(chosen.split)
+    text = f"Cut at {cut}"
+    if until:
+        text += f", until {until}"
     text += (
         f", {chosen.split.wire} on the wire: {chosen.latency * 1e3:.2f} ms, {1 / chosen.interval:.1f} items per second "
         f"when pipelined, {chosen.device_time * 1e3:.2f} ms of the device's time per item"
@@ -119,8 +119,9 @@ def chart(costs: Costs, decision: Decision, wires: Sequence[Wire], title: str) -
     names = [point.name for point in costs.points]
     if chosen.local:
         return CutsChart(title, f"Chosen: device only, {local:.1f} ms", names[:-1], [*map(curve, wires)], local, None)
-    until = "" if chosen.split.end == last else f" until {names[chosen.split.end]}"
-    summary = f"Chosen: {names[chosen.split.start]}{until} as {chosen.split.wire}, {chosen.latency * 1e3:.1f} ms"
+    cut, until = costs.named(chosen.split)
+    until = until and f" until {until}"
+    summary = f"Chosen: {cut}{until} as {chosen.split.wire}, {chosen.latency * 1e3:.1f} ms"
     ring = Point(chosen.split.start, chosen.latency * 1e3, chosen.measured)
     return CutsChart(title, summary, names[:-1], [*map(curve, wires)], local, ring)
 

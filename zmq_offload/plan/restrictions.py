@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from tvm import ir, relax
 
 from zmq_offload.compile.models.base import Origins
-from zmq_offload.plan.halves import Cuttable
+from zmq_offload.plan.cuttable import Cuttable
 from zmq_offload.plan.rules import Rules, check_names
 
 _MIXING = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from zmq_offload.common.suggest import nearest
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.plan.costs import CutPoint, Split, Wire
+from zmq_offload.plan.costs import Crossings, CutPoint, Split, Wire
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,21 @@ class Rules:
         return not self.on_device(split) and (local or not self.raw[split.start])
 
 
-def all_splits(points: Sequence[CutPoint], wires: Sequence[Wire]) -> list[Split]:
+def all_splits(crossings: Crossings, wires: Sequence[Wire]) -> list[Split]:
     """The device alone, and every pair of points with every encoding that is possible there."""
-    last = len(points) - 1
+    last = max(end for _, end in crossings)
     found = [Split(last, last)]
-    for start in range(last):
-        usable = [w for w in wires if w != "int8" or not points[start].has_integers()]
-        found += [Split(start, end, wire) for end in range(start + 1, last + 1) for wire in usable]
+    for (start, end), crossing in sorted(crossings.items()):
+        usable = [w for w in wires if w != "int8" or not crossing.sent.has_integers()]
+        found += [Split(start, end, wire) for wire in usable]
     return found
 
 
-def allowed_splits(points: Sequence[CutPoint], wires: Sequence[Wire], rules: Rules) -> list[Split]:
+def allowed_splits(
+    points: Sequence[CutPoint], crossings: Crossings, wires: Sequence[Wire], rules: Rules
+) -> list[Split]:
     """The splits that the rules allow. Raises InvalidArgument, with the reasons, if there are none."""
-    every = all_splits(points, wires)
+    every = all_splits(crossings, wires)
     allowed = [split for split in every if rules.allow(split)]
     if not allowed:
         raise InvalidArgument(f"no split is allowed: {'; '.join(_reasons(points, every, rules))}")
