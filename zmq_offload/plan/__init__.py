@@ -1,4 +1,4 @@
 """`zmq-offload plan`: where to cut a model, from measured times and the network.
 
-`costs`, `rules`, `search` and `report` are pure. `halves` and `confirm` measure.
+`costs`, `frontiers`, `mincut`, `rules`, `search` and `report` are pure. `halves` and `confirm` measure.
 """

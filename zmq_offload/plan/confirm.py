@@ -66,9 +66,11 @@ def measure_split(
 
 
 def names_of(model: Cuttable, split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The values of `compile --cut` and `--until` for a split. The second is empty if it ends with the model."""
+    """The values of `compile --cut` and `--until` for a split. The second is empty if the server computes all of the
+    model's outputs."""
     sent, received = model.crossings[split.start, split.end]
-    until = () if split.end == len(model.points) - 1 else tuple(t.name for t in received.tensors)
+    every = received.tensors == model.points[-1].tensors
+    until = () if every else tuple(t.name for t in received.tensors)
     return tuple(t.name for t in sent.tensors), until
 
 

@@ -259,10 +259,7 @@ class Costs:
         return Split(last, last)
 
     def named(self, split: Split) -> tuple[str, str]:
-        """The tensors at which a split is cut, and those until which the server computes; "" for the model's outputs,
-        and for the device alone."""
-        if split.start == split.end:
-            return "", ""
+        """The tensors at which a split is cut, and those until which the server computes: "" for the outputs."""
         crossing = self.crossings[split.start, split.end]
         return crossing.sent.name, "" if split.end == self.local.end else crossing.received.name
 

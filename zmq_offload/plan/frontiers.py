@@ -78,8 +78,9 @@ def _place(dag: Dag, state: int, products: int) -> Place | None:
     for p in members(products & ~state):
         later |= dag.after[p]
     if state == products:
-        # Something is left to compute.
-        later |= dag.results & ~done
+        # Something is left to compute: what follows the last product.
+        follow = dag.after[state.bit_length() - 1] if state else ~0
+        later |= dag.results & follow & ~done
     whole = None if done & later else latest_cut(dag, done, later)
     if whole is None:
         return None

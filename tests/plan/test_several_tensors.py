@@ -1,0 +1,97 @@
+"""Cuts at several tensors of real graphs: what crosses, what stays on the device, and that they compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from tests.support import onnx_models
+from zmq_offload.compile.api import compile_model
+from zmq_offload.compile.onnx.importer import import_onnx
+from zmq_offload.compile.target import host_target
+from zmq_offload.plan.confirm import measure_split, names_of
+from zmq_offload.plan.costs import Split
+from zmq_offload.plan.cuttable import Cuttable, cuttable
+from zmq_offload.plan.halves import measure_halves
+
+
+def conv(source: str, name: str) -> list[object]:
+    made = helper.make_node("Conv", [source, f"{name}.w"], [f"{name}.c"], kernel_shape=[3, 3], pads=[1] * 4)
+    return [made, helper.make_node("Relu", [f"{name}.c"], [name])]
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two levels with shortcuts, and an output that is computed early."""
+    nodes = [
+        *conv("x", "a"),
+        helper.make_node("MaxPool", ["a"], ["a.small"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("ReduceMean", ["a.small"], ["early"], axes=[1, 2, 3]),
+        *conv("a.small", "b"),
+        helper.make_node("MaxPool", ["b"], ["b.small"], kernel_shape=[2, 2], strides=[2, 2]),
+        *conv("b.small", "c"),
+        helper.make_node("Resize", ["c", "", "scales"], ["c.large"], mode="nearest"),
+        helper.make_node("Concat", ["c.large", "b"], ["d.in"], axis=1),
+        *conv("d.in", "d"),
+        helper.make_node("Resize", ["d", "", "scales"], ["d.large"], mode="nearest"),
+        helper.make_node("Concat", ["d.large", "a"], ["y.in"], axis=1),
+        *conv("y.in", "y"),
+    ]
+    channels = {"a": (4, 3), "b": (8, 4), "c": (8, 8), "d": (4, 16), "y": (2, 8)}
+    weights = {f"{name}.w": onnx_models.random(*io, 3, 3, seed=at) for at, (name, io) in enumerate(channels.items())}
+    weights["scales"] = np.array([1, 1, 2, 2], "f4")
+    outputs = {"y": [1, 2, 16, 16], "early": [1, 1, 1, 1]}
+    return onnx_models.write(
+        tmp_path_factory.mktemp("unet") / "unet.onnx", nodes, {"x": [1, 3, 16, 16]}, outputs, weights
+    )
+
+
+@pytest.fixture(scope="module")
+def model(unet: Path) -> Cuttable:
+    return cuttable(import_onnx(unet, {}))
+
+
+def test_shortcuts_are_part_of_the_cuts(model: Cuttable) -> None:
+    assert [point.name for point in model.points] == [
+        "x", "a", "a, b", "a, b, c", "a, d", "y.c", "y, early",
+    ]  # fmt: skip
+    assert [len(computed) for computed in model.computed] == [0, 0, 1, 1, 1, 1, 2]
+    assert [p.name for p in cuttable(model.imported, most_tensors=1).points] == ["x", "a", "y.c", "y, early"]
+
+
+def test_what_goes_around_the_servers_part_stays_on_the_device(model: Cuttable) -> None:
+    names = [point.name for point in model.points]
+    inner = names.index("a, b"), names.index("a, d")
+    assert [point.name for point in model.crossings[inner]] == ["b", "d"]
+    assert names_of(model, Split(*inner)) == (("b",), ("d",))
+    bottom = names.index("a, b"), names.index("a, b, c")
+    assert [point.name for point in model.crossings[bottom]] == ["b", "c"]
+    assert names_of(model, Split(names.index("a, b, c"), len(names) - 1)) == (("a", "b", "c"), ("y",))
+    assert names_of(model, Split(0, len(names) - 1)) == (("x",), ())
+
+
+@pytest.mark.parametrize(("start", "end"), [("a, b, c", "y, early"), ("a, b", "a, d"), ("x", "a, b")])
+def test_every_such_split_compiles_and_is_the_model(
+    start: str, end: str, model: Cuttable, unet: Path, tmp_path: Path
+) -> None:
+    names = [point.name for point in model.points]
+    split = Split(names.index(start), names.index(end), "float16")
+    cut, until = names_of(model, split)
+    compiled = compile_model(
+        unet, cut=cut, until=until or None, wire="float16", name="part", check=True, output=tmp_path
+    )
+    assert compiled.check is not None
+    sent, received = model.crossings[split.start, split.end]
+    region = compiled.manifest.offloaded[0]
+    assert {t.name for t in region.inputs} == {t.name for t in sent.tensors}
+    assert {t.name for t in region.outputs} == {t.name for t in received.tensors}
+
+
+def test_the_halves_of_such_cuts_are_measured(model: Cuttable, unet: Path) -> None:
+    (times,) = measure_halves(model, host_target(), [1], 3)
+    assert len(times.before) == len(model.points) and all(t > 0 for t in times.before[1:])
+    stages = measure_split(unet, model, Split(2, 4, "int8"), (host_target(), host_target()), (1, 1), 3)
+    assert stages.device > 0 and stages.server > 0 and stages.rest > 0
