@@ -17,6 +17,7 @@ import tvm
 import tvm_ffi
 from tvm import ir, relax, tirx
 
+from zmq_offload.byoc.joined import MAIN
 from zmq_offload.byoc.parameters import MAXIMUMS, MULTIPLES, multiples_of
 from zmq_offload.byoc.returned import with_returned_results
 from zmq_offload.byoc.tvm_internals import CODEGEN_ATTRIBUTE, codegen_of, without_constants
@@ -32,13 +33,15 @@ output_0, output_1, ..."""
 
 @dataclass(frozen=True)
 class Subgraph:
-    """A region as a module of its own: its `main` is ready to compile, and the device calls it by `symbol`."""
+    """A region as a module of its own: its `main` is ready to compile, and the device calls it by `symbol`. `entry` is
+    the function that its library has for it."""
 
     model: str
     symbol: str
     module: tvm.IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    entry: str = MAIN
 
 
 def _generate_nothing(*_: object) -> list[tvm.runtime.Module]:

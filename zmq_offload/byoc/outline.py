@@ -47,16 +47,26 @@ def outline_regions(mod: tvm.IRModule, graph: Graph, regions: Sequence[Region]) 
         for i, region in enumerate(resolved)
     ]
     builder.add_func(_main_function(graph, resolved, callees, mod["main"]), "main")
-    tidy = tvm.transform.Sequential(
-        [
-            relax.transform.Normalize(),
-            relax.transform.CanonicalizeBindings(),
-            relax.transform.DeadCodeElimination(),
-        ]
-    )
-    outlined = tidy(builder.get())
+    outlined = _tidy(builder.get())
     called = [int(str(gv.name_hint).removeprefix(REGION)) for gv in offloaded_functions(outlined)]
     return outlined, [regions[i] for i in called]
+
+
+def undivided(mod: tvm.IRModule, graph: Graph) -> tvm.IRModule:
+    """The module of `graph`, the `main` of `mod`, without a region: `main` returns the model's outputs."""
+    functions = {gv: f for gv, f in mod.functions.items() if gv.name_hint != "main"}
+    builder = relax.BlockBuilder(tvm.IRModule(functions))
+    builder.add_func(_main_function(graph, [], [], mod["main"]), "main")
+    return _tidy(builder.get())
+
+
+def _tidy(mod: tvm.IRModule) -> tvm.IRModule:
+    steps = [
+        relax.transform.Normalize(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    return tvm.transform.Sequential(steps)(mod)
 
 
 def _region_function(graph: Graph, region: ResolvedRegion, symbol: str, largest: Mapping[str, int]) -> relax.Function:

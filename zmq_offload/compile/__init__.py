@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from zmq_offload.compile.bundle import Compiled
     from zmq_offload.compile.cuts import CutPoint
     from zmq_offload.compile.options import BuildOptions
+    from zmq_offload.compile.splits import Cut
     from zmq_offload.compile.uncut import UncutModel, compile_uncut
 
 __all__ = [
     "BuildOptions",
     "Compiled",
+    "Cut",
     "CutPoint",
     "Loss",
     "Region",
@@ -43,6 +45,7 @@ __all__ = [
 _MODULES = {
     "BuildOptions": "compile.options",
     "Compiled": "compile.bundle",
+    "Cut": "compile.splits",
     "CutPoint": "compile.cuts",
     "Loss": "compile.accuracy",
     "Region": "byoc.region",

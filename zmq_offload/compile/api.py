@@ -15,7 +15,8 @@ from zmq_offload.byoc.encoding import Wire, check_wire
 from zmq_offload.byoc.outline import outline_regions
 from zmq_offload.byoc.region import Region, check_distinct
 from zmq_offload.byoc.wire import encode_boundary
-from zmq_offload.compile.bundle import BuildJob, Compiled, Signature, write
+from zmq_offload.compile.adaptive import divide_at
+from zmq_offload.compile.bundle import BuildJob, Compiled, Signature, divide, write
 from zmq_offload.compile.check import Check
 from zmq_offload.compile.cuts import CutPoint, CutPoints, frontiers, left_out
 from zmq_offload.compile.destination import Destination
@@ -28,6 +29,7 @@ from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, merged, with_build_keywords
 from zmq_offload.compile.picture import draw_cuts
 from zmq_offload.compile.quantization.quantize import Kind, Quantized, quantize_model
+from zmq_offload.compile.splits import Cut, CutLike, Split, check_different, named_splits
 from zmq_offload.compile.target import resolve_target, resolve_workers_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
 from zmq_offload.compile.typical import Typical
@@ -38,7 +40,7 @@ from zmq_offload.protocol.payload import Array
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["BuildOptions", "Compiled", "CutPoint", "Region", "compile_model", "compile_module", "list_cuts"]
+__all__ = ["BuildOptions", "Compiled", "Cut", "CutPoint", "Region", "compile_model", "compile_module", "list_cuts"]
 
 
 @with_build_keywords
@@ -47,6 +49,7 @@ def compile_model(
     model: PathLike | tvm.IRModule,
     *,
     cut: str | Sequence[str] | None = None,
+    cuts: Sequence[CutLike] | None = None,
     name: str | None = None,
     inputs: Mapping[str, Sequence[Dim]] | None = None,
     until: str | Sequence[str] | None = None,
@@ -70,6 +73,10 @@ def compile_model(
     cut : str or sequence of str
         Tensors at which the offloaded region begins, by their names in the file. Where the file knows the modules of
         the PyTorch program, the path of a module (``"backbone.layer4"``) stands for the tensor that leaves it.
+    cuts : sequence of str, of sequences of str or of Cut, optional
+        Several cuts, in place of `cut` and `until`: an adaptive bundle, which chooses among them as it runs. The bundle
+        and the workers' library have each kernel and each weight once. Each cut becomes a model, ``<name>.<cut>``.
+        ``with_fallback`` lets the device run the whole model, too.
     name : str
         Name of the model that the region becomes.
     inputs : mapping of str to sequence of int or str, optional
@@ -124,9 +131,12 @@ def compile_model(
     (PosixPath('dist/repository/detection/1'),)
     """
     wire = check_wire(wire)
-    chosen = _regions(cut, until, name, regions)
+    splits = [] if cuts is None else _splits(cuts, name, wire, cut, until, regions)
+    chosen = [split.region for split in splits] or _regions(cut, until, name, regions)
     job = _job(merged(options, keywords), [region.name for region in chosen])
-    job.expect(import_steps=1 + (quantize is not None), checks=check is not False)
+    if splits:
+        job = replace(job, destination=job.destination.together(job.models))
+    job.expect(import_steps=1 + (quantize is not None), checks=check is not False, adaptive=bool(splits))
     quantized = None
     source = read_model(model)
     if quantize is not None or calibrate:
@@ -140,17 +150,34 @@ def compile_model(
         chosen = [_by_modules(region, source) for region in chosen]
         tensors = [tensor for region in chosen for tensor in (*region.cut, *(region.until or ()))]
         imported = source.imported(inputs or {}, tensors)
-        mod, chosen = outline_regions(imported.mod, imported.graph, chosen)
+        if splits:
+            check_different(chosen)
+            splits = [replace(split, region=region) for split, region in zip(splits, chosen, strict=True)]
+            divided = divide_at(imported, splits, local=job.destination.options.with_fallback)
+        else:
+            mod, chosen = outline_regions(imported.mod, imported.graph, chosen)
+        models = tuple(region.name for region in chosen)
         wires = [check_wire(region.wire or wire) for region in chosen]
-        mod = encode_boundary(mod, wires)
+        if not splits:
+            divided = divide(encode_boundary(mod, wires), models)
     # Last, so that a user does not add --force only to find out then that --cut is wrong.
-    job = replace(job, models=tuple(region.name for region in chosen))
+    job = replace(job, models=models)
     job.destination.check(job.models)
     checking = None
     if check is not False:
         samples = () if check is True else check
         checking = Check(source, inputs or {}, wires, samples, (job.target, job.device_target))
-    return replace(write(mod, Signature(imported.inputs, imported.outputs), job, checking), quantized=quantized)
+    signature = Signature(imported.inputs, imported.outputs)
+    return replace(write(divided, signature, job, checking), quantized=quantized)
+
+
+def _splits(
+    cuts: Sequence[CutLike], name: str | None, wire: Wire, *others: str | Sequence[str] | Sequence[Region] | None
+) -> list[Split]:
+    """The splits to compile, where no other argument says what is cut."""
+    if any(other is not None for other in others):
+        raise InvalidArgument("cuts cannot be combined with cut, until or regions; give one or the other")
+    return named_splits(cuts, name, wire)
 
 
 def _quantized(
@@ -240,7 +267,7 @@ def compile_module(
     wire = check_wire(wire)
     job.destination.check(job.models)
     job.expect()
-    return write(encode_boundary(mod, [wire] * len(functions)), signature, job)
+    return write(divide(encode_boundary(mod, [wire] * len(functions)), job.models), signature, job)
 
 
 @interruptible()

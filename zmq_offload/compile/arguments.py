@@ -1,7 +1,7 @@
-"""Check the arguments of a library's `main` once, at its entry.
+"""Check the arguments of a library once, at its entries.
 
 TVM has every function check its arguments, which is most of the code of a function with many of them. The virtual
-machine checks those of `main` as far as shapes and datatypes go. The rest is checked by a function that computes
+machine checks those of an entry as far as shapes and datatypes go. The rest is checked by a function that computes
 nothing: a tensor with strides or with an unaligned address is refused, from which kernels would read other elements.
 """
 
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import tvm
 from tvm import ir, relax, tirx
 
+from zmq_offload.byoc.joined import is_entry
+
 ALIGNMENT = 64
 """Bytes. Kernels read vectors of up to this size, from addresses that are multiples of it."""
 
@@ -20,21 +22,28 @@ CHECKS = "zmq_offload_checks"
 
 
 def with_checks(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module, of calls of lowered functions, with a check of the arguments of `main`, if there is one."""
-    main = next((f for g, f in mod.functions.items() if g.name_hint == "main"), None)
-    if main is None:
-        return mod
-    tensors = [p for p in main.params if isinstance(p.ty, relax.TensorType) and isinstance(p.ty.shape, relax.ShapeExpr)]
-    if not tensors:
-        return mod
+    """The module, of calls of lowered functions, with a check of the arguments of each entry."""
+    entries = {gv: f for gv, f in mod.functions.items() if isinstance(f, relax.Function) and is_entry(gv, f)}
     builder = relax.BlockBuilder(mod)
-    check = builder.add_func(_check(tensors), "check_arguments")
+    # Equal checks become one function.
+    checks = {gv: builder.add_func(_check(t), "check_arguments") for gv, f in entries.items() if (t := _tensors(f))}
+    if not checks:
+        return mod
     checked = builder.get()
     nothing = relax.TupleType([])
-    call = relax.VarBinding(relax.Var("checked", nothing), ir.Call(check, tensors, ret_ty=nothing))
-    body = relax.SeqExpr([relax.BindingBlock([call]), *main.body.blocks], main.body.body)
-    checked["main"] = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
+    for gv, check in checks.items():
+        entry = entries[gv]
+        call = relax.VarBinding(relax.Var("checked", nothing), ir.Call(check, _tensors(entry), ret_ty=nothing))
+        body = relax.SeqExpr([relax.BindingBlock([call]), *entry.body.blocks], entry.body.body)
+        checked[gv] = relax.Function(entry.params, body, entry.ret_ty, entry.is_pure, entry.attrs)
     return checked if mod.attrs is None else checked.with_attrs(mod.attrs)
+
+
+def _tensors(function: relax.Function) -> list[ir.Var]:
+    """The parameters that have a shape."""
+    return [
+        p for p in function.params if isinstance(p.ty, relax.TensorType) and isinstance(p.ty.shape, relax.ShapeExpr)
+    ]
 
 
 def _check(params: Sequence[ir.Var]) -> tirx.PrimFunc:

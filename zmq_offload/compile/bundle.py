@@ -11,16 +11,25 @@ from typing import TYPE_CHECKING
 
 import tvm
 
-from zmq_offload.artifacts.manifest import LIBRARY, Fallback, Manifest, OffloadedRegion, fallback_library
+from zmq_offload.artifacts.manifest import (
+    LIBRARY,
+    BundleSplit,
+    Fallback,
+    Manifest,
+    OffloadedRegion,
+    fallback_library,
+)
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.artifacts.repository import ModelVersion, checksum
 from zmq_offload.byoc.codegen import Subgraph, offloaded_functions, result_types, split
+from zmq_offload.byoc.joined import MAIN, joined
 from zmq_offload.byoc.parameters import told_by
 from zmq_offload.common.extras import needs
 from zmq_offload.common.scratch import PREFIX, folders_made, put_in_place, scratch_folder
 from zmq_offload.compile.build import build_library, prepared
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.flops import Count, counting
+from zmq_offload.compile.splits import Split
 from zmq_offload.compile.target import cpu_needs, gpu_needs, runs_here, target_json
 from zmq_offload.compile.tuning.plan import Tuning
 from zmq_offload.console.progress import Progress
@@ -79,6 +88,24 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class Divided:
+    """A model that is divided: the device's module and the subgraphs.
+
+    Of an adaptive bundle also its splits, each with the device's entry for it, and the entry for the whole model, if
+    there is one. All its subgraphs are in one library.
+    """
+
+    device: tvm.IRModule
+    subgraphs: tuple[Subgraph, ...]
+    splits: tuple[tuple[Split, str], ...] = ()
+    local: str = ""
+
+    def libraries(self) -> list[tuple[Subgraph, ...]]:
+        """The subgraphs of each library."""
+        return [self.subgraphs] if self.splits else [(subgraph,) for subgraph in self.subgraphs]
+
+
+@dataclass(frozen=True)
 class BuildJob:
     """Checked options of one build. `models` names the subgraphs, in the order of the module's offloaded functions."""
 
@@ -94,39 +121,58 @@ class BuildJob:
         """The folder with tuning results."""
         return self.tuning.folder if self.tuning is not None else None
 
-    def expect(self, *, import_steps: int = 0, checks: bool = False) -> None:
+    def expect(self, *, import_steps: int = 0, checks: bool = False, adaptive: bool = False) -> None:
         """Tell the progress display how many steps the build has."""
         options = self.destination.options
-        libraries = len(self.models) * (1 + options.with_fallback) + (not options.only_subgraph)
+        of_workers = 1 if adaptive else len(self.models) * (1 + options.with_fallback)
+        libraries = of_workers + (not options.only_subgraph)
         self.progress.expect(import_steps + bool(options.tune) + libraries + checks + 1)
 
 
 @dataclass(frozen=True)
 class _Library:
-    """A subgraph that is compiled: its library, and the operations of each function in it."""
+    """Subgraphs that are compiled: their library, and the operations of each function in it."""
 
-    subgraph: Subgraph
+    subgraphs: tuple[Subgraph, ...]
     file: Path
     flops: dict[str, Count]
 
 
-def write(mod: tvm.IRModule, signature: Signature, job: BuildJob, check: Check | None = None) -> Compiled:
-    """Compile a partitioned module and write the results.
+def divide(mod: tvm.IRModule, models: Sequence[str]) -> Divided:
+    """Divide a partitioned module. Raises InvalidArgument if `models` does not name each offloaded function."""
+    functions = len(offloaded_functions(mod))
+    if len(models) != functions:
+        raise InvalidArgument(
+            f"{len(models)} model names are given, but the module has {functions} offloaded functions; name each"
+        )
+    if len(set(models)) != len(models):
+        raise InvalidArgument(
+            f"the model names {', '.join(models)} are not distinct; give each offloaded function its own"
+        )
+    device, subgraphs = split(mod, models)
+    return Divided(device, tuple(subgraphs))
+
+
+def write(divided: Divided, signature: Signature, job: BuildJob, check: Check | None = None) -> Compiled:
+    """Compile a model that is divided and write the results.
 
     Nothing is written before everything is compiled and the `check`, if given, has passed.
     """
-    device, subgraphs = _split(mod, job)
-    tuning = _tune(device, subgraphs, job) if job.tuning is not None and job.tuning.trials else None
+    _check_subgraphs(divided.subgraphs, job)
+    modules = [(_of_workers(subgraphs), subgraphs) for subgraphs in divided.libraries()]
+    tuning = None
+    if job.tuning is not None and job.tuning.trials:
+        tuning = _tune(divided.device, [module for module, _ in modules], job)
     destination = job.destination
     try:
         with (
             folders_made(destination.output, destination.repository.root),
             scratch_folder(destination.output, PREFIX) as scratch,
         ):
-            libraries = [_compile_subgraph(subgraph, scratch, job) for subgraph in subgraphs]
+            libraries = [_compile_library(*library, scratch, job) for library in modules]
             draft = None
             if not destination.options.only_subgraph:
-                draft = _compile_bundle(device, subgraphs, signature, scratch, job)
+                draft = _compile_bundle(divided, signature, scratch, job)
             checked = _checked(check, draft or destination.device, libraries, job) if check is not None else None
             with job.progress.step(f"write {destination.output}"):
                 versions = _publish(libraries, draft, job)
@@ -136,18 +182,15 @@ def write(mod: tvm.IRModule, signature: Signature, job: BuildJob, check: Check |
     return Compiled(destination.device, Manifest.read(destination.device), folders, tuple(versions), tuning, checked)
 
 
-def _split(mod: tvm.IRModule, job: BuildJob) -> tuple[tvm.IRModule, list[Subgraph]]:
-    """The device's module and the subgraphs, checked against what the destination has."""
-    functions = len(offloaded_functions(mod))
-    if len(job.models) != functions:
-        raise InvalidArgument(
-            f"{len(job.models)} model names are given, but the module has {functions} offloaded functions; name each"
-        )
-    if len(set(job.models)) != len(job.models):
-        raise InvalidArgument(
-            f"the model names {', '.join(job.models)} are not distinct; give each offloaded function its own"
-        )
-    device, subgraphs = split(mod, job.models)
+def _of_workers(subgraphs: Sequence[Subgraph]) -> tvm.IRModule:
+    """The module of the subgraphs of one library."""
+    if len(subgraphs) == 1 and subgraphs[0].entry == MAIN:
+        return subgraphs[0].module
+    return joined({subgraph.entry: subgraph.module for subgraph in subgraphs})
+
+
+def _check_subgraphs(subgraphs: Sequence[Subgraph], job: BuildJob) -> None:
+    """Check the subgraphs against what the destination has."""
     for subgraph in subgraphs:
         check_signature(subgraph.inputs, subgraph.outputs)
     job.destination.check_signature(subgraphs)
@@ -156,7 +199,6 @@ def _split(mod: tvm.IRModule, job: BuildJob) -> tuple[tvm.IRModule, list[Subgrap
         for subgraph in subgraphs:
             batching.check((*subgraph.inputs, *subgraph.outputs))
             _check_rows(subgraph)
-    return device, subgraphs
 
 
 def _check_rows(subgraph: Subgraph) -> None:
@@ -171,12 +213,12 @@ def _check_rows(subgraph: Subgraph) -> None:
             )
 
 
-def _tune(device: tvm.IRModule, subgraphs: Sequence[Subgraph], job: BuildJob) -> Summary:
+def _tune(device: tvm.IRModule, of_workers: Sequence[tvm.IRModule], job: BuildJob) -> Summary:
     """Tune the modules whose target this machine can run."""
     assert job.tuning is not None
     with needs("tune"):
         from zmq_offload.compile.tuning.run import tune
-    modules = [(subgraph.module, job.target) for subgraph in subgraphs]
+    modules = [(module, job.target) for module in of_workers]
     if not job.destination.options.only_subgraph:
         modules.append((device, job.device_target))
     runnable = [(prepared(mod), target) for mod, target in modules if runs_here(target)]
@@ -184,33 +226,41 @@ def _tune(device: tvm.IRModule, subgraphs: Sequence[Subgraph], job: BuildJob) ->
         return tune(runnable, job.tuning.folder, job.tuning.trials, lambda p: report(str(p), p.trials / p.total_trials))
 
 
-def _compile_subgraph(subgraph: Subgraph, scratch: Path, job: BuildJob) -> _Library:
-    file = scratch / f"{subgraph.symbol}.so"
-    with job.progress.step(f"compile the subgraph {subgraph.model!r}"), counting() as flops:
-        build_library(subgraph.module, file, job.target, job.tuned)
-    return _Library(subgraph, file, flops)
+def _compile_library(module: tvm.IRModule, subgraphs: tuple[Subgraph, ...], scratch: Path, job: BuildJob) -> _Library:
+    first, *others = subgraphs
+    file = scratch / f"{first.symbol}.so"
+    what = f"{len(subgraphs)} subgraphs" if others else f"the subgraph {first.model!r}"
+    with job.progress.step(f"compile {what}"), counting() as flops:
+        build_library(module, file, job.target, job.tuned)
+    return _Library(subgraphs, file, flops)
 
 
-def _compile_bundle(
-    device: tvm.IRModule, subgraphs: Sequence[Subgraph], signature: Signature, scratch: Path, job: BuildJob
-) -> Path:
+def _compile_bundle(divided: Divided, signature: Signature, scratch: Path, job: BuildJob) -> Path:
     """Compile the device bundle into a folder in `scratch`, with its fallbacks and manifest."""
     options, target = job.destination.options, job.device_target
     draft = scratch / "device"
     draft.mkdir(mode=0o755)
     with job.progress.step("compile the device bundle"), counting() as flops:
-        build_library(device, draft / LIBRARY, target, job.tuned)
-    fallbacks = [_compile_fallback(s, draft, job) for s in subgraphs] if options.with_fallback else []
+        build_library(divided.device, draft / LIBRARY, target, job.tuned)
+    with_fallbacks = options.with_fallback and not divided.splits
+    fallbacks = [_compile_fallback(s, draft, job) for s in divided.subgraphs] if with_fallbacks else []
+    regions = [OffloadedRegion(s.symbol, s.model, options.policy, s.inputs, s.outputs) for s in divided.subgraphs]
+    splits = [
+        BundleSplit(split.name, split.cut, split.until, split.wire, entry, region, dict(split.predicted))
+        for (split, entry), region in zip(divided.splits, regions, strict=False)
+    ]
     manifest = Manifest(
         signature.inputs,
         signature.outputs,
-        tuple(OffloadedRegion(s.symbol, s.model, options.policy, s.inputs, s.outputs) for s in subgraphs),
+        tuple(regions),
         target_json(target),
         cpu_needs(target),
         tvm.__version__,
         checksum(draft / LIBRARY),
         flops,
         tuple(fallbacks),
+        tuple(splits),
+        divided.local,
     )
     manifest.write(draft)
     return draft
@@ -228,7 +278,8 @@ def _compile_fallback(subgraph: Subgraph, draft: Path, job: BuildJob) -> Fallbac
 def _checked(check: Check, device: Path, libraries: Sequence[_Library], job: BuildJob) -> Checked:
     operations = sum(fixed + rows for library in libraries for fixed, rows in library.flops.values())
     with job.progress.step("compare with the file") as report:
-        return check(device, [(library.subgraph, library.file) for library in libraries], operations, report)
+        subgraphs = [(subgraph, library.file) for library in libraries for subgraph in library.subgraphs]
+        return check(device, subgraphs, operations, report)
 
 
 def _publish(libraries: Sequence[_Library], draft: Path | None, job: BuildJob) -> list[ModelVersion]:
@@ -238,10 +289,13 @@ def _publish(libraries: Sequence[_Library], draft: Path | None, job: BuildJob) -
     new: list[Path] = []
     try:
         for library in libraries:
-            place = destination.repository.path(library.subgraph.model, destination.number(library.subgraph.model))
-            if not place.exists():
-                new.append(place)
-            written.append(_add_version(library, job))
+            first: Path | None = None  # of which the others of the library are links
+            for subgraph in library.subgraphs:
+                place = destination.repository.path(subgraph.model, destination.number(subgraph.model))
+                if not place.exists():
+                    new.append(place)
+                written.append(_add_version(subgraph, library, first, job))
+                first = first or place / SUBGRAPH
         if draft is not None:
             put_in_place(draft, destination.device)
     except BaseException:
@@ -253,12 +307,15 @@ def _publish(libraries: Sequence[_Library], draft: Path | None, job: BuildJob) -
     return written
 
 
-def _add_version(library: _Library, job: BuildJob) -> ModelVersion:
-    subgraph, destination = library.subgraph, job.destination
+def _add_version(subgraph: Subgraph, library: _Library, first: Path | None, job: BuildJob) -> ModelVersion:
+    destination = job.destination
     number = destination.number(subgraph.model)
 
     def fill(folder: Path) -> ModelVersion:
-        shutil.move(library.file, folder / SUBGRAPH)
+        if first is None:
+            shutil.move(library.file, folder / SUBGRAPH)
+        else:
+            _link(first, folder / SUBGRAPH)
         return ModelVersion(
             subgraph.model,
             number,
@@ -271,6 +328,15 @@ def _add_version(library: _Library, job: BuildJob) -> ModelVersion:
             gpu=gpu_needs(job.target),
             batching=destination.options.batching,
             extra={"flops": library.flops} if library.flops else {},
+            entry=subgraph.entry,
         )
 
     return destination.repository.write(subgraph.model, number, fill, force=destination.options.force)
+
+
+def _link(file: Path, place: Path) -> None:
+    """Give a file a second place; a copy where its file system has no links."""
+    try:
+        place.hardlink_to(file)
+    except OSError:
+        shutil.copy(file, place)

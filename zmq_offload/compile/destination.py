@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zmq_offload.artifacts.manifest import MANIFEST, Manifest, OffloadedRegion, check_policy
@@ -43,6 +43,10 @@ class Destination:
         if self.options.version is not None:
             return self.options.version
         return max(self.repository.versions(model), default=0) + 1 if self.options.only_subgraph else 1
+
+    def together(self, models: Sequence[str]) -> Destination:
+        """The destination in which all models get the same version number, which is free for each."""
+        return replace(self, options=replace(self.options, version=max(map(self.number, models))))
 
     def check_names(self, models: Sequence[str]) -> None:
         """Raises InvalidArgument for a bad name or version, and for options that exclude each other.

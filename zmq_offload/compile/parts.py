@@ -13,14 +13,12 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir.transform import Pass, PassContext, module_pass
 
+from zmq_offload.byoc.joined import LIBRARIES
 from zmq_offload.common.memory import trim
 from zmq_offload.compile.lowering import TIR_PIPELINE
 
 FUNCTIONS = 12
 """Functions of a part. A part costs some milliseconds of its own."""
-
-_LIBRARIES = "external_mods"
-"""Attribute of a module with the libraries that `tvm.compile` links to it, as it does with those of `RunCodegen`."""
 
 
 def in_parts(target: tvm.target.Target, folder: Path, failed: list[str]) -> Pass:
@@ -33,7 +31,7 @@ def in_parts(target: tvm.target.Target, folder: Path, failed: list[str]) -> Pass
     def compiled(mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         functions = dict(mod.functions)
         loops = [(name, f) for name, f in functions.items() if isinstance(f, tirx.PrimFunc)]
-        libraries = list((mod.attrs or {}).get(_LIBRARIES, []))
+        libraries = list((mod.attrs or {}).get(LIBRARIES, []))
         for start in range(0, len(loops), FUNCTIONS):
             part = dict(loops[start : start + FUNCTIONS])
             symbols = {name: str(f.attrs["global_symbol"]) for name, f in part.items()}
@@ -47,7 +45,7 @@ def in_parts(target: tvm.target.Target, folder: Path, failed: list[str]) -> Pass
             libraries.append(tvm.runtime.load_static_library(file, list(symbols.values())))
             functions |= {name: relax.ExternFunc(symbol) for name, symbol in symbols.items()}
         rest = tvm.IRModule(functions, attrs=mod.attrs, global_infos=mod.global_infos)
-        return rest.with_attr(_LIBRARIES, libraries)
+        return rest.with_attr(LIBRARIES, libraries)
 
     return module_pass(compiled, opt_level=0, name="zmq_offload.in_parts")
 
