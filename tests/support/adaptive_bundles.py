@@ -24,14 +24,21 @@ def run_splits(compiled: Compiled, arrays: Sequence[Array]) -> dict[str, list[Ar
     for split in manifest.splits:
         region = split.region
         executor = GraphExecutor(repository, region.model, compiled.models[0].version)
-
-        def call(*tensors: tvm_ffi.Tensor, executor: GraphExecutor = executor, inputs: int = len(region.inputs)) -> None:
-            given = [np.from_dlpack(tensor) for tensor in tensors]
-            (results,) = executor.run([given[:inputs]])
-            for place, result in zip(given[inputs:], results, strict=True):
-                place[...] = result
-
-        tvm_ffi.register_global_func(region.symbol, call, override=True)
+        tvm_ffi.register_global_func(region.symbol, _Call(executor), override=True)
     library = load_library(compiled.device / LIBRARY)
     entries = {split.name: split.entry for split in manifest.splits} | ({"": manifest.local} if manifest.local else {})
     return {name: Machine(library, entry=entry).run(arrays) for name, entry in entries.items()}
+
+
+class _Call:
+    """What the device's library calls in place of a request."""
+
+    def __init__(self, executor: GraphExecutor) -> None:
+        self._executor = executor
+
+    def __call__(self, *tensors: tvm_ffi.Tensor) -> None:
+        arrays = [np.from_dlpack(tensor) for tensor in tensors]
+        inputs = len(self._executor.model.inputs)
+        (results,) = self._executor.run([arrays[:inputs]])
+        for place, result in zip(arrays[inputs:], results, strict=True):
+            place[...] = result
