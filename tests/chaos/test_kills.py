@@ -254,5 +254,5 @@ def test_deadlines_and_canceling() -> None:
             busy.result()
         now = status(broker.frontend)
         served = now["workers"][0]["served"]
-        print(f"\n200 requests expired in the queue, 200 canceled: {served} ran; latest {max(late) * 1e3:.0f} ms late")
+        print(f"\n200 requests expired, 200 were canceled: {served - 20} ran; latest {max(late) * 1e3:.0f} ms late")
         assert served == 20, "only what was not expired or canceled ran"
