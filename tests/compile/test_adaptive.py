@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from tests.support.adaptive_bundles import run_splits
 from tests.support.local_client import run_uncut
 from zmq_offload.artifacts.manifest import LIBRARY
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
-from zmq_offload.compile import Compiled, Cut, compile_model
+from zmq_offload.compile import Compiled, Cut, check, compile_model, measure_losses
+from zmq_offload.compile.inprocess import WHOLE, Way, running
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 
 SHAPES: dict[str, Any] = {"x": (1, 3, 12, 12)}
@@ -131,3 +135,28 @@ def test_several_cuts_replace_one_cut_and_regions(mlp: Path) -> None:
     for other in ({"cut": "h1"}, {"until": "h4"}, {"regions": []}):
         with pytest.raises(InvalidArgument, match="cuts cannot be combined with cut, until or regions"):
             compile_model(mlp, cuts=["h1", "h2"], name="m", **other)  # type: ignore[arg-type]
+
+
+def test_the_check_runs_every_split(convnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"inputs": SHAPES, "cuts": ["relu1", "features"], "name": "net", "check": True}
+    compiled = compile_model(convnet, **options, output=tmp_path / "right", with_fallback=True)
+    assert compiled.check is not None and "a random input, in 3 ways to run it" in str(compiled.check)
+
+    @contextmanager
+    def wrong(*given: Any) -> Iterator[list[Way]]:
+        with running(*given) as (first, second):
+            yield [first, replace(second, run=lambda sample: [array + 1 for array in second.run(sample)])]
+
+    monkeypatch.setattr(check, "running", wrong)
+    with pytest.raises(FailedPrecondition, match=r"run as the split 'features', does not compute what .* output 'y'"):
+        compile_model(convnet, **options, output=tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_losses_are_measured_for_each_split(convnet: Path, compiled: Compiled) -> None:
+    sample = {"x": onnx_models.random(1, 3, 12, 12)}
+    losses = measure_losses(convnet, compiled, [sample, sample], inputs=SHAPES)
+    assert [loss.way for loss in losses] == [*(s.name for s in compiled.manifest.splits), WHOLE]
+    by = {loss.way: loss.absolute for loss in losses}
+    assert by["relu1"] < 1e-5 < by["features@float16"] < 2e-3
+    assert "y FP32[1,10] by relu1@int8: off by at most" in str(losses[4])

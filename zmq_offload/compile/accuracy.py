@@ -6,25 +6,19 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from zmq_offload.artifacts.repository import LIBRARY
 from zmq_offload.compile.bundle import Compiled
+from zmq_offload.compile.inprocess import Signed, running
 from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.uncut import UncutModel, compile_uncut
-from zmq_offload.device.model import load
 from zmq_offload.errors import FailedPrecondition, InvalidArgument, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec, check_tensors, datatype_of
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from zmq_offload.client.options import InferOptions
 
 SEED = 0
 
@@ -46,6 +40,8 @@ class Loss:
         Largest magnitude in the reference's output.
     finite : bool
         Whether the reference's output has a finite element.
+    way : str
+        Of an adaptive bundle: the split by which it ran.
 
     Examples
     --------
@@ -58,6 +54,7 @@ class Loss:
     absolute: float
     largest: float
     finite: bool = True
+    way: str = ""
 
     @property
     def relative(self) -> float:
@@ -66,12 +63,21 @@ class Loss:
             return 0.0
         return self.absolute / self.largest if self.largest else float("inf")
 
+    def or_worse(self, other: Loss) -> Loss:
+        """The loss over the samples of both."""
+        return replace(
+            self,
+            absolute=max(self.absolute, other.absolute),
+            largest=max(self.largest, other.largest),
+            finite=self.finite or other.finite,
+        )
+
     def __str__(self) -> str:
+        what = f"{self.output} by {self.way}" if self.way else str(self.output)
         if not self.finite and self.absolute == 0:
-            return f"{self.output}: only NaN and infinities, the same in both"
+            return f"{what}: only NaN and infinities, the same in both"
         return (
-            f"{self.output}: off by at most {self.absolute:.2e}, {self.relative:.2%} of the largest value "
-            f"({self.largest:.3g})"
+            f"{what}: off by at most {self.absolute:.2e}, {self.relative:.2%} of the largest value ({self.largest:.3g})"
         )
 
 
@@ -103,7 +109,7 @@ def measure_losses(
     Returns
     -------
     list of Loss
-        One for each output of the model, over all samples.
+        One for each output of the model, over all samples; of an adaptive bundle, for each split and output.
 
     Raises
     ------
@@ -122,25 +128,25 @@ def measure_losses(
         others = {called.model for called in compiled.manifest.offloaded} - {model.name for model in compiled.models}
         if again is not None and (others or not _runs_here(compiled)):
             compiled = again(Path(scratch) / "split")
-        elif others:
+        elif others and not compiled.manifest.splits:
             raise FailedPrecondition(
                 f"{compiled.device} also calls {', '.join(sorted(others))}, which this build does not include"
             )
         library = Path(scratch) / "uncut.so"
         compile_uncut(model, library, inputs=inputs)
         uncut = UncutModel(library)
-        specs = compiled.manifest.outputs
-        differences = [[0.0, 0.0] for _ in specs]
-        with load(compiled.device, client=InProcess(_libraries(compiled))) as split:
+        manifest = compiled.manifest
+        worst: dict[tuple[str, str], Loss] = {}
+        with running(compiled.device, _libraries(compiled)) as ways:
             for sample in samples:
-                found = split(**sample)
-                expected = uncut(*(np.asarray(sample[spec.name]) for spec in split.inputs))
-                for worst, ours, theirs in zip(
-                    differences, found if isinstance(found, tuple) else (found,), expected, strict=True
-                ):
-                    difference, largest = compare(ours, theirs)
-                    worst[:] = max(worst[0], difference), max(worst[1], largest)
-    return [Loss(spec, worst[0], worst[1]) for spec, worst in zip(specs, differences, strict=True)]
+                found = [way.run(sample) for way in ways]
+                expected = uncut(*(np.asarray(sample[spec.name]) for spec in manifest.inputs))
+                for way, results in zip(ways, found, strict=True):
+                    for spec, ours, theirs in zip(manifest.outputs, results, expected, strict=True):
+                        loss = Loss(spec, *compare(ours, theirs), way=way.name)
+                        known = worst.setdefault((way.name, spec.name), loss)
+                        worst[way.name, spec.name] = known.or_worse(loss)
+    return list(worst.values())
 
 
 def random_sample(specs: Sequence[TensorSpec], seed: int = SEED) -> dict[str, Array]:
@@ -339,25 +345,3 @@ def _libraries(compiled: Compiled) -> dict[str, tuple[Signed, Path]]:
     return {
         model.name: (model, folder / LIBRARY) for folder, model in zip(compiled.subgraphs, compiled.models, strict=True)
     }
-
-
-class Signed(Protocol):
-    """Anything with the inputs and outputs of a subgraph, in order."""
-
-    @property
-    def inputs(self) -> Sequence[TensorSpec]: ...
-
-    @property
-    def outputs(self) -> Sequence[TensorSpec]: ...
-
-
-class InProcess:
-    """A client that runs subgraphs in this process, from libraries by model name. Not safe for concurrent calls."""
-
-    def __init__(self, libraries: Mapping[str, tuple[Signed, Path]]) -> None:
-        self._models = {name: (signed, UncutModel(library)) for name, (signed, library) in libraries.items()}
-
-    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> dict[str, Array]:
-        described, run = self._models[model]
-        results = run(*(inputs[spec.name] for spec in described.inputs))
-        return {spec.name: array for spec, array in zip(described.outputs, results, strict=True)}

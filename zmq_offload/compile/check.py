@@ -12,13 +12,14 @@ import tvm
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.byoc.codegen import Subgraph
 from zmq_offload.byoc.encoding import Wire
-from zmq_offload.compile.accuracy import InProcess, Loss, compare, named
+from zmq_offload.common.units import counted
+from zmq_offload.compile.accuracy import Loss, compare, named
+from zmq_offload.compile.inprocess import Way, running
 from zmq_offload.compile.models.base import Model
 from zmq_offload.compile.onnx.shapes import Dim
 from zmq_offload.compile.reference import ROUNDS, CannotRun, Reference
 from zmq_offload.compile.target import runs_here
 from zmq_offload.console.progress import Say, say_nothing
-from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.errors import FailedPrecondition, OffloadError, one_line
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
@@ -107,11 +108,11 @@ class Check:
         samples = self._samples(manifest.inputs)
         worst: dict[str, Loss] = {}
         tried, skipped = 0, ""
-        with load(device, client=InProcess(libraries)) as split:
+        with running(device, libraries, self.wires) as ways:
             for number, sample in enumerate(samples, 1):
                 report(f"{reference.name}, input {number} of {len(samples)}", (number - 1) / len(samples))
                 try:
-                    losses = self._compared(reference, split, manifest.outputs, sample)
+                    losses = self._compared(reference, ways, manifest.outputs, sample)
                 except CannotRun as error:
                     if self.samples:
                         raise FailedPrecondition(f"--check-input: {error}") from None
@@ -119,12 +120,13 @@ class Check:
                     continue
                 tried += 1
                 for loss in losses:
-                    before = worst.get(loss.output.name)
-                    worst[loss.output.name] = loss if before is None else _worse(before, loss)
+                    worst[loss.output.name] = worst.setdefault(loss.output.name, loss).or_worse(loss)
         if not tried:
             return Checked(skipped=skipped)
         kind = "given" if self.samples else "random"
         on = f"{tried} {kind} inputs" if tried > 1 else f"a {kind} input"
+        if manifest.splits:
+            on += f", in {counted(len(ways), 'way')} to run it"
         return Checked(reference.name, on, tuple(worst.values()))
 
     def _cannot_run(self, device: Path, manifest: Manifest, models: set[str]) -> str | None:
@@ -132,7 +134,7 @@ class Check:
         if not all(map(runs_here, self.targets)) or not (manifest.cpu is None or manifest.cpu.met()):
             return "this machine cannot run code for the target; check on a machine that can, or build for this one"
         others = {called.model for called in manifest.offloaded} - models
-        if others:
+        if others and not manifest.splits:
             return f"{device} also calls {', '.join(sorted(others))}, which this build does not include"
         return None
 
@@ -143,25 +145,33 @@ class Check:
         return [self.model.random_inputs(specs, self.inputs, number) for number in range(rounds)]
 
     def _compared(
-        self, reference: Reference, split: OffloadedModel, outputs: Sequence[TensorSpec], sample: Mapping[str, Array]
+        self, reference: Reference, ways: Sequence[Way], outputs: Sequence[TensorSpec], sample: Mapping[str, Array]
     ) -> list[Loss]:
-        """Run both on a sample. Raises CannotRun if the reference cannot, FailedPrecondition for a difference."""
+        """Run all on a sample. Raises CannotRun if the reference cannot, FailedPrecondition for a difference."""
         right = _right(reference, sample)
-        try:
-            found = split(**sample)
-        except OffloadError as error:
-            raise FailedPrecondition(
-                f"the compiled model fails where {reference.name} does not: {one_line(error)}"
-            ) from error
-        results = found if isinstance(found, tuple) else (found,)
-        return [
-            self._loss(spec, ours, right[spec.name], reference) for spec, ours in zip(outputs, results, strict=True)
-        ]
+        losses = []
+        for way in ways:
+            by = f", run as {way}," if way.name else ""
+            try:
+                results = way.run(sample)
+            except Exception as error:
+                if not way.name and not isinstance(error, OffloadError):
+                    raise
+                raise FailedPrecondition(
+                    f"the compiled model{by} fails where {reference.name} does not: {one_line(error)}"
+                ) from error
+            losses += [
+                self._loss(spec, ours, right[spec.name], reference, way.wires, by)
+                for spec, ours in zip(outputs, results, strict=True)
+            ]
+        return losses
 
-    def _loss(self, spec: TensorSpec, ours: Array, right: Array, reference: Reference) -> Loss:
+    def _loss(
+        self, spec: TensorSpec, ours: Array, right: Array, reference: Reference, wires: Sequence[Wire], by: str
+    ) -> Loss:
         """Compare an output. Raises FailedPrecondition if the difference is too large."""
         meaning = f"what {self.model.name} means in {reference.name}"
-        what = f"the compiled model does not compute {meaning}: output {spec.name!r}"
+        what = f"the compiled model{by} does not compute {meaning}: output {spec.name!r}"
         more = "leave the operator out, report it, or accept it (--no-check)"
         if ours.dtype != right.dtype or ours.shape != right.shape:
             raise FailedPrecondition(
@@ -169,12 +179,12 @@ class Check:
             )
         masks = _masks(right)
         if masks.any():
-            ours = np.where(masks & np.isclose(ours, right, self._fraction(right, reference), 0), right, ours)
+            ours = np.where(masks & np.isclose(ours, right, _fraction(right, reference, wires), 0), right, ours)
         difference, _ = compare(ours, right)
         _, largest = compare(right[~masks], right[~masks])
         finite = right.dtype.kind != "f" or not right.size or bool(np.isfinite(right).any())
         loss = Loss(spec, difference, largest, finite)
-        limit, passes = self._limit(ours, right, difference, largest, reference)
+        limit, passes = _limit(ours, right, difference, largest, reference, wires)
         if not passes:
             at, a, b = _place(ours, right)
             raise FailedPrecondition(
@@ -182,31 +192,31 @@ class Check:
             )
         return loss
 
-    def _limit(
-        self, ours: Array, right: Array, difference: float, largest: float, reference: Reference
-    ) -> tuple[str, bool]:
-        allowances = [WIRE_TOLERANCE[wire] for wire in self.wires]
-        if right.dtype.kind in "biu":
-            if (
-                right.dtype.itemsize == 1
-                and right.dtype.kind != "b"
-                and difference <= max(1, reference.tolerance * largest)
-            ):
-                return "", True  # rounding of a quantized value
-            lossy = any(a is None or a > 0 for a in allowances)
-            return f"{FEW:.0%} of its elements", lossy or (ours != right).mean() <= FEW
-        if not np.isfinite(difference):
-            return "NaN and infinities where the reference has them", False
-        if any(a is None for a in allowances):
-            return "", True
-        fraction = self._fraction(right, reference)
-        return f"{fraction:.1%} of the largest value ({largest:.3g})", difference <= fraction * largest + 1e-6
 
-    def _fraction(self, right: Array, reference: Reference) -> float:
-        """The difference that passes, as a fraction of the largest value."""
-        return max(
-            TOLERANCE[str(right.dtype)], reference.tolerance, *(WIRE_TOLERANCE[wire] or 0.0 for wire in self.wires)
-        )
+def _limit(
+    ours: Array, right: Array, difference: float, largest: float, reference: Reference, wires: Sequence[Wire]
+) -> tuple[str, bool]:
+    allowances = [WIRE_TOLERANCE[wire] for wire in wires]
+    if right.dtype.kind in "biu":
+        if (
+            right.dtype.itemsize == 1
+            and right.dtype.kind != "b"
+            and difference <= max(1, reference.tolerance * largest)
+        ):
+            return "", True  # rounding of a quantized value
+        lossy = any(a is None or a > 0 for a in allowances)
+        return f"{FEW:.0%} of its elements", lossy or (ours != right).mean() <= FEW
+    if not np.isfinite(difference):
+        return "NaN and infinities where the reference has them", False
+    if any(a is None for a in allowances):
+        return "", True
+    fraction = _fraction(right, reference, wires)
+    return f"{fraction:.1%} of the largest value ({largest:.3g})", difference <= fraction * largest + 1e-6
+
+
+def _fraction(right: Array, reference: Reference, wires: Sequence[Wire]) -> float:
+    """The difference that passes, as a fraction of the largest value."""
+    return max(TOLERANCE[str(right.dtype)], reference.tolerance, *(WIRE_TOLERANCE[wire] or 0.0 for wire in wires))
 
 
 def _masks(right: Array) -> Array:
@@ -232,8 +242,3 @@ def _place(ours: Array, right: Array) -> tuple[list[int], float, float]:
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.nan_to_num(np.abs(a - b), nan=np.inf))
     at = np.unravel_index(int(np.argmax(apart)), apart.shape)
     return [int(i) for i in at], float(a[at]), float(b[at])
-
-
-def _worse(one: Loss, other: Loss) -> Loss:
-    finite = one.finite or other.finite
-    return Loss(one.output, max(one.absolute, other.absolute), max(one.largest, other.largest), finite)
